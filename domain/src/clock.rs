@@ -1,0 +1,158 @@
+//! Time: milliseconds since the Unix epoch in UTC, and the clock that hands them out.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// A point in time with millisecond resolution, UTC; the same integer in both stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// The last moment that RFC 3339 can write with a four-digit year.
+const MAX_MS: i64 = 253_402_300_799_999;
+
+impl Timestamp {
+    /// From milliseconds since the Unix epoch, clamped to the years 1970 to 9999.
+    #[must_use]
+    pub const fn from_ms(ms: i64) -> Self {
+        if ms < 0 {
+            Self(0)
+        } else if ms > MAX_MS {
+            Self(MAX_MS)
+        } else {
+            Self(ms)
+        }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn ms(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since the Unix epoch.
+    #[must_use]
+    pub const fn seconds(self) -> i64 {
+        self.0 / 1000
+    }
+
+    /// `self + duration`, saturating at the end of the year 9999.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        let ms = i64::try_from(duration.as_millis()).unwrap_or(MAX_MS);
+        Self::from_ms(self.0.saturating_add(ms))
+    }
+
+    /// `self - duration`, saturating at the epoch.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let ms = i64::try_from(duration.as_millis()).unwrap_or(MAX_MS);
+        Self::from_ms(self.0.saturating_sub(ms))
+    }
+
+    /// How long from `earlier` to `self`; zero if `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or(0))
+    }
+
+    /// Parses RFC 3339 (§5.6) with any offset; finer parts than a millisecond are cut off.
+    ///
+    /// # Errors
+    /// `None` if the text is not such a time, or lies before 1970.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        let ms = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()?;
+        (0..=MAX_MS).contains(&ms).then_some(Self(ms))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with exactly three decimals, as every answer shows it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = OffsetDateTime::from_unix_timestamp(self.seconds()).map_err(|_| fmt::Error)?;
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            at.year(),
+            u8::from(at.month()),
+            at.day(),
+            at.hour(),
+            at.minute(),
+            at.second(),
+            self.0 % 1000
+        )
+    }
+}
+
+/// Where the present moment comes from. Tests bring their own.
+pub trait Clock: Send + Sync + 'static {
+    /// The present moment.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the machine's clock"
+    )]
+    fn now(&self) -> Timestamp {
+        let since_epoch = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Timestamp::from_ms(i64::try_from(since_epoch.as_millis()).unwrap_or(MAX_MS))
+    }
+}
+
+/// A clock that stands still until it is told to move.
+#[derive(Debug)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    /// A clock that shows `at`.
+    #[must_use]
+    pub const fn at(at: Timestamp) -> Self {
+        Self(AtomicI64::new(at.0))
+    }
+
+    /// Moves the clock forward.
+    pub fn advance(&self, by: Duration) {
+        let ms = i64::try_from(by.as_millis()).unwrap_or(MAX_MS);
+        self.0.fetch_add(ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_ms(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn shows_three_decimals_in_utc() {
+        let at = Timestamp::parse("2026-02-03T04:05:06.7891+01:00").unwrap();
+        assert_eq!(at.to_string(), "2026-02-03T03:05:06.789Z");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_parses_back(ms in 0..=MAX_MS) {
+            let at = Timestamp::from_ms(ms);
+            prop_assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The four kinds of credential, and what each may do.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use secrecy::SecretString;
+
+use crate::{random, token};
+
+/// The two tokens and the two secrets, all rotated through one API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CredentialKind {
+    /// Comes in; may do everything within its publisher.
+    Admin,
+    /// Comes in; may start, claim and finish runs.
+    Runner,
+    /// Goes out: the key that signs webhooks.
+    WebhookSigning,
+    /// Goes out: the bearer that subcommand calls carry.
+    SubcommandBearer,
+}
+
+impl CredentialKind {
+    /// Every kind, in the order in which answers list them.
+    pub const ALL: [Self; 4] =
+        [Self::Admin, Self::Runner, Self::WebhookSigning, Self::SubcommandBearer];
+
+    /// The word in paths, answers and the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Runner => "runner",
+            Self::WebhookSigning => "webhook_signing",
+            Self::SubcommandBearer => "subcommand_bearer",
+        }
+    }
+
+    /// The kind that a word names.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// Whether it comes in (hashed) rather than goes out (sealed).
+    #[must_use]
+    pub const fn is_token(self) -> bool {
+        matches!(self, Self::Admin | Self::Runner)
+    }
+
+    /// A fresh credential of this kind.
+    ///
+    /// A webhook secret is 33 random bytes, within Standard Webhooks' 24 to 64 and without
+    /// base64 padding, which some published verifiers drop.
+    #[must_use]
+    pub fn generate(self) -> SecretString {
+        match self {
+            Self::Admin => token::generate(token::Prefix::Admin),
+            Self::Runner => token::generate(token::Prefix::Runner),
+            Self::SubcommandBearer => token::generate(token::Prefix::SubcommandBearer),
+            Self::WebhookSigning => {
+                SecretString::from(format!("whsec_{}", STANDARD.encode(random::bytes::<33>())))
+            }
+        }
+    }
+}
+
+impl fmt::Display for CredentialKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a token grants. A legacy token may grant both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// May do everything within its publisher.
+    pub admin: bool,
+    /// May start, claim and finish runs.
+    pub runner: bool,
+}
+
+impl Grants {
+    /// The grants of a token of one kind; none for a secret.
+    #[must_use]
+    pub const fn of(kind: CredentialKind) -> Self {
+        Self {
+            admin: matches!(kind, CredentialKind::Admin),
+            runner: matches!(kind, CredentialKind::Runner),
+        }
+    }
+
+    /// Whether the token's right of this kind is among them.
+    #[must_use]
+    pub const fn has(self, kind: CredentialKind) -> bool {
+        match kind {
+            CredentialKind::Admin => self.admin,
+            CredentialKind::Runner => self.runner,
+            CredentialKind::WebhookSigning | CredentialKind::SubcommandBearer => false,
+        }
+    }
+
+    /// The same without one right.
+    #[must_use]
+    pub const fn without(self, kind: CredentialKind) -> Self {
+        Self {
+            admin: self.admin && !matches!(kind, CredentialKind::Admin),
+            runner: self.runner && !matches!(kind, CredentialKind::Runner),
+        }
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        !self.admin && !self.runner
+    }
+
+    /// The kinds that are granted.
+    #[must_use]
+    pub fn kinds(self) -> Vec<CredentialKind> {
+        CredentialKind::ALL.into_iter().filter(|kind| self.has(*kind)).collect()
+    }
+}
+
+/// Where a credential came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Made with its publisher.
+    Bootstrap,
+    /// Minted or rotated over the API.
+    Api,
+    /// Put there by the boot seed.
+    Seed,
+}
+
+impl Source {
+    /// The word in answers and the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Api => "api",
+            Self::Seed => "seed",
+        }
+    }
+
+    /// The source that a word names.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Bootstrap, Self::Api, Self::Seed]
+            .into_iter()
+            .find(|source| source.as_str() == text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret as _;
+
+    #[test]
+    fn webhook_secrets_have_the_standard_form_without_padding() {
+        let secret = CredentialKind::WebhookSigning.generate();
+        let encoded = secret.expose_secret().strip_prefix("whsec_").unwrap();
+        assert!(!encoded.contains('='));
+        assert_eq!(STANDARD.decode(encoded).unwrap().len(), 33);
+    }
+
+    #[test]
+    fn words_parse_back() {
+        for kind in CredentialKind::ALL {
+            assert_eq!(CredentialKind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(CredentialKind::parse("Admin"), None);
+    }
+}

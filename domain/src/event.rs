@@ -1,0 +1,170 @@
+//! Event types, the filters that endpoints have, and the body that consumers receive.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::{clock::Timestamp, id::EventId, run::RunStatus};
+
+/// `name(.name)*` in `[a-z0-9_]`, at most 128 characters.
+pub const TYPE_PATTERN: &str = r"^[a-z0-9_]+(\.[a-z0-9_]+)*$";
+/// An event type, `*`, or a type followed by `.*`.
+pub const FILTER_PATTERN: &str = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$";
+/// Longest event type, in characters.
+pub const MAX_TYPE_LEN: usize = 128;
+
+/// The event types that the service itself emits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OwnType {
+    /// A run was created.
+    RunCreated,
+    /// A runner claimed it.
+    RunStarted,
+    /// It finished well.
+    RunSucceeded,
+    /// It finished badly.
+    RunFailed,
+    /// It was called off.
+    RunCancelled,
+    /// Its leases ran out.
+    RunExpired,
+    /// Live credentials of a kind were replaced.
+    TokenRotated,
+    /// A credential was taken away.
+    TokenRevoked,
+    /// The service stopped delivering to an endpoint.
+    EndpointDisabled,
+    /// Sent on request, to one endpoint.
+    Test,
+}
+
+impl OwnType {
+    /// Every own type.
+    pub const ALL: [Self; 10] = [
+        Self::RunCreated,
+        Self::RunStarted,
+        Self::RunSucceeded,
+        Self::RunFailed,
+        Self::RunCancelled,
+        Self::RunExpired,
+        Self::TokenRotated,
+        Self::TokenRevoked,
+        Self::EndpointDisabled,
+        Self::Test,
+    ];
+
+    /// The type as consumers see it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RunCreated => "run.created",
+            Self::RunStarted => "run.started",
+            Self::RunSucceeded => "run.succeeded",
+            Self::RunFailed => "run.failed",
+            Self::RunCancelled => "run.cancelled",
+            Self::RunExpired => "run.expired",
+            Self::TokenRotated => "stationmaster.token.rotated",
+            Self::TokenRevoked => "stationmaster.token.revoked",
+            Self::EndpointDisabled => "stationmaster.endpoint.disabled",
+            Self::Test => "stationmaster.test",
+        }
+    }
+
+    /// The event that tells of a run's arrival in `status`.
+    #[must_use]
+    pub const fn of_run(status: RunStatus) -> Self {
+        match status {
+            RunStatus::Queued => Self::RunCreated,
+            RunStatus::Running => Self::RunStarted,
+            RunStatus::Succeeded => Self::RunSucceeded,
+            RunStatus::Failed => Self::RunFailed,
+            RunStatus::Cancelled => Self::RunCancelled,
+            RunStatus::Expired => Self::RunExpired,
+        }
+    }
+}
+
+/// One of an endpoint's event-type filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter(String);
+
+fn is_type(text: &str) -> bool {
+    !text.is_empty()
+        && text.split('.').all(|name| {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        })
+}
+
+impl Filter {
+    /// `*`, an exact type, or `prefix.*`; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let stem = text.strip_suffix(".*").unwrap_or(text);
+        let fits = text.len() <= MAX_TYPE_LEN && (text == "*" || is_type(stem));
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    /// Whether an event of this type passes.
+    #[must_use]
+    pub fn matches(&self, event_type: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            None => self.0 == event_type,
+            // `run.*` leaves `run.`, which must be followed by something.
+            Some(prefix) => event_type.len() > prefix.len() && event_type.starts_with(prefix),
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The exact text that every delivery of an event sends and signs.
+#[must_use]
+pub fn body(id: EventId, event_type: &str, at: Timestamp, data: &Value) -> String {
+    json!({
+        "id": id.to_string(),
+        "type": event_type,
+        "timestamp": at.to_string(),
+        "data": data,
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_match_what_they_say() {
+        let passes = |filter: &str, event: &str| Filter::parse(filter).unwrap().matches(event);
+        assert!(passes("*", "run.created"));
+        assert!(passes("run.*", "run.created"));
+        assert!(passes("stationmaster.*", "stationmaster.token.rotated"));
+        assert!(passes("run.created", "run.created"));
+        assert!(!passes("run.*", "runs.created"));
+        assert!(!passes("run.*", "run"));
+        assert!(!passes("run.created", "run.created.x"));
+        for bad in ["", "**", "run*", "*.run", "run.", ".run", "Run", "run..x", "run.*.x"] {
+            assert!(Filter::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_own_type_has_the_documented_form() {
+        for own in OwnType::ALL {
+            assert!(is_type(own.as_str()));
+        }
+    }
+}

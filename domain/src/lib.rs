@@ -1,0 +1,24 @@
+//! Rules and types of Stationmaster, without I/O.
+//!
+//! Nothing here knows a database, a socket or a clock of the machine: time comes in through
+//! [`clock::Clock`], randomness through [`random`]. Every other crate may depend on this one;
+//! this one depends on none of ours.
+
+pub mod audit;
+pub mod clock;
+pub mod credential;
+pub mod event;
+pub mod id;
+pub mod limits;
+pub mod pipeline;
+pub mod problem;
+pub mod random;
+pub mod retry;
+pub mod run;
+pub mod seal;
+pub mod signature;
+pub mod slug;
+pub mod token;
+
+pub use clock::{Clock, Timestamp};
+pub use problem::{Code, FieldError, Problem};

@@ -1,0 +1,62 @@
+//! Named limits. Everything that grows has one.
+
+use serde::{Deserialize, Serialize};
+
+/// Largest request body, bytes.
+pub const BODY_BYTES: usize = 1024 * 1024;
+/// Deepest nesting of a JSON body.
+pub const JSON_DEPTH: usize = 32;
+/// Largest run input, run output or event data, bytes of JSON.
+pub const PAYLOAD_BYTES: usize = 256 * 1024;
+/// Rows of a page when nothing is asked for.
+pub const PAGE_DEFAULT: u64 = 50;
+/// Most rows of a page.
+pub const PAGE_MAX: u64 = 200;
+/// Longest display name, characters.
+pub const NAME_CHARS: usize = 120;
+/// Longest description, characters.
+pub const DESCRIPTION_CHARS: usize = 1000;
+/// Longest external identifier, characters.
+pub const EXTERNAL_ID_CHARS: usize = 200;
+/// Longest URL, characters.
+pub const URL_CHARS: usize = 2048;
+/// Most event-type filters, and most pipeline filters, of an endpoint.
+pub const FILTERS: usize = 50;
+/// Most own headers of an endpoint.
+pub const HEADERS: usize = 20;
+/// Most subcommands of a pipeline.
+pub const SUBCOMMANDS: usize = 50;
+/// Most pipelines that a token may be limited to.
+pub const TOKEN_PIPELINES: usize = 50;
+/// Longest overlap of a rotation, seconds: 7 days.
+pub const OVERLAP_SECONDS: u32 = 7 * 24 * 3600;
+/// Most runs that one claim hands out.
+pub const CLAIM_MAX: u32 = 100;
+/// Longest Idempotency-Key, characters.
+pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
+/// How long a stored answer is replayed, hours.
+pub const IDEMPOTENCY_HOURS: u64 = 24;
+/// How long a stored answer that holds a credential is replayed, minutes.
+pub const IDEMPOTENCY_SECRET_MINUTES: u64 = 10;
+/// How long a deleted publisher can come back, days.
+pub const UNDELETE_DAYS: u64 = 7;
+/// First part of a consumer's answer that is kept with an attempt, bytes.
+pub const EXCERPT_BYTES: usize = 1024;
+
+/// How much one publisher may have. The operator sets exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Live credentials of each of the four kinds.
+    pub credentials_per_kind: u32,
+    /// Pipelines.
+    pub pipelines: u32,
+    /// Webhook endpoints.
+    pub webhook_endpoints: u32,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self { credentials_per_kind: 50, pipelines: 1000, webhook_endpoints: 100 }
+    }
+}

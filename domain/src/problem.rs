@@ -1,0 +1,236 @@
+//! What can go wrong for a caller: a closed list of codes (RFC 9457 problem details).
+
+use std::fmt;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $status:literal, $title:literal, $help:literal;)*) => {
+        /// A problem's stable code. Programs branch on it; people read title and detail.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code { $($(#[$doc])* $variant,)* }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The stable word.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code,)* }
+            }
+
+            /// The HTTP status that it is answered with.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status,)* }
+            }
+
+            /// A short summary that never changes (RFC 9457 §3.1.3).
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)* }
+            }
+
+            /// What the caller can do about it; for the documentation.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is not JSON.
+    MalformedJson = "malformed_json", 400, "The body is not valid JSON",
+        "Send one JSON value in UTF-8, nested at most 32 levels deep, without repeated member names.";
+    /// A header or query parameter is wrong.
+    InvalidParameter = "invalid_parameter", 400, "A parameter is not valid",
+        "`errors` names the parameter and what it takes.";
+    /// A list cursor was not made by us, for this list.
+    InvalidCursor = "invalid_cursor", 400, "The cursor is not valid for this list",
+        "Start again without a cursor; keep the other parameters the same from page to page.";
+    /// No credential, or none that is live.
+    Unauthenticated = "unauthenticated", 401, "A valid token is needed",
+        "Send a live token as `Authorization: Bearer`. Missing, malformed, unknown, expired and revoked tokens are answered alike.";
+    /// The token is live but of the wrong kind.
+    WrongTokenKind = "wrong_token_kind", 403, "This kind of token may not do that",
+        "The detail names the kinds that may.";
+    /// The publisher is suspended.
+    PublisherSuspended = "publisher_suspended", 403, "The publisher is suspended",
+        "Ask the operator. Nothing is lost meanwhile.";
+    /// Nothing of the caller's has that name.
+    NotFound = "not_found", 404, "There is no such thing",
+        "Check path and identifier. Another publisher's things are answered the same way.";
+    /// The path exists, the method does not.
+    MethodNotAllowed = "method_not_allowed", 405, "The path does not take this method",
+        "The `Allow` header lists the methods.";
+    /// The request took too long to arrive.
+    RequestTimeout = "request_timeout", 408, "The request did not arrive in time",
+        "Send the body without pauses.";
+    /// A publisher's slug is in use.
+    SlugTaken = "slug_taken", 409, "The slug is in use",
+        "Choose another slug. Only the operator ever sees this.";
+    /// It would leave no admin token.
+    LastAdminToken = "last_admin_token", 409, "The last live admin token can't be deleted",
+        "Rotate it, or mint another one first.";
+    /// It would leave no secret of the kind.
+    LastSecret = "last_secret", 409, "The last live secret of a kind can't be deleted",
+        "Rotate it, or mint another one first.";
+    /// A limit of the publisher is reached.
+    QuotaExceeded = "quota_exceeded", 409, "A quota is used up",
+        "Remove what is not needed, or ask the operator for more.";
+    /// The stored answer held a credential and has been wiped.
+    SecretNoLongerAvailable = "secret_no_longer_available", 409, "The answer held a credential and is no longer kept",
+        "The change was made. Rotate the credential to get a new one.";
+    /// Runs of it are not finished.
+    PipelineInUse = "pipeline_in_use", 409, "The pipeline has unfinished runs",
+        "Cancel them or wait for them.";
+    /// The run is finished already.
+    RunFinished = "run_finished", 409, "The run is finished already",
+        "A finished run never changes.";
+    /// The claim is not, or no longer, the run's.
+    ClaimLost = "claim_lost", 409, "The claim does not hold the run any more",
+        "Stop working on this run: another claim may hold it, or it is finished.";
+    /// The endpoint takes no deliveries.
+    EndpointDisabled = "endpoint_disabled", 409, "The endpoint is disabled",
+        "Enable it first.";
+    /// The publisher is in a state that the change does not fit.
+    WrongPublisherState = "wrong_publisher_state", 409, "The publisher's state does not allow that",
+        "The detail says which state it is in.";
+    /// `If-Match` names another revision.
+    PreconditionFailed = "precondition_failed", 412, "The thing has changed meanwhile",
+        "Read it again and send its current `ETag` as `If-Match`.";
+    /// The body is too large.
+    BodyTooLarge = "body_too_large", 413, "The body is too large",
+        "The detail says how many bytes are taken.";
+    /// The body is not declared as JSON.
+    UnsupportedMediaType = "unsupported_media_type", 415, "The body must be JSON",
+        "Send `Content-Type: application/json`.";
+    /// The body is JSON but not what the operation takes.
+    ValidationFailed = "validation_failed", 422, "The body is not what the operation takes",
+        "`errors` lists every fault with a JSON pointer (RFC 6901) to it.";
+    /// The key was used for another request.
+    IdempotencyKeyReused = "idempotency_key_reused", 422, "The Idempotency-Key belongs to another request",
+        "Use a fresh key for each distinct request.";
+    /// The URL points where the service may not go.
+    DestinationRefused = "destination_refused", 422, "The URL is not an allowed destination",
+        "Use an https URL on a public address without credentials in it.";
+    /// Too many requests.
+    RateLimited = "rate_limited", 429, "Too many requests",
+        "Wait as long as `Retry-After` says.";
+    /// Something on our side.
+    Internal = "internal", 500, "Something went wrong on our side",
+        "Try again; if it stays, give the operator the request id.";
+    /// The store can't be reached or can't write.
+    StoreUnavailable = "store_unavailable", 503, "The store is not available",
+        "Nothing was changed. Wait as long as `Retry-After` says and send the request again.";
+    /// The server is stopping or full.
+    Overloaded = "overloaded", 503, "The server can't take the request now",
+        "Nothing was changed. Wait as long as `Retry-After` says and send the request again.";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One fault of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`, `/path/NAME`.
+    pub pointer: String,
+    /// A stable word: `required`, `unknown_field`, `type`, `too_long`, …
+    pub code: &'static str,
+    /// A sentence.
+    pub detail: String,
+}
+
+impl FieldError {
+    /// A fault at `pointer`.
+    #[must_use]
+    pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), code, detail: detail.into() }
+    }
+}
+
+/// A refusal, with what the caller may know of its reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {detail}")]
+pub struct Problem {
+    /// The stable code.
+    pub code: Code,
+    /// What happened this time; never internals, never the caller's input.
+    pub detail: String,
+    /// The faults of the request, where there are any to name.
+    pub errors: Vec<FieldError>,
+    /// When to try again, seconds.
+    pub retry_after_s: Option<u64>,
+}
+
+impl Problem {
+    /// A problem with a detail of its own.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new(), retry_after_s: None }
+    }
+
+    /// The one answer for everything absent or foreign.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::new(Code::NotFound, "There is no such thing, or it is not yours.")
+    }
+
+    /// Faults in a body.
+    #[must_use]
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = match errors.as_slice() {
+            [one] => one.detail.clone(),
+            many => format!("The body has {} faults.", many.len()),
+        };
+        Self { code: Code::ValidationFailed, detail, errors, retry_after_s: None }
+    }
+
+    /// One fault in a body.
+    #[must_use]
+    pub fn field(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError::new(pointer, code, detail)])
+    }
+
+    /// A fault in a header or query parameter; `pointer` is `/query/NAME` or `/header/NAME`.
+    #[must_use]
+    pub fn parameter(pointer: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let errors = vec![FieldError::new(pointer, "invalid", detail.clone())];
+        Self { code: Code::InvalidParameter, detail, errors, retry_after_s: None }
+    }
+
+    /// The same with a time to wait.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+}
+
+impl From<Code> for Problem {
+    /// The code's title as the detail.
+    fn from(code: Code) -> Self {
+        Self::new(code, format!("{}.", code.title()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_documented() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in Code::ALL {
+            assert!(seen.insert(code.as_str()), "{code} twice");
+            assert!((400..600).contains(&code.status()));
+            assert!(!code.title().is_empty() && code.help().ends_with('.'));
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The one place that randomness comes from: the operating system's generator.
+
+use rand::TryRng as _;
+
+/// `N` random bytes from the operating system.
+///
+/// # Panics
+/// If the operating system has no randomness to give: nothing safe can be done without it.
+#[must_use]
+pub fn bytes<const N: usize>() -> [u8; N] {
+    let mut out = [0_u8; N];
+    rand::rngs::SysRng
+        .try_fill_bytes(&mut out)
+        .expect("the operating system's random generator answers");
+    out
+}
+
+/// A random factor in `1 - spread ..= 1 + spread`, for jitter; not for secrets.
+#[must_use]
+pub fn jitter(spread: f64) -> f64 {
+    use rand::RngExt as _;
+    rand::rng().random_range(1.0 - spread..=1.0 + spread)
+}

@@ -1,0 +1,97 @@
+//! When a failed delivery is tried again.
+
+use std::time::Duration;
+
+use crate::random;
+
+/// Each wait is spread by this much to either side, so that a recovered consumer is not met by
+/// everything at once.
+pub const JITTER: f64 = 0.2;
+
+/// The longest wait and the most waits that a schedule may have.
+const MAX_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_WAITS: usize = 32;
+
+/// Waits before the second, third, … try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule(Vec<Duration>);
+
+/// A schedule's text is not of the form `5s,5m,2h`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("wait {0} is not a whole number with ms, s, m, h or d, at most 7d, in a list of at most 32")]
+pub struct ScheduleError(usize);
+
+impl Schedule {
+    /// Parses waits such as `5s,5m,30m,2h`; an empty text means no second try.
+    ///
+    /// # Errors
+    /// Which wait, counted from 1, is wrong.
+    pub fn parse(text: &str) -> Result<Self, ScheduleError> {
+        let mut waits = Vec::new();
+        for (at, part) in text.split(',').map(str::trim).filter(|p| !p.is_empty()).enumerate() {
+            let wait = parse_wait(part).filter(|wait| *wait <= MAX_WAIT && at < MAX_WAITS);
+            waits.push(wait.ok_or(ScheduleError(at + 1))?);
+        }
+        Ok(Self(waits))
+    }
+
+    /// How long to wait after the `made`-th try (from 1), with jitter; `None` when it was the last.
+    #[must_use]
+    pub fn wait_after(&self, made: u32) -> Option<Duration> {
+        let index = usize::try_from(made.checked_sub(1)?).ok()?;
+        self.0.get(index).map(|wait| wait.mul_f64(random::jitter(JITTER)))
+    }
+
+    /// How many tries there are in all.
+    #[must_use]
+    pub fn tries(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+}
+
+fn parse_wait(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit_ms = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_default_schedule_has_eight_tries() {
+        let schedule = Schedule::parse("5s,5m,30m,2h,5h,10h,10h").unwrap();
+        assert_eq!(schedule.tries(), 8);
+        assert!(schedule.wait_after(7).is_some());
+        assert_eq!(schedule.wait_after(8), None);
+        assert_eq!(schedule.wait_after(0), None);
+    }
+
+    #[test]
+    fn a_wrong_wait_is_named() {
+        assert_eq!(Schedule::parse("5s,x"), Err(ScheduleError(2)));
+        assert_eq!(Schedule::parse("8d"), Err(ScheduleError(1)));
+        assert_eq!(Schedule::parse("5"), Err(ScheduleError(1)));
+        assert_eq!(Schedule::parse("").unwrap().tries(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_stays_within_a_fifth(wait_s in 1_u64..100_000) {
+            let schedule = Schedule(vec![Duration::from_secs(wait_s)]);
+            let wait = schedule.wait_after(1).unwrap().as_secs_f64();
+            let exact = Duration::from_secs(wait_s).as_secs_f64();
+            prop_assert!((exact * 0.799..=exact * 1.201).contains(&wait));
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Sealing: authenticated encryption of what must be readable again.
+//!
+//! XChaCha20-Poly1305 with a random 192-bit nonce (draft-irtf-cfrg-xchacha §2) and a data key per
+//! owner. The data key is wrapped by a master key. The associated data binds owner, table, row
+//! and column, so that a ciphertext moved elsewhere does not open.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chacha20poly1305::{
+    KeyInit as _, XChaCha20Poly1305, XNonce,
+    aead::{Aead as _, Payload},
+};
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+use uuid::Uuid;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::random;
+
+/// First byte of every sealed value: the form described in this module.
+const VERSION: u8 = 1;
+const NONCE_LEN: usize = 24;
+const KEY_LEN: usize = 32;
+
+/// Where a sealed value lives; it opens nowhere else.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The publisher, or nil for the operator.
+    pub owner: Uuid,
+    /// The table.
+    pub table: &'static str,
+    /// The row within its owner.
+    pub row: &'a [u8],
+    /// The column.
+    pub column: &'static str,
+}
+
+impl Place<'_> {
+    /// Length-prefixed parts, so that no two places spell the same bytes.
+    fn associated_data(&self) -> Vec<u8> {
+        let mut out = b"stationmaster.seal.v1".to_vec();
+        for part in [
+            self.owner.as_bytes().as_slice(),
+            self.table.as_bytes(),
+            self.row,
+            self.column.as_bytes(),
+        ] {
+            out.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            out.extend_from_slice(part);
+        }
+        out
+    }
+}
+
+/// A sealed value does not open: wrong key, wrong place, or changed bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a sealed value does not open with this key at this place")]
+pub struct SealError;
+
+/// A 256-bit key that is wiped when dropped and never shown.
+#[derive(Clone)]
+pub struct Key(Zeroizing<[u8; KEY_LEN]>);
+
+impl Key {
+    /// A fresh random key.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Zeroizing::new(random::bytes()))
+    }
+
+    fn from_slice(bytes: &[u8]) -> Option<Self> {
+        <[u8; KEY_LEN]>::try_from(bytes).ok().map(|key| Self(Zeroizing::new(key)))
+    }
+
+    /// Seals `plain` for `place`.
+    ///
+    /// # Panics
+    /// Only if `plain` exceeds the cipher's limit of 256 GiB.
+    #[must_use]
+    pub fn seal(&self, place: &Place<'_>, plain: &[u8]) -> Vec<u8> {
+        let nonce: [u8; NONCE_LEN] = random::bytes();
+        let aad = place.associated_data();
+        let cipher = XChaCha20Poly1305::new((&*self.0).into());
+        let text = cipher
+            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: &aad })
+            .expect("the plain text is far below the cipher's limit");
+        let mut out = Vec::with_capacity(1 + NONCE_LEN + text.len());
+        out.push(VERSION);
+        out.extend_from_slice(&nonce);
+        out.extend_from_slice(&text);
+        out
+    }
+
+    /// Opens what [`Key::seal`] made for the same place.
+    ///
+    /// # Errors
+    /// [`SealError`] for any other key, place or bytes.
+    pub fn open(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let (version, rest) = sealed.split_first().ok_or(SealError)?;
+        if *version != VERSION || rest.len() < NONCE_LEN {
+            return Err(SealError);
+        }
+        let (nonce, text) = rest.split_at(NONCE_LEN);
+        let nonce = <[u8; NONCE_LEN]>::try_from(nonce).map_err(|_| SealError)?;
+        let aad = place.associated_data();
+        XChaCha20Poly1305::new((&*self.0).into())
+            .decrypt(&XNonce::from(nonce), Payload { msg: text, aad: &aad })
+            .map(Zeroizing::new)
+            .map_err(|_| SealError)
+    }
+
+    /// HMAC-SHA256 of length-prefixed `parts` under this key.
+    #[must_use]
+    pub fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut mac = hmac_sha256(&*self.0);
+        for part in parts {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+pub(crate) fn hmac_sha256(key: &[u8]) -> Hmac<Sha256> {
+    <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length")
+}
+
+/// The master keys: the first one seals, all of them open.
+#[derive(Clone, Debug)]
+pub struct MasterKeys(Vec<(String, Key)>);
+
+/// The text that holds master keys is not of the form `id:base64[,id:base64…]`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MasterKeyError {
+    /// No key at all.
+    #[error("no master key is given")]
+    Missing,
+    /// An entry without `id:` or with an identifier outside `[A-Za-z0-9_-]{1,64}`.
+    #[error("master key {0} needs the form id:base64, the id 1 to 64 of A-Z a-z 0-9 _ -")]
+    Form(usize),
+    /// An entry whose key is not 32 bytes of base64.
+    #[error("master key {0} is not 32 bytes of base64")]
+    Length(usize),
+    /// Two entries with one identifier.
+    #[error("master key {0} has an id that another one has already")]
+    Duplicate(usize),
+}
+
+impl MasterKeys {
+    /// Parses `id:base64,…`.
+    ///
+    /// # Errors
+    /// Which entry (counted from 1) is wrong and why; never its content.
+    pub fn parse(text: &str) -> Result<Self, MasterKeyError> {
+        let mut keys: Vec<(String, Key)> = Vec::new();
+        let entries = text.trim().split(',').map(str::trim).filter(|e| !e.is_empty());
+        for (at, entry) in entries.enumerate().map(|(at, e)| (at + 1, e)) {
+            let (id, encoded) = entry.split_once(':').ok_or(MasterKeyError::Form(at))?;
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+            if id.is_empty() || id.len() > 64 || !id.bytes().all(plain) {
+                return Err(MasterKeyError::Form(at));
+            }
+            if keys.iter().any(|(known, _)| known == id) {
+                return Err(MasterKeyError::Duplicate(at));
+            }
+            let mut bytes = STANDARD.decode(encoded).map_err(|_| MasterKeyError::Length(at))?;
+            let key = Key::from_slice(&bytes).ok_or(MasterKeyError::Length(at));
+            bytes.zeroize();
+            keys.push((id.to_owned(), key?));
+        }
+        if keys.is_empty() { Err(MasterKeyError::Missing) } else { Ok(Self(keys)) }
+    }
+
+    /// The text of one fresh master key, for a key file.
+    #[must_use]
+    pub fn generate_text(id: &str) -> Zeroizing<String> {
+        let mut bytes: [u8; KEY_LEN] = random::bytes();
+        let text = Zeroizing::new(format!("{id}:{}", STANDARD.encode(bytes)));
+        bytes.zeroize();
+        text
+    }
+
+    /// Wraps `key` for `place` under the first master key, whose identifier comes back too.
+    #[must_use]
+    pub fn wrap(&self, place: &Place<'_>, key: &Key) -> (String, Vec<u8>) {
+        let (id, master) = &self.0[0];
+        (id.clone(), master.seal(place, &*key.0))
+    }
+
+    /// Unwraps with the master key of that identifier.
+    ///
+    /// # Errors
+    /// [`SealError`] if we have no such master key or it does not open.
+    pub fn unwrap(&self, id: &str, place: &Place<'_>, wrapped: &[u8]) -> Result<Key, SealError> {
+        let (_, master) = self.0.iter().find(|(known, _)| known == id).ok_or(SealError)?;
+        Key::from_slice(&master.open(place, wrapped)?).ok_or(SealError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn place(row: &[u8]) -> Place<'_> {
+        Place { owner: Uuid::from_u128(7), table: "credentials", row, column: "sealed" }
+    }
+
+    proptest! {
+        #[test]
+        fn opens_where_it_was_sealed_and_nowhere_else(plain: Vec<u8>, a: [u8; 16], b: [u8; 16]) {
+            prop_assume!(a != b);
+            let key = Key::generate();
+            let sealed = key.seal(&place(&a), &plain);
+            prop_assert_eq!(&*key.open(&place(&a), &sealed).unwrap(), &plain);
+            prop_assert!(key.open(&place(&b), &sealed).is_err());
+            let other_owner = Place { owner: Uuid::from_u128(8), ..place(&a) };
+            prop_assert!(key.open(&other_owner, &sealed).is_err());
+            let other_column = Place { column: "other", ..place(&a) };
+            prop_assert!(key.open(&other_column, &sealed).is_err());
+            prop_assert!(Key::generate().open(&place(&a), &sealed).is_err());
+        }
+
+        #[test]
+        fn a_changed_byte_does_not_open(plain: Vec<u8>, at: prop::sample::Index, flip in 1_u8..) {
+            let key = Key::generate();
+            let mut sealed = key.seal(&place(b"row"), &plain);
+            let at = at.index(sealed.len());
+            sealed[at] ^= flip;
+            prop_assert!(key.open(&place(b"row"), &sealed).is_err());
+        }
+
+        #[test]
+        fn arbitrary_envelopes_and_key_texts_never_panic(bytes: Vec<u8>, text in ".{0,100}") {
+            let _ = Key::generate().open(&place(b"row"), &bytes);
+            let _ = MasterKeys::parse(&text);
+        }
+    }
+
+    #[test]
+    fn the_first_master_key_wraps_and_all_unwrap() {
+        let old = MasterKeys::generate_text("2025");
+        let new = MasterKeys::generate_text("2026");
+        let before = MasterKeys::parse(&old).unwrap();
+        let both = MasterKeys::parse(&format!("{},{}", *new, *old)).unwrap();
+        let key = Key::generate();
+        let (id, wrapped) = before.wrap(&place(b"k"), &key);
+        assert_eq!(id, "2025");
+        let again = both.unwrap(&id, &place(b"k"), &wrapped).unwrap();
+        assert_eq!(again.mac(&[b"x"]), key.mac(&[b"x"]));
+        assert_eq!(both.wrap(&place(b"k"), &key).0, "2026");
+        let only_new = MasterKeys::parse(&new).unwrap();
+        assert!(only_new.unwrap(&id, &place(b"k"), &wrapped).is_err());
+    }
+
+    #[test]
+    fn key_texts_are_refused_with_the_entry_at_fault() {
+        let good = MasterKeys::generate_text("a");
+        assert_eq!(MasterKeys::parse("").unwrap_err(), MasterKeyError::Missing);
+        assert_eq!(MasterKeys::parse("abc").unwrap_err(), MasterKeyError::Form(1));
+        assert_eq!(MasterKeys::parse("a:AAAA").unwrap_err(), MasterKeyError::Length(1));
+        let twice = format!("{},{}", *good, *good);
+        assert_eq!(MasterKeys::parse(&twice).unwrap_err(), MasterKeyError::Duplicate(2));
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        assert_eq!(format!("{:?}", Key::generate()), "Key(…)");
+    }
+}

@@ -1,0 +1,168 @@
+//! Tokens: bearer credentials that come in. Only their SHA-256 is ever stored.
+//!
+//! Form: `<prefix>_<43 base64url characters = 32 random bytes><6 base62 characters>`, where the
+//! last six are the CRC-32 of everything before them. The checksum refuses typos and garbage
+//! without a query and lets a scanner of leaked credentials verify a find offline. It is no
+//! protection against a forger; the 256 random bits are.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::random;
+
+/// Longest bearer that is hashed at all, in bytes; longer input is refused unread.
+pub const MAX_BEARER_LEN: usize = 512;
+/// Shortest bootstrap or legacy token that an operator may bring, in bytes.
+pub const MIN_FOREIGN_LEN: usize = 32;
+
+const RANDOM_CHARS: usize = 43;
+const CHECK_CHARS: usize = 6;
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// What a generated bearer is for; written in its prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Prefix {
+    /// A publisher's admin token.
+    Admin,
+    /// A publisher's runner token.
+    Runner,
+    /// The operator's bootstrap token, when we make it.
+    Boot,
+    /// A subcommand bearer: a secret of the same shape, which goes out.
+    SubcommandBearer,
+}
+
+impl Prefix {
+    const ALL: [Self; 4] = [Self::Admin, Self::Runner, Self::Boot, Self::SubcommandBearer];
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Admin => "stm_admin_",
+            Self::Runner => "stm_runner_",
+            Self::Boot => "stm_boot_",
+            Self::SubcommandBearer => "stm_sub_",
+        }
+    }
+}
+
+fn checksum(text: &str) -> [u8; CHECK_CHARS] {
+    let mut rest = crc32fast::hash(text.as_bytes());
+    let mut out = [0_u8; CHECK_CHARS];
+    for slot in out.iter_mut().rev() {
+        *slot = BASE62[(rest % 62) as usize];
+        rest /= 62;
+    }
+    out
+}
+
+/// Makes a bearer of the given kind from 32 fresh random bytes.
+#[must_use]
+pub fn generate(prefix: Prefix) -> SecretString {
+    let mut text = String::with_capacity(64);
+    text.push_str(prefix.text());
+    URL_SAFE_NO_PAD.encode_string(random::bytes::<32>(), &mut text);
+    let check = checksum(&text);
+    text.extend(check.iter().map(|b| char::from(*b)));
+    SecretString::from(text)
+}
+
+/// What kind of bearer of ours this is; `None` if it has not our form or its checksum is wrong.
+#[must_use]
+pub fn recognise(text: &str) -> Option<Prefix> {
+    let prefix = Prefix::ALL.into_iter().find(|p| text.starts_with(p.text()))?;
+    let rest = &text.as_bytes()[prefix.text().len()..];
+    if rest.len() != RANDOM_CHARS + CHECK_CHARS || !text.is_ascii() {
+        return None;
+    }
+    let (body, check) = text.split_at(text.len() - CHECK_CHARS);
+    let canonical = URL_SAFE_NO_PAD.decode(&body[prefix.text().len()..]).is_ok();
+    (canonical && checksum(body) == check.as_bytes()).then_some(prefix)
+}
+
+/// The SHA-256 of a whole bearer, the only form in which one is stored or compared.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// Hashes the presented text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+
+    /// Hashes a bearer of ours.
+    #[must_use]
+    pub fn of_secret(text: &SecretString) -> Self {
+        Self::of(text.expose_secret())
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Compares without a time that depends on where the two differ.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash(…)")
+    }
+}
+
+/// The last four characters, by which people tell credentials apart.
+#[must_use]
+pub fn last_four(text: &str) -> String {
+    let start = text.char_indices().rev().nth(3).map_or(0, |(at, _)| at);
+    text[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn generated_bearers_are_recognised_and_differ() {
+        for prefix in Prefix::ALL {
+            let one = generate(prefix);
+            assert_eq!(recognise(one.expose_secret()), Some(prefix));
+            assert_ne!(one.expose_secret(), generate(prefix).expose_secret());
+        }
+    }
+
+    #[test]
+    fn the_form_is_fixed() {
+        // Computed with Python's zlib.crc32, so that scanners can rely on the form.
+        let body = format!("stm_admin_{}", "A".repeat(43));
+        assert_eq!(recognise(&format!("{body}27ivWu")), Some(Prefix::Admin));
+        assert_eq!(recognise(&format!("{body}000000")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_single_changed_character_is_refused(at in 0_usize..59, to in "[A-Za-z0-9_-]") {
+            let token = generate(Prefix::Admin);
+            let mut text = token.expose_secret().to_owned();
+            let at = at.min(text.len() - 1);
+            prop_assume!(text[at..=at] != to);
+            text.replace_range(at..=at, &to);
+            prop_assert_eq!(recognise(&text), None);
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,80}") {
+            let _ = recognise(&text);
+            let _ = last_four(&text);
+        }
+    }
+}
