@@ -1,0 +1,338 @@
+//! One request out, one bounded answer back.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
+use rustls::RootCertStore;
+use tokio::time::{Instant, timeout_at};
+
+use crate::failure::{Failure, Phase};
+use crate::guard::{Destination, Policy};
+use crate::headers::is_connection_header;
+use crate::resolver::{Guarded, Resolver, SystemResolver};
+use crate::tls;
+
+/// How much of an answer's body is kept, in bytes, unless a request asks otherwise.
+pub const KEEP_BYTES_DEFAULT: usize = 1024;
+/// How much of an answer's body is read, in bytes, unless configured otherwise.
+pub const READ_BYTES_MAX_DEFAULT: usize = 64 * 1024;
+
+const USER_AGENT: &str = concat!("Stationmaster/", env!("CARGO_PKG_VERSION"));
+/// `Retry-After` and `Content-Type` are dropped when longer than this, in bytes.
+const ANSWER_HEADER_LEN_MAX: usize = 256;
+/// What an HTTP/2 peer may push before it is read: one stream, and all of a connection.
+const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
+
+/// How long and how much, for every request of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// For resolving, connecting and the TLS handshake together.
+    pub connect_timeout: Duration,
+    /// From the start to the last header of the answer.
+    pub headers_timeout: Duration,
+    /// From the start to the end of the body.
+    pub total_timeout: Duration,
+    /// Reading stops here, or at the request's `keep_bytes` where that is more.
+    pub read_bytes_max: usize,
+    /// Idle connections kept for one scheme, host and port.
+    pub idle_per_host_max: usize,
+    /// An idle connection is closed after this.
+    pub idle_timeout: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            headers_timeout: Duration::from_secs(15),
+            total_timeout: Duration::from_secs(20),
+            read_bytes_max: READ_BYTES_MAX_DEFAULT,
+            idle_per_host_max: 2,
+            idle_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What to send. Its `Debug` shows neither headers nor body, nor the URL's path.
+#[derive(Clone)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The URL; judged again on every send, since the policy may have changed since it was stored.
+    pub url: String,
+    /// Headers in order. Custom ones must have passed [`crate::check_custom_header`] before.
+    pub headers: Vec<(String, String)>,
+    /// The body, sent as it is.
+    pub body: Bytes,
+    /// How many bytes of the answer's body to keep.
+    pub keep_bytes: usize,
+    /// Instead of [`ClientLimits::headers_timeout`].
+    pub headers_timeout: Option<Duration>,
+    /// Instead of [`ClientLimits::total_timeout`].
+    pub total_timeout: Option<Duration>,
+}
+
+impl Request {
+    /// A request without headers, with the default limits.
+    pub fn new(method: Method, url: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self {
+            method,
+            url: url.into(),
+            headers: Vec::new(),
+            body: body.into(),
+            keep_bytes: KEEP_BYTES_DEFAULT,
+            headers_timeout: None,
+            total_timeout: None,
+        }
+    }
+
+    /// A `POST`.
+    pub fn post(url: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self::new(Method::POST, url, body)
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("headers_count", &self.headers.len())
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer with any status. Its `Debug` does not show the body.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The HTTP status, 200 to 999; a redirect is an answer like any other.
+    pub status: u16,
+    /// `Retry-After` as sent: seconds or a date (RFC 9110 §10.2.3).
+    pub retry_after: Option<String>,
+    /// `Content-Type` as sent.
+    pub content_type: Option<String>,
+    /// The first bytes of the body, `keep_bytes` at most, raw and still encoded as sent. Pass them
+    /// through [`crate::safe_excerpt`] before storing or showing them.
+    pub body_excerpt: Vec<u8>,
+    /// Whether the body was longer than what is kept.
+    pub truncated: bool,
+    /// From the call to the end of reading, in milliseconds.
+    pub latency_ms: u64,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.status)
+            .field("body_excerpt_bytes", &self.body_excerpt.len())
+            .field("truncated", &self.truncated)
+            .field("latency_ms", &self.latency_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The guarded HTTP client. Clones share connections; make one for the whole process.
+///
+/// A kept connection was judged when it was made and is used again for the same scheme, host and
+/// port only. So a name that moves to a refused address is answered by the old, allowed peer until
+/// the connection closes, and refused on the next connect.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    policy: Arc<Policy>,
+    limits: ClientLimits,
+}
+
+impl Client {
+    /// A client that resolves as this machine does.
+    #[must_use]
+    pub fn new(policy: Policy, limits: ClientLimits) -> Self {
+        Self::with_resolver(policy, limits, Arc::new(SystemResolver::new()))
+    }
+
+    /// A client with a resolver of the caller's. Its answers are judged like any other.
+    #[must_use]
+    pub fn with_resolver(
+        policy: Policy,
+        limits: ClientLimits,
+        resolver: Arc<dyn Resolver>,
+    ) -> Self {
+        Self::build(policy, limits, resolver, tls::system_roots())
+    }
+
+    fn build(
+        policy: Policy,
+        limits: ClientLimits,
+        resolver: Arc<dyn Resolver>,
+        roots: RootCertStore,
+    ) -> Self {
+        let policy = Arc::new(policy);
+        let guarded = Guarded {
+            policy: Arc::clone(&policy),
+            inner: resolver,
+        };
+        let http = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            // One call is one request: repeating is the caller's decision, and counted there.
+            .retry(reqwest::retry::never())
+            // Another crate may switch decoders on for the whole build; bombs stay packed here.
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
+            .dns_resolver(guarded)
+            .tls_backend_preconfigured(tls::config(roots))
+            .connect_timeout(limits.connect_timeout)
+            .pool_max_idle_per_host(limits.idle_per_host_max)
+            .pool_idle_timeout(limits.idle_timeout)
+            .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .http2_max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
+            .build()
+            .expect("only TLS set-up can fail, and it was done above");
+        Self {
+            http,
+            policy,
+            limits,
+        }
+    }
+
+    /// The policy that this client enforces, for checks at creation by the same rules.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Sends one request and reads a bounded part of the answer. Any status is an `Ok`.
+    ///
+    /// A body longer than the read limit is no failure: reading stops, the connection (HTTP/1.1)
+    /// or stream (HTTP/2) is dropped, and the status stands. A body that breaks off, or is not
+    /// complete when the time is over, is a failure whatever the status said.
+    ///
+    /// # Errors
+    /// One [`Failure`] of the closed list.
+    pub async fn send(&self, request: Request) -> Result<Response, Failure> {
+        let started = Instant::now();
+        let destination = self.policy.check_url(&request.url)?;
+        let total = request.total_timeout.unwrap_or(self.limits.total_timeout);
+        let headers = request
+            .headers_timeout
+            .unwrap_or(self.limits.headers_timeout);
+        let ends = started + total;
+        let headers_end = ends.min(started + headers);
+        let keep_bytes = request.keep_bytes;
+        let host = destination.host().to_owned();
+        let outcome = async {
+            let request = prepare(destination, request)?;
+            let mut answer = timeout_at(headers_end, self.http.execute(request))
+                .await
+                .map_err(|_| Failure::Timeout(Phase::Headers))?
+                .map_err(|error| sort(error, Phase::Headers))?;
+            let read_max = self.limits.read_bytes_max.max(keep_bytes);
+            let body = timeout_at(ends, read_body(&mut answer, keep_bytes, read_max))
+                .await
+                .map_err(|_| Failure::Timeout(Phase::Body))??;
+            Ok(into_response(&answer, body, started))
+        }
+        .await;
+        if let Err(failure) = &outcome {
+            tracing::debug!(host, code = Failure::code(*failure), %failure, "A request failed");
+        }
+        outcome
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("policy", &self.policy)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+fn prepare(destination: Destination, request: Request) -> Result<reqwest::Request, Failure> {
+    let mut headers = HeaderMap::with_capacity(request.headers.len());
+    for (name, value) in request.headers {
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| Failure::RequestInvalid)?;
+        let mut value =
+            HeaderValue::try_from(value.as_str()).map_err(|_| Failure::RequestInvalid)?;
+        if is_connection_header(name.as_str()) {
+            return Err(Failure::RequestInvalid);
+        }
+        // Keeps it out of logs and of HTTP/2's compression table.
+        value.set_sensitive(name == AUTHORIZATION);
+        headers.append(name, value);
+    }
+    let mut prepared = reqwest::Request::new(request.method, destination.into_url());
+    *prepared.headers_mut() = headers;
+    *prepared.body_mut() = Some(request.body.into());
+    Ok(prepared)
+}
+
+/// The library's errors name the URL, whose path may be a secret: only the class leaves here.
+fn sort(error: reqwest::Error, phase: Phase) -> Failure {
+    let error = error.without_url();
+    let failure = Failure::of(&error, phase);
+    tracing::trace!(?error, "The HTTP library reported an error");
+    failure
+}
+
+struct Body {
+    kept: Vec<u8>,
+    truncated: bool,
+}
+
+/// Reads up to `read_max` bytes and keeps the first `keep` of them. What is not kept is still read
+/// up to the limit, since an answer read to its end leaves the connection usable.
+async fn read_body(
+    answer: &mut reqwest::Response,
+    keep: usize,
+    read_max: usize,
+) -> Result<Body, Failure> {
+    let mut kept = Vec::new();
+    let mut read: usize = 0;
+    while let Some(chunk) = answer
+        .chunk()
+        .await
+        .map_err(|error| sort(error, Phase::Body))?
+    {
+        let room = keep - kept.len();
+        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        read = read.saturating_add(chunk.len());
+        if read > read_max {
+            break;
+        }
+    }
+    let truncated = read > kept.len();
+    Ok(Body { kept, truncated })
+}
+
+fn into_response(answer: &reqwest::Response, body: Body, started: Instant) -> Response {
+    let text = |name: HeaderName| {
+        let value = answer.headers().get(name)?.to_str().ok()?;
+        (value.len() <= ANSWER_HEADER_LEN_MAX).then(|| value.to_owned())
+    };
+    Response {
+        status: answer.status().as_u16(),
+        retry_after: text(RETRY_AFTER),
+        content_type: text(CONTENT_TYPE),
+        body_excerpt: body.kept,
+        truncated: body.truncated,
+        latency_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests;

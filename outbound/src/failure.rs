@@ -1,0 +1,114 @@
+//! What can go wrong with a request, as a closed list that is safe to show to a publisher.
+
+use std::error::Error;
+use std::io;
+
+use crate::guard::Refusal;
+
+/// How far a request had come when its time ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Resolving the name, connecting, or the TLS handshake.
+    Connect,
+    /// Sending the request and waiting for the answer's status and headers.
+    Headers,
+    /// Reading the answer's body.
+    Body,
+}
+
+/// Why no complete answer came. Closed; carries no byte of an answer and no address.
+///
+/// [`Failure::code`] is part of the contract; the message is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Failure {
+    /// The name has no address, or no name server answered.
+    #[error("the host's name could not be resolved")]
+    Dns,
+    /// The guard refused the URL or an address of its name; nothing was connected.
+    #[error("the destination was refused: {0}")]
+    DestinationRefused(#[from] Refusal),
+    /// No TCP connection, or it broke before a request could be sent.
+    #[error("no connection could be made")]
+    Connect,
+    /// The TLS handshake failed: untrusted, expired or wrong certificate, no common version.
+    #[error("the TLS handshake failed (is the certificate valid for this name?)")]
+    Tls,
+    /// A deadline passed.
+    #[error("the time ran out while {}", match .0 {
+        Phase::Connect => "connecting",
+        Phase::Headers => "waiting for an answer",
+        Phase::Body => "reading the answer",
+    })]
+    Timeout(Phase),
+    /// The peer broke off, or what it sent is not HTTP.
+    #[error("the answer broke off or was not valid HTTP")]
+    Protocol,
+    /// The request itself can't be sent: a header that is malformed or belongs to the connection.
+    #[error("the request has a header that can't be sent")]
+    RequestInvalid,
+}
+
+impl Failure {
+    /// The stable code, for attempts, problems and metrics.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::DestinationRefused(_) => "destination_refused",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout(_) => "timeout",
+            Self::Protocol => "protocol",
+            Self::RequestInvalid => "request_invalid",
+        }
+    }
+
+    /// The guard's reason, when it was the guard that refused.
+    #[must_use]
+    pub const fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::DestinationRefused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// Sorts an error of the HTTP library; `phase` is where a time-out would have struck.
+    pub(crate) fn of(error: &reqwest::Error, phase: Phase) -> Self {
+        if let Some(failure) = find::<Self>(error) {
+            return *failure;
+        }
+        if find::<rustls::Error>(error).is_some() {
+            return Self::Tls;
+        }
+        let phase = if error.is_connect() {
+            Phase::Connect
+        } else {
+            phase
+        };
+        if error.is_timeout() {
+            Self::Timeout(phase)
+        } else if error.is_connect() {
+            Self::Connect
+        } else {
+            Self::Protocol
+        }
+    }
+}
+
+/// The first cause of type `T`, also inside I/O errors, whose payload is not in the source chain.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        let payload = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = match payload {
+            Some(payload) => Some(payload),
+            None => error.source(),
+        };
+    }
+    None
+}

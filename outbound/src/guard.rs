@@ -1,0 +1,194 @@
+//! Where requests may go: the one judge for storing a URL, testing it and delivering to it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+use crate::registry::{AddressClass, classify};
+
+/// The longest URL taken, in bytes, unless configured otherwise.
+pub const URL_LEN_MAX_DEFAULT: usize = 2048;
+
+/// The operator's rules for destinations.
+///
+/// The allow-list overrules the refusal of an address, never the rule about the scheme. It is
+/// matched against the address as it stands: `127.0.0.0/8` lets `127.0.0.1` through but not
+/// `::ffff:127.0.0.1`; whoever wants an embedding form names it (`::ffff:127.0.0.0/104`).
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether plain `http` is taken beside `https`.
+    pub allow_http: bool,
+    /// Networks that may be reached although they are special. For tests and private networks.
+    pub allowed: Vec<IpNet>,
+    /// The longest URL in bytes, both as given and as normalised.
+    pub max_url_len: usize,
+    /// The only ports taken; empty means any port but 0.
+    pub allowed_ports: Vec<u16>,
+}
+
+impl Default for Policy {
+    /// The strict policy: https to public addresses, any port.
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            allowed: Vec::new(),
+            max_url_len: URL_LEN_MAX_DEFAULT,
+            allowed_ports: Vec::new(),
+        }
+    }
+}
+
+/// A URL that passed the static check, in its normalised form. The form to store and to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    url: Url,
+}
+
+impl Destination {
+    /// The normalised URL: lower-case ASCII host, an IP address in its plain form, no default port.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.url.as_str()
+    }
+
+    /// The host as it stands in the URL (an IPv6 address in brackets).
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    pub(crate) fn into_url(self) -> Url {
+        self.url
+    }
+}
+
+/// Why a destination is refused. Closed; [`Refusal::code`] is part of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// Longer than the limit, as given or once normalised.
+    #[error("the URL is longer than {max} bytes")]
+    UrlTooLong {
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// Not a URL, or one with white space or control characters.
+    #[error("the URL can't be parsed")]
+    UrlInvalid,
+    /// Neither https nor, where allowed, http.
+    #[error("the URL's scheme is not allowed: use https")]
+    SchemeRefused,
+    /// A user name or password before the host.
+    #[error("the URL must not contain a user name or password")]
+    CredentialsInUrl,
+    /// A `#…` part, which no server would ever see.
+    #[error("the URL must not contain a fragment (#)")]
+    FragmentInUrl,
+    /// No host.
+    #[error("the URL has no host")]
+    HostMissing,
+    /// Port 0, or a port that the operator does not allow.
+    #[error("the URL's port is not allowed")]
+    PortRefused,
+    /// The host is, or resolves to, an address that is not public.
+    #[error("the destination is a {} address, which is not allowed", .0.words())]
+    AddressRefused(AddressClass),
+}
+
+impl Refusal {
+    /// The stable code, for attempts, problems and metrics.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::UrlTooLong { .. } => "url_too_long",
+            Self::UrlInvalid => "url_invalid",
+            Self::SchemeRefused => "scheme_refused",
+            Self::CredentialsInUrl => "credentials_in_url",
+            Self::FragmentInUrl => "fragment_in_url",
+            Self::HostMissing => "host_missing",
+            Self::PortRefused => "port_refused",
+            Self::AddressRefused(class) => class.code(),
+        }
+    }
+}
+
+impl Policy {
+    /// Judges a URL without touching the network, and returns its normalised form.
+    ///
+    /// A host that is an IP address is judged at once, in any spelling that the URL standard turns
+    /// into one (decimal, octal, hexadecimal, shortened, full-width, mapped IPv6). `localhost` and
+    /// names below it count as loopback (RFC 6761 §6.3). Any other name is judged when it resolves.
+    ///
+    /// # Errors
+    /// The first rule that the URL breaks.
+    pub fn check_url(&self, text: &str) -> Result<Destination, Refusal> {
+        let max = self.max_url_len;
+        if text.len() > max {
+            return Err(Refusal::UrlTooLong { max });
+        }
+        // The parser would drop these in silence, so that what is seen is not what is called.
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(Refusal::UrlInvalid);
+        }
+        let url = Url::parse(text).map_err(|error| match error {
+            url::ParseError::EmptyHost => Refusal::HostMissing,
+            _ => Refusal::UrlInvalid,
+        })?;
+        if url.as_str().len() > max {
+            return Err(Refusal::UrlTooLong { max });
+        }
+        self.check_parts(&url)?;
+        Ok(Destination { url })
+    }
+
+    fn check_parts(&self, url: &Url) -> Result<(), Refusal> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.allow_http => {}
+            _ => return Err(Refusal::SchemeRefused),
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Refusal::CredentialsInUrl);
+        }
+        if url.fragment().is_some() {
+            return Err(Refusal::FragmentInUrl);
+        }
+        let port = url.port_or_known_default().ok_or(Refusal::PortRefused)?;
+        if port == 0 || !(self.allowed_ports.is_empty() || self.allowed_ports.contains(&port)) {
+            return Err(Refusal::PortRefused);
+        }
+        match url.host() {
+            None | Some(Host::Domain("")) => Err(Refusal::HostMissing),
+            Some(Host::Ipv4(address)) => self.check_address(address.into()),
+            Some(Host::Ipv6(address)) => self.check_address(address.into()),
+            Some(Host::Domain(name)) if is_localhost(name) => self
+                .check_address(Ipv4Addr::LOCALHOST.into())
+                .or_else(|refusal| {
+                    self.check_address(Ipv6Addr::LOCALHOST.into())
+                        .map_err(|_| refusal)
+                }),
+            Some(Host::Domain(_)) => Ok(()),
+        }
+    }
+
+    /// Judges one address, as found in a URL or in a name's answer.
+    ///
+    /// # Errors
+    /// [`Refusal::AddressRefused`] when the address is special and not on the allow-list.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), Refusal> {
+        match classify(address) {
+            Some(class) if !self.allowed.iter().any(|net| net.contains(&address)) => {
+                Err(Refusal::AddressRefused(class))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests;

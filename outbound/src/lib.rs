@@ -1,0 +1,28 @@
+//! The only way out of the process: a destination guard and an HTTP client behind it.
+//!
+//! Every URL that a tenant can choose (webhook endpoints, subcommands, OAuth refresh) leaves
+//! through [`Client`]. A [`Policy`] judges the URL when it is stored and again when it is used, and
+//! judges every address that its name resolves to at the moment of connecting.
+//!
+//! This crate must never follow a redirect, obey a proxy variable, keep a cookie, read a body
+//! without a limit, or put bytes of an answer into an error.
+
+mod client;
+mod excerpt;
+mod failure;
+mod guard;
+mod headers;
+mod registry;
+mod resolver;
+mod tls;
+
+pub use client::{
+    Client, ClientLimits, KEEP_BYTES_DEFAULT, READ_BYTES_MAX_DEFAULT, Request, Response,
+};
+pub use excerpt::{EXCERPT_BYTES_MAX, mask_secrets, safe_excerpt};
+pub use failure::{Failure, Phase};
+pub use guard::{Destination, Policy, Refusal, URL_LEN_MAX_DEFAULT};
+pub use headers::{HEADER_NAME_LEN_MAX, HEADER_VALUE_LEN_MAX, HeaderRefusal, check_custom_header};
+pub use registry::AddressClass;
+pub use reqwest::Method;
+pub use resolver::{Answer, ResolveFailed, Resolver, SystemResolver};
