@@ -7,6 +7,11 @@
 //! This crate must never follow a redirect, obey a proxy variable, keep a cookie, read a body
 //! without a limit, or put bytes of an answer into an error.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
+)]
+
 mod client;
 mod excerpt;
 mod failure;

@@ -1,5 +1,7 @@
 //! The client against real sockets on loopback, most of them hostile.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::IpAddr;
