@@ -12,10 +12,11 @@ readonly ROOT
 cd "$ROOT"
 
 # The one place that names the versions of what the tests borrow from other languages.
+# Ones that Debian's own Python and Node can run.
 # shellcheck disable=SC2034 # used by the scripts that source this file
 readonly PYTHON_PACKAGES=(standardwebhooks==1.1.0 stripe==16.1.0 schemathesis==4.32.5)
 # shellcheck disable=SC2034
-readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@23.1.0)
+readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@22.6.2)
 readonly VENV=$ROOT/target/venv
 readonly NODE_HOME=$ROOT/target/npm
 
@@ -41,7 +42,7 @@ install_debian() {
     apt-get update -qq >&2 || fail "apt-get update failed"
     apt_lists_are_fresh=yes
   fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" >/dev/null ||
     fail "apt-get could not install $*"
 }
 
