@@ -135,14 +135,13 @@ fn decoded_key(secret: &str) -> Result<Vec<u8>, Refused> {
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
-    let bytes = digits?
+    digits?
         .chunks(2)
         .map(|pair| match pair {
             [high, low] => u8::try_from(high * 16 + low).ok(),
             _ => None,
         })
-        .collect();
-    bytes
+        .collect()
 }
 
 /// For tests: reads `{"secret", "headers", "body_base64", "now"}` from standard input.
