@@ -1,0 +1,121 @@
+//! The command line: what can be asked of the program, and how it answers.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Results go to standard output,
+//! everything else to standard error.
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{self, Loaded},
+    demo, text,
+};
+
+/// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
+#[derive(Debug, Parser)]
+#[command(name = "stationmaster", version, about, disable_help_subcommand = true)]
+struct Cli {
+    /// A TOML file of settings; the environment wins over it
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (what happens without a command, too)
+    Serve(Serve),
+    /// Write the files that follow from the table of settings
+    Config(Files),
+    /// Show the first minute: a server, a publisher, a run, a verified webhook, a rotated token
+    Demo {
+        /// Leave the server running, and print its address and tokens
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The demo's consumer of webhooks; the secret comes on standard input
+    #[command(hide = true)]
+    DemoConsumer,
+}
+
+#[derive(Debug, Default, Args)]
+struct Serve {
+    /// Show the settings in force, without secrets, and do nothing else
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Files {
+    /// Write docs/configuration.md to standard output
+    #[arg(long)]
+    docs: bool,
+    /// Write .env.example to standard output
+    #[arg(long)]
+    env_example: bool,
+}
+
+/// Why a command did not do its work, in sentences that say what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Wrong usage or configuration.
+    Usage(String),
+    /// It went wrong.
+    Failed(String),
+}
+
+/// Reads the process's arguments and environment and does what they say.
+#[must_use]
+pub fn run() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(words)) => {
+            eprintln!("error: {words}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(words)) => {
+            eprintln!("error: {words}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let load = || load(cli.config.as_deref());
+    match cli.command.unwrap_or(Command::Serve(Serve::default())) {
+        Command::Serve(options) => {
+            let loaded = load()?;
+            if options.print_config {
+                text::put(&config::print(&loaded));
+                return Ok(());
+            }
+            Ok(())
+        }
+        Command::Config(files) => {
+            let out = if files.docs {
+                config::markdown()
+            } else {
+                config::env_example()
+            };
+            text::put(&out);
+            Ok(())
+        }
+        Command::Demo { keep } => in_runtime(demo::run(keep)),
+        Command::DemoConsumer => in_runtime(demo::consumer::run()),
+    }
+}
+
+fn load(file: Option<&std::path::Path>) -> Result<Loaded, Failure> {
+    config::load(std::env::vars_os(), file).map_err(|faults| Failure::Usage(faults.to_string()))
+}
+
+fn in_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("the runtime can't start: {error}")))?;
+    runtime.block_on(work)
+}

@@ -1,0 +1,335 @@
+//! The configuration: one table of settings, and everything that follows from it.
+//!
+//! [`table`] lists the settings. The typed [`Config`], its parsing from the environment and from a
+//! TOML file, `docs/configuration.md`, `.env.example` and `serve --print-config` all come from
+//! that list, so none of them can forget a setting. A fault never shows a secret's text.
+
+mod docs;
+mod forms;
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+pub use docs::{env_example, markdown, print};
+pub use forms::{CronUtc, DatabaseUrl, LogFormat};
+pub use table::{Config, SETTINGS};
+
+use crate::text;
+
+/// What every name of ours begins with.
+pub const PREFIX: &str = "STATIONMASTER_";
+/// Names for the test scripts, which share their environment with the servers that they start.
+const TEST_PREFIX: &str = "STATIONMASTER_TEST_";
+/// The longest configuration file that is read, bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Who may see a setting's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrecy {
+    /// Anybody who operates the server.
+    Open,
+    /// Nobody: shown as asterisks.
+    Secret,
+    /// A URL, whose password alone is hidden.
+    Url,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The name, in the environment and in the file.
+    pub name: &'static str,
+    /// The heading that it stands under in the documentation.
+    pub section: &'static str,
+    /// The text that is read when nothing is given.
+    pub default: &'static str,
+    /// What the documentation says in place of an empty default.
+    pub default_words: &'static str,
+    /// Who may see the value.
+    pub secrecy: Secrecy,
+    /// What it does, in whole sentences.
+    pub meaning: &'static str,
+    /// What it takes, to follow the words "it takes".
+    pub takes: fn() -> String,
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The environment.
+    Environment,
+    /// The configuration file.
+    File,
+}
+
+/// A text that was given for a setting.
+struct Given {
+    text: Zeroizing<String>,
+    source: Source,
+}
+
+/// The texts that were given, by name.
+#[derive(Default)]
+pub struct Values(BTreeMap<&'static str, Given>);
+
+impl Values {
+    /// The text for a setting: the given one, else the default.
+    fn text<'a>(&'a self, setting: &'a Setting) -> &'a str {
+        self.0
+            .get(setting.name)
+            .map_or(setting.default, |given| &given.text)
+    }
+
+    /// Where a setting's text came from; `None` when it is the default.
+    #[must_use]
+    pub fn source(&self, name: &str) -> Option<Source> {
+        self.0.get(name).map(|given| given.source)
+    }
+
+    /// Takes the names of ours out of an environment. Other programs' names are none of our
+    /// business; a name of ours that we do not know is a mistake.
+    fn take_environment(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+        faults: &mut Vec<Fault>,
+    ) {
+        for (name, value) in variables {
+            let name = name.to_string_lossy();
+            if !name.starts_with(PREFIX) || name.starts_with(TEST_PREFIX) {
+                continue;
+            }
+            let Some(setting) = find(&name) else {
+                faults.push(Fault::unknown(&name, "the environment"));
+                continue;
+            };
+            match value.into_string() {
+                Ok(text) => {
+                    let text = Zeroizing::new(text);
+                    self.0.insert(
+                        setting.name,
+                        Given {
+                            text,
+                            source: Source::Environment,
+                        },
+                    );
+                }
+                Err(_) => faults.push(Fault::new(setting.name, "its value is not UTF-8")),
+            }
+        }
+    }
+
+    fn take_file(&mut self, path: &Path, faults: &mut Vec<Fault>) {
+        let shown = path.display();
+        let text = match read_bounded(path) {
+            Ok(text) => text,
+            Err(reason) => {
+                faults.push(Fault::new(
+                    "--config",
+                    format!("{shown} can't be read: {reason}"),
+                ));
+                return;
+            }
+        };
+        let table: toml::Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => {
+                // The parser's full message quotes the line, which may hold a secret.
+                let line = error
+                    .span()
+                    .map_or(1, |at| 1 + text[..at.start].matches('\n').count());
+                let what = error.message();
+                faults.push(Fault::new(
+                    "--config",
+                    format!("{shown}, line {line}: {what}"),
+                ));
+                return;
+            }
+        };
+        for (name, value) in &table {
+            let Some(setting) = find(name) else {
+                faults.push(Fault::unknown(name, &format!("{shown}")));
+                continue;
+            };
+            match plain_text(value) {
+                Some(text) => {
+                    let text = Zeroizing::new(text);
+                    self.0.insert(setting.name, Given { text, source: Source::File });
+                }
+                None => faults.push(Fault::new(
+                    setting.name,
+                    format!("in {shown} it is neither a string, a whole number, true or false, nor a list of strings"),
+                )),
+            }
+        }
+    }
+}
+
+fn find(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+fn read_bounded(path: &Path) -> Result<Zeroizing<String>, String> {
+    let size = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(format!("it is longer than {FILE_BYTES_MAX} bytes"));
+    }
+    std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|e| e.to_string())
+}
+
+/// The text that a TOML value stands for: what one would have written in the environment.
+fn plain_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+            Some(items?.join(","))
+        }
+        _ => None,
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The setting, or the option, at fault.
+    pub name: String,
+    /// What is wrong, and what would be right; never a secret.
+    pub what: String,
+}
+
+impl Fault {
+    fn new(name: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            what: what.into(),
+        }
+    }
+
+    fn unknown(name: &str, place: &str) -> Self {
+        let known = SETTINGS.iter().map(|setting| setting.name);
+        let hint = text::nearest(name, known).map_or_else(
+            || "`stationmaster config --docs` lists all".to_owned(),
+            |nearest| format!("did you mean {nearest}?"),
+        );
+        // A name may be anything that somebody put into a file: keep the message on one line.
+        let name = text::shortened(name);
+        Self::new(
+            name,
+            format!("there is no such setting (found in {place}); {hint}"),
+        )
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.what)
+    }
+}
+
+/// Everything that is wrong with the configuration, at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => write!(f, "the configuration has a fault:")?,
+            count => write!(f, "the configuration has {count} faults:")?,
+        }
+        for fault in &self.0 {
+            write!(f, "\n  {fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// A configuration that passed every check, and the texts that it was read from.
+pub struct Loaded {
+    /// The typed values.
+    pub config: Config,
+    /// The texts, for showing.
+    pub values: Values,
+}
+
+/// Reads the configuration: defaults, over them the file, over it the environment.
+///
+/// # Errors
+/// All faults at once: unknown names, values that do not parse, settings that contradict.
+pub fn load(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    file: Option<&Path>,
+) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let mut values = Values::default();
+    if let Some(path) = file {
+        values.take_file(path, &mut faults);
+    }
+    values.take_environment(variables, &mut faults);
+    let config = table::build(&values, &mut faults);
+    if let Some(config) = &config {
+        config.contradictions(&mut faults);
+    }
+    match config {
+        Some(config) if faults.is_empty() => Ok(Loaded { config, values }),
+        _ => Err(Faults(faults)),
+    }
+}
+
+impl Config {
+    /// Rules between settings. Only what never serves; what is merely odd is allowed.
+    fn contradictions(&self, faults: &mut Vec<Fault>) {
+        if self.master_keys.is_some() && self.master_keys_file.is_some() {
+            faults.push(Fault::new(
+                "STATIONMASTER_MASTER_KEYS_FILE",
+                "STATIONMASTER_MASTER_KEYS is given too; give one of the two",
+            ));
+        }
+        if let (Some(legacy), Some(bootstrap)) = (&self.legacy_token, &self.bootstrap_tokens) {
+            let legacy = domain::token::TokenHash::of_secret(legacy);
+            let same = |token| domain::token::TokenHash::of_secret(token).matches(&legacy);
+            if bootstrap.iter().any(same) {
+                faults.push(Fault::new(
+                    "STATIONMASTER_LEGACY_TOKEN",
+                    "it is also a bootstrap token; a publisher must not hold the operator's token",
+                ));
+            }
+        }
+    }
+
+    /// Where the SQLite file is: the configured place (a relative one lies in the data directory),
+    /// or `stationmaster.db` there. `None` with PostgreSQL.
+    #[must_use]
+    pub fn sqlite_path(&self) -> Option<PathBuf> {
+        match &self.database_url {
+            None => Some(self.data_dir.join("stationmaster.db")),
+            Some(DatabaseUrl::Sqlite(path)) => Some(self.data_dir.join(path)),
+            Some(DatabaseUrl::Postgres(_)) => None,
+        }
+    }
+}
+
+/// Reads bootstrap tokens that stand in a file, by the rules of the setting.
+///
+/// # Errors
+/// What is wrong and what would be right; never the text.
+pub(crate) fn parse_bootstrap_tokens(text: &str) -> Result<Vec<secrecy::SecretString>, String> {
+    use forms::{BootstrapTokens, Form as _};
+    BootstrapTokens::read(text.trim())
+        .map_err(|wrong| format!("{wrong}; it takes {}", BootstrapTokens::takes()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! The table of settings. To add one, add a row; `stationmaster config --docs` and
+//! `--env-example` write the two files that follow from it.
+
+use super::{
+    Fault,
+    Secrecy::{Open, Secret, Url},
+    Setting, Values,
+    forms::{
+        Address, BootstrapTokens, Cron, Database, FilePath, Form, Keys, LegacyToken, LogFilter,
+        LogLines, Maybe, Networks, Retries, Switch, SynchronousFull, Whole,
+    },
+};
+
+/// Reads one setting. A secret's text appears in no fault: its form sees to that.
+fn read<F: Form>(values: &Values, name: &str, faults: &mut Vec<Fault>) -> Option<F::Value> {
+    let setting = super::find(name)?;
+    match F::read(values.text(setting)) {
+        Ok(value) => Some(value),
+        Err(wrong) => {
+            faults.push(Fault::new(
+                name,
+                format!("{wrong}; it takes {}", F::takes()),
+            ));
+            None
+        }
+    }
+}
+
+/// Makes, from rows `field: Form = "NAME", "default" ("its words"), secrecy, "meaning";`, the type
+/// [`Config`], the list [`SETTINGS`] and the function that fills the one by the other.
+macro_rules! settings {
+    ($( $section:literal { $(
+        $field:ident: $form:ty = $name:literal, $default:literal ($words:literal), $secrecy:ident,
+        $meaning:literal;
+    )* } )*) => {
+        /// The configuration, every value checked.
+        #[derive(Clone, Debug)]
+        pub struct Config {
+            $($( #[doc = $meaning] pub $field: <$form as Form>::Value, )*)*
+        }
+
+        /// All settings, in the order of the documentation.
+        pub const SETTINGS: &[Setting] = &[
+            $($( Setting {
+                name: $name,
+                section: $section,
+                default: $default,
+                default_words: $words,
+                secrecy: $secrecy,
+                meaning: $meaning,
+                takes: <$form as Form>::takes,
+            }, )*)*
+        ];
+
+        /// Reads every setting; `None` if any has a fault.
+        pub(super) fn build(values: &Values, faults: &mut Vec<Fault>) -> Option<Config> {
+            $($( let $field = read::<$form>(values, $name, faults); )*)*
+            Some(Config { $($( $field: $field?, )*)* })
+        }
+    };
+}
+
+settings! {
+    "Listening" {
+        listen: Address = "STATIONMASTER_LISTEN", "127.0.0.1:8080" (""), Open,
+            "Where the API listens. Port 0 picks a free one; the first line on standard output names it.";
+        max_connections: Whole<1, 1_000_000> = "STATIONMASTER_MAX_CONNECTIONS", "10000" (""), Open,
+            "How many HTTP connections may be open at once; more wait in the system's queue.";
+        trusted_proxies: Networks = "STATIONMASTER_TRUSTED_PROXIES", "" ("none"), Open,
+            "Networks whose forwarded headers count when a client's address is worked out. Anybody else's are ignored.";
+        metrics_listen: Maybe<Address> = "STATIONMASTER_METRICS_LISTEN", "127.0.0.1:9464" (""), Open,
+            "Where `/metrics` is served, on a port of its own. Set it to nothing to turn it off. A taken port is a failure when the setting is given, and a warning when it is not.";
+    }
+    "Storage" {
+        data_dir: FilePath = "STATIONMASTER_DATA_DIR", "./data" (""), Open,
+            "The directory for the embedded database, the key file, the bootstrap token's file and the lock. Made with mode 0700. Not used with PostgreSQL.";
+        database_url: Maybe<Database> = "STATIONMASTER_DATABASE_URL", "" ("`sqlite://stationmaster.db`"), Url,
+            "The store. A relative SQLite path lies in the data directory.";
+        database_connections: Whole<2, 1_000> = "STATIONMASTER_DATABASE_CONNECTIONS", "20" (""), Open,
+            "The most connections that one process opens to PostgreSQL, beside the one on which it listens.";
+        sqlite_synchronous_full: SynchronousFull = "STATIONMASTER_SQLITE_SYNCHRONOUS", "full" (""), Open,
+            "`full`: an answered change survives a power cut. `normal`: it survives a crash of the process, and a power cut may take back the last changes.";
+    }
+    "Operator's credentials" {
+        bootstrap_tokens: Maybe<BootstrapTokens> = "STATIONMASTER_BOOTSTRAP_TOKEN", "" ("made at the first start, in the file `bootstrap-token` of the data directory"), Secret,
+            "The operator's token. Both of two are valid, which is how it is rotated. Must be given with PostgreSQL.";
+        master_keys: Maybe<Keys> = "STATIONMASTER_MASTER_KEYS", "" ("made at the first start, in the file `master-keys` of the data directory"), Secret,
+            "The keys under which stored secrets are sealed. Must be given with PostgreSQL, here or by file. Without them the secrets in the store are lost.";
+        master_keys_file: Maybe<FilePath> = "STATIONMASTER_MASTER_KEYS_FILE", "" ("unset"), Open,
+            "A file that holds the master keys, in place of `STATIONMASTER_MASTER_KEYS`.";
+        legacy_token: Maybe<LegacyToken> = "STATIONMASTER_LEGACY_TOKEN", "" ("unset"), Secret,
+            "A token that clients share already. It becomes an admin and runner token of a demo publisher, so that they can move over one by one. See docs/auth.md.";
+    }
+    "Webhooks" {
+        allow_http_destinations: Switch = "STATIONMASTER_ALLOW_HTTP_DESTINATIONS", "false" (""), Open,
+            "Whether publishers may give plain `http` URLs. For tests and private networks.";
+        allowed_destinations: Networks = "STATIONMASTER_ALLOWED_DESTINATIONS", "" ("none"), Open,
+            "Networks that webhooks and subcommands may reach although they are not public, such as 127.0.0.0/8.";
+        retry_schedule: Retries = "STATIONMASTER_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,10h" (""), Open,
+            "Waits before the second, third and further tries of a delivery. Each is spread by a fifth to either side.";
+    }
+    "Rate limits" {
+        rate_limit_per_second: Whole<0, 1_000_000> = "STATIONMASTER_RATE_LIMIT_PER_SECOND", "1000" (""), Open,
+            "Requests a second for each publisher, with bursts of twice that. Counted in each process. 0 turns it off.";
+        bootstrap_rate_per_minute: Whole<0, 1_000_000> = "STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE", "60" (""), Open,
+            "Requests a minute with a bootstrap token. Failed ones are held to 5 a minute for each address. 0 turns both off.";
+        auth_failures_per_minute: Whole<0, 1_000_000> = "STATIONMASTER_AUTH_FAILURES_PER_MINUTE", "60" (""), Open,
+            "Failed authentications a minute for each address (each /64 network with IPv6). 0 turns it off.";
+    }
+    "Retention and scheduled work" {
+        retention_credentials_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_CREDENTIALS_DAYS", "30" (""), Open,
+            "How long expired and revoked credentials stay listed, in days.";
+        retention_events_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_EVENTS_DAYS", "30" (""), Open,
+            "How long events are kept, in days.";
+        retention_deliveries_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_DELIVERIES_DAYS", "30" (""), Open,
+            "How long finished deliveries and their attempts are kept, in days.";
+        retention_runs_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_RUNS_DAYS", "90" (""), Open,
+            "How long finished runs are kept at most, in days. A pipeline may ask for less.";
+        cron_leases: Cron = "STATIONMASTER_CRON_LEASES", "*/10 * * * * *" (""), Open,
+            "When runs whose lease ran out are taken back.";
+        cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "0 7 * * * *" (""), Open,
+            "When idempotency keys past their 24 hours are removed.";
+        cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
+            "When expired and revoked credentials past their retention are removed.";
+        cron_deliveries: Cron = "STATIONMASTER_CRON_DELIVERIES", "0 23 2 * * *" (""), Open,
+            "When finished deliveries and attempts past their retention are removed.";
+        cron_events: Cron = "STATIONMASTER_CRON_EVENTS", "0 41 2 * * *" (""), Open,
+            "When events past their retention are removed.";
+        cron_runs: Cron = "STATIONMASTER_CRON_RUNS", "0 19 3 * * *" (""), Open,
+            "When finished runs past their retention are removed.";
+        cron_publishers: Cron = "STATIONMASTER_CRON_PUBLISHERS", "0 53 3 * * *" (""), Open,
+            "When publishers that were deleted more than 7 days ago are destroyed for good.";
+    }
+    "Logging" {
+        log: LogFilter = "STATIONMASTER_LOG", "info" (""), Open,
+            "Which log lines are written to standard error. The store's statements stay out unless `sqlx` or `sea_orm` is named.";
+        log_format: Maybe<LogLines> = "STATIONMASTER_LOG_FORMAT", "" ("`text` on a terminal, else `json`"), Open,
+            "How log lines look.";
+    }
+}

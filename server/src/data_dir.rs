@@ -1,0 +1,448 @@
+//! What must be in place before the store opens: the data directory, its lock, the master keys and
+//! the bootstrap token.
+//!
+//! With SQLite, the first start makes the keys and the token as files that only their owner may
+//! read. A key file is never made beside a database that exists: the secrets in that database are
+//! sealed under another key. With PostgreSQL nothing is made: two replicas would each make their
+//! own, so both must be configured.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use domain::{
+    seal::{MasterKeyError, MasterKeys},
+    token::{self, Prefix},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroizing;
+
+use crate::config::{self, Config, DatabaseUrl};
+
+/// The name of the file with the master keys.
+pub const KEYS_FILE: &str = "master-keys";
+/// The name of the file with the bootstrap token.
+pub const TOKEN_FILE: &str = "bootstrap-token";
+/// The name of the lock file.
+pub const LOCK_FILE: &str = "lock";
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// The identifier of the key that a first start makes.
+const FIRST_KEY_ID: &str = "k1";
+/// The longest key or token file that is read, bytes.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why the groundwork can't be laid; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The operating system refused something.
+    #[error("{what} {} failed: {error}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// Another process has the data directory or the database file.
+    #[error(
+        "{} is in use by {holder}, which holds the lock {}. One process at a time may use an embedded database: stop that one, or give this one its own STATIONMASTER_DATA_DIR, or move to PostgreSQL",
+        path.display(), lock.display()
+    )]
+    Locked {
+        /// What is in use.
+        path: PathBuf,
+        /// The lock file.
+        lock: PathBuf,
+        /// Who has it, as far as known.
+        holder: String,
+    },
+    /// A secret's file can be read by others than its owner.
+    #[error(
+        "{} can be read or written by others (mode {mode:04o}). Run `chmod 600 {}`, and replace what is in it if somebody may have read it",
+        path.display(), path.display()
+    )]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The database is there, and the keys to it are not.
+    #[error(
+        "the database {} exists but its key file {} does not. Put the key file back from where you keep it, or give the keys in STATIONMASTER_MASTER_KEYS. A new key would not open the secrets in the database, so none is made; to start from nothing, move the database away",
+        database.display(), keys.display()
+    )]
+    KeysLost {
+        /// The database file.
+        database: PathBuf,
+        /// Where the keys should be.
+        keys: PathBuf,
+    },
+    /// A file's content is not what it should be; never repeated.
+    #[error("{} does not hold {expected}: {wrong}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+        /// What is wrong.
+        wrong: String,
+    },
+    /// PostgreSQL without what only the configuration can give.
+    #[error(
+        "{name} must be given with PostgreSQL, the same for every process that shares the database. A fresh one: {how}"
+    )]
+    Required {
+        /// The setting.
+        name: &'static str,
+        /// A shell line that makes a value.
+        how: &'static str,
+    },
+    /// A path that a database URL can't say.
+    #[error("the path {} is not UTF-8; choose another STATIONMASTER_DATA_DIR", .0.display())]
+    NotUtf8(PathBuf),
+}
+
+type Result<T> = std::result::Result<T, DataDirError>;
+
+/// Says what was tried when the system refuses.
+fn io_at<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataDirError + 'a {
+    move |error| DataDirError::Io {
+        what,
+        path: path.to_owned(),
+        error,
+    }
+}
+
+/// The database, ready to be opened. Dropping this gives its locks up.
+#[derive(Debug)]
+pub struct Database {
+    /// For the store. May hold a password.
+    pub url: SecretString,
+    /// The SQLite file, if that is what it is.
+    pub file: Option<PathBuf>,
+    /// Whether there is data in the SQLite file.
+    exists: bool,
+    _locks: Vec<File>,
+}
+
+impl Database {
+    /// PostgreSQL needs no groundwork.
+    fn remote(config: &Config) -> Self {
+        let url = match &config.database_url {
+            Some(DatabaseUrl::Postgres(url)) => url.clone(),
+            _ => unreachable!("without a SQLite path the configuration names PostgreSQL"),
+        };
+        Self {
+            url,
+            file: None,
+            exists: true,
+            _locks: Vec::new(),
+        }
+    }
+
+    /// Makes the data directory, takes the locks and, for a new SQLite database, makes its file
+    /// readable to its owner only. Does nothing with PostgreSQL.
+    ///
+    /// # Errors
+    /// The directory can't be made or written, or another process has it.
+    pub fn prepare(config: &Config) -> Result<Self> {
+        let Some(file) = config.sqlite_path() else {
+            return Ok(Self::remote(config));
+        };
+        make_directory(&config.data_dir)?;
+        let mut locks = vec![lock(&config.data_dir, &config.data_dir.join(LOCK_FILE))?];
+        let file = resolved(&file)?;
+        if !lies_in(&file, &config.data_dir)? {
+            // Two data directories may name one database: the lock must lie beside it.
+            let mut name = file.clone().into_os_string();
+            name.push(".lock");
+            locks.push(lock(&file, Path::new(&name))?);
+        }
+        let exists = holds_data(&file)?;
+        // SQLite gives its journal files the mode of the database file.
+        let made = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(FILE_MODE)
+            .open(&file);
+        made.map_err(io_at("opening the database", &file))?;
+        let url = SecretString::from(sqlite_url(&file)?);
+        Ok(Self {
+            url,
+            file: Some(file),
+            exists,
+            _locks: locks,
+        })
+    }
+}
+
+/// What the store is opened with besides its URL.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The keys that seal and open.
+    pub master_keys: MasterKeys,
+    /// The operator's tokens, one or two.
+    pub bootstrap_tokens: Vec<SecretString>,
+    /// The file that the bootstrap token is in, and whether it was made just now.
+    pub token_file: Option<(PathBuf, bool)>,
+}
+
+impl Credentials {
+    /// Takes keys and token from the configuration, else from their files, else (SQLite only)
+    /// makes the files.
+    ///
+    /// # Errors
+    /// A file is missing that can't be made, is too open, or holds something else.
+    pub fn prepare(config: &Config, database: &Database) -> Result<Self> {
+        let master_keys = master_keys(config, database, &mut write_new)?;
+        let (bootstrap_tokens, token_file) = bootstrap_tokens(config, database, &mut write_new)?;
+        Ok(Self {
+            master_keys,
+            bootstrap_tokens,
+            token_file,
+        })
+    }
+
+    /// Whether [`Credentials::prepare`] would succeed, without making anything.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(config: &Config, database: &Database) -> Result<()> {
+        let mut nothing = |_: &Path, _: &str| Ok(());
+        master_keys(config, database, &mut nothing)?;
+        bootstrap_tokens(config, database, &mut nothing)?;
+        Ok(())
+    }
+}
+
+/// How a file with a new secret is written; a check writes none.
+type Write<'a> = &'a mut dyn FnMut(&Path, &str) -> Result<()>;
+
+fn master_keys(config: &Config, database: &Database, write: Write<'_>) -> Result<MasterKeys> {
+    if let Some(keys) = &config.master_keys {
+        return Ok(keys.clone());
+    }
+    if let Some(path) = &config.master_keys_file {
+        // Orchestrators mount secrets with modes of their own, so this one is not refused.
+        if let Some(mode) = open_mode(path)? {
+            let path = path.display();
+            tracing::warn!("The key file {path} can be read by others (mode {mode:04o})");
+        }
+        return parse_keys(path, &read_secret(path)?);
+    }
+    let Some(file) = &database.file else {
+        return Err(DataDirError::Required {
+            name: "STATIONMASTER_MASTER_KEYS (or STATIONMASTER_MASTER_KEYS_FILE)",
+            how: "echo k1:$(openssl rand -base64 32)",
+        });
+    };
+    let path = config.data_dir.join(KEYS_FILE);
+    if exists(&path)? {
+        return parse_keys(&path, &read_private(&path)?);
+    }
+    if database.exists {
+        return Err(DataDirError::KeysLost {
+            database: file.clone(),
+            keys: path,
+        });
+    }
+    let text = MasterKeys::generate_text(FIRST_KEY_ID);
+    write(&path, &text)?;
+    parse_keys(&path, &text)
+}
+
+fn parse_keys(path: &Path, text: &str) -> Result<MasterKeys> {
+    MasterKeys::parse(text).map_err(|error: MasterKeyError| DataDirError::Content {
+        path: path.to_owned(),
+        expected: "master keys",
+        wrong: error.to_string(),
+    })
+}
+
+type Tokens = (Vec<SecretString>, Option<(PathBuf, bool)>);
+
+fn bootstrap_tokens(config: &Config, database: &Database, write: Write<'_>) -> Result<Tokens> {
+    if let Some(tokens) = &config.bootstrap_tokens {
+        return Ok((tokens.clone(), None));
+    }
+    if database.file.is_none() {
+        return Err(DataDirError::Required {
+            name: "STATIONMASTER_BOOTSTRAP_TOKEN",
+            how: "openssl rand -hex 32",
+        });
+    }
+    let path = config.data_dir.join(TOKEN_FILE);
+    if exists(&path)? {
+        let tokens = config::parse_bootstrap_tokens(&read_private(&path)?).map_err(|wrong| {
+            DataDirError::Content {
+                path: path.clone(),
+                expected: "a bootstrap token",
+                wrong,
+            }
+        })?;
+        return Ok((tokens, Some((path, false))));
+    }
+    // Nothing is sealed under this token, so a lost one may be replaced.
+    let token = token::generate(Prefix::Boot);
+    write(&path, token.expose_secret())?;
+    Ok((vec![token], Some((path, true))))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+        .map_err(io_at("making the data directory", path))
+}
+
+/// The path with its directory's links followed, and its own where it exists.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    if exists(path)? {
+        return fs::canonicalize(path).map_err(io_at("finding", path));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default();
+    let parent = fs::canonicalize(parent).map_err(io_at("finding the directory", parent))?;
+    Ok(parent.join(name))
+}
+
+fn lies_in(file: &Path, directory: &Path) -> Result<bool> {
+    let directory = fs::canonicalize(directory).map_err(io_at("finding", directory))?;
+    Ok(file.parent() == Some(&directory))
+}
+
+/// Takes the lock, which the operating system gives up when this process ends, however it ends.
+fn lock(path: &Path, lock: &Path) -> Result<File> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(lock)
+        .map_err(io_at("opening the lock", lock))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(DataDirError::Locked {
+                path: path.to_owned(),
+                lock: lock.to_owned(),
+                holder: holder(&mut file),
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(io_at("locking", lock)(error)),
+    }
+    let note = format!("{}\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(note.as_bytes()))
+        .map_err(io_at("writing the lock", lock))?;
+    Ok(file)
+}
+
+/// Who wrote the lock file. Between locking and writing there is a moment without a name.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.take(32).read_to_string(&mut text);
+    match (read, text.trim().parse::<u32>()) {
+        (Ok(_), Ok(pid)) => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    }
+}
+
+/// Whether SQLite has written anything: to the file, or to its log beside it.
+fn holds_data(file: &Path) -> Result<bool> {
+    let mut log = file.to_owned().into_os_string();
+    log.push("-wal");
+    for path in [file, Path::new(&log)] {
+        match fs::metadata(path) {
+            Ok(found) if found.len() > 0 => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_at("looking at", path)(error)),
+        }
+    }
+    Ok(false)
+}
+
+/// `sqlite://` and the path, with what would end or change the path escaped.
+fn sqlite_url(file: &Path) -> Result<String> {
+    let text = file
+        .to_str()
+        .ok_or_else(|| DataDirError::NotUtf8(file.to_owned()))?;
+    Ok(format!(
+        "sqlite://{}",
+        text.replace('%', "%25")
+            .replace('?', "%3F")
+            .replace('#', "%23")
+    ))
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(io_at("looking at", path))
+}
+
+/// The permission bits of a file, if they let anybody but the owner at it.
+fn open_mode(path: &Path) -> Result<Option<u32>> {
+    let mode = fs::metadata(path)
+        .map_err(io_at("reading", path))?
+        .permissions()
+        .mode()
+        & 0o7777;
+    Ok((mode & 0o077 != 0).then_some(mode))
+}
+
+/// Reads one of our own secret files, which must be closed to others.
+fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+    match open_mode(path)? {
+        Some(mode) => Err(DataDirError::TooOpen {
+            path: path.to_owned(),
+            mode,
+        }),
+        None => read_secret(path),
+    }
+}
+
+fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(path)
+        .and_then(|file| file.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text))
+        .map_err(io_at("reading", path))?;
+    Ok(text)
+}
+
+/// Writes a secret so that after a power cut there is the whole file or none: to a file beside
+/// it, flushed, then renamed, and the directory flushed.
+fn write_new(path: &Path, text: &str) -> Result<()> {
+    let beside = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(FILE_MODE)
+            .open(&beside)?;
+        // A left-over of an earlier try may have another mode.
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(io_at("writing", path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! `stationmaster demo`: the first minute of a new deployment, done for real and told in words.
+//!
+//! Nothing is short-cut: the server is this program, started as anybody would; every step is an
+//! HTTP request that a reader could send; the webhook arrives in another process, which verifies
+//! it with nothing but the published rules.
+
+mod child;
+pub mod consumer;
+mod story;
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{cli::Failure, signals, text::say};
+use child::{Consumer, Server};
+use story::Story;
+
+/// How long the webhook may take from the end of the run to its arrival.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+const PUBLISHER: &str = "acme";
+const PIPELINE: &str = "nightly-report";
+
+/// Runs the demo; with `keep`, leaves the server up until a signal comes.
+///
+/// # Errors
+/// The first step that did not go as it should, and what the server said to it.
+pub async fn run(keep: bool) -> Result<(), Failure> {
+    let stop = signals::watch().map_err(|e| Failure::Failed(format!("signals: {e}")))?;
+    let home = tempfile::Builder::new()
+        .prefix("stationmaster-demo-")
+        .tempdir()
+        .map_err(|e| Failure::Failed(format!("making a temporary directory failed: {e}")))?;
+    let outcome = tokio::select! {
+        outcome = first_minute(home.path(), keep, &stop) => outcome,
+        () = interrupted(keep, &stop) => Err("it was interrupted".to_owned()),
+    };
+    outcome.map_err(|reason| {
+        let log = std::fs::read_to_string(home.path().join(child::LOG_FILE)).unwrap_or_default();
+        Failure::Failed(format!("the demo stopped: {reason}{}", tail(&log)))
+    })
+}
+
+/// A kept demo ends well by a signal; any other is cut short by one.
+async fn interrupted(keep: bool, stop: &CancellationToken) {
+    stop.cancelled().await;
+    if keep {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The last lines of the server's log, which usually name the cause.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let last = &lines[lines.len().saturating_sub(20)..];
+    if last.is_empty() {
+        return String::new();
+    }
+    format!("\nThe server's last words:\n  {}", last.join("\n  "))
+}
+
+/// What the steps hand on to each other.
+struct Tokens {
+    admin: String,
+    runner: String,
+    signing_secret: String,
+}
+
+async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Result<(), String> {
+    let server = Server::start(home).await?;
+    let mut story = Story::new(server.url.clone());
+    say(&format!(
+        "A server runs at {} on an empty directory.",
+        server.url
+    ));
+
+    let tokens = create_publisher(&mut story, home).await?;
+    register_pipeline(&mut story, &tokens).await?;
+    let mut consumer = Consumer::start(&tokens.signing_secret).await?;
+    register_endpoint(&mut story, &tokens, &consumer.url).await?;
+    let run = start_and_complete(&mut story, &tokens).await?;
+    await_webhook(&mut story, &mut consumer, &run).await?;
+    let admin = rotate(&mut story, &tokens).await?;
+
+    if keep {
+        keep_running(&server, &mut consumer, &Tokens { admin, ..tokens }, stop).await?;
+    }
+    consumer.stop().await?;
+    server.stop().await?;
+    say("\nThe server stopped cleanly. That was the first minute.");
+    Ok(())
+}
+
+async fn create_publisher(story: &mut Story, home: &Path) -> Result<Tokens, String> {
+    story.step("Create a publisher, with the bootstrap token that the first start left in a file.");
+    let path = home.join("data").join(crate::data_dir::TOKEN_FILE);
+    let bootstrap = std::fs::read_to_string(&path)
+        .map_err(|error| format!("the bootstrap token is not in {}: {error}", path.display()))?;
+    let body = json!({"slug": PUBLISHER, "display_name": "Acme Corporation"});
+    let answer = story
+        .post("/v1/publishers", bootstrap.trim())
+        .json(&body)
+        .expect(201)
+        .await?;
+    let tokens = Tokens {
+        admin: text_at(&answer, "/tokens/admin/token")?,
+        runner: text_at(&answer, "/tokens/runner/token")?,
+        signing_secret: text_at(&answer, "/secrets/webhook_signing/secret")?,
+    };
+    say("   It answers with an admin token, a runner token and two secrets, this one time.");
+    Ok(tokens)
+}
+
+async fn register_pipeline(story: &mut Story, tokens: &Tokens) -> Result<(), String> {
+    story.step("Register a pipeline, with the publisher's admin token.");
+    let body = json!({"display_name": "Nightly report"});
+    let path = format!("/v1/pipelines/{PIPELINE}");
+    story
+        .put(&path, &tokens.admin)
+        .json(&body)
+        .expect(201)
+        .await?;
+    Ok(())
+}
+
+async fn register_endpoint(story: &mut Story, tokens: &Tokens, url: &str) -> Result<(), String> {
+    story.step("Register a webhook endpoint: a consumer that runs in a process of its own.");
+    let body = json!({"url": url, "event_types": ["run.succeeded"]});
+    story
+        .post("/v1/webhook-endpoints", &tokens.admin)
+        .json(&body)
+        .expect(201)
+        .await?;
+    Ok(())
+}
+
+async fn start_and_complete(story: &mut Story, tokens: &Tokens) -> Result<String, String> {
+    story.step("Start a run with the runner token, and claim it in the same request.");
+    let path = format!("/v1/pipelines/{PIPELINE}/runs");
+    let body = json!({"input": {"day": "today"}, "claim": true});
+    let answer = story
+        .post(&path, &tokens.runner)
+        .json(&body)
+        .expect(201)
+        .await?;
+    let run = text_at(&answer, "/id")?;
+    let claim = text_at(&answer, "/claim/token")?;
+
+    story.step("Complete the run, with the claim.");
+    let body = json!({"output": {"rows": 42}});
+    let path = format!("/v1/runs/{run}/complete");
+    let request = story
+        .post(&path, &tokens.runner)
+        .header("X-Stationmaster-Claim", &claim);
+    let answer = request.json(&body).expect(200).await?;
+    match text_at(&answer, "/status")?.as_str() {
+        "succeeded" => Ok(run),
+        other => Err(format!("the completed run is {other}")),
+    }
+}
+
+async fn await_webhook(
+    story: &mut Story,
+    consumer: &mut Consumer,
+    run: &str,
+) -> Result<(), String> {
+    story.step("Wait for the webhook in the consumer's process.");
+    let delivery = tokio::time::timeout(DELIVERY_TIMEOUT, consumer.next())
+        .await
+        .map_err(|_| format!("no webhook arrived within {} s", DELIVERY_TIMEOUT.as_secs()))??;
+    check(&delivery)?;
+    if text_at(&delivery, "/type")? != "run.succeeded" || text_at(&delivery, "/run")? != run {
+        return Err(format!(
+            "another webhook arrived than the run's: {delivery}"
+        ));
+    }
+    say(&format!(
+        "   {} {} arrived. Verified, from the bytes received and the secret alone:",
+        text_at(&delivery, "/type")?,
+        text_at(&delivery, "/id")?
+    ));
+    say("   X-Stationmaster-Signature is genuine, webhook-signature (Standard Webhooks) too.");
+    Ok(())
+}
+
+/// Whether the consumer found both signatures genuine.
+fn check(delivery: &Value) -> Result<(), String> {
+    match delivery.get("problems").and_then(Value::as_array) {
+        Some(problems) if problems.is_empty() => Ok(()),
+        _ => Err(format!("the webhook did not pass verification: {delivery}")),
+    }
+}
+
+/// Returns the new admin token.
+async fn rotate(story: &mut Story, tokens: &Tokens) -> Result<String, String> {
+    story.step("Rotate the admin token.");
+    let path = "/v1/publishers/me/tokens/admin/rotate";
+    let answer = story
+        .post(path, &tokens.admin)
+        .json(&json!({}))
+        .expect(200)
+        .await?;
+    let new = text_at(&answer, "/token")?;
+
+    story.step("The old admin token is refused at once.");
+    story
+        .get("/v1/publishers/me", &tokens.admin)
+        .expect(401)
+        .await?;
+
+    story.step("The new one works.");
+    let answer = story.get("/v1/publishers/me", &new).expect(200).await?;
+    let found = answer
+        .pointer("/slug")
+        .or_else(|| answer.pointer("/publisher/slug"));
+    if found.and_then(Value::as_str) != Some(PUBLISHER) {
+        return Err("the new token belongs to another publisher".into());
+    }
+    Ok(new)
+}
+
+async fn keep_running(
+    server: &Server,
+    consumer: &mut Consumer,
+    tokens: &Tokens,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    say(&format!(
+        "\nThe server keeps running. Its documentation: {}/docs",
+        server.url
+    ));
+    say(&format!("  admin token   {}", tokens.admin));
+    say(&format!("  runner token  {}", tokens.runner));
+    say(&format!(
+        "  bootstrap     in {}",
+        server.token_file.display()
+    ));
+    say(&format!(
+        "  webhooks      go to {} and are shown here",
+        consumer.url
+    ));
+    say("Everything is removed when you stop it with Ctrl-C.\n");
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            delivery = consumer.next() => say(&format!("webhook: {}", delivery?)),
+        }
+    }
+}
+
+fn text_at(answer: &Value, pointer: &str) -> Result<String, String> {
+    let found = answer
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .map(str::to_owned);
+    found.ok_or_else(|| format!("the answer has no text at {pointer}"))
+}

@@ -1,0 +1,18 @@
+//! The program `stationmaster`: configuration, the command line, and the wiring of all crates.
+//!
+//! The only crate that knows the whole. It holds no rule of the product: those live in `domain`,
+//! and what happens to data in `persistence`.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
+)]
+
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod demo;
+pub mod logging;
+pub mod metrics;
+pub mod signals;
+mod text;

@@ -1,0 +1,93 @@
+//! Figures for Prometheus, on a port of their own so that they are never public by accident.
+
+use std::{io, time::Duration};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use poem::{Response, Route, Server, endpoint::make_sync, get, listener::TcpAcceptor};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Values};
+
+/// The text format that Prometheus reads (exposition format 0.0.4).
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// How often old samples are folded together when nobody reads them.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Upper bounds for everything measured in seconds: from a cached look-up to a slow consumer.
+const SECONDS: [f64; 14] = [
+    0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
+];
+
+/// Binds the metrics port, if one is wanted.
+///
+/// # Errors
+/// The port can't be had and was asked for by name; a default port that is taken only warns.
+pub async fn bind(config: &Config, values: &Values) -> Result<Option<TcpListener>, String> {
+    let Some(address) = config.metrics_listen else {
+        return Ok(None);
+    };
+    let asked_for = values.source("STATIONMASTER_METRICS_LISTEN").is_some();
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if !asked_for && error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(%address, "Metrics are off: the default port is taken. Set STATIONMASTER_METRICS_LISTEN to another one");
+            Ok(None)
+        }
+        Err(error) => Err(format!(
+            "can't serve metrics on {address}: {error}. Set STATIONMASTER_METRICS_LISTEN to a free address, or to nothing to turn metrics off"
+        )),
+    }
+}
+
+/// Starts recording for this process. Call once.
+///
+/// # Errors
+/// Something records already.
+pub fn record() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| format!("metrics can't start: {error}"))?;
+    metrics::gauge!("stationmaster_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// Keeps the records small, and serves them while there is a listener, until `shutdown`.
+///
+/// # Errors
+/// The listener can't be used.
+pub async fn serve(
+    listener: Option<TcpListener>,
+    handle: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let upkeep = async {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            handle.run_upkeep();
+        }
+    };
+    let Some(listener) = listener else {
+        tokio::select! {
+            () = upkeep => {}
+            () = shutdown.cancelled() => {}
+        }
+        return Ok(());
+    };
+    tracing::info!(address = %listener.local_addr()?, "Metrics are served");
+    let render = {
+        let handle = handle.clone();
+        make_sync(move |_| {
+            Response::builder()
+                .content_type(CONTENT_TYPE)
+                .body(handle.render())
+        })
+    };
+    let app = Route::new().at("/metrics", get(render));
+    let server = Server::new_with_acceptor(TcpAcceptor::from_tokio(listener)?)
+        .run_with_graceful_shutdown(app, shutdown.cancelled(), Some(Duration::from_secs(1)));
+    tokio::select! {
+        () = upkeep => Ok(()),
+        ended = server => ended,
+    }
+}

@@ -1,0 +1,90 @@
+//! Small helpers for messages to people.
+
+use std::io::{self, Write as _};
+
+/// The longest piece of somebody's input that a message repeats, characters.
+const QUOTE_CHARS: usize = 60;
+
+/// `text` without control characters and cut to a length that fits a message.
+#[must_use]
+pub fn shortened(text: &str) -> String {
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if clean.chars().count() <= QUOTE_CHARS {
+        return clean;
+    }
+    clean.chars().take(QUOTE_CHARS).chain(['…']).collect()
+}
+
+/// The candidate that differs least from `text`, if any is near enough to be meant.
+#[must_use]
+pub fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if text.len() > 100 {
+        return None;
+    }
+    candidates
+        .map(|candidate| (distance(text, candidate), candidate))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 5).max(2))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance in bytes: insertions, deletions and replacements.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Writes a line to standard output at once. A reader that went away is not our failure.
+pub fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Writes a text to standard output as it is.
+pub fn put(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_levenshtein_s() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn only_a_near_name_is_suggested() {
+        let names = ["STATIONMASTER_LISTEN", "STATIONMASTER_LOG"];
+        assert_eq!(
+            nearest("STATIONMASTER_LISTNE", names.into_iter()),
+            Some(names[0])
+        );
+        assert_eq!(
+            nearest("STATIONMASTER_COMPLETELY_OTHER", names.into_iter()),
+            None
+        );
+    }
+
+    #[test]
+    fn quotes_stay_on_one_line() {
+        assert_eq!(shortened("a\nb"), "a b");
+        assert_eq!(shortened(&"x".repeat(500)).chars().count(), 61);
+    }
+}

@@ -1,0 +1,139 @@
+//! The command line as an operator meets it: through the built program.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+/// The program with nothing in its environment but what is given.
+fn stationmaster(home: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_stationmaster"))
+        .args(arguments)
+        .env_clear()
+        .envs(settings.iter().copied())
+        .current_dir(home)
+        .output()
+        .expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("output is UTF-8")
+}
+
+/// Runs the program, which must refuse; returns what it said.
+fn refusal(home: &Path, arguments: &[&str], settings: &[(&str, &str)], code: i32) -> String {
+    let output = stationmaster(home, arguments, settings);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert_eq!(text(&output.stdout), "", "{said}");
+    said
+}
+
+#[test]
+fn an_unknown_setting_is_refused_with_the_nearest_name() {
+    let home = tempfile::tempdir().unwrap();
+    let settings = [
+        ("STATIONMASTER_LISTNE", "127.0.0.1:0"),
+        ("STATIONMASTER_TEST_ANY", "x"),
+    ];
+    for arguments in [&["serve"][..], &[], &["serve", "--print-config"]] {
+        let said = refusal(home.path(), arguments, &settings, 2);
+        assert!(
+            said.contains("did you mean STATIONMASTER_LISTEN?"),
+            "{said}"
+        );
+        assert!(!said.contains("STATIONMASTER_TEST_ANY"), "{said}");
+    }
+    assert_eq!(
+        std::fs::read_dir(home.path()).unwrap().count(),
+        0,
+        "nothing was made"
+    );
+}
+
+#[test]
+fn bad_values_are_listed_together() {
+    let home = tempfile::tempdir().unwrap();
+    let settings = [
+        ("STATIONMASTER_LISTEN", "here"),
+        ("STATIONMASTER_CRON_EVENTS", "0 0 99 * * *"),
+        ("STATIONMASTER_BOOTSTRAP_TOKEN", "hunter2"),
+    ];
+    let said = refusal(home.path(), &["serve"], &settings, 2);
+    assert!(
+        said.starts_with("error: the configuration has 3 faults:"),
+        "{said}"
+    );
+    for (name, _) in settings {
+        assert!(said.contains(&format!("  {name}: ")), "{said}");
+    }
+    assert!(said.contains("it takes an IP address and a port"), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn print_config_masks_secrets_and_names_sources() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("stationmaster.toml");
+    std::fs::write(&file, "STATIONMASTER_LOG = \"debug\"\n").unwrap();
+    let token = "hunter2-hunter2-hunter2-hunter2-hunter2";
+    let settings = [
+        ("STATIONMASTER_BOOTSTRAP_TOKEN", token),
+        (
+            "STATIONMASTER_DATABASE_URL",
+            "postgres://u:hunter2@127.0.0.1/d",
+        ),
+    ];
+    let arguments = ["serve", "--print-config", "--config", "stationmaster.toml"];
+    let output = stationmaster(home.path(), &arguments, &settings);
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for line in [
+        "STATIONMASTER_BOOTSTRAP_TOKEN = \"********\" # environment",
+        "STATIONMASTER_DATABASE_URL = \"postgres://u:********@127.0.0.1/d\" # environment",
+        "STATIONMASTER_LOG = \"debug\" # file",
+        "STATIONMASTER_LISTEN = \"127.0.0.1:8080\" # default",
+    ] {
+        assert!(
+            shown.lines().any(|shown| shown == line),
+            "{line} is missing in\n{shown}"
+        );
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_help_with_0() {
+    let home = tempfile::tempdir().unwrap();
+    refusal(home.path(), &["fly"], &[], 2);
+    refusal(home.path(), &["config"], &[], 2);
+    refusal(home.path(), &["config", "--docs", "--env-example"], &[], 2);
+    for arguments in [["--help"], ["--version"]] {
+        let output = stationmaster(home.path(), &arguments, &[]);
+        assert!(output.status.success());
+        assert!(
+            text(&output.stdout).starts_with(if arguments == ["--version"] {
+                "stationmaster "
+            } else {
+                "A control plane"
+            })
+        );
+    }
+}
+
+/// The files that are generated and checked in, and the command that writes each.
+#[test]
+fn generated_files_are_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (name, flag) in [
+        ("docs/configuration.md", "--docs"),
+        (".env.example", "--env-example"),
+    ] {
+        let output = stationmaster(&root, &["config", flag], &[]);
+        let checked_in = std::fs::read_to_string(root.join(name)).unwrap_or_default();
+        assert!(
+            text(&output.stdout) == checked_in,
+            "{name} has drifted; update it with: target/debug/stationmaster config {flag} > {name}"
+        );
+    }
+}
