@@ -91,3 +91,56 @@ pub async fn serve(
         ended = server => ended,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::config::{Loaded, load};
+
+    fn loaded(address: Option<&str>) -> Loaded {
+        let given = address.map(|text| ("STATIONMASTER_METRICS_LISTEN".into(), text.into()));
+        load(given, None).unwrap()
+    }
+
+    async fn bound(loaded: &Loaded) -> Result<Option<TcpListener>, String> {
+        bind(&loaded.config, &loaded.values).await
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_fails_only_when_it_was_asked_for() {
+        // Where this fails, another program has the port: taken either way.
+        let _default = TcpListener::bind("127.0.0.1:9464").await;
+        assert!(bound(&loaded(None)).await.unwrap().is_none());
+        let wrong = bound(&loaded(Some("127.0.0.1:9464"))).await.unwrap_err();
+        assert!(wrong.contains("STATIONMASTER_METRICS_LISTEN"), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_served_when_it_is_set_to_nothing() {
+        assert!(bound(&loaded(Some(""))).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn figures_are_served_until_the_end() {
+        let listener = bound(&loaded(Some("127.0.0.1:0"))).await.unwrap().unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(Some(listener), record().unwrap(), shutdown.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.contains("stationmaster_build_info{version="),
+            "{answer}"
+        );
+        shutdown.cancel();
+        server.await.unwrap().unwrap();
+    }
+}
