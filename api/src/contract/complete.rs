@@ -1,0 +1,244 @@
+//! From poem-openapi's draft to the document that we publish.
+
+use serde_json::{Map, Value, json};
+
+use domain::Code;
+
+use super::{
+    example, problems,
+    schema::{close_requests, contents_mut, modernise, operations_mut, sorted},
+};
+
+/// What only people know of an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct OperationDoc {
+    /// Which operation.
+    pub operation_id: &'static str,
+    /// The problems of its own, beside those that its shape implies (see [`complete`]).
+    pub codes: &'static [Code],
+}
+
+/// Completes a draft of OpenAPI 3.0 into the published document of OpenAPI 3.1.
+///
+/// A security scheme of the draft that is called `a_or_b` becomes two alternatives. Every
+/// operation gets the problems that its shape implies: 500 and 503 always; 401, 403 and 429 with a
+/// token; 404 with a variable in the path; 400 with parameters or a body; 408, 413, 415 and 422
+/// with a body.
+///
+/// # Panics
+/// When the draft is no JSON, or `operations` names one that the draft has not: both are mistakes
+/// in this program, found by its first test.
+#[must_use]
+pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
+    let mut document: Value = serde_json::from_str(draft).expect("poem-openapi writes JSON");
+    document["openapi"] = json!("3.1.0");
+    document["servers"] = json!([{"url": "/"}]);
+    for_each_schema(&mut document, modernise);
+    let mut kinds = Vec::new();
+    let mut undocumented: Vec<&str> = operations.iter().map(|doc| doc.operation_id).collect();
+    for operation in operations_mut(&mut document) {
+        plain_media_types(operation);
+        drop_noise(operation);
+        spell_out_security(operation, &mut kinds);
+        let own = operations
+            .iter()
+            .find(|doc| operation["operationId"] == doc.operation_id);
+        let codes = problems::codes(operation, own.map_or(&[], |doc| doc.codes));
+        problems::document(operation, &codes);
+        document_headers(operation);
+        undocumented.retain(|id| operation["operationId"] != *id);
+    }
+    assert!(
+        undocumented.is_empty(),
+        "no such operations: {undocumented:?}"
+    );
+    for (name, schema) in problems::schemas() {
+        document["components"]["schemas"][name] = schema;
+    }
+    document["components"]["headers"] = headers();
+    document["components"]["securitySchemes"] = security_schemes(kinds);
+    close_requests(&mut document);
+    exemplify(&mut document);
+    sorted(document)
+}
+
+fn for_each_schema(document: &mut Value, rewrite: fn(&mut Value)) {
+    if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
+        schemas.values_mut().for_each(rewrite);
+    }
+    for operation in operations_mut(document) {
+        let parameters = operation
+            .get_mut("parameters")
+            .and_then(Value::as_array_mut);
+        for parameter in parameters.into_iter().flatten() {
+            rewrite(&mut parameter["schema"]);
+        }
+        if let Some(body) = operation.get_mut("requestBody") {
+            contents_mut(body).for_each(|media| rewrite(&mut media["schema"]));
+        }
+        for answer in members_mut(&mut operation["responses"]) {
+            contents_mut(answer).for_each(|media| rewrite(&mut media["schema"]));
+            let headers = answer.get_mut("headers").and_then(Value::as_object_mut);
+            for header in headers.into_iter().flat_map(Map::values_mut) {
+                rewrite(&mut header["schema"]);
+            }
+        }
+    }
+}
+
+fn members_mut(value: &mut Value) -> impl Iterator<Item = &mut Value> {
+    value.as_object_mut().into_iter().flat_map(Map::values_mut)
+}
+
+/// `application/json; charset=utf-8` → `application/json`: JSON has no charset (RFC 8259 §11).
+fn plain_media_types(operation: &mut Value) {
+    let rename = |of: &mut Value| {
+        if let Some(content) = of.get_mut("content").and_then(Value::as_object_mut) {
+            let plain = |name: String| name.split(';').next().unwrap_or_default().trim().to_owned();
+            *content = std::mem::take(content)
+                .into_iter()
+                .map(|(k, v)| (plain(k), v))
+                .collect();
+        }
+    };
+    if let Some(body) = operation.get_mut("requestBody") {
+        rename(body);
+    }
+    members_mut(&mut operation["responses"]).for_each(rename);
+}
+
+/// Members that only repeat the default.
+fn drop_noise(operation: &mut Value) {
+    let drop = |of: &mut Value| {
+        if let Some(members) = of.as_object_mut() {
+            members.retain(|name, value| match name.as_str() {
+                "deprecated" => *value != json!(false),
+                "explode" => *value != json!(true),
+                _ => true,
+            });
+        }
+    };
+    if let Some(parameters) = operation
+        .get_mut("parameters")
+        .and_then(Value::as_array_mut)
+    {
+        parameters.iter_mut().for_each(drop);
+    }
+    for answer in members_mut(&mut operation["responses"]) {
+        if answer["description"] == "" {
+            answer["description"] = json!("Done.");
+        }
+        if let Some(headers) = answer.get_mut("headers") {
+            members_mut(headers).for_each(drop);
+        }
+    }
+}
+
+/// `[{"admin_or_runner": []}]` → `[{"admin": []}, {"runner": []}]`; none → `[]`, which is public.
+fn spell_out_security(operation: &mut Value, kinds: &mut Vec<String>) {
+    let named: Vec<String> = problems::kinds(operation)
+        .into_iter()
+        .flat_map(|name| name.split("_or_"))
+        .map(str::to_owned)
+        .collect();
+    operation["security"] = named
+        .iter()
+        .map(|kind| json!({kind.as_str(): []}))
+        .collect();
+    kinds.extend(named);
+}
+
+fn security_schemes(kinds: Vec<String>) -> Value {
+    let schemes = kinds.into_iter().map(|kind| {
+        let description = match kind.as_str() {
+            "admin" => "A publisher's admin token, `stm_admin_…`: everything within its publisher.",
+            "runner" => {
+                "A publisher's runner token, `stm_runner_…`: starts, claims and finishes runs."
+            }
+            "bootstrap" => "The operator's bootstrap token: makes and manages publishers.",
+            "train" => "A train token, `ptk_…`: asks which account to use.",
+            _ => "A bearer token.",
+        };
+        (
+            kind,
+            json!({"type": "http", "scheme": "bearer", "description": description}),
+        )
+    });
+    Value::Object(schemes.collect())
+}
+
+/// The headers of answers, as components.
+fn headers() -> Value {
+    let text =
+        |description: &str| json!({"description": description, "schema": {"type": "string"}});
+    json!({
+        "RequestId": text("The request's identifier: the caller's own `X-Request-Id` if it is 1 to 64 characters of `[A-Za-z0-9._-]`, else one of ours."),
+        "RateLimit": text("What is left of the allowance, and the seconds until all of it is back: `\"publisher\";r=1999;t=1`. Absent where no limit applies."),
+        "RateLimitPolicy": text("The allowance and its window in seconds: `\"publisher\";q=2000;w=2`. Absent where no limit applies."),
+        "RetryAfter": {"description": "How long to wait, seconds.",
+            "schema": {"type": "integer", "minimum": 1}},
+        "WwwAuthenticate": text("`Bearer`."),
+    })
+}
+
+fn document_headers(operation: &mut Value) {
+    let secured = operation["security"]
+        .as_array()
+        .is_some_and(|kinds| !kinds.is_empty());
+    let answers = operation["responses"].as_object_mut().into_iter().flatten();
+    for (status, answer) in answers {
+        let mut add = |name: &str, component: &str| {
+            answer["headers"][name] = json!({"$ref": format!("#/components/headers/{component}")});
+        };
+        add("X-Request-Id", "RequestId");
+        if secured && (status.starts_with('2') || status == "429") {
+            add("RateLimit", "RateLimit");
+            add("RateLimit-Policy", "RateLimitPolicy");
+        }
+        if status == "429" || status == "503" {
+            add("Retry-After", "RetryAfter");
+        }
+        if status == "401" {
+            add("WWW-Authenticate", "WwwAuthenticate");
+        }
+        for (name, description) in [
+            ("ETag", "The thing's revision, for `If-Match`."),
+            ("Location", "Where the new thing is."),
+            ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
+            (
+                "Idempotent-Replayed",
+                "`true` when this is the stored answer to an earlier request with the same `Idempotency-Key`.",
+            ),
+        ] {
+            // Written in any case by the draft; header names have none.
+            let headers = answer["headers"].as_object_mut().into_iter().flatten();
+            for (_, header) in headers.filter(|(own, _)| own.eq_ignore_ascii_case(name)) {
+                if header.get("description").is_none() {
+                    header["description"] = json!(description);
+                }
+            }
+        }
+    }
+}
+
+/// Puts an example beside each body that can have one.
+fn exemplify(document: &mut Value) {
+    let schemas = document.clone();
+    for operation in operations_mut(document) {
+        if let Some(body) = operation.get_mut("requestBody") {
+            contents_mut(body).for_each(|media| add_example(media, &schemas));
+        }
+        for answer in members_mut(&mut operation["responses"]) {
+            contents_mut(answer).for_each(|media| add_example(media, &schemas));
+        }
+    }
+}
+
+fn add_example(media: &mut Value, document: &Value) {
+    if media.get("example").is_some() || media.get("examples").is_some() {
+        return;
+    }
+    if let Some(example) = example::of(&media["schema"], document) {
+        media["example"] = example;
+    }
+}

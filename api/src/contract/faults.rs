@@ -1,0 +1,265 @@
+//! Faults of a body, found by the contract's own schemas and told in our words.
+//!
+//! Nothing here quotes a value: it may be a secret. Member names are quoted, within limits.
+
+use std::collections::{HashMap, HashSet};
+
+use jsonschema::{
+    Draft, JsonType, PatternOptions, ValidationError, Validator,
+    error::{TypeKind, ValidationErrorKind as Kind},
+};
+use serde_json::{Value, json};
+
+use domain::FieldError;
+
+use super::{
+    FAULTS_MAX, child, describe,
+    schema::{operations, refer, reference},
+};
+
+/// Longest pointer that is answered, bytes; a longer one is cut after a whole step.
+const POINTER_BYTES: usize = 200;
+
+/// A validator for each schema that is a request's body.
+pub(super) fn validators(document: &Value) -> Result<HashMap<String, Validator>, String> {
+    let mut names = HashSet::new();
+    for (_, _, operation) in operations(document) {
+        for media in operation["requestBody"]["content"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
+            names.extend(reference(&media.1["schema"]).map(str::to_owned));
+        }
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let validator = compile(&refer(&name), document)
+                .map_err(|error| format!("the schema {name} does not compile: {error}"))?;
+            Ok((name, validator))
+        })
+        .collect()
+}
+
+/// Compiles a schema that may refer to the document's.
+pub(super) fn compile(
+    schema: &Value,
+    document: &Value,
+) -> Result<Validator, ValidationError<'static>> {
+    let schema = json!({
+        "allOf": [schema],
+        "components": {"schemas": document["components"]["schemas"]},
+    });
+    jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .should_validate_formats(true)
+        .should_ignore_unknown_formats(true)
+        // Linear in the input, whatever the pattern.
+        .with_pattern_options(PatternOptions::regex())
+        .build(&schema)
+}
+
+/// The faults of `value`, at most [`FAULTS_MAX`].
+pub(super) fn of(validator: &Validator, value: &Value) -> Vec<FieldError> {
+    let mut faults = Faults::default();
+    if !validator.is_valid(value) {
+        for error in validator.iter_errors(value) {
+            faults.explain(&error);
+            if faults.list.len() >= FAULTS_MAX {
+                break;
+            }
+        }
+        faults.list.truncate(FAULTS_MAX);
+    }
+    faults.list
+}
+
+#[derive(Default)]
+struct Faults {
+    list: Vec<FieldError>,
+    seen: HashSet<(String, &'static str)>,
+}
+
+impl Faults {
+    fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
+        let pointer = bounded(pointer);
+        if self.seen.insert((pointer.to_owned(), code)) {
+            let detail = format!("{} {what}.", label(pointer));
+            self.list.push(FieldError::new(pointer, code, detail));
+        }
+    }
+
+    fn explain(&mut self, error: &ValidationError<'_>) {
+        let at = error.instance_path().as_str();
+        match error.kind() {
+            Kind::Required { property } => {
+                let name = property.as_str().unwrap_or_default();
+                self.add(&child(at, name), "required", "is required");
+            }
+            Kind::AdditionalProperties { unexpected }
+            | Kind::UnevaluatedProperties { unexpected } => {
+                for name in unexpected.iter().take(FAULTS_MAX) {
+                    self.add_unknown(at, name);
+                }
+            }
+            Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
+                self.explain_branches(at, context);
+            }
+            Kind::PropertyNames { error } => {
+                let what = explain_one(error)
+                    .map_or("is not an allowed name".to_owned(), |(_, what)| what);
+                let code = explain_one(error).map_or("invalid", |(code, _)| code);
+                match error.instance().as_str() {
+                    Some(name) => self.add(&child(at, name), code, &format!("as a name {what}")),
+                    None => self.add(at, code, "has a member with a name that is not allowed"),
+                }
+            }
+            _ => {
+                let (code, what) = explain_one(error)
+                    .unwrap_or(("invalid", "is not of the documented form".into()));
+                self.add(at, code, &what);
+            }
+        }
+    }
+
+    fn add_unknown(&mut self, at: &str, name: &str) {
+        let pointer = child(at, name);
+        if bounded(&pointer).len() < pointer.len() {
+            let chars = name.chars().count();
+            self.add(
+                at,
+                "unknown_field",
+                &format!("has an unknown member with a name of {chars} characters"),
+            );
+        } else {
+            self.add(&pointer, "unknown_field", "is not known here");
+        }
+    }
+
+    /// Of several alternatives, explains the one that was most likely meant.
+    fn explain_branches(&mut self, at: &str, branches: &[Vec<ValidationError<'static>>]) {
+        let meant = branches
+            .iter()
+            .filter(|errors| !errors.is_empty())
+            .min_by_key(|errors| (misses(errors, at), errors.len()));
+        match meant {
+            Some(errors) => errors.iter().for_each(|error| self.explain(error)),
+            None => self.add(at, "invalid", "fits none of the documented forms"),
+        }
+    }
+}
+
+/// How many of the errors say that the branch is for something else altogether: another type, or
+/// another word in the member that tells the branches apart.
+fn misses(errors: &[ValidationError<'static>], at: &str) -> usize {
+    let elsewhere = |error: &&ValidationError<'static>| {
+        let path = error.instance_path().as_str();
+        match error.kind() {
+            Kind::Type { .. } => path == at,
+            Kind::Enum { .. } | Kind::Constant { .. } => path
+                .strip_prefix(at)
+                .is_some_and(|rest| rest.matches('/').count() <= 1),
+            _ => false,
+        }
+    };
+    errors.iter().filter(elsewhere).count()
+}
+
+/// Code and predicate of the errors that concern one value.
+fn explain_one(error: &ValidationError<'_>) -> Option<(&'static str, String)> {
+    let at_least =
+        |limit: &dyn std::fmt::Display, unit: &str| format!("must have at least {limit} {unit}");
+    let at_most =
+        |limit: &dyn std::fmt::Display, unit: &str| format!("may have at most {limit} {unit}");
+    Some(match error.kind() {
+        Kind::Type { kind } => {
+            let found = found(error.instance());
+            ("type", format!("must be {}, not {found}", wanted(kind)))
+        }
+        Kind::MinLength { limit: 1 } => ("too_short", "must not be empty".to_owned()),
+        Kind::MinLength { limit } => ("too_short", at_least(limit, "characters")),
+        Kind::MaxLength { limit } => ("too_long", at_most(limit, "characters")),
+        Kind::MinItems { limit } => ("too_short", at_least(limit, "items")),
+        Kind::MaxItems { limit } => ("too_long", at_most(limit, "items")),
+        Kind::AdditionalItems { limit } => ("too_long", at_most(limit, "items")),
+        Kind::MinProperties { limit } => ("too_short", at_least(limit, "members")),
+        Kind::MaxProperties { limit } => ("too_long", at_most(limit, "members")),
+        Kind::Minimum { limit } => ("too_small", format!("must be at least {limit}")),
+        Kind::Maximum { limit } => ("too_large", format!("may be at most {limit}")),
+        Kind::ExclusiveMinimum { limit } => ("too_small", format!("must be more than {limit}")),
+        Kind::ExclusiveMaximum { limit } => ("too_large", format!("must be less than {limit}")),
+        Kind::Pattern { pattern } => ("pattern", format!("must match `{pattern}`")),
+        Kind::Enum { options } => {
+            let words = options.as_array().map_or(&[][..], Vec::as_slice);
+            (
+                "not_allowed",
+                format!("must be {}", describe::one_of(words)),
+            )
+        }
+        Kind::Constant { expected_value } => (
+            "not_allowed",
+            format!(
+                "must be {}",
+                describe::one_of(&[(**expected_value).clone()])
+            ),
+        ),
+        Kind::UniqueItems => ("duplicate", "must not hold the same item twice".to_owned()),
+        Kind::Format { format } => {
+            let name = describe::format_name(format).unwrap_or("of the documented format");
+            ("format", format!("must be {name}"))
+        }
+        Kind::FalseSchema => ("unknown_field", "is not known here".to_owned()),
+        _ => return None,
+    })
+}
+
+fn wanted(kind: &TypeKind) -> String {
+    let name = |kind: JsonType| match kind {
+        JsonType::Array => "an array",
+        JsonType::Boolean => "true or false",
+        JsonType::Integer => "an integer",
+        JsonType::Null => "null",
+        JsonType::Number => "a number",
+        JsonType::Object => "an object",
+        JsonType::String => "a string",
+    };
+    match kind {
+        TypeKind::Single(one) => name(*one).to_owned(),
+        TypeKind::Multiple(several) => several.iter().map(name).collect::<Vec<_>>().join(" or "),
+    }
+}
+
+fn found(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The pointer, or its longest part of whole steps within the limit.
+fn bounded(pointer: &str) -> &str {
+    if pointer.len() <= POINTER_BYTES {
+        return pointer;
+    }
+    let mut end = POINTER_BYTES;
+    while !pointer.is_char_boundary(end) {
+        end -= 1;
+    }
+    &pointer[..pointer[..end].rfind('/').unwrap_or(0)]
+}
+
+fn label(pointer: &str) -> String {
+    match pointer.strip_prefix('/') {
+        None => "The body".to_owned(),
+        Some(path) => format!(
+            "`{}`",
+            path.replace('/', ".").replace("~1", "/").replace("~0", "~")
+        ),
+    }
+}

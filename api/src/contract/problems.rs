@@ -1,0 +1,164 @@
+//! Which problems an operation can answer, and how the document says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use domain::{Code, FieldError, Problem};
+
+use crate::http::error::{self, FAULT_CODES, PROBLEM_JSON};
+
+use super::schema::refer;
+
+/// The codes of one operation: its own and those that its shape implies.
+pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
+    let parameters = operation["parameters"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
+    let mut codes: BTreeSet<Code> = own.iter().copied().collect();
+    codes.extend([Code::Internal, Code::Overloaded]);
+    if has("path") {
+        codes.insert(Code::NotFound);
+    }
+    if has("query") || has("header") {
+        codes.insert(Code::InvalidParameter);
+    }
+    if parameters
+        .iter()
+        .any(|p| p["in"] == "query" && p["name"] == "cursor")
+    {
+        codes.insert(Code::InvalidCursor);
+    }
+    if operation.get("requestBody").is_some() {
+        codes.extend([
+            Code::MalformedJson,
+            Code::RequestTimeout,
+            Code::BodyTooLarge,
+            Code::UnsupportedMediaType,
+            Code::ValidationFailed,
+        ]);
+    }
+    let kinds = kinds(operation);
+    if !kinds.is_empty() {
+        codes.extend([
+            Code::Unauthenticated,
+            Code::WrongTokenKind,
+            Code::RateLimited,
+            Code::StoreUnavailable,
+        ]);
+    }
+    if kinds.iter().any(|kind| *kind != "bootstrap") {
+        codes.insert(Code::PublisherSuspended);
+    }
+    codes
+}
+
+/// The kinds of token that an operation takes.
+pub(super) fn kinds(operation: &Value) -> Vec<&str> {
+    let alternatives = operation["security"].as_array().into_iter().flatten();
+    alternatives
+        .filter_map(Value::as_object)
+        .flat_map(Map::keys)
+        .map(String::as_str)
+        .collect()
+}
+
+/// Adds the answers for `codes` to an operation. What the operation says itself about a status stays.
+pub(super) fn document(operation: &mut Value, codes: &BTreeSet<Code>) {
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in codes {
+        by_status.entry(code.status()).or_default().push(*code);
+    }
+    for (status, codes) in by_status {
+        let answer = answer(&codes);
+        match operation["responses"].get_mut(status.to_string()) {
+            Some(own) => {
+                own["content"][PROBLEM_JSON] = answer["content"][PROBLEM_JSON].clone();
+            }
+            None => operation["responses"][status.to_string()] = answer,
+        }
+    }
+}
+
+fn answer(codes: &[Code]) -> Value {
+    let lines: Vec<String> = codes
+        .iter()
+        .map(|code| format!("`{code}`: {}.", code.title()))
+        .collect();
+    let examples: Map<String, Value> = codes
+        .iter()
+        .map(|code| {
+            (
+                code.to_string(),
+                json!({"summary": code.title(), "value": example(*code)}),
+            )
+        })
+        .collect();
+    json!({
+        "description": lines.join("\n\n"),
+        "content": {PROBLEM_JSON: {"schema": refer("Problem"), "examples": examples}},
+    })
+}
+
+fn example(code: Code) -> Value {
+    let mut problem = match code {
+        Code::NotFound => Problem::not_found(),
+        Code::ValidationFailed => Problem::invalid(vec![
+            FieldError::new(
+                "/name",
+                "too_long",
+                "`name` may have at most 120 characters.",
+            ),
+            FieldError::new("/nmae", "unknown_field", "`nmae` is not known here."),
+        ]),
+        Code::InvalidParameter => {
+            Problem::parameter("/query/limit", "`limit` takes an integer from 1 to 200.")
+        }
+        Code::MalformedJson => Problem::new(code, "Line 2, column 7: expected `:`."),
+        Code::BodyTooLarge => Problem::new(code, "At most 1048576 bytes are taken."),
+        _ => code.into(),
+    };
+    if matches!(code.status(), 429 | 503) {
+        problem = problem.retry_after(1);
+    }
+    serde_json::from_slice(&error::body(&problem, "req_01h455vb4pex5vsknk084sn02q"))
+        .expect("a problem's body is JSON")
+}
+
+/// The schemas `Problem` and `Fault`.
+pub(super) fn schemas() -> [(&'static str, Value); 2] {
+    let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    let problem = json!({
+        "title": "Problem",
+        "description": "What went wrong (RFC 9457). Programs branch on `code`; people read `title` and `detail`.",
+        "type": "object",
+        "required": ["type", "title", "status", "code", "detail", "request_id"],
+        "properties": {
+            "type": {"type": "string", "format": "uri-reference",
+                "description": "Where the code is explained."},
+            "title": {"type": "string", "description": "A short summary, the same for every problem of the code."},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599,
+                "description": "The HTTP status."},
+            "code": {"type": "string", "enum": codes, "description": "The stable code."},
+            "detail": {"type": "string", "description": "What happened this time."},
+            "errors": {"type": "array", "items": refer("Fault"),
+                "description": "Each fault of the request, where there are any to name."},
+            "request_id": {"type": "string",
+                "description": "The request's identifier, which the operator's log has too."},
+        },
+    });
+    let fault = json!({
+        "title": "Fault",
+        "description": "One fault of a request.",
+        "type": "object",
+        "required": ["pointer", "code", "detail"],
+        "properties": {
+            "pointer": {"type": "string", "description":
+                "JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`."},
+            "code": {"type": "string", "enum": FAULT_CODES, "description": "The stable word."},
+            "detail": {"type": "string", "description": "A sentence."},
+        },
+    });
+    [("Problem", problem), ("Fault", fault)]
+}

@@ -1,0 +1,253 @@
+//! Request bodies: read within limits, parsed strictly, and judged by the published contract.
+//!
+//! An operation that takes [`Body<T>`] never sees a body that its own OpenAPI document refuses.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use poem::{Request, RequestBody, http::header};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ExtractParamOptions,
+    registry::{MetaMediaType, MetaRequest, Registry},
+    types::ParseFromJSON,
+};
+use serde_json::{Map, Value};
+
+use domain::{Code, FieldError, Problem, limits};
+
+use super::{context::RequestContext, error::ApiError, json};
+
+/// How long a body may take to arrive as a whole.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+const JSON: &str = "application/json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// A required JSON body of at most `MAX` bytes.
+#[derive(Clone, Debug)]
+pub struct Body<T, const MAX: usize = { limits::BODY_BYTES }>(pub T);
+
+/// A JSON body that may be left out: an absent or empty one counts as `{}`.
+#[derive(Clone, Debug)]
+pub struct OptionalBody<T, const MAX: usize = { limits::BODY_BYTES }>(pub T);
+
+/// A JSON Merge Patch (RFC 7396), declared as such or as plain JSON.
+///
+/// Members that may be removed are `MaybeUndefined<_>` marked `#[oai(nullable)]`; members that
+/// may be left out but not removed are plain `Option<_>`, for which the contract refuses null.
+#[derive(Clone, Debug)]
+pub struct Patch<T, const MAX: usize = { limits::BODY_BYTES }>(pub T);
+
+struct Rules {
+    types: &'static [&'static str],
+    required: bool,
+}
+
+const BODY: Rules = Rules {
+    types: &[JSON],
+    required: true,
+};
+const OPTIONAL: Rules = Rules {
+    types: &[JSON],
+    required: false,
+};
+const PATCH: Rules = Rules {
+    types: &[JSON, MERGE_PATCH],
+    required: true,
+};
+
+macro_rules! extractor {
+    ($name:ident, $rules:expr) => {
+        impl<'a, T: ParseFromJSON, const MAX: usize> ApiExtractor<'a> for $name<T, MAX> {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+            const PARAM_IS_REQUIRED: bool = $rules.required;
+
+            type ParamType = ();
+            type ParamRawType = ();
+
+            fn register(registry: &mut Registry) {
+                T::register(registry);
+            }
+
+            fn request_meta() -> Option<MetaRequest> {
+                let media = |content_type: &&'static str| MetaMediaType {
+                    content_type: *content_type,
+                    schema: T::schema_ref(),
+                };
+                Some(MetaRequest {
+                    description: None,
+                    content: $rules.types.iter().map(media).collect(),
+                    required: $rules.required,
+                })
+            }
+
+            async fn from_request(
+                request: &'a Request,
+                body: &mut RequestBody,
+                _: ExtractParamOptions<()>,
+            ) -> poem::Result<Self> {
+                Ok(take::<T>(request, body, &$rules, MAX)
+                    .await
+                    .map(Self)
+                    .map_err(ApiError::from)?)
+            }
+        }
+    };
+}
+
+extractor!(Body, BODY);
+extractor!(OptionalBody, OPTIONAL);
+extractor!(Patch, PATCH);
+
+async fn take<T: ParseFromJSON>(
+    request: &Request,
+    body: &mut RequestBody,
+    rules: &Rules,
+    bytes_max: usize,
+) -> Result<T, Problem> {
+    let context = RequestContext::of(request).map_err(Problem::from)?;
+    let declared = declared_type(request, rules)?;
+    let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
+    let bytes = read(request, body, bytes_max).await?;
+    let value = match (bytes.is_empty(), rules.required) {
+        (true, true) => {
+            return Err(Problem::new(
+                Code::MalformedJson,
+                "A JSON body is needed; there is none.",
+            ));
+        }
+        (true, false) => Value::Object(Map::new()),
+        (false, _) if !declared => return Err(unsupported(rules)),
+        (false, _) => json::parse(&bytes)?,
+    };
+    judge(context, value)
+}
+
+/// Whether a content type is declared; one that doesn't fit is refused before anything is read.
+fn declared_type(request: &Request, rules: &Rules) -> Result<bool, Problem> {
+    let mut values = request.headers().get_all(header::CONTENT_TYPE).iter();
+    let Some(value) = values.next() else {
+        // Without one an optional body can still be absent; only reading tells.
+        return if rules.required {
+            Err(unsupported(rules))
+        } else {
+            Ok(false)
+        };
+    };
+    let fits = value
+        .to_str()
+        .is_ok_and(|text| is_one_of(text, rules.types));
+    if fits && values.next().is_none() {
+        Ok(true)
+    } else {
+        Err(unsupported(rules))
+    }
+}
+
+fn is_one_of(text: &str, types: &[&str]) -> bool {
+    let mut parts = text.split(';');
+    let essence = parts.next().unwrap_or_default().trim();
+    // JSON has no parameters (RFC 8259 §11); a charset that says what is so anyway does no harm.
+    let harmless = |parameter: &str| {
+        let parameter = parameter.trim();
+        parameter.is_empty()
+            || parameter.split_once('=').is_some_and(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("charset")
+                    && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            })
+    };
+    types.iter().any(|t| essence.eq_ignore_ascii_case(t)) && parts.all(harmless)
+}
+
+fn unsupported(rules: &Rules) -> Problem {
+    let types = rules.types.join("` or `");
+    Problem::new(
+        Code::UnsupportedMediaType,
+        format!("Send `Content-Type: {types}`, in UTF-8."),
+    )
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("At most {bytes_max} bytes are taken."),
+    )
+}
+
+/// Reads at most `bytes_max` bytes, whatever `Content-Length` says or doesn't say.
+async fn read(request: &Request, body: poem::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let announced: Option<u64> = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|l| l > bytes_max)) {
+        return Err(too_large(bytes_max));
+    }
+    tokio::time::timeout(BODY_TIMEOUT, collect(body, bytes_max))
+        .await
+        .unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
+}
+
+async fn collect(body: poem::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let mut chunks = std::pin::pin!(body.into_bytes_stream());
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| {
+            Problem::new(Code::MalformedJson, "The body did not arrive as a whole.")
+        })?;
+        if first.len().max(rest.len()) + chunk.len() > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        // Nearly every body comes in one piece: only a second one makes a copy.
+        if first.is_empty() && rest.is_empty() {
+            first = chunk;
+        } else {
+            if rest.is_empty() {
+                rest.extend_from_slice(&first);
+            }
+            rest.extend_from_slice(&chunk);
+        }
+    }
+    Ok(if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    })
+}
+
+/// Checks `value` against the contract's schema of `T`, then parses it.
+fn judge<T: ParseFromJSON>(context: &RequestContext, value: Value) -> Result<T, Problem> {
+    let mut faults = context
+        .contract()
+        .faults(&T::name(), &value)
+        .ok_or_else(|| {
+            tracing::error!(schema = %T::name(), "the contract has no schema for a request body");
+            Problem::from(Code::Internal)
+        })?;
+    json::nul_faults(&value, &mut faults);
+    if !faults.is_empty() {
+        faults.truncate(crate::contract::FAULTS_MAX);
+        return Err(Problem::invalid(faults));
+    }
+    // JSON Schema counts 1.0 as an integer, the parser doesn't: only then is a copy made.
+    let spare = json::has_whole_floats(&value).then(|| value.clone());
+    T::parse_from_json(Some(value))
+        .or_else(|error| match spare {
+            Some(value) => T::parse_from_json(Some(json::with_whole_numbers(value))),
+            None => Err(error),
+        })
+        .map_err(|error| {
+            // The schema should have said so: the message may hold input, so it goes nowhere else.
+            tracing::debug!(
+                error = error.message(),
+                "a body passed its schema but does not parse"
+            );
+            Problem::invalid(vec![FieldError::new(
+                "",
+                "invalid",
+                "The body is not valid.",
+            )])
+        })
+}

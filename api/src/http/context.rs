@@ -1,0 +1,174 @@
+//! What is known of a request before anybody looks at it.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
+
+use poem::{
+    FromRequest, Request, RequestBody,
+    http::{HeaderMap, HeaderName, HeaderValue},
+};
+
+use crate::contract::Contract;
+use domain::{Code, random};
+
+use super::{error::ApiError, limit::RateState};
+
+/// The header that carries a request's identifier, both ways.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest identifier that is taken from a caller, characters.
+pub const REQUEST_ID_CHARS: usize = 64;
+
+/// A request's identifier: the caller's own when it is sane, else `req_…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// Takes the caller's `X-Request-Id` if it is `[A-Za-z0-9._-]{1,64}`, else makes one.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        headers
+            .get(REQUEST_ID)
+            .filter(|value| is_sane(value.as_bytes()))
+            .map_or_else(Self::generate, |value| Self(value.clone()))
+    }
+
+    fn generate() -> Self {
+        // Crockford's alphabet in lower case, as in all our identifiers.
+        const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let mut text = *b"req_00000000000000000000000000";
+        let mut rest = u128::from_be_bytes(random::bytes());
+        for slot in &mut text[4..] {
+            *slot = ALPHABET[(rest & 31) as usize];
+            rest >>= 5;
+        }
+        Self(HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("req_unknown")))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    /// The header's value.
+    #[must_use]
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+fn is_sane(text: &[u8]) -> bool {
+    (1..=REQUEST_ID_CHARS).contains(&text.len())
+        && text
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// What the stack knows of a request, shared with whoever handles it. Cheap to clone.
+///
+/// Handlers take it as `context: &RequestContext`.
+#[derive(Clone)]
+pub struct RequestContext(Arc<Inner>);
+
+struct Inner {
+    id: RequestId,
+    address: IpAddr,
+    contract: Arc<Contract>,
+    rate: OnceLock<RateState>,
+}
+
+impl RequestContext {
+    /// For a request from `address`, to be judged by `contract`.
+    #[must_use]
+    pub fn new(id: RequestId, address: IpAddr, contract: Arc<Contract>) -> Self {
+        Self(Arc::new(Inner {
+            id,
+            address,
+            contract,
+            rate: OnceLock::new(),
+        }))
+    }
+
+    /// The context of a request that came through the stack.
+    pub fn of(request: &Request) -> Result<&Self, ApiError> {
+        request.data::<Self>().ok_or_else(|| {
+            tracing::error!("a request reached a handler without passing the stack");
+            Code::Internal.into()
+        })
+    }
+
+    /// The request's identifier.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        self.0.id.as_str()
+    }
+
+    /// The client's address, as far as it can be trusted (see [`address`](super::address)).
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.0.address
+    }
+
+    /// The published contract.
+    #[must_use]
+    pub fn contract(&self) -> &Contract {
+        &self.0.contract
+    }
+
+    /// Notes what is left of the caller's allowance; the answer will say so in its `RateLimit`
+    /// headers. The first note stays.
+    pub fn note_rate(&self, state: RateState) {
+        // Whoever counts first counts for the whole request.
+        let _ = self.0.rate.set(state);
+    }
+
+    /// What was noted.
+    #[must_use]
+    pub fn rate(&self) -> Option<&RateState> {
+        self.0.rate.get()
+    }
+}
+
+impl<'a> FromRequest<'a> for &'a RequestContext {
+    async fn from_request(request: &'a Request, _: &mut RequestBody) -> poem::Result<Self> {
+        Ok(RequestContext::of(request)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id_for(value: &'static str) -> String {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static(value));
+        RequestId::of(&headers).as_str().to_owned()
+    }
+
+    #[test]
+    fn a_sane_identifier_is_kept() {
+        for sane in [
+            "a",
+            "A-1_b.c",
+            "0123456789012345678901234567890123456789012345678901234567890123",
+        ] {
+            assert_eq!(id_for(sane), sane);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_replaced() {
+        let long = "01234567890123456789012345678901234567890123456789012345678901234";
+        for odd in ["", "a b", "a\"b", "a,b", long] {
+            let made = id_for(odd);
+            assert!(
+                made.starts_with("req_") && made.len() == 30,
+                "{odd} → {made}"
+            );
+        }
+        assert_ne!(RequestId::generate(), RequestId::generate());
+    }
+}

@@ -1,0 +1,522 @@
+//! Rate limits: token buckets in memory.
+//!
+//! They count **per process**: two servers over one database allow twice as much together. They
+//! are keyed only on authenticated identifiers or on addresses (IPv6 by its /64, which is what one
+//! subscriber has), so nobody can fill them with keys of their own making. Somebody must call
+//! [`RateLimits::forget_idle`] on a timer, or they grow with every address ever seen.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
+
+use governor::{
+    NotUntil, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::{StateInformationMiddleware, StateSnapshot},
+    state::keyed::DashMapStateStore,
+};
+use poem::http::{HeaderName, HeaderValue};
+use uuid::Uuid;
+
+use domain::{Code, Problem};
+
+use super::stack::count_refusal;
+
+/// What is left of the policy's quota (draft-ietf-httpapi-ratelimit-headers).
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// The policy itself.
+pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// How often [`RateLimits::forget_idle`] should run.
+pub const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// How much is allowed; 0 is off, for each.
+#[derive(Clone, Copy, Debug)]
+pub struct RateSettings {
+    /// Requests a second of one publisher; twice as many at once.
+    pub publisher_per_second: u32,
+    /// Failed authentications a minute from one address.
+    pub auth_failures_per_minute: u32,
+    /// Successful uses of bootstrap tokens a minute.
+    pub bootstrap_per_minute: u32,
+    /// Failed bootstrap attempts a minute from one address.
+    pub bootstrap_failures_per_minute: u32,
+}
+
+impl Default for RateSettings {
+    fn default() -> Self {
+        Self {
+            publisher_per_second: 1000,
+            auth_failures_per_minute: 60,
+            bootstrap_per_minute: 60,
+            bootstrap_failures_per_minute: 5,
+        }
+    }
+}
+
+/// What is left of an allowance after a request, for the answer's headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateState {
+    name: &'static str,
+    policy: HeaderValue,
+    remaining: u32,
+    reset_s: u64,
+}
+
+impl RateState {
+    /// The values of `RateLimit-Policy` and `RateLimit`: structured fields with the quota `q`, its
+    /// window `w` in seconds, what is left `r`, and the seconds `t` until all of it is back.
+    #[must_use]
+    pub fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+        let limit = format!("\"{}\";r={};t={}", self.name, self.remaining, self.reset_s);
+        let limit =
+            HeaderValue::try_from(limit).unwrap_or(HeaderValue::from_static("\"limit\";r=0"));
+        [
+            (RATE_LIMIT_POLICY, self.policy.clone()),
+            (RATE_LIMIT, limit),
+        ]
+    }
+}
+
+type Keyed<K, C> = RateLimiter<K, DashMapStateStore<K>, C, StateInformationMiddleware>;
+
+/// One policy: a token bucket a key.
+struct Bucket<K, C>
+where
+    K: std::hash::Hash + Eq + Clone,
+    C: Clock + Clone,
+{
+    name: &'static str,
+    policy: HeaderValue,
+    refill: Duration,
+    burst: NonZeroU32,
+    limiter: Keyed<K, C>,
+}
+
+impl<K, C> Bucket<K, C>
+where
+    K: std::hash::Hash + Eq + Clone,
+    C: Clock + Clone,
+{
+    /// `None` when `burst` is 0, which switches the policy off.
+    fn new(name: &'static str, burst: u32, refill: Duration, clock: C) -> Option<Self> {
+        let burst = NonZeroU32::new(burst)?;
+        let quota = Quota::with_period(refill)?.allow_burst(burst);
+        let window_s = (refill * burst.get()).as_secs().max(1);
+        let policy = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window_s}")).ok()?;
+        let limiter = RateLimiter::new(quota, DashMapStateStore::default(), clock);
+        Some(Self {
+            name,
+            policy,
+            refill,
+            burst,
+            limiter,
+        })
+    }
+
+    fn take(&self, key: &K) -> Result<RateState, Refusal> {
+        match self.limiter.check_key(key) {
+            Ok(snapshot) => Ok(self.state(&snapshot)),
+            Err(until) => Err(self.refusal(&until)),
+        }
+    }
+
+    fn state(&self, snapshot: &StateSnapshot) -> RateState {
+        let remaining = snapshot.remaining_burst_capacity();
+        let missing = self.burst.get().saturating_sub(remaining);
+        RateState {
+            name: self.name,
+            policy: self.policy.clone(),
+            remaining,
+            reset_s: seconds_up(self.refill * missing),
+        }
+    }
+
+    fn refusal(&self, until: &NotUntil<C::Instant>) -> Refusal {
+        let wait_s = seconds_up(until.wait_time_from(self.limiter.clock().now()));
+        count_refusal(self.name);
+        Refusal {
+            state: RateState {
+                name: self.name,
+                policy: self.policy.clone(),
+                remaining: 0,
+                reset_s: wait_s,
+            },
+            problem: Problem::new(
+                Code::RateLimited,
+                format!(
+                    "The allowance \"{}\" is used up; wait {wait_s} s.",
+                    self.name
+                ),
+            )
+            .retry_after(wait_s),
+        }
+    }
+
+    fn forget_idle(&self) {
+        self.limiter.retain_recent();
+        self.limiter.shrink_to_fit();
+    }
+}
+
+fn seconds_up(duration: Duration) -> u64 {
+    let partial = u64::from(duration.subsec_nanos() > 0);
+    (duration.as_secs() + partial).max(1)
+}
+
+/// A refusal by a rate limit: the problem to answer, and the state to note for the headers.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// What the answer's `RateLimit` headers say.
+    pub state: RateState,
+    /// 429 with `Retry-After`.
+    pub problem: Problem,
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        refusal.problem
+    }
+}
+
+/// All rate limits of one process.
+pub struct RateLimits<C: Clock + Clone = DefaultClock> {
+    publishers: Option<Bucket<Uuid, C>>,
+    operators: Option<Bucket<(), C>>,
+    auth_failures: Option<Failures<C>>,
+    bootstrap_failures: Option<Failures<C>>,
+}
+
+impl RateLimits {
+    /// Limits as `settings` say, on the machine's clock.
+    #[must_use]
+    pub fn new(settings: RateSettings) -> Self {
+        Self::with_clock(settings, &DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> RateLimits<C> {
+    /// The same on a clock that tests drive.
+    #[must_use]
+    pub fn with_clock(settings: RateSettings, clock: &C) -> Self {
+        let every = |count: u32, period: Duration| period / count.max(1);
+        let second = Duration::from_secs(1);
+        let minute = Duration::from_secs(60);
+        let per_second = settings.publisher_per_second;
+        let bootstrap = settings.bootstrap_per_minute;
+        Self {
+            publishers: Bucket::new(
+                "publisher",
+                per_second.saturating_mul(2),
+                every(per_second, second),
+                clock.clone(),
+            ),
+            operators: Bucket::new(
+                "operator",
+                bootstrap,
+                every(bootstrap, minute),
+                clock.clone(),
+            ),
+            auth_failures: Failures::new(
+                "failed-authentication",
+                settings.auth_failures_per_minute,
+                clock,
+            ),
+            bootstrap_failures: Failures::new(
+                "failed-bootstrap",
+                settings.bootstrap_failures_per_minute,
+                clock,
+            ),
+        }
+    }
+
+    /// Counts a request of a publisher. `None`: there is no limit.
+    ///
+    /// # Errors
+    /// 429 when its share is used up.
+    pub fn check_publisher(&self, publisher: Uuid) -> Result<Option<RateState>, Refusal> {
+        self.publishers
+            .as_ref()
+            .map(|bucket| bucket.take(&publisher))
+            .transpose()
+    }
+
+    /// Counts a successful use of a bootstrap token. `None`: there is no limit.
+    ///
+    /// # Errors
+    /// 429 when the operator's allowance is used up.
+    pub fn check_operator(&self) -> Result<Option<RateState>, Refusal> {
+        self.operators
+            .as_ref()
+            .map(|bucket| bucket.take(&()))
+            .transpose()
+    }
+
+    /// To be asked before an unknown token is looked up in the store.
+    ///
+    /// # Errors
+    /// 429 while the address has used up its failures.
+    pub fn may_authenticate(&self, address: IpAddr) -> Result<(), Refusal> {
+        self.auth_failures
+            .as_ref()
+            .map_or(Ok(()), |failures| failures.may_try(address))
+    }
+
+    /// Counts a failed authentication.
+    ///
+    /// # Errors
+    /// 429 when this one was too many; the answer is 401 otherwise.
+    pub fn authentication_failed(&self, address: IpAddr) -> Result<(), Refusal> {
+        self.auth_failures
+            .as_ref()
+            .map_or(Ok(()), |failures| failures.count(address))
+    }
+
+    /// To be asked before a token is compared with the bootstrap tokens.
+    ///
+    /// # Errors
+    /// 429 while the address has used up its failures.
+    pub fn may_bootstrap(&self, address: IpAddr) -> Result<(), Refusal> {
+        self.bootstrap_failures
+            .as_ref()
+            .map_or(Ok(()), |failures| failures.may_try(address))
+    }
+
+    /// Counts a failed bootstrap attempt.
+    ///
+    /// # Errors
+    /// 429 when this one was too many; the answer is 401 otherwise.
+    pub fn bootstrap_failed(&self, address: IpAddr) -> Result<(), Refusal> {
+        self.bootstrap_failures
+            .as_ref()
+            .map_or(Ok(()), |failures| failures.count(address))
+    }
+
+    /// Drops the counters of whoever has been quiet long enough to be at full allowance.
+    pub fn forget_idle(&self) {
+        if let Some(bucket) = &self.publishers {
+            bucket.forget_idle();
+        }
+        for failures in [&self.auth_failures, &self.bootstrap_failures]
+            .into_iter()
+            .flatten()
+        {
+            failures.forget_idle();
+        }
+    }
+}
+
+impl RateLimits {
+    /// Calls [`forget_idle`](Self::forget_idle) every [`FORGET_EVERY`], for ever.
+    pub async fn keep_small(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(FORGET_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.forget_idle();
+        }
+    }
+}
+
+/// Failures of an address: counted when they happen, and refused in advance once there are too
+/// many. The bucket alone can't be asked without counting, so what it refused is remembered.
+struct Failures<C: Clock + Clone> {
+    bucket: Bucket<IpAddr, C>,
+    refused: std::sync::Mutex<std::collections::HashMap<IpAddr, C::Instant>>,
+}
+
+impl<C: Clock + Clone> Failures<C> {
+    fn new(name: &'static str, per_minute: u32, clock: &C) -> Option<Self> {
+        let refill = Duration::from_secs(60) / per_minute.max(1);
+        let bucket = Bucket::new(name, per_minute, refill, clock.clone())?;
+        Some(Self {
+            bucket,
+            refused: std::sync::Mutex::default(),
+        })
+    }
+
+    fn count(&self, address: IpAddr) -> Result<(), Refusal> {
+        let network = network(address);
+        match self.bucket.limiter.check_key(&network) {
+            Ok(_) => Ok(()),
+            Err(until) => {
+                self.refused().insert(network, until.earliest_possible());
+                Err(self.bucket.refusal(&until))
+            }
+        }
+    }
+
+    fn may_try(&self, address: IpAddr) -> Result<(), Refusal> {
+        let network = network(address);
+        let now = self.bucket.limiter.clock().now();
+        let over = self
+            .refused()
+            .get(&network)
+            .is_none_or(|until| *until <= now);
+        // Asking the bucket while it refuses takes nothing from it.
+        if over { Ok(()) } else { self.count(address) }
+    }
+
+    fn forget_idle(&self) {
+        let now = self.bucket.limiter.clock().now();
+        self.refused().retain(|_, until| *until > now);
+        self.bucket.forget_idle();
+    }
+
+    fn refused(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<IpAddr, C::Instant>> {
+        self.refused
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What counts as one caller: an IPv4 address, or the /64 of an IPv6 one.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use governor::clock::FakeRelativeClock;
+
+    const ALICE: Uuid = Uuid::from_u128(1);
+    const BOB: Uuid = Uuid::from_u128(2);
+
+    fn limits(clock: &FakeRelativeClock) -> RateLimits<FakeRelativeClock> {
+        let settings = RateSettings {
+            publisher_per_second: 2,
+            auth_failures_per_minute: 3,
+            bootstrap_per_minute: 2,
+            bootstrap_failures_per_minute: 1,
+        };
+        RateLimits::with_clock(settings, clock)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_publisher_has_a_burst_of_twice_its_rate_and_a_share_of_its_own() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        for left in [3, 2, 1, 0] {
+            let state = limits.check_publisher(ALICE).unwrap().unwrap();
+            assert_eq!(state.remaining, left);
+        }
+        let refusal = limits.check_publisher(ALICE).unwrap_err();
+        assert_eq!(refusal.problem.code, Code::RateLimited);
+        assert_eq!(refusal.problem.retry_after_s, Some(1));
+        assert!(
+            limits.check_publisher(BOB).is_ok(),
+            "another publisher is not affected"
+        );
+        clock.advance(Duration::from_millis(500));
+        assert!(limits.check_publisher(ALICE).is_ok());
+        assert!(limits.check_publisher(ALICE).is_err());
+    }
+
+    #[test]
+    fn headers_follow_the_draft() {
+        let limits = limits(&FakeRelativeClock::default());
+        let state = limits.check_publisher(ALICE).unwrap().unwrap();
+        let [(policy, q), (limit, r)] = state.headers();
+        assert_eq!(
+            (policy.as_str(), q.to_str().unwrap()),
+            ("ratelimit-policy", "\"publisher\";q=4;w=2")
+        );
+        assert_eq!(
+            (limit.as_str(), r.to_str().unwrap()),
+            ("ratelimit", "\"publisher\";r=3;t=1")
+        );
+    }
+
+    #[test]
+    fn the_operator_may_use_its_token_so_often() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        assert!(limits.check_operator().is_ok() && limits.check_operator().is_ok());
+        assert_eq!(
+            limits.check_operator().unwrap_err().problem.retry_after_s,
+            Some(30)
+        );
+    }
+
+    #[test]
+    fn failures_close_the_door_before_the_next_look_up() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        let (one, neighbour, other) = (ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8:0:1::1"));
+        for _ in 0..3 {
+            assert!(limits.may_authenticate(one).is_ok());
+            assert!(limits.authentication_failed(one).is_ok());
+        }
+        assert!(limits.authentication_failed(one).is_err());
+        assert!(limits.may_authenticate(one).is_err());
+        assert!(limits.may_authenticate(neighbour).is_err(), "the same /64");
+        assert!(limits.may_authenticate(other).is_ok());
+        clock.advance(Duration::from_secs(21));
+        assert!(
+            limits.may_authenticate(one).is_ok(),
+            "one failure is allowed again"
+        );
+        assert!(limits.authentication_failed(one).is_ok());
+        assert!(limits.authentication_failed(one).is_err());
+    }
+
+    #[test]
+    fn bootstrap_failures_are_counted_apart() {
+        let limits = limits(&FakeRelativeClock::default());
+        let address = ip("203.0.113.9");
+        assert!(limits.bootstrap_failed(address).is_ok());
+        assert!(limits.bootstrap_failed(address).is_err());
+        assert!(limits.may_bootstrap(address).is_err());
+        assert!(limits.may_authenticate(address).is_ok());
+    }
+
+    #[test]
+    fn zero_is_off() {
+        let off = RateSettings {
+            publisher_per_second: 0,
+            auth_failures_per_minute: 0,
+            bootstrap_per_minute: 0,
+            bootstrap_failures_per_minute: 0,
+        };
+        let limits = RateLimits::with_clock(off, &FakeRelativeClock::default());
+        for _ in 0..10_000 {
+            assert_eq!(limits.check_publisher(ALICE).unwrap(), None);
+            assert!(limits.authentication_failed(ip("203.0.113.9")).is_ok());
+        }
+    }
+
+    #[test]
+    fn whoever_is_quiet_is_forgotten() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        for n in 0..100 {
+            limits.check_publisher(Uuid::from_u128(n)).unwrap();
+            let _ = limits.bootstrap_failed(ip("203.0.113.9"));
+        }
+        clock.advance(Duration::from_secs(3600));
+        limits.forget_idle();
+        assert_eq!(limits.publishers.as_ref().unwrap().limiter.len(), 0);
+        assert!(
+            limits
+                .bootstrap_failures
+                .as_ref()
+                .unwrap()
+                .refused()
+                .is_empty()
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! Everything about HTTP that no resource should have to know: connections, limits, bodies,
+//! errors, request identifiers, logs and counters. It knows nothing of publishers or the store.
+
+pub mod address;
+pub mod body;
+pub mod context;
+pub mod error;
+pub mod limit;
+pub mod serve;
+pub mod stack;
+
+mod json;
+mod meters;
+mod refusal;
+
+pub use body::{Body, OptionalBody, Patch};
+pub use context::RequestContext;
+pub use error::ApiError;
+pub use limit::{RateLimits, RateState};
+pub use serve::{ConnectionLimits, serve};
+pub use stack::{Stack, StackOptions, wrap};

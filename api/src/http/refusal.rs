@@ -1,0 +1,126 @@
+//! The one mapper: whatever poem, poem-openapi or a handler refuses with becomes a problem.
+
+use poem::{
+    Response,
+    error::{NotFoundError, ParseJsonError, ReadBodyError},
+    http::{Method, StatusCode, header},
+};
+use poem_openapi::error::{
+    ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
+};
+
+use domain::{Code, FieldError, Problem};
+
+use crate::contract::{Location, Route};
+
+use super::error::{ApiError, PROBLEM_JSON, Refused};
+
+/// What a failed request comes to.
+pub(super) enum Outcome {
+    /// Answer this problem.
+    Problem(Box<Problem>),
+    /// The error carried an answer of its own that is none, such as a redirect.
+    Response(Response),
+}
+
+impl From<Problem> for Outcome {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(Box::new(problem))
+    }
+}
+
+/// Maps an error. `route` is the matched path of the contract.
+pub(super) fn of_error(error: poem::Error, route: Option<&Route>, method: &Method) -> Outcome {
+    let error = match error.downcast::<ApiError>() {
+        Ok(ours) => return Problem::from(ours).into(),
+        Err(other) => other,
+    };
+    if error.is::<NotFoundError>()
+        || error.is::<ParsePathError>()
+        || error.is::<poem::error::ParsePathError>()
+    {
+        // An identifier that isn't in canonical form names nothing.
+        return Problem::not_found().into();
+    }
+    if let Some(parameter) = error.downcast_ref::<ParseParamError>() {
+        return of_parameter(parameter.name, route, method).into();
+    }
+    if error.is::<ContentTypeError>() {
+        return Problem::from(Code::UnsupportedMediaType).into();
+    }
+    if error.is::<ParseRequestPayloadError>() || error.is::<ParseJsonError>() {
+        return Problem::from(Code::MalformedJson).into();
+    }
+    if let Some(ReadBodyError::Io(_) | ReadBodyError::Utf8(_)) = error.downcast_ref() {
+        return Problem::new(Code::MalformedJson, "The body did not arrive as a whole.").into();
+    }
+    let status = error.status();
+    if status.is_server_error() {
+        tracing::error!(error = %error, "a request failed");
+    }
+    if status.is_client_error() || status.is_server_error() {
+        return of_status(status).into();
+    }
+    Outcome::Response(error.into_response())
+}
+
+/// The problem that an error response should have been, unless it is a considered one: a problem
+/// already, or JSON of the operation's own.
+pub(super) fn of_response(response: &Response) -> Option<Box<Problem>> {
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return None;
+    }
+    if let Some(refused) = response.data::<Refused>() {
+        return Some(refused.0.clone());
+    }
+    let content_type = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], |value| value.as_bytes());
+    let considered = content_type.starts_with(b"application/json")
+        || content_type.starts_with(PROBLEM_JSON.as_bytes());
+    (!considered).then(|| Box::new(of_status(status)))
+}
+
+fn of_status(status: StatusCode) -> Problem {
+    let code = match status.as_u16() {
+        401 => Code::Unauthenticated,
+        403 => Code::WrongTokenKind,
+        404 | 410 => return Problem::not_found(),
+        405 => Code::MethodNotAllowed,
+        408 => Code::RequestTimeout,
+        412 => Code::PreconditionFailed,
+        413 => Code::BodyTooLarge,
+        415 => Code::UnsupportedMediaType,
+        422 => Code::ValidationFailed,
+        429 => return Problem::from(Code::RateLimited).retry_after(1),
+        503 => return overloaded(),
+        400..500 => Code::InvalidParameter,
+        _ => Code::Internal,
+    };
+    code.into()
+}
+
+/// 503 for want of room or time.
+pub(super) fn overloaded() -> Problem {
+    Problem::from(Code::Overloaded).retry_after(1)
+}
+
+/// A parameter that doesn't parse. The contract says where it stands and what it takes; the
+/// parser's own words would quote the input.
+fn of_parameter(name: &str, route: Option<&Route>, method: &Method) -> Problem {
+    match route.and_then(|route| route.parameter(method, name)) {
+        Some(parameter) if parameter.location == Location::Path => Problem::not_found(),
+        Some(parameter) => {
+            let detail = format!("`{name}` takes {}.", parameter.takes);
+            let pointer = format!("/{}/{name}", parameter.location.as_str());
+            let errors = vec![FieldError::new(pointer, "invalid", detail.clone())];
+            Problem {
+                errors,
+                ..Problem::new(Code::InvalidParameter, detail)
+            }
+        }
+        None => Problem::parameter(&format!("/query/{name}"), format!("`{name}` is not valid.")),
+    }
+}

@@ -1,0 +1,293 @@
+//! The one middleware: everything that every request passes, in one struct, outermost first.
+//!
+//! 1. a request identifier, the client's address, and a place for them ([`RequestContext`]);
+//! 2. the access log and the counters, by the route's pattern and never by path or query;
+//! 3. the error mapper, so that whatever goes wrong is a problem with a code;
+//! 4. the headers that every answer has;
+//! 5. a time limit;
+//! 6. the shield: the work runs in a task of its own, which neither a client that goes away nor
+//!    the time limit can cancel. sqlx 0.9 loses writes on PostgreSQL after a `begin` that was
+//!    cancelled half-way, so no request may ever be;
+//! 7. a cap on work in progress, held by the task and not by the connection.
+
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use poem::{
+    Endpoint, IntoResponse, PathPattern, Request, Response, Result,
+    http::{HeaderValue, Method, header},
+};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use domain::{Code, Problem};
+
+use crate::contract::{Contract, Route};
+
+use super::{
+    address,
+    context::{REQUEST_ID, RequestContext, RequestId},
+    error,
+    meters::Meters,
+    refusal::{self, Outcome},
+};
+
+/// Paths that are logged quietly and never refused for want of room: a full server is not a dead
+/// one.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
+
+/// How a [`Stack`] behaves.
+#[derive(Clone)]
+pub struct StackOptions {
+    /// The published contract.
+    pub contract: Arc<Contract>,
+    /// Proxies whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Most requests worked on at once.
+    pub concurrent_max: usize,
+    /// How long a caller waits at most. The work itself goes on to its end.
+    pub time_limit: Duration,
+    /// Where the work runs; wait for it at shutdown, after the connections.
+    pub tasks: TaskTracker,
+}
+
+impl StackOptions {
+    /// The defaults: 1024 requests at once, 60 seconds, no proxies.
+    #[must_use]
+    pub fn new(contract: Arc<Contract>) -> Self {
+        Self {
+            contract,
+            trusted_proxies: Vec::new(),
+            concurrent_max: 1024,
+            time_limit: Duration::from_secs(60),
+            tasks: TaskTracker::new(),
+        }
+    }
+}
+
+/// The routed application with all of the above around it. Never returns an error.
+pub struct Stack<E> {
+    app: Arc<E>,
+    options: StackOptions,
+    places: Arc<Semaphore>,
+    meters: Meters,
+}
+
+/// Wraps `app` into the stack. The recorder of metrics must be installed before the first request.
+pub fn wrap<E>(app: E, options: StackOptions) -> Stack<E>
+where
+    E: Endpoint + 'static,
+{
+    Stack {
+        app: Arc::new(app),
+        places: Arc::new(Semaphore::new(options.concurrent_max)),
+        meters: Meters::new(options.contract.routes().len()),
+        options,
+    }
+}
+
+impl<E> Endpoint for Stack<E>
+where
+    E: Endpoint + 'static,
+{
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> Result<Response> {
+        let started = Instant::now();
+        let id = RequestId::of(request.headers());
+        let address = address::of_request(&request, &self.options.trusted_proxies);
+        let context = RequestContext::new(id.clone(), address, Arc::clone(&self.options.contract));
+        request.set_data(context.clone());
+        let method = request.method().clone();
+        let path = request.uri().path();
+        let health = HEALTH.contains(&path);
+        let versioned = path.starts_with("/v1/");
+
+        let result = self.work(request, health, &id).await;
+        let pattern = pattern(&result);
+        let route = pattern
+            .as_ref()
+            .and_then(|p| self.options.contract.routes().get(&p.0));
+        let mut response = answer(result, route, &method, &id);
+        complete(&mut response, &context, id.header(), versioned);
+
+        let seen = Seen {
+            method: &method,
+            route,
+            pattern: pattern.as_ref(),
+            health,
+        };
+        self.record(
+            &seen,
+            response.status().as_u16(),
+            started.elapsed(),
+            id.as_str(),
+        );
+        Ok(response)
+    }
+}
+
+impl<E> Stack<E>
+where
+    E: Endpoint + 'static,
+{
+    async fn work(&self, request: Request, health: bool, id: &RequestId) -> Result<Response> {
+        let place = if health {
+            None
+        } else {
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                return Err(super::ApiError::from(refusal::overloaded()).into());
+            };
+            Some(place)
+        };
+        let app = Arc::clone(&self.app);
+        let span = tracing::info_span!("request", request_id = id.as_str());
+        let task = async move {
+            let result = app.call(request).await.map(IntoResponse::into_response);
+            drop(place);
+            result
+        };
+        let task = self.options.tasks.spawn(task.instrument(span));
+        match tokio::time::timeout(self.options.time_limit, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(failed)) => Err(super::ApiError::from(of_failed_task(failed, id)).into()),
+            Err(_) => {
+                tracing::warn!(
+                    request_id = id.as_str(),
+                    "a request took too long; its work goes on"
+                );
+                Err(super::ApiError::from(refusal::overloaded()).into())
+            }
+        }
+    }
+
+    fn record(&self, seen: &Seen<'_>, status: u16, took: Duration, request_id: &str) {
+        let meter = self
+            .meters
+            .of(seen.route.map(Route::index), seen.method, status);
+        meter.record(seen.label(), seen.method, status, took);
+        let latency_ms = took.as_secs_f64() * 1000.0;
+        let (method, route) = (seen.method.as_str(), seen.name());
+        if seen.health {
+            tracing::debug!(method, route, status, latency_ms, request_id, "answered");
+        } else {
+            tracing::info!(method, route, status, latency_ms, request_id, "answered");
+        }
+    }
+}
+
+/// Which request it was, in words that only we choose.
+struct Seen<'a> {
+    method: &'a Method,
+    route: Option<&'a Route>,
+    pattern: Option<&'a PathPattern>,
+    health: bool,
+}
+
+impl Seen<'_> {
+    /// For the log.
+    fn name(&self) -> &str {
+        match (self.route, self.pattern) {
+            (Some(route), _) => route.path(),
+            (None, Some(pattern)) => &pattern.0,
+            (None, None) => "unmatched",
+        }
+    }
+
+    /// For the counters: routes outside of the contract share one label.
+    fn label(&self) -> &str {
+        self.route.map_or("other", Route::path)
+    }
+}
+
+fn pattern(result: &Result<Response>) -> Option<PathPattern> {
+    match result {
+        Ok(response) => response.data::<PathPattern>(),
+        Err(error) => error.data::<PathPattern>(),
+    }
+    .cloned()
+}
+
+fn of_failed_task(failed: tokio::task::JoinError, id: &RequestId) -> Problem {
+    match failed.try_into_panic() {
+        Ok(payload) => {
+            metrics::counter!("http_panics_total").increment(1);
+            let request_id = id.as_str();
+            tracing::error!(
+                request_id,
+                panic = panic_text(&*payload),
+                "a handler panicked"
+            );
+            Code::Internal.into()
+        }
+        // The runtime is going away.
+        Err(_) => refusal::overloaded(),
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+fn answer(
+    result: Result<Response>,
+    route: Option<&Route>,
+    method: &Method,
+    id: &RequestId,
+) -> Response {
+    let problem = match result.map_err(|error| refusal::of_error(error, route, method)) {
+        Err(Outcome::Problem(problem)) => problem,
+        Ok(response) | Err(Outcome::Response(response)) => match refusal::of_response(&response) {
+            Some(problem) => problem,
+            None => return response,
+        },
+    };
+    let mut response = error::render(&problem, id.as_str());
+    if problem.code == Code::MethodNotAllowed {
+        let allow = route.map_or(HeaderValue::from_static("GET, HEAD"), Route::allow);
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+/// The headers that every answer has.
+fn complete(response: &mut Response, context: &RequestContext, id: HeaderValue, versioned: bool) {
+    const JSON: HeaderValue = HeaderValue::from_static("application/json");
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if versioned && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    // JSON has no charset parameter (RFC 8259 §11), and the contract names none.
+    if let Some(value) = headers.get_mut(header::CONTENT_TYPE)
+        && value.as_bytes() == b"application/json; charset=utf-8"
+    {
+        *value = JSON;
+    }
+    if let Some(state) = context.rate() {
+        for (name, value) in state.headers() {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Counts a refusal by the rate limit called `name`.
+pub(super) fn count_refusal(name: &'static str) {
+    metrics::counter!("http_rate_limited_total", "limit" => name).increment(1);
+}
+
+#[cfg(test)]
+mod tests;
