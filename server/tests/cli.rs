@@ -1,8 +1,10 @@
 //! The command line as an operator meets it: through the built program.
 
 use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 /// The program with nothing in its environment but what is given.
@@ -136,4 +138,60 @@ fn generated_files_are_up_to_date() {
             "{name} has drifted; update it with: target/debug/stationmaster config {flag} > {name}"
         );
     }
+}
+
+/// The demo's consumer is a process of its own; its verdicts must not depend on ours.
+#[test]
+fn the_demo_s_consumer_tells_a_genuine_delivery_from_a_changed_one() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stationmaster"))
+        .arg("demo-consumer")
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{secret}").unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let listening = line();
+    let url = listening["listening"].as_str().unwrap();
+    let address = url.strip_prefix("http://").unwrap().trim_end_matches('/');
+
+    let body = br#"{"id":"evt_1","type":"run.succeeded","data":{"run":{"id":"run_1"}}}"#;
+    let now = domain::clock::Clock::now(&domain::clock::SystemClock).seconds();
+    let secrets = [secrecy::SecretString::from(secret)];
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\
+         webhook-id: evt_1\r\nwebhook-timestamp: {now}\r\nwebhook-signature: {}\r\n\
+         x-stationmaster-signature: {}\r\n\r\n",
+        body.len(),
+        domain::signature::standard(&secrets, "evt_1", now, body),
+        domain::signature::stationmaster(&secrets, now, body),
+    );
+    let send = |body: &[u8]| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .write_all(head.as_bytes())
+            .and_then(|()| stream.write_all(body))
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(send(body).starts_with("HTTP/1.1 204"));
+    let taken = line();
+    assert_eq!(taken["problems"], serde_json::json!([]), "{taken}");
+    assert_eq!(taken["run"], "run_1");
+    let changed = String::from_utf8_lossy(body).replace("run_1", "run_2");
+    assert!(send(changed.as_bytes()).starts_with("HTTP/1.1 400"));
+    assert_eq!(line()["problems"].as_array().map(Vec::len), Some(2));
+
+    drop(stdin);
+    assert!(
+        child.wait().unwrap().success(),
+        "it stops when its input closes"
+    );
 }
