@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use poem::{
-    Endpoint, IntoResponse, PathPattern, Request, Response, Result,
+    Endpoint, IntoEndpoint, IntoResponse, PathPattern, Request, Response, Result,
     error::MethodNotAllowedError,
     http::{HeaderValue, Method, StatusCode, header},
 };
@@ -56,7 +56,7 @@ struct Page {
 }
 
 /// Puts the pages in front of `app`.
-pub fn attach<E: Endpoint>(app: E, contract: &Contract) -> WithDocs<E> {
+pub fn attach<E: IntoEndpoint>(app: E, contract: &Contract) -> WithDocs<E::Endpoint> {
     let (script, style) = swagger_ui();
     let html = "text/html; charset=utf-8";
     let javascript = "text/javascript; charset=utf-8";
@@ -73,7 +73,7 @@ pub fn attach<E: Endpoint>(app: E, contract: &Contract) -> WithDocs<E> {
         ),
     ];
     WithDocs {
-        app,
+        app: app.into_endpoint(),
         pages: pages.into(),
     }
 }

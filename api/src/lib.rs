@@ -3,3 +3,6 @@
 pub mod contract;
 pub mod docs;
 pub mod http;
+
+#[cfg(test)]
+mod sample;

@@ -6,7 +6,7 @@ use domain::Code;
 
 use super::{
     example, problems,
-    schema::{close_requests, contents_mut, modernise, operations_mut, sorted},
+    schema::{close_requests, contents_mut, flatten, modernise, operations_mut, sorted},
 };
 
 /// What only people know of an operation.
@@ -34,6 +34,7 @@ pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
     document["openapi"] = json!("3.1.0");
     document["servers"] = json!([{"url": "/"}]);
     for_each_schema(&mut document, modernise);
+    flatten(&mut document);
     let mut kinds = Vec::new();
     let mut undocumented: Vec<&str> = operations.iter().map(|doc| doc.operation_id).collect();
     for operation in operations_mut(&mut document) {

@@ -37,8 +37,8 @@ fn derive(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
     }
     match first_type(schema)? {
         "object" => object(schema, document, depth),
-        "array" => Some(json!([derive(&schema["items"], document, depth)?])),
-        "string" => match schema["format"].as_str()? {
+        "array" => derive(&schema["items"], document, depth).map(|item| json!([item])),
+        "string" => match schema["format"].as_str().unwrap_or_default() {
             "date-time" => Some(json!("2026-01-31T12:00:00.000Z")),
             "uuid" => Some(json!("01890a5d-ac96-774b-bcce-b302099a8057")),
             _ => None,

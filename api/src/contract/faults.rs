@@ -62,7 +62,11 @@ pub(super) fn compile(
 
 /// The faults of `value`, at most [`FAULTS_MAX`].
 pub(super) fn of(validator: &Validator, value: &Value) -> Vec<FieldError> {
-    let mut faults = Faults::default();
+    let mut faults = Faults {
+        body: value,
+        list: Vec::new(),
+        seen: HashSet::new(),
+    };
     if !validator.is_valid(value) {
         for error in validator.iter_errors(value) {
             faults.explain(&error);
@@ -75,13 +79,13 @@ pub(super) fn of(validator: &Validator, value: &Value) -> Vec<FieldError> {
     faults.list
 }
 
-#[derive(Default)]
-struct Faults {
+struct Faults<'a> {
+    body: &'a Value,
     list: Vec<FieldError>,
     seen: HashSet<(String, &'static str)>,
 }
 
-impl Faults {
+impl Faults<'_> {
     fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
         let pointer = bounded(pointer);
         if self.seen.insert((pointer.to_owned(), code)) {
@@ -103,6 +107,16 @@ impl Faults {
                     self.add_unknown(at, name);
                 }
             }
+            // An object that takes no members at all is refused as a whole.
+            Kind::FalseSchema => match self.body.pointer(at).and_then(Value::as_object) {
+                Some(members) => {
+                    members
+                        .keys()
+                        .take(FAULTS_MAX)
+                        .for_each(|name| self.add_unknown(at, name));
+                }
+                None => self.add(at, "unknown_field", "is not known here"),
+            },
             Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
                 self.explain_branches(at, context);
             }
@@ -139,6 +153,10 @@ impl Faults {
 
     /// Of several alternatives, explains the one that was most likely meant.
     fn explain_branches(&mut self, at: &str, branches: &[Vec<ValidationError<'static>>]) {
+        if let Some((pointer, words)) = wrong_branch_word(branches, at) {
+            let what = format!("must be {}", describe::one_of(&words));
+            return self.add(&pointer, "not_allowed", &what);
+        }
         let meant = branches
             .iter()
             .filter(|errors| !errors.is_empty())
@@ -148,6 +166,40 @@ impl Faults {
             None => self.add(at, "invalid", "fits none of the documented forms"),
         }
     }
+}
+
+/// The member that tells the branches apart, and the words that it takes, when it fits none.
+fn wrong_branch_word(
+    branches: &[Vec<ValidationError<'static>>],
+    at: &str,
+) -> Option<(String, Vec<Value>)> {
+    let word_of = |errors: &Vec<ValidationError<'static>>| {
+        errors.iter().find_map(|error| {
+            let path = error.instance_path().as_str();
+            let direct = path.strip_prefix(at)?.matches('/').count() == 1;
+            let words = match error.kind() {
+                Kind::Enum { options } => options.as_array()?.clone(),
+                Kind::Constant { expected_value } => vec![(**expected_value).clone()],
+                _ => return None,
+            };
+            direct.then(|| (path.to_owned(), words))
+        })
+    };
+    // A branch that is only for null has no such member.
+    let objects = branches.iter().filter(|errors| {
+        !errors
+            .iter()
+            .any(|e| matches!(e.kind(), Kind::Type { .. }) && e.instance_path().as_str() == at)
+    });
+    let found: Vec<_> = objects.map(word_of).collect::<Option<_>>()?;
+    let pointer = found.first()?.0.clone();
+    let same = found.iter().all(|(path, _)| *path == pointer);
+    same.then(|| {
+        (
+            pointer,
+            found.into_iter().flat_map(|(_, words)| words).collect(),
+        )
+    })
 }
 
 /// How many of the errors say that the branch is for something else altogether: another type, or
@@ -209,7 +261,6 @@ fn explain_one(error: &ValidationError<'_>) -> Option<(&'static str, String)> {
             let name = describe::format_name(format).unwrap_or("of the documented format");
             ("format", format!("must be {name}"))
         }
-        Kind::FalseSchema => ("unknown_field", "is not known here".to_owned()),
         _ => return None,
     })
 }
@@ -261,5 +312,81 @@ fn label(pointer: &str) -> String {
             "`{}`",
             path.replace('/', ".").replace("~1", "/").replace("~0", "~")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(schema: &Value, value: &Value) -> Vec<(String, String)> {
+        let validator = compile(schema, &json!({"components": {"schemas": {}}})).unwrap();
+        let faults = of(&validator, value).into_iter();
+        faults
+            .map(|fault| (fault.pointer, fault.code.into_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn an_object_without_members_takes_none() {
+        let schema = json!({"type": "object", "additionalProperties": false});
+        let found = faults(&schema, &json!({"a": 1, "b": 2}));
+        assert_eq!(
+            found,
+            [
+                ("/a".into(), "unknown_field".into()),
+                ("/b".into(), "unknown_field".into())
+            ]
+        );
+        let empty = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        assert_eq!(
+            faults(&empty, &json!({"a": 1})),
+            [("/a".into(), "unknown_field".into())]
+        );
+    }
+
+    #[test]
+    fn a_closed_composition_names_its_unknown_members() {
+        let schema = json!({"allOf": [{"type": "object", "properties": {"a": {}}}],
+            "unevaluatedProperties": false});
+        assert_eq!(
+            faults(&schema, &json!({"a": 1, "z": 2})),
+            [("/z".into(), "unknown_field".into())]
+        );
+    }
+
+    #[test]
+    fn names_can_be_wrong_too() {
+        let schema = json!({"propertyNames": {"maxLength": 3}});
+        assert_eq!(
+            faults(&schema, &json!({"abcd": 1})),
+            [("/abcd".into(), "too_long".into())]
+        );
+    }
+
+    #[test]
+    fn of_alternatives_the_likeliest_is_explained() {
+        let schema = json!({"anyOf": [
+            {"type": "null"},
+            {"type": "array", "maxItems": 1},
+            {"type": "object", "required": ["a"], "properties": {"a": {"type": "string"}}},
+        ]});
+        assert_eq!(
+            faults(&schema, &json!({"a": 1})),
+            [("/a".into(), "type".into())]
+        );
+        assert_eq!(
+            faults(&schema, &json!([1, 2])),
+            [(String::new(), "too_long".into())]
+        );
+    }
+
+    #[test]
+    fn a_pointer_is_cut_after_a_whole_step() {
+        let key = "k".repeat(150);
+        let pointer = format!("/{key}/{key}/x");
+        assert_eq!(bounded(&pointer), format!("/{key}"));
+        assert_eq!(bounded(&format!("/{}", "ä".repeat(150))), "");
+        assert_eq!(bounded("/a/b"), "/a/b");
     }
 }

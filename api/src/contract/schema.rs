@@ -183,6 +183,56 @@ fn allow_null(members: &mut Map<String, Value>) {
     }
 }
 
+/// Makes one object of each composition of plain objects, as poem-openapi writes the branches of a
+/// union: a composition can be closed too, but then says less about what is wrong with a value.
+pub(super) fn flatten(document: &mut Value) {
+    let before = document.clone();
+    let schemas = document["components"]["schemas"]
+        .as_object_mut()
+        .into_iter()
+        .flatten();
+    for (_, schema) in schemas {
+        flatten_one(schema, &before);
+    }
+}
+
+fn flatten_one(schema: &mut Value, document: &Value) {
+    let Some(members) = schema.as_object_mut() else {
+        return;
+    };
+    each_child(members, &mut |child| flatten_one(child, document));
+    let Some(parts) = members.get("allOf").and_then(Value::as_array) else {
+        return;
+    };
+    let parts: Vec<&Value> = parts.iter().map(|part| resolve(part, document)).collect();
+    let plain = |part: &&Value| {
+        let known = [
+            "type",
+            "title",
+            "description",
+            "required",
+            "properties",
+            "examples",
+        ];
+        part["type"] == "object"
+            && part
+                .as_object()
+                .is_some_and(|m| m.keys().all(|k| known.contains(&k.as_str())))
+    };
+    if !parts.iter().all(plain) {
+        return;
+    }
+    let (mut required, mut properties) = (Vec::new(), Map::new());
+    for part in parts {
+        required.extend(part["required"].as_array().into_iter().flatten().cloned());
+        properties.extend(part["properties"].as_object().cloned().unwrap_or_default());
+    }
+    members.remove("allOf");
+    members.insert("type".to_owned(), json!("object"));
+    members.insert("required".to_owned(), Value::Array(required));
+    members.insert("properties".to_owned(), Value::Object(properties));
+}
+
 /// Refuses unknown members in every object that a request body can hold, as the server does.
 pub(super) fn close_requests(document: &mut Value) {
     let mut pending = Vec::new();
@@ -221,7 +271,7 @@ fn close(schema: &mut Value, composed: bool, pending: &mut Vec<(String, bool)>) 
     }
     if whole && !composed {
         members.insert("unevaluatedProperties".to_owned(), Value::Bool(false));
-    } else if is_object(members) && !composed {
+    } else if is_object(members) && !is_choice(members) && !composed {
         members
             .entry("additionalProperties")
             .or_insert(Value::Bool(false));
@@ -236,6 +286,11 @@ fn close(schema: &mut Value, composed: bool, pending: &mut Vec<(String, bool)>) 
             close(inner, false, pending);
         }
     }
+}
+
+/// Whether the members are those of one of several branches, which are closed themselves.
+fn is_choice(members: &Map<String, Value>) -> bool {
+    members.contains_key("anyOf") || members.contains_key("oneOf")
 }
 
 fn is_object(members: &Map<String, Value>) -> bool {
@@ -351,6 +406,20 @@ mod tests {
         assert_eq!(schemas["In"]["additionalProperties"], json!(false));
         assert_eq!(schemas["Inner"]["additionalProperties"], json!(false));
         assert_eq!(schemas["Out"].get("additionalProperties"), None);
+    }
+
+    #[test]
+    fn a_composition_of_plain_objects_becomes_one() {
+        let mut document = json!({"components": {"schemas": {
+            "A": {"type": "object", "required": ["a"], "properties": {"a": {"type": "null"}}},
+            "B": {"allOf": [{"type": "object", "required": ["b"], "properties": {"b": {}}}, refer("A")]},
+        }}});
+        flatten(&mut document);
+        assert_eq!(
+            document["components"]["schemas"]["B"],
+            json!({"type": "object", "required": ["b", "a"],
+                "properties": {"b": {}, "a": {"type": "null"}}})
+        );
     }
 
     #[test]

@@ -77,12 +77,10 @@ impl ResponseError for ApiError {
         status(self.0.code)
     }
 
-    /// Only for code that turns errors into answers before the stack sees them: the problem rides
-    /// along, so that the stack can write it again with the request's identifier.
+    /// Only for code that turns errors into answers before the stack sees them, which then lack
+    /// the request's identifier: better to pass the error on.
     fn as_response(&self) -> Response {
-        let mut response = render(&self.0, "");
-        response.set_data(Refused(self.0.clone()));
-        response
+        render(&self.0, "")
     }
 }
 
@@ -96,10 +94,6 @@ impl ApiResponse for ApiError {
 
     fn register(_: &mut Registry) {}
 }
-
-/// Marks a response that already is a problem.
-#[derive(Clone)]
-pub(super) struct Refused(pub(super) Box<Problem>);
 
 #[derive(Serialize)]
 struct Members<'a> {

@@ -13,7 +13,7 @@ use domain::{Code, FieldError, Problem};
 
 use crate::contract::{Location, Route};
 
-use super::error::{ApiError, PROBLEM_JSON, Refused};
+use super::error::{ApiError, PROBLEM_JSON};
 
 /// What a failed request comes to.
 pub(super) enum Outcome {
@@ -70,9 +70,6 @@ pub(super) fn of_response(response: &Response) -> Option<Box<Problem>> {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return None;
-    }
-    if let Some(refused) = response.data::<Refused>() {
-        return Some(refused.0.clone());
     }
     let content_type = response
         .headers()

@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::IpNet;
 use poem::{
-    Endpoint, IntoResponse, PathPattern, Request, Response, Result,
+    Endpoint, IntoEndpoint, IntoResponse, PathPattern, Request, Response, Result,
     http::{HeaderValue, Method, header},
 };
 use tokio::sync::Semaphore;
@@ -79,12 +79,13 @@ pub struct Stack<E> {
 }
 
 /// Wraps `app` into the stack. The recorder of metrics must be installed before the first request.
-pub fn wrap<E>(app: E, options: StackOptions) -> Stack<E>
+pub fn wrap<E>(app: E, options: StackOptions) -> Stack<E::Endpoint>
 where
-    E: Endpoint + 'static,
+    E: IntoEndpoint,
+    E::Endpoint: 'static,
 {
     Stack {
-        app: Arc::new(app),
+        app: Arc::new(app.into_endpoint()),
         places: Arc::new(Semaphore::new(options.concurrent_max)),
         meters: Meters::new(options.contract.routes().len()),
         options,

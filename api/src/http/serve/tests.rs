@@ -1,1 +1,190 @@
+use std::net::SocketAddr;
 
+use poem::{Request, endpoint::make};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
+
+use super::*;
+
+struct Running {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    server: JoinHandle<io::Result<()>>,
+}
+
+async fn start(limits: ConnectionLimits) -> Running {
+    let app = make(|request: Request| async move {
+        if request.uri().path() == "/slow" {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        if request.uri().path() == "/stuck" {
+            std::future::pending::<()>().await;
+        }
+        Response::builder().body(format!("{}\n", request.remote_addr()))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, app, limits, shutdown.clone()));
+    Running {
+        address,
+        shutdown,
+        server,
+    }
+}
+
+async fn connect(running: &Running) -> TcpStream {
+    TcpStream::connect(running.address).await.unwrap()
+}
+
+async fn ask(stream: &mut TcpStream, path: &str) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+}
+
+/// Reads one answer with a body of one line; nothing when the connection was closed.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0; 1];
+    while stream.read(&mut byte).await.unwrap_or(0) == 1 {
+        text.push(byte[0]);
+        if text.ends_with(b"\n")
+            && text.windows(4).any(|w| w == b"\r\n\r\n")
+            && !text.ends_with(b"\r\n")
+        {
+            break;
+        }
+    }
+    String::from_utf8(text).unwrap()
+}
+
+fn short() -> ConnectionLimits {
+    ConnectionLimits {
+        header_timeout: Duration::from_millis(200),
+        ..ConnectionLimits::default()
+    }
+}
+
+#[tokio::test]
+async fn answers_several_requests_on_one_connection() {
+    let running = start(ConnectionLimits::default()).await;
+    let mut stream = connect(&running).await;
+    for _ in 0..3 {
+        ask(&mut stream, "/").await;
+        let text = answer(&mut stream).await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(
+            text.contains("socket://127.0.0.1:"),
+            "the peer is known: {text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_dripping_head_is_cut_off() {
+    let running = start(short()).await;
+    let mut stream = connect(&running).await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost:").await.unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(answer(&mut stream).await, "");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed() {
+    let running = start(short()).await;
+    let mut stream = connect(&running).await;
+    assert_eq!(answer(&mut stream).await, "", "one that never spoke");
+    let mut stream = connect(&running).await;
+    ask(&mut stream, "/").await;
+    assert!(answer(&mut stream).await.contains("200 OK"));
+    assert_eq!(answer(&mut stream).await, "", "one that spoke once");
+}
+
+#[tokio::test]
+async fn a_huge_head_is_refused() {
+    let running = start(ConnectionLimits::default()).await;
+    let mut stream = connect(&running).await;
+    let huge = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nx-a: {}\r\n\r\n",
+        "a".repeat(20_000)
+    );
+    // The server may close before it has read everything.
+    let _ = stream.write_all(huge.as_bytes()).await;
+    let text = answer(&mut stream).await;
+    assert!(
+        text.is_empty() || text.starts_with("HTTP/1.1 431"),
+        "{text}"
+    );
+    let mut stream = connect(&running).await;
+    let fields: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let _ = stream
+        .write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n").as_bytes())
+        .await;
+    let text = answer(&mut stream).await;
+    assert!(
+        text.is_empty() || text.starts_with("HTTP/1.1 431"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn no_more_connections_than_allowed_are_served() {
+    let running = start(ConnectionLimits {
+        open_max: 1,
+        ..ConnectionLimits::default()
+    })
+    .await;
+    let mut first = connect(&running).await;
+    ask(&mut first, "/").await;
+    assert!(answer(&mut first).await.contains("200 OK"));
+    let mut second = connect(&running).await;
+    ask(&mut second, "/").await;
+    let waited = tokio::time::timeout(Duration::from_millis(200), answer(&mut second)).await;
+    assert!(waited.is_err(), "the second waits in the kernel's queue");
+    drop(first);
+    assert!(answer(&mut second).await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn shutdown_finishes_what_was_begun_and_closes_the_rest() {
+    let running = start(ConnectionLimits::default()).await;
+    let (mut busy, mut idle, mut silent) = (
+        connect(&running).await,
+        connect(&running).await,
+        connect(&running).await,
+    );
+    ask(&mut idle, "/").await;
+    assert!(answer(&mut idle).await.contains("200 OK"));
+    ask(&mut busy, "/slow").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = std::time::Instant::now();
+    running.shutdown.cancel();
+    assert!(answer(&mut busy).await.contains("200 OK"));
+    assert_eq!(answer(&mut idle).await, "");
+    assert_eq!(answer(&mut silent).await, "");
+    running.server.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(
+        TcpStream::connect(running.address).await.is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_ever() {
+    let drain_timeout = Duration::from_millis(200);
+    let running = start(ConnectionLimits {
+        drain_timeout,
+        ..ConnectionLimits::default()
+    })
+    .await;
+    let mut stuck = connect(&running).await;
+    ask(&mut stuck, "/stuck").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    running.shutdown.cancel();
+    running.server.await.unwrap().unwrap();
+    assert_eq!(answer(&mut stuck).await, "");
+}

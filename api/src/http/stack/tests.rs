@@ -1,1 +1,311 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use poem::{Body, endpoint::make, http::StatusCode, test::TestClient};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::{
+    contract::complete,
+    http::{RateLimits, limit::RateSettings},
+    sample::{self, OPERATIONS},
+};
+
+fn options() -> StackOptions {
+    let document = complete(&sample::service().spec(), OPERATIONS);
+    StackOptions::new(Arc::new(Contract::new(document).unwrap()))
+}
+
+fn client() -> TestClient<impl Endpoint> {
+    TestClient::new(wrap(sample::service(), options()))
+}
+
+async fn problem(response: poem::test::TestResponse) -> (u16, Value) {
+    assert_eq!(response.0.header("content-type"), Some(error::PROBLEM_JSON));
+    assert_eq!(response.0.header("x-content-type-options"), Some("nosniff"));
+    let id = response.0.header("x-request-id").unwrap().to_owned();
+    let status = response.0.status().as_u16();
+    let body: Value = response.0.into_body().into_json().await.unwrap();
+    assert_eq!(body["request_id"], json!(id));
+    assert_eq!(body["status"], json!(status));
+    (status, body)
+}
+
+#[tokio::test]
+async fn an_answer_carries_the_request_identifier_and_no_charset() {
+    let answer = client()
+        .get("/v1/ping")
+        .header("x-request-id", "mine-1")
+        .send()
+        .await
+        .0;
+    assert_eq!(answer.header("x-request-id"), Some("mine-1"));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+    let body: Value = answer.into_body().into_json().await.unwrap();
+    assert_eq!(body["changes"], "mine-1", "the handler knows it too");
+}
+
+#[tokio::test]
+async fn routing_refusals_are_problems() {
+    let client = client();
+    for path in [
+        "/nowhere",
+        "/v1",
+        "/v1/nowhere/at/all",
+        "/v1/ping/",
+        "//v1/ping",
+    ] {
+        let (status, body) = problem(client.get(path).send().await).await;
+        assert_eq!(
+            (status, &body["code"]),
+            (404, &json!("not_found")),
+            "{path}"
+        );
+    }
+    let response = client.delete("/v1/things").send().await;
+    assert_eq!(response.0.header("allow"), Some("GET, HEAD, POST"));
+    assert_eq!(problem(response).await.1["code"], "method_not_allowed");
+}
+
+#[tokio::test]
+async fn parameters_are_refused_in_our_words() {
+    let client = client();
+    for query in ["limit=0", "limit=201", "limit=SECRET", "limit=", "limit=-1"] {
+        let (status, body) = problem(client.get(format!("/v1/things?{query}")).send().await).await;
+        assert_eq!(
+            (status, &body["code"]),
+            (400, &json!("invalid_parameter")),
+            "{query}"
+        );
+        assert_eq!(body["errors"][0]["pointer"], "/query/limit");
+        assert_eq!(body["detail"], "`limit` takes an integer from 1 to 200.");
+    }
+    let long = "x".repeat(64);
+    let (status, body) = problem(client.get(format!("/v1/things/{long}")).send().await).await;
+    assert_eq!(
+        (status, &body["code"]),
+        (404, &json!("not_found")),
+        "no name of ours"
+    );
+    assert_eq!(
+        problem(client.get("/v1/things/missing").send().await)
+            .await
+            .0,
+        404
+    );
+}
+
+#[tokio::test]
+async fn a_panic_is_one_500_and_the_server_lives_on() {
+    let client = client();
+    let (status, body) = problem(client.get("/v1/things/panic").send().await).await;
+    assert_eq!((status, &body["code"]), (500, &json!("internal")));
+    assert!(
+        !body.to_string().contains("as the test asked"),
+        "internals stay inside"
+    );
+    assert_eq!(client.get("/v1/things/a").send().await.0.status(), 200);
+}
+
+#[tokio::test]
+async fn errors_of_any_origin_become_problems() {
+    let endpoint = |f: fn() -> Result<Response>| {
+        TestClient::new(wrap(make(move |_| async move { f() }), options()))
+    };
+    let cases: Vec<(fn() -> Result<Response>, u16, &str)> = vec![
+        (
+            || Ok(Response::builder().status(StatusCode::FORBIDDEN).body("no")),
+            403,
+            "wrong_token_kind",
+        ),
+        (
+            || Ok(Response::builder().status(StatusCode::BAD_GATEWAY).finish()),
+            500,
+            "internal",
+        ),
+        (
+            || Err(poem::Error::from_status(StatusCode::UNAUTHORIZED)),
+            401,
+            "unauthenticated",
+        ),
+        (
+            || {
+                Err(poem::Error::from_string(
+                    "db: SECRET",
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                ))
+            },
+            500,
+            "internal",
+        ),
+        (
+            || Err(poem::error::ReadBodyError::PayloadTooLarge.into()),
+            413,
+            "body_too_large",
+        ),
+        (
+            || Err(super::super::ApiError::from(Code::SlugTaken).into()),
+            409,
+            "slug_taken",
+        ),
+    ];
+    for (f, status, code) in cases {
+        let (found, body) = problem(endpoint(f).get("/x").send().await).await;
+        assert_eq!((found, &body["code"]), (status, &json!(code)));
+        assert!(!body.to_string().contains("SECRET"));
+    }
+    let redirect = endpoint(|| Ok(Response::builder().status(StatusCode::FOUND).finish()));
+    assert_eq!(
+        redirect.get("/x").send().await.0.status(),
+        302,
+        "no error, no problem"
+    );
+    let considered = endpoint(|| {
+        let body = Body::from_json(json!({"ready": false})).unwrap();
+        let response = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE);
+        Ok(response.content_type("application/json").body(body))
+    });
+    let answer = considered.get("/readyz").send().await.0;
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/json"),
+        "JSON of its own stays"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_waits_only_so_long_but_the_work_goes_on() {
+    let done = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&done);
+    let app = make(move |_| {
+        let done = Arc::clone(&counter);
+        async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let options = StackOptions {
+        time_limit: Duration::from_millis(20),
+        ..options()
+    };
+    let tasks = options.tasks.clone();
+    let client = TestClient::new(wrap(app, options));
+    let response = client.get("/v1/slow").send().await;
+    assert_eq!(response.0.header("retry-after"), Some("1"));
+    assert_eq!(problem(response).await.1["code"], "overloaded");
+    assert_eq!(done.load(Ordering::SeqCst), 0);
+    tasks.close();
+    tasks.wait().await;
+    assert_eq!(done.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_cancels_nothing() {
+    let (begun, go, done) = (
+        Arc::new(Notify::new()),
+        Arc::new(Notify::new()),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let (b, g, d) = (Arc::clone(&begun), Arc::clone(&go), Arc::clone(&done));
+    let app = make(move |_| {
+        let (begun, go, done) = (Arc::clone(&b), Arc::clone(&g), Arc::clone(&d));
+        async move {
+            begun.notify_one();
+            go.notified().await;
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let options = options();
+    let tasks = options.tasks.clone();
+    let stack = Arc::new(wrap(app, options));
+    let request = tokio::spawn({
+        let stack = Arc::clone(&stack);
+        async move { stack.get_response(Request::default()).await }
+    });
+    begun.notified().await;
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled());
+    go.notify_one();
+    tasks.close();
+    tasks.wait().await;
+    assert_eq!(done.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_work_but_answers_for_its_health() {
+    let release = Arc::new(Notify::new());
+    let waiting = Arc::clone(&release);
+    let app = make(move |request: Request| {
+        let release = Arc::clone(&waiting);
+        async move {
+            if request.uri().path() == "/v1/wait" {
+                release.notified().await;
+            }
+        }
+    });
+    let stack = Arc::new(wrap(
+        app,
+        StackOptions {
+            concurrent_max: 1,
+            ..options()
+        },
+    ));
+    let client = TestClient::new(Arc::clone(&stack));
+    let first = tokio::spawn(async move {
+        let uri = "/v1/wait".parse().unwrap();
+        stack
+            .get_response(Request::builder().uri(uri).finish())
+            .await
+            .status()
+    });
+    tokio::task::yield_now().await;
+    let response = client.get("/v1/other").send().await;
+    assert_eq!(response.0.header("retry-after"), Some("1"));
+    assert_eq!(problem(response).await.1["code"], "overloaded");
+    assert_eq!(client.get("/healthz").send().await.0.status(), 200);
+    release.notify_one();
+    assert_eq!(first.await.unwrap(), 200);
+    assert_eq!(
+        client.get("/v1/other").send().await.0.status(),
+        200,
+        "the place is free again"
+    );
+}
+
+#[tokio::test]
+async fn what_is_left_of_the_allowance_is_told() {
+    let limits = Arc::new(RateLimits::new(RateSettings {
+        publisher_per_second: 1,
+        ..RateSettings::default()
+    }));
+    let app = make(move |request: Request| {
+        let limits = Arc::clone(&limits);
+        async move {
+            let context = RequestContext::of(&request)?;
+            let id = uuid::Uuid::from_u128(1);
+            match limits.check_publisher(id) {
+                Ok(state) => state.into_iter().for_each(|state| context.note_rate(state)),
+                Err(refusal) => {
+                    context.note_rate(refusal.state);
+                    return Err(super::super::ApiError::from(refusal.problem).into());
+                }
+            }
+            Ok::<_, poem::Error>(())
+        }
+    });
+    let client = TestClient::new(wrap(app, options()));
+    let answer = client.get("/v1/x").send().await.0;
+    assert_eq!(
+        answer.header("ratelimit-policy"),
+        Some("\"publisher\";q=2;w=2")
+    );
+    assert_eq!(answer.header("ratelimit"), Some("\"publisher\";r=1;t=1"));
+    client.get("/v1/x").send().await;
+    let refused = client.get("/v1/x").send().await;
+    assert_eq!(refused.0.status(), 429);
+    assert_eq!(refused.0.header("ratelimit"), Some("\"publisher\";r=0;t=1"));
+    assert_eq!(refused.0.header("retry-after"), Some("1"));
+    assert_eq!(problem(refused).await.1["code"], "rate_limited");
+}
