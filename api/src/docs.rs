@@ -182,10 +182,10 @@ fn problems_page() -> String {
          the <a href=\"/docs\">reference</a>. Quote <code>request_id</code> when asking the operator.</p>\n",
     );
     for code in Code::ALL {
-        let _ = write!(
+        let _ = writeln!(
             page,
             "<section id=\"{code}\"><h2><a href=\"#{code}\"><code>{code}</code></a> · {}</h2>\
-             <p>{}.</p><p>{}</p></section>\n",
+             <p>{}.</p><p>{}</p></section>",
             code.status(),
             marked_up(code.title()),
             marked_up(code.help()),

@@ -143,6 +143,7 @@ pub struct NewThing {
     #[oai(nullable)]
     limits: Option<Limits>,
     shape: Option<Shape>,
+    #[oai(validator(max_properties = 3))]
     tags: Option<HashMap<String, bool>>,
     extra: Option<Value>,
 }
@@ -303,6 +304,7 @@ enum Created {
 
 pub struct Sample;
 
+#[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Things")]
 impl Sample {
     /// Answer
@@ -356,7 +358,7 @@ impl Sample {
     ) -> Result<Json<NewThing>, ApiError> {
         match slug.0.as_str() {
             "panic" => panic!("as the test asked"),
-            "slow" => tokio::time::sleep(Duration::from_secs(3600)).await,
+            "slow" => tokio::time::sleep(Duration::from_hours(1)).await,
             "internal" => return Err(Code::Internal.into()),
             "missing" => return Err(Problem::not_found().into()),
             _ => {}

@@ -10,8 +10,8 @@ use super::{
 /// Every way in which a completed document falls short; nothing means good.
 ///
 /// Checked are: identifier, summary, tag and security of each operation; examples, which must fit
-/// their schemas; named schemas for request bodies; and bounds on every string, array and integer
-/// that a request can hold.
+/// their schemas; named schemas for request bodies; and bounds on every string, array, map and
+/// integer that a request can hold.
 #[must_use]
 pub fn audit(document: &Value) -> Vec<String> {
     let mut found = Vec::new();
@@ -143,6 +143,9 @@ impl Walk<'_> {
             if !(low && high) {
                 (self.say)(&format!("{at}: an integer without minimum and maximum"));
             }
+        }
+        if schema["additionalProperties"].is_object() && !bounded(&["maxProperties"]) {
+            (self.say)(&format!("{at}: a map without maxProperties"));
         }
         self.inner(at, schema);
     }

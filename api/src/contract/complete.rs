@@ -6,7 +6,7 @@ use domain::Code;
 
 use super::{
     example, problems,
-    schema::{close_requests, contents_mut, flatten, modernise, operations_mut, sorted},
+    schema::{close_requests, contents_mut, flatten, modernise, operations_mut, prune, sorted},
 };
 
 /// What only people know of an operation.
@@ -58,6 +58,7 @@ pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
     }
     document["components"]["headers"] = headers();
     document["components"]["securitySchemes"] = security_schemes(kinds);
+    prune(&mut document);
     close_requests(&mut document);
     exemplify(&mut document);
     sorted(document)
@@ -202,22 +203,39 @@ fn document_headers(operation: &mut Value) {
         if status == "401" {
             add("WWW-Authenticate", "WwwAuthenticate");
         }
-        for (name, description) in [
-            ("ETag", "The thing's revision, for `If-Match`."),
-            ("Location", "Where the new thing is."),
-            ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
-            (
-                "Idempotent-Replayed",
-                "`true` when this is the stored answer to an earlier request with the same `Idempotency-Key`.",
-            ),
-        ] {
-            // Written in any case by the draft; header names have none.
-            let headers = answer["headers"].as_object_mut().into_iter().flatten();
-            for (_, header) in headers.filter(|(own, _)| own.eq_ignore_ascii_case(name)) {
-                if header.get("description").is_none() {
-                    header["description"] = json!(description);
-                }
+        spell_headers(&mut answer["headers"]);
+    }
+}
+
+/// Headers of our own, as they are spelt, with what they mean.
+const HEADERS: [(&str, &str); 4] = [
+    ("ETag", "The thing's revision, for `If-Match`."),
+    ("Location", "Where the new thing is."),
+    ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
+    (
+        "Idempotent-Replayed",
+        "`true` when this is the stored answer to an earlier request with the same `Idempotency-Key`.",
+    ),
+];
+
+/// The draft has header names in capitals.
+fn spell_headers(headers: &mut Value) {
+    let Some(members) = headers.as_object_mut() else {
+        return;
+    };
+    for (name, description) in HEADERS {
+        let Some(own) = members
+            .keys()
+            .find(|own| own.eq_ignore_ascii_case(name))
+            .cloned()
+        else {
+            continue;
+        };
+        if let Some(mut header) = members.remove(&own) {
+            if header.get("description").is_none() {
+                header["description"] = json!(description);
             }
+            members.insert(name.to_owned(), header);
         }
     }
 }

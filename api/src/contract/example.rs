@@ -24,9 +24,9 @@ fn derive(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
     if let Some(value) = schema.get("const").or_else(|| schema["enum"].get(0)) {
         return Some(value.clone());
     }
-    for branches in ["anyOf", "oneOf"]
-        .iter()
-        .filter_map(|keyword| schema[*keyword].as_array())
+    if let Some(branches) = schema["anyOf"]
+        .as_array()
+        .or_else(|| schema["oneOf"].as_array())
     {
         return branches
             .iter()

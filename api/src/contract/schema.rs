@@ -68,7 +68,7 @@ pub(super) fn each_child(members: &mut Map<String, Value>, visit: &mut dyn FnMut
         match (keyword.as_str(), member) {
             ("items" | "additionalProperties" | "not" | "propertyNames", schema) => visit(schema),
             ("properties", Value::Object(properties)) => {
-                properties.values_mut().for_each(&mut *visit)
+                properties.values_mut().for_each(&mut *visit);
             }
             ("allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => {
                 schemas.iter_mut().for_each(&mut *visit);
@@ -233,11 +233,48 @@ fn flatten_one(schema: &mut Value, document: &Value) {
     members.insert("properties".to_owned(), Value::Object(properties));
 }
 
+/// Drops the schemas that nothing refers to any more.
+pub(super) fn prune(document: &mut Value) {
+    let mut pending = vec![
+        document["paths"].clone(),
+        document["components"]["headers"].clone(),
+    ];
+    let mut used = HashSet::new();
+    while let Some(value) = pending.pop() {
+        for name in references_in(&value) {
+            if used.insert(name.clone()) {
+                pending.push(document["components"]["schemas"][&name].clone());
+            }
+        }
+    }
+    if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
+        schemas.retain(|name, _| used.contains(name));
+    }
+}
+
+fn references_in(value: &Value) -> Vec<String> {
+    match value {
+        // A discriminator's mapping refers too, but only to what a branch refers to.
+        Value::Object(members) => {
+            let own = reference(value).map(str::to_owned);
+            own.into_iter()
+                .chain(members.values().flat_map(references_in))
+                .collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references_in).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Refuses unknown members in every object that a request body can hold, as the server does.
 pub(super) fn close_requests(document: &mut Value) {
     let mut pending = Vec::new();
     for operation in operations_mut(document) {
-        for media in contents_mut(&mut operation["requestBody"]) {
+        for media in operation
+            .get_mut("requestBody")
+            .into_iter()
+            .flat_map(contents_mut)
+        {
             close(&mut media["schema"], false, &mut pending);
         }
     }
@@ -264,9 +301,9 @@ fn close(schema: &mut Value, composed: bool, pending: &mut Vec<(String, bool)>) 
     let whole = members.contains_key("allOf");
     for keyword in ["allOf", "anyOf", "oneOf"] {
         if let Some(Value::Array(parts)) = members.get_mut(keyword) {
-            parts
-                .iter_mut()
-                .for_each(|part| close(part, composed || keyword == "allOf", pending));
+            for part in parts {
+                close(part, composed || keyword == "allOf", pending);
+            }
         }
     }
     if whole && !composed {

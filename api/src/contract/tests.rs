@@ -118,7 +118,7 @@ fn nullability_bounds_and_media_types_are_true() {
         .collect();
     assert_eq!(media, ["application/json"]);
     let headers = create["responses"]["201"]["headers"].as_object().unwrap();
-    for name in ["RateLimit", "RateLimit-Policy", "X-Request-Id"] {
+    for name in ["Location", "RateLimit", "RateLimit-Policy", "X-Request-Id"] {
         assert!(headers.contains_key(name), "{name}");
     }
     assert!(
@@ -126,6 +126,12 @@ fn nullability_bounds_and_media_types_are_true() {
             .unwrap()
             .contains("nullable")
     );
+    assert_eq!(
+        document["paths"]["/v1/ping"]["get"].get("requestBody"),
+        None
+    );
+    let circle = document["components"]["schemas"].get("Circle");
+    assert_eq!(circle, None, "only a branch of a union");
 }
 
 #[test]
@@ -256,6 +262,7 @@ async fn numbers_without_a_fraction_are_integers_however_written() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 async fn each_fault_has_its_pointer_and_code() {
     let ok = || json!({"slug": "a", "name": "A"});
     let with = |name: &str, value: Value| {
@@ -361,6 +368,10 @@ async fn each_fault_has_its_pointer_and_code() {
             &["/extra/deep/0 invalid"],
         ),
         (with("tags", json!({"a": 1})), &["/tags/a type"]),
+        (
+            with("tags", json!({"a": true, "b": true, "c": true, "d": true})),
+            &["/tags too_long"],
+        ),
         (
             json!({"slug": 1, "size": 99, "labels": [1], "x": 1}),
             &[

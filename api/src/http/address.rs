@@ -24,7 +24,7 @@ pub fn of_request(request: &Request, trusted: &[IpNet]) -> IpAddr {
     let peer = request
         .remote_addr()
         .as_socket_addr()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |address| address.ip());
+        .map_or(IpAddr::from([0, 0, 0, 0]), SocketAddr::ip);
     client_address(peer, request.headers(), trusted)
 }
 

@@ -13,7 +13,10 @@ use poem::{
 use crate::contract::Contract;
 use domain::{Code, random};
 
-use super::{error::ApiError, limit::RateState};
+use super::{
+    error::ApiError,
+    limit::{RateState, Refusal},
+};
 
 /// The header that carries a request's identifier, both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -58,6 +61,22 @@ impl RequestId {
     pub fn header(&self) -> HeaderValue {
         self.0.clone()
     }
+}
+
+/// The trace that the caller's `traceparent` belongs to (W3C Trace Context 1, §3.2.2), for the log.
+#[must_use]
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let valid = version.len() == 2
+        && version != "ff"
+        && trace.len() == 32
+        && hex(version)
+        && hex(trace)
+        && trace.bytes().any(|b| b != b'0');
+    valid.then_some(trace)
 }
 
 fn is_sane(text: &[u8]) -> bool {
@@ -118,6 +137,25 @@ impl RequestContext {
         &self.0.contract
     }
 
+    /// Notes what a rate limit says, whatever it says.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub fn admit(&self, verdict: Result<Option<RateState>, Refusal>) -> Result<(), ApiError> {
+        match verdict {
+            Ok(state) => {
+                if let Some(state) = state {
+                    self.note_rate(state);
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                self.note_rate(refusal.state);
+                Err((*refusal.problem).into())
+            }
+        }
+    }
+
     /// Notes what is left of the caller's allowance; the answer will say so in its `RateLimit`
     /// headers. The first note stays.
     pub fn note_rate(&self, state: RateState) {
@@ -156,6 +194,28 @@ mod tests {
             "0123456789012345678901234567890123456789012345678901234567890123",
         ] {
             assert_eq!(id_for(sane), sane);
+        }
+    }
+
+    #[test]
+    fn a_trace_is_recognised() {
+        let of = |value: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                HeaderName::from_static("traceparent"),
+                HeaderValue::from_static(value),
+            )]);
+            trace_id(&headers).map(str::to_owned)
+        };
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(of(parent).as_deref(), Some(trace));
+        for odd in [
+            "",
+            "00",
+            "00-x-y-z",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        ] {
+            assert_eq!(of(odd), None, "{odd}");
         }
     }
 

@@ -138,7 +138,8 @@ pub fn body(problem: &Problem, request_id: &str) -> Vec<u8> {
         errors: errors.collect(),
         request_id,
     };
-    serde_json::to_vec(&members).expect("strings and numbers always serialise")
+    // Strings and numbers always serialise.
+    serde_json::to_vec(&members).unwrap_or_default()
 }
 
 /// A problem as an answer, with the headers that its status asks for.

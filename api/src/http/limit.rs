@@ -31,7 +31,7 @@ pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// How often [`RateLimits::forget_idle`] should run.
-pub const FORGET_EVERY: Duration = Duration::from_secs(60);
+pub const FORGET_EVERY: Duration = Duration::from_mins(1);
 
 /// How much is allowed; 0 is off, for each.
 #[derive(Clone, Copy, Debug)]
@@ -145,14 +145,16 @@ where
                 remaining: 0,
                 reset_s: wait_s,
             },
-            problem: Problem::new(
-                Code::RateLimited,
-                format!(
-                    "The allowance \"{}\" is used up; wait {wait_s} s.",
-                    self.name
-                ),
-            )
-            .retry_after(wait_s),
+            problem: Box::new(
+                Problem::new(
+                    Code::RateLimited,
+                    format!(
+                        "The allowance \"{}\" is used up; wait {wait_s} s.",
+                        self.name
+                    ),
+                )
+                .retry_after(wait_s),
+            ),
         }
     }
 
@@ -173,12 +175,12 @@ pub struct Refusal {
     /// What the answer's `RateLimit` headers say.
     pub state: RateState,
     /// 429 with `Retry-After`.
-    pub problem: Problem,
+    pub problem: Box<Problem>,
 }
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        refusal.problem
+        *refusal.problem
     }
 }
 
@@ -204,7 +206,7 @@ impl<C: Clock + Clone> RateLimits<C> {
     pub fn with_clock(settings: RateSettings, clock: &C) -> Self {
         let every = |count: u32, period: Duration| period / count.max(1);
         let second = Duration::from_secs(1);
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         let per_second = settings.publisher_per_second;
         let bootstrap = settings.bootstrap_per_minute;
         Self {
@@ -330,7 +332,7 @@ struct Failures<C: Clock + Clone> {
 
 impl<C: Clock + Clone> Failures<C> {
     fn new(name: &'static str, per_minute: u32, clock: &C) -> Option<Self> {
-        let refill = Duration::from_secs(60) / per_minute.max(1);
+        let refill = Duration::from_mins(1) / per_minute.max(1);
         let bucket = Bucket::new(name, per_minute, refill, clock.clone())?;
         Some(Self {
             bucket,
@@ -507,7 +509,7 @@ mod tests {
             limits.check_publisher(Uuid::from_u128(n)).unwrap();
             let _ = limits.bootstrap_failed(ip("203.0.113.9"));
         }
-        clock.advance(Duration::from_secs(3600));
+        clock.advance(Duration::from_hours(1));
         limits.forget_idle();
         assert_eq!(limits.publishers.as_ref().unwrap().limiter.len(), 0);
         assert!(

@@ -3,7 +3,7 @@
 use poem::{
     Response,
     error::{NotFoundError, ParseJsonError, ReadBodyError},
-    http::{Method, StatusCode, header},
+    http::{Method, StatusCode, Uri, header},
 };
 use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
@@ -102,6 +102,36 @@ fn of_status(status: StatusCode) -> Problem {
 /// 503 for want of room or time.
 pub(super) fn overloaded() -> Problem {
     Problem::from(Code::Overloaded).retry_after(1)
+}
+
+/// 503 for work that is still going on.
+pub(super) fn unfinished() -> Problem {
+    Problem::new(
+        Code::Overloaded,
+        "It takes too long; the change may still be made. The same Idempotency-Key will tell.",
+    )
+    .retry_after(5)
+}
+
+/// Refuses U+0000, which PostgreSQL can't compare with: in the path it names nothing, in the query
+/// it is wrong.
+pub(super) fn of_uri(uri: &Uri) -> Option<Problem> {
+    if uri.path().contains("%00") {
+        return Some(Problem::not_found());
+    }
+    let pair = uri.query()?.split('&').find(|pair| pair.contains("%00"))?;
+    let name = pair.split('=').next().unwrap_or_default();
+    let plain = (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let pointer = if plain {
+        format!("/query/{name}")
+    } else {
+        "/query".to_owned()
+    };
+    Some(Problem::parameter(
+        &pointer,
+        "The character U+0000 is not taken anywhere.",
+    ))
 }
 
 /// A parameter that doesn't parse. The contract says where it stands and what it takes; the

@@ -31,8 +31,8 @@ use crate::contract::{Contract, Route};
 
 use super::{
     address,
-    context::{REQUEST_ID, RequestContext, RequestId},
-    error,
+    context::{self, REQUEST_ID, RequestContext, RequestId},
+    error::{self, ApiError},
     meters::Meters,
     refusal::{self, Outcome},
 };
@@ -64,7 +64,7 @@ impl StackOptions {
             contract,
             trusted_proxies: Vec::new(),
             concurrent_max: 1024,
-            time_limit: Duration::from_secs(60),
+            time_limit: Duration::from_mins(1),
             tasks: TaskTracker::new(),
         }
     }
@@ -109,7 +109,10 @@ where
         let health = HEALTH.contains(&path);
         let versioned = path.starts_with("/v1/");
 
-        let result = self.work(request, health, &id).await;
+        let result = match refusal::of_uri(request.uri()) {
+            Some(problem) => Err(ApiError::from(problem).into()),
+            None => self.work(request, health, &id).await,
+        };
         let pattern = pattern(&result);
         let route = pattern
             .as_ref()
@@ -142,12 +145,13 @@ where
             None
         } else {
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-                return Err(super::ApiError::from(refusal::overloaded()).into());
+                return Err(ApiError::from(refusal::overloaded()).into());
             };
             Some(place)
         };
         let app = Arc::clone(&self.app);
-        let span = tracing::info_span!("request", request_id = id.as_str());
+        let trace_id = context::trace_id(request.headers());
+        let span = tracing::info_span!("request", request_id = id.as_str(), trace_id);
         let task = async move {
             let result = app.call(request).await.map(IntoResponse::into_response);
             drop(place);
@@ -156,13 +160,13 @@ where
         let task = self.options.tasks.spawn(task.instrument(span));
         match tokio::time::timeout(self.options.time_limit, task).await {
             Ok(Ok(result)) => result,
-            Ok(Err(failed)) => Err(super::ApiError::from(of_failed_task(failed, id)).into()),
+            Ok(Err(failed)) => Err(ApiError::from(of_failed_task(failed, id)).into()),
             Err(_) => {
                 tracing::warn!(
                     request_id = id.as_str(),
                     "a request took too long; its work goes on"
                 );
-                Err(super::ApiError::from(refusal::overloaded()).into())
+                Err(ApiError::from(refusal::unfinished()).into())
             }
         }
     }

@@ -119,7 +119,7 @@ async fn a_huge_head_is_refused() {
         "{text}"
     );
     let mut stream = connect(&running).await;
-    let fields: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let fields = "x-a: 1\r\n".repeat(200);
     let _ = stream
         .write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n").as_bytes())
         .await;

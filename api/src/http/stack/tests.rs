@@ -98,6 +98,18 @@ async fn parameters_are_refused_in_our_words() {
 }
 
 #[tokio::test]
+async fn a_nul_is_refused_before_anything_sees_it() {
+    let client = client();
+    let (status, body) = problem(client.get("/v1/things/a%00b").send().await).await;
+    assert_eq!((status, &body["code"]), (404, &json!("not_found")));
+    let (status, body) = problem(client.get("/v1/things?limit=1&cursor=%00").send().await).await;
+    assert_eq!(
+        (status, &body["errors"][0]["pointer"]),
+        (400, &json!("/query/cursor"))
+    );
+}
+
+#[tokio::test]
 async fn a_panic_is_one_500_and_the_server_lives_on() {
     let client = client();
     let (status, body) = problem(client.get("/v1/things/panic").send().await).await;
@@ -109,12 +121,14 @@ async fn a_panic_is_one_500_and_the_server_lives_on() {
     assert_eq!(client.get("/v1/things/a").send().await.0.status(), 200);
 }
 
+type Case = (fn() -> Result<Response>, u16, &'static str);
+
 #[tokio::test]
 async fn errors_of_any_origin_become_problems() {
     let endpoint = |f: fn() -> Result<Response>| {
         TestClient::new(wrap(make(move |_| async move { f() }), options()))
     };
-    let cases: Vec<(fn() -> Result<Response>, u16, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (
             || Ok(Response::builder().status(StatusCode::FORBIDDEN).body("no")),
             403,
@@ -146,7 +160,7 @@ async fn errors_of_any_origin_become_problems() {
             "body_too_large",
         ),
         (
-            || Err(super::super::ApiError::from(Code::SlugTaken).into()),
+            || Err(ApiError::from(Code::SlugTaken).into()),
             409,
             "slug_taken",
         ),
@@ -193,7 +207,7 @@ async fn a_caller_waits_only_so_long_but_the_work_goes_on() {
     let tasks = options.tasks.clone();
     let client = TestClient::new(wrap(app, options));
     let response = client.get("/v1/slow").send().await;
-    assert_eq!(response.0.header("retry-after"), Some("1"));
+    assert_eq!(response.0.header("retry-after"), Some("5"));
     assert_eq!(problem(response).await.1["code"], "overloaded");
     assert_eq!(done.load(Ordering::SeqCst), 0);
     tasks.close();
@@ -285,13 +299,7 @@ async fn what_is_left_of_the_allowance_is_told() {
         async move {
             let context = RequestContext::of(&request)?;
             let id = uuid::Uuid::from_u128(1);
-            match limits.check_publisher(id) {
-                Ok(state) => state.into_iter().for_each(|state| context.note_rate(state)),
-                Err(refusal) => {
-                    context.note_rate(refusal.state);
-                    return Err(super::super::ApiError::from(refusal.problem).into());
-                }
-            }
+            context.admit(limits.check_publisher(id))?;
             Ok::<_, poem::Error>(())
         }
     });
