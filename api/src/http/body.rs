@@ -109,7 +109,7 @@ async fn take<T: ParseFromJSON>(
     let context = RequestContext::of(request).map_err(Problem::from)?;
     let declared = declared_type(request, rules)?;
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
-    let bytes = read(request, body, bytes_max).await?;
+    let bytes = read(request, body, bytes_max, BODY_TIMEOUT).await?;
     let value = match (bytes.is_empty(), rules.required) {
         (true, true) => {
             return Err(Problem::new(
@@ -176,7 +176,12 @@ fn too_large(bytes_max: usize) -> Problem {
 }
 
 /// Reads at most `bytes_max` bytes, whatever `Content-Length` says or doesn't say.
-async fn read(request: &Request, body: poem::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+async fn read(
+    request: &Request,
+    body: poem::Body,
+    bytes_max: usize,
+    time_max: Duration,
+) -> Result<Bytes, Problem> {
     let announced: Option<u64> = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -184,7 +189,7 @@ async fn read(request: &Request, body: poem::Body, bytes_max: usize) -> Result<B
     if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|l| l > bytes_max)) {
         return Err(too_large(bytes_max));
     }
-    tokio::time::timeout(BODY_TIMEOUT, collect(body, bytes_max))
+    tokio::time::timeout(time_max, collect(body, bytes_max))
         .await
         .unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
 }
@@ -250,4 +255,25 @@ fn judge<T: ParseFromJSON>(context: &RequestContext, value: Value) -> Result<T, 
                 "The body is not valid.",
             )])
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>("{")]);
+        let body = poem::Body::from_bytes_stream(first.chain(futures_util::stream::pending()));
+        let read = read(&Request::default(), body, 100, Duration::from_millis(20)).await;
+        assert_eq!(read.unwrap_err().code, Code::RequestTimeout);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_refused() {
+        let broken = [Ok("{"), Err(std::io::Error::other("gone"))];
+        let body = poem::Body::from_bytes_stream(futures_util::stream::iter(broken));
+        let read = read(&Request::default(), body, 100, BODY_TIMEOUT).await;
+        assert_eq!(read.unwrap_err().code, Code::MalformedJson);
+    }
 }

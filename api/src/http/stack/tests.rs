@@ -317,3 +317,44 @@ async fn what_is_left_of_the_allowance_is_told() {
     assert_eq!(refused.0.header("retry-after"), Some("1"));
     assert_eq!(problem(refused).await.1["code"], "rate_limited");
 }
+
+#[tokio::test]
+async fn a_client_that_hangs_up_cancels_nothing() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let (begun, go, done) = (
+        Arc::new(Notify::new()),
+        Arc::new(Notify::new()),
+        Arc::new(Notify::new()),
+    );
+    let (b, g, d) = (Arc::clone(&begun), Arc::clone(&go), Arc::clone(&done));
+    let app = make(move |_| {
+        let (begun, go, done) = (Arc::clone(&b), Arc::clone(&g), Arc::clone(&d));
+        async move {
+            begun.notify_one();
+            go.notified().await;
+            done.notify_one();
+        }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let limits = super::super::ConnectionLimits::default();
+    let server = tokio::spawn(super::super::serve(
+        listener,
+        wrap(app, options()),
+        limits,
+        shutdown.clone(),
+    ));
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    client
+        .write_all(b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    begun.notified().await;
+    drop(client);
+    shutdown.cancel();
+    server.await.unwrap().unwrap();
+    go.notify_one();
+    done.notified().await;
+}
