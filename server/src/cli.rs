@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{self, Loaded},
-    demo, text,
+    demo, doctor, serve, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -29,6 +29,8 @@ enum Command {
     Serve(Serve),
     /// Write the files that follow from the table of settings
     Config(Files),
+    /// Try out the configuration, the data directory and the keys, and say what was found
+    Doctor,
     /// Show the first minute: a server, a publisher, a run, a verified webhook, a rotated token
     Demo {
         /// Leave the server running, and print its address and tokens
@@ -92,8 +94,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 text::put(&config::print(&loaded));
                 return Ok(());
             }
-            Ok(())
+            in_runtime(serve::run(loaded))
         }
+        Command::Doctor => doctor::run(cli.config.as_deref()),
         Command::Config(files) => {
             let out = if files.docs {
                 config::markdown()

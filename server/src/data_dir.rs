@@ -183,6 +183,56 @@ impl Database {
     }
 }
 
+/// What can be seen of the groundwork without changing anything.
+#[derive(Debug)]
+pub struct Survey {
+    /// As [`Database::prepare`] would return it, but without a lock.
+    pub database: Database,
+    /// Whether the first start is still to come: no data directory, or no database in it.
+    pub fresh: bool,
+    /// The running process that has the lock.
+    pub holder: Option<String>,
+}
+
+impl Survey {
+    /// Looks at the data directory; makes nothing and keeps no lock.
+    ///
+    /// # Errors
+    /// Something there can't be looked at.
+    pub fn of(config: &Config) -> Result<Self> {
+        let Some(file) = config.sqlite_path() else {
+            let database = Database::remote(config);
+            return Ok(Self {
+                database,
+                fresh: false,
+                holder: None,
+            });
+        };
+        let exists = holds_data(&file)?;
+        let url = SecretString::from(sqlite_url(&file)?);
+        let lock = config.data_dir.join(LOCK_FILE);
+        let holder = match File::open(&lock) {
+            Ok(mut lock) => match lock.try_lock_shared() {
+                Err(TryLockError::WouldBlock) => Some(holder(&mut lock)),
+                _ => None,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_at("opening the lock", &lock)(error)),
+        };
+        let database = Database {
+            url,
+            file: Some(file),
+            exists,
+            _locks: Vec::new(),
+        };
+        Ok(Self {
+            database,
+            fresh: !exists,
+            holder,
+        })
+    }
+}
+
 /// What the store is opened with besides its URL.
 #[derive(Debug)]
 pub struct Credentials {

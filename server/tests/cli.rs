@@ -3,9 +3,16 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Output, Stdio},
 };
+
+/// Settings for a server that must not meet another one.
+const QUIET: [(&str, &str); 2] = [
+    ("STATIONMASTER_LISTEN", "127.0.0.1:0"),
+    ("STATIONMASTER_METRICS_LISTEN", ""),
+];
 
 /// The program with nothing in its environment but what is given.
 fn stationmaster(home: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
@@ -194,4 +201,53 @@ fn the_demo_s_consumer_tells_a_genuine_delivery_from_a_changed_one() {
         child.wait().unwrap().success(),
         "it stops when its input closes"
     );
+}
+
+#[test]
+fn a_key_file_that_others_may_read_is_refused_with_the_remedy() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let keys = data.join("master-keys");
+    std::fs::write(&keys, &*domain::seal::MasterKeys::generate_text("k1")).unwrap();
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let said = refusal(home.path(), &["serve"], &QUIET, 1);
+    assert!(
+        said.contains("master-keys") && said.contains("mode 0644"),
+        "{said}"
+    );
+    assert!(said.contains("chmod 600"), "{said}");
+}
+
+#[test]
+fn a_database_without_its_keys_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("stationmaster.db"), "SQLite format 3\0").unwrap();
+    let said = refusal(home.path(), &["serve"], &QUIET, 1);
+    assert!(said.contains("Put the key file back"), "{said}");
+    assert!(!data.join("master-keys").exists());
+}
+
+#[test]
+fn the_doctor_tells_a_line_for_each_check_and_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let output = stationmaster(home.path(), &["doctor"], &[]);
+    let found = text(&output.stdout);
+    assert!(output.status.success(), "{found}");
+    for what in ["configuration", "data directory", "keys"] {
+        assert!(found.contains(&format!("ok      {what}: ")), "{found}");
+    }
+    assert_eq!(
+        std::fs::read_dir(home.path()).unwrap().count(),
+        0,
+        "nothing was made"
+    );
+
+    let output = stationmaster(home.path(), &["doctor"], &[("STATIONMASTER_LISTEN", "x")]);
+    let found = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(found.contains("FAILED  configuration: "), "{found}");
+    assert!(found.contains("STATIONMASTER_LISTEN"), "{found}");
 }

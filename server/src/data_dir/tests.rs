@@ -187,13 +187,19 @@ fn postgres_requires_both_and_touches_no_directory() {
 }
 
 #[test]
-fn a_check_makes_nothing() {
+fn a_survey_makes_nothing_and_sees_who_runs() {
     let home = Home::new();
     let config = home.config(&[]);
-    let database = Database::prepare(&config).unwrap();
-    Credentials::check(&config, &database).unwrap();
-    assert!(!home.data().join(KEYS_FILE).exists());
-    assert!(!home.data().join(TOKEN_FILE).exists());
+    let survey = Survey::of(&config).unwrap();
+    Credentials::check(&config, &survey.database).unwrap();
+    assert!(survey.fresh && survey.holder.is_none());
+    assert!(!home.data().exists());
+
+    let running = home.start(&[]).unwrap();
+    let holder = Survey::of(&config).unwrap().holder;
+    assert_eq!(holder, Some(format!("process {}", std::process::id())));
+    drop(running);
+    assert_eq!(Survey::of(&config).unwrap().holder, None);
 }
 
 #[test]

@@ -1,0 +1,103 @@
+//! `stationmaster doctor`: tries out what a start needs, changes nothing, and says what it found,
+//! a line each. What depends on something that failed is not tried.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    cli::Failure,
+    config::{self, Config},
+    data_dir::{Credentials, Survey},
+    text::say,
+};
+
+/// Lines as they come, and whether any was bad.
+#[derive(Default)]
+struct Report {
+    failed: usize,
+}
+
+impl Report {
+    /// Tells one finding and returns its value, if it was good.
+    fn line<T>(&mut self, what: &str, found: Result<(T, String), String>) -> Option<T> {
+        match found {
+            Ok((value, words)) => {
+                say(&format!("ok      {what}: {words}"));
+                Some(value)
+            }
+            Err(words) => {
+                self.failed += 1;
+                say(&format!("FAILED  {what}: {words}"));
+                None
+            }
+        }
+    }
+}
+
+/// Checks the configuration, the data directory and the keys.
+///
+/// # Errors
+/// How many checks failed; what they found is on standard output.
+pub fn run(file: Option<&Path>) -> Result<(), Failure> {
+    let mut report = Report::default();
+    let loaded = config::load(std::env::vars_os(), file)
+        .map(|loaded| (loaded.config, "every setting is valid".to_owned()))
+        .map_err(|faults| faults.to_string());
+    if let Some(config) = report.line("configuration", loaded) {
+        if let Some(path) = file {
+            report.line("configuration file", private(path, &config));
+        }
+        if let Some(survey) = report.line("data directory", survey(&config)) {
+            report.line("keys", keys(&config, &survey));
+        }
+    }
+    match report.failed {
+        0 => Ok(()),
+        1 => Err(Failure::Failed("a check failed".into())),
+        count => Err(Failure::Failed(format!("{count} checks failed"))),
+    }
+}
+
+/// A file with a credential in it is nobody else's business.
+fn private(path: &Path, config: &Config) -> Result<((), String), String> {
+    let mode = std::fs::metadata(path)
+        .map_err(|error| error.to_string())?
+        .permissions()
+        .mode();
+    let holds = config.bootstrap_tokens.is_some()
+        || config.master_keys.is_some()
+        || config.legacy_token.is_some();
+    if holds && mode & 0o077 != 0 {
+        let path = path.display();
+        return Err(format!(
+            "{path} can be read by others (mode {:04o}) and credentials are configured; if they stand there, run `chmod 600 {path}`",
+            mode & 0o7777
+        ));
+    }
+    Ok(((), format!("{} is fit to be read", path.display())))
+}
+
+fn survey(config: &Config) -> Result<(Survey, String), String> {
+    let survey = Survey::of(config).map_err(|error| error.to_string())?;
+    let place: PathBuf = std::path::absolute(&config.data_dir).unwrap_or(config.data_dir.clone());
+    let place = place.display();
+    let words = match (&survey.database.file, &survey.holder) {
+        (None, _) => "not used with PostgreSQL".to_owned(),
+        (_, Some(holder)) => format!("{place}, in use by {holder}"),
+        _ if survey.fresh => format!("{place}, which the first start fills"),
+        _ => format!("{place}, not in use now"),
+    };
+    Ok((survey, words))
+}
+
+fn keys(config: &Config, survey: &Survey) -> Result<((), String), String> {
+    Credentials::check(config, &survey.database).map_err(|error| error.to_string())?;
+    let words = if survey.fresh {
+        "given, or made by the first start"
+    } else {
+        "master keys and bootstrap token can be read"
+    };
+    Ok(((), words.to_owned()))
+}
