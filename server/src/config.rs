@@ -1,6 +1,6 @@
 //! The configuration: one table of settings, and everything that follows from it.
 //!
-//! [`table`] lists the settings. The typed [`Config`], its parsing from the environment and from a
+//! The table in `config/table.rs` lists the settings. The typed [`Config`], its parsing from the environment and from a
 //! TOML file, `docs/configuration.md`, `.env.example` and `serve --print-config` all come from
 //! that list, so none of them can forget a setting. A fault never shows a secret's text.
 
