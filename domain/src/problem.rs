@@ -1,6 +1,6 @@
 //! What can go wrong for a caller: a closed list of codes (RFC 9457 problem details).
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $status:literal, $title:literal, $help:literal;)*) => {
@@ -22,6 +22,12 @@ macro_rules! codes {
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$variant => $status,)* }
+            }
+
+            /// The code that a word names.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($code => Some(Self::$variant),)* _ => None }
             }
 
             /// A short summary that never changes (RFC 9457 §3.1.3).
@@ -141,7 +147,7 @@ pub struct FieldError {
     /// JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`, `/path/NAME`.
     pub pointer: String,
     /// A stable word: `required`, `unknown_field`, `type`, `too_long`, …
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// A sentence.
     pub detail: String,
 }
@@ -150,7 +156,7 @@ impl FieldError {
     /// A fault at `pointer`.
     #[must_use]
     pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), code, detail: detail.into() }
+        Self { pointer: pointer.into(), code: Cow::Borrowed(code), detail: detail.into() }
     }
 }
 

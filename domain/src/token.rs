@@ -34,10 +34,13 @@ pub enum Prefix {
     Boot,
     /// A subcommand bearer: a secret of the same shape, which goes out.
     SubcommandBearer,
+    /// What a runner shows to prove that it holds a run.
+    Claim,
 }
 
 impl Prefix {
-    const ALL: [Self; 4] = [Self::Admin, Self::Runner, Self::Boot, Self::SubcommandBearer];
+    const ALL: [Self; 5] =
+        [Self::Admin, Self::Runner, Self::Boot, Self::SubcommandBearer, Self::Claim];
 
     const fn text(self) -> &'static str {
         match self {
@@ -45,6 +48,7 @@ impl Prefix {
             Self::Runner => "stm_runner_",
             Self::Boot => "stm_boot_",
             Self::SubcommandBearer => "stm_sub_",
+            Self::Claim => "stm_claim_",
         }
     }
 }

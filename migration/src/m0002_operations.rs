@@ -69,7 +69,6 @@ fn idempotency_keys() -> TableCreateStatement {
         .col(text("operation"))
         .col(text("key"))
         .col(blob("request_hash"))
-        .col(integer_null("status"))
         .col(blob_null("answer"))
         .col(big_integer_null("answer_until"))
         .col(big_integer("created_at"))

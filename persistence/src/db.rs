@@ -1,0 +1,353 @@
+//! The two engines behind one face: pools, transactions, and what follows a commit.
+
+use std::{
+    future::Future,
+    str::FromStr as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use domain::{Clock, Timestamp, id::PublisherId};
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    sqlx::{
+        ConnectOptions as _, Connection as _,
+        postgres::{PgConnectOptions, PgPoolOptions},
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    },
+};
+
+use crate::error::{Result, StoreError};
+
+/// How often a transaction that lost against another one is run again.
+const CONFLICT_RETRIES: u32 = 8;
+/// How long a request waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was idle for longer is asked whether it still lives.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
+/// SQLite's page cache for each connection, in its own unit of negative KiB.
+const SQLITE_CACHE_KIB: &str = "-16384";
+/// How much of the file SQLite may map, bytes.
+const SQLITE_MMAP_BYTES: &str = "268435456";
+/// SQLite readers; more than cores cost CPU and buy little.
+const SQLITE_READERS_MAX: u32 = 8;
+
+/// Where the data is.
+#[derive(Clone)]
+pub(crate) enum Target {
+    Sqlite { options: SqliteConnectOptions },
+    Postgres { options: Box<PgConnectOptions>, connections: u32 },
+}
+
+impl Target {
+    /// Reads a `sqlite://…` or `postgres://…` URL.
+    pub(crate) fn parse(url: &str, connections: u32, synchronous_full: bool) -> Result<Self, DbErr> {
+        let wrong = |error: sea_orm::sqlx::Error| DbErr::Custom(error.to_string());
+        if url.starts_with("sqlite:") {
+            let synchronous =
+                if synchronous_full { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
+            let options = SqliteConnectOptions::from_str(url)
+                .map_err(wrong)?
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(synchronous)
+                .foreign_keys(true)
+                .busy_timeout(Duration::from_secs(5))
+                .pragma("cache_size", SQLITE_CACHE_KIB)
+                .pragma("mmap_size", SQLITE_MMAP_BYTES)
+                .disable_statement_logging();
+            return Ok(Self::Sqlite { options });
+        }
+        let options = PgConnectOptions::from_str(url)
+            .map_err(wrong)?
+            .application_name("stationmaster")
+            .options([
+                ("statement_timeout", "30s"),
+                ("idle_in_transaction_session_timeout", "60s"),
+            ])
+            .disable_statement_logging();
+        Ok(Self::Postgres { options: Box::new(options), connections })
+    }
+
+    /// One connection, for migrations and for SQLite's writer.
+    pub(crate) async fn connect_one(&self) -> Result<DatabaseConnection> {
+        match self {
+            Self::Sqlite { options } => SqlitePoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+                .connect_with(options.clone())
+                .await
+                .map(DatabaseConnection::from)
+                .map_err(unavailable),
+            Self::Postgres { options, .. } => PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_with((**options).clone())
+                .await
+                .map(DatabaseConnection::from)
+                .map_err(unavailable),
+        }
+    }
+
+    async fn connect_pool(&self) -> Result<DatabaseConnection> {
+        match self {
+            Self::Sqlite { options } => {
+                let cores = std::thread::available_parallelism().map_or(2, usize::from);
+                let readers = u32::try_from(cores).unwrap_or(2).clamp(2, SQLITE_READERS_MAX);
+                SqlitePoolOptions::new()
+                    .max_connections(readers)
+                    .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .idle_timeout(None)
+                    .max_lifetime(None)
+                    .test_before_acquire(false)
+                    .connect_with(options.clone().pragma("query_only", "ON"))
+                    .await
+                    .map(DatabaseConnection::from)
+                    .map_err(unavailable)
+            }
+            Self::Postgres { options, connections } => PgPoolOptions::new()
+                .max_connections(*connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .before_acquire(|connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for > PING_AFTER_IDLE {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
+                .connect_with((**options).clone())
+                .await
+                .map(DatabaseConnection::from)
+                .map_err(unavailable),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
+fn unavailable(error: sea_orm::sqlx::Error) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+/// SQLite's one writing connection.
+struct Writer {
+    connection: Option<DatabaseConnection>,
+    /// Set while a transaction is open. Found set by the next one, the last was cut off.
+    open: bool,
+}
+
+/// What must happen after the commit, and only then.
+#[derive(Default)]
+struct Effects {
+    credentials_of: Vec<PublisherId>,
+    events: bool,
+}
+
+/// A transaction under way.
+pub(crate) struct Transaction {
+    inner: DatabaseTransaction,
+    /// The one moment that everything in this transaction happens at.
+    pub(crate) now: Timestamp,
+    effects: Mutex<Effects>,
+}
+
+/// A handle to a transaction, for the closure that works in it.
+pub(crate) type Tx = Arc<Transaction>;
+
+impl Transaction {
+    /// What statements run on.
+    pub(crate) fn db(&self) -> &DatabaseTransaction {
+        &self.inner
+    }
+
+    fn effects(&self) -> std::sync::MutexGuard<'_, Effects> {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a publisher's credentials, or its row, change here.
+    pub(crate) fn touches_credentials_of(&self, publisher: PublisherId) {
+        self.effects().credentials_of.push(publisher);
+    }
+
+    /// Notes that deliveries are written here.
+    pub(crate) fn writes_deliveries(&self) {
+        self.effects().events = true;
+    }
+
+    /// Whose credentials change here.
+    pub(crate) fn touched(&self) -> Vec<PublisherId> {
+        self.effects().credentials_of.clone()
+    }
+}
+
+/// What a commit brought about.
+pub(crate) struct Committed<T> {
+    pub(crate) value: T,
+    pub(crate) credentials_of: Vec<PublisherId>,
+    pub(crate) deliveries: bool,
+}
+
+/// The connected store.
+pub(crate) struct Db {
+    target: Target,
+    /// Reads; on PostgreSQL writes too.
+    pool: DatabaseConnection,
+    /// SQLite only.
+    writer: Option<tokio::sync::Mutex<Writer>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Db {
+    pub(crate) async fn connect(target: Target, clock: Arc<dyn Clock>) -> Result<Self> {
+        // SQLite's writer goes first: it makes the file that the readers open.
+        let writer = match &target {
+            Target::Sqlite { .. } => Some(tokio::sync::Mutex::new(Writer {
+                connection: Some(target.connect_one().await?),
+                open: false,
+            })),
+            Target::Postgres { .. } => None,
+        };
+        let pool = target.connect_pool().await?;
+        Ok(Self { target, pool, writer, clock })
+    }
+
+    /// The pool that reads run on.
+    pub(crate) fn read(&self) -> &DatabaseConnection {
+        &self.pool
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    /// Runs `work` in a transaction of its own and commits it; on an error nothing is changed.
+    ///
+    /// `work` may run several times: a transaction that PostgreSQL gives up in favour of another
+    /// starts anew. The future must not be dropped half-way (sqlx 0.9.0 loses PostgreSQL writes
+    /// after a cancelled `begin`): callers run in a task of their own.
+    pub(crate) async fn write<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let mut attempt = 0;
+        loop {
+            let result = match &self.writer {
+                Some(writer) => self.write_sqlite(writer, &work).await,
+                None => Self::run(self.begin(&self.pool, None).await?, &work).await.0,
+            };
+            match result {
+                Err(StoreError::Conflict(_)) if attempt < CONFLICT_RETRIES => {
+                    attempt += 1;
+                    let wait_ms = f64::from(attempt * 4) * domain::random::jitter(0.5);
+                    tokio::time::sleep(Duration::from_secs_f64(wait_ms / 1000.0)).await;
+                }
+                Err(StoreError::Conflict(text)) => return Err(StoreError::Unavailable(text)),
+                other => return other,
+            }
+        }
+    }
+
+    /// On SQLite a failed write leaves sqlx's idea of the connection wrong: a later commit may
+    /// report success although nothing was stored. So the connection is thrown away after any
+    /// failure of the engine, and after a transaction that was cut off.
+    async fn write_sqlite<T, F, W>(
+        &self,
+        writer: &tokio::sync::Mutex<Writer>,
+        work: &F,
+    ) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let mut writer = writer.lock().await;
+        if writer.open {
+            Self::discard(&mut writer);
+        }
+        if writer.connection.is_none() {
+            writer.connection = Some(self.target.connect_one().await?);
+        }
+        let Some(connection) = writer.connection.clone() else {
+            return Err(StoreError::Internal("the writer has no connection".into()));
+        };
+        writer.open = true;
+        let (result, clean) =
+            match self.begin(&connection, Some(SqliteTransactionMode::Immediate)).await {
+                Ok(tx) => Self::run(tx, work).await,
+                Err(error) => (Err(error), false),
+            };
+        writer.open = false;
+        if !clean {
+            Self::discard(&mut writer);
+        }
+        result
+    }
+
+    fn discard(writer: &mut Writer) {
+        writer.open = false;
+        if let Some(old) = writer.connection.take() {
+            tracing::warn!("the writing connection to SQLite is replaced after a failure");
+            tokio::spawn(async move { old.close().await });
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that opens transactions")]
+    async fn begin(
+        &self,
+        connection: &DatabaseConnection,
+        mode: Option<SqliteTransactionMode>,
+    ) -> Result<Tx> {
+        let options = TransactionOptions { sqlite_transaction_mode: mode, ..Default::default() };
+        let inner = connection.begin_with_options(options).await?;
+        Ok(Arc::new(Transaction { inner, now: self.now(), effects: Mutex::default() }))
+    }
+
+    /// Also tells whether the connection can be used again.
+    async fn run<T, F, W>(tx: Tx, work: &F) -> (Result<Committed<T>>, bool)
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let result = work(Arc::clone(&tx)).await;
+        let Some(tx) = Arc::into_inner(tx) else {
+            let error = StoreError::Internal("a transaction outlived its closure".into());
+            return (Err(error), false);
+        };
+        let effects = tx.effects.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(value) => match tx.inner.commit().await {
+                Ok(()) => {
+                    let Effects { credentials_of, events: deliveries } = effects;
+                    (Ok(Committed { value, credentials_of, deliveries }), true)
+                }
+                Err(error) => (Err(error.into()), false),
+            },
+            Err(error) => {
+                let engine_failed = matches!(error, StoreError::Unavailable(_));
+                let rolled_back = tx.inner.rollback().await.is_ok();
+                (Err(error), rolled_back && !engine_failed)
+            }
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Some(writer) = &self.writer
+            && let Some(connection) = writer.lock().await.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "the writing connection did not close cleanly");
+        }
+        if let Err(error) = self.pool.clone().close().await {
+            tracing::warn!(%error, "the connections did not close cleanly");
+        }
+    }
+}

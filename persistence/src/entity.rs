@@ -1,0 +1,247 @@
+//! The rows as the store holds them. Private: everything outside speaks of domain types.
+
+macro_rules! entity {
+    ($(#[$doc:meta])* $module:ident, $table:literal, { $($(#[$attr:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        pub(crate) mod $module {
+            use sea_orm::entity::prelude::*;
+
+            #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+            #[sea_orm(table_name = $table)]
+            pub struct Model { $($(#[$attr])* pub $field: $ty,)* }
+
+            #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
+            pub enum Relation {}
+
+            impl ActiveModelBehavior for ActiveModel {}
+        }
+    };
+}
+
+entity!(publishers, "publishers", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    slug: String,
+    live_slug: Option<String>,
+    display_name: String,
+    status: String,
+    quotas: String,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+    deleted_at: Option<i64>,
+});
+
+entity!(owner_keys, "owner_keys", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    owner_id: Uuid,
+    master_key_id: String,
+    data_key: Vec<u8>,
+    chain_key: Vec<u8>,
+    created_at: i64,
+});
+
+entity!(credentials, "credentials", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    kind: String,
+    grants_admin: bool,
+    grants_runner: bool,
+    sealed: Option<Vec<u8>>,
+    last_four: String,
+    name: Option<String>,
+    source: String,
+    pipelines: Option<String>,
+    created_at: i64,
+    expires_at: Option<i64>,
+    superseded_at: Option<i64>,
+    revoked_at: Option<i64>,
+    last_used_at: Option<i64>,
+});
+
+entity!(token_hashes, "token_hashes", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    hash: Vec<u8>,
+    publisher_id: Uuid,
+    token_id: Uuid,
+});
+
+entity!(cache_epoch, "cache_epoch", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: i32,
+    epoch: i64,
+});
+
+entity!(credential_changes, "credential_changes", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    epoch: i64,
+    publisher_id: Uuid,
+    at: i64,
+});
+
+entity!(audit_heads, "audit_heads", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    owner_id: Uuid,
+    seq: i64,
+    mac: Vec<u8>,
+});
+
+entity!(audit_events, "audit_events", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    owner_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    seq: i64,
+    id: Uuid,
+    at: i64,
+    actor_kind: String,
+    actor_id: String,
+    action: String,
+    target_kind: String,
+    target_id: String,
+    request_id: Option<String>,
+    address: Option<String>,
+    user_agent: Option<String>,
+    metadata: String,
+    mac: Vec<u8>,
+});
+
+entity!(idempotency_keys, "idempotency_keys", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    owner_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    operation: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    key: String,
+    request_hash: Vec<u8>,
+    answer: Option<Vec<u8>>,
+    answer_until: Option<i64>,
+    created_at: i64,
+    expires_at: i64,
+});
+
+entity!(jobs, "jobs", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    name: String,
+    due_at: i64,
+    lease_owner: Option<String>,
+    lease_until: Option<i64>,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    counts: Option<String>,
+    error: Option<String>,
+});
+
+entity!(pipelines, "pipelines", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    slug: String,
+    live_slug: Option<String>,
+    version: i64,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+});
+
+entity!(pipeline_versions, "pipeline_versions", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    pipeline_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    version: i64,
+    definition: String,
+    created_at: i64,
+});
+
+entity!(runs, "runs", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    pipeline_id: Uuid,
+    pipeline_version: i64,
+    pipeline_slug: String,
+    status: String,
+    input: String,
+    output: Option<String>,
+    error: Option<String>,
+    external_id: Option<String>,
+    priority: i32,
+    not_before: i64,
+    attempt: i32,
+    max_attempts: i32,
+    lease_seconds: i32,
+    retention_days: i32,
+    claim_hash: Option<Vec<u8>>,
+    claimed_by: Option<String>,
+    lease_expires_at: Option<i64>,
+    created_by_id: String,
+    created_by_kind: String,
+    revision: i64,
+    created_at: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    sweep_at: Option<i64>,
+});
+
+entity!(events, "events", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    event_type: String,
+    body: String,
+    created_at: i64,
+});
+
+entity!(webhook_endpoints, "webhook_endpoints", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    url: String,
+    description: Option<String>,
+    event_types: String,
+    pipelines: Option<String>,
+    headers: String,
+    enabled: bool,
+    disabled_reason: Option<String>,
+    send_bearer: bool,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+    deleted_at: Option<i64>,
+});
+
+entity!(deliveries, "deliveries", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    event_id: Uuid,
+    endpoint_id: Uuid,
+    status: String,
+    attempts: i32,
+    next_attempt_at: Option<i64>,
+    fence: i64,
+    created_at: i64,
+    finished_at: Option<i64>,
+});
+
+entity!(delivery_attempts, "delivery_attempts", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    delivery_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    number: i32,
+    at: i64,
+    status_code: Option<i32>,
+    error: Option<String>,
+    latency_ms: i64,
+    response_excerpt: Option<String>,
+});

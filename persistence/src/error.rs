@@ -1,0 +1,92 @@
+//! What a store call can answer besides its result.
+
+use domain::{Code, Problem};
+use sea_orm::{DbErr, RuntimeErr, sqlx};
+
+/// Why a store call did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The caller asked for something that can't be; nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] Problem),
+    /// The store can't be reached or can't write; nothing acknowledged was lost.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The engine gave up this transaction in favour of another; it is run again.
+    #[error("the transaction lost against another one: {0}")]
+    Conflict(String),
+    /// A defect of ours, or a damaged store.
+    #[error("the store failed: {0}")]
+    Internal(String),
+}
+
+impl From<Code> for StoreError {
+    fn from(code: Code) -> Self {
+        Self::Refused(code.into())
+    }
+}
+
+impl From<DbErr> for StoreError {
+    fn from(error: DbErr) -> Self {
+        let text = error.to_string();
+        match &error {
+            DbErr::ConnectionAcquire(_) => Self::Unavailable(text),
+            DbErr::Conn(cause) | DbErr::Exec(cause) | DbErr::Query(cause) => {
+                classify(cause, text)
+            }
+            _ => Self::Internal(text),
+        }
+    }
+}
+
+fn classify(cause: &RuntimeErr, text: String) -> StoreError {
+    let RuntimeErr::SqlxError(cause) = cause else {
+        return StoreError::Internal(text);
+    };
+    match &**cause {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_) => StoreError::Unavailable(text),
+        sqlx::Error::Database(database) => {
+            let code = database.code().unwrap_or_default();
+            let sqlite = database.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some();
+            if sqlite { classify_sqlite(&code, text) } else { classify_postgres(&code, text) }
+        }
+        _ => StoreError::Internal(text),
+    }
+}
+
+/// SQLite result codes (sqlite.org/rescode.html); the primary code is the low byte.
+fn classify_sqlite(code: &str, text: String) -> StoreError {
+    match code.parse::<i32>().unwrap_or(0) & 0xff {
+        // BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL
+        5 | 6 | 7 | 8 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
+        _ => StoreError::Internal(text),
+    }
+}
+
+/// SQLSTATE classes (PostgreSQL manual, appendix A).
+fn classify_postgres(code: &str, text: String) -> StoreError {
+    match code {
+        // serialization_failure, deadlock_detected
+        "40001" | "40P01" => StoreError::Conflict(text),
+        // read_only_sql_transaction, query_canceled (statement timeout), lock_not_available
+        "25006" | "57014" | "55P03" => StoreError::Unavailable(text),
+        // connection exception, insufficient resources, operator intervention, system error
+        _ if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
+            StoreError::Unavailable(text)
+        }
+        _ => StoreError::Internal(text),
+    }
+}
+
+/// Shorthand of this crate.
+pub(crate) type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A stored text that only we write does not parse: the store is damaged.
+pub(crate) fn damaged(what: &str) -> StoreError {
+    StoreError::Internal(format!("a stored {what} does not parse"))
+}

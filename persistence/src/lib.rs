@@ -1,0 +1,179 @@
+//! The store: one set of functions over SQLite and PostgreSQL.
+//!
+//! A tenant's rows are reachable only through [`Store::scoped`], whose [`Scope`] only this crate
+//! can make. [`Store::system`] sees everything; operator routes, the dispatcher, jobs and the
+//! process's own commands may call it, and a test looks for others. Rows never leave this crate:
+//! callers get domain types.
+
+use std::{future::Future, sync::Arc};
+
+use domain::{Clock, Timestamp, seal::MasterKeys};
+use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+mod audit;
+mod auth;
+mod change;
+mod credentials;
+mod db;
+mod deliveries;
+mod dispatch;
+mod endpoints;
+mod entity;
+mod error;
+mod events;
+mod jobs;
+mod keys;
+mod open;
+mod page;
+mod pipelines;
+mod publishers;
+mod runs;
+mod scope;
+mod seed;
+mod sweeps;
+
+pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
+pub use change::{Answer, Context, IdempotencyKey};
+pub use credentials::{Credential, Minted, NewCredential, Replaced};
+pub use deliveries::{Attempt, Delivery, DeliveryFilter};
+pub use dispatch::{DueDelivery, Next, Outcome};
+pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint};
+pub use error::StoreError;
+pub use events::Event;
+pub use jobs::JobRow;
+pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
+pub use page::{Page, PageRequest};
+pub use pipelines::Pipeline;
+pub use publishers::{
+    CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, Usage,
+};
+pub use runs::{Claimed, CreatedRun, NewRun, Run, RunFilter};
+pub use scope::{Principal, Scope, Scoped, System};
+
+use auth::AuthCache;
+use db::{Db, Tx};
+use error::Result;
+use keys::KeyRing;
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    keys: KeyRing,
+    auth: AuthCache,
+    bell: Arc<Notify>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    fn assemble(db: Db, master: MasterKeys) -> Self {
+        let inner = Inner {
+            db,
+            keys: KeyRing::new(master),
+            auth: AuthCache::new(),
+            bell: Arc::new(Notify::new()),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The store as one publisher sees it.
+    #[must_use]
+    pub fn scoped(&self, scope: &Scope) -> Scoped {
+        Scoped { store: self.clone(), scope: scope.clone() }
+    }
+
+    /// The store without a scope. See the crate's documentation for who may call this.
+    #[must_use]
+    pub fn system(&self) -> System {
+        System { store: self.clone() }
+    }
+
+    /// The present moment, by the clock that the store was opened with.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.inner.db.now()
+    }
+
+    /// Rings after each commit that wrote deliveries.
+    #[must_use]
+    pub fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.inner.bell)
+    }
+
+    /// Whether reads are answered; what a readiness probe asks.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        use sea_orm::EntityTrait as _;
+        entity::cache_epoch::Entity::find_by_id(1)
+            .one(self.read())
+            .await?
+            .map(|_| ())
+            .ok_or_else(|| error::damaged("cache epoch"))
+    }
+
+    /// A key for signing what is handed to a publisher and comes back (cursors): the same on
+    /// every process, different for each owner and purpose.
+    pub async fn derived_key(&self, scope: Option<&Scope>, purpose: &str) -> Result<[u8; 32]> {
+        let owner = scope.map_or(keys::OPERATOR, Scope::uuid);
+        let keys = self.inner.keys.of(self.read(), owner).await?;
+        Ok(keys.data.mac(&[b"stationmaster.derived.v1", purpose.as_bytes()]))
+    }
+
+    /// Ends background work, waits for it, and closes the connections.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        if let Err(error) = self.flush_uses().await {
+            tracing::warn!(%error, "the last uses of tokens could not be written down");
+        }
+        self.inner.db.close().await;
+    }
+
+    pub(crate) fn read(&self) -> &DatabaseConnection {
+        self.inner.db.read()
+    }
+
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.inner.db.backend()
+    }
+
+    /// The general write lane: `work` in a transaction of its own, then what follows a commit.
+    pub(crate) async fn write<T, F, W>(&self, work: F) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let committed = self.inner.db.write(work).await?;
+        for publisher in &committed.credentials_of {
+            let owner: Uuid = domain::id::Id::uuid(*publisher);
+            self.inner.auth.invalidate(owner);
+        }
+        if committed.deliveries {
+            self.inner.bell.notify_one();
+        }
+        Ok(committed.value)
+    }
+}
+
+impl System {
+    /// Writes down when tokens were last used; answers how many.
+    pub async fn flush_uses(&self) -> Result<u64, StoreError> {
+        self.store.flush_uses().await
+    }
+}

@@ -1,0 +1,227 @@
+//! Opening the store: connect, check or bring up the schema, check the master key.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use domain::{Clock, seal::MasterKeys};
+use migration::Migrator;
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, EntityTrait as _};
+use sea_orm_migration::{MigrationName as _, MigratorTrait as _};
+
+use crate::{
+    Store,
+    db::{Db, Target},
+    entity::owner_keys,
+    error::{Result, StoreError},
+    keys::OPERATOR,
+};
+
+/// Held while migrations run on PostgreSQL, so that replicas wait for each other.
+/// The number is arbitrary; it spells "stm" followed by the purpose's number.
+const MIGRATION_LOCK: i64 = 0x0073_746d_0001;
+
+/// How to open the store.
+pub struct Options {
+    /// `sqlite://FILE` or `postgres://…`.
+    pub database_url: String,
+    /// Opens and seals the owners' keys.
+    pub master_keys: MasterKeys,
+    /// Where the present moment comes from.
+    pub clock: Arc<dyn Clock>,
+    /// PostgreSQL's pool.
+    pub max_connections: u32,
+    /// SQLite: whether every commit reaches the disk before it is acknowledged.
+    pub sqlite_synchronous_full: bool,
+    /// Whether to bring an old schema up.
+    pub migrate: bool,
+}
+
+/// Why the store did not open, in words that say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is not one of ours.
+    #[error("the database URL can't be read: {0}")]
+    Url(String),
+    /// Nobody answers there, or not us.
+    #[error("the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs")]
+    Unreachable(String),
+    /// Steps are missing and nobody allowed us to take them.
+    #[error("the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)")]
+    OldSchema {
+        /// How many.
+        pending: usize,
+    },
+    /// A step failed; it left nothing behind.
+    #[error("the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again")]
+    Migration(String),
+    /// The database was sealed under other keys.
+    #[error("the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced")]
+    WrongMasterKey {
+        /// The identifier of the key that is needed.
+        id: String,
+    },
+    /// Something else.
+    #[error("the store could not be opened: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// How a database's schema stands to this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaState {
+    /// Steps that this program knows and the database has.
+    pub applied: usize,
+    /// Steps that this program knows and the database lacks.
+    pub pending: usize,
+    /// Steps of a newer program; an older one works with them.
+    pub newer: usize,
+}
+
+async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
+    let known: BTreeSet<String> =
+        Migrator::migrations().iter().map(|step| step.name().to_owned()).collect();
+    // The listing fails where the database knows newer steps, so the names are read here.
+    let exists = match db.get_database_backend() {
+        DbBackend::Sqlite => {
+            "SELECT name AS version FROM sqlite_master WHERE type = 'table' AND name = 'seaql_migrations'"
+        }
+        _ => {
+            "SELECT table_name::text AS version FROM information_schema.tables \
+             WHERE table_schema = current_schema() AND table_name = 'seaql_migrations'"
+        }
+    };
+    let mut found = BTreeSet::new();
+    if !names(db, exists).await?.is_empty() {
+        found = names(db, "SELECT version FROM seaql_migrations").await?;
+    }
+    Ok(SchemaState {
+        applied: known.intersection(&found).count(),
+        pending: known.difference(&found).count(),
+        newer: found.difference(&known).count(),
+    })
+}
+
+async fn names(db: &DatabaseConnection, sql: &str) -> Result<BTreeSet<String>, DbErr> {
+    let rows = db.query_all_raw(sea_orm::Statement::from_string(db.get_database_backend(), sql));
+    rows.await?.iter().map(|row| row.try_get("", "version")).collect()
+}
+
+async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
+    let before = state_of(db).await?;
+    if before.pending > 0 {
+        Migrator::up(db, None).await?;
+    }
+    Ok(before.pending)
+}
+
+/// Takes every missing step, one process at a time; answers how many. A failed step changes
+/// nothing.
+///
+/// # Errors
+/// [`OpenError`] with what to do.
+pub async fn migrate(url: &str) -> Result<usize, OpenError> {
+    let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
+    migrate_target(&target).await
+}
+
+async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
+    let failed = |error: DbErr| OpenError::Migration(error.to_string());
+    // One connection: the lock belongs to it, and so does the transaction of every step.
+    let db = connect(target).await?;
+    let postgres = db.get_database_backend() == DbBackend::Postgres;
+    if postgres {
+        // Waiting for another process's migrations may take longer than a statement may.
+        let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
+        db.execute_unprepared("SET statement_timeout = 0").await.map_err(failed)?;
+        db.execute_unprepared(&lock).await.map_err(failed)?;
+    }
+    let result = bring_up(&db).await.map_err(failed);
+    // Closing the connection gives the lock back.
+    db.close().await.map_err(failed)?;
+    result
+}
+
+/// Compares a database's schema with this program's, changing nothing.
+///
+/// # Errors
+/// [`OpenError`] with what to do.
+pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
+    let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
+    let db = connect(&target).await?;
+    let state = state_of(&db).await.map_err(|e| OpenError::Store(e.into()))?;
+    db.close().await.map_err(|e| OpenError::Store(e.into()))?;
+    Ok(state)
+}
+
+async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
+    target.connect_one().await.map_err(|e| OpenError::Unreachable(e.to_string()))
+}
+
+impl Store {
+    /// Connects, checks the schema (or brings it up), and checks that the master keys open the
+    /// operator's keys, which it makes on the very first start. Then follows the log of
+    /// credential changes until [`Store::close`].
+    ///
+    /// # Errors
+    /// [`OpenError`] with what to do.
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let target = Target::parse(
+            &options.database_url,
+            options.max_connections,
+            options.sqlite_synchronous_full,
+        )
+        .map_err(|e| OpenError::Url(e.to_string()))?;
+        if options.migrate {
+            let steps = migrate_target(&target).await?;
+            if steps > 0 {
+                tracing::info!(steps, "the schema was brought up");
+            }
+        } else {
+            let db = connect(&target).await?;
+            let state = state_of(&db).await.map_err(|e| OpenError::Store(e.into()))?;
+            db.close().await.map_err(|e| OpenError::Store(e.into()))?;
+            if state.pending > 0 {
+                return Err(OpenError::OldSchema { pending: state.pending });
+            }
+        }
+        let db = Db::connect(target, options.clock)
+            .await
+            .map_err(|e| OpenError::Unreachable(e.to_string()))?;
+        let store = Self::assemble(db, options.master_keys);
+        store.check_master_key().await?;
+        store.start_at_current_epoch().await?;
+        let stop = store.inner.stop.clone();
+        store.inner.tasks.spawn(store.clone().poll_loop(stop));
+        Ok(store)
+    }
+
+    async fn check_master_key(&self) -> Result<(), OpenError> {
+        let row = owner_keys::Entity::find_by_id(OPERATOR)
+            .one(self.read())
+            .await
+            .map_err(StoreError::from)?;
+        match row {
+            Some(row) => {
+                let opened = self.inner.keys.of(self.read(), OPERATOR).await;
+                opened.map(|_| ()).map_err(|_| OpenError::WrongMasterKey { id: row.master_key_id })
+            }
+            None => Ok(self.make_operator().await?),
+        }
+    }
+
+    /// Two replicas may start on an empty database at once: the second one's insert fails, and
+    /// what the first one made counts.
+    async fn make_operator(&self) -> Result<()> {
+        let made = self
+            .write(|tx| async move {
+                self.inner.keys.create(tx.db(), OPERATOR, tx.now).await?;
+                self.start_audit(tx.db(), OPERATOR).await
+            })
+            .await;
+        match made {
+            Ok(()) => Ok(()),
+            Err(error) => match self.inner.keys.find(self.read(), OPERATOR).await? {
+                Some(_) => Ok(()),
+                None => Err(error),
+            },
+        }
+    }
+}
