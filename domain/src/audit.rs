@@ -219,9 +219,9 @@ mod tests {
             |r| r.metadata = "{ }".into(),
         ];
         for (at, change) in changes.into_iter().enumerate() {
-            let mut changed = row();
-            change(&mut changed);
-            assert_ne!(changed.mac(&key, &GENESIS), code, "change {at}");
+            let mut other = row();
+            change(&mut other);
+            assert_ne!(other.mac(&key, &GENESIS), code, "change {at}");
         }
         assert_ne!(row().mac(&key, &[1; 32]), code);
         assert_ne!(row().mac(&Key::generate(), &GENESIS), code);

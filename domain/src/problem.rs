@@ -132,7 +132,7 @@ codes! {
         "Nothing was changed. Wait as long as `Retry-After` says and send the request again.";
     /// The server is stopping or full.
     Overloaded = "overloaded", 503, "The server can't take the request now",
-        "Nothing was changed. Wait as long as `Retry-After` says and send the request again.";
+        "The detail says whether the work may still go on. Wait as long as `Retry-After` says and send the request again.";
 }
 
 impl fmt::Display for Code {

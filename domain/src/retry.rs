@@ -9,7 +9,7 @@ use crate::random;
 pub const JITTER: f64 = 0.2;
 
 /// The longest wait and the most waits that a schedule may have.
-const MAX_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_WAIT: Duration = Duration::from_hours(7 * 24);
 const MAX_WAITS: usize = 32;
 
 /// Waits before the second, third, … try.

@@ -40,7 +40,7 @@ fn foreign_key(
     for column in to.1 {
         key.to_col(*column);
     }
-    key.to_owned()
+    key
 }
 
 /// A primary key over several columns.
@@ -50,7 +50,7 @@ fn primary_key(columns: &[&'static str]) -> IndexCreateStatement {
     for column in columns {
         key.col(*column);
     }
-    key.to_owned()
+    key
 }
 
 /// Runs SQL that both engines read alike (partial indexes, which the builder can't write).

@@ -22,7 +22,7 @@ use std::{
 use domain::{
     Timestamp,
     credential::Grants,
-    id::{Id as _, PublisherId, TokenId},
+    id::{Id as _, TokenId},
     slug::Slug,
     token::TokenHash,
 };
@@ -37,7 +37,7 @@ use crate::{
     Store,
     db::Tx,
     entity::{cache_epoch, credential_changes, credentials, publishers, token_hashes},
-    error::{Result, StoreError, damaged},
+    error::{Result, damaged},
     publishers::Publisher,
     scope::{Principal, Scope},
 };
@@ -388,7 +388,7 @@ mod tests {
             credential: TokenId::generate(now),
             grants: Grants::default(),
             expires_at: None,
-            publisher: Arc::new(Publisher::for_tests(PublisherId::from_uuid(Uuid::from_u128(
+            publisher: Arc::new(Publisher::for_tests(domain::id::PublisherId::from_uuid(Uuid::from_u128(
                 publisher,
             )))),
         })

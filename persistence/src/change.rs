@@ -15,7 +15,7 @@ use domain::{
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
     TryInsertResult,
-    sea_query::{LockType, OnConflict},
+    sea_query::LockType,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -291,8 +291,11 @@ impl Store {
             expires_at: Set(until.ms()),
         };
         let result = idempotency_keys::Entity::insert(row)
-            .on_conflict(OnConflict::new().do_nothing().to_owned())
-            .do_nothing()
+            .on_conflict_do_nothing_on([
+                idempotency_keys::Column::OwnerId,
+                idempotency_keys::Column::Operation,
+                idempotency_keys::Column::Key,
+            ])
             .exec_without_returning(tx.db())
             .await?;
         Ok(matches!(result, TryInsertResult::Inserted(1)))

@@ -184,7 +184,7 @@ pub(crate) async fn insert(
         last_used_at: None,
     };
     let active: credentials::ActiveModel = row.clone().into();
-    credentials::Entity::insert(active.reset_all()).exec_without_returning(tx.db()).await?;
+    credentials::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active)).exec_without_returning(tx.db()).await?;
     if kind.is_token() {
         token_hashes::Entity::insert(token_hashes::ActiveModel {
             hash: Set(TokenHash::of_secret(&text).as_bytes().to_vec()),

@@ -9,7 +9,7 @@ use std::{
 
 use domain::{Clock, Timestamp, id::PublisherId};
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
     sqlx::{
         ConnectOptions as _, Connection as _,

@@ -7,7 +7,7 @@
 
 use std::{future::Future, sync::Arc};
 
-use domain::{Clock, Timestamp, seal::MasterKeys};
+use domain::{Timestamp, seal::MasterKeys};
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
