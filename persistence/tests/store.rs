@@ -1,0 +1,368 @@
+//! The store's promises, on both engines, through its public face.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{sync::Arc, time::Duration};
+
+use domain::{
+    Code, Timestamp,
+    audit::{Actor, ActorKind},
+    clock::ManualClock,
+    credential::CredentialKind,
+    id::{CredentialId, PublisherId},
+    seal::MasterKeys,
+    slug::Slug,
+    token::TokenHash,
+};
+use persistence::{
+    Answer, AuditFilter, Context, IdempotencyKey, Minted, NewCredential, NewPublisher, OpenError,
+    Options, PageRequest, Store, StoreError,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use std::sync::Mutex;
+
+struct Bench {
+    store: Store,
+    clock: Arc<ManualClock>,
+    url: String,
+    keys: String,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Bench {
+    async fn open(url: String, dir: Option<tempfile::TempDir>) -> Self {
+        let clock = Arc::new(ManualClock::at(Timestamp::parse("2026-01-01T00:00:00Z").unwrap()));
+        let keys = MasterKeys::generate_text("k1").to_string();
+        let store = Store::open(options(&url, &keys, &clock)).await.unwrap();
+        Self { store, clock, url, keys, _dir: dir }
+    }
+
+    async fn sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/test.db", dir.path().display());
+        Self::open(url, Some(dir)).await
+    }
+
+    async fn postgres(test: &str) -> Option<Self> {
+        let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") else {
+            assert!(std::env::var("STATIONMASTER_TEST_STRICT").is_err(), "no PostgreSQL: {test}");
+            if let Ok(file) = std::env::var("STATIONMASTER_TEST_SKIPS") {
+                use std::io::Write as _;
+                let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
+                writeln!(file.unwrap(), "{test}: no STATIONMASTER_TEST_POSTGRES_URL").unwrap();
+            }
+            return None;
+        };
+        use sea_orm::ConnectionTrait as _;
+        let name = format!("store_{}", uuid::Uuid::now_v7().simple());
+        let admin = sea_orm::Database::connect(&url).await.unwrap();
+        admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        admin.close().await.unwrap();
+        let (base, _) = url.rsplit_once('/').unwrap();
+        Some(Self::open(format!("{base}/{name}"), None).await)
+    }
+
+    /// A publisher, and the texts of its admin token and the identifier of it.
+    async fn publisher(&self, slug: &str) -> (PublisherId, SecretString, CredentialId) {
+        let new =
+            NewPublisher { slug: Slug::parse(slug).unwrap(), display_name: slug.to_owned() };
+        let seen = Mutex::new(None);
+        self.store
+            .system()
+            .create_publisher(&operator(), new, |created| {
+                *seen.lock().unwrap() = Some((
+                    created.publisher.id,
+                    created.admin.text.clone(),
+                    created.admin.credential.id,
+                ));
+                answer("created")
+            })
+            .await
+            .unwrap();
+        seen.into_inner().unwrap().unwrap()
+    }
+
+    async fn scoped(&self, token: &SecretString) -> persistence::Scoped {
+        let principal = self.store.authenticate(TokenHash::of_secret(token)).await.unwrap();
+        self.store.scoped(&principal.unwrap().scope)
+    }
+
+    async fn lives(&self, token: &SecretString) -> bool {
+        self.store.authenticate(TokenHash::of_secret(token)).await.unwrap().is_some()
+    }
+}
+
+fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
+    Options {
+        database_url: url.to_owned(),
+        master_keys: MasterKeys::parse(keys).unwrap(),
+        clock: Arc::clone(clock) as Arc<dyn domain::Clock>,
+        max_connections: 5,
+        sqlite_synchronous_full: false,
+        migrate: true,
+    }
+}
+
+fn operator() -> Context {
+    let actor = Actor { kind: ActorKind::Bootstrap, id: "boot".to_owned() };
+    Context { actor, ..Context::system("test") }
+}
+
+fn answer(body: &str) -> Answer {
+    Answer {
+        status: 200,
+        body: body.to_owned(),
+        etag: None,
+        location: None,
+        holds_secret: false,
+        replayed: false,
+    }
+}
+
+fn text_of(minted: &Minted) -> Answer {
+    Answer { holds_secret: true, ..answer(minted.text.expose_secret()) }
+}
+
+fn code_of(error: StoreError) -> Code {
+    match error {
+        StoreError::Refused(problem) => problem.code,
+        other => panic!("{other}"),
+    }
+}
+
+async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
+    let (_, old, id) = bench.publisher("a").await;
+    assert!(bench.lives(&old).await);
+    let scoped = bench.scoped(&old).await;
+    let kind = CredentialKind::Admin;
+    let zero = Duration::ZERO;
+    let new = scoped
+        .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    assert!(!bench.lives(&old).await);
+    let new = SecretString::from(new.body);
+    assert!(bench.lives(&new).await);
+    // The other kinds are untouched, and the old one is gone for good.
+    let listed = scoped.credentials(None, PageRequest { limit: 50, after: None }).await.unwrap();
+    assert_eq!(listed.items.len(), 4);
+    assert!(listed.items.iter().all(|one| one.id != id));
+    let refused = scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap_err();
+    assert_eq!(code_of(refused), Code::NotFound);
+}
+
+async fn an_overlap_lets_the_old_one_live_until_its_end(bench: &Bench) {
+    let (_, old, _) = bench.publisher("a").await;
+    let scoped = bench.scoped(&old).await;
+    let overlap = Duration::from_mins(1);
+    scoped
+        .rotate_all(
+            &operator(),
+            CredentialKind::Admin,
+            overlap,
+            NewCredential::default(),
+            |minted: &Minted| {
+                assert_eq!(minted.replaced.len(), 1);
+                text_of(minted)
+            },
+        )
+        .await
+        .unwrap();
+    assert!(bench.lives(&old).await);
+    bench.clock.advance(overlap);
+    assert!(!bench.lives(&old).await);
+}
+
+async fn the_last_admin_token_stays(bench: &Bench) {
+    let (_, admin, id) = bench.publisher("a").await;
+    let scoped = bench.scoped(&admin).await;
+    let kind = CredentialKind::Admin;
+    let refused = scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap_err();
+    assert_eq!(code_of(refused), Code::LastAdminToken);
+    scoped.mint(&operator(), kind, NewCredential::default(), text_of).await.unwrap();
+    scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap();
+    assert!(!bench.lives(&admin).await);
+    let wrong = scoped.revoke(&operator(), CredentialKind::Runner, id, |()| answer("")).await;
+    assert_eq!(code_of(wrong.unwrap_err()), Code::NotFound);
+}
+
+async fn one_key_makes_one_change(bench: &Bench) {
+    let (_, admin, _) = bench.publisher("a").await;
+    let scoped = bench.scoped(&admin).await;
+    let with_key = |hash: u8| Context {
+        idempotency: Some(IdempotencyKey {
+            operation: "mint_credential",
+            key: "once".to_owned(),
+            request_hash: [hash; 32],
+        }),
+        ..operator()
+    };
+    let mint = |hash: u8| {
+        let (scoped, context) = (scoped.clone(), with_key(hash));
+        async move {
+            let kind = CredentialKind::Runner;
+            scoped.mint(&context, kind, NewCredential::default(), text_of).await
+        }
+    };
+    let (one, two) = tokio::join!(tokio::spawn(mint(1)), tokio::spawn(mint(1)));
+    let (one, two) = (one.unwrap().unwrap(), two.unwrap().unwrap());
+    assert_eq!(one.body, two.body);
+    assert!(one.replayed != two.replayed);
+    assert_eq!(code_of(mint(2).await.unwrap_err()), Code::IdempotencyKeyReused);
+    // The answer holds a credential: it is kept for ten minutes, the key for a day.
+    bench.clock.advance(Duration::from_mins(10));
+    assert_eq!(code_of(mint(1).await.unwrap_err()), Code::SecretNoLongerAvailable);
+    bench.clock.advance(Duration::from_hours(24));
+    assert!(!mint(1).await.unwrap().replayed);
+}
+
+async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
+    use sea_orm::ConnectionTrait as _;
+    let (_, admin, _) = bench.publisher("a").await;
+    let scoped = bench.scoped(&admin).await;
+    for _ in 0..3 {
+        let kind = CredentialKind::Runner;
+        scoped.mint(&operator(), kind, NewCredential::default(), text_of).await.unwrap();
+    }
+    let page = PageRequest { limit: 2, after: None };
+    let first = scoped.audit(&AuditFilter::default(), page).await.unwrap();
+    assert_eq!((first.items.len(), first.next), (2, Some(3)));
+    let verified = scoped.verify_audit(None).await.unwrap();
+    assert_eq!((verified.checked, verified.fault), (4, None));
+    let checkpoint = verified.head;
+    let db = sea_orm::Database::connect(&bench.url).await.unwrap();
+    db.execute_unprepared("UPDATE audit_events SET actor_id = 'nobody' WHERE seq = 2")
+        .await
+        .unwrap();
+    let found = scoped.verify_audit(None).await.unwrap().fault;
+    assert_eq!(found, Some(persistence::Fault::Edited { seq: 2 }));
+    db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2").await.unwrap();
+    let found = scoped.verify_audit(Some(&checkpoint)).await.unwrap().fault;
+    assert_eq!(found, Some(persistence::Fault::Gap { seq: 2 }));
+    db.execute_unprepared("DELETE FROM audit_events").await.unwrap();
+    let found = scoped.verify_audit(None).await.unwrap().fault;
+    assert_eq!(found, Some(persistence::Fault::Head { seq: 4 }));
+}
+
+async fn a_refused_change_leaves_nothing(bench: &Bench) {
+    let (_, admin, _) = bench.publisher("a").await;
+    let scoped = bench.scoped(&admin).await;
+    let past = NewCredential { expires_at: Some(Timestamp::from_ms(1)), ..Default::default() };
+    let refused = scoped.mint(&operator(), CredentialKind::Admin, past, text_of).await;
+    assert_eq!(code_of(refused.unwrap_err()), Code::ValidationFailed);
+    assert_eq!(scoped.verify_audit(None).await.unwrap().checked, 1);
+    let new = NewPublisher { slug: Slug::parse("a").unwrap(), display_name: "again".to_owned() };
+    let taken = bench.store.system().create_publisher(&operator(), new, |_| answer("")).await;
+    assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
+    // Nothing half done: the same name under another slug works, and both logs hold.
+    bench.publisher("b").await;
+    assert_eq!(bench.store.system().verify_audit(None).await.unwrap().fault, None);
+}
+
+async fn another_process_hears_of_a_revocation(bench: &Bench) {
+    let (_, old, _) = bench.publisher("a").await;
+    let other = Store::open(options(&bench.url, &bench.keys, &bench.clock)).await.unwrap();
+    let hash = TokenHash::of_secret(&old);
+    assert!(other.authenticate(hash).await.unwrap().is_some());
+    let scoped = bench.scoped(&old).await;
+    let kind = CredentialKind::Admin;
+    scoped
+        .rotate_all(&operator(), kind, Duration::ZERO, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    let mut heard = false;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        heard = other.authenticate(hash).await.unwrap().is_none();
+        if heard {
+            break;
+        }
+    }
+    assert!(heard, "the other process still trusts the token after a second");
+    other.close().await;
+}
+
+async fn a_wrong_master_key_is_refused(bench: &Bench) {
+    let other = MasterKeys::generate_text("k1");
+    let refused = Store::open(options(&bench.url, &other, &bench.clock)).await.unwrap_err();
+    assert!(matches!(refused, OpenError::WrongMasterKey { .. }), "{refused}");
+}
+
+async fn suspended_and_deleted_publishers(bench: &Bench) {
+    let (id, admin, _) = bench.publisher("a").await;
+    assert!(bench.lives(&admin).await);
+    let system = bench.store.system();
+    system.suspend_publisher(&operator(), id, |_| answer("")).await.unwrap();
+    let principal = bench.store.authenticate(TokenHash::of_secret(&admin)).await.unwrap().unwrap();
+    assert_eq!(principal.publisher.status, persistence::PublisherStatus::Suspended);
+    system.resume_publisher(&operator(), id, None, |_| answer("")).await.unwrap();
+    let wrong = system.delete_publisher(&operator(), id, "b", None, |()| answer("")).await;
+    assert_eq!(code_of(wrong.unwrap_err()), Code::InvalidParameter);
+    system.delete_publisher(&operator(), id, "a", None, |()| answer("")).await.unwrap();
+    assert!(!bench.lives(&admin).await);
+    let (second, ..) = bench.publisher("a").await;
+    let taken = system.resume_publisher(&operator(), id, None, |_| answer("")).await;
+    assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
+    let slug = Slug::parse("a-again");
+    system.resume_publisher(&operator(), id, slug, |_| answer("")).await.unwrap();
+    assert!(bench.lives(&admin).await);
+    assert_ne!(second, id);
+}
+
+async fn the_seed_runs_twice_and_moves(bench: &Bench) {
+    let system = bench.store.system();
+    let first = SecretString::from("an-old-shared-token-of-32-characters");
+    let second = SecretString::from("another-shared-token-of-32-characters");
+    system.apply_seed(&first).await.unwrap();
+    system.apply_seed(&first).await.unwrap();
+    let principal = bench.store.authenticate(TokenHash::of_secret(&first)).await.unwrap().unwrap();
+    assert!(principal.grants.admin && principal.grants.runner);
+    let scoped = bench.store.scoped(&principal.scope);
+    // Rotating runner strips that right, and the same value at the next boot does not restore it.
+    let kind = CredentialKind::Runner;
+    scoped
+        .rotate_all(&operator(), kind, Duration::ZERO, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    system.apply_seed(&first).await.unwrap();
+    let principal = bench.store.authenticate(TokenHash::of_secret(&first)).await.unwrap().unwrap();
+    assert!(principal.grants.admin && !principal.grants.runner);
+    system.apply_seed(&second).await.unwrap();
+    assert!(!bench.lives(&first).await);
+    assert!(bench.lives(&second).await);
+    system.apply_seed(&first).await.unwrap();
+    assert!(!bench.lives(&first).await, "a revoked value does not come back");
+}
+
+macro_rules! on_both {
+    ($($story:ident;)*) => {$(
+        mod $story {
+            #[tokio::test]
+            async fn on_sqlite() {
+                let bench = super::Bench::sqlite().await;
+                super::$story(&bench).await;
+                bench.store.close().await;
+            }
+
+            #[tokio::test]
+            async fn on_postgres() {
+                let Some(bench) = super::Bench::postgres(stringify!($story)).await else { return };
+                super::$story(&bench).await;
+                bench.store.close().await;
+            }
+        }
+    )*};
+}
+
+on_both! {
+    a_rotated_token_is_refused_when_the_call_returns;
+    an_overlap_lets_the_old_one_live_until_its_end;
+    the_last_admin_token_stays;
+    one_key_makes_one_change;
+    the_log_is_complete_and_shows_tampering;
+    a_refused_change_leaves_nothing;
+    another_process_hears_of_a_revocation;
+    a_wrong_master_key_is_refused;
+    suspended_and_deleted_publishers;
+    the_seed_runs_twice_and_moves;
+}
