@@ -30,6 +30,13 @@ pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
     {
         codes.insert(Code::InvalidCursor);
     }
+    let takes = |name: &str| parameters.iter().any(|p| p["name"] == name);
+    if takes("If-Match") {
+        codes.insert(Code::PreconditionFailed);
+    }
+    if takes("Idempotency-Key") {
+        codes.insert(Code::IdempotencyKeyReused);
+    }
     if operation.get("requestBody").is_some() {
         codes.extend([
             Code::MalformedJson,

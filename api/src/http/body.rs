@@ -110,6 +110,7 @@ async fn take<T: ParseFromJSON>(
     let declared = declared_type(request, rules)?;
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
     let bytes = read(request, body, bytes_max, BODY_TIMEOUT).await?;
+    context.note_body(&bytes);
     let value = match (bytes.is_empty(), rules.required) {
         (true, true) => {
             return Err(Problem::new(

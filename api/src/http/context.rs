@@ -7,8 +7,9 @@ use std::{
 
 use poem::{
     FromRequest, Request, RequestBody,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
 };
+use sha2::{Digest as _, Sha256};
 
 use crate::contract::Contract;
 use domain::{Code, random};
@@ -23,6 +24,12 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longest identifier that is taken from a caller, characters.
 pub const REQUEST_ID_CHARS: usize = 64;
+
+/// The header by which a caller asks that something be done at most once.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest part of a `User-Agent` that is kept, characters.
+const USER_AGENT_CHARS: usize = 200;
 
 /// A request's identifier: the caller's own when it is sane, else `req_…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,17 +103,33 @@ struct Inner {
     id: RequestId,
     address: IpAddr,
     contract: Arc<Contract>,
+    method: Method,
+    uri: Uri,
+    user_agent: Option<HeaderValue>,
+    hashes_body: bool,
+    body_hash: OnceLock<[u8; 32]>,
     rate: OnceLock<RateState>,
 }
 
 impl RequestContext {
-    /// For a request from `address`, to be judged by `contract`.
+    /// For `request` from `address`, to be judged by `contract`.
     #[must_use]
-    pub fn new(id: RequestId, address: IpAddr, contract: Arc<Contract>) -> Self {
+    pub fn new(
+        id: RequestId,
+        address: IpAddr,
+        contract: Arc<Contract>,
+        request: &Request,
+    ) -> Self {
+        let headers = request.headers();
         Self(Arc::new(Inner {
             id,
             address,
             contract,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            user_agent: headers.get(header::USER_AGENT).cloned(),
+            hashes_body: headers.contains_key(IDEMPOTENCY_KEY),
+            body_hash: OnceLock::new(),
             rate: OnceLock::new(),
         }))
     }
@@ -129,6 +152,51 @@ impl RequestContext {
     #[must_use]
     pub fn address(&self) -> IpAddr {
         self.0.address
+    }
+
+    /// The request's path and query.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.0.uri
+    }
+
+    /// The caller's program by its own words, shortened; characters but printable ASCII are left
+    /// out.
+    #[must_use]
+    pub fn user_agent(&self) -> Option<String> {
+        let value = self.0.user_agent.as_ref()?.as_bytes();
+        let printable = value
+            .iter()
+            .filter(|byte| (b' '..=b'~').contains(byte))
+            .take(USER_AGENT_CHARS);
+        Some(printable.map(|byte| char::from(*byte)).collect())
+    }
+
+    /// Notes the body as it was sent, where its hash will be asked for.
+    pub(super) fn note_body(&self, bytes: &[u8]) {
+        if self.0.hashes_body {
+            let _ = self.0.body_hash.set(Sha256::digest(bytes).into());
+        }
+    }
+
+    /// SHA-256 over method, path with query, and body: what makes two requests the same. Known
+    /// after the body was read, and only of requests with an `Idempotency-Key`.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        let target = self
+            .0
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
+        let mut hash = Sha256::new();
+        hash.update(self.0.method.as_str());
+        hash.update(b"\n");
+        hash.update(target);
+        hash.update(b"\n");
+        if let Some(body) = self.0.body_hash.get() {
+            hash.update(body);
+        }
+        hash.finalize().into()
     }
 
     /// The published contract.

@@ -102,7 +102,12 @@ where
         let started = Instant::now();
         let id = RequestId::of(request.headers());
         let address = address::of_request(&request, &self.options.trusted_proxies);
-        let context = RequestContext::new(id.clone(), address, Arc::clone(&self.options.contract));
+        let context = RequestContext::new(
+            id.clone(),
+            address,
+            Arc::clone(&self.options.contract),
+            &request,
+        );
         request.set_data(context.clone());
         let method = request.method().clone();
         let path = request.uri().path();

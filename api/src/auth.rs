@@ -1,0 +1,425 @@
+//! Who asks, and whether that kind of token may: the first thing that every operation extracts.
+//!
+//! Missing, malformed, unknown, expired and revoked tokens are one and the same 401. A live token
+//! of another kind is a 403 before anything of the request is looked at.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use poem::{Request, RequestBody, http::header};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ExtractParamOptions,
+    registry::{MetaSecurityScheme, Registry},
+};
+
+use domain::{
+    Code, Problem, Timestamp,
+    audit::{Actor, ActorKind},
+    credential::{CredentialKind, Grants},
+    id::Id as _,
+    token::{self, MAX_BEARER_LEN, MIN_FOREIGN_LEN, Prefix, TokenHash},
+};
+use persistence::Principal;
+
+use crate::{
+    common::{App, context},
+    http::{ApiError, RequestContext},
+};
+
+/// What is written down at most once in so long.
+const NOTICE_EVERY_MS: i64 = 60_000;
+/// Most tokens whose notices are remembered; beyond, old ones go first.
+const NOTICES_MAX: usize = 10_000;
+/// Characters of a bootstrap token's hash that name it in the log.
+const FINGERPRINT_CHARS: usize = 16;
+
+/// An admin token's request.
+#[derive(Clone, Debug)]
+pub struct Admin(pub Arc<Principal>, pub(crate) TokenHash);
+
+/// A request of an admin or a runner token.
+#[derive(Clone, Debug)]
+pub struct AdminOrRunner(pub Arc<Principal>, pub(crate) TokenHash);
+
+/// A runner token's request.
+#[derive(Clone, Debug)]
+pub struct Runner(pub Arc<Principal>, pub(crate) TokenHash);
+
+/// A request of the operator.
+#[derive(Clone, Debug)]
+pub struct Operator(pub OperatorActor);
+
+/// The operator, by one of its bootstrap tokens.
+#[derive(Clone, Debug)]
+pub struct OperatorActor {
+    actor: Actor,
+}
+
+impl OperatorActor {
+    /// The actor that audit rows name: the token by the beginning of its hash.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        self.actor.clone()
+    }
+}
+
+/// Which publisher's tokens an operation takes.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Admin,
+    Runner,
+    Either,
+}
+
+impl Wanted {
+    const fn takes(self, grants: Grants) -> bool {
+        match self {
+            Self::Admin => grants.admin,
+            Self::Runner => grants.runner,
+            Self::Either => grants.admin || grants.runner,
+        }
+    }
+
+    fn refusal(self) -> Problem {
+        let kinds = match self {
+            Self::Admin => "an admin token",
+            Self::Runner => "a runner token",
+            Self::Either => "an admin or a runner token",
+        };
+        wrong_kind(kinds)
+    }
+}
+
+fn wrong_kind(kinds: &str) -> Problem {
+    Problem::new(Code::WrongTokenKind, format!("This takes {kinds}."))
+}
+
+fn app(request: &Request) -> Result<&Arc<App>, ApiError> {
+    request.data::<Arc<App>>().ok_or_else(|| {
+        tracing::error!("a request reached a guard without the application's parts");
+        Code::Internal.into()
+    })
+}
+
+/// The one bearer of a request; `None` when there is none, or it can be no token.
+fn bearer(request: &Request) -> Option<&str> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, text) = value.split_once(' ')?;
+    let text = text.trim_matches(' ');
+    let sane = (1..=MAX_BEARER_LEN).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
+    (scheme.eq_ignore_ascii_case("bearer") && sane).then_some(text)
+}
+
+/// Whether the text may be one of a publisher's tokens: of our form, or an older one's.
+fn may_be_token(text: &str) -> bool {
+    match token::recognise(text) {
+        Some(prefix) => matches!(prefix, Prefix::Admin | Prefix::Runner),
+        None => text.len() >= MIN_FOREIGN_LEN && !text.starts_with("stm_"),
+    }
+}
+
+impl App {
+    /// The bootstrap token that this is the hash of. Looks at all of them, always.
+    fn bootstrap_of(&self, hash: &TokenHash) -> bool {
+        self.bootstrap
+            .iter()
+            .fold(false, |found, known| known.matches(hash) | found)
+    }
+
+    /// The live token of a publisher behind a bearer, its allowance counted.
+    async fn principal(
+        &self,
+        context: &RequestContext,
+        text: &str,
+        hash: TokenHash,
+    ) -> Result<Option<Arc<Principal>>, ApiError> {
+        if !may_be_token(text) {
+            return Ok(None);
+        }
+        let address = context.address();
+        context.admit(self.limits.may_authenticate(address).map(|()| None))?;
+        let Some(principal) = self.store.authenticate(hash).await? else {
+            return Ok(None);
+        };
+        let publisher = principal.scope.publisher().uuid();
+        context.admit(self.limits.check_publisher(publisher))?;
+        Ok(Some(principal))
+    }
+
+    fn failed(&self, context: &RequestContext) -> ApiError {
+        let verdict = self.limits.authentication_failed(context.address());
+        match context.admit(verdict.map(|()| None)) {
+            Ok(()) => Code::Unauthenticated.into(),
+            Err(refusal) => refusal,
+        }
+    }
+
+    async fn tenant(
+        &self,
+        request: &Request,
+        wanted: Wanted,
+    ) -> Result<(Arc<Principal>, TokenHash), ApiError> {
+        let context = RequestContext::of(request)?;
+        let Some(text) = bearer(request) else {
+            // Nothing to guess with was sent, so nothing is counted.
+            return Err(Code::Unauthenticated.into());
+        };
+        let hash = TokenHash::of(text);
+        if self.bootstrap_of(&hash) {
+            return Err(wanted.refusal().into());
+        }
+        let Some(principal) = self.principal(context, text, hash).await? else {
+            return Err(self.failed(context));
+        };
+        if !wanted.takes(principal.grants) {
+            self.denied(context, &principal, Code::WrongTokenKind);
+            return Err(wanted.refusal().into());
+        }
+        if principal.publisher.status != persistence::PublisherStatus::Active {
+            self.denied(context, &principal, Code::PublisherSuspended);
+            return Err(Code::PublisherSuspended.into());
+        }
+        Ok((principal, hash))
+    }
+
+    async fn operator(self: &Arc<Self>, request: &Request) -> Result<OperatorActor, ApiError> {
+        let context = RequestContext::of(request)?;
+        let Some(text) = bearer(request) else {
+            return Err(Code::Unauthenticated.into());
+        };
+        let address = context.address();
+        context.admit(self.limits.may_bootstrap(address).map(|()| None))?;
+        let hash = TokenHash::of(text);
+        if self.bootstrap_of(&hash) {
+            context.admit(self.limits.check_operator())?;
+            let operator = OperatorActor {
+                actor: Actor {
+                    kind: ActorKind::Bootstrap,
+                    id: fingerprint(&hash),
+                },
+            };
+            self.note_operator(context, hash, &operator);
+            return Ok(operator);
+        }
+        if let Some(principal) = self.principal(context, text, hash).await? {
+            self.denied(context, &principal, Code::WrongTokenKind);
+            return Err(wrong_kind("the operator's bootstrap token").into());
+        }
+        let verdict = self.limits.bootstrap_failed(address);
+        context.admit(verdict.map(|()| None))?;
+        Err(Code::Unauthenticated.into())
+    }
+
+    /// Writes down that a publisher's own token was refused; off the request's path, and at most
+    /// once a minute for each token and reason.
+    fn denied(&self, request: &RequestContext, principal: &Principal, reason: Code) {
+        let now = self.store.now();
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(principal.credential.uuid().as_bytes());
+        if !self.notices.due(key, reason.as_str(), now) {
+            return;
+        }
+        let scoped = self.store.scoped(&principal.scope);
+        let context = context(request, principal.actor(), None);
+        self.tasks.spawn(async move {
+            if let Err(error) = scoped.note_denial(&context, reason.as_str()).await {
+                tracing::warn!(%error, "a denial could not be written down");
+            }
+        });
+    }
+
+    fn note_operator(&self, request: &RequestContext, hash: TokenHash, operator: &OperatorActor) {
+        if !self
+            .notices
+            .due(*hash.as_bytes(), "bootstrap", self.store.now())
+        {
+            return;
+        }
+        let system = self.store.system();
+        let context = context(request, operator.actor(), None);
+        self.tasks.spawn(async move {
+            if let Err(error) = system.note_bootstrap_use(&context).await {
+                tracing::warn!(%error, "a use of a bootstrap token could not be written down");
+            }
+        });
+    }
+}
+
+/// Names a bootstrap token without telling anything of it.
+fn fingerprint(hash: &TokenHash) -> String {
+    let hex = hash.as_bytes().iter().flat_map(|byte| {
+        let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
+        [digit(byte >> 4), digit(byte & 15)]
+    });
+    "boot_".chars().chain(hex.take(FINGERPRINT_CHARS)).collect()
+}
+
+type Noticed = HashMap<([u8; 32], &'static str), Timestamp>;
+
+/// When which notice was last written.
+#[derive(Debug, Default)]
+pub(crate) struct Notices(Mutex<Noticed>);
+
+impl Notices {
+    /// Whether the notice of `reason` about `who` is due; then it counts as written.
+    fn due(&self, who: [u8; 32], reason: &'static str, now: Timestamp) -> bool {
+        let mut noticed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |at: Timestamp| now.ms() - at.ms() < NOTICE_EVERY_MS;
+        if noticed.get(&(who, reason)).is_some_and(|at| fresh(*at)) {
+            return false;
+        }
+        if noticed.len() >= NOTICES_MAX {
+            noticed.retain(|_, at| fresh(*at));
+            if noticed.len() >= NOTICES_MAX {
+                return false;
+            }
+        }
+        noticed.insert((who, reason), now);
+        true
+    }
+}
+
+fn register(registry: &mut Registry, name: &'static str) {
+    registry.create_security_scheme(
+        name,
+        MetaSecurityScheme {
+            ty: "http",
+            description: None,
+            name: None,
+            key_in: None,
+            scheme: Some("bearer"),
+            bearer_format: None,
+            flows: None,
+            openid_connect_url: None,
+        },
+    );
+}
+
+/// A guard is an argument that an operation takes first.
+macro_rules! guard {
+    ($name:ident, $scheme:literal, |$app:ident, $request:ident| $check:expr) => {
+        impl<'a> ApiExtractor<'a> for $name {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+            type ParamType = ();
+            type ParamRawType = ();
+
+            fn register(registry: &mut Registry) {
+                register(registry, $scheme);
+            }
+
+            fn security_schemes() -> Vec<&'static str> {
+                vec![$scheme]
+            }
+
+            async fn from_request(
+                $request: &'a Request,
+                _: &mut RequestBody,
+                _: ExtractParamOptions<()>,
+            ) -> poem::Result<Self> {
+                let $app = app($request)?;
+                Ok($check)
+            }
+        }
+    };
+}
+
+guard!(Admin, "admin", |app, request| {
+    let (principal, hash) = app.tenant(request, Wanted::Admin).await?;
+    Self(principal, hash)
+});
+guard!(Runner, "runner", |app, request| {
+    let (principal, hash) = app.tenant(request, Wanted::Runner).await?;
+    Self(principal, hash)
+});
+guard!(AdminOrRunner, "admin_or_runner", |app, request| {
+    let (principal, hash) = app.tenant(request, Wanted::Either).await?;
+    Self(principal, hash)
+});
+guard!(Operator, "bootstrap", |app, request| Self(
+    app.operator(request).await?
+));
+
+/// Whether a token that was good when its request came is still good, and for what: asked by
+/// whatever lasts longer than a moment, before it hands anything out.
+///
+/// # Errors
+/// 401 when it is not; 403 when its publisher is suspended.
+pub(crate) async fn still_good(
+    app: &App,
+    hash: TokenHash,
+    kind: Option<CredentialKind>,
+) -> Result<Arc<Principal>, ApiError> {
+    let principal = app.store.authenticate(hash).await?;
+    let principal = principal
+        .filter(|principal| kind.is_none_or(|kind| principal.grants.has(kind)))
+        .ok_or(Code::Unauthenticated)?;
+    if principal.publisher.status != persistence::PublisherStatus::Active {
+        return Err(Code::PublisherSuspended.into());
+    }
+    Ok(principal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret as _;
+
+    fn bearer_of(values: &[&str]) -> Option<String> {
+        let mut request = Request::builder();
+        for value in values {
+            request = request.header("authorization", *value);
+        }
+        bearer(&request.finish()).map(str::to_owned)
+    }
+
+    #[test]
+    fn one_sane_bearer_is_taken() {
+        assert_eq!(bearer_of(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(bearer_of(&["bearer  abc"]).as_deref(), Some("abc"));
+        let long = format!("Bearer {}", "x".repeat(MAX_BEARER_LEN + 1));
+        for odd in ["", "Bearer", "Bearer ", "Basic abc", "Bearer a b", "abc", &long] {
+            assert_eq!(bearer_of(&[odd]), None, "{odd}");
+        }
+        assert_eq!(bearer_of(&["Bearer abc", "Bearer abc"]), None);
+        assert_eq!(bearer_of(&[]), None);
+    }
+
+    #[test]
+    fn only_what_may_be_a_publishers_token_is_looked_up() {
+        for (prefix, may) in [
+            (Prefix::Admin, true),
+            (Prefix::Runner, true),
+            (Prefix::Boot, false),
+            (Prefix::Claim, false),
+            (Prefix::SubcommandBearer, false),
+        ] {
+            assert_eq!(may_be_token(token::generate(prefix).expose_secret()), may);
+        }
+        assert!(may_be_token(&"x".repeat(MIN_FOREIGN_LEN)));
+        assert!(!may_be_token(&"x".repeat(MIN_FOREIGN_LEN - 1)));
+        assert!(!may_be_token(&format!("stm_admin_{}", "x".repeat(49))));
+    }
+
+    #[test]
+    fn a_notice_is_due_once_a_minute() {
+        let notices = Notices::default();
+        let at = Timestamp::from_ms;
+        assert!(notices.due([1; 32], "a", at(0)));
+        assert!(!notices.due([1; 32], "a", at(59_999)));
+        assert!(notices.due([1; 32], "b", at(1)) && notices.due([2; 32], "a", at(1)));
+        assert!(notices.due([1; 32], "a", at(60_000)));
+    }
+
+    #[test]
+    fn a_fingerprint_is_short_and_steady() {
+        let hash = TokenHash::of("abc");
+        assert_eq!(fingerprint(&hash), "boot_ba7816bf8f01cfea");
+    }
+}
