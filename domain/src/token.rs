@@ -104,6 +104,12 @@ impl TokenHash {
         Self::of(text.expose_secret())
     }
 
+    /// The hash that these bytes are; `None` unless there are 32 of them.
+    #[must_use]
+    pub fn from_stored(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     /// The 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {

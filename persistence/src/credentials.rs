@@ -518,7 +518,6 @@ impl Scoped {
             "replaced": ids,
         });
         crate::events::emit(
-            &self.store,
             tx,
             owner,
             domain::event::OwnType::TokenRotated.as_str(),
@@ -571,7 +570,6 @@ impl Scoped {
                     retire(&tx, &row, kind, Duration::ZERO).await?;
                     tx.touches_credentials_of(self.scope.publisher());
                     crate::events::emit(
-                        &self.store,
                         &tx,
                         owner,
                         domain::event::OwnType::TokenRevoked.as_str(),

@@ -33,6 +33,7 @@ mod publishers;
 mod runs;
 mod scope;
 mod seed;
+mod sql;
 mod sweeps;
 
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{self, Loaded},
-    demo, doctor, serve, text,
+    demo, doctor, operate, serve, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -27,6 +27,13 @@ struct Cli {
 enum Command {
     /// Run the server (what happens without a command, too)
     Serve(Serve),
+    /// Bring the database's schema up to this program
+    Migrate,
+    /// Write the API's contract, or what follows from it
+    Openapi(Contract),
+    /// The operator's view of the audit logs
+    #[command(subcommand)]
+    Audit(Audit),
     /// Write the files that follow from the table of settings
     Config(Files),
     /// Try out the configuration, the data directory and the keys, and say what was found
@@ -47,6 +54,30 @@ struct Serve {
     /// Show the settings in force, without secrets, and do nothing else
     #[arg(long)]
     print_config: bool,
+    /// Bring the schema up first (SQLite always does)
+    #[arg(long)]
+    migrate: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct Contract {
+    /// Write docs/reference.md instead
+    #[arg(long)]
+    reference: bool,
+    /// Write docs/access.md instead
+    #[arg(long)]
+    access: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Audit {
+    /// Check that no row of a log was changed, moved or removed
+    Verify {
+        /// Only this publisher's log; without it the operator's and every publisher's
+        #[arg(long, value_name = "ID")]
+        publisher: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -94,7 +125,22 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 text::put(&config::print(&loaded));
                 return Ok(());
             }
-            in_runtime(serve::run(loaded))
+            in_runtime(serve::run(loaded, options.migrate))
+        }
+        Command::Migrate => in_runtime(operate::migrate(load()?)),
+        Command::Openapi(files) => {
+            let out = if files.reference {
+                api::reference_markdown()
+            } else if files.access {
+                api::access_markdown()
+            } else {
+                api::openapi_text()
+            };
+            text::put(&out);
+            Ok(())
+        }
+        Command::Audit(Audit::Verify { publisher }) => {
+            in_runtime(operate::verify_audit(load()?, publisher))
         }
         Command::Doctor => doctor::run(cli.config.as_deref()),
         Command::Config(files) => {

@@ -15,6 +15,7 @@ pub mod demo;
 pub mod doctor;
 pub mod logging;
 pub mod metrics;
+pub mod operate;
 pub mod serve;
 pub mod signals;
 mod text;

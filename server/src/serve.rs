@@ -1,24 +1,66 @@
 //! `stationmaster serve`: opens everything in order, answers until a signal comes, and closes
 //! everything in the opposite order.
 
+use std::{sync::Arc, time::Duration};
+
+use api::http::{ConnectionLimits, RateSettings};
+use domain::token::TokenHash;
+use outbound::{Client, ClientLimits, Policy};
+use persistence::Store;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
 use crate::{
     cli::Failure,
-    config::Loaded,
+    config::{Config, Loaded},
     data_dir::{Credentials, Database},
-    logging, metrics, signals,
+    logging, metrics, operate, signals, text,
 };
 
-/// Runs the server until the first SIGTERM or SIGINT.
+/// How long work in flight may take to finish after the signal.
+const DRAIN: Duration = Duration::from_secs(30);
+/// Failed uses of a bootstrap token, a minute and address.
+const BOOTSTRAP_FAILURES_PER_MINUTE: u32 = 5;
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// Runs the server until the first SIGTERM or SIGINT. On SQLite the schema is brought up at the
+/// start; on PostgreSQL only if `migrate` says so.
 ///
 /// # Errors
 /// The first thing that is not as it must be, in words that say what to do.
-pub async fn run(loaded: Loaded) -> Result<(), Failure> {
+pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::start(config).map_err(Failure::Failed)?;
-    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
-    let _stop = signals::watch().map_err(|error| failed(&error))?;
-    let database = Database::prepare(config).map_err(|error| failed(&error))?;
-    let credentials = Credentials::prepare(config, &database).map_err(|error| failed(&error))?;
+    let stop = signals::watch().map_err(failed)?;
+    let database = Database::prepare(config).map_err(failed)?;
+    let credentials = Credentials::prepare(config, &database).map_err(failed)?;
+    tell_token_file(&credentials);
+    let recorder = metrics::record().map_err(Failure::Failed)?;
+    let metrics_port = metrics::bind(config, &loaded.values).await.map_err(Failure::Failed)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        failed(format!("{} can't be listened on: {error}. Choose another STATIONMASTER_LISTEN", config.listen))
+    })?;
+
+    let migrate = migrate || database.file.is_some();
+    let options = operate::store_options(config, &database, &credentials, migrate);
+    let store = Store::open(options).await.map_err(failed)?;
+    if let Some(token) = &config.legacy_token {
+        store.system().apply_seed(token).await.map_err(failed)?;
+    }
+    let metrics_server = tokio::spawn(metrics::serve(metrics_port, recorder, stop.clone()));
+    let result = answer(config, &credentials, &store, listener, &database, stop.clone()).await;
+    stop.cancel();
+    store.close().await;
+    if let Ok(Err(error)) = metrics_server.await {
+        tracing::warn!(%error, "The metrics' port was closed early");
+    }
+    result
+}
+
+fn tell_token_file(credentials: &Credentials) {
     if let Some((path, made)) = &credentials.token_file {
         let path = path.display();
         if *made {
@@ -27,10 +69,96 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
             tracing::info!(%path, "The bootstrap token stands in this file");
         }
     }
-    let _metrics = metrics::bind(config, &loaded.values)
-        .await
-        .map_err(Failure::Failed)?;
-    Err(Failure::Failed(
-        "the store is not wired into this program yet".into(),
-    ))
+}
+
+/// The part with a store: dispatcher, jobs and the HTTP surface, up to the end of the drain.
+async fn answer(
+    config: &Config,
+    credentials: &Credentials,
+    store: &Store,
+    listener: TcpListener,
+    database: &Database,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let policy = Policy {
+        allow_http: config.allow_http_destinations,
+        allowed: config.allowed_destinations.clone(),
+        ..Policy::default()
+    };
+    if database.file.is_some() {
+        // Alone on this file: what a process before us held is free.
+        store.system().release_leases().await.map_err(failed)?;
+    }
+    let client = Client::new(policy.clone(), ClientLimits::default());
+    let settings = dispatcher::Settings {
+        schedule: config.retry_schedule.clone(),
+        ..dispatcher::Settings::default()
+    };
+    let dispatcher = Arc::new(dispatcher::Dispatcher::start(
+        store.clone(),
+        client,
+        settings,
+        stop.clone(),
+    ));
+    let jobs = jobs::start(store.clone(), job_settings(config), stop.clone()).await.map_err(failed)?;
+
+    let tasks = TaskTracker::new();
+    let health = Arc::clone(&dispatcher);
+    let app = api::app(api::Deps {
+        store: store.clone(),
+        policy,
+        bootstrap: credentials.bootstrap_tokens.iter().map(TokenHash::of_secret).collect(),
+        rates: rates(config),
+        trusted_proxies: config.trusted_proxies.clone(),
+        tasks: tasks.clone(),
+        dispatcher_healthy: Arc::new(move || health.healthy()),
+    })
+    .map_err(failed)?;
+    let limits = ConnectionLimits {
+        open_max: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
+        drain_timeout: DRAIN,
+        ..ConnectionLimits::default()
+    };
+    let address = listener.local_addr().map_err(failed)?;
+    text::say(&format!("listening on http://{address}"));
+    tracing::info!(%address, "Ready");
+    api::http::serve(listener, app, limits, stop).await.map_err(failed)?;
+
+    tracing::info!("Stopping: finishing what is under way");
+    let drain = async {
+        tasks.close();
+        tasks.wait().await;
+        dispatcher.drained().await;
+        jobs.stopped().await;
+    };
+    if tokio::time::timeout(DRAIN, drain).await.is_err() {
+        tracing::warn!("Some work did not finish in time; it is taken up again at the next start");
+    }
+    Ok(())
+}
+
+fn rates(config: &Config) -> RateSettings {
+    let bootstrap = config.bootstrap_rate_per_minute;
+    RateSettings {
+        publisher_per_second: config.rate_limit_per_second,
+        auth_failures_per_minute: config.auth_failures_per_minute,
+        bootstrap_per_minute: bootstrap,
+        bootstrap_failures_per_minute: if bootstrap == 0 { 0 } else { BOOTSTRAP_FAILURES_PER_MINUTE },
+    }
+}
+
+fn job_settings(config: &Config) -> jobs::Settings {
+    jobs::Settings {
+        credentials: config.cron_credentials.0.clone(),
+        idempotency_keys: config.cron_idempotency_keys.0.clone(),
+        deliveries: config.cron_deliveries.0.clone(),
+        events: config.cron_events.0.clone(),
+        runs: config.cron_runs.0.clone(),
+        publishers: config.cron_publishers.0.clone(),
+        leases: config.cron_leases.0.clone(),
+        retention_credentials_days: config.retention_credentials_days,
+        retention_events_days: config.retention_events_days,
+        retention_deliveries_days: config.retention_deliveries_days,
+        retention_runs_days: config.retention_runs_days,
+    }
 }

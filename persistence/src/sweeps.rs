@@ -1,0 +1,282 @@
+//! Removal of what is past its time, in batches that each hold the store for a moment only.
+//!
+//! Every sweep removes at most `limit` rows in one transaction and answers how many; fewer than
+//! `limit` mean that nothing is left. What to remove is found through an index. The condition
+//! stands beside the chosen keys too, so that a row which changed in between is kept.
+
+use std::time::Duration;
+
+use domain::{
+    Timestamp,
+    id::{Id as _, PublisherId},
+};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, QueryFilter as _, Value,
+};
+use uuid::Uuid;
+
+use crate::{
+    db::Tx,
+    entity::owner_keys,
+    error::{Result, StoreError},
+    scope::System,
+    sql::Sql,
+};
+
+/// How long the log of credential changes reaches back. A process that was out of touch for
+/// longer forgets its whole cache instead.
+const CHANGES_KEPT: Duration = Duration::from_secs(3600);
+
+/// A table's rows that are past their time.
+struct Sweep<'a> {
+    table: &'static str,
+    /// The primary key's columns.
+    key: &'static str,
+    /// Writes the condition, which must name the index's column.
+    past: &'a (dyn Fn(&mut Sql) + Sync),
+    /// The index's column.
+    order: &'static str,
+}
+
+impl Sweep<'_> {
+    fn sql(&self, limit: u64) -> Sql {
+        let Self { table, key, past, order } = self;
+        let mut sql = Sql::new("DELETE FROM ");
+        sql.push(table).push(" WHERE (").push(key).push(") IN (SELECT ").push(key);
+        sql.push(" FROM ").push(table).push(" WHERE ");
+        past(&mut sql);
+        sql.push(" ORDER BY ").push(order).push(" LIMIT ");
+        sql.bind(i64::try_from(limit).unwrap_or(i64::MAX)).push(") AND ");
+        past(&mut sql);
+        sql
+    }
+
+    async fn run(&self, tx: &Tx, limit: u64) -> Result<u64> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let statement = self.sql(limit).statement(tx.db().get_database_backend());
+        Ok(tx.db().execute_raw(statement).await?.rows_affected())
+    }
+}
+
+/// A publisher's tables, those that refer to others first: the order in which they can go.
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 12] = [
+    ("delivery_attempts", "publisher_id", "publisher_id, delivery_id, number"),
+    ("deliveries", "publisher_id", "publisher_id, id"),
+    ("events", "publisher_id", "publisher_id, id"),
+    ("webhook_endpoints", "publisher_id", "publisher_id, id"),
+    ("runs", "publisher_id", "publisher_id, id"),
+    ("pipeline_versions", "publisher_id", "publisher_id, pipeline_id, version"),
+    ("pipelines", "publisher_id", "publisher_id, id"),
+    ("credentials", "publisher_id", "publisher_id, id"),
+    ("idempotency_keys", "owner_id", "owner_id, operation, key"),
+    ("audit_events", "owner_id", "owner_id, seq"),
+    ("audit_heads", "owner_id", "owner_id"),
+    ("publishers", "id", "id"),
+];
+
+/// Removes up to `limit` rows of one publisher; its own row goes last.
+async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
+    let mut removed = 0;
+    for (table, owner, key) in TABLES_OF_A_PUBLISHER {
+        let past = |sql: &mut Sql| {
+            sql.push(owner).push(" = ").bind(publisher);
+        };
+        let sweep = Sweep { table, key, past: &past, order: key };
+        removed += sweep.run(tx, limit - removed).await?;
+        if removed >= limit {
+            break;
+        }
+    }
+    Ok(removed)
+}
+
+impl System {
+    async fn sweep(&self, sweep: Sweep<'_>, limit: u64) -> Result<u64> {
+        let sweep = &sweep;
+        self.store.write(|tx| async move { sweep.run(&tx, limit).await }).await
+    }
+
+    /// Credentials revoked or expired at or before `cutoff`, with the hashes of tokens. What the
+    /// boot seed wrote stays: its hash is how a revoked value is known when it comes back.
+    pub async fn sweep_credentials(
+        &self,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        for (past, order) in [
+            (" revoked_at IS NOT NULL AND revoked_at <= ", "revoked_at"),
+            (" expires_at IS NOT NULL AND expires_at <= ", "expires_at"),
+        ] {
+            let past = |sql: &mut Sql| {
+                sql.push("source <> 'seed' AND").push(past).bind(cutoff.ms());
+            };
+            let sweep = Sweep { table: "credentials", key: "publisher_id, id", past: &past, order };
+            removed += self.sweep(sweep, limit - removed).await?;
+        }
+        Ok(removed)
+    }
+
+    /// The log of credential changes, but for the last hour and the newest row: the log's end
+    /// must stay known.
+    pub async fn sweep_credential_changes(&self, limit: u64) -> Result<u64, StoreError> {
+        let cutoff = self.store.now().minus(CHANGES_KEPT).ms();
+        let past = |sql: &mut Sql| {
+            sql.push("at <= ").bind(cutoff);
+            sql.push(" AND epoch < (SELECT max(newest.epoch) FROM credential_changes newest)");
+        };
+        // Epochs and times grow together, so the key is as good as an index on time.
+        let sweep =
+            Sweep { table: "credential_changes", key: "epoch", past: &past, order: "epoch" };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Idempotency keys that are no longer honoured.
+    pub async fn sweep_idempotency_keys(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("expires_at <= ").bind(now);
+        };
+        let key = "owner_id, operation, key";
+        let sweep = Sweep { table: "idempotency_keys", key, past: &past, order: "expires_at" };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Deliveries that ended at or before `cutoff`, with their attempts.
+    pub async fn sweep_deliveries(
+        &self,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let past = |sql: &mut Sql| {
+            sql.push("finished_at IS NOT NULL AND finished_at <= ").bind(cutoff.ms());
+        };
+        let key = "publisher_id, id";
+        let sweep = Sweep { table: "deliveries", key, past: &past, order: "finished_at" };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Events of `cutoff` or before of which no delivery is left.
+    pub async fn sweep_events(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let past = |sql: &mut Sql| {
+            sql.push("created_at <= ").bind(cutoff.ms());
+            sql.push(
+                " AND NOT EXISTS (SELECT 1 FROM deliveries d \
+                 WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id)",
+            );
+        };
+        let key = "publisher_id, id";
+        let sweep = Sweep { table: "events", key, past: &past, order: "created_at" };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Runs past the time that their pipeline asks for.
+    pub async fn sweep_runs(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("sweep_at IS NOT NULL AND sweep_at <= ").bind(now);
+        };
+        let key = "publisher_id, id";
+        self.sweep(Sweep { table: "runs", key, past: &past, order: "sweep_at" }, limit).await
+    }
+
+    /// Brings forward, by at most `limit` runs, the time of those that ended at or before
+    /// `cutoff` although their pipeline asks for longer. They are looked for among the readers,
+    /// since no index leads to them.
+    pub async fn shorten_runs(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let (now, backend) = (self.store.now().ms(), self.store.backend());
+        let mut sql = Sql::new(
+            "SELECT publisher_id, id FROM runs WHERE sweep_at IS NOT NULL AND sweep_at > ",
+        );
+        sql.bind(now).push(" AND finished_at <= ").bind(cutoff.ms());
+        sql.push(" ORDER BY sweep_at LIMIT ").bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let rows = self.store.read().query_all_raw(sql.statement(backend)).await?;
+        let mut keys: Vec<Vec<Value>> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (owner, id): (Uuid, Uuid) =
+                (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
+            keys.push(vec![owner.into(), id.into()]);
+        }
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let keys = &keys;
+        self.store
+            .write(|tx| async move {
+                let mut sql = Sql::new("UPDATE runs SET sweep_at = ");
+                sql.bind(now).push(" WHERE finished_at IS NOT NULL AND (publisher_id, id) IN (");
+                sql.values(keys.iter().cloned()).push(")");
+                Ok(tx.db().execute_raw(sql.statement(backend)).await?.rows_affected())
+            })
+            .await
+    }
+
+    /// Publishers deleted at or before `cutoff`, with all that they had. Their keys are destroyed
+    /// and committed first: from then on nothing that was sealed for them can be read, however
+    /// long the rows take to go.
+    pub async fn sweep_publishers(
+        &self,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.destroy_keys(cutoff, limit).await?;
+        self.store
+            .write(|tx| async move {
+                let mut removed = 0;
+                while removed < limit {
+                    let next = deleted(&tx, "NOT EXISTS", cutoff, 1).await?;
+                    let Some(publisher) = next.first() else { break };
+                    removed += remove_publisher(&tx, *publisher, limit - removed).await?;
+                }
+                Ok(removed)
+            })
+            .await
+    }
+
+    /// Destroys the keys of publishers deleted at or before `cutoff`, and tells every process to
+    /// forget them.
+    async fn destroy_keys(&self, cutoff: Timestamp, limit: u64) -> Result<()> {
+        let store = &self.store;
+        let gone = store
+            .write(|tx| async move {
+                let gone = deleted(&tx, "EXISTS", cutoff, limit).await?;
+                if gone.is_empty() {
+                    return Ok(gone);
+                }
+                owner_keys::Entity::delete_many()
+                    .filter(owner_keys::Column::OwnerId.is_in(gone.iter().copied()))
+                    .exec(tx.db())
+                    .await?;
+                for publisher in &gone {
+                    tx.touches_credentials_of(PublisherId::from_uuid(*publisher));
+                }
+                store.publish_credential_changes(&tx).await?;
+                Ok(gone)
+            })
+            .await?;
+        for publisher in gone {
+            store.inner.keys.forget(publisher);
+        }
+        Ok(())
+    }
+}
+
+/// Publishers deleted at or before `cutoff` whose keys still exist, or not; those deleted first
+/// come first. Their rows stay locked: nobody can bring one back before the commit.
+async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<Vec<Uuid>> {
+    let backend = tx.db().get_database_backend();
+    let mut sql = Sql::new("SELECT p.id FROM publishers p WHERE p.deleted_at IS NOT NULL");
+    sql.push(" AND p.deleted_at <= ").bind(cutoff.ms()).push(" AND ").push(keys);
+    sql.push(" (SELECT 1 FROM owner_keys k WHERE k.owner_id = p.id) ORDER BY p.deleted_at LIMIT ");
+    sql.bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    if backend == DbBackend::Postgres {
+        sql.push(" FOR NO KEY UPDATE OF p");
+    }
+    let rows = tx.db().query_all_raw(sql.statement(backend)).await?;
+    rows.iter().map(|row| Ok(row.try_get("", "id")?)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Commands that work on the store without serving: `migrate` and `audit verify`.
+
+use std::sync::Arc;
+
+use domain::{
+    clock::SystemClock,
+    id::{Id as _, PublisherId},
+};
+use persistence::{Options, PageRequest, Store, System, Verification};
+use secrecy::ExposeSecret as _;
+
+use crate::{
+    cli::Failure,
+    config::{Config, Loaded},
+    data_dir::{Credentials, Database},
+    text::say,
+};
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// How the store is opened under a configuration.
+pub(crate) fn store_options(
+    config: &Config,
+    database: &Database,
+    credentials: &Credentials,
+    migrate: bool,
+) -> Options {
+    Options {
+        database_url: database.url.expose_secret().to_owned(),
+        master_keys: credentials.master_keys.clone(),
+        clock: Arc::new(SystemClock),
+        max_connections: config.database_connections,
+        sqlite_synchronous_full: config.sqlite_synchronous_full,
+        migrate,
+    }
+}
+
+/// Takes every missing step of the schema.
+///
+/// # Errors
+/// The database can't be reached, or a step failed; it then changed nothing.
+pub async fn migrate(loaded: Loaded) -> Result<(), Failure> {
+    let database = Database::prepare(&loaded.config).map_err(failed)?;
+    let steps = persistence::migrate(database.url.expose_secret()).await.map_err(failed)?;
+    say(&match steps {
+        0 => "the schema is up to date".to_owned(),
+        1 => "1 step was taken; the schema is up to date".to_owned(),
+        many => format!("{many} steps were taken; the schema is up to date"),
+    });
+    Ok(())
+}
+
+/// Checks one publisher's log, or the operator's and everybody's.
+///
+/// # Errors
+/// A fault was found, or a log can't be read.
+pub async fn verify_audit(loaded: Loaded, publisher: Option<String>) -> Result<(), Failure> {
+    let config = &loaded.config;
+    let database = Database::prepare(config).map_err(failed)?;
+    let credentials = Credentials::prepare(config, &database).map_err(failed)?;
+    let store = Store::open(store_options(config, &database, &credentials, false))
+        .await
+        .map_err(failed)?;
+    let result = verify(&store.system(), publisher).await;
+    store.close().await;
+    match result? {
+        0 => Ok(()),
+        1 => Err(failed("a log is not what was written")),
+        many => Err(failed(format!("{many} logs are not what was written"))),
+    }
+}
+
+async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failure> {
+    if let Some(text) = publisher {
+        let id = PublisherId::parse(&text)
+            .ok_or_else(|| Failure::Usage(format!("{text:?} is not a publisher's identifier")))?;
+        system.publisher(id).await.map_err(failed)?;
+        let found = system.verify_audit(Some(id)).await.map_err(failed)?;
+        return Ok(tell(&id.to_string(), &found));
+    }
+    let mut faults = tell("operator", &system.verify_audit(None).await.map_err(failed)?);
+    let mut after = None;
+    loop {
+        let page = system.publishers(PageRequest { limit: 200, after }).await.map_err(failed)?;
+        for one in &page.items {
+            let found = system.verify_audit(Some(one.id)).await.map_err(failed)?;
+            faults += tell(&one.id.to_string(), &found);
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(faults);
+        }
+    }
+}
+
+/// Says what was found in one log; answers how many faults.
+fn tell(whose: &str, found: &Verification) -> u32 {
+    let head = hex::encode(found.head.mac);
+    match &found.fault {
+        None => {
+            say(&format!("ok      {whose}: {} rows, head {} {head}", found.checked, found.head.seq));
+            0
+        }
+        Some(fault) => {
+            say(&format!("FAULTY  {whose}: {fault:?} after {} good rows", found.checked));
+            1
+        }
+    }
+}
