@@ -1,0 +1,446 @@
+//! Webhook endpoints: where a publisher's events go.
+
+use std::collections::BTreeMap;
+
+use domain::{
+    Code, Problem, Timestamp,
+    audit::Action,
+    credential::Source,
+    event::{Filter, OwnType},
+    id::{EndpointId, Id as _},
+    slug::Slug,
+};
+use sea_orm::{
+    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
+    sea_query::{Expr, ExprTrait as _},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    auth::slugs_of,
+    change::{Answer, Audited, Context, entry},
+    credentials::over_quota,
+    db::Tx,
+    entity::{credentials, deliveries, publishers, webhook_endpoints},
+    error::{Result, StoreError, damaged},
+    events::{Event, emit_to},
+    page::{Page, PageRequest},
+    pipelines::check_known,
+    publishers::{check_revision, quotas_of},
+    scope::Scoped,
+};
+
+/// Why an endpoint is disabled that its publisher disabled.
+const REQUESTED: &str = "requested";
+
+/// A webhook destination with its filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Which one.
+    pub id: EndpointId,
+    /// Where it is.
+    pub url: String,
+    /// For people.
+    pub description: Option<String>,
+    /// `*`, `prefix.*` or types; an event passes that one of them matches.
+    pub event_types: Vec<String>,
+    /// If given, only what happens in these pipelines passes.
+    pub pipelines: Option<Vec<Slug>>,
+    /// What every delivery carries besides.
+    pub headers: BTreeMap<String, String>,
+    /// Whether deliveries are made.
+    pub enabled: bool,
+    /// Why not, if not: `requested` if its publisher wished so.
+    pub disabled_reason: Option<String>,
+    /// Whether deliveries carry the subcommand bearer.
+    pub send_bearer: bool,
+    /// Counts changes of this row.
+    pub revision: i64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// What a new endpoint is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEndpoint {
+    /// Where it is; the caller has checked that it is an allowed destination.
+    pub url: String,
+    /// For people.
+    pub description: Option<String>,
+    /// `*`, `prefix.*` or types.
+    pub event_types: Vec<String>,
+    /// If given, only what happens in these pipelines passes.
+    pub pipelines: Option<Vec<Slug>>,
+    /// What every delivery carries besides.
+    pub headers: BTreeMap<String, String>,
+    /// Whether deliveries are made.
+    pub enabled: bool,
+    /// Whether deliveries carry the subcommand bearer; by default only a seeded publisher's do.
+    pub send_bearer: Option<bool>,
+}
+
+/// What changes of an endpoint; `None` leaves a member as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::option_option, reason = "a merge patch tells absent from null")]
+pub struct EndpointPatch {
+    /// Where it is.
+    pub url: Option<String>,
+    /// For people.
+    pub description: Option<Option<String>>,
+    /// `*`, `prefix.*` or types.
+    pub event_types: Option<Vec<String>>,
+    /// If given, only what happens in these pipelines passes.
+    pub pipelines: Option<Option<Vec<Slug>>>,
+    /// What every delivery carries besides.
+    pub headers: Option<BTreeMap<String, String>>,
+    /// Whether deliveries are made.
+    pub enabled: Option<bool>,
+    /// Whether deliveries carry the subcommand bearer.
+    pub send_bearer: Option<bool>,
+}
+
+impl Endpoint {
+    fn of_row(row: webhook_endpoints::Model) -> Result<Self> {
+        Ok(Self {
+            id: EndpointId::from_uuid(row.id),
+            url: row.url,
+            description: row.description,
+            event_types: serde_json::from_str(&row.event_types)
+                .map_err(|_| damaged("list of event types"))?,
+            pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
+            headers: serde_json::from_str(&row.headers)
+                .map_err(|_| damaged("list of headers"))?,
+            enabled: row.enabled,
+            disabled_reason: row.disabled_reason,
+            send_bearer: row.send_bearer,
+            revision: row.revision,
+            created_at: Timestamp::from_ms(row.created_at),
+            updated_at: Timestamp::from_ms(row.updated_at),
+        })
+    }
+}
+
+fn slugs_text(slugs: &[Slug]) -> String {
+    json!(slugs.iter().map(Slug::as_str).collect::<Vec<_>>()).to_string()
+}
+
+fn reason(enabled: bool) -> Option<String> {
+    (!enabled).then(|| REQUESTED.to_owned())
+}
+
+/// A filter that does not parse would later fail the change whose event meets it.
+fn check_types(event_types: &[String]) -> Result<()> {
+    for (at, filter) in event_types.iter().enumerate() {
+        if Filter::parse(filter).is_none() {
+            let detail = "It takes `*`, an event type, or `prefix.*`.";
+            return Err(Problem::field(&format!("/event_types/{at}"), "invalid", detail).into());
+        }
+    }
+    Ok(())
+}
+
+async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
+    let row = publishers::Entity::find_by_id(publisher).one(tx.db()).await?;
+    let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.webhook_endpoints;
+    let live = live(publisher).count(tx.db()).await?;
+    if live >= u64::from(limit) {
+        return Err(over_quota("webhook endpoints", limit));
+    }
+    Ok(())
+}
+
+/// Whether the boot seed made, or ever changed, this publisher's credentials.
+async fn is_seeded(tx: &Tx, publisher: Uuid) -> Result<bool> {
+    let found = credentials::Entity::find()
+        .select_only()
+        .column(credentials::Column::Id)
+        .filter(credentials::Column::PublisherId.eq(publisher))
+        .filter(credentials::Column::Source.eq(Source::Seed.as_str()))
+        .into_tuple::<Uuid>()
+        .one(tx.db())
+        .await?;
+    Ok(found.is_some())
+}
+
+fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {
+    webhook_endpoints::Entity::find()
+        .filter(webhook_endpoints::Column::PublisherId.eq(publisher))
+        .filter(webhook_endpoints::Column::DeletedAt.is_null())
+}
+
+async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_endpoints::Model> {
+    let query = live(publisher).filter(webhook_endpoints::Column::Id.eq(id.uuid()));
+    query.one(tx.db()).await?.ok_or_else(|| Problem::not_found().into())
+}
+
+async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_endpoints::Model> {
+    let row =
+        webhook_endpoints::Model { revision: row.revision + 1, updated_at: tx.now.ms(), ..row };
+    let active = row.into_active_model().reset_all();
+    Ok(webhook_endpoints::Entity::update(active).exec(tx.db()).await?)
+}
+
+async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint> {
+    check_types(&new.event_types)?;
+    check_known(tx, publisher, new.pipelines.as_deref().unwrap_or_default(), "/pipelines").await?;
+    check_quota(tx, publisher).await?;
+    let send_bearer = match new.send_bearer {
+        Some(wish) => wish,
+        None => is_seeded(tx, publisher).await?,
+    };
+    let row = webhook_endpoints::Model {
+        publisher_id: publisher,
+        id: EndpointId::generate(tx.now).uuid(),
+        url: new.url.clone(),
+        description: new.description.clone(),
+        event_types: json!(new.event_types).to_string(),
+        pipelines: new.pipelines.as_deref().map(slugs_text),
+        headers: json!(new.headers).to_string(),
+        enabled: new.enabled,
+        disabled_reason: reason(new.enabled),
+        send_bearer,
+        revision: 1,
+        created_at: tx.now.ms(),
+        updated_at: tx.now.ms(),
+        deleted_at: None,
+    };
+    let active = row.clone().into_active_model().reset_all();
+    webhook_endpoints::Entity::insert(active).exec_without_returning(tx.db()).await?;
+    Endpoint::of_row(row)
+}
+
+/// Writes a new value over an old one; tells whether they differ.
+fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
+    match new {
+        Some(new) if new != *old => {
+            *old = new;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Applies a patch but for `enabled`; answers the names of the members that it changed.
+fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'static str> {
+    let event_types = patch.event_types.as_ref().map(|types| json!(types).to_string());
+    let pipelines = patch.pipelines.as_ref().map(|slugs| slugs.as_deref().map(slugs_text));
+    let headers = patch.headers.as_ref().map(|headers| json!(headers).to_string());
+    let members = [
+        ("url", replace(&mut row.url, patch.url.clone())),
+        ("description", replace(&mut row.description, patch.description.clone())),
+        ("event_types", replace(&mut row.event_types, event_types)),
+        ("pipelines", replace(&mut row.pipelines, pipelines)),
+        ("headers", replace(&mut row.headers, headers)),
+        ("send_bearer", replace(&mut row.send_bearer, patch.send_bearer)),
+    ];
+    members.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+}
+
+/// The change itself. Values do not stand in the audit log, since URLs and headers may hold
+/// what is not for every reader of it.
+async fn update(
+    tx: &Tx,
+    publisher: Uuid,
+    mut row: webhook_endpoints::Model,
+    patch: &EndpointPatch,
+) -> Result<Audited<Endpoint>> {
+    if let Some(types) = &patch.event_types {
+        check_types(types)?;
+    }
+    if let Some(Some(slugs)) = &patch.pipelines {
+        check_known(tx, publisher, slugs, "/pipelines").await?;
+    }
+    let id = EndpointId::from_uuid(row.id);
+    let members = apply(&mut row, patch);
+    let mut lines = Vec::new();
+    if !members.is_empty() {
+        let facts = json!({ "changed": members });
+        lines.push(entry(Action::EndpointUpdated, "endpoint", id, facts));
+    }
+    if replace(&mut row.enabled, patch.enabled) {
+        row.disabled_reason = reason(row.enabled);
+        let action =
+            if row.enabled { Action::EndpointEnabled } else { Action::EndpointDisabled };
+        lines.push(entry(action, "endpoint", id, json!({})));
+        if row.enabled {
+            // What waited may be due.
+            tx.writes_deliveries();
+        }
+    }
+    if lines.is_empty() {
+        return Ok(Audited::unchanged(Endpoint::of_row(row)?));
+    }
+    let endpoint = Endpoint::of_row(write_row(tx, row).await?)?;
+    let audited = Audited::unchanged(endpoint);
+    Ok(lines.into_iter().fold(audited, |audited, line| audited.and(&[publisher], line)))
+}
+
+/// Ends what is on its way to an endpoint; an attempt under way loses its fence, so that its
+/// outcome changes nothing.
+async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64> {
+    use deliveries::Column;
+    let done = deliveries::Entity::update_many()
+        .col_expr(Column::Status, Expr::value("cancelled"))
+        .col_expr(Column::NextAttemptAt, Expr::value(Option::<i64>::None))
+        .col_expr(Column::FinishedAt, Expr::value(tx.now.ms()))
+        .col_expr(Column::Fence, Expr::col(Column::Fence).add(1))
+        .filter(Column::PublisherId.eq(publisher))
+        .filter(Column::EndpointId.eq(endpoint))
+        .filter(Column::Status.eq("pending"))
+        .exec(tx.db())
+        .await?;
+    Ok(done.rows_affected)
+}
+
+impl Scoped {
+    /// Makes an endpoint.
+    pub async fn create_endpoint<A>(
+        &self,
+        context: &Context,
+        new: NewEndpoint,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Endpoint) -> Answer + Send + Sync,
+    {
+        let (owner, new) = (self.scope.uuid(), &new);
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let endpoint = insert(&tx, owner, new).await?;
+                    let facts = json!({
+                        "event_types": endpoint.event_types,
+                        "send_bearer": endpoint.send_bearer,
+                    });
+                    let line = entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
+                    Ok(Audited::new(endpoint, owner, line))
+                },
+                render,
+            )
+            .await
+    }
+
+    /// One endpoint.
+    pub async fn endpoint(&self, id: EndpointId) -> Result<Endpoint, StoreError> {
+        let row = live(self.scope.uuid())
+            .filter(webhook_endpoints::Column::Id.eq(id.uuid()))
+            .one(self.store.read())
+            .await?;
+        Endpoint::of_row(row.ok_or_else(Problem::not_found)?)
+    }
+
+    /// The publisher's endpoints, newest first.
+    pub async fn endpoints(
+        &self,
+        page: PageRequest<Uuid>,
+    ) -> Result<Page<Endpoint, Uuid>, StoreError> {
+        use webhook_endpoints::Column;
+        let mut query = live(self.scope.uuid());
+        if let Some(after) = page.after {
+            query = query.filter(Column::Id.lt(after));
+        }
+        let query = query.order_by_desc(Column::Id).limit(page.fetch());
+        let rows = query.all(self.store.read()).await?;
+        page.cut(rows, |row| row.id).try_map(Endpoint::of_row)
+    }
+
+    /// Changes an endpoint. What it already is changes nothing.
+    pub async fn update_endpoint<A>(
+        &self,
+        context: &Context,
+        id: EndpointId,
+        patch: EndpointPatch,
+        if_match: Option<i64>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Endpoint) -> Answer + Send + Sync,
+    {
+        let (owner, patch) = (self.scope.uuid(), &patch);
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let row = live_row(&tx, owner, id).await?;
+                    check_revision(if_match, row.revision)?;
+                    update(&tx, owner, row, patch).await
+                },
+                render,
+            )
+            .await
+    }
+
+    /// Removes an endpoint and calls off what is on its way to it.
+    pub async fn delete_endpoint<A>(
+        &self,
+        context: &Context,
+        id: EndpointId,
+        if_match: Option<i64>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&()) -> Answer + Send + Sync,
+    {
+        let owner = self.scope.uuid();
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let row = live_row(&tx, owner, id).await?;
+                    check_revision(if_match, row.revision)?;
+                    let gone = webhook_endpoints::Model {
+                        enabled: false,
+                        disabled_reason: reason(false),
+                        deleted_at: Some(tx.now.ms()),
+                        ..row
+                    };
+                    write_row(&tx, gone).await?;
+                    let cancelled = cancel_pending(&tx, owner, id.uuid()).await?;
+                    let facts = json!({ "deliveries_cancelled": cancelled });
+                    let line = entry(Action::EndpointDeleted, "endpoint", id, facts);
+                    Ok(Audited::new((), owner, line))
+                },
+                render,
+            )
+            .await
+    }
+
+    /// Sends a test event to one endpoint, past its filters.
+    pub async fn test_endpoint<A>(
+        &self,
+        context: &Context,
+        id: EndpointId,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Event) -> Answer + Send + Sync,
+    {
+        let owner = self.scope.uuid();
+        self.store
+            .transact(
+                context,
+                owner,
+                |tx| async move {
+                    let row = live_row(&tx, owner, id).await?;
+                    if !row.enabled {
+                        return Err(Code::EndpointDisabled.into());
+                    }
+                    let data = json!({ "endpoint_id": id.to_string() });
+                    emit_to(&tx, owner, row.id, OwnType::Test.as_str(), &data).await
+                },
+                render,
+            )
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+//! Pipelines and their versions.
+
+use domain::{
+    Code, Problem, Timestamp,
+    audit::Action,
+    id::{Id as _, PipelineId},
+    pipeline::Definition,
+    run::RunStatus,
+    slug::Slug,
+};
+use sea_orm::{
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, EntityTrait as _, JoinType,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, RelationDef,
+    sea_query::LockType,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    Store,
+    change::{Answer, Audited, Context, entry},
+    credentials::over_quota,
+    db::Tx,
+    entity::{pipeline_versions, pipelines, publishers, runs},
+    error::{Result, StoreError, damaged},
+    page::{Page, PageRequest},
+    publishers::{check_revision, quotas_of},
+    scope::Scoped,
+};
+
+/// A pipeline in its current version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Which one.
+    pub id: PipelineId,
+    /// Its name, unique within its publisher while it exists.
+    pub slug: String,
+    /// Counts definitions, from 1.
+    pub version: i64,
+    /// What it is.
+    pub definition: Definition,
+    /// Counts changes of this row.
+    pub revision: i64,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Pipeline {
+    fn of_rows(row: pipelines::Model, definition: Definition) -> Self {
+        Self {
+            id: PipelineId::from_uuid(row.id),
+            slug: row.slug,
+            version: row.version,
+            definition,
+            revision: row.revision,
+            created_at: Timestamp::from_ms(row.created_at),
+            updated_at: Timestamp::from_ms(row.updated_at),
+        }
+    }
+
+    fn of_joined(
+        (row, version): (pipelines::Model, Option<pipeline_versions::Model>),
+    ) -> Result<Self> {
+        let version = version.ok_or_else(|| damaged("pipeline version"))?;
+        Ok(Self::of_rows(row, definition_of(&version)?))
+    }
+}
+
+fn definition_of(row: &pipeline_versions::Model) -> Result<Definition> {
+    serde_json::from_str(&row.definition).map_err(|_| damaged("pipeline definition"))
+}
+
+/// From a pipeline to the version that new runs take.
+fn current_version() -> RelationDef {
+    use pipeline_versions::Column as Version;
+    use pipelines::Column;
+    pipelines::Entity::belongs_to(pipeline_versions::Entity)
+        .from((Column::PublisherId, Column::Id, Column::Version))
+        .to((Version::PublisherId, Version::PipelineId, Version::Version))
+        .into()
+}
+
+async fn live_row(
+    tx: &Tx,
+    publisher: Uuid,
+    slug: &str,
+    lock: LockType,
+) -> Result<Option<pipelines::Model>> {
+    Ok(pipelines::Entity::find()
+        .filter(pipelines::Column::PublisherId.eq(publisher))
+        .filter(pipelines::Column::LiveSlug.eq(slug))
+        .lock(lock)
+        .one(tx.db())
+        .await?)
+}
+
+async fn definition_at(tx: &Tx, row: &pipelines::Model) -> Result<Definition> {
+    let key = (row.publisher_id, row.id, row.version);
+    let version = pipeline_versions::Entity::find_by_id(key).one(tx.db()).await?;
+    definition_of(&version.ok_or_else(|| damaged("pipeline version"))?)
+}
+
+/// The pipeline that a new run is for, held so that it can't be deleted before the run's
+/// transaction ends. Such holds do not wait for each other, nor for a new version.
+///
+/// Row and definition are read one after the other: in one joined statement PostgreSQL would
+/// lose the row to a version that was put meanwhile.
+pub(crate) async fn hold(tx: &Tx, publisher: Uuid, slug: &str) -> Result<Option<Pipeline>> {
+    let Some(row) = live_row(tx, publisher, slug, LockType::KeyShare).await? else {
+        return Ok(None);
+    };
+    let definition = definition_at(tx, &row).await?;
+    Ok(Some(Pipeline::of_rows(row, definition)))
+}
+
+/// Refuses slugs that name no pipeline of the publisher; `pointer` is where the list stands.
+pub(crate) async fn check_known(
+    tx: &Tx,
+    publisher: Uuid,
+    slugs: &[Slug],
+    pointer: &str,
+) -> Result<()> {
+    let known: Vec<String> = pipelines::Entity::find()
+        .select_only()
+        .column(pipelines::Column::Slug)
+        .filter(pipelines::Column::PublisherId.eq(publisher))
+        .filter(pipelines::Column::LiveSlug.is_in(slugs.iter().map(Slug::as_str)))
+        .into_tuple()
+        .all(tx.db())
+        .await?;
+    for (at, slug) in slugs.iter().enumerate() {
+        if !known.iter().any(|name| name == slug.as_str()) {
+            let detail = "There is no pipeline of that name.";
+            return Err(Problem::field(&format!("{pointer}/{at}"), "invalid", detail).into());
+        }
+    }
+    Ok(())
+}
+
+async fn insert_version(tx: &Tx, row: &pipelines::Model, definition: &Definition) -> Result<()> {
+    let text = serde_json::to_string(definition)
+        .map_err(|error| StoreError::Internal(error.to_string()))?;
+    pipeline_versions::Entity::insert(pipeline_versions::ActiveModel {
+        publisher_id: Set(row.publisher_id),
+        pipeline_id: Set(row.id),
+        version: Set(row.version),
+        definition: Set(text),
+        created_at: Set(tx.now.ms()),
+    })
+    .exec_without_returning(tx.db())
+    .await?;
+    Ok(())
+}
+
+/// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
+async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
+    let row = publishers::Entity::find_by_id(publisher).one(tx.db()).await?;
+    let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.pipelines;
+    let live = pipelines::Entity::find()
+        .filter(pipelines::Column::PublisherId.eq(publisher))
+        .filter(pipelines::Column::LiveSlug.is_not_null())
+        .count(tx.db())
+        .await?;
+    if live >= u64::from(limit) {
+        return Err(over_quota("pipelines", limit));
+    }
+    Ok(())
+}
+
+async fn register(
+    tx: &Tx,
+    publisher: Uuid,
+    slug: &Slug,
+    definition: &Definition,
+) -> Result<Pipeline> {
+    check_quota(tx, publisher).await?;
+    let row = pipelines::Model {
+        publisher_id: publisher,
+        id: PipelineId::generate(tx.now).uuid(),
+        slug: slug.to_string(),
+        live_slug: Some(slug.to_string()),
+        version: 1,
+        revision: 1,
+        created_at: tx.now.ms(),
+        updated_at: tx.now.ms(),
+    };
+    let active: pipelines::ActiveModel = row.clone().into();
+    pipelines::Entity::insert(active.reset_all()).exec_without_returning(tx.db()).await?;
+    insert_version(tx, &row, definition).await?;
+    Ok(Pipeline::of_rows(row, definition.clone()))
+}
+
+async fn write_row(tx: &Tx, row: pipelines::Model) -> Result<pipelines::Model> {
+    let row = pipelines::Model { revision: row.revision + 1, updated_at: tx.now.ms(), ..row };
+    let active: pipelines::ActiveModel = row.into();
+    Ok(pipelines::Entity::update(active.reset_all()).exec(tx.db()).await?)
+}
+
+async fn has_unfinished_runs(tx: &Tx, row: &pipelines::Model) -> Result<bool> {
+    let unfinished =
+        RunStatus::ALL.into_iter().filter(|status| !status.is_final()).map(RunStatus::as_str);
+    let found = runs::Entity::find()
+        .select_only()
+        .column(runs::Column::Id)
+        .filter(runs::Column::PublisherId.eq(row.publisher_id))
+        .filter(runs::Column::PipelineId.eq(row.id))
+        .filter(runs::Column::Status.is_in(unfinished))
+        .into_tuple::<Uuid>()
+        .one(tx.db())
+        .await?;
+    Ok(found.is_some())
+}
+
+impl Store {
+    async fn put_pipeline(
+        &self,
+        tx: &Tx,
+        publisher: Uuid,
+        slug: &Slug,
+        definition: &Definition,
+        if_match: Option<i64>,
+    ) -> Result<Audited<(Pipeline, bool)>> {
+        let line = |action: Action, pipeline: &Pipeline| {
+            let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
+            entry(action, "pipeline", pipeline.id, facts)
+        };
+        let Some(row) = live_row(tx, publisher, slug.as_str(), LockType::NoKeyUpdate).await?
+        else {
+            if if_match.is_some() {
+                return Err(Code::PreconditionFailed.into());
+            }
+            let pipeline = register(tx, publisher, slug, definition).await?;
+            let line = line(Action::PipelineCreated, &pipeline);
+            return Ok(Audited::new((pipeline, true), publisher, line));
+        };
+        check_revision(if_match, row.revision)?;
+        if definition_at(tx, &row).await? == *definition {
+            return Ok(Audited::unchanged((Pipeline::of_rows(row, definition.clone()), false)));
+        }
+        let row = pipelines::Model { version: row.version + 1, ..row };
+        insert_version(tx, &row, definition).await?;
+        let pipeline = Pipeline::of_rows(write_row(tx, row).await?, definition.clone());
+        let line = line(Action::PipelineUpdated, &pipeline);
+        Ok(Audited::new((pipeline, false), publisher, line))
+    }
+}
+
+impl Scoped {
+    /// Registers a pipeline, or gives it a new version; `render` also learns whether it is new.
+    /// The definition that it has already changes nothing.
+    ///
+    /// `if_match` on a pipeline that does not exist is refused like another revision.
+    pub async fn put_pipeline<A>(
+        &self,
+        context: &Context,
+        slug: Slug,
+        definition: Definition,
+        if_match: Option<i64>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&(Pipeline, bool)) -> Answer + Send + Sync,
+    {
+        if !self.scope.reaches(slug.as_str()) {
+            return Err(Problem::not_found().into());
+        }
+        let (store, owner) = (&self.store, self.scope.uuid());
+        let (slug, definition) = (&slug, &definition);
+        store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    store.put_pipeline(&tx, owner, slug, definition, if_match).await
+                },
+                render,
+            )
+            .await
+    }
+
+    /// One pipeline in its current version.
+    pub async fn pipeline(&self, slug: &str) -> Result<Pipeline, StoreError> {
+        let found = pipelines::Entity::find()
+            .join(JoinType::InnerJoin, current_version())
+            .select_also(pipeline_versions::Entity)
+            .filter(pipelines::Column::PublisherId.eq(self.scope.uuid()))
+            .filter(pipelines::Column::LiveSlug.eq(slug))
+            .one(self.store.read())
+            .await?
+            .filter(|_| self.scope.reaches(slug));
+        Pipeline::of_joined(found.ok_or_else(Problem::not_found)?)
+    }
+
+    /// The pipelines in reach, newest first.
+    pub async fn pipelines(
+        &self,
+        page: PageRequest<Uuid>,
+    ) -> Result<Page<Pipeline, Uuid>, StoreError> {
+        use pipelines::Column;
+        let mut query = pipelines::Entity::find()
+            .join(JoinType::InnerJoin, current_version())
+            .select_also(pipeline_versions::Entity)
+            .filter(Column::PublisherId.eq(self.scope.uuid()))
+            .filter(Column::LiveSlug.is_not_null());
+        if let Some(slugs) = self.scope.pipelines() {
+            query = query.filter(Column::LiveSlug.is_in(slugs.iter().map(Slug::as_str)));
+        }
+        if let Some(after) = page.after {
+            query = query.filter(Column::Id.lt(after));
+        }
+        let query = query.order_by_desc(Column::Id).limit(page.fetch());
+        let rows = query.all(self.store.read()).await?;
+        page.cut(rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
+    }
+
+    /// Removes a pipeline without unfinished runs. Its finished runs stay, and its slug is free.
+    pub async fn delete_pipeline<A>(
+        &self,
+        context: &Context,
+        slug: &str,
+        if_match: Option<i64>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&()) -> Answer + Send + Sync,
+    {
+        let (store, owner) = (&self.store, self.scope.uuid());
+        store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    // Waits for transactions that are making a run of it; later ones see it gone.
+                    let row = live_row(&tx, owner, slug, LockType::Update)
+                        .await?
+                        .filter(|_| self.scope.reaches(slug))
+                        .ok_or_else(Problem::not_found)?;
+                    check_revision(if_match, row.revision)?;
+                    if has_unfinished_runs(&tx, &row).await? {
+                        return Err(Code::PipelineInUse.into());
+                    }
+                    let id = PipelineId::from_uuid(row.id);
+                    write_row(&tx, pipelines::Model { live_slug: None, ..row }).await?;
+                    let facts = json!({ "slug": slug });
+                    let line = entry(Action::PipelineDeleted, "pipeline", id, facts);
+                    Ok(Audited::new((), owner, line))
+                },
+                render,
+            )
+            .await
+    }
+}
