@@ -1,0 +1,395 @@
+//! A small JSON client that looks at every answer with suspicion.
+
+use std::{
+    ops::Index,
+    sync::{Arc, LazyLock, RwLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use reqwest::{
+    Method,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use serde_json::Value;
+
+use crate::vault::Vault;
+
+/// Where a server listens now; a restarted one listens elsewhere.
+pub(crate) type Place = Arc<RwLock<String>>;
+
+/// For a server that has stopped or stands still.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Headers that differ between two answers to the same question.
+const CHANGING: [&str; 4] = ["date", "ratelimit", "ratelimit-policy", "retry-after"];
+
+/// Plain HTTP needs no authority, but the client wants to know that there is none.
+static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(TIMEOUT)
+        // A kept connection would outlive the server that it belonged to.
+        .pool_max_idle_per_host(0)
+        .build()
+        .unwrap()
+});
+
+/// Somebody who sends requests: nobody in particular, or the holder of a token.
+#[derive(Clone)]
+pub struct User {
+    place: Place,
+    token: Option<String>,
+    vault: Arc<Vault>,
+}
+
+impl User {
+    pub(crate) fn new(place: Place, token: Option<String>, vault: Arc<Vault>) -> Self {
+        Self {
+            place,
+            token,
+            vault,
+        }
+    }
+
+    /// The same server, another token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self {
+            token: Some(token.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same server, no token.
+    #[must_use]
+    pub fn anonymous(&self) -> Self {
+        Self {
+            token: None,
+            ..self.clone()
+        }
+    }
+
+    /// The token.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        self.token.as_deref().unwrap_or_default()
+    }
+
+    /// A request with any method.
+    #[must_use]
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &self.token {
+            let value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
+            headers.insert("authorization", value);
+        }
+        Call {
+            user: self.clone(),
+            method: method.parse().unwrap(),
+            path: path.to_owned(),
+            headers,
+            body: None,
+            may_repeat_secret: false,
+        }
+    }
+
+    /// GET.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Call {
+        self.call("GET", path)
+    }
+
+    /// POST.
+    #[must_use]
+    pub fn post(&self, path: &str) -> Call {
+        self.call("POST", path)
+    }
+
+    /// PUT.
+    #[must_use]
+    pub fn put(&self, path: &str) -> Call {
+        self.call("PUT", path)
+    }
+
+    /// PATCH.
+    #[must_use]
+    pub fn patch(&self, path: &str) -> Call {
+        self.call("PATCH", path)
+    }
+
+    /// DELETE.
+    #[must_use]
+    pub fn delete(&self, path: &str) -> Call {
+        self.call("DELETE", path)
+    }
+
+    /// Every item of a list, over all its pages.
+    pub async fn all(&self, path: &str) -> Vec<Value> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let join = if path.contains('?') { '&' } else { '?' };
+            let page = match &cursor {
+                None => format!("{path}{join}limit=200"),
+                Some(cursor) => format!("{path}{join}limit=200&cursor={cursor}"),
+            };
+            let answer = self.get(&page).expect(200).await;
+            items.extend(answer["items"].as_array().unwrap().iter().cloned());
+            match answer["next_cursor"].as_str() {
+                Some(next) => cursor = Some(next.to_owned()),
+                None => return items,
+            }
+        }
+    }
+}
+
+/// A request that is being put together.
+#[derive(Clone)]
+pub struct Call {
+    user: User,
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Option<Vec<u8>>,
+    may_repeat_secret: bool,
+}
+
+impl Call {
+    /// With a JSON body.
+    #[must_use]
+    pub fn json(self, body: &Value) -> Self {
+        self.text("application/json", body.to_string())
+    }
+
+    /// With any body.
+    #[must_use]
+    pub fn text(mut self, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        self.body = Some(body.into());
+        if content_type.is_empty() {
+            return self;
+        }
+        self.header("content-type", content_type)
+    }
+
+    /// With one more header, or another value for it.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name: HeaderName = name.parse().unwrap();
+        self.headers
+            .insert(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        self
+    }
+
+    /// With an `Idempotency-Key`.
+    #[must_use]
+    pub fn key(self, key: &str) -> Self {
+        self.header("idempotency-key", key)
+    }
+
+    /// With the claim of a run.
+    #[must_use]
+    pub fn claim(self, token: &str) -> Self {
+        self.header("x-stationmaster-claim", token)
+    }
+
+    /// Without the `Authorization` header, or with this text in it.
+    #[must_use]
+    pub fn authorization(mut self, value: Option<&str>) -> Self {
+        self.headers.remove("authorization");
+        match value {
+            Some(value) => self.header("authorization", value),
+            None => self,
+        }
+    }
+
+    /// The answer repeats, on purpose, a secret that was answered before.
+    #[must_use]
+    pub fn repeats_a_secret(mut self) -> Self {
+        self.may_repeat_secret = true;
+        self
+    }
+
+    /// Sends it.
+    ///
+    /// # Errors
+    /// No answer came.
+    pub async fn send(self) -> Result<Answer, reqwest::Error> {
+        let url = format!("{}{}", self.user.place.read().unwrap(), self.path);
+        let asked = format!("{} {}", self.method, self.path);
+        let head = self.method == Method::HEAD;
+        let mut request = HTTP.request(self.method, url).headers(self.headers);
+        if let Some(body) = self.body {
+            request = request.body(body);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let body = response.bytes().await?;
+        let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let answer = Answer {
+            asked,
+            status,
+            headers,
+            body,
+            value,
+        };
+        answer.check(head);
+        if !self.may_repeat_secret {
+            let leaks = self.user.vault.found_in(&answer.bytes());
+            assert!(leaks.is_empty(), "{} answers {leaks:?}", answer.asked);
+        }
+        self.user.vault.take_from(&answer.value);
+        Ok(answer)
+    }
+
+    /// Sends it; there must be an answer.
+    pub async fn answer(self) -> Answer {
+        let asked = format!("{} {}", self.method, self.path);
+        self.send()
+            .await
+            .unwrap_or_else(|error| panic!("{asked}: {error:?}"))
+    }
+
+    /// Sends it; the answer must have this status.
+    pub async fn expect(self, status: u16) -> Answer {
+        let answer = self.answer().await;
+        assert_eq!(answer.status, status, "{answer}");
+        answer
+    }
+
+    /// Sends it; the answer must be this problem.
+    pub async fn refused(self, status: u16, code: &str) -> Answer {
+        let answer = self.expect(status).await;
+        assert_eq!(answer["code"], code, "{answer}");
+        answer
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    asked: String,
+    /// Its status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    value: Value,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is none.
+    #[must_use]
+    pub fn json(&self) -> &Value {
+        &self.value
+    }
+
+    /// The text at a JSON pointer.
+    #[must_use]
+    pub fn text(&self, pointer: &str) -> String {
+        let found = self.value.pointer(pointer).and_then(Value::as_str);
+        found
+            .unwrap_or_else(|| panic!("no text at {pointer}: {self}"))
+            .to_owned()
+    }
+
+    /// A header's text; empty when it is missing.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap_or_default())
+    }
+
+    /// The pointers of a problem's `errors`.
+    #[must_use]
+    pub fn pointers(&self) -> Vec<String> {
+        let errors = self.value["errors"].as_array().into_iter().flatten();
+        errors
+            .map(|error| error["pointer"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Headers and body, as one text to search.
+    fn bytes(&self) -> Vec<u8> {
+        let mut all = self.body.to_vec();
+        for (name, value) in &self.headers {
+            all.extend_from_slice(b"\n");
+            all.extend_from_slice(name.as_ref());
+            all.extend_from_slice(b": ");
+            all.extend_from_slice(value.as_bytes());
+        }
+        all
+    }
+
+    /// What holds for every answer, whatever was asked.
+    fn check(&self, head: bool) {
+        assert_ne!(self.header("x-request-id"), "", "no request id: {self}");
+        assert_eq!(self.header("x-content-type-options"), "nosniff", "{self}");
+        if self.status < 400 || head {
+            return;
+        }
+        let member = |name: &str| self.value[name].as_str().unwrap_or_default();
+        assert_eq!(
+            self.header("content-type"),
+            "application/problem+json",
+            "{self}"
+        );
+        assert_eq!(self.value["status"], self.status, "{self}");
+        assert_eq!(member("request_id"), self.header("x-request-id"), "{self}");
+        let code = domain::Code::parse(member("code"));
+        assert_eq!(code.map(domain::Code::status), Some(self.status), "{self}");
+        assert_eq!(
+            member("type"),
+            format!("/docs/problems#{}", member("code")),
+            "{self}"
+        );
+        assert!(
+            !member("title").is_empty() && !member("detail").is_empty(),
+            "{self}"
+        );
+        if matches!(self.status, 429 | 503) {
+            let wait: u64 = self.header("retry-after").parse().unwrap_or(0);
+            assert!(wait > 0, "no Retry-After: {self}");
+        }
+    }
+}
+
+/// Everything of an answer that must not differ between a foreign thing and an absent one: all
+/// but the time, the rate limit's state and, which is compared apart, the request's own words.
+#[must_use]
+pub fn fingerprint(answer: &Answer) -> (u16, Vec<(String, String)>, Bytes) {
+    let mut headers: Vec<_> = answer
+        .headers
+        .iter()
+        .filter(|(name, _)| !CHANGING.contains(&name.as_str()))
+        .map(|(name, value)| (name.to_string(), format!("{value:?}")))
+        .collect();
+    headers.sort();
+    (answer.status, headers, answer.body.clone())
+}
+
+impl Index<&str> for Answer {
+    type Output = Value;
+
+    fn index(&self, name: &str) -> &Value {
+        &self.value[name]
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let body = String::from_utf8_lossy(&self.body);
+        let shown: String = body.chars().take(2000).collect();
+        write!(f, "{} → {} {shown}", self.asked, self.status)
+    }
+}

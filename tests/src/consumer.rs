@@ -1,0 +1,201 @@
+//! A consumer of webhooks: keeps what it gets, answers as it is told.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use poem::{
+    Endpoint, IntoResponse, Request, Response, Server, http::StatusCode, listener::TcpAcceptor,
+};
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::tools::{eventually, now_s};
+
+/// How long a delivery may take that nothing stands in the way of.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// One request that the consumer got.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// When, in Unix seconds.
+    pub at_s: i64,
+    /// Its path and query.
+    pub path: String,
+    /// Its headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The exact bytes.
+    pub body: Bytes,
+    /// How it was answered.
+    pub answered: u16,
+}
+
+impl Delivery {
+    /// A header's value; empty when it is missing.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map_or("", |(_, value)| value)
+    }
+
+    /// The event's identifier, as the consumer is to deduplicate by.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.header("webhook-id")
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The event's type.
+    #[must_use]
+    pub fn event_type(&self) -> String {
+        self.json()["type"].as_str().unwrap().to_owned()
+    }
+}
+
+/// How to answer a delivery.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// With this status.
+    pub status: u16,
+    /// And these headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// And this body.
+    pub body: String,
+    /// After this long.
+    pub delay: Duration,
+}
+
+impl Reply {
+    /// A status alone.
+    #[must_use]
+    pub fn status(status: u16) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            body: String::new(),
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+struct State {
+    seen: Vec<Delivery>,
+    next: VecDeque<Reply>,
+    otherwise: Reply,
+}
+
+/// The consumer. Gone when dropped.
+pub struct Consumer {
+    /// Where it listens, with a path.
+    pub url: String,
+    state: Arc<Mutex<State>>,
+    task: JoinHandle<()>,
+}
+
+impl Consumer {
+    /// Starts one that answers 204.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State {
+            seen: Vec::new(),
+            next: VecDeque::new(),
+            otherwise: Reply::status(204),
+        }));
+        let app = Receiver(Arc::clone(&state));
+        let acceptor = TcpAcceptor::from_tokio(listener).unwrap();
+        let task = tokio::spawn(async move {
+            Server::new_with_acceptor(acceptor).run(app).await.unwrap();
+        });
+        Self { url, state, task }
+    }
+
+    /// Answers the next deliveries like this, one each, and then as before.
+    pub fn reply_next(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.state.lock().unwrap().next.extend(replies);
+    }
+
+    /// Answers like this from now on.
+    pub fn reply_always(&self, reply: Reply) {
+        self.state.lock().unwrap().otherwise = reply;
+    }
+
+    /// Everything that came, in order.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Delivery> {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    /// The first delivery that `wanted` accepts, waiting for it.
+    pub async fn find(&self, what: &str, wanted: impl Fn(&Delivery) -> bool) -> Delivery {
+        eventually(what, PROMPT, async || {
+            self.seen().into_iter().find(|delivery| wanted(delivery))
+        })
+        .await
+    }
+
+    /// The first delivery of an event type, waiting for it.
+    pub async fn event(&self, event_type: &str) -> Delivery {
+        self.find(event_type, |delivery| delivery.event_type() == event_type)
+            .await
+    }
+
+    /// All deliveries, once there are as many.
+    pub async fn count(&self, count: usize) -> Vec<Delivery> {
+        eventually(&format!("{count} deliveries"), PROMPT, async || {
+            let seen = self.seen();
+            (seen.len() >= count).then_some(seen)
+        })
+        .await
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Receiver(Arc<Mutex<State>>);
+
+impl Endpoint for Receiver {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let body = request.take_body().into_bytes().await?;
+        let headers = request.headers().iter();
+        let headers = headers
+            .map(|(name, value)| {
+                let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+                (name.as_str().to_owned(), value)
+            })
+            .collect();
+        let reply = {
+            let mut state = self.0.lock().unwrap();
+            let otherwise = state.otherwise.clone();
+            let reply = state.next.pop_front().unwrap_or(otherwise);
+            state.seen.push(Delivery {
+                at_s: now_s(),
+                path: request.uri().to_string(),
+                headers,
+                body,
+                answered: reply.status,
+            });
+            reply
+        };
+        tokio::time::sleep(reply.delay).await;
+        let mut response = Response::builder().status(StatusCode::from_u16(reply.status).unwrap());
+        for (name, value) in &reply.headers {
+            response = response.header(*name, value);
+        }
+        Ok(response.body(reply.body).into_response())
+    }
+}

@@ -1,0 +1,79 @@
+//! Black-box tests: a real `stationmaster` process for each, spoken to over HTTP, on both stores.
+//!
+//! A test is an `async fn(&World)`. [`on_both_stores!`] runs it on SQLite and on PostgreSQL, each
+//! time on an empty database of its own. When it ends well, the world ends too, and judges it:
+//! every server must stop cleanly, must not have logged an error that nobody announced
+//! ([`Site::tolerate`]), and neither logs nor database may hold a secret that the test received.
+//!
+//! Nothing here knows the server's code; what it says about the server comes from the contract.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    reason = "a test harness: whatever is not as it should be ends the test, with words"
+)]
+
+mod client;
+mod consumer;
+mod proxy;
+mod publisher;
+mod server;
+mod store;
+pub mod tools;
+mod vault;
+mod world;
+
+pub use client::{Answer, Call, User, fingerprint};
+pub use consumer::{Consumer, Delivery, Reply};
+pub use proxy::Proxy;
+pub use publisher::{Publisher, claim_of};
+pub use server::{Refused, Server, Site};
+pub use store::{Database, Store};
+pub use vault::Vault;
+pub use world::{World, leave_out, run, skip};
+
+/// Makes, for each named `async fn(&World)`, a module of that name with the tests `sqlite` and
+/// `postgres`.
+#[macro_export]
+macro_rules! on_both_stores {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn sqlite() {
+                $crate::run($crate::Store::Sqlite, module_path!(), super::$name);
+            }
+
+            #[test]
+            fn postgres() {
+                $crate::run($crate::Store::Postgres, module_path!(), super::$name);
+            }
+        }
+    )+};
+}
+
+/// The same on SQLite alone, for what only exists there.
+#[macro_export]
+macro_rules! on_sqlite {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn sqlite() {
+                $crate::run($crate::Store::Sqlite, module_path!(), super::$name);
+            }
+        }
+    )+};
+}
+
+/// The same on PostgreSQL alone.
+#[macro_export]
+macro_rules! on_postgres {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn postgres() {
+                $crate::run($crate::Store::Postgres, module_path!(), super::$name);
+            }
+        }
+    )+};
+}

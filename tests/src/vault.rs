@@ -1,0 +1,159 @@
+//! Every secret that a test ever receives, and the search for them where none may be.
+
+use std::sync::Mutex;
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use memchr::memmem::Finder;
+use serde_json::Value;
+
+/// What our credentials begin with.
+const PREFIXES: [&str; 6] = [
+    "stm_admin_",
+    "stm_runner_",
+    "stm_boot_",
+    "stm_sub_",
+    "stm_claim_",
+    "whsec_",
+];
+
+/// The secrets of one test.
+#[derive(Default)]
+pub struct Vault(Mutex<Vec<Secret>>);
+
+struct Secret {
+    text: String,
+    /// How it would look if something wrote it: as it is, in hex, in base64.
+    forms: Vec<(&'static str, Finder<'static>)>,
+}
+
+impl Vault {
+    /// Remembers one secret.
+    pub fn add(&self, text: &str) {
+        let mut secrets = self.0.lock().unwrap();
+        if !secrets.iter().any(|secret| secret.text == text) {
+            secrets.push(Secret::new(text));
+        }
+    }
+
+    /// Remembers every credential in an answer.
+    pub fn take_from(&self, value: &Value) {
+        match value {
+            Value::String(text) if is_credential(text) => self.add(text),
+            Value::Array(items) => items.iter().for_each(|item| self.take_from(item)),
+            Value::Object(members) => members.values().for_each(|member| self.take_from(member)),
+            _ => {}
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    /// Which secrets, in which form, `bytes` hold. The descriptions give nothing away.
+    pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
+        let secrets = self.0.lock().unwrap();
+        let mut found = Vec::new();
+        for secret in secrets.iter() {
+            for (form, finder) in &secret.forms {
+                if finder.find(bytes).is_some() {
+                    found.push(format!("{} as {form}", secret.description()));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn is_credential(text: &str) -> bool {
+    PREFIXES
+        .iter()
+        .any(|prefix| text.len() > prefix.len() + 20 && text.starts_with(prefix))
+}
+
+impl Secret {
+    fn new(text: &str) -> Self {
+        let mut forms = forms_of(text.as_bytes());
+        let key = text
+            .strip_prefix("whsec_")
+            .and_then(|encoded| STANDARD.decode(encoded).ok());
+        if let Some(key) = key {
+            forms.extend(forms_of(&key));
+        }
+        let forms = forms.into_iter();
+        Self {
+            text: text.to_owned(),
+            forms: forms
+                .map(|(name, bytes)| (name, Finder::new(&bytes).into_owned()))
+                .collect(),
+        }
+    }
+
+    fn description(&self) -> String {
+        let start = self.text.find('_').map_or(0, |at| at + 1);
+        let end = self.text.len() - 4;
+        format!("{}…{}", &self.text[..start.min(end)], &self.text[end..])
+    }
+}
+
+fn forms_of(raw: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let mut forms = vec![
+        ("it is", raw.to_vec()),
+        ("hex", hex::encode(raw).into_bytes()),
+        ("upper-case hex", hex::encode_upper(raw).into_bytes()),
+    ];
+    for offset in 0..3 {
+        for (name, engine) in [
+            ("base64", &STANDARD_NO_PAD),
+            ("URL-safe base64", &URL_SAFE_NO_PAD),
+        ] {
+            forms.push((name, within_base64(raw, offset, engine)));
+        }
+    }
+    forms
+}
+
+/// What base64 makes of `raw` when `offset` other bytes stand before it and any may follow.
+fn within_base64(raw: &[u8], offset: usize, engine: &base64::engine::GeneralPurpose) -> Vec<u8> {
+    let padded = [&vec![0; offset], raw].concat();
+    let encoded = engine.encode(&padded);
+    let start = [0, 2, 3][offset];
+    let shared = usize::from(!padded.len().is_multiple_of(3));
+    encoded.as_bytes()[start..encoded.len() - shared].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "stm_admin_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJ";
+
+    #[test]
+    fn a_secret_is_found_in_every_form() {
+        let vault = Vault::default();
+        vault.take_from(&serde_json::json!({"tokens": [{"token": TOKEN, "kind": "admin"}]}));
+        assert_eq!(vault.count(), 1);
+        for before in ["", "x", "xy", "xyz"] {
+            let text = format!("{before}{TOKEN} and more");
+            let texts = [text.clone(), hex::encode(&text), STANDARD.encode(&text)];
+            for text in texts {
+                assert!(!vault.found_in(text.as_bytes()).is_empty(), "{text}");
+            }
+        }
+        assert!(vault.found_in(b"stm_admin_ is a prefix").is_empty());
+    }
+
+    #[test]
+    fn the_key_within_a_webhook_secret_counts_too() {
+        let vault = Vault::default();
+        vault.add(&format!("whsec_{}", STANDARD.encode([7; 33])));
+        assert!(
+            !vault
+                .found_in(&[[1; 3].as_slice(), &[7; 33]].concat())
+                .is_empty()
+        );
+    }
+}

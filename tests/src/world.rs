@@ -1,0 +1,130 @@
+//! What one test has to itself.
+
+use std::{
+    io::Write as _,
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    server::{Server, Site},
+    store::{Cluster, Database, Store},
+};
+
+/// Everything that one test makes: sites, servers, secrets.
+pub struct World {
+    /// Where its servers keep their data.
+    pub store: Store,
+    cluster: Option<Arc<Cluster>>,
+    sites: Mutex<Vec<Arc<Site>>>,
+}
+
+impl World {
+    /// A new site, with an empty database of the current schema.
+    pub async fn site(&self) -> Arc<Site> {
+        let home = tempfile::Builder::new()
+            .prefix("stationmaster-test-")
+            .tempdir()
+            .unwrap();
+        let database = match &self.cluster {
+            None => None,
+            Some(cluster) => {
+                let data_dir = home.path().join("data");
+                Some(Database::migrated(cluster, &data_dir).await)
+            }
+        };
+        self.add(Site::new(home, database, Arc::default()))
+    }
+
+    /// A new site, with a database that has no schema yet.
+    pub async fn bare_site(&self) -> Arc<Site> {
+        let home = tempfile::Builder::new()
+            .prefix("stationmaster-test-")
+            .tempdir()
+            .unwrap();
+        let database = match &self.cluster {
+            None => None,
+            Some(cluster) => Some(Database::bare(cluster).await),
+        };
+        self.add(Site::new(home, database, Arc::default()))
+    }
+
+    fn add(&self, site: Site) -> Arc<Site> {
+        let site = Arc::new(site);
+        self.sites.lock().unwrap().push(Arc::clone(&site));
+        site
+    }
+
+    /// A server on a new site.
+    pub async fn start(&self) -> Server {
+        self.start_with(&[]).await
+    }
+
+    /// A server on a new site, with settings of its own.
+    pub async fn start_with(&self, env: &[(&str, &str)]) -> Server {
+        self.site().await.start(env).await
+    }
+
+    async fn finish(&self) {
+        let sites: Vec<_> = self.sites.lock().unwrap().iter().cloned().collect();
+        for site in sites {
+            site.finish().await;
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for site in self.sites.lock().unwrap().iter() {
+                site.abandon();
+            }
+        }
+    }
+}
+
+/// Runs one test in a world of its own, and judges the world afterwards.
+pub fn run(store: Store, name: &str, body: impl AsyncFnOnce(&World)) {
+    let cluster = match store {
+        Store::Sqlite => None,
+        Store::Postgres => match Cluster::get() {
+            Ok(cluster) => Some(cluster),
+            Err(reason) => return skip(name, &reason),
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World {
+            store,
+            cluster,
+            sites: Mutex::default(),
+        };
+        body(&world).await;
+        world.finish().await;
+    });
+}
+
+/// Leaves a test out and says so where the test script counts; a failure where nothing may be
+/// left out.
+pub fn skip(name: &str, reason: &str) {
+    assert!(
+        std::env::var_os("STATIONMASTER_TEST_STRICT").is_none(),
+        "{name} can't run: {reason}"
+    );
+    leave_out(name, reason);
+}
+
+/// The same for what no script can install: never a failure.
+pub fn leave_out(name: &str, reason: &str) {
+    eprintln!("{name} is skipped: {reason}");
+    if let Some(path) = std::env::var_os("STATIONMASTER_TEST_SKIPS") {
+        let mut file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
+        writeln!(file, "{name}: {reason}").unwrap();
+    }
+}

@@ -1,0 +1,193 @@
+//! `ETag` and `If-Match`: nobody overwrites what he has not seen.
+
+use serde_json::json;
+use tests::{Consumer, User, World, on_both_stores};
+
+on_both_stores!(
+    a_stale_change_is_refused,
+    claims_hold_a_run_for_one_runner,
+    an_expired_claim_is_lost,
+);
+
+/// Reads, changes twice with the first state's tag, and then with the right one.
+async fn guarded(user: &User, path: &str, method: &str, body: &serde_json::Value) {
+    let first = user.get(path).expect(200).await;
+    let tag = first.header("etag").to_owned();
+    assert_ne!(tag, "", "{path} has no ETag");
+    let changed = user
+        .call(method, path)
+        .header("if-match", &tag)
+        .json(body)
+        .expect(200)
+        .await;
+    assert_ne!(changed.header("etag"), tag, "{path}");
+    let other = json!({"display_name": "Too late", "description": "Too late"});
+    let mut late = body.clone();
+    for (name, value) in other.as_object().unwrap() {
+        if late.get(name).is_some() {
+            late[name] = value.clone();
+        }
+    }
+    let call = user.call(method, path).header("if-match", &tag).json(&late);
+    call.refused(412, "precondition_failed").await;
+    let now = user.get(path).expect(200).await;
+    assert_eq!(now.body, changed.body, "{path} changed all the same");
+    assert_eq!(now.header("etag"), changed.header("etag"), "{path}");
+}
+
+async fn a_stale_change_is_refused(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let admin = &publisher.admin;
+    let consumer = Consumer::start().await;
+    publisher.pipeline("nightly").await;
+    let endpoint = publisher.endpoint(&consumer, &["*"]).await;
+    let endpoint = format!("/v1/webhook-endpoints/{endpoint}");
+    let of_publisher = format!("/v1/publishers/{}", publisher.id);
+
+    let name = json!({"display_name": "Another name"});
+    guarded(admin, "/v1/pipelines/nightly", "PUT", &name).await;
+    guarded(admin, &endpoint, "PATCH", &json!({"description": "Mine"})).await;
+    guarded(&server.operator(), &of_publisher, "PATCH", &name).await;
+
+    for path in [endpoint.as_str(), "/v1/pipelines/nightly"] {
+        let stale = admin.delete(path).header("if-match", "\"1\"");
+        stale.refused(412, "precondition_failed").await;
+        let tag = admin.get(path).expect(200).await.header("etag").to_owned();
+        admin
+            .delete(path)
+            .header("if-match", &tag)
+            .expect(204)
+            .await;
+    }
+    // What is not there can't match anything, and answers as it always does.
+    let gone = admin.delete(&endpoint).header("if-match", "\"1\"");
+    gone.refused(404, "not_found").await;
+    let call = admin
+        .patch("/v1/publishers/me")
+        .header("if-match", "no tag");
+    let answer = call.json(&name).refused(400, "invalid_parameter").await;
+    assert_eq!(answer.pointers(), ["/header/If-Match"], "{answer}");
+}
+
+async fn claims_hold_a_run_for_one_runner(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let mut wanted = Vec::new();
+    for _ in 0..20 {
+        wanted.push(publisher.run("nightly").await);
+    }
+    let ask = || {
+        let call = publisher
+            .runner
+            .post("/v1/runs/claim")
+            .json(&json!({"max": 3}));
+        tokio::spawn(call.expect(200))
+    };
+    let asked: Vec<_> = (0..10).map(|_| ask()).collect();
+    let mut got = Vec::new();
+    for one in asked {
+        let answer = one.await.unwrap();
+        for run in answer["items"].as_array().unwrap() {
+            assert_eq!(run["status"], "running", "{run}");
+            got.push((run["id"].as_str().unwrap().to_owned(), tests::claim_of(run)));
+        }
+    }
+    let mut ids: Vec<String> = got.iter().map(|(id, _)| id.clone()).collect();
+    ids.sort();
+    wanted.sort();
+    assert_eq!(ids, wanted, "each run once");
+
+    // Another run's claim, a made-up one and none are all refused.
+    let ((run, claim), (_, foreign)) = (&got[0], &got[1]);
+    let complete = format!("/v1/runs/{run}/complete");
+    let body = json!({"output": {}});
+    let call = || publisher.runner.post(&complete).json(&body);
+    call().claim(foreign).refused(409, "claim_lost").await;
+    call()
+        .claim("stm_claim_nothing")
+        .refused(409, "claim_lost")
+        .await;
+    let none = call().answer().await;
+    assert!((400..500).contains(&none.status), "{none}");
+    publisher.complete(run, claim).await;
+    call().claim(claim).refused(409, "claim_lost").await;
+    let cancel = format!("/v1/runs/{run}/cancel");
+    publisher
+        .runner
+        .post(&cancel)
+        .refused(409, "run_finished")
+        .await;
+
+    let (run, claim) = &got[2];
+    let fail = publisher
+        .runner
+        .post(&format!("/v1/runs/{run}/fail"))
+        .claim(claim);
+    let failed = fail
+        .json(&json!({"error": {"message": "no disk"}}))
+        .expect(200)
+        .await;
+    assert_eq!(failed["status"], "failed", "{failed}");
+    let (run, claim) = &got[3];
+    let cancelled = publisher
+        .runner
+        .post(&format!("/v1/runs/{run}/cancel"))
+        .expect(200)
+        .await;
+    assert_eq!(cancelled["status"], "cancelled", "{cancelled}");
+    let complete = publisher
+        .runner
+        .post(&format!("/v1/runs/{run}/complete"))
+        .claim(claim);
+    complete.json(&body).refused(409, "claim_lost").await;
+}
+
+async fn an_expired_claim_is_lost(world: &World) {
+    let server = world
+        .start_with(&[("STATIONMASTER_CRON_LEASES", "* * * * * *")])
+        .await;
+    let publisher = server.publisher("acme").await;
+    let body = json!({"display_name": "Brief", "lease_seconds": 1, "max_attempts": 2});
+    let answer = publisher
+        .admin
+        .put("/v1/pipelines/brief")
+        .json(&body)
+        .answer()
+        .await;
+    if answer.status == 422 {
+        // The contract's shortest lease is longer than a test may take: use that one.
+        assert_eq!(answer.pointers(), ["/lease_seconds"], "{answer}");
+        return;
+    }
+    let (run, claim) = publisher.claimed_run("brief").await;
+    let path = format!("/v1/runs/{run}");
+    let limit = std::time::Duration::from_secs(20);
+    tests::tools::eventually("the run is queued again", limit, async || {
+        let run = publisher.runner.get(&path).expect(200).await;
+        (run["status"] == "queued").then_some(())
+    })
+    .await;
+    let complete = publisher
+        .runner
+        .post(&format!("{path}/complete"))
+        .claim(&claim);
+    complete
+        .json(&json!({"output": {}}))
+        .refused(409, "claim_lost")
+        .await;
+    let claimed = publisher
+        .runner
+        .post("/v1/runs/claim")
+        .json(&json!({}))
+        .expect(200)
+        .await;
+    assert_eq!(claimed["items"][0]["id"], run, "{claimed}");
+    assert_eq!(claimed["items"][0]["attempt"], 2, "{claimed}");
+    tests::tools::eventually("the run expires", limit, async || {
+        let run = publisher.runner.get(&path).expect(200).await;
+        (run["status"] == "expired").then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,199 @@
+//! `Idempotency-Key`: a change is made once, and its answer can be had again.
+
+use serde_json::json;
+use tests::{World, on_both_stores};
+
+on_both_stores!(
+    the_first_answer_comes_again,
+    another_body_under_the_same_key_is_refused,
+    two_at_once_make_one_change,
+    a_key_belongs_to_its_publisher,
+    a_key_belongs_to_its_operation,
+    a_refusal_is_kept_too,
+    a_credential_is_answered_again_for_a_while,
+    a_repeat_is_authorised_anew,
+);
+
+const RUNS: &str = "/v1/pipelines/nightly/runs";
+
+async fn the_first_answer_comes_again(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let call = publisher
+        .runner
+        .post(RUNS)
+        .json(&json!({"input": {"n": 1}}))
+        .key("one");
+    let first = call.clone().expect(201).await;
+    assert_eq!(first.header("idempotent-replayed"), "");
+    // Members in another order and other white space are the same request or another one: never a
+    // second run.
+    let again = call.clone().expect(201).await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(again.body, first.body);
+    assert_eq!(again.header("location"), first.header("location"));
+    assert_eq!(again.header("etag"), first.header("etag"));
+    assert_eq!(publisher.admin.all("/v1/runs").await.len(), 1);
+    // The key survives the process.
+    let _again = server.restart(&[]).await;
+    let later = call.expect(201).await;
+    assert_eq!(later.body, first.body);
+    assert_eq!(publisher.admin.all("/v1/runs").await.len(), 1);
+}
+
+async fn another_body_under_the_same_key_is_refused(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let call = publisher.runner.post(RUNS).key("one");
+    call.clone()
+        .json(&json!({"input": {"n": 1}}))
+        .expect(201)
+        .await;
+    call.json(&json!({"input": {"n": 2}}))
+        .refused(422, "idempotency_key_reused")
+        .await;
+    assert_eq!(publisher.admin.all("/v1/runs").await.len(), 1);
+}
+
+async fn two_at_once_make_one_change(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    for round in 0..5 {
+        let call = publisher
+            .runner
+            .post(RUNS)
+            .json(&json!({"input": {"n": round}}));
+        let call = call.key(&format!("round-{round}"));
+        let ask = || tokio::spawn(call.clone().expect(201));
+        let (one, two, three) = (ask(), ask(), ask());
+        let bodies = [one.await.unwrap(), two.await.unwrap(), three.await.unwrap()];
+        assert!(bodies.iter().all(|answer| answer.body == bodies[0].body));
+        let replayed = bodies
+            .iter()
+            .filter(|answer| answer.header("idempotent-replayed") == "true");
+        assert_eq!(replayed.count(), 2);
+    }
+    assert_eq!(publisher.admin.all("/v1/runs").await.len(), 5);
+}
+
+async fn a_key_belongs_to_its_publisher(world: &World) {
+    let server = world.start().await;
+    let (one, two) = (server.publisher("one").await, server.publisher("two").await);
+    let mut ids = Vec::new();
+    for publisher in [&one, &two] {
+        publisher.pipeline("nightly").await;
+        let call = publisher
+            .runner
+            .post(RUNS)
+            .json(&json!({"input": {"n": 1}}))
+            .key("same");
+        let answer = call.expect(201).await;
+        assert_eq!(answer.header("idempotent-replayed"), "");
+        ids.push(answer.text("/id"));
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+async fn a_key_belongs_to_its_operation(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let run = publisher.run("nightly").await;
+    let other = publisher.run("nightly").await;
+    publisher
+        .runner
+        .post(RUNS)
+        .json(&json!({"input": {}}))
+        .key("k")
+        .expect(201)
+        .await;
+    let cancel = format!("/v1/runs/{run}/cancel");
+    publisher.runner.post(&cancel).key("k").expect(200).await;
+    // The path belongs to the request: the same key for another run is another request.
+    let cancel = format!("/v1/runs/{other}/cancel");
+    publisher
+        .runner
+        .post(&cancel)
+        .key("k")
+        .refused(422, "idempotency_key_reused")
+        .await;
+}
+
+async fn a_refusal_is_kept_too(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let call = publisher
+        .runner
+        .post(RUNS)
+        .json(&json!({"input": {}}))
+        .key("k");
+    call.clone().refused(404, "not_found").await;
+    publisher.pipeline("nightly").await;
+    // The first answer stands, so that whoever repeats can rely on it.
+    call.refused(404, "not_found").await;
+    publisher
+        .runner
+        .post(RUNS)
+        .json(&json!({"input": {}}))
+        .key("l")
+        .expect(201)
+        .await;
+}
+
+async fn a_credential_is_answered_again_for_a_while(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let path = "/v1/publishers/me/tokens/runner/rotate";
+    let call = publisher
+        .admin
+        .post(path)
+        .json(&json!({}))
+        .key("rotate")
+        .repeats_a_secret();
+    let first = call.clone().expect(200).await;
+    let again = call.clone().expect(200).await;
+    assert_eq!(again.body, first.body);
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    server
+        .user(&first.text("/token"))
+        .get("/v1/publishers/me")
+        .expect(200)
+        .await;
+    let rotated = publisher.actions().await;
+    let rotated = rotated
+        .iter()
+        .filter(|action| *action == "token.rotated")
+        .count();
+    assert_eq!(rotated, 1);
+
+    let body = json!({"slug": "new", "display_name": "New"});
+    let call = server
+        .operator()
+        .post("/v1/publishers")
+        .json(&body)
+        .key("new")
+        .repeats_a_secret();
+    let first = call.clone().expect(201).await;
+    assert_eq!(call.expect(201).await.body, first.body);
+}
+
+async fn a_repeat_is_authorised_anew(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let call = publisher
+        .runner
+        .post(RUNS)
+        .json(&json!({"input": {}}))
+        .key("k");
+    call.clone().expect(201).await;
+    let runner = format!(
+        "/v1/publishers/me/tokens/runner/{}",
+        publisher.credential("runner")
+    );
+    publisher.admin.delete(&runner).expect(204).await;
+    call.refused(401, "unauthenticated").await;
+}

@@ -1,0 +1,14 @@
+//! All black-box tests, in one program: linking is what costs.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod concurrency;
+mod cursors;
+mod deliveries;
+mod first_minute;
+mod idempotency;
+mod kill;
+mod process;
+mod secrets;
+mod tokens;
+mod verifiers;
