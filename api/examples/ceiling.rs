@@ -1,0 +1,23 @@
+//! The ceiling that HTTP figures are held against: the same stack answering one constant JSON
+//! body, with no middleware, no routing to speak of and no store. Prints `listening on …`.
+
+use std::io::Write as _;
+
+use api::http::{ConnectionLimits, serve};
+use poem::{Response, endpoint::make_sync, http::header};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const BODY: &str = r#"{"id":"pub_01h455vb4pex5vsknk084sn02q","slug":"acme","status":"active"}"#;
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    writeln!(std::io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    let app = make_sync(|_| {
+        Response::builder()
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(BODY)
+    });
+    serve(listener, app, ConnectionLimits::default(), CancellationToken::new()).await
+}
