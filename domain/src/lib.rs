@@ -22,3 +22,4 @@ pub mod token;
 
 pub use clock::{Clock, Timestamp};
 pub use problem::{Code, FieldError, Problem};
+pub use slug::Slug;

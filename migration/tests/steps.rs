@@ -149,6 +149,7 @@ async fn sqlite(dir: &tempfile::TempDir) -> DatabaseConnection {
     Database::connect(url).await.unwrap()
 }
 
+#[expect(clippy::disallowed_methods, reason = "a name for a database that nobody keeps")]
 /// A database of its own; `None` (counted) where no PostgreSQL is at hand.
 async fn postgres(test: &str) -> Option<DatabaseConnection> {
     let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") else {

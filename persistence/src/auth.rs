@@ -72,6 +72,8 @@ struct Cells {
     live: HashMap<Uuid, Arc<Cell>>,
     /// At which count of invalidations each publisher was last invalidated.
     invalidated: HashMap<Uuid, u64>,
+    /// At which count everybody was.
+    all_invalidated: u64,
 }
 
 pub(crate) struct AuthCache {
@@ -118,10 +120,9 @@ impl AuthCache {
 
     fn invalidate_all(&self) {
         let mut cells = self.cells();
-        let count = self.invalidations.fetch_add(1, Ordering::SeqCst) + 1;
-        for (publisher, cell) in std::mem::take(&mut cells.live) {
+        cells.all_invalidated = self.invalidations.fetch_add(1, Ordering::SeqCst) + 1;
+        for cell in std::mem::take(&mut cells.live).into_values() {
             cell.stale.store(true, Ordering::SeqCst);
-            cells.invalidated.insert(publisher, count);
         }
         drop(cells);
         self.tokens.invalidate_all();
@@ -130,7 +131,8 @@ impl AuthCache {
     fn keep(&self, hash: [u8; 32], principal: &Arc<Principal>, began_at: u64, now: Timestamp) {
         let publisher = principal.scope.uuid();
         let mut cells = self.cells();
-        if cells.invalidated.get(&publisher).is_some_and(|count| *count > began_at) {
+        let last = cells.invalidated.get(&publisher).copied().unwrap_or(0);
+        if last > began_at || cells.all_invalidated > began_at {
             return;
         }
         let cell = Arc::clone(cells.live.entry(publisher).or_default());
@@ -422,5 +424,11 @@ mod tests {
         let (_second, began) = Lookup::begin(&cache);
         cache.keep([1; 32], &principal(7), began, now);
         assert!(cache.hit(&[1; 32], now).is_some());
+        // The same when everybody is invalidated while nothing of this publisher is cached.
+        let (_third, began) = Lookup::begin(&cache);
+        cache.invalidate_all();
+        cache.keep([2; 32], &principal(8), began, now);
+        assert!(cache.hit(&[1; 32], now).is_none());
+        assert!(cache.hit(&[2; 32], now).is_none());
     }
 }

@@ -132,6 +132,7 @@ impl<T> Audited<T> {
 }
 
 /// A line of the log; whose logs it stands in is said by [`Audited`].
+#[expect(clippy::needless_pass_by_value, reason = "identifiers are copied, not lent")]
 pub(crate) fn entry(
     action: Action,
     target_kind: &'static str,

@@ -289,23 +289,6 @@ impl Store {
         };
         insert(tx, publisher, &keys.data, values).await
     }
-
-    /// The live secrets of a kind, newest first.
-    pub(crate) async fn live_secrets(
-        &self,
-        publisher: Uuid,
-        kind: CredentialKind,
-    ) -> Result<Vec<SecretString>> {
-        let rows = credentials::Entity::find()
-            .filter(credentials::Column::PublisherId.eq(publisher))
-            .filter(credentials::Column::Kind.eq(kind.as_str()))
-            .filter(live_at(self.now()))
-            .order_by_desc(credentials::Column::Id)
-            .all(self.read())
-            .await?;
-        let keys = self.inner.keys.of(self.read(), publisher).await?;
-        rows.iter().map(|row| open_secret(&keys.data, row)).collect()
-    }
 }
 
 /// Opens a stored secret.

@@ -36,7 +36,7 @@ const SQLITE_READERS_MAX: u32 = 8;
 /// Where the data is.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Sqlite { options: SqliteConnectOptions },
+    Sqlite { options: Box<SqliteConnectOptions> },
     Postgres { options: Box<PgConnectOptions>, connections: u32 },
 }
 
@@ -57,7 +57,7 @@ impl Target {
                 .pragma("cache_size", SQLITE_CACHE_KIB)
                 .pragma("mmap_size", SQLITE_MMAP_BYTES)
                 .disable_statement_logging();
-            return Ok(Self::Sqlite { options });
+            return Ok(Self::Sqlite { options: Box::new(options) });
         }
         let options = PgConnectOptions::from_str(url)
             .map_err(wrong)?
@@ -79,7 +79,7 @@ impl Target {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
-                .connect_with(options.clone())
+                .connect_with((**options).clone())
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
@@ -104,7 +104,7 @@ impl Target {
                     .idle_timeout(None)
                     .max_lifetime(None)
                     .test_before_acquire(false)
-                    .connect_with(options.clone().pragma("query_only", "ON"))
+                    .connect_with((**options).clone().pragma("query_only", "ON"))
                     .await
                     .map(DatabaseConnection::from)
                     .map_err(unavailable)
@@ -380,7 +380,7 @@ mod tests {
         row.try_get("", "n").expect("a number")
     }
 
-    /// sqlx 0.9.0 reports success for a commit after SQLITE_FULL although nothing was stored.
+    /// sqlx 0.9.0 reports success for a commit after `SQLITE_FULL` although nothing was stored.
     #[tokio::test]
     async fn what_is_acknowledged_after_a_full_disk_is_stored() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -24,6 +24,8 @@ mod endpoints;
 mod entity;
 mod error;
 mod events;
+#[cfg(test)]
+mod fixture;
 mod jobs;
 mod keys;
 mod open;

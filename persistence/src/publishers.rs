@@ -12,7 +12,7 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, DbErr, EntityTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, SqlErr,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, SqlErr, sea_query::LockType,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -179,9 +179,10 @@ pub(crate) fn check_revision(if_match: Option<i64>, revision: i64) -> Result<()>
 }
 
 impl Store {
+    /// Reads a publisher's row to change it: whoever else wants to waits.
     async fn publisher_row(&self, tx: &Tx, id: PublisherId) -> Result<publishers::Model> {
-        let row = publishers::Entity::find_by_id(id.uuid()).one(tx.db()).await?;
-        row.ok_or_else(|| Problem::not_found().into())
+        let row = publishers::Entity::find_by_id(id.uuid()).lock(LockType::NoKeyUpdate);
+        row.one(tx.db()).await?.ok_or_else(|| Problem::not_found().into())
     }
 
     /// Writes a publisher with keys, log and first credentials.
@@ -353,7 +354,7 @@ impl System {
                     }
                 }
                 _ => {
-                    let gone = row.deleted_at.map(Timestamp::from_ms).unwrap_or(now);
+                    let gone = row.deleted_at.map_or(now, Timestamp::from_ms);
                     if now.since(gone) >= Duration::from_secs(UNDELETE_DAYS * 24 * 3600) {
                         return Err(wrong_state("It was deleted too long ago."));
                     }

@@ -19,7 +19,12 @@ use persistence::{
     Options, PageRequest, Store, StoreError,
 };
 use secrecy::{ExposeSecret as _, SecretString};
+use sea_orm::ConnectionTrait as _;
 use std::sync::Mutex;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 struct Bench {
     store: Store,
@@ -53,8 +58,7 @@ impl Bench {
             }
             return None;
         };
-        use sea_orm::ConnectionTrait as _;
-        let name = format!("store_{}", uuid::Uuid::now_v7().simple());
+        let name = format!("store_{}", hex(&domain::random::bytes::<12>()));
         let admin = sea_orm::Database::connect(&url).await.unwrap();
         admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
         admin.close().await.unwrap();
@@ -217,7 +221,6 @@ async fn one_key_makes_one_change(bench: &Bench) {
 }
 
 async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
-    use sea_orm::ConnectionTrait as _;
     let (_, admin, _) = bench.publisher("a").await;
     let scoped = bench.scoped(&admin).await;
     for _ in 0..3 {
