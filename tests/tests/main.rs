@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod bad_input;
 mod concurrency;
 mod cursors;
 mod deliveries;
 mod first_minute;
 mod idempotency;
+mod isolation;
 mod kill;
 mod process;
 mod secrets;

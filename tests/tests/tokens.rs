@@ -610,7 +610,7 @@ async fn verified(publisher: &Publisher, whole: bool) {
         .get("/v1/publishers/me/audit/verify")
         .expect(200)
         .await;
-    assert_eq!(answer["ok"], whole, "{answer}");
+    assert_eq!(answer["intact"], whole, "{answer}");
 }
 
 /// Changes the database behind a stopped server's back.

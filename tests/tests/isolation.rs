@@ -1,0 +1,350 @@
+//! The isolation proof: for every operation that the server publishes, nobody but the owner gets
+//! at anything, and nobody can tell a stranger's thing from one that does not exist.
+//!
+//! The operations come from `GET /openapi.json`. One without a case in `cases.rs` fails the test.
+
+mod cases;
+mod things;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde_json::{Value, json};
+use tests::{Answer, Call, Consumer, Server, User, World, fingerprint, on_both_stores, tools};
+
+use cases::{Ask, Pair, Target};
+use things::{Things, snapshot};
+
+on_both_stores!(nobody_gets_at_anothers_things);
+
+/// Operations for which a stranger's thing and an absent one may be answered differently, and why
+/// that tells nothing. This list may only shrink.
+const EXCEPTIONS: [&str; 0] = [];
+
+/// One operation of the contract.
+struct Operation {
+    id: String,
+    method: String,
+    path: String,
+    takes_admin: bool,
+    takes_runner: bool,
+    takes_operator: bool,
+}
+
+impl Operation {
+    /// Every operation of a document.
+    fn all(document: &Value) -> Vec<Self> {
+        let mut all = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                if matches!(method.as_str(), "parameters" | "summary" | "description") {
+                    continue;
+                }
+                all.push(Self::new(document, path, method, operation));
+            }
+        }
+        all
+    }
+
+    fn new(document: &Value, path: &str, method: &str, operation: &Value) -> Self {
+        let security = operation.get("security").unwrap_or(&document["security"]);
+        let schemes: Vec<&String> = security
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|one| one.as_object().unwrap().keys())
+            .collect();
+        let takes = |word: &str| schemes.iter().any(|scheme| scheme.contains(word));
+        Self {
+            id: operation["operationId"].as_str().unwrap().to_owned(),
+            method: method.to_uppercase(),
+            path: path.to_owned(),
+            takes_admin: takes("admin"),
+            takes_runner: takes("runner"),
+            takes_operator: takes("bootstrap") || takes("operator"),
+        }
+    }
+
+    fn is_public(&self) -> bool {
+        !(self.takes_admin || self.takes_runner || self.takes_operator)
+    }
+
+    /// Of a publisher's users, or the operator, one who may.
+    fn owner(&self, server: &Server, things: &Things) -> User {
+        if self.takes_admin {
+            things.publisher.admin.clone()
+        } else if self.takes_runner {
+            things.publisher.runner.clone()
+        } else if self.takes_operator {
+            server.operator()
+        } else {
+            server.anon()
+        }
+    }
+
+    fn call(&self, user: &User, ask: &Ask) -> Call {
+        let mut call = user
+            .call(&self.method, &ask.path)
+            .header("x-request-id", "same");
+        if let Some(body) = &ask.body {
+            call = call.json(body);
+        }
+        match &ask.claim {
+            Some(claim) => call.claim(claim),
+            None => call,
+        }
+    }
+}
+
+/// Whether a path is an instance of a template such as `/v1/runs/{id}`.
+fn fits(template: &str, path: &str) -> bool {
+    let path = path.split('?').next().unwrap();
+    let (wanted, given): (Vec<_>, Vec<_>) =
+        (template.split('/').collect(), path.split('/').collect());
+    wanted.len() == given.len()
+        && wanted
+            .iter()
+            .zip(&given)
+            .all(|(wanted, given)| wanted.starts_with('{') || wanted == given)
+}
+
+async fn nobody_gets_at_anothers_things(world: &World) {
+    let server = world.start().await;
+    let document = server.anon().get("/openapi.json").expect(200).await;
+    let operations = Operation::all(document.json());
+    assert!(
+        operations.len() > 30,
+        "only {} operations",
+        operations.len()
+    );
+    let consumer = Consumer::start().await;
+
+    // The owner comes first: what follows must not be refused for another reason.
+    let mut victims = Vec::new();
+    for operation in &operations {
+        let things = Things::make(&server, &consumer).await;
+        let target = target_of(operation, &things);
+        let owner = operation.owner(&server, &things);
+        let answer = operation
+            .call(&owner, &target.probes[0].theirs)
+            .answer()
+            .await;
+        assert_eq!(
+            answer.status, target.status,
+            "{}, by its owner: {answer}",
+            operation.id
+        );
+        victims.push(Things::make(&server, &consumer).await);
+    }
+    let stranger = Things::make(&server, &consumer).await;
+    let last = victims.last().unwrap();
+    tools::eventually(
+        "the brief tokens are over",
+        Duration::from_secs(20),
+        async || {
+            let answer = server
+                .user(&last.expired)
+                .get("/v1/publishers/me")
+                .answer()
+                .await;
+            (answer.status == 401).then_some(())
+        },
+    )
+    .await;
+
+    for (operation, victim) in operations.iter().zip(&victims) {
+        let target = target_of(operation, victim);
+        let before = snapshot(&server, victim).await;
+        attack(&server, operation, &target, victim, &stranger).await;
+        let after = snapshot(&server, victim).await;
+        assert_eq!(before, after, "{} changed something", operation.id);
+    }
+    exceptions_are_needed(&operations);
+}
+
+fn target_of(operation: &Operation, things: &Things) -> Target {
+    let target = cases::target(&operation.id, things).unwrap_or_else(|| {
+        panic!(
+            "{} ({} {}) has no case: add one to tests/tests/isolation/cases.rs",
+            operation.id, operation.method, operation.path
+        )
+    });
+    for probe in &target.probes {
+        for path in [&probe.theirs.path, &probe.absent.path] {
+            assert!(fits(&operation.path, path), "{}: {path}", operation.id);
+        }
+    }
+    target
+}
+
+fn exceptions_are_needed(operations: &[Operation]) {
+    let known: BTreeSet<&str> = operations
+        .iter()
+        .map(|operation| operation.id.as_str())
+        .collect();
+    for name in EXCEPTIONS {
+        assert!(
+            known.contains(name),
+            "{name} is excepted but does not exist"
+        );
+    }
+}
+
+async fn attack(
+    server: &Server,
+    operation: &Operation,
+    target: &Target,
+    victim: &Things,
+    stranger: &Things,
+) {
+    if operation.is_public() {
+        return;
+    }
+    let probe = &target.probes[0];
+    strangers_without_a_token(server, operation, probe, victim).await;
+    other_kinds(server, operation, probe, victim).await;
+    if operation.takes_admin || operation.takes_runner {
+        let foreigner = operation.owner(server, stranger);
+        for probe in &target.probes {
+            another_tenant(operation, probe, &foreigner, victim).await;
+        }
+    }
+}
+
+/// Nobody, and everybody whose token is no good, gets one and the same answer.
+async fn strangers_without_a_token(
+    server: &Server,
+    operation: &Operation,
+    probe: &Pair,
+    victim: &Things,
+) {
+    let good = victim.publisher.admin.token();
+    let last = good.chars().last().unwrap();
+    let bad_sum = format!(
+        "{}{}",
+        &good[..good.len() - 1],
+        if last == '0' { '1' } else { '0' }
+    );
+    let answers = [
+        ("nobody", server.anon()),
+        ("garbage", server.user("stm_admin_garbage")),
+        ("a bad checksum", server.user(&bad_sum)),
+        (
+            "an unknown token of another form",
+            server.user(&"x".repeat(40)),
+        ),
+        ("a revoked token", server.user(&victim.revoked)),
+        ("an expired token", server.user(&victim.expired)),
+        (
+            "a secret",
+            server.user(&victim.publisher.secret("subcommand_bearer")),
+        ),
+        ("a claim", server.user(&victim.claim)),
+    ];
+    let mut first: Option<Answer> = None;
+    for (who, user) in answers {
+        let answer = operation.call(&user, &probe.theirs).answer().await;
+        assert_eq!(answer.status, 401, "{} as {who}: {answer}", operation.id);
+        let first = first.get_or_insert_with(|| answer.clone());
+        assert_eq!(
+            fingerprint(first),
+            fingerprint(&answer),
+            "{} as {who}",
+            operation.id
+        );
+    }
+}
+
+/// A token of the wrong kind is refused before anything is looked up.
+async fn other_kinds(server: &Server, operation: &Operation, probe: &Pair, victim: &Things) {
+    let users = [
+        (
+            "admin",
+            operation.takes_admin,
+            victim.publisher.admin.clone(),
+        ),
+        (
+            "runner",
+            operation.takes_runner,
+            victim.publisher.runner.clone(),
+        ),
+        ("operator", operation.takes_operator, server.operator()),
+    ];
+    for (kind, taken, user) in users {
+        if taken {
+            continue;
+        }
+        let there = operation.call(&user, &probe.theirs).answer().await;
+        assert_eq!(
+            there["code"], "wrong_token_kind",
+            "{} as {kind}: {there}",
+            operation.id
+        );
+        let absent = operation.call(&user, &probe.absent).answer().await;
+        assert_eq!(
+            fingerprint(&there),
+            fingerprint(&absent),
+            "{} as {kind}",
+            operation.id
+        );
+    }
+}
+
+/// Another tenant can't tell a thing of the victim's from one that does not exist.
+async fn another_tenant(operation: &Operation, probe: &Pair, foreigner: &User, victim: &Things) {
+    let there = operation.call(foreigner, &probe.theirs).answer().await;
+    let absent = operation.call(foreigner, &probe.absent).answer().await;
+    let name = &operation.id;
+    assert_eq!(there.status, absent.status, "{name}: {there} but {absent}");
+    assert!(there.status < 500, "{name}: {there}");
+    if there.status >= 400 {
+        assert_eq!(
+            fingerprint(&there),
+            fingerprint(&absent),
+            "{name}: {there} but {absent}"
+        );
+    } else if !EXCEPTIONS.contains(&name.as_str()) {
+        let (there, absent) = (masked(there.json(), probe), masked(absent.json(), probe));
+        assert_eq!(there, absent, "{name}");
+    }
+    if probe.must_be_absent {
+        assert_eq!(there.status, 404, "{name}: {there}");
+    }
+    let text = String::from_utf8_lossy(&there.body).into_owned();
+    for id in victim.identifiers() {
+        // What the caller itself wrote may come back to it.
+        let sent = format!("{} {:?}", probe.theirs.path, probe.theirs.body);
+        assert!(
+            sent.contains(&id) || !text.contains(&id),
+            "{name} tells of {id}: {there}"
+        );
+    }
+}
+
+/// An answer without what differs from one request to the next: identifiers, times, credentials,
+/// and the very name that was asked for.
+fn masked(value: &Value, probe: &Pair) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(|item| masked(item, probe)).collect(),
+        Value::Object(members) => members
+            .iter()
+            .map(|(name, value)| (name.clone(), masked(value, probe)))
+            .collect(),
+        Value::String(text) => {
+            let changing = [
+                "tok_", "sec_", "run_", "ep_", "pl_", "evt_", "dlv_", "aud_", "stm_", "whsec_",
+            ];
+            let is_time = text.len() == 24 && text.ends_with('Z');
+            if is_time
+                || changing.iter().any(|prefix| text.starts_with(prefix))
+                || probe.names(text)
+            {
+                json!("…")
+            } else if text.len() == 4 {
+                json!("last")
+            } else {
+                value.clone()
+            }
+        }
+        _ => value.clone(),
+    }
+}

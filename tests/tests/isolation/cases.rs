@@ -1,0 +1,283 @@
+//! For each operation: what its owner asks, and what a stranger then tries.
+
+use serde_json::{Value, json};
+use tests::tools::absent;
+
+use super::things::Things;
+
+/// One request, without who sends it.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    pub path: String,
+    pub body: Option<Value>,
+    pub claim: Option<String>,
+}
+
+/// The same request twice: about a thing of the victim's, and about one that does not exist.
+#[derive(Debug)]
+pub struct Pair {
+    pub theirs: Ask,
+    pub absent: Ask,
+    /// Whether a stranger must be told that there is no such thing. Otherwise it concerns what
+    /// every publisher has, and both must merely be answered alike.
+    pub must_be_absent: bool,
+}
+
+impl Pair {
+    /// Whether a text is one of the names that the two requests ask for.
+    pub fn names(&self, text: &str) -> bool {
+        let said = |ask: &Ask| {
+            let body = ask.body.as_ref().map(Value::to_string).unwrap_or_default();
+            ask.path.contains(text) || body.contains(&format!("\"{text}\""))
+        };
+        text.len() > 8 && (said(&self.theirs) || said(&self.absent))
+    }
+}
+
+/// What is tried with one operation; the first pair is what its owner does first.
+pub struct Target {
+    /// What the owner's success is answered with.
+    pub status: u16,
+    pub probes: Vec<Pair>,
+}
+
+/// A request whose path names a thing.
+fn of(status: u16, template: &str, theirs: &str, absent: &str) -> Target {
+    let ask = |id: &str| Ask {
+        path: template.replace("{}", id),
+        ..Ask::default()
+    };
+    let pair = Pair {
+        theirs: ask(theirs),
+        absent: ask(absent),
+        must_be_absent: true,
+    };
+    Target {
+        status,
+        probes: vec![pair],
+    }
+}
+
+/// A request that names nothing.
+fn plain(status: u16, path: &str) -> Target {
+    let ask = Ask {
+        path: path.to_owned(),
+        ..Ask::default()
+    };
+    let pair = Pair {
+        theirs: ask.clone(),
+        absent: ask,
+        must_be_absent: false,
+    };
+    Target {
+        status,
+        probes: vec![pair],
+    }
+}
+
+impl Target {
+    /// With this body, whatever is asked for.
+    fn body(mut self, body: &Value) -> Self {
+        for pair in &mut self.probes {
+            pair.theirs.body = Some(body.clone());
+            pair.absent.body = Some(body.clone());
+        }
+        self
+    }
+
+    fn claim(mut self, claim: &str) -> Self {
+        for pair in &mut self.probes {
+            pair.theirs.claim = Some(claim.to_owned());
+            pair.absent.claim = Some(claim.to_owned());
+        }
+        self
+    }
+
+    /// What a stranger names may be free to use for it too.
+    fn answered_alike(mut self) -> Self {
+        for pair in &mut self.probes {
+            pair.must_be_absent = false;
+        }
+        self
+    }
+
+    /// One more try: a query that names a thing.
+    fn query(mut self, name: &str, theirs: &str, absent: &str) -> Self {
+        let path = self.probes[0].theirs.path.clone();
+        let ask = |id: &str| Ask {
+            path: format!("{path}?{name}={id}"),
+            ..Ask::default()
+        };
+        self.probes.push(Pair {
+            theirs: ask(theirs),
+            absent: ask(absent),
+            must_be_absent: false,
+        });
+        self
+    }
+
+    /// One more try: a body that names a thing, which stands in it as `"{}"`.
+    fn naming(mut self, body: &Value, theirs: &str, absent: &str) -> Self {
+        let path = self.probes[0].theirs.path.clone();
+        let ask = |id: &str| Ask {
+            path: path.clone(),
+            body: serde_json::from_str(&body.to_string().replace("{}", id)).ok(),
+            claim: None,
+        };
+        self.probes.push(Pair {
+            theirs: ask(theirs),
+            absent: ask(absent),
+            must_be_absent: false,
+        });
+        self
+    }
+}
+
+/// The case of an operation; `None` if nobody has written one.
+pub fn target(operation: &str, things: &Things) -> Option<Target> {
+    operators(operation, things)
+        .or_else(|| publishers(operation, things))
+        .or_else(|| pipelines(operation, things))
+        .or_else(|| runs(operation, things))
+        .or_else(|| webhooks(operation, things))
+}
+
+fn operators(operation: &str, things: &Things) -> Option<Target> {
+    let one = |status, template: &str| {
+        of(status, template, &things.publisher.id, &absent("pub")).answered_alike()
+    };
+    let name = json!({"display_name": "Another name"});
+    Some(match operation {
+        "create_publisher" => {
+            let slug = format!("new-{}", things.pipeline);
+            plain(201, "/v1/publishers").body(&json!({"slug": slug, "display_name": "New"}))
+        }
+        "list_publishers" => plain(200, "/v1/publishers"),
+        "get_publisher" => one(200, "/v1/publishers/{}"),
+        "update_publisher" => one(200, "/v1/publishers/{}").body(&name),
+        "delete_publisher" => {
+            let template = format!("/v1/publishers/{{}}?confirm={}", things.publisher.slug);
+            one(204, &template)
+        }
+        "suspend_publisher" => one(200, "/v1/publishers/{}/suspend"),
+        "resume_publisher" => one(200, "/v1/publishers/{}/resume").body(&json!({})),
+        "mint_admin_token" => one(201, "/v1/publishers/{}/tokens/admin").body(&json!({})),
+        "list_operator_audit" => plain(200, "/v1/audit"),
+        "list_jobs" => plain(200, "/v1/jobs"),
+        _ => return None,
+    })
+}
+
+fn publishers(operation: &str, things: &Things) -> Option<Target> {
+    let own = "/v1/publishers/me";
+    let token = format!("{own}/tokens/runner/{{}}");
+    let limited = json!({"pipelines": ["{}"]});
+    let (pipeline, nothing) = (
+        things.pipeline.as_str(),
+        format!("gone-{}", things.pipeline),
+    );
+    Some(match operation {
+        "get_own_publisher" => plain(200, own),
+        "update_own_publisher" => plain(200, own).body(&json!({"display_name": "Same"})),
+        "get_usage" => plain(200, &format!("{own}/usage")),
+        "list_credentials" => plain(200, &format!("{own}/tokens")),
+        "mint_credential" => plain(201, &format!("{own}/tokens/runner"))
+            .body(&json!({"name": "one more"}))
+            .naming(&limited, pipeline, &nothing),
+        "rotate_credentials" => {
+            plain(200, &format!("{own}/tokens/subcommand_bearer/rotate")).body(&json!({}))
+        }
+        "rotate_credential" => of(
+            200,
+            &format!("{token}/rotate"),
+            &things.token_id,
+            &absent("tok"),
+        )
+        .body(&json!({})),
+        "delete_credential" => of(204, &token, &things.token_id, &absent("tok")),
+        "list_audit" => plain(200, &format!("{own}/audit"))
+            .query("target", &things.endpoint, &absent("ep"))
+            .query(
+                "actor",
+                &things.publisher.credential("admin"),
+                &absent("tok"),
+            ),
+        "export_audit" => plain(200, &format!("{own}/audit/export")),
+        "verify_audit" => plain(200, &format!("{own}/audit/verify")),
+        _ => return None,
+    })
+}
+
+fn pipelines(operation: &str, things: &Things) -> Option<Target> {
+    let nothing = format!("gone-{}", things.pipeline);
+    let one = |status, slug: &str| of(status, "/v1/pipelines/{}", slug, &nothing);
+    Some(match operation {
+        "list_pipelines" => plain(200, "/v1/pipelines"),
+        "get_pipeline" => one(200, &things.pipeline),
+        // A slug belongs to its publisher: a stranger may have the same one, and makes its own.
+        "put_pipeline" => one(200, &things.pipeline)
+            .body(&json!({"display_name": "Another name"}))
+            .answered_alike(),
+        "delete_pipeline" => one(204, &things.idle_pipeline),
+        _ => return None,
+    })
+}
+
+fn runs(operation: &str, things: &Things) -> Option<Target> {
+    let nothing = format!("gone-{}", things.pipeline);
+    let one = |status, template: &str, id: &str| of(status, template, id, &absent("run"));
+    Some(match operation {
+        "create_run" => of(201, "/v1/pipelines/{}/runs", &things.pipeline, &nothing)
+            .body(&json!({"input": {"by": "somebody"}})),
+        "list_runs" => plain(200, "/v1/runs")
+            .query("pipeline", &things.pipeline, &nothing)
+            .query(
+                "external_id",
+                &things.external_id,
+                &format!("gone-{}", things.external_id),
+            ),
+        "get_run" => one(200, "/v1/runs/{}", &things.queued),
+        "cancel_run" => one(200, "/v1/runs/{}/cancel", &things.queued),
+        "claim_runs" => plain(200, "/v1/runs/claim")
+            .body(&json!({"max": 1, "pipelines": [things.idle_pipeline]}))
+            .naming(&json!({"pipelines": ["{}"]}), &things.pipeline, &nothing),
+        "complete_run" => one(200, "/v1/runs/{}/complete", &things.running)
+            .body(&json!({"output": {}}))
+            .claim(&things.claim),
+        "fail_run" => one(200, "/v1/runs/{}/fail", &things.running)
+            .body(&json!({"error": {"message": "no"}}))
+            .claim(&things.claim),
+        _ => return None,
+    })
+}
+
+fn webhooks(operation: &str, things: &Things) -> Option<Target> {
+    let endpoint = |status, template: &str| of(status, template, &things.endpoint, &absent("ep"));
+    let delivery = |status, template: &str| of(status, template, &things.delivery, &absent("dlv"));
+    let new = json!({"url": "http://127.0.0.1:9/hook", "event_types": ["none.such"]});
+    let mut filtered = new.clone();
+    filtered["pipelines"] = json!(["{}"]);
+    let nothing = format!("gone-{}", things.pipeline);
+    Some(match operation {
+        "list_events" => plain(200, "/v1/events"),
+        "get_event" => of(200, "/v1/events/{}", &things.event, &absent("evt")),
+        "list_webhook_endpoints" => plain(200, "/v1/webhook-endpoints"),
+        "create_webhook_endpoint" => plain(201, "/v1/webhook-endpoints").body(&new).naming(
+            &filtered,
+            &things.pipeline,
+            &nothing,
+        ),
+        "get_webhook_endpoint" => endpoint(200, "/v1/webhook-endpoints/{}"),
+        "update_webhook_endpoint" => {
+            endpoint(200, "/v1/webhook-endpoints/{}").body(&json!({"enabled": false}))
+        }
+        "delete_webhook_endpoint" => endpoint(204, "/v1/webhook-endpoints/{}"),
+        "test_webhook_endpoint" => endpoint(202, "/v1/webhook-endpoints/{}/test"),
+        "list_deliveries" => plain(200, "/v1/deliveries")
+            .query("endpoint_id", &things.endpoint, &absent("ep"))
+            .query("event_id", &things.event, &absent("evt")),
+        "get_delivery" => delivery(200, "/v1/deliveries/{}"),
+        "retry_delivery" => delivery(200, "/v1/deliveries/{}/retry"),
+        _ => return None,
+    })
+}

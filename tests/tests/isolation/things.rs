@@ -1,0 +1,168 @@
+//! A publisher with one of everything.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::{Consumer, Publisher, Server, tools};
+
+/// Names that only one publisher uses, and identifiers of everything that it has.
+pub struct Things {
+    pub publisher: Publisher,
+    /// The slug of a pipeline.
+    pub pipeline: String,
+    /// A run that waits.
+    pub queued: String,
+    /// Its external identifier.
+    pub external_id: String,
+    /// A run that its runner holds.
+    pub running: String,
+    /// By this.
+    pub claim: String,
+    /// A pipeline without unfinished runs.
+    pub idle_pipeline: String,
+    pub endpoint: String,
+    pub event: String,
+    /// Finished.
+    pub delivery: String,
+    /// A runner token beside the first.
+    pub token_id: String,
+    /// A signing secret beside the first.
+    pub secret_id: String,
+    /// An admin token that is no longer good.
+    pub revoked: String,
+    /// An admin token that soon won't be.
+    pub expired: String,
+}
+
+impl Things {
+    pub async fn make(server: &Server, consumer: &Consumer) -> Self {
+        let word = tools::word();
+        let publisher = server.publisher(&format!("tenant-{word}")).await;
+        let admin = &publisher.admin;
+        let (pipeline, idle_pipeline) = (format!("busy-{word}"), format!("idle-{word}"));
+        publisher.pipeline(&pipeline).await;
+        publisher.pipeline(&idle_pipeline).await;
+        let (running, claim) = publisher.claimed_run(&pipeline).await;
+        let external_id = format!("external-{word}");
+        let path = format!("/v1/pipelines/{pipeline}/runs");
+        let body = json!({"input": {"word": word}, "external_id": external_id});
+        let queued = publisher
+            .runner
+            .post(&path)
+            .json(&body)
+            .expect(201)
+            .await
+            .text("/id");
+
+        let endpoint = publisher.endpoint(consumer, &["stationmaster.test"]).await;
+        let test = format!("/v1/webhook-endpoints/{endpoint}/test");
+        let answer = admin.post(&test).answer().await;
+        assert!((200..300).contains(&answer.status), "{answer}");
+        let delivery = finished_delivery(&publisher).await;
+
+        let mint = async |kind: &str, body: Value| {
+            let path = format!("/v1/publishers/me/tokens/{kind}");
+            admin.post(&path).json(&body).expect(201).await
+        };
+        let token_id = mint("runner", json!({"name": "spare"})).await.text("/id");
+        let secret_id = mint("webhook_signing", json!({"name": "spare"}))
+            .await
+            .text("/id");
+        let revoked = mint("admin", json!({"name": "revoked"})).await;
+        let path = format!("/v1/publishers/me/tokens/admin/{}", revoked.text("/id"));
+        admin.delete(&path).expect(204).await;
+        let brief = json!({"name": "brief", "expires_at": tools::in_seconds(2)});
+        let expired = mint("admin", brief).await.text("/token");
+        Self {
+            pipeline,
+            queued,
+            external_id,
+            running,
+            claim,
+            idle_pipeline,
+            endpoint,
+            event: delivery["event_id"].as_str().unwrap().to_owned(),
+            delivery: delivery["id"].as_str().unwrap().to_owned(),
+            token_id,
+            secret_id,
+            revoked: revoked.text("/token"),
+            expired,
+            publisher,
+        }
+    }
+
+    /// Everything by which this publisher could be recognised.
+    pub fn identifiers(&self) -> Vec<String> {
+        let mut all = vec![self.publisher.id.clone(), self.publisher.slug.clone()];
+        all.extend(
+            [
+                &self.pipeline,
+                &self.idle_pipeline,
+                &self.queued,
+                &self.external_id,
+                &self.running,
+                &self.endpoint,
+                &self.event,
+                &self.delivery,
+                &self.token_id,
+                &self.secret_id,
+            ]
+            .into_iter()
+            .cloned(),
+        );
+        all
+    }
+}
+
+async fn finished_delivery(publisher: &Publisher) -> Value {
+    let limit = Duration::from_secs(15);
+    tools::eventually("the test event is delivered", limit, async || {
+        let list = publisher.admin.all("/v1/deliveries").await;
+        list.into_iter()
+            .find(|delivery| delivery["status"] == "succeeded")
+    })
+    .await
+}
+
+/// All that the owner can read, less what reading itself changes.
+pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> {
+    let publisher = &things.publisher;
+    let mut all = Vec::new();
+    for path in [
+        "/v1/publishers/me/tokens",
+        "/v1/publishers/me/audit",
+        "/v1/pipelines",
+        "/v1/runs",
+        "/v1/events",
+        "/v1/webhook-endpoints",
+        "/v1/deliveries",
+    ] {
+        let items: Vec<Value> = publisher
+            .admin
+            .all(path)
+            .await
+            .into_iter()
+            .filter(|item| item["action"] != "token.denied")
+            .map(without_use)
+            .collect();
+        all.push((path.to_owned(), json!(items)));
+    }
+    let delivery = format!("/v1/deliveries/{}", things.delivery);
+    let of_operator = format!("/v1/publishers/{}", publisher.id);
+    let usage = "/v1/publishers/me/usage".to_owned();
+    for path in [delivery, usage] {
+        let answer = publisher.admin.get(&path).expect(200).await;
+        all.push((path, answer.json().clone()));
+    }
+    let answer = server.operator().get(&of_operator).expect(200).await;
+    all.push((of_operator, answer.json().clone()));
+    all
+}
+
+/// When a token was last used changes by the looking.
+fn without_use(mut item: Value) -> Value {
+    if let Some(members) = item.as_object_mut() {
+        members.remove("last_used_at");
+    }
+    item
+}
