@@ -80,6 +80,12 @@ impl Contract {
     }
 }
 
+/// Every way in which `value` is not what a schema takes, at most [`FAULTS_MAX`], in our words.
+#[must_use]
+pub fn faults_of(validator: &Validator, value: &Value) -> Vec<FieldError> {
+    faults::of(validator, value)
+}
+
 /// A document as text: members in alphabetical order, two spaces, a newline at the end.
 #[must_use]
 pub fn text(document: &Value) -> String {

@@ -1,12 +1,286 @@
 //! The HTTP surface: one module a resource, over the shared ways of [`http`] and the [`contract`].
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use poem::{Endpoint, EndpointExt as _, Response, endpoint::BoxEndpoint, http::Method};
+use poem_openapi::{
+    OpenApi, OpenApiService,
+    registry::{MetaApi, Registry},
+};
+use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
+
+use domain::token::TokenHash;
+use persistence::Store;
+
+pub mod audit;
 pub mod auth;
 pub mod common;
 pub mod contract;
+pub mod credentials;
 pub mod cursor;
 pub mod docs;
+pub mod health;
 pub mod http;
 pub mod idempotency;
+pub mod jobs;
+pub mod publishers;
+
+mod deliveries;
+mod destination;
+mod endpoints;
+mod events;
+mod pipelines;
+mod runs;
 
 #[cfg(test)]
 mod sample;
+
+use common::App;
+use contract::{Contract, OperationDoc, complete};
+use http::{RateLimits, RateSettings, StackOptions, wrap};
+
+/// What the surface is made of.
+pub struct Deps {
+    /// The store.
+    pub store: Store,
+    /// Which URLs a publisher may name.
+    pub policy: outbound::Policy,
+    /// The operator's tokens: one, or two during a rotation.
+    pub bootstrap: Vec<TokenHash>,
+    /// Who may ask how often.
+    pub rates: RateSettings,
+    /// Proxies whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where requests are worked on; wait for it at shutdown, before the store is closed.
+    pub tasks: TaskTracker,
+    /// Whether deliveries are being made.
+    pub dispatcher_healthy: health::Probe,
+}
+
+/// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
+type Operations = (
+    publishers::Publishers,
+    publishers::Own,
+    credentials::Credentials,
+    audit::Audit,
+    jobs::JobList,
+    pipelines::Pipelines,
+    runs::Runs,
+    endpoints::Endpoints,
+    events::Events,
+    deliveries::Deliveries,
+);
+
+fn operations(app: &Arc<App>) -> Operations {
+    let app = || Arc::clone(app);
+    (
+        publishers::Publishers { app: app() },
+        publishers::Own { app: app() },
+        credentials::Credentials { app: app() },
+        audit::Audit { app: app() },
+        jobs::JobList { app: app() },
+        pipelines::Pipelines { app: app() },
+        runs::Runs::new(app()),
+        endpoints::Endpoints { app: app() },
+        events::Events { app: app() },
+        deliveries::Deliveries { app: app() },
+    )
+}
+
+fn docs_of_all() -> Vec<OperationDoc> {
+    [
+        publishers::DOCS,
+        credentials::DOCS,
+        pipelines::DOCS,
+        runs::DOCS,
+        endpoints::DOCS,
+        deliveries::DOCS,
+    ]
+    .concat()
+}
+
+const TITLE: &str = "Stationmaster";
+const DESCRIPTION: &str = "A control plane for publishers: runs that workers claim, signed \
+    webhooks that arrive, credentials that rotate. Every publisher is kept apart from every other; \
+    the token says whose things a request is about.\n\n\
+    Errors are `application/problem+json` (RFC 9457) with a `code` to branch on. Lists come in \
+    parts: follow `next_cursor`. A request with an `Idempotency-Key` can be repeated without \
+    harm. `ETag` and `If-Match` keep two writers from overwriting each other.";
+
+/// The operations without anything behind them, for their documentation.
+struct Described;
+
+impl OpenApi for Described {
+    fn meta() -> Vec<MetaApi> {
+        Operations::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        Operations::register(registry);
+    }
+
+    fn add_routes(self, _: &mut HashMap<String, HashMap<Method, BoxEndpoint<'static>>>) {}
+}
+
+fn service<T: OpenApi>(operations: T) -> OpenApiService<T, ()> {
+    OpenApiService::new(operations, TITLE, "1").description(DESCRIPTION)
+}
+
+/// The contract as it is published: an OpenAPI 3.1 document. Needs no store.
+#[must_use]
+pub fn openapi_document() -> Value {
+    let mut document = complete(&service(Described).spec(), &docs_of_all());
+    describe_headers(&mut document);
+    document
+}
+
+/// [`openapi_document`] as it is checked in.
+#[must_use]
+pub fn openapi_text() -> String {
+    contract::text(&openapi_document())
+}
+
+/// The reference for people who read files.
+#[must_use]
+pub fn reference_markdown() -> String {
+    contract::reference_markdown(&openapi_document())
+}
+
+/// Which kind of token may do what.
+#[must_use]
+pub fn access_markdown() -> String {
+    let mut page = String::from(
+        "# Who may do what\n\nWritten from the contract by `stationmaster openapi`; a test fails \
+         when it is out of date.\n\nThe kind of a token is checked before anything else of a \
+         request is looked at. The other kinds get 403 `wrong_token_kind`. `/healthz`, `/readyz`, \
+         `/openapi.json` and `/docs` need no token.\n\n",
+    );
+    page.push_str(&contract::access_table_markdown(&openapi_document()));
+    page
+}
+
+/// Documents the headers that follow from an operation's shape: `ETag` on whatever `If-Match` can
+/// protect, `Idempotent-Replayed` where a key is taken.
+fn describe_headers(document: &mut Value) {
+    let revised = revised_schemas(document);
+    for operation in operations_of(document) {
+        let keyed = has_parameter(operation, "Idempotency-Key");
+        let answers = operation["responses"].as_object_mut();
+        for (status, answer) in answers.into_iter().flatten() {
+            if !status.starts_with('2') {
+                continue;
+            }
+            let schema = &answer["content"]["application/json"]["schema"]["$ref"];
+            let etag = schema.as_str().is_some_and(|name| revised.contains(name));
+            for (due, name, text) in [
+                (etag, "ETag", "The thing's revision, for `If-Match`."),
+                (
+                    keyed,
+                    "Idempotent-Replayed",
+                    "`true` when this is the kept answer to an earlier request with the same \
+                     `Idempotency-Key`; absent otherwise.",
+                ),
+            ] {
+                if due {
+                    answer["headers"][name] =
+                        json!({"description": text, "schema": {"type": "string"}});
+                }
+            }
+        }
+    }
+}
+
+fn operations_of(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    paths
+        .filter_map(|(_, item)| item.as_object_mut())
+        .flat_map(|item| item.values_mut())
+}
+
+fn has_parameter(operation: &Value, name: &str) -> bool {
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    parameters.into_iter().any(|p| p["name"] == name)
+}
+
+/// The schemas of answers on paths where some operation takes `If-Match`.
+fn revised_schemas(document: &Value) -> HashSet<String> {
+    let paths = document["paths"].as_object().into_iter().flatten();
+    let mut found = HashSet::new();
+    for (_, item) in paths {
+        let operations = || item.as_object().into_iter().flat_map(|item| item.values());
+        if !operations().any(|operation| has_parameter(operation, "If-Match")) {
+            continue;
+        }
+        for operation in operations() {
+            for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
+                let schema = &answer["content"]["application/json"]["schema"]["$ref"];
+                if status.starts_with('2') {
+                    found.extend(schema.as_str().map(str::to_owned));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The whole application.
+///
+/// # Errors
+/// When the contract doesn't compile: a mistake in this program.
+pub fn app(deps: Deps) -> Result<impl Endpoint<Output = Response> + 'static, String> {
+    let contract = Arc::new(Contract::new(openapi_document())?);
+    let limits = Arc::new(RateLimits::new(deps.rates));
+    let app = Arc::new(App {
+        store: deps.store,
+        limits: Arc::clone(&limits),
+        bootstrap: deps.bootstrap,
+        policy: deps.policy,
+        tasks: deps.tasks.clone(),
+        notices: auth::Notices::default(),
+    });
+    // Not among the tasks that a shutdown waits for: it never ends.
+    tokio::spawn(limits.keep_small());
+    let service = service(operations(&app)).data(Arc::clone(&app));
+    let pages = docs::attach(service, &contract);
+    let health = health::attach(pages, app, deps.dispatcher_healthy);
+    let mut options = StackOptions::new(contract);
+    options.trusted_proxies = deps.trusted_proxies;
+    options.tasks = deps.tasks;
+    Ok(wrap(health, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contract_lacks_nothing() {
+        assert_eq!(contract::audit(&openapi_document()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_contract_compiles() {
+        Contract::new(openapi_document()).unwrap();
+    }
+
+    #[test]
+    fn what_is_checked_in_is_what_the_code_says() {
+        for (path, text) in [
+            ("openapi/stationmaster.json", openapi_text()),
+            ("docs/reference.md", reference_markdown()),
+            ("docs/access.md", access_markdown()),
+        ] {
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+            let kept = std::fs::read_to_string(&file).unwrap_or_default();
+            assert!(
+                kept == text,
+                "{path} is out of date: write it anew with `stationmaster openapi`"
+            );
+        }
+    }
+}

@@ -16,6 +16,6 @@ mod refusal;
 pub use body::{Body, OptionalBody, Patch};
 pub use context::RequestContext;
 pub use error::ApiError;
-pub use limit::{RateLimits, RateState};
+pub use limit::{RateLimits, RateSettings, RateState};
 pub use serve::{ConnectionLimits, serve};
 pub use stack::{Stack, StackOptions, wrap};
