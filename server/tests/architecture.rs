@@ -1,0 +1,59 @@
+//! Rules of the shape that no compiler checks. The lists may only shrink.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+
+/// Who may ask for the store without a scope, and why.
+const MAY_SEE_EVERYTHING: &[&str] = &[
+    // what they exist for
+    "dispatcher/",
+    "jobs/",
+    "server/",
+    // the operator's routes
+    "api/src/publishers.rs",
+    "api/src/audit.rs",
+    "api/src/jobs.rs",
+    // notes each minute that a bootstrap token was used
+    "api/src/auth.rs",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn only_those_who_may_ask_for_the_store_without_a_scope() {
+    let root = root();
+    let mut files = Vec::new();
+    for crate_name in ["api", "dispatcher", "jobs", "outbound", "server", "domain"] {
+        sources(&root.join(crate_name).join("src"), &mut files);
+    }
+    assert!(files.len() > 30, "the sources are not where this test looks");
+    for file in files {
+        let name = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let asks = text.contains(".system()");
+        let may = MAY_SEE_EVERYTHING.iter().any(|one| name.starts_with(one));
+        assert!(may || !asks, "{name} asks for the store without a scope");
+    }
+}
+
+#[test]
+fn the_rules_know_neither_database_nor_network() {
+    let manifest = std::fs::read_to_string(root().join("domain/Cargo.toml")).unwrap();
+    for name in ["sea-orm", "sqlx", "poem", "tokio", "reqwest", "hyper"] {
+        assert!(!manifest.contains(&format!("\n{name}")), "domain depends on {name}");
+    }
+}
