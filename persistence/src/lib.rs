@@ -37,6 +37,7 @@ mod scope;
 mod seed;
 mod sql;
 mod sweeps;
+mod versions;
 
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
 pub use change::{Answer, Context, IdempotencyKey};
@@ -55,6 +56,7 @@ pub use publishers::{
 };
 pub use runs::{Claimed, CreatedRun, NewRun, Run, RunFilter};
 pub use scope::{Principal, Scope, Scoped, System};
+pub use versions::KeptVersion;
 
 use auth::AuthCache;
 use db::{Db, Tx};

@@ -1,0 +1,616 @@
+//! The JSON Schemas of a pipeline: checked when they are registered, obeyed by runs.
+//!
+//! They come from strangers and are evaluated on a shared machine, so everything that makes an
+//! evaluation expensive has a limit: size, patterns (linear ones only), references (local ones
+//! only, never in a circle) and the product of schema and payload. Nothing is ever fetched.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jsonschema::{Draft, PatternOptions, Validator};
+use moka::sync::Cache;
+use serde_json::{Map, Value};
+
+use domain::{Code, FieldError, Problem, id::PipelineId, limits::PAYLOAD_BYTES};
+
+use crate::contract::{self, FAULTS_MAX, child};
+
+/// Largest schema, bytes of JSON.
+pub(crate) const SCHEMA_BYTES: usize = 64 * 1024;
+/// Most parts of a schema once each reference is replaced by what it refers to.
+const PARTS_MAX: u64 = 4_000;
+/// Deepest nesting of the same.
+const PARTS_DEEP_MAX: usize = 96;
+/// Most patterns of a schema.
+const PATTERNS_MAX: usize = 32;
+/// Largest compiled pattern, bytes.
+const PATTERN_BYTES: usize = 512 * 1024;
+/// Most work (parts of the schema × size of the payload) that one check may be.
+const WORK_MAX: u64 = 20_000_000;
+/// Above this a check leaves the threads that answer requests.
+const WORK_INLINE_MAX: u64 = 500_000;
+/// Up to this every fault is looked for; above, the answer only says that there are some.
+const WORK_EXPLAINED_MAX: u64 = 200_000;
+/// Memory for compiled schemas, bytes, estimated.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Keywords whose value is a map from names to schemas.
+const NAMED: [&str; 6] = [
+    "properties",
+    "patternProperties",
+    "dependentSchemas",
+    "dependencies",
+    "$defs",
+    "definitions",
+];
+/// Keywords whose value is a schema, or a list of them.
+const APPLIED: [&str; 16] = [
+    "additionalItems",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "contains",
+    "else",
+    "if",
+    "items",
+    "not",
+    "oneOf",
+    "prefixItems",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "contentSchema",
+];
+/// Keywords whose value is data, whatever it looks like.
+const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
+
+/// Which of a pipeline's schemas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    /// What a run begins with.
+    Input,
+    /// What it ends with.
+    Output,
+}
+
+impl Side {
+    /// The member of a request that the schema judges.
+    const fn member(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+}
+
+/// A schema that passed [`compile`].
+pub(crate) struct Compiled {
+    validator: Validator,
+    parts: u64,
+    bytes: u64,
+}
+
+/// Compiled schemas by pipeline version, which never changes.
+#[derive(Clone)]
+pub(crate) struct Schemas(Cache<(PipelineId, i64, Side), Arc<Compiled>>);
+
+impl Schemas {
+    pub(crate) fn new() -> Self {
+        let weight =
+            |_: &_, schema: &Arc<Compiled>| u32::try_from(schema.bytes).unwrap_or(u32::MAX);
+        Self(
+            Cache::builder()
+                .max_capacity(CACHE_BYTES)
+                .weigher(weight)
+                .build(),
+        )
+    }
+
+    /// Judges a run's input or output, and hands it back.
+    ///
+    /// # Errors
+    /// `validation_failed` with pointers under `/input` or `/output`.
+    pub(crate) async fn check(
+        &self,
+        version: (PipelineId, i64),
+        side: Side,
+        schema: Option<&Value>,
+        payload: Value,
+    ) -> Result<Value, Problem> {
+        let bytes = payload_bytes(side.member(), &payload)?;
+        let Some(schema) = schema else {
+            return Ok(payload);
+        };
+        let key = (version.0, version.1, side);
+        let compiled = match self.0.get(&key) {
+            Some(known) => known,
+            None => {
+                let fresh = compile(schema).map_err(|faults| {
+                    let fault = faults.first().map(|fault| fault.detail.as_str());
+                    tracing::error!(?version, fault, "a stored schema does not compile");
+                    Problem::from(Code::Internal)
+                })?;
+                let fresh = Arc::new(fresh);
+                self.0.insert(key, Arc::clone(&fresh));
+                fresh
+            }
+        };
+        let work = compiled.parts * (nodes(&payload) + bytes as u64 / 16);
+        if work <= WORK_INLINE_MAX {
+            return judge(&compiled, side, payload, work);
+        }
+        tokio::task::spawn_blocking(move || judge(&compiled, side, payload, work))
+            .await
+            .map_err(|_| Problem::from(Code::Internal))?
+    }
+}
+
+/// The size of a payload as JSON, which has a limit.
+///
+/// # Errors
+/// `validation_failed` at the request's `member`.
+pub(crate) fn payload_bytes(member: &str, payload: &Value) -> Result<usize, Problem> {
+    let bytes = payload.to_string().len();
+    if bytes > PAYLOAD_BYTES {
+        let detail = format!("`{member}` may have at most {PAYLOAD_BYTES} bytes of JSON.");
+        return Err(Problem::field(&format!("/{member}"), "too_long", detail));
+    }
+    Ok(bytes)
+}
+
+fn judge(compiled: &Compiled, side: Side, payload: Value, work: u64) -> Result<Value, Problem> {
+    let member = side.member();
+    let pointer = format!("/{member}");
+    if work > WORK_MAX {
+        let detail =
+            format!("`{member}` and the pipeline's schema are together too large to check.");
+        return Err(Problem::field(&pointer, "too_large", detail));
+    }
+    if compiled.validator.is_valid(&payload) {
+        return Ok(payload);
+    }
+    // The library collects every fault before it hands out the first one.
+    let found = if work <= WORK_EXPLAINED_MAX {
+        contract::faults_of(&compiled.validator, &payload)
+    } else {
+        Vec::new()
+    };
+    let mut faults: Vec<FieldError> = found
+        .into_iter()
+        .map(|fault| below(&pointer, member, fault))
+        .collect();
+    if faults.is_empty() {
+        let detail = format!("`{member}` is not what the pipeline's schema takes.");
+        faults.push(FieldError::new(pointer, "invalid", detail));
+    }
+    Err(Problem::invalid(faults))
+}
+
+/// Moves a fault of a payload to where the payload stands in its request.
+fn below(pointer: &str, member: &str, fault: FieldError) -> FieldError {
+    let detail = match fault.detail.strip_prefix('`') {
+        Some(rest) => format!("`{member}.{rest}"),
+        None => fault.detail.replacen("The body", &format!("`{member}`"), 1),
+    };
+    FieldError {
+        pointer: format!("{pointer}{}", fault.pointer),
+        code: fault.code,
+        detail: shortened(detail),
+    }
+}
+
+/// A schema's own words can be long.
+fn shortened(mut detail: String) -> String {
+    const CHARS: usize = 300;
+    if let Some((at, _)) = detail.char_indices().nth(CHARS) {
+        detail.truncate(at);
+        detail.push('…');
+    }
+    detail
+}
+
+/// How many values a value consists of.
+fn nodes(value: &Value) -> u64 {
+    1 + match value {
+        Value::Array(items) => items.iter().map(nodes).sum(),
+        Value::Object(members) => members.values().map(nodes).sum::<u64>(),
+        _ => 0,
+    }
+}
+
+/// The faults of a schema that stands at `pointer` of a request; none if it can be registered.
+pub(crate) fn faults(pointer: &str, schema: &Value) -> Vec<FieldError> {
+    let Err(found) = compile(schema) else {
+        return Vec::new();
+    };
+    let placed = found.into_iter().map(|fault| FieldError {
+        pointer: format!("{pointer}{}", fault.pointer),
+        detail: shortened(fault.detail),
+        ..fault
+    });
+    placed.take(FAULTS_MAX).collect()
+}
+
+/// Checks a schema and makes a validator of it.
+fn compile(schema: &Value) -> Result<Compiled, Vec<FieldError>> {
+    let one = |pointer: &str, code, detail: String| vec![FieldError::new(pointer, code, detail)];
+    let text_bytes = schema.to_string().len();
+    if text_bytes > SCHEMA_BYTES {
+        let detail = format!("A schema may have at most {SCHEMA_BYTES} bytes of JSON.");
+        return Err(one("", "too_long", detail));
+    }
+    let Some(draft) = draft_of(schema) else {
+        let detail = "`$schema` must name draft 6, 7, 2019-09 or 2020-12, or be left out.".into();
+        return Err(one("/$schema", "not_allowed", detail));
+    };
+    let mut scan = Scan::default();
+    scan.schema("", schema);
+    if scan.patterns > PATTERNS_MAX {
+        let detail = format!("A schema may have at most {PATTERNS_MAX} patterns.");
+        scan.faults.push(FieldError::new("", "too_long", detail));
+    }
+    if !scan.faults.is_empty() {
+        return Err(scan.faults);
+    }
+    if let Err(error) = jsonschema::meta::validate(schema) {
+        let detail = "That is not valid JSON Schema: a keyword has a value that it does not take.";
+        return Err(one(
+            error.instance_path().as_str(),
+            "invalid",
+            detail.into(),
+        ));
+    }
+    let parts = Unfold {
+        root: schema,
+        known: HashMap::new(),
+    }
+    .parts("", schema, 0)
+    .map_err(|fault| vec![fault])?;
+    let validator = jsonschema::options()
+        .with_draft(draft)
+        .should_validate_formats(true)
+        .should_ignore_unknown_formats(true)
+        .with_pattern_options(
+            PatternOptions::regex()
+                .size_limit(PATTERN_BYTES)
+                .dfa_size_limit(PATTERN_BYTES),
+        )
+        .offline()
+        .build(schema)
+        .map_err(|error| {
+            let detail = "The schema can't be used: a reference leads nowhere, or a pattern is too \
+                large or uses look-around or back-references.";
+            one(error.instance_path().as_str(), "invalid", detail.into())
+        })?;
+    let bytes = (text_bytes * 8 + scan.patterns * PATTERN_BYTES / 4) as u64;
+    Ok(Compiled {
+        validator,
+        parts,
+        bytes,
+    })
+}
+
+/// The dialect that a schema is written in; 2020-12 unless it says otherwise.
+fn draft_of(schema: &Value) -> Option<Draft> {
+    let Some(named) = schema.get("$schema") else {
+        return Some(Draft::Draft202012);
+    };
+    let name = named.as_str()?.trim_end_matches('#');
+    let name = name
+        .strip_prefix("https://")
+        .or_else(|| name.strip_prefix("http://"))?;
+    Some(match name {
+        "json-schema.org/draft-06/schema" => Draft::Draft6,
+        "json-schema.org/draft-07/schema" => Draft::Draft7,
+        "json-schema.org/draft/2019-09/schema" => Draft::Draft201909,
+        "json-schema.org/draft/2020-12/schema" => Draft::Draft202012,
+        _ => return None,
+    })
+}
+
+/// Looks for what is never taken.
+#[derive(Default)]
+struct Scan {
+    faults: Vec<FieldError>,
+    patterns: usize,
+}
+
+impl Scan {
+    fn refuse(&mut self, pointer: String, detail: &str) {
+        if self.faults.len() < FAULTS_MAX {
+            self.faults
+                .push(FieldError::new(pointer, "not_allowed", detail));
+        }
+    }
+
+    fn schema(&mut self, pointer: &str, schema: &Value) {
+        match schema {
+            Value::Object(members) => self.members(pointer, members),
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    self.schema(&format!("{pointer}/{at}"), item);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn members(&mut self, pointer: &str, members: &Map<String, Value>) {
+        for (keyword, value) in members {
+            let at = child(pointer, keyword);
+            match (keyword.as_str(), value) {
+                ("$ref", Value::String(target)) if target != "#" && !target.starts_with("#/") => {
+                    self.refuse(
+                        at,
+                        "A `$ref` must be a JSON pointer within the same schema, `#/…`.",
+                    );
+                }
+                ("$dynamicRef" | "$recursiveRef", _) => {
+                    self.refuse(at, "Only `$ref` is taken for references.");
+                }
+                ("$id", Value::String(_)) if !pointer.is_empty() => {
+                    self.refuse(at, "Only the whole schema may have an `$id`.");
+                }
+                ("pattern", Value::String(_)) => self.patterns += 1,
+                (data, _) if DATA.contains(&data) => {}
+                (named, Value::Object(schemas)) if NAMED.contains(&named) => {
+                    self.patterns += if named == "patternProperties" {
+                        schemas.len()
+                    } else {
+                        0
+                    };
+                    for (name, schema) in schemas {
+                        self.schema(&child(&at, name), schema);
+                    }
+                }
+                (_, value) => self.schema(&at, value),
+            }
+        }
+    }
+}
+
+/// Counts the parts of a schema with each reference replaced by what it refers to. That number
+/// times the size of a payload bounds the work of a check, since without circles no part meets
+/// the same place of a payload twice.
+struct Unfold<'a> {
+    root: &'a Value,
+    /// Parts below a pointer; `None` while it is being counted.
+    known: HashMap<String, Option<u64>>,
+}
+
+impl Unfold<'_> {
+    fn parts(&mut self, pointer: &str, schema: &Value, depth: usize) -> Result<u64, FieldError> {
+        let Value::Object(members) = schema else {
+            return Ok(1);
+        };
+        match self.known.get(pointer) {
+            Some(Some(parts)) => return Ok(*parts),
+            Some(None) => {
+                let detail = "A schema may not contain itself.";
+                return Err(FieldError::new(pointer, "not_allowed", detail));
+            }
+            None => {}
+        }
+        if depth > PARTS_DEEP_MAX {
+            let detail = format!("A schema may be at most {PARTS_DEEP_MAX} levels deep.");
+            return Err(FieldError::new(pointer, "too_long", detail));
+        }
+        self.known.insert(pointer.to_owned(), None);
+        let mut parts = 1;
+        for (keyword, value) in members {
+            let at = child(pointer, keyword);
+            parts += match (keyword.as_str(), value) {
+                ("$ref", Value::String(target)) => self.referred(&at, target, depth)?,
+                // They count where they are referred to.
+                ("$defs" | "definitions", _) => 0,
+                ("enum" | "required", Value::Array(items)) => items.len() as u64,
+                (named, Value::Object(schemas)) if NAMED.contains(&named) => {
+                    let mut sum = 0;
+                    for (name, schema) in schemas {
+                        sum += self.parts(&child(&at, name), schema, depth + 1)?;
+                    }
+                    sum
+                }
+                (applied, Value::Array(schemas)) if APPLIED.contains(&applied) => {
+                    let mut sum = 0;
+                    for (index, schema) in schemas.iter().enumerate() {
+                        sum += self.parts(&format!("{at}/{index}"), schema, depth + 1)?;
+                    }
+                    sum
+                }
+                (applied, schema) if APPLIED.contains(&applied) => {
+                    self.parts(&at, schema, depth + 1)?
+                }
+                _ => 1,
+            };
+            if parts > PARTS_MAX {
+                let detail =
+                    format!("A schema may have at most {PARTS_MAX} parts, references resolved.");
+                return Err(FieldError::new(pointer, "too_long", detail));
+            }
+        }
+        self.known.insert(pointer.to_owned(), Some(parts));
+        Ok(parts)
+    }
+
+    fn referred(&mut self, at: &str, target: &str, depth: usize) -> Result<u64, FieldError> {
+        let pointer = target.strip_prefix('#').unwrap_or(target);
+        let leads_nowhere = || {
+            let detail = "The `$ref` leads to nothing within the schema.";
+            FieldError::new(at, "invalid", detail)
+        };
+        // One spelling for each place, or a circle could hide behind a percent-encoded step.
+        if pointer.contains('%') {
+            let detail = "A `$ref` may not be percent-encoded.";
+            return Err(FieldError::new(at, "not_allowed", detail));
+        }
+        let root = self.root;
+        let schema = root.pointer(pointer).ok_or_else(leads_nowhere)?;
+        self.parts(pointer, schema, depth + 1)
+            .map_err(|fault| FieldError {
+                pointer: at.to_owned(),
+                ..fault
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refused(schema: &Value) -> Vec<(String, String)> {
+        let found = faults("/input_schema", schema).into_iter();
+        found
+            .map(|fault| (fault.pointer, fault.code.into_owned()))
+            .collect()
+    }
+
+    fn one(pointer: &str, code: &str) -> Vec<(String, String)> {
+        vec![(format!("/input_schema{pointer}"), code.to_owned())]
+    }
+
+    #[test]
+    fn ordinary_schemas_are_taken() {
+        for schema in [
+            json!({}),
+            json!({"type": "object", "properties": {"$ref": {"type": "string"}}}),
+            json!({"$schema": "http://json-schema.org/draft-07/schema#",
+                "definitions": {"a": {"type": "string"}},
+                "properties": {"x": {"$ref": "#/definitions/a"}, "y": {"$ref": "#/definitions/a"}}}),
+            json!({"$schema": "https://json-schema.org/draft/2020-12/schema",
+                "$id": "https://example.com/input", "enum": [{"$ref": "https://example.com"}]}),
+            json!({"patternProperties": {"^x-": true}, "items": {"pattern": "^[a-z]{1,100}$"}}),
+        ] {
+            assert_eq!(refused(&schema), [], "{schema}");
+        }
+    }
+
+    #[test]
+    fn references_stay_within_the_schema() {
+        for target in [
+            "https://example.com/s.json",
+            "file:///etc/passwd",
+            "other.json",
+            "#name",
+        ] {
+            let schema = json!({"properties": {"a/b": {"$ref": target}}});
+            assert_eq!(
+                refused(&schema),
+                one("/properties/a~1b/$ref", "not_allowed"),
+                "{target}"
+            );
+        }
+        let nowhere = json!({"$ref": "#/$defs/a"});
+        assert_eq!(refused(&nowhere), one("/$ref", "invalid"));
+        let nested = json!({"items": {"$id": "https://example.com"}});
+        assert_eq!(refused(&nested), one("/items/$id", "not_allowed"));
+        let dynamic = json!({"items": {"$dynamicRef": "#x"}});
+        assert_eq!(refused(&dynamic), one("/items/$dynamicRef", "not_allowed"));
+    }
+
+    #[test]
+    fn circles_are_refused() {
+        for (schema, at) in [
+            (json!({"$ref": "#"}), "/$ref"),
+            (json!({"items": {"$ref": "#"}}), "/items/$ref"),
+            (
+                json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"not": {"$ref": "#/$defs/a"}}},
+                "$ref": "#/$defs/a"}),
+                "/$ref",
+            ),
+        ] {
+            assert_eq!(refused(&schema), one(at, "not_allowed"), "{schema}");
+        }
+        let encoded = json!({"properties": {"a": {"$ref": "#/%70roperties/a"}}});
+        assert_eq!(refused(&encoded), one("/properties/a/$ref", "not_allowed"));
+    }
+
+    #[test]
+    fn a_schema_that_unfolds_without_end_is_refused() {
+        let mut definitions = Map::new();
+        for level in 0..30 {
+            let next = json!({"$ref": format!("#/$defs/l{}", level + 1)});
+            definitions.insert(format!("l{level}"), json!({"allOf": [next, next]}));
+        }
+        definitions.insert("l30".into(), json!({"type": "string"}));
+        let schema = json!({"$defs": definitions, "$ref": "#/$defs/l0"});
+        assert_eq!(refused(&schema), one("/$ref", "too_long"));
+    }
+
+    #[test]
+    fn what_is_no_schema_is_refused_where_it_is_wrong() {
+        let schema = json!({"properties": {"a": {"type": "text"}}});
+        assert_eq!(refused(&schema), one("/properties/a/type", "invalid"));
+        assert_eq!(
+            refused(&json!({"$schema": "urn:x"})),
+            one("/$schema", "not_allowed")
+        );
+        let look_around = json!({"properties": {"a": {"pattern": "^(?=a)"}}});
+        assert_eq!(refused(&look_around).len(), 1);
+        let heavy = json!({"pattern": "(\\pL{100}){100}"});
+        assert_eq!(refused(&heavy).len(), 1);
+        let many: Vec<Value> = (0..40)
+            .map(|n| json!({"pattern": format!("{n}")}))
+            .collect();
+        assert_eq!(refused(&json!({"anyOf": many})), one("", "too_long"));
+        let long = json!({"description": "x".repeat(SCHEMA_BYTES)});
+        assert_eq!(refused(&long), one("", "too_long"));
+    }
+
+    async fn check(schema: &Value, payload: Value) -> Result<Value, Problem> {
+        let id = domain::id::Id::from_uuid(uuid::Uuid::nil());
+        Schemas::new()
+            .check((id, 1), Side::Input, Some(schema), payload)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_payload_is_judged_where_it_stands() {
+        let schema = json!({"type": "object", "required": ["n"],
+            "properties": {"n": {"type": "integer", "maximum": 3}}, "additionalProperties": false});
+        assert_eq!(
+            check(&schema, json!({"n": 3})).await.unwrap(),
+            json!({"n": 3})
+        );
+        let problem = check(&schema, json!({"n": 4, "m": 1})).await.unwrap_err();
+        let mut found: Vec<_> = problem
+            .errors
+            .iter()
+            .map(|f| (f.pointer.as_str(), f.code.as_ref()))
+            .collect();
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            [("/input/m", "unknown_field"), ("/input/n", "too_large")]
+        );
+        let problem = check(&schema, json!(1)).await.unwrap_err();
+        assert_eq!(problem.errors[0].pointer, "/input");
+        assert_eq!(problem.detail, "`input` must be an object, not a number.");
+    }
+
+    #[tokio::test]
+    async fn payloads_are_bounded() {
+        let problem = check(&json!({}), json!("x".repeat(PAYLOAD_BYTES)))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (problem.errors[0].pointer.as_str(), &*problem.errors[0].code),
+            ("/input", "too_long")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_that_would_take_long_is_not_made() {
+        let all: Vec<Value> = (0..1000).map(|_| json!({"type": "string"})).collect();
+        let schema = json!({"items": {"allOf": all}});
+        let problem = check(&schema, json!(vec![1; 100_000])).await.unwrap_err();
+        assert_eq!(&*problem.errors[0].code, "too_large");
+        let schema = json!({"items": {"type": "string"}});
+        let problem = check(&schema, json!(vec![1; 100_000])).await.unwrap_err();
+        assert_eq!(
+            (problem.errors.len(), &*problem.errors[0].code),
+            (1, "invalid")
+        );
+    }
+}
