@@ -310,7 +310,7 @@ impl Example for IssuedCredential {
 
 /// What a new credential is given; everything may be left out.
 #[derive(Object)]
-#[oai(rename = "NewCredential", example, deny_unknown_fields)]
+#[oai(rename = "NewCredential", example, deny_unknown_fields, skip_serializing_if_is_none)]
 pub(crate) struct NewCredentialRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -366,7 +366,7 @@ impl Example for NewCredentialRequest {
 
 /// How all credentials of a kind are replaced.
 #[derive(Object)]
-#[oai(example, deny_unknown_fields)]
+#[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct RotateCredentials {
     /// How long the old ones still work, seconds: 7 days at most. Never longer than they would
     /// have without the rotation.
@@ -401,7 +401,7 @@ impl Example for RotateCredentials {
 
 /// How one credential is replaced.
 #[derive(Object)]
-#[oai(example, deny_unknown_fields)]
+#[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct RotateCredential {
     /// How long the old one still works, seconds: 7 days at most. Never longer than it would
     /// have without the rotation.

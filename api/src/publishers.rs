@@ -166,7 +166,7 @@ impl Example for PublisherView {
 
 /// A publisher to make.
 #[derive(Object)]
-#[oai(rename = "NewPublisher", example, deny_unknown_fields)]
+#[oai(rename = "NewPublisher", example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct NewPublisherRequest {
     /// Its name in the operator's hands.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
@@ -249,7 +249,7 @@ impl Example for CreatedView {
 
 /// Quotas to change; those left out stay.
 #[derive(Object)]
-#[oai(example, deny_unknown_fields)]
+#[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct QuotasPatch {
     /// Live credentials of each kind.
     #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
@@ -284,7 +284,7 @@ impl QuotasPatch {
 
 /// What the operator changes of a publisher.
 #[derive(Object)]
-#[oai(rename = "PublisherPatch", example, deny_unknown_fields)]
+#[oai(rename = "PublisherPatch", example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct PatchRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -304,7 +304,7 @@ impl Example for PatchRequest {
 
 /// How a deleted publisher comes back.
 #[derive(Object)]
-#[oai(rename = "ResumePublisher", example, deny_unknown_fields)]
+#[oai(rename = "ResumePublisher", example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct ResumeRequest {
     /// A new slug, for a deleted publisher whose own is taken by now.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
@@ -400,7 +400,7 @@ impl Example for OwnView {
 
 /// What a publisher changes of itself.
 #[derive(Object)]
-#[oai(rename = "OwnPublisherPatch", example, deny_unknown_fields)]
+#[oai(rename = "OwnPublisherPatch", example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct OwnPatchRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
