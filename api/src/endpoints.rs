@@ -61,7 +61,12 @@ pub const DOCS: &[OperationDoc] = &[
 
 /// An endpoint to make.
 #[derive(Object, Clone, Debug)]
-#[oai(rename = "NewWebhookEndpoint", example, deny_unknown_fields)]
+#[oai(
+    rename = "NewWebhookEndpoint",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 pub struct NewEndpointBody {
     /// Where it is: an https URL on a public address, without credentials and fragment.
     #[oai(validator(min_length = 1, max_length = 2048))]
@@ -172,7 +177,12 @@ impl ToJSON for HeaderChange {
 
 /// What to change of an endpoint; what is left out stays.
 #[derive(Object, Clone, Debug)]
-#[oai(rename = "WebhookEndpointPatch", example, deny_unknown_fields)]
+#[oai(
+    rename = "WebhookEndpointPatch",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 pub struct EndpointPatchBody {
     /// Where it is.
     #[oai(validator(min_length = 1, max_length = 2048))]

@@ -384,7 +384,7 @@ impl Example for ClaimedRuns {
 
 /// A run to create.
 #[derive(Object, Clone, Debug)]
-#[oai(example, deny_unknown_fields)]
+#[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 pub struct NewRunBody {
     /// What the run is given: any JSON that the pipeline's input schema takes, at most 256 KiB.
     input: Value,
