@@ -124,16 +124,24 @@ async fn types_of<C: ConnectionTrait>(
 
 async fn with_type<C: ConnectionTrait>(db: &C, row: deliveries::Model) -> Result<Delivery> {
     let mut types = types_of(db, row.publisher_id, std::iter::once(row.event_id)).await?;
-    let event_type = types.remove(&row.event_id).ok_or_else(|| damaged("delivery"))?;
+    let event_type = types
+        .remove(&row.event_id)
+        .ok_or_else(|| damaged("delivery"))?;
     Ok(delivery_of(row, event_type))
 }
 
 /// Refuses a retry that nobody would make.
 async fn check_endpoint(tx: &Tx, row: &deliveries::Model) -> Result<()> {
     let key = (row.publisher_id, row.endpoint_id);
-    let endpoint = webhook_endpoints::Entity::find_by_id(key).one(tx.db()).await?;
+    let endpoint = webhook_endpoints::Entity::find_by_id(key)
+        .one(tx.db())
+        .await?;
     let open = endpoint.is_some_and(|found| found.enabled && found.deleted_at.is_none());
-    if open { Ok(()) } else { Err(Code::EndpointDisabled.into()) }
+    if open {
+        Ok(())
+    } else {
+        Err(Code::EndpointDisabled.into())
+    }
 }
 
 impl Scoped {
@@ -158,22 +166,28 @@ impl Scoped {
         if let Some(after) = page.after {
             query = query.filter(Column::Id.lt(after));
         }
-        let rows = query.order_by_desc(Column::Id).limit(page.fetch()).all(db).await?;
+        let rows = query
+            .order_by_desc(Column::Id)
+            .limit(page.fetch())
+            .all(db)
+            .await?;
         let types = types_of(db, owner, rows.iter().map(|row| row.event_id)).await?;
         page.cut(rows, |row| row.id).try_map(|row| {
             let event_type = types.get(&row.event_id).cloned();
-            Ok(delivery_of(row, event_type.ok_or_else(|| damaged("delivery"))?))
+            Ok(delivery_of(
+                row,
+                event_type.ok_or_else(|| damaged("delivery"))?,
+            ))
         })
     }
 
     /// One delivery with its attempts, oldest first.
-    pub async fn delivery(
-        &self,
-        id: DeliveryId,
-    ) -> Result<(Delivery, Vec<Attempt>), StoreError> {
+    pub async fn delivery(&self, id: DeliveryId) -> Result<(Delivery, Vec<Attempt>), StoreError> {
         use delivery_attempts::Column;
         let (db, owner) = (self.store.read(), self.scope.uuid());
-        let row = deliveries::Entity::find_by_id((owner, id.uuid())).one(db).await?;
+        let row = deliveries::Entity::find_by_id((owner, id.uuid()))
+            .one(db)
+            .await?;
         let row = row.ok_or_else(Problem::not_found)?;
         let attempts = delivery_attempts::Entity::find()
             .filter(Column::PublisherId.eq(owner))

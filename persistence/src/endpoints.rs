@@ -83,9 +83,8 @@ pub struct NewEndpoint {
     pub send_bearer: Option<bool>,
 }
 
-/// What changes of an endpoint; `None` leaves a member as it is.
+/// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::option_option, reason = "a merge patch tells absent from null")]
 pub struct EndpointPatch {
     /// Where it is.
     pub url: Option<String>,
@@ -112,8 +111,7 @@ impl Endpoint {
             event_types: serde_json::from_str(&row.event_types)
                 .map_err(|_| damaged("list of event types"))?,
             pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
-            headers: serde_json::from_str(&row.headers)
-                .map_err(|_| damaged("list of headers"))?,
+            headers: serde_json::from_str(&row.headers).map_err(|_| damaged("list of headers"))?,
             enabled: row.enabled,
             disabled_reason: row.disabled_reason,
             send_bearer: row.send_bearer,
@@ -144,7 +142,9 @@ fn check_types(event_types: &[String]) -> Result<()> {
 }
 
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
-    let row = publishers::Entity::find_by_id(publisher).one(tx.db()).await?;
+    let row = publishers::Entity::find_by_id(publisher)
+        .one(tx.db())
+        .await?;
     let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.webhook_endpoints;
     let live = live(publisher).count(tx.db()).await?;
     if live >= u64::from(limit) {
@@ -174,19 +174,33 @@ fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {
 
 async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_endpoints::Model> {
     let query = live(publisher).filter(webhook_endpoints::Column::Id.eq(id.uuid()));
-    query.one(tx.db()).await?.ok_or_else(|| Problem::not_found().into())
+    query
+        .one(tx.db())
+        .await?
+        .ok_or_else(|| Problem::not_found().into())
 }
 
 async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_endpoints::Model> {
-    let row =
-        webhook_endpoints::Model { revision: row.revision + 1, updated_at: tx.now.ms(), ..row };
+    let row = webhook_endpoints::Model {
+        revision: row.revision + 1,
+        updated_at: tx.now.ms(),
+        ..row
+    };
     let active = row.into_active_model().reset_all();
-    Ok(webhook_endpoints::Entity::update(active).exec(tx.db()).await?)
+    Ok(webhook_endpoints::Entity::update(active)
+        .exec(tx.db())
+        .await?)
 }
 
 async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint> {
     check_types(&new.event_types)?;
-    check_known(tx, publisher, new.pipelines.as_deref().unwrap_or_default(), "/pipelines").await?;
+    check_known(
+        tx,
+        publisher,
+        new.pipelines.as_deref().unwrap_or_default(),
+        "/pipelines",
+    )
+    .await?;
     check_quota(tx, publisher).await?;
     let send_bearer = match new.send_bearer {
         Some(wish) => wish,
@@ -209,7 +223,9 @@ async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint>
         deleted_at: None,
     };
     let active = row.clone().into_active_model().reset_all();
-    webhook_endpoints::Entity::insert(active).exec_without_returning(tx.db()).await?;
+    webhook_endpoints::Entity::insert(active)
+        .exec_without_returning(tx.db())
+        .await?;
     Endpoint::of_row(row)
 }
 
@@ -226,18 +242,37 @@ fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
 
 /// Applies a patch but for `enabled`; answers the names of the members that it changed.
 fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'static str> {
-    let event_types = patch.event_types.as_ref().map(|types| json!(types).to_string());
-    let pipelines = patch.pipelines.as_ref().map(|slugs| slugs.as_deref().map(slugs_text));
-    let headers = patch.headers.as_ref().map(|headers| json!(headers).to_string());
+    let event_types = patch
+        .event_types
+        .as_ref()
+        .map(|types| json!(types).to_string());
+    let pipelines = patch
+        .pipelines
+        .as_ref()
+        .map(|slugs| slugs.as_deref().map(slugs_text));
+    let headers = patch
+        .headers
+        .as_ref()
+        .map(|headers| json!(headers).to_string());
     let members = [
         ("url", replace(&mut row.url, patch.url.clone())),
-        ("description", replace(&mut row.description, patch.description.clone())),
+        (
+            "description",
+            replace(&mut row.description, patch.description.clone()),
+        ),
         ("event_types", replace(&mut row.event_types, event_types)),
         ("pipelines", replace(&mut row.pipelines, pipelines)),
         ("headers", replace(&mut row.headers, headers)),
-        ("send_bearer", replace(&mut row.send_bearer, patch.send_bearer)),
+        (
+            "send_bearer",
+            replace(&mut row.send_bearer, patch.send_bearer),
+        ),
     ];
-    members.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+    members
+        .into_iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// The change itself. Values do not stand in the audit log, since URLs and headers may hold
@@ -263,8 +298,11 @@ async fn update(
     }
     if replace(&mut row.enabled, patch.enabled) {
         row.disabled_reason = reason(row.enabled);
-        let action =
-            if row.enabled { Action::EndpointEnabled } else { Action::EndpointDisabled };
+        let action = if row.enabled {
+            Action::EndpointEnabled
+        } else {
+            Action::EndpointDisabled
+        };
         lines.push(entry(action, "endpoint", id, json!({})));
         if row.enabled {
             // What waited may be due.
@@ -276,7 +314,9 @@ async fn update(
     }
     let endpoint = Endpoint::of_row(write_row(tx, row).await?)?;
     let audited = Audited::unchanged(endpoint);
-    Ok(lines.into_iter().fold(audited, |audited, line| audited.and(&[publisher], line)))
+    Ok(lines
+        .into_iter()
+        .fold(audited, |audited, line| audited.and(&[publisher], line)))
 }
 
 /// Ends what is on its way to an endpoint; an attempt under way loses its fence, so that its

@@ -77,15 +77,25 @@ impl Listener {
             .map(|word| Filter::parse(word).ok_or_else(|| damaged("event type filter")))
             .collect::<Result<_>>()?;
         let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
-        Ok(Self { endpoint, types, pipelines })
+        Ok(Self {
+            endpoint,
+            types,
+            pipelines,
+        })
     }
 
     /// An endpoint that is limited to pipelines hears only what happens in those.
     fn wants(&self, event: &NewEvent<'_>) -> bool {
         let in_reach = self.pipelines.as_ref().is_none_or(|some| {
-            event.pipeline.is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
+            event
+                .pipeline
+                .is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
         });
-        in_reach && self.types.iter().any(|filter| filter.matches(event.event_type))
+        in_reach
+            && self
+                .types
+                .iter()
+                .any(|filter| filter.matches(event.event_type))
     }
 }
 
@@ -130,8 +140,13 @@ fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> del
 
 async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
     for part in rows.chunks(ROWS_A_STATEMENT) {
-        let part = part.iter().cloned().map(|row| row.into_active_model().reset_all());
-        events::Entity::insert_many(part).exec_without_returning(tx.db()).await?;
+        let part = part
+            .iter()
+            .cloned()
+            .map(|row| row.into_active_model().reset_all());
+        events::Entity::insert_many(part)
+            .exec_without_returning(tx.db())
+            .await?;
     }
     Ok(())
 }
@@ -141,8 +156,13 @@ async fn insert_deliveries(tx: &Tx, rows: Vec<deliveries::Model>) -> Result<()> 
         tx.writes_deliveries();
     }
     for part in rows.chunks(ROWS_A_STATEMENT) {
-        let part = part.iter().cloned().map(|row| row.into_active_model().reset_all());
-        deliveries::Entity::insert_many(part).exec_without_returning(tx.db()).await?;
+        let part = part
+            .iter()
+            .cloned()
+            .map(|row| row.into_active_model().reset_all());
+        deliveries::Entity::insert_many(part)
+            .exec_without_returning(tx.db())
+            .await?;
     }
     Ok(())
 }
@@ -155,7 +175,16 @@ pub(crate) async fn emit(
     data: &Value,
     pipeline: Option<&str>,
 ) -> Result<()> {
-    emit_all(tx, publisher, &[NewEvent { event_type, data, pipeline }]).await
+    emit_all(
+        tx,
+        publisher,
+        &[NewEvent {
+            event_type,
+            data,
+            pipeline,
+        }],
+    )
+    .await
 }
 
 /// Writes several events of one publisher; their identifiers sort in the order given.
@@ -185,7 +214,16 @@ pub(crate) async fn emit_to(
     data: &Value,
 ) -> Result<Event> {
     let id = EventId::generate(tx.now);
-    let row = event_row(tx, publisher, id, &NewEvent { event_type, data, pipeline: None });
+    let row = event_row(
+        tx,
+        publisher,
+        id,
+        &NewEvent {
+            event_type,
+            data,
+            pipeline: None,
+        },
+    );
     insert_events(tx, vec![row.clone()]).await?;
     insert_deliveries(tx, vec![delivery_row(tx, publisher, id, endpoint)]).await?;
     Ok(Event::of_row(row))
@@ -200,7 +238,9 @@ impl Scoped {
         if self.scope.pipelines().is_none() {
             return query;
         }
-        let of_runs = RunStatus::ALL.into_iter().map(|status| OwnType::of_run(status).as_str());
+        let of_runs = RunStatus::ALL
+            .into_iter()
+            .map(|status| OwnType::of_run(status).as_str());
         query.filter(Column::EventType.is_not_in(of_runs))
     }
 
@@ -220,12 +260,15 @@ impl Scoped {
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
         let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(|row| Ok(Event::of_row(row)))
+        page.cut(rows, |row| row.id)
+            .try_map(|row| Ok(Event::of_row(row)))
     }
 
     /// One event.
     pub async fn event(&self, id: EventId) -> Result<Event, StoreError> {
-        let query = self.visible_events().filter(events::Column::Id.eq(id.uuid()));
+        let query = self
+            .visible_events()
+            .filter(events::Column::Id.eq(id.uuid()));
         let row = query.one(self.store.read()).await?;
         Ok(Event::of_row(row.ok_or_else(Problem::not_found)?))
     }

@@ -98,7 +98,9 @@ async fn live_row(
 
 async fn definition_at(tx: &Tx, row: &pipelines::Model) -> Result<Definition> {
     let key = (row.publisher_id, row.id, row.version);
-    let version = pipeline_versions::Entity::find_by_id(key).one(tx.db()).await?;
+    let version = pipeline_versions::Entity::find_by_id(key)
+        .one(tx.db())
+        .await?;
     definition_of(&version.ok_or_else(|| damaged("pipeline version"))?)
 }
 
@@ -156,7 +158,9 @@ async fn insert_version(tx: &Tx, row: &pipelines::Model, definition: &Definition
 
 /// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
-    let row = publishers::Entity::find_by_id(publisher).one(tx.db()).await?;
+    let row = publishers::Entity::find_by_id(publisher)
+        .one(tx.db())
+        .await?;
     let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.pipelines;
     let live = pipelines::Entity::find()
         .filter(pipelines::Column::PublisherId.eq(publisher))
@@ -187,20 +191,30 @@ async fn register(
         updated_at: tx.now.ms(),
     };
     let active: pipelines::ActiveModel = row.clone().into();
-    pipelines::Entity::insert(active.reset_all()).exec_without_returning(tx.db()).await?;
+    pipelines::Entity::insert(active.reset_all())
+        .exec_without_returning(tx.db())
+        .await?;
     insert_version(tx, &row, definition).await?;
     Ok(Pipeline::of_rows(row, definition.clone()))
 }
 
 async fn write_row(tx: &Tx, row: pipelines::Model) -> Result<pipelines::Model> {
-    let row = pipelines::Model { revision: row.revision + 1, updated_at: tx.now.ms(), ..row };
+    let row = pipelines::Model {
+        revision: row.revision + 1,
+        updated_at: tx.now.ms(),
+        ..row
+    };
     let active: pipelines::ActiveModel = row.into();
-    Ok(pipelines::Entity::update(active.reset_all()).exec(tx.db()).await?)
+    Ok(pipelines::Entity::update(active.reset_all())
+        .exec(tx.db())
+        .await?)
 }
 
 async fn has_unfinished_runs(tx: &Tx, row: &pipelines::Model) -> Result<bool> {
-    let unfinished =
-        RunStatus::ALL.into_iter().filter(|status| !status.is_final()).map(RunStatus::as_str);
+    let unfinished = RunStatus::ALL
+        .into_iter()
+        .filter(|status| !status.is_final())
+        .map(RunStatus::as_str);
     let found = runs::Entity::find()
         .select_only()
         .column(runs::Column::Id)
@@ -226,8 +240,7 @@ impl Store {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
             entry(action, "pipeline", pipeline.id, facts)
         };
-        let Some(row) = live_row(tx, publisher, slug.as_str(), LockType::NoKeyUpdate).await?
-        else {
+        let Some(row) = live_row(tx, publisher, slug.as_str(), LockType::NoKeyUpdate).await? else {
             if if_match.is_some() {
                 return Err(Code::PreconditionFailed.into());
             }
@@ -237,9 +250,15 @@ impl Store {
         };
         check_revision(if_match, row.revision)?;
         if definition_at(tx, &row).await? == *definition {
-            return Ok(Audited::unchanged((Pipeline::of_rows(row, definition.clone()), false)));
+            return Ok(Audited::unchanged((
+                Pipeline::of_rows(row, definition.clone()),
+                false,
+            )));
         }
-        let row = pipelines::Model { version: row.version + 1, ..row };
+        let row = pipelines::Model {
+            version: row.version + 1,
+            ..row
+        };
         insert_version(tx, &row, definition).await?;
         let pipeline = Pipeline::of_rows(write_row(tx, row).await?, definition.clone());
         let line = line(Action::PipelineUpdated, &pipeline);
@@ -273,7 +292,9 @@ impl Scoped {
                 context,
                 owner,
                 |tx| async move {
-                    store.put_pipeline(&tx, owner, slug, definition, if_match).await
+                    store
+                        .put_pipeline(&tx, owner, slug, definition, if_match)
+                        .await
                 },
                 render,
             )
@@ -312,7 +333,8 @@ impl Scoped {
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
         let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
+        page.cut(rows, |(row, _)| row.id)
+            .try_map(Pipeline::of_joined)
     }
 
     /// Removes a pipeline without unfinished runs. Its finished runs stay, and its slug is free.
@@ -342,7 +364,14 @@ impl Scoped {
                         return Err(Code::PipelineInUse.into());
                     }
                     let id = PipelineId::from_uuid(row.id);
-                    write_row(&tx, pipelines::Model { live_slug: None, ..row }).await?;
+                    write_row(
+                        &tx,
+                        pipelines::Model {
+                            live_slug: None,
+                            ..row
+                        },
+                    )
+                    .await?;
                     let facts = json!({ "slug": slug });
                     let line = entry(Action::PipelineDeleted, "pipeline", id, facts);
                     Ok(Audited::new((), owner, line))

@@ -19,9 +19,10 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
-    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, DbBackend, EntityTrait as _,
-    IntoActiveModel as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _,
-    Statement, TryInsertResult,
+    ActiveModelTrait as _,
+    ActiveValue::Set,
+    ColumnTrait as _, DbBackend, EntityTrait as _, IntoActiveModel as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _, QueryTrait as _, Statement, TryInsertResult,
     sea_query::{LockBehavior, LockType, OnConflict},
 };
 use secrecy::SecretString;
@@ -196,7 +197,9 @@ pub struct RunFilter {
 ///
 /// The caller adds the claim's hash and lease when the row is running afterwards.
 fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) -> Result<Option<RunStatus>> {
-    let Some(status) = status_of(row)?.after(change) else { return Ok(None) };
+    let Some(status) = status_of(row)?.after(change) else {
+        return Ok(None);
+    };
     status.as_str().clone_into(&mut row.status);
     row.revision += 1;
     if status == RunStatus::Running {
@@ -243,7 +246,10 @@ async fn save(tx: &Tx, row: &runs::Model) -> Result<()> {
 
 /// Writes the events of runs that just arrived where they stand, all of one publisher.
 async fn tell(tx: &Tx, publisher: Uuid, runs: &[&Run]) -> Result<()> {
-    let data: Vec<Value> = runs.iter().map(|run| json!({ "run": run.without_input() })).collect();
+    let data: Vec<Value> = runs
+        .iter()
+        .map(|run| json!({ "run": run.without_input() }))
+        .collect();
     let news: Vec<NewEvent<'_>> = runs
         .iter()
         .zip(&data)
@@ -320,9 +326,10 @@ fn claim_new(
 /// Inserts the row unless the pipeline has a run of its external identifier already.
 async fn insert_new(tx: &Tx, row: &runs::Model) -> Result<bool> {
     use runs::Column;
-    let by_name = OnConflict::columns([Column::PublisherId, Column::PipelineId, Column::ExternalId])
-        .do_nothing()
-        .to_owned();
+    let by_name =
+        OnConflict::columns([Column::PublisherId, Column::PipelineId, Column::ExternalId])
+            .do_nothing()
+            .to_owned();
     let inserted = runs::Entity::insert(row.clone().into_active_model().reset_all())
         .on_conflict(by_name)
         .try_insert()
@@ -341,7 +348,11 @@ async fn first_of_name(tx: &Tx, row: &runs::Model) -> Result<CreatedRun> {
         .await?;
     // Swept between the two statements: the whole transaction begins anew.
     let found = found.ok_or_else(|| StoreError::Conflict("a run was swept meanwhile".into()))?;
-    Ok(CreatedRun { run: Run::of_row(found)?, claim: None, existed: true })
+    Ok(CreatedRun {
+        run: Run::of_row(found)?,
+        claim: None,
+        existed: true,
+    })
 }
 
 /// How a claim passes over rows that another one is taking right now. SQLite has one writer and
@@ -372,9 +383,13 @@ impl Claim<'_> {
         let mut sql = Sql::new(
             "WITH picked AS MATERIALIZED (SELECT publisher_id, id FROM runs WHERE publisher_id = ",
         );
-        sql.bind(self.publisher).push(" AND status = 'queued' AND not_before <= ").bind(now);
+        sql.bind(self.publisher)
+            .push(" AND status = 'queued' AND not_before <= ")
+            .bind(now);
         if let Some(slugs) = &self.pipelines {
-            sql.push(" AND pipeline_slug IN (").bind_list(slugs.iter().copied()).push(")");
+            sql.push(" AND pipeline_slug IN (")
+                .bind_list(slugs.iter().copied())
+                .push(")");
         }
         let places = 1_i64..;
         let limit = i64::try_from(self.hashes.len()).unwrap_or(1);
@@ -387,7 +402,11 @@ impl Claim<'_> {
                  SELECT publisher_id, id, row_number() OVER (ORDER BY id) AS place FROM picked), \
                  hashes (place, hash) AS (",
             )
-            .values(places.zip(hashes).map(|(place, hash)| vec![place.into(), hash.into()]))
+            .values(
+                places
+                    .zip(hashes)
+                    .map(|(place, hash)| vec![place.into(), hash.into()]),
+            )
             .push(
                 ") UPDATE runs SET status = 'running', attempt = attempt + 1, \
                  revision = revision + 1, claimed_by = ",
@@ -447,18 +466,31 @@ impl Scoped {
                     }
                     let mut row = queued_row(context, owner, &pipeline, new, tx.now)?;
                     let created = Run::of_row(row.clone())?;
-                    let claim = match new.claim {
-                        true => Some(claim_new(&mut row, context, tx.now)?),
-                        false => None,
+                    let claim = if new.claim {
+                        Some(claim_new(&mut row, context, tx.now)?)
+                    } else {
+                        None
                     };
                     if !insert_new(&tx, &row).await? {
                         return first_of_name(&tx, &row).await;
                     }
                     let run = Run::of_row(row)?;
                     let arrivals = [&created, &run];
-                    tell(&tx, owner, if claim.is_some() { &arrivals } else { &arrivals[..1] })
-                        .await?;
-                    Ok(CreatedRun { run, claim, existed: false })
+                    tell(
+                        &tx,
+                        owner,
+                        if claim.is_some() {
+                            &arrivals
+                        } else {
+                            &arrivals[..1]
+                        },
+                    )
+                    .await?;
+                    Ok(CreatedRun {
+                        run,
+                        claim,
+                        existed: false,
+                    })
                 },
                 render,
             )
@@ -526,7 +558,11 @@ impl Scoped {
     ) -> Result<Vec<Claimed>, StoreError> {
         let asked = pipelines.or(self.scope.pipelines());
         let reach: Option<Vec<&str>> = asked.map(|slugs| {
-            slugs.iter().map(Slug::as_str).filter(|slug| self.scope.reaches(slug)).collect()
+            slugs
+                .iter()
+                .map(Slug::as_str)
+                .filter(|slug| self.scope.reaches(slug))
+                .collect()
         });
         if reach.as_ref().is_some_and(Vec::is_empty) {
             return Ok(Vec::new());
@@ -550,8 +586,10 @@ impl Scoped {
                     .all(tx.db())
                     .await?;
                 rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
-                let taken: Vec<Claimed> =
-                    rows.into_iter().map(|row| claimed(row, &tokens)).collect::<Result<_>>()?;
+                let taken: Vec<Claimed> = rows
+                    .into_iter()
+                    .map(|row| claimed(row, &tokens))
+                    .collect::<Result<_>>()?;
                 let started: Vec<&Run> = taken.iter().map(|claimed| &claimed.run).collect();
                 tell(&tx, owner, &started).await?;
                 Ok(taken)
@@ -664,7 +702,11 @@ fn check_claim(row: &runs::Model, claim: &str, now: Timestamp) -> Result<()> {
     let stored = row.claim_hash.as_deref().and_then(TokenHash::from_stored);
     let matches = stored.is_some_and(|hash| hash.matches(&TokenHash::of(claim)));
     let holds = row.lease_expires_at.is_some_and(|until| until > now.ms());
-    if matches && holds { Ok(()) } else { Err(Code::ClaimLost.into()) }
+    if matches && holds {
+        Ok(())
+    } else {
+        Err(Code::ClaimLost.into())
+    }
 }
 
 impl System {
@@ -678,11 +720,18 @@ impl System {
                 let (mut requeued, mut expired) = (0, BTreeMap::<Uuid, Vec<Run>>::new());
                 for mut row in overdue(&tx, limit).await? {
                     let used_up = row.attempt >= row.max_attempts;
-                    let change = if used_up { RunChange::Expire } else { RunChange::Requeue };
+                    let change = if used_up {
+                        RunChange::Expire
+                    } else {
+                        RunChange::Requeue
+                    };
                     advance(&mut row, change, tx.now)?.ok_or_else(|| damaged("lease"))?;
                     save(&tx, &row).await?;
                     if used_up {
-                        expired.entry(row.publisher_id).or_default().push(Run::of_row(row)?);
+                        expired
+                            .entry(row.publisher_id)
+                            .or_default()
+                            .push(Run::of_row(row)?);
                     } else {
                         requeued += 1;
                     }

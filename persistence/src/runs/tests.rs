@@ -1,0 +1,808 @@
+//! Pipelines and runs, on both engines.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use domain::{limits::Quotas, pipeline::Definition};
+use secrecy::ExposeSecret as _;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::{
+    PublisherPatch, Scope,
+    audit::AuditFilter,
+    fixture::{Fixture, context, engines, no_content},
+};
+
+/// What a change's answer was made from.
+pub(crate) struct Slot<T>(Mutex<Option<T>>);
+
+impl<T: Clone> Slot<T> {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    pub(crate) fn keep(&self, value: &T) -> Answer {
+        *self.0.lock().unwrap() = Some(value.clone());
+        no_content()
+    }
+
+    pub(crate) fn take(self) -> T {
+        self.0.into_inner().unwrap().unwrap()
+    }
+}
+
+pub(crate) const PAGE: PageRequest<Uuid> = PageRequest {
+    limit: 200,
+    after: None,
+};
+
+pub(crate) fn slug(text: &str) -> Slug {
+    Slug::parse(text).unwrap()
+}
+
+pub(crate) fn code<T>(result: Result<T>) -> Code {
+    match result {
+        Err(StoreError::Refused(problem)) => problem.code,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it was not refused"),
+    }
+}
+
+pub(crate) fn definition() -> Definition {
+    Definition {
+        display_name: "Nightly".into(),
+        description: None,
+        input_schema: Some(json!({ "type": "object" })),
+        output_schema: None,
+        subcommands: BTreeMap::new(),
+        lease_seconds: 60,
+        max_attempts: 2,
+        retention_days: 3,
+    }
+}
+
+/// A publisher's handle, with one pipeline of each of these names.
+pub(crate) async fn house(fixture: &Fixture, name: &str, pipelines: &[&str]) -> Scoped {
+    let publisher = fixture.publisher(name).await.publisher.id;
+    let scoped = fixture.store.scoped(&Scope::of_row(publisher.uuid(), None));
+    for pipeline in pipelines {
+        put(&scoped, pipeline, definition()).await.unwrap();
+    }
+    scoped
+}
+
+fn limited(all: &Scoped, pipelines: &[&str]) -> Scoped {
+    let slugs: Arc<[Slug]> = pipelines.iter().map(|name| slug(name)).collect();
+    Scoped {
+        store: all.store.clone(),
+        scope: Scope::of_row(all.scope.uuid(), Some(slugs)),
+    }
+}
+
+async fn put(scoped: &Scoped, name: &str, new: Definition) -> Result<(Pipeline, bool)> {
+    let slot = Slot::new();
+    scoped
+        .put_pipeline(&context(), slug(name), new, None, |put| slot.keep(put))
+        .await?;
+    Ok(slot.take())
+}
+
+async fn delete(scoped: &Scoped, name: &str) -> Result<Answer> {
+    scoped
+        .delete_pipeline(&context(), name, None, |()| no_content())
+        .await
+}
+
+pub(crate) fn new_run(pipeline: &str) -> NewRun {
+    NewRun {
+        pipeline: pipeline.into(),
+        input: json!({ "a": [1, "ä"] }),
+        external_id: None,
+        priority: 5,
+        not_before: None,
+        claim: false,
+    }
+}
+
+pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
+    let slot = Slot::new();
+    scoped
+        .create_run(&context(), new, |created| slot.keep(created))
+        .await?;
+    Ok(slot.take())
+}
+
+async fn claim(scoped: &Scoped, max: u32) -> Vec<Claimed> {
+    scoped.claim_runs(&context(), None, max).await.unwrap()
+}
+
+async fn complete(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
+    let slot = Slot::new();
+    let output = json!({ "rows": 7 });
+    scoped
+        .complete_run(&context(), id, claim, output, |run| slot.keep(run))
+        .await?;
+    Ok(slot.take())
+}
+
+async fn fail(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
+    let slot = Slot::new();
+    let error = json!({ "message": "no" });
+    scoped
+        .fail_run(&context(), id, claim, error, |run| slot.keep(run))
+        .await?;
+    Ok(slot.take())
+}
+
+async fn cancel(scoped: &Scoped, id: RunId) -> Result<Run> {
+    let slot = Slot::new();
+    scoped
+        .cancel_run(&context(), id, |run| slot.keep(run))
+        .await?;
+    Ok(slot.take())
+}
+
+/// Events of one millisecond are in order only within one transaction.
+fn tick(fixture: &Fixture) {
+    fixture.clock.advance(Duration::from_millis(1));
+}
+
+/// The types of all events, oldest first.
+async fn told(scoped: &Scoped) -> Vec<String> {
+    let page = scoped.events(None, PAGE).await.unwrap();
+    page.items
+        .into_iter()
+        .rev()
+        .map(|event| event.event_type)
+        .collect()
+}
+
+async fn logged(scoped: &Scoped) -> Vec<String> {
+    let page = PageRequest {
+        limit: 200,
+        after: None,
+    };
+    let rows = scoped
+        .audit(&AuditFilter::default(), page)
+        .await
+        .unwrap()
+        .items;
+    let ours = rows
+        .into_iter()
+        .rev()
+        .filter(|row| row.target_kind == "pipeline");
+    ours.map(|row| row.action).collect()
+}
+
+#[tokio::test]
+async fn a_pipeline_has_a_new_version_only_when_it_changes() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &[]).await;
+        let (first, created) = put(&mine, "nightly", definition()).await.unwrap();
+        assert!(created);
+        assert_eq!((first.version, first.revision), (1, 1));
+        let (same, created) = put(&mine, "nightly", definition()).await.unwrap();
+        assert!(!created);
+        assert_eq!(same, first);
+        let changed = Definition {
+            lease_seconds: 90,
+            ..definition()
+        };
+        let (second, created) = put(&mine, "nightly", changed.clone()).await.unwrap();
+        assert!(!created);
+        assert_eq!((second.version, second.revision), (2, 2));
+        assert_eq!(second.definition, changed);
+        assert_eq!(mine.pipeline("nightly").await.unwrap(), second);
+        assert_eq!(mine.pipelines(PAGE).await.unwrap().items, [second]);
+        assert_eq!(
+            logged(&mine).await,
+            ["pipeline.created", "pipeline.updated"]
+        );
+
+        for (name, revision) in [("nightly", 1), ("other", 1)] {
+            let (by, seen) = (context(), Some(revision));
+            let stale = mine.put_pipeline(&by, slug(name), definition(), seen, |_| no_content());
+            assert_eq!(code(stale.await), Code::PreconditionFailed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_keeps_the_version_that_it_was_created_with() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        put(
+            &mine,
+            "nightly",
+            Definition {
+                lease_seconds: 90,
+                ..definition()
+            },
+        )
+        .await
+        .unwrap();
+        let claimed = claim(&mine, 1).await.remove(0);
+        assert_eq!((claimed.run.id, claimed.run.pipeline_version), (run.id, 1));
+        assert_eq!(
+            claimed.expires_at.since(mine.store.now()),
+            Duration::from_mins(1)
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_quota_of_pipelines_holds() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["one"]).await;
+        let quotas = Quotas {
+            pipelines: 1,
+            ..Quotas::default()
+        };
+        let patch = PublisherPatch {
+            quotas: Some(quotas),
+            ..PublisherPatch::default()
+        };
+        let system = fixture.store.system();
+        let publisher = mine.scope.publisher();
+        let by = context();
+        let set = system.update_publisher(&by, publisher, patch, None, |_| no_content());
+        set.await.unwrap();
+        assert_eq!(
+            code(put(&mine, "two", definition()).await),
+            Code::QuotaExceeded
+        );
+        put(
+            &mine,
+            "one",
+            Definition {
+                max_attempts: 9,
+                ..definition()
+            },
+        )
+        .await
+        .unwrap();
+        delete(&mine, "one").await.unwrap();
+        put(&mine, "two", definition()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_goes_only_without_unfinished_runs_and_frees_its_slug() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        assert_eq!(code(delete(&mine, "nightly").await), Code::PipelineInUse);
+        cancel(&mine, run.id).await.unwrap();
+        delete(&mine, "nightly").await.unwrap();
+        assert_eq!(code(delete(&mine, "nightly").await), Code::NotFound);
+        assert_eq!(code(mine.pipeline("nightly").await), Code::NotFound);
+        assert_eq!(
+            code(create(&mine, new_run("nightly")).await),
+            Code::NotFound
+        );
+        assert_eq!(mine.run(run.id).await.unwrap().status, RunStatus::Cancelled);
+        let (again, created) = put(&mine, "nightly", definition()).await.unwrap();
+        assert!(created);
+        assert_eq!(again.version, 1);
+        assert_eq!(
+            logged(&mine).await,
+            ["pipeline.created", "pipeline.deleted", "pipeline.created"]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_deleted_while_runs_are_created_leaves_none_behind() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &[]).await;
+        for round in 0..15 {
+            let name = format!("p-{round}");
+            put(&mine, &name, definition()).await.unwrap();
+            let mut tasks = JoinSet::new();
+            for _ in 0..3 {
+                let (mine, name) = (mine.clone(), name.clone());
+                tasks.spawn(async move { create(&mine, new_run(&name)).await.is_ok() });
+            }
+            let deleted = delete(&mine, &name).await.is_ok();
+            let created = tasks.join_all().await.contains(&true);
+            assert!(!(deleted && created), "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_goes_from_creation_to_success() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let created = create(&mine, new_run("nightly")).await.unwrap();
+        assert!(!created.existed && created.claim.is_none());
+        let run = created.run;
+        assert_eq!(
+            (run.status, run.attempt, run.revision),
+            (RunStatus::Queued, 0, 1)
+        );
+        assert_eq!(
+            (run.created_by_kind.as_str(), run.created_by_id.as_str()),
+            ("system", "test")
+        );
+        assert_eq!(mine.run(run.id).await.unwrap(), run);
+
+        fixture.clock.advance(Duration::from_secs(1));
+        let claimed = claim(&mine, 5).await.remove(0);
+        assert_eq!(
+            token::recognise(claimed.token.expose_secret()),
+            Some(Prefix::Claim)
+        );
+        assert_eq!(
+            (claimed.run.status, claimed.run.attempt),
+            (RunStatus::Running, 1)
+        );
+        assert_eq!(claimed.run.input, run.input);
+        assert_eq!(mine.run(run.id).await.unwrap(), claimed.run);
+        assert!(claim(&mine, 5).await.is_empty());
+
+        fixture.clock.advance(Duration::from_secs(1));
+        let done = complete(&mine, run.id, claimed.token.expose_secret())
+            .await
+            .unwrap();
+        assert_eq!(done.status, RunStatus::Succeeded);
+        assert_eq!(done.output, Some(json!({ "rows": 7 })));
+        assert_eq!(done.finished_at, Some(mine.store.now()));
+        assert_eq!((done.lease_expires_at, done.revision), (None, 3));
+        assert_eq!(mine.run(run.id).await.unwrap(), done);
+        assert_eq!(
+            told(&mine).await,
+            ["run.created", "run.started", "run.succeeded"]
+        );
+
+        let last = mine
+            .events(Some("run.succeeded"), PAGE)
+            .await
+            .unwrap()
+            .items
+            .remove(0);
+        let body: Value = serde_json::from_str(&last.body).unwrap();
+        assert_eq!(body["data"]["run"], done.without_input());
+        assert!(body["data"]["run"].get("input").is_none());
+        let swept = "runs WHERE sweep_at = finished_at + 3 * 86400000";
+        assert_eq!(fixture.count(swept).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn only_the_present_claim_finishes_a_run() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        assert_eq!(
+            code(complete(&mine, run.id, "stm_claim_x").await),
+            Code::ClaimLost
+        );
+        tick(&fixture);
+        let first = claim(&mine, 1).await.remove(0);
+        assert_eq!(
+            code(fail(&mine, run.id, "stm_claim_x").await),
+            Code::ClaimLost
+        );
+        fixture.clock.advance(Duration::from_mins(1));
+        // The lease is over to the millisecond, swept or not.
+        let late = first.token.expose_secret();
+        assert_eq!(code(complete(&mine, run.id, late).await), Code::ClaimLost);
+        assert_eq!(
+            fixture.store.system().expire_leases(10).await.unwrap(),
+            (1, 0)
+        );
+        let second = claim(&mine, 1).await.remove(0);
+        assert_eq!((second.run.id, second.run.attempt), (run.id, 2));
+        assert_eq!(code(complete(&mine, run.id, late).await), Code::ClaimLost);
+        let token = second.token.expose_secret();
+        tick(&fixture);
+        let failed = fail(&mine, run.id, token).await.unwrap();
+        assert_eq!(failed.status, RunStatus::Failed);
+        assert_eq!(failed.error, Some(json!({ "message": "no" })));
+        assert_eq!(failed.started_at, first.run.started_at);
+        assert_eq!(code(complete(&mine, run.id, token).await), Code::ClaimLost);
+        assert_eq!(code(cancel(&mine, run.id).await), Code::RunFinished);
+        let types = ["run.created", "run.started", "run.started", "run.failed"];
+        assert_eq!(told(&mine).await, types);
+    }
+}
+
+#[tokio::test]
+async fn a_run_expires_with_its_last_lease() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let system = fixture.store.system();
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        for outcome in [(1, 0), (0, 1)] {
+            tick(&fixture);
+            assert_eq!(claim(&mine, 1).await.len(), 1);
+            fixture.clock.advance(Duration::from_secs(59));
+            assert_eq!(system.expire_leases(10).await.unwrap(), (0, 0));
+            fixture.clock.advance(Duration::from_secs(1));
+            assert_eq!(system.expire_leases(10).await.unwrap(), outcome);
+        }
+        assert_eq!(mine.run(run.id).await.unwrap().status, RunStatus::Expired);
+        let types = ["run.created", "run.started", "run.started", "run.expired"];
+        assert_eq!(told(&mine).await, types);
+        assert!(claim(&mine, 1).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_leases_of_a_suspended_publisher_wait_for_it() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let (system, id) = (fixture.store.system(), mine.scope.publisher());
+        create(&mine, new_run("nightly")).await.unwrap();
+        claim(&mine, 1).await;
+        system
+            .suspend_publisher(&context(), id, |_| no_content())
+            .await
+            .unwrap();
+        fixture.clock.advance(Duration::from_mins(10));
+        assert_eq!(system.expire_leases(10).await.unwrap(), (0, 0));
+        system
+            .resume_publisher(&context(), id, None, |_| no_content())
+            .await
+            .unwrap();
+        assert_eq!(system.expire_leases(10).await.unwrap(), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn cancelling_takes_the_claim_away() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        let claimed = claim(&mine, 1).await.remove(0);
+        let cancelled = cancel(&mine, run.id).await.unwrap();
+        assert_eq!(cancelled.status, RunStatus::Cancelled);
+        let token = claimed.token.expose_secret();
+        assert_eq!(code(complete(&mine, run.id, token).await), Code::ClaimLost);
+        let nobody = RunId::generate(mine.store.now());
+        assert_eq!(code(cancel(&mine, nobody).await), Code::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn who_creates_a_run_can_hold_it_at_once() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let created = create(
+            &mine,
+            NewRun {
+                claim: true,
+                ..new_run("nightly")
+            },
+        )
+        .await
+        .unwrap();
+        let (token, until) = created.claim.unwrap();
+        assert_eq!(until.since(mine.store.now()), Duration::from_mins(1));
+        assert_eq!(
+            (created.run.status, created.run.attempt),
+            (RunStatus::Running, 1)
+        );
+        assert_eq!(mine.run(created.run.id).await.unwrap(), created.run);
+        assert!(claim(&mine, 1).await.is_empty());
+        tick(&fixture);
+        complete(&mine, created.run.id, token.expose_secret())
+            .await
+            .unwrap();
+        assert_eq!(
+            told(&mine).await,
+            ["run.created", "run.started", "run.succeeded"]
+        );
+
+        let later = mine.store.now().plus(Duration::from_secs(1));
+        let both = NewRun {
+            claim: true,
+            not_before: Some(later),
+            ..new_run("nightly")
+        };
+        assert_eq!(code(create(&mine, both).await), Code::ValidationFailed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_external_identifier_names_one_run_of_a_pipeline() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly", "hourly"]).await;
+        let named = |pipeline: &str| NewRun {
+            external_id: Some("order-1".into()),
+            claim: true,
+            ..new_run(pipeline)
+        };
+        let mut tasks = JoinSet::new();
+        for _ in 0..8 {
+            let (mine, new) = (mine.clone(), named("nightly"));
+            tasks.spawn(async move { create(&mine, new).await.unwrap() });
+        }
+        let all = tasks.join_all().await;
+        let ids: BTreeSet<RunId> = all.iter().map(|created| created.run.id).collect();
+        assert_eq!(ids.len(), 1);
+        assert_eq!(all.iter().filter(|created| !created.existed).count(), 1);
+        assert!(
+            all.iter()
+                .all(|created| created.existed == created.claim.is_none())
+        );
+        assert_eq!(told(&mine).await, ["run.created", "run.started"]);
+
+        let other = create(&mine, named("hourly")).await.unwrap();
+        assert!(!other.existed);
+        let theirs = house(&fixture, "b", &["nightly"]).await;
+        assert!(!create(&theirs, named("nightly")).await.unwrap().existed);
+        let filter = RunFilter {
+            external_id: Some("order-1".into()),
+            ..RunFilter::default()
+        };
+        assert_eq!(mine.runs(&filter, PAGE).await.unwrap().items.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn claims_go_by_priority_then_time_then_identifier() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let now = mine.store.now();
+        let mut expected = Vec::new();
+        for (priority, wait) in [(5, 0), (0, 2), (9, 0), (0, 1), (5, 0)] {
+            let not_before = Some(now.plus(Duration::from_secs(wait)));
+            let new = NewRun {
+                priority,
+                not_before,
+                ..new_run("nightly")
+            };
+            expected.push(create(&mine, new).await.unwrap().run);
+        }
+        let late = NewRun {
+            priority: 0,
+            not_before: Some(now.plus(Duration::from_secs(11))),
+            ..new_run("nightly")
+        };
+        create(&mine, late).await.unwrap();
+        expected.sort_by_key(|run| (run.priority, run.not_before, run.id));
+        fixture.clock.advance(Duration::from_secs(10));
+        let mut taken = Vec::new();
+        for max in [2, 0, 100] {
+            let some = claim(&mine, max).await;
+            let tokens: BTreeSet<String> = some
+                .iter()
+                .map(|one| one.token.expose_secret().to_owned())
+                .collect();
+            assert_eq!(tokens.len(), some.len());
+            for one in &some {
+                check_claim(
+                    &stored(&mine, one.run.id).await,
+                    one.token.expose_secret(),
+                    now,
+                )
+                .unwrap();
+            }
+            taken.extend(some.into_iter().map(|one| one.run.id));
+        }
+        let expected: Vec<RunId> = expected.into_iter().map(|run| run.id).collect();
+        assert_eq!(taken, expected);
+    }
+}
+
+async fn stored(scoped: &Scoped, id: RunId) -> runs::Model {
+    let found = runs::Entity::find_by_id((scoped.scope.uuid(), id.uuid()));
+    found.one(scoped.store.read()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn sqlite_finds_due_runs_by_their_index() {
+    use sea_orm::ConnectionTrait as _;
+    let fixture = engines().await.remove(0);
+    let claim = Claim {
+        publisher: Uuid::nil(),
+        claimed_by: "x",
+        pipelines: None,
+        hashes: vec![TokenHash::of("x")],
+        now: fixture.store.now(),
+    };
+    let mut statement = claim.statement(fixture.store.backend());
+    statement.sql.insert_str(0, "EXPLAIN QUERY PLAN ");
+    let rows = fixture.store.read().query_all_raw(statement).await.unwrap();
+    let plan: Vec<String> = rows
+        .iter()
+        .map(|row| row.try_get("", "detail").unwrap())
+        .collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("runs_queued (publisher_id=?)"), "{plan}");
+    assert!(plan.contains("(publisher_id=? AND id=?)"), "{plan}");
+    assert!(!plan.contains("SCAN runs"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_claims_take_one_run() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        for _ in 0..24 {
+            create(&mine, new_run("nightly")).await.unwrap();
+        }
+        let mut tasks = JoinSet::new();
+        for _ in 0..8 {
+            let mine = mine.clone();
+            tasks.spawn(async move { claim(&mine, 3).await });
+        }
+        let mut taken: Vec<RunId> = tasks
+            .join_all()
+            .await
+            .into_iter()
+            .flatten()
+            .map(|one| one.run.id)
+            .collect();
+        // Under contention a claim may pass over rows and come back with fewer.
+        taken.extend(claim(&mine, 100).await.into_iter().map(|one| one.run.id));
+        assert_eq!(taken.len(), 24);
+        assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 24);
+    }
+}
+
+#[tokio::test]
+async fn a_limited_token_reaches_its_pipelines_only() {
+    for fixture in engines().await {
+        let all = house(&fixture, "a", &["mine", "other"]).await;
+        let some = limited(&all, &["mine"]);
+        let foreign = create(&all, new_run("other")).await.unwrap().run;
+        let own = create(&some, new_run("mine")).await.unwrap().run;
+        assert_eq!(code(create(&some, new_run("other")).await), Code::NotFound);
+        assert_eq!(code(some.run(foreign.id).await), Code::NotFound);
+        assert_eq!(code(cancel(&some, foreign.id).await), Code::NotFound);
+        assert_eq!(code(some.pipeline("other").await), Code::NotFound);
+        assert_eq!(
+            code(put(&some, "third", definition()).await),
+            Code::NotFound
+        );
+        assert_eq!(code(delete(&some, "other").await), Code::NotFound);
+        let names = some.pipelines(PAGE).await.unwrap().items;
+        assert_eq!(
+            names
+                .iter()
+                .map(|one| one.slug.as_str())
+                .collect::<Vec<_>>(),
+            ["mine"]
+        );
+        let seen = some.runs(&RunFilter::default(), PAGE).await.unwrap().items;
+        assert_eq!(seen, std::slice::from_ref(&own));
+        let other = RunFilter {
+            pipeline: Some("other".into()),
+            ..RunFilter::default()
+        };
+        assert!(some.runs(&other, PAGE).await.unwrap().items.is_empty());
+        assert!(some.events(None, PAGE).await.unwrap().items.is_empty());
+        let told = all.events(None, PAGE).await.unwrap().items;
+        assert_eq!(code(some.event(told[0].id).await), Code::NotFound);
+
+        let asked = [slug("other")];
+        assert!(
+            some.claim_runs(&context(), Some(&asked), 9)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        let both = [slug("other"), slug("mine")];
+        let taken = some.claim_runs(&context(), Some(&both), 9).await.unwrap();
+        assert_eq!(
+            taken.iter().map(|one| one.run.id).collect::<Vec<_>>(),
+            [own.id]
+        );
+        let left = all.claim_runs(&context(), Some(&asked), 9).await.unwrap();
+        let proof = left[0].token.expose_secret();
+        assert_eq!(
+            code(complete(&some, foreign.id, proof).await),
+            Code::NotFound
+        );
+        complete(&all, foreign.id, proof).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn another_publisher_sees_and_changes_nothing() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let theirs = house(&fixture, "b", &["other"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        assert!(claim(&theirs, 9).await.is_empty());
+        let token = claim(&mine, 1).await.remove(0).token;
+        assert_eq!(code(theirs.run(run.id).await), Code::NotFound);
+        assert_eq!(code(cancel(&theirs, run.id).await), Code::NotFound);
+        let stolen = complete(&theirs, run.id, token.expose_secret()).await;
+        assert_eq!(code(stolen), Code::NotFound);
+        assert_eq!(code(theirs.pipeline("nightly").await), Code::NotFound);
+        assert_eq!(code(delete(&theirs, "nightly").await), Code::NotFound);
+        assert_eq!(
+            code(create(&theirs, new_run("nightly")).await),
+            Code::NotFound
+        );
+        assert!(
+            theirs
+                .runs(&RunFilter::default(), PAGE)
+                .await
+                .unwrap()
+                .items
+                .is_empty()
+        );
+        let event = mine.events(None, PAGE).await.unwrap().items.remove(0);
+        assert_eq!(code(theirs.event(event.id).await), Code::NotFound);
+        complete(&mine, run.id, token.expose_secret())
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn lists_narrow_and_page() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly", "hourly"]).await;
+        let mut ids = Vec::new();
+        for pipeline in ["nightly", "hourly", "nightly", "nightly"] {
+            ids.push(create(&mine, new_run(pipeline)).await.unwrap().run.id);
+            fixture.clock.advance(Duration::from_millis(10));
+        }
+        cancel(&mine, ids[2]).await.unwrap();
+        let since = mine.store.now().minus(Duration::from_millis(30));
+        let until = mine.store.now().minus(Duration::from_millis(10));
+        let cases = [
+            (RunFilter::default(), vec![3, 2, 1, 0]),
+            (
+                RunFilter {
+                    pipeline: Some("nightly".into()),
+                    ..RunFilter::default()
+                },
+                vec![3, 2, 0],
+            ),
+            (
+                RunFilter {
+                    status: Some(RunStatus::Cancelled),
+                    ..RunFilter::default()
+                },
+                vec![2],
+            ),
+            (
+                RunFilter {
+                    since: Some(since),
+                    ..RunFilter::default()
+                },
+                vec![3, 2, 1],
+            ),
+            (
+                RunFilter {
+                    until: Some(until),
+                    ..RunFilter::default()
+                },
+                vec![2, 1, 0],
+            ),
+            (
+                RunFilter {
+                    pipeline: Some("%".into()),
+                    ..RunFilter::default()
+                },
+                vec![],
+            ),
+        ];
+        for (filter, expected) in cases {
+            let mut seen = Vec::new();
+            let mut page = PageRequest {
+                limit: 2,
+                after: None,
+            };
+            loop {
+                let part = mine.runs(&filter, page).await.unwrap();
+                assert!(part.items.len() <= 2);
+                seen.extend(part.items.into_iter().map(|run| run.id));
+                let Some(next) = part.next else { break };
+                page.after = Some(next);
+            }
+            let expected: Vec<RunId> = expected.into_iter().map(|at: usize| ids[at]).collect();
+            assert_eq!(seen, expected, "{filter:?}");
+        }
+    }
+}
