@@ -21,7 +21,7 @@ use std::{
 
 use domain::{
     Timestamp,
-    credential::Grants,
+    credential::{Grants, Source},
     id::{Id as _, TokenId},
     slug::Slug,
     token::TokenHash,
@@ -85,6 +85,8 @@ pub(crate) struct AuthCache {
     last_poll_began_ms: AtomicI64,
     epoch: AtomicI64,
     used: Mutex<HashMap<(Uuid, Uuid), i64>>,
+    /// Whether tokens exist that don't have our form.
+    foreign: AtomicBool,
 }
 
 impl AuthCache {
@@ -97,6 +99,7 @@ impl AuthCache {
             last_poll_began_ms: AtomicI64::new(0),
             epoch: AtomicI64::new(0),
             used: Mutex::default(),
+            foreign: AtomicBool::new(false),
         }
     }
 
@@ -259,6 +262,24 @@ impl Store {
         Ok(())
     }
 
+    /// Whether bearers that don't have our form are worth a look-up: only while there are live
+    /// ones, which came with the boot seed.
+    #[must_use]
+    pub fn knows_foreign_tokens(&self) -> bool {
+        self.inner.auth.foreign.load(Ordering::Acquire)
+    }
+
+    pub(crate) async fn look_for_foreign_tokens(&self) -> Result<()> {
+        let found = credentials::Entity::find()
+            .filter(credentials::Column::Source.eq(Source::Seed.as_str()))
+            .filter(credentials::Column::Sealed.is_null())
+            .filter(credentials::Column::RevokedAt.is_null())
+            .one(self.read())
+            .await?;
+        self.inner.auth.foreign.store(found.is_some(), Ordering::Release);
+        Ok(())
+    }
+
     /// Reads the log of changes once.
     pub(crate) async fn poll_credential_changes(&self) -> Result<()> {
         let cache = &self.inner.auth;
@@ -280,6 +301,7 @@ impl Store {
                 cache.invalidate(row.publisher_id);
                 self.inner.keys.forget(row.publisher_id);
             }
+            self.look_for_foreign_tokens().await?;
             cache.epoch.store(last, Ordering::Release);
             if u64::try_from(rows.len()).unwrap_or(0) < POLL_ROWS {
                 break;
@@ -294,6 +316,7 @@ impl Store {
         let began = self.now();
         let row = cache_epoch::Entity::find_by_id(1).one(self.read()).await?;
         let epoch = row.ok_or_else(|| damaged("cache epoch"))?.epoch;
+        self.look_for_foreign_tokens().await?;
         self.inner.auth.epoch.store(epoch, Ordering::Release);
         self.inner.auth.last_poll_began_ms.store(began.ms(), Ordering::Release);
         Ok(())

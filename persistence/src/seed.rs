@@ -1,7 +1,6 @@
 //! The boot seed: one token from before there were publishers becomes a demo publisher's.
 
 use domain::{
-    Problem,
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{Id as _, PublisherId},
@@ -23,8 +22,10 @@ use crate::{
     scope::System,
 };
 
-/// The slug of the publisher that the seed makes.
+/// The slug of the publisher that the seed makes; with a number behind it where that is taken.
 const SEED_SLUG: &str = "legacy";
+/// Most slugs that are tried.
+const SEED_SLUGS: u32 = 100;
 
 fn quiet<T>(_: &T) -> Answer {
     Answer {
@@ -56,7 +57,7 @@ impl System {
                 &context,
                 OPERATOR,
                 |tx| async move {
-                    let publisher = self.seed_publisher(&tx).await?;
+                    let (publisher, made) = self.seed_publisher(&tx).await?;
                     let old = seeded(&tx, publisher).await?;
                     let bearer_follows = self.bearer_follows(&tx, publisher).await?;
                     for row in &old {
@@ -70,31 +71,29 @@ impl System {
                     tx.touches_credentials_of(publisher);
                     let facts = json!({ "token": id, "replaced": !old.is_empty() });
                     let line = entry(Action::SeedApplied, "publisher", publisher, facts);
-                    Ok(Audited::by_operator((), publisher.uuid(), line))
+                    let mut audited = Audited::by_operator((), publisher.uuid(), line);
+                    if made {
+                        let line = entry(Action::PublisherCreated, "publisher", publisher, json!({}));
+                        audited = audited.and(&[publisher.uuid(), OPERATOR], line);
+                    }
+                    Ok(audited)
                 },
                 quiet,
             )
-            .await
-            .map(|_| ())
+            .await?;
+        store.look_for_foreign_tokens().await
     }
 
-    /// The seeded publisher, made if it does not exist yet.
-    async fn seed_publisher(&self, tx: &Tx) -> Result<PublisherId> {
+    /// The seeded publisher, made if it does not exist yet, and whether it was.
+    async fn seed_publisher(&self, tx: &Tx) -> Result<(PublisherId, bool)> {
         let row = credentials::Entity::find()
             .filter(credentials::Column::Source.eq(Source::Seed.as_str()))
             .one(tx.db())
             .await?;
         if let Some(row) = row {
-            return Ok(PublisherId::from_uuid(row.publisher_id));
+            return Ok((PublisherId::from_uuid(row.publisher_id), false));
         }
-        let slug = Slug::parse(SEED_SLUG).ok_or_else(Problem::not_found)?;
-        let found = publishers::Entity::find()
-            .filter(publishers::Column::LiveSlug.eq(SEED_SLUG))
-            .one(tx.db())
-            .await?;
-        if let Some(row) = found {
-            return Ok(PublisherId::from_uuid(row.id));
-        }
+        let slug = free_slug(tx).await?;
         let new = NewPublisher { slug, display_name: "Legacy token".to_owned() };
         let created = self.store.insert_publisher(tx, &new).await?;
         let id = created.publisher.id;
@@ -107,7 +106,7 @@ impl System {
         for row in &unseen {
             revoke(tx, row).await?;
         }
-        Ok(id)
+        Ok((id, true))
     }
 
     /// Whether the subcommand bearer is still the seed's: nobody rotated or minted one since.
@@ -147,6 +146,22 @@ impl System {
         }
         Ok(made.credential.id.to_string())
     }
+}
+
+/// A slug for the seeded publisher. One that the operator has given away is never taken over.
+async fn free_slug(tx: &Tx) -> Result<Slug> {
+    for number in 1..=SEED_SLUGS {
+        let text =
+            if number == 1 { SEED_SLUG.to_owned() } else { format!("{SEED_SLUG}-{number}") };
+        let taken = publishers::Entity::find()
+            .filter(publishers::Column::LiveSlug.eq(&text))
+            .one(tx.db())
+            .await?;
+        if let (None, Some(slug)) = (taken, Slug::parse(&text)) {
+            return Ok(slug);
+        }
+    }
+    Err(StoreError::Internal("no slug is free for the seeded publisher".into()))
 }
 
 /// The seed's rows that are not revoked.

@@ -236,10 +236,14 @@ impl Form for LegacyToken {
     type Value = SecretString;
     fn takes() -> String {
         format!(
-            "a token of {MIN_FOREIGN_LEN} to {MAX_BEARER_LEN} visible ASCII characters without a comma"
+            "a token of {MIN_FOREIGN_LEN} to {MAX_BEARER_LEN} visible ASCII characters without a comma, which does not begin with stm_"
         )
     }
     fn read(text: &str) -> Result<SecretString, String> {
+        // That beginning says that the token has a checksum, and one without is never looked up.
+        if text.trim().starts_with("stm_") {
+            return Err("it begins with stm_".into());
+        }
         foreign_token(text.trim())
     }
 }
