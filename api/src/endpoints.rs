@@ -30,6 +30,7 @@ use crate::{
     events::EventView,
     http::{ApiError, Body, Patch, RequestContext},
     idempotency::Idempotency,
+    pipelines::slugs,
 };
 
 /// How often a change of headers is begun anew because the endpoint changed meanwhile.
@@ -303,24 +304,6 @@ impl Example for EndpointView {
     }
 }
 
-fn slugs(texts: &[String], faults: &mut Vec<FieldError>) -> Vec<Slug> {
-    let mut slugs = Vec::with_capacity(texts.len());
-    for (at, text) in texts.iter().enumerate() {
-        match Slug::parse(text) {
-            Some(slug) => slugs.push(slug),
-            None => {
-                let pointer = format!("/pipelines/{at}");
-                faults.push(FieldError::new(
-                    pointer,
-                    "pattern",
-                    "It is not a pipeline's slug.",
-                ));
-            }
-        }
-    }
-    slugs
-}
-
 /// Where a header stands in a body; names that are too long are not repeated.
 fn header_pointer(name: &str) -> String {
     if name.len() <= outbound::HEADER_NAME_LEN_MAX {
@@ -358,7 +341,9 @@ impl NewEndpointBody {
     fn checked(self, policy: &outbound::Policy) -> Result<NewEndpoint, Problem> {
         let mut faults = Vec::new();
         check_headers(&self.headers, &mut faults);
-        let pipelines = self.pipelines.map(|texts| slugs(&texts, &mut faults));
+        let pipelines = self
+            .pipelines
+            .map(|texts| slugs(&texts, "/pipelines", &mut faults));
         let url = match destination::check(policy, "/url", &self.url) {
             Ok(url) => url,
             Err(fault) => return Err(destination::refusal(faults, vec![fault])),
@@ -384,7 +369,7 @@ impl EndpointPatchBody {
         let pipelines = match &self.pipelines {
             MaybeUndefined::Undefined => None,
             MaybeUndefined::Null => Some(None),
-            MaybeUndefined::Value(texts) => Some(Some(slugs(texts, &mut faults))),
+            MaybeUndefined::Value(texts) => Some(Some(slugs(texts, "/pipelines", &mut faults))),
         };
         let (mut url, mut refused) = (None, Vec::new());
         if let Some(text) = &self.url {

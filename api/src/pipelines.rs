@@ -194,6 +194,24 @@ impl PipelineDefinition {
     }
 }
 
+/// The slugs of a list at `pointer`, whose form the contract has checked already.
+pub(crate) fn slugs(texts: &[String], pointer: &str, faults: &mut Vec<FieldError>) -> Vec<Slug> {
+    let mut slugs = Vec::with_capacity(texts.len());
+    for (at, text) in texts.iter().enumerate() {
+        if let Some(slug) = Slug::parse(text) {
+            slugs.push(slug);
+        } else {
+            let detail = "It is not a pipeline's slug.";
+            faults.push(FieldError::new(
+                format!("{pointer}/{at}"),
+                "pattern",
+                detail,
+            ));
+        }
+    }
+    slugs
+}
+
 /// Where a subcommand stands in the body; a fault instead when it can't be called so.
 fn subcommand_pointer(name: &str, faults: &mut Vec<FieldError>) -> Option<String> {
     let fits = (1..=SUBCOMMAND_CHARS).contains(&name.len())
@@ -507,6 +525,16 @@ mod tests {
             definition.subcommands["archive"].url,
             "https://example.com/archive"
         );
+    }
+
+    #[test]
+    fn a_wrong_slug_is_named_where_it_stands() {
+        let mut faults = Vec::new();
+        assert_eq!(
+            slugs(&["a".into(), "B".into()], "/list", &mut faults).len(),
+            1
+        );
+        assert_eq!(faults[0].pointer, "/list/1");
     }
 
     #[test]

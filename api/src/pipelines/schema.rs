@@ -90,9 +90,12 @@ pub(crate) struct Compiled {
     bytes: u64,
 }
 
+/// A schema: of which pipeline, version and side.
+type Key = (PipelineId, i64, Side);
+
 /// Compiled schemas by pipeline version, which never changes.
 #[derive(Clone)]
-pub(crate) struct Schemas(Cache<(PipelineId, i64, Side), Arc<Compiled>>);
+pub(crate) struct Schemas(Cache<Key, Arc<Compiled>>);
 
 impl Schemas {
     pub(crate) fn new() -> Self {
@@ -124,16 +127,7 @@ impl Schemas {
         let key = (version.0, version.1, side);
         let compiled = match self.0.get(&key) {
             Some(known) => known,
-            None => {
-                let fresh = compile(schema).map_err(|faults| {
-                    let fault = faults.first().map(|fault| fault.detail.as_str());
-                    tracing::error!(?version, fault, "a stored schema does not compile");
-                    Problem::from(Code::Internal)
-                })?;
-                let fresh = Arc::new(fresh);
-                self.0.insert(key, Arc::clone(&fresh));
-                fresh
-            }
+            None => self.keep(key, schema)?,
         };
         let work = compiled.parts * (nodes(&payload) + bytes as u64 / 16);
         if work <= WORK_INLINE_MAX {
@@ -142,6 +136,19 @@ impl Schemas {
         tokio::task::spawn_blocking(move || judge(&compiled, side, payload, work))
             .await
             .map_err(|_| Problem::from(Code::Internal))?
+    }
+}
+
+impl Schemas {
+    fn keep(&self, key: Key, schema: &Value) -> Result<Arc<Compiled>, Problem> {
+        let fresh = compile(schema).map_err(|faults| {
+            let fault = faults.first().map(|fault| fault.detail.as_str());
+            tracing::error!(?key, fault, "a stored schema does not compile");
+            Problem::from(Code::Internal)
+        })?;
+        let fresh = Arc::new(fresh);
+        self.0.insert(key, Arc::clone(&fresh));
+        Ok(fresh)
     }
 }
 
