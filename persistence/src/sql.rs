@@ -12,7 +12,10 @@ pub(crate) struct Sql {
 
 impl Sql {
     pub(crate) fn new(text: &str) -> Self {
-        Self { text: text.to_owned(), values: Vec::new() }
+        Self {
+            text: text.to_owned(),
+            values: Vec::new(),
+        }
     }
 
     /// Adds text; never anything that came from outside.
@@ -47,7 +50,9 @@ impl Sql {
     pub(crate) fn values(&mut self, rows: impl IntoIterator<Item = Vec<Value>>) -> &mut Self {
         self.push("VALUES ");
         for (at, row) in rows.into_iter().enumerate() {
-            self.push(if at > 0 { ", (" } else { "(" }).bind_list(row).push(")");
+            self.push(if at > 0 { ", (" } else { "(" })
+                .bind_list(row)
+                .push(")");
         }
         self
     }

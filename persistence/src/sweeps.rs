@@ -25,7 +25,7 @@ use crate::{
 
 /// How long the log of credential changes reaches back. A process that was out of touch for
 /// longer forgets its whole cache instead.
-const CHANGES_KEPT: Duration = Duration::from_secs(3600);
+const CHANGES_KEPT: Duration = Duration::from_hours(1);
 
 /// A table's rows that are past their time.
 struct Sweep<'a> {
@@ -40,13 +40,23 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     fn sql(&self, limit: u64) -> Sql {
-        let Self { table, key, past, order } = self;
+        let Self {
+            table,
+            key,
+            past,
+            order,
+        } = self;
         let mut sql = Sql::new("DELETE FROM ");
-        sql.push(table).push(" WHERE (").push(key).push(") IN (SELECT ").push(key);
+        sql.push(table)
+            .push(" WHERE (")
+            .push(key)
+            .push(") IN (SELECT ")
+            .push(key);
         sql.push(" FROM ").push(table).push(" WHERE ");
         past(&mut sql);
         sql.push(" ORDER BY ").push(order).push(" LIMIT ");
-        sql.bind(i64::try_from(limit).unwrap_or(i64::MAX)).push(") AND ");
+        sql.bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .push(") AND ");
         past(&mut sql);
         sql
     }
@@ -62,12 +72,20 @@ impl Sweep<'_> {
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
 const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 12] = [
-    ("delivery_attempts", "publisher_id", "publisher_id, delivery_id, number"),
+    (
+        "delivery_attempts",
+        "publisher_id",
+        "publisher_id, delivery_id, number",
+    ),
     ("deliveries", "publisher_id", "publisher_id, id"),
     ("events", "publisher_id", "publisher_id, id"),
     ("webhook_endpoints", "publisher_id", "publisher_id, id"),
     ("runs", "publisher_id", "publisher_id, id"),
-    ("pipeline_versions", "publisher_id", "publisher_id, pipeline_id, version"),
+    (
+        "pipeline_versions",
+        "publisher_id",
+        "publisher_id, pipeline_id, version",
+    ),
     ("pipelines", "publisher_id", "publisher_id, id"),
     ("credentials", "publisher_id", "publisher_id, id"),
     ("idempotency_keys", "owner_id", "owner_id, operation, key"),
@@ -83,7 +101,12 @@ async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
         let past = |sql: &mut Sql| {
             sql.push(owner).push(" = ").bind(publisher);
         };
-        let sweep = Sweep { table, key, past: &past, order: key };
+        let sweep = Sweep {
+            table,
+            key,
+            past: &past,
+            order: key,
+        };
         removed += sweep.run(tx, limit - removed).await?;
         if removed >= limit {
             break;
@@ -95,7 +118,9 @@ async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
 impl System {
     async fn sweep(&self, sweep: Sweep<'_>, limit: u64) -> Result<u64> {
         let sweep = &sweep;
-        self.store.write(|tx| async move { sweep.run(&tx, limit).await }).await
+        self.store
+            .write(|tx| async move { sweep.run(&tx, limit).await })
+            .await
     }
 
     /// Credentials revoked or expired at or before `cutoff`, with the hashes of tokens. What the
@@ -111,9 +136,16 @@ impl System {
             (" expires_at IS NOT NULL AND expires_at <= ", "expires_at"),
         ] {
             let past = |sql: &mut Sql| {
-                sql.push("source <> 'seed' AND").push(past).bind(cutoff.ms());
+                sql.push("source <> 'seed' AND")
+                    .push(past)
+                    .bind(cutoff.ms());
             };
-            let sweep = Sweep { table: "credentials", key: "publisher_id, id", past: &past, order };
+            let sweep = Sweep {
+                table: "credentials",
+                key: "publisher_id, id",
+                past: &past,
+                order,
+            };
             removed += self.sweep(sweep, limit - removed).await?;
         }
         Ok(removed)
@@ -128,8 +160,12 @@ impl System {
             sql.push(" AND epoch < (SELECT max(newest.epoch) FROM credential_changes newest)");
         };
         // Epochs and times grow together, so the key is as good as an index on time.
-        let sweep =
-            Sweep { table: "credential_changes", key: "epoch", past: &past, order: "epoch" };
+        let sweep = Sweep {
+            table: "credential_changes",
+            key: "epoch",
+            past: &past,
+            order: "epoch",
+        };
         self.sweep(sweep, limit).await
     }
 
@@ -140,21 +176,28 @@ impl System {
             sql.push("expires_at <= ").bind(now);
         };
         let key = "owner_id, operation, key";
-        let sweep = Sweep { table: "idempotency_keys", key, past: &past, order: "expires_at" };
+        let sweep = Sweep {
+            table: "idempotency_keys",
+            key,
+            past: &past,
+            order: "expires_at",
+        };
         self.sweep(sweep, limit).await
     }
 
     /// Deliveries that ended at or before `cutoff`, with their attempts.
-    pub async fn sweep_deliveries(
-        &self,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
+    pub async fn sweep_deliveries(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         let past = |sql: &mut Sql| {
-            sql.push("finished_at IS NOT NULL AND finished_at <= ").bind(cutoff.ms());
+            sql.push("finished_at IS NOT NULL AND finished_at <= ")
+                .bind(cutoff.ms());
         };
         let key = "publisher_id, id";
-        let sweep = Sweep { table: "deliveries", key, past: &past, order: "finished_at" };
+        let sweep = Sweep {
+            table: "deliveries",
+            key,
+            past: &past,
+            order: "finished_at",
+        };
         self.sweep(sweep, limit).await
     }
 
@@ -168,7 +211,12 @@ impl System {
             );
         };
         let key = "publisher_id, id";
-        let sweep = Sweep { table: "events", key, past: &past, order: "created_at" };
+        let sweep = Sweep {
+            table: "events",
+            key,
+            past: &past,
+            order: "created_at",
+        };
         self.sweep(sweep, limit).await
     }
 
@@ -179,7 +227,16 @@ impl System {
             sql.push("sweep_at IS NOT NULL AND sweep_at <= ").bind(now);
         };
         let key = "publisher_id, id";
-        self.sweep(Sweep { table: "runs", key, past: &past, order: "sweep_at" }, limit).await
+        self.sweep(
+            Sweep {
+                table: "runs",
+                key,
+                past: &past,
+                order: "sweep_at",
+            },
+            limit,
+        )
+        .await
     }
 
     /// Brings forward, by at most `limit` runs, the time of those that ended at or before
@@ -191,8 +248,13 @@ impl System {
             "SELECT publisher_id, id FROM runs WHERE sweep_at IS NOT NULL AND sweep_at > ",
         );
         sql.bind(now).push(" AND finished_at <= ").bind(cutoff.ms());
-        sql.push(" ORDER BY sweep_at LIMIT ").bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let rows = self.store.read().query_all_raw(sql.statement(backend)).await?;
+        sql.push(" ORDER BY sweep_at LIMIT ")
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let rows = self
+            .store
+            .read()
+            .query_all_raw(sql.statement(backend))
+            .await?;
         let mut keys: Vec<Vec<Value>> = Vec::with_capacity(rows.len());
         for row in rows {
             let (owner, id): (Uuid, Uuid) =
@@ -206,9 +268,14 @@ impl System {
         self.store
             .write(|tx| async move {
                 let mut sql = Sql::new("UPDATE runs SET sweep_at = ");
-                sql.bind(now).push(" WHERE finished_at IS NOT NULL AND (publisher_id, id) IN (");
+                sql.bind(now)
+                    .push(" WHERE finished_at IS NOT NULL AND (publisher_id, id) IN (");
                 sql.values(keys.iter().cloned()).push(")");
-                Ok(tx.db().execute_raw(sql.statement(backend)).await?.rows_affected())
+                Ok(tx
+                    .db()
+                    .execute_raw(sql.statement(backend))
+                    .await?
+                    .rows_affected())
             })
             .await
     }
@@ -216,11 +283,7 @@ impl System {
     /// Publishers deleted at or before `cutoff`, with all that they had. Their keys are destroyed
     /// and committed first: from then on nothing that was sealed for them can be read, however
     /// long the rows take to go.
-    pub async fn sweep_publishers(
-        &self,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
+    pub async fn sweep_publishers(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         self.destroy_keys(cutoff, limit).await?;
         self.store
             .write(|tx| async move {
@@ -268,7 +331,10 @@ impl System {
 async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<Vec<Uuid>> {
     let backend = tx.db().get_database_backend();
     let mut sql = Sql::new("SELECT p.id FROM publishers p WHERE p.deleted_at IS NOT NULL");
-    sql.push(" AND p.deleted_at <= ").bind(cutoff.ms()).push(" AND ").push(keys);
+    sql.push(" AND p.deleted_at <= ")
+        .bind(cutoff.ms())
+        .push(" AND ")
+        .push(keys);
     sql.push(" (SELECT 1 FROM owner_keys k WHERE k.owner_id = p.id) ORDER BY p.deleted_at LIMIT ");
     sql.bind(i64::try_from(limit).unwrap_or(i64::MAX));
     if backend == DbBackend::Postgres {

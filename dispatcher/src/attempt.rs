@@ -1,0 +1,195 @@
+//! One try of one delivery: sign, send, judge.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use domain::{Timestamp, retry::Schedule, signature};
+use outbound::{Client, Request, Response, safe_excerpt};
+use persistence::{DueDelivery, Next, Outcome, Store};
+use secrecy::ExposeSecret as _;
+
+/// The longest wait that a receiver can ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+
+/// The class of an answer that is no success.
+const STATUS: &str = "status";
+/// The class of a delivery that can't be signed, and so is not sent.
+const UNSIGNED: &str = "no_signing_secret";
+
+/// Makes one try. Never fails: whatever happens is an outcome.
+pub(crate) async fn make(
+    store: &Store,
+    client: &Client,
+    schedule: &Schedule,
+    due: DueDelivery,
+) -> Outcome {
+    let at = store.now();
+    let began = Instant::now();
+    let sent = if due.secrets.is_empty() {
+        Err(UNSIGNED)
+    } else {
+        client
+            .send(request(&due, at))
+            .await
+            .map_err(outbound::Failure::code)
+    };
+    let latency = began.elapsed();
+    let error = match &sent {
+        Ok(response) if (200..=299).contains(&response.status) => None,
+        Ok(_) => Some(STATUS),
+        Err(class) => Some(*class),
+    };
+    measure(error, latency);
+    let response = sent.ok();
+    let next = match error {
+        None => Next::Succeeded,
+        Some(_) => after_failure(schedule, due.attempt, response.as_ref(), store.now()),
+    };
+    let excerpt = response
+        .as_ref()
+        .map(|response| safe_excerpt(&response.body_excerpt));
+    Outcome {
+        publisher: due.publisher,
+        id: due.id,
+        fence: due.fence,
+        attempt: due.attempt,
+        at,
+        status_code: response.map(|response| response.status),
+        error,
+        latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
+        excerpt: excerpt.filter(|text| !text.is_empty()),
+        next,
+    }
+}
+
+/// The request, signed for this moment.
+fn request(due: &DueDelivery, at: Timestamp) -> Request {
+    let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
+    let standard = signature::standard(&due.secrets, &id, seconds, body);
+    let own = signature::stationmaster(&due.secrets, seconds, body);
+    let mut request = Request::post(due.url.as_str(), due.body.clone());
+    let mut add = |name: &str, value: String| request.headers.push((name.to_owned(), value));
+    add("content-type", "application/json".to_owned());
+    add("webhook-id", id);
+    add("webhook-timestamp", seconds.to_string());
+    add("webhook-signature", standard);
+    add("x-stationmaster-signature", own);
+    add("x-stationmaster-delivery", due.id.to_string());
+    add("x-stationmaster-attempt", due.attempt.to_string());
+    // Names that would collide with those above are refused when an endpoint is stored.
+    for (name, value) in &due.headers {
+        add(name, value.clone());
+    }
+    if let Some(bearer) = &due.bearer {
+        add(
+            "authorization",
+            format!("Bearer {}", bearer.expose_secret()),
+        );
+    }
+    request
+}
+
+fn after_failure(
+    schedule: &Schedule,
+    attempt: i32,
+    response: Option<&Response>,
+    now: Timestamp,
+) -> Next {
+    let Some(wait) = schedule.wait_after(u32::try_from(attempt).unwrap_or(0)) else {
+        return Next::Failed;
+    };
+    let asked = response
+        .filter(|response| matches!(response.status, 429 | 503))
+        .and_then(|response| response.retry_after.as_deref())
+        .and_then(|text| asked_wait(text, now))
+        .unwrap_or_default();
+    Next::RetryAt(now.plus(wait.max(asked)))
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date in any of HTTP's three forms. At most a
+/// day; nothing for what is neither.
+fn asked_wait(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than fit mean more than the limit.
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let at = httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(UNIX_EPOCH)
+            .ok()?;
+        let ms = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
+        Timestamp::from_ms(ms).since(now)
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+fn measure(error: Option<&'static str>, latency: Duration) {
+    let outcome = error.unwrap_or("succeeded");
+    metrics::counter!("stationmaster_delivery_attempts_total", "outcome" => outcome).increment(1);
+    metrics::histogram!("stationmaster_delivery_attempt_seconds").record(latency.as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_that_receivers_ask_for_are_understood_and_bounded() {
+        let now = Timestamp::parse("1994-11-06T08:49:07Z").unwrap();
+        for (text, seconds) in [
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("0", Some(0)),
+            ("86400", Some(86_400)),
+            ("86401", Some(86_400)),
+            ("99999999999999999999999", Some(86_400)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(30)),
+            ("Sun Nov  6 08:49:37 1994", Some(30)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("Sat, 06 Nov 2094 08:00:00 GMT", Some(86_400)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            assert_eq!(
+                asked_wait(text, now),
+                seconds.map(Duration::from_secs),
+                "{text}"
+            );
+        }
+    }
+
+    fn answer(status: u16, retry_after: &str) -> Response {
+        Response {
+            status,
+            retry_after: Some(retry_after.to_owned()),
+            content_type: None,
+            body_excerpt: Vec::new(),
+            truncated: false,
+            latency_ms: 1,
+        }
+    }
+
+    #[test]
+    fn the_longer_wait_counts_and_the_last_try_is_the_last() {
+        let now = Timestamp::from_ms(0);
+        let schedule = Schedule::parse("10s").unwrap();
+        let wait = |response: Response, attempt| match after_failure(
+            &schedule,
+            attempt,
+            Some(&response),
+            now,
+        ) {
+            Next::RetryAt(at) => Some(at.seconds()),
+            _ => None,
+        };
+        assert_eq!(wait(answer(429, "600"), 1), Some(600));
+        assert_eq!(wait(answer(503, "600"), 1), Some(600));
+        assert!(wait(answer(429, "1"), 1).unwrap() >= 8);
+        assert!(wait(answer(500, "600"), 1).unwrap() <= 12);
+        assert_eq!(wait(answer(503, "600"), 2), None);
+        assert_eq!(after_failure(&schedule, 0, None, now), Next::Failed);
+    }
+}

@@ -1,0 +1,488 @@
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use domain::{
+    Clock as _, clock::SystemClock, id::EndpointId, retry::Schedule, seal::MasterKeys, signature,
+    slug::Slug, token::TokenHash,
+};
+use outbound::{Client, ClientLimits, Policy};
+use persistence::{
+    Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, NewEndpoint,
+    NewPublisher, Options, PageRequest, Scoped, Store,
+};
+use secrecy::ExposeSecret as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Dispatcher, Settings};
+
+/// A request as a receiver sees it.
+#[derive(Clone, Debug)]
+struct Received {
+    headers: BTreeMap<String, String>,
+    body: String,
+}
+
+/// What a receiver answers.
+#[derive(Clone)]
+struct Reply {
+    status: u16,
+    headers: &'static str,
+    body: &'static str,
+    after: Duration,
+}
+
+fn reply(status: u16) -> Reply {
+    Reply {
+        status,
+        headers: "",
+        body: "",
+        after: Duration::ZERO,
+    }
+}
+
+/// An HTTP server that answers the n-th request by `replies[n]`, and further ones by the last.
+struct Receiver {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+impl Receiver {
+    async fn start(replies: Vec<Reply>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&received);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(answer(stream, Arc::clone(&seen), replies.clone()));
+            }
+        });
+        Self { address, received }
+    }
+
+    fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+}
+
+async fn answer(mut stream: TcpStream, seen: Arc<Mutex<Vec<Received>>>, replies: Vec<Reply>) {
+    let mut bytes = Vec::new();
+    let (head, start) = loop {
+        if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+            return;
+        }
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break (String::from_utf8(bytes[..end].to_vec()).unwrap(), end + 4);
+        }
+    };
+    let headers: BTreeMap<String, String> = head
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+        .collect();
+    let length: usize = headers["content-length"].parse().unwrap();
+    while bytes.len() < start + length {
+        assert!(stream.read_buf(&mut bytes).await.unwrap() > 0);
+    }
+    let body = String::from_utf8(bytes.split_off(start)).unwrap();
+    let reply = {
+        let mut seen = seen.lock().unwrap();
+        seen.push(Received { headers, body });
+        replies[(seen.len() - 1).min(replies.len() - 1)].clone()
+    };
+    tokio::time::sleep(reply.after).await;
+    let Reply {
+        status,
+        headers,
+        body,
+        ..
+    } = reply;
+    let text = format!(
+        "HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // The dispatcher may have given up.
+    let _ = stream.write_all(text.as_bytes()).await;
+}
+
+/// A store with one publisher, and how to deliver.
+struct World {
+    store: Store,
+    scoped: Scoped,
+    created: CreatedPublisher,
+    settings: Settings,
+    dir: tempfile::TempDir,
+}
+
+fn no_content() -> Answer {
+    Answer {
+        status: 204,
+        body: String::new(),
+        etag: None,
+        location: None,
+        holds_secret: false,
+        replayed: false,
+    }
+}
+
+/// Runs a change and gives what it rendered.
+macro_rules! made {
+    (|$keep:ident| $call:expr) => {{
+        let slot = Mutex::new(None);
+        let $keep = |value: &_| {
+            let value = Clone::clone(value);
+            *slot.lock().unwrap() = Some(value);
+            no_content()
+        };
+        $call.await.unwrap();
+        slot.into_inner().unwrap().unwrap()
+    }};
+}
+
+impl World {
+    async fn new(schedule: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            database_url: format!("sqlite://{}", dir.path().join("store.db").display()),
+            master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
+            clock: Arc::new(SystemClock),
+            max_connections: 2,
+            sqlite_synchronous_full: false,
+            migrate: true,
+        };
+        let store = Store::open(options).await.unwrap();
+        let slug = Slug::parse("acme").unwrap();
+        let context = Context::system("test");
+        let new = NewPublisher {
+            slug,
+            display_name: "Acme".into(),
+        };
+        let system = store.system();
+        let created: CreatedPublisher = made!(|keep| system.create_publisher(&context, new, keep));
+        let token = TokenHash::of_secret(&created.admin.text);
+        let principal = store.authenticate(token).await.unwrap().unwrap();
+        let scoped = store.scoped(&principal.scope);
+        let settings = Settings {
+            schedule: Schedule::parse(schedule).unwrap(),
+            // Long, so that what is in time was woken.
+            poll: Duration::from_secs(20),
+            ..Settings::default()
+        };
+        Self {
+            store,
+            scoped,
+            created,
+            settings,
+            dir,
+        }
+    }
+
+    fn start(&self) -> (Dispatcher, CancellationToken) {
+        let policy = Policy {
+            allow_http: true,
+            allowed: vec!["127.0.0.0/8".parse().unwrap()],
+            ..Policy::default()
+        };
+        let limits = ClientLimits {
+            total_timeout: Duration::from_secs(5),
+            ..ClientLimits::default()
+        };
+        let stop = CancellationToken::new();
+        let client = Client::new(policy, limits);
+        let dispatcher = Dispatcher::start(
+            self.store.clone(),
+            client,
+            self.settings.clone(),
+            stop.clone(),
+        );
+        (dispatcher, stop)
+    }
+
+    async fn endpoint(&self, url: String, send_bearer: bool) -> EndpointId {
+        let new = NewEndpoint {
+            url,
+            description: None,
+            event_types: vec!["*".into()],
+            pipelines: None,
+            headers: BTreeMap::from([("x-own".to_owned(), "mine".to_owned())]),
+            enabled: true,
+            send_bearer: Some(send_bearer),
+        };
+        let context = Context::system("test");
+        let made: persistence::Endpoint =
+            made!(|keep| self.scoped.create_endpoint(&context, new, keep));
+        made.id
+    }
+
+    async fn event(&self, endpoint: EndpointId) {
+        let context = Context::system("test");
+        self.scoped
+            .test_endpoint(&context, endpoint, |_| no_content())
+            .await
+            .unwrap();
+    }
+
+    /// The endpoint's deliveries, newest first, once `done` holds of them; waits 10 s at most.
+    async fn until(
+        &self,
+        endpoint: EndpointId,
+        done: impl Fn(&[Delivery]) -> bool,
+    ) -> Vec<Delivery> {
+        let filter = DeliveryFilter {
+            endpoint: Some(endpoint),
+            ..DeliveryFilter::default()
+        };
+        let mut last = Vec::new();
+        for _ in 0..1000 {
+            let page = PageRequest {
+                limit: 200,
+                after: None,
+            };
+            last = self.scoped.deliveries(&filter, page).await.unwrap().items;
+            if done(&last) {
+                return last;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the deliveries did not get there: {last:?}");
+    }
+
+    async fn until_status(&self, endpoint: EndpointId, status: &str) -> (Delivery, Vec<Attempt>) {
+        let all = self
+            .until(endpoint, |all| all.iter().all(|one| one.status == status))
+            .await;
+        self.scoped.delivery(all[0].id).await.unwrap()
+    }
+}
+
+async fn end(world: World, dispatcher: Dispatcher, stop: CancellationToken) {
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), dispatcher.drained())
+        .await
+        .unwrap();
+    world.store.close().await;
+    drop(world.dir);
+}
+
+#[tokio::test]
+async fn a_commit_sends_a_signed_request_at_once() {
+    let world = World::new("5s").await;
+    let receiver = Receiver::start(vec![Reply {
+        body: "thanks",
+        ..reply(200)
+    }])
+    .await;
+    let (dispatcher, stop) = world.start();
+    assert!(dispatcher.healthy());
+    let endpoint = world.endpoint(receiver.url(), true).await;
+    // The loop has been through its first turn and sleeps.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.event(endpoint).await;
+    let (delivery, attempts) = world.until_status(endpoint, "succeeded").await;
+    assert_eq!(delivery.attempts, 1);
+    assert_eq!(attempts[0].status_code, Some(200));
+    assert_eq!(attempts[0].error, None);
+    assert_eq!(attempts[0].response_excerpt.as_deref(), Some("thanks"));
+
+    let all = receiver.received();
+    let [request] = all.as_slice() else {
+        panic!("{all:?}")
+    };
+    let header = |name: &str| request.headers[name].as_str();
+    assert_eq!(header("content-type"), "application/json");
+    assert_eq!(header("webhook-id"), delivery.event_id.to_string());
+    assert_eq!(header("x-stationmaster-delivery"), delivery.id.to_string());
+    assert_eq!(header("x-stationmaster-attempt"), "1");
+    assert_eq!(header("x-own"), "mine");
+    let bearer = world.created.subcommand_bearer.text.expose_secret();
+    assert_eq!(header("authorization"), format!("Bearer {bearer}"));
+    let at: i64 = header("webhook-timestamp").parse().unwrap();
+    assert!((SystemClock.now().seconds() - at).abs() < 10);
+    let (secrets, body) = (
+        [world.created.webhook_signing.text.clone()],
+        request.body.as_bytes(),
+    );
+    let own = signature::stationmaster(&secrets, at, body);
+    assert_eq!(header("x-stationmaster-signature"), own);
+    let standard = signature::standard(&secrets, header("webhook-id"), at, body);
+    assert_eq!(header("webhook-signature"), standard);
+    assert!(
+        request.body.contains(r#""type":"stationmaster.test""#),
+        "{}",
+        request.body
+    );
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn a_failure_is_tried_again_with_a_signature_of_its_own() {
+    let world = World::new("50ms,100ms,1h").await;
+    let receiver = Receiver::start(vec![reply(500), reply(302), reply(204)]).await;
+    let (dispatcher, stop) = world.start();
+    let endpoint = world.endpoint(receiver.url(), false).await;
+    world.event(endpoint).await;
+    let (_, attempts) = world.until_status(endpoint, "succeeded").await;
+    let codes: Vec<_> = attempts.iter().map(|a| (a.number, a.status_code)).collect();
+    assert_eq!(codes, [(1, Some(500)), (2, Some(302)), (3, Some(204))]);
+    assert_eq!(attempts[0].error.as_deref(), Some("status"));
+    assert_eq!(
+        attempts[1].error.as_deref(),
+        Some("status"),
+        "redirects are not followed"
+    );
+    let all = receiver.received();
+    assert_eq!(all.len(), 3);
+    for (at, request) in all.iter().enumerate() {
+        assert_eq!(request.headers["webhook-id"], all[0].headers["webhook-id"]);
+        assert_eq!(
+            request.headers["x-stationmaster-attempt"],
+            (at + 1).to_string()
+        );
+        assert!(!request.headers.contains_key("authorization"));
+        assert_eq!(request.body, all[0].body);
+    }
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn the_last_failure_is_the_end_and_each_has_its_class() {
+    let world = World::new("20ms").await;
+    let gone = Receiver::start(vec![reply(410)]).await;
+    let absent = Receiver::start(vec![reply(404)]).await;
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}/", listener.local_addr().unwrap())
+    };
+    let refused = "http://10.1.2.3/".to_owned();
+    let slow = Receiver::start(vec![Reply {
+        after: Duration::from_mins(1),
+        ..reply(200)
+    }])
+    .await;
+    let (dispatcher, stop) = world.start();
+    let mut cases = Vec::new();
+    for (url, status, error) in [
+        (gone.url(), Some(410), "status"),
+        (absent.url(), Some(404), "status"),
+        (closed, None, "connect"),
+        (refused, None, "destination_refused"),
+    ] {
+        let endpoint = world.endpoint(url, false).await;
+        world.event(endpoint).await;
+        cases.push((endpoint, status, error));
+    }
+    for (endpoint, status, error) in cases {
+        let (delivery, attempts) = world.until_status(endpoint, "failed").await;
+        assert_eq!(delivery.attempts, 2, "{error}");
+        assert_eq!(delivery.next_attempt_at, None);
+        for attempt in attempts {
+            assert_eq!(attempt.status_code, status);
+            assert_eq!(attempt.error.as_deref(), Some(error));
+        }
+    }
+    let endpoint = world.endpoint(slow.url(), false).await;
+    world.event(endpoint).await;
+    let tried = |all: &[Delivery]| all.iter().all(|one| one.attempts > 0);
+    let all = world.until(endpoint, tried).await;
+    let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
+    assert_eq!(attempts[0].error.as_deref(), Some("timeout"));
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn a_receiver_may_ask_for_a_longer_wait() {
+    let world = World::new("20ms").await;
+    let busy = Reply {
+        headers: "retry-after: 3600\r\n",
+        ..reply(429)
+    };
+    let receiver = Receiver::start(vec![busy]).await;
+    let (dispatcher, stop) = world.start();
+    let endpoint = world.endpoint(receiver.url(), false).await;
+    world.event(endpoint).await;
+    let tried = |all: &[Delivery]| all.iter().all(|one| one.attempts > 0);
+    let delivery = world.until(endpoint, tried).await.remove(0);
+    let wait = delivery
+        .next_attempt_at
+        .unwrap()
+        .since(delivery.created_at)
+        .as_secs();
+    assert!((3600..3700).contains(&wait), "{wait}");
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_what_is_under_way_and_takes_nothing_new() {
+    let world = World::new("5s").await;
+    let slow = Reply {
+        after: Duration::from_millis(500),
+        ..reply(200)
+    };
+    let receiver = Receiver::start(vec![slow]).await;
+    let (dispatcher, stop) = world.start();
+    let endpoint = world.endpoint(receiver.url(), false).await;
+    world.event(endpoint).await;
+    while receiver.received().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.cancel();
+    world.event(endpoint).await;
+    dispatcher.drained().await;
+    assert!(!dispatcher.healthy());
+    let mut all = world.until(endpoint, |_| true).await;
+    all.sort_by_key(|one| one.attempts);
+    assert_eq!((all[0].status.as_str(), all[0].attempts), ("pending", 0));
+    assert_eq!((all[1].status.as_str(), all[1].attempts), ("succeeded", 1));
+    assert_eq!(receiver.received().len(), 1);
+
+    let (dispatcher, stop) = world.start();
+    world.until_status(endpoint, "succeeded").await;
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn a_slow_endpoint_does_not_hold_up_another_one() {
+    let mut world = World::new("5s").await;
+    world.settings.in_flight_max = 4;
+    world.settings.per_endpoint_max = 2;
+    let slow = Reply {
+        after: Duration::from_millis(400),
+        ..reply(200)
+    };
+    let (slow, quick) = (
+        Receiver::start(vec![slow]).await,
+        Receiver::start(vec![reply(200)]).await,
+    );
+    let stuck = world.endpoint(slow.url(), false).await;
+    let free = world.endpoint(quick.url(), false).await;
+    for _ in 0..12 {
+        world.event(stuck).await;
+    }
+    for _ in 0..6 {
+        world.event(free).await;
+    }
+    let (dispatcher, stop) = world.start();
+    world.until_status(free, "succeeded").await;
+    assert!(
+        slow.received().len() <= 4,
+        "the slow one has most of its work before it"
+    );
+    world.until_status(stuck, "succeeded").await;
+    assert_eq!(slow.received().len(), 12);
+    assert_eq!(quick.received().len(), 6);
+    end(world, dispatcher, stop).await;
+}

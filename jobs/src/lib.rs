@@ -1,0 +1,192 @@
+//! Scheduled work: sweeps of what is past its time, and leases that ran out.
+//!
+//! The scheduler of tokio-cron-scheduler ticks, and a tick only says "look now". What is due,
+//! which process has it and how it last went stand in the store's table of jobs, so any number of
+//! processes share the work, and a tick that is lost costs seconds: a look every quarter of a
+//! minute catches up. Nothing cancels store work half-way: it runs in tasks of its own.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
+)]
+
+mod job;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use domain::Timestamp;
+use persistence::Store;
+use tokio::sync::Notify;
+use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use job::{Kind, Schedule};
+use worker::Worker;
+
+/// How often uses of tokens are written down, ages are measured and overdue jobs looked at.
+const ROUND: Duration = Duration::from_secs(15);
+
+/// When jobs run (six cron fields each, in UTC), and how long things are kept.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// When dead credentials are removed.
+    pub credentials: String,
+    /// When stale idempotency keys are removed.
+    pub idempotency_keys: String,
+    /// When old finished deliveries and their attempts are removed.
+    pub deliveries: String,
+    /// When old events are removed.
+    pub events: String,
+    /// When old finished runs are removed.
+    pub runs: String,
+    /// When publishers that were deleted long enough ago are removed for good.
+    pub publishers: String,
+    /// When runs whose lease ran out are taken back.
+    pub leases: String,
+    /// Days that expired and revoked credentials stay.
+    pub retention_credentials_days: u32,
+    /// Days that events stay.
+    pub retention_events_days: u32,
+    /// Days that finished deliveries stay.
+    pub retention_deliveries_days: u32,
+    /// Days that finished runs stay at most.
+    pub retention_runs_days: u32,
+}
+
+impl Settings {
+    fn cron(&self, kind: Kind) -> &str {
+        match kind {
+            Kind::Credentials => &self.credentials,
+            Kind::IdempotencyKeys => &self.idempotency_keys,
+            Kind::Deliveries => &self.deliveries,
+            Kind::Events => &self.events,
+            Kind::Runs => &self.runs,
+            Kind::Publishers => &self.publishers,
+            Kind::Leases => &self.leases,
+        }
+    }
+}
+
+/// Why no jobs run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An expression is not six cron fields, or names no time at all.
+    #[error("the schedule {cron:?} of job {job} is not understood: {cause}")]
+    Cron {
+        /// The job.
+        job: &'static str,
+        /// The expression.
+        cron: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The scheduler gave up.
+    #[error("the scheduler does not start: {0}")]
+    Scheduler(#[from] JobSchedulerError),
+}
+
+/// The running jobs. Dropping it leaves them running.
+pub struct Jobs {
+    tasks: TaskTracker,
+    scheduler: JobScheduler,
+}
+
+impl std::fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jobs")
+            .field("tasks", &self.tasks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the jobs, until `stop`. Each is looked at once at the start.
+///
+/// # Errors
+/// [`StartError`] for an expression that can't be a schedule.
+pub async fn start(
+    store: Store,
+    settings: Settings,
+    stop: CancellationToken,
+) -> Result<Jobs, StartError> {
+    let mut known = HashMap::new();
+    for kind in Kind::ALL {
+        schedules.insert(
+            kind,
+            Schedule::parse(kind, settings.cron(kind), store.now())?,
+        );
+    }
+    let scheduler = JobScheduler::new().await?;
+    let tasks = TaskTracker::new();
+    let worker = Arc::new(Worker::new(store.clone(), settings.clone(), stop.clone()));
+    let mut bells = HashMap::new();
+    for (kind, schedule) in known {
+        let bell = Arc::new(Notify::new());
+        // The first look is due at once.
+        bell.notify_one();
+        let rung = Arc::clone(&bell);
+        let tick = Job::new_async(settings.cron(kind), move |_, _| {
+            let rung = Arc::clone(&rung);
+            Box::pin(async move { rung.notify_one() })
+        })?;
+        scheduler.add(tick).await?;
+        bells.insert(kind.as_str(), Arc::clone(&bell));
+        tasks.spawn(Arc::clone(&worker).serve(kind, schedule, bell));
+    }
+    tasks.spawn(rounds(store, bells, stop));
+    tasks.close();
+    scheduler.start().await?;
+    Ok(Jobs { tasks, scheduler })
+}
+
+impl Jobs {
+    /// Waits, once `stop` was called, until what is under way has ended; a sweep ends with the
+    /// batch that it is at.
+    pub async fn stopped(mut self) {
+        if let Err(error) = self.scheduler.shutdown().await {
+            tracing::warn!(%error, "the scheduler did not stop cleanly");
+        }
+        self.tasks.wait().await;
+    }
+}
+
+/// What every process does for itself, every [`ROUND`]. The last uses of tokens are written down
+/// when the store closes.
+async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ROUND) => {}
+        }
+        if let Err(error) = store.system().flush_uses().await {
+            tracing::warn!(%error, "the last uses of tokens could not be written down");
+        }
+        match store.system().jobs().await {
+            Ok(rows) => look_at(&rows, &bells, store.now()),
+            Err(error) => tracing::warn!(%error, "the table of jobs can't be read"),
+        }
+    }
+}
+
+/// Measures the age of each job's last good run, and wakes those that are overdue: their tick was
+/// lost, or they failed.
+fn look_at(
+    rows: &[persistence::JobRow],
+    bells: &HashMap<&'static str, Arc<Notify>>,
+    now: Timestamp,
+) {
+    for row in rows {
+        let Some((job, bell)) = bells.get_key_value(row.name.as_str()) else {
+            continue;
+        };
+        if let Some(at) = row.finished_at {
+            let age = now.since(at).as_secs_f64();
+            metrics::gauge!("stationmaster_job_age_seconds", "job" => *job).set(age);
+        }
+        if row.due_at <= now {
+            bell.notify_one();
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One job's work: look whether it is due, do it in batches, write down how it went.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use domain::{Timestamp, limits::UNDELETE_DAYS};
+use persistence::{Store, StoreError};
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Settings,
+    job::{Kind, Schedule},
+};
+
+/// How long a job is ours without a sign of life.
+const LEASE: Duration = Duration::from_mins(5);
+/// How often a job under way gives one.
+const KEEP_EVERY: Duration = Duration::from_mins(1);
+/// A job that failed is due again after this, if its schedule is not sooner.
+const RETRY_AFTER: Duration = Duration::from_mins(5);
+/// Rows that one batch removes.
+const BATCH: u64 = 500;
+/// Runs that one batch takes back; each of them may tell many endpoints.
+const LEASES_BATCH: u64 = 100;
+
+/// How many of what.
+type Counts = BTreeMap<&'static str, u64>;
+
+/// A batch's counts, and whether there may be more.
+struct Batch {
+    counts: Vec<(&'static str, u64)>,
+    more: bool,
+}
+
+impl Batch {
+    fn removed(count: u64) -> Self {
+        Self {
+            counts: vec![("removed", count)],
+            more: count >= BATCH,
+        }
+    }
+}
+
+/// Why a job ended before its end.
+#[derive(Debug, thiserror::Error)]
+enum Interruption {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("another process has taken the job over")]
+    Lost,
+}
+
+pub(crate) struct Worker {
+    store: Store,
+    settings: Settings,
+    stop: CancellationToken,
+    /// This process, in leases.
+    owner: String,
+}
+
+impl Worker {
+    pub(crate) fn new(store: Store, settings: Settings, stop: CancellationToken) -> Self {
+        let owner = hex::encode(domain::random::bytes::<8>());
+        Self {
+            store,
+            settings,
+            stop,
+            owner,
+        }
+    }
+
+    /// Looks at one job whenever the bell rings, until the end.
+    pub(crate) async fn serve(self: Arc<Self>, kind: Kind, schedule: Schedule, bell: Arc<Notify>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = bell.notified() => {}
+            }
+            // A task of its own, so that a panic ends this look and not the job for good.
+            let look = Arc::clone(&self).look(kind, schedule.clone());
+            if let Err(error) = tokio::spawn(look).await {
+                tracing::error!(job = kind.as_str(), %error, "a job broke down");
+                metrics::counter!("stationmaster_job_failures_total", "job" => kind.as_str())
+                    .increment(1);
+            }
+        }
+    }
+
+    async fn look(self: Arc<Self>, kind: Kind, schedule: Schedule) {
+        let (job, system) = (kind.as_str(), self.store.system());
+        // Checked when it was read: there is always a next time.
+        let Some(next) = schedule.next(self.store.now()) else {
+            return;
+        };
+        match system.take_job(job, &self.owner, LEASE, next).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(job, %error, "a job could not be looked at");
+                return;
+            }
+        }
+        let began = Instant::now();
+        let (counts, interrupted) = self.work(kind).await;
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        for (what, count) in &counts {
+            metrics::counter!("stationmaster_job_rows_total", "job" => job, "what" => *what)
+                .increment(*count);
+        }
+        let counts = json!(counts);
+        let error = interrupted.map(|error| error.to_string());
+        match &error {
+            // Most looks for lost leases find none.
+            None if kind == Kind::Leases => tracing::debug!(job, %counts, took_ms, "job done"),
+            None => tracing::info!(job, %counts, took_ms, "job done"),
+            Some(error) => {
+                tracing::warn!(job, %counts, took_ms, error, "job failed");
+                metrics::counter!("stationmaster_job_failures_total", "job" => job).increment(1);
+            }
+        }
+        let now = self.store.now();
+        let mut due = schedule.next(now).unwrap_or(next);
+        if error.is_some() {
+            due = due.min(now.plus(RETRY_AFTER));
+        } else if self.stop.is_cancelled() {
+            // Cut short: what is left is for whoever comes next.
+            due = now;
+        }
+        let done = system
+            .finish_job(job, &self.owner, due, &counts, error.as_deref())
+            .await;
+        if let Err(error) = done {
+            tracing::warn!(job, %error, "a job's end could not be written down");
+        }
+    }
+
+    /// Batch after batch until nothing is left, the process stops, or something fails.
+    async fn work(&self, kind: Kind) -> (Counts, Option<Interruption>) {
+        let mut counts = Counts::new();
+        let mut kept = Instant::now();
+        loop {
+            match self.step(kind, &mut kept).await {
+                Ok(batch) => {
+                    for (what, count) in batch.counts {
+                        *counts.entry(what).or_default() += count;
+                    }
+                    if !batch.more || self.stop.is_cancelled() {
+                        return (counts, None);
+                    }
+                }
+                Err(error) => return (counts, Some(error)),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn step(&self, kind: Kind, kept: &mut Instant) -> Result<Batch, Interruption> {
+        if kept.elapsed() >= KEEP_EVERY {
+            *kept = Instant::now();
+            if !self
+                .store
+                .system()
+                .keep_job(kind.as_str(), &self.owner, LEASE)
+                .await?
+            {
+                return Err(Interruption::Lost);
+            }
+        }
+        Ok(self.batch(kind).await?)
+    }
+
+    fn before(&self, days: u32) -> Timestamp {
+        self.store
+            .now()
+            .minus(Duration::from_hours(u64::from(days) * 24))
+    }
+
+    async fn batch(&self, kind: Kind) -> Result<Batch, StoreError> {
+        let (system, keep) = (self.store.system(), &self.settings);
+        Ok(match kind {
+            Kind::Credentials => {
+                let cutoff = self.before(keep.retention_credentials_days);
+                let removed = system.sweep_credentials(cutoff, BATCH).await?;
+                let changes = system.sweep_credential_changes(BATCH).await?;
+                let counts = vec![("removed", removed), ("changes_removed", changes)];
+                Batch {
+                    counts,
+                    more: removed.max(changes) >= BATCH,
+                }
+            }
+            Kind::IdempotencyKeys => Batch::removed(system.sweep_idempotency_keys(BATCH).await?),
+            Kind::Deliveries => {
+                let cutoff = self.before(keep.retention_deliveries_days);
+                Batch::removed(system.sweep_deliveries(cutoff, BATCH).await?)
+            }
+            Kind::Events => {
+                let cutoff = self.before(keep.retention_events_days);
+                Batch::removed(system.sweep_events(cutoff, BATCH).await?)
+            }
+            Kind::Runs => {
+                let cutoff = self.before(keep.retention_runs_days);
+                let shortened = system.shorten_runs(cutoff, BATCH).await?;
+                let removed = system.sweep_runs(BATCH).await?;
+                let counts = vec![("removed", removed), ("shortened", shortened)];
+                Batch {
+                    counts,
+                    more: removed.max(shortened) >= BATCH,
+                }
+            }
+            Kind::Publishers => {
+                let age = Duration::from_hours(UNDELETE_DAYS * 24);
+                let cutoff = self.store.now().minus(age);
+                Batch::removed(system.sweep_publishers(cutoff, BATCH).await?)
+            }
+            Kind::Leases => {
+                let (requeued, expired) = system.expire_leases(LEASES_BATCH).await?;
+                let counts = vec![("requeued", requeued), ("expired", expired)];
+                Batch {
+                    counts,
+                    more: requeued + expired >= LEASES_BATCH,
+                }
+            }
+        })
+    }
+}

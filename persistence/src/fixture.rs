@@ -1,0 +1,213 @@
+//! What this crate's tests start from: a store on each engine, and rows to work with.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, Ordering},
+};
+
+use domain::{
+    Timestamp,
+    clock::ManualClock,
+    id::{DeliveryId, EndpointId, EventId, Id as _, PublisherId},
+    seal::MasterKeys,
+    slug::Slug,
+};
+use sea_orm::{ActiveValue::Set, ConnectionTrait as _, EntityTrait as _};
+use uuid::Uuid;
+
+use crate::{
+    Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
+    db::Target,
+    entity::{deliveries, events, webhook_endpoints},
+};
+
+/// When tests begin.
+pub(crate) const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
+
+/// A store of a test's own, on a clock that only the test moves.
+pub(crate) struct Fixture {
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<ManualClock>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+/// A store on SQLite, and one on PostgreSQL where the environment names a server.
+pub(crate) async fn engines() -> Vec<Fixture> {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("store.db").display());
+    let mut all = vec![open(url, Some(dir)).await];
+    if let Ok(server) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") {
+        all.push(open(fresh_database(&server).await, None).await);
+    }
+    all
+}
+
+async fn fresh_database(server: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::SeqCst);
+    let name = format!("persistence_{}_{count}", std::process::id());
+    let db = Target::parse(server, 1, true)
+        .unwrap()
+        .connect_one()
+        .await
+        .unwrap();
+    db.execute_unprepared(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
+    db.close().await.unwrap();
+    let (base, _) = server.rsplit_once('/').unwrap();
+    format!("{base}/{name}")
+}
+
+async fn open(database_url: String, dir: Option<tempfile::TempDir>) -> Fixture {
+    let clock = Arc::new(ManualClock::at(START));
+    let options = Options {
+        database_url,
+        master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
+        clock: Arc::clone(&clock) as _,
+        max_connections: 4,
+        sqlite_synchronous_full: false,
+        migrate: true,
+    };
+    Fixture {
+        store: Store::open(options).await.unwrap(),
+        clock,
+        _dir: dir,
+    }
+}
+
+pub(crate) fn no_content() -> Answer {
+    Answer {
+        status: 204,
+        body: String::new(),
+        etag: None,
+        location: None,
+        holds_secret: false,
+        replayed: false,
+    }
+}
+
+pub(crate) fn context() -> Context {
+    Context::system("test")
+}
+
+impl Fixture {
+    /// A publisher with its four first credentials.
+    pub(crate) async fn publisher(&self, slug: &str) -> CreatedPublisher {
+        let new = NewPublisher {
+            slug: Slug::parse(slug).unwrap(),
+            display_name: slug.to_owned(),
+        };
+        let made = Mutex::new(None);
+        let keep = |created: &CreatedPublisher| {
+            *made.lock().unwrap() = Some(created.clone());
+            no_content()
+        };
+        self.store
+            .system()
+            .create_publisher(&context(), new, keep)
+            .await
+            .unwrap();
+        made.into_inner().unwrap().unwrap()
+    }
+
+    pub(crate) async fn insert<A: sea_orm::ActiveModelTrait + Send>(&self, row: A) {
+        let row = Mutex::new(Some(row));
+        self.store
+            .write(|tx| {
+                let row = row.lock().unwrap().take().unwrap();
+                async move {
+                    A::Entity::insert(row)
+                        .exec_without_returning(tx.db())
+                        .await?;
+                    Ok(())
+                }
+            })
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) {
+        self.store
+            .write(|tx| async move {
+                tx.db().execute_unprepared(sql).await?;
+                Ok(())
+            })
+            .await
+            .unwrap();
+    }
+
+    /// How many rows a table has, or those that a condition names.
+    pub(crate) async fn count(&self, from: &str) -> i64 {
+        let sql = format!("SELECT count(*) AS n FROM {from}");
+        let statement = sea_orm::Statement::from_string(self.store.backend(), sql);
+        let row = self
+            .store
+            .read()
+            .query_one_raw(statement)
+            .await
+            .unwrap()
+            .unwrap();
+        row.try_get("", "n").unwrap()
+    }
+
+    pub(crate) async fn endpoint(&self, publisher: PublisherId, send_bearer: bool) -> EndpointId {
+        let id = EndpointId::generate(self.store.now());
+        self.insert(webhook_endpoints::ActiveModel {
+            publisher_id: Set(publisher.uuid()),
+            id: Set(id.uuid()),
+            url: Set(format!("https://hooks.example/{id}")),
+            description: Set(None),
+            event_types: Set(r#"["*"]"#.into()),
+            pipelines: Set(None),
+            headers: Set(r#"{"x-own":"1"}"#.into()),
+            enabled: Set(true),
+            disabled_reason: Set(None),
+            send_bearer: Set(send_bearer),
+            revision: Set(1),
+            created_at: Set(self.store.now().ms()),
+            updated_at: Set(self.store.now().ms()),
+            deleted_at: Set(None),
+        })
+        .await;
+        id
+    }
+
+    pub(crate) async fn event(&self, publisher: PublisherId) -> EventId {
+        let id = EventId::generate(self.store.now());
+        self.insert(events::ActiveModel {
+            publisher_id: Set(publisher.uuid()),
+            id: Set(id.uuid()),
+            event_type: Set("run.created".into()),
+            body: Set(format!(r#"{{"id":"{id}"}}"#)),
+            created_at: Set(self.store.now().ms()),
+        })
+        .await;
+        id
+    }
+
+    /// A pending delivery, due at `due`.
+    pub(crate) async fn delivery(
+        &self,
+        publisher: PublisherId,
+        event: EventId,
+        endpoint: EndpointId,
+        due: Timestamp,
+    ) -> DeliveryId {
+        let id = DeliveryId::from_uuid(Uuid::from_bytes(domain::random::bytes()));
+        self.insert(deliveries::ActiveModel {
+            publisher_id: Set(publisher.uuid()),
+            id: Set(id.uuid()),
+            event_id: Set(event.uuid()),
+            endpoint_id: Set(endpoint.uuid()),
+            status: Set("pending".into()),
+            attempts: Set(0),
+            next_attempt_at: Set(Some(due.ms())),
+            fence: Set(0),
+            created_at: Set(self.store.now().ms()),
+            finished_at: Set(None),
+        })
+        .await;
+        id
+    }
+}

@@ -1,0 +1,383 @@
+use std::time::Duration;
+
+use domain::{
+    Timestamp,
+    id::{Id as _, PublisherId, RunId},
+};
+use sea_orm::{ActiveValue::Set, EntityTrait as _};
+use uuid::Uuid;
+
+use crate::{
+    entity::{
+        credential_changes, credentials, delivery_attempts, idempotency_keys, pipeline_versions,
+        pipelines, runs,
+    },
+    fixture::{Fixture, START, context, engines, no_content},
+};
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// One of everything that a publisher can have.
+async fn furnish(fixture: &Fixture, publisher: PublisherId) {
+    let (owner, now) = (publisher.uuid(), fixture.store.now());
+    let endpoint = fixture.endpoint(publisher, true).await;
+    let event = fixture.event(publisher).await;
+    let delivery = fixture.delivery(publisher, event, endpoint, now).await;
+    fixture
+        .insert(delivery_attempts::ActiveModel {
+            publisher_id: Set(owner),
+            delivery_id: Set(delivery.uuid()),
+            number: Set(1),
+            at: Set(now.ms()),
+            status_code: Set(Some(500)),
+            error: Set(Some("status".into())),
+            latency_ms: Set(1),
+            response_excerpt: Set(None),
+        })
+        .await;
+    fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
+    let pipeline = pipeline(fixture, owner).await;
+    fixture.insert(run_row(owner, pipeline, None)).await;
+}
+
+fn key_row(owner: Uuid, key: &str, expires_at: Timestamp) -> idempotency_keys::ActiveModel {
+    idempotency_keys::ActiveModel {
+        owner_id: Set(owner),
+        operation: Set("createRun".into()),
+        key: Set(key.into()),
+        request_hash: Set(vec![0; 32]),
+        answer: Set(None),
+        answer_until: Set(None),
+        created_at: Set(START.ms()),
+        expires_at: Set(expires_at.ms()),
+    }
+}
+
+async fn pipeline(fixture: &Fixture, owner: Uuid) -> Uuid {
+    let id = Uuid::from_bytes(domain::random::bytes());
+    fixture
+        .insert(pipelines::ActiveModel {
+            publisher_id: Set(owner),
+            id: Set(id),
+            slug: Set("nightly".into()),
+            live_slug: Set(Some("nightly".into())),
+            version: Set(1),
+            revision: Set(1),
+            created_at: Set(START.ms()),
+            updated_at: Set(START.ms()),
+        })
+        .await;
+    fixture
+        .insert(pipeline_versions::ActiveModel {
+            publisher_id: Set(owner),
+            pipeline_id: Set(id),
+            version: Set(1),
+            definition: Set("{}".into()),
+            created_at: Set(START.ms()),
+        })
+        .await;
+    id
+}
+
+/// A queued run, or one that ended at the first time and is to go at the second.
+fn run_row(
+    owner: Uuid,
+    pipeline: Uuid,
+    ended: Option<(Timestamp, Timestamp)>,
+) -> runs::ActiveModel {
+    runs::ActiveModel {
+        publisher_id: Set(owner),
+        id: Set(RunId::generate(START).uuid()),
+        pipeline_id: Set(pipeline),
+        pipeline_version: Set(1),
+        pipeline_slug: Set("nightly".into()),
+        status: Set(if ended.is_some() {
+            "succeeded"
+        } else {
+            "queued"
+        }
+        .into()),
+        input: Set("{}".into()),
+        output: Set(None),
+        error: Set(None),
+        external_id: Set(None),
+        priority: Set(0),
+        not_before: Set(START.ms()),
+        attempt: Set(0),
+        max_attempts: Set(1),
+        lease_seconds: Set(60),
+        retention_days: Set(90),
+        claim_hash: Set(None),
+        claimed_by: Set(None),
+        lease_expires_at: Set(None),
+        created_by_id: Set("tok".into()),
+        created_by_kind: Set("runner".into()),
+        revision: Set(1),
+        created_at: Set(START.ms()),
+        started_at: Set(None),
+        finished_at: Set(ended.map(|(at, _)| at.ms())),
+        sweep_at: Set(ended.map(|(_, at)| at.ms())),
+    }
+}
+
+#[tokio::test]
+async fn dead_credentials_go_and_live_ones_stay() {
+    for fixture in engines().await {
+        let owner = fixture.publisher("acme").await.publisher.id.uuid();
+        let rows = credentials::Entity::find()
+            .all(fixture.store.read())
+            .await
+            .unwrap();
+        let of = |kind: &str| rows.iter().find(|row| row.kind == kind).unwrap().id;
+        let change = |kind: &str, revoked_at: Option<Timestamp>, expires_at: Option<Timestamp>| {
+            credentials::ActiveModel {
+                publisher_id: Set(owner),
+                id: Set(of(kind)),
+                revoked_at: Set(revoked_at.map(Timestamp::ms)),
+                expires_at: Set(expires_at.map(Timestamp::ms)),
+                ..Default::default()
+            }
+        };
+        let (old, fresh) = (START.minus(31 * DAY), START.minus(29 * DAY));
+        for row in [
+            change("admin", Some(old), None),
+            change("runner", None, Some(fresh)),
+            change("webhook_signing", None, Some(old)),
+            change("subcommand_bearer", None, Some(START.plus(DAY))),
+        ] {
+            let row = &row;
+            fixture
+                .store
+                .write(|tx| async move {
+                    credentials::Entity::update(row.clone())
+                        .exec(tx.db())
+                        .await?;
+                    Ok(())
+                })
+                .await
+                .unwrap();
+        }
+        let (system, cutoff) = (fixture.store.system(), START.minus(30 * DAY));
+        assert_eq!(system.sweep_credentials(cutoff, 500).await.unwrap(), 2);
+        assert_eq!(fixture.count("credentials").await, 2);
+        assert_eq!(fixture.count("credentials WHERE kind = 'runner'").await, 1);
+        assert_eq!(
+            fixture.count("token_hashes").await,
+            1,
+            "the admin token's hash went along"
+        );
+        assert_eq!(system.sweep_credentials(cutoff, 500).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_log_of_changes_keeps_its_end() {
+    for fixture in engines().await {
+        let system = fixture.store.system();
+        fixture.execute("DELETE FROM credential_changes").await;
+        for epoch in 101..=105 {
+            fixture
+                .insert(credential_changes::ActiveModel {
+                    epoch: Set(epoch),
+                    publisher_id: Set(Uuid::from_u128(7)),
+                    at: Set(START.minus(DAY).ms()),
+                })
+                .await;
+        }
+        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 3);
+        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 1);
+        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 0);
+        assert_eq!(
+            fixture.count("credential_changes WHERE epoch = 105").await,
+            1
+        );
+    }
+}
+
+#[tokio::test]
+async fn idempotency_keys_go_at_their_hour() {
+    for fixture in engines().await {
+        let owner = Uuid::from_u128(7);
+        for (key, expires_at) in [("old", START), ("fresh", START.plus(DAY))] {
+            fixture.insert(key_row(owner, key, expires_at)).await;
+        }
+        assert_eq!(
+            fixture
+                .store
+                .system()
+                .sweep_idempotency_keys(500)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(
+            fixture.count("idempotency_keys WHERE key = 'fresh'").await,
+            1
+        );
+    }
+}
+
+#[tokio::test]
+async fn deliveries_go_before_their_events_and_pending_ones_stay() {
+    for fixture in engines().await {
+        let publisher = fixture.publisher("acme").await.publisher.id;
+        fixture.execute("DELETE FROM events").await;
+        for _ in 0..3 {
+            furnish_webhook(&fixture, publisher).await;
+        }
+        fixture.clock.advance(40 * DAY);
+        let (system, cutoff) = (fixture.store.system(), START.plus(10 * DAY));
+        assert_eq!(
+            system.sweep_deliveries(cutoff, 500).await.unwrap(),
+            0,
+            "all are pending"
+        );
+        assert_eq!(
+            system.sweep_events(cutoff, 500).await.unwrap(),
+            0,
+            "all have deliveries"
+        );
+
+        let ended = START.plus(DAY).ms();
+        fixture
+            .execute(&format!(
+                "UPDATE deliveries SET status = 'failed', next_attempt_at = NULL, finished_at = {ended}"
+            ))
+            .await;
+        assert_eq!(
+            system.sweep_deliveries(START, 500).await.unwrap(),
+            0,
+            "all are fresh"
+        );
+        assert_eq!(system.sweep_deliveries(cutoff, 2).await.unwrap(), 2);
+        assert_eq!(
+            fixture.count("delivery_attempts").await,
+            1,
+            "attempts go along"
+        );
+        furnish_webhook(&fixture, publisher).await;
+        assert_eq!(system.sweep_events(cutoff, 500).await.unwrap(), 2);
+        assert_eq!(system.sweep_deliveries(cutoff, 500).await.unwrap(), 1);
+        assert_eq!(system.sweep_events(cutoff, 500).await.unwrap(), 1);
+        assert_eq!(fixture.count("events").await, 1, "the new one");
+        assert_eq!(fixture.count("deliveries").await, 1);
+    }
+}
+
+async fn furnish_webhook(fixture: &Fixture, publisher: PublisherId) {
+    let endpoint = fixture.endpoint(publisher, false).await;
+    let event = fixture.event(publisher).await;
+    let delivery = fixture
+        .delivery(publisher, event, endpoint, fixture.store.now())
+        .await;
+    fixture
+        .insert(delivery_attempts::ActiveModel {
+            publisher_id: Set(publisher.uuid()),
+            delivery_id: Set(delivery.uuid()),
+            number: Set(1),
+            at: Set(START.ms()),
+            status_code: Set(None),
+            error: Set(Some("dns".into())),
+            latency_ms: Set(1),
+            response_excerpt: Set(None),
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn runs_go_when_their_pipeline_or_the_operator_says() {
+    for fixture in engines().await {
+        let owner = fixture.publisher("acme").await.publisher.id.uuid();
+        let pipeline = pipeline(&fixture, owner).await;
+        let ended = START.minus(10 * DAY);
+        for row in [
+            None,
+            Some((ended, START)),
+            Some((ended, START.plus(DAY))),
+            Some((START.minus(DAY), START.plus(DAY))),
+        ] {
+            fixture.insert(run_row(owner, pipeline, row)).await;
+        }
+        let system = fixture.store.system();
+        assert_eq!(system.sweep_runs(500).await.unwrap(), 1);
+        assert_eq!(system.sweep_runs(500).await.unwrap(), 0);
+        assert_eq!(
+            system
+                .shorten_runs(START.minus(90 * DAY), 500)
+                .await
+                .unwrap(),
+            0
+        );
+        assert_eq!(
+            system
+                .shorten_runs(START.minus(5 * DAY), 500)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(system.sweep_runs(500).await.unwrap(), 1);
+        assert_eq!(fixture.count("runs WHERE status = 'queued'").await, 1);
+        assert_eq!(fixture.count("runs").await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_goes_for_good_and_takes_nobody_along() {
+    for fixture in engines().await {
+        let gone = fixture.publisher("gone").await.publisher.id;
+        let kept = fixture.publisher("kept").await.publisher.id;
+        furnish(&fixture, gone).await;
+        furnish(&fixture, kept).await;
+        let system = fixture.store.system();
+        system
+            .delete_publisher(&context(), gone, "gone", None, |()| no_content())
+            .await
+            .unwrap();
+        let cutoff = |fixture: &Fixture| fixture.store.now().minus(7 * DAY);
+        fixture.clock.advance(6 * DAY);
+        assert_eq!(
+            system
+                .sweep_publishers(cutoff(&fixture), 500)
+                .await
+                .unwrap(),
+            0
+        );
+
+        fixture.clock.advance(DAY);
+        let of_gone = format!("owner_keys WHERE owner_id = {}", literal(&fixture, gone));
+        assert_eq!(fixture.count(&of_gone).await, 1);
+        assert_eq!(
+            system.sweep_publishers(cutoff(&fixture), 3).await.unwrap(),
+            3
+        );
+        assert_eq!(fixture.count(&of_gone).await, 0, "keys go first");
+        assert!(
+            fixture
+                .store
+                .inner
+                .keys
+                .find(fixture.store.read(), gone.uuid())
+                .await
+                .unwrap()
+                .is_none()
+        );
+        assert_eq!(fixture.count("publishers").await, 2, "the row goes last");
+        while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
+
+        for (table, owner, _) in super::TABLES_OF_A_PUBLISHER {
+            let of = |id| format!("{table} WHERE {owner} = {}", literal(&fixture, id));
+            assert_eq!(fixture.count(&of(gone)).await, 0, "{table}");
+            assert!(fixture.count(&of(kept)).await > 0, "{table}");
+        }
+        assert_eq!(fixture.count("token_hashes").await, 2);
+        assert!(system.publisher(kept).await.is_ok());
+    }
+}
+
+/// An identifier as each engine writes it in SQL.
+fn literal(fixture: &Fixture, id: PublisherId) -> String {
+    match fixture.store.backend() {
+        sea_orm::DbBackend::Sqlite => format!("x'{}'", id.uuid().simple()),
+        _ => format!("'{}'", id.uuid()),
+    }
+}
