@@ -9,9 +9,7 @@ use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::Query,
     registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
-    types::{
-        Example, ParseError, ParseFromParameter, ParseResult, ToJSON, Type,
-    },
+    types::{Example, ParseError, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -333,7 +331,11 @@ impl Audit {
     ///
     /// Every change of configuration, credentials and access, and refusals of the own tokens
     /// (one a minute for each token and reason). Newest first.
-    #[oai(path = "/publishers/me/audit", method = "get", operation_id = "list_audit")]
+    #[oai(
+        path = "/publishers/me/audit",
+        method = "get",
+        operation_id = "list_audit"
+    )]
     async fn list(
         &self,
         who: Admin,
@@ -392,7 +394,10 @@ impl Audit {
                 if lines.send(ndjson(rows)).await.is_err() {
                     return;
                 }
-                if still_good(&app, hash, Some(CredentialKind::Admin)).await.is_err() {
+                if still_good(&app, hash, Some(CredentialKind::Admin))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 rows = match scoped.audit_after(last).await {

@@ -41,11 +41,11 @@ pub struct Admin(pub Arc<Principal>, pub(crate) TokenHash);
 
 /// A request of an admin or a runner token.
 #[derive(Clone, Debug)]
-pub struct AdminOrRunner(pub Arc<Principal>, pub(crate) TokenHash);
+pub struct AdminOrRunner(pub Arc<Principal>);
 
 /// A runner token's request.
 #[derive(Clone, Debug)]
-pub struct Runner(pub Arc<Principal>, pub(crate) TokenHash);
+pub struct Runner(pub Arc<Principal>);
 
 /// A request of the operator.
 #[derive(Clone, Debug)]
@@ -336,12 +336,10 @@ guard!(Admin, "admin", |app, request| {
     Self(principal, hash)
 });
 guard!(Runner, "runner", |app, request| {
-    let (principal, hash) = app.tenant(request, Wanted::Runner).await?;
-    Self(principal, hash)
+    Self(app.tenant(request, Wanted::Runner).await?.0)
 });
 guard!(AdminOrRunner, "admin_or_runner", |app, request| {
-    let (principal, hash) = app.tenant(request, Wanted::Either).await?;
-    Self(principal, hash)
+    Self(app.tenant(request, Wanted::Either).await?.0)
 });
 guard!(Operator, "bootstrap", |app, request| Self(
     app.operator(request).await?
@@ -385,7 +383,15 @@ mod tests {
         assert_eq!(bearer_of(&["Bearer abc"]).as_deref(), Some("abc"));
         assert_eq!(bearer_of(&["bearer  abc"]).as_deref(), Some("abc"));
         let long = format!("Bearer {}", "x".repeat(MAX_BEARER_LEN + 1));
-        for odd in ["", "Bearer", "Bearer ", "Basic abc", "Bearer a b", "abc", &long] {
+        for odd in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Basic abc",
+            "Bearer a b",
+            "abc",
+            &long,
+        ] {
             assert_eq!(bearer_of(&[odd]), None, "{odd}");
         }
         assert_eq!(bearer_of(&["Bearer abc", "Bearer abc"]), None);
@@ -401,12 +407,18 @@ mod tests {
             (Prefix::Claim, false),
             (Prefix::SubcommandBearer, false),
         ] {
-            assert_eq!(may_be_token(token::generate(prefix).expose_secret(), false), may);
+            assert_eq!(
+                may_be_token(token::generate(prefix).expose_secret(), false),
+                may
+            );
         }
         assert!(may_be_token(&"x".repeat(MIN_FOREIGN_LEN), true));
         assert!(!may_be_token(&"x".repeat(MIN_FOREIGN_LEN), false));
         assert!(!may_be_token(&"x".repeat(MIN_FOREIGN_LEN - 1), true));
-        assert!(!may_be_token(&format!("stm_admin_{}", "x".repeat(49)), true));
+        assert!(!may_be_token(
+            &format!("stm_admin_{}", "x".repeat(49)),
+            true
+        ));
     }
 
     #[test]

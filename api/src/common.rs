@@ -17,13 +17,7 @@ use poem_openapi::{
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
-use domain::{
-    Code, Problem, Timestamp,
-    audit::Actor,
-    id::Id,
-    slug::Slug,
-    token::TokenHash,
-};
+use domain::{Code, Problem, Timestamp, audit::Actor, id::Id, slug::Slug, token::TokenHash};
 use persistence::{Answer, Context, IdempotencyKey, Store, StoreError};
 
 use crate::{
@@ -459,7 +453,11 @@ mod tests {
             assert_eq!(parse(text).unwrap(), IfMatch(seen), "{text}");
         }
         for text in ["", "3", "\"3", "\"1\", \"2\"", "W/3"] {
-            assert_eq!(parse(text).unwrap_err().code, Code::InvalidParameter, "{text}");
+            assert_eq!(
+                parse(text).unwrap_err().code,
+                Code::InvalidParameter,
+                "{text}"
+            );
         }
         assert_eq!(IfMatch::parse(&[]).unwrap(), IfMatch(None));
     }
@@ -476,6 +474,9 @@ mod tests {
         assert_eq!(response.header("content-type"), Some("application/json"));
         assert_eq!(response.into_body().into_string().await.unwrap(), "\"x\"");
         let empty = respond(no_content());
-        assert_eq!((empty.status().as_u16(), empty.header("content-type")), (204, None));
+        assert_eq!(
+            (empty.status().as_u16(), empty.header("content-type")),
+            (204, None)
+        );
     }
 }

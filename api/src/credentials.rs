@@ -141,9 +141,8 @@ pub(crate) struct CredentialView {
     last_used_at: Option<Time>,
 }
 
-fn slugs(some: &Option<Vec<Slug>>) -> Option<Vec<String>> {
-    some.as_ref()
-        .map(|slugs| slugs.iter().map(Slug::to_string).collect())
+fn slugs(some: Option<&[Slug]>) -> Option<Vec<String>> {
+    some.map(|slugs| slugs.iter().map(Slug::to_string).collect())
 }
 
 impl From<Credential> for CredentialView {
@@ -157,7 +156,7 @@ impl From<Credential> for CredentialView {
             id: credential.id.to_string(),
             kind: credential.kind.into(),
             kinds: kinds.into_iter().map(KindName::from).collect(),
-            pipelines: slugs(&credential.pipelines),
+            pipelines: slugs(credential.pipelines.as_deref()),
             name: credential.name,
             last_four: credential.last_four,
             source: credential.source.into(),
@@ -256,7 +255,7 @@ impl From<&Minted> for IssuedCredential {
             secret,
             last_four: credential.last_four.clone(),
             name: credential.name.clone(),
-            pipelines: slugs(&credential.pipelines),
+            pipelines: slugs(credential.pipelines.as_deref()),
             created_at: credential.created_at.into(),
             expires_at: credential.expires_at.map(Time),
             replaced: minted.replaced.iter().map(Into::into).collect(),
@@ -310,7 +309,12 @@ impl Example for IssuedCredential {
 
 /// What a new credential is given; everything may be left out.
 #[derive(Object)]
-#[oai(rename = "NewCredential", example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[oai(
+    rename = "NewCredential",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 pub(crate) struct NewCredentialRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -345,7 +349,13 @@ fn new_credential(
         })
     };
     let pipelines = pipelines
-        .map(|slugs| slugs.iter().enumerate().map(slug).collect::<Result<_, ApiError>>())
+        .map(|slugs| {
+            slugs
+                .iter()
+                .enumerate()
+                .map(slug)
+                .collect::<Result<_, ApiError>>()
+        })
         .transpose()?;
     Ok(NewCredential {
         name,
@@ -443,7 +453,11 @@ impl Credentials {
     /// List credentials
     ///
     /// All that are not revoked, newest first, without what they are.
-    #[oai(path = "/publishers/me/tokens", method = "get", operation_id = "list_credentials")]
+    #[oai(
+        path = "/publishers/me/tokens",
+        method = "get",
+        operation_id = "list_credentials"
+    )]
     async fn list(
         &self,
         who: Admin,
@@ -465,7 +479,11 @@ impl Credentials {
     }
 
     /// Make one more credential of a kind
-    #[oai(path = "/publishers/me/tokens/:kind", method = "post", operation_id = "mint_credential")]
+    #[oai(
+        path = "/publishers/me/tokens/:kind",
+        method = "post",
+        operation_id = "mint_credential"
+    )]
     async fn mint(
         &self,
         who: Admin,
@@ -482,7 +500,10 @@ impl Credentials {
         let key = key.of("mint_credential", context);
         let context = self.app.context(context, who.0.actor(), key);
         let scoped = self.app.store.scoped(&who.0.scope);
-        Ok(scoped.mint(&context, kind.0.into(), new, made).await?.into())
+        Ok(scoped
+            .mint(&context, kind.0.into(), new, made)
+            .await?
+            .into())
     }
 
     /// Replace all live credentials of a kind

@@ -12,9 +12,7 @@ use poem::{
 };
 use poem_openapi::{
     ApiResponse,
-    registry::{
-        MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
-    },
+    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
     types::{ToJSON, Type},
 };
 use serde_json::{Value, json};
@@ -110,11 +108,7 @@ impl List {
 
     /// The answer.
     #[must_use]
-    pub fn answer<M, T, K: Position>(
-        &self,
-        page: Page<M, K>,
-        show: impl Fn(M) -> T,
-    ) -> Listed<T> {
+    pub fn answer<M, T, K: Position>(&self, page: Page<M, K>, show: impl Fn(M) -> T) -> Listed<T> {
         let next = page.next.map(|position| self.seal(&position.bytes()));
         Listed {
             link: next.as_deref().and_then(|cursor| self.link(cursor)),
@@ -273,7 +267,11 @@ mod tests {
         let open = |key, uri| list(key, uri).open::<Uuid>(&cursor);
         assert_eq!(open(1, "/v1/runs?limit=200&status=queued"), Some(position));
         assert_eq!(open(1, "/v1/runs?cursor=x&status=queued"), Some(position));
-        assert_eq!(open(2, "/v1/runs?status=queued"), None, "another publisher's");
+        assert_eq!(
+            open(2, "/v1/runs?status=queued"),
+            None,
+            "another publisher's"
+        );
         assert_eq!(open(1, "/v1/runs?status=failed"), None);
         assert_eq!(open(1, "/v1/runs"), None);
         assert_eq!(open(1, "/v1/events?status=queued"), None);
@@ -298,7 +296,12 @@ mod tests {
 
     #[test]
     fn the_link_keeps_the_other_parameters() {
-        let link = list(1, "/v1/runs?status=queued&cursor=old&limit=2").link("new").unwrap();
-        assert_eq!(link, "</v1/runs?status=queued&limit=2&cursor=new>; rel=\"next\"");
+        let link = list(1, "/v1/runs?status=queued&cursor=old&limit=2")
+            .link("new")
+            .unwrap();
+        assert_eq!(
+            link,
+            "</v1/runs?status=queued&limit=2&cursor=new>; rel=\"next\""
+        );
     }
 }

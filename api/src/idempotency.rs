@@ -81,7 +81,10 @@ mod tests {
     #[test]
     fn a_key_is_short_visible_and_alone() {
         let parse = |text: &str| Idempotency::parse(&[&HeaderValue::from_str(text).unwrap()]);
-        assert_eq!(parse("a-1:Ü".trim_end_matches('Ü')).unwrap().0.as_deref(), Some("a-1:"));
+        assert_eq!(
+            parse("a-1:Ü".trim_end_matches('Ü')).unwrap().0.as_deref(),
+            Some("a-1:")
+        );
         assert!(parse(&"x".repeat(200)).is_ok());
         for odd in ["", "a b", "\u{e9}", &"x".repeat(201)] {
             assert!(parse(odd).is_err(), "{odd}");

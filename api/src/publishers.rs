@@ -10,19 +10,14 @@ use poem_openapi::{
 };
 
 use domain::{
-    Code, Problem, Timestamp,
-    credential::CredentialKind,
-    id::PublisherId,
-    limits::Quotas,
+    Code, Problem, Timestamp, credential::CredentialKind, id::PublisherId, limits::Quotas,
     slug::Slug,
 };
 use persistence::{CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus};
 
 use crate::{
     auth::{Admin, AdminOrRunner, Operator},
-    common::{
-        App, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id,
-    },
+    common::{App, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
     contract::OperationDoc,
     credentials::{IssuedCredential, KindName, NewCredentialRequest},
     cursor::{List, Listed},
@@ -166,7 +161,12 @@ impl Example for PublisherView {
 
 /// A publisher to make.
 #[derive(Object)]
-#[oai(rename = "NewPublisher", example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[oai(
+    rename = "NewPublisher",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 struct NewPublisherRequest {
     /// Its name in the operator's hands.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
@@ -275,7 +275,9 @@ impl Example for QuotasPatch {
 impl QuotasPatch {
     fn over(&self, now: Quotas) -> Quotas {
         Quotas {
-            credentials_per_kind: self.credentials_per_kind.unwrap_or(now.credentials_per_kind),
+            credentials_per_kind: self
+                .credentials_per_kind
+                .unwrap_or(now.credentials_per_kind),
             pipelines: self.pipelines.unwrap_or(now.pipelines),
             webhook_endpoints: self.webhook_endpoints.unwrap_or(now.webhook_endpoints),
         }
@@ -284,7 +286,12 @@ impl QuotasPatch {
 
 /// What the operator changes of a publisher.
 #[derive(Object)]
-#[oai(rename = "PublisherPatch", example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[oai(
+    rename = "PublisherPatch",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 struct PatchRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -304,7 +311,12 @@ impl Example for PatchRequest {
 
 /// How a deleted publisher comes back.
 #[derive(Object)]
-#[oai(rename = "ResumePublisher", example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[oai(
+    rename = "ResumePublisher",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 struct ResumeRequest {
     /// A new slug, for a deleted publisher whose own is taken by now.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
@@ -400,7 +412,12 @@ impl Example for OwnView {
 
 /// What a publisher changes of itself.
 #[derive(Object)]
-#[oai(rename = "OwnPublisherPatch", example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[oai(
+    rename = "OwnPublisherPatch",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
 struct OwnPatchRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -480,7 +497,11 @@ impl Publishers {
     /// Make a publisher
     ///
     /// The answer is the only one that shows its first two tokens and two secrets.
-    #[oai(path = "/publishers", method = "post", operation_id = "create_publisher")]
+    #[oai(
+        path = "/publishers",
+        method = "post",
+        operation_id = "create_publisher"
+    )]
     async fn create(
         &self,
         who: Operator,
@@ -501,7 +522,13 @@ impl Publishers {
         let answer = system.create_publisher(&context, new, |created| {
             let location = format!("/v1/publishers/{}", created.publisher.id);
             let revision = Some(created.publisher.revision);
-            answer(201, &CreatedView::from(created), revision, Some(location), true)
+            answer(
+                201,
+                &CreatedView::from(created),
+                revision,
+                Some(location),
+                true,
+            )
         });
         Ok(answer.await?.into())
     }
@@ -527,7 +554,11 @@ impl Publishers {
     }
 
     /// Read a publisher
-    #[oai(path = "/publishers/:id", method = "get", operation_id = "get_publisher")]
+    #[oai(
+        path = "/publishers/:id",
+        method = "get",
+        operation_id = "get_publisher"
+    )]
     async fn get(
         &self,
         _who: Operator,
@@ -571,7 +602,10 @@ impl Publishers {
             };
             // Quotas are merged into what was just read, so it must be what is changed.
             let seen = if_match.0.or(Some(now.revision));
-            match system.update_publisher(&context, id, patch, seen, show).await {
+            match system
+                .update_publisher(&context, id, patch, seen, show)
+                .await
+            {
                 Err(persistence::StoreError::Refused(problem))
                     if problem.code == Code::PreconditionFailed && if_match.0.is_none() => {}
                 result => return Ok(result?.into()),
@@ -663,7 +697,10 @@ impl Publishers {
         let key = key.of("resume_publisher", context);
         let context = self.app.context(context, who.0.actor(), key);
         let system = self.app.store.system();
-        Ok(system.resume_publisher(&context, id, slug, show).await?.into())
+        Ok(system
+            .resume_publisher(&context, id, slug, show)
+            .await?
+            .into())
     }
 
     /// Make an admin token for a publisher
@@ -704,12 +741,17 @@ pub(crate) struct Own {
     pub(crate) app: Arc<App>,
 }
 
+#[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Publisher")]
 impl Own {
     /// Read the own publisher
     ///
     /// `credential` says which token asks. Answered without asking the store.
-    #[oai(path = "/publishers/me", method = "get", operation_id = "get_own_publisher")]
+    #[oai(
+        path = "/publishers/me",
+        method = "get",
+        operation_id = "get_own_publisher"
+    )]
     async fn get(&self, who: AdminOrRunner) -> Result<Ok<OwnView>, ApiError> {
         let publisher = &who.0.publisher;
         let view = OwnView::of(publisher, &who.0);
@@ -717,7 +759,11 @@ impl Own {
     }
 
     /// Change the own publisher
-    #[oai(path = "/publishers/me", method = "patch", operation_id = "update_own_publisher")]
+    #[oai(
+        path = "/publishers/me",
+        method = "patch",
+        operation_id = "update_own_publisher"
+    )]
     async fn update(
         &self,
         who: Admin,
@@ -739,7 +785,11 @@ impl Own {
     }
 
     /// Read what is used of the quotas
-    #[oai(path = "/publishers/me/usage", method = "get", operation_id = "get_usage")]
+    #[oai(
+        path = "/publishers/me/usage",
+        method = "get",
+        operation_id = "get_usage"
+    )]
     async fn usage(&self, who: Admin) -> Result<Ok<UsageView>, ApiError> {
         let usage = self.app.store.scoped(&who.0.scope).usage().await?;
         let live = |kind: CredentialKind| {
