@@ -298,6 +298,11 @@ impl Site {
             .collect()
     }
 
+    /// Looks for this text too, wherever no secret may be.
+    pub fn remember(&self, secret: &str) {
+        self.vault.add(secret);
+    }
+
     /// How many secrets the test has received here.
     #[must_use]
     pub fn secrets(&self) -> usize {

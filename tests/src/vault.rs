@@ -1,12 +1,14 @@
 //! Every secret that a test ever receives, and the search for them where none may be.
 
-use std::sync::Mutex;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Mutex,
+};
 
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
-use memchr::memmem::Finder;
 use serde_json::Value;
 
 /// What our credentials begin with.
@@ -21,20 +23,40 @@ const PREFIXES: [&str; 6] = [
 
 /// The secrets of one test.
 #[derive(Default)]
-pub struct Vault(Mutex<Vec<Secret>>);
+pub struct Vault(Mutex<Index>);
 
-struct Secret {
-    text: String,
-    /// How it would look if something wrote it: as it is, in hex, in base64.
-    forms: Vec<(&'static str, Finder<'static>)>,
+/// All forms of all secrets by their last eight bytes: one walk through a text finds them all,
+/// however many there are.
+struct Index {
+    secrets: Vec<String>,
+    forms: HashMap<u64, Vec<Form>>,
+    /// Whether any form ends in these two bytes: most places of a text need no other look.
+    endings: Vec<bool>,
+}
+
+/// How a secret would look if something wrote it: as it is, in hex, in base64.
+struct Form {
+    secret: usize,
+    name: &'static str,
+    bytes: Vec<u8>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            secrets: Vec::new(),
+            forms: HashMap::new(),
+            endings: vec![false; 1 << 16],
+        }
+    }
 }
 
 impl Vault {
     /// Remembers one secret.
     pub fn add(&self, text: &str) {
-        let mut secrets = self.0.lock().unwrap();
-        if !secrets.iter().any(|secret| secret.text == text) {
-            secrets.push(Secret::new(text));
+        let mut index = self.0.lock().unwrap();
+        if !index.secrets.iter().any(|known| known == text) {
+            index.add(text);
         }
     }
 
@@ -50,21 +72,12 @@ impl Vault {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.0.lock().unwrap().secrets.len()
     }
 
     /// Which secrets, in which form, `bytes` hold. The descriptions give nothing away.
     pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
-        let secrets = self.0.lock().unwrap();
-        let mut found = Vec::new();
-        for secret in secrets.iter() {
-            for (form, finder) in &secret.forms {
-                if finder.find(bytes).is_some() {
-                    found.push(format!("{} as {form}", secret.description()));
-                }
-            }
-        }
-        found
+        self.0.lock().unwrap().found_in(bytes)
     }
 }
 
@@ -74,8 +87,10 @@ fn is_credential(text: &str) -> bool {
         .any(|prefix| text.len() > prefix.len() + 20 && text.starts_with(prefix))
 }
 
-impl Secret {
-    fn new(text: &str) -> Self {
+impl Index {
+    fn add(&mut self, text: &str) {
+        let secret = self.secrets.len();
+        self.secrets.push(text.to_owned());
         let mut forms = forms_of(text.as_bytes());
         let key = text
             .strip_prefix("whsec_")
@@ -83,19 +98,44 @@ impl Secret {
         if let Some(key) = key {
             forms.extend(forms_of(&key));
         }
-        let forms = forms.into_iter();
-        Self {
-            text: text.to_owned(),
-            forms: forms
-                .map(|(name, bytes)| (name, Finder::new(&bytes).into_owned()))
-                .collect(),
+        for (name, bytes) in forms {
+            let end = bytes.last_chunk::<8>().expect("secrets are longer");
+            self.endings[usize::from(u16::from_le_bytes([end[6], end[7]]))] = true;
+            let found = self.forms.entry(u64::from_le_bytes(*end)).or_default();
+            found.push(Form {
+                secret,
+                name,
+                bytes,
+            });
         }
     }
 
-    fn description(&self) -> String {
-        let start = self.text.find('_').map_or(0, |at| at + 1);
-        let end = self.text.len() - 4;
-        format!("{}…{}", &self.text[..start.min(end)], &self.text[end..])
+    fn found_in(&self, bytes: &[u8]) -> Vec<String> {
+        let mut found = BTreeSet::new();
+        for end in 8..=bytes.len() {
+            if !self.endings[usize::from(u16::from_le_bytes([bytes[end - 2], bytes[end - 1]]))] {
+                continue;
+            }
+            let last = bytes[..end].last_chunk::<8>().expect("there are eight");
+            let forms = self.forms.get(&u64::from_le_bytes(*last));
+            for form in forms.into_iter().flatten() {
+                if bytes[..end].ends_with(&form.bytes) {
+                    found.insert(format!(
+                        "{} as {}",
+                        self.description(form.secret),
+                        form.name
+                    ));
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    fn description(&self, secret: usize) -> String {
+        let text = &self.secrets[secret];
+        let start = text.find('_').map_or(0, |at| at + 1);
+        let end = text.len() - 4;
+        format!("{}…{}", &text[..start.min(end)], &text[end..])
     }
 }
 

@@ -11,7 +11,6 @@ on_both_stores!(
     a_failed_delivery_is_tried_again_until_it_succeeds,
     a_delivery_fails_in_the_end_and_can_be_retried,
     a_disabled_endpoint_gets_nothing,
-    gone_disables_the_endpoint,
     an_endpoint_gets_what_its_filters_let_through,
     a_slow_consumer_holds_nobody_up,
     deliveries_of_a_suspended_publisher_wait,
@@ -157,31 +156,6 @@ async fn a_disabled_endpoint_gets_nothing(world: &World) {
             "{wanted}: {actions:?}"
         );
     }
-}
-
-async fn gone_disables_the_endpoint(world: &World) {
-    let server = world.start_with(&QUICK).await;
-    let publisher = server.publisher("acme").await;
-    publisher.pipeline("nightly").await;
-    let (gone, other) = (Consumer::start().await, Consumer::start().await);
-    gone.reply_always(Reply::status(410));
-    let endpoint = publisher.endpoint(&gone, &["run.succeeded"]).await;
-    publisher.endpoint(&other, &["stationmaster.*"]).await;
-    publisher.finished_run("nightly").await;
-    let path = format!("/v1/webhook-endpoints/{endpoint}");
-    eventually("the endpoint is disabled", LIMIT, async || {
-        let endpoint = publisher.admin.get(&path).expect(200).await;
-        (endpoint["enabled"] == false).then_some(())
-    })
-    .await;
-    publisher.finished_run("nightly").await;
-    other.event("stationmaster.endpoint.disabled").await;
-    assert_eq!(gone.seen().len(), 1);
-    let actions = publisher.actions().await;
-    assert!(
-        actions.iter().any(|action| action == "endpoint.disabled"),
-        "{actions:?}"
-    );
 }
 
 async fn an_endpoint_gets_what_its_filters_let_through(world: &World) {

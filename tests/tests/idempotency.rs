@@ -124,23 +124,16 @@ async fn a_key_belongs_to_its_operation(world: &World) {
 
 async fn a_refusal_is_kept_too(world: &World) {
     let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    let call = publisher
-        .runner
-        .post(RUNS)
-        .json(&json!({"input": {}}))
-        .key("k");
-    call.clone().refused(404, "not_found").await;
-    publisher.pipeline("nightly").await;
+    let operator = server.operator();
+    let other = server.publisher("acme").await;
+    let body = json!({"slug": "acme", "display_name": "Another Acme"});
+    let call = operator.post("/v1/publishers").json(&body);
+    call.clone().key("k").refused(409, "slug_taken").await;
+    let path = format!("/v1/publishers/{}?confirm=acme", other.id);
+    operator.delete(&path).expect(204).await;
     // The first answer stands, so that whoever repeats can rely on it.
-    call.refused(404, "not_found").await;
-    publisher
-        .runner
-        .post(RUNS)
-        .json(&json!({"input": {}}))
-        .key("l")
-        .expect(201)
-        .await;
+    call.clone().key("k").refused(409, "slug_taken").await;
+    call.key("l").expect(201).await;
 }
 
 async fn a_credential_is_answered_again_for_a_while(world: &World) {

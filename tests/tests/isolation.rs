@@ -123,6 +123,9 @@ async fn nobody_gets_at_anothers_things(world: &World) {
     for operation in &operations {
         let things = Things::make(&server, &consumer).await;
         let target = target_of(operation, &things);
+        if operation.id == "resume_publisher" {
+            things.suspend(&server).await;
+        }
         let owner = operation.owner(&server, &things);
         let answer = operation
             .call(&owner, &target.probes[0].theirs)

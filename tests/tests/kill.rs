@@ -106,7 +106,7 @@ async fn runs_are_there(publisher: &Publisher, acknowledged: &BTreeMap<String, &
         .get("/v1/publishers/me/audit/verify")
         .expect(200)
         .await;
-    assert_eq!(answer["intact"], true, "{answer}");
+    assert_eq!(answer["ok"], true, "{answer}");
 }
 
 async fn deliveries_are_made(

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod concurrency;
+mod contract;
 mod cursors;
 mod deliveries;
 mod first_minute;

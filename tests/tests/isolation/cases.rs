@@ -259,6 +259,7 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
     filtered["pipelines"] = json!(["{}"]);
     let nothing = format!("gone-{}", things.pipeline);
     Some(match operation {
+        "list_event_types" => plain(200, "/v1/event-types"),
         "list_events" => plain(200, "/v1/events"),
         "get_event" => of(200, "/v1/events/{}", &things.event, &absent("evt")),
         "list_webhook_endpoints" => plain(200, "/v1/webhook-endpoints"),
@@ -274,8 +275,8 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
         "delete_webhook_endpoint" => endpoint(204, "/v1/webhook-endpoints/{}"),
         "test_webhook_endpoint" => endpoint(202, "/v1/webhook-endpoints/{}/test"),
         "list_deliveries" => plain(200, "/v1/deliveries")
-            .query("endpoint_id", &things.endpoint, &absent("ep"))
-            .query("event_id", &things.event, &absent("evt")),
+            .query("endpoint", &things.endpoint, &absent("ep"))
+            .query("event", &things.event, &absent("evt")),
         "get_delivery" => delivery(200, "/v1/deliveries/{}"),
         "retry_delivery" => delivery(200, "/v1/deliveries/{}/retry"),
         _ => return None,

@@ -91,6 +91,12 @@ impl Things {
         }
     }
 
+    /// Lets the operator suspend the publisher.
+    pub async fn suspend(&self, server: &Server) {
+        let path = format!("/v1/publishers/{}/suspend", self.publisher.id);
+        server.operator().post(&path).expect(200).await;
+    }
+
     /// Everything by which this publisher could be recognised.
     pub fn identifiers(&self) -> Vec<String> {
         let mut all = vec![self.publisher.id.clone(), self.publisher.slug.clone()];
