@@ -13,11 +13,21 @@ const BODY: &str = r#"{"id":"pub_01h455vb4pex5vsknk084sn02q","slug":"acme","stat
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    writeln!(std::io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    writeln!(
+        std::io::stdout(),
+        "listening on http://{}",
+        listener.local_addr()?
+    )?;
     let app = make_sync(|_| {
         Response::builder()
             .header(header::CONTENT_TYPE, "application/json")
             .body(BODY)
     });
-    serve(listener, app, ConnectionLimits::default(), CancellationToken::new()).await
+    serve(
+        listener,
+        app,
+        ConnectionLimits::default(),
+        CancellationToken::new(),
+    )
+    .await
 }

@@ -275,7 +275,9 @@ mod tests {
             ("docs/reference.md", reference_markdown()),
             ("docs/access.md", access_markdown()),
         ] {
-            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("..")
+                .join(path);
             let kept = std::fs::read_to_string(&file).unwrap_or_default();
             assert!(
                 kept == text,

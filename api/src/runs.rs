@@ -13,11 +13,11 @@ use serde_json::{Map, Value, json};
 
 use domain::{
     Code, Problem, Timestamp,
-    id::{Id as _, RunId, TokenId},
+    id::{Id as _, PipelineId, RunId, TokenId},
     run::RunStatus,
     slug::Slug,
 };
-use persistence::{Claimed, CreatedRun, NewRun, Run, RunFilter, Scoped};
+use persistence::{Claimed, CreatedRun, NewRun, Pipeline, Run, RunFilter, Scoped, StoreError};
 
 use crate::{
     auth::{AdminOrRunner, Runner},
@@ -497,28 +497,41 @@ impl Runs {
         }
     }
 
-    /// A new run, its input judged by the pipeline's present version.
-    async fn judged(
+    /// Judges an input by the pipeline's present version, before the store is kept waiting. Which
+    /// version the run will keep is certain only within its transaction.
+    async fn prejudge(
         &self,
         scoped: &Scoped,
         pipeline: &Slug,
-        body: NewRunBody,
-    ) -> Result<NewRun, ApiError> {
-        let found = scoped.pipeline(pipeline.as_str()).await?;
+        input: Value,
+    ) -> Result<(Value, Option<Verdict>), ApiError> {
+        let found = match scoped.pipeline(pipeline.as_str()).await {
+            // Left to the transaction, which may have an answer kept from when it existed.
+            Err(StoreError::Refused(_)) => return Ok((input, None)),
+            found => found?,
+        };
         let schema = found.definition.input_schema.as_ref();
         let version = (found.id, found.version);
-        let input = self
-            .schemas
-            .check(version, Side::Input, schema, body.input)
-            .await?;
-        Ok(NewRun {
-            pipeline: pipeline.to_string(),
-            input,
-            external_id: body.external_id,
-            priority: body.priority,
-            not_before: body.not_before.map(|at| at.0),
-            claim: body.claim,
-        })
+        let checked = self.schemas.check(version, Side::Input, schema, input);
+        let (input, verdict) = checked.await;
+        Ok((input, Some((version, verdict))))
+    }
+
+    /// Whether the version that a new run will keep takes its input.
+    fn judge(
+        &self,
+        pipeline: &Pipeline,
+        input: &Value,
+        before: Option<&Verdict>,
+    ) -> Result<(), Problem> {
+        let version = (pipeline.id, pipeline.version);
+        match before {
+            Some((judged, verdict)) if *judged == version => verdict.clone(),
+            _ => {
+                let schema = pipeline.definition.input_schema.as_ref();
+                self.schemas.check_now(version, Side::Input, schema, input)
+            }
+        }
     }
 
     /// The output of a run, judged by the version that the run was created with.
@@ -531,12 +544,17 @@ impl Runs {
         let kept = scoped.version_of_run(run).await?;
         let schema = kept.definition.output_schema.as_ref();
         let version = (kept.pipeline, kept.version);
-        Ok(self
+        let (output, verdict) = self
             .schemas
             .check(version, Side::Output, schema, output)
-            .await?)
+            .await;
+        verdict?;
+        Ok(output)
     }
 }
+
+/// What is to be said of an input, by which version.
+type Verdict = ((PipelineId, i64), Result<(), Problem>);
 
 /// A claim at once makes its holder a runner.
 fn check_may_claim(wanted: bool, may: bool) -> Result<(), Problem> {
@@ -574,11 +592,20 @@ impl Runs {
         let slug = parse_slug(&slug.0)?;
         check_may_claim(body.0.claim, who.0.grants.runner)?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        let new = self.judged(&scoped, &slug, body.0).await?;
+        let (input, verdict) = self.prejudge(&scoped, &slug, body.0.input).await?;
+        let new = NewRun {
+            pipeline: slug.to_string(),
+            input: input.clone(),
+            external_id: body.0.external_id,
+            priority: body.0.priority,
+            not_before: body.0.not_before.map(|at| at.0),
+            claim: body.0.claim,
+        };
+        let judge = |pipeline: &Pipeline| self.judge(pipeline, &input, verdict.as_ref());
         let key = key.of("create_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         let answer = scoped
-            .create_run(&context, new, |created| {
+            .create_run(&context, new, judge, |created| {
                 let view = CreatedRunView::from(created);
                 let revision = Some(created.run.revision);
                 let location = format!("/v1/runs/{}", created.run.id);

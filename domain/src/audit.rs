@@ -110,7 +110,10 @@ impl Actor {
     /// A part of the service itself.
     #[must_use]
     pub fn system(part: &str) -> Self {
-        Self { kind: ActorKind::System, id: part.to_owned() }
+        Self {
+            kind: ActorKind::System,
+            id: part.to_owned(),
+        }
     }
 }
 

@@ -22,8 +22,12 @@ pub enum CredentialKind {
 
 impl CredentialKind {
     /// Every kind, in the order in which answers list them.
-    pub const ALL: [Self; 4] =
-        [Self::Admin, Self::Runner, Self::WebhookSigning, Self::SubcommandBearer];
+    pub const ALL: [Self; 4] = [
+        Self::Admin,
+        Self::Runner,
+        Self::WebhookSigning,
+        Self::SubcommandBearer,
+    ];
 
     /// The word in paths, answers and the store.
     #[must_use]
@@ -118,7 +122,10 @@ impl Grants {
     /// The kinds that are granted.
     #[must_use]
     pub fn kinds(self) -> Vec<CredentialKind> {
-        CredentialKind::ALL.into_iter().filter(|kind| self.has(*kind)).collect()
+        CredentialKind::ALL
+            .into_iter()
+            .filter(|kind| self.has(*kind))
+            .collect()
     }
 }
 

@@ -156,7 +156,9 @@ mod tests {
         assert!(!passes("run.*", "runs.created"));
         assert!(!passes("run.*", "run"));
         assert!(!passes("run.created", "run.created.x"));
-        for bad in ["", "**", "run*", "*.run", "run.", ".run", "Run", "run..x", "run.*.x"] {
+        for bad in [
+            "", "**", "run*", "*.run", "run.", ".run", "Run", "run..x", "run.*.x",
+        ] {
             assert!(Filter::parse(bad).is_none(), "{bad}");
         }
     }

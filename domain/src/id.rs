@@ -28,11 +28,13 @@ fn decode(text: &str) -> Option<Uuid> {
     if bytes.len() != SUFFIX_LEN || bytes[0] > b'7' {
         return None;
     }
-    bytes.iter().try_fold(0_u128, |acc, byte| {
-        let digit = ALPHABET.iter().position(|c| c == byte)?;
-        Some((acc << 5) | digit as u128)
-    })
-    .map(Uuid::from_u128)
+    bytes
+        .iter()
+        .try_fold(0_u128, |acc, byte| {
+            let digit = ALPHABET.iter().position(|c| c == byte)?;
+            Some((acc << 5) | digit as u128)
+        })
+        .map(Uuid::from_u128)
 }
 
 /// A fresh UUIDv7 for `now` (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits.
@@ -158,7 +160,10 @@ mod tests {
     #[test]
     fn matches_the_published_typeid_example() {
         let id: Uuid = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
-        assert_eq!(RunId::from_uuid(id).to_string(), "run_01h455vb4pex5vsknk084sn02q");
+        assert_eq!(
+            RunId::from_uuid(id).to_string(),
+            "run_01h455vb4pex5vsknk084sn02q"
+        );
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub struct Quotas {
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { credentials_per_kind: 50, pipelines: 1000, webhook_endpoints: 100 }
+        Self {
+            credentials_per_kind: 50,
+            pipelines: 1000,
+            webhook_endpoints: 100,
+        }
     }
 }

@@ -156,7 +156,11 @@ impl FieldError {
     /// A fault at `pointer`.
     #[must_use]
     pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), code: Cow::Borrowed(code), detail: detail.into() }
+        Self {
+            pointer: pointer.into(),
+            code: Cow::Borrowed(code),
+            detail: detail.into(),
+        }
     }
 }
 
@@ -178,13 +182,21 @@ impl Problem {
     /// A problem with a detail of its own.
     #[must_use]
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), retry_after_s: None }
+        Self {
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after_s: None,
+        }
     }
 
     /// The one answer for everything absent or foreign.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::new(Code::NotFound, "There is no such thing, or it is not yours.")
+        Self::new(
+            Code::NotFound,
+            "There is no such thing, or it is not yours.",
+        )
     }
 
     /// Faults in a body.
@@ -194,7 +206,12 @@ impl Problem {
             [one] => one.detail.clone(),
             many => format!("The body has {} faults.", many.len()),
         };
-        Self { code: Code::ValidationFailed, detail, errors, retry_after_s: None }
+        Self {
+            code: Code::ValidationFailed,
+            detail,
+            errors,
+            retry_after_s: None,
+        }
     }
 
     /// One fault in a body.
@@ -208,7 +225,12 @@ impl Problem {
     pub fn parameter(pointer: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         let errors = vec![FieldError::new(pointer, "invalid", detail.clone())];
-        Self { code: Code::InvalidParameter, detail, errors, retry_after_s: None }
+        Self {
+            code: Code::InvalidParameter,
+            detail,
+            errors,
+            retry_after_s: None,
+        }
     }
 
     /// The same with a time to wait.

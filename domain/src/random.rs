@@ -17,7 +17,10 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 
 /// A random factor in `1 - spread ..= 1 + spread`, for jitter; not for secrets.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "jitter is no secret; this is the one place for it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "jitter is no secret; this is the one place for it"
+)]
 pub fn jitter(spread: f64) -> f64 {
     use rand::RngExt as _;
     rand::rng().random_range(1.0 - spread..=1.0 + spread)

@@ -18,7 +18,9 @@ pub struct Schedule(Vec<Duration>);
 
 /// A schedule's text is not of the form `5s,5m,2h`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("wait {0} is not a whole number with ms, s, m, h or d, at most 7d, in a list of at most 32")]
+#[error(
+    "wait {0} is not a whole number with ms, s, m, h or d, at most 7d, in a list of at most 32"
+)]
 pub struct ScheduleError(usize);
 
 impl Schedule {
@@ -28,7 +30,12 @@ impl Schedule {
     /// Which wait, counted from 1, is wrong.
     pub fn parse(text: &str) -> Result<Self, ScheduleError> {
         let mut waits = Vec::new();
-        for (at, part) in text.split(',').map(str::trim).filter(|p| !p.is_empty()).enumerate() {
+        for (at, part) in text
+            .split(',')
+            .map(str::trim)
+            .filter(|p| !p.is_empty())
+            .enumerate()
+        {
             let wait = parse_wait(part).filter(|wait| *wait <= MAX_WAIT && at < MAX_WAITS);
             waits.push(wait.ok_or(ScheduleError(at + 1))?);
         }
@@ -39,13 +46,17 @@ impl Schedule {
     #[must_use]
     pub fn wait_after(&self, made: u32) -> Option<Duration> {
         let index = usize::try_from(made.checked_sub(1)?).ok()?;
-        self.0.get(index).map(|wait| wait.mul_f64(random::jitter(JITTER)))
+        self.0
+            .get(index)
+            .map(|wait| wait.mul_f64(random::jitter(JITTER)))
     }
 
     /// How many tries there are in all.
     #[must_use]
     pub fn tries(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX).saturating_add(1)
+        u32::try_from(self.0.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1)
     }
 }
 

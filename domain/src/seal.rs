@@ -70,7 +70,9 @@ impl Key {
     }
 
     fn from_slice(bytes: &[u8]) -> Option<Self> {
-        <[u8; KEY_LEN]>::try_from(bytes).ok().map(|key| Self(Zeroizing::new(key)))
+        <[u8; KEY_LEN]>::try_from(bytes)
+            .ok()
+            .map(|key| Self(Zeroizing::new(key)))
     }
 
     /// Seals `plain` for `place`.
@@ -83,7 +85,13 @@ impl Key {
         let aad = place.associated_data();
         let cipher = XChaCha20Poly1305::new((&*self.0).into());
         let text = cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: &aad })
+            .encrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: plain,
+                    aad: &aad,
+                },
+            )
             .expect("the plain text is far below the cipher's limit");
         let mut out = Vec::with_capacity(1 + NONCE_LEN + text.len());
         out.push(VERSION);
@@ -105,7 +113,13 @@ impl Key {
         let nonce = <[u8; NONCE_LEN]>::try_from(nonce).map_err(|_| SealError)?;
         let aad = place.associated_data();
         XChaCha20Poly1305::new((&*self.0).into())
-            .decrypt(&XNonce::from(nonce), Payload { msg: text, aad: &aad })
+            .decrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: text,
+                    aad: &aad,
+                },
+            )
             .map(Zeroizing::new)
             .map_err(|_| SealError)
     }
@@ -160,7 +174,11 @@ impl MasterKeys {
     /// Which entry (counted from 1) is wrong and why; never its content.
     pub fn parse(text: &str) -> Result<Self, MasterKeyError> {
         let mut keys: Vec<(String, Key)> = Vec::new();
-        let entries = text.trim().split(',').map(str::trim).filter(|e| !e.is_empty());
+        let entries = text
+            .trim()
+            .split(',')
+            .map(str::trim)
+            .filter(|e| !e.is_empty());
         for (at, entry) in entries.enumerate().map(|(at, e)| (at + 1, e)) {
             let (id, encoded) = entry.split_once(':').ok_or(MasterKeyError::Form(at))?;
             let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
@@ -170,12 +188,18 @@ impl MasterKeys {
             if keys.iter().any(|(known, _)| known == id) {
                 return Err(MasterKeyError::Duplicate(at));
             }
-            let mut bytes = STANDARD.decode(encoded).map_err(|_| MasterKeyError::Length(at))?;
+            let mut bytes = STANDARD
+                .decode(encoded)
+                .map_err(|_| MasterKeyError::Length(at))?;
             let key = Key::from_slice(&bytes).ok_or(MasterKeyError::Length(at));
             bytes.zeroize();
             keys.push((id.to_owned(), key?));
         }
-        if keys.is_empty() { Err(MasterKeyError::Missing) } else { Ok(Self(keys)) }
+        if keys.is_empty() {
+            Err(MasterKeyError::Missing)
+        } else {
+            Ok(Self(keys))
+        }
     }
 
     /// The text of one fresh master key, for a key file.
@@ -199,7 +223,11 @@ impl MasterKeys {
     /// # Errors
     /// [`SealError`] if we have no such master key or it does not open.
     pub fn unwrap(&self, id: &str, place: &Place<'_>, wrapped: &[u8]) -> Result<Key, SealError> {
-        let (_, master) = self.0.iter().find(|(known, _)| known == id).ok_or(SealError)?;
+        let (_, master) = self
+            .0
+            .iter()
+            .find(|(known, _)| known == id)
+            .ok_or(SealError)?;
         Key::from_slice(&master.open(place, wrapped)?).ok_or(SealError)
     }
 }
@@ -210,7 +238,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn place(row: &[u8]) -> Place<'_> {
-        Place { owner: Uuid::from_u128(7), table: "credentials", row, column: "sealed" }
+        Place {
+            owner: Uuid::from_u128(7),
+            table: "credentials",
+            row,
+            column: "sealed",
+        }
     }
 
     proptest! {
@@ -264,10 +297,19 @@ mod tests {
     fn key_texts_are_refused_with_the_entry_at_fault() {
         let good = MasterKeys::generate_text("a");
         assert_eq!(MasterKeys::parse("").unwrap_err(), MasterKeyError::Missing);
-        assert_eq!(MasterKeys::parse("abc").unwrap_err(), MasterKeyError::Form(1));
-        assert_eq!(MasterKeys::parse("a:AAAA").unwrap_err(), MasterKeyError::Length(1));
+        assert_eq!(
+            MasterKeys::parse("abc").unwrap_err(),
+            MasterKeyError::Form(1)
+        );
+        assert_eq!(
+            MasterKeys::parse("a:AAAA").unwrap_err(),
+            MasterKeyError::Length(1)
+        );
         let twice = format!("{},{}", *good, *good);
-        assert_eq!(MasterKeys::parse(&twice).unwrap_err(), MasterKeyError::Duplicate(2));
+        assert_eq!(
+            MasterKeys::parse(&twice).unwrap_err(),
+            MasterKeyError::Duplicate(2)
+        );
     }
 
     #[test]

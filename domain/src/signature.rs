@@ -47,7 +47,9 @@ pub fn standard(secrets: &[SecretString], id: &str, timestamp_s: i64, body: &[u8
             let text = secret.expose_secret();
             let encoded = text.strip_prefix("whsec_").unwrap_or(text);
             let key = Zeroizing::new(
-                LENIENT.decode(encoded).unwrap_or_else(|_| text.as_bytes().to_vec()),
+                LENIENT
+                    .decode(encoded)
+                    .unwrap_or_else(|_| text.as_bytes().to_vec()),
             );
             let mut mac = hmac_sha256(&key);
             mac.update(id.as_bytes());

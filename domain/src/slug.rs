@@ -43,7 +43,17 @@ mod tests {
         for good in ["a", "0", "nightly-import", "a-", &"x".repeat(63)] {
             assert!(Slug::parse(good).is_some(), "{good}");
         }
-        for bad in ["", "-a", "A", "a_b", "a/b", "а", "a b", "a\n", &"x".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "A",
+            "a_b",
+            "a/b",
+            "а",
+            "a b",
+            "a\n",
+            &"x".repeat(64),
+        ] {
             assert!(Slug::parse(bad).is_none(), "{bad}");
         }
     }

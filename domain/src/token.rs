@@ -39,8 +39,13 @@ pub enum Prefix {
 }
 
 impl Prefix {
-    const ALL: [Self; 5] =
-        [Self::Admin, Self::Runner, Self::Boot, Self::SubcommandBearer, Self::Claim];
+    const ALL: [Self; 5] = [
+        Self::Admin,
+        Self::Runner,
+        Self::Boot,
+        Self::SubcommandBearer,
+        Self::Claim,
+    ];
 
     const fn text(self) -> &'static str {
         match self {
@@ -77,7 +82,9 @@ pub fn generate(prefix: Prefix) -> SecretString {
 /// What kind of bearer of ours this is; `None` if it has not our form or its checksum is wrong.
 #[must_use]
 pub fn recognise(text: &str) -> Option<Prefix> {
-    let prefix = Prefix::ALL.into_iter().find(|p| text.starts_with(p.text()))?;
+    let prefix = Prefix::ALL
+        .into_iter()
+        .find(|p| text.starts_with(p.text()))?;
     let rest = &text.as_bytes()[prefix.text().len()..];
     if rest.len() != RANDOM_CHARS + CHECK_CHARS || !text.is_ascii() {
         return None;

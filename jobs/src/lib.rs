@@ -113,7 +113,7 @@ pub async fn start(
 ) -> Result<Jobs, StartError> {
     let mut known = HashMap::new();
     for kind in Kind::ALL {
-        schedules.insert(
+        known.insert(
             kind,
             Schedule::parse(kind, settings.cron(kind), store.now())?,
         );

@@ -64,7 +64,9 @@ fn publishers() -> TableCreateStatement {
         .col(big_integer("updated_at"))
         .col(big_integer_null("deleted_at"))
         .check(Expr::cust("status IN ('active', 'suspended', 'deleted')"))
-        .check(Expr::cust("(status = 'deleted') = (deleted_at IS NOT NULL)"))
+        .check(Expr::cust(
+            "(status = 'deleted') = (deleted_at IS NOT NULL)",
+        ))
         .check(Expr::cust("(status = 'deleted') = (live_slug IS NULL)"))
         .to_owned()
 }
@@ -107,7 +109,9 @@ fn credentials() -> TableCreateStatement {
         .check(Expr::cust(
             "kind IN ('admin', 'runner', 'webhook_signing', 'subcommand_bearer')",
         ))
-        .check(Expr::cust("(kind IN ('admin', 'runner')) = (sealed IS NULL)"))
+        .check(Expr::cust(
+            "(kind IN ('admin', 'runner')) = (sealed IS NULL)",
+        ))
         .check(Expr::cust(
             "sealed IS NULL OR (NOT grants_admin AND NOT grants_runner)",
         ))

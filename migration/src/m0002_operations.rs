@@ -26,7 +26,11 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        drop_tables(manager, &["jobs", "idempotency_keys", "audit_events", "audit_heads"]).await
+        drop_tables(
+            manager,
+            &["jobs", "idempotency_keys", "audit_events", "audit_heads"],
+        )
+        .await
     }
 }
 

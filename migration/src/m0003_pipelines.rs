@@ -64,7 +64,11 @@ fn pipeline_versions() -> TableCreateStatement {
         .col(big_integer("version"))
         .col(text("definition"))
         .col(big_integer("created_at"))
-        .primary_key(&mut primary_key(&["publisher_id", "pipeline_id", "version"]))
+        .primary_key(&mut primary_key(&[
+            "publisher_id",
+            "pipeline_id",
+            "version",
+        ]))
         .foreign_key(&mut foreign_key(
             ("pipeline_versions", &["publisher_id", "pipeline_id"]),
             ("pipelines", &["publisher_id", "id"]),
@@ -104,7 +108,10 @@ fn runs() -> TableCreateStatement {
         .primary_key(&mut primary_key(&["publisher_id", "id"]))
         .foreign_key(&mut foreign_key(
             ("runs", &["publisher_id", "pipeline_id", "pipeline_version"]),
-            ("pipeline_versions", &["publisher_id", "pipeline_id", "version"]),
+            (
+                "pipeline_versions",
+                &["publisher_id", "pipeline_id", "version"],
+            ),
         ))
         .check(Expr::cust(
             "status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired')",
@@ -112,7 +119,9 @@ fn runs() -> TableCreateStatement {
         .check(Expr::cust(
             "(status = 'running') = (claim_hash IS NOT NULL AND lease_expires_at IS NOT NULL)",
         ))
-        .check(Expr::cust("(status IN ('queued', 'running')) = (finished_at IS NULL)"))
+        .check(Expr::cust(
+            "(status IN ('queued', 'running')) = (finished_at IS NULL)",
+        ))
         .check(Expr::cust("(finished_at IS NULL) = (sweep_at IS NULL)"))
         .to_owned()
 }

@@ -34,7 +34,12 @@ impl MigrationTrait for Migration {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         drop_tables(
             manager,
-            &["delivery_attempts", "deliveries", "webhook_endpoints", "events"],
+            &[
+                "delivery_attempts",
+                "deliveries",
+                "webhook_endpoints",
+                "events",
+            ],
         )
         .await
     }
@@ -107,8 +112,12 @@ fn deliveries() -> TableCreateStatement {
             ("deliveries", &["publisher_id", "endpoint_id"]),
             ("webhook_endpoints", &["publisher_id", "id"]),
         ))
-        .check(Expr::cust("status IN ('pending', 'succeeded', 'failed', 'cancelled')"))
-        .check(Expr::cust("(status = 'pending') = (next_attempt_at IS NOT NULL)"))
+        .check(Expr::cust(
+            "status IN ('pending', 'succeeded', 'failed', 'cancelled')",
+        ))
+        .check(Expr::cust(
+            "(status = 'pending') = (next_attempt_at IS NOT NULL)",
+        ))
         .check(Expr::cust("(status = 'pending') = (finished_at IS NULL)"))
         .to_owned()
 }

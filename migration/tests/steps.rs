@@ -10,41 +10,108 @@ use sea_orm_migration::prelude::*;
 /// A row for every table, in an order that foreign keys allow, by the step that made the table.
 /// `{u}` is an identifier, `{b}` some bytes.
 const ROWS: &[(usize, &str, &str)] = &[
-    (1, "publishers", "INSERT INTO publishers (id, slug, live_slug, display_name, status, quotas, revision, created_at, updated_at) VALUES ({u}, 's', 's', 'S', 'active', '{}', 1, 1, 1)"),
-    (1, "owner_keys", "INSERT INTO owner_keys (owner_id, master_key_id, data_key, chain_key, created_at) VALUES ({u}, 'm', {b}, {b}, 1)"),
-    (1, "credentials", "INSERT INTO credentials (publisher_id, id, kind, grants_admin, grants_runner, last_four, source, created_at) VALUES ({u}, {u}, 'admin', TRUE, FALSE, 'abcd', 'api', 1)"),
-    (1, "token_hashes", "INSERT INTO token_hashes (hash, publisher_id, token_id) VALUES ({b}, {u}, {u})"),
-    (1, "credential_changes", "INSERT INTO credential_changes (epoch, publisher_id, at) VALUES (1, {u}, 1)"),
-    (2, "audit_heads", "INSERT INTO audit_heads (owner_id, seq, mac) VALUES ({u}, 1, {b})"),
-    (2, "audit_events", "INSERT INTO audit_events (owner_id, seq, id, at, actor_kind, actor_id, action, target_kind, target_id, metadata, mac) VALUES ({u}, 1, {u}, 1, 'admin', 'a', 'x', 'y', 'z', '{}', {b})"),
-    (2, "idempotency_keys", "INSERT INTO idempotency_keys (owner_id, operation, key, request_hash, created_at, expires_at) VALUES ({u}, 'o', 'k', {b}, 1, 1)"),
+    (
+        1,
+        "publishers",
+        "INSERT INTO publishers (id, slug, live_slug, display_name, status, quotas, revision, created_at, updated_at) VALUES ({u}, 's', 's', 'S', 'active', '{}', 1, 1, 1)",
+    ),
+    (
+        1,
+        "owner_keys",
+        "INSERT INTO owner_keys (owner_id, master_key_id, data_key, chain_key, created_at) VALUES ({u}, 'm', {b}, {b}, 1)",
+    ),
+    (
+        1,
+        "credentials",
+        "INSERT INTO credentials (publisher_id, id, kind, grants_admin, grants_runner, last_four, source, created_at) VALUES ({u}, {u}, 'admin', TRUE, FALSE, 'abcd', 'api', 1)",
+    ),
+    (
+        1,
+        "token_hashes",
+        "INSERT INTO token_hashes (hash, publisher_id, token_id) VALUES ({b}, {u}, {u})",
+    ),
+    (
+        1,
+        "credential_changes",
+        "INSERT INTO credential_changes (epoch, publisher_id, at) VALUES (1, {u}, 1)",
+    ),
+    (
+        2,
+        "audit_heads",
+        "INSERT INTO audit_heads (owner_id, seq, mac) VALUES ({u}, 1, {b})",
+    ),
+    (
+        2,
+        "audit_events",
+        "INSERT INTO audit_events (owner_id, seq, id, at, actor_kind, actor_id, action, target_kind, target_id, metadata, mac) VALUES ({u}, 1, {u}, 1, 'admin', 'a', 'x', 'y', 'z', '{}', {b})",
+    ),
+    (
+        2,
+        "idempotency_keys",
+        "INSERT INTO idempotency_keys (owner_id, operation, key, request_hash, created_at, expires_at) VALUES ({u}, 'o', 'k', {b}, 1, 1)",
+    ),
     (2, "jobs", "INSERT INTO jobs (name, due_at) VALUES ('j', 1)"),
-    (3, "pipelines", "INSERT INTO pipelines (publisher_id, id, slug, live_slug, version, revision, created_at, updated_at) VALUES ({u}, {u}, 'p', 'p', 1, 1, 1, 1)"),
-    (3, "pipeline_versions", "INSERT INTO pipeline_versions (publisher_id, pipeline_id, version, definition, created_at) VALUES ({u}, {u}, 1, '{}', 1)"),
-    (3, "runs", "INSERT INTO runs (publisher_id, id, pipeline_id, pipeline_version, pipeline_slug, status, input, priority, not_before, attempt, max_attempts, lease_seconds, retention_days, created_by_id, created_by_kind, revision, created_at) VALUES ({u}, {u}, {u}, 1, 'p', 'queued', '{}', 5, 1, 0, 3, 60, 30, 'a', 'admin', 1, 1)"),
-    (4, "events", "INSERT INTO events (publisher_id, id, event_type, body, created_at) VALUES ({u}, {u}, 't', '{}', 1)"),
-    (4, "webhook_endpoints", "INSERT INTO webhook_endpoints (publisher_id, id, url, event_types, headers, enabled, send_bearer, revision, created_at, updated_at) VALUES ({u}, {u}, 'https://x', '[]', '{}', TRUE, FALSE, 1, 1, 1)"),
-    (4, "deliveries", "INSERT INTO deliveries (publisher_id, id, event_id, endpoint_id, status, attempts, next_attempt_at, fence, created_at) VALUES ({u}, {u}, {u}, {u}, 'pending', 0, 1, 0, 1)"),
-    (4, "delivery_attempts", "INSERT INTO delivery_attempts (publisher_id, delivery_id, number, at, latency_ms) VALUES ({u}, {u}, 1, 1, 1)"),
+    (
+        3,
+        "pipelines",
+        "INSERT INTO pipelines (publisher_id, id, slug, live_slug, version, revision, created_at, updated_at) VALUES ({u}, {u}, 'p', 'p', 1, 1, 1, 1)",
+    ),
+    (
+        3,
+        "pipeline_versions",
+        "INSERT INTO pipeline_versions (publisher_id, pipeline_id, version, definition, created_at) VALUES ({u}, {u}, 1, '{}', 1)",
+    ),
+    (
+        3,
+        "runs",
+        "INSERT INTO runs (publisher_id, id, pipeline_id, pipeline_version, pipeline_slug, status, input, priority, not_before, attempt, max_attempts, lease_seconds, retention_days, created_by_id, created_by_kind, revision, created_at) VALUES ({u}, {u}, {u}, 1, 'p', 'queued', '{}', 5, 1, 0, 3, 60, 30, 'a', 'admin', 1, 1)",
+    ),
+    (
+        4,
+        "events",
+        "INSERT INTO events (publisher_id, id, event_type, body, created_at) VALUES ({u}, {u}, 't', '{}', 1)",
+    ),
+    (
+        4,
+        "webhook_endpoints",
+        "INSERT INTO webhook_endpoints (publisher_id, id, url, event_types, headers, enabled, send_bearer, revision, created_at, updated_at) VALUES ({u}, {u}, 'https://x', '[]', '{}', TRUE, FALSE, 1, 1, 1)",
+    ),
+    (
+        4,
+        "deliveries",
+        "INSERT INTO deliveries (publisher_id, id, event_id, endpoint_id, status, attempts, next_attempt_at, fence, created_at) VALUES ({u}, {u}, {u}, {u}, 'pending', 0, 1, 0, 1)",
+    ),
+    (
+        4,
+        "delivery_attempts",
+        "INSERT INTO delivery_attempts (publisher_id, delivery_id, number, at, latency_ms) VALUES ({u}, {u}, 1, 1, 1)",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {
     let (id, bytes) = match backend {
         DbBackend::Sqlite => ("x'00000000000000000000000000000001'", "x'0102'"),
-        _ => ("'00000000-0000-0000-0000-000000000001'::uuid", "'\\x0102'::bytea"),
+        _ => (
+            "'00000000-0000-0000-0000-000000000001'::uuid",
+            "'\\x0102'::bytea",
+        ),
     };
     template.replace("{u}", id).replace("{b}", bytes)
 }
 
 async fn count(db: &DatabaseConnection, table: &str) -> i64 {
     let sql = format!("SELECT COUNT(*) AS n FROM {table}");
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await;
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await;
     row.unwrap().unwrap().try_get("", "n").unwrap()
 }
 
 async fn fill(db: &DatabaseConnection, step: usize) {
     for (_, _, sql) in ROWS.iter().filter(|(at, _, _)| *at == step) {
-        db.execute_unprepared(&sql_for(db.get_database_backend(), sql)).await.unwrap();
+        db.execute_unprepared(&sql_for(db.get_database_backend(), sql))
+            .await
+            .unwrap();
     }
 }
 
@@ -56,7 +123,11 @@ async fn assert_kept(db: &DatabaseConnection, up_to: usize) {
 
 async fn steps_keep_rows(db: &DatabaseConnection) {
     let steps = Migrator::migrations().len();
-    assert_eq!(ROWS.iter().map(|(at, _, _)| *at).max(), Some(steps), "a step without rows here");
+    assert_eq!(
+        ROWS.iter().map(|(at, _, _)| *at).max(),
+        Some(steps),
+        "a step without rows here"
+    );
     for step in 1..=steps {
         Migrator::up(db, Some(1)).await.unwrap();
         assert_kept(db, step - 1).await;
@@ -91,9 +162,12 @@ impl MigrationTrait for Bad {
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
-        db.execute_unprepared("CREATE TABLE half_done (id INTEGER)").await?;
-        db.execute_unprepared("UPDATE publishers SET display_name = 'changed'").await?;
-        db.execute_unprepared("ALTER TABLE no_such_table ADD COLUMN x INTEGER").await?;
+        db.execute_unprepared("CREATE TABLE half_done (id INTEGER)")
+            .await?;
+        db.execute_unprepared("UPDATE publishers SET display_name = 'changed'")
+            .await?;
+        db.execute_unprepared("ALTER TABLE no_such_table ADD COLUMN x INTEGER")
+            .await?;
         Ok(())
     }
 }
@@ -114,7 +188,9 @@ async fn a_failing_step_leaves_no_trace(db: &DatabaseConnection) {
     assert!(Failing::up(db, None).await.is_err());
     assert_eq!(listing(db).await, before);
     let sql = "SELECT display_name FROM publishers";
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await;
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await;
     let name: String = row.unwrap().unwrap().try_get("", "display_name").unwrap();
     assert_eq!(name, "S");
 }
@@ -132,9 +208,14 @@ async fn listing(db: &DatabaseConnection) -> String {
              UNION ALL SELECT 'index ' || indexname FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
         }
     };
-    let rows = db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await;
-    let mut lines: Vec<String> =
-        rows.unwrap().iter().map(|row| row.try_get("", "line").unwrap()).collect();
+    let rows = db
+        .query_all_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await;
+    let mut lines: Vec<String> = rows
+        .unwrap()
+        .iter()
+        .map(|row| row.try_get("", "line").unwrap())
+        .collect();
     lines.sort();
     lines.join("\n")
 }
@@ -149,21 +230,33 @@ async fn sqlite(dir: &tempfile::TempDir) -> DatabaseConnection {
     Database::connect(url).await.unwrap()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a name for a database that nobody keeps")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a name for a database that nobody keeps"
+)]
 /// A database of its own; `None` (counted) where no PostgreSQL is at hand.
 async fn postgres(test: &str) -> Option<DatabaseConnection> {
     let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") else {
-        assert!(std::env::var("STATIONMASTER_TEST_STRICT").is_err(), "no PostgreSQL for {test}");
+        assert!(
+            std::env::var("STATIONMASTER_TEST_STRICT").is_err(),
+            "no PostgreSQL for {test}"
+        );
         if let Ok(file) = std::env::var("STATIONMASTER_TEST_SKIPS") {
             use std::io::Write as _;
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
+            let file = std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(file);
             writeln!(file.unwrap(), "{test}: no STATIONMASTER_TEST_POSTGRES_URL").unwrap();
         }
         return None;
     };
     let name = format!("migration_{}", uuid::Uuid::now_v7().simple());
     let admin = Database::connect(&url).await.unwrap();
-    admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+    admin
+        .execute_unprepared(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
     admin.close().await.unwrap();
     let (base, _) = url.rsplit_once('/').unwrap();
     Some(Database::connect(format!("{base}/{name}")).await.unwrap())

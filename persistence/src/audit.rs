@@ -168,7 +168,9 @@ impl Store {
             mac = row.mac(&keys.chain, &mac);
             rows.push(active(row, mac));
         }
-        audit_events::Entity::insert_many(rows).exec_without_returning(tx.db()).await?;
+        audit_events::Entity::insert_many(rows)
+            .exec_without_returning(tx.db())
+            .await?;
         audit_heads::Entity::update(audit_heads::ActiveModel {
             owner_id: Set(owner),
             seq: Set(seq),
@@ -198,8 +200,9 @@ impl Store {
         page: PageRequest<i64>,
     ) -> Result<Page<AuditRow, i64>> {
         use audit_events::Column;
-        let mut query =
-            audit_events::Entity::find().filter(Column::OwnerId.eq(owner)).limit(page.fetch());
+        let mut query = audit_events::Entity::find()
+            .filter(Column::OwnerId.eq(owner))
+            .limit(page.fetch());
         if let Some(action) = filter.action {
             query = query.filter(Column::Action.eq(action.as_str()));
         }
@@ -247,7 +250,10 @@ impl Store {
             .one(self.read())
             .await?
             .ok_or_else(|| damaged("audit head"))?;
-        let head = Checkpoint { seq: head.seq, mac: mac_of(&head.mac)? };
+        let head = Checkpoint {
+            seq: head.seq,
+            mac: mac_of(&head.mac)?,
+        };
         let (mut seq, mut mac, mut checked) = (0, GENESIS, 0);
         let mut fault = None;
         'walk: while seq < head.seq {
@@ -282,7 +288,11 @@ impl Store {
         if fault.is_none() && checkpoint.is_some_and(|point| point.seq > head.seq) {
             fault = checkpoint.map(|point| Fault::Checkpoint { seq: point.seq });
         }
-        Ok(Verification { checked, head, fault })
+        Ok(Verification {
+            checked,
+            head,
+            fault,
+        })
     }
 }
 
@@ -357,7 +367,10 @@ impl System {
             &context.actor.id,
             serde_json::json!({}),
         );
-        let entries = vec![Entry { owners: vec![OPERATOR], ..entry }];
+        let entries = vec![Entry {
+            owners: vec![OPERATOR],
+            ..entry
+        }];
         let entries = &entries;
         let store = &self.store;
         store
@@ -375,7 +388,10 @@ impl Scoped {
             &context.actor.id,
             serde_json::json!({ "reason": reason }),
         );
-        let entries = vec![Entry { owners: vec![self.scope.uuid()], ..entry }];
+        let entries = vec![Entry {
+            owners: vec![self.scope.uuid()],
+            ..entry
+        }];
         let (entries, store) = (&entries, &self.store);
         store
             .write(|tx| async move { store.append_audit(&tx, context, entries.clone()).await })

@@ -154,7 +154,10 @@ impl AuthCache {
     fn note_use(&self, principal: &Principal, now: Timestamp) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.len() < PENDING_USES {
-            used.insert((principal.scope.uuid(), principal.credential.uuid()), now.ms());
+            used.insert(
+                (principal.scope.uuid(), principal.credential.uuid()),
+                now.ms(),
+            );
         }
     }
 
@@ -203,7 +206,11 @@ impl Store {
     pub async fn authenticate(&self, hash: TokenHash) -> Result<Option<Arc<Principal>>> {
         let now = self.now();
         let cache = &self.inner.auth;
-        let hit = if cache.trusted(now) { cache.hit(hash.as_bytes(), now) } else { None };
+        let hit = if cache.trusted(now) {
+            cache.hit(hash.as_bytes(), now)
+        } else {
+            None
+        };
         let principal = match hit {
             Some(principal) => Some(principal),
             None => self.look_up(hash, now).await?,
@@ -219,10 +226,15 @@ impl Store {
             .await?;
         let Some(found) = found else { return Ok(None) };
         let key = (found.publisher_id, found.token_id);
-        let row = credentials::Entity::find_by_id(key).one(self.read()).await?;
-        let publisher =
-            publishers::Entity::find_by_id(found.publisher_id).one(self.read()).await?;
-        let (Some(row), Some(publisher)) = (row, publisher) else { return Ok(None) };
+        let row = credentials::Entity::find_by_id(key)
+            .one(self.read())
+            .await?;
+        let publisher = publishers::Entity::find_by_id(found.publisher_id)
+            .one(self.read())
+            .await?;
+        let (Some(row), Some(publisher)) = (row, publisher) else {
+            return Ok(None);
+        };
         if row.revoked_at.is_some() || publisher.deleted_at.is_some() {
             return Ok(None);
         }
@@ -276,7 +288,10 @@ impl Store {
             .filter(credentials::Column::RevokedAt.is_null())
             .one(self.read())
             .await?;
-        self.inner.auth.foreign.store(found.is_some(), Ordering::Release);
+        self.inner
+            .auth
+            .foreign
+            .store(found.is_some(), Ordering::Release);
         Ok(())
     }
 
@@ -292,7 +307,9 @@ impl Store {
                 .limit(POLL_ROWS)
                 .all(self.read())
                 .await?;
-            let Some(last) = rows.last().map(|row| row.epoch) else { break };
+            let Some(last) = rows.last().map(|row| row.epoch) else {
+                break;
+            };
             if rows.first().is_some_and(|first| first.epoch != known + 1) {
                 // Rows that this process never saw were swept: nothing cached is known to hold.
                 cache.invalidate_all();
@@ -307,7 +324,9 @@ impl Store {
                 break;
             }
         }
-        cache.last_poll_began_ms.store(began.ms(), Ordering::Release);
+        cache
+            .last_poll_began_ms
+            .store(began.ms(), Ordering::Release);
         Ok(())
     }
 
@@ -318,7 +337,10 @@ impl Store {
         let epoch = row.ok_or_else(|| damaged("cache epoch"))?.epoch;
         self.look_for_foreign_tokens().await?;
         self.inner.auth.epoch.store(epoch, Ordering::Release);
-        self.inner.auth.last_poll_began_ms.store(began.ms(), Ordering::Release);
+        self.inner
+            .auth
+            .last_poll_began_ms
+            .store(began.ms(), Ordering::Release);
         Ok(())
     }
 
@@ -346,18 +368,28 @@ impl Store {
     /// Writes down when tokens were last used; called now and then, off every request's path.
     pub(crate) async fn flush_uses(&self) -> Result<u64> {
         let taken = {
-            let mut used =
-                self.inner.auth.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut used = self
+                .inner
+                .auth
+                .used
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *used)
         };
         let mut by_minute: HashMap<i64, Vec<(Uuid, Uuid)>> = HashMap::new();
         for (token, at) in &taken {
-            by_minute.entry(at / USED_EVERY_MS * USED_EVERY_MS).or_default().push(*token);
+            by_minute
+                .entry(at / USED_EVERY_MS * USED_EVERY_MS)
+                .or_default()
+                .push(*token);
         }
         let batches: Vec<(i64, Vec<(Uuid, Uuid)>)> = by_minute
             .into_iter()
             .flat_map(|(at, tokens)| {
-                tokens.chunks(500).map(|part| (at, part.to_vec())).collect::<Vec<_>>()
+                tokens
+                    .chunks(500)
+                    .map(|part| (at, part.to_vec()))
+                    .collect::<Vec<_>>()
             })
             .collect();
         let batches = &batches;
@@ -389,7 +421,10 @@ fn principal_of(row: &credentials::Model, publisher: publishers::Model) -> Resul
     Ok(Principal {
         scope: Scope::of_row(row.publisher_id, pipelines),
         credential: TokenId::from_uuid(row.id),
-        grants: Grants { admin: row.grants_admin, runner: row.grants_runner },
+        grants: Grants {
+            admin: row.grants_admin,
+            runner: row.grants_runner,
+        },
         expires_at: row.expires_at.map(Timestamp::from_ms),
         publisher: Arc::new(Publisher::of_row(publisher)?),
     })
@@ -398,7 +433,10 @@ fn principal_of(row: &credentials::Model, publisher: publishers::Model) -> Resul
 /// A stored JSON list of slugs.
 pub(crate) fn slugs_of(text: &str) -> Result<Vec<Slug>> {
     let words: Vec<String> = serde_json::from_str(text).map_err(|_| damaged("list of slugs"))?;
-    words.iter().map(|word| Slug::parse(word).ok_or_else(|| damaged("slug"))).collect()
+    words
+        .iter()
+        .map(|word| Slug::parse(word).ok_or_else(|| damaged("slug")))
+        .collect()
 }
 
 /// The tests of the race need to stop a look-up half-way.
@@ -413,9 +451,9 @@ mod tests {
             credential: TokenId::generate(now),
             grants: Grants::default(),
             expires_at: None,
-            publisher: Arc::new(Publisher::for_tests(domain::id::PublisherId::from_uuid(Uuid::from_u128(
-                publisher,
-            )))),
+            publisher: Arc::new(Publisher::for_tests(domain::id::PublisherId::from_uuid(
+                Uuid::from_u128(publisher),
+            ))),
         })
     }
 

@@ -14,8 +14,7 @@ use domain::{
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
-    TryInsertResult,
-    sea_query::LockType,
+    TryInsertResult, sea_query::LockType,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -111,42 +110,69 @@ pub(crate) struct Audited<T> {
 impl<T> Audited<T> {
     /// A change of one publisher's things.
     pub(crate) fn new(value: T, owner: Uuid, entry: Entry) -> Self {
-        Self { value, entries: Vec::new() }.and(&[owner], entry)
+        Self {
+            value,
+            entries: Vec::new(),
+        }
+        .and(&[owner], entry)
     }
 
     /// A change that the operator made to a publisher: it stands in both logs.
     pub(crate) fn by_operator(value: T, publisher: Uuid, entry: Entry) -> Self {
-        Self { value, entries: Vec::new() }.and(&[publisher, OPERATOR], entry)
+        Self {
+            value,
+            entries: Vec::new(),
+        }
+        .and(&[publisher, OPERATOR], entry)
     }
 
     /// One more row.
     pub(crate) fn and(mut self, owners: &[Uuid], entry: Entry) -> Self {
-        self.entries.push(Entry { owners: owners.to_vec(), ..entry });
+        self.entries.push(Entry {
+            owners: owners.to_vec(),
+            ..entry
+        });
         self
     }
 
     /// The request found everything as it wants it.
     pub(crate) fn unchanged(value: T) -> Self {
-        Self { value, entries: Vec::new() }
+        Self {
+            value,
+            entries: Vec::new(),
+        }
     }
 }
 
 /// A line of the log; whose logs it stands in is said by [`Audited`].
-#[expect(clippy::needless_pass_by_value, reason = "identifiers are copied, not lent")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "identifiers are copied, not lent"
+)]
 pub(crate) fn entry(
     action: Action,
     target_kind: &'static str,
     target: impl ToString,
     metadata: serde_json::Value,
 ) -> Entry {
-    Entry { action, target_kind, target_id: target.to_string(), metadata, owners: Vec::new() }
+    Entry {
+        action,
+        target_kind,
+        target_id: target.to_string(),
+        metadata,
+        owners: Vec::new(),
+    }
 }
 
 /// What a repeat finds.
 #[derive(Serialize, Deserialize)]
 enum Kept {
     Answer(Answer),
-    Refusal { code: String, detail: String, errors: Vec<(String, String, String)> },
+    Refusal {
+        code: String,
+        detail: String,
+        errors: Vec<(String, String, String)>,
+    },
 }
 
 enum Begun {
@@ -233,7 +259,8 @@ impl Store {
                 let answer = render(&value);
                 if let Some(key) = &context.idempotency {
                     let until = answer.holds_secret.then(|| {
-                        tx.now.plus(Duration::from_secs(60 * limits::IDEMPOTENCY_SECRET_MINUTES))
+                        tx.now
+                            .plus(Duration::from_secs(60 * limits::IDEMPOTENCY_SECRET_MINUTES))
                     });
                     let kept = Kept::Answer(answer.clone());
                     self.keep_answer(&tx, owner, key, &kept, until).await?;
@@ -255,10 +282,14 @@ impl Store {
                 return Ok(Begun::First);
             }
             let by_key = (owner, key.operation.to_owned(), key.key.clone());
-            let found = idempotency_keys::Entity::find_by_id(by_key.clone()).one(tx.db()).await?;
+            let found = idempotency_keys::Entity::find_by_id(by_key.clone())
+                .one(tx.db())
+                .await?;
             let Some(row) = found else { continue };
             if row.expires_at <= tx.now.ms() {
-                idempotency_keys::Entity::delete_by_id(by_key).exec(tx.db()).await?;
+                idempotency_keys::Entity::delete_by_id(by_key)
+                    .exec(tx.db())
+                    .await?;
                 continue;
             }
             if row.request_hash != key.request_hash {
@@ -273,14 +304,15 @@ impl Store {
                 .data
                 .open(&answer_place(owner, &place_row(key)), &sealed)
                 .map_err(|_| damaged("idempotent answer"))?;
-            let kept =
-                serde_json::from_slice(&plain).map_err(|_| damaged("idempotent answer"))?;
+            let kept = serde_json::from_slice(&plain).map_err(|_| damaged("idempotent answer"))?;
             return Ok(Begun::Repeat(kept));
         }
     }
 
     async fn insert_key(&self, tx: &Tx, owner: Uuid, key: &IdempotencyKey) -> Result<bool> {
-        let until = tx.now.plus(Duration::from_secs(3600 * limits::IDEMPOTENCY_HOURS));
+        let until = tx
+            .now
+            .plus(Duration::from_secs(3600 * limits::IDEMPOTENCY_HOURS));
         let row = idempotency_keys::ActiveModel {
             owner_id: Set(owner),
             operation: Set(key.operation.to_owned()),
@@ -314,7 +346,9 @@ impl Store {
         let plain = zeroize::Zeroizing::new(
             serde_json::to_vec(kept).map_err(|e| StoreError::Internal(e.to_string()))?,
         );
-        let sealed = keys.data.seal(&answer_place(owner, &place_row(key)), &plain);
+        let sealed = keys
+            .data
+            .seal(&answer_place(owner, &place_row(key)), &plain);
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
             operation: Set(key.operation.to_owned()),
@@ -364,14 +398,23 @@ impl Kept {
 
     fn replay(self) -> Result<Answer> {
         match self {
-            Self::Answer(answer) => Ok(Answer { replayed: true, ..answer }),
-            Self::Refusal { code, detail, errors } => {
+            Self::Answer(answer) => Ok(Answer {
+                replayed: true,
+                ..answer
+            }),
+            Self::Refusal {
+                code,
+                detail,
+                errors,
+            } => {
                 let code = Code::parse(&code).ok_or_else(|| damaged("refusal"))?;
-                let errors = errors.into_iter().map(|(pointer, code, detail)| FieldError {
-                    pointer,
-                    code: Cow::Owned(code),
-                    detail,
-                });
+                let errors = errors
+                    .into_iter()
+                    .map(|(pointer, code, detail)| FieldError {
+                        pointer,
+                        code: Cow::Owned(code),
+                        detail,
+                    });
                 let mut problem = Problem::new(code, detail);
                 problem.errors = errors.collect();
                 Err(problem.into())
@@ -385,7 +428,12 @@ fn place_row(key: &IdempotencyKey) -> Vec<u8> {
 }
 
 fn answer_place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place { owner, table: "idempotency_keys", row, column: "answer" }
+    Place {
+        owner,
+        table: "idempotency_keys",
+        row,
+        column: "answer",
+    }
 }
 
 /// Makes administrative changes of one publisher wait for each other, so that a count taken

@@ -108,7 +108,10 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
     Ok(Credential {
         id: id_of(kind, row.id),
         kind,
-        grants: Grants { admin: row.grants_admin, runner: row.grants_runner },
+        grants: Grants {
+            admin: row.grants_admin,
+            runner: row.grants_runner,
+        },
         name: row.name,
         last_four: row.last_four,
         source: Source::parse(&row.source).ok_or_else(|| damaged("credential source"))?,
@@ -121,15 +124,22 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
 }
 
 fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
-    Place { owner: publisher, table: "credentials", row: id, column: "sealed" }
+    Place {
+        owner: publisher,
+        table: "credentials",
+        row: id,
+        column: "sealed",
+    }
 }
 
 /// Neither revoked nor expired at `now`.
 pub(crate) fn live_at(now: Timestamp) -> Condition {
     use credentials::Column;
-    Condition::all()
-        .add(Column::RevokedAt.is_null())
-        .add(Condition::any().add(Column::ExpiresAt.is_null()).add(Column::ExpiresAt.gt(now.ms())))
+    Condition::all().add(Column::RevokedAt.is_null()).add(
+        Condition::any()
+            .add(Column::ExpiresAt.is_null())
+            .add(Column::ExpiresAt.gt(now.ms())),
+    )
 }
 
 /// Of this kind; a token counts under each of its rights.
@@ -158,14 +168,24 @@ pub(crate) async fn insert(
     data_key: &Key,
     insert: Insert<'_>,
 ) -> Result<Minted> {
-    let Insert { kind, grants, text, source, new } = insert;
+    let Insert {
+        kind,
+        grants,
+        text,
+        source,
+        new,
+    } = insert;
     let id = TokenId::generate(tx.now).uuid();
     let sealed = (!kind.is_token()).then(|| {
-        data_key.seal(&sealed_place(publisher, id.as_bytes()), text.expose_secret().as_bytes())
+        data_key.seal(
+            &sealed_place(publisher, id.as_bytes()),
+            text.expose_secret().as_bytes(),
+        )
     });
-    let slugs = new.pipelines.as_ref().map(|some| {
-        json!(some.iter().map(Slug::as_str).collect::<Vec<_>>()).to_string()
-    });
+    let slugs = new
+        .pipelines
+        .as_ref()
+        .map(|some| json!(some.iter().map(Slug::as_str).collect::<Vec<_>>()).to_string());
     let row = credentials::Model {
         publisher_id: publisher,
         id,
@@ -184,7 +204,9 @@ pub(crate) async fn insert(
         last_used_at: None,
     };
     let active: credentials::ActiveModel = row.clone().into();
-    credentials::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active)).exec_without_returning(tx.db()).await?;
+    credentials::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active))
+        .exec_without_returning(tx.db())
+        .await?;
     if kind.is_token() {
         token_hashes::Entity::insert(token_hashes::ActiveModel {
             hash: Set(TokenHash::of_secret(&text).as_bytes().to_vec()),
@@ -194,7 +216,11 @@ pub(crate) async fn insert(
         .exec_without_returning(tx.db())
         .await?;
     }
-    Ok(Minted { credential: credential_of(row)?, text, replaced: Vec::new() })
+    Ok(Minted {
+        credential: credential_of(row)?,
+        text,
+        replaced: Vec::new(),
+    })
 }
 
 async fn live_of_kind(
@@ -211,20 +237,34 @@ async fn live_of_kind(
 }
 
 async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
-    let row = publishers::Entity::find_by_id(publisher).one(tx.db()).await?;
+    let row = publishers::Entity::find_by_id(publisher)
+        .one(tx.db())
+        .await?;
     let row = row.ok_or_else(Problem::not_found)?;
     crate::publishers::quotas_of(&row)
 }
 
 pub(crate) fn over_quota(what: &str, limit: u32) -> StoreError {
-    Problem::new(Code::QuotaExceeded, format!("The publisher may have {limit} {what}.")).into()
+    Problem::new(
+        Code::QuotaExceeded,
+        format!("The publisher may have {limit} {what}."),
+    )
+    .into()
 }
 
 const fn actions(kind: CredentialKind) -> (Action, Action, Action) {
     if kind.is_token() {
-        (Action::TokenMinted, Action::TokenRotated, Action::TokenRevoked)
+        (
+            Action::TokenMinted,
+            Action::TokenRotated,
+            Action::TokenRevoked,
+        )
     } else {
-        (Action::SecretMinted, Action::SecretRotated, Action::SecretRevoked)
+        (
+            Action::SecretMinted,
+            Action::SecretRotated,
+            Action::SecretRevoked,
+        )
     }
 }
 
@@ -233,11 +273,18 @@ const fn target_kind(kind: CredentialKind) -> &'static str {
 }
 
 /// What of `new` does not fit the kind, the clock or the publisher's pipelines.
-async fn check_new(tx: &Tx, publisher: Uuid, kind: CredentialKind, new: &NewCredential) -> Result<()> {
+async fn check_new(
+    tx: &Tx,
+    publisher: Uuid,
+    kind: CredentialKind,
+    new: &NewCredential,
+) -> Result<()> {
     if new.expires_at.is_some_and(|at| at <= tx.now) {
         return Err(Problem::field("/expires_at", "too_small", "The time has passed.").into());
     }
-    let Some(slugs) = &new.pipelines else { return Ok(()) };
+    let Some(slugs) = &new.pipelines else {
+        return Ok(());
+    };
     if kind != CredentialKind::Runner {
         let detail = "Only a runner token can be limited to pipelines.";
         return Err(Problem::field("/pipelines", "not_allowed", detail).into());
@@ -295,7 +342,9 @@ impl Store {
 pub(crate) fn open_secret(data_key: &Key, row: &credentials::Model) -> Result<SecretString> {
     let sealed = row.sealed.as_deref().ok_or_else(|| damaged("secret"))?;
     let place = sealed_place(row.publisher_id, row.id.as_bytes());
-    let plain = data_key.open(&place, sealed).map_err(|_| damaged("secret"))?;
+    let plain = data_key
+        .open(&place, sealed)
+        .map_err(|_| damaged("secret"))?;
     let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret"))?;
     Ok(SecretString::from(text.to_owned()))
 }
@@ -310,7 +359,11 @@ async fn retire(
     kind: CredentialKind,
     overlap: Duration,
 ) -> Result<Replaced> {
-    let left = Grants { admin: row.grants_admin, runner: row.grants_runner }.without(kind);
+    let left = Grants {
+        admin: row.grants_admin,
+        runner: row.grants_runner,
+    }
+    .without(kind);
     let mut change = credentials::ActiveModel {
         publisher_id: Set(row.publisher_id),
         id: Set(row.id),
@@ -423,8 +476,10 @@ impl Scoped {
                 |tx| async move {
                     let old = live_of_kind(&tx, owner, kind).await?;
                     // What an earlier rotation left to run out is not what is being replaced.
-                    let standing: Vec<_> =
-                        old.iter().filter(|row| row.superseded_at.is_none()).collect();
+                    let standing: Vec<_> = old
+                        .iter()
+                        .filter(|row| row.superseded_at.is_none())
+                        .collect();
                     let from = match standing.as_slice() {
                         [one] => inherited(one)?,
                         _ => NewCredential::default(),
@@ -461,7 +516,8 @@ impl Scoped {
                 |tx| async move {
                     let row = self.live_one(&tx, kind, id).await?;
                     let new = inherited(&row)?;
-                    self.replace(&tx, kind, std::slice::from_ref(&row), overlap, &new).await
+                    self.replace(&tx, kind, std::slice::from_ref(&row), overlap, &new)
+                        .await
                 },
                 render,
             )
@@ -478,7 +534,16 @@ impl Scoped {
     ) -> Result<Audited<Minted>> {
         let owner = self.scope.uuid();
         // A pipeline that was removed since stays in the limit: a rotation widens nothing.
-        check_new(tx, owner, kind, &NewCredential { pipelines: None, ..new.clone() }).await?;
+        check_new(
+            tx,
+            owner,
+            kind,
+            &NewCredential {
+                pipelines: None,
+                ..new.clone()
+            },
+        )
+        .await?;
         let mut replaced = Vec::with_capacity(old.len());
         for row in old {
             replaced.push(retire(tx, row, kind, overlap).await?);
@@ -494,7 +559,11 @@ impl Scoped {
         let minted = insert(tx, owner, &keys.data, values).await?;
         let minted = Minted { replaced, ..minted };
         tx.touches_credentials_of(self.scope.publisher());
-        let ids: Vec<String> = minted.replaced.iter().map(|one| one.id.to_string()).collect();
+        let ids: Vec<String> = minted
+            .replaced
+            .iter()
+            .map(|one| one.id.to_string())
+            .collect();
         let facts = json!({
             "kind": kind.as_str(),
             "overlap_seconds": overlap.as_secs(),
@@ -508,7 +577,12 @@ impl Scoped {
             None,
         )
         .await?;
-        let line = entry(actions(kind).1, target_kind(kind), minted.credential.id, facts);
+        let line = entry(
+            actions(kind).1,
+            target_kind(kind),
+            minted.credential.id,
+            facts,
+        );
         Ok(Audited::new(minted, owner, line))
     }
 
@@ -583,7 +657,11 @@ async fn guard_last(tx: &Tx, publisher: Uuid, kind: CredentialKind, id: Uuid) ->
         .into_iter()
         .filter(|row| row.id != id && row.superseded_at.is_none())
         .count();
-    if others == 0 { Err(code.into()) } else { Ok(()) }
+    if others == 0 {
+        Err(code.into())
+    } else {
+        Ok(())
+    }
 }
 
 /// The four credentials that every publisher begins with.
@@ -604,5 +682,6 @@ pub(crate) async fn insert_first_four(
         };
         made.push(insert(tx, publisher.uuid(), data_key, values).await?);
     }
-    made.try_into().map_err(|_| StoreError::Internal("there are four kinds".into()))
+    made.try_into()
+        .map_err(|_| StoreError::Internal("there are four kinds".into()))
 }

@@ -9,8 +9,8 @@ use std::{
 
 use domain::{Clock, Timestamp, id::PublisherId};
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait as _,
     sqlx::{
         ConnectOptions as _, Connection as _,
         postgres::{PgConnectOptions, PgPoolOptions},
@@ -36,17 +36,29 @@ const SQLITE_READERS_MAX: u32 = 8;
 /// Where the data is.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Sqlite { options: Box<SqliteConnectOptions> },
-    Postgres { options: Box<PgConnectOptions>, connections: u32 },
+    Sqlite {
+        options: Box<SqliteConnectOptions>,
+    },
+    Postgres {
+        options: Box<PgConnectOptions>,
+        connections: u32,
+    },
 }
 
 impl Target {
     /// Reads a `sqlite://…` or `postgres://…` URL.
-    pub(crate) fn parse(url: &str, connections: u32, synchronous_full: bool) -> Result<Self, DbErr> {
+    pub(crate) fn parse(
+        url: &str,
+        connections: u32,
+        synchronous_full: bool,
+    ) -> Result<Self, DbErr> {
         let wrong = |error: sea_orm::sqlx::Error| DbErr::Custom(error.to_string());
         if url.starts_with("sqlite:") {
-            let synchronous =
-                if synchronous_full { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
+            let synchronous = if synchronous_full {
+                SqliteSynchronous::Full
+            } else {
+                SqliteSynchronous::Normal
+            };
             let options = SqliteConnectOptions::from_str(url)
                 .map_err(wrong)?
                 .create_if_missing(true)
@@ -57,7 +69,9 @@ impl Target {
                 .pragma("cache_size", SQLITE_CACHE_KIB)
                 .pragma("mmap_size", SQLITE_MMAP_BYTES)
                 .disable_statement_logging();
-            return Ok(Self::Sqlite { options: Box::new(options) });
+            return Ok(Self::Sqlite {
+                options: Box::new(options),
+            });
         }
         let options = PgConnectOptions::from_str(url)
             .map_err(wrong)?
@@ -67,7 +81,10 @@ impl Target {
                 ("idle_in_transaction_session_timeout", "60s"),
             ])
             .disable_statement_logging();
-        Ok(Self::Postgres { options: Box::new(options), connections })
+        Ok(Self::Postgres {
+            options: Box::new(options),
+            connections,
+        })
     }
 
     /// One connection, for migrations and for SQLite's writer.
@@ -97,7 +114,9 @@ impl Target {
         match self {
             Self::Sqlite { options } => {
                 let cores = std::thread::available_parallelism().map_or(2, usize::from);
-                let readers = u32::try_from(cores).unwrap_or(2).clamp(2, SQLITE_READERS_MAX);
+                let readers = u32::try_from(cores)
+                    .unwrap_or(2)
+                    .clamp(2, SQLITE_READERS_MAX);
                 SqlitePoolOptions::new()
                     .max_connections(readers)
                     .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -109,7 +128,10 @@ impl Target {
                     .map(DatabaseConnection::from)
                     .map_err(unavailable)
             }
-            Self::Postgres { options, connections } => PgPoolOptions::new()
+            Self::Postgres {
+                options,
+                connections,
+            } => PgPoolOptions::new()
                 .max_connections(*connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
                 .test_before_acquire(false)
@@ -129,7 +151,10 @@ impl Target {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 fn unavailable(error: sea_orm::sqlx::Error) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
@@ -213,7 +238,12 @@ impl Db {
             Target::Postgres { .. } => None,
         };
         let pool = target.connect_pool().await?;
-        Ok(Self { target, pool, writer, clock })
+        Ok(Self {
+            target,
+            pool,
+            writer,
+            clock,
+        })
     }
 
     /// The pool that reads run on.
@@ -243,7 +273,11 @@ impl Db {
         loop {
             let result = match &self.writer {
                 Some(writer) => self.write_sqlite(writer, &work).await,
-                None => Self::run(self.begin(&self.pool, None).await?, &work).await.0,
+                None => {
+                    Self::run(self.begin(&self.pool, None).await?, &work)
+                        .await
+                        .0
+                }
             };
             match result {
                 Err(StoreError::Conflict(_)) if attempt < CONFLICT_RETRIES => {
@@ -280,11 +314,13 @@ impl Db {
             return Err(StoreError::Internal("the writer has no connection".into()));
         };
         writer.open = true;
-        let (result, clean) =
-            match self.begin(&connection, Some(SqliteTransactionMode::Immediate)).await {
-                Ok(tx) => Self::run(tx, work).await,
-                Err(error) => (Err(error), false),
-            };
+        let (result, clean) = match self
+            .begin(&connection, Some(SqliteTransactionMode::Immediate))
+            .await
+        {
+            Ok(tx) => Self::run(tx, work).await,
+            Err(error) => (Err(error), false),
+        };
         writer.open = false;
         if !clean {
             Self::discard(&mut writer);
@@ -300,15 +336,25 @@ impl Db {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the one place that opens transactions")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that opens transactions"
+    )]
     async fn begin(
         &self,
         connection: &DatabaseConnection,
         mode: Option<SqliteTransactionMode>,
     ) -> Result<Tx> {
-        let options = TransactionOptions { sqlite_transaction_mode: mode, ..Default::default() };
+        let options = TransactionOptions {
+            sqlite_transaction_mode: mode,
+            ..Default::default()
+        };
         let inner = connection.begin_with_options(options).await?;
-        Ok(Arc::new(Transaction { inner, now: self.now(), effects: Mutex::default() }))
+        Ok(Arc::new(Transaction {
+            inner,
+            now: self.now(),
+            effects: Mutex::default(),
+        }))
     }
 
     /// Also tells whether the connection can be used again.
@@ -322,12 +368,25 @@ impl Db {
             let error = StoreError::Internal("a transaction outlived its closure".into());
             return (Err(error), false);
         };
-        let effects = tx.effects.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let effects = tx
+            .effects
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(value) => match tx.inner.commit().await {
                 Ok(()) => {
-                    let Effects { credentials_of, events: deliveries } = effects;
-                    (Ok(Committed { value, credentials_of, deliveries }), true)
+                    let Effects {
+                        credentials_of,
+                        events: deliveries,
+                    } = effects;
+                    (
+                        Ok(Committed {
+                            value,
+                            credentials_of,
+                            deliveries,
+                        }),
+                        true,
+                    )
                 }
                 Err(error) => (Err(error.into()), false),
             },
@@ -362,7 +421,9 @@ mod tests {
     async fn open(dir: &tempfile::TempDir) -> Db {
         let url = format!("sqlite://{}/test.db", dir.path().display());
         let target = Target::parse(&url, 1, true).expect("a good URL");
-        Db::connect(target, Arc::new(SystemClock)).await.expect("an empty directory")
+        Db::connect(target, Arc::new(SystemClock))
+            .await
+            .expect("an empty directory")
     }
 
     async fn run(db: &Db, sql: &str) -> Result<()> {
@@ -376,7 +437,12 @@ mod tests {
 
     async fn count(db: &Db) -> i64 {
         let sql = Statement::from_string(DbBackend::Sqlite, "SELECT COUNT(*) AS n FROM t");
-        let row = db.read().query_one_raw(sql).await.expect("a table").expect("a row");
+        let row = db
+            .read()
+            .query_one_raw(sql)
+            .await
+            .expect("a table")
+            .expect("a row");
         row.try_get("", "n").expect("a number")
     }
 
@@ -385,21 +451,29 @@ mod tests {
     async fn what_is_acknowledged_after_a_full_disk_is_stored() {
         let dir = tempfile::tempdir().expect("a directory");
         let db = open(&dir).await;
-        run(&db, "CREATE TABLE t (x BLOB)").await.expect("a new table");
+        run(&db, "CREATE TABLE t (x BLOB)")
+            .await
+            .expect("a new table");
         // The limit belongs to the writing connection, as a full disk does to everybody.
-        run(&db, "PRAGMA max_page_count = 8").await.expect("a pragma");
+        run(&db, "PRAGMA max_page_count = 8")
+            .await
+            .expect("a pragma");
         let full = run(&db, "INSERT INTO t VALUES (zeroblob(1000000))").await;
         assert!(matches!(full, Err(StoreError::Unavailable(_))), "{full:?}");
         assert_eq!(count(&db).await, 0);
         // A change that is refused and rolled back, then one that is acknowledged.
         let refused: Result<Committed<()>> = db
             .write(|tx| async move {
-                tx.db().execute_unprepared("INSERT INTO t VALUES (x'00')").await?;
+                tx.db()
+                    .execute_unprepared("INSERT INTO t VALUES (x'00')")
+                    .await?;
                 Err(domain::Problem::not_found().into())
             })
             .await;
         assert!(matches!(refused, Err(StoreError::Refused(_))));
-        run(&db, "INSERT INTO t VALUES (x'01')").await.expect("room again on a new connection");
+        run(&db, "INSERT INTO t VALUES (x'01')")
+            .await
+            .expect("room again on a new connection");
         assert_eq!(count(&db).await, 1);
     }
 
@@ -407,15 +481,21 @@ mod tests {
     async fn a_transaction_that_was_cut_off_does_not_leak_into_the_next() {
         let dir = tempfile::tempdir().expect("a directory");
         let db = open(&dir).await;
-        run(&db, "CREATE TABLE t (x BLOB)").await.expect("a new table");
+        run(&db, "CREATE TABLE t (x BLOB)")
+            .await
+            .expect("a new table");
         let cut = db.write(|tx| async move {
-            tx.db().execute_unprepared("INSERT INTO t VALUES (x'00')").await?;
+            tx.db()
+                .execute_unprepared("INSERT INTO t VALUES (x'00')")
+                .await?;
             std::future::pending::<()>().await;
             Ok(())
         });
         let waited = tokio::time::timeout(Duration::from_millis(50), cut).await;
         assert!(waited.is_err());
-        run(&db, "INSERT INTO t VALUES (x'01')").await.expect("the writer is free");
+        run(&db, "INSERT INTO t VALUES (x'01')")
+            .await
+            .expect("the writer is free");
         assert_eq!(count(&db).await, 1);
     }
 
@@ -423,7 +503,9 @@ mod tests {
     async fn concurrent_read_then_write_transactions_all_commit() {
         let dir = tempfile::tempdir().expect("a directory");
         let db = Arc::new(open(&dir).await);
-        run(&db, "CREATE TABLE t (x BLOB)").await.expect("a new table");
+        run(&db, "CREATE TABLE t (x BLOB)")
+            .await
+            .expect("a new table");
         let tasks: Vec<_> = (0..50)
             .map(|_| {
                 let db = Arc::clone(&db);

@@ -31,9 +31,7 @@ impl From<DbErr> for StoreError {
         let text = error.to_string();
         match &error {
             DbErr::ConnectionAcquire(_) => Self::Unavailable(text),
-            DbErr::Conn(cause) | DbErr::Exec(cause) | DbErr::Query(cause) => {
-                classify(cause, text)
-            }
+            DbErr::Conn(cause) | DbErr::Exec(cause) | DbErr::Query(cause) => classify(cause, text),
             _ => Self::Internal(text),
         }
     }
@@ -52,8 +50,14 @@ fn classify(cause: &RuntimeErr, text: String) -> StoreError {
         | sqlx::Error::Protocol(_) => StoreError::Unavailable(text),
         sqlx::Error::Database(database) => {
             let code = database.code().unwrap_or_default();
-            let sqlite = database.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some();
-            if sqlite { classify_sqlite(&code, text) } else { classify_postgres(&code, text) }
+            let sqlite = database
+                .try_downcast_ref::<sqlx::sqlite::SqliteError>()
+                .is_some();
+            if sqlite {
+                classify_sqlite(&code, text)
+            } else {
+                classify_postgres(&code, text)
+            }
         }
         _ => StoreError::Internal(text),
     }
@@ -76,7 +80,10 @@ fn classify_postgres(code: &str, text: String) -> StoreError {
         // read_only_sql_transaction, query_canceled (statement timeout), lock_not_available
         "25006" | "57014" | "55P03" => StoreError::Unavailable(text),
         // connection exception, insufficient resources, operator intervention, system error
-        _ if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
+        _ if ["08", "53", "57", "58"]
+            .iter()
+            .any(|class| code.starts_with(class)) =>
+        {
             StoreError::Unavailable(text)
         }
         _ => StoreError::Internal(text),

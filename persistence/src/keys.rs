@@ -35,12 +35,20 @@ pub(crate) struct KeyRing {
 }
 
 fn place(owner: Uuid, column: &'static str) -> Place<'static> {
-    Place { owner, table: "owner_keys", row: &[], column }
+    Place {
+        owner,
+        table: "owner_keys",
+        row: &[],
+        column,
+    }
 }
 
 impl KeyRing {
     pub(crate) fn new(master: MasterKeys) -> Self {
-        Self { master, cache: Cache::new(CACHED_OWNERS) }
+        Self {
+            master,
+            cache: Cache::new(CACHED_OWNERS),
+        }
     }
 
     /// Makes and stores the keys of a new owner.
@@ -50,7 +58,10 @@ impl KeyRing {
         owner: Uuid,
         now: Timestamp,
     ) -> Result<OwnerKeys> {
-        let keys = OwnerKeys { data: Key::generate(), chain: Key::generate() };
+        let keys = OwnerKeys {
+            data: Key::generate(),
+            chain: Key::generate(),
+        };
         let (master_key_id, data_key) = self.master.wrap(&place(owner, "data_key"), &keys.data);
         let (_, chain_key) = self.master.wrap(&place(owner, "chain_key"), &keys.chain);
         owner_keys::Entity::insert(owner_keys::ActiveModel {
@@ -79,12 +90,14 @@ impl KeyRing {
             return Ok(None);
         };
         let open = |column, wrapped: &[u8]| {
-            self.master.unwrap(&row.master_key_id, &place(owner, column), wrapped).map_err(|_| {
-                StoreError::Internal(format!(
-                    "the keys of owner {owner} do not open with master key {:?}",
-                    row.master_key_id
-                ))
-            })
+            self.master
+                .unwrap(&row.master_key_id, &place(owner, column), wrapped)
+                .map_err(|_| {
+                    StoreError::Internal(format!(
+                        "the keys of owner {owner} do not open with master key {:?}",
+                        row.master_key_id
+                    ))
+                })
         };
         let keys = OwnerKeys {
             data: open("data_key", &row.data_key)?,

@@ -94,19 +94,26 @@ impl Store {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The store as one publisher sees it.
     #[must_use]
     pub fn scoped(&self, scope: &Scope) -> Scoped {
-        Scoped { store: self.clone(), scope: scope.clone() }
+        Scoped {
+            store: self.clone(),
+            scope: scope.clone(),
+        }
     }
 
     /// The store without a scope. See the crate's documentation for who may call this.
     #[must_use]
     pub fn system(&self) -> System {
-        System { store: self.clone() }
+        System {
+            store: self.clone(),
+        }
     }
 
     /// The present moment, by the clock that the store was opened with.
@@ -136,7 +143,9 @@ impl Store {
     pub async fn derived_key(&self, scope: Option<&Scope>, purpose: &str) -> Result<[u8; 32]> {
         let owner = scope.map_or(keys::OPERATOR, Scope::uuid);
         let keys = self.inner.keys.of(self.read(), owner).await?;
-        Ok(keys.data.mac(&[b"stationmaster.derived.v1", purpose.as_bytes()]))
+        Ok(keys
+            .data
+            .mac(&[b"stationmaster.derived.v1", purpose.as_bytes()]))
     }
 
     /// Ends background work, waits for it, and closes the connections.

@@ -42,19 +42,27 @@ pub enum OpenError {
     #[error("the database URL can't be read: {0}")]
     Url(String),
     /// Nobody answers there, or not us.
-    #[error("the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs")]
+    #[error(
+        "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
+    )]
     Unreachable(String),
     /// Steps are missing and nobody allowed us to take them.
-    #[error("the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)")]
+    #[error(
+        "the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)"
+    )]
     OldSchema {
         /// How many.
         pending: usize,
     },
     /// A step failed; it left nothing behind.
-    #[error("the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again")]
+    #[error(
+        "the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again"
+    )]
     Migration(String),
     /// The database was sealed under other keys.
-    #[error("the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced")]
+    #[error(
+        "the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced"
+    )]
     WrongMasterKey {
         /// The identifier of the key that is needed.
         id: String,
@@ -76,8 +84,10 @@ pub struct SchemaState {
 }
 
 async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
-    let known: BTreeSet<String> =
-        Migrator::migrations().iter().map(|step| step.name().to_owned()).collect();
+    let known: BTreeSet<String> = Migrator::migrations()
+        .iter()
+        .map(|step| step.name().to_owned())
+        .collect();
     // The listing fails where the database knows newer steps, so the names are read here.
     let exists = match db.get_database_backend() {
         DbBackend::Sqlite => {
@@ -100,8 +110,14 @@ async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
 }
 
 async fn names(db: &DatabaseConnection, sql: &str) -> Result<BTreeSet<String>, DbErr> {
-    let rows = db.query_all_raw(sea_orm::Statement::from_string(db.get_database_backend(), sql));
-    rows.await?.iter().map(|row| row.try_get("", "version")).collect()
+    let rows = db.query_all_raw(sea_orm::Statement::from_string(
+        db.get_database_backend(),
+        sql,
+    ));
+    rows.await?
+        .iter()
+        .map(|row| row.try_get("", "version"))
+        .collect()
 }
 
 async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
@@ -130,7 +146,9 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
     if postgres {
         // Waiting for another process's migrations may take longer than a statement may.
         let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
-        db.execute_unprepared("SET statement_timeout = 0").await.map_err(failed)?;
+        db.execute_unprepared("SET statement_timeout = 0")
+            .await
+            .map_err(failed)?;
         db.execute_unprepared(&lock).await.map_err(failed)?;
     }
     let result = bring_up(&db).await.map_err(failed);
@@ -146,13 +164,18 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
 pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
     let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
     let db = connect(&target).await?;
-    let state = state_of(&db).await.map_err(|e| OpenError::Store(e.into()))?;
+    let state = state_of(&db)
+        .await
+        .map_err(|e| OpenError::Store(e.into()))?;
     db.close().await.map_err(|e| OpenError::Store(e.into()))?;
     Ok(state)
 }
 
 async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
-    target.connect_one().await.map_err(|e| OpenError::Unreachable(e.to_string()))
+    target
+        .connect_one()
+        .await
+        .map_err(|e| OpenError::Unreachable(e.to_string()))
 }
 
 impl Store {
@@ -176,10 +199,14 @@ impl Store {
             }
         } else {
             let db = connect(&target).await?;
-            let state = state_of(&db).await.map_err(|e| OpenError::Store(e.into()))?;
+            let state = state_of(&db)
+                .await
+                .map_err(|e| OpenError::Store(e.into()))?;
             db.close().await.map_err(|e| OpenError::Store(e.into()))?;
             if state.pending > 0 {
-                return Err(OpenError::OldSchema { pending: state.pending });
+                return Err(OpenError::OldSchema {
+                    pending: state.pending,
+                });
             }
         }
         let db = Db::connect(target, options.clock)
@@ -201,7 +228,9 @@ impl Store {
         match row {
             Some(row) => {
                 let opened = self.inner.keys.of(self.read(), OPERATOR).await;
-                opened.map(|_| ()).map_err(|_| OpenError::WrongMasterKey { id: row.master_key_id })
+                opened.map(|_| ()).map_err(|_| OpenError::WrongMasterKey {
+                    id: row.master_key_id,
+                })
             }
             None => Ok(self.make_operator().await?),
         }

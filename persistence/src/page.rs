@@ -40,6 +40,9 @@ impl<M, K> Page<M, K> {
     /// Converts the rows; an error in one is the page's.
     pub(crate) fn try_map<T, E>(self, f: impl Fn(M) -> Result<T, E>) -> Result<Page<T, K>, E> {
         let items = self.items.into_iter().map(f).collect::<Result<_, _>>()?;
-        Ok(Page { items, next: self.next })
+        Ok(Page {
+            items,
+            next: self.next,
+        })
     }
 }

@@ -11,8 +11,8 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ColumnTrait as _, DbErr, EntityTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, SqlErr, sea_query::LockType,
+    ColumnTrait as _, DbErr, EntityTrait as _, PaginatorTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _, SqlErr, sea_query::LockType,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -182,7 +182,9 @@ impl Store {
     /// Reads a publisher's row to change it: whoever else wants to waits.
     async fn publisher_row(&self, tx: &Tx, id: PublisherId) -> Result<publishers::Model> {
         let row = publishers::Entity::find_by_id(id.uuid()).lock(LockType::NoKeyUpdate);
-        row.one(tx.db()).await?.ok_or_else(|| Problem::not_found().into())
+        row.one(tx.db())
+            .await?
+            .ok_or_else(|| Problem::not_found().into())
     }
 
     /// Writes a publisher with keys, log and first credentials.
@@ -261,14 +263,19 @@ impl System {
         if let Some(after) = page.after {
             query = query.filter(Column::Id.lt(after));
         }
-        let rows =
-            query.order_by_desc(Column::Id).limit(page.fetch()).all(self.store.read()).await?;
+        let rows = query
+            .order_by_desc(Column::Id)
+            .limit(page.fetch())
+            .all(self.store.read())
+            .await?;
         page.cut(rows, |row| row.id).try_map(Publisher::of_row)
     }
 
     /// One publisher.
     pub async fn publisher(&self, id: PublisherId) -> Result<Publisher, StoreError> {
-        let row = publishers::Entity::find_by_id(id.uuid()).one(self.store.read()).await?;
+        let row = publishers::Entity::find_by_id(id.uuid())
+            .one(self.store.read())
+            .await?;
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
@@ -299,8 +306,7 @@ impl System {
             if let Some(quotas) = &patch.quotas
                 && *quotas != quotas_of(row)?
             {
-                row.quotas =
-                    serde_json::to_string(quotas).map_err(|_| damaged("quotas"))?;
+                row.quotas = serde_json::to_string(quotas).map_err(|_| damaged("quotas"))?;
                 facts["quotas"] = json!(quotas);
                 line = Action::PublisherQuotaSet;
                 changed = true;
@@ -320,16 +326,22 @@ impl System {
     where
         A: Fn(&Publisher) -> Answer + Send + Sync,
     {
-        self.change_publisher(context, id, None, render, |row, _now| {
-            match PublisherStatus::parse(&row.status) {
+        self.change_publisher(
+            context,
+            id,
+            None,
+            render,
+            |row, _now| match PublisherStatus::parse(&row.status) {
                 Some(PublisherStatus::Active) => {
-                    PublisherStatus::Suspended.as_str().clone_into(&mut row.status);
+                    PublisherStatus::Suspended
+                        .as_str()
+                        .clone_into(&mut row.status);
                     Ok(Some((Action::PublisherSuspended, json!({}))))
                 }
                 Some(PublisherStatus::Suspended) => Ok(None),
                 _ => Err(wrong_state("It is deleted.")),
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -366,7 +378,10 @@ impl System {
                 }
             }
             PublisherStatus::Active.as_str().clone_into(&mut row.status);
-            Ok(Some((Action::PublisherResumed, json!({ "slug": row.slug }))))
+            Ok(Some((
+                Action::PublisherResumed,
+                json!({ "slug": row.slug }),
+            )))
         })
         .await
     }
@@ -383,19 +398,30 @@ impl System {
     where
         A: Fn(&()) -> Answer + Send + Sync,
     {
-        self.change_publisher(context, id, if_match, move |_| render(&()), move |row, now| {
-            if row.deleted_at.is_some() {
-                return Err(Problem::not_found().into());
-            }
-            if row.slug != confirm {
-                let detail = "Repeat the publisher's slug to delete it.";
-                return Err(Problem::parameter("/query/confirm", detail).into());
-            }
-            PublisherStatus::Deleted.as_str().clone_into(&mut row.status);
-            row.live_slug = None;
-            row.deleted_at = Some(now.ms());
-            Ok(Some((Action::PublisherDeleted, json!({ "slug": row.slug }))))
-        })
+        self.change_publisher(
+            context,
+            id,
+            if_match,
+            move |_| render(&()),
+            move |row, now| {
+                if row.deleted_at.is_some() {
+                    return Err(Problem::not_found().into());
+                }
+                if row.slug != confirm {
+                    let detail = "Repeat the publisher's slug to delete it.";
+                    return Err(Problem::parameter("/query/confirm", detail).into());
+                }
+                PublisherStatus::Deleted
+                    .as_str()
+                    .clone_into(&mut row.status);
+                row.live_slug = None;
+                row.deleted_at = Some(now.ms());
+                Ok(Some((
+                    Action::PublisherDeleted,
+                    json!({ "slug": row.slug }),
+                )))
+            },
+        )
         .await
     }
 
@@ -456,11 +482,16 @@ impl System {
                     if row.deleted_at.is_some() {
                         return Err(wrong_state("It is deleted."));
                     }
-                    let minted =
-                        store.mint_in(&tx, id.uuid(), CredentialKind::Admin, new).await?;
+                    let minted = store
+                        .mint_in(&tx, id.uuid(), CredentialKind::Admin, new)
+                        .await?;
                     let token = minted.credential.id;
-                    let line =
-                        entry(Action::TokenMinted, "token", token, json!({ "kind": "admin" }));
+                    let line = entry(
+                        Action::TokenMinted,
+                        "token",
+                        token,
+                        json!({ "kind": "admin" }),
+                    );
                     Ok(Audited::by_operator(minted, id.uuid(), line))
                 },
                 render,
@@ -490,7 +521,9 @@ async fn write_row(tx: &Tx, mut row: publishers::Model) -> Result<Publisher> {
 impl Scoped {
     /// The publisher itself.
     pub async fn publisher(&self) -> Result<Publisher, StoreError> {
-        let row = publishers::Entity::find_by_id(self.scope.uuid()).one(self.store.read()).await?;
+        let row = publishers::Entity::find_by_id(self.scope.uuid())
+            .one(self.store.read())
+            .await?;
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
@@ -513,8 +546,7 @@ impl Scoped {
                 |tx| async move {
                     let mut row = store.publisher_row(&tx, self.scope.publisher()).await?;
                     check_revision(if_match, row.revision)?;
-                    let Some(name) = name.as_ref().filter(|name| **name != row.display_name)
-                    else {
+                    let Some(name) = name.as_ref().filter(|name| **name != row.display_name) else {
                         return Ok(Audited::unchanged(Publisher::of_row(row)?));
                     };
                     row.display_name.clone_from(name);

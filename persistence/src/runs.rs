@@ -440,17 +440,21 @@ fn claimed(row: runs::Model, tokens: &HashMap<TokenHash, SecretString>) -> Resul
 }
 
 impl Scoped {
-    /// Creates a run, or finds the one that has its external identifier already.
-    pub async fn create_run<A>(
+    /// Creates a run, or finds the one that has its external identifier already. `judge` says
+    /// whether the very version that the run is to keep takes its input; it must be quick, since
+    /// the transaction waits for it.
+    pub async fn create_run<J, A>(
         &self,
         context: &Context,
         new: NewRun,
+        judge: J,
         render: A,
     ) -> Result<Answer, StoreError>
     where
+        J: Fn(&Pipeline) -> Result<(), Problem> + Send + Sync,
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
-        let (owner, new) = (self.scope.uuid(), &new);
+        let (owner, new, judge) = (self.scope.uuid(), &new, &judge);
         self.store
             .transact(
                 context,
@@ -460,6 +464,7 @@ impl Scoped {
                         .await?
                         .filter(|found| self.scope.reaches(&found.slug))
                         .ok_or_else(Problem::not_found)?;
+                    judge(&pipeline)?;
                     if new.claim && new.not_before.is_some_and(|at| at > tx.now) {
                         let detail = "A run that is claimed at once can't wait.";
                         return Err(Problem::field("/not_before", "not_allowed", detail).into());

@@ -25,7 +25,10 @@ pub struct Scope {
 
 impl Scope {
     pub(crate) fn of_row(publisher: Uuid, pipelines: Option<Arc<[Slug]>>) -> Self {
-        Self { publisher: domain::id::Id::from_uuid(publisher), pipelines }
+        Self {
+            publisher: domain::id::Id::from_uuid(publisher),
+            pipelines,
+        }
     }
 
     /// Whose things are in reach.
@@ -70,14 +73,25 @@ impl Principal {
     /// The actor that audit rows and runs name.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let kind = if self.grants.admin { ActorKind::Admin } else { ActorKind::Runner };
-        Actor { kind, id: self.credential.to_string() }
+        let kind = if self.grants.admin {
+            ActorKind::Admin
+        } else {
+            ActorKind::Runner
+        };
+        Actor {
+            kind,
+            id: self.credential.to_string(),
+        }
     }
 
     /// The kind under which it acts.
     #[must_use]
     pub const fn kind(&self) -> CredentialKind {
-        if self.grants.admin { CredentialKind::Admin } else { CredentialKind::Runner }
+        if self.grants.admin {
+            CredentialKind::Admin
+        } else {
+            CredentialKind::Runner
+        }
     }
 }
 

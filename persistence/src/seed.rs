@@ -61,19 +61,22 @@ impl System {
                     let old = seeded(&tx, publisher).await?;
                     let bearer_follows = self.bearer_follows(&tx, publisher).await?;
                     for row in &old {
-                        let follows = row.kind != CredentialKind::SubcommandBearer.as_str()
-                            || bearer_follows;
+                        let follows =
+                            row.kind != CredentialKind::SubcommandBearer.as_str() || bearer_follows;
                         if follows {
                             revoke(&tx, row).await?;
                         }
                     }
-                    let id = self.insert_seed(&tx, publisher, token, bearer_follows).await?;
+                    let id = self
+                        .insert_seed(&tx, publisher, token, bearer_follows)
+                        .await?;
                     tx.touches_credentials_of(publisher);
                     let facts = json!({ "token": id, "replaced": !old.is_empty() });
                     let line = entry(Action::SeedApplied, "publisher", publisher, facts);
                     let mut audited = Audited::by_operator((), publisher.uuid(), line);
                     if made {
-                        let line = entry(Action::PublisherCreated, "publisher", publisher, json!({}));
+                        let line =
+                            entry(Action::PublisherCreated, "publisher", publisher, json!({}));
                         audited = audited.and(&[publisher.uuid(), OPERATOR], line);
                     }
                     Ok(audited)
@@ -94,7 +97,10 @@ impl System {
             return Ok((PublisherId::from_uuid(row.publisher_id), false));
         }
         let slug = free_slug(tx).await?;
-        let new = NewPublisher { slug, display_name: "Legacy token".to_owned() };
+        let new = NewPublisher {
+            slug,
+            display_name: "Legacy token".to_owned(),
+        };
         let created = self.store.insert_publisher(tx, &new).await?;
         let id = created.publisher.id;
         // The publisher speaks with the legacy token alone: nobody ever saw the others.
@@ -127,9 +133,17 @@ impl System {
         token: &SecretString,
         with_bearer: bool,
     ) -> Result<String> {
-        let keys = self.store.inner.keys.find(tx.db(), publisher.uuid()).await?;
+        let keys = self
+            .store
+            .inner
+            .keys
+            .find(tx.db(), publisher.uuid())
+            .await?;
         let keys = keys.ok_or_else(|| StoreError::Internal("the seed has no keys".into()))?;
-        let new = NewCredential { name: Some("legacy".to_owned()), ..Default::default() };
+        let new = NewCredential {
+            name: Some("legacy".to_owned()),
+            ..Default::default()
+        };
         let values = |kind, grants| Insert {
             kind,
             grants,
@@ -137,9 +151,17 @@ impl System {
             source: Source::Seed,
             new: &new,
         };
-        let both = Grants { admin: true, runner: true };
-        let made =
-            insert(tx, publisher.uuid(), &keys.data, values(CredentialKind::Admin, both)).await?;
+        let both = Grants {
+            admin: true,
+            runner: true,
+        };
+        let made = insert(
+            tx,
+            publisher.uuid(),
+            &keys.data,
+            values(CredentialKind::Admin, both),
+        )
+        .await?;
         if with_bearer {
             let bearer = values(CredentialKind::SubcommandBearer, Grants::default());
             insert(tx, publisher.uuid(), &keys.data, bearer).await?;
@@ -151,8 +173,11 @@ impl System {
 /// A slug for the seeded publisher. One that the operator has given away is never taken over.
 async fn free_slug(tx: &Tx) -> Result<Slug> {
     for number in 1..=SEED_SLUGS {
-        let text =
-            if number == 1 { SEED_SLUG.to_owned() } else { format!("{SEED_SLUG}-{number}") };
+        let text = if number == 1 {
+            SEED_SLUG.to_owned()
+        } else {
+            format!("{SEED_SLUG}-{number}")
+        };
         let taken = publishers::Entity::find()
             .filter(publishers::Column::LiveSlug.eq(&text))
             .one(tx.db())
@@ -161,7 +186,9 @@ async fn free_slug(tx: &Tx) -> Result<Slug> {
             return Ok(slug);
         }
     }
-    Err(StoreError::Internal("no slug is free for the seeded publisher".into()))
+    Err(StoreError::Internal(
+        "no slug is free for the seeded publisher".into(),
+    ))
 }
 
 /// The seed's rows that are not revoked.

@@ -32,7 +32,11 @@ impl Scoped {
         let owner = self.scope.uuid();
         let found: Option<(Uuid, i64, String)> = runs::Entity::find_by_id((owner, id.uuid()))
             .select_only()
-            .columns([Column::PipelineId, Column::PipelineVersion, Column::PipelineSlug])
+            .columns([
+                Column::PipelineId,
+                Column::PipelineVersion,
+                Column::PipelineSlug,
+            ])
             .into_tuple()
             .one(self.store.read())
             .await?;

@@ -18,8 +18,8 @@ use persistence::{
     Answer, AuditFilter, Context, IdempotencyKey, Minted, NewCredential, NewPublisher, OpenError,
     Options, PageRequest, Store, StoreError,
 };
-use secrecy::{ExposeSecret as _, SecretString};
 use sea_orm::ConnectionTrait as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use std::sync::Mutex;
 
 fn hex(bytes: &[u8]) -> String {
@@ -36,10 +36,18 @@ struct Bench {
 
 impl Bench {
     async fn open(url: String, dir: Option<tempfile::TempDir>) -> Self {
-        let clock = Arc::new(ManualClock::at(Timestamp::parse("2026-01-01T00:00:00Z").unwrap()));
+        let clock = Arc::new(ManualClock::at(
+            Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+        ));
         let keys = MasterKeys::generate_text("k1").to_string();
         let store = Store::open(options(&url, &keys, &clock)).await.unwrap();
-        Self { store, clock, url, keys, _dir: dir }
+        Self {
+            store,
+            clock,
+            url,
+            keys,
+            _dir: dir,
+        }
     }
 
     async fn sqlite() -> Self {
@@ -50,17 +58,26 @@ impl Bench {
 
     async fn postgres(test: &str) -> Option<Self> {
         let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") else {
-            assert!(std::env::var("STATIONMASTER_TEST_STRICT").is_err(), "no PostgreSQL: {test}");
+            assert!(
+                std::env::var("STATIONMASTER_TEST_STRICT").is_err(),
+                "no PostgreSQL: {test}"
+            );
             if let Ok(file) = std::env::var("STATIONMASTER_TEST_SKIPS") {
                 use std::io::Write as _;
-                let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
+                let file = std::fs::OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(file);
                 writeln!(file.unwrap(), "{test}: no STATIONMASTER_TEST_POSTGRES_URL").unwrap();
             }
             return None;
         };
         let name = format!("store_{}", hex(&domain::random::bytes::<12>()));
         let admin = sea_orm::Database::connect(&url).await.unwrap();
-        admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        admin
+            .execute_unprepared(&format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
         admin.close().await.unwrap();
         let (base, _) = url.rsplit_once('/').unwrap();
         Some(Self::open(format!("{base}/{name}"), None).await)
@@ -68,8 +85,10 @@ impl Bench {
 
     /// A publisher, and the texts of its admin token and the identifier of it.
     async fn publisher(&self, slug: &str) -> (PublisherId, SecretString, CredentialId) {
-        let new =
-            NewPublisher { slug: Slug::parse(slug).unwrap(), display_name: slug.to_owned() };
+        let new = NewPublisher {
+            slug: Slug::parse(slug).unwrap(),
+            display_name: slug.to_owned(),
+        };
         let seen = Mutex::new(None);
         self.store
             .system()
@@ -87,12 +106,20 @@ impl Bench {
     }
 
     async fn scoped(&self, token: &SecretString) -> persistence::Scoped {
-        let principal = self.store.authenticate(TokenHash::of_secret(token)).await.unwrap();
+        let principal = self
+            .store
+            .authenticate(TokenHash::of_secret(token))
+            .await
+            .unwrap();
         self.store.scoped(&principal.unwrap().scope)
     }
 
     async fn lives(&self, token: &SecretString) -> bool {
-        self.store.authenticate(TokenHash::of_secret(token)).await.unwrap().is_some()
+        self.store
+            .authenticate(TokenHash::of_secret(token))
+            .await
+            .unwrap()
+            .is_some()
     }
 }
 
@@ -108,8 +135,14 @@ fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
 }
 
 fn operator() -> Context {
-    let actor = Actor { kind: ActorKind::Bootstrap, id: "boot".to_owned() };
-    Context { actor, ..Context::system("test") }
+    let actor = Actor {
+        kind: ActorKind::Bootstrap,
+        id: "boot".to_owned(),
+    };
+    Context {
+        actor,
+        ..Context::system("test")
+    }
 }
 
 fn answer(body: &str) -> Answer {
@@ -124,7 +157,10 @@ fn answer(body: &str) -> Answer {
 }
 
 fn text_of(minted: &Minted) -> Answer {
-    Answer { holds_secret: true, ..answer(minted.text.expose_secret()) }
+    Answer {
+        holds_secret: true,
+        ..answer(minted.text.expose_secret())
+    }
 }
 
 fn code_of(error: StoreError) -> Code {
@@ -148,10 +184,22 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     let new = SecretString::from(new.body);
     assert!(bench.lives(&new).await);
     // The other kinds are untouched, and the old one is gone for good.
-    let listed = scoped.credentials(None, PageRequest { limit: 50, after: None }).await.unwrap();
+    let listed = scoped
+        .credentials(
+            None,
+            PageRequest {
+                limit: 50,
+                after: None,
+            },
+        )
+        .await
+        .unwrap();
     assert_eq!(listed.items.len(), 4);
     assert!(listed.items.iter().all(|one| one.id != id));
-    let refused = scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap_err();
+    let refused = scoped
+        .revoke(&operator(), kind, id, |()| answer(""))
+        .await
+        .unwrap_err();
     assert_eq!(code_of(refused), Code::NotFound);
 }
 
@@ -181,12 +229,23 @@ async fn the_last_admin_token_stays(bench: &Bench) {
     let (_, admin, id) = bench.publisher("a").await;
     let scoped = bench.scoped(&admin).await;
     let kind = CredentialKind::Admin;
-    let refused = scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap_err();
+    let refused = scoped
+        .revoke(&operator(), kind, id, |()| answer(""))
+        .await
+        .unwrap_err();
     assert_eq!(code_of(refused), Code::LastAdminToken);
-    scoped.mint(&operator(), kind, NewCredential::default(), text_of).await.unwrap();
-    scoped.revoke(&operator(), kind, id, |()| answer("")).await.unwrap();
+    scoped
+        .mint(&operator(), kind, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    scoped
+        .revoke(&operator(), kind, id, |()| answer(""))
+        .await
+        .unwrap();
     assert!(!bench.lives(&admin).await);
-    let wrong = scoped.revoke(&operator(), CredentialKind::Runner, id, |()| answer("")).await;
+    let wrong = scoped
+        .revoke(&operator(), CredentialKind::Runner, id, |()| answer(""))
+        .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::NotFound);
 }
 
@@ -205,17 +264,25 @@ async fn one_key_makes_one_change(bench: &Bench) {
         let (scoped, context) = (scoped.clone(), with_key(hash));
         async move {
             let kind = CredentialKind::Runner;
-            scoped.mint(&context, kind, NewCredential::default(), text_of).await
+            scoped
+                .mint(&context, kind, NewCredential::default(), text_of)
+                .await
         }
     };
     let (one, two) = tokio::join!(tokio::spawn(mint(1)), tokio::spawn(mint(1)));
     let (one, two) = (one.unwrap().unwrap(), two.unwrap().unwrap());
     assert_eq!(one.body, two.body);
     assert!(one.replayed != two.replayed);
-    assert_eq!(code_of(mint(2).await.unwrap_err()), Code::IdempotencyKeyReused);
+    assert_eq!(
+        code_of(mint(2).await.unwrap_err()),
+        Code::IdempotencyKeyReused
+    );
     // The answer holds a credential: it is kept for ten minutes, the key for a day.
     bench.clock.advance(Duration::from_mins(10));
-    assert_eq!(code_of(mint(1).await.unwrap_err()), Code::SecretNoLongerAvailable);
+    assert_eq!(
+        code_of(mint(1).await.unwrap_err()),
+        Code::SecretNoLongerAvailable
+    );
     bench.clock.advance(Duration::from_hours(24));
     assert!(!mint(1).await.unwrap().replayed);
 }
@@ -225,9 +292,15 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
     let scoped = bench.scoped(&admin).await;
     for _ in 0..3 {
         let kind = CredentialKind::Runner;
-        scoped.mint(&operator(), kind, NewCredential::default(), text_of).await.unwrap();
+        scoped
+            .mint(&operator(), kind, NewCredential::default(), text_of)
+            .await
+            .unwrap();
     }
-    let page = PageRequest { limit: 2, after: None };
+    let page = PageRequest {
+        limit: 2,
+        after: None,
+    };
     let first = scoped.audit(&AuditFilter::default(), page).await.unwrap();
     assert_eq!((first.items.len(), first.next), (2, Some(3)));
     let verified = scoped.verify_audit(None).await.unwrap();
@@ -239,10 +312,14 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
         .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
     assert_eq!(found, Some(persistence::Fault::Edited { seq: 2 }));
-    db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2").await.unwrap();
+    db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2")
+        .await
+        .unwrap();
     let found = scoped.verify_audit(Some(&checkpoint)).await.unwrap().fault;
     assert_eq!(found, Some(persistence::Fault::Gap { seq: 2 }));
-    db.execute_unprepared("DELETE FROM audit_events").await.unwrap();
+    db.execute_unprepared("DELETE FROM audit_events")
+        .await
+        .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
     assert_eq!(found, Some(persistence::Fault::Head { seq: 4 }));
 }
@@ -250,27 +327,50 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
 async fn a_refused_change_leaves_nothing(bench: &Bench) {
     let (_, admin, _) = bench.publisher("a").await;
     let scoped = bench.scoped(&admin).await;
-    let past = NewCredential { expires_at: Some(Timestamp::from_ms(1)), ..Default::default() };
-    let refused = scoped.mint(&operator(), CredentialKind::Admin, past, text_of).await;
+    let past = NewCredential {
+        expires_at: Some(Timestamp::from_ms(1)),
+        ..Default::default()
+    };
+    let refused = scoped
+        .mint(&operator(), CredentialKind::Admin, past, text_of)
+        .await;
     assert_eq!(code_of(refused.unwrap_err()), Code::ValidationFailed);
     assert_eq!(scoped.verify_audit(None).await.unwrap().checked, 1);
-    let new = NewPublisher { slug: Slug::parse("a").unwrap(), display_name: "again".to_owned() };
-    let taken = bench.store.system().create_publisher(&operator(), new, |_| answer("")).await;
+    let new = NewPublisher {
+        slug: Slug::parse("a").unwrap(),
+        display_name: "again".to_owned(),
+    };
+    let taken = bench
+        .store
+        .system()
+        .create_publisher(&operator(), new, |_| answer(""))
+        .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
     // Nothing half done: the same name under another slug works, and both logs hold.
     bench.publisher("b").await;
-    assert_eq!(bench.store.system().verify_audit(None).await.unwrap().fault, None);
+    assert_eq!(
+        bench.store.system().verify_audit(None).await.unwrap().fault,
+        None
+    );
 }
 
 async fn another_process_hears_of_a_revocation(bench: &Bench) {
     let (_, old, _) = bench.publisher("a").await;
-    let other = Store::open(options(&bench.url, &bench.keys, &bench.clock)).await.unwrap();
+    let other = Store::open(options(&bench.url, &bench.keys, &bench.clock))
+        .await
+        .unwrap();
     let hash = TokenHash::of_secret(&old);
     assert!(other.authenticate(hash).await.unwrap().is_some());
     let scoped = bench.scoped(&old).await;
     let kind = CredentialKind::Admin;
     scoped
-        .rotate_all(&operator(), kind, Duration::ZERO, NewCredential::default(), text_of)
+        .rotate_all(
+            &operator(),
+            kind,
+            Duration::ZERO,
+            NewCredential::default(),
+            text_of,
+        )
         .await
         .unwrap();
     let mut heard = false;
@@ -281,33 +381,65 @@ async fn another_process_hears_of_a_revocation(bench: &Bench) {
             break;
         }
     }
-    assert!(heard, "the other process still trusts the token after a second");
+    assert!(
+        heard,
+        "the other process still trusts the token after a second"
+    );
     other.close().await;
 }
 
 async fn a_wrong_master_key_is_refused(bench: &Bench) {
     let other = MasterKeys::generate_text("k1");
-    let refused = Store::open(options(&bench.url, &other, &bench.clock)).await.unwrap_err();
-    assert!(matches!(refused, OpenError::WrongMasterKey { .. }), "{refused}");
+    let refused = Store::open(options(&bench.url, &other, &bench.clock))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, OpenError::WrongMasterKey { .. }),
+        "{refused}"
+    );
 }
 
 async fn suspended_and_deleted_publishers(bench: &Bench) {
     let (id, admin, _) = bench.publisher("a").await;
     assert!(bench.lives(&admin).await);
     let system = bench.store.system();
-    system.suspend_publisher(&operator(), id, |_| answer("")).await.unwrap();
-    let principal = bench.store.authenticate(TokenHash::of_secret(&admin)).await.unwrap().unwrap();
-    assert_eq!(principal.publisher.status, persistence::PublisherStatus::Suspended);
-    system.resume_publisher(&operator(), id, None, |_| answer("")).await.unwrap();
-    let wrong = system.delete_publisher(&operator(), id, "b", None, |()| answer("")).await;
+    system
+        .suspend_publisher(&operator(), id, |_| answer(""))
+        .await
+        .unwrap();
+    let principal = bench
+        .store
+        .authenticate(TokenHash::of_secret(&admin))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        principal.publisher.status,
+        persistence::PublisherStatus::Suspended
+    );
+    system
+        .resume_publisher(&operator(), id, None, |_| answer(""))
+        .await
+        .unwrap();
+    let wrong = system
+        .delete_publisher(&operator(), id, "b", None, |()| answer(""))
+        .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::InvalidParameter);
-    system.delete_publisher(&operator(), id, "a", None, |()| answer("")).await.unwrap();
+    system
+        .delete_publisher(&operator(), id, "a", None, |()| answer(""))
+        .await
+        .unwrap();
     assert!(!bench.lives(&admin).await);
     let (second, ..) = bench.publisher("a").await;
-    let taken = system.resume_publisher(&operator(), id, None, |_| answer("")).await;
+    let taken = system
+        .resume_publisher(&operator(), id, None, |_| answer(""))
+        .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
     let slug = Slug::parse("a-again");
-    system.resume_publisher(&operator(), id, slug, |_| answer("")).await.unwrap();
+    system
+        .resume_publisher(&operator(), id, slug, |_| answer(""))
+        .await
+        .unwrap();
     assert!(bench.lives(&admin).await);
     assert_ne!(second, id);
 }
@@ -318,23 +450,42 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
     let second = SecretString::from("another-shared-token-of-32-characters");
     system.apply_seed(&first).await.unwrap();
     system.apply_seed(&first).await.unwrap();
-    let principal = bench.store.authenticate(TokenHash::of_secret(&first)).await.unwrap().unwrap();
+    let principal = bench
+        .store
+        .authenticate(TokenHash::of_secret(&first))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(principal.grants.admin && principal.grants.runner);
     let scoped = bench.store.scoped(&principal.scope);
     // Rotating runner strips that right, and the same value at the next boot does not restore it.
     let kind = CredentialKind::Runner;
     scoped
-        .rotate_all(&operator(), kind, Duration::ZERO, NewCredential::default(), text_of)
+        .rotate_all(
+            &operator(),
+            kind,
+            Duration::ZERO,
+            NewCredential::default(),
+            text_of,
+        )
         .await
         .unwrap();
     system.apply_seed(&first).await.unwrap();
-    let principal = bench.store.authenticate(TokenHash::of_secret(&first)).await.unwrap().unwrap();
+    let principal = bench
+        .store
+        .authenticate(TokenHash::of_secret(&first))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(principal.grants.admin && !principal.grants.runner);
     system.apply_seed(&second).await.unwrap();
     assert!(!bench.lives(&first).await);
     assert!(bench.lives(&second).await);
     system.apply_seed(&first).await.unwrap();
-    assert!(!bench.lives(&first).await, "a revoked value does not come back");
+    assert!(
+        !bench.lives(&first).await,
+        "a revoked value does not come back"
+    );
 }
 
 macro_rules! on_both {

@@ -43,7 +43,9 @@ pub(crate) fn store_options(
 /// The database can't be reached, or a step failed; it then changed nothing.
 pub async fn migrate(loaded: Loaded) -> Result<(), Failure> {
     let database = Database::prepare(&loaded.config).map_err(failed)?;
-    let steps = persistence::migrate(database.url.expose_secret()).await.map_err(failed)?;
+    let steps = persistence::migrate(database.url.expose_secret())
+        .await
+        .map_err(failed)?;
     say(&match steps {
         0 => "the schema is up to date".to_owned(),
         1 => "1 step was taken; the schema is up to date".to_owned(),
@@ -80,10 +82,16 @@ async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failu
         let found = system.verify_audit(Some(id)).await.map_err(failed)?;
         return Ok(tell(&id.to_string(), &found));
     }
-    let mut faults = tell("operator", &system.verify_audit(None).await.map_err(failed)?);
+    let mut faults = tell(
+        "operator",
+        &system.verify_audit(None).await.map_err(failed)?,
+    );
     let mut after = None;
     loop {
-        let page = system.publishers(PageRequest { limit: 200, after }).await.map_err(failed)?;
+        let page = system
+            .publishers(PageRequest { limit: 200, after })
+            .await
+            .map_err(failed)?;
         for one in &page.items {
             let found = system.verify_audit(Some(one.id)).await.map_err(failed)?;
             faults += tell(&one.id.to_string(), &found);
@@ -100,11 +108,17 @@ fn tell(whose: &str, found: &Verification) -> u32 {
     let head = hex::encode(found.head.mac);
     match &found.fault {
         None => {
-            say(&format!("ok      {whose}: {} rows, head {} {head}", found.checked, found.head.seq));
+            say(&format!(
+                "ok      {whose}: {} rows, head {} {head}",
+                found.checked, found.head.seq
+            ));
             0
         }
         Some(fault) => {
-            say(&format!("FAULTY  {whose}: {fault:?} after {} good rows", found.checked));
+            say(&format!(
+                "FAULTY  {whose}: {fault:?} after {} good rows",
+                found.checked
+            ));
             1
         }
     }

@@ -39,9 +39,14 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let credentials = Credentials::prepare(config, &database).map_err(failed)?;
     tell_token_file(&credentials);
     let recorder = metrics::record().map_err(Failure::Failed)?;
-    let metrics_port = metrics::bind(config, &loaded.values).await.map_err(Failure::Failed)?;
+    let metrics_port = metrics::bind(config, &loaded.values)
+        .await
+        .map_err(Failure::Failed)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
-        failed(format!("{} can't be listened on: {error}. Choose another STATIONMASTER_LISTEN", config.listen))
+        failed(format!(
+            "{} can't be listened on: {error}. Choose another STATIONMASTER_LISTEN",
+            config.listen
+        ))
     })?;
 
     let migrate = migrate || database.file.is_some();
@@ -51,7 +56,15 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
         store.system().apply_seed(token).await.map_err(failed)?;
     }
     let metrics_server = tokio::spawn(metrics::serve(metrics_port, recorder, stop.clone()));
-    let result = answer(config, &credentials, &store, listener, &database, stop.clone()).await;
+    let result = answer(
+        config,
+        &credentials,
+        &store,
+        listener,
+        &database,
+        stop.clone(),
+    )
+    .await;
     stop.cancel();
     store.close().await;
     if let Ok(Err(error)) = metrics_server.await {
@@ -100,14 +113,20 @@ async fn answer(
         settings,
         stop.clone(),
     ));
-    let jobs = jobs::start(store.clone(), job_settings(config), stop.clone()).await.map_err(failed)?;
+    let jobs = jobs::start(store.clone(), job_settings(config), stop.clone())
+        .await
+        .map_err(failed)?;
 
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
         store: store.clone(),
         policy,
-        bootstrap: credentials.bootstrap_tokens.iter().map(TokenHash::of_secret).collect(),
+        bootstrap: credentials
+            .bootstrap_tokens
+            .iter()
+            .map(TokenHash::of_secret)
+            .collect(),
         rates: rates(config),
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
@@ -122,7 +141,9 @@ async fn answer(
     let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));
     tracing::info!(%address, "Ready");
-    api::http::serve(listener, app, limits, stop).await.map_err(failed)?;
+    api::http::serve(listener, app, limits, stop)
+        .await
+        .map_err(failed)?;
 
     tracing::info!("Stopping: finishing what is under way");
     let drain = async {
@@ -143,7 +164,11 @@ fn rates(config: &Config) -> RateSettings {
         publisher_per_second: config.rate_limit_per_second,
         auth_failures_per_minute: config.auth_failures_per_minute,
         bootstrap_per_minute: bootstrap,
-        bootstrap_failures_per_minute: if bootstrap == 0 { 0 } else { BOOTSTRAP_FAILURES_PER_MINUTE },
+        bootstrap_failures_per_minute: if bootstrap == 0 {
+            0
+        } else {
+            BOOTSTRAP_FAILURES_PER_MINUTE
+        },
     }
 }
 

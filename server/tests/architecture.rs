@@ -19,7 +19,10 @@ const MAY_SEE_EVERYTHING: &[&str] = &[
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -40,9 +43,16 @@ fn only_those_who_may_ask_for_the_store_without_a_scope() {
     for crate_name in ["api", "dispatcher", "jobs", "outbound", "server", "domain"] {
         sources(&root.join(crate_name).join("src"), &mut files);
     }
-    assert!(files.len() > 30, "the sources are not where this test looks");
+    assert!(
+        files.len() > 30,
+        "the sources are not where this test looks"
+    );
     for file in files {
-        let name = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let name = file
+            .strip_prefix(&root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
         let text = std::fs::read_to_string(&file).unwrap();
         let asks = text.contains(".system()");
         let may = MAY_SEE_EVERYTHING.iter().any(|one| name.starts_with(one));
@@ -54,6 +64,9 @@ fn only_those_who_may_ask_for_the_store_without_a_scope() {
 fn the_rules_know_neither_database_nor_network() {
     let manifest = std::fs::read_to_string(root().join("domain/Cargo.toml")).unwrap();
     for name in ["sea-orm", "sqlx", "poem", "tokio", "reqwest", "hyper"] {
-        assert!(!manifest.contains(&format!("\n{name}")), "domain depends on {name}");
+        assert!(
+            !manifest.contains(&format!("\n{name}")),
+            "domain depends on {name}"
+        );
     }
 }

@@ -114,12 +114,7 @@ struct Inner {
 impl RequestContext {
     /// For `request` from `address`, to be judged by `contract`.
     #[must_use]
-    pub fn new(
-        id: RequestId,
-        address: IpAddr,
-        contract: Arc<Contract>,
-        request: &Request,
-    ) -> Self {
+    pub fn new(id: RequestId, address: IpAddr, contract: Arc<Contract>, request: &Request) -> Self {
         let headers = request.headers();
         Self(Arc::new(Inner {
             id,

@@ -109,9 +109,7 @@ impl Schemas {
         )
     }
 
-    /// Judges a run's input or output, and hands it back.
-    ///
-    /// # Errors
+    /// Judges a run's input or output. Hands the payload back, with what is to be said of it:
     /// `validation_failed` with pointers under `/input` or `/output`.
     pub(crate) async fn check(
         &self,
@@ -119,27 +117,67 @@ impl Schemas {
         side: Side,
         schema: Option<&Value>,
         payload: Value,
-    ) -> Result<Value, Problem> {
-        let bytes = payload_bytes(side.member(), &payload)?;
+    ) -> (Value, Result<(), Problem>) {
+        let job = match self.job(version, side, schema, &payload) {
+            Ok(Some(job)) => job,
+            Ok(None) => return (payload, Ok(())),
+            Err(problem) => return (payload, Err(problem)),
+        };
+        if job.work <= WORK_INLINE_MAX {
+            let verdict = job.run(&payload);
+            return (payload, verdict);
+        }
+        let done = tokio::task::spawn_blocking(move || {
+            let verdict = job.run(&payload);
+            (payload, verdict)
+        });
+        done.await
+            .unwrap_or_else(|_| (Value::Null, Err(Code::Internal.into())))
+    }
+
+    /// The same at once, on the thread that asks: for the rare case that a pipeline changed since
+    /// [`Schemas::check`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn check_now(
+        &self,
+        version: (PipelineId, i64),
+        side: Side,
+        schema: Option<&Value>,
+        payload: &Value,
+    ) -> Result<(), Problem> {
+        match self.job(version, side, schema, payload)? {
+            Some(job) => job.run(payload),
+            None => Ok(()),
+        }
+    }
+
+    /// What is to be done to judge a payload; nothing without a schema.
+    fn job(
+        &self,
+        version: (PipelineId, i64),
+        side: Side,
+        schema: Option<&Value>,
+        payload: &Value,
+    ) -> Result<Option<Job>, Problem> {
+        let bytes = payload_bytes(side.member(), payload)?;
         let Some(schema) = schema else {
-            return Ok(payload);
+            return Ok(None);
         };
         let key = (version.0, version.1, side);
         let compiled = match self.0.get(&key) {
             Some(known) => known,
             None => self.keep(key, schema)?,
         };
-        let work = compiled.parts * (nodes(&payload) + bytes as u64 / 16);
-        if work <= WORK_INLINE_MAX {
-            return judge(&compiled, side, payload, work);
-        }
-        tokio::task::spawn_blocking(move || judge(&compiled, side, payload, work))
-            .await
-            .map_err(|_| Problem::from(Code::Internal))?
+        let work = compiled.parts * (nodes(payload) + bytes as u64 / 16);
+        Ok(Some(Job {
+            compiled,
+            side,
+            work,
+        }))
     }
-}
 
-impl Schemas {
     fn keep(&self, key: Key, schema: &Value) -> Result<Arc<Compiled>, Problem> {
         let fresh = compile(schema).map_err(|faults| {
             let fault = faults.first().map(|fault| fault.detail.as_str());
@@ -165,32 +203,42 @@ pub(crate) fn payload_bytes(member: &str, payload: &Value) -> Result<usize, Prob
     Ok(bytes)
 }
 
-fn judge(compiled: &Compiled, side: Side, payload: Value, work: u64) -> Result<Value, Problem> {
-    let member = side.member();
-    let pointer = format!("/{member}");
-    if work > WORK_MAX {
-        let detail =
-            format!("`{member}` and the pipeline's schema are together too large to check.");
-        return Err(Problem::field(&pointer, "too_large", detail));
+/// One payload to judge by one schema.
+struct Job {
+    compiled: Arc<Compiled>,
+    side: Side,
+    work: u64,
+}
+
+impl Job {
+    fn run(&self, payload: &Value) -> Result<(), Problem> {
+        let member = self.side.member();
+        let pointer = format!("/{member}");
+        if self.work > WORK_MAX {
+            let detail =
+                format!("`{member}` and the pipeline's schema are together too large to check.");
+            return Err(Problem::field(&pointer, "too_large", detail));
+        }
+        let validator = &self.compiled.validator;
+        if validator.is_valid(payload) {
+            return Ok(());
+        }
+        // The library collects every fault before it hands out the first one.
+        let found = if self.work <= WORK_EXPLAINED_MAX {
+            contract::faults_of(validator, payload)
+        } else {
+            Vec::new()
+        };
+        let mut faults: Vec<FieldError> = found
+            .into_iter()
+            .map(|fault| below(&pointer, member, fault))
+            .collect();
+        if faults.is_empty() {
+            let detail = format!("`{member}` is not what the pipeline's schema takes.");
+            faults.push(FieldError::new(pointer, "invalid", detail));
+        }
+        Err(Problem::invalid(faults))
     }
-    if compiled.validator.is_valid(&payload) {
-        return Ok(payload);
-    }
-    // The library collects every fault before it hands out the first one.
-    let found = if work <= WORK_EXPLAINED_MAX {
-        contract::faults_of(&compiled.validator, &payload)
-    } else {
-        Vec::new()
-    };
-    let mut faults: Vec<FieldError> = found
-        .into_iter()
-        .map(|fault| below(&pointer, member, fault))
-        .collect();
-    if faults.is_empty() {
-        let detail = format!("`{member}` is not what the pipeline's schema takes.");
-        faults.push(FieldError::new(pointer, "invalid", detail));
-    }
-    Err(Problem::invalid(faults))
 }
 
 /// Moves a fault of a payload to where the payload stands in its request.
@@ -464,6 +512,7 @@ impl Unfold<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::id::Id;
     use serde_json::json;
 
     fn refused(schema: &Value) -> Vec<(String, String)> {
@@ -565,21 +614,22 @@ mod tests {
         assert_eq!(refused(&long), one("", "too_long"));
     }
 
-    async fn check(schema: &Value, payload: Value) -> Result<Value, Problem> {
-        let id = domain::id::Id::from_uuid(uuid::Uuid::nil());
-        Schemas::new()
-            .check((id, 1), Side::Input, Some(schema), payload)
-            .await
+    async fn check(schema: &Value, payload: Value) -> Result<(), Problem> {
+        let (schemas, version) = (Schemas::new(), (Id::from_uuid(uuid::Uuid::nil()), 1));
+        let (back, verdict) = schemas
+            .check(version, Side::Input, Some(schema), payload.clone())
+            .await;
+        assert_eq!(back, payload);
+        let now = schemas.check_now(version, Side::Input, Some(schema), &payload);
+        assert_eq!(now, verdict);
+        verdict
     }
 
     #[tokio::test]
     async fn a_payload_is_judged_where_it_stands() {
         let schema = json!({"type": "object", "required": ["n"],
             "properties": {"n": {"type": "integer", "maximum": 3}}, "additionalProperties": false});
-        assert_eq!(
-            check(&schema, json!({"n": 3})).await.unwrap(),
-            json!({"n": 3})
-        );
+        check(&schema, json!({"n": 3})).await.unwrap();
         let problem = check(&schema, json!({"n": 4, "m": 1})).await.unwrap_err();
         let mut found: Vec<_> = problem
             .errors
