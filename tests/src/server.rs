@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a start may take on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// A little more than the server gives what is under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 /// Files in the data directory that hold secrets because that is what they are for.
@@ -244,17 +244,15 @@ impl Site {
     }
 
     fn bootstrap_token(&self) -> String {
-        match self
-            .given
-            .iter()
-            .find(|(name, _)| name == "STATIONMASTER_BOOTSTRAP_TOKEN")
-        {
-            Some((_, token)) => token.clone(),
-            None => {
+        let name = "STATIONMASTER_BOOTSTRAP_TOKEN";
+        let given = self.given.iter().find(|(known, _)| known == name);
+        given.map_or_else(
+            || {
                 let path = self.data_dir.join("bootstrap-token");
                 std::fs::read_to_string(path).unwrap().trim().to_owned()
-            }
-        }
+            },
+            |(_, token)| token.clone(),
+        )
     }
 
     /// Stops what still runs and judges what was left behind.

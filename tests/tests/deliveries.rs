@@ -38,8 +38,10 @@ async fn a_failed_delivery_is_tried_again_until_it_succeeds(world: &World) {
     let publisher = server.publisher("acme").await;
     publisher.pipeline("nightly").await;
     let consumer = Consumer::start().await;
-    let mut busy = Reply::status(500);
-    busy.body = "the database of the consumer is down".to_owned();
+    let busy = Reply {
+        body: "the database of the consumer is down".to_owned(),
+        ..Reply::status(500)
+    };
     consumer.reply_next([busy, Reply::status(302)]);
     publisher.endpoint(&consumer, &["run.succeeded"]).await;
     publisher.finished_run("nightly").await;

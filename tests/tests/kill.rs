@@ -114,7 +114,7 @@ async fn deliveries_are_made(
     consumer: &Consumer,
     acknowledged: &BTreeMap<String, &'static str>,
 ) {
-    let limit = Duration::from_secs(120);
+    let limit = Duration::from_mins(2);
     tools::eventually("nothing is pending", limit, async || {
         let list = publisher
             .admin

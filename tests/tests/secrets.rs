@@ -5,7 +5,7 @@
 //! lets things go wrong too, and looks in the remaining places.
 
 use serde_json::json;
-use tests::{Consumer, Reply, World, on_both_stores, tools};
+use tests::{Consumer, Publisher, Reply, Server, World, on_both_stores, tools};
 
 on_both_stores!(a_busy_day_leaves_no_secret_behind);
 
@@ -16,101 +16,84 @@ async fn a_busy_day_leaves_no_secret_behind(world: &World) {
     ];
     let server = world.start_with(&env).await;
     let publisher = server.publisher("acme").await;
-    let admin = &publisher.admin;
     publisher.pipeline("nightly").await;
     let consumer = Consumer::start().await;
     consumer.reply_next([Reply::status(500)]);
     let body = json!({"url": consumer.url, "event_types": ["*"], "send_bearer": true});
-    admin
-        .post("/v1/webhook-endpoints")
-        .json(&body)
-        .expect(201)
-        .await;
+    let endpoint = publisher.admin.post("/v1/webhook-endpoints").json(&body);
+    endpoint.expect(201).await;
 
+    mint_all_there_is(&server, &publisher).await;
+    publisher.finished_run("nightly").await;
+    misplace_credentials(&server, &publisher).await;
+    consumer.event("stationmaster.token.rotated").await;
+    let repeated = |delivery: &tests::Delivery| delivery.answered == 204;
+    consumer.find("the repeated try", repeated).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+
+    read_everything(&publisher).await;
+    let figures = server.metrics().await;
+    assert!(figures.contains("stationmaster_build_info"), "{figures}");
+    // While it runs there are files that a clean stop folds away, such as SQLite's journal.
+    let site = server.site();
+    let count = site.secrets();
+    assert!(count >= 16, "the story minted {count} secrets");
+    assert_eq!(site.found_in(figures.as_bytes()), [""; 0]);
+    assert_eq!(site.leaks().await, [""; 0]);
+}
+
+async fn mint_all_there_is(server: &Server, publisher: &Publisher) {
+    let admin = &publisher.admin;
     for kind in ["admin", "runner", "webhook_signing", "subcommand_bearer"] {
         let path = format!("/v1/publishers/me/tokens/{kind}");
-        let minted = admin
-            .post(&path)
-            .json(&json!({"name": "spare"}))
-            .expect(201)
-            .await;
-        let id = minted.text("/id");
+        let mint = admin.post(&path).json(&json!({"name": "spare"}));
+        let id = mint.expect(201).await.text("/id");
         let rotate = admin.post(&format!("{path}/{id}/rotate")).json(&json!({}));
         let call = rotate.key(&format!("rotate-{kind}")).repeats_a_secret();
         call.clone().expect(200).await;
         call.expect(200).await;
     }
     let path = format!("/v1/publishers/{}/tokens/admin", publisher.id);
-    server
-        .operator()
-        .post(&path)
-        .json(&json!({}))
-        .expect(201)
-        .await;
+    let mint = server.operator().post(&path).json(&json!({}));
+    mint.expect(201).await;
+}
 
-    publisher.finished_run("nightly").await;
+/// Credentials where they do not belong: in a path, a query, a name, a body that does not fit.
+async fn misplace_credentials(server: &Server, publisher: &Publisher) {
+    let (anon, admin) = (server.anon(), &publisher.admin);
+    let token = admin.token();
+    for path in [
+        format!("/v1/publishers/me?token={token}"),
+        format!("/v1/runs/{token}"),
+        format!("/{token}"),
+    ] {
+        anon.get(&path).answer().await;
+    }
     let (run, claim) = publisher.claimed_run("nightly").await;
-    // Credentials where they do not belong: in a path, a query, a name, a body that does not fit.
-    let token = admin.token().to_owned();
-    server
-        .anon()
-        .get(&format!("/v1/publishers/me?token={token}"))
-        .answer()
-        .await;
-    server
-        .anon()
-        .get(&format!("/v1/runs/{token}"))
-        .answer()
-        .await;
-    server.anon().get(&format!("/{token}")).answer().await;
-    let call = publisher
-        .runner
-        .post(&format!("/v1/runs/{run}/complete"))
-        .claim(&claim);
-    call.json(&json!({"output": {}, "claim": claim}))
-        .expect(422)
-        .await;
-    let call = publisher
-        .runner
-        .post(&format!("/v1/runs/{run}/complete"))
-        .claim(&token);
-    call.json(&json!({"output": {}}))
-        .refused(409, "claim_lost")
-        .await;
+    let complete = format!("/v1/runs/{run}/complete");
+    let call = publisher.runner.post(&complete).claim(&claim);
+    let body = json!({"output": {}, "claim": claim});
+    call.json(&body).expect(422).await;
+    let call = publisher.runner.post(&complete).claim(token);
+    let body = json!({"output": {}});
+    call.json(&body).refused(409, "claim_lost").await;
     let body = json!({"slug": token, "display_name": "x"});
-    server
-        .operator()
-        .post("/v1/publishers")
-        .json(&body)
-        .expect(422)
-        .await;
-    admin
-        .get("/v1/runs")
-        .header("cookie", &format!("session={token}"))
-        .answer()
-        .await;
-    admin
-        .get("/v1/runs")
-        .header("referer", &format!("http://x/?{token}"))
-        .answer()
-        .await;
-    let raw =
-        format!("GET /v1/runs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token} x\r\n\r\n");
-    tools::raw(
-        &server.url(),
-        raw.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")
-            .as_bytes(),
-    )
-    .await;
-    consumer.event("stationmaster.token.rotated").await;
-    consumer
-        .find("the repeated try", |delivery| delivery.answered == 204)
-        .await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let create = server.operator().post("/v1/publishers").json(&body);
+    create.expect(422).await;
+    for (name, value) in [
+        ("cookie", format!("session={token}")),
+        ("referer", format!("http://x/?{token}")),
+        ("authorization", format!("Bearer {token} x")),
+        ("authorization", format!("Basic {token}")),
+    ] {
+        admin.get("/v1/runs").header(name, &value).answer().await;
+    }
+    let request = format!("GET /{token} HTTP/0.9\r\nhost: {token}\r\n\r\n");
+    tools::raw(&server.url(), request.as_bytes()).await;
+}
 
-    let figures = server.metrics().await;
-    assert!(figures.contains("stationmaster_build_info"), "{figures}");
-    // Every list, read once more: the client would notice.
+/// Every list, read once more: the client would notice.
+async fn read_everything(publisher: &Publisher) {
     for path in [
         "/v1/publishers/me",
         "/v1/publishers/me/tokens",
@@ -122,15 +105,6 @@ async fn a_busy_day_leaves_no_secret_behind(world: &World) {
         "/v1/webhook-endpoints",
         "/v1/deliveries",
     ] {
-        admin.get(path).expect(200).await;
+        publisher.admin.get(path).expect(200).await;
     }
-    // While it runs there are files that a clean stop folds away, such as SQLite's journal.
-    let site = server.site();
-    assert!(
-        site.secrets() >= 16,
-        "the story minted {} secrets",
-        site.secrets()
-    );
-    assert_eq!(site.found_in(figures.as_bytes()), [""; 0]);
-    assert_eq!(site.leaks().await, [""; 0]);
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::frame;
+
 #[derive(Clone, Copy)]
 pub enum Who {
     Admin,
@@ -30,7 +32,7 @@ pub struct Case {
 }
 
 impl Case {
-    fn header(mut self, name: &'static str, value: &str) -> Self {
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
     }
@@ -39,14 +41,14 @@ impl Case {
         self.header("x-stationmaster-claim", "{claim}")
     }
 
-    fn by(mut self, who: Who) -> Self {
+    pub fn by(mut self, who: Who) -> Self {
         self.who = who;
         self
     }
 }
 
 /// A body of JSON with one fault.
-fn invalid(
+pub fn invalid(
     what: &'static str,
     method: &'static str,
     path: &'static str,
@@ -62,7 +64,7 @@ fn invalid(
     )
 }
 
-fn refused(
+pub fn refused(
     what: &'static str,
     method: &'static str,
     path: &'static str,
@@ -82,7 +84,7 @@ fn refused(
     }
 }
 
-fn get(what: &'static str, path: &'static str, pointer: &'static str) -> Case {
+pub fn get(what: &'static str, path: &'static str, pointer: &'static str) -> Case {
     refused(
         what,
         "GET",
@@ -92,7 +94,7 @@ fn get(what: &'static str, path: &'static str, pointer: &'static str) -> Case {
     )
 }
 
-fn absent(what: &'static str, method: &'static str, path: &'static str) -> Case {
+pub fn absent(what: &'static str, method: &'static str, path: &'static str) -> Case {
     let body = if method == "GET" || method == "DELETE" {
         Body::None
     } else {
@@ -109,10 +111,10 @@ pub fn all() -> Vec<Case> {
         pipelines(),
         runs(),
         endpoints(),
-        queries(),
-        paths(),
-        bodies(),
-        headers(),
+        frame::queries(),
+        frame::paths(),
+        frame::bodies(),
+        frame::headers(),
     ];
     parts.into_iter().flatten().collect()
 }
@@ -611,204 +613,5 @@ fn endpoints() -> Vec<Case> {
             json!({"id": "{endpoint}"}),
             "/id",
         ),
-    ]
-}
-
-fn queries() -> Vec<Case> {
-    vec![
-        get("a limit of none", "/v1/runs?limit=0", "/query/limit"),
-        get("a limit too high", "/v1/runs?limit=201", "/query/limit"),
-        get(
-            "a limit in words",
-            "/v1/pipelines?limit=all",
-            "/query/limit",
-        ),
-        get(
-            "a status that there is not",
-            "/v1/runs?status=done",
-            "/query/status",
-        ),
-        get(
-            "a time that is none",
-            "/v1/runs?since=yesterday",
-            "/query/since",
-        ),
-        get(
-            "an action that there is not",
-            "/v1/publishers/me/audit?action=x",
-            "/query/action",
-        ),
-        get(
-            "a kind that there is not",
-            "/v1/publishers/me/tokens?kind=root",
-            "/query/kind",
-        ),
-        get(
-            "NUL in a filter",
-            "/v1/runs?external_id=a%00b",
-            "/query/external_id",
-        ),
-        refused(
-            "a made-up cursor",
-            "GET",
-            "/v1/events?cursor=abc",
-            Body::None,
-            (400, "invalid_cursor", "-"),
-        ),
-    ]
-}
-
-fn paths() -> Vec<Case> {
-    vec![
-        absent("no such path", "GET", "/v1/nothing"),
-        absent("no version", "GET", "/runs"),
-        absent(
-            "an upper-case identifier",
-            "GET",
-            "/v1/runs/RUN_01H455VB4PEX5VSKNK084SN02Q",
-        ),
-        absent("an identifier of another kind", "GET", "/v1/runs/{event}"),
-        absent(
-            "a bare UUID",
-            "GET",
-            "/v1/events/01890a5d-ac96-774b-bcce-b302099a8057",
-        ),
-        absent("a path upwards", "GET", "/v1/runs/..%2Fpublishers"),
-        absent("NUL in a path", "GET", "/v1/runs/run%00"),
-        absent(
-            "no such delivery",
-            "POST",
-            "/v1/deliveries/dlv_01h455vb4pex5vsknk084sn02q/retry",
-        ),
-        refused(
-            "no such method",
-            "PUT",
-            "/v1/runs/{run}",
-            Body::Json(json!({})),
-            (405, "method_not_allowed", "-"),
-        ),
-        refused(
-            "no such method on a list",
-            "DELETE",
-            "/v1/events",
-            Body::None,
-            (405, "method_not_allowed", "-"),
-        ),
-    ]
-}
-
-const NEW_RUN: &str = "/v1/pipelines/nightly/runs";
-
-fn bodies() -> Vec<Case> {
-    let malformed = |what, text: &str| {
-        let body = Body::Text("application/json", text.to_owned());
-        refused(what, "POST", NEW_RUN, body, (400, "malformed_json", "-")).by(Who::Runner)
-    };
-    let other_type = |what, content_type| {
-        let body = Body::Text(content_type, "{\"input\": {}}".to_owned());
-        refused(
-            what,
-            "POST",
-            NEW_RUN,
-            body,
-            (415, "unsupported_media_type", "-"),
-        )
-        .by(Who::Runner)
-    };
-    let deep = format!("{{\"input\": {}{}}}", "[".repeat(40), "]".repeat(40));
-    let large = format!("{{\"input\": \"{}\"}}", "x".repeat(1024 * 1024));
-    vec![
-        malformed("nothing", ""),
-        malformed("half an object", "{\"input\": {"),
-        malformed("two values", "{\"input\": {}} {}"),
-        malformed("a comment", "{\"input\": {} /* no */}"),
-        malformed("a comma too many", "{\"input\": {},}"),
-        malformed("a number that is none", "{\"input\": NaN}"),
-        malformed("a member twice", "{\"input\": 1, \"input\": 2}"),
-        malformed(
-            "a member twice, deep inside",
-            "{\"input\": {\"a\": {\"b\": 1, \"b\": 2}}}",
-        ),
-        malformed("a lone surrogate", "{\"input\": \"\\ud800\"}"),
-        malformed("40 levels", &deep),
-        malformed("a number too large", "{\"input\": 1e999}"),
-        refused(
-            "bytes that are no UTF-8",
-            "POST",
-            NEW_RUN,
-            Body::Bytes(b"{\"input\": \"\xff\xfe\"}".to_vec()),
-            (400, "malformed_json", "-"),
-        )
-        .by(Who::Runner),
-        refused(
-            "more than a mebibyte",
-            "POST",
-            NEW_RUN,
-            Body::Text("application/json", large),
-            (413, "body_too_large", "-"),
-        )
-        .by(Who::Runner),
-        other_type("a form", "application/x-www-form-urlencoded"),
-        other_type("plain text", "text/plain"),
-        other_type("XML", "application/xml"),
-        other_type(
-            "JSON in another encoding",
-            "application/json; charset=utf-16",
-        ),
-        other_type("no type", ""),
-    ]
-}
-
-fn headers() -> Vec<Case> {
-    let run = |what, status: (u16, &'static str, &'static str)| {
-        refused(
-            what,
-            "POST",
-            NEW_RUN,
-            Body::Json(json!({"input": {}})),
-            status,
-        )
-        .by(Who::Runner)
-    };
-    let key = (400, "invalid_parameter", "/header/Idempotency-Key");
-    let tag = (400, "invalid_parameter", "/header/If-Match");
-    vec![
-        run("an empty key", key).header("idempotency-key", ""),
-        run("a key of 201 characters", key).header("idempotency-key", &"k".repeat(201)),
-        run("a key with a space", key).header("idempotency-key", "a b"),
-        run("a key that is not ASCII", key).header("idempotency-key", "schl\u{fc}ssel"),
-        refused(
-            "a tag without quotes",
-            "DELETE",
-            "/v1/webhook-endpoints/{endpoint}",
-            Body::None,
-            tag,
-        )
-        .header("if-match", "3"),
-        refused(
-            "two tags",
-            "DELETE",
-            "/v1/webhook-endpoints/{endpoint}",
-            Body::None,
-            tag,
-        )
-        .header("if-match", "\"1\", \"2\""),
-        refused(
-            "another revision",
-            "DELETE",
-            "/v1/webhook-endpoints/{endpoint}",
-            Body::None,
-            (412, "precondition_failed", "-"),
-        )
-        .header("if-match", "\"999\""),
-        refused(
-            "a claim of another form",
-            "POST",
-            "/v1/runs/{run}/complete",
-            Body::Json(json!({"output": {}})),
-            (409, "claim_lost", "-"),
-        )
-        .by(Who::Runner)
-        .header("x-stationmaster-claim", "mine"),
     ]
 }
