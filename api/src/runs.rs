@@ -595,13 +595,14 @@ impl Runs {
         let (input, verdict) = self.prejudge(&scoped, &slug, body.0.input).await?;
         let new = NewRun {
             pipeline: slug.to_string(),
-            input: input.clone(),
+            input,
             external_id: body.0.external_id,
             priority: body.0.priority,
             not_before: body.0.not_before.map(|at| at.0),
             claim: body.0.claim,
         };
-        let judge = |pipeline: &Pipeline| self.judge(pipeline, &input, verdict.as_ref());
+        let judge =
+            |pipeline: &Pipeline, input: &Value| self.judge(pipeline, input, verdict.as_ref());
         let key = key.of("create_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         let answer = scoped

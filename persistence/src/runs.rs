@@ -451,7 +451,7 @@ impl Scoped {
         render: A,
     ) -> Result<Answer, StoreError>
     where
-        J: Fn(&Pipeline) -> Result<(), Problem> + Send + Sync,
+        J: Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync,
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
         let (owner, new, judge) = (self.scope.uuid(), &new, &judge);
@@ -464,7 +464,7 @@ impl Scoped {
                         .await?
                         .filter(|found| self.scope.reaches(&found.slug))
                         .ok_or_else(Problem::not_found)?;
-                    judge(&pipeline)?;
+                    judge(&pipeline, &new.input)?;
                     if new.claim && new.not_before.is_some_and(|at| at > tx.now) {
                         let detail = "A run that is claimed at once can't wait.";
                         return Err(Problem::field("/not_before", "not_allowed", detail).into());

@@ -110,7 +110,7 @@ pub(crate) fn new_run(pipeline: &str) -> NewRun {
 pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     let slot = Slot::new();
     scoped
-        .create_run(&context(), new, |_| Ok(()), |created| slot.keep(created))
+        .create_run(&context(), new, |_, _| Ok(()), |created| slot.keep(created))
         .await?;
     Ok(slot.take())
 }
