@@ -23,7 +23,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use std::sync::Mutex;
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 struct Bench {
