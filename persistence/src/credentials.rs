@@ -25,7 +25,7 @@ use crate::{
     auth::slugs_of,
     change::{Answer, Audited, Context, entry},
     db::Tx,
-    entity::{credentials, pipelines, publishers, token_hashes},
+    entity::{credentials, publishers, token_hashes},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     scope::Scoped,
@@ -289,21 +289,7 @@ async fn check_new(
         let detail = "Only a runner token can be limited to pipelines.";
         return Err(Problem::field("/pipelines", "not_allowed", detail).into());
     }
-    let known: Vec<String> = pipelines::Entity::find()
-        .select_only()
-        .column(pipelines::Column::Slug)
-        .filter(pipelines::Column::PublisherId.eq(publisher))
-        .filter(pipelines::Column::LiveSlug.is_in(slugs.iter().map(Slug::as_str)))
-        .into_tuple()
-        .all(tx.db())
-        .await?;
-    for (at, slug) in slugs.iter().enumerate() {
-        if !known.iter().any(|name| name == slug.as_str()) {
-            let detail = "There is no pipeline of that name.";
-            return Err(Problem::field(&format!("/pipelines/{at}"), "invalid", detail).into());
-        }
-    }
-    Ok(())
+    crate::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
 }
 
 impl Store {
