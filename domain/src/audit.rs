@@ -62,6 +62,12 @@ words! {
         PipelineCreated = "pipeline.created",
         /// A pipeline has a new version.
         PipelineUpdated = "pipeline.updated",
+        /// A pipeline hands out no runs for now.
+        PipelinePaused = "pipeline.paused",
+        /// A pipeline hands out runs again.
+        PipelineResumed = "pipeline.resumed",
+        /// Runs were cancelled by filter.
+        RunsCancelled = "runs.cancelled",
         /// A pipeline was removed.
         PipelineDeleted = "pipeline.deleted",
         /// An endpoint was made.

@@ -32,6 +32,12 @@ pub const TOKEN_PIPELINES: usize = 50;
 pub const OVERLAP_SECONDS: u32 = 7 * 24 * 3600;
 /// Most runs that one claim hands out.
 pub const CLAIM_MAX: u32 = 100;
+/// Longest wait of a claim for a run, seconds.
+pub const CLAIM_WAIT_SECONDS: u32 = 60;
+/// Largest report of progress, bytes of JSON.
+pub const PROGRESS_BYTES: usize = 16 * 1024;
+/// Most runs that one bulk cancellation changes.
+pub const BULK_CANCEL: u64 = 1000;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.

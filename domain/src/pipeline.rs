@@ -20,8 +20,14 @@ pub struct Definition {
     pub subcommands: BTreeMap<String, Subcommand>,
     /// How long a claim holds without a heartbeat, seconds.
     pub lease_seconds: u32,
-    /// How many claims a run may use up.
+    /// How many tries of a run may fail, or lose their lease.
     pub max_attempts: u32,
+    /// How many of its runs may be held at once; any number if absent.
+    #[serde(default)]
+    pub max_concurrent_runs: Option<u32>,
+    /// How long after its creation a run may still be queued, seconds; for ever if absent.
+    #[serde(default)]
+    pub time_to_live_seconds: Option<u32>,
     /// How long finished runs are kept, days.
     pub retention_days: u32,
 }

@@ -91,6 +91,12 @@ codes! {
     /// Runs of it are not finished.
     PipelineInUse = "pipeline_in_use", 409, "The pipeline has unfinished runs",
         "Cancel them or wait for them.";
+    /// It hands out no runs now.
+    PipelinePaused = "pipeline_paused", 409, "The pipeline is paused",
+        "Create the run without `claim`: it waits until the pipeline is resumed.";
+    /// As many of its runs are held as may be.
+    ConcurrencyLimit = "concurrency_limit", 409, "As many of the pipeline's runs are held as may be at once",
+        "Create the run without `claim`, or wait until one of them ends.";
     /// The run is finished already.
     RunFinished = "run_finished", 409, "The run is finished already",
         "A finished run never changes.";

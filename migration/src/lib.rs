@@ -11,6 +11,7 @@ mod m0001_publishers;
 mod m0002_operations;
 mod m0003_pipelines;
 mod m0004_webhooks;
+mod m0005_runs_in_full;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_operations::Migration),
             Box::new(m0003_pipelines::Migration),
             Box::new(m0004_webhooks::Migration),
+            Box::new(m0005_runs_in_full::Migration),
         ]
     }
 }

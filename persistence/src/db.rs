@@ -1,6 +1,7 @@
 //! The two engines behind one face: pools, transactions, and what follows a commit.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     str::FromStr as _,
     sync::{Arc, Mutex, PoisonError},
@@ -17,6 +18,8 @@ use sea_orm::{
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
+
+use uuid::Uuid;
 
 use crate::error::{Result, StoreError};
 
@@ -168,9 +171,15 @@ struct Writer {
 
 /// What must happen after the commit, and only then.
 #[derive(Default)]
-struct Effects {
-    credentials_of: Vec<PublisherId>,
-    events: bool,
+pub(crate) struct Effects {
+    /// Whose credentials changed.
+    pub(crate) credentials_of: Vec<PublisherId>,
+    /// Whether deliveries were written.
+    pub(crate) deliveries: bool,
+    /// Who may have runs to hand out that were not there before.
+    pub(crate) runs_ready: BTreeSet<Uuid>,
+    /// Which runs changed.
+    pub(crate) runs_changed: Vec<Uuid>,
 }
 
 /// A transaction under way.
@@ -201,7 +210,17 @@ impl Transaction {
 
     /// Notes that deliveries are written here.
     pub(crate) fn writes_deliveries(&self) {
-        self.effects().events = true;
+        self.effects().deliveries = true;
+    }
+
+    /// Notes that a publisher may have runs to hand out that were not there before.
+    pub(crate) fn readies_runs_of(&self, publisher: Uuid) {
+        self.effects().runs_ready.insert(publisher);
+    }
+
+    /// Notes that a run changes here.
+    pub(crate) fn changes_run(&self, run: Uuid) {
+        self.effects().runs_changed.push(run);
     }
 
     /// Whose credentials change here.
@@ -213,8 +232,7 @@ impl Transaction {
 /// What a commit brought about.
 pub(crate) struct Committed<T> {
     pub(crate) value: T,
-    pub(crate) credentials_of: Vec<PublisherId>,
-    pub(crate) deliveries: bool,
+    pub(crate) effects: Effects,
 }
 
 /// The connected store.
@@ -253,6 +271,14 @@ impl Db {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// How to reach the engine's notifications, where it has some and other processes may listen.
+    pub(crate) fn notifies(&self) -> Option<PgConnectOptions> {
+        match &self.target {
+            Target::Sqlite { .. } => None,
+            Target::Postgres { options, .. } => Some((**options).clone()),
+        }
     }
 
     pub(crate) fn backend(&self) -> DbBackend {
@@ -374,20 +400,7 @@ impl Db {
             .unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(value) => match tx.inner.commit().await {
-                Ok(()) => {
-                    let Effects {
-                        credentials_of,
-                        events: deliveries,
-                    } = effects;
-                    (
-                        Ok(Committed {
-                            value,
-                            credentials_of,
-                            deliveries,
-                        }),
-                        true,
-                    )
-                }
+                Ok(()) => (Ok(Committed { value, effects }), true),
                 Err(error) => (Err(error.into()), false),
             },
             Err(error) => {

@@ -144,6 +144,7 @@ entity!(pipelines, "pipelines", {
     revision: i64,
     created_at: i64,
     updated_at: i64,
+    paused_at: Option<i64>,
 });
 
 entity!(pipeline_versions, "pipeline_versions", {
@@ -186,6 +187,26 @@ entity!(runs, "runs", {
     started_at: Option<i64>,
     finished_at: Option<i64>,
     sweep_at: Option<i64>,
+    progress: Option<String>,
+    cancel_requested: bool,
+    failures: i32,
+    expires_at: Option<i64>,
+    ready: bool,
+});
+
+entity!(run_timeline, "run_timeline", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    run_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    seq: i64,
+    at: i64,
+    moment: String,
+    attempt: i32,
+    actor_kind: Option<String>,
+    actor_id: Option<String>,
+    data: Option<String>,
 });
 
 entity!(events, "events", {
@@ -196,6 +217,7 @@ entity!(events, "events", {
     event_type: String,
     body: String,
     created_at: i64,
+    pipeline_slug: Option<String>,
 });
 
 entity!(webhook_endpoints, "webhook_endpoints", {

@@ -3,15 +3,18 @@
 //! Both are written in the transaction of the change that they tell of, and only inserted: no
 //! two producers ever wait for one row.
 
+use std::collections::{BTreeSet, HashMap};
+
 use domain::{
     Problem, Timestamp,
     event::{self, Filter, OwnType},
     id::{DeliveryId, EventId, Id as _},
     run::RunStatus,
+    slug::Slug,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, sea_query::ExprTrait as _,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -65,7 +68,7 @@ pub(crate) struct NewEvent<'a> {
 struct Listener {
     endpoint: Uuid,
     types: Vec<Filter>,
-    pipelines: Option<Vec<domain::slug::Slug>>,
+    pipelines: Option<Vec<Slug>>,
 }
 
 impl Listener {
@@ -99,18 +102,29 @@ impl Listener {
     }
 }
 
-async fn listeners(tx: &Tx, publisher: Uuid) -> Result<Vec<Listener>> {
+/// Who listens, by publisher.
+async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<HashMap<Uuid, Vec<Listener>>> {
     use webhook_endpoints::Column;
-    let rows: Vec<(Uuid, String, Option<String>)> = webhook_endpoints::Entity::find()
+    let rows: Vec<(Uuid, Uuid, String, Option<String>)> = webhook_endpoints::Entity::find()
         .select_only()
-        .columns([Column::Id, Column::EventTypes, Column::Pipelines])
-        .filter(Column::PublisherId.eq(publisher))
+        .columns([
+            Column::PublisherId,
+            Column::Id,
+            Column::EventTypes,
+            Column::Pipelines,
+        ])
+        .filter(Column::PublisherId.is_in(publishers))
         .filter(Column::Enabled.eq(true))
         .filter(Column::DeletedAt.is_null())
         .into_tuple()
         .all(tx.db())
         .await?;
-    rows.into_iter().map(Listener::of_row).collect()
+    let mut found: HashMap<Uuid, Vec<Listener>> = HashMap::new();
+    for (publisher, endpoint, types, pipelines) in rows {
+        let listener = Listener::of_row((endpoint, types, pipelines))?;
+        found.entry(publisher).or_default().push(listener);
+    }
+    Ok(found)
 }
 
 fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> events::Model {
@@ -120,6 +134,7 @@ fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> event
         event_type: new.event_type.to_owned(),
         body: event::body(id, new.event_type, tx.now, new.data),
         created_at: tx.now.ms(),
+        pipeline_slug: new.pipeline.map(str::to_owned),
     }
 }
 
@@ -189,17 +204,25 @@ pub(crate) async fn emit(
 
 /// Writes several events of one publisher; their identifiers sort in the order given.
 pub(crate) async fn emit_all(tx: &Tx, publisher: Uuid, new: &[NewEvent<'_>]) -> Result<()> {
-    if new.is_empty() {
+    let news: Vec<(Uuid, &NewEvent<'_>)> = new.iter().map(|new| (publisher, new)).collect();
+    emit_many(tx, &news).await
+}
+
+/// Writes several events, each of its publisher; their identifiers sort in the order given.
+pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result<()> {
+    if news.is_empty() {
         return Ok(());
     }
-    let mut ids: Vec<EventId> = new.iter().map(|_| EventId::generate(tx.now)).collect();
+    let mut ids: Vec<EventId> = news.iter().map(|_| EventId::generate(tx.now)).collect();
     ids.sort_unstable();
-    let listeners = listeners(tx, publisher).await?;
-    let (mut event_rows, mut delivery_rows) = (Vec::with_capacity(new.len()), Vec::new());
-    for (event, id) in new.iter().zip(ids) {
-        event_rows.push(event_row(tx, publisher, id, event));
-        let wanted = listeners.iter().filter(|listener| listener.wants(event));
-        delivery_rows.extend(wanted.map(|to| delivery_row(tx, publisher, id, to.endpoint)));
+    let publishers = news.iter().map(|(publisher, _)| *publisher).collect();
+    let listeners = listeners(tx, publishers).await?;
+    let (mut event_rows, mut delivery_rows) = (Vec::with_capacity(news.len()), Vec::new());
+    for ((publisher, event), id) in news.iter().zip(ids) {
+        event_rows.push(event_row(tx, *publisher, id, event));
+        let wanted = listeners.get(publisher).into_iter().flatten();
+        let wanted = wanted.filter(|listener| listener.wants(event));
+        delivery_rows.extend(wanted.map(|to| delivery_row(tx, *publisher, id, to.endpoint)));
     }
     insert_events(tx, event_rows).await?;
     insert_deliveries(tx, delivery_rows).await
@@ -230,18 +253,23 @@ pub(crate) async fn emit_to(
 }
 
 impl Scoped {
-    /// The events in reach. An event's row does not say which pipeline it happened in, so a token
-    /// that is limited to pipelines sees none of those that happened in one.
+    /// The events in reach. A token that is limited to pipelines sees what happened in those, and
+    /// what happened in none.
     fn visible_events(&self) -> Select<events::Entity> {
         use events::Column;
         let query = events::Entity::find().filter(Column::PublisherId.eq(self.scope.uuid()));
-        if self.scope.pipelines().is_none() {
+        let Some(slugs) = self.scope.pipelines() else {
             return query;
-        }
+        };
         let of_runs = RunStatus::ALL
             .into_iter()
             .map(|status| OwnType::of_run(status).as_str());
-        query.filter(Column::EventType.is_not_in(of_runs))
+        let elsewhere = Column::PipelineSlug
+            .is_null()
+            // Written before events said where they happened.
+            .and(Column::EventType.is_not_in(of_runs));
+        let here = Column::PipelineSlug.is_in(slugs.iter().map(Slug::as_str));
+        query.filter(elsewhere.or(here))
     }
 
     /// The publisher's events, newest first; only of exactly one type if that is given.

@@ -28,6 +28,7 @@ mod events;
 mod fixture;
 mod jobs;
 mod keys;
+mod lane;
 mod open;
 mod page;
 mod pipelines;
@@ -38,6 +39,7 @@ mod seed;
 mod sql;
 mod sweeps;
 mod versions;
+mod wake;
 
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
 pub use change::{Answer, Context, IdempotencyKey};
@@ -48,13 +50,17 @@ pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint};
 pub use error::StoreError;
 pub use events::Event;
 pub use jobs::JobRow;
+pub use lane::Patience;
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, Usage,
 };
-pub use runs::{Claimed, CreatedRun, NewRun, Run, RunFilter};
+pub use runs::{
+    BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,
+    timeline::TimelineEntry,
+};
 pub use scope::{Principal, Scope, Scoped, System};
 pub use versions::KeptVersion;
 
@@ -62,6 +68,10 @@ use auth::AuthCache;
 use db::{Db, Tx};
 use error::Result;
 use keys::KeyRing;
+use lane::{Inlet, Lane};
+use runs::claims::Turns;
+use versions::Definitions;
+use wake::Wake;
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
@@ -73,7 +83,12 @@ struct Inner {
     db: Db,
     keys: KeyRing,
     auth: AuthCache,
-    bell: Arc<Notify>,
+    definitions: Definitions,
+    turns: Turns,
+    lane: Lane,
+    wake: Wake,
+    /// Cancelled when nobody is to wait any more.
+    quiet: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -85,18 +100,24 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    fn assemble(db: Db, master: MasterKeys) -> Self {
+    fn assemble(db: Db, master: MasterKeys) -> (Self, Inlet) {
+        let (lane, inlet) = Lane::new();
         let inner = Inner {
-            db,
             keys: KeyRing::new(master),
             auth: AuthCache::new(),
-            bell: Arc::new(Notify::new()),
+            definitions: Definitions::new(),
+            turns: Turns::new(),
+            lane,
+            wake: Wake::new(db.notifies().is_some()),
+            quiet: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            db,
         };
-        Self {
+        let store = Self {
             inner: Arc::new(inner),
-        }
+        };
+        (store, inlet)
     }
 
     /// The store as one publisher sees it.
@@ -125,7 +146,18 @@ impl Store {
     /// Rings after each commit that wrote deliveries.
     #[must_use]
     pub fn bell(&self) -> Arc<Notify> {
-        Arc::clone(&self.inner.bell)
+        Arc::clone(&self.inner.wake.deliveries)
+    }
+
+    /// Ends all waiting for runs, now and from now on: the process is about to stop.
+    pub fn quiesce(&self) {
+        self.inner.quiet.cancel();
+    }
+
+    /// Cancelled once [`Store::quiesce`] was called.
+    #[must_use]
+    pub fn quiet(&self) -> CancellationToken {
+        self.inner.quiet.clone()
     }
 
     /// Whether reads are answered; what a readiness probe asks.
@@ -174,13 +206,11 @@ impl Store {
         W: Future<Output = Result<T>> + Send,
     {
         let committed = self.inner.db.write(work).await?;
-        for publisher in &committed.credentials_of {
+        for publisher in &committed.effects.credentials_of {
             let owner: Uuid = domain::id::Id::uuid(*publisher);
             self.inner.auth.invalidate(owner);
         }
-        if committed.deliveries {
-            self.inner.bell.notify_one();
-        }
+        self.inner.wake.after(&committed.effects);
         Ok(committed.value)
     }
 }

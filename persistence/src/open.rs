@@ -13,6 +13,7 @@ use crate::{
     entity::owner_keys,
     error::{Result, StoreError},
     keys::OPERATOR,
+    lane,
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.
@@ -212,11 +213,17 @@ impl Store {
         let db = Db::connect(target, options.clock)
             .await
             .map_err(|e| OpenError::Unreachable(e.to_string()))?;
-        let store = Self::assemble(db, options.master_keys);
+        let (store, inlet) = Self::assemble(db, options.master_keys);
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
         let stop = store.inner.stop.clone();
-        store.inner.tasks.spawn(store.clone().poll_loop(stop));
+        let tasks = &store.inner.tasks;
+        tasks.spawn(store.clone().poll_loop(stop.clone()));
+        tasks.spawn(lane::work(store.clone(), inlet));
+        if let Some(options) = store.inner.db.notifies() {
+            let inner = Arc::clone(&store.inner);
+            tasks.spawn(async move { inner.wake.exchange(options, stop).await });
+        }
         Ok(store)
     }
 

@@ -1,5 +1,7 @@
 //! Pipelines and their versions.
 
+use std::sync::Arc;
+
 use domain::{
     Code, Problem, Timestamp,
     audit::Action,
@@ -38,7 +40,9 @@ pub struct Pipeline {
     /// Counts definitions, from 1.
     pub version: i64,
     /// What it is.
-    pub definition: Definition,
+    pub definition: Arc<Definition>,
+    /// Since when it hands out no runs, if it does not.
+    pub paused_at: Option<Timestamp>,
     /// Counts changes of this row.
     pub revision: i64,
     /// When it was registered.
@@ -48,12 +52,13 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    fn of_rows(row: pipelines::Model, definition: Definition) -> Self {
+    pub(crate) fn of_rows(row: pipelines::Model, definition: Arc<Definition>) -> Self {
         Self {
             id: PipelineId::from_uuid(row.id),
             slug: row.slug,
             version: row.version,
             definition,
+            paused_at: row.paused_at.map(Timestamp::from_ms),
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
             updated_at: Timestamp::from_ms(row.updated_at),
@@ -64,11 +69,11 @@ impl Pipeline {
         (row, version): (pipelines::Model, Option<pipeline_versions::Model>),
     ) -> Result<Self> {
         let version = version.ok_or_else(|| damaged("pipeline version"))?;
-        Ok(Self::of_rows(row, definition_of(&version)?))
+        Ok(Self::of_rows(row, Arc::new(definition_of(&version)?)))
     }
 }
 
-fn definition_of(row: &pipeline_versions::Model) -> Result<Definition> {
+pub(crate) fn definition_of(row: &pipeline_versions::Model) -> Result<Definition> {
     serde_json::from_str(&row.definition).map_err(|_| damaged("pipeline definition"))
 }
 
@@ -102,19 +107,6 @@ async fn definition_at(tx: &Tx, row: &pipelines::Model) -> Result<Definition> {
         .one(tx.db())
         .await?;
     definition_of(&version.ok_or_else(|| damaged("pipeline version"))?)
-}
-
-/// The pipeline that a new run is for, held so that it can't be deleted before the run's
-/// transaction ends. Such holds do not wait for each other, nor for a new version.
-///
-/// Row and definition are read one after the other: in one joined statement PostgreSQL would
-/// lose the row to a version that was put meanwhile.
-pub(crate) async fn hold(tx: &Tx, publisher: Uuid, slug: &str) -> Result<Option<Pipeline>> {
-    let Some(row) = live_row(tx, publisher, slug, LockType::KeyShare).await? else {
-        return Ok(None);
-    };
-    let definition = definition_at(tx, &row).await?;
-    Ok(Some(Pipeline::of_rows(row, definition)))
 }
 
 /// Refuses slugs that name no pipeline of the publisher; `pointer` is where the list stands.
@@ -189,13 +181,14 @@ async fn register(
         revision: 1,
         created_at: tx.now.ms(),
         updated_at: tx.now.ms(),
+        paused_at: None,
     };
     let active: pipelines::ActiveModel = row.clone().into();
     pipelines::Entity::insert(active.reset_all())
         .exec_without_returning(tx.db())
         .await?;
     insert_version(tx, &row, definition).await?;
-    Ok(Pipeline::of_rows(row, definition.clone()))
+    Ok(Pipeline::of_rows(row, Arc::new(definition.clone())))
 }
 
 async fn write_row(tx: &Tx, row: pipelines::Model) -> Result<pipelines::Model> {
@@ -251,7 +244,7 @@ impl Store {
         check_revision(if_match, row.revision)?;
         if definition_at(tx, &row).await? == *definition {
             return Ok(Audited::unchanged((
-                Pipeline::of_rows(row, definition.clone()),
+                Pipeline::of_rows(row, Arc::new(definition.clone())),
                 false,
             )));
         }
@@ -260,7 +253,8 @@ impl Store {
             ..row
         };
         insert_version(tx, &row, definition).await?;
-        let pipeline = Pipeline::of_rows(write_row(tx, row).await?, definition.clone());
+        let row = write_row(tx, row).await?;
+        let pipeline = Pipeline::of_rows(row, Arc::new(definition.clone()));
         let line = line(Action::PipelineUpdated, &pipeline);
         Ok(Audited::new((pipeline, false), publisher, line))
     }
@@ -335,6 +329,49 @@ impl Scoped {
         let rows = query.all(self.store.read()).await?;
         page.cut(rows, |(row, _)| row.id)
             .try_map(Pipeline::of_joined)
+    }
+
+    /// Stops a pipeline from handing out runs, or lets it again. Runs that are held go on, and new
+    /// ones wait. A pipeline that stands so already is left as it is.
+    pub async fn pause_pipeline<A>(
+        &self,
+        context: &Context,
+        slug: &str,
+        paused: bool,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Pipeline) -> Answer + Send + Sync,
+    {
+        let (store, owner) = (&self.store, self.scope.uuid());
+        store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let row = live_row(&tx, owner, slug, LockType::NoKeyUpdate)
+                        .await?
+                        .filter(|_| self.scope.reaches(slug))
+                        .ok_or_else(Problem::not_found)?;
+                    let definition = Arc::new(definition_at(&tx, &row).await?);
+                    if row.paused_at.is_some() == paused {
+                        return Ok(Audited::unchanged(Pipeline::of_rows(row, definition)));
+                    }
+                    let paused_at = paused.then(|| tx.now.ms());
+                    let row = write_row(&tx, pipelines::Model { paused_at, ..row }).await?;
+                    let action = if paused {
+                        Action::PipelinePaused
+                    } else {
+                        tx.readies_runs_of(owner);
+                        Action::PipelineResumed
+                    };
+                    let pipeline = Pipeline::of_rows(row, definition);
+                    let line = entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
+                    Ok(Audited::new(pipeline, owner, line))
+                },
+                render,
+            )
+            .await
     }
 
     /// Removes a pipeline without unfinished runs. Its finished runs stay, and its slug is free.

@@ -82,6 +82,12 @@ pub struct Publisher {
 }
 
 impl Publisher {
+    /// Whether its tokens may do what they are for.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.status == PublisherStatus::Active
+    }
+
     pub(crate) fn of_row(row: publishers::Model) -> Result<Self> {
         Ok(Self {
             id: PublisherId::from_uuid(row.id),

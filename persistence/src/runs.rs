@@ -1,46 +1,47 @@
 //! Runs: created, claimed, finished, called off, and taken back when a lease runs out.
 //!
-//! Every change of state goes through [`RunStatus::after`], in [`advance`], and tells of itself
-//! by an event in the same transaction. A run taken back to the queue is no arrival anywhere new
-//! and has no event; its next claim has.
-
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+//! Every change of state goes through the table of [`domain::run`] and tells of itself, in the
+//! same transaction, by an entry of the run's timeline and, where the run arrives somewhere new,
+//! by an event. [`batch`] makes the changes, many at once; [`crate::lane`] gathers them. A change
+//! under an `Idempotency-Key` is a batch of its own.
 
 use domain::{
-    Code, Problem, Timestamp,
-    event::OwnType,
+    Problem, Timestamp,
+    audit::Action,
     id::{Id as _, RunId},
-    limits::CLAIM_MAX,
-    run::{RunChange, RunStatus},
+    limits::BULK_CANCEL,
+    run::RunStatus,
     slug::Slug,
-    token::{self, Prefix, TokenHash},
+    token::TokenHash,
 };
 use sea_orm::{
-    ActiveModelTrait as _,
-    ActiveValue::Set,
-    ColumnTrait as _, DbBackend, EntityTrait as _, IntoActiveModel as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, QueryTrait as _, Statement, TryInsertResult,
-    sea_query::{LockBehavior, LockType, OnConflict},
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    QueryTrait as _, Select,
+    sea_query::{ExprTrait as _, LockType},
 };
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    change::{Answer, Context},
+    change::{Answer, Audited, Context, entry},
     db::Tx,
-    entity::{pipelines, publishers, runs},
+    entity::{pipelines, runs},
     error::{Result, StoreError, damaged},
-    events::{self, NewEvent},
+    lane::Patience,
     page::{Page, PageRequest},
-    pipelines::{Pipeline, hold},
-    publishers::PublisherStatus,
     scope::{Scoped, System},
-    sql::Sql,
 };
+
+pub(crate) mod batch;
+pub(crate) mod claims;
+mod places;
+mod row;
+pub(crate) mod timeline;
+
+use batch::{Batch, Change, Create, Judge, What, apply};
+use claims::Claim;
+use row::{News, save_all};
 
 /// One execution of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,8 +66,13 @@ pub struct Run {
     pub priority: i32,
     /// When it may be claimed at the earliest.
     pub not_before: Timestamp,
-    /// How often it was claimed.
+    /// How often it was claimed. It only grows, so it also tells an older holder's writes from a
+    /// newer one's.
     pub attempt: i32,
+    /// What its holder last reported.
+    pub progress: Option<Value>,
+    /// Whether somebody wants it called off.
+    pub cancel_requested: bool,
     /// Until when its present claim holds.
     pub lease_expires_at: Option<Timestamp>,
     /// The credential that created it.
@@ -105,6 +111,8 @@ impl Run {
             priority: row.priority,
             not_before: Timestamp::from_ms(row.not_before),
             attempt: row.attempt,
+            progress: row.progress.as_deref().map(parsed).transpose()?,
+            cancel_requested: row.cancel_requested,
             lease_expires_at: row.lease_expires_at.map(Timestamp::from_ms),
             created_by_id: row.created_by_id,
             created_by_kind: row.created_by_kind,
@@ -130,6 +138,8 @@ impl Run {
             "priority": self.priority,
             "not_before": self.not_before.to_string(),
             "attempt": self.attempt,
+            "progress": self.progress,
+            "cancel_requested": self.cancel_requested,
             "lease_expires_at": shown(self.lease_expires_at),
             "created_by": { "id": self.created_by_id, "kind": self.created_by_kind },
             "created_at": self.created_at.to_string(),
@@ -193,312 +203,90 @@ pub struct RunFilter {
     pub until: Option<Timestamp>,
 }
 
-/// Changes a row's state; `None`, and nothing is changed, if it can't take `change`.
-///
-/// The caller adds the claim's hash and lease when the row is running afterwards.
-fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) -> Result<Option<RunStatus>> {
-    let Some(status) = status_of(row)?.after(change) else {
-        return Ok(None);
-    };
-    status.as_str().clone_into(&mut row.status);
-    row.revision += 1;
-    if status == RunStatus::Running {
-        row.attempt += 1;
-        row.started_at.get_or_insert(now.ms());
-    } else {
-        row.claim_hash = None;
-        row.lease_expires_at = None;
-    }
-    if status == RunStatus::Queued {
-        row.claimed_by = None;
-    }
-    if status.is_final() {
-        let days = u64::try_from(row.retention_days).unwrap_or(0);
-        row.finished_at = Some(now.ms());
-        row.sweep_at = Some(now.plus(Duration::from_secs(days * 24 * 3600)).ms());
-    }
-    Ok(Some(status))
-}
-
-/// Writes what [`advance`] and the results changed, and nothing that never changes.
-async fn save(tx: &Tx, row: &runs::Model) -> Result<()> {
-    runs::Entity::update_many()
-        .set(runs::ActiveModel {
-            status: Set(row.status.clone()),
-            output: Set(row.output.clone()),
-            error: Set(row.error.clone()),
-            attempt: Set(row.attempt),
-            claim_hash: Set(row.claim_hash.clone()),
-            claimed_by: Set(row.claimed_by.clone()),
-            lease_expires_at: Set(row.lease_expires_at),
-            revision: Set(row.revision),
-            started_at: Set(row.started_at),
-            finished_at: Set(row.finished_at),
-            sweep_at: Set(row.sweep_at),
-            ..Default::default()
-        })
-        .filter(runs::Column::PublisherId.eq(row.publisher_id))
-        .filter(runs::Column::Id.eq(row.id))
-        .exec(tx.db())
-        .await?;
-    Ok(())
-}
-
-/// Writes the events of runs that just arrived where they stand, all of one publisher.
-async fn tell(tx: &Tx, publisher: Uuid, runs: &[&Run]) -> Result<()> {
-    let data: Vec<Value> = runs
-        .iter()
-        .map(|run| json!({ "run": run.without_input() }))
-        .collect();
-    let news: Vec<NewEvent<'_>> = runs
-        .iter()
-        .zip(&data)
-        .map(|(run, data)| NewEvent {
-            event_type: OwnType::of_run(run.status).as_str(),
-            data,
-            pipeline: Some(&run.pipeline),
-        })
-        .collect();
-    events::emit_all(tx, publisher, &news).await
-}
-
-fn bounded(value: u32, what: &str) -> Result<i32> {
-    i32::try_from(value).map_err(|_| damaged(what))
-}
-
-/// The row of a new run that waits in the queue.
-fn queued_row(
-    context: &Context,
-    publisher: Uuid,
-    pipeline: &Pipeline,
-    new: &NewRun,
-    now: Timestamp,
-) -> Result<runs::Model> {
-    let definition = &pipeline.definition;
-    Ok(runs::Model {
-        publisher_id: publisher,
-        id: RunId::generate(now).uuid(),
-        pipeline_id: pipeline.id.uuid(),
-        pipeline_version: pipeline.version,
-        pipeline_slug: pipeline.slug.clone(),
-        status: RunStatus::Queued.as_str().to_owned(),
-        input: new.input.to_string(),
-        output: None,
-        error: None,
-        external_id: new.external_id.clone(),
-        priority: new.priority,
-        not_before: new.not_before.unwrap_or(now).ms(),
-        attempt: 0,
-        max_attempts: bounded(definition.max_attempts, "number of attempts")?,
-        lease_seconds: bounded(definition.lease_seconds, "lease")?,
-        retention_days: bounded(definition.retention_days, "retention")?,
-        claim_hash: None,
-        claimed_by: None,
-        lease_expires_at: None,
-        created_by_id: context.actor.id.clone(),
-        created_by_kind: context.actor.kind.as_str().to_owned(),
-        revision: 1,
-        created_at: now.ms(),
-        started_at: None,
-        finished_at: None,
-        sweep_at: None,
-    })
-}
-
-/// Claims a row that is not stored yet.
-fn claim_new(
-    row: &mut runs::Model,
-    context: &Context,
-    now: Timestamp,
-) -> Result<(SecretString, Timestamp)> {
-    advance(row, RunChange::Claim, now)?;
-    // Created and claimed in one change: still the first revision that anybody sees.
-    row.revision = 1;
-    let token = token::generate(Prefix::Claim);
-    let seconds = u64::try_from(row.lease_seconds).unwrap_or(0);
-    let until = now.plus(Duration::from_secs(seconds));
-    row.claim_hash = Some(TokenHash::of_secret(&token).as_bytes().to_vec());
-    row.claimed_by = Some(context.actor.id.clone());
-    row.lease_expires_at = Some(until.ms());
-    Ok((token, until))
-}
-
-/// Inserts the row unless the pipeline has a run of its external identifier already.
-async fn insert_new(tx: &Tx, row: &runs::Model) -> Result<bool> {
-    use runs::Column;
-    let by_name =
-        OnConflict::columns([Column::PublisherId, Column::PipelineId, Column::ExternalId])
-            .do_nothing()
-            .to_owned();
-    let inserted = runs::Entity::insert(row.clone().into_active_model().reset_all())
-        .on_conflict(by_name)
-        .try_insert()
-        .exec_without_returning(tx.db())
-        .await?;
-    Ok(matches!(inserted, TryInsertResult::Inserted(1)))
-}
-
-/// The run that has the external identifier which `row` could not take.
-async fn first_of_name(tx: &Tx, row: &runs::Model) -> Result<CreatedRun> {
-    let found = runs::Entity::find()
-        .filter(runs::Column::PublisherId.eq(row.publisher_id))
-        .filter(runs::Column::PipelineId.eq(row.pipeline_id))
-        .filter(runs::Column::ExternalId.eq(row.external_id.as_deref()))
-        .one(tx.db())
-        .await?;
-    // Swept between the two statements: the whole transaction begins anew.
-    let found = found.ok_or_else(|| StoreError::Conflict("a run was swept meanwhile".into()))?;
-    Ok(CreatedRun {
-        run: Run::of_row(found)?,
-        claim: None,
-        existed: true,
-    })
-}
-
-/// How a claim passes over rows that another one is taking right now. SQLite has one writer and
-/// no such clause.
-const fn skip_locked(backend: DbBackend) -> &'static str {
-    match backend {
-        DbBackend::Postgres => " FOR UPDATE SKIP LOCKED",
-        _ => "",
-    }
-}
-
-/// What a claim may take.
-struct Claim<'a> {
-    publisher: Uuid,
-    claimed_by: &'a str,
-    /// `None` for every pipeline.
-    pipelines: Option<Vec<&'a str>>,
-    /// One for each run that may be taken.
-    hashes: Vec<TokenHash>,
-    now: Timestamp,
-}
-
-impl Claim<'_> {
-    /// Takes the first due runs, each under a hash of its own. Materialised, because a planner
-    /// that ran the choice twice would take too many.
-    fn statement(&self, backend: DbBackend) -> Statement {
-        let now = self.now.ms();
-        let mut sql = Sql::new(
-            "WITH picked AS MATERIALIZED (SELECT publisher_id, id FROM runs WHERE publisher_id = ",
-        );
-        sql.bind(self.publisher)
-            .push(" AND status = 'queued' AND not_before <= ")
-            .bind(now);
-        if let Some(slugs) = &self.pipelines {
-            sql.push(" AND pipeline_slug IN (")
-                .bind_list(slugs.iter().copied())
-                .push(")");
+impl RunFilter {
+    /// The runs of a publisher that pass, out of those that a token may touch.
+    fn query(&self, scope: &crate::Scope) -> Select<runs::Entity> {
+        use runs::Column;
+        let owner = scope.uuid();
+        let mut query = runs::Entity::find().filter(Column::PublisherId.eq(owner));
+        if let Some(slugs) = scope.pipelines() {
+            query = query.filter(Column::PipelineSlug.is_in(slugs.iter().map(Slug::as_str)));
         }
-        let places = 1_i64..;
-        let limit = i64::try_from(self.hashes.len()).unwrap_or(1);
-        let hashes = self.hashes.iter().map(|hash| hash.as_bytes().to_vec());
-        sql.push(" ORDER BY priority, not_before, id LIMIT ")
-            .bind(limit)
-            .push(skip_locked(backend))
-            .push(
-                "), numbered AS MATERIALIZED (\
-                 SELECT publisher_id, id, row_number() OVER (ORDER BY id) AS place FROM picked), \
-                 hashes (place, hash) AS (",
-            )
-            .values(
-                places
-                    .zip(hashes)
-                    .map(|(place, hash)| vec![place.into(), hash.into()]),
-            )
-            .push(
-                ") UPDATE runs SET status = 'running', attempt = attempt + 1, \
-                 revision = revision + 1, claimed_by = ",
-            )
-            .bind(self.claimed_by)
-            .push(", started_at = COALESCE(started_at, ")
-            .bind(now)
-            .push("), lease_expires_at = ")
-            .bind(now)
-            .push(
-                " + CAST(lease_seconds AS BIGINT) * 1000, \
-                 claim_hash = (SELECT hashes.hash FROM numbered \
-                 JOIN hashes ON hashes.place = numbered.place \
-                 WHERE numbered.publisher_id = runs.publisher_id AND numbered.id = runs.id) \
-                 WHERE (publisher_id, id) IN (SELECT publisher_id, id FROM numbered) RETURNING *",
-            );
-        sql.statement(backend)
+        if let Some(slug) = &self.pipeline {
+            query = query.filter(Column::PipelineSlug.eq(slug));
+        }
+        if let Some(status) = self.status {
+            query = query.filter(Column::Status.eq(status.as_str()));
+        }
+        if let Some(external_id) = &self.external_id {
+            // Names all pipelines, so that the index of external identifiers serves.
+            let every = pipelines::Entity::find()
+                .select_only()
+                .column(pipelines::Column::Id)
+                .filter(pipelines::Column::PublisherId.eq(owner));
+            query = query
+                .filter(Column::PipelineId.in_subquery(every.into_query()))
+                .filter(Column::ExternalId.eq(external_id));
+        }
+        if let Some(since) = self.since {
+            query = query.filter(Column::CreatedAt.gte(since.ms()));
+        }
+        if let Some(until) = self.until {
+            query = query.filter(Column::CreatedAt.lt(until.ms()));
+        }
+        query
     }
 }
 
-/// The run with its present claim; the answer's order is not the statement's.
-fn claimed(row: runs::Model, tokens: &HashMap<TokenHash, SecretString>) -> Result<Claimed> {
-    let hash = row.claim_hash.as_deref().and_then(TokenHash::from_stored);
-    let token = hash.and_then(|hash| tokens.get(&hash)).cloned();
-    let run = Run::of_row(row)?;
-    Ok(Claimed {
-        token: token.ok_or_else(|| damaged("claim"))?,
-        expires_at: run.lease_expires_at.ok_or_else(|| damaged("lease"))?,
-        run,
-    })
+/// What a bulk cancellation did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BulkCancelled {
+    /// Runs that waited, and are cancelled.
+    pub cancelled: u64,
+    /// Runs that are held; their holders learn of it with their next heartbeat.
+    pub requested: u64,
+    /// Whether there are more: the same again goes on.
+    pub more: bool,
+}
+
+fn first<T>(results: Vec<Result<T, Problem>>) -> Result<T> {
+    let first = results.into_iter().next();
+    Ok(first.ok_or_else(|| damaged("batch of one"))??)
 }
 
 impl Scoped {
     /// Creates a run, or finds the one that has its external identifier already. `judge` says
     /// whether the very version that the run is to keep takes its input; it must be quick, since
-    /// the transaction waits for it.
-    pub async fn create_run<J, A>(
+    /// a transaction waits for it.
+    pub async fn create_run<A>(
         &self,
         context: &Context,
         new: NewRun,
-        judge: J,
+        judge: Judge,
         render: A,
     ) -> Result<Answer, StoreError>
     where
-        J: Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync,
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
-        let (owner, new, judge) = (self.scope.uuid(), &new, &judge);
-        self.store
-            .transact(
-                context,
-                owner,
-                |tx| async move {
-                    let pipeline = hold(&tx, owner, &new.pipeline)
-                        .await?
-                        .filter(|found| self.scope.reaches(&found.slug))
-                        .ok_or_else(Problem::not_found)?;
-                    judge(&pipeline, &new.input)?;
-                    if new.claim && new.not_before.is_some_and(|at| at > tx.now) {
-                        let detail = "A run that is claimed at once can't wait.";
-                        return Err(Problem::field("/not_before", "not_allowed", detail).into());
-                    }
-                    let mut row = queued_row(context, owner, &pipeline, new, tx.now)?;
-                    let created = Run::of_row(row.clone())?;
-                    let claim = if new.claim {
-                        Some(claim_new(&mut row, context, tx.now)?)
-                    } else {
-                        None
-                    };
-                    if !insert_new(&tx, &row).await? {
-                        return first_of_name(&tx, &row).await;
-                    }
-                    let run = Run::of_row(row)?;
-                    let arrivals = [&created, &run];
-                    tell(
-                        &tx,
-                        owner,
-                        if claim.is_some() {
-                            &arrivals
-                        } else {
-                            &arrivals[..1]
-                        },
-                    )
-                    .await?;
-                    Ok(CreatedRun {
-                        run,
-                        claim,
-                        existed: false,
-                    })
-                },
-                render,
-            )
+        let create = Create {
+            scope: self.scope.clone(),
+            actor: context.actor.clone(),
+            new,
+            judge,
+        };
+        if context.idempotency.is_none() {
+            return Ok(render(&self.store.inner.lane.create(create).await?));
+        }
+        let (store, create) = (&self.store, &create);
+        let work = |tx: Tx| async move {
+            let batch = Batch {
+                creates: vec![create.clone()],
+                ..Batch::default()
+            };
+            first(apply(store, &tx, &batch).await?.creates)
+        };
+        store
+            .transact(context, self.scope.uuid(), work, render)
             .await
     }
 
@@ -518,33 +306,7 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Run, Uuid>, StoreError> {
         use runs::Column;
-        let owner = self.scope.uuid();
-        let mut query = runs::Entity::find().filter(Column::PublisherId.eq(owner));
-        if let Some(slugs) = self.scope.pipelines() {
-            query = query.filter(Column::PipelineSlug.is_in(slugs.iter().map(Slug::as_str)));
-        }
-        if let Some(slug) = &filter.pipeline {
-            query = query.filter(Column::PipelineSlug.eq(slug));
-        }
-        if let Some(status) = filter.status {
-            query = query.filter(Column::Status.eq(status.as_str()));
-        }
-        if let Some(external_id) = &filter.external_id {
-            // Names all pipelines, so that the index of external identifiers serves.
-            let every = pipelines::Entity::find()
-                .select_only()
-                .column(pipelines::Column::Id)
-                .filter(pipelines::Column::PublisherId.eq(owner));
-            query = query
-                .filter(Column::PipelineId.in_subquery(every.into_query()))
-                .filter(Column::ExternalId.eq(external_id));
-        }
-        if let Some(since) = filter.since {
-            query = query.filter(Column::CreatedAt.gte(since.ms()));
-        }
-        if let Some(until) = filter.until {
-            query = query.filter(Column::CreatedAt.lt(until.ms()));
-        }
+        let mut query = filter.query(&self.scope);
         if let Some(after) = page.after {
             query = query.filter(Column::Id.lt(after));
         }
@@ -554,55 +316,33 @@ impl Scoped {
     }
 
     /// Claims up to `max` (1 to 100) due runs of the pipelines named, or of all in reach: by
-    /// priority, then by when they may start, then by identifier.
+    /// priority, then in turns between pipelines, then by when they may start and by age. Waits
+    /// for some as long as `patience` says, and answers none after that.
     pub async fn claim_runs(
         &self,
         context: &Context,
         pipelines: Option<&[Slug]>,
         max: u32,
+        patience: Patience,
     ) -> Result<Vec<Claimed>, StoreError> {
         let asked = pipelines.or(self.scope.pipelines());
-        let reach: Option<Vec<&str>> = asked.map(|slugs| {
-            slugs
+        let reach: Option<Vec<Slug>> = asked.map(|slugs| {
+            let within = slugs
                 .iter()
-                .map(Slug::as_str)
-                .filter(|slug| self.scope.reaches(slug))
-                .collect()
+                .filter(|slug| self.scope.reaches(slug.as_str()));
+            within.cloned().collect()
         });
-        if reach.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(Vec::new());
-        }
-        let (owner, reach, store) = (self.scope.uuid(), &reach, &self.store);
-        store
-            .write(|tx| async move {
-                let tokens: HashMap<TokenHash, SecretString> = (0..max.clamp(1, CLAIM_MAX))
-                    .map(|_| token::generate(Prefix::Claim))
-                    .map(|token| (TokenHash::of_secret(&token), token))
-                    .collect();
-                let claim = Claim {
-                    publisher: owner,
-                    claimed_by: &context.actor.id,
-                    pipelines: reach.clone(),
-                    hashes: tokens.keys().copied().collect(),
-                    now: tx.now,
-                };
-                let mut rows = runs::Entity::find()
-                    .from_raw_sql(claim.statement(store.backend()))
-                    .all(tx.db())
-                    .await?;
-                rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
-                let taken: Vec<Claimed> = rows
-                    .into_iter()
-                    .map(|row| claimed(row, &tokens))
-                    .collect::<Result<_>>()?;
-                let started: Vec<&Run> = taken.iter().map(|claimed| &claimed.run).collect();
-                tell(&tx, owner, &started).await?;
-                Ok(taken)
-            })
-            .await
+        let claim = Claim {
+            publisher: self.scope.uuid(),
+            pipelines: reach,
+            max,
+            actor: context.actor.clone(),
+        };
+        self.store.inner.lane.claim(claim, patience).await
     }
 
-    /// Calls a run off, whoever holds it.
+    /// Calls a run off: at once if nobody holds it; else its holder learns of it with its next
+    /// heartbeat.
     pub async fn cancel_run<A>(
         &self,
         context: &Context,
@@ -612,11 +352,73 @@ impl Scoped {
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
-        self.change_run(context, id, render, |row, now| {
-            advance(row, RunChange::Cancel, now)?.ok_or(Code::RunFinished)?;
-            Ok(())
-        })
-        .await
+        self.change_run(context, id, What::Cancel, render).await
+    }
+
+    /// Calls off up to 1000 unfinished runs that pass the filter, oldest first.
+    pub async fn cancel_runs<A>(
+        &self,
+        context: &Context,
+        filter: &RunFilter,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&BulkCancelled) -> Answer + Send + Sync,
+    {
+        use runs::Column;
+        let owner = self.scope.uuid();
+        let work = |tx: Tx| async move {
+            let unfinished = Column::Status
+                .eq(RunStatus::Queued.as_str())
+                .or(Column::Status
+                    .eq(RunStatus::Running.as_str())
+                    .and(Column::CancelRequested.eq(false)));
+            let query = filter.query(&self.scope).filter(unfinished);
+            let mut rows = query
+                .order_by_asc(Column::Id)
+                .limit(BULK_CANCEL + 1)
+                .lock(LockType::NoKeyUpdate)
+                .all(tx.db())
+                .await?;
+            let keep = usize::try_from(BULK_CANCEL).unwrap_or(usize::MAX);
+            let mut done = BulkCancelled {
+                more: rows.len() > keep,
+                ..BulkCancelled::default()
+            };
+            rows.truncate(keep);
+            let mut news = News::default();
+            for row in &mut rows {
+                batch::cancel(&tx, row, Some(&context.actor), &mut news)?;
+                let ended = row.status == RunStatus::Cancelled.as_str();
+                *(if ended {
+                    &mut done.cancelled
+                } else {
+                    &mut done.requested
+                }) += 1;
+            }
+            save_all(&tx, &rows.iter().collect::<Vec<_>>()).await?;
+            news.write(&tx).await?;
+            if rows.is_empty() {
+                return Ok(Audited::unchanged(done));
+            }
+            let facts = json!({
+                "cancelled": done.cancelled,
+                "requested": done.requested,
+                "pipeline": filter.pipeline,
+                "status": filter.status.map(RunStatus::as_str),
+                "external_id": filter.external_id,
+                "since": filter.since.map(|at| at.to_string()),
+                "until": filter.until.map(|at| at.to_string()),
+            });
+            let line = entry(
+                Action::RunsCancelled,
+                "publisher",
+                self.scope.publisher(),
+                facts,
+            );
+            Ok(Audited::new(done, owner, line))
+        };
+        self.store.administer(context, owner, work, render).await
     }
 
     /// Finishes a run well; `claim` is the text that the claim gave.
@@ -631,144 +433,117 @@ impl Scoped {
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
-        let output = output.to_string();
-        self.change_run(context, id, render, |row, now| {
-            check_claim(row, claim, now)?;
-            advance(row, RunChange::Complete, now)?.ok_or(Code::ClaimLost)?;
-            row.output = Some(output.clone());
-            Ok(())
-        })
-        .await
+        let what = What::Complete {
+            claim: TokenHash::of(claim),
+            output: output.to_string(),
+        };
+        self.change_run(context, id, what, render).await
     }
 
-    /// Finishes a run badly; `claim` is the text that the claim gave.
+    /// Reports that a try of a run failed; `claim` is the text that the claim gave. It is tried
+    /// again, after a wait that doubles, if that is wanted and tries are left.
     pub async fn fail_run<A>(
         &self,
         context: &Context,
         id: RunId,
         claim: &str,
-        error: Value,
+        (error, retryable): (Value, bool),
         render: A,
     ) -> Result<Answer, StoreError>
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
-        let error = error.to_string();
-        self.change_run(context, id, render, |row, now| {
-            check_claim(row, claim, now)?;
-            advance(row, RunChange::Fail, now)?.ok_or(Code::ClaimLost)?;
-            row.error = Some(error.clone());
-            Ok(())
-        })
-        .await
+        let what = What::Fail {
+            claim: TokenHash::of(claim),
+            error: error.to_string(),
+            retryable,
+        };
+        self.change_run(context, id, what, render).await
     }
 
-    /// Reads, changes and writes one run, and tells of it.
-    async fn change_run<A, C>(
+    /// Gives a run back; that uses up no try. `claim` is the text that the claim gave.
+    pub async fn release_run<A>(
         &self,
         context: &Context,
         id: RunId,
+        claim: &str,
         render: A,
-        change: C,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Run) -> Answer + Send + Sync,
+    {
+        let claim = TokenHash::of(claim);
+        self.change_run(context, id, What::Release { claim }, render)
+            .await
+    }
+
+    /// Extends the lease of a run, and keeps what its holder reports. `claim` is the text that
+    /// the claim gave.
+    pub async fn heartbeat_run(
+        &self,
+        context: &Context,
+        id: RunId,
+        claim: &str,
+        progress: Option<Value>,
+    ) -> Result<Run, StoreError> {
+        let what = What::Heartbeat {
+            claim: TokenHash::of(claim),
+            progress: progress.map(|progress| progress.to_string()),
+        };
+        let change = self.change(context, id, what);
+        self.store.inner.lane.change(change).await
+    }
+
+    fn change(&self, context: &Context, run: RunId, what: What) -> Change {
+        Change {
+            scope: self.scope.clone(),
+            actor: context.actor.clone(),
+            run,
+            what,
+        }
+    }
+
+    async fn change_run<A>(
+        &self,
+        context: &Context,
+        id: RunId,
+        what: What,
+        render: A,
     ) -> Result<Answer>
     where
         A: Fn(&Run) -> Answer + Send + Sync,
-        C: Fn(&mut runs::Model, Timestamp) -> Result<()> + Send + Sync,
     {
-        let (owner, change) = (self.scope.uuid(), &change);
-        self.store
-            .transact(
-                context,
-                owner,
-                |tx| async move {
-                    let mut row = runs::Entity::find_by_id((owner, id.uuid()))
-                        .lock(LockType::NoKeyUpdate)
-                        .one(tx.db())
-                        .await?
-                        .filter(|row| self.scope.reaches(&row.pipeline_slug))
-                        .ok_or_else(Problem::not_found)?;
-                    change(&mut row, tx.now)?;
-                    save(&tx, &row).await?;
-                    let run = Run::of_row(row)?;
-                    let data = json!({ "run": run.without_input() });
-                    let event_type = OwnType::of_run(run.status).as_str();
-                    let pipeline = Some(run.pipeline.as_str());
-                    events::emit(&tx, owner, event_type, &data, pipeline).await?;
-                    Ok(run)
-                },
-                render,
-            )
+        let change = self.change(context, id, what);
+        if context.idempotency.is_none() {
+            return Ok(render(&self.store.inner.lane.change(change).await?));
+        }
+        let (store, change) = (&self.store, &change);
+        let work = |tx: Tx| async move {
+            let batch = Batch {
+                changes: vec![change.clone()],
+                ..Batch::default()
+            };
+            first(apply(store, &tx, &batch).await?.changes)
+        };
+        store
+            .transact(context, self.scope.uuid(), work, render)
             .await
-    }
-}
-
-/// Refuses a claim that is not the run's, or not any more.
-fn check_claim(row: &runs::Model, claim: &str, now: Timestamp) -> Result<()> {
-    let stored = row.claim_hash.as_deref().and_then(TokenHash::from_stored);
-    let matches = stored.is_some_and(|hash| hash.matches(&TokenHash::of(claim)));
-    let holds = row.lease_expires_at.is_some_and(|until| until > now.ms());
-    if matches && holds {
-        Ok(())
-    } else {
-        Err(Code::ClaimLost.into())
     }
 }
 
 impl System {
-    /// Takes back up to `limit` runs whose lease ran out: into the queue, or for good if their
-    /// attempts are used up. Answers how many of each. A publisher that is not active can't
-    /// extend its leases, so its runs stay as they are until it is.
-    pub async fn expire_leases(&self, limit: u64) -> Result<(u64, u64), StoreError> {
-        let store = &self.store;
-        store
+    /// Takes back up to `limit` runs whose lease ran out, and ends up to `limit` that outlived
+    /// their time in the queue: answers how many wait again, and how many ended.
+    pub async fn expire_runs(&self, limit: u64) -> Result<(u64, u64), StoreError> {
+        self.store
             .write(|tx| async move {
-                let (mut requeued, mut expired) = (0, BTreeMap::<Uuid, Vec<Run>>::new());
-                for mut row in overdue(&tx, limit).await? {
-                    let used_up = row.attempt >= row.max_attempts;
-                    let change = if used_up {
-                        RunChange::Expire
-                    } else {
-                        RunChange::Requeue
-                    };
-                    advance(&mut row, change, tx.now)?.ok_or_else(|| damaged("lease"))?;
-                    save(&tx, &row).await?;
-                    if used_up {
-                        expired
-                            .entry(row.publisher_id)
-                            .or_default()
-                            .push(Run::of_row(row)?);
-                    } else {
-                        requeued += 1;
-                    }
-                }
-                let mut count = 0;
-                for (publisher, runs) in &expired {
-                    let runs: Vec<&Run> = runs.iter().collect();
-                    tell(&tx, *publisher, &runs).await?;
-                    count += u64::try_from(runs.len()).unwrap_or(0);
-                }
-                Ok((requeued, count))
+                let mut news = News::default();
+                let counts = claims::take_back(&tx, None, limit, &mut news).await?;
+                news.write(&tx).await?;
+                Ok(counts)
             })
             .await
     }
-}
-
-/// The runs whose lease has run out longest ago; those that somebody is changing are left out.
-async fn overdue(tx: &Tx, limit: u64) -> Result<Vec<runs::Model>> {
-    use runs::Column;
-    let active = publishers::Entity::find()
-        .select_only()
-        .column(publishers::Column::Id)
-        .filter(publishers::Column::Status.eq(PublisherStatus::Active.as_str()));
-    Ok(runs::Entity::find()
-        .filter(Column::Status.eq(RunStatus::Running.as_str()))
-        .filter(Column::LeaseExpiresAt.lte(tx.now.ms()))
-        .filter(Column::PublisherId.in_subquery(active.into_query()))
-        .order_by_asc(Column::LeaseExpiresAt)
-        .limit(limit)
-        .lock_with_behavior(LockType::NoKeyUpdate, LockBehavior::SkipLocked)
-        .all(tx.db())
-        .await?)
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Sweep<'_> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 12] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 13] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -80,6 +80,7 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 12] = [
     ("deliveries", "publisher_id", "publisher_id, id"),
     ("events", "publisher_id", "publisher_id, id"),
     ("webhook_endpoints", "publisher_id", "publisher_id, id"),
+    ("run_timeline", "publisher_id", "publisher_id, run_id, seq"),
     ("runs", "publisher_id", "publisher_id, id"),
     (
         "pipeline_versions",

@@ -1,0 +1,529 @@
+//! Many changes of runs in one transaction: a statement for each table, whoever asked.
+//!
+//! Each change is judged by itself, in memory, on rows that the transaction holds. One that is
+//! refused leaves its neighbours as they are.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use domain::{
+    Code, Problem, Timestamp,
+    audit::Actor,
+    id::{Id as _, RunId},
+    run::{Moment, RunChange},
+    token::{self, Prefix, TokenHash},
+};
+use sea_orm::{
+    ActiveModelTrait as _, ConnectionTrait as _, EntityTrait as _, IntoActiveModel as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _, LockType, OnConflict},
+};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    Claimed, CreatedRun, NewRun, Run, RunStatus,
+    claims::{self, Claim},
+    places::Places,
+    row::{News, advance, save_all, take, tries_of},
+    status_of,
+};
+use crate::{
+    Pipeline, Scope, Store,
+    db::Tx,
+    entity::{pipelines, runs},
+    error::{Result, StoreError, damaged},
+};
+
+/// Progress beyond this revision of a run is kept on the run alone, so that no timeline grows
+/// without end.
+const TIMELINE_REVISIONS: i64 = 10_000;
+
+/// Says whether a version of a pipeline takes an input. Must be quick: a transaction waits.
+pub type Judge = Arc<dyn Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync>;
+
+/// A run to create.
+#[derive(Clone)]
+pub(crate) struct Create {
+    pub(crate) scope: Scope,
+    pub(crate) actor: Actor,
+    pub(crate) new: NewRun,
+    pub(crate) judge: Judge,
+}
+
+/// Something to do to a run.
+#[derive(Clone)]
+pub(crate) struct Change {
+    pub(crate) scope: Scope,
+    pub(crate) actor: Actor,
+    pub(crate) run: RunId,
+    pub(crate) what: What,
+}
+
+/// What is to be done to a run.
+#[derive(Clone)]
+pub(crate) enum What {
+    /// By the holder: it is done.
+    Complete { claim: TokenHash, output: String },
+    /// By the holder: it could not be done.
+    Fail {
+        claim: TokenHash,
+        error: String,
+        retryable: bool,
+    },
+    /// By the holder: somebody else may do it.
+    Release { claim: TokenHash },
+    /// By the holder: it is at work.
+    Heartbeat {
+        claim: TokenHash,
+        progress: Option<String>,
+    },
+    /// By the publisher: it need not be done.
+    Cancel,
+}
+
+/// Changes to be made together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) creates: Vec<Create>,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) claims: Vec<Claim>,
+}
+
+/// What became of them, in the same order.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) creates: Vec<Result<CreatedRun, Problem>>,
+    pub(crate) changes: Vec<Result<Run, Problem>>,
+    pub(crate) claims: Vec<Vec<Claimed>>,
+}
+
+/// Makes the changes: those to existing runs first, since they may set places free.
+pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done> {
+    let mut news = News::default();
+    let changes = change_all(tx, &batch.changes, &mut news).await?;
+    let creates = create_all(store, tx, &batch.creates, &mut news).await?;
+    let claims = claims::claim_all(store, tx, &batch.claims, &mut news).await?;
+    news.write(tx).await?;
+    Ok(Done {
+        creates,
+        changes,
+        claims,
+    })
+}
+
+/// Locks runs and reads them, always in the same order so that two batches can't block each
+/// other.
+async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid, runs::Model>> {
+    use runs::Column;
+    let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::Id)]);
+    let rows = runs::Entity::find()
+        .filter(key.in_tuples(keys))
+        .order_by_asc(Column::PublisherId)
+        .order_by_asc(Column::Id)
+        .lock(LockType::NoKeyUpdate)
+        .all(tx.db())
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+}
+
+async fn change_all(
+    tx: &Tx,
+    changes: &[Change],
+    news: &mut News,
+) -> Result<Vec<Result<Run, Problem>>> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys = changes
+        .iter()
+        .map(|change| (change.scope.uuid(), change.run.uuid()));
+    let mut rows = held_rows(tx, keys.collect()).await?;
+    let mut touched = HashSet::new();
+    let mut done = Vec::with_capacity(changes.len());
+    for change in changes {
+        let row = rows
+            .get_mut(&change.run.uuid())
+            .filter(|row| row.publisher_id == change.scope.uuid())
+            .filter(|row| change.scope.reaches(&row.pipeline_slug));
+        let Some(row) = row else {
+            done.push(Err(Problem::not_found()));
+            continue;
+        };
+        let outcome = match change_row(tx, row, change, news) {
+            Ok(()) => Ok(Run::of_row(row.clone())?),
+            Err(StoreError::Refused(problem)) => Err(problem),
+            Err(error) => return Err(error),
+        };
+        if outcome.is_ok() {
+            touched.insert(row.id);
+            // A place of a pipeline that limits how many are held may be free now.
+            tx.readies_runs_of(row.publisher_id);
+        }
+        done.push(outcome);
+    }
+    let touched: Vec<&runs::Model> = touched.iter().filter_map(|id| rows.get(id)).collect();
+    save_all(tx, &touched).await?;
+    Ok(done)
+}
+
+/// Judges and makes one change, on the row in memory.
+fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) -> Result<()> {
+    let (now, actor) = (tx.now, Some(&change.actor));
+    match &change.what {
+        What::Complete { claim, output } => {
+            check_claim(row, claim, now)?;
+            row.output = Some(output.clone());
+            step(tx, row, RunChange::Complete, actor, None, news)
+        }
+        What::Fail {
+            claim,
+            error,
+            retryable,
+        } => {
+            check_claim(row, claim, now)?;
+            row.error = Some(error.clone());
+            let error: Value = serde_json::from_str(error).map_err(|_| damaged("failure"))?;
+            let data = json!({ "error": error });
+            let change = tries_of(row).at_failure(*retryable, now);
+            step(tx, row, change, actor, Some(data), news)
+        }
+        What::Release { claim } => {
+            check_claim(row, claim, now)?;
+            let change = tries_of(row).at_release();
+            step(tx, row, change, actor, None, news)
+        }
+        What::Heartbeat { claim, progress } => {
+            check_claim(row, claim, now)?;
+            heartbeat(tx, row, progress.as_deref(), actor, news)
+        }
+        What::Cancel => cancel(tx, row, actor, news),
+    }
+}
+
+/// Calls a run off, or asks its holder to.
+pub(super) fn cancel(
+    tx: &Tx,
+    row: &mut runs::Model,
+    actor: Option<&Actor>,
+    news: &mut News,
+) -> Result<()> {
+    match status_of(row)? {
+        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, news),
+        // Asked for already: the request stands as it is.
+        RunStatus::Running if row.cancel_requested => Ok(()),
+        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, news),
+        _ => Err(Code::RunFinished.into()),
+    }
+}
+
+fn heartbeat(
+    tx: &Tx,
+    row: &mut runs::Model,
+    progress: Option<&str>,
+    actor: Option<&Actor>,
+    news: &mut News,
+) -> Result<()> {
+    if !advance(row, RunChange::Heartbeat, tx.now)? {
+        return Err(Code::ClaimLost.into());
+    }
+    let Some(progress) = progress else {
+        return Ok(());
+    };
+    row.progress = Some(progress.to_owned());
+    if row.revision <= TIMELINE_REVISIONS {
+        let data: Value = serde_json::from_str(progress).map_err(|_| damaged("progress"))?;
+        let data = json!({ "progress": data });
+        news.tell(tx, row, Moment::Progress, actor, Some(&data))?;
+    }
+    Ok(())
+}
+
+/// One change of state, and word of it.
+pub(super) fn step(
+    tx: &Tx,
+    row: &mut runs::Model,
+    change: RunChange,
+    actor: Option<&Actor>,
+    data: Option<Value>,
+    news: &mut News,
+) -> Result<()> {
+    if !advance(row, change, tx.now)? {
+        return Err(Code::ClaimLost.into());
+    }
+    news.tell(tx, row, Moment::of(change), actor, data.as_ref())
+}
+
+/// Refuses a claim that is not the run's, or not any more.
+pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) -> Result<()> {
+    let stored = row.claim_hash.as_deref().and_then(TokenHash::from_stored);
+    let matches = stored.is_some_and(|hash| hash.matches(claim));
+    let holds = row.lease_expires_at.is_some_and(|until| until > now.ms());
+    if matches && holds {
+        Ok(())
+    } else {
+        Err(Code::ClaimLost.into())
+    }
+}
+
+/// The live pipelines named, held so that none can be deleted before the transaction ends. Such
+/// holds do not wait for each other, nor for a new version.
+///
+/// Rows and definitions are read one after the other: in one joined statement PostgreSQL would
+/// lose the row to a version that was put meanwhile.
+async fn hold_all(
+    store: &Store,
+    tx: &Tx,
+    names: BTreeSet<(Uuid, String)>,
+) -> Result<HashMap<(Uuid, String), Pipeline>> {
+    use pipelines::Column;
+    let name = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::LiveSlug)]);
+    let rows = pipelines::Entity::find()
+        .filter(name.in_tuples(names))
+        .order_by_asc(Column::PublisherId)
+        .order_by_asc(Column::Id)
+        .lock(LockType::KeyShare)
+        .all(tx.db())
+        .await?;
+    let keys = rows
+        .iter()
+        .map(|row| (row.publisher_id, row.id, row.version));
+    let definitions = store.inner.definitions.of(tx.db(), keys).await?;
+    rows.into_iter()
+        .map(|row| {
+            let definition = definitions.get(&(row.publisher_id, row.id, row.version));
+            let definition = definition.ok_or_else(|| damaged("pipeline version"))?;
+            let name = (row.publisher_id, row.slug.clone());
+            Ok((name, Pipeline::of_rows(row, Arc::clone(definition))))
+        })
+        .collect()
+}
+
+/// A run that is to be inserted, and what its creator gets beside it.
+struct Draft {
+    at: usize,
+    row: runs::Model,
+    claim: Option<SecretString>,
+}
+
+async fn create_all(
+    store: &Store,
+    tx: &Tx,
+    creates: &[Create],
+    news: &mut News,
+) -> Result<Vec<Result<CreatedRun, Problem>>> {
+    if creates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = creates
+        .iter()
+        .map(|create| (create.scope.uuid(), create.new.pipeline.clone()));
+    let pipelines = hold_all(store, tx, names.collect()).await?;
+    let mut places = Places::of(tx, creates, &pipelines).await?;
+    let mut done: Vec<Option<Result<CreatedRun, Problem>>> = Vec::new();
+    let mut drafts = Vec::with_capacity(creates.len());
+    for (at, create) in creates.iter().enumerate() {
+        match draft(tx, create, &pipelines, &mut places) {
+            Ok((row, claim)) => {
+                drafts.push(Draft { at, row, claim });
+                done.push(None);
+            }
+            Err(StoreError::Refused(problem)) => done.push(Some(Err(problem))),
+            Err(error) => return Err(error),
+        }
+    }
+    let existing = insert_all(tx, &drafts).await?;
+    for draft in drafts {
+        let created = match existing.get(&draft.row.id) {
+            Some(first) => CreatedRun {
+                run: Run::of_row(first.clone())?,
+                claim: None,
+                existed: true,
+            },
+            None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, news)?,
+        };
+        done[draft.at] = Some(Ok(created));
+    }
+    done.into_iter()
+        .map(|done| done.ok_or_else(|| damaged("batch of runs")))
+        .collect()
+}
+
+/// Tells of a run that was inserted; a claimed one was queued before, for no time at all.
+fn told(
+    tx: &Tx,
+    row: runs::Model,
+    claim: Option<SecretString>,
+    actor: &Actor,
+    news: &mut News,
+) -> Result<CreatedRun> {
+    let mut claimed = None;
+    if let Some(token) = claim {
+        let queued = runs::Model {
+            status: RunStatus::Queued.as_str().to_owned(),
+            attempt: 0,
+            claim_hash: None,
+            claimed_by: None,
+            lease_expires_at: None,
+            started_at: None,
+            revision: 1,
+            ready: false,
+            ..row.clone()
+        };
+        news.tell(tx, &queued, Moment::Created, Some(actor), None)?;
+        news.tell(tx, &row, Moment::Claimed, Some(actor), None)?;
+        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        claimed = Some((token, Timestamp::from_ms(until)));
+    } else {
+        news.tell(tx, &row, Moment::Created, Some(actor), None)?;
+    }
+    Ok(CreatedRun {
+        run: Run::of_row(row)?,
+        claim: claimed,
+        existed: false,
+    })
+}
+
+fn draft(
+    tx: &Tx,
+    create: &Create,
+    pipelines: &HashMap<(Uuid, String), Pipeline>,
+    places: &mut Places,
+) -> Result<(runs::Model, Option<SecretString>)> {
+    let (new, owner) = (&create.new, create.scope.uuid());
+    let pipeline = pipelines
+        .get(&(owner, new.pipeline.clone()))
+        .filter(|found| create.scope.reaches(&found.slug))
+        .ok_or_else(Problem::not_found)?;
+    (create.judge)(pipeline, &new.input)?;
+    let mut row = queued_row(create, pipeline, tx.now)?;
+    if !new.claim {
+        return Ok((row, None));
+    }
+    if !row.ready {
+        let detail = "A run that is claimed at once can't wait.";
+        return Err(Problem::field("/not_before", "not_allowed", detail).into());
+    }
+    if pipeline.paused_at.is_some() {
+        return Err(Code::PipelinePaused.into());
+    }
+    if !places.take(pipeline.id.uuid()) {
+        return Err(Code::ConcurrencyLimit.into());
+    }
+    let token = token::generate(Prefix::Claim);
+    take(
+        &mut row,
+        TokenHash::of_secret(&token),
+        &create.actor,
+        tx.now,
+    )?;
+    Ok((row, Some(token)))
+}
+
+fn bounded(value: u32, what: &str) -> Result<i32> {
+    i32::try_from(value).map_err(|_| damaged(what))
+}
+
+/// The row of a new run that waits in the queue.
+fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<runs::Model> {
+    let (new, definition) = (&create.new, &pipeline.definition);
+    let not_before = new.not_before.unwrap_or(now);
+    let ttl = definition.time_to_live_seconds;
+    let expires_at = ttl.map(|seconds| now.plus(Duration::from_secs(u64::from(seconds))).ms());
+    Ok(runs::Model {
+        publisher_id: create.scope.uuid(),
+        id: RunId::generate(now).uuid(),
+        pipeline_id: pipeline.id.uuid(),
+        pipeline_version: pipeline.version,
+        pipeline_slug: pipeline.slug.clone(),
+        status: RunStatus::Queued.as_str().to_owned(),
+        input: new.input.to_string(),
+        output: None,
+        error: None,
+        external_id: new.external_id.clone(),
+        priority: new.priority,
+        not_before: not_before.ms(),
+        attempt: 0,
+        max_attempts: bounded(definition.max_attempts, "number of attempts")?,
+        lease_seconds: bounded(definition.lease_seconds, "lease")?,
+        retention_days: bounded(definition.retention_days, "retention")?,
+        claim_hash: None,
+        claimed_by: None,
+        lease_expires_at: None,
+        created_by_id: create.actor.id.clone(),
+        created_by_kind: create.actor.kind.as_str().to_owned(),
+        revision: 1,
+        created_at: now.ms(),
+        started_at: None,
+        finished_at: None,
+        sweep_at: None,
+        progress: None,
+        cancel_requested: false,
+        failures: 0,
+        expires_at,
+        ready: not_before <= now,
+    })
+}
+
+/// Inserts the rows, except those whose pipeline has a run of their external identifier already:
+/// answers that run for each of them, by the identifier that theirs would have had.
+async fn insert_all(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {
+    use runs::Column;
+    if drafts.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let by_name =
+        OnConflict::columns([Column::PublisherId, Column::PipelineId, Column::ExternalId])
+            .do_nothing()
+            .to_owned();
+    let rows = drafts
+        .iter()
+        .map(|draft| draft.row.clone().into_active_model().reset_all());
+    let statement =
+        sea_orm::QueryTrait::into_query(runs::Entity::insert_many(rows).on_conflict(by_name));
+    let inserted = tx.db().execute(&statement).await?.rows_affected();
+    if usize::try_from(inserted).is_ok_and(|inserted| inserted == drafts.len()) {
+        return Ok(HashMap::new());
+    }
+    first_of_names(tx, drafts).await
+}
+
+async fn first_of_names(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {
+    use runs::Column;
+    let named = drafts.iter().map(|draft| &draft.row);
+    let named = named.filter_map(|row| {
+        let name = row.external_id.clone()?;
+        Some((row.publisher_id, row.pipeline_id, name))
+    });
+    let key = Expr::tuple([
+        Expr::col(Column::PublisherId),
+        Expr::col(Column::PipelineId),
+        Expr::col(Column::ExternalId),
+    ]);
+    let found = runs::Entity::find()
+        .filter(key.in_tuples(named.collect::<BTreeSet<_>>()))
+        .all(tx.db())
+        .await?;
+    let mut existing = HashMap::new();
+    for draft in drafts
+        .iter()
+        .filter(|draft| draft.row.external_id.is_some())
+    {
+        let same = found.iter().find(|row| {
+            (row.publisher_id, row.pipeline_id) == (draft.row.publisher_id, draft.row.pipeline_id)
+                && row.external_id == draft.row.external_id
+        });
+        let first = same.ok_or_else(|| {
+            // Swept between the two statements: the whole transaction begins anew.
+            StoreError::Conflict("a run was swept meanwhile".into())
+        })?;
+        if first.id != draft.row.id {
+            existing.insert(draft.row.id, first.clone());
+        }
+    }
+    Ok(existing)
+}

@@ -1,0 +1,431 @@
+//! Claims: which runs go to whom.
+//!
+//! Within a pipeline: by priority, then by when it may start, then by age. Between pipelines of
+//! equal priority: in turns, so that a deep queue does not keep a shallow one waiting. Many
+//! claims are served at once, in the order in which they came.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use domain::{
+    Timestamp,
+    audit::Actor,
+    limits::CLAIM_MAX,
+    run::{Moment, RunChange},
+    slug::Slug,
+    token::{self, Prefix, TokenHash},
+};
+use moka::sync::Cache;
+use sea_orm::{ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult};
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::{
+    Claimed, Run, RunStatus,
+    batch::step,
+    places::Places,
+    row::{News, save_all, tries_of},
+};
+use crate::{
+    Store,
+    db::Tx,
+    entity::runs,
+    error::{Result, damaged},
+    sql::Sql,
+};
+
+/// Runs whose time has come that one transaction makes ready.
+const PROMOTED: i64 = 1000;
+/// Runs that one claiming transaction takes back from lost leases, or expires.
+const TAKEN_BACK: u64 = 100;
+/// Pipelines that one statement looks into; SQLite joins at most 500.
+const PIPELINES_A_STATEMENT: usize = 200;
+/// Most pipelines whose turns are remembered.
+const TURNS: u64 = 100_000;
+
+/// A wish for runs.
+#[derive(Clone)]
+pub(crate) struct Claim {
+    pub(crate) publisher: Uuid,
+    /// `None` for every pipeline.
+    pub(crate) pipelines: Option<Vec<Slug>>,
+    /// At most so many.
+    pub(crate) max: u32,
+    pub(crate) actor: Actor,
+}
+
+impl Claim {
+    fn wants(&self, open: &Open) -> bool {
+        self.publisher == open.publisher_id
+            && self
+                .pipelines
+                .as_ref()
+                .is_none_or(|some| some.iter().any(|slug| slug.as_str() == open.slug))
+    }
+
+    fn max(&self) -> u32 {
+        self.max.clamp(1, CLAIM_MAX)
+    }
+}
+
+/// When each pipeline last had its turn in this process.
+pub(crate) struct Turns {
+    count: AtomicU64,
+    last: Cache<Uuid, u64>,
+}
+
+impl Turns {
+    pub(crate) fn new() -> Self {
+        Self {
+            count: AtomicU64::new(0),
+            last: Cache::new(TURNS),
+        }
+    }
+
+    fn of(&self, pipeline: Uuid) -> u64 {
+        self.last.get(&pipeline).unwrap_or(0)
+    }
+
+    fn note(&self, pipeline: Uuid) {
+        let turn = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        self.last.insert(pipeline, turn);
+    }
+}
+
+/// A pipeline that hands out runs and has some.
+#[derive(FromQueryResult)]
+struct Open {
+    publisher_id: Uuid,
+    id: Uuid,
+    slug: String,
+    version: i64,
+    head: Option<i32>,
+}
+
+/// A run that may be handed out; the transaction holds it.
+#[derive(FromQueryResult, Clone, Copy)]
+struct Candidate {
+    publisher_id: Uuid,
+    id: Uuid,
+    pipeline_id: Uuid,
+    priority: i32,
+    not_before: i64,
+}
+
+/// How a claim passes over rows that another one is taking right now. SQLite has one writer and
+/// no such clause.
+const fn skip_locked(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Postgres => " FOR UPDATE SKIP LOCKED",
+        _ => "",
+    }
+}
+
+/// Serves the claims in order.
+pub(super) async fn claim_all(
+    store: &Store,
+    tx: &Tx,
+    claims: &[Claim],
+    news: &mut News,
+) -> Result<Vec<Vec<Claimed>>> {
+    if claims.is_empty() {
+        return Ok(Vec::new());
+    }
+    let publishers: BTreeSet<Uuid> = claims.iter().map(|claim| claim.publisher).collect();
+    take_back(tx, Some(&publishers), TAKEN_BACK, news).await?;
+    promote(tx, &publishers).await?;
+    let open = open_pipelines(tx, claims, &publishers).await?;
+    let turns = &store.inner.turns;
+    let open = best_of(claims, open, turns);
+    let mut places = places_of(store, tx, &open).await?;
+    let found = candidates(tx, claims, &open, &places).await?;
+    let mut queues: BTreeMap<Uuid, VecDeque<Candidate>> = BTreeMap::new();
+    for candidate in found {
+        queues
+            .entry(candidate.pipeline_id)
+            .or_default()
+            .push_back(candidate);
+    }
+    let mut picks = Vec::new();
+    for (at, claim) in claims.iter().enumerate() {
+        let mine: Vec<Uuid> = open
+            .iter()
+            .filter(|open| claim.wants(open))
+            .map(|open| open.id)
+            .collect();
+        for _ in 0..claim.max() {
+            let Some(pick) = next(&mine, &mut queues, &mut places, turns) else {
+                break;
+            };
+            picks.push((at, pick, token::generate(Prefix::Claim)));
+        }
+    }
+    // Held here but not taken: other processes passed over them.
+    for left in queues.values().flatten() {
+        tx.readies_runs_of(left.publisher_id);
+    }
+    hand_out(tx, claims, picks, news).await
+}
+
+/// The next run of these pipelines: of the most urgent, of that whose turn is longest ago.
+fn next(
+    mine: &[Uuid],
+    queues: &mut BTreeMap<Uuid, VecDeque<Candidate>>,
+    places: &mut Places,
+    turns: &Turns,
+) -> Option<Candidate> {
+    let best = mine
+        .iter()
+        .filter(|pipeline| places.up_to(**pipeline, 1) > 0)
+        .filter_map(|pipeline| {
+            let head = queues.get(pipeline)?.front()?;
+            let turn = turns.of(*pipeline);
+            Some((head.priority, turn, head.not_before, head.id, *pipeline))
+        })
+        .min()?;
+    let pipeline = best.4;
+    places.take(pipeline);
+    turns.note(pipeline);
+    queues.get_mut(&pipeline)?.pop_front()
+}
+
+/// Makes those ready whose time has come.
+async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
+    let backend = tx.db().get_database_backend();
+    let mut sql = Sql::new(
+        "WITH due AS MATERIALIZED (SELECT publisher_id, id FROM runs \
+         WHERE status = 'queued' AND NOT ready AND not_before <= ",
+    );
+    sql.bind(tx.now.ms())
+        .push(" AND publisher_id IN (")
+        .bind_list(publishers.iter().copied())
+        .push(") ORDER BY not_before LIMIT ")
+        .bind(PROMOTED)
+        .push(skip_locked(backend))
+        .push(
+            ") UPDATE runs SET ready = TRUE WHERE (publisher_id, id) IN \
+             (SELECT publisher_id, id FROM due)",
+        );
+    tx.db().execute_raw(sql.statement(backend)).await?;
+    Ok(())
+}
+
+/// The publishers' pipelines that have runs to hand out.
+async fn open_pipelines(
+    tx: &Tx,
+    claims: &[Claim],
+    publishers: &BTreeSet<Uuid>,
+) -> Result<Vec<Open>> {
+    let mut sql = Sql::new(
+        "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT r.priority FROM runs r \
+         WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
+         AND r.status = 'queued' AND r.ready \
+         ORDER BY r.priority, r.not_before, r.id LIMIT 1) AS head \
+         FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL \
+         AND p.publisher_id IN (",
+    );
+    sql.bind_list(publishers.iter().copied()).push(")");
+    let named: Option<BTreeSet<&str>> = claims
+        .iter()
+        .map(|claim| claim.pipelines.as_deref())
+        .try_fold(BTreeSet::new(), |mut all, some| {
+            all.extend(some?.iter().map(Slug::as_str));
+            Some(all)
+        });
+    if let Some(named) = named {
+        sql.push(" AND p.live_slug IN (").bind_list(named).push(")");
+    }
+    let statement = sql.statement(tx.db().get_database_backend());
+    let found = Open::find_by_statement(statement).all(tx.db()).await?;
+    Ok(found
+        .into_iter()
+        .filter(|open| open.head.is_some())
+        .collect())
+}
+
+/// Those that the claims could be served from: of each claim's pipelines as many as it wants
+/// runs, since each has at least one.
+fn best_of(claims: &[Claim], open: Vec<Open>, turns: &Turns) -> Vec<Open> {
+    let mut order: Vec<(Option<i32>, u64, Uuid, usize)> = open
+        .iter()
+        .enumerate()
+        .map(|(at, open)| (open.head, turns.of(open.id), open.id, at))
+        .collect();
+    order.sort_unstable();
+    let all: u32 = claims.iter().map(Claim::max).sum();
+    let mut wanted = vec![all; claims.len()];
+    let mut keep = BTreeSet::new();
+    for (_, _, _, at) in order {
+        for (claim, left) in claims.iter().zip(&mut wanted) {
+            if *left > 0 && claim.wants(&open[at]) {
+                *left -= 1;
+                keep.insert(at);
+            }
+        }
+    }
+    open.into_iter()
+        .enumerate()
+        .filter(|(at, _)| keep.contains(at))
+        .map(|(_, open)| open)
+        .collect()
+}
+
+async fn places_of(store: &Store, tx: &Tx, open: &[Open]) -> Result<Places> {
+    let keys = open.iter().map(|o| (o.publisher_id, o.id, o.version));
+    let definitions = store.inner.definitions.of(tx.db(), keys).await?;
+    let limits = definitions
+        .into_iter()
+        .filter_map(|((publisher, pipeline, _), definition)| {
+            Some(((publisher, pipeline), definition.max_concurrent_runs?))
+        });
+    Places::count(tx, limits.collect()).await
+}
+
+/// The first runs of each pipeline, as many as its claims could take; PostgreSQL holds them.
+async fn candidates(
+    tx: &Tx,
+    claims: &[Claim],
+    open: &[Open],
+    places: &Places,
+) -> Result<Vec<Candidate>> {
+    let backend = tx.db().get_database_backend();
+    let wanted = open.iter().map(|open| {
+        let all = claims.iter().filter(|claim| claim.wants(open));
+        (open, places.up_to(open.id, all.map(Claim::max).sum()))
+    });
+    let wanted: Vec<(&Open, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
+    let mut found = Vec::new();
+    for part in wanted.chunks(PIPELINES_A_STATEMENT) {
+        let mut sql = Sql::new("");
+        for (at, (open, limit)) in part.iter().enumerate() {
+            sql.push(if at > 0 { " UNION ALL " } else { "" })
+                .push(
+                    "SELECT * FROM (SELECT publisher_id, id, pipeline_id, priority, not_before \
+                     FROM runs WHERE publisher_id = ",
+                )
+                .bind(open.publisher_id)
+                .push(" AND pipeline_id = ")
+                .bind(open.id)
+                .push(" AND status = 'queued' AND ready ORDER BY priority, not_before, id LIMIT ")
+                .bind(i64::from(*limit))
+                .push(skip_locked(backend))
+                .push(") AS first");
+        }
+        let statement = sql.statement(backend);
+        found.extend(Candidate::find_by_statement(statement).all(tx.db()).await?);
+    }
+    found.sort_unstable_by_key(|run| (run.priority, run.not_before, run.id));
+    Ok(found)
+}
+
+/// Writes the claims down, one statement for all, and answers each with its runs.
+async fn hand_out(
+    tx: &Tx,
+    claims: &[Claim],
+    picks: Vec<(usize, Candidate, SecretString)>,
+    news: &mut News,
+) -> Result<Vec<Vec<Claimed>>> {
+    let mut answers: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
+    if picks.is_empty() {
+        return Ok(answers);
+    }
+    let backend = tx.db().get_database_backend();
+    let now = tx.now.ms();
+    let mut sql = Sql::new("WITH v (publisher_id, id, hash, claimed_by) AS (");
+    sql.values(picks.iter().map(|(at, pick, token)| {
+        vec![
+            pick.publisher_id.into(),
+            pick.id.into(),
+            TokenHash::of_secret(token).as_bytes().to_vec().into(),
+            claims[*at].actor.id.as_str().into(),
+        ]
+    }));
+    sql.push(
+        ") UPDATE runs SET status = 'running', attempt = attempt + 1, revision = revision + 1, \
+         claim_hash = v.hash, claimed_by = v.claimed_by, started_at = COALESCE(started_at, ",
+    )
+    .bind(now)
+    .push("), lease_expires_at = ")
+    .bind(now)
+    .push(
+        " + CAST(lease_seconds AS BIGINT) * 1000 FROM v \
+         WHERE runs.publisher_id = v.publisher_id AND runs.id = v.id RETURNING runs.*",
+    );
+    let rows = runs::Entity::find()
+        .from_raw_sql(sql.statement(backend))
+        .all(tx.db())
+        .await?;
+    let mut rows: HashMap<Uuid, runs::Model> = rows.into_iter().map(|row| (row.id, row)).collect();
+    for (at, pick, token) in picks {
+        let row = rows.remove(&pick.id).ok_or_else(|| damaged("claim"))?;
+        news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
+        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        answers[at].push(Claimed {
+            run: Run::of_row(row)?,
+            token,
+            expires_at: Timestamp::from_ms(until),
+        });
+    }
+    Ok(answers)
+}
+
+/// Takes back up to `limit` runs whose lease ran out and ends up to `limit` that outlived their
+/// time in the queue, of these publishers or of all that are active; answers how many went back
+/// into the queue and how many ended. A publisher that is not active can't extend its leases, so
+/// its runs stay as they are until it is.
+pub(super) async fn take_back(
+    tx: &Tx,
+    publishers: Option<&BTreeSet<Uuid>>,
+    limit: u64,
+    news: &mut News,
+) -> Result<(u64, u64)> {
+    let (mut requeued, mut ended) = (0, 0);
+    let overdue = [
+        "status = 'running' AND lease_expires_at",
+        "status = 'queued' AND expires_at",
+    ];
+    for (at, due) in overdue.into_iter().enumerate() {
+        let mut rows = past(tx, due, publishers, limit).await?;
+        for row in &mut rows {
+            let change = if at == 0 {
+                tries_of(row).at_lease_end(tx.now)
+            } else {
+                RunChange::Expire
+            };
+            step(tx, row, change, None, None, news)?;
+            tx.readies_runs_of(row.publisher_id);
+            let again = row.status == RunStatus::Queued.as_str();
+            *(if again { &mut requeued } else { &mut ended }) += 1;
+        }
+        save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
+    }
+    Ok((requeued, ended))
+}
+
+/// The runs whose time of a kind passed longest ago; those that somebody is changing are left
+/// out. `due` is our own text, which ends in the column.
+async fn past(
+    tx: &Tx,
+    due: &str,
+    publishers: Option<&BTreeSet<Uuid>>,
+    limit: u64,
+) -> Result<Vec<runs::Model>> {
+    let backend = tx.db().get_database_backend();
+    let mut sql = Sql::new("SELECT * FROM runs WHERE ");
+    sql.push(due).push(" <= ").bind(tx.now.ms());
+    sql.push(" AND publisher_id IN (");
+    match publishers {
+        Some(some) => sql.bind_list(some.iter().copied()),
+        None => sql.push("SELECT id FROM publishers WHERE status = 'active'"),
+    };
+    let column = due.rsplit(' ').next().unwrap_or(due);
+    sql.push(") ORDER BY ")
+        .push(column)
+        .push(" LIMIT ")
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .push(skip_locked(backend));
+    let rows = runs::Entity::find().from_raw_sql(sql.statement(backend));
+    Ok(rows.all(tx.db()).await?)
+}

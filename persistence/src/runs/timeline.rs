@@ -1,0 +1,131 @@
+//! A run's timeline: everything that happened to it, in order.
+
+use domain::{
+    Problem, Timestamp,
+    id::{Id as _, RunId},
+    run::Moment,
+};
+use sea_orm::{
+    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::LockType,
+};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{
+    Context,
+    entity::{run_timeline, runs},
+    error::{Result, StoreError, damaged},
+    page::{Page, PageRequest},
+    scope::Scoped,
+};
+
+/// An entry of a run's timeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimelineEntry {
+    /// Sorts the entries as they happened; not without gaps.
+    pub seq: i64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened.
+    pub moment: Moment,
+    /// How often the run had been claimed then.
+    pub attempt: i32,
+    /// The kind and identifier of the credential that did it; `None` for the service.
+    pub actor: Option<(String, String)>,
+    /// Further facts.
+    pub data: Option<Value>,
+}
+
+impl TimelineEntry {
+    fn of_row(row: run_timeline::Model) -> Result<Self> {
+        let data = row.data.as_deref().map(serde_json::from_str).transpose();
+        Ok(Self {
+            seq: row.seq,
+            at: Timestamp::from_ms(row.at),
+            moment: Moment::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
+            attempt: row.attempt,
+            actor: row.actor_kind.zip(row.actor_id),
+            data: data.map_err(|_| damaged("timeline"))?,
+        })
+    }
+}
+
+impl Scoped {
+    /// A run's timeline, oldest first.
+    pub async fn timeline(
+        &self,
+        id: RunId,
+        page: PageRequest<i64>,
+    ) -> Result<Page<TimelineEntry, i64>, StoreError> {
+        use run_timeline::Column;
+        let owner = self.scope.uuid();
+        let slug: Option<String> = runs::Entity::find_by_id((owner, id.uuid()))
+            .select_only()
+            .column(runs::Column::PipelineSlug)
+            .into_tuple()
+            .one(self.store.read())
+            .await?;
+        slug.filter(|slug| self.scope.reaches(slug))
+            .ok_or_else(Problem::not_found)?;
+        let rows = run_timeline::Entity::find()
+            .filter(Column::PublisherId.eq(owner))
+            .filter(Column::RunId.eq(id.uuid()))
+            .filter(Column::Seq.gt(page.after.unwrap_or(0)))
+            .order_by_asc(Column::Seq)
+            .limit(page.fetch())
+            .all(self.store.read())
+            .await?;
+        page.cut(rows, |row| row.seq).try_map(TimelineEntry::of_row)
+    }
+
+    /// Changes whenever the run does, on whatever process; now and then it changes for nothing.
+    #[must_use]
+    pub fn watch_run(&self, id: RunId) -> watch::Receiver<u64> {
+        self.store.inner.wake.watch(id.uuid())
+    }
+
+    /// Adds what happened during a run to its timeline. Nothing is added to a run that has been
+    /// swept meanwhile.
+    pub async fn add_to_timeline(
+        &self,
+        context: &Context,
+        id: RunId,
+        moment: Moment,
+        data: &Value,
+    ) -> Result<(), StoreError> {
+        let key = (self.scope.uuid(), id.uuid());
+        self.store
+            .write(|tx| async move {
+                let row = runs::Entity::find_by_id(key)
+                    .lock(LockType::NoKeyUpdate)
+                    .one(tx.db())
+                    .await?;
+                let Some(row) = row else { return Ok(()) };
+                let seq = row.revision + 1;
+                runs::Entity::update_many()
+                    .col_expr(runs::Column::Revision, seq.into())
+                    .filter(runs::Column::PublisherId.eq(key.0))
+                    .filter(runs::Column::Id.eq(key.1))
+                    .exec(tx.db())
+                    .await?;
+                let entry = run_timeline::Model {
+                    publisher_id: key.0,
+                    run_id: key.1,
+                    seq,
+                    at: tx.now.ms(),
+                    moment: moment.as_str().to_owned(),
+                    attempt: row.attempt,
+                    actor_kind: Some(context.actor.kind.as_str().to_owned()),
+                    actor_id: Some(context.actor.id.clone()),
+                    data: Some(data.to_string()),
+                };
+                run_timeline::Entity::insert(entry.into_active_model().reset_all())
+                    .exec_without_returning(tx.db())
+                    .await?;
+                tx.changes_run(key.1);
+                Ok(())
+            })
+            .await
+    }
+}

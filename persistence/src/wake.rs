@@ -1,0 +1,332 @@
+//! Who is to be woken by a commit: the dispatcher, waiting claims, and watchers of runs, in this
+//! process and, on PostgreSQL, in the others.
+//!
+//! Other processes hear by `NOTIFY`, sent after the commit on a connection of its own: inside the
+//! transaction it would make all commits wait for one lock. A notification only hastens what a
+//! slow poll would find, so a lost one does no harm.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sea_orm::sqlx::{
+    self, PgPool,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::db::Effects;
+
+/// The channel of all notifications.
+const CHANNEL: &str = "stationmaster";
+/// The shortest time between two notifications of a process.
+const NOTIFY_EVERY: Duration = Duration::from_millis(5);
+/// The wait before a lost connection is tried again.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
+const NAMES_MAX: usize = 200;
+
+/// News that is collected until somebody takes it.
+#[derive(Default)]
+struct News {
+    deliveries: bool,
+    ready: BTreeSet<Uuid>,
+    runs: BTreeSet<Uuid>,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        !self.deliveries && self.ready.is_empty() && self.runs.is_empty()
+    }
+}
+
+/// What wakes those who wait.
+pub(crate) struct Wake {
+    process: Uuid,
+    /// Rings when there may be deliveries to make.
+    pub(crate) deliveries: Arc<Notify>,
+    ready: Mutex<BTreeSet<Uuid>>,
+    /// Rings when somebody may have runs to hand out.
+    ready_bell: Notify,
+    watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
+    /// What other processes have not been told yet; `None` where there are none.
+    outbox: Option<Mutex<News>>,
+    outbox_bell: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wake {
+    pub(crate) fn new(others: bool) -> Self {
+        Self {
+            process: Uuid::from_bytes(domain::random::bytes()),
+            deliveries: Arc::new(Notify::new()),
+            ready: Mutex::default(),
+            ready_bell: Notify::new(),
+            watched: Mutex::default(),
+            outbox: others.then(Mutex::default),
+            outbox_bell: Notify::new(),
+        }
+    }
+
+    /// Wakes whom a commit concerns.
+    pub(crate) fn after(&self, effects: &Effects) {
+        if effects.deliveries {
+            self.deliveries.notify_one();
+        }
+        self.readied(effects.runs_ready.iter().copied());
+        self.changed(effects.runs_changed.iter());
+        let Some(outbox) = &self.outbox else { return };
+        let mut outbox = lock(outbox);
+        outbox.deliveries |= effects.deliveries;
+        outbox.ready.extend(&effects.runs_ready);
+        outbox.runs.extend(&effects.runs_changed);
+        if !outbox.is_empty() {
+            self.outbox_bell.notify_one();
+        }
+    }
+
+    fn readied(&self, publishers: impl Iterator<Item = Uuid>) {
+        let mut ready = lock(&self.ready);
+        ready.extend(publishers);
+        if !ready.is_empty() {
+            self.ready_bell.notify_one();
+        }
+    }
+
+    fn changed<'a>(&self, runs: impl Iterator<Item = &'a Uuid>) {
+        let mut watched = lock(&self.watched);
+        if watched.is_empty() {
+            return;
+        }
+        for run in runs {
+            if let Some(sender) = watched.get(run) {
+                sender.send_modify(|count| *count += 1);
+                if sender.receiver_count() == 0 {
+                    watched.remove(run);
+                }
+            }
+        }
+    }
+
+    fn all_changed(&self) {
+        let mut watched = lock(&self.watched);
+        watched.retain(|_, sender| {
+            sender.send_modify(|count| *count += 1);
+            sender.receiver_count() > 0
+        });
+    }
+
+    /// Changes whenever the run does.
+    pub(crate) fn watch(&self, run: Uuid) -> watch::Receiver<u64> {
+        let mut watched = lock(&self.watched);
+        // Those whose watchers have left, and whose runs never change again, go here.
+        if watched.len() >= 1024 && watched.len().is_power_of_two() {
+            watched.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        watched
+            .entry(run)
+            .or_insert_with(|| watch::channel(0).0)
+            .subscribe()
+    }
+
+    /// Waits until somebody may have runs to hand out, and says who.
+    pub(crate) async fn ready(&self) -> BTreeSet<Uuid> {
+        loop {
+            let taken = std::mem::take(&mut *lock(&self.ready));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.ready_bell.notified().await;
+        }
+    }
+
+    /// Forgets who has runs to hand out: nobody waits.
+    pub(crate) fn forget_ready(&self) {
+        lock(&self.ready).clear();
+    }
+
+    /// The next notification to send, after there is something to tell.
+    async fn outgoing(&self, outbox: &Mutex<News>) -> String {
+        loop {
+            let news = std::mem::take(&mut *lock(outbox));
+            if !news.is_empty() {
+                return written(self.process, &news);
+            }
+            self.outbox_bell.notified().await;
+        }
+    }
+
+    /// Takes in another process's notification.
+    fn incoming(&self, payload: &str) {
+        let mut parts = payload.split(' ');
+        if parts.next() == Some(self.process.simple().to_string().as_str()) {
+            return;
+        }
+        let mut ready = Vec::new();
+        for part in parts {
+            let (kind, rest) = part.split_at_checked(1).unwrap_or((part, ""));
+            let id = Uuid::try_parse(rest).ok();
+            match (kind, id) {
+                ("d", _) => self.deliveries.notify_one(),
+                ("w", Some(publisher)) => ready.push(publisher),
+                ("r", Some(run)) => self.changed([run].iter()),
+                _ => self.everything(),
+            }
+        }
+        self.readied(ready.into_iter());
+    }
+
+    /// Something may have been missed.
+    fn everything(&self) {
+        self.deliveries.notify_one();
+        self.all_changed();
+        self.readied([Uuid::nil()].into_iter());
+    }
+
+    /// Tells other processes and hears from them until `stop`.
+    pub(crate) async fn exchange(&self, options: PgConnectOptions, stop: CancellationToken) {
+        let Some(outbox) = &self.outbox else { return };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.send(outbox, &options) => {}
+            () = self.hear(&options) => {}
+        }
+    }
+
+    async fn send(&self, outbox: &Mutex<News>, options: &PgConnectOptions) {
+        let pool = one(options);
+        loop {
+            let payload = self.outgoing(outbox).await;
+            let sent = Instant::now();
+            let notify = sqlx::query("SELECT pg_notify($1, $2)")
+                .bind(CHANNEL)
+                .bind(payload);
+            if let Err(error) = notify.execute(&pool).await {
+                tracing::debug!(%error, "other processes were not told; their polls will find it");
+                tokio::time::sleep(RECONNECT_AFTER).await;
+            }
+            tokio::time::sleep_until(sent + NOTIFY_EVERY).await;
+        }
+    }
+
+    async fn hear(&self, options: &PgConnectOptions) {
+        loop {
+            if let Err(error) = self.listen(options).await {
+                tracing::debug!(%error, "other processes are not heard; polls go on");
+            }
+            self.everything();
+            tokio::time::sleep(RECONNECT_AFTER).await;
+        }
+    }
+
+    async fn listen(&self, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(&one(options)).await?;
+        listener.listen(CHANNEL).await?;
+        // What was committed before the listening began.
+        self.everything();
+        while let Some(notification) = listener.try_recv().await? {
+            self.incoming(notification.payload());
+        }
+        Ok(())
+    }
+}
+
+/// A pool of one connection, made when it is needed.
+fn one(options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(1)
+        .connect_lazy_with(options.clone())
+}
+
+/// `<process> [d] [w<publisher>…] [r<run>…]`, or `*` for more than fits.
+fn written(process: Uuid, news: &News) -> String {
+    use std::fmt::Write as _;
+    let mut text = process.simple().to_string();
+    if news.ready.len() + news.runs.len() > NAMES_MAX {
+        text.push_str(" *");
+        return text;
+    }
+    if news.deliveries {
+        text.push_str(" d");
+    }
+    // Writing to a string can't fail.
+    for publisher in &news.ready {
+        let _ = write!(text, " w{}", publisher.simple());
+    }
+    for run in &news.runs {
+        let _ = write!(text, " r{}", run.simple());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    #[tokio::test]
+    async fn what_one_process_writes_another_reads() {
+        let (here, there) = (Wake::new(true), Wake::new(true));
+        let mut watching = there.watch(id(7));
+        let news = News {
+            deliveries: true,
+            ready: BTreeSet::from([id(1), id(2)]),
+            runs: BTreeSet::from([id(7)]),
+        };
+        let payload = written(here.process, &news);
+        there.incoming(&payload);
+        assert_eq!(there.ready().await, news.ready);
+        assert!(watching.has_changed().unwrap());
+        watching.mark_unchanged();
+        there.deliveries.notified().await;
+        // What comes back to its sender is no news.
+        here.incoming(&payload);
+        assert!(lock(&here.ready).is_empty());
+    }
+
+    #[tokio::test]
+    async fn too_much_to_name_is_told_as_everything() {
+        let (here, there) = (Wake::new(true), Wake::new(true));
+        let news = News {
+            runs: (0..1000).map(id).collect(),
+            ..News::default()
+        };
+        let payload = written(here.process, &news);
+        assert!(payload.len() < 8000);
+        let watching = there.watch(id(5000));
+        there.incoming(&payload);
+        assert!(watching.has_changed().unwrap());
+        assert_eq!(there.ready().await, BTreeSet::from([Uuid::nil()]));
+    }
+
+    #[test]
+    fn the_longest_payload_fits() {
+        let news = News {
+            deliveries: true,
+            ready: BTreeSet::new(),
+            runs: (0..NAMES_MAX as u128).map(id).collect(),
+        };
+        assert!(written(id(1), &news).len() < 8000);
+    }
+
+    #[test]
+    fn nobody_is_remembered_for_ever() {
+        let wake = Wake::new(false);
+        drop(wake.watch(id(1)));
+        wake.changed([id(1)].iter());
+        assert!(lock(&wake.watched).is_empty());
+    }
+}
