@@ -41,11 +41,11 @@ pub struct Admin(pub Arc<Principal>, pub(crate) TokenHash);
 
 /// A request of an admin or a runner token.
 #[derive(Clone, Debug)]
-pub struct AdminOrRunner(pub Arc<Principal>);
+pub struct AdminOrRunner(pub Arc<Principal>, pub(crate) TokenHash);
 
 /// A runner token's request.
 #[derive(Clone, Debug)]
-pub struct Runner(pub Arc<Principal>);
+pub struct Runner(pub Arc<Principal>, pub(crate) TokenHash);
 
 /// A request of the operator.
 #[derive(Clone, Debug)]
@@ -336,10 +336,12 @@ guard!(Admin, "admin", |app, request| {
     Self(principal, hash)
 });
 guard!(Runner, "runner", |app, request| {
-    Self(app.tenant(request, Wanted::Runner).await?.0)
+    let (principal, hash) = app.tenant(request, Wanted::Runner).await?;
+    Self(principal, hash)
 });
 guard!(AdminOrRunner, "admin_or_runner", |app, request| {
-    Self(app.tenant(request, Wanted::Either).await?.0)
+    let (principal, hash) = app.tenant(request, Wanted::Either).await?;
+    Self(principal, hash)
 });
 guard!(Operator, "bootstrap", |app, request| Self(
     app.operator(request).await?

@@ -94,7 +94,7 @@ const fn description(own: OwnType) -> &'static str {
         OwnType::RunSucceeded => "A run finished well.",
         OwnType::RunFailed => "A run finished badly.",
         OwnType::RunCancelled => "A run was called off.",
-        OwnType::RunExpired => "The last lease of a run ran out.",
+        OwnType::RunExpired => "The tries of a run, or its time to live, ran out.",
         OwnType::TokenRotated => "Live credentials of a kind were replaced by a new one.",
         OwnType::TokenRevoked => "A credential was taken away.",
         OwnType::EndpointDisabled => "Nothing is delivered to an endpoint any more.",
@@ -159,7 +159,8 @@ pub struct Events {
 impl Events {
     /// List events
     ///
-    /// Newest first. A token that is limited to some pipelines sees no events of runs.
+    /// Newest first. A token that is limited to some pipelines sees what happened in those, and what
+    /// happened in none.
     #[oai(path = "/events", method = "get", operation_id = "list_events")]
     async fn list(
         &self,

@@ -71,6 +71,7 @@ type Operations = (
     jobs::JobList,
     pipelines::Pipelines,
     runs::Runs,
+    runs::timeline::Timelines,
     endpoints::Endpoints,
     events::Events,
     deliveries::Deliveries,
@@ -86,6 +87,7 @@ fn operations(app: &Arc<App>) -> Operations {
         jobs::JobList { app: app() },
         pipelines::Pipelines { app: app() },
         runs::Runs::new(app()),
+        runs::timeline::Timelines::new(app()),
         endpoints::Endpoints { app: app() },
         events::Events { app: app() },
         deliveries::Deliveries { app: app() },
@@ -98,6 +100,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         credentials::DOCS,
         pipelines::DOCS,
         runs::DOCS,
+        runs::timeline::DOCS,
         endpoints::DOCS,
         deliveries::DOCS,
     ]

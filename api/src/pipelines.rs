@@ -16,7 +16,7 @@ use domain::{
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
-use persistence::Pipeline;
+use persistence::{IdempotencyKey, Pipeline};
 
 use crate::{
     auth::{Admin, AdminOrRunner},
@@ -25,6 +25,7 @@ use crate::{
     cursor::{List, Listed},
     destination,
     http::{ApiError, Body, RequestContext},
+    idempotency::Idempotency,
 };
 
 pub(crate) mod schema;
@@ -41,6 +42,14 @@ pub const DOCS: &[OperationDoc] = &[
             Code::QuotaExceeded,
             Code::PreconditionFailed,
         ],
+    },
+    OperationDoc {
+        operation_id: "pause_pipeline",
+        codes: &[Code::IdempotencyKeyReused],
+    },
+    OperationDoc {
+        operation_id: "resume_pipeline",
+        codes: &[Code::IdempotencyKeyReused],
     },
     OperationDoc {
         operation_id: "delete_pipeline",
@@ -106,12 +115,19 @@ pub struct PipelineDefinition {
         validator(minimum(value = "5"), maximum(value = "86400"))
     )]
     lease_seconds: u32,
-    /// How many claims a run may use up.
+    /// How many tries of a run may fail, or lose their lease.
     #[oai(
         default = "max_attempts_default",
         validator(minimum(value = "1"), maximum(value = "100"))
     )]
     max_attempts: u32,
+    /// How many of its runs may be held at once; null sets no limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "100000")))]
+    max_concurrent_runs: Option<u32>,
+    /// How long after its creation a run may still be queued, seconds: then it expires. Null sets
+    /// no limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "31536000")))]
+    time_to_live_seconds: Option<u32>,
     /// How long finished runs are kept, days.
     #[oai(
         default = "retention_days_default",
@@ -144,6 +160,8 @@ impl Example for PipelineDefinition {
             )]),
             lease_seconds: lease_seconds_default(),
             max_attempts: max_attempts_default(),
+            max_concurrent_runs: None,
+            time_to_live_seconds: None,
             retention_days: retention_days_default(),
         }
     }
@@ -189,6 +207,8 @@ impl PipelineDefinition {
             subcommands,
             lease_seconds: self.lease_seconds,
             max_attempts: self.max_attempts,
+            max_concurrent_runs: self.max_concurrent_runs,
+            time_to_live_seconds: self.time_to_live_seconds,
             retention_days: self.retention_days,
         })
     }
@@ -256,10 +276,19 @@ pub struct PipelineView {
     subcommands: BTreeMap<String, SubcommandBody>,
     /// How long a claim holds, seconds.
     lease_seconds: u32,
-    /// How many claims a run may use up.
+    /// How many tries of a run may fail, or lose their lease.
     max_attempts: u32,
+    /// How many of its runs may be held at once; null sets no limit.
+    #[oai(nullable)]
+    max_concurrent_runs: Option<u32>,
+    /// How long after its creation a run may still be queued, seconds; null sets no limit.
+    #[oai(nullable)]
+    time_to_live_seconds: Option<u32>,
     /// How long finished runs are kept, days.
     retention_days: u32,
+    /// Since when it hands out no runs; null while it does.
+    #[oai(nullable)]
+    paused_at: Option<Time>,
     /// When it was registered.
     created_at: Time,
     /// When it last changed.
@@ -296,7 +325,10 @@ impl From<&Pipeline> for PipelineView {
             subcommands: subcommands.collect(),
             lease_seconds: definition.lease_seconds,
             max_attempts: definition.max_attempts,
+            max_concurrent_runs: definition.max_concurrent_runs,
+            time_to_live_seconds: definition.time_to_live_seconds,
             retention_days: definition.retention_days,
+            paused_at: pipeline.paused_at.map(Time),
             created_at: pipeline.created_at.into(),
             updated_at: pipeline.updated_at.into(),
         }
@@ -318,7 +350,10 @@ impl Example for PipelineView {
             subcommands: body.subcommands,
             lease_seconds: body.lease_seconds,
             max_attempts: body.max_attempts,
+            max_concurrent_runs: body.max_concurrent_runs,
+            time_to_live_seconds: body.time_to_live_seconds,
             retention_days: body.retention_days,
+            paused_at: None,
             created_at: at.into(),
             updated_at: at.into(),
         }
@@ -371,6 +406,26 @@ impl ParseFromParameter for NewSlug {
 /// The operations on pipelines.
 pub struct Pipelines {
     pub(crate) app: Arc<App>,
+}
+
+impl Pipelines {
+    async fn set_paused(
+        &self,
+        who: &Admin,
+        request: &RequestContext,
+        slug: &str,
+        key: Option<IdempotencyKey>,
+        paused: bool,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let slug = parse_slug(slug)?;
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let answered = scoped.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
+            let view = PipelineView::from(pipeline);
+            answer(200, &view, Some(pipeline.revision), None, false)
+        });
+        Ok(answered.await?.into())
+    }
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Pipelines")]
@@ -460,6 +515,50 @@ impl Pipelines {
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self.app.store.scoped(scope).pipelines(list.page()?).await?;
         Ok(list.answer(page, |pipeline| PipelineView::from(&pipeline)))
+    }
+
+    /// Pause a pipeline
+    ///
+    /// It hands out no runs until it is resumed. Runs that are held go on, and new ones wait.
+    #[oai(
+        path = "/pipelines/:slug/pause",
+        method = "post",
+        operation_id = "pause_pipeline"
+    )]
+    async fn pause(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let key = key.of("pause_pipeline", request);
+        self.set_paused(&who, request, &slug.0, key, true).await
+    }
+
+    /// Resume a pipeline
+    #[oai(
+        path = "/pipelines/:slug/resume",
+        method = "post",
+        operation_id = "resume_pipeline"
+    )]
+    async fn resume(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let key = key.of("resume_pipeline", request);
+        self.set_paused(&who, request, &slug.0, key, false).await
     }
 
     /// Delete a pipeline

@@ -1,23 +1,21 @@
-//! Runs: created, claimed, finished and called off.
+//! Runs: created, claimed, kept alive, finished, given back and called off.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use poem_openapi::{
-    Enum, Object, OpenApi,
+    OpenApi,
     param::{Header, Path, Query},
-    registry::{MetaSchema, MetaSchemaRef, Registry},
-    types::{Example, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
-use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use domain::{
-    Code, Problem, Timestamp,
-    id::{Id as _, PipelineId, RunId, TokenId},
+    Code, Problem,
+    id::{PipelineId, RunId},
+    limits::PROGRESS_BYTES,
     run::RunStatus,
     slug::Slug,
 };
-use persistence::{Claimed, CreatedRun, NewRun, Pipeline, Run, RunFilter, Scoped, StoreError};
+use persistence::{Judge, NewRun, Patience, Pipeline, Run, RunFilter, Scoped, StoreError};
 
 use crate::{
     auth::{AdminOrRunner, Runner},
@@ -33,21 +31,39 @@ use crate::{
     },
 };
 
-/// Longest message of a failure, characters.
-const MESSAGE_CHARS: usize = 1000;
-/// Most members of a failure.
-const ERROR_MEMBERS: usize = 50;
+pub(crate) mod timeline;
+mod views;
+
+pub(crate) use views::sample;
+use views::{
+    CancelBody, CancelledRuns, ClaimBody, ClaimedRun, ClaimedRuns, CompleteBody, CreatedRunView,
+    FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView, Status,
+};
+
 const FINISHING: [Code; 2] = [Code::IdempotencyKeyReused, Code::ClaimLost];
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[
     OperationDoc {
         operation_id: "create_run",
-        codes: &[Code::IdempotencyKeyReused, Code::SecretNoLongerAvailable],
+        codes: &[
+            Code::IdempotencyKeyReused,
+            Code::SecretNoLongerAvailable,
+            Code::PipelinePaused,
+            Code::ConcurrencyLimit,
+        ],
     },
     OperationDoc {
         operation_id: "cancel_run",
         codes: &[Code::IdempotencyKeyReused, Code::RunFinished],
+    },
+    OperationDoc {
+        operation_id: "cancel_runs",
+        codes: &[Code::IdempotencyKeyReused],
+    },
+    OperationDoc {
+        operation_id: "heartbeat_run",
+        codes: &[Code::ClaimLost],
     },
     OperationDoc {
         operation_id: "complete_run",
@@ -57,429 +73,11 @@ pub const DOCS: &[OperationDoc] = &[
         operation_id: "fail_run",
         codes: &FINISHING,
     },
+    OperationDoc {
+        operation_id: "release_run",
+        codes: &FINISHING,
+    },
 ];
-
-/// Where a run stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "RunStatus", rename_all = "snake_case")]
-pub enum Status {
-    /// Waits for a runner.
-    Queued,
-    /// A runner holds its claim.
-    Running,
-    /// Finished well.
-    Succeeded,
-    /// Finished badly.
-    Failed,
-    /// Called off.
-    Cancelled,
-    /// Its last lease ran out.
-    Expired,
-}
-
-impl From<RunStatus> for Status {
-    fn from(status: RunStatus) -> Self {
-        match status {
-            RunStatus::Queued => Self::Queued,
-            RunStatus::Running => Self::Running,
-            RunStatus::Succeeded => Self::Succeeded,
-            RunStatus::Failed => Self::Failed,
-            RunStatus::Cancelled => Self::Cancelled,
-            RunStatus::Expired => Self::Expired,
-        }
-    }
-}
-
-impl From<Status> for RunStatus {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Queued => Self::Queued,
-            Status::Running => Self::Running,
-            Status::Succeeded => Self::Succeeded,
-            Status::Failed => Self::Failed,
-            Status::Cancelled => Self::Cancelled,
-            Status::Expired => Self::Expired,
-        }
-    }
-}
-
-/// Why a run failed: a message, and whatever else its runner wants to say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunError(Map<String, Value>);
-
-impl RunError {
-    fn schema() -> MetaSchema {
-        let message = MetaSchema {
-            description: Some("What went wrong."),
-            min_length: Some(1),
-            max_length: Some(MESSAGE_CHARS),
-            ..MetaSchema::new("string")
-        };
-        MetaSchema {
-            description: Some(
-                "Why the run failed. Members beside `message` are the runner's own; 256 KiB in all.",
-            ),
-            required: vec!["message"],
-            properties: vec![("message", MetaSchemaRef::Inline(Box::new(message)))],
-            additional_properties: Some(Box::new(MetaSchemaRef::Inline(Box::new(MetaSchema::ANY)))),
-            max_properties: Some(ERROR_MEMBERS),
-            example: Some(json!({"message": "The file of the day is missing.", "code": 2})),
-            ..MetaSchema::new("object")
-        }
-    }
-}
-
-impl Type for RunError {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
-
-    fn name() -> Cow<'static, str> {
-        "RunError".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference(Self::name().into_owned())
-    }
-
-    fn register(registry: &mut Registry) {
-        registry.create_schema::<Self, _>(Self::name().into_owned(), |_| Self::schema());
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
-    }
-}
-
-impl ParseFromJSON for RunError {
-    fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
-        match value {
-            Some(Value::Object(members)) => Ok(Self(members)),
-            other => Err(ParseError::expected_type(other.unwrap_or_default())),
-        }
-    }
-}
-
-impl ToJSON for RunError {
-    fn to_json(&self) -> Option<Value> {
-        Some(Value::Object(self.0.clone()))
-    }
-}
-
-/// The credential that created a run.
-#[derive(Object, Clone, Debug)]
-pub struct Creator {
-    /// Its identifier.
-    id: String,
-    /// Its kind: `admin` or `runner`.
-    kind: String,
-}
-
-/// A run.
-#[derive(Object, Clone, Debug)]
-#[oai(rename = "Run", example)]
-pub struct RunView {
-    /// `run_…`
-    id: String,
-    /// The pipeline's slug.
-    pipeline: String,
-    /// The version of the pipeline that it was created with, and keeps.
-    pipeline_version: i64,
-    /// Where it stands.
-    status: Status,
-    /// What it was given.
-    input: Value,
-    /// What it gave, once it succeeded.
-    #[oai(nullable)]
-    output: Option<Value>,
-    /// Why it failed, once it did.
-    #[oai(nullable)]
-    error: Option<RunError>,
-    /// The caller's name for it, unique within the pipeline.
-    #[oai(nullable)]
-    external_id: Option<String>,
-    /// 0 to 9; 0 goes first.
-    priority: i32,
-    /// When it may be claimed at the earliest.
-    not_before: Time,
-    /// How often it was claimed.
-    attempt: i32,
-    /// Until when its present claim holds.
-    #[oai(nullable)]
-    lease_expires_at: Option<Time>,
-    /// Who created it.
-    created_by: Creator,
-    /// When it was created.
-    created_at: Time,
-    /// When it was first claimed.
-    #[oai(nullable)]
-    started_at: Option<Time>,
-    /// When it reached a final status.
-    #[oai(nullable)]
-    finished_at: Option<Time>,
-}
-
-impl From<&Run> for RunView {
-    fn from(run: &Run) -> Self {
-        let members = |error: &Value| error.as_object().cloned().unwrap_or_default();
-        Self {
-            id: run.id.to_string(),
-            pipeline: run.pipeline.clone(),
-            pipeline_version: run.pipeline_version,
-            status: run.status.into(),
-            input: run.input.clone(),
-            output: run.output.clone(),
-            error: run.error.as_ref().map(|error| RunError(members(error))),
-            external_id: run.external_id.clone(),
-            priority: run.priority,
-            not_before: run.not_before.into(),
-            attempt: run.attempt,
-            lease_expires_at: run.lease_expires_at.map(Time),
-            created_by: Creator {
-                id: run.created_by_id.clone(),
-                kind: run.created_by_kind.clone(),
-            },
-            created_at: run.created_at.into(),
-            started_at: run.started_at.map(Time),
-            finished_at: run.finished_at.map(Time),
-        }
-    }
-}
-
-/// A run as examples show it.
-pub(crate) fn sample(status: RunStatus) -> Run {
-    let at = Timestamp::from_ms(1_769_860_800_000);
-    let started = !matches!(status, RunStatus::Queued);
-    Run {
-        id: RunId::from_uuid(uuid::Uuid::nil()),
-        pipeline: "nightly-import".into(),
-        pipeline_version: 1,
-        status,
-        input: json!({"day": "2026-01-31"}),
-        output: (status == RunStatus::Succeeded).then(|| json!({"rows": 1024})),
-        error: (status == RunStatus::Failed)
-            .then(|| json!({"message": "The file of the day is missing.", "code": 2})),
-        external_id: Some("import-2026-01-31".into()),
-        priority: 5,
-        not_before: at,
-        attempt: i32::from(started),
-        lease_expires_at: (status == RunStatus::Running)
-            .then(|| at.plus(std::time::Duration::from_mins(5))),
-        created_by_id: TokenId::from_uuid(uuid::Uuid::nil()).to_string(),
-        created_by_kind: "runner".into(),
-        revision: 1,
-        created_at: at,
-        started_at: started.then_some(at),
-        finished_at: status.is_final().then_some(at),
-    }
-}
-
-impl Example for RunView {
-    fn example() -> Self {
-        Self::from(&sample(RunStatus::Succeeded))
-    }
-}
-
-/// The proof that one holds a run. It is shown once.
-#[derive(Object, Clone)]
-#[oai(example)]
-pub struct Claim {
-    /// To send as `X-Stationmaster-Claim` when the run is finished.
-    token: String,
-    /// When the claim ends, unless the run is finished before.
-    expires_at: Time,
-}
-
-impl Claim {
-    fn of(token: &SecretString, expires_at: Timestamp) -> Self {
-        Self {
-            token: token.expose_secret().to_owned(),
-            expires_at: expires_at.into(),
-        }
-    }
-}
-
-impl Example for Claim {
-    fn example() -> Self {
-        Self {
-            token: "stm_claim_…".into(),
-            expires_at: Timestamp::from_ms(1_769_861_100_000).into(),
-        }
-    }
-}
-
-/// A run, with its claim if that was asked for.
-#[derive(Object, Clone)]
-#[oai(example)]
-pub struct CreatedRunView {
-    #[oai(flatten)]
-    run: RunView,
-    /// The claim; absent unless `claim` was true and the run is new.
-    #[oai(skip_serializing_if_is_none)]
-    claim: Option<Claim>,
-}
-
-impl From<&CreatedRun> for CreatedRunView {
-    fn from(created: &CreatedRun) -> Self {
-        let claim = created.claim.as_ref();
-        Self {
-            run: RunView::from(&created.run),
-            claim: claim.map(|(token, expires_at)| Claim::of(token, *expires_at)),
-        }
-    }
-}
-
-impl Example for CreatedRunView {
-    fn example() -> Self {
-        Self {
-            run: RunView::from(&sample(RunStatus::Queued)),
-            claim: None,
-        }
-    }
-}
-
-/// A run and its claim.
-#[derive(Object, Clone)]
-#[oai(example)]
-pub struct ClaimedRun {
-    #[oai(flatten)]
-    run: RunView,
-    /// The claim.
-    claim: Claim,
-}
-
-impl From<&Claimed> for ClaimedRun {
-    fn from(claimed: &Claimed) -> Self {
-        Self {
-            run: RunView::from(&claimed.run),
-            claim: Claim::of(&claimed.token, claimed.expires_at),
-        }
-    }
-}
-
-impl Example for ClaimedRun {
-    fn example() -> Self {
-        Self {
-            run: RunView::from(&sample(RunStatus::Running)),
-            claim: Claim::example(),
-        }
-    }
-}
-
-/// Claimed runs, the one to do first at the head.
-#[derive(Object, Clone)]
-#[oai(example)]
-pub struct ClaimedRuns {
-    /// As many as there were, up to `max`; none is an ordinary answer.
-    items: Vec<ClaimedRun>,
-}
-
-impl Example for ClaimedRuns {
-    fn example() -> Self {
-        Self {
-            items: vec![ClaimedRun::example()],
-        }
-    }
-}
-
-/// A run to create.
-#[derive(Object, Clone, Debug)]
-#[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
-pub struct NewRunBody {
-    /// What the run is given: any JSON that the pipeline's input schema takes, at most 256 KiB.
-    input: Value,
-    /// The caller's name for the run, unique within the pipeline.
-    #[oai(validator(min_length = 1, max_length = 200))]
-    external_id: Option<String>,
-    /// 0 goes first.
-    #[oai(
-        default = "priority_default",
-        validator(minimum(value = "0"), maximum(value = "9"))
-    )]
-    priority: i32,
-    /// When it may be claimed at the earliest.
-    not_before: Option<Time>,
-    /// Whether whoever creates it also claims it; takes a runner token.
-    #[oai(default)]
-    claim: bool,
-}
-
-const fn priority_default() -> i32 {
-    5
-}
-
-impl Example for NewRunBody {
-    fn example() -> Self {
-        Self {
-            input: json!({"day": "2026-01-31"}),
-            external_id: Some("import-2026-01-31".into()),
-            priority: priority_default(),
-            not_before: None,
-            claim: false,
-        }
-    }
-}
-
-/// Which runs to claim.
-#[derive(Object, Clone, Debug)]
-#[oai(example, deny_unknown_fields)]
-pub struct ClaimBody {
-    /// Only runs of these; of all in reach if it is left out.
-    #[oai(validator(
-        min_items = 1,
-        max_items = 50,
-        unique_items,
-        pattern = "^[a-z0-9][a-z0-9-]{0,62}$"
-    ))]
-    pipelines: Option<Vec<String>>,
-    /// At most so many.
-    #[oai(
-        default = "max_default",
-        validator(minimum(value = "1"), maximum(value = "100"))
-    )]
-    max: u32,
-}
-
-const fn max_default() -> u32 {
-    1
-}
-
-impl Example for ClaimBody {
-    fn example() -> Self {
-        Self {
-            pipelines: Some(vec!["nightly-import".into()]),
-            max: max_default(),
-        }
-    }
-}
-
-/// How a run ended well.
-#[derive(Object, Clone, Debug)]
-#[oai(example, deny_unknown_fields)]
-pub struct CompleteBody {
-    /// What it gives: any JSON that its pipeline version's output schema takes, at most 256 KiB.
-    output: Value,
-}
-
-impl Example for CompleteBody {
-    fn example() -> Self {
-        Self {
-            output: json!({"rows": 1024}),
-        }
-    }
-}
-
-/// How a run ended badly.
-#[derive(Object, Clone, Debug)]
-#[oai(deny_unknown_fields)]
-pub struct FailBody {
-    /// Why.
-    error: RunError,
-}
 
 /// The operations on runs.
 pub struct Runs {
@@ -518,20 +116,18 @@ impl Runs {
     }
 
     /// Whether the version that a new run will keep takes its input.
-    fn judge(
-        &self,
-        pipeline: &Pipeline,
-        input: &Value,
-        before: Option<&Verdict>,
-    ) -> Result<(), Problem> {
-        let version = (pipeline.id, pipeline.version);
-        match before {
-            Some((judged, verdict)) if *judged == version => verdict.clone(),
-            _ => {
-                let schema = pipeline.definition.input_schema.as_ref();
-                self.schemas.check_now(version, Side::Input, schema, input)
+    fn judge(&self, before: Option<Verdict>) -> Judge {
+        let schemas = self.schemas.clone();
+        Arc::new(move |pipeline: &Pipeline, input: &Value| {
+            let version = (pipeline.id, pipeline.version);
+            match &before {
+                Some((judged, verdict)) if *judged == version => verdict.clone(),
+                _ => {
+                    let schema = pipeline.definition.input_schema.as_ref();
+                    schemas.check_now(version, Side::Input, schema, input)
+                }
             }
-        }
+        })
     }
 
     /// The output of a run, judged by the version that the run was created with.
@@ -601,8 +197,7 @@ impl Runs {
             not_before: body.0.not_before.map(|at| at.0),
             claim: body.0.claim,
         };
-        let judge =
-            |pipeline: &Pipeline, input: &Value| self.judge(pipeline, input, verdict.as_ref());
+        let judge = self.judge(verdict);
         let key = key.of("create_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         let answer = scoped
@@ -691,7 +286,9 @@ impl Runs {
 
     /// Cancel a run
     ///
-    /// At once, whoever holds it: its claim is lost.
+    /// At once while it waits. While a runner holds it, `cancel_requested` is set and the runner
+    /// learns of it with its next heartbeat; the run is cancelled when it gives the run back, when
+    /// its try fails, or when its lease runs out. A run that it completes all the same succeeded.
     #[oai(
         path = "/runs/:id/cancel",
         method = "post",
@@ -715,10 +312,36 @@ impl Runs {
         Ok(scoped.cancel_run(&context, id, shown).await?.into())
     }
 
+    /// Cancel runs
+    ///
+    /// Up to 1000 unfinished runs that pass the filter, oldest first, as [cancelling
+    /// one](#cancel_run) does. `more` tells whether to send it again.
+    #[oai(path = "/runs/cancel", method = "post", operation_id = "cancel_runs")]
+    async fn cancel_all(
+        &self,
+        who: AdminOrRunner,
+        request: &RequestContext,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: Body<CancelBody>,
+    ) -> Result<Ok<CancelledRuns>, ApiError> {
+        let filter = RunFilter::from(body.0);
+        let key = key.of("cancel_runs", request);
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let answered = scoped.cancel_runs(&context, &filter, |done| {
+            answer(200, &CancelledRuns::from(done), None, None, false)
+        });
+        Ok(answered.await?.into())
+    }
+
     /// Claim runs
     ///
-    /// Hands out due runs, by priority, then by when they may start. Each comes with a claim that
-    /// holds for its pipeline's `lease_seconds`; finishing the run takes it.
+    /// Hands out due runs: by priority, then in turns between pipelines, then by when they may
+    /// start and by age. Each comes with a claim that holds for its pipeline's `lease_seconds`;
+    /// heartbeats extend it, and finishing the run takes it. With `wait_seconds` the answer comes
+    /// as soon as there is a run, or empty after that time.
     #[oai(path = "/runs/claim", method = "post", operation_id = "claim_runs")]
     async fn claim(
         &self,
@@ -732,11 +355,55 @@ impl Runs {
         destination::refuse(faults, Vec::new())?;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
+        let wait = Duration::from_secs(u64::from(body.0.wait_seconds));
+        if !wait.is_zero() {
+            request.leave_place();
+        }
+        let patience = Patience {
+            wait,
+            gone: request.gone(),
+            token: who.1,
+        };
         let claimed = scoped
-            .claim_runs(&context, pipelines.as_deref(), body.0.max)
+            .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
             .await?;
         let items = claimed.iter().map(ClaimedRun::from).collect();
         Ok(Ok::show(&ClaimedRuns { items }, None))
+    }
+
+    /// Keep a run
+    ///
+    /// Extends the claim by its pipeline's `lease_seconds` from now. To be sent every third of
+    /// that; the answer tells whether the run is to be cancelled.
+    #[oai(
+        path = "/runs/:id/heartbeat",
+        method = "post",
+        operation_id = "heartbeat_run"
+    )]
+    async fn heartbeat(
+        &self,
+        who: Runner,
+        request: &RequestContext,
+        /// The run's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+        /// The claim's token.
+        #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
+        claim: Header<String>,
+        body: OptionalBody<HeartbeatBody>,
+    ) -> Result<Ok<HeartbeatView>, ApiError> {
+        let id = parse_id::<RunId>(&id.0)?;
+        let progress = body.0.progress;
+        if let Some(progress) = &progress {
+            check_progress(progress)?;
+        }
+        let context = self.app.context(request, who.0.actor(), None);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let run = scoped
+            .heartbeat_run(&context, id, &claim.0, progress)
+            .await?;
+        let view = HeartbeatView::of(&run).ok_or(Code::ClaimLost)?;
+        Ok(Ok::show(&view, None))
     }
 
     /// Complete a run
@@ -771,7 +438,9 @@ impl Runs {
             .into())
     }
 
-    /// Give up a run
+    /// Report that a run failed
+    ///
+    /// For good, unless `retryable` is true and tries are left.
     #[oai(path = "/runs/:id/fail", method = "post", operation_id = "fail_run")]
     async fn fail(
         &self,
@@ -789,16 +458,58 @@ impl Runs {
         body: Body<FailBody>,
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
+        let retryable = body.0.retryable;
         let error = Value::Object(body.0.error.0);
         payload_bytes("error", &error)?;
         let key = key.of("fail_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         let scoped = self.app.store.scoped(&who.0.scope);
         Ok(scoped
-            .fail_run(&context, id, &claim.0, error, shown)
+            .fail_run(&context, id, &claim.0, (error, retryable), shown)
             .await?
             .into())
     }
+
+    /// Give a run back
+    ///
+    /// It is queued again, and another runner may claim it at once; no try is used up.
+    #[oai(
+        path = "/runs/:id/release",
+        method = "post",
+        operation_id = "release_run"
+    )]
+    async fn release(
+        &self,
+        who: Runner,
+        request: &RequestContext,
+        /// The run's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+        /// The claim's token.
+        #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
+        claim: Header<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<RunView>, ApiError> {
+        let id = parse_id::<RunId>(&id.0)?;
+        let key = key.of("release_run", request);
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        Ok(scoped
+            .release_run(&context, id, &claim.0, shown)
+            .await?
+            .into())
+    }
+}
+
+/// A report of progress has a limit of its own.
+fn check_progress(progress: &Value) -> Result<(), Problem> {
+    if progress.to_string().len() > PROGRESS_BYTES {
+        let detail = format!("`progress` may have at most {PROGRESS_BYTES} bytes of JSON.");
+        return Err(Problem::field("/progress", "too_long", detail));
+    }
+    Ok(())
 }
 
 /// A changed run.
@@ -811,37 +522,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_show_the_run_as_the_api_does() {
-        for status in RunStatus::ALL {
-            let run = sample(status);
-            let mut shown = RunView::from(&run).to_json().unwrap();
-            shown.as_object_mut().unwrap().remove("input").unwrap();
-            assert_eq!(shown, run.without_input(), "{}", status.as_str());
-        }
-    }
-
-    #[test]
-    fn a_claim_stands_beside_the_runs_own_members() {
-        let created = CreatedRun {
-            run: sample(RunStatus::Queued),
-            claim: None,
-            existed: false,
-        };
-        let plain = CreatedRunView::from(&created).to_json().unwrap();
-        assert_eq!(plain, RunView::from(&created.run).to_json().unwrap());
-        let at = Timestamp::from_ms(0);
-        let claim = Some((SecretString::from("stm_claim_x".to_owned()), at));
-        let claimed = CreatedRunView::from(&CreatedRun { claim, ..created })
-            .to_json()
-            .unwrap();
-        assert_eq!(
-            claimed["claim"],
-            json!({"token": "stm_claim_x", "expires_at": at.to_string()})
-        );
-        assert_eq!(claimed["id"], plain["id"]);
-    }
-
-    #[test]
     fn only_a_runner_claims() {
         let problem = check_may_claim(true, false).unwrap_err();
         assert_eq!(problem.errors[0].pointer, "/claim");
@@ -849,10 +529,12 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_keeps_the_runners_own_members() {
-        let value = json!({"message": "x", "trace": [1]});
-        let error = RunError::parse_from_json(Some(value.clone())).unwrap();
-        assert_eq!(error.to_json(), Some(value));
-        assert!(RunError::parse_from_json(Some(json!("x"))).is_err());
+    fn progress_has_a_limit() {
+        let long = Value::from("x".repeat(PROGRESS_BYTES));
+        assert_eq!(
+            check_progress(&long).unwrap_err().errors[0].pointer,
+            "/progress"
+        );
+        assert!(check_progress(&Value::from(1)).is_ok());
     }
 }

@@ -218,7 +218,7 @@ impl Worker {
                 Batch::removed(system.sweep_publishers(cutoff, BATCH).await?)
             }
             Kind::Leases => {
-                let (requeued, expired) = system.expire_leases(LEASES_BATCH).await?;
+                let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
                 let counts = vec![("requeued", requeued), ("expired", expired)];
                 Batch {
                     counts,

@@ -138,6 +138,11 @@ async fn answer(
         drain_timeout: DRAIN,
         ..ConnectionLimits::default()
     };
+    let (waiters, stopping) = (store.clone(), stop.clone());
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        waiters.quiesce();
+    });
     let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));
     tracing::info!(%address, "Ready");

@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use poem::{
@@ -10,6 +10,8 @@ use poem::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
 };
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use crate::contract::Contract;
 use domain::{Code, random};
@@ -109,6 +111,8 @@ struct Inner {
     hashes_body: bool,
     body_hash: OnceLock<[u8; 32]>,
     rate: OnceLock<RateState>,
+    gone: CancellationToken,
+    place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl RequestContext {
@@ -126,7 +130,25 @@ impl RequestContext {
             hashes_body: headers.contains_key(IDEMPOTENCY_KEY),
             body_hash: OnceLock::new(),
             rate: OnceLock::new(),
+            gone: CancellationToken::new(),
+            place: Mutex::default(),
         }))
+    }
+
+    /// Cancelled when nobody waits for the answer any more: the caller hung up, or it came.
+    #[must_use]
+    pub fn gone(&self) -> CancellationToken {
+        self.0.gone.clone()
+    }
+
+    /// Keeps the request's place among those at work.
+    pub(super) fn hold_place(&self, place: Option<OwnedSemaphorePermit>) {
+        *self.0.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    /// Gives the place back: from now on the request waits rather than works.
+    pub fn leave_place(&self) {
+        self.hold_place(None);
     }
 
     /// The context of a request that came through the stack.
@@ -135,6 +157,11 @@ impl RequestContext {
             tracing::error!("a request reached a handler without passing the stack");
             Code::Internal.into()
         })
+    }
+
+    /// The request's identifier, to be sent back.
+    pub(super) fn id(&self) -> &RequestId {
+        &self.0.id
     }
 
     /// The request's identifier.

@@ -57,14 +57,15 @@ pub struct StackOptions {
 }
 
 impl StackOptions {
-    /// The defaults: 1024 requests at once, 60 seconds, no proxies.
+    /// The defaults: 1024 requests at work, 90 seconds, no proxies. (The longest wait that a
+    /// request may ask for is 60 seconds.)
     #[must_use]
     pub fn new(contract: Arc<Contract>) -> Self {
         Self {
             contract,
             trusted_proxies: Vec::new(),
             concurrent_max: 1024,
-            time_limit: Duration::from_mins(1),
+            time_limit: Duration::from_secs(90),
             tasks: TaskTracker::new(),
         }
     }
@@ -116,7 +117,7 @@ where
 
         let result = match refusal::of_uri(request.uri()) {
             Some(problem) => Err(ApiError::from(problem).into()),
-            None => self.work(request, health, &id).await,
+            None => self.work(request, health, &context).await,
         };
         let pattern = pattern(&result);
         let route = pattern
@@ -145,7 +146,13 @@ impl<E> Stack<E>
 where
     E: Endpoint + 'static,
 {
-    async fn work(&self, request: Request, health: bool, id: &RequestId) -> Result<Response> {
+    async fn work(
+        &self,
+        request: Request,
+        health: bool,
+        context: &RequestContext,
+    ) -> Result<Response> {
+        let id = context.id();
         let place = if health {
             None
         } else {
@@ -157,11 +164,14 @@ where
         let app = Arc::clone(&self.app);
         let trace_id = context::trace_id(request.headers());
         let span = tracing::info_span!("request", request_id = id.as_str(), trace_id);
+        context.hold_place(place);
+        let working = context.clone();
         let task = async move {
             let result = app.call(request).await.map(IntoResponse::into_response);
-            drop(place);
+            working.leave_place();
             result
         };
+        let _gone = context.gone().drop_guard();
         let task = self.options.tasks.spawn(task.instrument(span));
         match tokio::time::timeout(self.options.time_limit, task).await {
             Ok(Ok(result)) => result,
