@@ -86,6 +86,11 @@ const ROWS: &[(usize, &str, &str)] = &[
         "delivery_attempts",
         "INSERT INTO delivery_attempts (publisher_id, delivery_id, number, at, latency_ms) VALUES ({u}, {u}, 1, 1, 1)",
     ),
+    (
+        5,
+        "run_timeline",
+        "INSERT INTO run_timeline (publisher_id, run_id, seq, at, moment, attempt) VALUES ({u}, {u}, 1, 1, 'created', 0)",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {

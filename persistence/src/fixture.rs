@@ -181,6 +181,7 @@ impl Fixture {
             event_type: Set("run.created".into()),
             body: Set(format!(r#"{{"id":"{id}"}}"#)),
             created_at: Set(self.store.now().ms()),
+            pipeline_slug: Set(None),
         })
         .await;
         id

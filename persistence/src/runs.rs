@@ -538,9 +538,10 @@ impl System {
         self.store
             .write(|tx| async move {
                 let mut news = News::default();
-                let counts = claims::take_back(&tx, None, limit, &mut news).await?;
+                let (again, ended) = claims::take_back(&tx, None, limit, &mut news).await?;
+                let outlived = claims::end_outlived(&tx, limit, &mut news).await?;
                 news.write(&tx).await?;
-                Ok(counts)
+                Ok((again, ended + outlived))
             })
             .await
     }

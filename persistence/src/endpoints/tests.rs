@@ -12,7 +12,7 @@ use crate::{
     Delivery, DeliveryFilter, PublisherPatch,
     audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
-    runs::tests::{PAGE, Slot, code, create, house, new_run, slug},
+    runs::tests::{PAGE, Slot, at_once, code, create, house, new_run, slug},
 };
 
 fn new_endpoint(event_types: &[&str]) -> NewEndpoint {
@@ -135,7 +135,13 @@ async fn an_event_goes_to_those_who_want_it() {
 
         create(&mine, new_run("nightly")).await.unwrap();
         create(&mine, new_run("hourly")).await.unwrap();
-        assert_eq!(mine.claim_runs(&context(), None, 9).await.unwrap().len(), 2);
+        assert_eq!(
+            mine.claim_runs(&context(), None, 9, at_once())
+                .await
+                .unwrap()
+                .len(),
+            2
+        );
 
         let both = ["run.created", "run.created", "run.started", "run.started"];
         assert_eq!(types_to(&mine, &every).await, both);

@@ -38,10 +38,14 @@ use crate::{
 
 /// Runs whose time has come that one transaction makes ready.
 const PROMOTED: i64 = 1000;
-/// Runs that one claiming transaction takes back from lost leases, or expires.
+/// Runs that one claiming transaction takes back from lost leases.
 const TAKEN_BACK: u64 = 100;
 /// Pipelines that one statement looks into; SQLite joins at most 500.
 const PIPELINES_A_STATEMENT: usize = 200;
+/// The runs with a lease, up to the column that says until when.
+const LEASED: &str = "status = 'running' AND lease_expires_at";
+/// The runs that may not wait for ever, up to the column that says until when.
+const MORTAL: &str = "status = 'queued' AND expires_at";
 /// Most pipelines whose turns are remembered.
 const TURNS: u64 = 100_000;
 
@@ -191,14 +195,12 @@ fn next(
     queues.get_mut(&pipeline)?.pop_front()
 }
 
-/// Makes those ready whose time has come.
-async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
-    let backend = tx.db().get_database_backend();
+fn promote_sql(backend: DbBackend, now: Timestamp, publishers: &BTreeSet<Uuid>) -> Sql {
     let mut sql = Sql::new(
         "WITH due AS MATERIALIZED (SELECT publisher_id, id FROM runs \
          WHERE status = 'queued' AND NOT ready AND not_before <= ",
     );
-    sql.bind(tx.now.ms())
+    sql.bind(now.ms())
         .push(" AND publisher_id IN (")
         .bind_list(publishers.iter().copied())
         .push(") ORDER BY not_before LIMIT ")
@@ -208,16 +210,18 @@ async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
             ") UPDATE runs SET ready = TRUE WHERE (publisher_id, id) IN \
              (SELECT publisher_id, id FROM due)",
         );
+    sql
+}
+
+/// Makes those ready whose time has come.
+async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
+    let backend = tx.db().get_database_backend();
+    let sql = promote_sql(backend, tx.now, publishers);
     tx.db().execute_raw(sql.statement(backend)).await?;
     Ok(())
 }
 
-/// The publishers' pipelines that have runs to hand out.
-async fn open_pipelines(
-    tx: &Tx,
-    claims: &[Claim],
-    publishers: &BTreeSet<Uuid>,
-) -> Result<Vec<Open>> {
+fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
     let mut sql = Sql::new(
         "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT r.priority FROM runs r \
          WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
@@ -237,7 +241,16 @@ async fn open_pipelines(
     if let Some(named) = named {
         sql.push(" AND p.live_slug IN (").bind_list(named).push(")");
     }
-    let statement = sql.statement(tx.db().get_database_backend());
+    sql
+}
+
+/// The publishers' pipelines that have runs to hand out.
+async fn open_pipelines(
+    tx: &Tx,
+    claims: &[Claim],
+    publishers: &BTreeSet<Uuid>,
+) -> Result<Vec<Open>> {
+    let statement = open_sql(claims, publishers).statement(tx.db().get_database_backend());
     let found = Open::find_by_statement(statement).all(tx.db()).await?;
     Ok(found
         .into_iter()
@@ -283,6 +296,28 @@ async fn places_of(store: &Store, tx: &Tx, open: &[Open]) -> Result<Places> {
     Places::count(tx, limits.collect()).await
 }
 
+/// The first runs of each pipeline, as many as is said.
+fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Open, u32)]) -> Sql {
+    let mut sql = Sql::new("");
+    for (at, (open, limit)) in wanted.iter().enumerate() {
+        sql.push(if at > 0 { " UNION ALL " } else { "" })
+            .push(
+                "SELECT * FROM (SELECT publisher_id, id, pipeline_id, priority, not_before \
+                 FROM runs WHERE publisher_id = ",
+            )
+            .bind(open.publisher_id)
+            .push(" AND pipeline_id = ")
+            .bind(open.id)
+            .push(" AND status = 'queued' AND ready AND (expires_at IS NULL OR expires_at > ")
+            .bind(now.ms())
+            .push(") ORDER BY priority, not_before, id LIMIT ")
+            .bind(i64::from(*limit))
+            .push(skip_locked(backend))
+            .push(") AS first");
+    }
+    sql
+}
+
 /// The first runs of each pipeline, as many as its claims could take; PostgreSQL holds them.
 async fn candidates(
     tx: &Tx,
@@ -298,22 +333,7 @@ async fn candidates(
     let wanted: Vec<(&Open, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
     let mut found = Vec::new();
     for part in wanted.chunks(PIPELINES_A_STATEMENT) {
-        let mut sql = Sql::new("");
-        for (at, (open, limit)) in part.iter().enumerate() {
-            sql.push(if at > 0 { " UNION ALL " } else { "" })
-                .push(
-                    "SELECT * FROM (SELECT publisher_id, id, pipeline_id, priority, not_before \
-                     FROM runs WHERE publisher_id = ",
-                )
-                .bind(open.publisher_id)
-                .push(" AND pipeline_id = ")
-                .bind(open.id)
-                .push(" AND status = 'queued' AND ready ORDER BY priority, not_before, id LIMIT ")
-                .bind(i64::from(*limit))
-                .push(skip_locked(backend))
-                .push(") AS first");
-        }
-        let statement = sql.statement(backend);
+        let statement = candidates_sql(backend, tx.now, part).statement(backend);
         found.extend(Candidate::find_by_statement(statement).all(tx.db()).await?);
     }
     found.sort_unstable_by_key(|run| (run.priority, run.not_before, run.id));
@@ -344,14 +364,18 @@ async fn hand_out(
     }));
     sql.push(
         ") UPDATE runs SET status = 'running', attempt = attempt + 1, revision = revision + 1, \
-         claim_hash = v.hash, claimed_by = v.claimed_by, started_at = COALESCE(started_at, ",
+         claim_hash = (SELECT v.hash FROM v \
+         WHERE v.publisher_id = runs.publisher_id AND v.id = runs.id), \
+         claimed_by = (SELECT v.claimed_by FROM v \
+         WHERE v.publisher_id = runs.publisher_id AND v.id = runs.id), \
+         started_at = COALESCE(started_at, ",
     )
     .bind(now)
     .push("), lease_expires_at = ")
     .bind(now)
     .push(
-        " + CAST(lease_seconds AS BIGINT) * 1000 FROM v \
-         WHERE runs.publisher_id = v.publisher_id AND runs.id = v.id RETURNING runs.*",
+        " + CAST(lease_seconds AS BIGINT) * 1000 \
+         WHERE (publisher_id, id) IN (SELECT publisher_id, id FROM v) RETURNING *",
     );
     let rows = runs::Entity::find()
         .from_raw_sql(sql.statement(backend))
@@ -371,50 +395,49 @@ async fn hand_out(
     Ok(answers)
 }
 
-/// Takes back up to `limit` runs whose lease ran out and ends up to `limit` that outlived their
-/// time in the queue, of these publishers or of all that are active; answers how many went back
-/// into the queue and how many ended. A publisher that is not active can't extend its leases, so
-/// its runs stay as they are until it is.
+/// Takes back up to `limit` runs whose lease ran out, of these publishers or of all that are
+/// active; answers how many wait again and how many ended. A publisher that is not active can't
+/// extend its leases, so its runs stay as they are until it is.
 pub(super) async fn take_back(
     tx: &Tx,
     publishers: Option<&BTreeSet<Uuid>>,
     limit: u64,
     news: &mut News,
 ) -> Result<(u64, u64)> {
-    let (mut requeued, mut ended) = (0, 0);
-    let overdue = [
-        "status = 'running' AND lease_expires_at",
-        "status = 'queued' AND expires_at",
-    ];
-    for (at, due) in overdue.into_iter().enumerate() {
-        let mut rows = past(tx, due, publishers, limit).await?;
-        for row in &mut rows {
-            let change = if at == 0 {
-                tries_of(row).at_lease_end(tx.now)
-            } else {
-                RunChange::Expire
-            };
-            step(tx, row, change, None, None, news)?;
-            tx.readies_runs_of(row.publisher_id);
-            let again = row.status == RunStatus::Queued.as_str();
-            *(if again { &mut requeued } else { &mut ended }) += 1;
-        }
-        save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
+    let mut rows = past(tx, LEASED, publishers, limit).await?;
+    let mut again = 0;
+    for row in &mut rows {
+        let change = tries_of(row).at_lease_end(tx.now);
+        step(tx, row, change, None, None, news)?;
+        // Its place is free, also where the run itself has ended.
+        tx.readies_runs_of(row.publisher_id);
+        again += u64::from(row.status == RunStatus::Queued.as_str());
     }
-    Ok((requeued, ended))
+    save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
+    let all = u64::try_from(rows.len()).unwrap_or(limit);
+    Ok((again, all - again))
 }
 
-/// The runs whose time of a kind passed longest ago; those that somebody is changing are left
-/// out. `due` is our own text, which ends in the column.
-async fn past(
-    tx: &Tx,
+/// Ends up to `limit` runs that outlived their time in the queue; answers how many.
+pub(super) async fn end_outlived(tx: &Tx, limit: u64, news: &mut News) -> Result<u64> {
+    let mut rows = past(tx, MORTAL, None, limit).await?;
+    for row in &mut rows {
+        step(tx, row, RunChange::Expire, None, None, news)?;
+    }
+    save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
+    Ok(u64::try_from(rows.len()).unwrap_or(limit))
+}
+
+/// `due` is our own text, which ends in the column whose time it is about.
+fn past_sql(
+    backend: DbBackend,
+    now: Timestamp,
     due: &str,
     publishers: Option<&BTreeSet<Uuid>>,
     limit: u64,
-) -> Result<Vec<runs::Model>> {
-    let backend = tx.db().get_database_backend();
+) -> Sql {
     let mut sql = Sql::new("SELECT * FROM runs WHERE ");
-    sql.push(due).push(" <= ").bind(tx.now.ms());
+    sql.push(due).push(" <= ").bind(now.ms());
     sql.push(" AND publisher_id IN (");
     match publishers {
         Some(some) => sql.bind_list(some.iter().copied()),
@@ -426,6 +449,80 @@ async fn past(
         .push(" LIMIT ")
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .push(skip_locked(backend));
+    sql
+}
+
+/// The runs whose time of a kind passed longest ago; those that somebody is changing are left
+/// out.
+async fn past(
+    tx: &Tx,
+    due: &str,
+    publishers: Option<&BTreeSet<Uuid>>,
+    limit: u64,
+) -> Result<Vec<runs::Model>> {
+    let backend = tx.db().get_database_backend();
+    let sql = past_sql(backend, tx.now, due, publishers, limit);
     let rows = runs::Entity::find().from_raw_sql(sql.statement(backend));
     Ok(rows.all(tx.db()).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{START, engines};
+
+    /// How SQLite would go about a statement.
+    async fn plan(store: &Store, sql: Sql) -> String {
+        let mut statement = sql.statement(store.backend());
+        statement.sql.insert_str(0, "EXPLAIN QUERY PLAN ");
+        let rows = store.read().query_all_raw(statement).await.unwrap();
+        let details = rows.iter().map(|row| row.try_get("", "detail").unwrap());
+        details.collect::<Vec<String>>().join("\n")
+    }
+
+    #[tokio::test]
+    async fn every_statement_of_a_claim_is_led_by_an_index() {
+        let fixture = engines().await.remove(0);
+        let (store, sqlite) = (&fixture.store, DbBackend::Sqlite);
+        let nobody = BTreeSet::from([Uuid::nil()]);
+        let open = Open {
+            publisher_id: Uuid::nil(),
+            id: Uuid::nil(),
+            slug: "nightly".into(),
+            version: 1,
+            head: Some(0),
+        };
+        for (sql, index) in [
+            (
+                promote_sql(sqlite, START, &nobody),
+                "runs_scheduled (publisher_id=? AND not_before<?)",
+            ),
+            (
+                open_sql(&[], &nobody),
+                "runs_ready (publisher_id=? AND pipeline_id=?)",
+            ),
+            (
+                candidates_sql(sqlite, START, &[(&open, 1)]),
+                "runs_ready (publisher_id=? AND pipeline_id=?)",
+            ),
+            (
+                past_sql(sqlite, START, LEASED, Some(&nobody), 1),
+                "runs_held (publisher_id=? AND lease_expires_at<?)",
+            ),
+            (
+                past_sql(sqlite, START, LEASED, None, 1),
+                "runs_leased (lease_expires_at<?)",
+            ),
+            (
+                past_sql(sqlite, START, MORTAL, None, 1),
+                "runs_to_expire (expires_at<?)",
+            ),
+        ] {
+            let text = sql.text().to_owned();
+            let plan = plan(store, sql).await;
+            assert!(plan.contains(index), "{text}\n{plan}");
+            assert!(!plan.contains("SCAN r"), "{text}\n{plan}");
+            assert!(!plan.contains("TEMP B-TREE FOR ORDER BY"), "{text}\n{plan}");
+        }
+    }
 }

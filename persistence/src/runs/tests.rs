@@ -3,15 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use domain::{limits::Quotas, pipeline::Definition};
+use domain::{
+    Code,
+    limits::Quotas,
+    pipeline::Definition,
+    token::{self, Prefix},
+};
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    PublisherPatch, Scope,
+    Pipeline, PublisherPatch, Scope,
     audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
 };
@@ -60,6 +67,8 @@ pub(crate) fn definition() -> Definition {
         subcommands: BTreeMap::new(),
         lease_seconds: 60,
         max_attempts: 2,
+        max_concurrent_runs: None,
+        time_to_live_seconds: None,
         retention_days: 3,
     }
 }
@@ -110,13 +119,27 @@ pub(crate) fn new_run(pipeline: &str) -> NewRun {
 pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     let slot = Slot::new();
     scoped
-        .create_run(&context(), new, |_, _| Ok(()), |created| slot.keep(created))
+        .create_run(&context(), new, Arc::new(|_, _| Ok(())), |created| {
+            slot.keep(created)
+        })
         .await?;
     Ok(slot.take())
 }
 
+/// No patience at all.
+pub(crate) fn at_once() -> Patience {
+    Patience {
+        wait: Duration::ZERO,
+        gone: CancellationToken::new(),
+        token: TokenHash::of("nobody's"),
+    }
+}
+
 async fn claim(scoped: &Scoped, max: u32) -> Vec<Claimed> {
-    scoped.claim_runs(&context(), None, max).await.unwrap()
+    scoped
+        .claim_runs(&context(), None, max, at_once())
+        .await
+        .unwrap()
 }
 
 async fn complete(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
@@ -130,7 +153,7 @@ async fn complete(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
 
 async fn fail(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
     let slot = Slot::new();
-    let error = json!({ "message": "no" });
+    let error = (json!({ "message": "no" }), false);
     scoped
         .fail_run(&context(), id, claim, error, |run| slot.keep(run))
         .await?;
@@ -194,7 +217,7 @@ async fn a_pipeline_has_a_new_version_only_when_it_changes() {
         let (second, created) = put(&mine, "nightly", changed.clone()).await.unwrap();
         assert!(!created);
         assert_eq!((second.version, second.revision), (2, 2));
-        assert_eq!(second.definition, changed);
+        assert_eq!(*second.definition, changed);
         assert_eq!(mine.pipeline("nightly").await.unwrap(), second);
         assert_eq!(mine.pipelines(PAGE).await.unwrap().items, [second]);
         assert_eq!(
@@ -393,7 +416,7 @@ async fn only_the_present_claim_finishes_a_run() {
         let late = first.token.expose_secret();
         assert_eq!(code(complete(&mine, run.id, late).await), Code::ClaimLost);
         assert_eq!(
-            fixture.store.system().expire_leases(10).await.unwrap(),
+            fixture.store.system().expire_runs(10).await.unwrap(),
             (1, 0)
         );
         let second = claim(&mine, 1).await.remove(0);
@@ -422,9 +445,9 @@ async fn a_run_expires_with_its_last_lease() {
             tick(&fixture);
             assert_eq!(claim(&mine, 1).await.len(), 1);
             fixture.clock.advance(Duration::from_secs(59));
-            assert_eq!(system.expire_leases(10).await.unwrap(), (0, 0));
+            assert_eq!(system.expire_runs(10).await.unwrap(), (0, 0));
             fixture.clock.advance(Duration::from_secs(1));
-            assert_eq!(system.expire_leases(10).await.unwrap(), outcome);
+            assert_eq!(system.expire_runs(10).await.unwrap(), outcome);
         }
         assert_eq!(mine.run(run.id).await.unwrap().status, RunStatus::Expired);
         let types = ["run.created", "run.started", "run.started", "run.expired"];
@@ -445,27 +468,48 @@ async fn the_leases_of_a_suspended_publisher_wait_for_it() {
             .await
             .unwrap();
         fixture.clock.advance(Duration::from_mins(10));
-        assert_eq!(system.expire_leases(10).await.unwrap(), (0, 0));
+        assert_eq!(system.expire_runs(10).await.unwrap(), (0, 0));
         system
             .resume_publisher(&context(), id, None, |_| no_content())
             .await
             .unwrap();
-        assert_eq!(system.expire_leases(10).await.unwrap(), (1, 0));
+        assert_eq!(system.expire_runs(10).await.unwrap(), (1, 0));
     }
 }
 
 #[tokio::test]
-async fn cancelling_takes_the_claim_away() {
+async fn cancelling_a_held_run_asks_its_holder() {
     for fixture in engines().await {
         let mine = house(&fixture, "a", &["nightly"]).await;
         let run = create(&mine, new_run("nightly")).await.unwrap().run;
         let claimed = claim(&mine, 1).await.remove(0);
-        let cancelled = cancel(&mine, run.id).await.unwrap();
-        assert_eq!(cancelled.status, RunStatus::Cancelled);
+        let asked = cancel(&mine, run.id).await.unwrap();
+        assert_eq!(
+            (asked.status, asked.cancel_requested),
+            (RunStatus::Running, true)
+        );
         let token = claimed.token.expose_secret();
+        let kept = mine.heartbeat_run(&context(), run.id, token, None).await;
+        assert!(kept.unwrap().cancel_requested);
+        let ended = fail(&mine, run.id, token).await.unwrap();
+        assert_eq!(ended.status, RunStatus::Cancelled);
         assert_eq!(code(complete(&mine, run.id, token).await), Code::ClaimLost);
+        assert_eq!(code(cancel(&mine, run.id).await), Code::RunFinished);
         let nobody = RunId::generate(mine.store.now());
         assert_eq!(code(cancel(&mine, nobody).await), Code::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_waits_is_cancelled_at_once() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        tick(&fixture);
+        let cancelled = cancel(&mine, run.id).await.unwrap();
+        assert_eq!(cancelled.status, RunStatus::Cancelled);
+        assert!(claim(&mine, 1).await.is_empty());
+        assert_eq!(told(&mine).await, ["run.created", "run.cancelled"]);
     }
 }
 
@@ -545,264 +589,5 @@ async fn an_external_identifier_names_one_run_of_a_pipeline() {
     }
 }
 
-#[tokio::test]
-async fn claims_go_by_priority_then_time_then_identifier() {
-    for fixture in engines().await {
-        let mine = house(&fixture, "a", &["nightly"]).await;
-        let now = mine.store.now();
-        let mut expected = Vec::new();
-        for (priority, wait) in [(5, 0), (0, 2), (9, 0), (0, 1), (5, 0)] {
-            let not_before = Some(now.plus(Duration::from_secs(wait)));
-            let new = NewRun {
-                priority,
-                not_before,
-                ..new_run("nightly")
-            };
-            expected.push(create(&mine, new).await.unwrap().run);
-        }
-        let late = NewRun {
-            priority: 0,
-            not_before: Some(now.plus(Duration::from_secs(11))),
-            ..new_run("nightly")
-        };
-        create(&mine, late).await.unwrap();
-        expected.sort_by_key(|run| (run.priority, run.not_before, run.id));
-        fixture.clock.advance(Duration::from_secs(10));
-        let mut taken = Vec::new();
-        for max in [2, 0, 100] {
-            let some = claim(&mine, max).await;
-            let tokens: BTreeSet<String> = some
-                .iter()
-                .map(|one| one.token.expose_secret().to_owned())
-                .collect();
-            assert_eq!(tokens.len(), some.len());
-            for one in &some {
-                check_claim(
-                    &stored(&mine, one.run.id).await,
-                    one.token.expose_secret(),
-                    now,
-                )
-                .unwrap();
-            }
-            taken.extend(some.into_iter().map(|one| one.run.id));
-        }
-        let expected: Vec<RunId> = expected.into_iter().map(|run| run.id).collect();
-        assert_eq!(taken, expected);
-    }
-}
-
-async fn stored(scoped: &Scoped, id: RunId) -> runs::Model {
-    let found = runs::Entity::find_by_id((scoped.scope.uuid(), id.uuid()));
-    found.one(scoped.store.read()).await.unwrap().unwrap()
-}
-
-#[tokio::test]
-async fn sqlite_finds_due_runs_by_their_index() {
-    use sea_orm::ConnectionTrait as _;
-    let fixture = engines().await.remove(0);
-    let claim = Claim {
-        publisher: Uuid::nil(),
-        claimed_by: "x",
-        pipelines: None,
-        hashes: vec![TokenHash::of("x")],
-        now: fixture.store.now(),
-    };
-    let mut statement = claim.statement(fixture.store.backend());
-    statement.sql.insert_str(0, "EXPLAIN QUERY PLAN ");
-    let rows = fixture.store.read().query_all_raw(statement).await.unwrap();
-    let plan: Vec<String> = rows
-        .iter()
-        .map(|row| row.try_get("", "detail").unwrap())
-        .collect();
-    let plan = plan.join("\n");
-    assert!(plan.contains("runs_queued (publisher_id=?)"), "{plan}");
-    assert!(plan.contains("(publisher_id=? AND id=?)"), "{plan}");
-    assert!(!plan.contains("SCAN runs"), "{plan}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_two_claims_take_one_run() {
-    for fixture in engines().await {
-        let mine = house(&fixture, "a", &["nightly"]).await;
-        for _ in 0..24 {
-            create(&mine, new_run("nightly")).await.unwrap();
-        }
-        let mut tasks = JoinSet::new();
-        for _ in 0..8 {
-            let mine = mine.clone();
-            tasks.spawn(async move { claim(&mine, 3).await });
-        }
-        let mut taken: Vec<RunId> = tasks
-            .join_all()
-            .await
-            .into_iter()
-            .flatten()
-            .map(|one| one.run.id)
-            .collect();
-        // Under contention a claim may pass over rows and come back with fewer.
-        taken.extend(claim(&mine, 100).await.into_iter().map(|one| one.run.id));
-        assert_eq!(taken.len(), 24);
-        assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 24);
-    }
-}
-
-#[tokio::test]
-async fn a_limited_token_reaches_its_pipelines_only() {
-    for fixture in engines().await {
-        let all = house(&fixture, "a", &["mine", "other"]).await;
-        let some = limited(&all, &["mine"]);
-        let foreign = create(&all, new_run("other")).await.unwrap().run;
-        let own = create(&some, new_run("mine")).await.unwrap().run;
-        assert_eq!(code(create(&some, new_run("other")).await), Code::NotFound);
-        assert_eq!(code(some.run(foreign.id).await), Code::NotFound);
-        assert_eq!(code(cancel(&some, foreign.id).await), Code::NotFound);
-        assert_eq!(code(some.pipeline("other").await), Code::NotFound);
-        assert_eq!(
-            code(put(&some, "third", definition()).await),
-            Code::NotFound
-        );
-        assert_eq!(code(delete(&some, "other").await), Code::NotFound);
-        let names = some.pipelines(PAGE).await.unwrap().items;
-        assert_eq!(
-            names
-                .iter()
-                .map(|one| one.slug.as_str())
-                .collect::<Vec<_>>(),
-            ["mine"]
-        );
-        let seen = some.runs(&RunFilter::default(), PAGE).await.unwrap().items;
-        assert_eq!(seen, std::slice::from_ref(&own));
-        let other = RunFilter {
-            pipeline: Some("other".into()),
-            ..RunFilter::default()
-        };
-        assert!(some.runs(&other, PAGE).await.unwrap().items.is_empty());
-        assert!(some.events(None, PAGE).await.unwrap().items.is_empty());
-        let told = all.events(None, PAGE).await.unwrap().items;
-        assert_eq!(code(some.event(told[0].id).await), Code::NotFound);
-
-        let asked = [slug("other")];
-        assert!(
-            some.claim_runs(&context(), Some(&asked), 9)
-                .await
-                .unwrap()
-                .is_empty()
-        );
-        let both = [slug("other"), slug("mine")];
-        let taken = some.claim_runs(&context(), Some(&both), 9).await.unwrap();
-        assert_eq!(
-            taken.iter().map(|one| one.run.id).collect::<Vec<_>>(),
-            [own.id]
-        );
-        let left = all.claim_runs(&context(), Some(&asked), 9).await.unwrap();
-        let proof = left[0].token.expose_secret();
-        assert_eq!(
-            code(complete(&some, foreign.id, proof).await),
-            Code::NotFound
-        );
-        complete(&all, foreign.id, proof).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn another_publisher_sees_and_changes_nothing() {
-    for fixture in engines().await {
-        let mine = house(&fixture, "a", &["nightly"]).await;
-        let theirs = house(&fixture, "b", &["other"]).await;
-        let run = create(&mine, new_run("nightly")).await.unwrap().run;
-        assert!(claim(&theirs, 9).await.is_empty());
-        let token = claim(&mine, 1).await.remove(0).token;
-        assert_eq!(code(theirs.run(run.id).await), Code::NotFound);
-        assert_eq!(code(cancel(&theirs, run.id).await), Code::NotFound);
-        let stolen = complete(&theirs, run.id, token.expose_secret()).await;
-        assert_eq!(code(stolen), Code::NotFound);
-        assert_eq!(code(theirs.pipeline("nightly").await), Code::NotFound);
-        assert_eq!(code(delete(&theirs, "nightly").await), Code::NotFound);
-        assert_eq!(
-            code(create(&theirs, new_run("nightly")).await),
-            Code::NotFound
-        );
-        assert!(
-            theirs
-                .runs(&RunFilter::default(), PAGE)
-                .await
-                .unwrap()
-                .items
-                .is_empty()
-        );
-        let event = mine.events(None, PAGE).await.unwrap().items.remove(0);
-        assert_eq!(code(theirs.event(event.id).await), Code::NotFound);
-        complete(&mine, run.id, token.expose_secret())
-            .await
-            .unwrap();
-    }
-}
-
-#[tokio::test]
-async fn lists_narrow_and_page() {
-    for fixture in engines().await {
-        let mine = house(&fixture, "a", &["nightly", "hourly"]).await;
-        let mut ids = Vec::new();
-        for pipeline in ["nightly", "hourly", "nightly", "nightly"] {
-            ids.push(create(&mine, new_run(pipeline)).await.unwrap().run.id);
-            fixture.clock.advance(Duration::from_millis(10));
-        }
-        cancel(&mine, ids[2]).await.unwrap();
-        let since = mine.store.now().minus(Duration::from_millis(30));
-        let until = mine.store.now().minus(Duration::from_millis(10));
-        let cases = [
-            (RunFilter::default(), vec![3, 2, 1, 0]),
-            (
-                RunFilter {
-                    pipeline: Some("nightly".into()),
-                    ..RunFilter::default()
-                },
-                vec![3, 2, 0],
-            ),
-            (
-                RunFilter {
-                    status: Some(RunStatus::Cancelled),
-                    ..RunFilter::default()
-                },
-                vec![2],
-            ),
-            (
-                RunFilter {
-                    since: Some(since),
-                    ..RunFilter::default()
-                },
-                vec![3, 2, 1],
-            ),
-            (
-                RunFilter {
-                    until: Some(until),
-                    ..RunFilter::default()
-                },
-                vec![2, 1, 0],
-            ),
-            (
-                RunFilter {
-                    pipeline: Some("%".into()),
-                    ..RunFilter::default()
-                },
-                vec![],
-            ),
-        ];
-        for (filter, expected) in cases {
-            let mut seen = Vec::new();
-            let mut page = PageRequest {
-                limit: 2,
-                after: None,
-            };
-            loop {
-                let part = mine.runs(&filter, page).await.unwrap();
-                assert!(part.items.len() <= 2);
-                seen.extend(part.items.into_iter().map(|run| run.id));
-                let Some(next) = part.next else { break };
-                page.after = Some(next);
-            }
-            let expected: Vec<RunId> = expected.into_iter().map(|at: usize| ids[at]).collect();
-            assert_eq!(seen, expected, "{filter:?}");
-        }
-    }
-}
+mod claims;
+mod model;

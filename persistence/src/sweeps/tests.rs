@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     entity::{
         credential_changes, credentials, delivery_attempts, idempotency_keys, pipeline_versions,
-        pipelines, runs,
+        pipelines, run_timeline, runs,
     },
     fixture::{Fixture, START, context, engines, no_content},
 };
@@ -37,7 +37,22 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
         .await;
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
     let pipeline = pipeline(fixture, owner).await;
-    fixture.insert(run_row(owner, pipeline, None)).await;
+    let run = run_row(owner, pipeline, None);
+    let id = run.id.clone().unwrap();
+    fixture.insert(run).await;
+    fixture
+        .insert(run_timeline::ActiveModel {
+            publisher_id: Set(owner),
+            run_id: Set(id),
+            seq: Set(1),
+            at: Set(START.ms()),
+            moment: Set("created".into()),
+            attempt: Set(0),
+            actor_kind: Set(None),
+            actor_id: Set(None),
+            data: Set(None),
+        })
+        .await;
 }
 
 fn key_row(owner: Uuid, key: &str, expires_at: Timestamp) -> idempotency_keys::ActiveModel {
@@ -65,6 +80,7 @@ async fn pipeline(fixture: &Fixture, owner: Uuid) -> Uuid {
             revision: Set(1),
             created_at: Set(START.ms()),
             updated_at: Set(START.ms()),
+            paused_at: Set(None),
         })
         .await;
     fixture
@@ -117,6 +133,11 @@ fn run_row(
         started_at: Set(None),
         finished_at: Set(ended.map(|(at, _)| at.ms())),
         sweep_at: Set(ended.map(|(_, at)| at.ms())),
+        progress: Set(None),
+        cancel_requested: Set(false),
+        failures: Set(0),
+        expires_at: Set(None),
+        ready: Set(true),
     }
 }
 

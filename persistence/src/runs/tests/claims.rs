@@ -1,0 +1,430 @@
+//! Claims, on both engines.
+
+use super::*;
+
+#[tokio::test]
+async fn claims_go_by_priority_then_time_then_identifier() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let now = mine.store.now();
+        let mut expected = Vec::new();
+        for (priority, wait) in [(5, 0), (0, 2), (9, 0), (0, 1), (5, 0)] {
+            let not_before = Some(now.plus(Duration::from_secs(wait)));
+            let new = NewRun {
+                priority,
+                not_before,
+                ..new_run("nightly")
+            };
+            expected.push(create(&mine, new).await.unwrap().run);
+        }
+        let late = NewRun {
+            priority: 0,
+            not_before: Some(now.plus(Duration::from_secs(11))),
+            ..new_run("nightly")
+        };
+        create(&mine, late).await.unwrap();
+        expected.sort_by_key(|run| (run.priority, run.not_before, run.id));
+        fixture.clock.advance(Duration::from_secs(10));
+        let mut taken = Vec::new();
+        for max in [2, 0, 100] {
+            let some = claim(&mine, max).await;
+            let tokens: BTreeSet<String> = some
+                .iter()
+                .map(|one| one.token.expose_secret().to_owned())
+                .collect();
+            assert_eq!(tokens.len(), some.len());
+            for one in &some {
+                let hash = TokenHash::of_secret(&one.token);
+                batch::check_claim(&stored(&mine, one.run.id).await, &hash, now).unwrap();
+            }
+            taken.extend(some.into_iter().map(|one| one.run.id));
+        }
+        let expected: Vec<RunId> = expected.into_iter().map(|run| run.id).collect();
+        assert_eq!(taken, expected);
+    }
+}
+
+async fn stored(scoped: &Scoped, id: RunId) -> runs::Model {
+    let found = runs::Entity::find_by_id((scoped.scope.uuid(), id.uuid()));
+    found.one(scoped.store.read()).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_claims_take_one_run() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        for _ in 0..24 {
+            create(&mine, new_run("nightly")).await.unwrap();
+        }
+        let mut tasks = JoinSet::new();
+        for _ in 0..8 {
+            let mine = mine.clone();
+            tasks.spawn(async move { claim(&mine, 3).await });
+        }
+        let mut taken: Vec<RunId> = tasks
+            .join_all()
+            .await
+            .into_iter()
+            .flatten()
+            .map(|one| one.run.id)
+            .collect();
+        // Under contention a claim may pass over rows and come back with fewer.
+        taken.extend(claim(&mine, 100).await.into_iter().map(|one| one.run.id));
+        assert_eq!(taken.len(), 24);
+        assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 24);
+    }
+}
+
+#[tokio::test]
+async fn a_limited_token_reaches_its_pipelines_only() {
+    for fixture in engines().await {
+        let all = house(&fixture, "a", &["mine", "other"]).await;
+        let some = limited(&all, &["mine"]);
+        let foreign = create(&all, new_run("other")).await.unwrap().run;
+        let own = create(&some, new_run("mine")).await.unwrap().run;
+        assert_eq!(code(create(&some, new_run("other")).await), Code::NotFound);
+        assert_eq!(code(some.run(foreign.id).await), Code::NotFound);
+        assert_eq!(code(cancel(&some, foreign.id).await), Code::NotFound);
+        assert_eq!(code(some.pipeline("other").await), Code::NotFound);
+        assert_eq!(
+            code(put(&some, "third", definition()).await),
+            Code::NotFound
+        );
+        assert_eq!(code(delete(&some, "other").await), Code::NotFound);
+        let names = some.pipelines(PAGE).await.unwrap().items;
+        assert_eq!(
+            names
+                .iter()
+                .map(|one| one.slug.as_str())
+                .collect::<Vec<_>>(),
+            ["mine"]
+        );
+        let seen = some.runs(&RunFilter::default(), PAGE).await.unwrap().items;
+        assert_eq!(seen, std::slice::from_ref(&own));
+        let other = RunFilter {
+            pipeline: Some("other".into()),
+            ..RunFilter::default()
+        };
+        assert!(some.runs(&other, PAGE).await.unwrap().items.is_empty());
+        let (seen, told) = (some.events(None, PAGE), all.events(None, PAGE));
+        let (seen, told) = (seen.await.unwrap().items, told.await.unwrap().items);
+        assert_eq!((seen.len(), told.len()), (1, 2));
+        for event in told {
+            let about_own = event.body.contains(&own.id.to_string());
+            let read = some.event(event.id).await;
+            assert_eq!(read.is_ok(), about_own);
+            assert_eq!(seen[0].id == event.id, about_own);
+        }
+
+        let asked = [slug("other")];
+        assert!(
+            some.claim_runs(&context(), Some(&asked), 9, at_once())
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        let both = [slug("other"), slug("mine")];
+        let taken = some
+            .claim_runs(&context(), Some(&both), 9, at_once())
+            .await
+            .unwrap();
+        assert_eq!(
+            taken.iter().map(|one| one.run.id).collect::<Vec<_>>(),
+            [own.id]
+        );
+        let left = all
+            .claim_runs(&context(), Some(&asked), 9, at_once())
+            .await
+            .unwrap();
+        let proof = left[0].token.expose_secret();
+        assert_eq!(
+            code(complete(&some, foreign.id, proof).await),
+            Code::NotFound
+        );
+        complete(&all, foreign.id, proof).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn another_publisher_sees_and_changes_nothing() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let theirs = house(&fixture, "b", &["other"]).await;
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        assert!(claim(&theirs, 9).await.is_empty());
+        let token = claim(&mine, 1).await.remove(0).token;
+        assert_eq!(code(theirs.run(run.id).await), Code::NotFound);
+        assert_eq!(code(cancel(&theirs, run.id).await), Code::NotFound);
+        let stolen = complete(&theirs, run.id, token.expose_secret()).await;
+        assert_eq!(code(stolen), Code::NotFound);
+        assert_eq!(code(theirs.pipeline("nightly").await), Code::NotFound);
+        assert_eq!(code(delete(&theirs, "nightly").await), Code::NotFound);
+        assert_eq!(
+            code(create(&theirs, new_run("nightly")).await),
+            Code::NotFound
+        );
+        assert!(
+            theirs
+                .runs(&RunFilter::default(), PAGE)
+                .await
+                .unwrap()
+                .items
+                .is_empty()
+        );
+        let event = mine.events(None, PAGE).await.unwrap().items.remove(0);
+        assert_eq!(code(theirs.event(event.id).await), Code::NotFound);
+        complete(&mine, run.id, token.expose_secret())
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn lists_narrow_and_page() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly", "hourly"]).await;
+        let mut ids = Vec::new();
+        for pipeline in ["nightly", "hourly", "nightly", "nightly"] {
+            ids.push(create(&mine, new_run(pipeline)).await.unwrap().run.id);
+            fixture.clock.advance(Duration::from_millis(10));
+        }
+        cancel(&mine, ids[2]).await.unwrap();
+        let since = mine.store.now().minus(Duration::from_millis(30));
+        let until = mine.store.now().minus(Duration::from_millis(10));
+        let cases = [
+            (RunFilter::default(), vec![3, 2, 1, 0]),
+            (
+                RunFilter {
+                    pipeline: Some("nightly".into()),
+                    ..RunFilter::default()
+                },
+                vec![3, 2, 0],
+            ),
+            (
+                RunFilter {
+                    status: Some(RunStatus::Cancelled),
+                    ..RunFilter::default()
+                },
+                vec![2],
+            ),
+            (
+                RunFilter {
+                    since: Some(since),
+                    ..RunFilter::default()
+                },
+                vec![3, 2, 1],
+            ),
+            (
+                RunFilter {
+                    until: Some(until),
+                    ..RunFilter::default()
+                },
+                vec![2, 1, 0],
+            ),
+            (
+                RunFilter {
+                    pipeline: Some("%".into()),
+                    ..RunFilter::default()
+                },
+                vec![],
+            ),
+        ];
+        for (filter, expected) in cases {
+            let mut seen = Vec::new();
+            let mut page = PageRequest {
+                limit: 2,
+                after: None,
+            };
+            loop {
+                let part = mine.runs(&filter, page).await.unwrap();
+                assert!(part.items.len() <= 2);
+                seen.extend(part.items.into_iter().map(|run| run.id));
+                let Some(next) = part.next else { break };
+                page.after = Some(next);
+            }
+            let expected: Vec<RunId> = expected.into_iter().map(|at: usize| ids[at]).collect();
+            assert_eq!(seen, expected, "{filter:?}");
+        }
+    }
+}
+
+fn patient(token: &SecretString) -> Patience {
+    Patience {
+        wait: Duration::from_secs(20),
+        gone: CancellationToken::new(),
+        token: TokenHash::of_secret(token),
+    }
+}
+
+/// A publisher's handle and its runner token.
+async fn staffed(fixture: &Fixture, pipelines: &[&str]) -> (Scoped, SecretString) {
+    let made = fixture.publisher("staffed").await;
+    let scope = Scope::of_row(made.publisher.id.uuid(), None);
+    let scoped = fixture.store.scoped(&scope);
+    for name in pipelines {
+        put(&scoped, name, definition()).await.unwrap();
+    }
+    (scoped, made.runner.text)
+}
+
+#[tokio::test]
+async fn a_claim_waits_for_the_run_that_comes() {
+    for fixture in engines().await {
+        let (mine, token) = staffed(&fixture, &["nightly", "weekly"]).await;
+        let (waiting, patience) = (mine.clone(), patient(&token));
+        let weekly = [slug("weekly")];
+        let waiter = tokio::spawn(async move {
+            let by = context();
+            waiting.claim_runs(&by, Some(&weekly), 5, patience).await
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        create(&mine, new_run("nightly")).await.unwrap();
+        let wanted = create(&mine, new_run("weekly")).await.unwrap().run;
+        let taken = waiter.await.unwrap().unwrap();
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].run.id, wanted.id);
+        assert_eq!(
+            mine.run(wanted.id).await.unwrap().status,
+            RunStatus::Running
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_who_left_gets_a_run() {
+    for fixture in engines().await {
+        let (mine, token) = staffed(&fixture, &["nightly"]).await;
+        let (waiting, patience) = (mine.clone(), patient(&token));
+        let gone = patience.gone.clone();
+        let waiter =
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        gone.cancel();
+        let run = create(&mine, new_run("nightly")).await.unwrap().run;
+        assert_eq!(claim(&mine, 1).await[0].run.id, run.id);
+        assert!(waiter.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_claim_of_a_dead_token_ends_with_nothing() {
+    for fixture in engines().await {
+        let (mine, _) = staffed(&fixture, &["nightly"]).await;
+        let (waiting, patience) = (mine.clone(), patient(&"stm_runner_no".to_owned().into()));
+        let waiter =
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        create(&mine, new_run("nightly")).await.unwrap();
+        assert_eq!(code(waiter.await.unwrap()), Code::Unauthenticated);
+        assert_eq!(claim(&mine, 1).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn pipelines_take_turns() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["deep", "shallow"]).await;
+        for _ in 0..20 {
+            create(&mine, new_run("deep")).await.unwrap();
+        }
+        for _ in 0..2 {
+            create(&mine, new_run("shallow")).await.unwrap();
+        }
+        let urgent = NewRun {
+            priority: 0,
+            ..new_run("deep")
+        };
+        create(&mine, urgent).await.unwrap();
+        let mut order = Vec::new();
+        for _ in 0..5 {
+            order.extend(
+                claim(&mine, 1)
+                    .await
+                    .into_iter()
+                    .map(|one| one.run.pipeline),
+            );
+        }
+        assert_eq!(order, ["deep", "shallow", "deep", "shallow", "deep"]);
+    }
+}
+
+#[tokio::test]
+async fn a_paused_pipeline_hands_out_nothing() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        create(&mine, new_run("nightly")).await.unwrap();
+        let by = context();
+        let pause = |paused| mine.pause_pipeline(&by, "nightly", paused, |_| no_content());
+        pause(true).await.unwrap();
+        pause(true).await.unwrap();
+        assert!(claim(&mine, 1).await.is_empty());
+        let at_once = NewRun {
+            claim: true,
+            ..new_run("nightly")
+        };
+        assert_eq!(code(create(&mine, at_once).await), Code::PipelinePaused);
+        create(&mine, new_run("nightly")).await.unwrap();
+        pause(false).await.unwrap();
+        assert_eq!(claim(&mine, 9).await.len(), 2);
+        assert_eq!(
+            logged(&mine).await,
+            ["pipeline.created", "pipeline.paused", "pipeline.resumed"]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_runs_are_held_than_may_be() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &[]).await;
+        let limited = Definition {
+            max_concurrent_runs: Some(3),
+            ..definition()
+        };
+        put(&mine, "narrow", limited).await.unwrap();
+        for _ in 0..8 {
+            create(&mine, new_run("narrow")).await.unwrap();
+        }
+        let mut tasks = JoinSet::new();
+        for _ in 0..6 {
+            let mine = mine.clone();
+            tasks.spawn(async move { claim(&mine, 2).await });
+        }
+        let taken: Vec<Claimed> = tasks.join_all().await.into_iter().flatten().collect();
+        assert_eq!(taken.len(), 3);
+        let at_once = NewRun {
+            claim: true,
+            ..new_run("narrow")
+        };
+        assert_eq!(code(create(&mine, at_once).await), Code::ConcurrencyLimit);
+        let token = taken[0].token.expose_secret();
+        complete(&mine, taken[0].run.id, token).await.unwrap();
+        assert_eq!(claim(&mine, 9).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_run_does_not_outlive_its_time_in_the_queue() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &[]).await;
+        let mortal = Definition {
+            time_to_live_seconds: Some(60),
+            ..definition()
+        };
+        put(&mine, "mortal", mortal).await.unwrap();
+        let run = create(&mine, new_run("mortal")).await.unwrap().run;
+        let held = create(&mine, new_run("mortal")).await.unwrap().run;
+        fixture.clock.advance(Duration::from_secs(59));
+        let taken = claim(&mine, 1).await;
+        fixture.clock.advance(Duration::from_secs(1));
+        assert!(claim(&mine, 1).await.is_empty());
+        assert_eq!(fixture.store.system().expire_runs(9).await.unwrap(), (0, 1));
+        let ended = [run.id, held.id]
+            .into_iter()
+            .find(|id| *id != taken[0].run.id)
+            .unwrap();
+        assert_eq!(mine.run(ended).await.unwrap().status, RunStatus::Expired);
+        let token = taken[0].token.expose_secret();
+        complete(&mine, taken[0].run.id, token).await.unwrap();
+    }
+}
