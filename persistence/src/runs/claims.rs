@@ -438,13 +438,18 @@ fn past_sql(
 ) -> Sql {
     let mut sql = Sql::new("SELECT * FROM runs WHERE ");
     sql.push(due).push(" <= ").bind(now.ms());
-    sql.push(" AND publisher_id IN (");
     match publishers {
-        Some(some) => sql.bind_list(some.iter().copied()),
-        None => sql.push("SELECT id FROM publishers WHERE status = 'active'"),
+        Some(some) => sql
+            .push(" AND publisher_id IN (")
+            .bind_list(some.iter().copied())
+            .push(")"),
+        None => sql.push(
+            " AND EXISTS (SELECT 1 FROM publishers p \
+             WHERE p.id = runs.publisher_id AND p.status = 'active')",
+        ),
     };
     let column = due.rsplit(' ').next().unwrap_or(due);
-    sql.push(") ORDER BY ")
+    sql.push(" ORDER BY ")
         .push(column)
         .push(" LIMIT ")
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
