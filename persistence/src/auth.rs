@@ -161,10 +161,11 @@ impl AuthCache {
         }
     }
 
+    /// What is cached and holds. An entry that does not hold any more stays, as a note that the
+    /// token was good once, until the next look-up replaces or removes it.
     fn hit(&self, hash: &[u8; 32], now: Timestamp) -> Option<Arc<Principal>> {
         let entry = self.tokens.get(hash)?;
         if entry.cell.stale.load(Ordering::SeqCst) {
-            self.tokens.invalidate(hash);
             return None;
         }
         let last = entry.last_used_ms.load(Ordering::Relaxed);
@@ -198,29 +199,66 @@ impl Drop for Lookup<'_> {
     }
 }
 
+/// What this process knows of a token without asking the database.
+#[derive(Clone, Debug)]
+pub enum Known {
+    /// It is live.
+    Live(Arc<Principal>),
+    /// It was live once; only the database can tell whether it still is.
+    Once,
+    /// Nothing.
+    Never,
+}
+
 impl Store {
+    /// What is known of a token here and now. Asks nobody, so it costs next to nothing.
+    #[must_use]
+    pub fn known(&self, hash: TokenHash) -> Known {
+        let now = self.now();
+        match self.cached(hash, now).filter(|p| is_live(p, now)) {
+            Some(principal) => Known::Live(principal),
+            None if self.inner.auth.tokens.contains_key(hash.as_bytes()) => Known::Once,
+            None => Known::Never,
+        }
+    }
+
+    /// What the cache holds, if it can be trusted.
+    fn cached(&self, hash: TokenHash, now: Timestamp) -> Option<Arc<Principal>> {
+        let cache = &self.inner.auth;
+        cache
+            .trusted(now)
+            .then(|| cache.hit(hash.as_bytes(), now))
+            .flatten()
+    }
+
     /// The principal behind a token, or `None` if there is none that is live now.
     ///
     /// A suspended publisher's tokens still authenticate; the caller decides by
     /// [`Principal::publisher`]. A deleted one's do not.
     pub async fn authenticate(&self, hash: TokenHash) -> Result<Option<Arc<Principal>>> {
         let now = self.now();
-        let cache = &self.inner.auth;
-        let hit = if cache.trusted(now) {
-            cache.hit(hash.as_bytes(), now)
-        } else {
-            None
-        };
-        let principal = match hit {
+        let principal = match self.cached(hash, now) {
             Some(principal) => Some(principal),
             None => self.look_up(hash, now).await?,
         };
-        Ok(principal.filter(|p| p.expires_at.is_none_or(|at| at > now)))
+        Ok(principal.filter(|p| is_live(p, now)))
     }
 
     async fn look_up(&self, hash: TokenHash, now: Timestamp) -> Result<Option<Arc<Principal>>> {
         let cache = &self.inner.auth;
         let (_counted, began_at) = Lookup::begin(cache);
+        let Some(principal) = self.read_principal(hash).await? else {
+            cache.tokens.invalidate(hash.as_bytes());
+            return Ok(None);
+        };
+        let principal = Arc::new(principal);
+        cache.keep(*hash.as_bytes(), &principal, began_at, now);
+        cache.note_use(&principal, now);
+        Ok(Some(principal))
+    }
+
+    /// The principal of a token that is not revoked, from the database.
+    async fn read_principal(&self, hash: TokenHash) -> Result<Option<Principal>> {
         let found = token_hashes::Entity::find_by_id(hash.as_bytes().to_vec())
             .one(self.read())
             .await?;
@@ -238,10 +276,7 @@ impl Store {
         if row.revoked_at.is_some() || publisher.deleted_at.is_some() {
             return Ok(None);
         }
-        let principal = Arc::new(principal_of(&row, publisher)?);
-        cache.keep(*hash.as_bytes(), &principal, began_at, now);
-        cache.note_use(&principal, now);
-        Ok(Some(principal))
+        principal_of(&row, publisher).map(Some)
     }
 
     /// Logs, in the transaction that changes them, whose credentials change.
@@ -411,6 +446,10 @@ impl Store {
         .await?;
         Ok(u64::try_from(taken.len()).unwrap_or(u64::MAX))
     }
+}
+
+fn is_live(principal: &Principal, now: Timestamp) -> bool {
+    principal.expires_at.is_none_or(|at| at > now)
 }
 
 fn principal_of(row: &credentials::Model, publisher: publishers::Model) -> Result<Principal> {

@@ -56,6 +56,23 @@ impl Context {
     }
 }
 
+/// Which state of a thing a caller means to change (`If-Match`, RFC 9110 §13.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Any, as long as the thing exists: `*`.
+    Any,
+    /// This revision alone.
+    Revision(i64),
+}
+
+/// Refuses a change of another state than the caller has seen; `revision` is the present one.
+pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Result<()> {
+    match expected {
+        Some(Expected::Revision(seen)) if seen != revision => Err(Code::PreconditionFailed.into()),
+        _ => Ok(()),
+    }
+}
+
 /// An `Idempotency-Key`, bound to the operation and to the request's content.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {

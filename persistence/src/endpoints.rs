@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     auth::slugs_of,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, Expected, check_revision, entry},
     credentials::over_quota,
     db::Tx,
     entity::{credentials, deliveries, publishers, webhook_endpoints},
@@ -28,7 +28,7 @@ use crate::{
     events::{Event, emit_to},
     page::{Page, PageRequest},
     pipelines::check_known,
-    publishers::{check_revision, quotas_of},
+    publishers::quotas_of,
     scope::Scoped,
 };
 
@@ -390,19 +390,21 @@ impl Scoped {
         page.cut(rows, |row| row.id).try_map(Endpoint::of_row)
     }
 
-    /// Changes an endpoint. What it already is changes nothing.
-    pub async fn update_endpoint<A>(
+    /// Changes an endpoint. `change` is given the endpoint as it stands, which nobody else changes
+    /// meanwhile, and answers what to change of it. What it already is changes nothing.
+    pub async fn update_endpoint<C, A>(
         &self,
         context: &Context,
         id: EndpointId,
-        patch: EndpointPatch,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
+        change: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
+        C: Fn(&Endpoint) -> Result<EndpointPatch, Problem> + Send + Sync,
         A: Fn(&Endpoint) -> Answer + Send + Sync,
     {
-        let (owner, patch) = (self.scope.uuid(), &patch);
+        let (owner, change) = (self.scope.uuid(), &change);
         self.store
             .administer(
                 context,
@@ -410,7 +412,8 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    update(&tx, owner, row, patch).await
+                    let patch = change(&Endpoint::of_row(row.clone())?)?;
+                    update(&tx, owner, row, &patch).await
                 },
                 render,
             )
@@ -422,7 +425,7 @@ impl Scoped {
         &self,
         context: &Context,
         id: EndpointId,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where

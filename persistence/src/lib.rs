@@ -42,7 +42,8 @@ mod versions;
 mod wake;
 
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
-pub use change::{Answer, Context, IdempotencyKey};
+pub use auth::Known;
+pub use change::{Answer, Context, Expected, IdempotencyKey};
 pub use credentials::{Credential, Minted, NewCredential, Replaced};
 pub use deliveries::{Attempt, Delivery, DeliveryFilter};
 pub use dispatch::{DueDelivery, Next, Outcome};
@@ -55,7 +56,7 @@ pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
 pub use publishers::{
-    CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, Usage,
+    CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,

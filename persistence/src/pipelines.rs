@@ -20,13 +20,13 @@ use uuid::Uuid;
 
 use crate::{
     Store,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, Expected, check_revision, entry},
     credentials::over_quota,
     db::Tx,
     entity::{pipeline_versions, pipelines, publishers, runs},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
-    publishers::{check_revision, quotas_of},
+    publishers::quotas_of,
     scope::Scoped,
 };
 
@@ -227,7 +227,7 @@ impl Store {
         publisher: Uuid,
         slug: &Slug,
         definition: &Definition,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
     ) -> Result<Audited<(Pipeline, bool)>> {
         let line = |action: Action, pipeline: &Pipeline| {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
@@ -264,13 +264,13 @@ impl Scoped {
     /// Registers a pipeline, or gives it a new version; `render` also learns whether it is new.
     /// The definition that it has already changes nothing.
     ///
-    /// `if_match` on a pipeline that does not exist is refused like another revision.
+    /// A pipeline that does not exist is in none of the states that `if_match` may expect.
     pub async fn put_pipeline<A>(
         &self,
         context: &Context,
         slug: Slug,
         definition: Definition,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -379,7 +379,7 @@ impl Scoped {
         &self,
         context: &Context,
         slug: &str,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     Store,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, Expected, check_revision, entry},
     credentials::{Minted, NewCredential, insert_first_four},
     db::Tx,
     entity::{credentials, pipelines, publishers, webhook_endpoints},
@@ -153,7 +153,30 @@ pub struct PublisherPatch {
     /// For people.
     pub display_name: Option<String>,
     /// How much it may have.
-    pub quotas: Option<Quotas>,
+    pub quotas: QuotasPatch,
+}
+
+/// Quotas to change; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuotasPatch {
+    /// Live credentials of each kind.
+    pub credentials_per_kind: Option<u32>,
+    /// Pipelines.
+    pub pipelines: Option<u32>,
+    /// Webhook endpoints.
+    pub webhook_endpoints: Option<u32>,
+}
+
+impl QuotasPatch {
+    fn over(self, now: Quotas) -> Quotas {
+        Quotas {
+            credentials_per_kind: self
+                .credentials_per_kind
+                .unwrap_or(now.credentials_per_kind),
+            pipelines: self.pipelines.unwrap_or(now.pipelines),
+            webhook_endpoints: self.webhook_endpoints.unwrap_or(now.webhook_endpoints),
+        }
+    }
 }
 
 /// How much a publisher has, beside how much it may have.
@@ -173,14 +196,6 @@ fn slug_conflict(error: DbErr) -> StoreError {
     match error.sql_err() {
         Some(SqlErr::UniqueConstraintViolation(_)) => Code::SlugTaken.into(),
         _ => error.into(),
-    }
-}
-
-/// Refuses a change of another revision than the caller has seen.
-pub(crate) fn check_revision(if_match: Option<i64>, revision: i64) -> Result<()> {
-    match if_match {
-        Some(seen) if seen != revision => Err(Code::PreconditionFailed.into()),
-        _ => Ok(()),
     }
 }
 
@@ -285,13 +300,14 @@ impl System {
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
-    /// Changes name or quotas.
+    /// Changes name or quotas. The quotas are merged with those that stand in the row while it is
+    /// locked, so two changes of different ones both last.
     pub async fn update_publisher<A>(
         &self,
         context: &Context,
         id: PublisherId,
         patch: PublisherPatch,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -309,10 +325,10 @@ impl System {
                 facts["display_name"] = json!(name);
                 changed = true;
             }
-            if let Some(quotas) = &patch.quotas
-                && *quotas != quotas_of(row)?
-            {
-                row.quotas = serde_json::to_string(quotas).map_err(|_| damaged("quotas"))?;
+            let before = quotas_of(row)?;
+            let quotas = patch.quotas.over(before);
+            if quotas != before {
+                row.quotas = serde_json::to_string(&quotas).map_err(|_| damaged("quotas"))?;
                 facts["quotas"] = json!(quotas);
                 line = Action::PublisherQuotaSet;
                 changed = true;
@@ -398,7 +414,7 @@ impl System {
         context: &Context,
         id: PublisherId,
         confirm: &str,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -437,7 +453,7 @@ impl System {
         &self,
         context: &Context,
         id: PublisherId,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
         change: C,
     ) -> Result<Answer>
@@ -538,7 +554,7 @@ impl Scoped {
         &self,
         context: &Context,
         display_name: Option<String>,
-        if_match: Option<i64>,
+        if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where

@@ -15,8 +15,8 @@ use domain::{
     token::TokenHash,
 };
 use persistence::{
-    Answer, AuditFilter, Context, IdempotencyKey, Minted, NewCredential, NewPublisher, OpenError,
-    Options, PageRequest, Store, StoreError,
+    Answer, AuditFilter, Context, IdempotencyKey, Known, Minted, NewCredential, NewPublisher,
+    OpenError, Options, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError,
 };
 use sea_orm::ConnectionTrait as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -203,6 +203,66 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
         .await
         .unwrap_err();
     assert_eq!(code_of(refused), Code::NotFound);
+}
+
+async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
+    let (_, token, _) = bench.publisher("a").await;
+    let hash = TokenHash::of_secret(&token);
+    assert!(matches!(bench.store.known(hash), Known::Never));
+    let scoped = bench.scoped(&token).await;
+    assert!(matches!(bench.store.known(hash), Known::Live(_)));
+    // A change that leaves it alive: only the database can tell.
+    let kind = CredentialKind::Runner;
+    scoped
+        .mint(&operator(), kind, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(bench.lives(&token).await);
+    assert!(matches!(bench.store.known(hash), Known::Live(_)));
+    // One that ends it: the next look-up forgets it.
+    let kind = CredentialKind::Admin;
+    let zero = Duration::ZERO;
+    scoped
+        .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
+        .await
+        .unwrap();
+    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(!bench.lives(&token).await);
+    assert!(matches!(bench.store.known(hash), Known::Never));
+}
+
+async fn changes_of_different_quotas_both_last(bench: &Bench) {
+    let (id, _, _) = bench.publisher("a").await;
+    let mut changes = tokio::task::JoinSet::new();
+    for n in 1..=10 {
+        let pipelines = QuotasPatch {
+            pipelines: Some(n),
+            ..QuotasPatch::default()
+        };
+        let endpoints = QuotasPatch {
+            webhook_endpoints: Some(n),
+            ..QuotasPatch::default()
+        };
+        for quotas in [pipelines, endpoints] {
+            let (system, by) = (bench.store.system(), operator());
+            let patch = PublisherPatch {
+                quotas,
+                ..PublisherPatch::default()
+            };
+            changes.spawn(async move {
+                system
+                    .update_publisher(&by, id, patch, None, |_| answer(""))
+                    .await
+            });
+        }
+    }
+    while let Some(change) = changes.join_next().await {
+        change.unwrap().unwrap();
+    }
+    let quotas = bench.store.system().publisher(id).await.unwrap().quotas;
+    assert!((1..=10).contains(&quotas.pipelines), "{quotas:?}");
+    assert!((1..=10).contains(&quotas.webhook_endpoints), "{quotas:?}");
 }
 
 async fn an_overlap_lets_the_old_one_live_until_its_end(bench: &Bench) {
@@ -513,6 +573,8 @@ macro_rules! on_both {
 on_both! {
     a_rotated_token_is_refused_when_the_call_returns;
     an_overlap_lets_the_old_one_live_until_its_end;
+    what_was_verified_once_is_known_without_a_query;
+    changes_of_different_quotas_both_last;
     the_last_admin_token_stays;
     one_key_makes_one_change;
     the_log_is_complete_and_shows_tampering;

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use domain::{
-    id::{DeliveryId, EventId},
-    limits::Quotas,
-};
+use domain::id::{DeliveryId, EventId};
 
 use super::*;
 use crate::{
-    Delivery, DeliveryFilter, PublisherPatch,
+    Delivery, DeliveryFilter, Expected, PublisherPatch, QuotasPatch,
     audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
     runs::tests::{PAGE, Slot, at_once, code, create, house, new_run, slug},
@@ -38,7 +35,13 @@ async fn make(scoped: &Scoped, new: NewEndpoint) -> Result<Endpoint> {
 async fn patch(scoped: &Scoped, id: EndpointId, patch: EndpointPatch) -> Result<Endpoint> {
     let slot = Slot::new();
     scoped
-        .update_endpoint(&context(), id, patch, None, |endpoint| slot.keep(endpoint))
+        .update_endpoint(
+            &context(),
+            id,
+            None,
+            |_| Ok(patch.clone()),
+            |endpoint| slot.keep(endpoint),
+        )
         .await?;
     Ok(slot.take())
 }
@@ -271,8 +274,8 @@ async fn an_endpoint_changes_and_says_so() {
             .update_endpoint(
                 &context(),
                 made.id,
-                EndpointPatch::default(),
-                Some(1),
+                Some(Expected::Revision(1)),
+                |_| Ok(EndpointPatch::default()),
                 |_| no_content(),
             )
             .await;
@@ -322,12 +325,11 @@ async fn filters_that_name_nothing_are_refused() {
 async fn the_quota_of_endpoints_holds() {
     for fixture in engines().await {
         let mine = house(&fixture, "a", &[]).await;
-        let quotas = Quotas {
-            webhook_endpoints: 1,
-            ..Quotas::default()
-        };
         let change = PublisherPatch {
-            quotas: Some(quotas),
+            quotas: QuotasPatch {
+                webhook_endpoints: Some(1),
+                ..QuotasPatch::default()
+            },
             ..PublisherPatch::default()
         };
         let (system, id) = (fixture.store.system(), mine.scope.publisher());

@@ -8,7 +8,6 @@ use std::{
 
 use domain::{
     Code,
-    limits::Quotas,
     pipeline::Definition,
     token::{self, Prefix},
 };
@@ -18,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    Pipeline, PublisherPatch, Scope,
+    Expected, Pipeline, PublisherPatch, QuotasPatch, Scope,
     audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
 };
@@ -225,8 +224,12 @@ async fn a_pipeline_has_a_new_version_only_when_it_changes() {
             ["pipeline.created", "pipeline.updated"]
         );
 
-        for (name, revision) in [("nightly", 1), ("other", 1)] {
-            let (by, seen) = (context(), Some(revision));
+        for (name, seen) in [
+            ("nightly", Expected::Revision(1)),
+            ("other", Expected::Revision(1)),
+            ("other", Expected::Any),
+        ] {
+            let (by, seen) = (context(), Some(seen));
             let stale = mine.put_pipeline(&by, slug(name), definition(), seen, |_| no_content());
             assert_eq!(code(stale.await), Code::PreconditionFailed);
         }
@@ -261,12 +264,11 @@ async fn a_run_keeps_the_version_that_it_was_created_with() {
 async fn the_quota_of_pipelines_holds() {
     for fixture in engines().await {
         let mine = house(&fixture, "a", &["one"]).await;
-        let quotas = Quotas {
-            pipelines: 1,
-            ..Quotas::default()
-        };
         let patch = PublisherPatch {
-            quotas: Some(quotas),
+            quotas: QuotasPatch {
+                pipelines: Some(1),
+                ..QuotasPatch::default()
+            },
             ..PublisherPatch::default()
         };
         let system = fixture.store.system();
