@@ -295,84 +295,110 @@ impl ApiResponse for Export {
     }
 }
 
-/// The filters of a log, as they came.
-struct Filters {
-    action: Option<ActionName>,
-    actor: Option<String>,
-    target: Option<String>,
-    since: Option<Time>,
-    until: Option<Time>,
-}
-
-impl From<Filters> for AuditFilter {
-    fn from(filters: Filters) -> Self {
-        Self {
-            action: filters.action.map(|name| name.0),
-            actor: filters.actor,
-            target: filters.target,
-            since: filters.since.map(|at| at.0),
-            until: filters.until.map(|at| at.0),
+/// A listing of a log. All are asked alike; which log it is, and who may ask, differs.
+macro_rules! listing {
+    (
+        $(#[doc = $words:tt])*
+        $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ident => $read:ident
+    ) => {
+        pub(crate) struct $name {
+            pub(crate) app: Arc<App>,
         }
-    }
+
+        #[expect(
+            clippy::too_many_arguments,
+            reason = "each is a parameter of the operation"
+        )]
+        #[OpenApi(prefix_path = "/v1", tag = $tag)]
+        impl $name {
+            $(#[doc = $words])*
+            #[oai(path = $path, method = "get", operation_id = $operation, tag = "Tag::Audit")]
+            async fn list(
+                &self,
+                who: $who,
+                context: &RequestContext,
+                /// Only this action.
+                action: Query<Option<ActionName>>,
+                /// Only what this credential did.
+                #[oai(validator(max_length = 100))]
+                actor: Query<Option<String>>,
+                /// Only what was done to this thing.
+                #[oai(validator(max_length = 100))]
+                target: Query<Option<String>>,
+                /// Only at or after this moment.
+                since: Query<Option<Time>>,
+                /// Only before this moment.
+                until: Query<Option<Time>>,
+                /// How many at most.
+                #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
+                limit: Query<Option<u64>>,
+                /// `next_cursor` of the part before.
+                #[oai(validator(max_length = 200))]
+                cursor: Query<Option<String>>,
+            ) -> Result<Listed<AuditEntry>, ApiError> {
+                let filter = AuditFilter {
+                    action: action.0.map(|name| name.0),
+                    actor: actor.0,
+                    target: target.0,
+                    since: since.0.map(|at| at.0),
+                    until: until.0.map(|at| at.0),
+                };
+                $read(&self.app, &who, context, &filter, (limit.0, cursor.0)).await
+            }
+        }
+    };
 }
 
-/// The logs.
-pub(crate) struct Audit {
-    pub(crate) app: Arc<App>,
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is a parameter of the operation"
-)]
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Audit")]
-impl Audit {
+listing! {
     /// List the own audit log
     ///
     /// Every change of configuration, credentials and access, and refusals of the own tokens
     /// (one a minute for each token and reason). Newest first.
-    #[oai(
-        path = "/publishers/me/audit",
-        method = "get",
-        operation_id = "list_audit"
-    )]
-    async fn list(
-        &self,
-        who: Admin,
-        context: &RequestContext,
-        /// Only this action.
-        action: Query<Option<ActionName>>,
-        /// Only what this credential did.
-        #[oai(validator(max_length = 100))]
-        actor: Query<Option<String>>,
-        /// Only what was done to this thing.
-        #[oai(validator(max_length = 100))]
-        target: Query<Option<String>>,
-        /// Only at or after this moment.
-        since: Query<Option<Time>>,
-        /// Only before this moment.
-        until: Query<Option<Time>>,
-        /// How many at most.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// `next_cursor` of the part before.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
-    ) -> Result<Listed<AuditEntry>, ApiError> {
-        let filter = Filters {
-            action: action.0,
-            actor: actor.0,
-            target: target.0,
-            since: since.0,
-            until: until.0,
-        };
-        let scope = &who.0.scope;
-        let list = List::begin(&self.app, context, Some(scope), limit.0, cursor.0).await?;
-        let scoped = self.app.store.scoped(scope);
-        let page = scoped.audit(&filter.into(), list.page()?).await?;
-        Ok(list.answer(page, Into::into))
-    }
+    OwnLog: "/publishers/me/audit", "list_audit", "Tag::Audit", Admin => own_log
+}
 
+listing! {
+    /// List the operator's audit log
+    ///
+    /// What the operator did, newest first. What it did to a publisher stands in the publisher's
+    /// log too.
+    OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator => operator_log
+}
+
+type Part = (Option<u64>, Option<String>);
+
+async fn own_log(
+    app: &App,
+    who: &Admin,
+    context: &RequestContext,
+    filter: &AuditFilter,
+    (limit, cursor): Part,
+) -> Result<Listed<AuditEntry>, ApiError> {
+    let scope = &who.0.scope;
+    let list = List::begin(app, context, Some(scope), limit, cursor).await?;
+    let page = app.store.scoped(scope).audit(filter, list.page()?).await?;
+    Ok(list.answer(page, Into::into))
+}
+
+async fn operator_log(
+    app: &App,
+    _who: &Operator,
+    context: &RequestContext,
+    filter: &AuditFilter,
+    (limit, cursor): Part,
+) -> Result<Listed<AuditEntry>, ApiError> {
+    let list = List::begin(app, context, None, limit, cursor).await?;
+    let page = app.store.system().audit(filter, list.page()?).await?;
+    Ok(list.answer(page, Into::into))
+}
+
+/// A publisher's log as a whole.
+pub(crate) struct Audit {
+    pub(crate) app: Arc<App>,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Audit")]
+impl Audit {
     /// Export the own audit log
     ///
     /// All of it, oldest first, one JSON object a line. The stream ends early when the token that
@@ -432,52 +458,6 @@ impl Audit {
         let scoped = self.app.store.scoped(&who.0.scope);
         let found = scoped.verify_audit(point.as_ref()).await?;
         Ok(Ok::show(&found.into(), None))
-    }
-
-    /// List the operator's audit log
-    ///
-    /// What the operator did, newest first. What it did to a publisher stands in the publisher's
-    /// log too.
-    #[oai(
-        path = "/audit",
-        method = "get",
-        operation_id = "list_operator_audit",
-        tag = "Tag::Operator"
-    )]
-    async fn list_operator(
-        &self,
-        _who: Operator,
-        context: &RequestContext,
-        /// Only this action.
-        action: Query<Option<ActionName>>,
-        /// Only what this actor did.
-        #[oai(validator(max_length = 100))]
-        actor: Query<Option<String>>,
-        /// Only what was done to this thing.
-        #[oai(validator(max_length = 100))]
-        target: Query<Option<String>>,
-        /// Only at or after this moment.
-        since: Query<Option<Time>>,
-        /// Only before this moment.
-        until: Query<Option<Time>>,
-        /// How many at most.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// `next_cursor` of the part before.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
-    ) -> Result<Listed<AuditEntry>, ApiError> {
-        let filter = Filters {
-            action: action.0,
-            actor: actor.0,
-            target: target.0,
-            since: since.0,
-            until: until.0,
-        };
-        let list = List::begin(&self.app, context, None, limit.0, cursor.0).await?;
-        let system = self.app.store.system();
-        let page = system.audit(&filter.into(), list.page()?).await?;
-        Ok(list.answer(page, Into::into))
     }
 }
 

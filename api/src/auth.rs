@@ -21,7 +21,7 @@ use domain::{
     id::Id as _,
     token::{self, MAX_BEARER_LEN, MIN_FOREIGN_LEN, Prefix, TokenHash},
 };
-use persistence::Principal;
+use persistence::{Known, Principal};
 
 use crate::{
     common::{App, context},
@@ -141,17 +141,34 @@ impl App {
         text: &str,
         hash: TokenHash,
     ) -> Result<Option<Arc<Principal>>, ApiError> {
-        // Failed attempts are limited where they fail: an address that many share must not be
-        // locked out of its live tokens by one that guesses.
         if !may_be_token(text, self.store.knows_foreign_tokens()) {
             return Ok(None);
         }
-        let Some(principal) = self.store.authenticate(hash).await? else {
+        let Some(principal) = self.look_up(context, hash).await? else {
             return Ok(None);
         };
         let publisher = principal.scope.publisher().uuid();
         context.admit(self.limits.check_publisher(publisher))?;
         Ok(Some(principal))
+    }
+
+    /// Asks the store only for what is worth a query. An address that has failed too often gets
+    /// none for tokens that were never good here, but is not locked out of those that were: it may
+    /// be shared with one that guesses.
+    async fn look_up(
+        &self,
+        context: &RequestContext,
+        hash: TokenHash,
+    ) -> Result<Option<Arc<Principal>>, ApiError> {
+        match self.store.known(hash) {
+            Known::Live(principal) => return Ok(Some(principal)),
+            Known::Once => {}
+            Known::Never => {
+                let verdict = self.limits.may_authenticate(context.address(), &hash);
+                context.admit(verdict.map(|()| None))?;
+            }
+        }
+        Ok(self.store.authenticate(hash).await?)
     }
 
     fn failed(&self, context: &RequestContext) -> ApiError {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
 use domain::{Code, Problem, Timestamp, audit::Actor, id::Id, slug::Slug, token::TokenHash};
-use persistence::{Answer, Context, IdempotencyKey, Store, StoreError};
+use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 
 use crate::{
     auth::Notices,
@@ -364,13 +364,13 @@ impl ToJSON for Time {
     }
 }
 
-/// The revision that a caller has seen, from `If-Match` (RFC 9110 §13.1.1).
+/// The state that a caller expects, from `If-Match` (RFC 9110 §13.1.1).
 ///
 /// Documented as the header `If-Match` whatever the argument is called; name it
 /// `#[oai(name = "If-Match")]`. One entity tag or `*` is taken; weak ones too, since proxies that
 /// compress weaken ours. A tag that is none of ours matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IfMatch(pub Option<i64>);
+pub struct IfMatch(pub Option<Expected>);
 
 impl IfMatch {
     fn parse(values: &[&HeaderValue]) -> Result<Self, Problem> {
@@ -380,7 +380,7 @@ impl IfMatch {
             _ => "",
         };
         if value == "*" {
-            return Ok(Self(None));
+            return Ok(Self(Some(Expected::Any)));
         }
         let tag = value.strip_prefix("W/").unwrap_or(value);
         let inner = tag
@@ -389,7 +389,10 @@ impl IfMatch {
             .filter(|inner| inner.len() <= 100 && !inner.contains('"'));
         match inner {
             // No row has a negative revision.
-            Some(inner) => Ok(Self(Some(revision_of(inner).unwrap_or(-1)))),
+            Some(inner) => {
+                let revision = revision_of(inner).unwrap_or(-1);
+                Ok(Self(Some(Expected::Revision(revision))))
+            }
             None => Err(Problem::parameter(
                 "/header/If-Match",
                 "`If-Match` takes one entity tag such as `\"3\"`, or `*`.",
@@ -442,15 +445,15 @@ mod tests {
     #[test]
     fn if_match_takes_one_tag() {
         let parse = |text: &'static str| IfMatch::parse(&[&HeaderValue::from_static(text)]);
-        for (text, seen) in [
-            ("\"3\"", Some(3)),
-            ("W/\"3\"", Some(3)),
-            ("*", None),
-            ("\"abc\"", Some(-1)),
-            ("\"+3\"", Some(-1)),
-            ("\"99999999999999999999\"", Some(-1)),
+        for (text, expected) in [
+            ("\"3\"", Expected::Revision(3)),
+            ("W/\"3\"", Expected::Revision(3)),
+            ("*", Expected::Any),
+            ("\"abc\"", Expected::Revision(-1)),
+            ("\"+3\"", Expected::Revision(-1)),
+            ("\"99999999999999999999\"", Expected::Revision(-1)),
         ] {
-            assert_eq!(parse(text).unwrap(), IfMatch(seen), "{text}");
+            assert_eq!(parse(text).unwrap(), IfMatch(Some(expected)), "{text}");
         }
         for text in ["", "3", "\"3", "\"1\", \"2\"", "W/3"] {
             assert_eq!(

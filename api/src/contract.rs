@@ -14,6 +14,7 @@ mod markdown;
 mod problems;
 mod routes;
 mod schema;
+mod sizes;
 
 use std::collections::HashMap;
 
@@ -76,7 +77,7 @@ impl Contract {
     pub fn faults(&self, name: &str, value: &Value) -> Option<Vec<FieldError>> {
         self.validators
             .get(name)
-            .map(|validator| faults::of(validator, value))
+            .map(|validator| faults::of_body(validator, name, &self.document, value))
     }
 }
 

@@ -67,6 +67,8 @@ type Operations = (
     publishers::Publishers,
     publishers::Own,
     credentials::Credentials,
+    audit::OwnLog,
+    audit::OperatorLog,
     audit::Audit,
     jobs::JobList,
     pipelines::Pipelines,
@@ -83,6 +85,8 @@ fn operations(app: &Arc<App>) -> Operations {
         publishers::Publishers { app: app() },
         publishers::Own { app: app() },
         credentials::Credentials { app: app() },
+        audit::OwnLog { app: app() },
+        audit::OperatorLog { app: app() },
         audit::Audit { app: app() },
         jobs::JobList { app: app() },
         pipelines::Pipelines { app: app() },
@@ -167,8 +171,8 @@ pub fn access_markdown() -> String {
     page
 }
 
-/// Documents the headers that follow from an operation's shape: `ETag` on whatever `If-Match` can
-/// protect, `Idempotent-Replayed` where a key is taken.
+/// Documents the headers that follow from an operation's shape: `ETag` on whatever has a revision,
+/// `Idempotent-Replayed` where a key is taken.
 fn describe_headers(document: &mut Value) {
     let revised = revised_schemas(document);
     for operation in operations_of(document) {
@@ -210,10 +214,15 @@ fn has_parameter(operation: &Value, name: &str) -> bool {
     parameters.into_iter().any(|p| p["name"] == name)
 }
 
-/// The schemas of answers on paths where some operation takes `If-Match`.
+/// Schemas of answers with a revision that no path with `If-Match` answers with.
+const REVISED: [&str; 3] = ["CreatedPublisher", "CreatedRun", "Run"];
+
+/// The schemas of answers that have an `ETag`: [`REVISED`], and those on paths where some
+/// operation takes `If-Match`.
 fn revised_schemas(document: &Value) -> HashSet<String> {
     let paths = document["paths"].as_object().into_iter().flatten();
-    let mut found = HashSet::new();
+    let known = |name: &&str| format!("#/components/schemas/{name}");
+    let mut found: HashSet<String> = REVISED.iter().map(known).collect();
     for (_, item) in paths {
         let operations = || item.as_object().into_iter().flat_map(|item| item.values());
         if !operations().any(|operation| has_parameter(operation, "If-Match")) {

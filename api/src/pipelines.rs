@@ -445,7 +445,7 @@ impl Pipelines {
         request: &RequestContext,
         /// The pipeline's slug.
         slug: Path<NewSlug>,
-        /// The revision that is to be replaced; a pipeline that is not there has none.
+        /// The revision that is to be replaced; `*` for any, but not for a pipeline that is not there.
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Body<PipelineDefinition>,

@@ -212,9 +212,9 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let scoped = bench.scoped(&token).await;
     assert!(matches!(bench.store.known(hash), Known::Live(_)));
     // A change that leaves it alive: only the database can tell.
-    let kind = CredentialKind::Runner;
+    let name = Some("Another".to_owned());
     scoped
-        .mint(&operator(), kind, NewCredential::default(), text_of)
+        .update_publisher(&operator(), name, None, |_| answer(""))
         .await
         .unwrap();
     assert!(matches!(bench.store.known(hash), Known::Once));

@@ -72,7 +72,7 @@ fn plain(word: &Value) -> String {
 /// What a format asks for, in words; `None` for formats that only say how wide a number is.
 pub(super) fn format_name(format: &str) -> Option<&'static str> {
     Some(match format {
-        "date-time" => "an RFC 3339 time such as `2026-01-31T12:00:00Z`",
+        "date-time" => "an RFC 3339 time from 1970 on, such as `2026-01-31T12:00:00Z`",
         "uri" => "an absolute URL",
         "uuid" => "a UUID",
         "email" => "an e-mail address",

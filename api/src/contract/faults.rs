@@ -10,11 +10,12 @@ use jsonschema::{
 };
 use serde_json::{Value, json};
 
-use domain::FieldError;
+use domain::{FieldError, Timestamp};
 
 use super::{
     FAULTS_MAX, child, describe,
     schema::{operations, refer, reference},
+    sizes::{Sizes, is_large},
 };
 
 /// Longest pointer that is answered, bytes; a longer one is cut after a whole step.
@@ -55,6 +56,8 @@ pub(super) fn compile(
         .with_draft(Draft::Draft202012)
         .should_validate_formats(true)
         .should_ignore_unknown_formats(true)
+        // What we can keep, no more: nothing before 1970.
+        .with_format("date-time", |text: &str| Timestamp::parse(text).is_some())
         // Linear in the input, whatever the pattern.
         .with_pattern_options(PatternOptions::regex())
         .build(&schema)
@@ -62,11 +65,7 @@ pub(super) fn compile(
 
 /// The faults of `value`, at most [`FAULTS_MAX`].
 pub(super) fn of(validator: &Validator, value: &Value) -> Vec<FieldError> {
-    let mut faults = Faults {
-        body: value,
-        list: Vec::new(),
-        seen: HashSet::new(),
-    };
+    let mut faults = Faults::of(value);
     if !validator.is_valid(value) {
         for error in validator.iter_errors(value) {
             faults.explain(&error);
@@ -79,14 +78,61 @@ pub(super) fn of(validator: &Validator, value: &Value) -> Vec<FieldError> {
     faults.list
 }
 
-struct Faults<'a> {
-    body: &'a Value,
-    list: Vec<FieldError>,
+/// The faults of a request's body by the schema called `name`, at most [`FAULTS_MAX`]. A large one
+/// is refused for its sizes alone, if they are wrong.
+pub(super) fn of_body(
+    validator: &Validator,
+    name: &str,
+    document: &Value,
+    body: &Value,
+) -> Vec<FieldError> {
+    if !is_large(body) {
+        return of(validator, body);
+    }
+    if validator.is_valid(body) {
+        return Vec::new();
+    }
+    let mut sizes = Sizes {
+        document,
+        faults: Faults::of(body),
+        unclear: false,
+    };
+    sizes.judge(&document["components"]["schemas"][name], body, "");
+    let mut faults = sizes.faults;
+    if faults.list.is_empty() && sizes.unclear {
+        faults.add(
+            "",
+            "invalid",
+            "has faults, and too many values to look for them",
+        );
+    }
+    if faults.list.is_empty() {
+        return of(validator, body);
+    }
+    faults.list.truncate(FAULTS_MAX);
+    faults.list
+}
+
+/// The faults that were found so far.
+pub(super) struct Faults<'a> {
+    pub(super) body: &'a Value,
+    pub(super) list: Vec<FieldError>,
     seen: HashSet<(String, &'static str)>,
 }
 
+impl<'a> Faults<'a> {
+    /// None of `body` yet.
+    pub(super) fn of(body: &'a Value) -> Self {
+        Self {
+            body,
+            list: Vec::new(),
+            seen: HashSet::new(),
+        }
+    }
+}
+
 impl Faults<'_> {
-    fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
+    pub(super) fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
         let pointer = bounded(pointer);
         if self.seen.insert((pointer.to_owned(), code)) {
             let detail = format!("{} {what}.", label(pointer));
@@ -137,7 +183,7 @@ impl Faults<'_> {
         }
     }
 
-    fn add_unknown(&mut self, at: &str, name: &str) {
+    pub(super) fn add_unknown(&mut self, at: &str, name: &str) {
         let pointer = child(at, name);
         if bounded(&pointer).len() < pointer.len() {
             let chars = name.chars().count();

@@ -162,7 +162,9 @@ fn collect_nul(pointer: &str, value: &Value, faults: &mut Vec<FieldError>) {
         }
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                collect_nul(&format!("{pointer}/{index}"), item, faults);
+                if holds_nul(item) {
+                    collect_nul(&format!("{pointer}/{index}"), item, faults);
+                }
             }
         }
         Value::Object(members) => {

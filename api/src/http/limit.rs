@@ -14,14 +14,15 @@ use std::{
 
 use governor::{
     NotUntil, Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
+    clock::{Clock, DefaultClock, Reference as _},
     middleware::{StateInformationMiddleware, StateSnapshot},
     state::keyed::DashMapStateStore,
 };
 use poem::http::{HeaderName, HeaderValue};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use domain::{Code, Problem};
+use domain::{Code, Problem, random, token::TokenHash};
 
 use super::stack::count_refusal;
 
@@ -32,6 +33,11 @@ pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-pol
 
 /// How often [`RateLimits::forget_idle`] should run.
 pub const FORGET_EVERY: Duration = Duration::from_mins(1);
+
+/// How long a token's turn lasts: enough for a client that waited a whole number of seconds.
+const TURN: Duration = Duration::from_secs(2);
+/// How many turns there are before each token has had one.
+const TURNS: u64 = 30;
 
 /// How much is allowed; 0 is off, for each.
 #[derive(Clone, Copy, Debug)]
@@ -190,6 +196,7 @@ pub struct RateLimits<C: Clock + Clone = DefaultClock> {
     operators: Option<Bucket<(), C>>,
     auth_failures: Option<Failures<C>>,
     bootstrap_failures: Option<Failures<C>>,
+    turns: Turns<C>,
 }
 
 impl RateLimits {
@@ -232,6 +239,7 @@ impl<C: Clock + Clone> RateLimits<C> {
                 settings.bootstrap_failures_per_minute,
                 clock,
             ),
+            turns: Turns::new(clock.clone()),
         }
     }
 
@@ -257,14 +265,21 @@ impl<C: Clock + Clone> RateLimits<C> {
             .transpose()
     }
 
-    /// To be asked before an unknown token is looked up in the store.
+    /// To be asked before a token that this process has not verified yet is looked up in the
+    /// store.
     ///
     /// # Errors
-    /// 429 while the address has used up its failures.
-    pub fn may_authenticate(&self, address: IpAddr) -> Result<(), Refusal> {
-        self.auth_failures
-            .as_ref()
-            .map_or(Ok(()), |failures| failures.may_try(address))
+    /// 429 while the address has used up its failures, unless it is the token's turn: somebody
+    /// else behind the same address may guess for ever, so each token has one every minute.
+    pub fn may_authenticate(&self, address: IpAddr, token: &TokenHash) -> Result<(), Refusal> {
+        let Some(failures) = &self.auth_failures else {
+            return Ok(());
+        };
+        let allowed = failures.may_try(address);
+        if allowed.is_err() && self.turns.has(token) {
+            return Ok(());
+        }
+        allowed
     }
 
     /// Counts a failed authentication.
@@ -320,6 +335,40 @@ impl RateLimits {
             ticks.tick().await;
             self.forget_idle();
         }
+    }
+}
+
+/// Lets one token in [`TURNS`] through, and within [`TURNS`] × [`TURN`] each of them. Which one has
+/// its turn when nobody outside can tell, and it is another one each time round, so whoever sends
+/// tokens at random gets that share of them looked up, and a live token its own turn all the same.
+struct Turns<C: Clock> {
+    key: [u8; 32],
+    clock: C,
+    began: C::Instant,
+}
+
+impl<C: Clock> Turns<C> {
+    fn new(clock: C) -> Self {
+        Self {
+            key: random::bytes(),
+            began: clock.now(),
+            clock,
+        }
+    }
+
+    fn has(&self, token: &TokenHash) -> bool {
+        let passed: Duration = self.clock.now().duration_since(self.began).into();
+        let turn = passed.as_secs() / TURN.as_secs();
+        let digest = Sha256::new()
+            .chain_update(self.key)
+            .chain_update((turn / TURNS).to_be_bytes())
+            .chain_update(token.as_bytes())
+            .finalize();
+        let own = digest
+            .iter()
+            .take(7)
+            .fold(0, |number, byte| number << 8 | u64::from(*byte));
+        own % TURNS == turn % TURNS
     }
 }
 
@@ -404,6 +453,10 @@ mod tests {
         RateLimits::with_clock(settings, clock)
     }
 
+    fn token(text: &str) -> TokenHash {
+        TokenHash::of(text)
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -454,26 +507,49 @@ mod tests {
         );
     }
 
+    /// How many of a hundred tokens may be looked up for an address.
+    fn looked_up(limits: &RateLimits<FakeRelativeClock>, address: IpAddr) -> usize {
+        let may = |n: &u32| {
+            let token = token(&n.to_string());
+            limits.may_authenticate(address, &token).is_ok()
+        };
+        (0..100).filter(may).count()
+    }
+
     #[test]
     fn failures_close_the_door_before_the_next_look_up() {
         let clock = FakeRelativeClock::default();
         let limits = limits(&clock);
         let (one, neighbour, other) = (ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8:0:1::1"));
         for _ in 0..3 {
-            assert!(limits.may_authenticate(one).is_ok());
+            assert_eq!(looked_up(&limits, one), 100);
             assert!(limits.authentication_failed(one).is_ok());
         }
         assert!(limits.authentication_failed(one).is_err());
-        assert!(limits.may_authenticate(one).is_err());
-        assert!(limits.may_authenticate(neighbour).is_err(), "the same /64");
-        assert!(limits.may_authenticate(other).is_ok());
+        assert!(looked_up(&limits, one) < 20);
+        assert!(looked_up(&limits, neighbour) < 20, "the same /64");
+        assert_eq!(looked_up(&limits, other), 100);
         clock.advance(Duration::from_secs(21));
-        assert!(
-            limits.may_authenticate(one).is_ok(),
-            "one failure is allowed again"
-        );
+        assert_eq!(looked_up(&limits, one), 100, "one failure is allowed again");
         assert!(limits.authentication_failed(one).is_ok());
         assert!(limits.authentication_failed(one).is_err());
+    }
+
+    #[test]
+    fn a_token_has_its_turn_however_many_others_are_tried_from_its_address() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        let (shared, live) = (ip("203.0.113.9"), token("live"));
+        let mut turns = Vec::new();
+        for second in 0..120 {
+            while limits.authentication_failed(shared).is_ok() {}
+            if limits.may_authenticate(shared, &live).is_ok() {
+                turns.push(second);
+            }
+            clock.advance(Duration::from_secs(1));
+        }
+        let (first, second): (Vec<i32>, Vec<i32>) = turns.iter().partition(|at| **at < 60);
+        assert_eq!((first.len(), second.len()), (2, 2), "{turns:?}");
     }
 
     #[test]
@@ -483,7 +559,7 @@ mod tests {
         assert!(limits.bootstrap_failed(address).is_ok());
         assert!(limits.bootstrap_failed(address).is_err());
         assert!(limits.may_bootstrap(address).is_err());
-        assert!(limits.may_authenticate(address).is_ok());
+        assert_eq!(looked_up(&limits, address), 100);
     }
 
     #[test]
