@@ -5,6 +5,8 @@ use tests::{Consumer, User, World, on_both_stores};
 
 on_both_stores!(
     a_stale_change_is_refused,
+    changes_of_different_parts_all_last,
+    the_contract_names_every_entity_tag,
     claims_hold_a_run_for_one_runner,
     an_expired_claim_is_lost,
 );
@@ -50,6 +52,11 @@ async fn a_stale_change_is_refused(world: &World) {
     guarded(admin, &endpoint, "PATCH", &json!({"description": "Mine"})).await;
     guarded(&server.operator(), &of_publisher, "PATCH", &name).await;
 
+    let put = |path| admin.put(path).header("if-match", "*").json(&name);
+    put("/v1/pipelines/nightly").expect(200).await;
+    let absent = put("/v1/pipelines/absent");
+    absent.refused(412, "precondition_failed").await;
+
     for path in [endpoint.as_str(), "/v1/pipelines/nightly"] {
         let stale = admin.delete(path).header("if-match", "\"1\"");
         stale.refused(412, "precondition_failed").await;
@@ -68,6 +75,182 @@ async fn a_stale_change_is_refused(world: &World) {
         .header("if-match", "no tag");
     let answer = call.json(&name).refused(400, "invalid_parameter").await;
     assert_eq!(answer.pointers(), ["/header/If-Match"], "{answer}");
+}
+
+async fn changes_of_different_parts_all_last(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let consumer = Consumer::start().await;
+    let endpoint = publisher.endpoint(&consumer, &["*"]).await;
+    let endpoint = format!("/v1/webhook-endpoints/{endpoint}");
+    let of_publisher = format!("/v1/publishers/{}", publisher.id);
+    let operator = server.operator();
+    let quotas = ["credentials_per_kind", "pipelines", "webhook_endpoints"];
+    let mut asked = Vec::new();
+    for n in 0..15 {
+        let headers = json!({"headers": {format!("X-Part-{n}"): "here"}});
+        let call = publisher.admin.patch(&endpoint).json(&headers);
+        asked.push(tokio::spawn(call.expect(200)));
+        let quota = json!({"quotas": {quotas[n % 3]: 77}});
+        let call = operator.patch(&of_publisher).json(&quota);
+        asked.push(tokio::spawn(call.expect(200)));
+    }
+    for one in asked {
+        one.await.unwrap();
+    }
+    let headers = publisher.admin.get(&endpoint).expect(200).await["headers"].clone();
+    assert_eq!(headers.as_object().unwrap().len(), 15, "{headers}");
+    let now = operator.get(&of_publisher).expect(200).await;
+    for name in quotas {
+        assert_eq!(now["quotas"][name], 77, "{now}");
+    }
+}
+
+/// Every answer with an `ETag` is documented to have one, and the other way round.
+async fn the_contract_names_every_entity_tag(world: &World) {
+    let server = world.start().await;
+    let contract = server.anon().get("/openapi.json").expect(200).await;
+    let publisher = server.publisher("acme").await;
+    let (admin, runner, operator) = (&publisher.admin, &publisher.runner, server.operator());
+    let consumer = Consumer::start().await;
+    publisher.pipeline("nightly").await;
+    let endpoint = publisher.endpoint(&consumer, &["*"]).await;
+    let (run, claim) = publisher.claimed_run("nightly").await;
+    let other = publisher.run("nightly").await;
+    let names = [
+        ("{id}", publisher.id.as_str()),
+        ("{slug}", "nightly"),
+        ("{endpoint}", &endpoint),
+        ("{run}", &run),
+        ("{other}", &other),
+    ];
+    let (name, none) = (json!({"display_name": "x"}), json!({}));
+    let output = json!({"output": 1});
+    let made = json!({"slug": "new", "display_name": "New"});
+    let hook = json!({"url": consumer.url, "event_types": ["*"]});
+    let mut wrong = Vec::new();
+    for (user, method, path, template, body) in [
+        (&operator, "POST", "/v1/publishers", "/v1/publishers", &made),
+        (&operator, "GET", "/v1/publishers", "/v1/publishers", &none),
+        (
+            &operator,
+            "GET",
+            "/v1/publishers/{id}",
+            "/v1/publishers/{id}",
+            &none,
+        ),
+        (
+            &operator,
+            "PATCH",
+            "/v1/publishers/{id}",
+            "/v1/publishers/{id}",
+            &name,
+        ),
+        (
+            admin,
+            "GET",
+            "/v1/publishers/me",
+            "/v1/publishers/me",
+            &none,
+        ),
+        (
+            admin,
+            "PATCH",
+            "/v1/publishers/me",
+            "/v1/publishers/me",
+            &name,
+        ),
+        (
+            admin,
+            "GET",
+            "/v1/publishers/me/usage",
+            "/v1/publishers/me/usage",
+            &none,
+        ),
+        (
+            admin,
+            "PUT",
+            "/v1/pipelines/new",
+            "/v1/pipelines/{slug}",
+            &name,
+        ),
+        (
+            admin,
+            "PUT",
+            "/v1/pipelines/{slug}",
+            "/v1/pipelines/{slug}",
+            &name,
+        ),
+        (
+            admin,
+            "GET",
+            "/v1/pipelines/{slug}",
+            "/v1/pipelines/{slug}",
+            &none,
+        ),
+        (
+            admin,
+            "POST",
+            "/v1/webhook-endpoints",
+            "/v1/webhook-endpoints",
+            &hook,
+        ),
+        (
+            admin,
+            "GET",
+            "/v1/webhook-endpoints/{endpoint}",
+            "/v1/webhook-endpoints/{id}",
+            &none,
+        ),
+        (
+            admin,
+            "PATCH",
+            "/v1/webhook-endpoints/{endpoint}",
+            "/v1/webhook-endpoints/{id}",
+            &none,
+        ),
+        (
+            runner,
+            "POST",
+            "/v1/pipelines/{slug}/runs",
+            "/v1/pipelines/{slug}/runs",
+            &json!({"input": 1}),
+        ),
+        (runner, "GET", "/v1/runs/{run}", "/v1/runs/{id}", &none),
+        (
+            runner,
+            "POST",
+            "/v1/runs/{run}/complete",
+            "/v1/runs/{id}/complete",
+            &output,
+        ),
+        (
+            runner,
+            "POST",
+            "/v1/runs/{other}/cancel",
+            "/v1/runs/{id}/cancel",
+            &none,
+        ),
+        (runner, "GET", "/v1/runs", "/v1/runs", &none),
+    ] {
+        let filled = names.iter().fold(path.to_owned(), |path, (name, value)| {
+            path.replace(name, value)
+        });
+        let call = user.call(method, &filled).claim(&claim);
+        let call = if method == "GET" {
+            call
+        } else {
+            call.json(body)
+        };
+        let answer = call.answer().await;
+        let operation = &contract["paths"][template][method.to_lowercase()];
+        let documented = &operation["responses"][answer.status.to_string()]["headers"];
+        let has = !answer.header("etag").is_empty();
+        if answer.status >= 300 || documented.get("ETag").is_some() != has {
+            wrong.push(format!("{method} {filled}: ETag {has}: {answer}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 async fn claims_hold_a_run_for_one_runner(world: &World) {

@@ -12,6 +12,7 @@ mod first_minute;
 mod idempotency;
 mod isolation;
 mod kill;
+mod limits;
 mod process;
 mod secrets;
 mod tokens;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::{Body, Case, Who, absent, get, refused};
+use super::table::{Body, Case, Who, absent, get, invalid, refused};
 
 pub fn queries() -> Vec<Case> {
     vec![
@@ -22,6 +22,16 @@ pub fn queries() -> Vec<Case> {
             "a time that is none",
             "/v1/runs?since=yesterday",
             "/query/since",
+        ),
+        get(
+            "a time before all times",
+            "/v1/events?since=1969-12-31T23:59:59Z",
+            "/query/since",
+        ),
+        get(
+            "a time before all times, in the log",
+            "/v1/publishers/me/audit?until=1900-01-01T00:00:00Z",
+            "/query/until",
         ),
         get(
             "an action that there is not",
@@ -122,6 +132,36 @@ pub fn bodies() -> Vec<Case> {
         malformed("a lone surrogate", "{\"input\": \"\\ud800\"}"),
         malformed("40 levels", &deep),
         malformed("a number too large", "{\"input\": 1e999}"),
+        malformed("a number without end", "{\"input\": Infinity}"),
+        malformed("a number with a zero before it", "{\"input\": 01}"),
+        malformed("half of another surrogate", "{\"input\": \"\\udc00\"}"),
+        malformed("a bare line break in a string", "{\"input\": \"a\nb\"}"),
+        malformed("a byte order mark", "\u{feff}{\"input\": {}}"),
+        refused(
+            "an integer of 21 digits",
+            "POST",
+            "/v1/runs/claim",
+            Body::Text(
+                "application/json",
+                "{\"max\": 100000000000000000000}".into(),
+            ),
+            (422, "validation_failed", "/max"),
+        )
+        .by(Who::Runner),
+        invalid(
+            "a time before all times",
+            "POST",
+            "/v1/publishers/me/tokens/runner",
+            json!({"expires_at": "1969-12-31T23:59:59Z"}),
+            "/expires_at",
+        ),
+        invalid(
+            "a quarter of a million wrong items",
+            "POST",
+            "/v1/webhook-endpoints",
+            json!({"url": "https://example.com/", "event_types": vec![1; 250_000]}),
+            "/event_types",
+        ),
         refused(
             "bytes that are no UTF-8",
             "POST",
@@ -145,6 +185,7 @@ pub fn bodies() -> Vec<Case> {
             "JSON in another encoding",
             "application/json; charset=utf-16",
         ),
+        other_type("JSON with a parameter", "application/json; version=1"),
         other_type("no type", ""),
     ]
 }
@@ -191,6 +232,14 @@ pub fn headers() -> Vec<Case> {
             (412, "precondition_failed", "-"),
         )
         .header("if-match", "\"999\""),
+        refused(
+            "any revision of what is not there",
+            "PUT",
+            "/v1/pipelines/absent",
+            Body::Json(json!({"display_name": "x"})),
+            (412, "precondition_failed", "-"),
+        )
+        .header("if-match", "*"),
         refused(
             "a claim of another form",
             "POST",
