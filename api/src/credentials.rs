@@ -24,6 +24,7 @@ use crate::{
     cursor::{List, Listed},
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
+    pipelines,
     publishers::EXAMPLE_AT,
 };
 
@@ -342,21 +343,11 @@ fn new_credential(
     expires_at: Option<Time>,
     pipelines: Option<Vec<String>>,
 ) -> Result<NewCredential, ApiError> {
-    let slug = |(at, text): (usize, &String)| {
-        Slug::parse(text).ok_or_else(|| {
-            let pointer = format!("/pipelines/{at}");
-            Problem::field(&pointer, "pattern", "It must be a slug.").into()
-        })
-    };
-    let pipelines = pipelines
-        .map(|slugs| {
-            slugs
-                .iter()
-                .enumerate()
-                .map(slug)
-                .collect::<Result<_, ApiError>>()
-        })
-        .transpose()?;
+    let mut faults = Vec::new();
+    let pipelines = pipelines.map(|texts| pipelines::slugs(&texts, "/pipelines", &mut faults));
+    if !faults.is_empty() {
+        return Err(Problem::invalid(faults).into());
+    }
     Ok(NewCredential {
         name,
         expires_at: expires_at.map(|at| at.0),

@@ -11,7 +11,11 @@ use poem_openapi::{
     param::{Path, Query},
 };
 
-use domain::{Code, Problem, id::PublisherId, slug::Slug};
+use domain::{
+    Code, Problem,
+    id::PublisherId,
+    slug::{self, Slug},
+};
 use persistence::{Answer, NewPublisher, Publisher};
 
 use crate::{
@@ -54,7 +58,7 @@ pub const DOCS: &[OperationDoc] = &[
 
 fn slug_field(text: &str) -> Result<Slug, ApiError> {
     Slug::parse(text).ok_or_else(|| {
-        let detail = "`slug` must be a slug.";
+        let detail = format!("`slug` must match `{}`.", slug::PATTERN);
         Problem::field("/slug", "pattern", detail).into()
     })
 }
