@@ -215,7 +215,7 @@ fn has_parameter(operation: &Value, name: &str) -> bool {
 }
 
 /// Schemas of answers with a revision that no path with `If-Match` answers with.
-const REVISED: [&str; 3] = ["CreatedPublisher", "CreatedRun", "Run"];
+const REVISED: [&str; 3] = ["CreatedPublisher", "CreatedRunView", "Run"];
 
 /// The schemas of answers that have an `ETag`: [`REVISED`], and those on paths where some
 /// operation takes `If-Match`.

@@ -25,7 +25,7 @@ pub fn queries() -> Vec<Case> {
         ),
         get(
             "a time before all times",
-            "/v1/events?since=1969-12-31T23:59:59Z",
+            "/v1/runs?since=1969-12-31T23:59:59Z",
             "/query/since",
         ),
         get(
