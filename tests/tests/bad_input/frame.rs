@@ -100,20 +100,14 @@ pub fn paths() -> Vec<Case> {
 const NEW_RUN: &str = "/v1/pipelines/nightly/runs";
 
 pub fn bodies() -> Vec<Case> {
+    let parts = [no_json(), other_types(), odd_values()];
+    parts.into_iter().flatten().collect()
+}
+
+fn no_json() -> Vec<Case> {
     let malformed = |what, text: &str| {
         let body = Body::Text("application/json", text.to_owned());
         refused(what, "POST", NEW_RUN, body, (400, "malformed_json", "-")).by(Who::Runner)
-    };
-    let other_type = |what, content_type| {
-        let body = Body::Text(content_type, "{\"input\": {}}".to_owned());
-        refused(
-            what,
-            "POST",
-            NEW_RUN,
-            body,
-            (415, "unsupported_media_type", "-"),
-        )
-        .by(Who::Runner)
     };
     let deep = format!("{{\"input\": {}{}}}", "[".repeat(40), "]".repeat(40));
     let large = format!("{{\"input\": \"{}\"}}", "x".repeat(1024 * 1024));
@@ -137,6 +131,52 @@ pub fn bodies() -> Vec<Case> {
         malformed("half of another surrogate", "{\"input\": \"\\udc00\"}"),
         malformed("a bare line break in a string", "{\"input\": \"a\nb\"}"),
         malformed("a byte order mark", "\u{feff}{\"input\": {}}"),
+        refused(
+            "bytes that are no UTF-8",
+            "POST",
+            NEW_RUN,
+            Body::Bytes(b"{\"input\": \"\xff\xfe\"}".to_vec()),
+            (400, "malformed_json", "-"),
+        )
+        .by(Who::Runner),
+        refused(
+            "more than a mebibyte",
+            "POST",
+            NEW_RUN,
+            Body::Text("application/json", large),
+            (413, "body_too_large", "-"),
+        )
+        .by(Who::Runner),
+    ]
+}
+
+fn other_types() -> Vec<Case> {
+    let other_type = |what, content_type| {
+        let body = Body::Text(content_type, "{\"input\": {}}".to_owned());
+        refused(
+            what,
+            "POST",
+            NEW_RUN,
+            body,
+            (415, "unsupported_media_type", "-"),
+        )
+        .by(Who::Runner)
+    };
+    vec![
+        other_type("a form", "application/x-www-form-urlencoded"),
+        other_type("plain text", "text/plain"),
+        other_type("XML", "application/xml"),
+        other_type(
+            "JSON in another encoding",
+            "application/json; charset=utf-16",
+        ),
+        other_type("JSON with a parameter", "application/json; version=1"),
+        other_type("no type", ""),
+    ]
+}
+
+fn odd_values() -> Vec<Case> {
+    vec![
         refused(
             "an integer of 21 digits",
             "POST",
@@ -162,31 +202,6 @@ pub fn bodies() -> Vec<Case> {
             json!({"url": "https://example.com/", "event_types": vec![1; 250_000]}),
             "/event_types",
         ),
-        refused(
-            "bytes that are no UTF-8",
-            "POST",
-            NEW_RUN,
-            Body::Bytes(b"{\"input\": \"\xff\xfe\"}".to_vec()),
-            (400, "malformed_json", "-"),
-        )
-        .by(Who::Runner),
-        refused(
-            "more than a mebibyte",
-            "POST",
-            NEW_RUN,
-            Body::Text("application/json", large),
-            (413, "body_too_large", "-"),
-        )
-        .by(Who::Runner),
-        other_type("a form", "application/x-www-form-urlencoded"),
-        other_type("plain text", "text/plain"),
-        other_type("XML", "application/xml"),
-        other_type(
-            "JSON in another encoding",
-            "application/json; charset=utf-16",
-        ),
-        other_type("JSON with a parameter", "application/json; version=1"),
-        other_type("no type", ""),
     ]
 }
 
