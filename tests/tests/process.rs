@@ -160,17 +160,28 @@ async fn what_only_the_environment_can_say_must_be_given(world: &World) {
     }
 }
 
-/// Takes the schema back to before webhooks.
-const WITHOUT_WEBHOOKS: [&str; 5] = [
-    "DROP TABLE delivery_attempts",
-    "DROP TABLE deliveries",
-    "DROP TABLE webhook_endpoints",
-    "DROP TABLE events",
-    "DELETE FROM seaql_migrations WHERE version LIKE 'm0004%'",
+/// Takes the schema back to before runs had timelines.
+const WITHOUT_TIMELINES: [&str; 15] = [
+    "CREATE INDEX runs_queued ON runs (publisher_id, priority, not_before, id) \
+     WHERE status = 'queued'",
+    "DROP INDEX idempotency_keys_to_wipe",
+    "DROP INDEX runs_to_expire",
+    "DROP INDEX runs_held",
+    "DROP INDEX runs_scheduled",
+    "DROP INDEX runs_ready",
+    "ALTER TABLE runs DROP COLUMN ready",
+    "ALTER TABLE runs DROP COLUMN expires_at",
+    "ALTER TABLE runs DROP COLUMN failures",
+    "ALTER TABLE runs DROP COLUMN cancel_requested",
+    "ALTER TABLE runs DROP COLUMN progress",
+    "ALTER TABLE events DROP COLUMN pipeline_slug",
+    "ALTER TABLE pipelines DROP COLUMN paused_at",
+    "DROP TABLE run_timeline",
+    "DELETE FROM seaql_migrations WHERE version LIKE 'm0005%'",
 ];
 
 async fn take_back(site: &Site) {
-    for statement in WITHOUT_WEBHOOKS {
+    for statement in WITHOUT_TIMELINES {
         site.execute(statement).await;
     }
 }
