@@ -300,8 +300,8 @@ async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
             done.await.unwrap();
             gone.notify_one();
         };
-        let (produced, ()) = tokio::join!(producer, remover);
-        produced.unwrap();
+        let (written_down, ()) = tokio::join!(producer, remover);
+        written_down.unwrap();
         let waiting = "deliveries WHERE status = 'pending'";
         assert_eq!(fixture.count(waiting).await, 1, "neither saw the other");
         let system = fixture.store.system();
