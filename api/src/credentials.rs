@@ -36,11 +36,11 @@ pub const DOCS: &[OperationDoc] = &[
     },
     OperationDoc {
         operation_id: "rotate_credentials",
-        codes: &[Code::SecretNoLongerAvailable],
+        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
     },
     OperationDoc {
         operation_id: "rotate_credential",
-        codes: &[Code::SecretNoLongerAvailable],
+        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
     },
     OperationDoc {
         operation_id: "delete_credential",

@@ -34,9 +34,10 @@ const ROUND: Duration = Duration::from_secs(15);
 pub struct Settings {
     /// When dead credentials are removed.
     pub credentials: String,
-    /// When stale idempotency keys are removed.
+    /// When answers that hold a credential are wiped and stale idempotency keys removed.
     pub idempotency_keys: String,
-    /// When old finished deliveries and their attempts are removed.
+    /// When old finished deliveries and their attempts are removed, and those to deleted
+    /// endpoints called off.
     pub deliveries: String,
     /// When old events are removed.
     pub events: String,

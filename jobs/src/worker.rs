@@ -38,11 +38,14 @@ struct Batch {
 }
 
 impl Batch {
+    /// Of sweeps that take up to [`BATCH`] rows each.
+    fn of(counts: Vec<(&'static str, u64)>) -> Self {
+        let more = counts.iter().any(|(_, count)| *count >= BATCH);
+        Self { counts, more }
+    }
+
     fn removed(count: u64) -> Self {
-        Self {
-            counts: vec![("removed", count)],
-            more: count >= BATCH,
-        }
+        Self::of(vec![("removed", count)])
     }
 }
 
@@ -115,8 +118,10 @@ impl Worker {
         let counts = json!(counts);
         let error = interrupted.map(|error| error.to_string());
         match &error {
-            // Most looks for lost leases find none.
-            None if kind == Kind::Leases => tracing::debug!(job, %counts, took_ms, "job done"),
+            // They come so often that most looks find nothing.
+            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys) => {
+                tracing::debug!(job, %counts, took_ms, "job done");
+            }
             None => tracing::info!(job, %counts, took_ms, "job done"),
             Some(error) => {
                 tracing::warn!(job, %counts, took_ms, error, "job failed");
@@ -187,16 +192,18 @@ impl Worker {
                 let cutoff = self.before(keep.retention_credentials_days);
                 let removed = system.sweep_credentials(cutoff, BATCH).await?;
                 let changes = system.sweep_credential_changes(BATCH).await?;
-                let counts = vec![("removed", removed), ("changes_removed", changes)];
-                Batch {
-                    counts,
-                    more: removed.max(changes) >= BATCH,
-                }
+                Batch::of(vec![("removed", removed), ("changes_removed", changes)])
             }
-            Kind::IdempotencyKeys => Batch::removed(system.sweep_idempotency_keys(BATCH).await?),
+            Kind::IdempotencyKeys => {
+                let wiped = system.wipe_secret_answers(BATCH).await?;
+                let removed = system.sweep_idempotency_keys(BATCH).await?;
+                Batch::of(vec![("removed", removed), ("answers_wiped", wiped)])
+            }
             Kind::Deliveries => {
                 let cutoff = self.before(keep.retention_deliveries_days);
-                Batch::removed(system.sweep_deliveries(cutoff, BATCH).await?)
+                let cancelled = system.cancel_orphans(BATCH).await?;
+                let removed = system.sweep_deliveries(cutoff, BATCH).await?;
+                Batch::of(vec![("removed", removed), ("cancelled", cancelled)])
             }
             Kind::Events => {
                 let cutoff = self.before(keep.retention_events_days);
@@ -206,11 +213,7 @@ impl Worker {
                 let cutoff = self.before(keep.retention_runs_days);
                 let shortened = system.shorten_runs(cutoff, BATCH).await?;
                 let removed = system.sweep_runs(BATCH).await?;
-                let counts = vec![("removed", removed), ("shortened", shortened)];
-                Batch {
-                    counts,
-                    more: removed.max(shortened) >= BATCH,
-                }
+                Batch::of(vec![("removed", removed), ("shortened", shortened)])
             }
             Kind::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);

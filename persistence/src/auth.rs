@@ -148,7 +148,8 @@ impl AuthCache {
     }
 
     fn trusted(&self, now: Timestamp) -> bool {
-        now.ms() - self.last_poll_began_ms.load(Ordering::Acquire) <= TRUST_FOR_MS
+        // A clock that was set back says nothing about how long ago that poll was.
+        (0..=TRUST_FOR_MS).contains(&(now.ms() - self.last_poll_began_ms.load(Ordering::Acquire)))
     }
 
     fn note_use(&self, principal: &Principal, now: Timestamp) {
@@ -508,6 +509,20 @@ mod tests {
         assert!(cache.hit(&[1; 32], now).is_some());
         cache.invalidate(Uuid::from_u128(7));
         assert!(cache.hit(&[1; 32], now).is_none());
+    }
+
+    #[test]
+    fn the_cache_is_trusted_only_shortly_after_a_poll_and_never_before_it() {
+        let cache = AuthCache::new();
+        cache.last_poll_began_ms.store(10_000, Ordering::Release);
+        for (now, trusted) in [
+            (10_000, true),
+            (10_750, true),
+            (10_751, false),
+            (9_999, false),
+        ] {
+            assert_eq!(cache.trusted(Timestamp::from_ms(now)), trusted, "{now}");
+        }
     }
 
     #[test]

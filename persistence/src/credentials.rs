@@ -292,6 +292,26 @@ async fn check_new(
     crate::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
 }
 
+/// Bounds what rotations leave to run out, which would otherwise grow past the quota with each
+/// one. Those at hand are counted, not those about to be left: a first rotation always may.
+async fn check_running_out(tx: &Tx, publisher: Uuid, kind: CredentialKind) -> Result<()> {
+    let limit = quotas_of(tx, publisher).await?.credentials_per_kind;
+    let running_out = credentials::Entity::find()
+        .filter(credentials::Column::PublisherId.eq(publisher))
+        .filter(of_kind(kind))
+        .filter(live_at(tx.now))
+        .filter(credentials::Column::SupersededAt.is_not_null())
+        .count(tx.db())
+        .await?;
+    if running_out >= u64::from(limit) {
+        return Err(over_quota(
+            &format!("replaced {kind} credentials that still run out"),
+            limit,
+        ));
+    }
+    Ok(())
+}
+
 impl Store {
     /// Mints within an open administrative transaction.
     pub(crate) async fn mint_in(
@@ -530,6 +550,9 @@ impl Scoped {
             },
         )
         .await?;
+        if !overlap.is_zero() {
+            check_running_out(tx, owner, kind).await?;
+        }
         let mut replaced = Vec::with_capacity(old.len());
         for row in old {
             replaced.push(retire(tx, row, kind, overlap).await?);

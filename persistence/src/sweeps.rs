@@ -1,8 +1,10 @@
 //! Removal of what is past its time, in batches that each hold the store for a moment only.
 //!
-//! Every sweep removes at most `limit` rows in one transaction and answers how many; fewer than
-//! `limit` mean that nothing is left. What to remove is found through an index. The condition
-//! stands beside the chosen keys too, so that a row which changed in between is kept.
+//! Every sweep removes or changes at most `limit` rows in one transaction and answers how many;
+//! fewer than `limit` mean that nothing is left. What to remove is found through an index; what
+//! to change is looked for among the readers, so that the many looks that find nothing do not
+//! bother the writer. The condition stands beside the chosen keys too, so that a row which
+//! changed in between is kept.
 
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ use domain::{
     id::{Id as _, PublisherId},
 };
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, QueryFilter as _, Value,
+    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, QueryFilter as _,
+    QueryResult, Value,
 };
 use uuid::Uuid;
 
@@ -70,6 +73,58 @@ impl Sweep<'_> {
     }
 }
 
+/// A table's rows that are to be changed.
+struct Amend<'a> {
+    table: &'static str,
+    /// The primary key's columns.
+    key: &'static [&'static str],
+    /// Writes the condition, which must not hold for a changed row.
+    past: &'a (dyn Fn(&mut Sql) + Sync),
+    /// The column that says which rows come first.
+    order: &'static str,
+    /// Writes the assignments.
+    set: &'a (dyn Fn(&mut Sql) + Sync),
+}
+
+impl Amend<'_> {
+    fn find(&self, limit: u64) -> Sql {
+        let mut sql = Sql::new("SELECT ");
+        sql.push(&self.key.join(", "))
+            .push(" FROM ")
+            .push(self.table)
+            .push(" WHERE ");
+        (self.past)(&mut sql);
+        sql.push(" ORDER BY ").push(self.order).push(" LIMIT ");
+        sql.bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        sql
+    }
+
+    fn change(&self, keys: &[Vec<Value>]) -> Sql {
+        let mut sql = Sql::new("UPDATE ");
+        sql.push(self.table).push(" SET ");
+        (self.set)(&mut sql);
+        sql.push(" WHERE ");
+        (self.past)(&mut sql);
+        sql.push(" AND (")
+            .push(&self.key.join(", "))
+            .push(") IN (")
+            .values(keys.iter().cloned())
+            .push(")");
+        sql
+    }
+}
+
+/// A column of a primary key: the owner and identifiers are UUIDs, all others are texts.
+fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
+    if column == "id" || column.ends_with("_id") {
+        let id: Uuid = row.try_get("", column)?;
+        Ok(id.into())
+    } else {
+        let text: String = row.try_get("", column)?;
+        Ok(text.into())
+    }
+}
+
 /// A publisher's tables, those that refer to others first: the order in which they can go.
 const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 13] = [
     (
@@ -117,6 +172,30 @@ async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
 }
 
 impl System {
+    async fn amend(&self, amend: Amend<'_>, limit: u64) -> Result<u64> {
+        let backend = self.store.backend();
+        let statement = amend.find(limit).statement(backend);
+        let rows = self.store.read().query_all_raw(statement).await?;
+        let of_row = |row| {
+            amend
+                .key
+                .iter()
+                .map(|column| key_value(row, column))
+                .collect()
+        };
+        let keys: Vec<Vec<Value>> = rows.iter().map(of_row).collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let (amend, keys) = (&amend, &keys);
+        self.store
+            .write(|tx| async move {
+                let statement = amend.change(keys).statement(backend);
+                Ok(tx.db().execute_raw(statement).await?.rows_affected())
+            })
+            .await
+    }
+
     async fn sweep(&self, sweep: Sweep<'_>, limit: u64) -> Result<u64> {
         let sweep = &sweep;
         self.store
@@ -241,44 +320,76 @@ impl System {
     }
 
     /// Brings forward, by at most `limit` runs, the time of those that ended at or before
-    /// `cutoff` although their pipeline asks for longer. They are looked for among the readers,
-    /// since no index leads to them.
+    /// `cutoff` although their pipeline asks for longer.
     pub async fn shorten_runs(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let (now, backend) = (self.store.now().ms(), self.store.backend());
-        let mut sql = Sql::new(
-            "SELECT publisher_id, id FROM runs WHERE sweep_at IS NOT NULL AND sweep_at > ",
-        );
-        sql.bind(now).push(" AND finished_at <= ").bind(cutoff.ms());
-        sql.push(" ORDER BY sweep_at LIMIT ")
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let rows = self
-            .store
-            .read()
-            .query_all_raw(sql.statement(backend))
-            .await?;
-        let mut keys: Vec<Vec<Value>> = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (owner, id): (Uuid, Uuid) =
-                (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
-            keys.push(vec![owner.into(), id.into()]);
-        }
-        if keys.is_empty() {
-            return Ok(0);
-        }
-        let keys = &keys;
-        self.store
-            .write(|tx| async move {
-                let mut sql = Sql::new("UPDATE runs SET sweep_at = ");
-                sql.bind(now)
-                    .push(" WHERE finished_at IS NOT NULL AND (publisher_id, id) IN (");
-                sql.values(keys.iter().cloned()).push(")");
-                Ok(tx
-                    .db()
-                    .execute_raw(sql.statement(backend))
-                    .await?
-                    .rows_affected())
-            })
-            .await
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("sweep_at IS NOT NULL AND sweep_at > ").bind(now);
+            sql.push(" AND finished_at IS NOT NULL AND finished_at <= ")
+                .bind(cutoff.ms());
+        };
+        let set = |sql: &mut Sql| {
+            sql.push("sweep_at = ").bind(now);
+        };
+        let amend = Amend {
+            table: "runs",
+            key: &["publisher_id", "id"],
+            past: &past,
+            order: "sweep_at",
+            set: &set,
+        };
+        self.amend(amend, limit).await
+    }
+
+    /// Wipes answers that hold a credential and may no longer be repeated. Their keys stay, so
+    /// that a repeat is told so instead of being done again.
+    pub async fn wipe_secret_answers(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("answer IS NOT NULL AND answer_until IS NOT NULL AND answer_until <= ")
+                .bind(now);
+        };
+        let set = |sql: &mut Sql| {
+            sql.push("answer = NULL");
+        };
+        let amend = Amend {
+            table: "idempotency_keys",
+            key: &["owner_id", "operation", "key"],
+            past: &past,
+            order: "answer_until",
+            set: &set,
+        };
+        self.amend(amend, limit).await
+    }
+
+    /// Calls off deliveries that wait for an endpoint which is deleted: on PostgreSQL an event
+    /// may be written while another transaction deletes one of its endpoints, and neither sees
+    /// the other. They are due ever since, for no dispatcher takes them.
+    pub async fn cancel_orphans(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("status = 'pending' AND next_attempt_at <= ")
+                .bind(now);
+            sql.push(
+                " AND EXISTS (SELECT 1 FROM webhook_endpoints e \
+                 WHERE e.publisher_id = deliveries.publisher_id \
+                 AND e.id = deliveries.endpoint_id AND e.deleted_at IS NOT NULL)",
+            );
+        };
+        let set = |sql: &mut Sql| {
+            sql.push(
+                "status = 'cancelled', next_attempt_at = NULL, fence = fence + 1, finished_at = ",
+            )
+            .bind(now);
+        };
+        let amend = Amend {
+            table: "deliveries",
+            key: &["publisher_id", "id"],
+            past: &past,
+            order: "next_attempt_at",
+            set: &set,
+        };
+        self.amend(amend, limit).await
     }
 
     /// Publishers deleted at or before `cutoff`, with all that they had. Their keys are destroyed

@@ -10,6 +10,7 @@ use domain::{
     clock::ManualClock,
     credential::CredentialKind,
     id::{CredentialId, PublisherId},
+    limits::Quotas,
     seal::MasterKeys,
     slug::Slug,
     token::TokenHash,
@@ -450,6 +451,101 @@ async fn another_process_hears_of_a_revocation(bench: &Bench) {
     other.close().await;
 }
 
+/// Each process judges an expiry by its own clock, so a difference shifts it by as much; a
+/// revocation is known by its mark, not by its time.
+async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
+    let (_, admin, _) = bench.publisher("a").await;
+    let (skew, life) = (Duration::from_mins(5), Duration::from_mins(1));
+    let ahead = Arc::new(ManualClock::at(bench.store.now().plus(skew)));
+    let other = Store::open(options(&bench.url, &bench.keys, &ahead))
+        .await
+        .unwrap();
+    let elsewhere = async |token: &SecretString| {
+        let found = other.authenticate(TokenHash::of_secret(token)).await;
+        found.unwrap().is_some()
+    };
+    let here = bench.scoped(&admin).await;
+    let mint = async |expires_at: Timestamp| {
+        let new = NewCredential {
+            expires_at: Some(expires_at),
+            ..NewCredential::default()
+        };
+        let kind = CredentialKind::Runner;
+        let minted = here.mint(&operator(), kind, new, text_of).await.unwrap();
+        SecretString::from(minted.body)
+    };
+    let brief = mint(bench.store.now().plus(life)).await;
+    assert!(bench.lives(&brief).await && !elsewhere(&brief).await);
+    let longer = mint(other.now().plus(life)).await;
+    assert!(bench.lives(&longer).await && elsewhere(&longer).await);
+    bench.clock.advance(life);
+    ahead.advance(life);
+    assert!(!bench.lives(&brief).await && !elsewhere(&brief).await);
+    assert!(bench.lives(&longer).await && !elsewhere(&longer).await);
+
+    // The process ahead takes it away at a time that the one behind has yet to see.
+    let principal = other.authenticate(TokenHash::of_secret(&admin)).await;
+    let there = other.scoped(&principal.unwrap().unwrap().scope);
+    let none = NewCredential::default();
+    there
+        .rotate_all(
+            &operator(),
+            CredentialKind::Admin,
+            Duration::ZERO,
+            none,
+            text_of,
+        )
+        .await
+        .unwrap();
+    assert!(!elsewhere(&admin).await);
+    let mut heard = false;
+    for _ in 0..40 {
+        heard = !bench.lives(&admin).await;
+        if heard {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert!(heard, "a clock that is behind keeps a revoked token alive");
+    other.close().await;
+}
+
+/// With an overlap a rotation leaves what it replaces alive; that is no way around the quota.
+async fn what_rotations_leave_is_bounded(bench: &Bench) {
+    let (id, admin, _) = bench.publisher("a").await;
+    let quotas = Quotas {
+        credentials_per_kind: 2,
+        ..Quotas::default()
+    };
+    let patch = PublisherPatch {
+        quotas: Some(quotas),
+        ..PublisherPatch::default()
+    };
+    let system = bench.store.system();
+    system
+        .update_publisher(&operator(), id, patch, None, |_| answer(""))
+        .await
+        .unwrap();
+    let scoped = bench.scoped(&admin).await;
+    let kind = CredentialKind::Runner;
+    let rotate = async |overlap: Duration| {
+        let none = NewCredential::default();
+        let context = operator();
+        let done = scoped.rotate_all(&context, kind, overlap, none, text_of);
+        done.await.map_err(code_of)
+    };
+    let hour = Duration::from_hours(1);
+    rotate(hour).await.unwrap();
+    rotate(hour).await.unwrap();
+    assert_eq!(rotate(hour).await.unwrap_err(), Code::QuotaExceeded);
+    // Without an overlap nothing is left, so a leak can always be answered.
+    rotate(Duration::ZERO).await.unwrap();
+    rotate(hour).await.unwrap();
+    bench.clock.advance(hour);
+    rotate(hour).await.unwrap();
+    rotate(hour).await.unwrap();
+}
+
 async fn a_wrong_master_key_is_refused(bench: &Bench) {
     let other = MasterKeys::generate_text("k1");
     let refused = Store::open(options(&bench.url, &other, &bench.clock))
@@ -580,6 +676,8 @@ on_both! {
     the_log_is_complete_and_shows_tampering;
     a_refused_change_leaves_nothing;
     another_process_hears_of_a_revocation;
+    clocks_that_differ_shift_an_expiry_and_no_revocation;
+    what_rotations_leave_is_bounded;
     a_wrong_master_key_is_refused;
     suspended_and_deleted_publishers;
     the_seed_runs_twice_and_moves;

@@ -29,7 +29,7 @@ pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;
 pub use publisher::{Publisher, claim_of};
 pub use server::{Refused, Server, Site};
-pub use store::{Database, Store};
+pub use store::{Database, OwnCluster, Store};
 pub use vault::Vault;
 pub use world::{World, leave_out, run, skip};
 

@@ -11,6 +11,7 @@ use std::{
 use domain::random;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -294,6 +295,48 @@ impl Site {
             .filter(|line| line.contains("\"level\":\"ERROR\"") || line.contains("panicked at"))
             .filter(|line| !tolerated.iter().any(|text| line.contains(text)))
             .collect()
+    }
+
+    /// Runs a statement on the database behind the server's back; answers how many rows it changed.
+    pub async fn execute(&self, statement: &str) -> u64 {
+        let statement = AssertSqlSafe(statement.to_owned());
+        if let Some(database) = &self.database {
+            let mut connection = database.connect().await;
+            let done = sqlx::query(statement).execute(&mut connection).await;
+            done.unwrap().rows_affected()
+        } else {
+            let mut connection = self.file().await;
+            let done = sqlx::query(statement)
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+            done.rows_affected()
+        }
+    }
+
+    /// How many rows a table has, or those that a condition names.
+    pub async fn count(&self, from: &str) -> i64 {
+        let query = AssertSqlSafe(format!("SELECT count(*) FROM {from}"));
+        if let Some(database) = &self.database {
+            let mut connection = database.connect().await;
+            let count = sqlx::query_scalar(query).fetch_one(&mut connection);
+            count.await.unwrap()
+        } else {
+            let mut connection = self.file().await;
+            let count = sqlx::query_scalar(query)
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+            count
+        }
+    }
+
+    async fn file(&self) -> SqliteConnection {
+        let path = self.data_dir.join("stationmaster.db");
+        let url = format!("sqlite://{}", path.display());
+        SqliteConnection::connect(&url).await.unwrap()
     }
 
     /// Looks for this text too, wherever no secret may be.

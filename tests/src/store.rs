@@ -50,18 +50,14 @@ impl Cluster {
         if let Some(cluster) = started.upgrade() {
             return Ok(cluster);
         }
-        let cluster = Arc::new(Self::start()?);
+        let cluster = Arc::new(Self::start(&["--fast"])?);
         *started = Arc::downgrade(&cluster);
         Ok(cluster)
     }
 
-    /// One more cluster, for a test that stops it or breaks it.
-    ///
-    /// # Errors
-    /// None can be started here; why.
-    pub(crate) fn start() -> Result<Self, String> {
+    fn start(options: &[&str]) -> Result<Self, String> {
         let output = Command::new("scripts/postgres")
-            .arg("--fast")
+            .args(options)
             .current_dir(root())
             .output()
             .map_err(|error| format!("scripts/postgres: {error}"))?;
@@ -99,6 +95,44 @@ impl Drop for Cluster {
                 eprintln!("the cluster was not stopped: {error}");
             }
         }
+    }
+}
+
+/// A cluster of a test's own, which the test stops. Its commits are durable.
+pub struct OwnCluster(Arc<Cluster>);
+
+impl OwnCluster {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// None can be started here; why.
+    pub(crate) fn start() -> Result<Self, String> {
+        Ok(Self(Arc::new(Cluster::start(&[])?)))
+    }
+
+    pub(crate) const fn cluster(&self) -> &Arc<Cluster> {
+        &self.0
+    }
+
+    /// Ends all its processes on the spot.
+    pub async fn halt(&self) {
+        self.script("halt").await;
+    }
+
+    /// Starts it again, where it was.
+    pub async fn resume(&self) {
+        self.script("resume").await;
+    }
+
+    async fn script(&self, verb: &str) {
+        let output = tokio::process::Command::new("scripts/postgres")
+            .args([verb, &self.0.url])
+            .current_dir(root())
+            .output()
+            .await
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/postgres {verb}: {words}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     server::{Server, Site},
-    store::{Cluster, Database, Store},
+    store::{Cluster, Database, OwnCluster, Store},
 };
 
 /// Everything that one test makes: sites, servers, secrets.
@@ -46,6 +46,22 @@ impl World {
             Some(cluster) => Some(Database::bare(cluster).await),
         };
         self.add(Site::new(home, database, Arc::default()))
+    }
+
+    /// A new site on a PostgreSQL cluster of its own, which the test may stop.
+    ///
+    /// # Errors
+    /// No cluster can be started here; why.
+    pub async fn site_with_cluster(&self) -> Result<(Arc<Site>, OwnCluster), String> {
+        let home = tempfile::Builder::new()
+            .prefix("stationmaster-test-")
+            .tempdir()
+            .unwrap();
+        let own = OwnCluster::start()?;
+        let data_dir = home.path().join("data");
+        let database = Database::migrated(own.cluster(), &data_dir).await;
+        let site = self.add(Site::new(home, Some(database), Arc::default()));
+        Ok((site, own))
     }
 
     fn add(&self, site: Site) -> Arc<Site> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sqlx::{Connection as _, SqliteConnection};
 use tests::{Publisher, Server, World, on_both_stores, tools};
 
 use crate::tokens::mint;
@@ -118,7 +117,7 @@ async fn the_whole_log_can_be_exported(world: &World) {
 }
 
 /// `audit/verify` must say that the log is whole, or that it is not.
-async fn verified(publisher: &Publisher, whole: bool) {
+pub async fn verified(publisher: &Publisher, whole: bool) {
     let answer = publisher
         .admin
         .get("/v1/publishers/me/audit/verify")
@@ -131,26 +130,7 @@ async fn verified(publisher: &Publisher, whole: bool) {
 async fn tamper(server: &Server, statement: &'static str) -> Server {
     assert!(server.stop().await.success());
     let site = server.site();
-    let changed = if let Some(database) = &site.database {
-        let mut connection = database.connect().await;
-        sqlx::query(statement)
-            .execute(&mut connection)
-            .await
-            .unwrap()
-            .rows_affected()
-    } else {
-        let file = format!(
-            "sqlite://{}",
-            site.data_dir.join("stationmaster.db").display()
-        );
-        let mut connection = SqliteConnection::connect(&file).await.unwrap();
-        let done = sqlx::query(statement)
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        connection.close().await.unwrap();
-        done.rows_affected()
-    };
+    let changed = site.execute(statement).await;
     assert!(changed > 0, "nothing was tampered with");
     site.start(&[]).await
 }

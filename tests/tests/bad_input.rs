@@ -1,10 +1,13 @@
 //! Requests that are wrong, each in its own way: the answer names the fault and where it is, and
 //! nothing changes.
 
+#[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
+mod accounts;
 mod frame;
 mod raw;
-#[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 mod table;
+#[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
+mod work;
 
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Server, World, on_both_stores};

@@ -1,11 +1,11 @@
 //! Deliveries: retries, attempts, what an endpoint's state does to them.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Reply, World, on_both_stores, tools::eventually};
 
-use crate::verifiers::verify;
+use crate::{audit::verified, verifiers::verify};
 
 on_both_stores!(
     a_failed_delivery_is_tried_again_until_it_succeeds,
@@ -16,10 +16,15 @@ on_both_stores!(
     deliveries_of_a_suspended_publisher_wait,
     a_destination_that_is_not_allowed_is_refused,
     what_nobody_could_deliver_is_delivered_after_a_restart,
+    what_waits_for_a_deleted_endpoint_is_called_off,
+    a_publisher_is_deleted_while_its_deliveries_fly,
+    a_publisher_is_destroyed_while_its_deliveries_fly,
 );
 
 const QUICK: [(&str, &str); 1] = [("STATIONMASTER_RETRY_SCHEDULE", "200ms,200ms")];
 const LIMIT: Duration = Duration::from_secs(15);
+/// More deliveries than go out to one endpoint at once.
+const MANY: usize = 40;
 
 /// The one delivery of an endpoint, once it has this status.
 async fn settled(publisher: &Publisher, status: &str) -> Value {
@@ -300,4 +305,113 @@ async fn what_nobody_could_deliver_is_delivered_after_a_restart(world: &World) {
     let seen = consumer.seen();
     assert_eq!(seen[0].id(), seen[1].id());
     settled(&publisher, "succeeded").await;
+}
+
+async fn what_waits_for_a_deleted_endpoint_is_called_off(world: &World) {
+    let each_second = ("STATIONMASTER_CRON_DELIVERIES", "* * * * * *");
+    let server = world.start_with(&[each_second]).await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let consumer = Consumer::start().await;
+    let endpoint = publisher.endpoint(&consumer, &["run.succeeded"]).await;
+    publisher.finished_run("nightly").await;
+    settled(&publisher, "succeeded").await;
+    let path = format!("/v1/webhook-endpoints/{endpoint}");
+    publisher.admin.delete(&path).expect(204).await;
+    // As if its event had been written at the very moment of the deletion.
+    let wait = "UPDATE deliveries SET status = 'pending', next_attempt_at = 1, finished_at = NULL";
+    assert_eq!(server.site().execute(wait).await, 1);
+    let delivery = settled(&publisher, "cancelled").await;
+    assert!(delivery["next_attempt_at"].is_null(), "{delivery}");
+    assert_eq!(consumer.seen().len(), 1, "nothing was sent to it");
+}
+
+/// A publisher whose consumer takes a while, with more deliveries than go out at once.
+async fn in_the_air(publisher: &Publisher, consumer: &Consumer, answer_after: Duration) {
+    consumer.reply_always(Reply {
+        delay: answer_after,
+        ..Reply::status(204)
+    });
+    publisher.pipeline("nightly").await;
+    publisher.endpoint(consumer, &["run.succeeded"]).await;
+    for _ in 0..MANY {
+        publisher.finished_run("nightly").await;
+    }
+    consumer.count(1).await;
+}
+
+async fn a_publisher_is_deleted_while_its_deliveries_fly(world: &World) {
+    let server = world.start_with(&QUICK).await;
+    let (publisher, other) = (
+        server.publisher("acme").await,
+        server.publisher("other").await,
+    );
+    let (slow, prompt) = (Consumer::start().await, Consumer::start().await);
+    in_the_air(&publisher, &slow, Duration::from_secs(3)).await;
+    let operator = server.operator();
+    let path = format!("/v1/publishers/{}", publisher.id);
+    let delete = format!("{path}?confirm=acme");
+    operator.delete(&delete).expect(204).await;
+    // What is under way may end, and one more round may just have been claimed.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = slow.seen().len();
+    other.pipeline("nightly").await;
+    other.endpoint(&prompt, &["run.succeeded"]).await;
+    other.finished_run("nightly").await;
+    prompt.count(1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(slow.seen().len(), before, "nothing more goes out");
+    assert!(before < MANY, "all were out before");
+
+    // It comes back, and nothing was lost.
+    slow.reply_always(Reply::status(204));
+    let resume = operator.post(&format!("{path}/resume")).json(&json!({}));
+    resume.expect(200).await;
+    eventually("nothing waits", LIMIT, async || {
+        let list = publisher.admin.get("/v1/deliveries?status=pending");
+        let list = list.expect(200).await;
+        list["items"].as_array().unwrap().is_empty().then_some(())
+    })
+    .await;
+    let list = publisher.admin.all("/v1/deliveries").await;
+    assert_eq!(list.len(), MANY);
+    let sent: BTreeSet<String> = slow.seen().iter().map(|one| one.id().to_owned()).collect();
+    for delivery in &list {
+        assert_eq!(delivery["status"], "succeeded", "{delivery}");
+        assert!(sent.contains(delivery["event_id"].as_str().unwrap()));
+    }
+    verified(&publisher, true).await;
+}
+
+async fn a_publisher_is_destroyed_while_its_deliveries_fly(world: &World) {
+    let each_second = ("STATIONMASTER_CRON_PUBLISHERS", "* * * * * *");
+    let server = world.start_with(&[QUICK[0], each_second]).await;
+    let (publisher, other) = (
+        server.publisher("acme").await,
+        server.publisher("other").await,
+    );
+    let (slow, prompt) = (Consumer::start().await, Consumer::start().await);
+    in_the_air(&publisher, &slow, Duration::from_secs(4)).await;
+    let operator = server.operator();
+    let path = format!("/v1/publishers/{}", publisher.id);
+    let delete = format!("{path}?confirm=acme");
+    operator.delete(&delete).expect(204).await;
+    // A week passes.
+    let pass = "UPDATE publishers SET deleted_at = 1 WHERE deleted_at IS NOT NULL";
+    assert_eq!(server.site().execute(pass).await, 1);
+    eventually("it is gone for good", LIMIT, async || {
+        (operator.get(&path).answer().await.status == 404).then_some(())
+    })
+    .await;
+    // What flew lands now, and finds nothing to be written down on.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for table in ["deliveries", "delivery_attempts", "events", "runs"] {
+        assert_eq!(server.site().count(table).await, 0, "{table}");
+    }
+    other.pipeline("nightly").await;
+    other.endpoint(&prompt, &["run.succeeded"]).await;
+    other.finished_run("nightly").await;
+    prompt.count(1).await;
+    server.anon().get("/readyz").expect(200).await;
+    publisher.admin.get("/v1/runs").expect(401).await;
 }

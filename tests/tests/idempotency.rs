@@ -1,7 +1,9 @@
 //! `Idempotency-Key`: a change is made once, and its answer can be had again.
 
+use std::time::Duration;
+
 use serde_json::json;
-use tests::{World, on_both_stores};
+use tests::{World, on_both_stores, tools};
 
 on_both_stores!(
     the_first_answer_comes_again,
@@ -11,6 +13,7 @@ on_both_stores!(
     a_key_belongs_to_its_operation,
     a_refusal_is_kept_too,
     a_credential_is_answered_again_for_a_while,
+    a_credential_is_wiped_once_nobody_can_have_it_again,
     a_repeat_is_authorised_anew,
 );
 
@@ -171,6 +174,40 @@ async fn a_credential_is_answered_again_for_a_while(world: &World) {
         .repeats_a_secret();
     let first = call.clone().expect(201).await;
     assert_eq!(call.expect(201).await.body, first.body);
+}
+
+async fn a_credential_is_wiped_once_nobody_can_have_it_again(world: &World) {
+    let each_second = ("STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "* * * * * *");
+    let server = world.start_with(&[each_second]).await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let rotate = publisher
+        .admin
+        .post("/v1/publishers/me/tokens/runner/rotate")
+        .json(&json!({}))
+        .key("rotate");
+    let run = publisher.admin.post(RUNS).json(&json!({"input": {}}));
+    let run = run.key("run");
+    rotate.clone().expect(200).await;
+    run.clone().expect(201).await;
+    let site = server.site();
+    let kept = "idempotency_keys WHERE answer IS NOT NULL";
+    assert_eq!(site.count(kept).await, 2);
+    // Ten minutes pass.
+    let pass = "UPDATE idempotency_keys SET answer_until = 1 WHERE answer_until IS NOT NULL";
+    assert_eq!(site.execute(pass).await, 1);
+    tools::eventually("it is wiped", Duration::from_secs(10), async || {
+        (site.count(kept).await == 1).then_some(())
+    })
+    .await;
+    let gone = "secret_no_longer_available";
+    rotate.clone().refused(409, gone).await;
+    rotate.refused(409, gone).await;
+    let again = run.expect(201).await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    let actions = publisher.actions().await;
+    let rotated = actions.iter().filter(|one| *one == "token.rotated");
+    assert_eq!(rotated.count(), 1, "{actions:?}");
 }
 
 async fn a_repeat_is_authorised_anew(world: &World) {

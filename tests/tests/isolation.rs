@@ -14,7 +14,10 @@ use tests::{Answer, Call, Consumer, Server, User, World, fingerprint, on_both_st
 use cases::{Ask, Pair, Target};
 use things::{Things, snapshot};
 
-on_both_stores!(nobody_gets_at_anothers_things);
+on_both_stores!(
+    nobody_gets_at_anothers_things,
+    nobody_rides_along_with_the_owner,
+);
 
 /// Operations for which a stranger's thing and an absent one may be answered differently, and why
 /// that tells nothing. This list may only shrink.
@@ -350,4 +353,42 @@ fn masked(value: &Value, probe: &Pair) -> Value {
         }
         _ => value.clone(),
     }
+}
+
+/// Changes of runs share transactions, whoever asks for them: a stranger's must not find what the
+/// owner's has just read.
+async fn nobody_rides_along_with_the_owner(world: &World) {
+    let server = world.start().await;
+    let (victim, stranger) = (
+        server.publisher("victim").await,
+        server.publisher("stranger").await,
+    );
+    victim.pipeline("nightly").await;
+    let (run, claim) = victim.claimed_run("nightly").await;
+    let path = |verb: &str| format!("/v1/runs/{run}/{verb}");
+    let beat = |user: &User| {
+        let call = user.post(&path("heartbeat")).claim(&claim);
+        call.json(&json!({"progress": 1}))
+    };
+    for _ in 0..10 {
+        let mut asked = Vec::new();
+        for _ in 0..8 {
+            let done = stranger.runner.post(&path("complete")).claim(&claim);
+            for (call, status) in [
+                (beat(&victim.runner), 200),
+                (stranger.runner.post(&path("cancel")), 404),
+                (beat(&stranger.runner), 404),
+                (done.json(&json!({"output": {}})), 404),
+            ] {
+                asked.push(tokio::spawn(call.expect(status)));
+            }
+        }
+        for answer in asked {
+            answer.await.unwrap();
+        }
+    }
+    let run = victim.runner.get(&format!("/v1/runs/{run}"));
+    let run = run.expect(200).await;
+    assert_eq!(run["status"], "running", "{run}");
+    assert_eq!(run["cancel_requested"], false, "{run}");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod access;
 mod audit;
 mod bad_input;
 mod concurrency;
@@ -13,7 +14,12 @@ mod idempotency;
 mod isolation;
 mod kill;
 mod limits;
+mod outage;
 mod process;
+mod publishers;
+mod quotas;
+mod replicas;
+mod rotations;
 mod secrets;
 mod tokens;
 mod verifiers;

@@ -3,7 +3,6 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tests::{
     Consumer, Proxy, Publisher, Reply, Server, Site, World, on_both_stores, on_postgres, on_sqlite,
     tools::eventually,
@@ -161,44 +160,37 @@ async fn what_only_the_environment_can_say_must_be_given(world: &World) {
     }
 }
 
-/// Changes a database without a server.
-async fn change(site: &Site, statements: &[&'static str]) {
-    for statement in statements {
-        if let Some(database) = &site.database {
-            let mut connection: PgConnection = database.connect().await;
-            sqlx::query(*statement)
-                .execute(&mut connection)
-                .await
-                .unwrap();
-        } else {
-            let file = format!(
-                "sqlite://{}",
-                site.data_dir.join("stationmaster.db").display()
-            );
-            let mut connection = SqliteConnection::connect(&file).await.unwrap();
-            sqlx::query(*statement)
-                .execute(&mut connection)
-                .await
-                .unwrap();
-            connection.close().await.unwrap();
-        }
+/// Takes the schema back to before runs had timelines.
+const WITHOUT_TIMELINES: [&str; 15] = [
+    "CREATE INDEX runs_queued ON runs (publisher_id, priority, not_before, id) \
+     WHERE status = 'queued'",
+    "DROP INDEX idempotency_keys_to_wipe",
+    "DROP INDEX runs_to_expire",
+    "DROP INDEX runs_held",
+    "DROP INDEX runs_scheduled",
+    "DROP INDEX runs_ready",
+    "ALTER TABLE runs DROP COLUMN ready",
+    "ALTER TABLE runs DROP COLUMN expires_at",
+    "ALTER TABLE runs DROP COLUMN failures",
+    "ALTER TABLE runs DROP COLUMN cancel_requested",
+    "ALTER TABLE runs DROP COLUMN progress",
+    "ALTER TABLE events DROP COLUMN pipeline_slug",
+    "ALTER TABLE pipelines DROP COLUMN paused_at",
+    "DROP TABLE run_timeline",
+    "DELETE FROM seaql_migrations WHERE version LIKE 'm0005%'",
+];
+
+async fn take_back(site: &Site) {
+    for statement in WITHOUT_TIMELINES {
+        site.execute(statement).await;
     }
 }
-
-/// Takes the schema back to before webhooks.
-const WITHOUT_WEBHOOKS: [&str; 5] = [
-    "DROP TABLE delivery_attempts",
-    "DROP TABLE deliveries",
-    "DROP TABLE webhook_endpoints",
-    "DROP TABLE events",
-    "DELETE FROM seaql_migrations WHERE version LIKE 'm0004%'",
-];
 
 async fn an_old_schema_is_migrated(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
     assert!(server.stop().await.success());
-    change(server.site(), &WITHOUT_WEBHOOKS).await;
+    take_back(server.site()).await;
     let _again = server.site().start(&[]).await;
     publisher.pipeline("nightly").await;
     let consumer = Consumer::start().await;
@@ -212,7 +204,7 @@ async fn an_old_schema_is_explained(world: &World) {
     let publisher = server.publisher("acme").await;
     assert!(server.stop().await.success());
     let site = server.site();
-    change(site, &WITHOUT_WEBHOOKS).await;
+    take_back(site).await;
     let refused = site.refused(&[]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(
@@ -248,14 +240,14 @@ async fn an_old_program_runs_on_the_next_schema(world: &World) {
     assert!(server.stop().await.success());
     let site = server.site();
     let next = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m9999_next', 1)";
-    change(site, &[next]).await;
+    site.execute(next).await;
     site.start(&[]).await;
     publisher.pipeline("nightly").await;
     publisher.finished_run("nightly").await;
 }
 
 /// The server answers everything that needs the store with 503 and stays alive.
-async fn everything_waits(server: &Server, publisher: &Publisher) {
+pub async fn everything_waits(server: &Server, publisher: &Publisher) {
     eventually("not ready", LIMIT, async || {
         (server.anon().get("/readyz").answer().await.status == 503).then_some(())
     })
@@ -280,7 +272,7 @@ async fn everything_waits(server: &Server, publisher: &Publisher) {
         .await;
 }
 
-async fn everything_works_again(server: &Server, publisher: &Publisher) {
+pub async fn everything_works_again(server: &Server, publisher: &Publisher) {
     eventually("ready", LIMIT, async || {
         (server.anon().get("/readyz").answer().await.status == 200).then_some(())
     })

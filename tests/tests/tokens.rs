@@ -1,12 +1,11 @@
-//! The four kinds of credential: who may what, rotation, revocation, expiry.
+//! The four kinds of credential: rotation, revocation, expiry.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{User, World, on_both_stores, on_sqlite, tools};
+use tests::{User, World, on_both_stores, tools};
 
 on_both_stores!(
-    each_kind_opens_its_own_routes,
     a_rotated_token_is_refused_at_once,
     a_rotation_may_overlap,
     rotating_one_kind_leaves_the_others_alone,
@@ -15,17 +14,9 @@ on_both_stores!(
     the_last_admin_token_stays,
     the_last_secret_of_a_kind_stays,
     a_token_expires,
-    a_token_may_be_limited_to_pipelines,
-    a_suspended_publisher_is_refused_until_it_resumes,
-    a_deleted_publisher_can_come_back,
-    the_operator_replaces_a_lost_admin_token,
-    a_token_in_the_query_string_counts_for_nothing,
     secrets_are_shown_once,
-    failed_attempts_are_limited,
     last_use_is_noted,
-    a_legacy_token_has_both_rights_and_loses_them_one_by_one,
 );
-on_sqlite!(two_bootstrap_tokens_overlap);
 
 const ME: &str = "/v1/publishers/me";
 const TOKENS: &str = "/v1/publishers/me/tokens";
@@ -37,72 +28,8 @@ pub async fn mint(user: &User, kind: &str, body: &Value) -> (String, String) {
     (answer.text("/id"), text.unwrap().to_owned())
 }
 
-async fn refused(user: &User) {
+pub async fn refused(user: &User) {
     user.get(ME).refused(401, "unauthenticated").await;
-}
-
-async fn each_kind_opens_its_own_routes(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    publisher.pipeline("nightly").await;
-    let operator = server.operator();
-
-    // Nobody, and a secret that is no token, get in nowhere.
-    let bearer = publisher.secret("subcommand_bearer");
-    for user in [
-        &server.anon(),
-        &server.user(&bearer),
-        &server.user("stm_admin_x"),
-    ] {
-        for path in [ME, TOKENS, "/v1/runs", "/v1/publishers"] {
-            let answer = user.get(path).refused(401, "unauthenticated").await;
-            assert_eq!(answer.header("www-authenticate"), "Bearer");
-        }
-    }
-    // The operator's token is for the operator's routes alone, and nobody else's is.
-    for path in [ME, TOKENS, "/v1/runs", "/v1/pipelines"] {
-        operator.get(path).refused(403, "wrong_token_kind").await;
-    }
-    for user in [&publisher.admin, &publisher.runner] {
-        user.get("/v1/publishers")
-            .refused(403, "wrong_token_kind")
-            .await;
-        let body = json!({"slug": "mine", "display_name": "Mine"});
-        user.post("/v1/publishers")
-            .json(&body)
-            .refused(403, "wrong_token_kind")
-            .await;
-        user.get("/v1/audit").refused(403, "wrong_token_kind").await;
-    }
-    // A runner has no admin right, an admin does not do a runner's work.
-    for path in [
-        TOKENS,
-        "/v1/publishers/me/audit",
-        "/v1/webhook-endpoints",
-        "/v1/deliveries",
-    ] {
-        publisher.admin.get(path).expect(200).await;
-        let answer = publisher
-            .runner
-            .get(path)
-            .refused(403, "wrong_token_kind")
-            .await;
-        assert!(answer.text("/detail").contains("admin"), "{answer}");
-    }
-    let claim = publisher.admin.post("/v1/runs/claim").json(&json!({}));
-    let answer = claim.refused(403, "wrong_token_kind").await;
-    assert!(answer.text("/detail").contains("runner"), "{answer}");
-    for user in [&publisher.admin, &publisher.runner] {
-        for path in [
-            ME,
-            "/v1/pipelines",
-            "/v1/pipelines/nightly",
-            "/v1/runs",
-            "/v1/events",
-        ] {
-            user.get(path).expect(200).await;
-        }
-    }
 }
 
 async fn a_rotated_token_is_refused_at_once(world: &World) {
@@ -202,7 +129,7 @@ async fn rotating_one_kind_leaves_the_others_alone(world: &World) {
 }
 
 /// Whether a listed credential may still be used. Ended ones may stay listed for a while.
-fn is_live(one: &Value) -> bool {
+pub fn is_live(one: &Value) -> bool {
     let past = |name: &str| {
         one[name]
             .as_str()
@@ -345,168 +272,6 @@ async fn a_token_expires(world: &World) {
     assert_eq!(tests::fingerprint(&expired), tests::fingerprint(&garbage));
 }
 
-async fn a_token_may_be_limited_to_pipelines(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    publisher.pipeline("open").await;
-    publisher.pipeline("closed").await;
-    let (_, text) = mint(&publisher.admin, "runner", &json!({"pipelines": ["open"]})).await;
-    let limited = server.user(&text);
-    let hidden = publisher.run("closed").await;
-    let body = json!({"input": {}});
-
-    limited
-        .post("/v1/pipelines/open/runs")
-        .json(&body)
-        .expect(201)
-        .await;
-    limited
-        .post("/v1/pipelines/closed/runs")
-        .json(&body)
-        .refused(404, "not_found")
-        .await;
-    limited
-        .get("/v1/pipelines/closed")
-        .refused(404, "not_found")
-        .await;
-    limited
-        .get(&format!("/v1/runs/{hidden}"))
-        .refused(404, "not_found")
-        .await;
-    limited
-        .post(&format!("/v1/runs/{hidden}/cancel"))
-        .refused(404, "not_found")
-        .await;
-    let seen = limited.all("/v1/pipelines").await;
-    assert_eq!(seen.len(), 1, "{seen:?}");
-    let seen = limited.all("/v1/runs").await;
-    assert_eq!(seen.len(), 1, "{seen:?}");
-    let claimed = limited
-        .post("/v1/runs/claim")
-        .json(&json!({"max": 10}))
-        .expect(200)
-        .await;
-    let items = claimed["items"].as_array().unwrap();
-    assert_eq!(items.len(), 1, "{claimed}");
-    assert_eq!(items[0]["pipeline"], "open", "{claimed}");
-    for event in limited.all("/v1/events").await {
-        assert_ne!(event["data"]["run"]["pipeline"], "closed", "{event}");
-    }
-}
-
-async fn a_suspended_publisher_is_refused_until_it_resumes(world: &World) {
-    let server = world.start().await;
-    let (publisher, other) = (
-        server.publisher("acme").await,
-        server.publisher("other").await,
-    );
-    let operator = server.operator();
-    publisher.admin.get(ME).expect(200).await;
-    let suspend = format!("/v1/publishers/{}/suspend", publisher.id);
-    let answer = operator.post(&suspend).expect(200).await;
-    assert_eq!(answer["status"], "suspended", "{answer}");
-    for user in [&publisher.admin, &publisher.runner] {
-        user.get(ME).refused(403, "publisher_suspended").await;
-    }
-    other.admin.get(ME).expect(200).await;
-    let resume = format!("/v1/publishers/{}/resume", publisher.id);
-    operator.post(&resume).json(&json!({})).expect(200).await;
-    publisher.admin.get(ME).expect(200).await;
-    let actions = publisher.actions().await;
-    for action in [
-        "publisher.created",
-        "publisher.suspended",
-        "publisher.resumed",
-    ] {
-        assert!(
-            actions.iter().any(|known| known == action),
-            "{action}: {actions:?}"
-        );
-    }
-}
-
-async fn a_deleted_publisher_can_come_back(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    let operator = server.operator();
-    let path = format!("/v1/publishers/{}", publisher.id);
-    operator.delete(&path).answer().await;
-    publisher.admin.get(ME).expect(200).await;
-    operator
-        .delete(&format!("{path}?confirm=other"))
-        .answer()
-        .await;
-    publisher.admin.get(ME).expect(200).await;
-    operator
-        .delete(&format!("{path}?confirm=acme"))
-        .expect(204)
-        .await;
-    let refusal = publisher.admin.get(ME).answer().await;
-    assert!(matches!(refusal.status, 401 | 403), "{refusal}");
-    // Its slug is free at once.
-    let successor = server.publisher("acme").await;
-    assert_ne!(successor.id, publisher.id);
-    let resume = format!("/v1/publishers/{}/resume", publisher.id);
-    operator
-        .post(&resume)
-        .json(&json!({}))
-        .refused(409, "slug_taken")
-        .await;
-    operator
-        .post(&resume)
-        .json(&json!({"slug": "acme-2"}))
-        .expect(200)
-        .await;
-    let me = publisher.admin.get(ME).expect(200).await;
-    assert_eq!(me["slug"], "acme-2", "{me}");
-    successor.admin.get(ME).expect(200).await;
-}
-
-async fn the_operator_replaces_a_lost_admin_token(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    let path = format!("/v1/publishers/{}/tokens/admin", publisher.id);
-    let answer = server
-        .operator()
-        .post(&path)
-        .json(&json!({"name": "found"}))
-        .expect(201)
-        .await;
-    let found = server.user(&answer.text("/token"));
-    found.get(ME).expect(200).await;
-    publisher.admin.get(ME).expect(200).await;
-    let actions = publisher.actions().await;
-    assert!(
-        actions.iter().any(|action| action == "token.minted"),
-        "{actions:?}"
-    );
-}
-
-async fn a_token_in_the_query_string_counts_for_nothing(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
-    let token = publisher.admin.token();
-    let anon = server.anon();
-    for name in [
-        "token",
-        "access_token",
-        "authorization",
-        "bearer",
-        "api_key",
-    ] {
-        let answer = anon.get(&format!("{ME}?{name}={token}")).answer().await;
-        assert!(matches!(answer.status, 400 | 401), "{answer}");
-    }
-    for scheme in ["Basic", "Token", "bearer2", ""] {
-        let header = format!("{scheme} {token}");
-        let call = anon.get(ME).authorization(Some(header.trim()));
-        call.refused(401, "unauthenticated").await;
-    }
-    // RFC 9110 §11.1: the scheme's case does not matter.
-    let header = format!("bearer {token}");
-    anon.get(ME).authorization(Some(&header)).expect(200).await;
-}
-
 async fn secrets_are_shown_once(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
@@ -531,25 +296,6 @@ async fn secrets_are_shown_once(world: &World) {
     assert_eq!(only.len(), 2, "{only:?}");
 }
 
-async fn failed_attempts_are_limited(world: &World) {
-    let env = [
-        ("STATIONMASTER_AUTH_FAILURES_PER_MINUTE", "5"),
-        ("STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE", "60"),
-        ("STATIONMASTER_RATE_LIMIT_PER_SECOND", "1000"),
-    ];
-    let server = world.start_with(&env).await;
-    let publisher = server.publisher("acme").await;
-    let me = publisher.admin.get(ME).expect(200).await;
-    assert_ne!(me.header("ratelimit"), "", "{:?}", me.headers);
-    let stranger = server.user("stm_admin_nobody");
-    let mut statuses = Vec::new();
-    for _ in 0..8 {
-        statuses.push(stranger.get(ME).answer().await.status);
-    }
-    assert_eq!(statuses[..5], [401; 5], "{statuses:?}");
-    assert_eq!(statuses[5..], [429; 3], "{statuses:?}");
-}
-
 async fn last_use_is_noted(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
@@ -558,95 +304,4 @@ async fn last_use_is_noted(world: &World) {
     let _again = server.restart(&[]).await;
     let list = publisher.admin.all(&format!("{TOKENS}?kind=runner")).await;
     assert!(list[0]["last_used_at"].is_string(), "{list:?}");
-}
-
-async fn a_legacy_token_has_both_rights_and_loses_them_one_by_one(world: &World) {
-    let legacy = "the-token-that-everybody-shared-until-now";
-    let env = [("STATIONMASTER_LEGACY_TOKEN", legacy)];
-    let server = world.start_with(&env).await;
-    server.site().remember(legacy);
-    let shared = server.user(legacy);
-    shared.get(ME).expect(200).await;
-    shared.get(TOKENS).expect(200).await;
-    shared
-        .post("/v1/runs/claim")
-        .json(&json!({}))
-        .expect(200)
-        .await;
-    let list = shared.all(TOKENS).await;
-    let row = list
-        .iter()
-        .find(|one| one["source"] == "seed" && one["kind"] == "admin")
-        .unwrap();
-    assert_eq!(row["kinds"], json!(["admin", "runner"]), "{row}");
-
-    // Rotating the runner kind takes only that right.
-    let rotate = format!("{TOKENS}/runner/rotate");
-    let answer = shared.post(&rotate).json(&json!({})).expect(200).await;
-    let runner = server.user(&answer.text("/token"));
-    runner
-        .post("/v1/runs/claim")
-        .json(&json!({}))
-        .expect(200)
-        .await;
-    shared.get(TOKENS).expect(200).await;
-    shared
-        .post("/v1/runs/claim")
-        .json(&json!({}))
-        .refused(403, "wrong_token_kind")
-        .await;
-
-    // Neither does booting with the same value bring it back, nor does it change anything.
-    let again = server.restart(&env).await;
-    shared.get(TOKENS).expect(200).await;
-    shared
-        .post("/v1/runs/claim")
-        .json(&json!({}))
-        .refused(403, "wrong_token_kind")
-        .await;
-    let rotate = format!("{TOKENS}/admin/rotate");
-    let admin = again.user(
-        &shared
-            .post(&rotate)
-            .json(&json!({}))
-            .expect(200)
-            .await
-            .text("/token"),
-    );
-    refused(&shared).await;
-    let _third = again.restart(&env).await;
-    refused(&shared).await;
-    admin.get(TOKENS).expect(200).await;
-}
-
-async fn two_bootstrap_tokens_overlap(world: &World) {
-    let (old, new) = (
-        "the-old-bootstrap-token-of-40-characters",
-        "the-new-bootstrap-token-of-40-characters",
-    );
-    let site = world.site().await;
-    let both = format!("{new},{old}");
-    site.remember(old);
-    site.remember(new);
-    let server = site.start(&[]).await;
-    let made = server.operator();
-    made.get("/v1/publishers").expect(200).await;
-    let server = server
-        .restart(&[("STATIONMASTER_BOOTSTRAP_TOKEN", &both)])
-        .await;
-    for token in [old, new] {
-        server.user(token).get("/v1/publishers").expect(200).await;
-    }
-    let server = server
-        .restart(&[("STATIONMASTER_BOOTSTRAP_TOKEN", new)])
-        .await;
-    server
-        .user(old)
-        .get("/v1/publishers")
-        .refused(401, "unauthenticated")
-        .await;
-    made.get("/v1/publishers")
-        .refused(401, "unauthenticated")
-        .await;
-    server.user(new).get("/v1/publishers").expect(200).await;
 }

@@ -4,7 +4,8 @@ use domain::{
     Timestamp,
     id::{Id as _, PublisherId, RunId},
 };
-use sea_orm::{ActiveValue::Set, EntityTrait as _};
+use sea_orm::{ActiveValue::Set, DbBackend, EntityTrait as _};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
@@ -12,7 +13,9 @@ use crate::{
         credential_changes, credentials, delivery_attempts, idempotency_keys, pipeline_versions,
         pipelines, run_timeline, runs,
     },
+    events::emit,
     fixture::{Fixture, START, context, engines, no_content},
+    scope::Scope,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -239,6 +242,125 @@ async fn idempotency_keys_go_at_their_hour() {
 }
 
 #[tokio::test]
+async fn answers_that_hold_a_credential_are_wiped_at_their_minute() {
+    for fixture in engines().await {
+        let owner = Uuid::from_u128(7);
+        let now = START.ms();
+        for (key, until) in [
+            ("old-1", Some(now)),
+            ("old-2", Some(now - 1)),
+            ("old-3", Some(now - 1000)),
+            ("fresh", Some(now + 1)),
+            ("no credential", None),
+        ] {
+            let row = idempotency_keys::ActiveModel {
+                answer: Set(Some(vec![1; 64])),
+                answer_until: Set(until),
+                ..key_row(owner, key, START.plus(DAY))
+            };
+            fixture.insert(row).await;
+        }
+        let system = fixture.store.system();
+        for wiped in [2, 1, 0] {
+            assert_eq!(system.wipe_secret_answers(2).await.unwrap(), wiped);
+        }
+        let count = async |condition: &str| {
+            let from = format!("idempotency_keys WHERE {condition}");
+            fixture.count(&from).await
+        };
+        assert_eq!(count("answer IS NULL AND key LIKE 'old-%'").await, 3);
+        assert_eq!(count("answer IS NOT NULL").await, 2);
+        // The times stay: they tell a repeat why there is no answer.
+        assert_eq!(count("answer_until IS NOT NULL").await, 4);
+    }
+}
+
+/// Nobody can come between on SQLite, which has one writer.
+#[tokio::test]
+async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
+    for fixture in engines().await {
+        if fixture.store.backend() != DbBackend::Postgres {
+            continue;
+        }
+        let publisher = fixture.publisher("acme").await.publisher.id;
+        let endpoint = fixture.endpoint(publisher, false).await;
+        let scoped = fixture.store.scoped(&Scope::of_row(publisher.uuid(), None));
+        let (written, gone) = (&Notify::new(), &Notify::new());
+        let producer = fixture.store.write(|tx| async move {
+            let data = serde_json::json!({});
+            emit(&tx, publisher.uuid(), "run.created", &data, None).await?;
+            written.notify_one();
+            gone.notified().await;
+            Ok(())
+        });
+        let remover = async {
+            written.notified().await;
+            let context = context();
+            let done = scoped.delete_endpoint(&context, endpoint, None, |()| no_content());
+            done.await.unwrap();
+            gone.notify_one();
+        };
+        let (written_down, ()) = tokio::join!(producer, remover);
+        written_down.unwrap();
+        let waiting = "deliveries WHERE status = 'pending'";
+        assert_eq!(fixture.count(waiting).await, 1, "neither saw the other");
+        let system = fixture.store.system();
+        assert_eq!(system.cancel_orphans(500).await.unwrap(), 1);
+        assert_eq!(fixture.count(waiting).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
+    for fixture in engines().await {
+        let publisher = fixture.publisher("acme").await.publisher.id;
+        let event = fixture.event(publisher).await;
+        let now = fixture.store.now();
+        let live = fixture.endpoint(publisher, false).await;
+        let off = fixture.endpoint(publisher, false).await;
+        let gone = fixture.endpoint(publisher, false).await;
+        for endpoint in [live, off, gone].repeat(3) {
+            fixture.delivery(publisher, event, endpoint, now).await;
+        }
+        let disabled = literal(&fixture, off.uuid());
+        let deleted = literal(&fixture, gone.uuid());
+        for change in [
+            format!("UPDATE webhook_endpoints SET enabled = false WHERE id = {disabled}"),
+            format!(
+                "UPDATE webhook_endpoints SET enabled = false, deleted_at = {} WHERE id = {deleted}",
+                now.ms()
+            ),
+        ] {
+            fixture.execute(&change).await;
+        }
+        // One that ended keeps how it ended.
+        let one = fixture.delivery(publisher, event, gone, now).await;
+        let ended = literal(&fixture, one.uuid());
+        let ended = format!(
+            "UPDATE deliveries SET status = 'failed', next_attempt_at = NULL, finished_at = 1 \
+             WHERE id = {ended}"
+        );
+        fixture.execute(&ended).await;
+
+        let system = fixture.store.system();
+        for called_off in [2, 1, 0] {
+            assert_eq!(system.cancel_orphans(2).await.unwrap(), called_off);
+        }
+        let cancelled = format!(
+            "deliveries WHERE status = 'cancelled' AND fence = 1 AND finished_at = {} \
+             AND endpoint_id = {deleted}",
+            now.ms()
+        );
+        assert_eq!(fixture.count(&cancelled).await, 3);
+        assert_eq!(
+            fixture.count("deliveries WHERE status = 'pending'").await,
+            6
+        );
+        assert_eq!(fixture.count("deliveries WHERE status = 'failed'").await, 1);
+    }
+}
+
+#[tokio::test]
 async fn deliveries_go_before_their_events_and_pending_ones_stay() {
     for fixture in engines().await {
         let publisher = fixture.publisher("acme").await.publisher.id;
@@ -365,7 +487,10 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         );
 
         fixture.clock.advance(DAY);
-        let of_gone = format!("owner_keys WHERE owner_id = {}", literal(&fixture, gone));
+        let of_gone = format!(
+            "owner_keys WHERE owner_id = {}",
+            literal(&fixture, gone.uuid())
+        );
         assert_eq!(fixture.count(&of_gone).await, 1);
         assert_eq!(
             system.sweep_publishers(cutoff(&fixture), 3).await.unwrap(),
@@ -386,7 +511,9 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
 
         for (table, owner, _) in super::TABLES_OF_A_PUBLISHER {
-            let of = |id| format!("{table} WHERE {owner} = {}", literal(&fixture, id));
+            let of = |id: PublisherId| {
+                format!("{table} WHERE {owner} = {}", literal(&fixture, id.uuid()))
+            };
             assert_eq!(fixture.count(&of(gone)).await, 0, "{table}");
             assert!(fixture.count(&of(kept)).await > 0, "{table}");
         }
@@ -396,9 +523,9 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
 }
 
 /// An identifier as each engine writes it in SQL.
-fn literal(fixture: &Fixture, id: PublisherId) -> String {
+fn literal(fixture: &Fixture, id: Uuid) -> String {
     match fixture.store.backend() {
-        sea_orm::DbBackend::Sqlite => format!("x'{}'", id.uuid().simple()),
-        _ => format!("'{}'", id.uuid()),
+        DbBackend::Sqlite => format!("x'{}'", id.simple()),
+        _ => format!("'{id}'"),
     }
 }

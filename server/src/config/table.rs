@@ -118,12 +118,12 @@ settings! {
             "How long finished runs are kept at most, in days. A pipeline may ask for less.";
         cron_leases: Cron = "STATIONMASTER_CRON_LEASES", "*/10 * * * * *" (""), Open,
             "When runs whose lease ran out are taken back.";
-        cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "0 7 * * * *" (""), Open,
-            "When idempotency keys past their 24 hours are removed.";
+        cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "30 * * * * *" (""), Open,
+            "When stored answers that hold a credential are wiped after their 10 minutes, and idempotency keys removed after their 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
             "When expired and revoked credentials past their retention are removed.";
         cron_deliveries: Cron = "STATIONMASTER_CRON_DELIVERIES", "0 23 2 * * *" (""), Open,
-            "When finished deliveries and attempts past their retention are removed.";
+            "When finished deliveries and attempts past their retention are removed, and pending ones to deleted endpoints called off.";
         cron_events: Cron = "STATIONMASTER_CRON_EVENTS", "0 41 2 * * *" (""), Open,
             "When events past their retention are removed.";
         cron_runs: Cron = "STATIONMASTER_CRON_RUNS", "0 19 3 * * *" (""), Open,

@@ -218,6 +218,8 @@ fn pipelines(operation: &str, things: &Things) -> Option<Target> {
         "put_pipeline" => one(200, &things.pipeline)
             .body(&json!({"display_name": "Another name"}))
             .answered_alike(),
+        "pause_pipeline" => of(200, "/v1/pipelines/{}/pause", &things.pipeline, &nothing),
+        "resume_pipeline" => of(200, "/v1/pipelines/{}/resume", &things.pipeline, &nothing),
         "delete_pipeline" => one(204, &things.idle_pipeline),
         _ => return None,
     })
@@ -237,10 +239,25 @@ fn runs(operation: &str, things: &Things) -> Option<Target> {
                 &format!("gone-{}", things.external_id),
             ),
         "get_run" => one(200, "/v1/runs/{}", &things.queued),
+        "list_run_timeline" => one(200, "/v1/runs/{}/timeline", &things.queued),
+        // One that goes on would keep its owner waiting.
+        "stream_run" => one(200, "/v1/runs/{}/stream", &things.finished),
         "cancel_run" => one(200, "/v1/runs/{}/cancel", &things.queued),
+        "cancel_runs" => plain(200, "/v1/runs/cancel")
+            .body(&json!({"pipeline": things.idle_pipeline}))
+            .naming(&json!({"pipeline": "{}"}), &things.pipeline, &nothing)
+            .naming(
+                &json!({"external_id": "{}"}),
+                &things.external_id,
+                &format!("gone-{}", things.external_id),
+            ),
         "claim_runs" => plain(200, "/v1/runs/claim")
             .body(&json!({"max": 1, "pipelines": [things.idle_pipeline]}))
             .naming(&json!({"pipelines": ["{}"]}), &things.pipeline, &nothing),
+        "heartbeat_run" => one(200, "/v1/runs/{}/heartbeat", &things.running)
+            .body(&json!({"progress": 1}))
+            .claim(&things.claim),
+        "release_run" => one(200, "/v1/runs/{}/release", &things.running).claim(&things.claim),
         "complete_run" => one(200, "/v1/runs/{}/complete", &things.running)
             .body(&json!({"output": {}}))
             .claim(&things.claim),

@@ -18,6 +18,8 @@ pub struct Things {
     pub running: String,
     /// By this.
     pub claim: String,
+    /// A run that is over.
+    pub finished: String,
     /// A pipeline without unfinished runs.
     pub idle_pipeline: String,
     pub endpoint: String,
@@ -42,6 +44,7 @@ impl Things {
         let (pipeline, idle_pipeline) = (format!("busy-{word}"), format!("idle-{word}"));
         publisher.pipeline(&pipeline).await;
         publisher.pipeline(&idle_pipeline).await;
+        let finished = publisher.finished_run(&pipeline).await;
         let (running, claim) = publisher.claimed_run(&pipeline).await;
         let external_id = format!("external-{word}");
         let path = format!("/v1/pipelines/{pipeline}/runs");
@@ -79,6 +82,7 @@ impl Things {
             external_id,
             running,
             claim,
+            finished,
             idle_pipeline,
             endpoint,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
@@ -107,6 +111,7 @@ impl Things {
                 &self.queued,
                 &self.external_id,
                 &self.running,
+                &self.finished,
                 &self.endpoint,
                 &self.event,
                 &self.delivery,
@@ -152,6 +157,11 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
             .map(without_use)
             .collect();
         all.push((path.to_owned(), json!(items)));
+    }
+    for run in [&things.running, &things.queued] {
+        let path = format!("/v1/runs/{run}/timeline");
+        let entries = publisher.admin.all(&path).await;
+        all.push((path, json!(entries)));
     }
     let delivery = format!("/v1/deliveries/{}", things.delivery);
     let of_operator = format!("/v1/publishers/{}", publisher.id);
