@@ -10,7 +10,6 @@ use domain::{
     clock::ManualClock,
     credential::CredentialKind,
     id::{CredentialId, PublisherId},
-    limits::Quotas,
     seal::MasterKeys,
     slug::Slug,
     token::TokenHash,
@@ -513,12 +512,12 @@ async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
 /// With an overlap a rotation leaves what it replaces alive; that is no way around the quota.
 async fn what_rotations_leave_is_bounded(bench: &Bench) {
     let (id, admin, _) = bench.publisher("a").await;
-    let quotas = Quotas {
-        credentials_per_kind: 2,
-        ..Quotas::default()
+    let quotas = QuotasPatch {
+        credentials_per_kind: Some(2),
+        ..QuotasPatch::default()
     };
     let patch = PublisherPatch {
-        quotas: Some(quotas),
+        quotas,
         ..PublisherPatch::default()
     };
     let system = bench.store.system();

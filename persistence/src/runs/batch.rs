@@ -190,7 +190,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             let error: Value = serde_json::from_str(error).map_err(|_| damaged("failure"))?;
             let data = json!({ "error": error });
             let change = tries_of(row).at_failure(*retryable, now);
-            step(tx, row, change, actor, Some(data), news)
+            step(tx, row, change, actor, Some(&data), news)
         }
         What::Release { claim } => {
             check_claim(row, claim, now)?;
@@ -249,13 +249,13 @@ pub(super) fn step(
     row: &mut runs::Model,
     change: RunChange,
     actor: Option<&Actor>,
-    data: Option<Value>,
+    data: Option<&Value>,
     news: &mut News,
 ) -> Result<()> {
     if !advance(row, change, tx.now)? {
         return Err(Code::ClaimLost.into());
     }
-    news.tell(tx, row, Moment::of(change), actor, data.as_ref())
+    news.tell(tx, row, Moment::of(change), actor, data)
 }
 
 /// Refuses a claim that is not the run's, or not any more.
@@ -338,7 +338,7 @@ async fn create_all(
     }
     let existing = insert_all(tx, &drafts).await?;
     for draft in drafts {
-        let created = match existing.get(&draft.row.id) {
+        let result = match existing.get(&draft.row.id) {
             Some(first) => CreatedRun {
                 run: Run::of_row(first.clone())?,
                 claim: None,
@@ -346,7 +346,7 @@ async fn create_all(
             },
             None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, news)?,
         };
-        done[draft.at] = Some(Ok(created));
+        done[draft.at] = Some(Ok(result));
     }
     done.into_iter()
         .map(|done| done.ok_or_else(|| damaged("batch of runs")))

@@ -270,8 +270,8 @@ async fn staffed(fixture: &Fixture, pipelines: &[&str]) -> (Scoped, SecretString
 #[tokio::test]
 async fn a_claim_waits_for_the_run_that_comes() {
     for fixture in engines().await {
-        let (mine, token) = staffed(&fixture, &["nightly", "weekly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&token));
+        let (mine, bearer) = staffed(&fixture, &["nightly", "weekly"]).await;
+        let (waiting, patience) = (mine.clone(), patient(&bearer));
         let weekly = [slug("weekly")];
         let waiter = tokio::spawn(async move {
             let by = context();
@@ -397,8 +397,8 @@ async fn no_more_runs_are_held_than_may_be() {
             ..new_run("narrow")
         };
         assert_eq!(code(create(&mine, at_once).await), Code::ConcurrencyLimit);
-        let token = taken[0].token.expose_secret();
-        complete(&mine, taken[0].run.id, token).await.unwrap();
+        let proof = taken[0].token.expose_secret();
+        complete(&mine, taken[0].run.id, proof).await.unwrap();
         assert_eq!(claim(&mine, 9).await.len(), 1);
     }
 }
@@ -424,7 +424,7 @@ async fn a_run_does_not_outlive_its_time_in_the_queue() {
             .find(|id| *id != taken[0].run.id)
             .unwrap();
         assert_eq!(mine.run(ended).await.unwrap().status, RunStatus::Expired);
-        let token = taken[0].token.expose_secret();
-        complete(&mine, taken[0].run.id, token).await.unwrap();
+        let proof = taken[0].token.expose_secret();
+        complete(&mine, taken[0].run.id, proof).await.unwrap();
     }
 }
