@@ -86,7 +86,7 @@ impl Subcommands {
         };
         let took = began.elapsed();
         let answer = match made {
-            Result::Ok((response, bearer)) => {
+            Ok((response, bearer)) => {
                 SubcommandAnswer::of_publisher(id, response, bearer.expose_secret())
             }
             Err(error) => {
