@@ -146,7 +146,7 @@ impl Subcommands {
     /// Sends the body, byte for byte and with its `Content-Type`, to the URL that the run's version
     /// of its pipeline gives the subcommand, adding the publisher's bearer, both signatures and the
     /// run's identifier. 200 tells what came of it: the endpoint's status, be it 200, 404 or 500,
-    /// stands in the envelope, and so does the reason when it gave no answer. Any problem means
+    /// stands in the envelope, and so does the reason when it gave no answer. A 4xx of ours means
     /// that the call was not made. It is made once: an `Idempotency-Key` is passed on to the
     /// endpoint and means nothing here.
     #[oai(
@@ -154,10 +154,7 @@ impl Subcommands {
         method = "post",
         operation_id = "call_subcommand"
     )]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part of the request"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
     async fn call(
         &self,
         who: Runner,

@@ -196,7 +196,9 @@ async fn the_body_goes_through_byte_for_byte(world: &World) {
     untyped.expect(200).await;
     let call = &consumer.seen()[6];
     assert_eq!(call.header("content-type"), "application/octet-stream");
-    let too_large = held.call("archive").text("text/plain", vec![b'x'; MEBIBYTE + 1]);
+    let too_large = held
+        .call("archive")
+        .text("text/plain", vec![b'x'; MEBIBYTE + 1]);
     too_large.refused(413, "body_too_large").await;
     assert_eq!(consumer.seen().len(), 7);
 }
@@ -244,7 +246,10 @@ async fn headers_that_are_not_the_runners_stay_behind(world: &World) {
     let passed = [
         ("accept", "text/csv"),
         ("idempotency-key", "once"),
-        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        (
+            "traceparent",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
         ("tracestate", "a=b"),
     ];
     for (name, value) in passed {
@@ -288,7 +293,10 @@ async fn during_a_rotation_the_newest_bearer_goes_and_both_secrets_sign(world: &
         rotate("subcommand_bearer").await,
         rotate("webhook_signing").await,
     );
-    held.call("archive").text("text/plain", "x").expect(200).await;
+    held.call("archive")
+        .text("text/plain", "x")
+        .expect(200)
+        .await;
     let call = &consumer.seen()[0];
     assert_eq!(bearer(call), newer);
     for secret in [&signing, &held.publisher.secret("webhook_signing")] {
@@ -315,7 +323,7 @@ async fn the_publishers_own_refusals_are_passed_on(world: &World) {
         elsewhere,
         Reply::status(401),
     ]);
-    let mut next = async || held.call("archive").expect(200).await;
+    let next = async || held.call("archive").expect(200).await;
     let missing = next().await;
     assert_answered(&missing, 404);
     assert_eq!(missing["body"], json!({"code": "none"}));
@@ -436,12 +444,7 @@ async fn an_answer_is_passed_on_up_to_a_mebibyte(world: &World) {
         assert_eq!(cut["body"], Value::Null);
     }
     let picture = ByHand::start(PICTURE, Duration::ZERO).await;
-    register(
-        &held.publisher,
-        "pictures",
-        &[("draw", &picture.url, 5000)],
-    )
-    .await;
+    register(&held.publisher, "pictures", &[("draw", &picture.url, 5000)]).await;
     let (run, claim) = held.publisher.claimed_run("pictures").await;
     let call = held
         .publisher
@@ -509,9 +512,16 @@ async fn an_unknown_name_lists_those_that_there_are(world: &World) {
     held.call(&too_long).refused(404, "not_found").await;
     held.publisher.pipeline("bare").await;
     let (run, claim) = held.publisher.claimed_run("bare").await;
-    let call = held.publisher.runner.post(&path(&run, "none")).claim(&claim);
+    let call = held
+        .publisher
+        .runner
+        .post(&path(&run, "none"))
+        .claim(&claim);
     let answer = call.refused(404, "unknown_subcommand").await;
-    assert!(answer.text("/detail").contains("no subcommands"), "{answer}");
+    assert!(
+        answer.text("/detail").contains("no subcommands"),
+        "{answer}"
+    );
     assert!(consumer.seen().is_empty());
 }
 
@@ -582,7 +592,9 @@ async fn a_suspended_publisher_calls_nothing(world: &World) {
     let of_publisher = format!("/v1/publishers/{}", held.publisher.id);
     let suspend = operator.post(&format!("{of_publisher}/suspend"));
     suspend.expect(200).await;
-    held.call("archive").refused(403, "publisher_suspended").await;
+    held.call("archive")
+        .refused(403, "publisher_suspended")
+        .await;
     assert!(consumer.seen().is_empty());
     let resume = operator.post(&format!("{of_publisher}/resume"));
     resume.json(&json!({})).expect(200).await;

@@ -49,7 +49,7 @@ impl<'a> ApiExtractor<'a> for AnyBody {
         };
         Some(MetaRequest {
             description: None,
-            content: TYPES.map(media).to_vec(),
+            content: Vec::from(TYPES.map(media)),
             required: false,
         })
     }

@@ -355,16 +355,36 @@ mod tests {
     #[test]
     fn each_body_is_encoded_as_it_can_be() {
         for (content_type, body, shown, encoding) in [
-            (Some("application/json"), &b" {\"a\": 1} "[..], json!({"a": 1}), "json"),
-            (Some("Application/Problem+JSON; charset=utf-8"), b"[]", json!([]), "json"),
+            (
+                Some("application/json"),
+                &b" {\"a\": 1} "[..],
+                json!({"a": 1}),
+                "json",
+            ),
+            (
+                Some("Application/Problem+JSON; charset=utf-8"),
+                b"[]",
+                json!([]),
+                "json",
+            ),
             (Some("application/json"), b"null", Value::Null, "json"),
-            (Some("application/json"), b"{\"a\":", json!("{\"a\":"), "text"),
+            (
+                Some("application/json"),
+                b"{\"a\":",
+                json!("{\"a\":"),
+                "text",
+            ),
             (Some("application/json"), b"", json!(""), "text"),
             (Some("application/jsonx"), b"{}", json!("{}"), "text"),
             (Some("text/plain"), "ä\0".as_bytes(), json!("ä\0"), "text"),
             (None, b"{}", json!("{}"), "text"),
             (Some("image/png"), b"\x89PNG", json!("iVBORw=="), "base64"),
-            (Some("application/json"), b"\"\xff\"", json!("Iv8i"), "base64"),
+            (
+                Some("application/json"),
+                b"\"\xff\"",
+                json!("Iv8i"),
+                "base64",
+            ),
         ] {
             let answer = answer(content_type, body);
             assert_eq!(answer["body"], shown, "{content_type:?}");

@@ -91,12 +91,7 @@ async fn a_run_keeps_the_subcommands_of_its_version() {
         let scoped = publisher(&fixture).await;
         let (run, claim) = claimed(&scoped, "nightly").await;
         put(&scoped, definition()).await;
-        assert!(
-            scoped
-                .subcommand_call(run, &claim, "archive")
-                .await
-                .is_ok()
-        );
+        assert!(scoped.subcommand_call(run, &claim, "archive").await.is_ok());
         let (later, claim) = claimed(&scoped, "nightly").await;
         let refused = scoped.subcommand_call(later, &claim, "archive").await;
         assert_eq!(code(refused), Code::UnknownSubcommand);
@@ -140,9 +135,9 @@ async fn only_the_present_claim_of_the_very_run_will_do() {
         // A name is told to nobody but the holder.
         let refused = scoped.subcommand_call(run, &others, "none").await;
         assert_eq!(code(refused), Code::ClaimLost);
-        fixture.clock.advance(Duration::from_secs(
-            with_subcommands().lease_seconds.into(),
-        ));
+        fixture
+            .clock
+            .advance(Duration::from_secs(with_subcommands().lease_seconds.into()));
         assert_eq!(ask(&claim).await, Code::ClaimLost, "the lease is over");
     }
 }
