@@ -71,9 +71,8 @@ impl Subcommands {
     }
 
     /// Makes the call. Never fails: whatever happens is what came of it.
-    async fn make(&self, call: &SubcommandCall, sent: Sent<'_>) -> SubcommandAnswer {
+    async fn make(&self, call: &SubcommandCall, id: CallId, sent: Sent<'_>) -> SubcommandAnswer {
         let began = Instant::now();
-        let id = CallId::generate(sent.at);
         let made = match &call.bearer {
             None => Err(CallError::NoSubcommandBearer),
             Some(_) if call.signing.is_empty() => Err(CallError::NoSigningSecret),
@@ -177,14 +176,22 @@ impl Subcommands {
         let scoped = self.app.store.scoped(scope);
         let call = scoped.subcommand_call(id, &claim.0, &name.0).await?;
         let _place = self.places.take(scope.publisher())?;
+        let at = self.app.store.now();
         let sent = Sent {
             name: &name.0,
             headers,
             body: body.0,
             request_id: request.request_id(),
-            at: self.app.store.now(),
+            at,
         };
-        let answer = self.make(&call, sent).await;
+        let call_id = CallId::generate(at);
+        let answer = self.make(&call, call_id, sent).await;
+        let context = self.app.context(request, who.0.actor(), None);
+        let record = answer.record((call_id, call.attempt), &name.0);
+        if let Err(error) = scoped.record_call(&context, id, &record).await {
+            // The endpoint has acted: what it said goes to the runner all the same.
+            tracing::warn!(call = %call_id, %error, "a call could not be added to its run's timeline");
+        }
         Ok(shown(&answer))
     }
 }

@@ -64,7 +64,7 @@ pub use runs::{
     timeline::TimelineEntry,
 };
 pub use scope::{Principal, Scope, Scoped, System};
-pub use subcommands::SubcommandCall;
+pub use subcommands::{CallRecord, SubcommandCall};
 pub use versions::KeptVersion;
 
 use auth::AuthCache;

@@ -1,23 +1,24 @@
 //! Subcommands: what a call needs, looked up before it is made. No transaction is open and no
 //! connection is held while the publisher's endpoint is asked.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use domain::{
-    Code, Problem, Timestamp,
-    id::{Id as _, RunId},
-    pipeline::Subcommand,
-    run::RunStatus,
+    Code, Problem,
+    id::{CallId, Id as _, RunId},
+    run::Moment,
     token::TokenHash,
 };
 use sea_orm::{EntityTrait as _, FromQueryResult, QuerySelect as _};
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    entity::{pipeline_versions, runs},
+    Context,
+    entity::runs,
     error::{Result, StoreError, damaged},
+    runs::batch::check_held,
     scope::Scoped,
 };
 
@@ -49,37 +50,32 @@ impl fmt::Debug for SubcommandCall {
     }
 }
 
+/// What came of a call, for the run's timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallRecord<'a> {
+    /// Which call.
+    pub id: CallId,
+    /// The subcommand's name.
+    pub name: &'a str,
+    /// Which of the run's claims made it.
+    pub attempt: i32,
+    /// The endpoint's status, if it answered.
+    pub status_code: Option<u16>,
+    /// The class of error; `None` if there was none between us and the endpoint.
+    pub error: Option<&'static str>,
+    /// From the start to the end of the call.
+    pub latency_ms: u64,
+}
+
 /// Of a run, what decides whether a call may be made, and where to. Its input stays where it is.
 #[derive(FromQueryResult)]
 struct Held {
     pipeline_id: Uuid,
     pipeline_version: i64,
     pipeline_slug: String,
-    status: String,
     attempt: i32,
     claim_hash: Option<Vec<u8>>,
     lease_expires_at: Option<i64>,
-}
-
-impl Held {
-    /// The rule of every operation that takes a claim: the run is running, the claim is its
-    /// present one, the lease has not run out.
-    fn check(&self, claim: &str, now: Timestamp) -> Result<()> {
-        let stored = self.claim_hash.as_deref().and_then(TokenHash::from_stored);
-        let matches = stored.is_some_and(|hash| hash.matches(&TokenHash::of(claim)));
-        let holds = self.lease_expires_at.is_some_and(|until| until > now.ms());
-        if matches && holds && self.status == RunStatus::Running.as_str() {
-            Ok(())
-        } else {
-            Err(Code::ClaimLost.into())
-        }
-    }
-}
-
-/// The one part of a stored definition that a call reads; its schemas are skipped.
-#[derive(Deserialize)]
-struct Subcommands {
-    subcommands: BTreeMap<String, Subcommand>,
 }
 
 impl Scoped {
@@ -96,26 +92,46 @@ impl Scoped {
     ) -> Result<SubcommandCall, StoreError> {
         let owner = self.scope.uuid();
         let held = self.held(run).await?;
-        held.check(claim, self.store.now())?;
-        let version = (owner, held.pipeline_id, held.pipeline_version);
-        let row = pipeline_versions::Entity::find_by_id(version)
-            .one(self.store.read())
-            .await?
-            .ok_or_else(|| damaged("pipeline version"))?;
-        let Subcommands { mut subcommands } =
-            serde_json::from_str(&row.definition).map_err(|_| damaged("pipeline definition"))?;
-        let Some(found) = subcommands.remove(name) else {
+        let claimed = (held.claim_hash.as_deref(), held.lease_expires_at);
+        check_held(claimed, &TokenHash::of(claim), self.store.now())?;
+        let key = (owner, held.pipeline_id, held.pipeline_version);
+        let definitions = &self.store.inner.definitions;
+        let definitions = definitions.of(self.store.read(), [key]).await?;
+        let definition = definitions.get(&key);
+        let subcommands = &definition
+            .ok_or_else(|| damaged("pipeline version"))?
+            .subcommands;
+        let Some(found) = subcommands.get(name) else {
             return Err(unknown(subcommands.keys()).into());
         };
         let secrets = self.store.secrets_of(owner).await?;
         Ok(SubcommandCall {
             run,
             attempt: held.attempt,
-            url: found.url,
+            url: found.url.clone(),
             timeout: Duration::from_millis(found.timeout_ms.into()),
             bearer: secrets.bearer,
             signing: secrets.signing,
         })
+    }
+
+    /// Writes down in the run's timeline what came of a call.
+    pub async fn record_call(
+        &self,
+        context: &Context,
+        run: RunId,
+        call: &CallRecord<'_>,
+    ) -> Result<(), StoreError> {
+        let data = json!({
+            "id": call.id.to_string(),
+            "name": call.name,
+            "attempt": call.attempt,
+            "status_code": call.status_code,
+            "error": call.error,
+            "latency_ms": call.latency_ms,
+        });
+        self.add_to_timeline(context, run, Moment::Subcommand, &data)
+            .await
     }
 
     async fn held(&self, run: RunId) -> Result<Held> {
@@ -126,7 +142,6 @@ impl Scoped {
                 Column::PipelineId,
                 Column::PipelineVersion,
                 Column::PipelineSlug,
-                Column::Status,
                 Column::Attempt,
                 Column::ClaimHash,
                 Column::LeaseExpiresAt,

@@ -96,6 +96,14 @@ fn bearer(delivery: &Delivery) -> &str {
         .unwrap()
 }
 
+/// What the run's timeline says of its calls.
+async fn timeline(held: &Held) -> Vec<Value> {
+    let path = format!("/v1/runs/{}/timeline", held.run);
+    let entries = held.publisher.admin.all(&path).await;
+    let calls = entries.iter().filter(|entry| entry["type"] == "subcommand");
+    calls.map(|entry| entry["data"].clone()).collect()
+}
+
 fn with_body(status: u16, content_type: &str, body: impl Into<String>) -> Reply {
     Reply {
         headers: vec![("content-type", content_type.to_owned())],
@@ -164,6 +172,17 @@ async fn a_call_carries_the_bearer_and_both_signatures(world: &World) {
     assert!(call.id().starts_with("call_"), "{}", call.id());
     held.call("archive").expect(200).await;
     assert_ne!(consumer.seen()[1].id(), call.id(), "each call has its own");
+    let calls = timeline(&held).await;
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    let expected = json!({
+        "id": answer["id"],
+        "name": "archive",
+        "attempt": 1,
+        "status_code": 200,
+        "error": null,
+        "latency_ms": answer["latency_ms"],
+    });
+    assert_eq!(calls[0], expected);
     let figures = server.metrics().await;
     let counted = r#"stationmaster_subcommand_calls_total{outcome="2xx"} 2"#;
     assert!(figures.contains(counted), "{figures}");
@@ -421,6 +440,13 @@ async fn an_endpoint_that_is_slow_or_drips_runs_out_of_time(world: &World) {
             (timeout_ms..timeout_ms + 1500).contains(&latency_ms),
             "{answer}"
         );
+    }
+    let calls = timeline(&held).await;
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    for (call, name) in calls.iter().zip(["slow", "drip"]) {
+        assert_eq!(call["name"], name);
+        assert_eq!(call["error"], "timeout");
+        assert_eq!(call["status_code"], Value::Null);
     }
     // The run goes on, whatever its tools do.
     held.publisher.complete(&held.run, &held.claim).await;

@@ -16,6 +16,7 @@ use serde_json::{
 
 use domain::id::{CallId, Id as _};
 use outbound::{Failure, Response};
+use persistence::CallRecord;
 
 /// Stands where an endpoint repeated the bearer that it was sent.
 const MASK: &str = "[masked]";
@@ -230,6 +231,18 @@ impl SubcommandAnswer {
             body_encoding: None,
             error: Some(error),
             latency_ms,
+        }
+    }
+
+    /// The same for the run's timeline.
+    pub(super) fn record<'a>(&self, (id, attempt): (CallId, i32), name: &'a str) -> CallRecord<'a> {
+        CallRecord {
+            id,
+            name,
+            attempt,
+            status_code: self.status_code,
+            error: self.error.map(CallError::as_str),
+            latency_ms: self.latency_ms,
         }
     }
 

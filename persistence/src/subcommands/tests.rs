@@ -1,13 +1,17 @@
 //! Who may call a subcommand, and with what, on both engines.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use domain::{credential::CredentialKind, pipeline::Definition, slug::Slug};
+use domain::{
+    credential::CredentialKind,
+    pipeline::{Definition, Subcommand},
+    slug::Slug,
+};
 use secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::{
-    NewCredential, Scope,
+    NewCredential, PageRequest, Scope,
     fixture::{Fixture, context, engines, no_content},
     runs::tests::{code, create, definition, house, new_run, slug},
 };
@@ -197,5 +201,48 @@ async fn during_a_rotation_the_newest_bearer_goes_and_every_secret_signs() {
         let after = scoped.subcommand_call(run, &claim, "notify").await.unwrap();
         assert_eq!(after.signing.len(), 1);
         assert_eq!(text(&after.signing[0]), text(&during.signing[0]));
+    }
+}
+
+#[tokio::test]
+async fn a_call_stands_in_the_timeline() {
+    for fixture in engines().await {
+        let scoped = publisher(&fixture).await;
+        let (run, _) = claimed(&scoped, "nightly").await;
+        let mut call = CallRecord {
+            id: CallId::generate(fixture.store.now()),
+            name: "archive",
+            attempt: 1,
+            status_code: Some(404),
+            error: None,
+            latency_ms: 41,
+        };
+        scoped.record_call(&context(), run, &call).await.unwrap();
+        (call.status_code, call.error) = (None, Some("timeout"));
+        scoped.record_call(&context(), run, &call).await.unwrap();
+        let page = PageRequest {
+            limit: 50,
+            after: None,
+        };
+        let timeline = scoped.timeline(run, page).await.unwrap().items;
+        let calls: Vec<_> = timeline
+            .iter()
+            .filter(|entry| entry.moment == Moment::Subcommand)
+            .filter_map(|entry| entry.data.clone())
+            .collect();
+        let expected = |status: Option<u16>, error: Option<&str>| {
+            json!({
+                "id": call.id.to_string(), "name": "archive", "attempt": 1,
+                "status_code": status, "error": error, "latency_ms": 41,
+            })
+        };
+        assert_eq!(
+            calls,
+            [expected(Some(404), None), expected(None, Some("timeout"))]
+        );
+        let stranger = house(&fixture, "other", &[]).await;
+        stranger.record_call(&context(), run, &call).await.unwrap();
+        let after = scoped.timeline(run, page).await.unwrap().items;
+        assert_eq!(after.len(), timeline.len(), "a stranger adds nothing");
     }
 }
