@@ -36,6 +36,7 @@ mod endpoints;
 mod events;
 mod pipelines;
 mod runs;
+mod subcommands;
 
 #[cfg(test)]
 mod sample;
@@ -74,6 +75,7 @@ type Operations = (
     pipelines::Pipelines,
     runs::Runs,
     runs::timeline::Timelines,
+    subcommands::Subcommands,
     endpoints::Endpoints,
     events::Events,
     deliveries::Deliveries,
@@ -92,6 +94,7 @@ fn operations(app: &Arc<App>) -> Operations {
         pipelines::Pipelines { app: app() },
         runs::Runs::new(app()),
         runs::timeline::Timelines::new(app()),
+        subcommands::Subcommands::new(app()),
         endpoints::Endpoints { app: app() },
         events::Events { app: app() },
         deliveries::Deliveries { app: app() },
@@ -105,6 +108,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         pipelines::DOCS,
         runs::DOCS,
         runs::timeline::DOCS,
+        subcommands::DOCS,
         endpoints::DOCS,
         deliveries::DOCS,
     ]

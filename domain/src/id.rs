@@ -113,6 +113,8 @@ ids! {
     AttemptId = "att";
     /// An audit event.
     AuditId = "aud";
+    /// One call of a subcommand; also its `webhook-id`.
+    CallId = "call";
 }
 
 /// Either kind of credential identifier; both share one table and one API.

@@ -26,6 +26,12 @@ pub const FILTERS: usize = 50;
 pub const HEADERS: usize = 20;
 /// Most subcommands of a pipeline.
 pub const SUBCOMMANDS: usize = 50;
+/// Largest answer of a subcommand that is passed on, bytes.
+pub const SUBCOMMAND_ANSWER_BYTES: usize = 1024 * 1024;
+/// Most subcommand calls of one publisher under way in a process.
+pub const SUBCOMMAND_CALLS: usize = 64;
+/// Most subcommand calls under way in a process. Each holds a request, and at most two bodies.
+pub const SUBCOMMAND_CALLS_IN_ALL: usize = 256;
 /// Most pipelines that a token may be limited to.
 pub const TOKEN_PIPELINES: usize = 50;
 /// Longest overlap of a rotation, seconds: 7 days.

@@ -67,6 +67,9 @@ codes! {
     /// Nothing of the caller's has that name.
     NotFound = "not_found", 404, "There is no such thing",
         "Check path and identifier. Another publisher's things are answered the same way.";
+    /// The run's pipeline has no subcommand of that name.
+    UnknownSubcommand = "unknown_subcommand", 404, "The pipeline has no such subcommand",
+        "The detail lists the names that there are. A run keeps the version of its pipeline that it was created with.";
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405, "The path does not take this method",
         "The `Allow` header lists the methods.";

@@ -24,6 +24,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
+    Store,
     credentials::{live_at, open_secret},
     entity::{credentials, deliveries, delivery_attempts},
     error::{Result, StoreError, damaged},
@@ -146,9 +147,11 @@ struct Parcel {
 
 /// A publisher's live secrets.
 #[derive(Clone, Default)]
-struct Secrets {
-    signing: Vec<SecretString>,
-    bearer: Option<SecretString>,
+pub(crate) struct Secrets {
+    /// Those that sign, newest first.
+    pub(crate) signing: Vec<SecretString>,
+    /// The newest bearer.
+    pub(crate) bearer: Option<SecretString>,
 }
 
 /// Rows that another process claims at this moment are left to it. SQLite has one writer.
@@ -298,21 +301,11 @@ impl System {
         let mut owners: Vec<Uuid> = parcels.iter().map(|parcel| parcel.publisher_id).collect();
         owners.sort_unstable();
         owners.dedup();
-        let kinds = [
-            CredentialKind::WebhookSigning,
-            CredentialKind::SubcommandBearer,
-        ];
-        let rows = credentials::Entity::find()
-            .filter(credentials::Column::PublisherId.is_in(owners.iter().copied()))
-            .filter(credentials::Column::Kind.is_in(kinds.map(CredentialKind::as_str)))
-            .filter(live_at(self.store.now()))
-            .order_by_desc(credentials::Column::Id)
-            .all(self.store.read())
-            .await?;
+        let rows = self.store.live_secrets(&owners).await?;
         let mut all = HashMap::with_capacity(owners.len());
         for owner in owners {
             let own = rows.iter().filter(|row| row.publisher_id == owner);
-            match self.open_all(owner, own).await {
+            match self.store.open_secrets(owner, own).await {
                 Ok(secrets) => {
                     all.insert(owner, secrets);
                 }
@@ -323,24 +316,6 @@ impl System {
             }
         }
         Ok(all)
-    }
-
-    async fn open_all(
-        &self,
-        owner: Uuid,
-        rows: impl Iterator<Item = &credentials::Model> + Send,
-    ) -> Result<Secrets> {
-        let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let mut secrets = Secrets::default();
-        for row in rows {
-            let secret = open_secret(&keys.data, row)?;
-            if row.kind == CredentialKind::WebhookSigning.as_str() {
-                secrets.signing.push(secret);
-            } else if secrets.bearer.is_none() {
-                secrets.bearer = Some(secret);
-            }
-        }
-        Ok(secrets)
     }
 
     /// Writes down how tries ended, all in one transaction. An outcome whose claim was lost to
@@ -415,6 +390,47 @@ impl System {
                 Ok(done.rows_affected)
             })
             .await
+    }
+}
+
+impl Store {
+    /// The live secrets of one publisher, opened.
+    pub(crate) async fn secrets_of(&self, owner: Uuid) -> Result<Secrets> {
+        let rows = self.live_secrets(&[owner]).await?;
+        self.open_secrets(owner, rows.iter()).await
+    }
+
+    /// The sealed secrets of publishers that are live now, newest first.
+    async fn live_secrets(&self, owners: &[Uuid]) -> Result<Vec<credentials::Model>> {
+        let kinds = [
+            CredentialKind::WebhookSigning,
+            CredentialKind::SubcommandBearer,
+        ];
+        Ok(credentials::Entity::find()
+            .filter(credentials::Column::PublisherId.is_in(owners.iter().copied()))
+            .filter(credentials::Column::Kind.is_in(kinds.map(CredentialKind::as_str)))
+            .filter(live_at(self.now()))
+            .order_by_desc(credentials::Column::Id)
+            .all(self.read())
+            .await?)
+    }
+
+    async fn open_secrets(
+        &self,
+        owner: Uuid,
+        rows: impl Iterator<Item = &credentials::Model> + Send,
+    ) -> Result<Secrets> {
+        let keys = self.inner.keys.of(self.read(), owner).await?;
+        let mut secrets = Secrets::default();
+        for row in rows {
+            let secret = open_secret(&keys.data, row)?;
+            if row.kind == CredentialKind::WebhookSigning.as_str() {
+                secrets.signing.push(secret);
+            } else if secrets.bearer.is_none() {
+                secrets.bearer = Some(secret);
+            }
+        }
+        Ok(secrets)
     }
 }
 

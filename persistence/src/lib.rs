@@ -37,6 +37,7 @@ mod runs;
 mod scope;
 mod seed;
 mod sql;
+mod subcommands;
 mod sweeps;
 mod versions;
 mod wake;
@@ -63,6 +64,7 @@ pub use runs::{
     timeline::TimelineEntry,
 };
 pub use scope::{Principal, Scope, Scoped, System};
+pub use subcommands::{CallRecord, SubcommandCall};
 pub use versions::KeptVersion;
 
 use auth::AuthCache;

@@ -21,5 +21,6 @@ mod quotas;
 mod replicas;
 mod rotations;
 mod secrets;
+mod subcommands;
 mod tokens;
 mod verifiers;

@@ -25,6 +25,7 @@ async fn a_busy_day_leaves_no_secret_behind(world: &World) {
 
     mint_all_there_is(&server, &publisher).await;
     publisher.finished_run("nightly").await;
+    call_a_subcommand(&publisher, &consumer).await;
     misplace_credentials(&server, &publisher).await;
     consumer.event("stationmaster.token.rotated").await;
     let repeated = |delivery: &tests::Delivery| delivery.answered == 204;
@@ -56,6 +57,18 @@ async fn mint_all_there_is(server: &Server, publisher: &Publisher) {
     let path = format!("/v1/publishers/{}/tokens/admin", publisher.id);
     let mint = server.operator().post(&path).json(&json!({}));
     mint.expect(201).await;
+}
+
+/// The newest bearer goes out, and stands in no log on its way.
+async fn call_a_subcommand(publisher: &Publisher, consumer: &Consumer) {
+    let body = json!({"display_name": "Tools", "subcommands": {"archive": {"url": consumer.url}}});
+    let put = publisher.admin.put("/v1/pipelines/tools").json(&body);
+    put.expect(201).await;
+    let (run, claim) = publisher.claimed_run("tools").await;
+    let path = format!("/v1/runs/{run}/subcommands/archive");
+    let call = publisher.runner.post(&path).claim(&claim);
+    call.json(&json!({"type": "call"})).expect(200).await;
+    publisher.complete(&run, &claim).await;
 }
 
 /// Credentials where they do not belong: in a path, a query, a name, a body that does not fit.

@@ -37,14 +37,16 @@ pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
     if takes("Idempotency-Key") {
         codes.insert(Code::IdempotencyKeyReused);
     }
-    if operation.get("requestBody").is_some() {
+    if let Some(body) = operation.get("requestBody") {
         codes.extend([
             Code::MalformedJson,
             Code::RequestTimeout,
             Code::BodyTooLarge,
-            Code::UnsupportedMediaType,
-            Code::ValidationFailed,
         ]);
+        // A body of any type is passed on, not judged.
+        if body["content"].get("*/*").is_none() {
+            codes.extend([Code::UnsupportedMediaType, Code::ValidationFailed]);
+        }
     }
     let kinds = kinds(operation);
     if !kinds.is_empty() {

@@ -177,7 +177,7 @@ fn too_large(bytes_max: usize) -> Problem {
 }
 
 /// Reads at most `bytes_max` bytes, whatever `Content-Length` says or doesn't say.
-async fn read(
+pub(super) async fn read(
     request: &Request,
     body: poem::Body,
     bytes_max: usize,

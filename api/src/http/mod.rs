@@ -6,6 +6,7 @@ pub mod body;
 pub mod context;
 pub mod error;
 pub mod limit;
+pub mod raw;
 pub mod serve;
 pub mod stack;
 
@@ -17,5 +18,6 @@ pub use body::{Body, OptionalBody, Patch};
 pub use context::RequestContext;
 pub use error::ApiError;
 pub use limit::{RateLimits, RateSettings, RateState};
+pub use raw::AnyBody;
 pub use serve::{ConnectionLimits, serve};
 pub use stack::{Stack, StackOptions, wrap};

@@ -39,9 +39,9 @@ use crate::{
     error::{Result, StoreError, damaged},
 };
 
-/// Progress beyond this revision of a run is kept on the run alone, so that no timeline grows
+/// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
 /// without end.
-const TIMELINE_REVISIONS: i64 = 10_000;
+pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
 /// Says whether a version of a pipeline takes an input. Must be quick: a transaction waits.
 pub type Judge = Arc<dyn Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync>;
@@ -260,9 +260,22 @@ pub(super) fn step(
 
 /// Refuses a claim that is not the run's, or not any more.
 pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) -> Result<()> {
-    let stored = row.claim_hash.as_deref().and_then(TokenHash::from_stored);
+    check_held(
+        (row.claim_hash.as_deref(), row.lease_expires_at),
+        claim,
+        now,
+    )
+}
+
+/// The same by the stored hash and lease alone. A run that is not running has neither.
+pub(crate) fn check_held(
+    (hash, lease_expires_at): (Option<&[u8]>, Option<i64>),
+    claim: &TokenHash,
+    now: Timestamp,
+) -> Result<()> {
+    let stored = hash.and_then(TokenHash::from_stored);
     let matches = stored.is_some_and(|hash| hash.matches(claim));
-    let holds = row.lease_expires_at.is_some_and(|until| until > now.ms());
+    let holds = lease_expires_at.is_some_and(|until| until > now.ms());
     if matches && holds {
         Ok(())
     } else {

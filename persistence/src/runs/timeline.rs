@@ -12,6 +12,7 @@ use sea_orm::{
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::batch::TIMELINE_REVISIONS;
 use crate::{
     Context,
     entity::{run_timeline, runs},
@@ -86,7 +87,7 @@ impl Scoped {
     }
 
     /// Adds what happened during a run to its timeline. Nothing is added to a run that has been
-    /// swept meanwhile.
+    /// swept meanwhile, or whose timeline is long already.
     pub async fn add_to_timeline(
         &self,
         context: &Context,
@@ -103,6 +104,9 @@ impl Scoped {
                     .await?;
                 let Some(row) = row else { return Ok(()) };
                 let seq = row.revision + 1;
+                if seq > TIMELINE_REVISIONS {
+                    return Ok(());
+                }
                 runs::Entity::update_many()
                     .col_expr(runs::Column::Revision, seq.into())
                     .filter(runs::Column::PublisherId.eq(key.0))

@@ -110,6 +110,7 @@ pub fn all() -> Vec<Case> {
         accounts::tokens(),
         work::pipelines(),
         work::runs(),
+        work::subcommands(),
         work::endpoints(),
         frame::queries(),
         frame::paths(),

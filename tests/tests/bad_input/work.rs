@@ -317,3 +317,35 @@ pub fn endpoints() -> Vec<Case> {
         ),
     ]
 }
+
+const ARCHIVE: &str = "/v1/runs/{run}/subcommands/archive";
+
+pub fn subcommands() -> Vec<Case> {
+    let call = |what, body, refusal| refused(what, "POST", ARCHIVE, body, refusal).by(Who::Runner);
+    let large = Body::Bytes(vec![b'x'; 1024 * 1024 + 1]);
+    vec![
+        call(
+            "a subcommand without the claim",
+            Body::None,
+            (400, "invalid_parameter", "/header/X-Stationmaster-Claim"),
+        ),
+        call(
+            "a subcommand with another's claim",
+            Body::None,
+            (409, "claim_lost", "-"),
+        )
+        .header("x-stationmaster-claim", "stm_claim_x"),
+        call(
+            "a subcommand that the pipeline has not",
+            Body::None,
+            (404, "unknown_subcommand", "-"),
+        )
+        .claim(),
+        call(
+            "a subcommand's body of more than a mebibyte",
+            large,
+            (413, "body_too_large", "-"),
+        )
+        .claim(),
+    ]
+}

@@ -261,6 +261,9 @@ fn runs(operation: &str, things: &Things) -> Option<Target> {
         "complete_run" => one(200, "/v1/runs/{}/complete", &things.running)
             .body(&json!({"output": {}}))
             .claim(&things.claim),
+        "call_subcommand" => one(200, "/v1/runs/{}/subcommands/archive", &things.running)
+            .body(&json!({"file": "a.csv"}))
+            .claim(&things.claim),
         "fail_run" => one(200, "/v1/runs/{}/fail", &things.running)
             .body(&json!({"error": {"message": "no"}}))
             .claim(&things.claim),

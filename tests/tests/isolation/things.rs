@@ -42,7 +42,12 @@ impl Things {
         let publisher = server.publisher(&format!("tenant-{word}")).await;
         let admin = &publisher.admin;
         let (pipeline, idle_pipeline) = (format!("busy-{word}"), format!("idle-{word}"));
-        publisher.pipeline(&pipeline).await;
+        let busy = json!({
+            "display_name": "Busy",
+            "subcommands": {"archive": {"url": consumer.url}},
+        });
+        let path = format!("/v1/pipelines/{pipeline}");
+        admin.put(&path).json(&busy).expect(201).await;
         publisher.pipeline(&idle_pipeline).await;
         let finished = publisher.finished_run(&pipeline).await;
         let (running, claim) = publisher.claimed_run(&pipeline).await;
