@@ -1,6 +1,6 @@
 //! What every resource needs: the application's parts, answers, and the small types of the wire.
 
-use std::{borrow::Cow, marker::PhantomData, sync::Arc};
+use std::{borrow::Cow, marker::PhantomData, sync::Arc, time::Duration};
 
 use poem::{
     IntoResponse, Request, RequestBody, Response,
@@ -35,6 +35,8 @@ pub struct App {
     pub bootstrap: Vec<TokenHash>,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
+    /// The longest that a claim waits.
+    pub claim_wait_max: Duration,
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -51,6 +52,8 @@ pub struct Deps {
     pub store: Store,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
+    /// The longest that a claim waits.
+    pub claim_wait_max: Duration,
     /// The operator's tokens: one, or two during a rotation.
     pub bootstrap: Vec<TokenHash>,
     /// Who may ask how often.
@@ -256,6 +259,7 @@ pub fn app(deps: Deps) -> Result<impl Endpoint<Output = Response> + 'static, Str
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,
+        claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
     });

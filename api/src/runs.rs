@@ -341,7 +341,8 @@ impl Runs {
     /// Hands out due runs: by priority, then in turns between pipelines, then by when they may
     /// start and by age. Each comes with a claim that holds for its pipeline's `lease_seconds`;
     /// heartbeats extend it, and finishing the run takes it. With `wait_seconds` the answer comes
-    /// as soon as there is a run, or empty after that time.
+    /// as soon as there is a run, or empty after that time (or after the operator's
+    /// limit, if that is less).
     #[oai(path = "/runs/claim", method = "post", operation_id = "claim_runs")]
     async fn claim(
         &self,
@@ -355,7 +356,8 @@ impl Runs {
         destination::refuse(faults, Vec::new())?;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
-        let wait = Duration::from_secs(u64::from(body.0.wait_seconds));
+        let asked = Duration::from_secs(u64::from(body.0.wait_seconds));
+        let wait = asked.min(self.app.claim_wait_max);
         if !wait.is_zero() {
             request.leave_place();
         }

@@ -122,6 +122,7 @@ async fn answer(
     let app = api::app(api::Deps {
         store: store.clone(),
         policy,
+        claim_wait_max: Duration::from_secs(u64::from(config.claim_wait_max_seconds)),
         bootstrap: credentials
             .bootstrap_tokens
             .iter()

@@ -99,6 +99,10 @@ settings! {
         retry_schedule: Retries = "STATIONMASTER_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,10h" (""), Open,
             "Waits before the second, third and further tries of a delivery. Each is spread by a fifth to either side.";
     }
+    "Runs" {
+        claim_wait_max_seconds: Whole<0, 60> = "STATIONMASTER_CLAIM_WAIT_MAX_SECONDS", "60" (""), Open,
+            "The longest that a claim waits for runs, in seconds. Set it below the idle time-out of a proxy in front; a claim that asks for more is answered after this.";
+    }
     "Rate limits" {
         rate_limit_per_second: Whole<0, 1_000_000> = "STATIONMASTER_RATE_LIMIT_PER_SECOND", "1000" (""), Open,
             "Requests a second for each publisher, with bursts of twice that. Counted in each process. 0 turns it off.";
