@@ -5,6 +5,7 @@ mod following;
 mod history;
 mod holding;
 mod order;
+mod samples;
 mod storm;
 mod waiting;
 

@@ -23,7 +23,7 @@ on_both_stores!(every_run_ends_once);
 on_postgres!(every_run_ends_once_on_two_processes);
 
 const RUNNERS: usize = 64;
-const CREATORS: usize = 16;
+const CREATORS: usize = 64;
 const READERS: usize = 16;
 const PIPELINES: [&str; 3] = ["nightly", "hourly", "weekly"];
 const KILLS: usize = 3;
