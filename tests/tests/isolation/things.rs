@@ -169,8 +169,6 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         all.push((path, json!(entries)));
     }
     let delivery = format!("/v1/deliveries/{}", things.delivery);
-    let timeline = format!("/v1/runs/{}/timeline", things.running);
-    all.push((timeline.clone(), json!(publisher.admin.all(&timeline).await)));
     let of_operator = format!("/v1/publishers/{}", publisher.id);
     let usage = "/v1/publishers/me/usage".to_owned();
     for path in [delivery, usage] {
