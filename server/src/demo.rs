@@ -19,6 +19,11 @@ use story::Story;
 
 /// How long the webhook may take from the end of the run to its arrival.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the demo's runner is willing to wait for a run.
+const CLAIM_WAIT_S: u32 = 5;
+/// How long the runner waits before there is a run.
+const HEAD_START: Duration = Duration::from_millis(300);
+const CLAIM_HEADER: &str = "X-Stationmaster-Claim";
 const PUBLISHER: &str = "acme";
 const PIPELINE: &str = "nightly-report";
 
@@ -79,8 +84,10 @@ async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Resu
     register_pipeline(&mut story, &tokens).await?;
     let mut consumer = Consumer::start(&tokens.signing_secret).await?;
     register_endpoint(&mut story, &tokens, &consumer.url).await?;
-    let run = start_and_complete(&mut story, &tokens).await?;
-    await_webhook(&mut story, &mut consumer, &run).await?;
+    let held = wait_for_work(&mut story, &tokens).await?;
+    report_progress(&mut story, &tokens, &held).await?;
+    complete(&mut story, &tokens, &held).await?;
+    await_webhook(&mut story, &mut consumer, &held.run).await?;
     let admin = rotate(&mut story, &tokens).await?;
 
     if keep {
@@ -135,27 +142,60 @@ async fn register_endpoint(story: &mut Story, tokens: &Tokens, url: &str) -> Res
     Ok(())
 }
 
-async fn start_and_complete(story: &mut Story, tokens: &Tokens) -> Result<String, String> {
-    story.step("Start a run with the runner token, and claim it in the same request.");
-    let path = format!("/v1/pipelines/{PIPELINE}/runs");
-    let body = json!({"input": {"day": "today"}, "claim": true});
-    let answer = story
-        .post(&path, &tokens.runner)
-        .json(&body)
-        .expect(201)
-        .await?;
-    let run = text_at(&answer, "/id")?;
-    let claim = text_at(&answer, "/claim/token")?;
+/// A run that the demo's runner holds.
+struct Held {
+    run: String,
+    claim: String,
+}
 
-    story.step("Complete the run, with the claim.");
-    let body = json!({"output": {"rows": 42}});
-    let path = format!("/v1/runs/{run}/complete");
+async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, String> {
+    story.step("A runner asks for a run and waits. Then one is created, which wakes it.");
+    let body = json!({"pipelines": [PIPELINE], "wait_seconds": CLAIM_WAIT_S});
+    let claim = story.post("/v1/runs/claim", &tokens.runner).json(&body);
+    let create = async {
+        tokio::time::sleep(HEAD_START).await;
+        let path = format!("/v1/pipelines/{PIPELINE}/runs");
+        let body = json!({"input": {"day": "today"}});
+        let create = story.post(&path, &tokens.runner).json(&body);
+        create.expect(201).await
+    };
+    let (claimed, created) = tokio::join!(claim.expect(200), create);
+    let (claimed, created) = (claimed?, created?);
+    let held = Held {
+        run: text_at(&claimed, "/items/0/id")?,
+        claim: text_at(&claimed, "/items/0/claim/token")?,
+    };
+    if text_at(&created, "/id")? != held.run {
+        return Err("the runner got another run than the one that was created".into());
+    }
+    say(&format!("   The runner holds {}.", held.run));
+    Ok(held)
+}
+
+async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+    story.step("The runner keeps its claim with a heartbeat, and says how far it is.");
+    let path = format!("/v1/runs/{}/heartbeat", held.run);
+    let beat = story
+        .post(&path, &tokens.runner)
+        .header(CLAIM_HEADER, &held.claim);
+    let body = json!({"progress": {"percent": 50}});
+    let answer = beat.json(&body).expect(200).await?;
+    match answer.pointer("/cancel_requested") {
+        Some(Value::Bool(false)) => Ok(()),
+        _ => Err(format!("nobody cancelled the run, but: {answer}")),
+    }
+}
+
+async fn complete(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+    story.step("It completes the run.");
+    let path = format!("/v1/runs/{}/complete", held.run);
     let request = story
         .post(&path, &tokens.runner)
-        .header("X-Stationmaster-Claim", &claim);
+        .header(CLAIM_HEADER, &held.claim);
+    let body = json!({"output": {"rows": 42}});
     let answer = request.json(&body).expect(200).await?;
     match text_at(&answer, "/status")?.as_str() {
-        "succeeded" => Ok(run),
+        "succeeded" => Ok(()),
         other => Err(format!("the completed run is {other}")),
     }
 }

@@ -23,8 +23,18 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers that differ between two answers to the same question.
 const CHANGING: [&str; 4] = ["date", "ratelimit", "ratelimit-policy", "retry-after"];
 
-/// Plain HTTP needs no authority, but the client wants to know that there is none.
-static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
+/// A kept connection would outlive the server that it belonged to.
+static HTTP: LazyLock<reqwest::Client> =
+    LazyLock::new(|| builder().pool_max_idle_per_host(0).build().unwrap());
+
+/// A bare client that keeps its connections, for a test that sends very many requests.
+#[must_use]
+pub fn keeping_client() -> reqwest::Client {
+    builder().build().unwrap()
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    // Plain HTTP needs no authority, but the client wants to know that there is none.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -36,11 +46,7 @@ static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(TIMEOUT)
-        // A kept connection would outlive the server that it belonged to.
-        .pool_max_idle_per_host(0)
-        .build()
-        .unwrap()
-});
+}
 
 /// Somebody who sends requests: nobody in particular, or the holder of a token.
 #[derive(Clone)]
@@ -222,14 +228,9 @@ impl Call {
     /// # Errors
     /// No answer came.
     pub async fn send(self) -> Result<Answer, reqwest::Error> {
-        let url = format!("{}{}", self.user.place.read().unwrap(), self.path);
         let asked = format!("{} {}", self.method, self.path);
         let head = self.method == Method::HEAD;
-        let mut request = HTTP.request(self.method, url).headers(self.headers);
-        if let Some(body) = self.body {
-            request = request.body(body);
-        }
-        let response = request.send().await?;
+        let response = self.request().send().await?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = response.bytes().await?;
@@ -248,6 +249,23 @@ impl Call {
         }
         self.user.vault.take_from(&answer.value);
         Ok(answer)
+    }
+
+    fn request(&self) -> reqwest::RequestBuilder {
+        let url = format!("{}{}", self.user.place.read().unwrap(), self.path);
+        let request = HTTP.request(self.method.clone(), url);
+        let request = request.headers(self.headers.clone());
+        match &self.body {
+            Some(body) => request.body(body.clone()),
+            None => request,
+        }
+    }
+
+    /// Sends it; the answer's body is the caller's to read, piece by piece.
+    pub async fn open(self) -> reqwest::Response {
+        let asked = format!("{} {}", self.method, self.path);
+        let response = self.request().send().await;
+        response.unwrap_or_else(|error| panic!("{asked}: {error:?}"))
     }
 
     /// Sends it; there must be an answer.

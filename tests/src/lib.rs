@@ -24,7 +24,7 @@ pub mod tools;
 mod vault;
 mod world;
 
-pub use client::{Answer, Call, User, fingerprint};
+pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;
 pub use publisher::{Publisher, claim_of};

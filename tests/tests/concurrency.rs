@@ -252,12 +252,13 @@ async fn claims_hold_a_run_for_one_runner(world: &World) {
         .await;
     assert_eq!(failed["status"], "failed", "{failed}");
     let (run, claim) = &got[3];
-    let cancelled = publisher
+    let released = publisher
         .runner
-        .post(&format!("/v1/runs/{run}/cancel"))
+        .post(&format!("/v1/runs/{run}/release"))
+        .claim(claim)
         .expect(200)
         .await;
-    assert_eq!(cancelled["status"], "cancelled", "{cancelled}");
+    assert_eq!(released["status"], "queued", "{released}");
     let complete = publisher
         .runner
         .post(&format!("/v1/runs/{run}/complete"))

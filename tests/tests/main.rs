@@ -20,6 +20,7 @@ mod publishers;
 mod quotas;
 mod replicas;
 mod rotations;
+mod runs;
 mod secrets;
 mod subcommands;
 mod tokens;

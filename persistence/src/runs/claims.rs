@@ -238,8 +238,15 @@ fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
             all.extend(some?.iter().map(Slug::as_str));
             Some(all)
         });
-    if let Some(named) = named {
-        sql.push(" AND p.live_slug IN (").bind_list(named).push(")");
+    match named {
+        None => {}
+        // All that was named is out of reach, and an empty list is no SQL to PostgreSQL.
+        Some(named) if named.is_empty() => {
+            sql.push(" AND FALSE");
+        }
+        Some(named) => {
+            sql.push(" AND p.live_slug IN (").bind_list(named).push(")");
+        }
     }
     sql
 }
