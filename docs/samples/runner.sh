@@ -13,7 +13,8 @@ set -uo pipefail
 readonly URL=${STATIONMASTER_URL%/} WAIT_S=20 TRY_AGAIN=75
 HOME_DIR=$(mktemp -d)
 readonly HOME_DIR
-trap 'rm -rf "$HOME_DIR"' EXIT
+# Only at the end of the runner itself: a child that is ended while it starts may come by here too.
+trap '[[ $BASHPID != "$$" ]] || rm -rf "$HOME_DIR"' EXIT
 
 # The token goes through a file: the list of processes is for all to read.
 umask 077
@@ -22,29 +23,27 @@ printf 'Authorization: Bearer %s\n' "$STATIONMASTER_TOKEN" >"$HOME_DIR/token"
 stopping=false waiting_for=''
 stop() {
   stopping=true
-  if [[ -n $waiting_for ]]; then kill "$waiting_for" 2>"$HOME_DIR/ignored"; fi
+  if [[ -n $waiting_for ]]; then kill "$waiting_for" 2>/dev/null; fi
 }
 trap stop TERM INT
 
-# in_background COMMAND…: waits for it, but lets a signal end it.
-in_background() {
-  "$@" &
-  waiting_for=$!
-  if $stopping; then kill "$waiting_for"; fi
-  local code=0
-  wait "$waiting_for" || code=$?
-  # A signal interrupts `wait` before the command has ended.
-  while kill -0 "$waiting_for" 2>"$HOME_DIR/ignored"; do
-    wait "$waiting_for"
-    code=$?
-  done
+# await PROCESS: waits for one that was started, and sets `code`. A signal ends the process, too.
+await() {
+  waiting_for=$1 code=0
+  $stopping || wait "$1" || code=$?
+  if $stopping; then
+    # The signal has interrupted `wait`, and a process that was just starting may have missed it.
+    while kill "$1" 2>/dev/null; do sleep 0.2; done
+    local last=0
+    wait "$1" 2>/dev/null || last=$?
+    if ((last != 127)); then code=$last; fi
+  fi
   waiting_for=''
-  return "$code"
 }
 
 # post PATH BODY SECONDS [CURL-ARGUMENTS…]: leaves the answer in answer.json, prints status and date.
 post() {
-  curl -sS --max-time "$3" -H @"$HOME_DIR/token" -H 'Content-Type: application/json' "${@:4}" \
+  ${EXEC:-} curl -sS --max-time "$3" -H @"$HOME_DIR/token" -H 'Content-Type: application/json' "${@:4}" \
     -d "$2" -o "$HOME_DIR/$ANSWER" -w '%{http_code} %header{date}\n' "$URL$1"
 }
 
@@ -52,7 +51,8 @@ claim() {
   local body
   body=$(jq -cn --arg names "${STATIONMASTER_PIPELINES:-}" --argjson wait "$WAIT_S" \
     '{max: 1, wait_seconds: $wait} + if $names == "" then {} else {pipelines: ($names / ",")} end')
-  ANSWER=claim.json post /v1/runs/claim "$body" $((WAIT_S + 10)) >"$HOME_DIR/claim.status"
+  # The very process that is waited for, so that ending it closes the connection.
+  EXEC=exec ANSWER=claim.json post /v1/runs/claim "$body" $((WAIT_S + 10)) >"$HOME_DIR/claim.status"
 }
 
 # keep WORKER: a heartbeat every third of the lease; ends the worker when it is no longer wanted.
@@ -104,7 +104,7 @@ finish() {
 
 # do_run COMMAND…: one run, from its claim to its end.
 do_run() {
-  local run=$HOME_DIR/run.json code=0 keeper id attempt lease_s now until
+  local run=$HOME_DIR/run.json code worker keeper id attempt lease_s now until
   jq -c '.items[0]' "$HOME_DIR/claim.json" >"$run"
   id=$(jq -r .id "$run") attempt=$(jq -r .attempt "$run")
   jq -r '"X-Stationmaster-Claim: " + .claim.token' "$run" >"$HOME_DIR/claim"
@@ -115,17 +115,11 @@ do_run() {
   rm -f "$HOME_DIR/lost" "$HOME_DIR/cancelled" "$HOME_DIR/progress"
 
   PROGRESS_FILE=$HOME_DIR/progress "$@" <"$run" >"$HOME_DIR/output" 2>"$HOME_DIR/error" &
-  waiting_for=$!
-  keep "$waiting_for" &
+  worker=$!
+  keep "$worker" &
   keeper=$!
-  if $stopping; then kill "$waiting_for"; fi
-  wait "$waiting_for" || code=$?
-  while kill -0 "$waiting_for" 2>"$HOME_DIR/ignored"; do
-    wait "$waiting_for"
-    code=$?
-  done
-  waiting_for=''
-  { kill "$keeper" && wait "$keeper"; } 2>"$HOME_DIR/ignored"
+  await "$worker"
+  { kill "$keeper" && wait "$keeper"; } 2>/dev/null
 
   local message output retryable=false
   if ((code == TRY_AGAIN)); then retryable=true; fi
@@ -143,7 +137,8 @@ do_run() {
 }
 
 until $stopping; do
-  in_background claim
+  claim &
+  await $!
   read -r status _ <"$HOME_DIR/claim.status"
   case $status in
   200) if [[ $(jq '.items | length' "$HOME_DIR/claim.json") == 1 ]]; then do_run "$@"; fi ;;

@@ -1,6 +1,6 @@
 //! The runners of docs/samples, doing runs.
 
-use std::{process::Stdio, time::Duration};
+use std::{fs::File, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{Publisher, Server, World, on_sqlite, tools, tools::eventually};
@@ -41,12 +41,16 @@ async fn the_runner_in_shell(world: &World) {
 }
 
 fn start(command: &mut Command, server: &Server, publisher: &Publisher) -> Child {
+    let log = server.site().home().join("runner.log");
+    let log = File::options().append(true).create(true).open(log).unwrap();
     command
         .current_dir(tools::root().join("docs/samples"))
         .env("STATIONMASTER_URL", server.url())
         .env("STATIONMASTER_TOKEN", publisher.runner.token())
         .env("STATIONMASTER_PIPELINES", "nightly,strict")
         .stdin(Stdio::null())
+        .stderr(log.try_clone().unwrap())
+        .stdout(log)
         .kill_on_drop(true)
         .spawn()
         .unwrap()
@@ -102,6 +106,8 @@ async fn does_everything(world: &World, mut command: Command) {
     assert_eq!(run["error"]["message"], "no such day", "{run}");
     let passing = with_input(&publisher, "nightly", json!({"fault": "passing"})).await;
     told(&publisher, &passing, "attempt_failed").await;
+    let cancel = format!("/v1/runs/{passing}/cancel");
+    publisher.admin.post(&cancel).expect(200).await;
     let strict = with_input(&publisher, "strict", json!({})).await;
     let run = ended(&publisher, &strict, "failed").await;
     assert_eq!(
@@ -120,7 +126,7 @@ async fn does_everything(world: &World, mut command: Command) {
 
     // A stop gives back what is at hand.
     let left = with_input(&publisher, "nightly", input).await;
-    told(&publisher, &left, "claimed").await;
+    told(&publisher, &left, "progress").await;
     stop(&mut runner).await;
     told(&publisher, &left, "released").await;
     publisher
@@ -131,12 +137,9 @@ async fn does_everything(world: &World, mut command: Command) {
 
     // One that only waits ends at once, and takes nothing with it.
     let mut idle = start(&mut command, &server, &publisher);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    publisher
-        .admin
-        .post(&format!("/v1/runs/{passing}/cancel"))
-        .answer()
-        .await;
+    let brief = with_input(&publisher, "nightly", json!({})).await;
+    ended(&publisher, &brief, "succeeded").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     stop(&mut idle).await;
     let after = queue(&publisher, "nightly", json!({})).await;
     tokio::time::sleep(Duration::from_millis(300)).await;

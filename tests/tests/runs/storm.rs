@@ -382,7 +382,10 @@ async fn judge(storm: &Arc<Storm>, count: usize) {
         "only {} were completed",
         done.len()
     );
-    let told = events(storm).await;
+    let told = {
+        let storm = Arc::clone(storm);
+        tokio::spawn(async move { events(&storm).await })
+    };
     let runs = Arc::new(runs);
     let mut claims = 0;
     let mut tasks = JoinSet::new();
@@ -396,7 +399,9 @@ async fn judge(storm: &Arc<Storm>, count: usize) {
             read
         });
     }
-    for (id, history) in tasks.join_all().await.into_iter().flatten() {
+    let histories = tasks.join_all().await;
+    let told = told.await.unwrap();
+    for (id, history) in histories.into_iter().flatten() {
         claims += history.claims;
         let word = history.status.as_str();
         let mut wanted =
