@@ -252,12 +252,9 @@ async fn claims_hold_a_run_for_one_runner(world: &World) {
         .await;
     assert_eq!(failed["status"], "failed", "{failed}");
     let (run, claim) = &got[3];
-    let released = publisher
-        .runner
-        .post(&format!("/v1/runs/{run}/release"))
-        .claim(claim)
-        .expect(200)
-        .await;
+    let path = format!("/v1/runs/{run}/release");
+    let call = publisher.runner.post(&path).claim(claim);
+    let released = call.expect(200).await;
     assert_eq!(released["status"], "queued", "{released}");
     let complete = publisher
         .runner

@@ -114,7 +114,8 @@ impl Stream {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let event = parsed(event);
-                self.text = rest.to_owned();
+                let rest = rest.to_owned();
+                self.text = rest;
                 if event.is_some() {
                     return event;
                 }
