@@ -26,6 +26,7 @@ const HEAD_START: Duration = Duration::from_millis(300);
 const CLAIM_HEADER: &str = "X-Stationmaster-Claim";
 const PUBLISHER: &str = "acme";
 const PIPELINE: &str = "nightly-report";
+const SUBCOMMAND: &str = "archive";
 
 /// Runs the demo; with `keep`, leaves the server up until a signal comes.
 ///
@@ -70,6 +71,7 @@ struct Tokens {
     admin: String,
     runner: String,
     signing_secret: String,
+    subcommand_bearer: String,
 }
 
 async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Result<(), String> {
@@ -81,11 +83,13 @@ async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Resu
     ));
 
     let tokens = create_publisher(&mut story, home).await?;
-    register_pipeline(&mut story, &tokens).await?;
-    let mut consumer = Consumer::start(&tokens.signing_secret).await?;
+    let mut consumer =
+        Consumer::start(&tokens.signing_secret, &tokens.subcommand_bearer).await?;
+    register_pipeline(&mut story, &tokens, &consumer.url).await?;
     register_endpoint(&mut story, &tokens, &consumer.url).await?;
     let held = wait_for_work(&mut story, &tokens).await?;
     report_progress(&mut story, &tokens, &held).await?;
+    call_subcommand(&mut story, &tokens, &held).await?;
     complete(&mut story, &tokens, &held).await?;
     await_webhook(&mut story, &mut consumer, &held.run).await?;
     let admin = rotate(&mut story, &tokens).await?;
@@ -114,14 +118,16 @@ async fn create_publisher(story: &mut Story, home: &Path) -> Result<Tokens, Stri
         admin: text_at(&answer, "/tokens/admin/token")?,
         runner: text_at(&answer, "/tokens/runner/token")?,
         signing_secret: text_at(&answer, "/secrets/webhook_signing/secret")?,
+        subcommand_bearer: text_at(&answer, "/secrets/subcommand_bearer/secret")?,
     };
     say("   It answers with an admin token, a runner token and two secrets, this one time.");
     Ok(tokens)
 }
 
-async fn register_pipeline(story: &mut Story, tokens: &Tokens) -> Result<(), String> {
-    story.step("Register a pipeline, with the publisher's admin token.");
-    let body = json!({"display_name": "Nightly report"});
+async fn register_pipeline(story: &mut Story, tokens: &Tokens, url: &str) -> Result<(), String> {
+    story.step("Register a pipeline, with the publisher's admin token and a subcommand of its own.");
+    let archive = json!({"url": format!("{url}{SUBCOMMAND}"), "timeout_ms": 5000});
+    let body = json!({"display_name": "Nightly report", "subcommands": {SUBCOMMAND: archive}});
     let path = format!("/v1/pipelines/{PIPELINE}");
     story
         .put(&path, &tokens.admin)
@@ -184,6 +190,24 @@ async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Res
         Some(Value::Bool(false)) => Ok(()),
         _ => Err(format!("nobody cancelled the run, but: {answer}")),
     }
+}
+
+async fn call_subcommand(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+    story.step(
+        "It calls a subcommand: the control plane adds the publisher's bearer, which the runner \
+         never sees, and the publisher's server checks it.",
+    );
+    let path = format!("/v1/runs/{}/subcommands/{SUBCOMMAND}", held.run);
+    let call = story
+        .post(&path, &tokens.runner)
+        .header(CLAIM_HEADER, &held.claim);
+    let answer = call.json(&json!({"rows": 42})).expect(200).await?;
+    say(&format!("   {answer}"));
+    let done = answer["status_code"] == 200 && answer["body"]["for"] == held.run;
+    if !done {
+        return Err(format!("the subcommand was not done: {answer}"));
+    }
+    Ok(())
 }
 
 async fn complete(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {

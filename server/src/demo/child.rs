@@ -115,7 +115,7 @@ impl Server {
     }
 }
 
-/// The consumer of webhooks.
+/// The publisher's server: consumer of webhooks, and of a subcommand.
 pub(super) struct Consumer {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -125,9 +125,9 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
-    /// Starts one that knows `secret`, which goes in through its standard input: arguments and
+    /// Starts one that knows these secrets, which go in through its standard input: arguments and
     /// environments can be seen by others.
-    pub(super) async fn start(secret: &str) -> Result<Self, String> {
+    pub(super) async fn start(signing: &str, bearer: &str) -> Result<Self, String> {
         let mut command = this_program()?;
         command
             .arg("demo-consumer")
@@ -136,7 +136,7 @@ impl Consumer {
         let (mut child, mut lines) = spawn(&mut command)?;
         let mut stdin = child.stdin.take().ok_or("the consumer has no input")?;
         stdin
-            .write_all(format!("{secret}\n").as_bytes())
+            .write_all(format!("{signing}\n{bearer}\n").as_bytes())
             .await
             .map_err(|error| format!("the consumer does not listen: {error}"))?;
         let first = timeout(START_TIMEOUT, line(&mut lines, "the consumer")).await;

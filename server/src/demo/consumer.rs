@@ -1,5 +1,6 @@
-//! A consumer of webhooks, as a publisher would write one: it knows its secret and the published
-//! rules, and nothing of this program. So it must not use the signing code that it checks.
+//! A publisher's server, as the publisher would write one: it takes webhooks and answers a
+//! subcommand. It knows its two secrets and the published rules, and nothing of this program. So
+//! it must not use the signing code that it checks.
 
 use std::{io::BufRead as _, sync::Arc};
 
@@ -7,11 +8,15 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use domain::clock::{Clock as _, SystemClock};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use poem::{
-    Body, EndpointExt as _, Route, Server, handler, http::HeaderMap, http::StatusCode,
-    listener::TcpAcceptor, post, web::Data,
+    Body, EndpointExt as _, Route, Server, handler,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    listener::TcpAcceptor,
+    post,
+    web::{Data, Json},
 };
 use serde_json::{Value, json};
 use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{cli::Failure, text::say};
@@ -21,30 +26,42 @@ const TOLERANCE_S: i64 = 300;
 /// The longest webhook that is read, bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// Reads the secret from standard input, listens on a free port of this machine, and writes a line
-/// of JSON for each delivery, until standard input closes.
+/// What the publisher's server was given.
+struct Secrets {
+    signing: String,
+    bearer: String,
+}
+
+/// Reads the signing secret and the subcommand bearer from two lines of standard input, listens
+/// on a free port of this machine, and writes a line of JSON for each delivery, until standard
+/// input closes.
 ///
 /// # Errors
 /// No secret came, or no port is free.
 pub async fn run() -> Result<(), Failure> {
     let failed = |what: &str| Failure::Failed(format!("the demo's consumer: {what}"));
-    let mut secret = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut secret)
-        .map_err(|e| failed(&e.to_string()))?;
-    let secret = secret.trim().to_owned();
-    if secret.is_empty() {
-        return Err(failed(
-            "the first line of standard input must be the secret",
-        ));
-    }
+    let read = || {
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        read.map_err(|e| failed(&e.to_string()))?;
+        match line.trim() {
+            "" => Err(failed("standard input must begin with two secrets")),
+            secret => Ok(secret.to_owned()),
+        }
+    };
+    let secrets = Secrets {
+        signing: read()?,
+        bearer: read()?,
+    };
     let io = |error: std::io::Error| failed(&error.to_string());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .map_err(io)?;
     let address = listener.local_addr().map_err(io)?;
-    let app = Route::new().at("/", post(receive)).data(Arc::new(secret));
+    let app = Route::new()
+        .at("/", post(receive))
+        .at("/archive", post(archive))
+        .data(Arc::new(secrets));
     say(&json!({"listening": format!("http://{address}/")}).to_string());
     Server::new_with_acceptor(TcpAcceptor::from_tokio(listener).map_err(io)?)
         .run_with_graceful_shutdown(app, input_closed().cancelled_owned(), None)
@@ -64,12 +81,12 @@ fn input_closed() -> CancellationToken {
 }
 
 #[handler]
-async fn receive(headers: &HeaderMap, body: Body, secret: Data<&Arc<String>>) -> StatusCode {
+async fn receive(headers: &HeaderMap, body: Body, secrets: Data<&Arc<Secrets>>) -> StatusCode {
     let Ok(body) = body.into_bytes_limit(BODY_BYTES_MAX).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let problems = verify(&secret, &header, &body, SystemClock.now().seconds());
+    let problems = verify(&secrets.signing, &header, &body, SystemClock.now().seconds());
     let event: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let line = json!({
         "id": event.get("id"),
@@ -83,6 +100,26 @@ async fn receive(headers: &HeaderMap, body: Body, secret: Data<&Arc<String>>) ->
     } else {
         StatusCode::BAD_REQUEST
     }
+}
+
+/// The subcommand: done only for who shows the bearer, which only the control plane has.
+#[handler]
+async fn archive(
+    headers: &HeaderMap,
+    body: Body,
+    secrets: Data<&Arc<Secrets>>,
+) -> (StatusCode, Json<Value>) {
+    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let expected = format!("Bearer {}", secrets.bearer);
+    if !bool::from(expected.as_bytes().ct_eq(shown.unwrap_or_default())) {
+        let answer = json!({"error": "wrong bearer"});
+        return (StatusCode::UNAUTHORIZED, Json(answer));
+    }
+    let rows: Value = body.into_json().await.unwrap_or(Value::Null);
+    let run = headers.get("x-stationmaster-run");
+    let run = run.and_then(|value| value.to_str().ok());
+    let answer = json!({"archived": rows["rows"], "for": run});
+    (StatusCode::OK, Json(answer))
 }
 
 /// What is wrong with a delivery; empty when both signatures are genuine and fresh.
