@@ -32,6 +32,8 @@ pub struct Options {
     pub max_connections: u32,
     /// SQLite: whether every commit reaches the disk before it is acknowledged.
     pub sqlite_synchronous_full: bool,
+    /// Most changes of runs in one transaction; from 1 to 256.
+    pub write_batch_max: u32,
     /// Whether to bring an old schema up.
     pub migrate: bool,
 }
