@@ -221,7 +221,7 @@ impl Store {
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
         tasks.spawn(store.clone().poll_loop(stop.clone()));
-        tasks.spawn(lane::work(store.clone(), inlet));
+        tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(options) = store.inner.db.notifies() {
             let inner = Arc::clone(&store.inner);
             tasks.spawn(async move { inner.wake.exchange(options, stop).await });

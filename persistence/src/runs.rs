@@ -99,12 +99,18 @@ fn status_of(row: &runs::Model) -> Result<RunStatus> {
 
 impl Run {
     fn of_row(row: runs::Model) -> Result<Self> {
+        let input = parsed(&row.input)?;
+        Self::with_input(row, input)
+    }
+
+    /// For whoever has the input already, or has no use for it.
+    fn with_input(row: runs::Model, input: Value) -> Result<Self> {
         Ok(Self {
             id: RunId::from_uuid(row.id),
             status: status_of(&row)?,
             pipeline: row.pipeline_slug,
             pipeline_version: row.pipeline_version,
-            input: parsed(&row.input)?,
+            input,
             output: row.output.as_deref().map(parsed).transpose()?,
             error: row.error.as_deref().map(parsed).transpose()?,
             external_id: row.external_id,
@@ -268,19 +274,19 @@ impl Scoped {
     where
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
-        let create = Create {
+        let create = Arc::new(Create {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
             new,
             judge,
-        };
+        });
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.create(create).await?));
         }
         let (store, create) = (&self.store, &create);
         let work = |tx: Tx| async move {
             let batch = Batch {
-                creates: vec![create.clone()],
+                creates: vec![Arc::clone(create)],
                 ..Batch::default()
             };
             first(apply(store, &tx, &batch).await?.creates)
