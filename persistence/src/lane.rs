@@ -95,9 +95,8 @@ impl Lane {
         self.ask(|reply| Command::Create(create, reply)).await
     }
 
-    pub(crate) async fn change(&self, change: Change) -> Result<Run> {
-        self.ask(|reply| Command::Change(Arc::new(change), reply))
-            .await
+    pub(crate) async fn change(&self, change: Arc<Change>) -> Result<Run> {
+        self.ask(|reply| Command::Change(change, reply)).await
     }
 
     pub(crate) async fn claim(&self, claim: Claim, patience: Patience) -> Result<Vec<Claimed>> {

@@ -5,6 +5,8 @@
 //! by an event. [`batch`] makes the changes, many at once; [`crate::lane`] gathers them. A change
 //! under an `Idempotency-Key` is a batch of its own.
 
+use std::sync::Arc;
+
 use domain::{
     Problem, Timestamp,
     audit::Action,
@@ -496,7 +498,7 @@ impl Scoped {
             claim: TokenHash::of(claim),
             progress: progress.map(|progress| progress.to_string()),
         };
-        let change = self.change(context, id, what);
+        let change = Arc::new(self.change(context, id, what));
         self.store.inner.lane.change(change).await
     }
 
@@ -519,14 +521,14 @@ impl Scoped {
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
-        let change = self.change(context, id, what);
+        let change = Arc::new(self.change(context, id, what));
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.change(change).await?));
         }
         let (store, change) = (&self.store, &change);
         let work = |tx: Tx| async move {
             let batch = Batch {
-                changes: vec![change.clone()],
+                changes: vec![Arc::clone(change)],
                 ..Batch::default()
             };
             first(apply(store, &tx, &batch).await?.changes)

@@ -154,7 +154,7 @@ async fn work(
                     break;
                 };
                 let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str);
-                let (run, claim) = text("/run/id")
+                let (run, claim) = text("/id")
                     .zip(text("/claim/token"))
                     .ok_or("a claim without run or token")?;
                 held().push_back((run.to_owned(), claim.to_owned()));
