@@ -103,13 +103,13 @@ impl Runs {
         pipeline: &Slug,
         input: Value,
     ) -> Result<(Value, Option<Verdict>), ApiError> {
-        let found = match scoped.pipeline(pipeline.as_str()).await {
+        let found = match scoped.likely_version(pipeline).await {
             // Left to the transaction, which may have an answer kept from when it existed.
             Err(StoreError::Refused(_)) => return Ok((input, None)),
             found => found?,
         };
         let schema = found.definition.input_schema.as_ref();
-        let version = (found.id, found.version);
+        let version = (found.pipeline, found.version);
         let checked = self.schemas.check(version, Side::Input, schema, input);
         let (input, verdict) = checked.await;
         Ok((input, Some((version, verdict))))

@@ -162,6 +162,7 @@ impl World {
             clock: Arc::new(SystemClock),
             max_connections: 2,
             sqlite_synchronous_full: false,
+            write_batch_max: 256,
             migrate: true,
         };
         let store = Store::open(options).await.unwrap();

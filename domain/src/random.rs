@@ -15,6 +15,20 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     out
 }
 
+/// `N` random bytes that nobody needs to be unable to guess: from this thread's generator, without
+/// asking the operating system each time. For names in logs; never for secrets.
+#[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "names of requests are no secrets; this is the one place for them"
+)]
+pub fn plain_bytes<const N: usize>() -> [u8; N] {
+    use rand::Rng as _;
+    let mut out = [0_u8; N];
+    rand::rng().fill_bytes(&mut out);
+    out
+}
+
 /// A random factor in `1 - spread ..= 1 + spread`, for jitter; not for secrets.
 #[must_use]
 #[expect(

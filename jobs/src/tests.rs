@@ -32,6 +32,7 @@ async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
         clock,
         max_connections: 2,
         sqlite_synchronous_full: false,
+        write_batch_max: 256,
         migrate: true,
     };
     Store::open(options).await.unwrap()

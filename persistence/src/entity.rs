@@ -14,6 +14,15 @@ macro_rules! entity {
             pub enum Relation {}
 
             impl ActiveModelBehavior for ActiveModel {}
+
+            impl crate::sql::Row for Model {
+                const TABLE: &'static str = $table;
+                const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),*];
+
+                fn values(self) -> Vec<sea_orm::Value> {
+                    vec![$(self.$field.into()),*]
+                }
+            }
         }
     };
 }

@@ -13,8 +13,8 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, sea_query::ExprTrait as _,
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    Select, sea_query::ExprTrait as _,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -26,11 +26,8 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     scope::Scoped,
+    sql,
 };
-
-/// Rows of one INSERT. Ten columns each, far below what either engine takes as parameters
-/// (SQLite 32 766, PostgreSQL 65 535).
-const ROWS_A_STATEMENT: usize = 500;
 
 /// An event as consumers get it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +110,7 @@ async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<HashMap<Uuid, 
             Column::EventTypes,
             Column::Pipelines,
         ])
-        .filter(Column::PublisherId.is_in(publishers))
+        .filter(Column::PublisherId.is_in(sql::padded(publishers)))
         .filter(Column::Enabled.eq(true))
         .filter(Column::DeletedAt.is_null())
         .into_tuple()
@@ -154,32 +151,14 @@ fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> del
 }
 
 async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
-    for part in rows.chunks(ROWS_A_STATEMENT) {
-        let part = part
-            .iter()
-            .cloned()
-            .map(|row| row.into_active_model().reset_all());
-        events::Entity::insert_many(part)
-            .exec_without_returning(tx.db())
-            .await?;
-    }
-    Ok(())
+    sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
 async fn insert_deliveries(tx: &Tx, rows: Vec<deliveries::Model>) -> Result<()> {
     if !rows.is_empty() {
         tx.writes_deliveries();
     }
-    for part in rows.chunks(ROWS_A_STATEMENT) {
-        let part = part
-            .iter()
-            .cloned()
-            .map(|row| row.into_active_model().reset_all());
-        deliveries::Entity::insert_many(part)
-            .exec_without_returning(tx.db())
-            .await?;
-    }
-    Ok(())
+    sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
 /// Writes one event and a delivery for each endpoint that wants it.

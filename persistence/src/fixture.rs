@@ -67,6 +67,7 @@ async fn open(database_url: String, dir: Option<tempfile::TempDir>) -> Fixture {
         clock: Arc::clone(&clock) as _,
         max_connections: 4,
         sqlite_synchronous_full: false,
+        write_batch_max: 256,
         migrate: true,
     };
     Fixture {

@@ -35,8 +35,8 @@ use crate::{
 
 /// Callers that may wait for a place in a batch; more wait to be let in.
 const QUEUE: usize = 4096;
-/// Most changes of one transaction.
-const BATCH: usize = 256;
+/// Most changes of one transaction, whatever is set.
+const BATCH_MAX: usize = 256;
 /// Longest wait for more to come, once a batch has begun.
 const GATHER: Duration = Duration::from_millis(2);
 /// How often waiting claims are looked at for what only time brings.
@@ -58,15 +58,15 @@ pub struct Patience {
 
 /// A claim that waits.
 struct Waiting {
-    claim: Claim,
+    claim: Arc<Claim>,
     until: Instant,
     patience: Patience,
     reply: Reply<Vec<Claimed>>,
 }
 
 enum Command {
-    Create(Box<Create>, Reply<CreatedRun>),
-    Change(Box<Change>, Reply<Run>),
+    Create(Arc<Create>, Reply<CreatedRun>),
+    Change(Arc<Change>, Reply<Run>),
     Claim(Box<Waiting>),
 }
 
@@ -91,21 +91,19 @@ impl Lane {
         answer.await.map_err(|_| closed())?
     }
 
-    pub(crate) async fn create(&self, create: Create) -> Result<CreatedRun> {
-        self.ask(|reply| Command::Create(Box::new(create), reply))
-            .await
+    pub(crate) async fn create(&self, create: Arc<Create>) -> Result<CreatedRun> {
+        self.ask(|reply| Command::Create(create, reply)).await
     }
 
-    pub(crate) async fn change(&self, change: Change) -> Result<Run> {
-        self.ask(|reply| Command::Change(Box::new(change), reply))
-            .await
+    pub(crate) async fn change(&self, change: Arc<Change>) -> Result<Run> {
+        self.ask(|reply| Command::Change(change, reply)).await
     }
 
     pub(crate) async fn claim(&self, claim: Claim, patience: Patience) -> Result<Vec<Claimed>> {
         let until = Instant::now() + patience.wait;
         self.ask(|reply| {
             Command::Claim(Box::new(Waiting {
-                claim,
+                claim: Arc::new(claim),
                 until,
                 patience,
                 reply,
@@ -121,8 +119,8 @@ pub(crate) struct Inlet(mpsc::Receiver<Command>);
 /// A batch, and whom to answer.
 #[derive(Default)]
 struct Gathered {
-    creates: Vec<(Create, Reply<CreatedRun>)>,
-    changes: Vec<(Change, Reply<Run>)>,
+    creates: Vec<(Arc<Create>, Reply<CreatedRun>)>,
+    changes: Vec<(Arc<Change>, Reply<Run>)>,
     claims: Vec<Waiting>,
 }
 
@@ -133,25 +131,20 @@ impl Gathered {
 
     fn add(&mut self, command: Command) {
         match command {
-            Command::Create(create, reply) => self.creates.push((*create, reply)),
-            Command::Change(change, reply) => self.changes.push((*change, reply)),
+            Command::Create(create, reply) => self.creates.push((create, reply)),
+            Command::Change(change, reply) => self.changes.push((change, reply)),
             Command::Claim(waiting) => self.claims.push(*waiting),
         }
     }
 
     fn batch(&self) -> Batch {
+        let creates = self.creates.iter().map(|(create, _)| Arc::clone(create));
+        let changes = self.changes.iter().map(|(change, _)| Arc::clone(change));
+        let claims = self.claims.iter().map(|waiting| Arc::clone(&waiting.claim));
         Batch {
-            creates: self
-                .creates
-                .iter()
-                .map(|(create, _)| create.clone())
-                .collect(),
-            changes: self
-                .changes
-                .iter()
-                .map(|(change, _)| change.clone())
-                .collect(),
-            claims: self.claims.iter().map(|w| w.claim.clone()).collect(),
+            creates: creates.collect(),
+            changes: changes.collect(),
+            claims: claims.collect(),
         }
     }
 }
@@ -176,19 +169,23 @@ struct Worker {
     store: Store,
     inlet: mpsc::Receiver<Command>,
     waiting: Vec<Waiting>,
+    /// Most changes of one transaction.
+    most: usize,
     /// How many changes the last batch held: so many are expected again.
     last: usize,
     looks: u32,
 }
 
 /// Works until the store closes; what was handed in before is done.
-pub(crate) async fn work(store: Store, inlet: Inlet) {
+pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
+    let most = usize::try_from(most).map_or(BATCH_MAX, |most| most.clamp(1, BATCH_MAX));
     let stop = store.inner.stop.clone();
     let inner = Arc::clone(&store.inner);
     let mut worker = Worker {
         store,
         inlet: inlet.0,
         waiting: Vec::new(),
+        most,
         last: 0,
         looks: 0,
     };
@@ -244,7 +241,7 @@ impl Worker {
             return;
         }
         let until = Instant::now() + GATHER;
-        while gathered.len() < BATCH {
+        while gathered.len() < self.most {
             if let Ok(command) = self.inlet.try_recv() {
                 gathered.add(command);
                 continue;

@@ -32,6 +32,8 @@ pub struct Options {
     pub max_connections: u32,
     /// SQLite: whether every commit reaches the disk before it is acknowledged.
     pub sqlite_synchronous_full: bool,
+    /// Most changes of runs in one transaction; from 1 to 256.
+    pub write_batch_max: u32,
     /// Whether to bring an old schema up.
     pub migrate: bool,
 }
@@ -219,7 +221,7 @@ impl Store {
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
         tasks.spawn(store.clone().poll_loop(stop.clone()));
-        tasks.spawn(lane::work(store.clone(), inlet));
+        tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(options) = store.inner.db.notifies() {
             let inner = Arc::clone(&store.inner);
             tasks.spawn(async move { inner.wake.exchange(options, stop).await });

@@ -5,6 +5,8 @@
 //! by an event. [`batch`] makes the changes, many at once; [`crate::lane`] gathers them. A change
 //! under an `Idempotency-Key` is a batch of its own.
 
+use std::sync::Arc;
+
 use domain::{
     Problem, Timestamp,
     audit::Action,
@@ -99,12 +101,18 @@ fn status_of(row: &runs::Model) -> Result<RunStatus> {
 
 impl Run {
     fn of_row(row: runs::Model) -> Result<Self> {
+        let input = parsed(&row.input)?;
+        Self::with_input(row, input)
+    }
+
+    /// For whoever has the input already, or has no use for it.
+    fn with_input(row: runs::Model, input: Value) -> Result<Self> {
         Ok(Self {
             id: RunId::from_uuid(row.id),
             status: status_of(&row)?,
             pipeline: row.pipeline_slug,
             pipeline_version: row.pipeline_version,
-            input: parsed(&row.input)?,
+            input,
             output: row.output.as_deref().map(parsed).transpose()?,
             error: row.error.as_deref().map(parsed).transpose()?,
             external_id: row.external_id,
@@ -268,19 +276,19 @@ impl Scoped {
     where
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
-        let create = Create {
+        let create = Arc::new(Create {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
             new,
             judge,
-        };
+        });
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.create(create).await?));
         }
         let (store, create) = (&self.store, &create);
         let work = |tx: Tx| async move {
             let batch = Batch {
-                creates: vec![create.clone()],
+                creates: vec![Arc::clone(create)],
                 ..Batch::default()
             };
             first(apply(store, &tx, &batch).await?.creates)
@@ -490,7 +498,7 @@ impl Scoped {
             claim: TokenHash::of(claim),
             progress: progress.map(|progress| progress.to_string()),
         };
-        let change = self.change(context, id, what);
+        let change = Arc::new(self.change(context, id, what));
         self.store.inner.lane.change(change).await
     }
 
@@ -513,14 +521,14 @@ impl Scoped {
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
-        let change = self.change(context, id, what);
+        let change = Arc::new(self.change(context, id, what));
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.change(change).await?));
         }
         let (store, change) = (&self.store, &change);
         let work = |tx: Tx| async move {
             let batch = Batch {
-                changes: vec![change.clone()],
+                changes: vec![Arc::clone(change)],
                 ..Batch::default()
             };
             first(apply(store, &tx, &batch).await?.changes)

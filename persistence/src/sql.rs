@@ -2,7 +2,64 @@
 
 use std::fmt::Write as _;
 
-use sea_orm::{DbBackend, Statement, Value};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, Value};
+
+use crate::error::Result;
+
+/// Most rows of one statement. Thirty-odd columns each stay far below what either engine takes as
+/// parameters (SQLite 32 766, PostgreSQL 65 535).
+const ROWS_MAX: usize = 256;
+
+/// A row that can be written without the query builder, which costs more than the engine does
+/// where there are many.
+pub(crate) trait Row {
+    const TABLE: &'static str;
+    const COLUMNS: &'static [&'static str];
+
+    /// In the order of the columns.
+    fn values(self) -> Vec<Value>;
+}
+
+/// Cuts rows into parts whose lengths are powers of two. A statement's text depends on how many
+/// rows it has; with every number of them, the connections' caches of prepared statements would
+/// hardly ever hold the one that is wanted.
+pub(crate) fn parts<T>(mut rows: Vec<T>) -> Vec<Vec<T>> {
+    let mut parts = Vec::new();
+    while !rows.is_empty() {
+        let length = (1 << rows.len().ilog2()).min(ROWS_MAX);
+        let rest = rows.split_off(length);
+        parts.push(std::mem::replace(&mut rows, rest));
+    }
+    parts
+}
+
+/// Keys for an `IN (…)`, the last one repeated until their number is a power of two, for the same
+/// reason.
+pub(crate) fn padded<T: Clone>(keys: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut keys: Vec<T> = keys.into_iter().collect();
+    if let Some(last) = keys.last().cloned() {
+        keys.resize(keys.len().next_power_of_two(), last);
+    }
+    keys
+}
+
+/// Inserts rows, with `suffix` (our own text) after the values; answers how many went in.
+pub(crate) async fn insert<R: Row>(
+    db: &impl ConnectionTrait,
+    rows: Vec<R>,
+    suffix: &str,
+) -> Result<u64> {
+    let backend = db.get_database_backend();
+    let mut inserted = 0;
+    for part in parts(rows) {
+        let mut sql = Sql::new("INSERT INTO ");
+        sql.push(R::TABLE).push(" (\"");
+        sql.push(&R::COLUMNS.join("\", \"")).push("\") ");
+        sql.values(part.into_iter().map(R::values)).push(suffix);
+        inserted += db.execute_raw(sql.statement(backend)).await?.rows_affected();
+    }
+    Ok(inserted)
+}
 
 /// A statement under construction: text, and the values of its numbered parameters.
 pub(crate) struct Sql {
@@ -64,5 +121,30 @@ impl Sql {
 
     pub(crate) fn statement(self, backend: DbBackend) -> Statement {
         Statement::from_sql_and_values(backend, self.text, self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_lengths_recur() {
+        let lengths = |count: usize| -> Vec<usize> {
+            let parts = parts((0..count).collect());
+            assert_eq!(parts.concat(), (0..count).collect::<Vec<_>>());
+            parts.iter().map(Vec::len).collect()
+        };
+        assert_eq!(lengths(0), [0_usize; 0]);
+        assert_eq!(lengths(1), [1]);
+        assert_eq!(lengths(43), [32, 8, 2, 1]);
+        assert_eq!(lengths(600), [256, 256, 64, 16, 8]);
+    }
+
+    #[test]
+    fn keys_are_repeated_and_never_made_up() {
+        assert_eq!(padded([1, 2, 3]), [1, 2, 3, 3]);
+        assert_eq!(padded([7]), [7]);
+        assert_eq!(padded(Vec::<i32>::new()), [0; 0]);
     }
 }

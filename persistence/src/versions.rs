@@ -9,6 +9,7 @@ use domain::{
     Problem,
     id::{Id as _, PipelineId, RunId},
     pipeline::Definition,
+    slug::Slug,
 };
 use moka::sync::Cache;
 use sea_orm::{
@@ -18,6 +19,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
+    Pipeline,
     entity::{pipeline_versions, runs},
     error::{Result, StoreError, damaged},
     pipelines::definition_of,
@@ -30,12 +32,43 @@ const CACHED_VERSIONS: u64 = 10_000;
 /// Publisher, pipeline, version.
 pub(crate) type VersionKey = (Uuid, Uuid, i64);
 
-/// Definitions that were read before.
-pub(crate) struct Definitions(Cache<VersionKey, Arc<Definition>>);
+/// Most pipelines whose version is remembered, and most runs.
+const REMEMBERED: u64 = 20_000;
+
+/// Definitions that were read before, and who has which.
+pub(crate) struct Definitions {
+    known: Cache<VersionKey, Arc<Definition>>,
+    /// By publisher and slug: the version that this process saw last. It may be out of date.
+    last_seen: Cache<(Uuid, String), KeptVersion>,
+    /// Of runs that were claimed here; a run never changes its version, nor its slug.
+    of_runs: Cache<Uuid, Arc<(VersionKey, String)>>,
+}
 
 impl Definitions {
     pub(crate) fn new() -> Self {
-        Self(Cache::new(CACHED_VERSIONS))
+        Self {
+            known: Cache::new(CACHED_VERSIONS),
+            last_seen: Cache::new(REMEMBERED),
+            of_runs: Cache::new(REMEMBERED),
+        }
+    }
+
+    /// Notes which version a live pipeline has.
+    pub(crate) fn saw(&self, publisher: Uuid, slug: &str, version: KeptVersion) {
+        let name = (publisher, slug.to_owned());
+        let same = self.last_seen.get(&name).is_some_and(|last| {
+            (last.pipeline, last.version) == (version.pipeline, version.version)
+        });
+        if !same {
+            self.last_seen.insert(name, version);
+        }
+    }
+
+    /// Notes which version a run keeps.
+    pub(crate) fn claimed(&self, run: &runs::Model) {
+        let version = (run.publisher_id, run.pipeline_id, run.pipeline_version);
+        let kept = Arc::new((version, run.pipeline_slug.clone()));
+        self.of_runs.insert(run.id, kept);
     }
 
     /// The definitions of versions that exist; those not at hand are read in one statement.
@@ -48,7 +81,7 @@ impl Definitions {
         let mut found = HashMap::new();
         let mut missing = BTreeSet::new();
         for key in keys {
-            match self.0.get(&key) {
+            match self.known.get(&key) {
                 Some(definition) => drop(found.insert(key, definition)),
                 None => drop(missing.insert(key)),
             }
@@ -72,7 +105,7 @@ impl Definitions {
         for row in rows {
             let key = (row.publisher_id, row.pipeline_id, row.version);
             let definition = Arc::new(definition_of(&row)?);
-            self.0.insert(key, Arc::clone(&definition));
+            self.known.insert(key, Arc::clone(&definition));
             found.insert(key, definition);
         }
         Ok(found)
@@ -93,8 +126,28 @@ pub struct KeptVersion {
 impl Scoped {
     /// The version that a run was created with; its pipeline may be deleted since.
     pub async fn version_of_run(&self, id: RunId) -> Result<KeptVersion, StoreError> {
+        let key = self.version_key_of_run(id).await?;
+        let definitions = &self.store.inner.definitions;
+        let mut found = definitions.of(self.store.read(), [key]).await?;
+        Ok(KeptVersion {
+            pipeline: PipelineId::from_uuid(key.1),
+            version: key.2,
+            definition: found
+                .remove(&key)
+                .ok_or_else(|| damaged("pipeline version"))?,
+        })
+    }
+
+    async fn version_key_of_run(&self, id: RunId) -> Result<VersionKey, StoreError> {
         use runs::Column;
         let owner = self.scope.uuid();
+        let remembered = self.store.inner.definitions.of_runs.get(&id.uuid());
+        if let Some(kept) = remembered
+            && kept.0.0 == owner
+            && self.scope.reaches(&kept.1)
+        {
+            return Ok(kept.0);
+        }
         let found: Option<(Uuid, i64, String)> = runs::Entity::find_by_id((owner, id.uuid()))
             .select_only()
             .columns([
@@ -108,15 +161,31 @@ impl Scoped {
         let (pipeline, version, _) = found
             .filter(|(_, _, slug)| self.scope.reaches(slug))
             .ok_or_else(Problem::not_found)?;
-        let key = (owner, pipeline, version);
+        Ok((owner, pipeline, version))
+    }
+
+    /// The version that a new run of a pipeline will keep, unless another one is put meanwhile: as
+    /// this process saw it last, else as the database has it.
+    pub async fn likely_version(&self, slug: &Slug) -> Result<KeptVersion, StoreError> {
+        let owner = self.scope.uuid();
         let definitions = &self.store.inner.definitions;
-        let mut found = definitions.of(self.store.read(), [key]).await?;
-        Ok(KeptVersion {
-            pipeline: PipelineId::from_uuid(pipeline),
-            version,
-            definition: found
-                .remove(&key)
-                .ok_or_else(|| damaged("pipeline version"))?,
-        })
+        if self.scope.reaches(slug.as_str())
+            && let Some(version) = definitions.last_seen.get(&(owner, slug.to_string()))
+        {
+            return Ok(version);
+        }
+        let version = KeptVersion::of(&self.pipeline(slug.as_str()).await?);
+        definitions.saw(owner, slug.as_str(), version.clone());
+        Ok(version)
+    }
+}
+
+impl KeptVersion {
+    pub(crate) fn of(pipeline: &Pipeline) -> Self {
+        Self {
+            pipeline: pipeline.id,
+            version: pipeline.version,
+            definition: Arc::clone(&pipeline.definition),
+        }
     }
 }

@@ -132,6 +132,7 @@ fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
         clock: Arc::clone(clock) as Arc<dyn domain::Clock>,
         max_connections: 5,
         sqlite_synchronous_full: false,
+        write_batch_max: 256,
         migrate: true,
     }
 }

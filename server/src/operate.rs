@@ -33,6 +33,7 @@ pub(crate) fn store_options(
         clock: Arc::new(SystemClock),
         max_connections: config.database_connections,
         sqlite_synchronous_full: config.sqlite_synchronous_full,
+        write_batch_max: config.write_batch_max,
         migrate,
     }
 }

@@ -51,7 +51,7 @@ impl RequestId {
         // Crockford's alphabet in lower case, as in all our identifiers.
         const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         let mut text = *b"req_00000000000000000000000000";
-        let mut rest = u128::from_be_bytes(random::bytes());
+        let mut rest = u128::from_be_bytes(random::plain_bytes());
         for slot in &mut text[4..] {
             *slot = ALPHABET[(rest & 31) as usize];
             rest >>= 5;

@@ -5,17 +5,21 @@
 //! 3. the error mapper, so that whatever goes wrong is a problem with a code;
 //! 4. the headers that every answer has;
 //! 5. a time limit;
-//! 6. the shield: the work runs in a task of its own, which neither a client that goes away nor
-//!    the time limit can cancel. sqlx 0.9 loses writes on PostgreSQL after a `begin` that was
-//!    cancelled half-way, so no request may ever be;
+//! 6. the shield: work that waits for anything goes on in a task of its own, which neither a client
+//!    that goes away nor the time limit can cancel. sqlx 0.9 loses writes on PostgreSQL after a
+//!    `begin` that was cancelled half-way, so no request may ever be. Work that is done without
+//!    waiting needs no task: nothing can cancel it in between;
 //! 7. a cap on work in progress, held by the task and not by the connection.
 
 use std::{
     any::Any,
+    panic::AssertUnwindSafe,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use ipnet::IpNet;
 use poem::{
     Endpoint, IntoEndpoint, IntoResponse, PathPattern, Request, Response, Result,
@@ -166,24 +170,32 @@ where
         let span = tracing::info_span!("request", request_id = id.as_str(), trace_id);
         context.hold_place(place);
         let working = context.clone();
-        let task = async move {
+        let work = async move {
             let result = app.call(request).await.map(IntoResponse::into_response);
             working.leave_place();
             result
         };
+        let mut work = Box::pin(AssertUnwindSafe(work.instrument(span)).catch_unwind());
         let _gone = context.gone().drop_guard();
-        let task = self.options.tasks.spawn(task.instrument(span));
-        match tokio::time::timeout(self.options.time_limit, task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(failed)) => Err(ApiError::from(of_failed_task(failed, id)).into()),
-            Err(_) => {
-                tracing::warn!(
-                    request_id = id.as_str(),
-                    "a request took too long; its work goes on"
-                );
-                Err(ApiError::from(refusal::unfinished()).into())
+        let result = match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            Poll::Ready(result) => result,
+            Poll::Pending => {
+                let task = self.options.tasks.spawn(work);
+                match tokio::time::timeout(self.options.time_limit, task).await {
+                    Ok(Ok(result)) => result,
+                    // The runtime is going away.
+                    Ok(Err(_)) => return Err(ApiError::from(refusal::overloaded()).into()),
+                    Err(_) => {
+                        tracing::warn!(
+                            request_id = id.as_str(),
+                            "a request took too long; its work goes on"
+                        );
+                        return Err(ApiError::from(refusal::unfinished()).into());
+                    }
+                }
             }
-        }
+        };
+        result.unwrap_or_else(|payload| Err(ApiError::from(of_panic(&*payload, id)).into()))
     }
 
     fn record(&self, seen: &Seen<'_>, status: u16, took: Duration, request_id: &str) {
@@ -233,21 +245,15 @@ fn pattern(result: &Result<Response>) -> Option<PathPattern> {
     .cloned()
 }
 
-fn of_failed_task(failed: tokio::task::JoinError, id: &RequestId) -> Problem {
-    match failed.try_into_panic() {
-        Ok(payload) => {
-            metrics::counter!("http_panics_total").increment(1);
-            let request_id = id.as_str();
-            tracing::error!(
-                request_id,
-                panic = panic_text(&*payload),
-                "a handler panicked"
-            );
-            Code::Internal.into()
-        }
-        // The runtime is going away.
-        Err(_) => refusal::overloaded(),
-    }
+fn of_panic(payload: &(dyn Any + Send), id: &RequestId) -> Problem {
+    metrics::counter!("http_panics_total").increment(1);
+    let request_id = id.as_str();
+    tracing::error!(
+        request_id,
+        panic = panic_text(payload),
+        "a handler panicked"
+    );
+    Code::Internal.into()
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {

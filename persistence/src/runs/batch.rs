@@ -17,9 +17,8 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
-    ActiveModelTrait as _, ConnectionTrait as _, EntityTrait as _, IntoActiveModel as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    sea_query::{Expr, ExprTrait as _, LockType, OnConflict},
+    EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _, LockType},
 };
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -33,10 +32,11 @@ use super::{
     status_of,
 };
 use crate::{
-    Pipeline, Scope, Store,
+    KeptVersion, Pipeline, Scope, Store,
     db::Tx,
     entity::{pipelines, runs},
     error::{Result, StoreError, damaged},
+    sql::{self, padded},
 };
 
 /// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
@@ -47,7 +47,6 @@ pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 pub type Judge = Arc<dyn Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync>;
 
 /// A run to create.
-#[derive(Clone)]
 pub(crate) struct Create {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
@@ -56,7 +55,6 @@ pub(crate) struct Create {
 }
 
 /// Something to do to a run.
-#[derive(Clone)]
 pub(crate) struct Change {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
@@ -65,7 +63,6 @@ pub(crate) struct Change {
 }
 
 /// What is to be done to a run.
-#[derive(Clone)]
 pub(crate) enum What {
     /// By the holder: it is done.
     Complete { claim: TokenHash, output: String },
@@ -89,9 +86,9 @@ pub(crate) enum What {
 /// Changes to be made together.
 #[derive(Default)]
 pub(crate) struct Batch {
-    pub(crate) creates: Vec<Create>,
-    pub(crate) changes: Vec<Change>,
-    pub(crate) claims: Vec<Claim>,
+    pub(crate) creates: Vec<Arc<Create>>,
+    pub(crate) changes: Vec<Arc<Change>>,
+    pub(crate) claims: Vec<Arc<Claim>>,
 }
 
 /// What became of them, in the same order.
@@ -122,7 +119,7 @@ async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid
     use runs::Column;
     let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::Id)]);
     let rows = runs::Entity::find()
-        .filter(key.in_tuples(keys))
+        .filter(key.in_tuples(padded(keys)))
         .order_by_asc(Column::PublisherId)
         .order_by_asc(Column::Id)
         .lock(LockType::NoKeyUpdate)
@@ -133,7 +130,7 @@ async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid
 
 async fn change_all(
     tx: &Tx,
-    changes: &[Change],
+    changes: &[Arc<Change>],
     news: &mut News,
 ) -> Result<Vec<Result<Run, Problem>>> {
     if changes.is_empty() {
@@ -296,7 +293,7 @@ async fn hold_all(
     use pipelines::Column;
     let name = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::LiveSlug)]);
     let rows = pipelines::Entity::find()
-        .filter(name.in_tuples(names))
+        .filter(name.in_tuples(padded(names)))
         .order_by_asc(Column::PublisherId)
         .order_by_asc(Column::Id)
         .lock(LockType::KeyShare)
@@ -311,7 +308,10 @@ async fn hold_all(
             let definition = definitions.get(&(row.publisher_id, row.id, row.version));
             let definition = definition.ok_or_else(|| damaged("pipeline version"))?;
             let name = (row.publisher_id, row.slug.clone());
-            Ok((name, Pipeline::of_rows(row, Arc::clone(definition))))
+            let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
+            let version = KeptVersion::of(&pipeline);
+            store.inner.definitions.saw(name.0, &name.1, version);
+            Ok((name, pipeline))
         })
         .collect()
 }
@@ -326,7 +326,7 @@ struct Draft {
 async fn create_all(
     store: &Store,
     tx: &Tx,
-    creates: &[Create],
+    creates: &[Arc<Create>],
     news: &mut News,
 ) -> Result<Vec<Result<CreatedRun, Problem>>> {
     if creates.is_empty() {
@@ -482,23 +482,17 @@ fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<ru
     })
 }
 
+/// Passes over a run whose pipeline has one of its external identifier.
+const UNLESS_NAMED: &str = " ON CONFLICT (publisher_id, pipeline_id, external_id) DO NOTHING";
+
 /// Inserts the rows, except those whose pipeline has a run of their external identifier already:
 /// answers that run for each of them, by the identifier that theirs would have had.
 async fn insert_all(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {
-    use runs::Column;
     if drafts.is_empty() {
         return Ok(HashMap::new());
     }
-    let by_name =
-        OnConflict::columns([Column::PublisherId, Column::PipelineId, Column::ExternalId])
-            .do_nothing()
-            .to_owned();
-    let rows = drafts
-        .iter()
-        .map(|draft| draft.row.clone().into_active_model().reset_all());
-    let statement =
-        sea_orm::QueryTrait::into_query(runs::Entity::insert_many(rows).on_conflict(by_name));
-    let inserted = tx.db().execute(&statement).await?.rows_affected();
+    let rows = drafts.iter().map(|draft| draft.row.clone()).collect();
+    let inserted = sql::insert(tx.db(), rows, UNLESS_NAMED).await?;
     if usize::try_from(inserted).is_ok_and(|inserted| inserted == drafts.len()) {
         return Ok(HashMap::new());
     }

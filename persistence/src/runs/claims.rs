@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use domain::{
@@ -33,15 +36,13 @@ use crate::{
     db::Tx,
     entity::runs,
     error::{Result, damaged},
-    sql::Sql,
+    sql::{Sql, padded, parts},
 };
 
 /// Runs whose time has come that one transaction makes ready.
 const PROMOTED: i64 = 1000;
 /// Runs that one claiming transaction takes back from lost leases.
 const TAKEN_BACK: u64 = 100;
-/// Pipelines that one statement looks into; SQLite joins at most 500.
-const PIPELINES_A_STATEMENT: usize = 200;
 /// The runs with a lease, up to the column that says until when.
 const LEASED: &str = "status = 'running' AND lease_expires_at";
 /// The runs that may not wait for ever, up to the column that says until when.
@@ -50,7 +51,6 @@ const MORTAL: &str = "status = 'queued' AND expires_at";
 const TURNS: u64 = 100_000;
 
 /// A wish for runs.
-#[derive(Clone)]
 pub(crate) struct Claim {
     pub(crate) publisher: Uuid,
     /// `None` for every pipeline.
@@ -131,7 +131,7 @@ const fn skip_locked(backend: DbBackend) -> &'static str {
 pub(super) async fn claim_all(
     store: &Store,
     tx: &Tx,
-    claims: &[Claim],
+    claims: &[Arc<Claim>],
     news: &mut News,
 ) -> Result<Vec<Vec<Claimed>>> {
     if claims.is_empty() {
@@ -170,7 +170,7 @@ pub(super) async fn claim_all(
     for left in queues.values().flatten() {
         tx.readies_runs_of(left.publisher_id);
     }
-    hand_out(tx, claims, picks, news).await
+    hand_out(store, tx, claims, picks, news).await
 }
 
 /// The next run of these pipelines: of the most urgent, of that whose turn is longest ago.
@@ -202,7 +202,7 @@ fn promote_sql(backend: DbBackend, now: Timestamp, publishers: &BTreeSet<Uuid>) 
     );
     sql.bind(now.ms())
         .push(" AND publisher_id IN (")
-        .bind_list(publishers.iter().copied())
+        .bind_list(padded(publishers.iter().copied()))
         .push(") ORDER BY not_before LIMIT ")
         .bind(PROMOTED)
         .push(skip_locked(backend))
@@ -221,7 +221,7 @@ async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
     Ok(())
 }
 
-fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
+fn open_sql(claims: &[Arc<Claim>], publishers: &BTreeSet<Uuid>) -> Sql {
     let mut sql = Sql::new(
         "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT r.priority FROM runs r \
          WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
@@ -230,7 +230,7 @@ fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
          FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL \
          AND p.publisher_id IN (",
     );
-    sql.bind_list(publishers.iter().copied()).push(")");
+    sql.bind_list(padded(publishers.iter().copied())).push(")");
     let named: Option<BTreeSet<&str>> = claims
         .iter()
         .map(|claim| claim.pipelines.as_deref())
@@ -245,7 +245,7 @@ fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
             sql.push(" AND FALSE");
         }
         Some(named) => {
-            sql.push(" AND p.live_slug IN (").bind_list(named).push(")");
+            sql.push(" AND p.live_slug IN (").bind_list(padded(named)).push(")");
         }
     }
     sql
@@ -254,7 +254,7 @@ fn open_sql(claims: &[Claim], publishers: &BTreeSet<Uuid>) -> Sql {
 /// The publishers' pipelines that have runs to hand out.
 async fn open_pipelines(
     tx: &Tx,
-    claims: &[Claim],
+    claims: &[Arc<Claim>],
     publishers: &BTreeSet<Uuid>,
 ) -> Result<Vec<Open>> {
     let statement = open_sql(claims, publishers).statement(tx.db().get_database_backend());
@@ -267,14 +267,14 @@ async fn open_pipelines(
 
 /// Those that the claims could be served from: of each claim's pipelines as many as it wants
 /// runs, since each has at least one.
-fn best_of(claims: &[Claim], open: Vec<Open>, turns: &Turns) -> Vec<Open> {
+fn best_of(claims: &[Arc<Claim>], open: Vec<Open>, turns: &Turns) -> Vec<Open> {
     let mut order: Vec<(Option<i32>, u64, Uuid, usize)> = open
         .iter()
         .enumerate()
         .map(|(at, open)| (open.head, turns.of(open.id), open.id, at))
         .collect();
     order.sort_unstable();
-    let all: u32 = claims.iter().map(Claim::max).sum();
+    let all: u32 = claims.iter().map(|claim| claim.max()).sum();
     let mut wanted = vec![all; claims.len()];
     let mut keep = BTreeSet::new();
     for (_, _, _, at) in order {
@@ -328,36 +328,33 @@ fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Open, u32)]) -
 /// The first runs of each pipeline, as many as its claims could take; PostgreSQL holds them.
 async fn candidates(
     tx: &Tx,
-    claims: &[Claim],
+    claims: &[Arc<Claim>],
     open: &[Open],
     places: &Places,
 ) -> Result<Vec<Candidate>> {
     let backend = tx.db().get_database_backend();
     let wanted = open.iter().map(|open| {
         let all = claims.iter().filter(|claim| claim.wants(open));
-        (open, places.up_to(open.id, all.map(Claim::max).sum()))
+        (open, places.up_to(open.id, all.map(|claim| claim.max()).sum()))
     });
     let wanted: Vec<(&Open, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
     let mut found = Vec::new();
-    for part in wanted.chunks(PIPELINES_A_STATEMENT) {
-        let statement = candidates_sql(backend, tx.now, part).statement(backend);
+    for part in parts(wanted) {
+        let statement = candidates_sql(backend, tx.now, &part).statement(backend);
         found.extend(Candidate::find_by_statement(statement).all(tx.db()).await?);
     }
     found.sort_unstable_by_key(|run| (run.priority, run.not_before, run.id));
     Ok(found)
 }
 
-/// Writes the claims down, one statement for all, and answers each with its runs.
-async fn hand_out(
+type Pick = (usize, Candidate, SecretString);
+
+/// Writes claims down; answers the runs as they are then.
+async fn mark_claimed(
     tx: &Tx,
-    claims: &[Claim],
-    picks: Vec<(usize, Candidate, SecretString)>,
-    news: &mut News,
-) -> Result<Vec<Vec<Claimed>>> {
-    let mut answers: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
-    if picks.is_empty() {
-        return Ok(answers);
-    }
+    claims: &[Arc<Claim>],
+    picks: &[&Pick],
+) -> Result<Vec<runs::Model>> {
     let backend = tx.db().get_database_backend();
     let now = tx.now.ms();
     let mut sql = Sql::new("WITH v (publisher_id, id, hash, claimed_by) AS (");
@@ -384,11 +381,29 @@ async fn hand_out(
         " + CAST(lease_seconds AS BIGINT) * 1000 \
          WHERE (publisher_id, id) IN (SELECT publisher_id, id FROM v) RETURNING *",
     );
-    let rows = runs::Entity::find()
-        .from_raw_sql(sql.statement(backend))
-        .all(tx.db())
-        .await?;
-    let mut rows: HashMap<Uuid, runs::Model> = rows.into_iter().map(|row| (row.id, row)).collect();
+    let marked = runs::Entity::find().from_raw_sql(sql.statement(backend));
+    Ok(marked.all(tx.db()).await?)
+}
+
+/// Writes the claims down and answers each with its runs.
+async fn hand_out(
+    store: &Store,
+    tx: &Tx,
+    claims: &[Arc<Claim>],
+    picks: Vec<Pick>,
+    news: &mut News,
+) -> Result<Vec<Vec<Claimed>>> {
+    let mut answers: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
+    if picks.is_empty() {
+        return Ok(answers);
+    }
+    let mut rows = HashMap::new();
+    for part in parts(picks.iter().collect()) {
+        for row in mark_claimed(tx, claims, &part).await? {
+            store.inner.definitions.claimed(&row);
+            rows.insert(row.id, row);
+        }
+    }
     for (at, pick, token) in picks {
         let row = rows.remove(&pick.id).ok_or_else(|| damaged("claim"))?;
         news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
@@ -448,7 +463,7 @@ fn past_sql(
     match publishers {
         Some(some) => sql
             .push(" AND publisher_id IN (")
-            .bind_list(some.iter().copied())
+            .bind_list(padded(some.iter().copied()))
             .push(")"),
         None => sql.push(
             " AND EXISTS (SELECT 1 FROM publishers p \

@@ -1,6 +1,9 @@
 //! Places: how many more runs of a pipeline may be held at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use domain::{id::Id as _, run::RunStatus};
 use sea_orm::{
@@ -24,7 +27,7 @@ impl Places {
     /// For the runs that their creators claim.
     pub(super) async fn of(
         tx: &Tx,
-        creates: &[Create],
+        creates: &[Arc<Create>],
         pipelines: &HashMap<(Uuid, String), Pipeline>,
     ) -> Result<Self> {
         let claimed = creates.iter().filter(|create| create.new.claim);

@@ -9,9 +9,7 @@ use domain::{
     run::{Moment, RunChange, RunStatus, Tries, backoff},
     token::TokenHash,
 };
-use sea_orm::{
-    ActiveModelTrait as _, ConnectionTrait as _, EntityTrait as _, IntoActiveModel as _,
-};
+use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -21,11 +19,8 @@ use crate::{
     entity::{run_timeline, runs},
     error::{Result, damaged},
     events::{self, NewEvent},
-    sql::Sql,
+    sql::{self, Sql},
 };
-
-/// Rows of one UPDATE: sixteen columns each, far below SQLite's 32 766 parameters.
-const ROWS_A_STATEMENT: usize = 500;
 
 /// What a run's next step is decided by.
 pub(super) fn tries_of(row: &runs::Model) -> Tries {
@@ -140,7 +135,7 @@ impl News {
             data: data.map(Value::to_string),
         });
         if moment == Moment::Created || moment == Moment::Claimed || moment.is_last() {
-            let run = Run::of_row(row.clone())?;
+            let run = Run::with_input(row.clone(), Value::Null)?;
             let event = OwnType::of_run(run.status);
             let data = json!({ "run": run.without_input() });
             self.arrivals
@@ -151,13 +146,7 @@ impl News {
 
     /// Writes it all; the runs' rows must be there.
     pub(super) async fn write(self, tx: &Tx) -> Result<()> {
-        for part in self.timeline.chunks(ROWS_A_STATEMENT) {
-            let rows = part.iter().cloned();
-            let rows = rows.map(|row| row.into_active_model().reset_all());
-            run_timeline::Entity::insert_many(rows)
-                .exec_without_returning(tx.db())
-                .await?;
-        }
+        sql::insert(tx.db(), self.timeline, "").await?;
         let news: Vec<(Uuid, NewEvent<'_>)> = self
             .arrivals
             .iter()
@@ -178,7 +167,7 @@ impl News {
 /// Writes what can change of rows that exist, several to a statement.
 pub(super) async fn save_all(tx: &Tx, rows: &[&runs::Model]) -> Result<()> {
     let backend = sea_orm::ConnectionTrait::get_database_backend(tx.db());
-    for part in rows.chunks(ROWS_A_STATEMENT) {
+    for part in sql::parts(rows.to_vec()) {
         let mut sql = Sql::new(
             "WITH v (publisher_id, id, status, output, error, progress, attempt, failures, \
              cancel_requested, not_before, ready, claim_hash, claimed_by, lease_expires_at, \

@@ -593,3 +593,77 @@ async fn an_external_identifier_names_one_run_of_a_pipeline() {
 
 mod claims;
 mod model;
+
+/// What a process remembers of versions serves nobody who may not reach the pipeline, and gives
+/// way to what a transaction saw.
+#[tokio::test]
+async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly", "daily"]).await;
+        let nightly = slug("nightly");
+        assert_eq!(mine.likely_version(&nightly).await.unwrap().version, 1);
+        let created = create(&mine, new_run("nightly")).await.unwrap();
+        let claimed = claim(&mine, 1).await.remove(0);
+        assert_eq!(claimed.run.id, created.run.id);
+        assert_eq!(mine.version_of_run(created.run.id).await.unwrap().version, 1);
+
+        let elsewhere = limited(&mine, &["daily"]);
+        let theirs = house(&fixture, "b", &[]).await;
+        for stranger in [&elsewhere, &theirs] {
+            let version = stranger.likely_version(&nightly).await;
+            assert_eq!(code(version), Code::NotFound);
+            let version = stranger.version_of_run(created.run.id).await;
+            assert_eq!(code(version), Code::NotFound);
+        }
+
+        let changed = Definition {
+            lease_seconds: 90,
+            ..definition()
+        };
+        put(&mine, "nightly", changed).await.unwrap();
+        create(&mine, new_run("nightly")).await.unwrap();
+        assert_eq!(mine.likely_version(&nightly).await.unwrap().version, 2);
+        assert_eq!(mine.version_of_run(created.run.id).await.unwrap().version, 1);
+    }
+}
+
+/// More changes at once than one statement takes in one piece, and none is lost or mixed up.
+#[tokio::test]
+async fn odd_numbers_of_runs_are_written_in_several_statements() {
+    for fixture in engines().await {
+        let mine = house(&fixture, "a", &["nightly"]).await;
+        let mut creating = JoinSet::new();
+        for number in 0..43 {
+            let mine = mine.clone();
+            let new = NewRun {
+                input: json!({ "number": number }),
+                external_id: (number % 2 == 0).then(|| format!("name-{}", number / 4)),
+                ..new_run("nightly")
+            };
+            creating.spawn(async move { (number, create(&mine, new).await.unwrap()) });
+        }
+        let mut existed = 0;
+        for (number, created) in creating.join_all().await {
+            existed += usize::from(created.existed);
+            let input = &mine.run(created.run.id).await.unwrap().input;
+            assert!(created.existed || input["number"] == number);
+        }
+        // Two even numbers share each of eleven names.
+        assert_eq!(existed, 11);
+        let claimed = claim(&mine, 100).await;
+        assert_eq!(claimed.len(), 32);
+        let ids: BTreeSet<RunId> = claimed.iter().map(|claimed| claimed.run.id).collect();
+        assert_eq!(ids.len(), 32);
+        let mut completing = JoinSet::new();
+        for one in claimed {
+            let mine = mine.clone();
+            completing.spawn(async move {
+                let token = one.token.expose_secret();
+                complete(&mine, one.run.id, token).await.unwrap().status
+            });
+        }
+        for status in completing.join_all().await {
+            assert_eq!(status, RunStatus::Succeeded);
+        }
+    }
+}

@@ -80,6 +80,8 @@ settings! {
             "The most connections that one process opens to PostgreSQL, beside the one on which it listens.";
         sqlite_synchronous_full: SynchronousFull = "STATIONMASTER_SQLITE_SYNCHRONOUS", "full" (""), Open,
             "`full`: an answered change survives a power cut. `normal`: it survives a crash of the process, and a power cut may take back the last changes.";
+        write_batch_max: Whole<1, 256> = "STATIONMASTER_WRITE_BATCH_MAX", "256" (""), Open,
+            "The most changes of runs that share one commit. 1 commits each by itself, which is only good for measuring.";
     }
     "Operator's credentials" {
         bootstrap_tokens: Maybe<BootstrapTokens> = "STATIONMASTER_BOOTSTRAP_TOKEN", "" ("made at the first start, in the file `bootstrap-token` of the data directory"), Secret,
