@@ -240,6 +240,9 @@ pub(crate) struct Db {
     target: Target,
     /// Reads; on PostgreSQL writes too.
     pool: DatabaseConnection,
+    /// PostgreSQL only: the lane's own connection. In turn on all of the pool's, its large
+    /// statements would be parsed and planned anew on each of them.
+    lane: Option<DatabaseConnection>,
     /// SQLite only.
     writer: Option<tokio::sync::Mutex<Writer>>,
     clock: Arc<dyn Clock>,
@@ -256,9 +259,14 @@ impl Db {
             Target::Postgres { .. } => None,
         };
         let pool = target.connect_pool().await?;
+        let lane = match &target {
+            Target::Sqlite { .. } => None,
+            Target::Postgres { .. } => Some(target.connect_one().await?),
+        };
         Ok(Self {
             target,
             pool,
+            lane,
             writer,
             clock,
         })
@@ -295,12 +303,34 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
+        self.write_on(&self.pool, work).await
+    }
+
+    /// The same for the hot write lane, whose transactions come one after the other.
+    pub(crate) async fn write_batch<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        self.write_on(self.lane.as_ref().unwrap_or(&self.pool), work)
+            .await
+    }
+
+    async fn write_on<T, F, W>(
+        &self,
+        connection: &DatabaseConnection,
+        work: F,
+    ) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
         let mut attempt = 0;
         loop {
             let result = match &self.writer {
                 Some(writer) => self.write_sqlite(writer, &work).await,
                 None => {
-                    Self::run(self.begin(&self.pool, None).await?, &work)
+                    Self::run(self.begin(connection, None).await?, &work)
                         .await
                         .0
                 }
@@ -418,8 +448,10 @@ impl Db {
         {
             tracing::warn!(%error, "the writing connection did not close cleanly");
         }
-        if let Err(error) = self.pool.clone().close().await {
-            tracing::warn!(%error, "the connections did not close cleanly");
+        for pool in [Some(&self.pool), self.lane.as_ref()].into_iter().flatten() {
+            if let Err(error) = pool.clone().close().await {
+                tracing::warn!(%error, "the connections did not close cleanly");
+            }
         }
     }
 }

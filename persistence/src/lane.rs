@@ -335,7 +335,7 @@ impl Worker {
         let task = tokio::spawn(async move {
             let (lane, batch) = (&store, &batch);
             store
-                .write(|tx| async move { apply(lane, &tx, batch).await })
+                .write_batch(|tx| async move { apply(lane, &tx, batch).await })
                 .await
         });
         task.await

@@ -68,7 +68,7 @@ pub use subcommands::{CallRecord, SubcommandCall};
 pub use versions::KeptVersion;
 
 use auth::AuthCache;
-use db::{Db, Tx};
+use db::{Committed, Db, Tx};
 use error::Result;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
@@ -208,13 +208,26 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let committed = self.inner.db.write(work).await?;
+        Ok(self.after(self.inner.db.write(work).await?))
+    }
+
+    /// The same for the hot write lane.
+    pub(crate) async fn write_batch<T, F, W>(&self, work: F) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        Ok(self.after(self.inner.db.write_batch(work).await?))
+    }
+
+    /// What follows a commit.
+    fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
             let owner: Uuid = domain::id::Id::uuid(*publisher);
             self.inner.auth.invalidate(owner);
         }
         self.inner.wake.after(&committed.effects);
-        Ok(committed.value)
+        committed.value
     }
 }
 
