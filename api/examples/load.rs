@@ -177,7 +177,8 @@ async fn work(
 fn ticks(root: u32) -> u64 {
     let of = |stat: &str| -> Option<(u32, u64)> {
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let (user, system): (u64, u64) = (fields.get(11)?.parse().ok()?, fields.get(12)?.parse().ok()?);
+        let (user, system): (u64, u64) =
+            (fields.get(11)?.parse().ok()?, fields.get(12)?.parse().ok()?);
         Some((fields.get(1)?.parse().ok()?, user + system))
     };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -103,9 +103,7 @@ impl Target {
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
-            Self::Postgres { options, .. } => PgPoolOptions::new()
-                .max_connections(1)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
+            Self::Postgres { options, .. } => postgres_pool(1)
                 .connect_with((**options).clone())
                 .await
                 .map(DatabaseConnection::from)
@@ -134,24 +132,29 @@ impl Target {
             Self::Postgres {
                 options,
                 connections,
-            } => PgPoolOptions::new()
-                .max_connections(*connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .before_acquire(|connection, meta| {
-                    Box::pin(async move {
-                        if meta.idle_for > PING_AFTER_IDLE {
-                            connection.ping().await?;
-                        }
-                        Ok(true)
-                    })
-                })
+            } => postgres_pool(*connections)
                 .connect_with((**options).clone())
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
         }
     }
+}
+
+/// A pool that asks a connection whether it lives only where it was idle for a while.
+fn postgres_pool(connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > PING_AFTER_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
 }
 
 #[expect(

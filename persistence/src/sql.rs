@@ -56,7 +56,10 @@ pub(crate) async fn insert<R: Row>(
         sql.push(R::TABLE).push(" (\"");
         sql.push(&R::COLUMNS.join("\", \"")).push("\") ");
         sql.values(part.into_iter().map(R::values)).push(suffix);
-        inserted += db.execute_raw(sql.statement(backend)).await?.rows_affected();
+        inserted += db
+            .execute_raw(sql.statement(backend))
+            .await?
+            .rows_affected();
     }
     Ok(inserted)
 }

@@ -83,8 +83,7 @@ async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Resu
     ));
 
     let tokens = create_publisher(&mut story, home).await?;
-    let mut consumer =
-        Consumer::start(&tokens.signing_secret, &tokens.subcommand_bearer).await?;
+    let mut consumer = Consumer::start(&tokens.signing_secret, &tokens.subcommand_bearer).await?;
     register_pipeline(&mut story, &tokens, &consumer.url).await?;
     register_endpoint(&mut story, &tokens, &consumer.url).await?;
     let held = wait_for_work(&mut story, &tokens).await?;
@@ -125,7 +124,8 @@ async fn create_publisher(story: &mut Story, home: &Path) -> Result<Tokens, Stri
 }
 
 async fn register_pipeline(story: &mut Story, tokens: &Tokens, url: &str) -> Result<(), String> {
-    story.step("Register a pipeline, with the publisher's admin token and a subcommand of its own.");
+    story
+        .step("Register a pipeline, with the publisher's admin token and a subcommand of its own.");
     let archive = json!({"url": format!("{url}{SUBCOMMAND}"), "timeout_ms": 5000});
     let body = json!({"display_name": "Nightly report", "subcommands": {SUBCOMMAND: archive}});
     let path = format!("/v1/pipelines/{PIPELINE}");

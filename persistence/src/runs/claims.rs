@@ -245,7 +245,9 @@ fn open_sql(claims: &[Arc<Claim>], publishers: &BTreeSet<Uuid>) -> Sql {
             sql.push(" AND FALSE");
         }
         Some(named) => {
-            sql.push(" AND p.live_slug IN (").bind_list(padded(named)).push(")");
+            sql.push(" AND p.live_slug IN (")
+                .bind_list(padded(named))
+                .push(")");
         }
     }
     sql
@@ -335,7 +337,10 @@ async fn candidates(
     let backend = tx.db().get_database_backend();
     let wanted = open.iter().map(|open| {
         let all = claims.iter().filter(|claim| claim.wants(open));
-        (open, places.up_to(open.id, all.map(|claim| claim.max()).sum()))
+        (
+            open,
+            places.up_to(open.id, all.map(|claim| claim.max()).sum()),
+        )
     });
     let wanted: Vec<(&Open, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
     let mut found = Vec::new();
@@ -350,11 +355,7 @@ async fn candidates(
 type Pick = (usize, Candidate, SecretString);
 
 /// Writes claims down; answers the runs as they are then.
-async fn mark_claimed(
-    tx: &Tx,
-    claims: &[Arc<Claim>],
-    picks: &[&Pick],
-) -> Result<Vec<runs::Model>> {
+async fn mark_claimed(tx: &Tx, claims: &[Arc<Claim>], picks: &[&Pick]) -> Result<Vec<runs::Model>> {
     let backend = tx.db().get_database_backend();
     let now = tx.now.ms();
     let mut sql = Sql::new("WITH v (publisher_id, id, hash, claimed_by) AS (");

@@ -605,7 +605,10 @@ async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
         let created = create(&mine, new_run("nightly")).await.unwrap();
         let claimed = claim(&mine, 1).await.remove(0);
         assert_eq!(claimed.run.id, created.run.id);
-        assert_eq!(mine.version_of_run(created.run.id).await.unwrap().version, 1);
+        assert_eq!(
+            mine.version_of_run(created.run.id).await.unwrap().version,
+            1
+        );
 
         let elsewhere = limited(&mine, &["daily"]);
         let theirs = house(&fixture, "b", &[]).await;
@@ -623,7 +626,10 @@ async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
         put(&mine, "nightly", changed).await.unwrap();
         create(&mine, new_run("nightly")).await.unwrap();
         assert_eq!(mine.likely_version(&nightly).await.unwrap().version, 2);
-        assert_eq!(mine.version_of_run(created.run.id).await.unwrap().version, 1);
+        assert_eq!(
+            mine.version_of_run(created.run.id).await.unwrap().version,
+            1
+        );
     }
 }
 

@@ -86,7 +86,12 @@ async fn receive(headers: &HeaderMap, body: Body, secrets: Data<&Arc<Secrets>>) 
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let problems = verify(&secrets.signing, &header, &body, SystemClock.now().seconds());
+    let problems = verify(
+        &secrets.signing,
+        &header,
+        &body,
+        SystemClock.now().seconds(),
+    );
     let event: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let line = json!({
         "id": event.get("id"),
@@ -109,7 +114,9 @@ async fn archive(
     body: Body,
     secrets: Data<&Arc<Secrets>>,
 ) -> (StatusCode, Json<Value>) {
-    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let shown = headers
+        .get(header::AUTHORIZATION)
+        .map(HeaderValue::as_bytes);
     let expected = format!("Bearer {}", secrets.bearer);
     if !bool::from(expected.as_bytes().ct_eq(shown.unwrap_or_default())) {
         let answer = json!({"error": "wrong bearer"});

@@ -178,5 +178,7 @@ async fn a_run_made_on_one_process_wakes_a_claim_on_another(world: &World) {
     times.sort_unstable();
     let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
     eprintln!("woken on another process: median {median:?}, worst {worst:?}");
-    assert!(median < Duration::from_millis(100), "{times:?}");
+    // Without the notification it would be the poll of two seconds that finds the run. How long it
+    // takes on a machine that does nothing else is for the benches to say.
+    assert!(median < Duration::from_secs(1), "{times:?}");
 }
