@@ -263,7 +263,7 @@ impl Timelines {
             changes,
             quiet: self.app.store.quiet(),
             until: Instant::now() + STREAM_LIFE,
-            _seat: None,
+            seat: None,
         };
         follower.read().await?;
         let seat = self.seats.take(who.0.scope.publisher());
@@ -271,7 +271,7 @@ impl Timelines {
             let detail = format!("At most {STREAMS_A_PUBLISHER} streams at once.");
             Problem::new(Code::RateLimited, detail).retry_after(5)
         })?;
-        follower._seat = Some(seat);
+        follower.seat = Some(seat);
         let entries = stream::unfold(follower, |mut follower| async move {
             let entry = follower.next().await?;
             Some((TimelineView::from(&entry), follower))
@@ -300,7 +300,9 @@ struct Follower {
     changes: watch::Receiver<u64>,
     quiet: CancellationToken,
     until: Instant,
-    _seat: Option<Seat>,
+    /// Held for as long as the stream lives.
+    #[expect(dead_code, reason = "it is given back when it is dropped")]
+    seat: Option<Seat>,
 }
 
 impl Follower {
