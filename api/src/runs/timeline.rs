@@ -301,7 +301,6 @@ struct Follower {
     quiet: CancellationToken,
     until: Instant,
     /// Held for as long as the stream lives.
-    #[expect(dead_code, reason = "it is given back when it is dropped")]
     seat: Option<Seat>,
 }
 
