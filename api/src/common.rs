@@ -253,7 +253,7 @@ impl<T: Type> ApiResponse for OkOrCreated<T> {
     }
 }
 
-fn described<T: Type>(status: u16) -> MetaResponse {
+pub(crate) fn described<T: Type>(status: u16) -> MetaResponse {
     let (description, headers) = match status {
         201 => ("Made.", vec![text_header("LOCATION")]),
         202 => ("Taken.", Vec::new()),

@@ -1,4 +1,6 @@
-//! Events: what happened, as consumers get it.
+//! Events: what happened, as consumers get it, and as publishers tell of it.
+
+mod publish;
 
 use std::sync::Arc;
 
@@ -10,20 +12,26 @@ use poem_openapi::{
 use serde_json::{Value, json};
 
 use domain::{
-    Timestamp,
+    Code, Timestamp,
     event::OwnType,
     id::{EndpointId, EventId, Id as _, TokenId},
+    limits::PUBLISH_BYTES,
     run::RunStatus,
 };
-use persistence::Event;
+use persistence::{Event, NewOwnEvent, Scope};
 
 use crate::{
     auth::AdminOrRunner,
     common::{App, Ok, Tag, Time, parse_id},
+    contract::OperationDoc,
     cursor::{List, Listed},
-    http::{ApiError, RequestContext},
+    http::{ApiError, Body, RequestContext},
+    idempotency::Idempotency,
+    pipelines::schema::{Item, Schemas},
     runs::sample,
 };
+
+use publish::{NewEventBody, PublishBody, Published};
 
 /// An event.
 #[derive(Object, Clone, Debug)]
@@ -53,12 +61,18 @@ impl From<&Event> for EventView {
 }
 
 impl EventView {
-    fn of_type(own: OwnType) -> Self {
+    /// An example of one of the service's own types.
+    pub(crate) fn of_type(own: OwnType) -> Self {
+        Self::sample(own.as_str(), example_data(own))
+    }
+
+    /// An example of any type.
+    pub(crate) fn sample(event_type: &str, data: Value) -> Self {
         Self {
             id: EventId::from_uuid(uuid::Uuid::nil()).to_string(),
-            r#type: own.as_str().to_owned(),
+            r#type: event_type.to_owned(),
             timestamp: Timestamp::from_ms(1_769_860_800_000).into(),
-            data: example_data(own),
+            data,
         }
     }
 }
@@ -87,76 +101,93 @@ fn example_data(own: OwnType) -> Value {
     }
 }
 
-const fn description(own: OwnType) -> &'static str {
-    match own {
-        OwnType::RunCreated => "A run was created.",
-        OwnType::RunStarted => "A runner claimed a run.",
-        OwnType::RunSucceeded => "A run finished well.",
-        OwnType::RunFailed => "A run finished badly.",
-        OwnType::RunCancelled => "A run was called off.",
-        OwnType::RunExpired => "The tries of a run, or its time to live, ran out.",
-        OwnType::TokenRotated => "Live credentials of a kind were replaced by a new one.",
-        OwnType::TokenRevoked => "A credential was taken away.",
-        OwnType::EndpointDisabled => "Nothing is delivered to an endpoint any more.",
-        OwnType::Test => "Sent on request, to one endpoint.",
-    }
-}
-
-/// A type of event that the service itself emits.
-#[derive(Object, Clone, Debug)]
-#[oai(example)]
-pub struct EventType {
-    /// The type.
-    r#type: String,
-    /// What it tells.
-    description: String,
-    /// A body as deliveries send it.
-    example: EventView,
-}
-
-impl From<OwnType> for EventType {
-    fn from(own: OwnType) -> Self {
-        Self {
-            r#type: own.as_str().to_owned(),
-            description: description(own).to_owned(),
-            example: EventView::of_type(own),
-        }
-    }
-}
-
-impl Example for EventType {
-    fn example() -> Self {
-        Self::from(OwnType::RunSucceeded)
-    }
-}
-
-/// All types, on one page.
-#[derive(Object, Clone, Debug)]
-#[oai(example)]
-pub struct EventTypes {
-    /// The types.
-    items: Vec<EventType>,
-    /// Always null: there is no further page.
-    #[oai(nullable)]
-    next_cursor: Option<String>,
-}
-
-impl Example for EventTypes {
-    fn example() -> Self {
-        Self {
-            items: vec![EventType::example()],
-            next_cursor: None,
-        }
-    }
-}
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[OperationDoc {
+    operation_id: "publish_events",
+    codes: &[Code::IdempotencyKeyReused],
+}];
 
 /// The operations on events.
 pub struct Events {
     pub(crate) app: Arc<App>,
+    schemas: Schemas,
+}
+
+impl Events {
+    /// The operations over the application's parts.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        Self {
+            app,
+            schemas: Schemas::new(),
+        }
+    }
+
+    /// Judges events by what the contract can't say: their types and sizes, and the schemas that
+    /// their publisher has given for those types.
+    async fn checked(
+        &self,
+        scope: &Scope,
+        bodies: Vec<NewEventBody>,
+        listed: bool,
+    ) -> Result<Vec<NewOwnEvent>, ApiError> {
+        publish::check_types(&bodies, listed)?;
+        let scoped = self.app.store.scoped(scope);
+        let known = scoped.event_schemas().await?;
+        let (mut items, mut events) = (Vec::new(), Vec::new());
+        for (at, body) in bodies.into_iter().enumerate() {
+            items.push(Item {
+                pointer: publish::pointer(at, listed),
+                schema: known.get(&body.r#type).cloned(),
+                data: body.data,
+            });
+            events.push(NewOwnEvent {
+                event_type: body.r#type,
+                data: String::new(),
+                external_id: body.external_id,
+                pipeline: body.pipeline,
+            });
+        }
+        let texts = self.schemas.check_all(items).await?;
+        for (event, text) in events.iter_mut().zip(texts) {
+            event.data = text;
+        }
+        Ok(events)
+    }
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
 impl Events {
+    /// Publish events
+    ///
+    /// One, or up to 1000 in `events`: all of them, or none and the faults of all. They are
+    /// written with their deliveries in one transaction and happen in the order given. An
+    /// `external_id` that one of the publisher's events has already writes nothing: that event is
+    /// answered in its place, with 200 if it was asked for alone.
+    #[oai(path = "/events", method = "post", operation_id = "publish_events")]
+    async fn publish(
+        &self,
+        who: AdminOrRunner,
+        request: &RequestContext,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: Body<PublishBody, PUBLISH_BYTES>,
+    ) -> Result<Published, ApiError> {
+        let scope = &who.0.scope;
+        let (bodies, listed) = body.0.events();
+        let events = self.checked(scope, bodies, listed).await?;
+        let key = key.of("publish_events", request);
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(scope);
+        let answer = scoped
+            .publish(&context, events, listed, |published| {
+                publish::answer(published, listed)
+            })
+            .await?;
+        Ok(answer.into())
+    }
+
     /// List events
     ///
     /// Newest first. A token that is limited to some pipelines sees what happened in those, and what
@@ -196,26 +227,6 @@ impl Events {
         let event = self.app.store.scoped(&who.0.scope).event(id).await?;
         Ok(Ok::show(&EventView::from(&event), None))
     }
-
-    /// List event types
-    ///
-    /// The types that the service itself emits, each with an example.
-    #[oai(
-        path = "/event-types",
-        method = "get",
-        operation_id = "list_event_types"
-    )]
-    #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
-    async fn types(&self, _who: AdminOrRunner) -> Result<Ok<EventTypes>, ApiError> {
-        let items = OwnType::ALL.into_iter().map(EventType::from).collect();
-        Ok(Ok::show(
-            &EventTypes {
-                items,
-                next_cursor: None,
-            },
-            None,
-        ))
-    }
 }
 
 #[cfg(test)]
@@ -238,7 +249,7 @@ mod tests {
             };
             let shown = EventView::from(&event).to_json();
             assert_eq!(shown, serde_json::from_str(&delivered).unwrap());
-            assert_eq!(EventType::from(own).example.to_json(), shown);
+            assert_eq!(EventView::of_type(own).to_json(), shown);
         }
     }
 }

@@ -34,6 +34,7 @@ pub mod publishers;
 mod deliveries;
 mod destination;
 mod endpoints;
+mod event_types;
 mod events;
 mod pipelines;
 mod runs;
@@ -80,6 +81,7 @@ type Operations = (
     runs::timeline::Timelines,
     subcommands::Subcommands,
     endpoints::Endpoints,
+    event_types::EventTypesApi,
     events::Events,
     deliveries::Deliveries,
 );
@@ -99,7 +101,8 @@ fn operations(app: &Arc<App>) -> Operations {
         runs::timeline::Timelines::new(app()),
         subcommands::Subcommands::new(app()),
         endpoints::Endpoints { app: app() },
-        events::Events { app: app() },
+        event_types::EventTypesApi { app: app() },
+        events::Events::new(app()),
         deliveries::Deliveries { app: app() },
     )
 }
@@ -113,6 +116,8 @@ fn docs_of_all() -> Vec<OperationDoc> {
         runs::timeline::DOCS,
         subcommands::DOCS,
         endpoints::DOCS,
+        event_types::DOCS,
+        events::DOCS,
         deliveries::DOCS,
     ]
     .concat()

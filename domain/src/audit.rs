@@ -70,6 +70,12 @@ words! {
         RunsCancelled = "runs.cancelled",
         /// A pipeline was removed.
         PipelineDeleted = "pipeline.deleted",
+        /// A type of events was described.
+        EventTypeCreated = "event_type.created",
+        /// What is said of a type of events changed.
+        EventTypeUpdated = "event_type.updated",
+        /// Nothing is said of a type of events any more.
+        EventTypeDeleted = "event_type.deleted",
         /// An endpoint was made.
         EndpointCreated = "endpoint.created",
         /// An endpoint changed.

@@ -98,6 +98,20 @@ fn is_type(text: &str) -> bool {
         })
 }
 
+/// Whether a publisher may call events of its own so: of the documented form, and not under the
+/// first words that are ours, `run` and `stationmaster`.
+#[must_use]
+pub fn is_publishable(text: &str) -> bool {
+    text.len() <= MAX_TYPE_LEN && is_type(text) && !is_reserved(text)
+}
+
+/// Whether a type's first word is one of those that only the service's own types begin with.
+#[must_use]
+pub fn is_reserved(text: &str) -> bool {
+    let first = text.split_once('.').map_or(text, |(first, _)| first);
+    matches!(first, "run" | "stationmaster")
+}
+
 impl Filter {
     /// `*`, an exact type, or `prefix.*`; `None` for anything else.
     #[must_use]
@@ -133,9 +147,14 @@ impl fmt::Display for Filter {
 /// The exact text that every delivery of an event sends and signs.
 #[must_use]
 pub fn body(id: EventId, event_type: &str, at: Timestamp, data: &Value) -> String {
+    body_of_text(id, event_type, at, &data.to_string())
+}
+
+/// The same, of data that is JSON text already. The type must have the documented form.
+#[must_use]
+pub fn body_of_text(id: EventId, event_type: &str, at: Timestamp, data: &str) -> String {
     // By hand, so that `data` is not copied member by member first.
-    let kind = Value::from(event_type);
-    format!(r#"{{"data":{data},"id":"{id}","timestamp":"{at}","type":{kind}}}"#)
+    format!(r#"{{"data":{data},"id":"{id}","timestamp":"{at}","type":"{event_type}"}}"#)
 }
 
 #[cfg(test)]
@@ -162,7 +181,36 @@ mod tests {
     #[test]
     fn every_own_type_has_the_documented_form() {
         for own in OwnType::ALL {
-            assert!(is_type(own.as_str()));
+            assert!(is_type(own.as_str()) && is_reserved(own.as_str()));
         }
+    }
+
+    #[test]
+    fn a_publishers_types_keep_off_the_services_words() {
+        for good in ["order.paid", "runs.created", "order", "a_1.b_2", "my.run.x"] {
+            assert!(is_publishable(good), "{good}");
+        }
+        let long = "x".repeat(MAX_TYPE_LEN + 1);
+        for bad in [
+            "run", "run.x", "stationmaster", "stationmaster.test", "Order", "a..b", "a.", "", "*",
+            "a.*", "a-b", "\"", &long,
+        ] {
+            assert!(!is_publishable(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_json_with_four_members() {
+        let id = <EventId as crate::id::Id>::from_uuid(uuid::Uuid::nil());
+        let data = serde_json::json!({"a\"b": [1, null, "ü\n"]});
+        let text = body(id, "order.paid", Timestamp::from_ms(1), &data);
+        let read: Value = serde_json::from_str(&text).unwrap();
+        let expected = serde_json::json!({
+            "id": id.to_string(),
+            "type": "order.paid",
+            "timestamp": "1970-01-01T00:00:00.001Z",
+            "data": data,
+        });
+        assert_eq!(read, expected);
     }
 }

@@ -44,6 +44,14 @@ pub const CLAIM_WAIT_SECONDS: u32 = 60;
 pub const PROGRESS_BYTES: usize = 16 * 1024;
 /// Most runs that one bulk cancellation changes.
 pub const BULK_CANCEL: u64 = 1000;
+/// Largest body of a request that publishes events, bytes.
+pub const PUBLISH_BYTES: usize = 4 * 1024 * 1024;
+/// Most events that one request publishes.
+pub const PUBLISH_EVENTS: usize = 1000;
+/// Most types of events that a publisher describes.
+pub const EVENT_TYPES: u64 = 200;
+/// Largest example of an event's data, bytes of JSON.
+pub const EXAMPLE_BYTES: usize = 8 * 1024;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.

@@ -221,6 +221,8 @@ async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint>
         created_at: tx.now.ms(),
         updated_at: tx.now.ms(),
         deleted_at: None,
+        signing: "hmac".to_owned(),
+        key_set: None,
     };
     let active = row.clone().into_active_model().reset_all();
     webhook_endpoints::Entity::insert(active)

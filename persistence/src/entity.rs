@@ -227,6 +227,21 @@ entity!(events, "events", {
     body: String,
     created_at: i64,
     pipeline_slug: Option<String>,
+    external_id: Option<String>,
+});
+
+entity!(event_types, "event_types", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    event_type: String,
+    id: Uuid,
+    description: Option<String>,
+    example: Option<String>,
+    schema: Option<String>,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
 });
 
 entity!(webhook_endpoints, "webhook_endpoints", {
@@ -246,6 +261,72 @@ entity!(webhook_endpoints, "webhook_endpoints", {
     created_at: i64,
     updated_at: i64,
     deleted_at: Option<i64>,
+    signing: String,
+    key_set: Option<Uuid>,
+});
+
+entity!(endpoint_secrets, "endpoint_secrets", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    endpoint_id: Uuid,
+    kind: String,
+    sealed: Vec<u8>,
+    public_key: Option<String>,
+    last_four: String,
+    created_at: i64,
+    expires_at: Option<i64>,
+    superseded_at: Option<i64>,
+    revoked_at: Option<i64>,
+});
+
+entity!(endpoint_health, "endpoint_health", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    endpoint_id: Uuid,
+    consecutive_failures: i32,
+    failing_since: Option<i64>,
+    last_success_at: Option<i64>,
+    last_failure_at: Option<i64>,
+    last_error: Option<String>,
+    last_status_code: Option<i32>,
+    warned_at: Option<i64>,
+    gone_at: Option<i64>,
+});
+
+entity!(endpoint_stats, "endpoint_stats", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    endpoint_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    bucket: i64,
+    succeeded: i64,
+    failed: i64,
+    latency_ms_sum: i64,
+    latency_ms_max: i64,
+});
+
+entity!(replays, "replays", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    endpoint_id: Uuid,
+    status: String,
+    filter: String,
+    since: i64,
+    until: i64,
+    only_failed: bool,
+    event_types: Option<String>,
+    position: Option<Uuid>,
+    matched: i64,
+    queued: i64,
+    looked_at: i64,
+    created_at: i64,
+    finished_at: Option<i64>,
 });
 
 entity!(deliveries, "deliveries", {
@@ -261,6 +342,8 @@ entity!(deliveries, "deliveries", {
     fence: i64,
     created_at: i64,
     finished_at: Option<i64>,
+    replay_id: Option<Uuid>,
+    precedence: i32,
 });
 
 entity!(delivery_attempts, "delivery_attempts", {

@@ -43,7 +43,7 @@ pub struct Event {
 }
 
 impl Event {
-    fn of_row(row: events::Model) -> Self {
+    pub(crate) fn of_row(row: events::Model) -> Self {
         Self {
             id: EventId::from_uuid(row.id),
             event_type: row.event_type,
@@ -62,8 +62,8 @@ pub(crate) struct NewEvent<'a> {
 }
 
 /// What an endpoint wants to hear.
-struct Listener {
-    endpoint: Uuid,
+pub(crate) struct Listener {
+    pub(crate) endpoint: Uuid,
     types: Vec<Filter>,
     pipelines: Option<Vec<Slug>>,
 }
@@ -85,22 +85,19 @@ impl Listener {
     }
 
     /// An endpoint that is limited to pipelines hears only what happens in those.
-    fn wants(&self, event: &NewEvent<'_>) -> bool {
+    pub(crate) fn wants(&self, event_type: &str, pipeline: Option<&str>) -> bool {
         let in_reach = self.pipelines.as_ref().is_none_or(|some| {
-            event
-                .pipeline
-                .is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
+            pipeline.is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
         });
-        in_reach
-            && self
-                .types
-                .iter()
-                .any(|filter| filter.matches(event.event_type))
+        in_reach && self.types.iter().any(|filter| filter.matches(event_type))
     }
 }
 
 /// Who listens, by publisher.
-async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<HashMap<Uuid, Vec<Listener>>> {
+pub(crate) async fn listeners(
+    tx: &Tx,
+    publishers: BTreeSet<Uuid>,
+) -> Result<HashMap<Uuid, Vec<Listener>>> {
     use webhook_endpoints::Column;
     let rows: Vec<(Uuid, Uuid, String, Option<String>)> = webhook_endpoints::Entity::find()
         .select_only()
@@ -132,10 +129,11 @@ fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> event
         body: event::body(id, new.event_type, tx.now, new.data),
         created_at: tx.now.ms(),
         pipeline_slug: new.pipeline.map(str::to_owned),
+        external_id: None,
     }
 }
 
-fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> deliveries::Model {
+pub(crate) fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> deliveries::Model {
     deliveries::Model {
         publisher_id: publisher,
         id: DeliveryId::generate(tx.now).uuid(),
@@ -147,6 +145,8 @@ fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> del
         fence: 0,
         created_at: tx.now.ms(),
         finished_at: None,
+        replay_id: None,
+        precedence: 0,
     }
 }
 
@@ -154,7 +154,7 @@ async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
-async fn insert_deliveries(tx: &Tx, rows: Vec<deliveries::Model>) -> Result<()> {
+pub(crate) async fn insert_deliveries(tx: &Tx, rows: Vec<deliveries::Model>) -> Result<()> {
     if !rows.is_empty() {
         tx.writes_deliveries();
     }
@@ -200,7 +200,7 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
     for ((publisher, event), id) in news.iter().zip(ids) {
         event_rows.push(event_row(tx, *publisher, id, event));
         let wanted = listeners.get(publisher).into_iter().flatten();
-        let wanted = wanted.filter(|listener| listener.wants(event));
+        let wanted = wanted.filter(|listener| listener.wants(event.event_type, event.pipeline));
         delivery_rows.extend(wanted.map(|to| delivery_row(tx, *publisher, id, to.endpoint)));
     }
     insert_events(tx, event_rows).await?;

@@ -1,4 +1,4 @@
-//! The hot write lane: changes of runs, gathered from many callers and committed together.
+//! The hot write lane: changes of runs and published events, gathered from many callers and committed together.
 //!
 //! A commit costs a flush to the disk whatever is in it, so callers that come while one is under
 //! way share the next (ADR 0016). Each is answered after the commit that holds its change. One
@@ -26,6 +26,7 @@ use crate::{
     Store,
     entity::runs,
     error::{Result, StoreError},
+    publish::{Publish, PublishedEvent},
     runs::{
         Claimed, CreatedRun, Run,
         batch::{Batch, Change, Create, Done, apply},
@@ -68,6 +69,7 @@ enum Command {
     Create(Arc<Create>, Reply<CreatedRun>),
     Change(Arc<Change>, Reply<Run>),
     Claim(Box<Waiting>),
+    Publish(Publish, Reply<Vec<PublishedEvent>>),
 }
 
 /// Where callers hand in what they want done.
@@ -99,6 +101,10 @@ impl Lane {
         self.ask(|reply| Command::Change(change, reply)).await
     }
 
+    pub(crate) async fn publish(&self, publish: Publish) -> Result<Vec<PublishedEvent>> {
+        self.ask(|reply| Command::Publish(publish, reply)).await
+    }
+
     pub(crate) async fn claim(&self, claim: Claim, patience: Patience) -> Result<Vec<Claimed>> {
         let until = Instant::now() + patience.wait;
         self.ask(|reply| {
@@ -122,11 +128,15 @@ struct Gathered {
     creates: Vec<(Arc<Create>, Reply<CreatedRun>)>,
     changes: Vec<(Arc<Change>, Reply<Run>)>,
     claims: Vec<Waiting>,
+    publishes: Vec<(Publish, Reply<Vec<PublishedEvent>>)>,
 }
 
 impl Gathered {
+    /// How much there is to write. Each event counts, however many came in one call.
     fn len(&self) -> usize {
-        self.creates.len() + self.changes.len() + self.claims.len()
+        let publishes = self.publishes.iter();
+        let events: usize = publishes.map(|(publish, _)| publish.events.len()).sum();
+        self.creates.len() + self.changes.len() + self.claims.len() + events
     }
 
     fn add(&mut self, command: Command) {
@@ -134,6 +144,7 @@ impl Gathered {
             Command::Create(create, reply) => self.creates.push((create, reply)),
             Command::Change(change, reply) => self.changes.push((change, reply)),
             Command::Claim(waiting) => self.claims.push(*waiting),
+            Command::Publish(publish, reply) => self.publishes.push((publish, reply)),
         }
     }
 
@@ -145,6 +156,7 @@ impl Gathered {
             creates: creates.collect(),
             changes: changes.collect(),
             claims: claims.collect(),
+            publishes: self.publishes.iter().map(|(p, _)| p.clone()).collect(),
         }
     }
 }
@@ -349,6 +361,9 @@ impl Worker {
         for ((_, reply), result) in gathered.changes.into_iter().zip(done.changes) {
             answer(reply, result.map_err(StoreError::from));
         }
+        for ((_, reply), result) in gathered.publishes.into_iter().zip(done.publishes) {
+            answer(reply, result.map_err(StoreError::from));
+        }
         let now = Instant::now();
         for (waiting, claimed) in gathered.claims.into_iter().zip(done.claims) {
             if !claimed.is_empty() || waiting.until <= now {
@@ -379,6 +394,12 @@ impl Worker {
                 ..Gathered::default()
             });
         }
+        for publish in gathered.publishes {
+            alone.push(Gathered {
+                publishes: vec![publish],
+                ..Gathered::default()
+            });
+        }
         for one in alone {
             match self.run(one.batch()).await {
                 Ok(done) => self.answer_all(one, done),
@@ -397,6 +418,9 @@ fn refuse_all(gathered: Gathered, error: &StoreError) {
     }
     for waiting in gathered.claims {
         answer(waiting.reply, Err(copy_of(error)));
+    }
+    for (_, reply) in gathered.publishes {
+        answer(reply, Err(copy_of(error)));
     }
 }
 

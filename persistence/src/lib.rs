@@ -23,6 +23,7 @@ mod dispatch;
 mod endpoints;
 mod entity;
 mod error;
+mod event_types;
 mod events;
 #[cfg(test)]
 mod fixture;
@@ -32,6 +33,7 @@ mod lane;
 mod open;
 mod page;
 mod pipelines;
+mod publish;
 mod publishers;
 mod runs;
 mod scope;
@@ -50,12 +52,14 @@ pub use deliveries::{Attempt, Delivery, DeliveryFilter};
 pub use dispatch::{DueDelivery, Next, Outcome};
 pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint};
 pub use error::StoreError;
+pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
 pub use jobs::JobRow;
 pub use lane::Patience;
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
+pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
@@ -70,6 +74,7 @@ pub use versions::KeptVersion;
 use auth::AuthCache;
 use db::{Committed, Db, Tx};
 use error::Result;
+use event_types::TypeSchemas;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
 use runs::claims::Turns;
@@ -87,6 +92,7 @@ struct Inner {
     keys: KeyRing,
     auth: AuthCache,
     definitions: Definitions,
+    type_schemas: TypeSchemas,
     turns: Turns,
     lane: Lane,
     wake: Wake,
@@ -109,6 +115,7 @@ impl Store {
             keys: KeyRing::new(master),
             auth: AuthCache::new(),
             definitions: Definitions::new(),
+            type_schemas: TypeSchemas::new(),
             turns: Turns::new(),
             lane,
             wake: Wake::new(db.notifies().is_some()),

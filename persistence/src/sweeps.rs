@@ -126,14 +126,27 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 13] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 18] = [
     (
         "delivery_attempts",
         "publisher_id",
         "publisher_id, delivery_id, number",
     ),
     ("deliveries", "publisher_id", "publisher_id, id"),
+    ("replays", "publisher_id", "publisher_id, id"),
+    (
+        "endpoint_health",
+        "publisher_id",
+        "publisher_id, endpoint_id",
+    ),
+    (
+        "endpoint_stats",
+        "publisher_id",
+        "publisher_id, endpoint_id, bucket",
+    ),
+    ("endpoint_secrets", "publisher_id", "publisher_id, id"),
     ("events", "publisher_id", "publisher_id, id"),
+    ("event_types", "publisher_id", "publisher_id, event_type"),
     ("webhook_endpoints", "publisher_id", "publisher_id, id"),
     ("run_timeline", "publisher_id", "publisher_id, run_id, seq"),
     ("runs", "publisher_id", "publisher_id, id"),

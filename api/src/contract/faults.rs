@@ -248,13 +248,13 @@ fn wrong_branch_word(
     })
 }
 
-/// How many of the errors say that the branch is for something else altogether: another type, or
-/// another word in the member that tells the branches apart.
+/// How many of the errors say that the branch is for something else altogether: another type,
+/// another word in the member that tells the branches apart, or members that only others have.
 fn misses(errors: &[ValidationError<'static>], at: &str) -> usize {
     let elsewhere = |error: &&ValidationError<'static>| {
         let path = error.instance_path().as_str();
         match error.kind() {
-            Kind::Type { .. } => path == at,
+            Kind::Type { .. } | Kind::AdditionalProperties { .. } => path == at,
             Kind::Enum { .. } | Kind::Constant { .. } => path
                 .strip_prefix(at)
                 .is_some_and(|rest| rest.matches('/').count() <= 1),

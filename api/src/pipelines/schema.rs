@@ -1,4 +1,5 @@
-//! The JSON Schemas of a pipeline: checked when they are registered, obeyed by runs.
+//! JSON Schemas of publishers: of a pipeline, obeyed by runs, and of a type of events, obeyed by
+//! what is published. They are checked when they are registered.
 //!
 //! They come from strangers and are evaluated on a shared machine, so everything that makes an
 //! evaluation expensive has a limit: size, patterns (linear ones only), references (local ones
@@ -10,7 +11,13 @@ use jsonschema::{Draft, PatternOptions, Validator};
 use moka::sync::Cache;
 use serde_json::{Map, Value};
 
-use domain::{Code, FieldError, Problem, id::PipelineId, limits::PAYLOAD_BYTES};
+use domain::{
+    Code, FieldError, Problem,
+    id::{Id as _, PipelineId},
+    limits::PAYLOAD_BYTES,
+};
+use persistence::TypeSchema;
+use uuid::Uuid;
 
 use crate::contract::{self, FAULTS_MAX, child};
 
@@ -64,13 +71,15 @@ const APPLIED: [&str; 16] = [
 /// Keywords whose value is data, whatever it looks like.
 const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
 
-/// Which of a pipeline's schemas.
+/// What a schema judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     /// What a run begins with.
     Input,
     /// What it ends with.
     Output,
+    /// What an event tells.
+    Data,
 }
 
 impl Side {
@@ -79,6 +88,15 @@ impl Side {
         match self {
             Self::Input => "input",
             Self::Output => "output",
+            Self::Data => "data",
+        }
+    }
+
+    /// Whose schema it is, for messages.
+    const fn owner(self) -> &'static str {
+        match self {
+            Self::Input | Self::Output => "the pipeline's schema",
+            Self::Data => "the event type's schema",
         }
     }
 }
@@ -90,10 +108,18 @@ pub(crate) struct Compiled {
     bytes: u64,
 }
 
-/// A schema: of which pipeline, version and side.
-type Key = (PipelineId, i64, Side);
+/// A schema: of which pipeline or type, in which version, and which of its schemas.
+type Key = (Uuid, i64, Side);
 
-/// Compiled schemas by pipeline version, which never changes.
+/// An event's data, and the schema that judges it, if there is one.
+pub(crate) struct Item {
+    /// Where the event stands in its request: empty, or `/events/3`.
+    pub(crate) pointer: String,
+    pub(crate) schema: Option<TypeSchema>,
+    pub(crate) data: Value,
+}
+
+/// Compiled schemas by version, which never changes.
 #[derive(Clone)]
 pub(crate) struct Schemas(Cache<Key, Arc<Compiled>>);
 
@@ -153,6 +179,40 @@ impl Schemas {
         }
     }
 
+    /// Judges the data of all events of a request, each where it stands, and hands them back as
+    /// text. All checks together have the limits of one.
+    pub(crate) async fn check_all(&self, items: Vec<Item>) -> Result<Vec<String>, Problem> {
+        let (mut faults, mut texts, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut work = 0;
+        for item in items {
+            let text = item.data.to_string();
+            if text.len() > PAYLOAD_BYTES {
+                faults.push(placed(&item.pointer, too_long("data")));
+            } else if let Some(schema) = &item.schema {
+                let key = (schema.id, schema.revision, Side::Data);
+                let job = self.prepared(key, &schema.schema, text.len(), &item.data)?;
+                work += job.work;
+                jobs.push((job, item.pointer, item.data));
+            }
+            texts.push(text);
+        }
+        if work > WORK_MAX {
+            let detail = "The events and their schemas are together too large to check.";
+            let pointer = if texts.len() > 1 { "/events" } else { "/data" };
+            faults.push(FieldError::new(pointer, "too_large", detail));
+        } else if work > WORK_INLINE_MAX {
+            let judged = tokio::task::spawn_blocking(move || judge_all(&jobs)).await;
+            faults.extend(judged.map_err(|_| Problem::from(Code::Internal))?);
+        } else {
+            faults.extend(judge_all(&jobs));
+        }
+        if faults.is_empty() {
+            return Ok(texts);
+        }
+        faults.truncate(FAULTS_MAX);
+        Err(Problem::invalid(faults))
+    }
+
     /// What is to be done to judge a payload; nothing without a schema.
     fn job(
         &self,
@@ -165,17 +225,27 @@ impl Schemas {
         let Some(schema) = schema else {
             return Ok(None);
         };
-        let key = (version.0, version.1, side);
+        let key = (version.0.uuid(), version.1, side);
+        self.prepared(key, schema, bytes, payload).map(Some)
+    }
+
+    fn prepared(
+        &self,
+        key: Key,
+        schema: &Value,
+        bytes: usize,
+        payload: &Value,
+    ) -> Result<Job, Problem> {
         let compiled = match self.0.get(&key) {
             Some(known) => known,
             None => self.keep(key, schema)?,
         };
         let work = compiled.parts * (nodes(payload) + bytes as u64 / 16);
-        Ok(Some(Job {
+        Ok(Job {
             compiled,
-            side,
+            side: key.2,
             work,
-        }))
+        })
     }
 
     fn keep(&self, key: Key, schema: &Value) -> Result<Arc<Compiled>, Problem> {
@@ -197,10 +267,42 @@ impl Schemas {
 pub(crate) fn payload_bytes(member: &str, payload: &Value) -> Result<usize, Problem> {
     let bytes = payload.to_string().len();
     if bytes > PAYLOAD_BYTES {
-        let detail = format!("`{member}` may have at most {PAYLOAD_BYTES} bytes of JSON.");
-        return Err(Problem::field(&format!("/{member}"), "too_long", detail));
+        return Err(Problem::invalid(vec![too_long(member)]));
     }
     Ok(bytes)
+}
+
+fn too_long(member: &str) -> FieldError {
+    let detail = format!("`{member}` may have at most {PAYLOAD_BYTES} bytes of JSON.");
+    FieldError::new(format!("/{member}"), "too_long", detail)
+}
+
+/// The faults of several payloads, each with the pointer of its event.
+fn judge_all(jobs: &[(Job, String, Value)]) -> Vec<FieldError> {
+    let mut faults = Vec::new();
+    for (job, pointer, data) in jobs {
+        if faults.len() >= FAULTS_MAX {
+            break;
+        }
+        if let Err(problem) = job.run(data) {
+            let found = problem.errors.into_iter();
+            faults.extend(found.map(|fault| placed(pointer, fault)));
+        }
+    }
+    faults
+}
+
+/// Moves a fault of an event to where the event stands in its request.
+fn placed(pointer: &str, fault: FieldError) -> FieldError {
+    if pointer.is_empty() {
+        return fault;
+    }
+    let words = pointer.trim_start_matches('/').replace('/', ".");
+    FieldError {
+        pointer: format!("{pointer}{}", fault.pointer),
+        code: fault.code,
+        detail: fault.detail.replacen('`', &format!("`{words}."), 1),
+    }
 }
 
 /// One payload to judge by one schema.
@@ -216,7 +318,7 @@ impl Job {
         let pointer = format!("/{member}");
         if self.work > WORK_MAX {
             let detail =
-                format!("`{member}` and the pipeline's schema are together too large to check.");
+                format!("`{member}` and {} are together too large to check.", self.side.owner());
             return Err(Problem::field(&pointer, "too_large", detail));
         }
         let validator = &self.compiled.validator;
@@ -234,7 +336,7 @@ impl Job {
             .map(|fault| below(&pointer, member, fault))
             .collect();
         if faults.is_empty() {
-            let detail = format!("`{member}` is not what the pipeline's schema takes.");
+            let detail = format!("`{member}` is not what {} takes.", self.side.owner());
             faults.push(FieldError::new(pointer, "invalid", detail));
         }
         Err(Problem::invalid(faults))
@@ -284,6 +386,25 @@ pub(crate) fn faults(pointer: &str, schema: &Value) -> Vec<FieldError> {
         ..fault
     });
     placed.take(FAULTS_MAX).collect()
+}
+
+/// The faults of an example that stands at `pointer`, by a schema that can be registered.
+pub(crate) fn example_faults(pointer: &str, schema: &Value, example: &Value) -> Vec<FieldError> {
+    let Ok(compiled) = compile(schema) else {
+        return Vec::new();
+    };
+    let job = Job {
+        work: compiled.parts * (nodes(example) + example.to_string().len() as u64 / 16),
+        compiled: Arc::new(compiled),
+        side: Side::Data,
+    };
+    let found = job.run(example).err().map(|problem| problem.errors);
+    let found = found.into_iter().flatten().map(|fault| FieldError {
+        pointer: fault.pointer.replacen("/data", pointer, 1),
+        detail: fault.detail.replacen("`data", "`example", 1),
+        ..fault
+    });
+    found.collect()
 }
 
 /// Checks a schema and makes a validator of it.

@@ -36,6 +36,7 @@ use crate::{
     db::Tx,
     entity::{pipelines, runs},
     error::{Result, StoreError, damaged},
+    publish::{Publish, PublishedEvent, publish_all},
     sql::{self, padded},
 };
 
@@ -89,6 +90,7 @@ pub(crate) struct Batch {
     pub(crate) creates: Vec<Arc<Create>>,
     pub(crate) changes: Vec<Arc<Change>>,
     pub(crate) claims: Vec<Arc<Claim>>,
+    pub(crate) publishes: Vec<Publish>,
 }
 
 /// What became of them, in the same order.
@@ -97,6 +99,7 @@ pub(crate) struct Done {
     pub(crate) creates: Vec<Result<CreatedRun, Problem>>,
     pub(crate) changes: Vec<Result<Run, Problem>>,
     pub(crate) claims: Vec<Vec<Claimed>>,
+    pub(crate) publishes: Vec<Result<Vec<PublishedEvent>, Problem>>,
 }
 
 /// Makes the changes: those to existing runs first, since they may set places free.
@@ -106,10 +109,12 @@ pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done>
     let creates = create_all(store, tx, &batch.creates, &mut news).await?;
     let claims = claims::claim_all(store, tx, &batch.claims, &mut news).await?;
     news.write(tx).await?;
+    let publishes = publish_all(tx, &batch.publishes).await?;
     Ok(Done {
         creates,
         changes,
         claims,
+        publishes,
     })
 }
 

@@ -1,0 +1,376 @@
+//! Events that publishers publish themselves: many callers' in one statement, each call's all or
+//! none.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use domain::{
+    Problem, event,
+    id::{EventId, Id as _},
+};
+use sea_orm::{
+    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, EntityTrait as _,
+    IntoActiveModel as _, QueryFilter as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _, OnConflict},
+};
+use uuid::Uuid;
+
+use crate::{
+    change::{Answer, Context},
+    db::Tx,
+    entity::{events, pipelines},
+    error::{Result, StoreError, damaged},
+    events::{Event, ROWS_A_STATEMENT, delivery_row, insert_deliveries, listeners},
+    runs::batch::{Batch, apply},
+    scope::{Scope, Scoped},
+};
+
+/// An event that a publisher publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOwnEvent {
+    /// Its type; the caller has checked that it is one of a publisher's own.
+    pub event_type: String,
+    /// What happened, as JSON text.
+    pub data: String,
+    /// The publisher's name for it. A second event of the same name is the first.
+    pub external_id: Option<String>,
+    /// The pipeline that it happened in.
+    pub pipeline: Option<String>,
+}
+
+/// An event that was published, now or by an earlier request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedEvent {
+    /// The event.
+    pub event: Event,
+    /// Whether an earlier event has its external identifier: that one, then.
+    pub existed: bool,
+}
+
+/// Events of one call, all to be written or none.
+#[derive(Clone)]
+pub(crate) struct Publish {
+    pub(crate) scope: Scope,
+    pub(crate) events: Arc<[NewOwnEvent]>,
+    /// Whether the request had a list, for pointers into it.
+    pub(crate) listed: bool,
+}
+
+impl Publish {
+    fn fault(&self, at: usize, member: &str, code: &'static str, detail: &str) -> Problem {
+        let pointer = if self.listed {
+            format!("/events/{at}/{member}")
+        } else {
+            format!("/{member}")
+        };
+        Problem::field(&pointer, code, detail)
+    }
+}
+
+/// Publisher and external identifier.
+type Name = (Uuid, String);
+
+fn names_of(publish: &Publish) -> impl Iterator<Item = Name> {
+    let owner = publish.scope.uuid();
+    let names = publish.events.iter();
+    names.filter_map(move |new| Some((owner, new.external_id.clone()?)))
+}
+
+/// The live pipelines among those that the events name.
+async fn known_pipelines(tx: &Tx, publishes: &[Publish]) -> Result<HashSet<Name>> {
+    use pipelines::Column;
+    let named: BTreeSet<Name> = publishes
+        .iter()
+        .flat_map(|publish| {
+            let owner = publish.scope.uuid();
+            let slugs = publish.events.iter().filter_map(|new| new.pipeline.clone());
+            slugs.map(move |slug| (owner, slug))
+        })
+        .collect();
+    if named.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::LiveSlug)]);
+    let found: Vec<Name> = pipelines::Entity::find()
+        .select_only()
+        .columns([Column::PublisherId, Column::Slug])
+        .filter(key.in_tuples(named))
+        .into_tuple()
+        .all(tx.db())
+        .await?;
+    Ok(found.into_iter().collect())
+}
+
+/// The events that have these names already.
+async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, events::Model>> {
+    use events::Column;
+    let mut found = HashMap::new();
+    if names.is_empty() {
+        return Ok(found);
+    }
+    let names: Vec<Name> = names.into_iter().collect();
+    for part in names.chunks(ROWS_A_STATEMENT) {
+        let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::ExternalId)]);
+        let rows = events::Entity::find()
+            .filter(key.in_tuples(part.iter().cloned()))
+            .filter(Column::ExternalId.is_not_null())
+            .all(tx.db())
+            .await?;
+        for row in rows {
+            let name = row.external_id.clone().ok_or_else(|| damaged("event"))?;
+            found.insert((row.publisher_id, name), row);
+        }
+    }
+    Ok(found)
+}
+
+fn in_reach(scope: &Scope, row: &events::Model) -> bool {
+    row.pipeline_slug
+        .as_ref()
+        .is_none_or(|slug| scope.reaches(slug))
+}
+
+/// Rows to insert, and which of them each call's events are.
+struct Drafts {
+    rows: Vec<events::Model>,
+    by_name: HashMap<Name, usize>,
+}
+
+impl Drafts {
+    /// The rows of one call's events, each with whether another call's came first. Nothing is
+    /// added for a call that is refused.
+    fn add(
+        &mut self,
+        tx: &Tx,
+        publish: &Publish,
+        pipelines: &HashSet<Name>,
+        taken: &HashMap<Name, events::Model>,
+        ids: &mut impl Iterator<Item = EventId>,
+    ) -> Result<Vec<(usize, bool)>> {
+        for (at, new) in publish.events.iter().enumerate() {
+            self.check(publish, at, new, pipelines, taken)?;
+        }
+        let owner = publish.scope.uuid();
+        let mut places = Vec::with_capacity(publish.events.len());
+        for new in publish.events.iter() {
+            let name = new.external_id.clone().map(|name| (owner, name));
+            if let Some(first) = name.as_ref().and_then(|name| self.by_name.get(name)) {
+                places.push((*first, true));
+                continue;
+            }
+            let id = ids.next().ok_or_else(|| damaged("batch of events"))?;
+            places.push((self.rows.len(), false));
+            if let Some(name) = name {
+                self.by_name.insert(name, self.rows.len());
+            }
+            self.rows.push(events::Model {
+                publisher_id: owner,
+                id: id.uuid(),
+                event_type: new.event_type.clone(),
+                body: event::body_of_text(id, &new.event_type, tx.now, &new.data),
+                created_at: tx.now.ms(),
+                pipeline_slug: new.pipeline.clone(),
+                external_id: new.external_id.clone(),
+            });
+        }
+        Ok(places)
+    }
+
+    fn check(
+        &self,
+        publish: &Publish,
+        at: usize,
+        new: &NewOwnEvent,
+        pipelines: &HashSet<Name>,
+        taken: &HashMap<Name, events::Model>,
+    ) -> Result<(), Problem> {
+        let owner = publish.scope.uuid();
+        if let Some(slug) = &new.pipeline
+            && !(publish.scope.reaches(slug) && pipelines.contains(&(owner, slug.clone())))
+        {
+            let detail = "There is no pipeline of that name.";
+            return Err(publish.fault(at, "pipeline", "invalid", detail));
+        }
+        if let Some(name) = &new.external_id {
+            let name = (owner, name.clone());
+            let drafted = self.by_name.get(&name).map(|first| &self.rows[*first]);
+            let first = drafted.or_else(|| taken.get(&name));
+            if first.is_some_and(|row| !in_reach(&publish.scope, row)) {
+                let detail = "An event of a pipeline out of reach has it already.";
+                return Err(publish.fault(at, "external_id", "duplicate", detail));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Inserts the rows, but for those whose name another event has: answers these, by name.
+async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events::Model>> {
+    use events::Column;
+    // Always in the same order, so that two transactions can't wait for each other's names.
+    let mut sorted: Vec<&events::Model> = rows.iter().collect();
+    sorted.sort_by_key(|row| (row.publisher_id, &row.external_id, row.id));
+    let by_name = OnConflict::columns([Column::PublisherId, Column::ExternalId])
+        .target_and_where(Expr::col(Column::ExternalId).is_not_null())
+        .do_nothing()
+        .to_owned();
+    let named = rows.iter().any(|row| row.external_id.is_some());
+    let mut inserted = 0;
+    for part in sorted.chunks(ROWS_A_STATEMENT) {
+        let part = part
+            .iter()
+            .map(|row| (*row).clone().into_active_model().reset_all());
+        let mut statement = events::Entity::insert_many(part);
+        if named {
+            statement = statement.on_conflict(by_name.clone());
+        }
+        let statement = sea_orm::QueryTrait::into_query(statement);
+        inserted += tx.db().execute(&statement).await?.rows_affected();
+    }
+    if usize::try_from(inserted).is_ok_and(|inserted| inserted == rows.len()) {
+        return Ok(HashMap::new());
+    }
+    let named = rows
+        .iter()
+        .filter_map(|row| Some((row.publisher_id, row.external_id.clone()?)));
+    let mut found = events_of(tx, named.collect()).await?;
+    let ours: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+    let all = rows
+        .iter()
+        .filter_map(|row| Some((row.publisher_id, row.external_id.clone()?)))
+        .all(|name| found.contains_key(&name));
+    if !all {
+        // Swept between the two statements: the whole transaction begins anew.
+        return Err(StoreError::Conflict("an event was swept meanwhile".into()));
+    }
+    found.retain(|_, row| !ours.contains(&row.id));
+    Ok(found)
+}
+
+/// Writes a delivery for each endpoint that wants one of the events.
+async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let publishers = rows.iter().map(|row| row.publisher_id).collect();
+    let listeners = listeners(tx, publishers).await?;
+    let mut deliveries = Vec::new();
+    for row in rows {
+        let wanted = listeners.get(&row.publisher_id).into_iter().flatten();
+        let wanted = wanted
+            .filter(|listener| listener.wants(&row.event_type, row.pipeline_slug.as_deref()));
+        let id = EventId::from_uuid(row.id);
+        deliveries.extend(wanted.map(|to| delivery_row(tx, row.publisher_id, id, to.endpoint)));
+    }
+    insert_deliveries(tx, deliveries).await
+}
+
+/// Publishes what several callers hand in. Each call is judged by itself; events of a call that is
+/// refused are not written.
+pub(crate) async fn publish_all(
+    tx: &Tx,
+    publishes: &[Publish],
+) -> Result<Vec<Result<Vec<PublishedEvent>, Problem>>> {
+    if publishes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pipelines = known_pipelines(tx, publishes).await?;
+    // Only a token that does not reach everything can meet an event that it must not see.
+    let limited = publishes.iter().filter(|p| p.scope.pipelines().is_some());
+    let taken = events_of(tx, limited.flat_map(names_of).collect()).await?;
+    let count = publishes.iter().map(|publish| publish.events.len()).sum();
+    let mut ids: Vec<EventId> = std::iter::repeat_with(|| EventId::generate(tx.now))
+        .take(count)
+        .collect();
+    ids.sort_unstable();
+    let mut ids = ids.into_iter();
+    let mut drafts = Drafts {
+        rows: Vec::with_capacity(count),
+        by_name: HashMap::new(),
+    };
+    let mut plans = Vec::with_capacity(publishes.len());
+    for publish in publishes {
+        plans.push(match drafts.add(tx, publish, &pipelines, &taken, &mut ids) {
+            Ok(places) => Ok(places),
+            Err(StoreError::Refused(problem)) => Err(problem),
+            Err(error) => return Err(error),
+        });
+    }
+    let rows = drafts.rows;
+    let firsts = insert(tx, &rows).await?;
+    let first_of = |row: &events::Model| {
+        let name = row.external_id.clone()?;
+        firsts.get(&(row.publisher_id, name))
+    };
+    let fresh: Vec<&events::Model> = rows.iter().filter(|row| first_of(row).is_none()).collect();
+    deliver(tx, &fresh).await?;
+    let mut done = Vec::with_capacity(plans.len());
+    for (publish, plan) in publishes.iter().zip(plans) {
+        let places = match plan {
+            Ok(places) => places,
+            Err(problem) => {
+                done.push(Err(problem));
+                continue;
+            }
+        };
+        let mut published = Vec::with_capacity(places.len());
+        for (place, repeated) in places {
+            let first = first_of(&rows[place]);
+            let row = first.unwrap_or(&rows[place]);
+            if !in_reach(&publish.scope, row) {
+                // Another process took the name meanwhile: from the beginning, to refuse it.
+                return Err(StoreError::Conflict("a name was taken meanwhile".into()));
+            }
+            published.push(PublishedEvent {
+                event: Event::of_row(row.clone()),
+                existed: repeated || first.is_some(),
+            });
+        }
+        done.push(Ok(published));
+    }
+    Ok(done)
+}
+
+impl Scoped {
+    /// Publishes events, all or none, in the order given. One whose external identifier an event
+    /// has already is not written again: the first one is answered in its place.
+    ///
+    /// `listed` says whether the request had a list, for the pointers of faults.
+    pub async fn publish<A>(
+        &self,
+        context: &Context,
+        events: Vec<NewOwnEvent>,
+        listed: bool,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Vec<PublishedEvent>) -> Answer + Send + Sync,
+    {
+        let publish = Publish {
+            scope: self.scope.clone(),
+            events: events.into(),
+            listed,
+        };
+        if context.idempotency.is_none() {
+            return Ok(render(&self.store.inner.lane.publish(publish).await?));
+        }
+        let (store, publish) = (&self.store, &publish);
+        let work = |tx: Tx| async move {
+            let batch = Batch {
+                publishes: vec![publish.clone()],
+                ..Batch::default()
+            };
+            let done = apply(store, &tx, &batch).await?.publishes;
+            let first = done.into_iter().next();
+            Ok(first.ok_or_else(|| damaged("batch of events"))??)
+        };
+        store
+            .transact(context, self.scope.uuid(), work, render)
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests;
