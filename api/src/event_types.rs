@@ -6,7 +6,7 @@ use poem_openapi::{
     Object, OpenApi,
     param::Path,
     registry::{MetaSchema, MetaSchemaRef},
-    types::{Example, ParseFromParameter, ParseResult, Type},
+    types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde_json::{Value, json};
 
@@ -49,6 +49,8 @@ const fn description(own: OwnType) -> &'static str {
         OwnType::TokenRotated => "Live credentials of a kind were replaced by a new one.",
         OwnType::TokenRevoked => "A credential was taken away.",
         OwnType::EndpointDisabled => "Nothing is delivered to an endpoint any more.",
+        OwnType::EndpointFailing => "Every try at an endpoint has failed for a day.",
+        OwnType::EndpointRecovered => "An endpoint that was said to fail works again.",
         OwnType::Test => "Sent on request, to one endpoint.",
     }
 }
@@ -181,9 +183,11 @@ impl EventTypeBody {
     }
 }
 
-/// The name of a type that a publisher describes.
+/// The name of a type of a publisher's own.
+///
+/// Its pattern is the contract's alone: a validator of the parser would compile it for every event.
 #[derive(Clone, Debug)]
-pub struct OwnTypeName(String);
+pub struct OwnTypeName(pub(crate) String);
 
 impl OwnTypeName {
     fn checked(self) -> Result<String, Problem> {
@@ -227,6 +231,19 @@ impl Type for OwnTypeName {
 impl ParseFromParameter for OwnTypeName {
     fn parse_from_parameter(text: &str) -> ParseResult<Self> {
         Ok(Self(text.to_owned()))
+    }
+}
+
+impl ParseFromJSON for OwnTypeName {
+    fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+        let text = String::parse_from_json(value);
+        text.map(Self).map_err(ParseError::propagate)
+    }
+}
+
+impl ToJSON for OwnTypeName {
+    fn to_json(&self) -> Option<Value> {
+        Some(Value::String(self.0.clone()))
     }
 }
 
@@ -318,7 +335,12 @@ impl EventTypesApi {
         if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
             return Ok(Ok::show(&EventType::from(own), None));
         }
-        let described = self.app.store.scoped(&who.0.scope).event_type(&name).await?;
+        let described = self
+            .app
+            .store
+            .scoped(&who.0.scope)
+            .event_type(&name)
+            .await?;
         let revision = Some(described.revision);
         Ok(Ok::show(&EventType::from(&described), revision))
     }

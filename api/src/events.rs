@@ -96,8 +96,19 @@ fn example_data(own: OwnType) -> Value {
         OwnType::TokenRotated | OwnType::TokenRevoked => {
             json!({ "id": TokenId::from_uuid(uuid::Uuid::nil()).to_string(), "kind": "admin" })
         }
-        OwnType::EndpointDisabled => json!({ "endpoint_id": endpoint, "reason": "gone" }),
-        OwnType::Test => json!({ "endpoint_id": endpoint }),
+        OwnType::EndpointDisabled => json!({
+            "endpoint_id": endpoint,
+            "reason": "failing",
+            "failing_since": "2026-01-26T12:00:00.000Z",
+            "last_error": "timeout",
+        }),
+        OwnType::EndpointFailing => json!({
+            "endpoint_id": endpoint,
+            "failing_since": "2026-01-30T12:00:00.000Z",
+            "last_error": "timeout",
+            "disabled_after": "2026-02-04T12:00:00.000Z",
+        }),
+        OwnType::EndpointRecovered | OwnType::Test => json!({ "endpoint_id": endpoint }),
     }
 }
 
@@ -138,11 +149,11 @@ impl Events {
         for (at, body) in bodies.into_iter().enumerate() {
             items.push(Item {
                 pointer: publish::pointer(at, listed),
-                schema: known.get(&body.r#type).cloned(),
+                schema: known.get(&body.r#type.0).cloned(),
                 data: body.data,
             });
             events.push(NewOwnEvent {
-                event_type: body.r#type,
+                event_type: body.r#type.0,
                 data: String::new(),
                 external_id: body.external_id,
                 pipeline: body.pipeline,

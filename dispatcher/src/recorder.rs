@@ -61,7 +61,12 @@ async fn record(store: &Store, batch: &mut Vec<Finished>) {
     while !batch.is_empty() {
         let outcomes = batch.iter().map(|one| one.outcome.clone()).collect();
         match store.system().record_outcomes(outcomes).await {
-            Ok(()) => return,
+            Ok(gone) => {
+                if gone {
+                    settle(store).await;
+                }
+                return;
+            }
             Err(error @ StoreError::Unavailable(_)) => {
                 tracing::warn!(%error, outcomes = batch.len(), "outcomes wait for the store");
             }
@@ -86,6 +91,14 @@ async fn record(store: &Store, batch: &mut Vec<Finished>) {
             }
             held
         });
+    }
+}
+
+/// Disables endpoints that said that they are gone. What fails here is made up for by the job
+/// that looks at all endpoints.
+async fn settle(store: &Store) {
+    if let Err(error) = store.system().disable_gone_endpoints().await {
+        tracing::warn!(%error, "an endpoint that is gone could not be disabled yet");
     }
 }
 

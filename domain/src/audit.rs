@@ -86,6 +86,10 @@ words! {
         EndpointDisabled = "endpoint.disabled",
         /// An endpoint was removed.
         EndpointDeleted = "endpoint.deleted",
+        /// Everything since a time is sent to an endpoint again.
+        ReplayStarted = "replay.started",
+        /// It is not, any more.
+        ReplayCancelled = "replay.cancelled",
         /// A finished delivery was started again.
         DeliveryRetried = "delivery.retried",
         /// A bootstrap token was used (at most one row a minute for each).

@@ -34,13 +34,17 @@ pub enum OwnType {
     TokenRevoked,
     /// The service stopped delivering to an endpoint.
     EndpointDisabled,
+    /// Every try at an endpoint has failed for a day.
+    EndpointFailing,
+    /// An endpoint of which that was told works again.
+    EndpointRecovered,
     /// Sent on request, to one endpoint.
     Test,
 }
 
 impl OwnType {
     /// Every own type.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::RunCreated,
         Self::RunStarted,
         Self::RunSucceeded,
@@ -50,6 +54,8 @@ impl OwnType {
         Self::TokenRotated,
         Self::TokenRevoked,
         Self::EndpointDisabled,
+        Self::EndpointFailing,
+        Self::EndpointRecovered,
         Self::Test,
     ];
 
@@ -66,6 +72,8 @@ impl OwnType {
             Self::TokenRotated => "stationmaster.token.rotated",
             Self::TokenRevoked => "stationmaster.token.revoked",
             Self::EndpointDisabled => "stationmaster.endpoint.disabled",
+            Self::EndpointFailing => "stationmaster.endpoint.failing",
+            Self::EndpointRecovered => "stationmaster.endpoint.recovered",
             Self::Test => "stationmaster.test",
         }
     }
@@ -192,8 +200,19 @@ mod tests {
         }
         let long = "x".repeat(MAX_TYPE_LEN + 1);
         for bad in [
-            "run", "run.x", "stationmaster", "stationmaster.test", "Order", "a..b", "a.", "", "*",
-            "a.*", "a-b", "\"", &long,
+            "run",
+            "run.x",
+            "stationmaster",
+            "stationmaster.test",
+            "Order",
+            "a..b",
+            "a.",
+            "",
+            "*",
+            "a.*",
+            "a-b",
+            "\"",
+            &long,
         ] {
             assert!(!is_publishable(bad), "{bad}");
         }

@@ -111,6 +111,10 @@ ids! {
     DeliveryId = "dlv";
     /// One HTTP try of a delivery.
     AttemptId = "att";
+    /// A replay of events to an endpoint.
+    ReplayId = "rpl";
+    /// The public keys of an endpoint. Random, so that it tells nothing and can't be guessed.
+    KeySetId = "wks";
     /// An audit event.
     AuditId = "aud";
     /// One call of a subcommand; also its `webhook-id`.

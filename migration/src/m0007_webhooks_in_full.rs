@@ -202,8 +202,6 @@ fn endpoint_secrets() -> TableCreateStatement {
         .primary_key(&mut primary_key(&["publisher_id", "id"]))
         .foreign_key(&mut of_endpoint("endpoint_secrets"))
         .check(Expr::cust("kind IN ('hmac', 'ed25519')"))
-        .check(Expr::cust(
-            "(kind = 'ed25519') = (public_key IS NOT NULL)",
-        ))
+        .check(Expr::cust("(kind = 'ed25519') = (public_key IS NOT NULL)"))
         .to_owned()
 }

@@ -102,6 +102,18 @@ pub struct Answer {
     pub replayed: bool,
 }
 
+/// The answer to a change that nobody waits for.
+pub(crate) const fn nothing() -> Answer {
+    Answer {
+        status: 204,
+        body: String::new(),
+        etag: None,
+        location: None,
+        holds_secret: false,
+        replayed: false,
+    }
+}
+
 /// One line of the audit log, before it is chained.
 #[derive(Clone, Debug)]
 pub struct Entry {

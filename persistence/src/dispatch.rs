@@ -28,6 +28,7 @@ use crate::{
     credentials::{live_at, open_secret},
     entity::{credentials, deliveries, delivery_attempts},
     error::{Result, StoreError, damaged},
+    health::note_outcomes,
     scope::System,
     sql::Sql,
 };
@@ -320,33 +321,40 @@ impl System {
 
     /// Writes down how tries ended, all in one transaction. An outcome whose claim was lost to
     /// another one, or whose delivery was called off, changes nothing.
-    pub async fn record_outcomes(&self, outcomes: Vec<Outcome>) -> Result<(), StoreError> {
+    ///
+    /// Answers whether an endpoint said that it is gone: then
+    /// [`System::disable_gone_endpoints`] is to be called.
+    pub async fn record_outcomes(&self, outcomes: Vec<Outcome>) -> Result<bool, StoreError> {
         let (outcomes, backend) = (&outcomes, self.store.backend());
         self.store
             .write(|tx| async move {
+                let mut noted = Vec::with_capacity(outcomes.len());
                 for part in outcomes.chunks(RECORD_ROWS) {
                     let sql = record_sql(part, tx.now);
                     let mut counted = HashMap::with_capacity(part.len());
                     for row in tx.db().query_all_raw(sql.statement(backend)).await? {
                         let key: (Uuid, Uuid) =
                             (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
-                        counted.insert(key, row.try_get::<i64>("", "fence")?);
+                        let claim: (i64, Uuid) =
+                            (row.try_get("", "fence")?, row.try_get("", "endpoint_id")?);
+                        counted.insert(key, claim);
                     }
-                    let rows: Vec<_> = part
-                        .iter()
-                        .filter(|outcome| {
-                            let key = (outcome.publisher.uuid(), outcome.id.uuid());
-                            counted.get(&key) == Some(&outcome.fence)
-                        })
-                        .map(attempt_row)
-                        .collect();
+                    let mut rows = Vec::with_capacity(part.len());
+                    for outcome in part {
+                        let key = (outcome.publisher.uuid(), outcome.id.uuid());
+                        let claim = counted.get(&key);
+                        if let Some((_, endpoint)) = claim.filter(|(fence, _)| *fence == outcome.fence) {
+                            rows.push(attempt_row(outcome));
+                            noted.push((*endpoint, outcome));
+                        }
+                    }
                     if !rows.is_empty() {
                         delivery_attempts::Entity::insert_many(rows)
                             .exec_without_returning(tx.db())
                             .await?;
                     }
                 }
-                Ok(())
+                note_outcomes(&tx, &noted).await
             })
             .await
     }
@@ -477,7 +485,7 @@ fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
         ") UPDATE deliveries SET status = becomes, next_attempt_at = due, finished_at = ended, \
          attempts = tries FROM outcome \
          WHERE publisher_id = owner AND id = delivery AND fence = claim AND status = 'pending' \
-         RETURNING publisher_id, id, fence",
+         RETURNING publisher_id, id, fence, endpoint_id",
     );
     sql
 }

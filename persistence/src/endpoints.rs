@@ -11,7 +11,7 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
+    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _, IntoActiveModel as _,
     PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
     sea_query::{Expr, ExprTrait as _},
 };
@@ -26,6 +26,7 @@ use crate::{
     entity::{credentials, deliveries, publishers, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Event, emit_to},
+    health::{Health, forget_failures, health_of},
     page::{Page, PageRequest},
     pipelines::check_known,
     publishers::quotas_of,
@@ -56,6 +57,8 @@ pub struct Endpoint {
     pub disabled_reason: Option<String>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: bool,
+    /// How tries at it went lately.
+    pub health: Health,
     /// Counts changes of this row.
     pub revision: i64,
     /// When it was made.
@@ -115,11 +118,27 @@ impl Endpoint {
             enabled: row.enabled,
             disabled_reason: row.disabled_reason,
             send_bearer: row.send_bearer,
+            health: Health::default(),
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
             updated_at: Timestamp::from_ms(row.updated_at),
         })
     }
+}
+
+/// With how tries at them went.
+async fn with_health<C: ConnectionTrait>(
+    db: &C,
+    owner: Uuid,
+    endpoints: &mut [Endpoint],
+    now: Timestamp,
+) -> Result<()> {
+    let ids: Vec<Uuid> = endpoints.iter().map(|endpoint| endpoint.id.uuid()).collect();
+    let mut health = health_of(db, owner, &ids, now).await?;
+    for endpoint in endpoints {
+        endpoint.health = health.remove(&endpoint.id.uuid()).unwrap_or_default();
+    }
+    Ok(())
 }
 
 fn slugs_text(slugs: &[Slug]) -> String {
@@ -172,7 +191,7 @@ fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {
         .filter(webhook_endpoints::Column::DeletedAt.is_null())
 }
 
-async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_endpoints::Model> {
+pub(crate) async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_endpoints::Model> {
     let query = live(publisher).filter(webhook_endpoints::Column::Id.eq(id.uuid()));
     query
         .one(tx.db())
@@ -180,7 +199,7 @@ async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_en
         .ok_or_else(|| Problem::not_found().into())
 }
 
-async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_endpoints::Model> {
+pub(crate) async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_endpoints::Model> {
     let row = webhook_endpoints::Model {
         revision: row.revision + 1,
         updated_at: tx.now.ms(),
@@ -307,14 +326,20 @@ async fn update(
         };
         lines.push(entry(action, "endpoint", id, json!({})));
         if row.enabled {
+            forget_failures(tx, publisher, row.id).await?;
             // What waited may be due.
             tx.writes_deliveries();
         }
     }
     if lines.is_empty() {
-        return Ok(Audited::unchanged(Endpoint::of_row(row)?));
+        let mut same = [Endpoint::of_row(row)?];
+        with_health(tx.db(), publisher, &mut same, tx.now).await?;
+        let [endpoint] = same;
+        return Ok(Audited::unchanged(endpoint));
     }
-    let endpoint = Endpoint::of_row(write_row(tx, row).await?)?;
+    let mut changed = [Endpoint::of_row(write_row(tx, row).await?)?];
+    with_health(tx.db(), publisher, &mut changed, tx.now).await?;
+    let [endpoint] = changed;
     let audited = Audited::unchanged(endpoint);
     Ok(lines
         .into_iter()
@@ -374,7 +399,11 @@ impl Scoped {
             .filter(webhook_endpoints::Column::Id.eq(id.uuid()))
             .one(self.store.read())
             .await?;
-        Endpoint::of_row(row.ok_or_else(Problem::not_found)?)
+        let mut found = [Endpoint::of_row(row.ok_or_else(Problem::not_found)?)?];
+        let (db, now) = (self.store.read(), self.store.now());
+        with_health(db, self.scope.uuid(), &mut found, now).await?;
+        let [endpoint] = found;
+        Ok(endpoint)
     }
 
     /// The publisher's endpoints, newest first.
@@ -389,7 +418,10 @@ impl Scoped {
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
         let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(Endpoint::of_row)
+        let mut page = page.cut(rows, |row| row.id).try_map(Endpoint::of_row)?;
+        let (db, now) = (self.store.read(), self.store.now());
+        with_health(db, self.scope.uuid(), &mut page.items, now).await?;
+        Ok(page)
     }
 
     /// Changes an endpoint. `change` is given the endpoint as it stands, which nobody else changes

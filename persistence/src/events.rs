@@ -133,7 +133,12 @@ fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> event
     }
 }
 
-pub(crate) fn delivery_row(tx: &Tx, publisher: Uuid, event: EventId, endpoint: Uuid) -> deliveries::Model {
+pub(crate) fn delivery_row(
+    tx: &Tx,
+    publisher: Uuid,
+    event: EventId,
+    endpoint: Uuid,
+) -> deliveries::Model {
     deliveries::Model {
         publisher_id: publisher,
         id: DeliveryId::generate(tx.now).uuid(),
@@ -205,6 +210,28 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
     }
     insert_events(tx, event_rows).await?;
     insert_deliveries(tx, delivery_rows).await
+}
+
+/// Writes an event about an endpoint, for the others that want it.
+pub(crate) async fn emit_beside(
+    tx: &Tx,
+    (publisher, endpoint): (Uuid, Uuid),
+    event_type: &str,
+    data: &Value,
+) -> Result<()> {
+    let id = EventId::generate(tx.now);
+    let new = NewEvent {
+        event_type,
+        data,
+        pipeline: None,
+    };
+    let listeners = listeners(tx, BTreeSet::from([publisher])).await?;
+    let others = listeners.get(&publisher).into_iter().flatten();
+    let others = others.filter(|to| to.endpoint != endpoint && to.wants(event_type, None));
+    let rows = others.map(|to| delivery_row(tx, publisher, id, to.endpoint));
+    let rows = rows.collect();
+    insert_events(tx, vec![event_row(tx, publisher, id, &new)]).await?;
+    insert_deliveries(tx, rows).await
 }
 
 /// Writes one event for one endpoint, whatever its filters.

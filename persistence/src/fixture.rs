@@ -169,6 +169,8 @@ impl Fixture {
             created_at: Set(self.store.now().ms()),
             updated_at: Set(self.store.now().ms()),
             deleted_at: Set(None),
+            signing: Set("hmac".into()),
+            key_set: Set(None),
         })
         .await;
         id
@@ -183,6 +185,7 @@ impl Fixture {
             body: Set(format!(r#"{{"id":"{id}"}}"#)),
             created_at: Set(self.store.now().ms()),
             pipeline_slug: Set(None),
+            external_id: Set(None),
         })
         .await;
         id
@@ -208,6 +211,8 @@ impl Fixture {
             fence: Set(0),
             created_at: Set(self.store.now().ms()),
             finished_at: Set(None),
+            replay_id: Set(None),
+            precedence: Set(0),
         })
         .await;
         id

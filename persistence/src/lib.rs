@@ -27,6 +27,7 @@ mod event_types;
 mod events;
 #[cfg(test)]
 mod fixture;
+mod health;
 mod jobs;
 mod keys;
 mod lane;
@@ -35,6 +36,7 @@ mod page;
 mod pipelines;
 mod publish;
 mod publishers;
+mod replays;
 mod runs;
 mod scope;
 mod seed;
@@ -54,6 +56,7 @@ pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint};
 pub use error::StoreError;
 pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
+pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
@@ -63,6 +66,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,
     timeline::TimelineEntry,

@@ -112,7 +112,10 @@ async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, event
     }
     let names: Vec<Name> = names.into_iter().collect();
     for part in names.chunks(ROWS_A_STATEMENT) {
-        let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::ExternalId)]);
+        let key = Expr::tuple([
+            Expr::col(Column::PublisherId),
+            Expr::col(Column::ExternalId),
+        ]);
         let rows = events::Entity::find()
             .filter(key.in_tuples(part.iter().cloned()))
             .filter(Column::ExternalId.is_not_null())
@@ -259,8 +262,8 @@ async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
     let mut deliveries = Vec::new();
     for row in rows {
         let wanted = listeners.get(&row.publisher_id).into_iter().flatten();
-        let wanted = wanted
-            .filter(|listener| listener.wants(&row.event_type, row.pipeline_slug.as_deref()));
+        let wanted =
+            wanted.filter(|listener| listener.wants(&row.event_type, row.pipeline_slug.as_deref()));
         let id = EventId::from_uuid(row.id);
         deliveries.extend(wanted.map(|to| delivery_row(tx, row.publisher_id, id, to.endpoint)));
     }
@@ -292,11 +295,13 @@ pub(crate) async fn publish_all(
     };
     let mut plans = Vec::with_capacity(publishes.len());
     for publish in publishes {
-        plans.push(match drafts.add(tx, publish, &pipelines, &taken, &mut ids) {
-            Ok(places) => Ok(places),
-            Err(StoreError::Refused(problem)) => Err(problem),
-            Err(error) => return Err(error),
-        });
+        plans.push(
+            match drafts.add(tx, publish, &pipelines, &taken, &mut ids) {
+                Ok(places) => Ok(places),
+                Err(StoreError::Refused(problem)) => Err(problem),
+                Err(error) => return Err(error),
+            },
+        );
     }
     let rows = drafts.rows;
     let firsts = insert(tx, &rows).await?;

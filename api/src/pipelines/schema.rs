@@ -317,8 +317,10 @@ impl Job {
         let member = self.side.member();
         let pointer = format!("/{member}");
         if self.work > WORK_MAX {
-            let detail =
-                format!("`{member}` and {} are together too large to check.", self.side.owner());
+            let detail = format!(
+                "`{member}` and {} are together too large to check.",
+                self.side.owner()
+            );
             return Err(Problem::field(&pointer, "too_large", detail));
         }
         let validator = &self.compiled.validator;

@@ -39,6 +39,7 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
         })
         .await;
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
+    furnish_endpoint(fixture, owner, endpoint.uuid()).await;
     let pipeline = pipeline(fixture, owner).await;
     let run = run_row(owner, pipeline, None);
     let id = run.id.clone().unwrap();
@@ -56,6 +57,38 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
             data: Set(None),
         })
         .await;
+}
+
+/// What stands beside an endpoint.
+async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
+    let (owner, endpoint) = (
+        literal(fixture, owner),
+        literal(fixture, endpoint),
+    );
+    let own = format!("({owner}, {endpoint}");
+    let bytes = match fixture.store.backend() {
+        DbBackend::Sqlite => "x'00'",
+        _ => "'\\x00'::bytea",
+    };
+    for sql in [
+        format!(
+            "INSERT INTO event_types (publisher_id, event_type, id, revision, created_at, updated_at) VALUES ({owner}, 'a.b', {endpoint}, 1, 1, 1)"
+        ),
+        format!(
+            "INSERT INTO endpoint_health (publisher_id, endpoint_id, consecutive_failures) VALUES {own}, 0)"
+        ),
+        format!(
+            "INSERT INTO endpoint_stats (publisher_id, endpoint_id, bucket, succeeded, failed, latency_ms_sum, latency_ms_max) VALUES {own}, 0, 1, 0, 1, 1)"
+        ),
+        format!(
+            "INSERT INTO endpoint_secrets (publisher_id, endpoint_id, id, kind, sealed, last_four, created_at) VALUES {own}, {endpoint}, 'hmac', {bytes}, 'abcd', 1)"
+        ),
+        format!(
+            "INSERT INTO replays (publisher_id, endpoint_id, id, status, filter, since, until, only_failed, matched, queued, looked_at, created_at) VALUES {own}, {endpoint}, 'running', '', 1, 2, FALSE, 0, 0, 1, 1)"
+        ),
+    ] {
+        fixture.execute(&sql).await;
+    }
 }
 
 fn key_row(owner: Uuid, key: &str, expires_at: Timestamp) -> idempotency_keys::ActiveModel {

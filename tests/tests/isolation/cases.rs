@@ -278,8 +278,27 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
     let mut filtered = new.clone();
     filtered["pipelines"] = json!(["{}"]);
     let nothing = format!("gone-{}", things.pipeline);
+    let own_type = format!("{}.gone", things.event_type);
     Some(match operation {
         "list_event_types" => plain(200, "/v1/event-types"),
+        // A type belongs to its publisher: a stranger may describe the same one.
+        "put_event_type" => of(200, "/v1/event-types/{}", &things.event_type, &own_type)
+            .body(&json!({"description": "Another one"}))
+            .answered_alike(),
+        "get_event_type" => of(200, "/v1/event-types/{}", &things.event_type, &own_type),
+        "delete_event_type" => of(204, "/v1/event-types/{}", &things.event_type, &own_type),
+        "publish_events" => plain(202, "/v1/events")
+            .body(&json!({"type": "none.such", "data": {}}))
+            .naming(
+                &json!({"type": "none.such", "data": {}, "pipeline": "{}"}),
+                &things.pipeline,
+                &nothing,
+            )
+            .naming(
+                &json!({"type": "none.such", "data": {}, "external_id": "{}"}),
+                &things.published,
+                &format!("gone-{}", things.published),
+            ),
         "list_events" => plain(200, "/v1/events"),
         "get_event" => of(200, "/v1/events/{}", &things.event, &absent("evt")),
         "list_webhook_endpoints" => plain(200, "/v1/webhook-endpoints"),

@@ -24,6 +24,10 @@ pub struct Things {
     pub idle_pipeline: String,
     pub endpoint: String,
     pub event: String,
+    /// A type of events that it has described.
+    pub event_type: String,
+    /// The external identifier of an event that it published.
+    pub published: String,
     /// Finished.
     pub delivery: String,
     /// A runner token beside the first.
@@ -62,6 +66,15 @@ impl Things {
             .await
             .text("/id");
 
+        let event_type = format!("tenant.{word}");
+        let path = format!("/v1/event-types/{event_type}");
+        let body = json!({"description": format!("Of {word}")});
+        admin.put(&path).json(&body).expect(201).await;
+        let published = format!("published-{word}");
+        let body = json!({"type": event_type, "data": {"word": word}, "external_id": published});
+        let call = publisher.runner.post("/v1/events").json(&body);
+        call.expect(202).await;
+
         let endpoint = publisher.endpoint(consumer, &["stationmaster.test"]).await;
         let test = format!("/v1/webhook-endpoints/{endpoint}/test");
         let answer = admin.post(&test).answer().await;
@@ -90,6 +103,8 @@ impl Things {
             finished,
             idle_pipeline,
             endpoint,
+            event_type,
+            published,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
             delivery: delivery["id"].as_str().unwrap().to_owned(),
             token_id,
@@ -119,6 +134,8 @@ impl Things {
                 &self.finished,
                 &self.endpoint,
                 &self.event,
+                &self.event_type,
+                &self.published,
                 &self.delivery,
                 &self.token_id,
                 &self.secret_id,
@@ -150,6 +167,7 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         "/v1/pipelines",
         "/v1/runs",
         "/v1/events",
+        "/v1/event-types",
         "/v1/webhook-endpoints",
         "/v1/deliveries",
     ] {
