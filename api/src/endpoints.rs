@@ -1,6 +1,7 @@
 //! Webhook endpoints: where a publisher's events are delivered to.
 
 mod body;
+mod health;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,7 +16,7 @@ use domain::{
     id::{EndpointId, Id as _},
     slug::Slug,
 };
-use persistence::Endpoint;
+use persistence::{Endpoint, NewReplay};
 
 use crate::{
     auth::Admin,
@@ -25,11 +26,12 @@ use crate::{
     contract::OperationDoc,
     cursor::{List, Listed},
     events::EventView,
-    http::{ApiError, Body, Patch, RequestContext},
+    http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
 };
 
 use body::{EndpointPatchBody, NewEndpointBody};
+use health::{EnableBody, EnabledEndpoint, EndpointStats, HealthView};
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[
@@ -48,6 +50,10 @@ pub const DOCS: &[OperationDoc] = &[
     OperationDoc {
         operation_id: "delete_webhook_endpoint",
         codes: &[Code::PreconditionFailed],
+    },
+    OperationDoc {
+        operation_id: "enable_webhook_endpoint",
+        codes: &[Code::QuotaExceeded, Code::IdempotencyKeyReused],
     },
     OperationDoc {
         operation_id: "test_webhook_endpoint",
@@ -75,11 +81,14 @@ pub struct EndpointView {
     headers: BTreeMap<String, String>,
     /// Whether deliveries are made.
     enabled: bool,
-    /// Why not, if not: `requested` if its publisher wished so.
+    /// Why not, if not: `requested` if its publisher wished so, `gone` if it answered 410,
+    /// `failing` if every try failed for too long.
     #[oai(nullable)]
     disabled_reason: Option<String>,
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: bool,
+    /// How tries at it went lately.
+    health: HealthView,
     /// When it was made.
     created_at: Time,
     /// When it last changed.
@@ -99,6 +108,7 @@ impl From<&Endpoint> for EndpointView {
             enabled: endpoint.enabled,
             disabled_reason: endpoint.disabled_reason.clone(),
             send_bearer: endpoint.send_bearer,
+            health: HealthView::from(&endpoint.health),
             created_at: endpoint.created_at.into(),
             updated_at: endpoint.updated_at.into(),
         }
@@ -119,6 +129,7 @@ impl Example for EndpointView {
             enabled: true,
             disabled_reason: None,
             send_bearer: false,
+            health: HealthView::example(),
             created_at: at.into(),
             updated_at: at.into(),
         }
@@ -265,6 +276,65 @@ impl Endpoints {
             .delete_endpoint(&context, id, if_match.0, |()| no_content())
             .await?;
         Ok(answer.into())
+    }
+
+    /// Enable a webhook endpoint
+    ///
+    /// Gives it another chance: its failures are forgotten, what waited goes out, and if that is
+    /// wished everything since a time is sent to it again. One that is enabled stays so.
+    #[oai(
+        path = "/webhook-endpoints/:id/enable",
+        method = "post",
+        operation_id = "enable_webhook_endpoint"
+    )]
+    async fn enable(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The endpoint's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: OptionalBody<EnableBody>,
+    ) -> Result<Ok<EnabledEndpoint>, ApiError> {
+        let id = parse_id::<EndpointId>(&id.0)?;
+        let replay = body.0.replay_since.map(|since| NewReplay {
+            since: since.0,
+            until: None,
+            only_failed: false,
+            event_types: None,
+        });
+        let key = key.of("enable_webhook_endpoint", request);
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let enabled = scoped.enable_endpoint(&context, id, replay, |enabled| {
+            answer(200, &EnabledEndpoint::from(enabled), None, None, false)
+        });
+        Ok(enabled.await?.into())
+    }
+
+    /// Read an endpoint's statistics
+    ///
+    /// How its tries went in the last day, in spans of five minutes.
+    #[oai(
+        path = "/webhook-endpoints/:id/stats",
+        method = "get",
+        operation_id = "get_webhook_endpoint_stats"
+    )]
+    async fn stats(
+        &self,
+        who: Admin,
+        /// The endpoint's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+    ) -> Result<Ok<EndpointStats>, ApiError> {
+        let id = parse_id::<EndpointId>(&id.0)?;
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let buckets = scoped.endpoint_stats(id).await?;
+        let stats = EndpointStats::new(id, &buckets, self.app.store.now());
+        Ok(Ok::show(&stats, None))
     }
 
     /// Send a test event

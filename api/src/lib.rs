@@ -37,6 +37,7 @@ mod endpoints;
 mod event_types;
 mod events;
 mod pipelines;
+mod replays;
 mod runs;
 mod subcommands;
 
@@ -81,6 +82,7 @@ type Operations = (
     runs::timeline::Timelines,
     subcommands::Subcommands,
     endpoints::Endpoints,
+    replays::Replays,
     event_types::EventTypesApi,
     events::Events,
     deliveries::Deliveries,
@@ -101,6 +103,7 @@ fn operations(app: &Arc<App>) -> Operations {
         runs::timeline::Timelines::new(app()),
         subcommands::Subcommands::new(app()),
         endpoints::Endpoints { app: app() },
+        replays::Replays { app: app() },
         event_types::EventTypesApi { app: app() },
         events::Events::new(app()),
         deliveries::Deliveries { app: app() },
@@ -116,6 +119,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         runs::timeline::DOCS,
         subcommands::DOCS,
         endpoints::DOCS,
+        replays::DOCS,
         event_types::DOCS,
         events::DOCS,
         deliveries::DOCS,

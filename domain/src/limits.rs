@@ -52,6 +52,10 @@ pub const PUBLISH_EVENTS: usize = 1000;
 pub const EVENT_TYPES: u64 = 200;
 /// Largest example of an event's data, bytes of JSON.
 pub const EXAMPLE_BYTES: usize = 8 * 1024;
+/// Most deliveries of an endpoint's replays that wait at a time.
+pub const REPLAY_PENDING: i64 = 500;
+/// Most replays of an endpoint that run at a time.
+pub const REPLAYS_RUNNING: usize = 5;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.

@@ -19,10 +19,11 @@ pub(crate) enum Kind {
     Runs,
     Publishers,
     Leases,
+    Endpoints,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Credentials,
         Self::IdempotencyKeys,
         Self::Deliveries,
@@ -30,6 +31,7 @@ impl Kind {
         Self::Runs,
         Self::Publishers,
         Self::Leases,
+        Self::Endpoints,
     ];
 
     /// The name in the store, in logs and in metrics.
@@ -42,6 +44,7 @@ impl Kind {
             Self::Runs => "runs",
             Self::Publishers => "publishers",
             Self::Leases => "leases",
+            Self::Endpoints => "endpoints",
         }
     }
 }

@@ -29,6 +29,12 @@ use worker::Worker;
 /// How often uses of tokens are written down, ages are measured and overdue jobs looked at.
 const ROUND: Duration = Duration::from_secs(15);
 
+/// The pause between two looks at replays when none is running, when those that are wait for
+/// their deliveries, and when one came further.
+const REPLAYS_IDLE: Duration = Duration::from_secs(1);
+const REPLAYS_WAITING: Duration = Duration::from_millis(250);
+const REPLAYS_MOVING: Duration = Duration::from_millis(10);
+
 /// When jobs run (six cron fields each, in UTC), and how long things are kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -47,6 +53,10 @@ pub struct Settings {
     pub publishers: String,
     /// When runs whose lease ran out are taken back.
     pub leases: String,
+    /// When endpoints are looked at: those that fail, and those that work again.
+    pub endpoints: String,
+    /// Days of nothing but failures after which an endpoint is disabled.
+    pub disable_endpoint_after_days: u32,
     /// Days that expired and revoked credentials stay.
     pub retention_credentials_days: u32,
     /// Days that events stay.
@@ -67,6 +77,7 @@ impl Settings {
             Kind::Runs => &self.runs,
             Kind::Publishers => &self.publishers,
             Kind::Leases => &self.leases,
+            Kind::Endpoints => &self.endpoints,
         }
     }
 }
@@ -136,6 +147,7 @@ pub async fn start(
         bells.insert(kind.as_str(), Arc::clone(&bell));
         tasks.spawn(Arc::clone(&worker).serve(kind, schedule, bell));
     }
+    tasks.spawn(replays(store.clone(), stop.clone()));
     tasks.spawn(rounds(store, bells, stop));
     tasks.close();
     scheduler.start().await?;
@@ -150,6 +162,34 @@ impl Jobs {
             tracing::warn!(%error, "the scheduler did not stop cleanly");
         }
         self.tasks.wait().await;
+    }
+}
+
+/// Works on replays of events, as every process may at any time: the store sees to it that no two
+/// do the same part.
+async fn replays(store: Store, stop: CancellationToken) {
+    let mut pause = REPLAYS_IDLE;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let system = store.system();
+        // In a task of its own, so that a defect ends this look and not the work for good.
+        let worked = tokio::spawn(async move { system.work_replays().await }).await;
+        pause = match worked {
+            Ok(Ok(worked)) if worked.moved => REPLAYS_MOVING,
+            Ok(Ok(worked)) if worked.running > 0 => REPLAYS_WAITING,
+            Ok(Ok(_)) => REPLAYS_IDLE,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "replays can't be worked on");
+                REPLAYS_IDLE
+            }
+            Err(error) => {
+                tracing::error!(%error, "the work on replays broke down");
+                REPLAYS_IDLE
+            }
+        };
     }
 }
 

@@ -18,6 +18,8 @@ fn settings(leases: &str) -> Settings {
         runs: daily(),
         publishers: daily(),
         leases: leases.to_owned(),
+        endpoints: daily(),
+        disable_endpoint_after_days: 5,
         retention_credentials_days: 30,
         retention_events_days: 30,
         retention_deliveries_days: 30,

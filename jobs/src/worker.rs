@@ -220,6 +220,22 @@ impl Worker {
                 let cutoff = self.store.now().minus(age);
                 Batch::removed(system.sweep_publishers(cutoff, BATCH).await?)
             }
+            Kind::Endpoints => {
+                let days = u64::from(keep.disable_endpoint_after_days);
+                let after = Duration::from_hours(days * 24);
+                let settled = system.settle_endpoints(after, BATCH).await?;
+                let removed = system.sweep_endpoint_stats(BATCH).await?;
+                let counts = vec![
+                    ("disabled", settled.disabled),
+                    ("warned", settled.warned),
+                    ("recovered", settled.recovered),
+                    ("stats_removed", removed),
+                ];
+                Batch {
+                    counts,
+                    more: removed >= BATCH,
+                }
+            }
             Kind::Leases => {
                 let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
                 let counts = vec![("requeued", requeued), ("expired", expired)];

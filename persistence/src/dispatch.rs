@@ -343,7 +343,9 @@ impl System {
                     for outcome in part {
                         let key = (outcome.publisher.uuid(), outcome.id.uuid());
                         let claim = counted.get(&key);
-                        if let Some((_, endpoint)) = claim.filter(|(fence, _)| *fence == outcome.fence) {
+                        if let Some((_, endpoint)) =
+                            claim.filter(|(fence, _)| *fence == outcome.fence)
+                        {
                             rows.push(attempt_row(outcome));
                             noted.push((*endpoint, outcome));
                         }

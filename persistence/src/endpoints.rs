@@ -11,8 +11,9 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _, IntoActiveModel as _,
-    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
+    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _,
+    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    Select,
     sea_query::{Expr, ExprTrait as _},
 };
 use serde_json::json;
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     auth::slugs_of,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     credentials::over_quota,
     db::Tx,
     entity::{credentials, deliveries, publishers, webhook_endpoints},
@@ -30,6 +31,7 @@ use crate::{
     page::{Page, PageRequest},
     pipelines::check_known,
     publishers::quotas_of,
+    replays::{NewReplay, Replay, end_all_of, start_in},
     scope::Scoped,
 };
 
@@ -133,7 +135,10 @@ async fn with_health<C: ConnectionTrait>(
     endpoints: &mut [Endpoint],
     now: Timestamp,
 ) -> Result<()> {
-    let ids: Vec<Uuid> = endpoints.iter().map(|endpoint| endpoint.id.uuid()).collect();
+    let ids: Vec<Uuid> = endpoints
+        .iter()
+        .map(|endpoint| endpoint.id.uuid())
+        .collect();
     let mut health = health_of(db, owner, &ids, now).await?;
     for endpoint in endpoints {
         endpoint.health = health.remove(&endpoint.id.uuid()).unwrap_or_default();
@@ -191,7 +196,11 @@ fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {
         .filter(webhook_endpoints::Column::DeletedAt.is_null())
 }
 
-pub(crate) async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result<webhook_endpoints::Model> {
+pub(crate) async fn live_row(
+    tx: &Tx,
+    publisher: Uuid,
+    id: EndpointId,
+) -> Result<webhook_endpoints::Model> {
     let query = live(publisher).filter(webhook_endpoints::Column::Id.eq(id.uuid()));
     query
         .one(tx.db())
@@ -199,7 +208,10 @@ pub(crate) async fn live_row(tx: &Tx, publisher: Uuid, id: EndpointId) -> Result
         .ok_or_else(|| Problem::not_found().into())
 }
 
-pub(crate) async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_endpoints::Model> {
+pub(crate) async fn write_row(
+    tx: &Tx,
+    row: webhook_endpoints::Model,
+) -> Result<webhook_endpoints::Model> {
     let row = webhook_endpoints::Model {
         revision: row.revision + 1,
         updated_at: tx.now.ms(),
@@ -298,12 +310,12 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
 
 /// The change itself. Values do not stand in the audit log, since URLs and headers may hold
 /// what is not for every reader of it.
-async fn update(
+async fn change(
     tx: &Tx,
     publisher: Uuid,
     mut row: webhook_endpoints::Model,
     patch: &EndpointPatch,
-) -> Result<Audited<Endpoint>> {
+) -> Result<(Endpoint, Vec<Entry>)> {
     if let Some(types) = &patch.event_types {
         check_types(types)?;
     }
@@ -331,19 +343,13 @@ async fn update(
             tx.writes_deliveries();
         }
     }
-    if lines.is_empty() {
-        let mut same = [Endpoint::of_row(row)?];
-        with_health(tx.db(), publisher, &mut same, tx.now).await?;
-        let [endpoint] = same;
-        return Ok(Audited::unchanged(endpoint));
+    if !lines.is_empty() {
+        row = write_row(tx, row).await?;
     }
-    let mut changed = [Endpoint::of_row(write_row(tx, row).await?)?];
+    let mut changed = [Endpoint::of_row(row)?];
     with_health(tx.db(), publisher, &mut changed, tx.now).await?;
     let [endpoint] = changed;
-    let audited = Audited::unchanged(endpoint);
-    Ok(lines
-        .into_iter()
-        .fold(audited, |audited, line| audited.and(&[publisher], line)))
+    Ok((endpoint, lines))
 }
 
 /// Ends what is on its way to an endpoint; an attempt under way loses its fence, so that its
@@ -424,21 +430,21 @@ impl Scoped {
         Ok(page)
     }
 
-    /// Changes an endpoint. `change` is given the endpoint as it stands, which nobody else changes
+    /// Changes an endpoint. `wish` is given the endpoint as it stands, which nobody else changes
     /// meanwhile, and answers what to change of it. What it already is changes nothing.
     pub async fn update_endpoint<C, A>(
         &self,
         context: &Context,
         id: EndpointId,
         if_match: Option<Expected>,
-        change: C,
+        wish: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         C: Fn(&Endpoint) -> Result<EndpointPatch, Problem> + Send + Sync,
         A: Fn(&Endpoint) -> Answer + Send + Sync,
     {
-        let (owner, change) = (self.scope.uuid(), &change);
+        let (owner, wish) = (self.scope.uuid(), &wish);
         self.store
             .administer(
                 context,
@@ -446,12 +452,47 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    let patch = change(&Endpoint::of_row(row.clone())?)?;
-                    update(&tx, owner, row, &patch).await
+                    let patch = wish(&Endpoint::of_row(row.clone())?)?;
+                    let (endpoint, lines) = change(&tx, owner, row, &patch).await?;
+                    let audited = Audited::unchanged(endpoint);
+                    let lines = lines.into_iter();
+                    Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
                 },
                 render,
             )
             .await
+    }
+
+    /// Lets deliveries to an endpoint flow again, as if it had never failed, and starts a replay
+    /// if one is wanted. One that is enabled already is left as it is, but for the replay.
+    pub async fn enable_endpoint<A>(
+        &self,
+        context: &Context,
+        id: EndpointId,
+        replay: Option<NewReplay>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&(Endpoint, Option<Replay>)) -> Answer + Send + Sync,
+    {
+        let (owner, replay) = (self.scope.uuid(), &replay);
+        let work = |tx: Tx| async move {
+            let row = live_row(&tx, owner, id).await?;
+            let patch = EndpointPatch {
+                enabled: Some(true),
+                ..EndpointPatch::default()
+            };
+            let (endpoint, lines) = change(&tx, owner, row.clone(), &patch).await?;
+            let (mut started, mut line) = (None, None);
+            if let Some(new) = replay {
+                let (replay, entry) = start_in(&tx, &row, new).await?;
+                (started, line) = (Some(replay), entry);
+            }
+            let audited = Audited::unchanged((endpoint, started));
+            let lines = lines.into_iter().chain(line);
+            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+        };
+        self.store.administer(context, owner, work, render).await
     }
 
     /// Removes an endpoint and calls off what is on its way to it.
@@ -480,6 +521,7 @@ impl Scoped {
                         ..row
                     };
                     write_row(&tx, gone).await?;
+                    end_all_of(&tx, owner, id.uuid()).await?;
                     let cancelled = cancel_pending(&tx, owner, id.uuid()).await?;
                     let facts = json!({ "deliveries_cancelled": cancelled });
                     let line = entry(Action::EndpointDeleted, "endpoint", id, facts);

@@ -84,6 +84,11 @@ impl Listener {
         })
     }
 
+    /// What one endpoint wants, whether it is enabled or not.
+    pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
+        Self::of_row((row.id, row.event_types.clone(), row.pipelines.clone()))
+    }
+
     /// An endpoint that is limited to pipelines hears only what happens in those.
     pub(crate) fn wants(&self, event_type: &str, pipeline: Option<&str>) -> bool {
         let in_reach = self.pipelines.as_ref().is_none_or(|some| {

@@ -67,7 +67,7 @@ pub struct Health {
 }
 
 /// Tries within five minutes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
     /// When they begin.
     pub at: Timestamp,
@@ -144,7 +144,13 @@ pub(crate) async fn note_outcomes(tx: &Tx, outcomes: &[(Uuid, &Outcome)]) -> Res
         let key = (outcome.publisher.uuid(), *endpoint);
         health.entry(key).or_default().add(outcome);
         let at = outcome.at.ms() - outcome.at.ms().rem_euclid(BUCKET_MS);
-        let bucket = buckets.entry((key, at)).or_default();
+        let bucket = buckets.entry((key, at)).or_insert(Bucket {
+            at: Timestamp::from_ms(at),
+            succeeded: 0,
+            failed: 0,
+            latency_ms_sum: 0,
+            latency_ms_max: 0,
+        });
         let latency = i64::try_from(outcome.latency_ms).unwrap_or(i64::MAX);
         if outcome.error.is_none() {
             bucket.succeeded += 1;
@@ -264,9 +270,7 @@ pub(crate) async fn health_of<C: ConnectionTrait>(
         .bind_list(endpoints.iter().copied())
         .push(") GROUP BY endpoint_id");
     for row in db.query_all_raw(sql.statement(backend)).await? {
-        let health: &mut Health = found
-            .entry(row.try_get("", "endpoint_id")?)
-            .or_default();
+        let health: &mut Health = found.entry(row.try_get("", "endpoint_id")?).or_default();
         health.succeeded_day = row.try_get("", "succeeded")?;
         health.failed_day = row.try_get("", "failed")?;
     }
@@ -355,7 +359,10 @@ impl System {
     /// Disables endpoints that said that they are gone for good; answers how many.
     pub async fn disable_gone_endpoints(&self) -> Result<u64, StoreError> {
         let mut disabled = 0;
-        for key in self.endpoints_where("h.gone_at IS NOT NULL", GONE_BATCH).await? {
+        for key in self
+            .endpoints_where("h.gone_at IS NOT NULL", GONE_BATCH)
+            .await?
+        {
             disabled += u64::from(self.disable(key, "gone", None).await?);
         }
         Ok(disabled)
@@ -375,7 +382,12 @@ impl System {
         let statement = sql.statement(self.store.backend());
         let rows = self.store.read().query_all_raw(statement).await?;
         rows.iter()
-            .map(|row| Ok((row.try_get("", "publisher_id")?, row.try_get("", "endpoint_id")?)))
+            .map(|row| {
+                Ok((
+                    row.try_get("", "publisher_id")?,
+                    row.try_get("", "endpoint_id")?,
+                ))
+            })
             .collect()
     }
 

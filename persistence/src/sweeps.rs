@@ -30,6 +30,9 @@ use crate::{
 /// longer forgets its whole cache instead.
 const CHANGES_KEPT: Duration = Duration::from_hours(1);
 
+/// How long tries at endpoints stay counted: a day is shown, in spans of five minutes.
+const STATS_KEPT: Duration = Duration::from_hours(25);
+
 /// A table's rows that are past their time.
 struct Sweep<'a> {
     table: &'static str,
@@ -292,6 +295,59 @@ impl System {
             order: "finished_at",
         };
         self.sweep(sweep, limit).await
+    }
+
+    /// Replays that ended at or before `cutoff`.
+    pub async fn sweep_replays(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let past = |sql: &mut Sql| {
+            sql.push("finished_at IS NOT NULL AND finished_at <= ")
+                .bind(cutoff.ms());
+        };
+        let sweep = Sweep {
+            table: "replays",
+            key: "publisher_id, id",
+            past: &past,
+            order: "finished_at",
+        };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Counts of tries at endpoints that are older than what is shown of them.
+    pub async fn sweep_endpoint_stats(&self, limit: u64) -> Result<u64, StoreError> {
+        let cutoff = self.store.now().minus(STATS_KEPT).ms();
+        let past = |sql: &mut Sql| {
+            sql.push("bucket <= ").bind(cutoff);
+        };
+        let sweep = Sweep {
+            table: "endpoint_stats",
+            key: "publisher_id, endpoint_id, bucket",
+            past: &past,
+            order: "bucket",
+        };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Secrets of endpoints revoked or expired at or before `cutoff`.
+    pub async fn sweep_endpoint_secrets(
+        &self,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        for order in ["revoked_at", "expires_at"] {
+            let past = |sql: &mut Sql| {
+                sql.push(order).push(" IS NOT NULL AND ").push(order);
+                sql.push(" <= ").bind(cutoff.ms());
+            };
+            let sweep = Sweep {
+                table: "endpoint_secrets",
+                key: "publisher_id, id",
+                past: &past,
+                order,
+            };
+            removed += self.sweep(sweep, limit - removed).await?;
+        }
+        Ok(removed)
     }
 
     /// Events of `cutoff` or before of which no delivery is left.

@@ -187,6 +187,8 @@ fn job_settings(config: &Config) -> jobs::Settings {
         runs: config.cron_runs.0.clone(),
         publishers: config.cron_publishers.0.clone(),
         leases: config.cron_leases.0.clone(),
+        endpoints: config.cron_endpoints.0.clone(),
+        disable_endpoint_after_days: config.disable_endpoint_after_days,
         retention_credentials_days: config.retention_credentials_days,
         retention_events_days: config.retention_events_days,
         retention_deliveries_days: config.retention_deliveries_days,

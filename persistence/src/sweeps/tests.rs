@@ -61,10 +61,7 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
 
 /// What stands beside an endpoint.
 async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
-    let (owner, endpoint) = (
-        literal(fixture, owner),
-        literal(fixture, endpoint),
-    );
+    let (owner, endpoint) = (literal(fixture, owner), literal(fixture, endpoint));
     let own = format!("({owner}, {endpoint}");
     let bytes = match fixture.store.backend() {
         DbBackend::Sqlite => "x'00'",

@@ -100,6 +100,8 @@ settings! {
             "Networks that webhooks and subcommands may reach although they are not public, such as 127.0.0.0/8.";
         retry_schedule: Retries = "STATIONMASTER_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,10h" (""), Open,
             "Waits before the second, third and further tries of a delivery. Each is spread by a fifth to either side.";
+        disable_endpoint_after_days: Whole<1, 365> = "STATIONMASTER_DISABLE_ENDPOINT_AFTER_DAYS", "5" (""), Open,
+            "Days of nothing but failures after which a webhook endpoint is disabled. Its publisher is told after one.";
     }
     "Runs" {
         claim_wait_max_seconds: Whole<0, 60> = "STATIONMASTER_CLAIM_WAIT_MAX_SECONDS", "60" (""), Open,
@@ -124,6 +126,8 @@ settings! {
             "How long finished runs are kept at most, in days. A pipeline may ask for less.";
         cron_leases: Cron = "STATIONMASTER_CRON_LEASES", "*/10 * * * * *" (""), Open,
             "When runs whose lease ran out are taken back.";
+        cron_endpoints: Cron = "STATIONMASTER_CRON_ENDPOINTS", "*/15 * * * * *" (""), Open,
+            "When webhook endpoints are looked at: to disable those that failed for too long, and to tell of those that fail or work again.";
         cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "30 * * * * *" (""), Open,
             "When stored answers that hold a credential are wiped after their 10 minutes, and idempotency keys removed after their 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
