@@ -25,6 +25,7 @@ use crate::{
     },
     contract::OperationDoc,
     cursor::{List, Listed},
+    endpoint_secrets::SigningName,
     events::EventView,
     http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
@@ -87,6 +88,11 @@ pub struct EndpointView {
     disabled_reason: Option<String>,
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: bool,
+    /// What deliveries are signed by.
+    signing: SigningName,
+    /// Where the keys are that verify what a pair of keys signs; null if it never had one.
+    #[oai(nullable)]
+    public_keys: Option<String>,
     /// How tries at it went lately.
     health: HealthView,
     /// When it was made.
@@ -108,6 +114,10 @@ impl From<&Endpoint> for EndpointView {
             enabled: endpoint.enabled,
             disabled_reason: endpoint.disabled_reason.clone(),
             send_bearer: endpoint.send_bearer,
+            signing: endpoint.signing.into(),
+            public_keys: endpoint
+                .key_set
+                .map(|name| format!("/v1/webhook-keys/{name}")),
             health: HealthView::from(&endpoint.health),
             created_at: endpoint.created_at.into(),
             updated_at: endpoint.updated_at.into(),
@@ -129,6 +139,8 @@ impl Example for EndpointView {
             enabled: true,
             disabled_reason: None,
             send_bearer: false,
+            signing: SigningName::Hmac,
+            public_keys: None,
             health: HealthView::example(),
             created_at: at.into(),
             updated_at: at.into(),

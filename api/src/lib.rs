@@ -33,6 +33,7 @@ pub mod publishers;
 
 mod deliveries;
 mod destination;
+mod endpoint_secrets;
 mod endpoints;
 mod event_types;
 mod events;
@@ -81,10 +82,15 @@ type Operations = (
     runs::Runs,
     runs::timeline::Timelines,
     subcommands::Subcommands,
+    (event_types::EventTypesApi, events::Events),
+    Webhooks,
+);
+
+/// What is about deliveries. poem-openapi takes at most sixteen at a time.
+type Webhooks = (
     endpoints::Endpoints,
+    endpoint_secrets::EndpointSecretsApi,
     replays::Replays,
-    event_types::EventTypesApi,
-    events::Events,
     deliveries::Deliveries,
 );
 
@@ -102,11 +108,16 @@ fn operations(app: &Arc<App>) -> Operations {
         runs::Runs::new(app()),
         runs::timeline::Timelines::new(app()),
         subcommands::Subcommands::new(app()),
-        endpoints::Endpoints { app: app() },
-        replays::Replays { app: app() },
-        event_types::EventTypesApi { app: app() },
-        events::Events::new(app()),
-        deliveries::Deliveries { app: app() },
+        (
+            event_types::EventTypesApi { app: app() },
+            events::Events::new(app()),
+        ),
+        (
+            endpoints::Endpoints { app: app() },
+            endpoint_secrets::EndpointSecretsApi { app: app() },
+            replays::Replays { app: app() },
+            deliveries::Deliveries { app: app() },
+        ),
     )
 }
 
@@ -119,6 +130,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         runs::timeline::DOCS,
         subcommands::DOCS,
         endpoints::DOCS,
+        endpoint_secrets::DOCS,
         replays::DOCS,
         event_types::DOCS,
         events::DOCS,

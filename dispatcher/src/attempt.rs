@@ -65,14 +65,20 @@ pub(crate) async fn make(
 fn request(due: &DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
     let standard = signature::standard(&due.secrets, &id, seconds, body);
-    let own = signature::stationmaster(&due.secrets, seconds, body);
+    let shared = due
+        .secrets
+        .iter()
+        .any(|secret| !signature::is_private_key(secret));
+    let own = shared.then(|| signature::stationmaster(&due.secrets, seconds, body));
     let mut request = Request::post(due.url.as_str(), due.body.clone());
     let mut add = |name: &str, value: String| request.headers.push((name.to_owned(), value));
     add("content-type", "application/json".to_owned());
     add("webhook-id", id);
     add("webhook-timestamp", seconds.to_string());
     add("webhook-signature", standard);
-    add("x-stationmaster-signature", own);
+    if let Some(own) = own {
+        add("x-stationmaster-signature", own);
+    }
     add("x-stationmaster-delivery", due.id.to_string());
     add("x-stationmaster-attempt", due.attempt.to_string());
     // Names that would collide with those above are refused when an endpoint is stored.

@@ -56,6 +56,8 @@ pub const EXAMPLE_BYTES: usize = 8 * 1024;
 pub const REPLAY_PENDING: i64 = 500;
 /// Most replays of an endpoint that run at a time.
 pub const REPLAYS_RUNNING: usize = 5;
+/// Most live secrets of one endpoint.
+pub const ENDPOINT_SECRETS: usize = 10;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.

@@ -3,6 +3,9 @@
 //! One secret serves both. `X-Stationmaster-Signature` is keyed with the secret's whole text,
 //! `whsec_` included, which is what Stripe's libraries expect; Standard Webhooks 1.0.0 is keyed
 //! with the decoded base64 after the prefix.
+//!
+//! An endpoint may have a pair of keys instead (`whsk_`, `whpk_`: Ed25519, RFC 8032). Then
+//! Standard Webhooks' `v1a` is all there is: nobody who verifies can also sign.
 
 use base64::{
     Engine as _,
@@ -12,7 +15,67 @@ use hmac::Mac as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::seal::hmac_sha256;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+
+use crate::{random, seal::hmac_sha256};
+
+/// What stands before a private key, and before a public one.
+const PRIVATE: &str = "whsk_";
+const PUBLIC: &str = "whpk_";
+
+/// What an endpoint's deliveries are signed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signing {
+    /// A secret that the receiver has too.
+    #[default]
+    Hmac,
+    /// A private key; the receiver has the public one.
+    Ed25519,
+}
+
+impl Signing {
+    /// The word in answers and the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hmac => "hmac",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+
+    /// The one that a word names.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Hmac, Self::Ed25519]
+            .into_iter()
+            .find(|signing| signing.as_str() == text)
+    }
+}
+
+/// Whether a secret's text is a private key.
+#[must_use]
+pub fn is_private_key(secret: &SecretString) -> bool {
+    secret.expose_secret().starts_with(PRIVATE)
+}
+
+fn pair_of(secret: &SecretString) -> Option<Ed25519KeyPair> {
+    let encoded = secret.expose_secret().strip_prefix(PRIVATE)?;
+    let seed = Zeroizing::new(LENIENT.decode(encoded).ok()?);
+    Ed25519KeyPair::from_seed_unchecked(&seed).ok()
+}
+
+/// A fresh pair of keys: the private one (`whsk_` and the base64 of the 32 bytes of RFC 8032
+/// §5.1.5), and the public one (`whpk_` and the base64 of its 32 bytes).
+#[must_use]
+pub fn generate_pair() -> (SecretString, String) {
+    let seed = Zeroizing::new(random::bytes::<32>());
+    let encode = |bytes: &[u8]| general_purpose::STANDARD.encode(bytes);
+    let private = SecretString::from(format!("{PRIVATE}{}", encode(&*seed)));
+    let public = pair_of(&private).map_or_else(String::new, |pair| {
+        format!("{PUBLIC}{}", encode(pair.public_key().as_ref()))
+    });
+    (private, public)
+}
 
 /// Standard base64 that takes padding or none.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -21,12 +84,13 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// The value of `X-Stationmaster-Signature`: `t=<unix>,v1=<hex>`, one `v1` for each live secret.
+/// Private keys don't sign it: without another secret there is nothing to send.
 ///
 /// `timestamp_s` is the attempt's time in whole seconds; `body` the exact bytes sent.
 #[must_use]
 pub fn stationmaster(secrets: &[SecretString], timestamp_s: i64, body: &[u8]) -> String {
     let mut out = format!("t={timestamp_s}");
-    for secret in secrets {
+    for secret in secrets.iter().filter(|secret| !is_private_key(secret)) {
         let mut mac = hmac_sha256(secret.expose_secret().as_bytes());
         mac.update(timestamp_s.to_string().as_bytes());
         mac.update(b".");
@@ -38,12 +102,18 @@ pub fn stationmaster(secrets: &[SecretString], timestamp_s: i64, body: &[u8]) ->
 }
 
 /// The value of `webhook-signature` (Standard Webhooks 1.0.0): `v1,<base64>` for each live
-/// secret, separated by spaces. A secret that is not base64 is keyed by its text.
+/// secret, or `v1a,<base64>` for a private key, separated by spaces. A secret that is not base64 is
+/// keyed by its text.
 #[must_use]
 pub fn standard(secrets: &[SecretString], id: &str, timestamp_s: i64, body: &[u8]) -> String {
     let signed: Vec<String> = secrets
         .iter()
         .map(|secret| {
+            if let Some(pair) = pair_of(secret) {
+                let signed = [format!("{id}.{timestamp_s}.").as_bytes(), body].concat();
+                let code = general_purpose::STANDARD.encode(pair.sign(&signed));
+                return format!("v1a,{code}");
+            }
             let text = secret.expose_secret();
             let encoded = text.strip_prefix("whsec_").unwrap_or(text);
             let key = Zeroizing::new(
@@ -81,6 +151,36 @@ mod tests {
             br#"{"test": 2432232314}"#,
         );
         assert_eq!(code, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn agrees_with_a_published_key_pair() {
+        // RFC 8032 §7.1, test 1.
+        let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+        let public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+        let private = general_purpose::STANDARD.encode(hex::decode(seed).unwrap());
+        let pair = pair_of(&SecretString::from(format!("{PRIVATE}{private}"))).unwrap();
+        assert_eq!(hex::encode(pair.public_key().as_ref()), public);
+        let code = hex::encode(pair.sign(b""));
+        assert!(code.starts_with("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e0652249"));
+    }
+
+    #[test]
+    fn a_private_key_signs_for_whoever_has_the_public_one() {
+        let (private, public) = generate_pair();
+        assert!(is_private_key(&private) && public.starts_with(PUBLIC));
+        let one = std::slice::from_ref(&private);
+        let header = standard(one, "evt", 7, b"{}");
+        let code = LENIENT
+            .decode(header.strip_prefix("v1a,").unwrap())
+            .unwrap();
+        let key = LENIENT
+            .decode(public.strip_prefix(PUBLIC).unwrap())
+            .unwrap();
+        let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key);
+        assert!(key.verify(b"evt.7.{}", &code).is_ok());
+        assert!(key.verify(b"evt.8.{}", &code).is_err());
+        assert_eq!(stationmaster(one, 7, b"{}"), "t=7");
     }
 
     #[test]

@@ -26,9 +26,10 @@ use uuid::Uuid;
 use crate::{
     Store,
     credentials::{live_at, open_secret},
+    endpoint_secrets::OwnSecrets,
     entity::{credentials, deliveries, delivery_attempts},
     error::{Result, StoreError, damaged},
-    health::note_outcomes,
+    health::{Try, note_outcomes},
     scope::System,
     sql::Sql,
 };
@@ -285,12 +286,17 @@ impl System {
         // Neither statement answers in an order; identifiers grow with time.
         parcels.sort_unstable_by_key(|parcel| parcel.id);
         let secrets = self.secrets_of(&parcels).await?;
+        let endpoints = claims
+            .iter()
+            .map(|((owner, _), claim)| (*owner, claim.endpoint));
+        let own = self.own_secrets(endpoints.collect()).await?;
         let mut out = Vec::with_capacity(parcels.len());
         for parcel in parcels {
             let claim = claims.get(&(parcel.publisher_id, parcel.id));
             let secrets = secrets.get(&parcel.publisher_id);
             if let (Some(claim), Some(secrets)) = (claim, secrets) {
-                out.push(parcel.due(claim, secrets)?);
+                let own = own.get(&(parcel.publisher_id, claim.endpoint));
+                out.push(parcel.due(claim, secrets, own)?);
             }
         }
         Ok(out)
@@ -347,7 +353,14 @@ impl System {
                             claim.filter(|(fence, _)| *fence == outcome.fence)
                         {
                             rows.push(attempt_row(outcome));
-                            noted.push((*endpoint, outcome));
+                            noted.push(Try {
+                                publisher: key.0,
+                                endpoint: *endpoint,
+                                at: outcome.at,
+                                status_code: outcome.status_code,
+                                error: outcome.error,
+                                latency_ms: outcome.latency_ms,
+                            });
                         }
                     }
                     if !rows.is_empty() {
@@ -445,7 +458,12 @@ impl Store {
 }
 
 impl Parcel {
-    fn due(self, claim: &Claim, secrets: &Secrets) -> Result<DueDelivery> {
+    fn due(
+        self,
+        claim: &Claim,
+        secrets: &Secrets,
+        own: Option<&OwnSecrets>,
+    ) -> Result<DueDelivery> {
         let headers = serde_json::from_str(&self.headers).map_err(|_| damaged("map of headers"))?;
         Ok(DueDelivery {
             publisher: PublisherId::from_uuid(self.publisher_id),
@@ -461,7 +479,7 @@ impl Parcel {
             } else {
                 None
             },
-            secrets: secrets.signing.clone(),
+            secrets: own.map_or(&secrets.signing, |own| &own.signing).clone(),
             attempt: claim.attempts.saturating_add(1),
         })
     }

@@ -7,7 +7,8 @@ use domain::{
     audit::Action,
     credential::Source,
     event::{Filter, OwnType},
-    id::{EndpointId, Id as _},
+    id::{EndpointId, Id as _, KeySetId, PublisherId},
+    signature::Signing,
     slug::Slug,
 };
 use sea_orm::{
@@ -20,10 +21,12 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    Store,
     auth::slugs_of,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     credentials::over_quota,
     db::Tx,
+    endpoint_secrets::{equip, name_keys},
     entity::{credentials, deliveries, publishers, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Event, emit_to},
@@ -59,6 +62,10 @@ pub struct Endpoint {
     pub disabled_reason: Option<String>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: bool,
+    /// What its deliveries are signed by.
+    pub signing: Signing,
+    /// Under which name the keys are served that verify them, if it ever had a pair.
+    pub key_set: Option<KeySetId>,
     /// How tries at it went lately.
     pub health: Health,
     /// Counts changes of this row.
@@ -86,6 +93,8 @@ pub struct NewEndpoint {
     pub enabled: bool,
     /// Whether deliveries carry the subcommand bearer; by default only a seeded publisher's do.
     pub send_bearer: Option<bool>,
+    /// What deliveries are signed by.
+    pub signing: Signing,
 }
 
 /// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
@@ -105,6 +114,8 @@ pub struct EndpointPatch {
     pub enabled: Option<bool>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: Option<bool>,
+    /// What deliveries are signed by.
+    pub signing: Option<Signing>,
 }
 
 impl Endpoint {
@@ -120,6 +131,8 @@ impl Endpoint {
             enabled: row.enabled,
             disabled_reason: row.disabled_reason,
             send_bearer: row.send_bearer,
+            signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
+            key_set: row.key_set.map(KeySetId::from_uuid),
             health: Health::default(),
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
@@ -223,7 +236,12 @@ pub(crate) async fn write_row(
         .await?)
 }
 
-async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint> {
+async fn insert(
+    store: &Store,
+    tx: &Tx,
+    publisher: Uuid,
+    new: &NewEndpoint,
+) -> Result<(Endpoint, Option<Entry>)> {
     check_types(&new.event_types)?;
     check_known(
         tx,
@@ -237,7 +255,7 @@ async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint>
         Some(wish) => wish,
         None => is_seeded(tx, publisher).await?,
     };
-    let row = webhook_endpoints::Model {
+    let mut row = webhook_endpoints::Model {
         publisher_id: publisher,
         id: EndpointId::generate(tx.now).uuid(),
         url: new.url.clone(),
@@ -252,14 +270,16 @@ async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint>
         created_at: tx.now.ms(),
         updated_at: tx.now.ms(),
         deleted_at: None,
-        signing: "hmac".to_owned(),
+        signing: new.signing.as_str().to_owned(),
         key_set: None,
     };
+    name_keys(&mut row);
     let active = row.clone().into_active_model().reset_all();
     webhook_endpoints::Entity::insert(active)
         .exec_without_returning(tx.db())
         .await?;
-    Endpoint::of_row(row)
+    let line = equip(store, tx, &row).await?;
+    Ok((Endpoint::of_row(row)?, line))
 }
 
 /// Writes a new value over an old one; tells whether they differ.
@@ -287,6 +307,7 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
         .headers
         .as_ref()
         .map(|headers| json!(headers).to_string());
+    let signing = patch.signing.map(|signing| signing.as_str().to_owned());
     let members = [
         ("url", replace(&mut row.url, patch.url.clone())),
         (
@@ -300,6 +321,7 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
             "send_bearer",
             replace(&mut row.send_bearer, patch.send_bearer),
         ),
+        ("signing", replace(&mut row.signing, signing)),
     ];
     members
         .into_iter()
@@ -311,6 +333,7 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
 /// The change itself. Values do not stand in the audit log, since URLs and headers may hold
 /// what is not for every reader of it.
 async fn change(
+    store: &Store,
     tx: &Tx,
     publisher: Uuid,
     mut row: webhook_endpoints::Model,
@@ -344,7 +367,13 @@ async fn change(
         }
     }
     if !lines.is_empty() {
+        name_keys(&mut row);
         row = write_row(tx, row).await?;
+        lines.extend(equip(store, tx, &row).await?);
+    }
+    if patch.signing.is_some() {
+        // Whoever has the endpoint's secrets at hand reads them anew.
+        tx.touches_credentials_of(PublisherId::from_uuid(publisher));
     }
     let mut changed = [Endpoint::of_row(row)?];
     with_health(tx.db(), publisher, &mut changed, tx.now).await?;
@@ -380,19 +409,23 @@ impl Scoped {
     where
         A: Fn(&Endpoint) -> Answer + Send + Sync,
     {
-        let (owner, new) = (self.scope.uuid(), &new);
-        self.store
+        let (store, owner, new) = (&self.store, self.scope.uuid(), &new);
+        store
             .administer(
                 context,
                 owner,
                 |tx| async move {
-                    let endpoint = insert(&tx, owner, new).await?;
+                    let (endpoint, minted) = insert(store, &tx, owner, new).await?;
                     let facts = json!({
                         "event_types": endpoint.event_types,
                         "send_bearer": endpoint.send_bearer,
                     });
                     let line = entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
-                    Ok(Audited::new(endpoint, owner, line))
+                    let audited = Audited::new(endpoint, owner, line);
+                    Ok(match minted {
+                        Some(line) => audited.and(&[owner], line),
+                        None => audited,
+                    })
                 },
                 render,
             )
@@ -453,7 +486,7 @@ impl Scoped {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
                     let patch = wish(&Endpoint::of_row(row.clone())?)?;
-                    let (endpoint, lines) = change(&tx, owner, row, &patch).await?;
+                    let (endpoint, lines) = change(&self.store, &tx, owner, row, &patch).await?;
                     let audited = Audited::unchanged(endpoint);
                     let lines = lines.into_iter();
                     Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
@@ -482,7 +515,7 @@ impl Scoped {
                 enabled: Some(true),
                 ..EndpointPatch::default()
             };
-            let (endpoint, lines) = change(&tx, owner, row.clone(), &patch).await?;
+            let (endpoint, lines) = change(&self.store, &tx, owner, row.clone(), &patch).await?;
             let (mut started, mut line) = (None, None);
             if let Some(new) = replay {
                 let (replay, entry) = start_in(&tx, &row, new).await?;

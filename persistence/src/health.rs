@@ -25,7 +25,6 @@ use uuid::Uuid;
 use crate::{
     change::{Audited, Context, entry},
     db::Tx,
-    dispatch::Outcome,
     endpoints::{live_row, write_row},
     entity::{endpoint_health, endpoint_stats},
     error::{Result, StoreError},
@@ -95,6 +94,18 @@ pub struct Settled {
 /// An endpoint.
 type Key = (Uuid, Uuid);
 
+/// One try at an endpoint, as far as its health is concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Try {
+    pub(crate) publisher: Uuid,
+    pub(crate) endpoint: Uuid,
+    pub(crate) at: Timestamp,
+    pub(crate) status_code: Option<u16>,
+    /// The class of error; `None` for a success.
+    pub(crate) error: Option<&'static str>,
+    pub(crate) latency_ms: u64,
+}
+
 /// What a batch of outcomes tells of one endpoint.
 #[derive(Default)]
 struct Noted {
@@ -108,7 +119,7 @@ struct Noted {
 }
 
 impl Noted {
-    fn add(&mut self, outcome: &Outcome) {
+    fn add(&mut self, outcome: &Try) {
         let at = outcome.at.ms();
         if outcome.error.is_none() {
             self.failures = 0;
@@ -128,20 +139,20 @@ impl Noted {
 }
 
 /// Notes how tries at endpoints went, in the transaction that records their outcomes: two
-/// statements, whatever their number. Each outcome comes with its endpoint; answers whether one of
-/// them said that it is gone for good, which [`System::disable_gone_endpoints`] is to
+/// statements, whatever their number. Only outcomes that counted belong here. Answers whether an
+/// endpoint said that it is gone for good, which [`System::disable_gone_endpoints`] is to
 /// look at.
-pub(crate) async fn note_outcomes(tx: &Tx, outcomes: &[(Uuid, &Outcome)]) -> Result<bool> {
-    if outcomes.is_empty() {
+pub(crate) async fn note_outcomes(tx: &Tx, tries: &[Try]) -> Result<bool> {
+    if tries.is_empty() {
         return Ok(false);
     }
-    let mut in_order: Vec<&(Uuid, &Outcome)> = outcomes.iter().collect();
-    in_order.sort_by_key(|(_, outcome)| outcome.at);
+    let mut in_order: Vec<&Try> = tries.iter().collect();
+    in_order.sort_by_key(|outcome| outcome.at);
     // Sorted by key, so that two transactions take their rows in one order.
     let mut health: BTreeMap<Key, Noted> = BTreeMap::new();
     let mut buckets: BTreeMap<(Key, i64), Bucket> = BTreeMap::new();
-    for (endpoint, outcome) in in_order {
-        let key = (outcome.publisher.uuid(), *endpoint);
+    for outcome in in_order {
+        let key = (outcome.publisher, outcome.endpoint);
         health.entry(key).or_default().add(outcome);
         let at = outcome.at.ms() - outcome.at.ms().rem_euclid(BUCKET_MS);
         let bucket = buckets.entry((key, at)).or_insert(Bucket {
@@ -502,3 +513,6 @@ impl System {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use domain::{FieldError, Problem, limits::HEADERS};
 use outbound::HeaderRefusal;
 use persistence::{Endpoint, EndpointPatch, NewEndpoint};
 
-use crate::{contract::child, destination, pipelines::slugs};
+use crate::{contract::child, destination, endpoint_secrets::SigningName, pipelines::slugs};
 
 /// An endpoint to make.
 #[derive(Object, Clone, Debug)]
@@ -63,6 +63,13 @@ pub struct NewEndpointBody {
     /// Whether deliveries carry the newest subcommand bearer as `Authorization: Bearer`. Only a
     /// publisher that was seeded starts with true.
     send_bearer: Option<bool>,
+    /// What deliveries are signed by. `ed25519` makes a pair of keys for this endpoint.
+    #[oai(default = "shared")]
+    signing: SigningName,
+}
+
+const fn shared() -> SigningName {
+    SigningName::Hmac
 }
 
 fn every_type() -> Vec<String> {
@@ -83,6 +90,7 @@ impl Example for NewEndpointBody {
             headers: BTreeMap::from([("X-Team".into(), "billing".into())]),
             enabled: true,
             send_bearer: Some(false),
+            signing: shared(),
         }
     }
 }
@@ -173,6 +181,8 @@ pub struct EndpointPatchBody {
     enabled: Option<bool>,
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: Option<bool>,
+    /// What deliveries are signed by. `ed25519` makes a pair of keys, unless there is a live one.
+    signing: Option<SigningName>,
 }
 
 impl Example for EndpointPatchBody {
@@ -185,6 +195,7 @@ impl Example for EndpointPatchBody {
             headers: None,
             enabled: Some(true),
             send_bearer: None,
+            signing: None,
         }
     }
 }
@@ -242,6 +253,7 @@ impl NewEndpointBody {
             headers: self.headers,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
+            signing: self.signing.into(),
         })
     }
 }
@@ -276,6 +288,7 @@ impl EndpointPatchBody {
             headers: None,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
+            signing: self.signing.map(Into::into),
         })
     }
 }

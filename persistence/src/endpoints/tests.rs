@@ -21,6 +21,7 @@ fn new_endpoint(event_types: &[&str]) -> NewEndpoint {
         headers: BTreeMap::from([("x-own".to_owned(), "1".to_owned())]),
         enabled: true,
         send_bearer: None,
+        signing: Signing::Hmac,
     }
 }
 
