@@ -166,6 +166,20 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_the_vectors_of_pairs() {
+        let text = include_str!("../../docs/vectors/ed25519.json");
+        let vectors: serde_json::Value = serde_json::from_str(text).unwrap();
+        for case in vectors["cases"].as_array().unwrap() {
+            let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            let key = SecretString::from(text(&case["private_key"]));
+            let body = LENIENT.decode(text(&case["body_base64"])).unwrap();
+            let (id, at) = (text(&case["headers"]["webhook-id"]), case["now"].as_i64().unwrap());
+            let signed = standard(&[key], &id, at, &body);
+            assert_eq!(signed, text(&case["headers"]["webhook-signature"]));
+        }
+    }
+
+    #[test]
     fn a_private_key_signs_for_whoever_has_the_public_one() {
         let (private, public) = generate_pair();
         assert!(is_private_key(&private) && public.starts_with(PUBLIC));

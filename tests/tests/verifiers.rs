@@ -20,6 +20,18 @@ pub fn verify(secret: &str, delivery: &Delivery) -> Result<(), &'static str> {
     sample::verify_delivery(secret, header, &delivery.body, tools::now_s())
 }
 
+/// Verifies a delivery that a pair of keys signed, with the Node sample, and that the sample
+/// refuses another body.
+pub async fn verify_by_public_key(public_key: &str, delivery: &Delivery) {
+    let mut case = case("", delivery);
+    case["public_keys"] = json!([public_key]);
+    let program = ("node".into(), &["verify-ed25519.mjs"][..]);
+    assert_eq!(ask_program("Node", program.clone(), &case).await, "ok");
+    let changed = with_a_changed_byte(&case);
+    let said = ask_program("Node", program, &changed).await;
+    assert_eq!(said, "refused: no_match");
+}
+
 /// Every verifier that is a program: a name, and the command line below docs/samples.
 const PROGRAMS: [(&str, &[&str]); 7] = [
     ("Node", &["node", "verify.mjs"]),
@@ -94,8 +106,16 @@ pub async fn ask(name: &str, case: &Value) -> String {
         "python" => python(),
         other => other.into(),
     };
+    ask_program(name, (program, &arguments[1..]), case).await
+}
+
+async fn ask_program(
+    name: &str,
+    (program, arguments): (PathBuf, &[&str]),
+    case: &Value,
+) -> String {
     let mut child = Command::new(program)
-        .args(&arguments[1..])
+        .args(arguments)
         .current_dir(tools::root().join("docs/samples"))
         .env("STATIONMASTER_TEST_NODE_PATH", node_path())
         .stdin(Stdio::piped())
@@ -170,5 +190,15 @@ fn the_rust_sample_agrees_with_the_vectors() {
         let secret = case["secret"].as_str().unwrap();
         let found = sample::verify_delivery(secret, header, &body, case["now"].as_i64().unwrap());
         assert_eq!(found.err(), case["refused"].as_str(), "{}", case["name"]);
+    }
+}
+
+#[tokio::test]
+async fn the_sample_for_pairs_of_keys_agrees_with_the_vectors() {
+    let file = tools::root().join("docs/vectors/ed25519.json");
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    for case in vectors["cases"].as_array().unwrap() {
+        let program = ("node".into(), &["verify-ed25519.mjs"][..]);
+        assert_eq!(ask_program("Node", program, case).await, "ok", "{case}");
     }
 }

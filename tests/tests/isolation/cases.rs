@@ -279,6 +279,10 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
     filtered["pipelines"] = json!(["{}"]);
     let nothing = format!("gone-{}", things.pipeline);
     let own_type = format!("{}.gone", things.event_type);
+    let replay = |status, rest: &str| {
+        let template = format!("/v1/webhook-endpoints/{}/replays/{{}}{rest}", things.endpoint);
+        of(status, &template, &things.replay, &absent("rpl"))
+    };
     Some(match operation {
         "list_event_types" => plain(200, "/v1/event-types"),
         // A type belongs to its publisher: a stranger may describe the same one.
@@ -313,6 +317,26 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
         }
         "delete_webhook_endpoint" => endpoint(204, "/v1/webhook-endpoints/{}"),
         "test_webhook_endpoint" => endpoint(202, "/v1/webhook-endpoints/{}/test"),
+        "enable_webhook_endpoint" => {
+            endpoint(200, "/v1/webhook-endpoints/{}/enable").body(&json!({}))
+        }
+        "get_webhook_endpoint_stats" => endpoint(200, "/v1/webhook-endpoints/{}/stats"),
+        "list_replays" => endpoint(200, "/v1/webhook-endpoints/{}/replays"),
+        "start_replay" => endpoint(202, "/v1/webhook-endpoints/{}/replays")
+            .body(&json!({"since": "2026-01-01T00:00:00Z", "event_types": ["none.such"]})),
+        "get_replay" => replay(200, ""),
+        "cancel_replay" => replay(200, "/cancel"),
+        "list_endpoint_secrets" => endpoint(200, "/v1/webhook-endpoints/{}/secrets"),
+        "mint_endpoint_secret" => endpoint(201, "/v1/webhook-endpoints/{}/secrets"),
+        "rotate_endpoint_secrets" => {
+            endpoint(200, "/v1/webhook-endpoints/{}/secrets/rotate").body(&json!({}))
+        }
+        "delete_endpoint_secret" => {
+            let template = format!("/v1/webhook-endpoints/{}/secrets/{{}}", things.endpoint);
+            of(204, &template, &things.endpoint_secret, &absent("sec"))
+        }
+        // Public: the name is the permission.
+        "get_webhook_keys" => of(200, "/v1/webhook-keys/{}", &things.key_set, &absent("wks")),
         "list_deliveries" => plain(200, "/v1/deliveries")
             .query("endpoint", &things.endpoint, &absent("ep"))
             .query("event", &things.event, &absent("evt")),

@@ -24,6 +24,12 @@ pub struct Things {
     pub idle_pipeline: String,
     pub endpoint: String,
     pub event: String,
+    /// A replay to the endpoint, ended.
+    pub replay: String,
+    /// A secret of the endpoint's own.
+    pub endpoint_secret: String,
+    /// The name of public keys of another endpoint of its.
+    pub key_set: String,
     /// A type of events that it has described.
     pub event_type: String,
     /// The external identifier of an event that it published.
@@ -81,6 +87,17 @@ impl Things {
         assert!((200..300).contains(&answer.status), "{answer}");
         let delivery = finished_delivery(&publisher).await;
 
+        let path = format!("/v1/webhook-endpoints/{endpoint}/replays");
+        let body = json!({"since": "2026-01-01T00:00:00Z", "event_types": ["none.such.*"]});
+        let replay = admin.post(&path).json(&body).expect(202).await.text("/id");
+        let cancel = format!("{path}/{replay}/cancel");
+        admin.post(&cancel).expect(200).await;
+        let path = format!("/v1/webhook-endpoints/{endpoint}/secrets");
+        let endpoint_secret = admin.post(&path).expect(201).await.text("/id");
+        let body = json!({"url": consumer.url, "event_types": ["none.such"], "signing": "ed25519"});
+        let signing = admin.post("/v1/webhook-endpoints").json(&body).expect(201).await;
+        let key_set = signing.text("/public_keys").replace("/v1/webhook-keys/", "");
+
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
             admin.post(&path).json(&body).expect(201).await
@@ -103,6 +120,9 @@ impl Things {
             finished,
             idle_pipeline,
             endpoint,
+            replay,
+            endpoint_secret,
+            key_set,
             event_type,
             published,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
@@ -136,6 +156,9 @@ impl Things {
                 &self.event,
                 &self.event_type,
                 &self.published,
+                &self.replay,
+                &self.endpoint_secret,
+                &self.key_set,
                 &self.delivery,
                 &self.token_id,
                 &self.secret_id,
@@ -189,7 +212,10 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
     let delivery = format!("/v1/deliveries/{}", things.delivery);
     let of_operator = format!("/v1/publishers/{}", publisher.id);
     let usage = "/v1/publishers/me/usage".to_owned();
-    for path in [delivery, usage] {
+    let endpoint = format!("/v1/webhook-endpoints/{}", things.endpoint);
+    let secrets = format!("{endpoint}/secrets");
+    let replay = format!("{endpoint}/replays/{}", things.replay);
+    for path in [delivery, usage, secrets, replay] {
         let answer = publisher.admin.get(&path).expect(200).await;
         all.push((path, answer.json().clone()));
     }
