@@ -173,7 +173,10 @@ mod tests {
             let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
             let key = SecretString::from(text(&case["private_key"]));
             let body = LENIENT.decode(text(&case["body_base64"])).unwrap();
-            let (id, at) = (text(&case["headers"]["webhook-id"]), case["now"].as_i64().unwrap());
+            let (id, at) = (
+                text(&case["headers"]["webhook-id"]),
+                case["now"].as_i64().unwrap(),
+            );
             let signed = standard(&[key], &id, at, &body);
             assert_eq!(signed, text(&case["headers"]["webhook-signature"]));
         }

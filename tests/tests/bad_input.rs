@@ -6,6 +6,7 @@ mod accounts;
 mod frame;
 mod raw;
 mod table;
+mod webhooks;
 #[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 mod work;
 

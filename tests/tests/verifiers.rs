@@ -109,11 +109,7 @@ pub async fn ask(name: &str, case: &Value) -> String {
     ask_program(name, (program, &arguments[1..]), case).await
 }
 
-async fn ask_program(
-    name: &str,
-    (program, arguments): (PathBuf, &[&str]),
-    case: &Value,
-) -> String {
+async fn ask_program(name: &str, (program, arguments): (PathBuf, &[&str]), case: &Value) -> String {
     let mut child = Command::new(program)
         .args(arguments)
         .current_dir(tools::root().join("docs/samples"))

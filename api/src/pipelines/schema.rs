@@ -738,7 +738,7 @@ mod tests {
     }
 
     async fn check(schema: &Value, payload: Value) -> Result<(), Problem> {
-        let (schemas, version) = (Schemas::new(), (Id::from_uuid(uuid::Uuid::nil()), 1));
+        let (schemas, version) = (Schemas::new(), (Id::from_uuid(Uuid::nil()), 1));
         let (back, verdict) = schemas
             .check(version, Side::Input, Some(schema), payload.clone())
             .await;

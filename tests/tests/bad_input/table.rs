@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{accounts, frame, work};
+use super::{accounts, frame, webhooks, work};
 
 #[derive(Clone, Copy)]
 pub enum Who {
@@ -112,6 +112,7 @@ pub fn all() -> Vec<Case> {
         work::runs(),
         work::subcommands(),
         work::endpoints(),
+        webhooks::all(),
         frame::queries(),
         frame::paths(),
         frame::bodies(),

@@ -280,7 +280,10 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
     let nothing = format!("gone-{}", things.pipeline);
     let own_type = format!("{}.gone", things.event_type);
     let replay = |status, rest: &str| {
-        let template = format!("/v1/webhook-endpoints/{}/replays/{{}}{rest}", things.endpoint);
+        let template = format!(
+            "/v1/webhook-endpoints/{}/replays/{{}}{rest}",
+            things.endpoint
+        );
         of(status, &template, &things.replay, &absent("rpl"))
     };
     Some(match operation {

@@ -95,8 +95,14 @@ impl Things {
         let path = format!("/v1/webhook-endpoints/{endpoint}/secrets");
         let endpoint_secret = admin.post(&path).expect(201).await.text("/id");
         let body = json!({"url": consumer.url, "event_types": ["none.such"], "signing": "ed25519"});
-        let signing = admin.post("/v1/webhook-endpoints").json(&body).expect(201).await;
-        let key_set = signing.text("/public_keys").replace("/v1/webhook-keys/", "");
+        let signing = admin
+            .post("/v1/webhook-endpoints")
+            .json(&body)
+            .expect(201)
+            .await;
+        let key_set = signing
+            .text("/public_keys")
+            .replace("/v1/webhook-keys/", "");
 
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
