@@ -11,9 +11,8 @@ use domain::{
     id::{EventId, Id as _},
 };
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, EntityTrait as _,
-    IntoActiveModel as _, QueryFilter as _, QuerySelect as _,
-    sea_query::{Expr, ExprTrait as _, OnConflict},
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _},
 };
 use uuid::Uuid;
 
@@ -22,10 +21,17 @@ use crate::{
     db::Tx,
     entity::{events, pipelines},
     error::{Result, StoreError, damaged},
-    events::{Event, ROWS_A_STATEMENT, delivery_row, insert_deliveries, listeners},
+    events::{Event, delivery_row, insert_deliveries, listeners},
     runs::batch::{Batch, apply},
     scope::{Scope, Scoped},
+    sql,
 };
+
+/// External identifiers that one statement looks for.
+const NAMES_A_STATEMENT: usize = 500;
+/// Leaves out what has the external identifier of an event that is there.
+const UNLESS_NAMED: &str =
+    " ON CONFLICT (publisher_id, external_id) WHERE external_id IS NOT NULL DO NOTHING";
 
 /// An event that a publisher publishes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +117,7 @@ async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, event
         return Ok(found);
     }
     let names: Vec<Name> = names.into_iter().collect();
-    for part in names.chunks(ROWS_A_STATEMENT) {
+    for part in names.chunks(NAMES_A_STATEMENT) {
         let key = Expr::tuple([
             Expr::col(Column::PublisherId),
             Expr::col(Column::ExternalId),
@@ -211,27 +217,12 @@ impl Drafts {
 
 /// Inserts the rows, but for those whose name another event has: answers these, by name.
 async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events::Model>> {
-    use events::Column;
     // Always in the same order, so that two transactions can't wait for each other's names.
-    let mut sorted: Vec<&events::Model> = rows.iter().collect();
-    sorted.sort_by_key(|row| (row.publisher_id, &row.external_id, row.id));
-    let by_name = OnConflict::columns([Column::PublisherId, Column::ExternalId])
-        .target_and_where(Expr::col(Column::ExternalId).is_not_null())
-        .do_nothing()
-        .to_owned();
+    let mut sorted = rows.to_vec();
+    sorted.sort_by(|a, b| (a.publisher_id, &a.external_id).cmp(&(b.publisher_id, &b.external_id)));
     let named = rows.iter().any(|row| row.external_id.is_some());
-    let mut inserted = 0;
-    for part in sorted.chunks(ROWS_A_STATEMENT) {
-        let part = part
-            .iter()
-            .map(|row| (*row).clone().into_active_model().reset_all());
-        let mut statement = events::Entity::insert_many(part);
-        if named {
-            statement = statement.on_conflict(by_name.clone());
-        }
-        let statement = sea_orm::QueryTrait::into_query(statement);
-        inserted += tx.db().execute(&statement).await?.rows_affected();
-    }
+    let suffix = if named { UNLESS_NAMED } else { "" };
+    let inserted = sql::insert(tx.db(), sorted, suffix).await?;
     if usize::try_from(inserted).is_ok_and(|inserted| inserted == rows.len()) {
         return Ok(HashMap::new());
     }
