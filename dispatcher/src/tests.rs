@@ -222,6 +222,7 @@ impl World {
             headers: BTreeMap::from([("x-own".to_owned(), "mine".to_owned())]),
             enabled: true,
             send_bearer: Some(send_bearer),
+            signing: signature::Signing::Hmac,
         };
         let context = Context::system("test");
         let made: persistence::Endpoint =

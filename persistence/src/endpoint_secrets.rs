@@ -223,11 +223,11 @@ pub(crate) async fn equip(
     if signing_of(endpoint)? != Signing::Ed25519 {
         return Ok(None);
     }
-    let live = live_of(endpoint.publisher_id, endpoint.id, tx.now)
+    let pair = live_of(endpoint.publisher_id, endpoint.id, tx.now)
         .filter(endpoint_secrets::Column::Kind.eq(Signing::Ed25519.as_str()))
         .one(tx.db())
         .await?;
-    if live.is_some() {
+    if pair.is_some() {
         return Ok(None);
     }
     let keys = store.inner.keys.of(tx.db(), endpoint.publisher_id).await?;
@@ -324,15 +324,15 @@ impl Scoped {
         let work = |tx: Tx| async move {
             let endpoint = live_row(&tx, owner, id).await?;
             let kind = signing_of(&endpoint)?;
-            let live = live_of(owner, endpoint.id, tx.now).all(tx.db()).await?;
+            let old = live_of(owner, endpoint.id, tx.now).all(tx.db()).await?;
             let mut replaced = Vec::new();
             if let Some(overlap) = rotate {
-                for row in live.iter().filter(|row| row.kind == kind.as_str()) {
+                for row in old.iter().filter(|row| row.kind == kind.as_str()) {
                     replaced.push(retire(&tx, row, overlap).await?);
                 }
             }
             let left =
-                live.len() - rotate.map_or(0, |o| if o.is_zero() { replaced.len() } else { 0 });
+                old.len() - rotate.map_or(0, |o| if o.is_zero() { replaced.len() } else { 0 });
             if left >= ENDPOINT_SECRETS {
                 let limit = u32::try_from(ENDPOINT_SECRETS).unwrap_or(u32::MAX);
                 return Err(over_quota("live secrets of an endpoint", limit));
@@ -366,10 +366,10 @@ impl Scoped {
         let owner = self.scope.uuid();
         let work = |tx: Tx| async move {
             let of = live_row(&tx, owner, endpoint).await?;
-            let live = live_of(owner, of.id, tx.now).all(tx.db()).await?;
-            let row = live.iter().find(|row| row.id == id.uuid());
+            let all = live_of(owner, of.id, tx.now).all(tx.db()).await?;
+            let row = all.iter().find(|row| row.id == id.uuid());
             let row = row.ok_or_else(Problem::not_found)?;
-            let pairs = live
+            let pairs = all
                 .iter()
                 .filter(|row| row.kind == Signing::Ed25519.as_str());
             let standing = pairs.filter(|row| row.superseded_at.is_none());

@@ -311,7 +311,7 @@ pub(crate) async fn publish_all(
                 continue;
             }
         };
-        let mut published = Vec::with_capacity(places.len());
+        let mut answered = Vec::with_capacity(places.len());
         for (place, repeated) in places {
             let first = first_of(&rows[place]);
             let row = first.unwrap_or(&rows[place]);
@@ -319,12 +319,12 @@ pub(crate) async fn publish_all(
                 // Another process took the name meanwhile: from the beginning, to refuse it.
                 return Err(StoreError::Conflict("a name was taken meanwhile".into()));
             }
-            published.push(PublishedEvent {
+            answered.push(PublishedEvent {
                 event: Event::of_row(row.clone()),
                 existed: repeated || first.is_some(),
             });
         }
-        done.push(Ok(published));
+        done.push(Ok(answered));
     }
     Ok(done)
 }
