@@ -91,6 +91,21 @@ const ROWS: &[(usize, &str, &str)] = &[
         "run_timeline",
         "INSERT INTO run_timeline (publisher_id, run_id, seq, at, moment, attempt) VALUES ({u}, {u}, 1, 1, 'created', 0)",
     ),
+    (
+        6,
+        "processes",
+        "INSERT INTO processes (id, started_at, heartbeat_at, expires_at) VALUES ({u}, 1, 1, 1)",
+    ),
+    (
+        6,
+        "dispatch_leases",
+        "INSERT INTO dispatch_leases (publisher_id, endpoint_id, process_id, fence, failures) VALUES ({u}, {u}, {u}, 1, 0)",
+    ),
+    (
+        6,
+        "endpoint_sequences",
+        "INSERT INTO endpoint_sequences (publisher_id, endpoint_id, last) VALUES ({u}, {u}, 1)",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {

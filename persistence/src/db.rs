@@ -177,8 +177,8 @@ struct Writer {
 pub(crate) struct Effects {
     /// Whose credentials changed.
     pub(crate) credentials_of: Vec<PublisherId>,
-    /// Whether deliveries were written.
-    pub(crate) deliveries: bool,
+    /// Which endpoints, of which publishers, have deliveries that they had not before.
+    pub(crate) deliveries: BTreeSet<(Uuid, Uuid)>,
     /// Who may have runs to hand out that were not there before.
     pub(crate) runs_ready: BTreeSet<Uuid>,
     /// Which runs changed.
@@ -211,9 +211,9 @@ impl Transaction {
         self.effects().credentials_of.push(publisher);
     }
 
-    /// Notes that deliveries are written here.
-    pub(crate) fn writes_deliveries(&self) {
-        self.effects().deliveries = true;
+    /// Notes that deliveries to an endpoint are written, or can go out from now on.
+    pub(crate) fn delivers_to(&self, publisher: Uuid, endpoint: Uuid) {
+        self.effects().deliveries.insert((publisher, endpoint));
     }
 
     /// Notes that a publisher may have runs to hand out that were not there before.

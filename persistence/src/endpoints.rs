@@ -8,12 +8,13 @@ use domain::{
     credential::Source,
     event::{Filter, OwnType},
     id::{EndpointId, Id as _},
+    retry::Schedule,
     slug::Slug,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
     PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
-    sea_query::{Expr, ExprTrait as _},
+    sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -34,6 +35,20 @@ use crate::{
 
 /// Why an endpoint is disabled that its publisher disabled.
 const REQUESTED: &str = "requested";
+
+/// How an endpoint's deliveries go out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sending {
+    /// One after the other, in the order of their events; a failed one holds up the others until
+    /// it arrives or its last try is over.
+    pub ordered: bool,
+    /// Most a second, at least 1.
+    pub rate_limit_per_second: Option<u32>,
+    /// Waits between tries, instead of the operator's.
+    pub retry_schedule: Option<Schedule>,
+    /// Most under way, at least 1, instead of the dispatcher's own limit.
+    pub max_in_flight: Option<u32>,
+}
 
 /// A webhook destination with its filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +71,8 @@ pub struct Endpoint {
     pub disabled_reason: Option<String>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: bool,
+    /// How deliveries go out.
+    pub sending: Sending,
     /// Counts changes of this row.
     pub revision: i64,
     /// When it was made.
@@ -81,6 +98,8 @@ pub struct NewEndpoint {
     pub enabled: bool,
     /// Whether deliveries carry the subcommand bearer; by default only a seeded publisher's do.
     pub send_bearer: Option<bool>,
+    /// How deliveries go out.
+    pub sending: Sending,
 }
 
 /// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
@@ -100,10 +119,43 @@ pub struct EndpointPatch {
     pub enabled: Option<bool>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: Option<bool>,
+    /// Whether they go out in order.
+    pub ordered: Option<bool>,
+    /// Most a second.
+    pub rate_limit_per_second: Option<Option<u32>>,
+    /// Waits between tries.
+    pub retry_schedule: Option<Option<Schedule>>,
+    /// Most under way.
+    pub max_in_flight: Option<Option<u32>>,
+}
+
+impl Sending {
+    fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {
+        let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
+        let schedule = row.retry_schedule.as_deref().map(Schedule::parse);
+        Ok(Self {
+            ordered: row.ordered,
+            rate_limit_per_second: limit(row.rate_limit_per_second),
+            retry_schedule: schedule
+                .transpose()
+                .map_err(|_| damaged("schedule of retries"))?,
+            max_in_flight: limit(row.max_in_flight),
+        })
+    }
+}
+
+/// A limit as it is stored; one that is larger than fits is none.
+fn limit_column(limit: Option<u32>) -> Option<i32> {
+    limit.and_then(|limit| i32::try_from(Ord::max(limit, 1)).ok())
+}
+
+fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
+    schedule.map(ToString::to_string)
 }
 
 impl Endpoint {
     fn of_row(row: webhook_endpoints::Model) -> Result<Self> {
+        let sending = Sending::of_row(&row)?;
         Ok(Self {
             id: EndpointId::from_uuid(row.id),
             url: row.url,
@@ -115,6 +167,7 @@ impl Endpoint {
             enabled: row.enabled,
             disabled_reason: row.disabled_reason,
             send_bearer: row.send_bearer,
+            sending,
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
             updated_at: Timestamp::from_ms(row.updated_at),
@@ -221,6 +274,10 @@ async fn insert(tx: &Tx, publisher: Uuid, new: &NewEndpoint) -> Result<Endpoint>
         created_at: tx.now.ms(),
         updated_at: tx.now.ms(),
         deleted_at: None,
+        ordered: new.sending.ordered,
+        rate_limit_per_second: limit_column(new.sending.rate_limit_per_second),
+        retry_schedule: schedule_column(new.sending.retry_schedule.as_ref()),
+        max_in_flight: limit_column(new.sending.max_in_flight),
     };
     let active = row.clone().into_active_model().reset_all();
     webhook_endpoints::Entity::insert(active)
@@ -267,6 +324,31 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
             "send_bearer",
             replace(&mut row.send_bearer, patch.send_bearer),
         ),
+        ("ordered", replace(&mut row.ordered, patch.ordered)),
+        (
+            "rate_limit_per_second",
+            replace(
+                &mut row.rate_limit_per_second,
+                patch.rate_limit_per_second.map(limit_column),
+            ),
+        ),
+        (
+            "retry_schedule",
+            replace(
+                &mut row.retry_schedule,
+                patch
+                    .retry_schedule
+                    .as_ref()
+                    .map(|schedule| schedule_column(schedule.as_ref())),
+            ),
+        ),
+        (
+            "max_in_flight",
+            replace(
+                &mut row.max_in_flight,
+                patch.max_in_flight.map(limit_column),
+            ),
+        ),
     ];
     members
         .into_iter()
@@ -306,7 +388,7 @@ async fn update(
         lines.push(entry(action, "endpoint", id, json!({})));
         if row.enabled {
             // What waited may be due.
-            tx.writes_deliveries();
+            tx.delivers_to(publisher, row.id);
         }
     }
     if lines.is_empty() {
@@ -319,15 +401,14 @@ async fn update(
         .fold(audited, |audited, line| audited.and(&[publisher], line)))
 }
 
-/// Ends what is on its way to an endpoint; an attempt under way loses its fence, so that its
-/// outcome changes nothing.
+/// Ends what is on its way to an endpoint; the outcome of an attempt under way changes nothing
+/// of what has ended.
 async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
         .col_expr(Column::Status, Expr::value("cancelled"))
         .col_expr(Column::NextAttemptAt, Expr::value(Option::<i64>::None))
         .col_expr(Column::FinishedAt, Expr::value(tx.now.ms()))
-        .col_expr(Column::Fence, Expr::col(Column::Fence).add(1))
         .filter(Column::PublisherId.eq(publisher))
         .filter(Column::EndpointId.eq(endpoint))
         .filter(Column::Status.eq("pending"))
@@ -477,7 +558,14 @@ impl Scoped {
                         return Err(Code::EndpointDisabled.into());
                     }
                     let data = json!({ "endpoint_id": id.to_string() });
-                    emit_to(&tx, owner, row.id, OwnType::Test.as_str(), &data).await
+                    emit_to(
+                        &tx,
+                        (owner, row.id),
+                        row.ordered,
+                        OwnType::Test.as_str(),
+                        &data,
+                    )
+                    .await
                 },
                 render,
             )

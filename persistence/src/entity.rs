@@ -246,6 +246,18 @@ entity!(webhook_endpoints, "webhook_endpoints", {
     created_at: i64,
     updated_at: i64,
     deleted_at: Option<i64>,
+    ordered: bool,
+    rate_limit_per_second: Option<i32>,
+    retry_schedule: Option<String>,
+    max_in_flight: Option<i32>,
+});
+
+entity!(processes, "processes", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    started_at: i64,
+    heartbeat_at: i64,
+    expires_at: i64,
 });
 
 entity!(deliveries, "deliveries", {
@@ -258,9 +270,9 @@ entity!(deliveries, "deliveries", {
     status: String,
     attempts: i32,
     next_attempt_at: Option<i64>,
-    fence: i64,
     created_at: i64,
     finished_at: Option<i64>,
+    seq: i64,
 });
 
 entity!(delivery_attempts, "delivery_attempts", {

@@ -169,6 +169,10 @@ impl Fixture {
             created_at: Set(self.store.now().ms()),
             updated_at: Set(self.store.now().ms()),
             deleted_at: Set(None),
+            ordered: Set(false),
+            rate_limit_per_second: Set(None),
+            retry_schedule: Set(None),
+            max_in_flight: Set(None),
         })
         .await;
         id
@@ -205,9 +209,9 @@ impl Fixture {
             status: Set("pending".into()),
             attempts: Set(0),
             next_attempt_at: Set(Some(due.ms())),
-            fence: Set(0),
             created_at: Set(self.store.now().ms()),
             finished_at: Set(None),
+            seq: Set(0),
         })
         .await;
         id

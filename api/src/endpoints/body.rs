@@ -242,6 +242,7 @@ impl NewEndpointBody {
             headers: self.headers,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
+            sending: persistence::Sending::default(),
         })
     }
 }
@@ -276,6 +277,7 @@ impl EndpointPatchBody {
             headers: None,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
+            ..EndpointPatch::default()
         })
     }
 }

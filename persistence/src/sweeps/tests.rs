@@ -347,7 +347,7 @@ async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
             assert_eq!(system.cancel_orphans(2).await.unwrap(), called_off);
         }
         let cancelled = format!(
-            "deliveries WHERE status = 'cancelled' AND fence = 1 AND finished_at = {} \
+            "deliveries WHERE status = 'cancelled' AND finished_at = {} \
              AND endpoint_id = {deleted}",
             now.ms()
         );
