@@ -23,7 +23,7 @@ pub use outcomes::{Next, Outcome, Verdict};
 pub use processes::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed};
 pub use targets::Target;
 
-pub(crate) use targets::{SecretCache, Secrets};
+pub(crate) use targets::SecretCache;
 
 /// Which endpoint of which publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -22,33 +22,38 @@ const WAITING_MAX: i64 = 10_000;
 /// Walks the index of waiting deliveries from endpoint to endpoint: its cost grows with the
 /// endpoints that have any, not with the deliveries.
 ///
-/// Of each endpoint it tells the first due time without a place in an order, or of the head of
-/// the order, and the first due time of the rest, which counts where an endpoint was ordered once.
-const WAITING: &str = "WITH RECURSIVE reach (owner, target) AS (\
-    SELECT (SELECT publisher_id FROM deliveries WHERE status = 'pending' \
-    ORDER BY publisher_id, endpoint_id LIMIT 1), \
-    (SELECT endpoint_id FROM deliveries WHERE status = 'pending' \
-    ORDER BY publisher_id, endpoint_id LIMIT 1) \
+/// Of each endpoint it tells when the first is due, and of one that was ordered once also when one
+/// with a place in that order is.
+const WAITING: &str = "WITH RECURSIVE owners (owner) AS (\
+    SELECT (SELECT d.publisher_id FROM deliveries d WHERE d.status = 'pending' \
+    ORDER BY d.publisher_id LIMIT 1) \
     UNION ALL \
     SELECT (SELECT d.publisher_id FROM deliveries d WHERE d.status = 'pending' \
-    AND (d.publisher_id, d.endpoint_id) > (reach.owner, reach.target) \
-    ORDER BY d.publisher_id, d.endpoint_id LIMIT 1), \
-    (SELECT d.endpoint_id FROM deliveries d WHERE d.status = 'pending' \
-    AND (d.publisher_id, d.endpoint_id) > (reach.owner, reach.target) \
-    ORDER BY d.publisher_id, d.endpoint_id LIMIT 1) \
-    FROM reach WHERE reach.owner IS NOT NULL) \
-    SELECT r.owner AS publisher_id, r.target AS endpoint_id, l.process_id, \
+    AND d.publisher_id > owners.owner ORDER BY d.publisher_id LIMIT 1) \
+    FROM owners WHERE owners.owner IS NOT NULL), \
+    reach (owner, target) AS (\
+    SELECT o.owner, (SELECT d.endpoint_id FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id = o.owner ORDER BY d.endpoint_id LIMIT 1) \
+    FROM owners o WHERE o.owner IS NOT NULL \
+    UNION ALL \
+    SELECT reach.owner, (SELECT d.endpoint_id FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id = reach.owner AND d.endpoint_id > reach.target \
+    ORDER BY d.endpoint_id LIMIT 1) \
+    FROM reach WHERE reach.target IS NOT NULL) \
+    SELECT r.owner AS publisher_id, r.target AS endpoint_id, \
     (SELECT d.next_attempt_at FROM deliveries d WHERE d.status = 'pending' \
     AND d.publisher_id = r.owner AND d.endpoint_id = r.target \
     ORDER BY d.seq, d.next_attempt_at LIMIT 1) AS head, \
     (SELECT d.next_attempt_at FROM deliveries d WHERE d.status = 'pending' AND NOT e.ordered \
     AND d.publisher_id = r.owner AND d.endpoint_id = r.target AND d.seq > 0 \
-    ORDER BY d.seq, d.next_attempt_at LIMIT 1) AS rest \
+    AND d.next_attempt_at <= ";
+/// The rest of it, after the present moment.
+const WAITING_WHERE: &str = " ORDER BY d.seq LIMIT 1) AS rest \
     FROM reach r \
     JOIN webhook_endpoints e ON e.publisher_id = r.owner AND e.id = r.target \
     JOIN publishers p ON p.id = r.owner \
     LEFT JOIN dispatch_leases l ON l.publisher_id = r.owner AND l.endpoint_id = r.target \
-    WHERE r.owner IS NOT NULL AND e.enabled AND e.deleted_at IS NULL AND p.status = 'active' \
+    WHERE r.target IS NOT NULL AND e.enabled AND e.deleted_at IS NULL AND p.status = 'active' \
     AND (l.process_id IS NULL OR l.process_id = ";
 
 /// An endpoint with deliveries that wait.
@@ -122,7 +127,7 @@ impl Row {
 
 pub(super) fn waiting_sql(process: ProcessId, now: Timestamp) -> Sql {
     let mut sql = Sql::new(WAITING);
-    sql.bind(process.0);
+    sql.bind(now.ms()).push(WAITING_WHERE).bind(process.0);
     sql.push(
         " OR NOT EXISTS (SELECT 1 FROM processes other \
          WHERE other.id = l.process_id AND other.expires_at > ",

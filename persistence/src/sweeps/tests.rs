@@ -38,6 +38,17 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
             response_excerpt: Set(None),
         })
         .await;
+    for (table, columns, values) in [
+        ("dispatch_leases", "fence, failures", "1, 0"),
+        ("endpoint_sequences", "last", "1"),
+    ] {
+        let sql = format!(
+            "INSERT INTO {table} (publisher_id, endpoint_id, {columns}) \
+             SELECT publisher_id, id, {values} FROM webhook_endpoints WHERE publisher_id = {}",
+            literal(fixture, owner)
+        );
+        fixture.execute(&sql).await;
+    }
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
     let pipeline = pipeline(fixture, owner).await;
     let run = run_row(owner, pipeline, None);
