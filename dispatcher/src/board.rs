@@ -76,6 +76,8 @@ struct Publisher {
 pub(crate) struct Load {
     pub(crate) key: EndpointKey,
     pub(crate) limit: usize,
+    /// Whether in order, where the target was read just now; else it is to be read with it.
+    pub(crate) ordered: Option<bool>,
     pub(crate) known: HashSet<DeliveryId>,
 }
 
@@ -247,8 +249,9 @@ impl Board {
         self.with(key, Endpoint::rung);
     }
 
-    /// What to load next, of at most so many endpoints.
-    pub(crate) fn loads(&mut self, most: usize) -> Vec<Load> {
+    /// What to load next, of at most so many endpoints; a target that was read within `fresh`
+    /// need not be read again.
+    pub(crate) fn loads(&mut self, most: usize, now: Instant, fresh: Duration) -> Vec<Load> {
         let short = self.short();
         let mut loads = Vec::new();
         while loads.len() < most
@@ -262,6 +265,9 @@ impl Board {
                 loads.push(Load {
                     key,
                     limit,
+                    ordered: endpoint
+                        .is_ordered()
+                        .filter(|_| !endpoint.is_stale(now, fresh)),
                     known: endpoint.load_begins(),
                 });
             }

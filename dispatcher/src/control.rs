@@ -529,7 +529,7 @@ impl Control {
 
     fn load(&mut self, now: Instant) {
         while self.busy.loading < LOADING_MAX && now >= self.store_after {
-            let loads = self.board.loads(BATCH);
+            let loads = self.board.loads(BATCH, now, REFRESH / 2);
             if loads.is_empty() {
                 return;
             }
@@ -602,15 +602,17 @@ impl Busy {
 /// Targets and pages of some endpoints.
 async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
     let system = store.system();
-    let read: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
+    let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
+    let unread = loads.iter().filter(|load| load.ordered.is_none());
+    let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
     let targets = system.targets(&read).await?;
     let asks: Vec<Ask> = loads
         .into_iter()
         .filter_map(|load| {
-            let target = targets.get(&load.key)?;
+            let read = targets.get(&load.key).map(|target| target.ordered);
             Some(Ask {
                 key: load.key,
-                ordered: target.ordered,
+                ordered: load.ordered.or(read)?,
                 limit: u64::try_from(load.limit).unwrap_or(u64::MAX),
                 known: load.known,
             })
@@ -620,7 +622,7 @@ async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
     let mut pages = system.load_due(&asks).await?;
     // Those that may not be sent to have nothing to load.
     pages.extend(
-        read.iter()
+        all.iter()
             .filter(|key| !asked.contains(key))
             .map(|key| DuePage {
                 key: *key,

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Reply, Server, World, on_both_stores, on_postgres, tools};
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ on_postgres!(
     a_rate_limit_holds_across_two,
     an_order_holds_across_two_and_a_death,
     what_a_killed_process_held_is_taken_over,
+    a_process_that_stalled_sends_nothing_that_is_anothers_now,
 );
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -349,6 +351,35 @@ async fn an_order_holds_across_two_and_a_death(world: &World) {
     let twice = times.values().filter(|count| **count > 1).count();
     assert!(twice <= 1, "only what was under way comes twice: {times:?}");
     drop(lives.log());
+}
+
+async fn a_process_that_stalled_sends_nothing_that_is_anothers_now(world: &World) {
+    let (one, two) = two(world, &[]).await;
+    let consumer = Consumer::start().await;
+    let publisher = one.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    publisher.endpoint(&consumer, &["run.created"]).await;
+    publisher.run("nightly").await;
+    let (stalls, left) = if holder(&one, &two).await {
+        (&one, through(&two, &publisher))
+    } else {
+        (&two, through(&one, &publisher))
+    };
+    drained(&left).await;
+    stalls.signal(Signal::STOP);
+    for _ in 0..20 {
+        left.run("nightly").await;
+    }
+    drained(&left).await;
+    assert_eq!(consumer.seen().len(), 21);
+    stalls.signal(Signal::CONT);
+    for _ in 0..20 {
+        left.run("nightly").await;
+    }
+    drained(&left).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(consumer.seen().len(), 41, "each came once");
+    assert_eq!(heard(&consumer).len(), 41);
 }
 
 async fn what_a_killed_process_held_is_taken_over(world: &World) {

@@ -88,7 +88,7 @@ impl Game {
     /// Gives an endpoint as much as it asks for, of an endless backlog.
     fn feed(&mut self) {
         loop {
-            let loads = self.board.loads(10);
+            let loads = self.board.loads(10, self.now, Duration::ZERO);
             if loads.is_empty() {
                 return;
             }
@@ -354,7 +354,7 @@ fn what_was_dealt_with_during_a_load_is_not_loaded_again() {
     let mine = game.due(game.wall);
     game.board.loaded(one, vec![mine.clone()], true);
     assert_eq!(game.start_all(), 1);
-    let loads = game.board.loads(1);
+    let loads = game.board.loads(1, game.now, Duration::ZERO);
     assert!(loads[0].known.contains(&mine.id));
     game.end(0, true);
     // The page was read before the outcome was written.
@@ -372,7 +372,7 @@ fn an_idle_endpoint_is_given_back_with_its_state() {
     };
     game.hold(one, limited.clone());
     game.give(one, 1);
-    game.board.loads(1);
+    game.board.loads(1, game.now, Duration::ZERO);
     game.board.loaded(one, Vec::new(), false);
     assert_eq!(game.start_all(), 1);
     game.end_all_of(one, false);
