@@ -224,6 +224,7 @@ fn receivers_that_hang_leave_the_common_places_to_others() {
     // One that answers is served at its full rate from then on.
     for _ in 0..100 {
         game.end_all_of(key(50, 1), true);
+        game.feed();
         game.start_all();
         assert!(game.under_way(|at| at == key(50, 1)) >= 1);
     }
@@ -372,9 +373,9 @@ fn an_idle_endpoint_is_given_back_with_its_state() {
     };
     game.hold(one, limited.clone());
     game.give(one, 1);
-    game.board.loads(1, game.now, Duration::ZERO);
-    game.board.loaded(one, Vec::new(), false);
     assert_eq!(game.start_all(), 1);
+    assert_eq!(game.board.loads(1, game.now, Duration::ZERO).len(), 1);
+    game.board.loaded(one, Vec::new(), false);
     game.end_all_of(one, false);
     assert!(game.board.idle(game.now, game.wall, 10).is_empty());
     game.pass(Duration::from_secs(10));

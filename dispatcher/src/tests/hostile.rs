@@ -61,6 +61,7 @@ const HUGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
 async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static str>)> {
     let second = Duration::from_secs(1);
     let chunk = || b"4\r\nabcd\r\n".to_vec();
+    let large = [b"1000\r\n".as_slice(), &[b'x'; 4096], b"\r\n"].concat();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let never = format!("http://{}/", silent.local_addr().unwrap());
     tokio::spawn(async move {
@@ -86,7 +87,7 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
         ),
         (
             "never ends",
-            endless(CHUNKED, chunk(), Duration::ZERO).await,
+            endless(CHUNKED, large, Duration::ZERO).await,
             Some(200),
             None,
         ),
