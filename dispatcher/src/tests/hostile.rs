@@ -54,6 +54,18 @@ async fn answering(answer: String) -> String {
     .await
 }
 
+/// Speaks first, and not TLS.
+async fn without_tls() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    url
+}
+
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 const HUGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
 
@@ -111,7 +123,7 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
         ),
         (
             "has no TLS",
-            plain.replace("http:", "https:"),
+            without_tls().await,
             None,
             Some("tls"),
         ),
