@@ -9,7 +9,7 @@ use domain::id::{EndpointId, Id as _, PublisherId};
 use sea_orm::{QueryResult, Value};
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::{error::Result, sql::padded};
 
 mod due;
 mod leases;
@@ -54,8 +54,10 @@ impl EndpointKey {
     }
 }
 
+/// The keys for an `IN (…)`.
 fn rows_of(keys: &[EndpointKey]) -> impl Iterator<Item = Vec<Value>> {
-    keys.iter().map(|key| key.values().to_vec())
+    let keys = padded(keys.iter().copied()).into_iter();
+    keys.map(|key| key.values().to_vec())
 }
 
 fn whole(number: u64) -> i64 {

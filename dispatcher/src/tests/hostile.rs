@@ -121,12 +121,7 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
             None,
             Some("protocol"),
         ),
-        (
-            "has no TLS",
-            without_tls().await,
-            None,
-            Some("tls"),
-        ),
+        ("has no TLS", without_tls().await, None, Some("tls")),
         (
             "redirects to this machine",
             answering(format!(

@@ -13,7 +13,7 @@ use super::{EndpointKey, ProcessId, whole};
 use crate::{
     error::{Result, StoreError, damaged},
     scope::System,
-    sql::Sql,
+    sql::{Sql, padded},
 };
 
 /// Most endpoints that one look finds.
@@ -182,7 +182,15 @@ enum Which {
 pub(super) fn load_sql(asks: &[Ask], now: Timestamp) -> Sql {
     let mut sql = Sql::new("");
     let mut at = 0;
-    for ask in asks {
+    // What fills up asks for nothing.
+    let filling = asks.last().map(|last| Ask {
+        limit: 0,
+        known: HashSet::new(),
+        ..*last
+    });
+    let missing = asks.len().next_power_of_two() - asks.len();
+    let filling = filling.iter().cycle().take(missing);
+    for ask in asks.iter().chain(filling) {
         let branches: &[Which] = if ask.ordered {
             &[Which::Ordered]
         } else {
@@ -269,9 +277,9 @@ impl System {
         }
         let mut sql =
             Sql::new("SELECT publisher_id, id, body FROM events WHERE (publisher_id, id) IN (");
-        let rows = wanted
-            .iter()
-            .map(|(publisher, id)| vec![Value::from(publisher.uuid()), Value::from(*id)]);
+        let rows = padded(wanted.iter()).into_iter();
+        let rows =
+            rows.map(|(publisher, id)| vec![Value::from(publisher.uuid()), Value::from(*id)]);
         sql.values(rows).push(")");
         let statement = sql.statement(self.store.backend());
         let mut bodies = HashMap::with_capacity(wanted.len());

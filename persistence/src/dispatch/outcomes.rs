@@ -6,7 +6,7 @@ use domain::{
     Timestamp,
     id::{DeliveryId, Id as _},
 };
-use sea_orm::{ActiveValue::Set, ConnectionTrait as _, EntityTrait as _, Value};
+use sea_orm::{ConnectionTrait as _, Value};
 use uuid::Uuid;
 
 use super::{EndpointKey, rows_of, whole};
@@ -15,11 +15,11 @@ use crate::{
     entity::delivery_attempts,
     error::{Result, StoreError},
     scope::System,
-    sql::Sql,
+    sql::{self, Sql, padded},
 };
 
 /// Outcomes that one statement writes.
-const RECORD_ROWS: usize = 500;
+const RECORD_ROWS: usize = 256;
 
 /// How one try ended.
 #[derive(Clone, Debug)]
@@ -91,7 +91,8 @@ pub enum Verdict {
 fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
     let mut sql =
         Sql::new("WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries) AS (");
-    sql.values(outcomes.iter().map(|outcome| {
+    // What is repeated to fill up changes its row no second time.
+    sql.values(padded(outcomes).into_iter().map(|outcome| {
         let [publisher, endpoint] = outcome.key.values();
         let due = outcome.next.due();
         vec![
@@ -116,16 +117,16 @@ fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
     sql
 }
 
-fn attempt_row(outcome: &Outcome) -> delivery_attempts::ActiveModel {
-    delivery_attempts::ActiveModel {
-        publisher_id: Set(outcome.key.publisher.uuid()),
-        delivery_id: Set(outcome.id.uuid()),
-        number: Set(outcome.attempt),
-        at: Set(outcome.at.ms()),
-        status_code: Set(outcome.status_code.map(i32::from)),
-        error: Set(outcome.error.map(str::to_owned)),
-        latency_ms: Set(whole(outcome.latency_ms)),
-        response_excerpt: Set(outcome.excerpt.clone()),
+fn attempt_row(outcome: &Outcome) -> delivery_attempts::Model {
+    delivery_attempts::Model {
+        publisher_id: outcome.key.publisher.uuid(),
+        delivery_id: outcome.id.uuid(),
+        number: outcome.attempt,
+        at: outcome.at.ms(),
+        status_code: outcome.status_code.map(i32::from),
+        error: outcome.error.map(str::to_owned),
+        latency_ms: whole(outcome.latency_ms),
+        response_excerpt: outcome.excerpt.clone(),
     }
 }
 
@@ -155,11 +156,7 @@ async fn record(tx: &Tx, part: &[Outcome]) -> Result<Vec<Verdict>> {
         .filter(|one| counts(one))
         .map(attempt_row)
         .collect();
-    if !rows.is_empty() {
-        delivery_attempts::Entity::insert_many(rows)
-            .exec_without_returning(tx.db())
-            .await?;
-    }
+    sql::insert(tx.db(), rows, "").await?;
     let lost = part.iter().filter(|one| !counts(one)).map(|one| one.key);
     let lost: Vec<EndpointKey> = lost.collect();
     let fences = if lost.is_empty() {
