@@ -53,12 +53,11 @@ pub(crate) async fn make(
     };
     measure(error, latency);
     let response = sent.ok();
-    let next = match error {
-        None => Next::Succeeded,
-        Some(_) => {
-            let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
-            after_failure(schedule, attempt, response.as_ref(), store.now())
-        }
+    let next = if error.is_none() {
+        Next::Succeeded
+    } else {
+        let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
+        after_failure(schedule, attempt, response.as_ref(), store.now())
     };
     let excerpt = response
         .as_ref()

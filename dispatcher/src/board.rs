@@ -167,10 +167,10 @@ impl Board {
         let Some(endpoint) = self.endpoints.get_mut(&key) else {
             return;
         };
-        if endpoint.in_turn || endpoint.fence.is_none() || endpoint.queue.is_empty() {
+        if endpoint.lines.turn || endpoint.fence.is_none() || endpoint.queue.is_empty() {
             return;
         }
-        endpoint.in_turn = true;
+        endpoint.lines.turn = true;
         let publisher = self.publishers.entry(key.publisher).or_default();
         publisher.turns.push_back(key);
         self.rejoin(key.publisher);
@@ -203,10 +203,10 @@ impl Board {
     fn line_up(&mut self, key: EndpointKey) {
         let short = self.short();
         if let Some(endpoint) = self.endpoints.get_mut(&key)
-            && !endpoint.in_load
+            && !endpoint.lines.load
             && endpoint.wants(short).is_some()
         {
-            endpoint.in_load = true;
+            endpoint.lines.load = true;
             self.to_load.push_back(key);
         }
     }
@@ -260,7 +260,7 @@ impl Board {
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
-            endpoint.in_load = false;
+            endpoint.lines.load = false;
             if let Some(limit) = endpoint.wants(short) {
                 loads.push(Load {
                     key,
@@ -355,7 +355,7 @@ impl Board {
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
-            endpoint.in_turn = false;
+            endpoint.lines.turn = false;
             match endpoint.go(self.limits.endpoint, now, wall) {
                 Go::Now { .. } if endpoint.pace == Pace::Slow && self.slow >= self.limits.slow => {
                     self.crowded.insert(key);
@@ -445,7 +445,7 @@ impl Board {
         }
         let slow_now = now.saturating_duration_since(began) >= SLOW;
         self.with(key, |endpoint| {
-            endpoint.ended(success, probe, slow_now, now)
+            endpoint.ended(success, probe, slow_now, now);
         });
         self.rejoin(key.publisher);
         if self.slow < self.limits.slow {

@@ -84,14 +84,20 @@ struct Elsewhere {
     rung: bool,
 }
 
-/// Which kinds of store work are under way; of each but loads one at a time.
+/// Work with the store of which there is one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Job {
+    Lease,
+    Refresh,
+    Poll,
+    GiveBack,
+}
+
+/// Which work with the store is under way.
 #[derive(Default)]
 struct Busy {
-    leasing: bool,
+    jobs: BTreeSet<Job>,
     loading: usize,
-    refreshing: bool,
-    polling: bool,
-    giving_back: bool,
 }
 
 pub(crate) struct Control {
@@ -237,14 +243,16 @@ impl Control {
             Note::Leased(asked, taken) => self.leased(&asked, taken),
             Note::Loaded(asked, read_at, found) => self.loaded(&asked, read_at, found),
             Note::Refreshed(asked, read_at, targets) => {
-                self.busy.refreshing = false;
+                self.busy.jobs.remove(&Job::Refresh);
                 match targets {
                     Some(targets) => self.set_targets(&asked, read_at, targets),
                     None => self.pause(),
                 }
             }
             Note::Polled(waiting) => self.polled(waiting),
-            Note::GivenBack => self.busy.giving_back = false,
+            Note::GivenBack => {
+                self.busy.jobs.remove(&Job::GiveBack);
+            }
             Note::Ended(flight, outcome) => self.ended(flight, outcome),
             Note::Recorded(all) => all.iter().for_each(|one| self.recorded(one)),
         }
@@ -256,7 +264,7 @@ impl Control {
     }
 
     fn leased(&mut self, asked: &[EndpointKey], taken: Option<Vec<Lease>>) {
-        self.busy.leasing = false;
+        self.busy.jobs.remove(&Job::Lease);
         let Some(taken) = taken else {
             self.pause();
             self.wanted.extend(asked);
@@ -299,7 +307,7 @@ impl Control {
     }
 
     fn polled(&mut self, waiting: Option<Vec<Waiting>>) {
-        self.busy.polling = false;
+        self.busy.jobs.remove(&Job::Poll);
         let Some(waiting) = waiting else {
             self.pause();
             return;
@@ -410,7 +418,7 @@ impl Control {
             }
             other.until > now
         });
-        if !stopping && !self.busy.giving_back {
+        if !stopping && !self.busy.with(Job::GiveBack) {
             self.give_back(now);
         }
         let figures = self.board.figures();
@@ -430,7 +438,7 @@ impl Control {
         if leases.is_empty() {
             return;
         }
-        self.busy.giving_back = true;
+        self.busy.jobs.insert(Job::GiveBack);
         let store = self.store.clone();
         self.work(
             async move { store.system().give_back_leases(process, &leases).await },
@@ -457,11 +465,14 @@ impl Control {
             return;
         }
         self.poll(process, now);
-        if !self.busy.leasing && !self.wanted.is_empty() && self.board.leases() < LEASES_MAX {
+        if !self.busy.with(Job::Lease)
+            && !self.wanted.is_empty()
+            && self.board.leases() < LEASES_MAX
+        {
             self.lease(process);
         }
         let due = now >= self.next_refresh || self.board.has_stale();
-        if !self.busy.refreshing && due {
+        if !self.busy.with(Job::Refresh) && due {
             self.refresh(now);
         }
         self.load(now);
@@ -472,12 +483,12 @@ impl Control {
         let expired = self.expiry.is_some_and(|at| at <= wall);
         // Only after the last one was looked at, or a newer one would hide it.
         let next = self.alive.next_expiry().filter(|at| *at > wall);
-        if self.busy.polling || (now < self.next_poll && !expired) {
+        if self.busy.with(Job::Poll) || (now < self.next_poll && !expired) {
             self.expiry = self.expiry.filter(|_| expired).or(next);
             return;
         }
         self.expiry = next;
-        self.busy.polling = true;
+        self.busy.jobs.insert(Job::Poll);
         self.last_poll = now;
         self.next_poll = now + self.settings.poll.mul_f64(domain::random::jitter(0.1));
         let store = self.store.clone();
@@ -501,7 +512,7 @@ impl Control {
         if asked.is_empty() {
             return;
         }
-        self.busy.leasing = true;
+        self.busy.jobs.insert(Job::Lease);
         let (store, keys) = (self.store.clone(), asked.clone());
         self.work(
             async move { store.system().take_leases(process, &keys).await },
@@ -515,7 +526,7 @@ impl Control {
         if keys.is_empty() {
             return;
         }
-        self.busy.refreshing = true;
+        self.busy.jobs.insert(Job::Refresh);
         let (store, asked) = (self.store.clone(), keys.clone());
         let read = async move {
             let mut all = Targets::new();
@@ -594,8 +605,12 @@ impl Control {
 }
 
 impl Busy {
-    const fn is_quiet(&self) -> bool {
-        !self.leasing && self.loading == 0 && !self.refreshing && !self.polling && !self.giving_back
+    fn with(&self, job: Job) -> bool {
+        self.jobs.contains(&job)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.jobs.is_empty() && self.loading == 0
     }
 }
 

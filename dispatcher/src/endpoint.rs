@@ -48,6 +48,15 @@ pub(crate) enum Go {
     Stale,
 }
 
+/// In which lines an endpoint stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lines {
+    /// Its publisher's, of those with something to send.
+    pub(crate) turn: bool,
+    /// That of those to load.
+    pub(crate) load: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
@@ -72,10 +81,7 @@ pub(crate) struct Endpoint {
     bucket: Option<Bucket>,
     pub(crate) breaker: Breaker,
     pub(crate) pace: Pace,
-    /// Whether it stands in its publisher's line.
-    pub(crate) in_turn: bool,
-    /// Whether it stands in the line of those to load.
-    pub(crate) in_load: bool,
+    pub(crate) lines: Lines,
     busy_at: Instant,
 }
 
@@ -102,8 +108,7 @@ impl Endpoint {
             bucket: None,
             breaker: Breaker::Closed { failures: 0 },
             pace: Pace::Unknown,
-            in_turn: false,
-            in_load: false,
+            lines: Lines::default(),
             busy_at: now,
         }
     }

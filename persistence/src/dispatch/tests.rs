@@ -272,7 +272,7 @@ async fn endpoints_with_work_are_found_unless_somebody_alive_holds_them() {
         let other = world.fixture.publisher("other").await.publisher.id;
         let theirs = world.fixture.endpoint(other, false).await;
         let event = world.fixture.event(other).await;
-        let later = START.plus(Duration::from_secs(60));
+        let later = START.plus(Duration::from_mins(1));
         for _ in 0..3 {
             world.fixture.delivery(other, event, theirs, later).await;
             world.delivery(later).await;
