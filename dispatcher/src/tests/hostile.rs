@@ -69,21 +69,29 @@ async fn without_tls() -> String {
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 const HUGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
 
+/// Its connections are accepted by the kernel, and by nobody else.
+async fn deaf() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let _listener = listener;
+        std::future::pending::<()>().await;
+    });
+    url
+}
+
+fn headers(count: usize) -> String {
+    (0..count).fold(String::new(), |all, at| all + &format!("x-h{at}: {at}\r\n"))
+}
+
 /// Where to send, the status that is recorded, and the class.
 async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static str>)> {
     let second = Duration::from_secs(1);
     let chunk = || b"4\r\nabcd\r\n".to_vec();
     let large = [b"1000\r\n".as_slice(), &[b'x'; 4096], b"\r\n"].concat();
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let never = format!("http://{}/", silent.local_addr().unwrap());
-    tokio::spawn(async move {
-        // Accepted by the kernel, and by nobody else.
-        let _listener = silent;
-        std::future::pending::<()>().await;
-    });
     let plain = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()).await;
-    let many: String = (0..100).map(|at| format!("x-h{at}: {at}\r\n")).collect();
-    let too_many: String = (0..10_000).map(|at| format!("x-h{at}: {at}\r\n")).collect();
+    let many = headers(100);
+    let too_many = headers(10_000);
     vec![
         (
             "drips",
@@ -131,7 +139,7 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
             Some(302),
             Some("status"),
         ),
-        ("never accepts", never, None, Some("timeout")),
+        ("never accepts", deaf().await, None, Some("timeout")),
         (
             "sends 100 headers",
             answering(format!("HTTP/1.1 204 No Content\r\n{many}\r\n")).await,
