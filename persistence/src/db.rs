@@ -103,7 +103,11 @@ impl Target {
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
-            Self::Postgres { options, .. } => postgres_pool(1)
+            // Asked each time whether it lives: it is alone, so a lost one would be a lost batch.
+            Self::Postgres { options, .. } => PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(true)
                 .connect_with((**options).clone())
                 .await
                 .map(DatabaseConnection::from)
