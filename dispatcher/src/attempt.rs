@@ -4,11 +4,16 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use domain::{Timestamp, retry::Schedule, signature};
 use outbound::{Client, Request, Response, safe_excerpt};
-use persistence::{DueDelivery, Next, Outcome, Store};
+use persistence::{DueDelivery, Next, Outcome, Store, Target};
 use secrecy::ExposeSecret as _;
+
+use crate::board::Start;
 
 /// The longest wait that a receiver can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+
+/// The answer that an endpoint is gone for good (RFC 9110 §15.5.11).
+const GONE: u16 = 410;
 
 /// The class of an answer that is no success.
 const STATUS: &str = "status";
@@ -20,15 +25,23 @@ pub(crate) async fn make(
     store: &Store,
     client: &Client,
     schedule: &Schedule,
-    due: DueDelivery,
+    start: Start,
 ) -> Outcome {
     let at = store.now();
     let began = Instant::now();
-    let sent = if due.secrets.is_empty() {
+    let Start {
+        key,
+        fence,
+        target,
+        due,
+        ..
+    } = start;
+    let (id, attempt) = (due.id, due.attempt);
+    let sent = if target.secrets.is_empty() {
         Err(UNSIGNED)
     } else {
         client
-            .send(request(&due, at))
+            .send(request(&target, due, at))
             .await
             .map_err(outbound::Failure::code)
     };
@@ -40,18 +53,20 @@ pub(crate) async fn make(
     };
     measure(error, latency);
     let response = sent.ok();
-    let next = match error {
-        None => Next::Succeeded,
-        Some(_) => after_failure(schedule, due.attempt, response.as_ref(), store.now()),
+    let next = if error.is_none() {
+        Next::Succeeded
+    } else {
+        let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
+        after_failure(schedule, attempt, response.as_ref(), store.now())
     };
     let excerpt = response
         .as_ref()
         .map(|response| safe_excerpt(&response.body_excerpt));
     Outcome {
-        publisher: due.publisher,
-        id: due.id,
-        fence: due.fence,
-        attempt: due.attempt,
+        key,
+        fence,
+        id,
+        attempt,
         at,
         status_code: response.map(|response| response.status),
         error,
@@ -62,15 +77,15 @@ pub(crate) async fn make(
 }
 
 /// The request, signed for this moment.
-fn request(due: &DueDelivery, at: Timestamp) -> Request {
+fn request(target: &Target, due: DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
-    let standard = signature::standard(&due.secrets, &id, seconds, body);
-    let shared = due
+    let standard = signature::standard(&target.secrets, &id, seconds, body);
+    let shared = target
         .secrets
         .iter()
         .any(|secret| !signature::is_private_key(secret));
-    let own = shared.then(|| signature::stationmaster(&due.secrets, seconds, body));
-    let mut request = Request::post(due.url.as_str(), due.body.clone());
+    let own = shared.then(|| signature::stationmaster(&target.secrets, seconds, body));
+    let mut request = Request::post(target.url.as_str(), due.body);
     let mut add = |name: &str, value: String| request.headers.push((name.to_owned(), value));
     add("content-type", "application/json".to_owned());
     add("webhook-id", id);
@@ -82,10 +97,10 @@ fn request(due: &DueDelivery, at: Timestamp) -> Request {
     add("x-stationmaster-delivery", due.id.to_string());
     add("x-stationmaster-attempt", due.attempt.to_string());
     // Names that would collide with those above are refused when an endpoint is stored.
-    for (name, value) in &due.headers {
+    for (name, value) in &target.headers {
         add(name, value.clone());
     }
-    if let Some(bearer) = &due.bearer {
+    if let Some(bearer) = &target.bearer {
         add(
             "authorization",
             format!("Bearer {}", bearer.expose_secret()),
@@ -100,6 +115,9 @@ fn after_failure(
     response: Option<&Response>,
     now: Timestamp,
 ) -> Next {
+    if response.is_some_and(|response| response.status == GONE) {
+        return Next::Gone;
+    }
     let Some(wait) = schedule.wait_after(u32::try_from(attempt).unwrap_or(0)) else {
         return Next::Failed;
     };
@@ -197,5 +215,7 @@ mod tests {
         assert!(wait(answer(500, "600"), 1).unwrap() <= 12);
         assert_eq!(wait(answer(503, "600"), 2), None);
         assert_eq!(after_failure(&schedule, 0, None, now), Next::Failed);
+        let gone = answer(410, "1");
+        assert_eq!(after_failure(&schedule, 1, Some(&gone), now), Next::Gone);
     }
 }

@@ -1,9 +1,9 @@
-//! Webhook deliveries: claim what is due, sign it, send it, record how it went.
+//! Webhook deliveries, endpoint by endpoint: lease it, load what is due, sign, send, record.
 //!
-//! One loop claims, woken by commits; each claimed delivery is a task that makes one HTTP request
-//! and holds neither connection nor transaction meanwhile; one recorder writes the outcomes in
-//! batches. Store work is done by these long-lived tasks alone, which nothing cancels: sqlx loses
-//! PostgreSQL writes after a cancelled `begin`.
+//! One loop decides (`control`): who goes next stands on a `board`, which knows neither store nor
+//! network; every request is a task of its own and holds neither connection nor transaction; one
+//! recorder writes the outcomes in batches. Store work is done in tasks that nothing cancels: sqlx
+//! loses PostgreSQL writes after a cancelled `begin`. ADR 0017 has the reasons.
 
 #![cfg_attr(
     test,
@@ -11,61 +11,84 @@
 )]
 
 mod attempt;
-mod claims;
+mod board;
+mod breaker;
+mod bucket;
+mod control;
+mod endpoint;
+mod process;
 mod recorder;
-mod shared;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use domain::retry::Schedule;
 use persistence::Store;
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use shared::Shared;
+use control::Control;
+use process::Alive;
 
-/// The loop turns at least once in a poll; when it has not for this long, it hangs.
+/// The loop turns several times a second; when it has not for this long, it hangs.
 const TURN_MAX: Duration = Duration::from_secs(90);
 
-/// The claiming loop and the recorder.
-const TASKS: usize = 2;
+/// The loop, the recorder and the heartbeat.
+const TASKS: usize = 3;
 
 /// How to deliver.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Waits between tries.
+    /// Waits between tries, for endpoints without their own.
     pub schedule: Schedule,
-    /// Most deliveries under way in this process; at least 1.
+    /// Most deliveries under way in this process whose receivers have not been slow so far; as
+    /// many again may be under way to slow ones. At least 1.
     pub in_flight_max: usize,
-    /// Most of them for one endpoint; at least 1.
+    /// Most of one publisher; at least 1.
+    pub per_publisher_max: usize,
+    /// Most for one endpoint, unless it has its own limit; at least 1.
     pub per_endpoint_max: usize,
-    /// How often to look for due deliveries when nothing rings.
+    /// How often to look for due deliveries that nobody told of.
     pub poll: Duration,
-    /// How long a claim holds. Must be longer than a request can take.
-    pub lease: Duration,
 }
 
 impl Default for Settings {
-    /// 8 tries over some 28 hours, 256 under way, 16 for an endpoint, a look each second, leases
-    /// of a minute.
+    /// 8 tries over some 28 hours; 256 under way, 64 of a publisher, 16 for an endpoint; a look
+    /// every two seconds.
     fn default() -> Self {
         let schedule = Schedule::parse("5s,5m,30m,2h,5h,10h,10h");
         Self {
             schedule: schedule.expect("the text has the documented form"),
             in_flight_max: 256,
+            per_publisher_max: 64,
             per_endpoint_max: 16,
-            poll: Duration::from_secs(1),
-            lease: Duration::from_mins(1),
+            poll: Duration::from_secs(2),
         }
+    }
+}
+
+/// When the loop last turned.
+#[derive(Debug)]
+struct Turned(Mutex<Instant>);
+
+impl Turned {
+    fn at(&self) -> MutexGuard<'_, Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) {
+        *self.at() = Instant::now();
     }
 }
 
 /// The running dispatcher. Dropping it leaves it running.
 #[derive(Debug)]
 pub struct Dispatcher {
-    shared: Arc<Shared>,
-    /// The claiming loop and the recorder. Deliveries under way keep the recorder from ending.
+    turned: Arc<Turned>,
     tasks: TaskTracker,
 }
 
@@ -83,26 +106,33 @@ impl Dispatcher {
     ) -> Self {
         let settings = Settings {
             in_flight_max: settings.in_flight_max.max(1),
+            per_publisher_max: settings.per_publisher_max.max(1),
             per_endpoint_max: settings.per_endpoint_max.max(1),
             ..settings
         };
-        let shared = Arc::new(Shared::new());
-        let (outcomes, finished) = tokio::sync::mpsc::channel(settings.in_flight_max);
+        let turned = Arc::new(Turned(Mutex::new(Instant::now())));
+        let alive = Arc::new(Alive::default());
+        let end = CancellationToken::new();
+        let notes = mpsc::unbounded_channel();
+        let (outcomes, finished) = mpsc::unbounded_channel();
         let tasks = TaskTracker::new();
-        tasks.spawn(recorder::run(
-            store.clone(),
-            Arc::clone(&shared),
-            settings.poll,
-            finished,
-        ));
-        let claims = claims::Claims::new(store, client, settings, Arc::clone(&shared), outcomes);
-        tasks.spawn(claims.run(stop));
+        tasks.spawn(recorder::run(store.clone(), finished, notes.0.clone()));
+        tasks.spawn(process::run(store.clone(), Arc::clone(&alive), end.clone()));
+        let control = Control::new(
+            (store, client, settings),
+            alive,
+            Arc::clone(&turned),
+            notes,
+            outcomes,
+        );
+        tasks.spawn(control.run(stop, end));
         tasks.close();
-        Self { shared, tasks }
+        Self { turned, tasks }
     }
 
-    /// Waits, once `stop` was called, until what is under way has ended and is recorded. Set a
-    /// deadline around it; what it cuts off comes due again when its lease ends.
+    /// Waits, once `stop` was called, until what is under way has ended and is recorded, and what
+    /// was held is given back. Set a deadline around it; what it cuts off comes due again when
+    /// this process counts as dead.
     pub async fn drained(&self) {
         self.tasks.wait().await;
     }
@@ -111,6 +141,6 @@ impl Dispatcher {
     /// goes on by itself once the store is back.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        self.tasks.len() == TASKS && self.shared.since_turn() < TURN_MAX
+        self.tasks.len() == TASKS && self.turned.at().elapsed() < TURN_MAX
     }
 }

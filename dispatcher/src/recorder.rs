@@ -1,71 +1,79 @@
 //! Writes down how tries ended: what finishes within moments goes into one transaction.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use persistence::{Next, Outcome, Store, StoreError};
-use tokio::sync::mpsc;
+use domain::id::DeliveryId;
+use persistence::{EndpointKey, Next, Outcome, Store, StoreError, Verdict};
+use tokio::{sync::mpsc, time::Instant};
 
-use crate::shared::{Shared, Slot};
+use crate::control::Note;
 
-/// How long the first outcome of a batch waits for others.
+/// How long a batch waits for as many outcomes as the last one had.
 const GATHER: Duration = Duration::from_millis(5);
 /// Most outcomes of a batch.
-const BATCH_MAX: usize = 64;
+const BATCH_MAX: usize = 256;
 /// The first and the longest pause before a batch is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// A try that has ended.
-pub(crate) struct Finished {
-    pub(crate) outcome: Outcome,
-    /// From then on the delivery may be another process's.
-    pub(crate) lease_ends: Instant,
-    /// Given back when the outcome is recorded: a slow store slows the claims down.
-    pub(crate) slot: Slot,
+/// An outcome that is dealt with.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) key: EndpointKey,
+    pub(crate) fence: i64,
+    pub(crate) id: DeliveryId,
+    pub(crate) next: Next,
+    /// Nothing where the store refused it.
+    pub(crate) verdict: Option<Verdict>,
 }
 
-/// Records until every sender is gone.
+/// Records until the sender is gone.
 pub(crate) async fn run(
     store: Store,
-    shared: Arc<Shared>,
-    poll: Duration,
-    mut finished: mpsc::Receiver<Finished>,
+    mut outcomes: mpsc::UnboundedReceiver<Outcome>,
+    notes: mpsc::UnboundedSender<Note>,
 ) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while let Some(first) = finished.recv().await {
-        batch.push(first);
-        let until = tokio::time::Instant::now() + GATHER;
+    let mut last = 0;
+    while let Some(first) = outcomes.recv().await {
+        let mut batch = vec![first];
+        let until = Instant::now() + GATHER;
         while batch.len() < BATCH_MAX {
-            match tokio::time::timeout_at(until, finished.recv()).await {
-                Ok(Some(next)) => batch.push(next),
-                Ok(None) | Err(_) => break,
+            if let Ok(next) = outcomes.try_recv() {
+                batch.push(next);
+            } else if batch.len() >= last {
+                break;
+            } else {
+                match tokio::time::timeout_at(until, outcomes.recv()).await {
+                    Ok(Some(next)) => batch.push(next),
+                    Ok(None) | Err(_) => break,
+                }
             }
         }
-        record(&store, &mut batch).await;
-        let soon = store.now().plus(poll);
-        let retried = |at: &Finished| matches!(at.outcome.next, Next::RetryAt(at) if at < soon);
-        if batch.iter().any(retried) {
-            shared.sooner.notify_one();
-        }
-        for one in batch.drain(..) {
-            drop(one.slot);
-        }
+        last = batch.len();
+        let verdicts = record(&store, &batch).await;
+        let recorded = batch.into_iter().zip(verdicts);
+        let recorded = recorded.map(|(outcome, verdict)| Recorded {
+            key: outcome.key,
+            fence: outcome.fence,
+            id: outcome.id,
+            next: outcome.next,
+            verdict,
+        });
+        // The control goes first only when the process ends.
+        let _ = notes.send(Note::Recorded(recorded.collect()));
     }
 }
 
-/// Tries until the store takes the batch; outcomes whose lease ends meanwhile are given up.
-async fn record(store: &Store, batch: &mut Vec<Finished>) {
+/// Tries until the store takes the batch or refuses it. Leases may be lost meanwhile: their
+/// numbers see to it that nothing is written over.
+async fn record(store: &Store, batch: &[Outcome]) -> Vec<Option<Verdict>> {
     let mut pause = PAUSE.0;
-    while !batch.is_empty() {
-        let outcomes = batch.iter().map(|one| one.outcome.clone()).collect();
-        match store.system().record_outcomes(outcomes).await {
-            Ok(gone) => {
+    loop {
+        match store.system().record_outcomes(batch).await {
+            Ok((verdicts, gone)) => {
                 if gone {
                     settle(store).await;
                 }
-                return;
+                return verdicts.into_iter().map(Some).collect();
             }
             Err(error @ StoreError::Unavailable(_)) => {
                 tracing::warn!(%error, outcomes = batch.len(), "outcomes wait for the store");
@@ -73,24 +81,19 @@ async fn record(store: &Store, batch: &mut Vec<Finished>) {
             // One of them may be the cause; it must not take the others along.
             Err(error) if batch.len() > 1 => {
                 tracing::error!(%error, "outcomes are recorded one by one");
-                one_by_one(store, batch).await;
-                return;
+                let mut verdicts = Vec::with_capacity(batch.len());
+                for one in batch {
+                    verdicts.extend(Box::pin(record(store, std::slice::from_ref(one))).await);
+                }
+                return verdicts;
             }
             Err(error) => {
-                tracing::error!(%error, delivery = %batch[0].outcome.id, "an outcome is given up");
-                return;
+                tracing::error!(%error, delivery = %batch[0].id, "an outcome is given up");
+                return vec![None];
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
-        let now = Instant::now();
-        batch.retain(|one| {
-            let held = now < one.lease_ends;
-            if !held {
-                tracing::warn!(delivery = %one.outcome.id, "an outcome is given up: its lease ended");
-            }
-            held
-        });
     }
 }
 
@@ -99,17 +102,5 @@ async fn record(store: &Store, batch: &mut Vec<Finished>) {
 async fn settle(store: &Store) {
     if let Err(error) = store.system().disable_gone_endpoints().await {
         tracing::warn!(%error, "an endpoint that is gone could not be disabled yet");
-    }
-}
-
-async fn one_by_one(store: &Store, batch: &[Finished]) {
-    for one in batch {
-        if let Err(error) = store
-            .system()
-            .record_outcomes(vec![one.outcome.clone()])
-            .await
-        {
-            tracing::error!(%error, delivery = %one.outcome.id, "an outcome is given up");
-        }
     }
 }

@@ -2,17 +2,23 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use domain::{
-    Clock as _, clock::SystemClock, id::EndpointId, retry::Schedule, seal::MasterKeys, signature,
-    slug::Slug, token::TokenHash,
+    Clock as _,
+    clock::SystemClock,
+    id::{EndpointId, EventId},
+    retry::Schedule,
+    seal::MasterKeys,
+    signature,
+    slug::Slug,
+    token::TokenHash,
 };
 use outbound::{Client, ClientLimits, Policy};
 use persistence::{
-    Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, NewEndpoint,
-    NewPublisher, Options, PageRequest, Scoped, Store,
+    Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, EndpointPatch,
+    NewEndpoint, NewPublisher, Options, PageRequest, Scoped, Sending, Store,
 };
 use secrecy::ExposeSecret as _;
 use tokio::{
@@ -20,6 +26,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::sync::CancellationToken;
+
+mod hostile;
 
 use crate::{Dispatcher, Settings};
 
@@ -214,6 +222,11 @@ impl World {
     }
 
     async fn endpoint(&self, url: String, send_bearer: bool) -> EndpointId {
+        self.endpoint_with(url, send_bearer, Sending::default())
+            .await
+    }
+
+    async fn endpoint_with(&self, url: String, send_bearer: bool, sending: Sending) -> EndpointId {
         let new = NewEndpoint {
             url,
             description: None,
@@ -223,6 +236,7 @@ impl World {
             enabled: true,
             send_bearer: Some(send_bearer),
             signing: signature::Signing::Hmac,
+            sending,
         };
         let context = Context::system("test");
         let made: persistence::Endpoint =
@@ -230,12 +244,11 @@ impl World {
         made.id
     }
 
-    async fn event(&self, endpoint: EndpointId) {
+    async fn event(&self, endpoint: EndpointId) -> EventId {
         let context = Context::system("test");
-        self.scoped
-            .test_endpoint(&context, endpoint, |_| no_content())
-            .await
-            .unwrap();
+        let made: persistence::Event =
+            made!(|keep| self.scoped.test_endpoint(&context, endpoint, keep));
+        made.id
     }
 
     /// The endpoint's deliveries, newest first, once `done` holds of them; waits 10 s at most.
@@ -363,7 +376,6 @@ async fn a_failure_is_tried_again_with_a_signature_of_its_own() {
 #[tokio::test]
 async fn the_last_failure_is_the_end_and_each_has_its_class() {
     let world = World::new("20ms").await;
-    let gone = Receiver::start(vec![reply(410)]).await;
     let absent = Receiver::start(vec![reply(404)]).await;
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -378,7 +390,6 @@ async fn the_last_failure_is_the_end_and_each_has_its_class() {
     let (dispatcher, stop) = world.start();
     let mut cases = Vec::new();
     for (url, status, error) in [
-        (gone.url(), Some(410), "status"),
         (absent.url(), Some(404), "status"),
         (closed, None, "connect"),
         (refused, None, "destination_refused"),
@@ -403,6 +414,163 @@ async fn the_last_failure_is_the_end_and_each_has_its_class() {
     let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
     assert_eq!(attempts[0].error.as_deref(), Some("timeout"));
     end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn one_that_is_gone_for_good_is_not_tried_again() {
+    let world = World::new("20ms,20ms").await;
+    let gone = Receiver::start(vec![reply(410)]).await;
+    let (dispatcher, stop) = world.start();
+    let endpoint = world.endpoint(gone.url(), false).await;
+    world.event(endpoint).await;
+    let (delivery, attempts) = world.until_status(endpoint, "failed").await;
+    assert_eq!((delivery.attempts, attempts.len()), (1, 1));
+    assert_eq!(attempts[0].status_code, Some(410));
+    assert_eq!(attempts[0].error.as_deref(), Some("status"));
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_may_have_its_own_schedule() {
+    let world = World::new("1h").await;
+    let failing = Receiver::start(vec![reply(500)]).await;
+    let (dispatcher, stop) = world.start();
+    let sending = Sending {
+        retry_schedule: Schedule::parse("20ms,20ms,20ms").ok(),
+        ..Sending::default()
+    };
+    let endpoint = world.endpoint_with(failing.url(), false, sending).await;
+    world.event(endpoint).await;
+    let (delivery, _) = world.until_status(endpoint, "failed").await;
+    assert_eq!(delivery.attempts, 4);
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn an_order_holds_although_its_head_fails() {
+    let world = World::new("200ms,200ms").await;
+    // The second event fails once, the fourth for good.
+    let replies = [204, 500, 204, 204, 500, 500, 500, 204];
+    let receiver = Receiver::start(replies.into_iter().map(reply).collect()).await;
+    let sending = Sending {
+        ordered: true,
+        ..Sending::default()
+    };
+    let endpoint = world.endpoint_with(receiver.url(), false, sending).await;
+    let mut events = Vec::new();
+    let (dispatcher, stop) = world.start();
+    for _ in 0..6 {
+        events.push(world.event(endpoint).await.to_string());
+    }
+    let ended = |all: &[Delivery]| all.iter().all(|one| one.finished_at.is_some());
+    let all = world.until(endpoint, ended).await;
+    let failed = all.iter().filter(|one| one.status == "failed");
+    let failed: Vec<String> = failed.map(|one| one.event_id.to_string()).collect();
+    assert_eq!(failed, [events[3].clone()]);
+    let came: Vec<String> = receiver
+        .received()
+        .iter()
+        .map(|one| one.headers["webhook-id"].clone())
+        .collect();
+    let wanted = [0, 1, 1, 2, 3, 3, 3, 4, 5].map(|at: usize| events[at].clone());
+    assert_eq!(came, wanted);
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn a_rate_limit_holds_and_others_are_not_slowed_by_it() {
+    let world = World::new("5s").await;
+    let (limited, free) = (
+        Receiver::start(vec![reply(204)]).await,
+        Receiver::start(vec![reply(204)]).await,
+    );
+    let sending = Sending {
+        rate_limit_per_second: Some(10),
+        ..Sending::default()
+    };
+    let slow = world.endpoint_with(limited.url(), false, sending).await;
+    let quick = world.endpoint(free.url(), false).await;
+    for _ in 0..20 {
+        world.event(slow).await;
+        world.event(quick).await;
+    }
+    let began = Instant::now();
+    let (dispatcher, stop) = world.start();
+    world.until_status(quick, "succeeded").await;
+    let unlimited = began.elapsed();
+    world.until_status(slow, "succeeded").await;
+    let spread = began.elapsed();
+    assert!(spread >= Duration::from_millis(1850), "{spread:?}");
+    assert!(unlimited < spread / 2, "{unlimited:?} beside {spread:?}");
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_disabled_gets_nothing_more_within_a_second() {
+    let world = World::new("5s").await;
+    let receiver = Receiver::start(vec![reply(204)]).await;
+    let sending = Sending {
+        rate_limit_per_second: Some(20),
+        ..Sending::default()
+    };
+    let endpoint = world.endpoint_with(receiver.url(), false, sending).await;
+    for _ in 0..60 {
+        world.event(endpoint).await;
+    }
+    let (dispatcher, stop) = world.start();
+    while receiver.received().len() < 5 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let enable = async |enabled| {
+        let patch = EndpointPatch {
+            enabled: Some(enabled),
+            ..EndpointPatch::default()
+        };
+        let context = Context::system("test");
+        world
+            .scoped
+            .update_endpoint(
+                &context,
+                endpoint,
+                None,
+                |_| Ok(patch.clone()),
+                |_| no_content(),
+            )
+            .await
+            .unwrap();
+    };
+    enable(false).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = receiver.received().len();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(receiver.received().len(), before);
+    assert!(before < 50, "{before} of 60 were out already");
+    enable(true).await;
+    world.until_status(endpoint, "succeeded").await;
+    assert_eq!(receiver.received().len(), 60, "each came once");
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn two_processes_share_the_work_and_one_goes_on_when_the_other_ends() {
+    let mut world = World::new("5s").await;
+    world.settings.poll = Duration::from_millis(500);
+    let receiver = Receiver::start(vec![reply(204)]).await;
+    let endpoint = world.endpoint(receiver.url(), false).await;
+    let (one, stop_one) = world.start();
+    let (two, stop_two) = world.start();
+    for _ in 0..20 {
+        world.event(endpoint).await;
+    }
+    world.until_status(endpoint, "succeeded").await;
+    stop_one.cancel();
+    one.drained().await;
+    for _ in 0..20 {
+        world.event(endpoint).await;
+    }
+    world.until_status(endpoint, "succeeded").await;
+    assert_eq!(receiver.received().len(), 40, "each came once");
+    end(world, two, stop_two).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! When a failed delivery is tried again.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::random;
 
@@ -60,6 +60,26 @@ impl Schedule {
     }
 }
 
+impl fmt::Display for Schedule {
+    /// As [`Schedule::parse`] reads it, each wait in the largest unit that is whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u128, &str); 4] = [
+            (86_400_000, "d"),
+            (3_600_000, "h"),
+            (60_000, "m"),
+            (1000, "s"),
+        ];
+        for (at, wait) in self.0.iter().enumerate() {
+            let ms = wait.as_millis();
+            let fits = UNITS.iter().find(|(unit, _)| ms > 0 && ms % unit == 0);
+            let (unit, name) = fits.copied().unwrap_or((1, "ms"));
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}{name}", ms / unit)?;
+        }
+        Ok(())
+    }
+}
+
 fn parse_wait(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
@@ -94,6 +114,14 @@ mod tests {
         assert_eq!(Schedule::parse("8d"), Err(ScheduleError(1)));
         assert_eq!(Schedule::parse("5"), Err(ScheduleError(1)));
         assert_eq!(Schedule::parse("").unwrap().tries(), 1);
+    }
+
+    #[test]
+    fn a_schedule_is_written_as_it_is_read() {
+        for text in ["5s,5m,30m,2h,5h,10h,10h", "200ms,1500ms,1d", "0ms", ""] {
+            assert_eq!(Schedule::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Schedule::parse("60s, 24h").unwrap().to_string(), "1m,1d");
     }
 
     proptest! {

@@ -12,6 +12,7 @@ mod m0002_operations;
 mod m0003_pipelines;
 mod m0004_webhooks;
 mod m0005_runs_in_full;
+mod m0006_dispatch_by_endpoint;
 mod m0007_webhooks_in_full;
 
 /// All steps, in order.
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_pipelines::Migration),
             Box::new(m0004_webhooks::Migration),
             Box::new(m0005_runs_in_full::Migration),
+            Box::new(m0006_dispatch_by_endpoint::Migration),
             Box::new(m0007_webhooks_in_full::Migration),
         ]
     }

@@ -93,26 +93,41 @@ const ROWS: &[(usize, &str, &str)] = &[
     ),
     (
         6,
+        "processes",
+        "INSERT INTO processes (id, started_at, heartbeat_at, expires_at) VALUES ({u}, 1, 1, 1)",
+    ),
+    (
+        6,
+        "dispatch_leases",
+        "INSERT INTO dispatch_leases (publisher_id, endpoint_id, process_id, fence, failures) VALUES ({u}, {u}, {u}, 1, 0)",
+    ),
+    (
+        6,
+        "endpoint_sequences",
+        "INSERT INTO endpoint_sequences (publisher_id, endpoint_id, last) VALUES ({u}, {u}, 1)",
+    ),
+    (
+        7,
         "event_types",
         "INSERT INTO event_types (publisher_id, event_type, id, revision, created_at, updated_at) VALUES ({u}, 'order.paid', {u}, 1, 1, 1)",
     ),
     (
-        6,
+        7,
         "replays",
         "INSERT INTO replays (publisher_id, id, endpoint_id, status, filter, since, until, only_failed, matched, queued, looked_at, created_at) VALUES ({u}, {u}, {u}, 'running', '{}', 1, 2, FALSE, 0, 0, 1, 1)",
     ),
     (
-        6,
+        7,
         "endpoint_health",
         "INSERT INTO endpoint_health (publisher_id, endpoint_id, consecutive_failures) VALUES ({u}, {u}, 0)",
     ),
     (
-        6,
+        7,
         "endpoint_stats",
         "INSERT INTO endpoint_stats (publisher_id, endpoint_id, bucket, succeeded, failed, latency_ms_sum, latency_ms_max) VALUES ({u}, {u}, 0, 1, 0, 1, 1)",
     ),
     (
-        6,
+        7,
         "endpoint_secrets",
         "INSERT INTO endpoint_secrets (publisher_id, id, endpoint_id, kind, sealed, last_four, created_at) VALUES ({u}, {u}, {u}, 'hmac', {b}, 'abcd', 1)",
     ),

@@ -55,7 +55,9 @@ impl Default for ClientLimits {
             headers_timeout: Duration::from_secs(15),
             total_timeout: Duration::from_secs(20),
             read_bytes_max: READ_BYTES_MAX_DEFAULT,
-            idle_per_host_max: 2,
+            // As many as usually go out to one endpoint at once: fewer would be made anew again
+            // and again.
+            idle_per_host_max: 16,
             idle_timeout: Duration::from_secs(30),
         }
     }

@@ -147,7 +147,7 @@ impl AuthCache {
         self.tokens.insert(hash, Arc::new(entry));
     }
 
-    fn trusted(&self, now: Timestamp) -> bool {
+    pub(crate) fn trusted(&self, now: Timestamp) -> bool {
         // A clock that was set back says nothing about how long ago that poll was.
         (0..=TRUST_FOR_MS).contains(&(now.ms() - self.last_poll_began_ms.load(Ordering::Acquire)))
     }
@@ -349,10 +349,12 @@ impl Store {
             if rows.first().is_some_and(|first| first.epoch != known + 1) {
                 // Rows that this process never saw were swept: nothing cached is known to hold.
                 cache.invalidate_all();
+                self.inner.secrets.invalidate_all();
             }
             for row in &rows {
                 cache.invalidate(row.publisher_id);
                 self.inner.keys.forget(row.publisher_id);
+                self.inner.secrets.invalidate(row.publisher_id);
             }
             self.look_for_foreign_tokens().await?;
             cache.epoch.store(last, Ordering::Release);

@@ -448,6 +448,14 @@ impl Scoped {
                 owner,
                 |tx| async move {
                     let minted = store.mint_in(&tx, owner, kind, new).await?;
+                    let secret = matches!(
+                        kind,
+                        CredentialKind::WebhookSigning | CredentialKind::SubcommandBearer
+                    );
+                    if secret {
+                        // Opened secrets are cached with the tokens; new ones sign at once.
+                        tx.touches_credentials_of(self.scope.publisher());
+                    }
                     let line = entry(
                         actions(kind).0,
                         target_kind(kind),

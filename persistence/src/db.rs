@@ -103,7 +103,11 @@ impl Target {
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
-            Self::Postgres { options, .. } => postgres_pool(1)
+            // Asked each time whether it lives: it is alone, so a lost one would be a lost batch.
+            Self::Postgres { options, .. } => PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(true)
                 .connect_with((**options).clone())
                 .await
                 .map(DatabaseConnection::from)
@@ -177,8 +181,8 @@ struct Writer {
 pub(crate) struct Effects {
     /// Whose credentials changed.
     pub(crate) credentials_of: Vec<PublisherId>,
-    /// Whether deliveries were written.
-    pub(crate) deliveries: bool,
+    /// Which endpoints, of which publishers, have deliveries that they had not before.
+    pub(crate) deliveries: BTreeSet<(Uuid, Uuid)>,
     /// Who may have runs to hand out that were not there before.
     pub(crate) runs_ready: BTreeSet<Uuid>,
     /// Which runs changed.
@@ -211,9 +215,9 @@ impl Transaction {
         self.effects().credentials_of.push(publisher);
     }
 
-    /// Notes that deliveries are written here.
-    pub(crate) fn writes_deliveries(&self) {
-        self.effects().deliveries = true;
+    /// Notes that deliveries to an endpoint are written, or can go out from now on.
+    pub(crate) fn delivers_to(&self, publisher: Uuid, endpoint: Uuid) {
+        self.effects().deliveries.insert((publisher, endpoint));
     }
 
     /// Notes that a publisher may have runs to hand out that were not there before.

@@ -41,7 +41,7 @@ pub struct Delivery {
     pub status: String,
     /// How often it was tried.
     pub attempts: i32,
-    /// When it is tried next; while it is being tried, when that counts as lost.
+    /// When it is tried next; in the past while it is being tried, or waits for its turn.
     pub next_attempt_at: Option<Timestamp>,
     /// When it was written.
     pub created_at: Timestamp,
@@ -230,13 +230,12 @@ impl Scoped {
                         id: Set(row.id),
                         status: Set("pending".to_owned()),
                         next_attempt_at: Set(Some(tx.now.ms())),
-                        fence: Set(row.fence + 1),
                         finished_at: Set(None),
                         ..Default::default()
                     })
                     .exec(tx.db())
                     .await?;
-                    tx.writes_deliveries();
+                    tx.delivers_to(owner, row.endpoint_id);
                     let delivery = with_type(tx.db(), row).await?;
                     let facts = json!({ "endpoint_id": delivery.endpoint_id.to_string() });
                     let line = entry(Action::DeliveryRetried, "delivery", id, facts);

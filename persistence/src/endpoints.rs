@@ -8,14 +8,14 @@ use domain::{
     credential::Source,
     event::{Filter, OwnType},
     id::{EndpointId, Id as _, KeySetId, PublisherId},
+    retry::Schedule,
     signature::Signing,
     slug::Slug,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _,
     IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Select,
-    sea_query::{Expr, ExprTrait as _},
+    Select, sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -40,6 +40,20 @@ use crate::{
 
 /// Why an endpoint is disabled that its publisher disabled.
 const REQUESTED: &str = "requested";
+
+/// How an endpoint's deliveries go out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sending {
+    /// One after the other, in the order of their events; a failed one holds up the others until
+    /// it arrives or its last try is over.
+    pub ordered: bool,
+    /// Most a second, at least 1.
+    pub rate_limit_per_second: Option<u32>,
+    /// Waits between tries, instead of the operator's.
+    pub retry_schedule: Option<Schedule>,
+    /// Most under way, at least 1, instead of the dispatcher's own limit.
+    pub max_in_flight: Option<u32>,
+}
 
 /// A webhook destination with its filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +82,8 @@ pub struct Endpoint {
     pub key_set: Option<KeySetId>,
     /// How tries at it went lately.
     pub health: Health,
+    /// How deliveries go out.
+    pub sending: Sending,
     /// Counts changes of this row.
     pub revision: i64,
     /// When it was made.
@@ -95,6 +111,8 @@ pub struct NewEndpoint {
     pub send_bearer: Option<bool>,
     /// What deliveries are signed by.
     pub signing: Signing,
+    /// How deliveries go out.
+    pub sending: Sending,
 }
 
 /// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
@@ -116,10 +134,43 @@ pub struct EndpointPatch {
     pub send_bearer: Option<bool>,
     /// What deliveries are signed by.
     pub signing: Option<Signing>,
+    /// Whether they go out in order.
+    pub ordered: Option<bool>,
+    /// Most a second.
+    pub rate_limit_per_second: Option<Option<u32>>,
+    /// Waits between tries.
+    pub retry_schedule: Option<Option<Schedule>>,
+    /// Most under way.
+    pub max_in_flight: Option<Option<u32>>,
+}
+
+impl Sending {
+    fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {
+        let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
+        let schedule = row.retry_schedule.as_deref().map(Schedule::parse);
+        Ok(Self {
+            ordered: row.ordered,
+            rate_limit_per_second: limit(row.rate_limit_per_second),
+            retry_schedule: schedule
+                .transpose()
+                .map_err(|_| damaged("schedule of retries"))?,
+            max_in_flight: limit(row.max_in_flight),
+        })
+    }
+}
+
+/// A limit as it is stored; one that is larger than fits is none.
+fn limit_column(limit: Option<u32>) -> Option<i32> {
+    limit.and_then(|limit| i32::try_from(Ord::max(limit, 1)).ok())
+}
+
+fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
+    schedule.map(ToString::to_string)
 }
 
 impl Endpoint {
     fn of_row(row: webhook_endpoints::Model) -> Result<Self> {
+        let sending = Sending::of_row(&row)?;
         Ok(Self {
             id: EndpointId::from_uuid(row.id),
             url: row.url,
@@ -134,6 +185,7 @@ impl Endpoint {
             signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
             key_set: row.key_set.map(KeySetId::from_uuid),
             health: Health::default(),
+            sending,
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
             updated_at: Timestamp::from_ms(row.updated_at),
@@ -272,6 +324,10 @@ async fn insert(
         deleted_at: None,
         signing: new.signing.as_str().to_owned(),
         key_set: None,
+        ordered: new.sending.ordered,
+        rate_limit_per_second: limit_column(new.sending.rate_limit_per_second),
+        retry_schedule: schedule_column(new.sending.retry_schedule.as_ref()),
+        max_in_flight: limit_column(new.sending.max_in_flight),
     };
     name_keys(&mut row);
     let active = row.clone().into_active_model().reset_all();
@@ -322,6 +378,31 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
             replace(&mut row.send_bearer, patch.send_bearer),
         ),
         ("signing", replace(&mut row.signing, signing)),
+        ("ordered", replace(&mut row.ordered, patch.ordered)),
+        (
+            "rate_limit_per_second",
+            replace(
+                &mut row.rate_limit_per_second,
+                patch.rate_limit_per_second.map(limit_column),
+            ),
+        ),
+        (
+            "retry_schedule",
+            replace(
+                &mut row.retry_schedule,
+                patch
+                    .retry_schedule
+                    .as_ref()
+                    .map(|schedule| schedule_column(schedule.as_ref())),
+            ),
+        ),
+        (
+            "max_in_flight",
+            replace(
+                &mut row.max_in_flight,
+                patch.max_in_flight.map(limit_column),
+            ),
+        ),
     ];
     members
         .into_iter()
@@ -363,7 +444,7 @@ async fn change(
         if row.enabled {
             forget_failures(tx, publisher, row.id).await?;
             // What waited may be due.
-            tx.writes_deliveries();
+            tx.delivers_to(publisher, row.id);
         }
     }
     if !lines.is_empty() {
@@ -381,15 +462,14 @@ async fn change(
     Ok((endpoint, lines))
 }
 
-/// Ends what is on its way to an endpoint; an attempt under way loses its fence, so that its
-/// outcome changes nothing.
+/// Ends what is on its way to an endpoint; the outcome of an attempt under way changes nothing
+/// of what has ended.
 async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
         .col_expr(Column::Status, Expr::value("cancelled"))
         .col_expr(Column::NextAttemptAt, Expr::value(Option::<i64>::None))
         .col_expr(Column::FinishedAt, Expr::value(tx.now.ms()))
-        .col_expr(Column::Fence, Expr::col(Column::Fence).add(1))
         .filter(Column::PublisherId.eq(publisher))
         .filter(Column::EndpointId.eq(endpoint))
         .filter(Column::Status.eq("pending"))
@@ -586,7 +666,14 @@ impl Scoped {
                         return Err(Code::EndpointDisabled.into());
                     }
                     let data = json!({ "endpoint_id": id.to_string() });
-                    emit_to(&tx, owner, row.id, OwnType::Test.as_str(), &data).await
+                    emit_to(
+                        &tx,
+                        (owner, row.id),
+                        row.ordered,
+                        OwnType::Test.as_str(),
+                        &data,
+                    )
+                    .await
                 },
                 render,
             )

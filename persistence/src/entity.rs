@@ -261,6 +261,10 @@ entity!(webhook_endpoints, "webhook_endpoints", {
     created_at: i64,
     updated_at: i64,
     deleted_at: Option<i64>,
+    ordered: bool,
+    rate_limit_per_second: Option<i32>,
+    retry_schedule: Option<String>,
+    max_in_flight: Option<i32>,
     signing: String,
     key_set: Option<Uuid>,
 });
@@ -329,6 +333,14 @@ entity!(replays, "replays", {
     finished_at: Option<i64>,
 });
 
+entity!(processes, "processes", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    started_at: i64,
+    heartbeat_at: i64,
+    expires_at: i64,
+});
+
 entity!(deliveries, "deliveries", {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
@@ -339,9 +351,9 @@ entity!(deliveries, "deliveries", {
     status: String,
     attempts: i32,
     next_attempt_at: Option<i64>,
-    fence: i64,
     created_at: i64,
     finished_at: Option<i64>,
+    seq: i64,
     replay_id: Option<Uuid>,
     precedence: i32,
 });

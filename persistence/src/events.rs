@@ -1,9 +1,10 @@
 //! Events, and the deliveries that each one starts.
 //!
 //! Both are written in the transaction of the change that they tell of, and only inserted: no
-//! two producers ever wait for one row.
+//! two producers ever wait for one row. An endpoint that wants its deliveries in order is the
+//! exception: there producers take places one after the other.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use domain::{
     Problem, Timestamp,
@@ -13,8 +14,8 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Select, sea_query::ExprTrait as _,
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Select, sea_query::ExprTrait as _,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -26,7 +27,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     scope::Scoped,
-    sql,
+    sql::{self, Sql},
 };
 
 /// An event as consumers get it.
@@ -64,12 +65,15 @@ pub(crate) struct NewEvent<'a> {
 /// What an endpoint wants to hear.
 pub(crate) struct Listener {
     pub(crate) endpoint: Uuid,
+    pub(crate) ordered: bool,
     types: Vec<Filter>,
     pipelines: Option<Vec<Slug>>,
 }
 
 impl Listener {
-    fn of_row((endpoint, types, pipelines): (Uuid, String, Option<String>)) -> Result<Self> {
+    fn of_row(
+        (endpoint, types, pipelines, ordered): (Uuid, String, Option<String>, bool),
+    ) -> Result<Self> {
         let words: Vec<String> =
             serde_json::from_str(&types).map_err(|_| damaged("list of event types"))?;
         let types = words
@@ -79,6 +83,7 @@ impl Listener {
         let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
         Ok(Self {
             endpoint,
+            ordered,
             types,
             pipelines,
         })
@@ -86,7 +91,12 @@ impl Listener {
 
     /// What one endpoint wants, whether it is enabled or not.
     pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
-        Self::of_row((row.id, row.event_types.clone(), row.pipelines.clone()))
+        Self::of_row((
+            row.id,
+            row.event_types.clone(),
+            row.pipelines.clone(),
+            row.ordered,
+        ))
     }
 
     /// An endpoint that is limited to pipelines hears only what happens in those.
@@ -104,13 +114,14 @@ pub(crate) async fn listeners(
     publishers: BTreeSet<Uuid>,
 ) -> Result<HashMap<Uuid, Vec<Listener>>> {
     use webhook_endpoints::Column;
-    let rows: Vec<(Uuid, Uuid, String, Option<String>)> = webhook_endpoints::Entity::find()
+    let rows: Vec<(Uuid, Uuid, String, Option<String>, bool)> = webhook_endpoints::Entity::find()
         .select_only()
         .columns([
             Column::PublisherId,
             Column::Id,
             Column::EventTypes,
             Column::Pipelines,
+            Column::Ordered,
         ])
         .filter(Column::PublisherId.is_in(sql::padded(publishers)))
         .filter(Column::Enabled.eq(true))
@@ -119,8 +130,8 @@ pub(crate) async fn listeners(
         .all(tx.db())
         .await?;
     let mut found: HashMap<Uuid, Vec<Listener>> = HashMap::new();
-    for (publisher, endpoint, types, pipelines) in rows {
-        let listener = Listener::of_row((endpoint, types, pipelines))?;
+    for (publisher, endpoint, types, pipelines, ordered) in rows {
+        let listener = Listener::of_row((endpoint, types, pipelines, ordered))?;
         found.entry(publisher).or_default().push(listener);
     }
     Ok(found)
@@ -152,21 +163,73 @@ pub(crate) fn delivery_row(
         status: "pending".to_owned(),
         attempts: 0,
         next_attempt_at: Some(tx.now.ms()),
-        fence: 0,
         created_at: tx.now.ms(),
         finished_at: None,
         replay_id: None,
         precedence: 0,
+        seq: 0,
     }
+}
+
+/// Gives deliveries to ordered endpoints their places, in the order in which they stand here.
+///
+/// An endpoint's places are counted in a row that stays locked until the transaction ends, so
+/// they are given out in the order of commits. Taken as late as can be, and always in the order
+/// of keys, so that two producers wait for each other for a moment only, and never in a circle.
+async fn place(
+    tx: &Tx,
+    rows: &mut [deliveries::Model],
+    ordered: &BTreeSet<(Uuid, Uuid)>,
+) -> Result<()> {
+    let key = |row: &deliveries::Model| (row.publisher_id, row.endpoint_id);
+    let mut counts: BTreeMap<(Uuid, Uuid), i64> = BTreeMap::new();
+    for row in rows.iter().filter(|row| ordered.contains(&key(row))) {
+        *counts.entry(key(row)).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let mut sql = Sql::new("INSERT INTO endpoint_sequences (publisher_id, endpoint_id, last) ");
+    sql.values(counts.iter().map(|((publisher, endpoint), count)| {
+        vec![(*publisher).into(), (*endpoint).into(), (*count).into()]
+    }));
+    sql.push(
+        " ON CONFLICT (publisher_id, endpoint_id) DO UPDATE \
+         SET last = endpoint_sequences.last + excluded.last \
+         RETURNING publisher_id, endpoint_id, last",
+    );
+    let statement = sql.statement(tx.db().get_database_backend());
+    let mut next: HashMap<(Uuid, Uuid), i64> = HashMap::with_capacity(counts.len());
+    for taken in tx.db().query_all_raw(statement).await? {
+        let of: (Uuid, Uuid) = (
+            taken.try_get("", "publisher_id")?,
+            taken.try_get("", "endpoint_id")?,
+        );
+        let last: i64 = taken.try_get("", "last")?;
+        next.insert(of, last - counts.get(&of).copied().unwrap_or(0));
+    }
+    for row in rows {
+        if let Some(last) = next.get_mut(&(row.publisher_id, row.endpoint_id)) {
+            *last += 1;
+            row.seq = *last;
+        }
+    }
+    Ok(())
 }
 
 async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
-pub(crate) async fn insert_deliveries(tx: &Tx, rows: Vec<deliveries::Model>) -> Result<()> {
-    if !rows.is_empty() {
-        tx.writes_deliveries();
+/// Inserts deliveries; those to the endpoints named get their places first.
+pub(crate) async fn insert_deliveries(
+    tx: &Tx,
+    mut rows: Vec<deliveries::Model>,
+    ordered: &BTreeSet<(Uuid, Uuid)>,
+) -> Result<()> {
+    place(tx, &mut rows, ordered).await?;
+    for row in &rows {
+        tx.delivers_to(row.publisher_id, row.endpoint_id);
     }
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
@@ -207,14 +270,20 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
     let publishers = news.iter().map(|(publisher, _)| *publisher).collect();
     let listeners = listeners(tx, publishers).await?;
     let (mut event_rows, mut delivery_rows) = (Vec::with_capacity(news.len()), Vec::new());
+    let mut ordered = BTreeSet::new();
     for ((publisher, event), id) in news.iter().zip(ids) {
         event_rows.push(event_row(tx, *publisher, id, event));
         let wanted = listeners.get(publisher).into_iter().flatten();
         let wanted = wanted.filter(|listener| listener.wants(event.event_type, event.pipeline));
-        delivery_rows.extend(wanted.map(|to| delivery_row(tx, *publisher, id, to.endpoint)));
+        for to in wanted {
+            if to.ordered {
+                ordered.insert((*publisher, to.endpoint));
+            }
+            delivery_rows.push(delivery_row(tx, *publisher, id, to.endpoint));
+        }
     }
     insert_events(tx, event_rows).await?;
-    insert_deliveries(tx, delivery_rows).await
+    insert_deliveries(tx, delivery_rows, &ordered).await
 }
 
 /// Writes an event about an endpoint, for the others that want it.
@@ -233,17 +302,22 @@ pub(crate) async fn emit_beside(
     let listeners = listeners(tx, BTreeSet::from([publisher])).await?;
     let others = listeners.get(&publisher).into_iter().flatten();
     let others = others.filter(|to| to.endpoint != endpoint && to.wants(event_type, None));
-    let rows = others.map(|to| delivery_row(tx, publisher, id, to.endpoint));
-    let rows = rows.collect();
+    let (mut rows, mut ordered) = (Vec::new(), BTreeSet::new());
+    for to in others {
+        if to.ordered {
+            ordered.insert((publisher, to.endpoint));
+        }
+        rows.push(delivery_row(tx, publisher, id, to.endpoint));
+    }
     insert_events(tx, vec![event_row(tx, publisher, id, &new)]).await?;
-    insert_deliveries(tx, rows).await
+    insert_deliveries(tx, rows, &ordered).await
 }
 
 /// Writes one event for one endpoint, whatever its filters.
 pub(crate) async fn emit_to(
     tx: &Tx,
-    publisher: Uuid,
-    endpoint: Uuid,
+    (publisher, endpoint): (Uuid, Uuid),
+    ordered: bool,
     event_type: &str,
     data: &Value,
 ) -> Result<Event> {
@@ -259,7 +333,9 @@ pub(crate) async fn emit_to(
         },
     );
     insert_events(tx, vec![row.clone()]).await?;
-    insert_deliveries(tx, vec![delivery_row(tx, publisher, id, endpoint)]).await?;
+    let deliveries = vec![delivery_row(tx, publisher, id, endpoint)];
+    let ordered = ordered.then_some((publisher, endpoint));
+    insert_deliveries(tx, deliveries, &ordered.into_iter().collect()).await?;
     Ok(Event::of_row(row))
 }
 

@@ -171,6 +171,10 @@ impl Fixture {
             deleted_at: Set(None),
             signing: Set("hmac".into()),
             key_set: Set(None),
+            ordered: Set(false),
+            rate_limit_per_second: Set(None),
+            retry_schedule: Set(None),
+            max_in_flight: Set(None),
         })
         .await;
         id
@@ -208,11 +212,11 @@ impl Fixture {
             status: Set("pending".into()),
             attempts: Set(0),
             next_attempt_at: Set(Some(due.ms())),
-            fence: Set(0),
             created_at: Set(self.store.now().ms()),
             finished_at: Set(None),
             replay_id: Set(None),
             precedence: Set(0),
+            seq: Set(0),
         })
         .await;
         id

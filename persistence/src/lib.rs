@@ -9,7 +9,6 @@ use std::{future::Future, sync::Arc};
 
 use domain::{Timestamp, seal::MasterKeys};
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -52,9 +51,12 @@ pub use auth::Known;
 pub use change::{Answer, Context, Expected, IdempotencyKey};
 pub use credentials::{Credential, Minted, NewCredential, Replaced};
 pub use deliveries::{Attempt, Delivery, DeliveryFilter};
-pub use dispatch::{DueDelivery, Next, Outcome};
+pub use dispatch::{
+    Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
+    Page as DuePage, ProcessId, Renewed, Target, Verdict, Waiting,
+};
 pub use endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
-pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint};
+pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use error::StoreError;
 pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
@@ -76,9 +78,11 @@ pub use runs::{
 pub use scope::{Principal, Scope, Scoped, System};
 pub use subcommands::{CallRecord, SubcommandCall};
 pub use versions::KeptVersion;
+pub use wake::Written;
 
 use auth::AuthCache;
 use db::{Committed, Db, Tx};
+use dispatch::SecretCache;
 use error::Result;
 use event_types::TypeSchemas;
 use keys::KeyRing;
@@ -97,6 +101,7 @@ struct Inner {
     db: Db,
     keys: KeyRing,
     auth: AuthCache,
+    secrets: SecretCache,
     definitions: Definitions,
     type_schemas: TypeSchemas,
     turns: Turns,
@@ -120,6 +125,7 @@ impl Store {
         let inner = Inner {
             keys: KeyRing::new(master),
             auth: AuthCache::new(),
+            secrets: SecretCache::default(),
             definitions: Definitions::new(),
             type_schemas: TypeSchemas::new(),
             turns: Turns::new(),
@@ -159,10 +165,10 @@ impl Store {
         self.inner.db.now()
     }
 
-    /// Rings after each commit that wrote deliveries.
-    #[must_use]
-    pub fn bell(&self) -> Arc<Notify> {
-        Arc::clone(&self.inner.wake.deliveries)
+    /// Waits until a commit, here or in another process, wrote deliveries, and says for which
+    /// endpoints. May be dropped at any time.
+    pub async fn deliveries_written(&self) -> Written {
+        self.inner.wake.written().await
     }
 
     /// Ends all waiting for runs, now and from now on: the process is about to stop.
@@ -238,6 +244,7 @@ impl Store {
         for publisher in &committed.effects.credentials_of {
             let owner: Uuid = domain::id::Id::uuid(*publisher);
             self.inner.auth.invalidate(owner);
+            self.inner.secrets.invalidate(owner);
         }
         self.inner.wake.after(&committed.effects);
         committed.value

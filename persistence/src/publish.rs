@@ -250,15 +250,20 @@ async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
     }
     let publishers = rows.iter().map(|row| row.publisher_id).collect();
     let listeners = listeners(tx, publishers).await?;
-    let mut deliveries = Vec::new();
+    let (mut deliveries, mut ordered) = (Vec::new(), BTreeSet::new());
     for row in rows {
         let wanted = listeners.get(&row.publisher_id).into_iter().flatten();
         let wanted =
             wanted.filter(|listener| listener.wants(&row.event_type, row.pipeline_slug.as_deref()));
         let id = EventId::from_uuid(row.id);
-        deliveries.extend(wanted.map(|to| delivery_row(tx, row.publisher_id, id, to.endpoint)));
+        for to in wanted {
+            if to.ordered {
+                ordered.insert((row.publisher_id, to.endpoint));
+            }
+            deliveries.push(delivery_row(tx, row.publisher_id, id, to.endpoint));
+        }
     }
-    insert_deliveries(tx, deliveries).await
+    insert_deliveries(tx, deliveries, &ordered).await
 }
 
 /// Publishes what several callers hand in. Each call is judged by itself; events of a call that is

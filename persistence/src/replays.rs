@@ -17,7 +17,7 @@ use domain::{
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _,
     IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    sea_query::{Expr, ExprTrait as _, LockBehavior, LockType},
+    sea_query::{Expr, LockBehavior, LockType},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -263,14 +263,14 @@ async fn save(tx: &Tx, row: &replays::Model) -> Result<()> {
     Ok(())
 }
 
-/// Calls off the deliveries of a replay that wait; an attempt under way loses its fence.
+/// Calls off the deliveries of a replay that wait; the outcome of an attempt under way changes
+/// nothing of what has ended.
 async fn cancel_deliveries(tx: &Tx, row: &replays::Model) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
         .col_expr(Column::Status, Expr::value("cancelled"))
         .col_expr(Column::NextAttemptAt, Expr::value(Option::<i64>::None))
         .col_expr(Column::FinishedAt, Expr::value(tx.now.ms()))
-        .col_expr(Column::Fence, Expr::col(Column::Fence).add(1))
         .filter(Column::PublisherId.eq(row.publisher_id))
         .filter(Column::ReplayId.eq(row.id))
         .filter(Column::Status.eq("pending"))
@@ -413,7 +413,8 @@ async fn queue(
     }
     let queued = u64::try_from(rows.len()).unwrap_or(0);
     row.queued += i64::try_from(rows.len()).unwrap_or(0);
-    insert_deliveries(tx, rows).await?;
+    let ordered = endpoint.ordered.then_some((row.publisher_id, endpoint.id));
+    insert_deliveries(tx, rows, &ordered.into_iter().collect()).await?;
     Ok(queued)
 }
 

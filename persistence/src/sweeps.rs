@@ -129,7 +129,7 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 18] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 20] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -150,6 +150,16 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 18] = [
     ("endpoint_secrets", "publisher_id", "publisher_id, id"),
     ("events", "publisher_id", "publisher_id, id"),
     ("event_types", "publisher_id", "publisher_id, event_type"),
+    (
+        "dispatch_leases",
+        "publisher_id",
+        "publisher_id, endpoint_id",
+    ),
+    (
+        "endpoint_sequences",
+        "publisher_id",
+        "publisher_id, endpoint_id",
+    ),
     ("webhook_endpoints", "publisher_id", "publisher_id, id"),
     ("run_timeline", "publisher_id", "publisher_id, run_id, seq"),
     ("runs", "publisher_id", "publisher_id, id"),
@@ -433,29 +443,25 @@ impl System {
 
     /// Calls off deliveries that wait for an endpoint which is deleted: on PostgreSQL an event
     /// may be written while another transaction deletes one of its endpoints, and neither sees
-    /// the other. They are due ever since, for no dispatcher takes them.
+    /// the other.
     pub async fn cancel_orphans(&self, limit: u64) -> Result<u64, StoreError> {
         let now = self.store.now().ms();
         let past = |sql: &mut Sql| {
-            sql.push("status = 'pending' AND next_attempt_at <= ")
-                .bind(now);
             sql.push(
-                " AND EXISTS (SELECT 1 FROM webhook_endpoints e \
-                 WHERE e.publisher_id = deliveries.publisher_id \
-                 AND e.id = deliveries.endpoint_id AND e.deleted_at IS NOT NULL)",
+                "status = 'pending' AND (publisher_id, endpoint_id) IN \
+                 (SELECT e.publisher_id, e.id FROM webhook_endpoints e \
+                 WHERE e.deleted_at IS NOT NULL)",
             );
         };
         let set = |sql: &mut Sql| {
-            sql.push(
-                "status = 'cancelled', next_attempt_at = NULL, fence = fence + 1, finished_at = ",
-            )
-            .bind(now);
+            sql.push("status = 'cancelled', next_attempt_at = NULL, finished_at = ")
+                .bind(now);
         };
         let amend = Amend {
             table: "deliveries",
             key: &["publisher_id", "id"],
             past: &past,
-            order: "next_attempt_at",
+            order: "publisher_id, endpoint_id",
             set: &set,
         };
         self.amend(amend, limit).await

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::db::Effects;
+use crate::{db::Effects, dispatch::EndpointKey};
 
 /// The channel of all notifications.
 const CHANNEL: &str = "stationmaster";
@@ -32,26 +32,44 @@ const NOTIFY_EVERY: Duration = Duration::from_millis(5);
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
 const NAMES_MAX: usize = 200;
+/// Most endpoints that are remembered until the dispatcher asks; more count as any.
+const WRITTEN_MAX: usize = 10_000;
+
+/// For which endpoints deliveries were written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// For these.
+    pub endpoints: BTreeSet<EndpointKey>,
+    /// And perhaps for others, which only the store can tell.
+    pub others: bool,
+}
+
+impl Written {
+    fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && !self.others
+    }
+}
 
 /// News that is collected until somebody takes it.
 #[derive(Default)]
 struct News {
-    deliveries: bool,
+    deliveries: BTreeSet<(Uuid, Uuid)>,
     ready: BTreeSet<Uuid>,
     runs: BTreeSet<Uuid>,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        !self.deliveries && self.ready.is_empty() && self.runs.is_empty()
+        self.deliveries.is_empty() && self.ready.is_empty() && self.runs.is_empty()
     }
 }
 
 /// What wakes those who wait.
 pub(crate) struct Wake {
     process: Uuid,
+    written: Mutex<Written>,
     /// Rings when there may be deliveries to make.
-    pub(crate) deliveries: Arc<Notify>,
+    written_bell: Notify,
     ready: Mutex<BTreeSet<Uuid>>,
     /// Rings when somebody may have runs to hand out.
     ready_bell: Notify,
@@ -69,7 +87,8 @@ impl Wake {
     pub(crate) fn new(others: bool) -> Self {
         Self {
             process: Uuid::from_bytes(domain::random::bytes()),
-            deliveries: Arc::new(Notify::new()),
+            written: Mutex::default(),
+            written_bell: Notify::new(),
             ready: Mutex::default(),
             ready_bell: Notify::new(),
             watched: Mutex::default(),
@@ -80,18 +99,41 @@ impl Wake {
 
     /// Wakes whom a commit concerns.
     pub(crate) fn after(&self, effects: &Effects) {
-        if effects.deliveries {
-            self.deliveries.notify_one();
-        }
+        self.wrote(effects.deliveries.iter().copied());
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.runs_changed.iter());
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
-        outbox.deliveries |= effects.deliveries;
+        outbox.deliveries.extend(&effects.deliveries);
         outbox.ready.extend(&effects.runs_ready);
         outbox.runs.extend(&effects.runs_changed);
         if !outbox.is_empty() {
             self.outbox_bell.notify_one();
+        }
+    }
+
+    fn wrote(&self, endpoints: impl Iterator<Item = (Uuid, Uuid)>) {
+        let mut written = lock(&self.written);
+        written
+            .endpoints
+            .extend(endpoints.map(|(owner, id)| EndpointKey::of_uuids(owner, id)));
+        if written.endpoints.len() > WRITTEN_MAX {
+            written.endpoints.clear();
+            written.others = true;
+        }
+        if !written.is_empty() {
+            self.written_bell.notify_one();
+        }
+    }
+
+    /// Waits until deliveries were written, and says for which endpoints.
+    pub(crate) async fn written(&self) -> Written {
+        loop {
+            let taken = std::mem::take(&mut *lock(&self.written));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.written_bell.notified().await;
         }
     }
 
@@ -172,23 +214,31 @@ impl Wake {
         if parts.next() == Some(self.process.simple().to_string().as_str()) {
             return;
         }
-        let mut ready = Vec::new();
+        let (mut ready, mut written) = (Vec::new(), Vec::new());
         for part in parts {
             let (kind, rest) = part.split_at_checked(1).unwrap_or((part, ""));
             let id = Uuid::try_parse(rest).ok();
+            let pair = rest.split_once(':').and_then(|(owner, id)| {
+                Some((Uuid::try_parse(owner).ok()?, Uuid::try_parse(id).ok()?))
+            });
+            if let ("d", Some(endpoint)) = (kind, pair) {
+                written.push(endpoint);
+                continue;
+            }
             match (kind, id) {
-                ("d", _) => self.deliveries.notify_one(),
                 ("w", Some(publisher)) => ready.push(publisher),
                 ("r", Some(run)) => self.changed([run].iter()),
                 _ => self.everything(),
             }
         }
         self.readied(ready.into_iter());
+        self.wrote(written.into_iter());
     }
 
     /// Something may have been missed.
     fn everything(&self) {
-        self.deliveries.notify_one();
+        lock(&self.written).others = true;
+        self.written_bell.notify_one();
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
     }
@@ -248,18 +298,19 @@ fn one(options: &PgConnectOptions) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// `<process> [d] [w<publisher>…] [r<run>…]`, or `*` for more than fits.
+/// `<process> [d<publisher>:<endpoint>…] [w<publisher>…] [r<run>…]`, or `*` for more than fits.
 fn written(process: Uuid, news: &News) -> String {
     use std::fmt::Write as _;
     let mut text = process.simple().to_string();
-    if news.ready.len() + news.runs.len() > NAMES_MAX {
+    // An endpoint is named by two.
+    if 2 * news.deliveries.len() + news.ready.len() + news.runs.len() > NAMES_MAX {
         text.push_str(" *");
         return text;
     }
-    if news.deliveries {
-        text.push_str(" d");
-    }
     // Writing to a string can't fail.
+    for (publisher, endpoint) in &news.deliveries {
+        let _ = write!(text, " d{}:{}", publisher.simple(), endpoint.simple());
+    }
     for publisher in &news.ready {
         let _ = write!(text, " w{}", publisher.simple());
     }
@@ -282,7 +333,7 @@ mod tests {
         let (here, there) = (Wake::new(true), Wake::new(true));
         let mut watching = there.watch(id(7));
         let news = News {
-            deliveries: true,
+            deliveries: BTreeSet::from([(id(3), id(4))]),
             ready: BTreeSet::from([id(1), id(2)]),
             runs: BTreeSet::from([id(7)]),
         };
@@ -291,7 +342,10 @@ mod tests {
         assert_eq!(there.ready().await, news.ready);
         assert!(watching.has_changed().unwrap());
         watching.mark_unchanged();
-        there.deliveries.notified().await;
+        let written = there.written().await;
+        let endpoint = EndpointKey::of_uuids(id(3), id(4));
+        assert_eq!(written.endpoints, BTreeSet::from([endpoint]));
+        assert!(!written.others);
         // What comes back to its sender is no news.
         here.incoming(&payload);
         assert!(lock(&here.ready).is_empty());
@@ -310,16 +364,32 @@ mod tests {
         there.incoming(&payload);
         assert!(watching.has_changed().unwrap());
         assert_eq!(there.ready().await, BTreeSet::from([Uuid::nil()]));
+        assert!(there.written().await.others);
     }
 
     #[test]
     fn the_longest_payload_fits() {
-        let news = News {
-            deliveries: true,
-            ready: BTreeSet::new(),
+        let runs = News {
             runs: (0..NAMES_MAX as u128).map(id).collect(),
+            ..News::default()
         };
-        assert!(written(id(1), &news).len() < 8000);
+        let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));
+        let deliveries = News {
+            deliveries: endpoints.collect(),
+            ..News::default()
+        };
+        for news in [runs, deliveries] {
+            let text = written(id(1), &news);
+            assert!(text.len() < 8000 && !text.ends_with('*'), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asks_for_is_bounded() {
+        let wake = Wake::new(false);
+        wake.wrote((0..=WRITTEN_MAX as u128).map(|at| (id(1), id(at))));
+        let written = wake.written().await;
+        assert!(written.others && written.endpoints.is_empty());
     }
 
     #[test]

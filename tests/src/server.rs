@@ -516,6 +516,11 @@ impl Server {
         self.process.stop().await
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Asks it to stop, and goes on.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);

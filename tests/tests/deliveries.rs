@@ -297,7 +297,7 @@ async fn what_nobody_could_deliver_is_delivered_after_a_restart(world: &World) {
     // It dies while the consumer thinks: nobody knows whether it was delivered, so it goes again.
     server.kill().await;
     let _again = server.site().start(&QUICK).await;
-    let limit = Duration::from_secs(90);
+    let limit = Duration::from_secs(12);
     eventually("a second try", limit, async || {
         (consumer.seen().len() > 1).then_some(())
     })

@@ -9,6 +9,7 @@ mod concurrency;
 mod contract;
 mod cursors;
 mod deliveries;
+mod dispatch;
 mod endpoints;
 mod events;
 mod first_minute;

@@ -254,6 +254,7 @@ impl NewEndpointBody {
             enabled: self.enabled,
             send_bearer: self.send_bearer,
             signing: self.signing.into(),
+            sending: persistence::Sending::default(),
         })
     }
 }
@@ -289,6 +290,7 @@ impl EndpointPatchBody {
             enabled: self.enabled,
             send_bearer: self.send_bearer,
             signing: self.signing.map(Into::into),
+            ..EndpointPatch::default()
         })
     }
 }

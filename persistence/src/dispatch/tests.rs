@@ -1,21 +1,26 @@
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use domain::{
     Timestamp,
     credential::CredentialKind,
     id::{DeliveryId, EndpointId, EventId, Id as _, PublisherId},
+    retry::Schedule,
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, EntityTrait as _};
 use secrecy::ExposeSecret as _;
+use serde_json::json;
 
-use super::{DueDelivery, Next, Outcome};
-use crate::{
-    CreatedPublisher, NewCredential,
-    entity::{deliveries, delivery_attempts},
-    fixture::{Fixture, START, context, engines, no_content},
+use super::{
+    Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
+    ProcessId, Renewed, Verdict,
 };
-
-const LEASE: Duration = Duration::from_mins(1);
+use crate::{
+    CreatedPublisher, NewCredential, System,
+    entity::{deliveries, delivery_attempts},
+    events,
+    fixture::{Fixture, START, context, engines, no_content},
+    sql::Sql,
+};
 
 struct World {
     fixture: Fixture,
@@ -44,39 +49,56 @@ async fn worlds() -> Vec<World> {
 }
 
 impl World {
+    fn system(&self) -> System {
+        self.fixture.store.system()
+    }
+
+    fn key(&self) -> EndpointKey {
+        EndpointKey {
+            publisher: self.publisher,
+            endpoint: self.endpoint,
+        }
+    }
+
     async fn delivery(&self, due: Timestamp) -> DeliveryId {
         self.fixture
             .delivery(self.publisher, self.event, self.endpoint, due)
             .await
     }
 
-    async fn claim(&self, limit: u64) -> Vec<DueDelivery> {
-        self.claim_beside(limit, 1000, &[]).await
+    async fn process(&self) -> ProcessId {
+        self.system().register_process().await.unwrap()
     }
 
-    async fn claim_beside(
+    async fn take(&self, process: ProcessId) -> Option<Lease> {
+        let key = self.key();
+        let mut taken = self.system().take_leases(process, &[key]).await.unwrap();
+        assert!(taken.len() < 2);
+        taken.pop()
+    }
+
+    async fn load(
         &self,
         limit: u64,
-        per_endpoint: u64,
-        busy: &[(EndpointId, u64)],
-    ) -> Vec<DueDelivery> {
-        let system = self.fixture.store.system();
-        system
-            .claim_deliveries(limit, LEASE, per_endpoint, busy)
-            .await
-            .unwrap()
+        known: &[DeliveryId],
+        ordered: bool,
+    ) -> (Vec<DueDelivery>, bool) {
+        let ask = Ask {
+            key: self.key(),
+            ordered,
+            limit,
+            known: known.iter().copied().collect::<HashSet<_>>(),
+        };
+        let page = self.system().load_due(&[ask]).await.unwrap().remove(0);
+        (page.due, page.more)
     }
 
-    async fn record(&self, due: &DueDelivery, next: Next) {
-        let error = if next == Next::Succeeded {
-            None
-        } else {
-            Some("status")
-        };
-        let outcome = Outcome {
-            publisher: due.publisher,
+    fn outcome(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Outcome {
+        let error = (next != Next::Succeeded).then_some("status");
+        Outcome {
+            key: self.key(),
+            fence: lease.fence,
             id: due.id,
-            fence: due.fence,
             attempt: due.attempt,
             at: self.fixture.store.now(),
             status_code: Some(if error.is_none() { 204 } else { 500 }),
@@ -84,13 +106,12 @@ impl World {
             latency_ms: 12,
             excerpt: Some("said".into()),
             next,
-        };
-        self.fixture
-            .store
-            .system()
-            .record_outcomes(vec![outcome])
-            .await
-            .unwrap();
+        }
+    }
+
+    async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Verdict {
+        let outcome = self.outcome(lease, due, next);
+        self.system().record_outcomes(&[outcome]).await.unwrap().0[0]
     }
 
     async fn row(&self, id: DeliveryId) -> deliveries::Model {
@@ -102,50 +123,356 @@ impl World {
     }
 
     async fn attempts(&self) -> Vec<delivery_attempts::Model> {
-        delivery_attempts::Entity::find()
+        let mut all = delivery_attempts::Entity::find()
             .all(self.fixture.store.read())
             .await
+            .unwrap();
+        all.sort_by_key(|attempt| attempt.number);
+        all
+    }
+
+    async fn waiting(&self, process: ProcessId) -> Vec<(EndpointId, Timestamp)> {
+        let waiting = self.system().waiting_endpoints(process).await.unwrap();
+        let waiting = waiting.into_iter();
+        waiting.map(|one| (one.key.endpoint, one.due)).collect()
+    }
+
+    /// Writes one event that everybody hears of, numbered by `n`.
+    async fn emit(&self, n: i32) {
+        let data = &json!({ "n": n });
+        let owner = self.publisher.uuid();
+        self.fixture
+            .store
+            .write(|tx| async move { events::emit(&tx, owner, "run.created", data, None).await })
+            .await
+            .unwrap();
+    }
+
+    async fn plan(&self, sql: Sql) -> String {
+        let text = format!("EXPLAIN QUERY PLAN {}", sql.text());
+        let statement = sea_orm::Statement::from_string(DbBackend::Sqlite, text);
+        let rows = self.fixture.store.read().query_all_raw(statement).await;
+        let lines: Vec<String> = rows
             .unwrap()
+            .iter()
+            .map(|row| row.try_get("", "detail").unwrap())
+            .collect();
+        lines.join("\n")
     }
 }
 
 #[tokio::test]
-async fn a_claim_brings_all_that_a_request_needs_and_holds_it_for_the_lease() {
+async fn one_process_holds_an_endpoint_until_it_gives_it_back_or_dies() {
     for world in worlds().await {
-        let id = world.delivery(START).await;
-        world.delivery(START.plus(Duration::from_mins(10))).await;
-        let claimed = world.claim(10).await;
-        assert_eq!(claimed.len(), 1);
-        let due = &claimed[0];
-        assert_eq!((due.id, due.attempt, due.fence), (id, 1, 1));
-        assert_eq!((due.endpoint, due.event), (world.endpoint, world.event));
-        assert_eq!(due.body, format!(r#"{{"id":"{}"}}"#, world.event));
-        assert_eq!(due.headers.get("x-own").map(String::as_str), Some("1"));
-        let signing = world.created.webhook_signing.text.expose_secret();
-        assert_eq!(due.secrets.len(), 1);
-        assert_eq!(due.secrets[0].expose_secret(), signing);
-        let bearer = due.bearer.as_ref().unwrap().expose_secret();
-        assert_eq!(bearer, world.created.subcommand_bearer.text.expose_secret());
+        let (one, two) = (world.process().await, world.process().await);
+        let first = world.take(one).await.unwrap();
+        assert_eq!((first.fence, first.state), (1, Handover::default()));
+        assert_eq!(world.take(two).await, None, "somebody alive holds it");
 
-        assert!(world.claim(10).await.is_empty(), "it is leased");
-        let system = world.fixture.store.system();
-        assert_eq!(system.next_due(&[]).await.unwrap(), Some(START.plus(LEASE)));
-        assert_eq!(system.next_due(&[world.endpoint]).await.unwrap(), None);
-        world.fixture.clock.advance(LEASE);
-        let again = world.claim(10).await;
-        assert_eq!((again[0].id, again[0].attempt, again[0].fence), (id, 1, 2));
+        let left = Handover {
+            tokens: Some((1500, START)),
+            failures: 12,
+            probe_at: Some(START.plus(Duration::from_secs(4))),
+        };
+        let given = Lease {
+            state: left,
+            ..first
+        };
+        let stale = Lease {
+            fence: 7,
+            ..given.clone()
+        };
+        world
+            .system()
+            .give_back_leases(one, &[stale])
+            .await
+            .unwrap();
+        assert_eq!(
+            world.take(two).await,
+            None,
+            "another number gives nothing back"
+        );
+        world
+            .system()
+            .give_back_leases(one, &[given])
+            .await
+            .unwrap();
+        let second = world.take(two).await.unwrap();
+        assert_eq!((second.fence, second.state), (2, left));
+
+        world.fixture.clock.advance(PROCESS_EXPIRES_AFTER);
+        let three = world.process().await;
+        let third = world.take(three).await.unwrap();
+        assert_eq!(third.fence, 3, "a holder that does not renew is taken over");
+        assert_eq!(world.take(two).await, None, "and takes nothing itself");
+        let again = world.take(three).await.unwrap();
+        assert_eq!(again.fence, 4, "the holder may take it anew");
+        world.system().end_process(three).await.unwrap();
+        let four = world.process().await;
+        assert!(
+            world.take(four).await.is_some(),
+            "one that says it ends frees all"
+        );
     }
 }
 
 #[tokio::test]
-async fn all_live_secrets_sign_and_the_newest_bearer_goes_along_only_where_asked() {
+async fn a_process_lives_while_it_renews_and_hears_who_may_die() {
     for world in worlds().await {
-        let plain = world.fixture.endpoint(world.publisher, false).await;
+        let (one, two) = (world.process().await, world.process().await);
+        let step = PROCESS_EXPIRES_AFTER / 2;
+        for _ in 0..4 {
+            let next = Renewed::Alive {
+                next_expiry: Some(world.fixture.store.now().plus(PROCESS_EXPIRES_AFTER)),
+            };
+            world.system().renew_process(two).await.unwrap();
+            assert_eq!(world.system().renew_process(one).await.unwrap(), next);
+            world.fixture.clock.advance(step);
+        }
+        world.fixture.clock.advance(step);
+        let renewed = world.system().renew_process(one).await.unwrap();
+        assert_eq!(renewed, Renewed::Expired);
+        assert_eq!(world.take(one).await, None);
+    }
+}
+
+#[tokio::test]
+async fn only_endpoints_that_may_be_sent_to_are_taken_or_found_or_shown() {
+    for world in worlds().await {
+        world.delivery(START).await;
+        let process = world.process().await;
+        let key = world.key();
+        for (stop, go) in [
+            (
+                "UPDATE webhook_endpoints SET enabled = FALSE",
+                "UPDATE webhook_endpoints SET enabled = TRUE",
+            ),
+            (
+                "UPDATE publishers SET status = 'suspended'",
+                "UPDATE publishers SET status = 'active'",
+            ),
+        ] {
+            world.fixture.execute(stop).await;
+            assert_eq!(world.take(process).await, None);
+            assert!(world.waiting(process).await.is_empty());
+            assert!(world.system().targets(&[key]).await.unwrap().is_empty());
+            world.fixture.execute(go).await;
+            assert_eq!(world.waiting(process).await, [(world.endpoint, START)]);
+            assert_eq!(world.system().targets(&[key]).await.unwrap().len(), 1);
+        }
+        assert!(world.take(process).await.is_some());
+    }
+}
+
+#[tokio::test]
+async fn endpoints_with_work_are_found_unless_somebody_alive_holds_them() {
+    for world in worlds().await {
+        let (one, two) = (world.process().await, world.process().await);
+        let idle = world.fixture.endpoint(world.publisher, false).await;
+        let other = world.fixture.publisher("other").await.publisher.id;
+        let theirs = world.fixture.endpoint(other, false).await;
+        let event = world.fixture.event(other).await;
+        let later = START.plus(Duration::from_mins(1));
+        for _ in 0..3 {
+            world.fixture.delivery(other, event, theirs, later).await;
+            world.delivery(later).await;
+        }
+        world.delivery(START).await;
+        let mut both = vec![(world.endpoint, START), (theirs, later)];
+        both.sort_unstable();
+        let mut found = world.waiting(one).await;
+        found.sort_unstable();
+        assert_eq!(found, both, "{idle} has nothing");
+
+        world.take(one).await.unwrap();
+        assert_eq!(world.waiting(two).await, [(theirs, later)]);
+        assert_eq!(world.waiting(one).await.len(), 2);
+        world.fixture.clock.advance(PROCESS_EXPIRES_AFTER);
+        let three = world.process().await;
+        assert_eq!(world.waiting(three).await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_page_brings_what_is_due_longest_and_not_known_yet() {
+    for world in worlds().await {
+        let mut due = Vec::new();
+        for ago in [30, 10, 20] {
+            let at = START.minus(Duration::from_secs(ago));
+            due.push((at, world.delivery(at).await));
+        }
+        world.delivery(START.plus(Duration::from_secs(1))).await;
+        due.sort_unstable();
+        let ids: Vec<DeliveryId> = due.iter().map(|(_, id)| *id).collect();
+        let (page, more) = world.load(2, &[], false).await;
+        let first: Vec<DeliveryId> = page.iter().map(|one| one.id).collect();
+        assert_eq!((first.as_slice(), more), (&ids[..2], true));
+        assert_eq!((page[0].attempt, page[0].event), (1, world.event));
+        assert_eq!(page[0].due, due[0].0);
+        assert_eq!(page[0].body, format!(r#"{{"id":"{}"}}"#, world.event));
+
+        let (page, more) = world.load(2, &first, false).await;
+        assert_eq!((page[0].id, page.len(), more), (ids[2], 1, false));
+        let (page, more) = world.load(2, &ids, false).await;
+        assert!(page.is_empty() && !more);
+    }
+}
+
+#[tokio::test]
+async fn pages_of_many_endpoints_come_in_one_go() {
+    for world in worlds().await {
+        let mut asks = Vec::new();
+        for at in 0..100 {
+            let endpoint = world.fixture.endpoint(world.publisher, false).await;
+            if at % 2 == 0 {
+                world
+                    .fixture
+                    .delivery(world.publisher, world.event, endpoint, START)
+                    .await;
+            }
+            asks.push(Ask {
+                key: EndpointKey {
+                    publisher: world.publisher,
+                    endpoint,
+                },
+                ordered: at % 3 == 0,
+                limit: 10,
+                known: HashSet::new(),
+            });
+        }
+        let pages = world.system().load_due(&asks).await.unwrap();
+        assert_eq!(pages.len(), 100);
+        for (at, (page, ask)) in pages.iter().zip(&asks).enumerate() {
+            assert_eq!(page.key, ask.key);
+            assert_eq!(page.due.len(), (at + 1) % 2, "{at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ordered_endpoint_gives_places_in_the_order_of_commits() {
+    for world in worlds().await {
+        let before = world.delivery(START).await;
         world
             .fixture
-            .delivery(world.publisher, world.event, plain, START)
+            .execute("UPDATE webhook_endpoints SET ordered = TRUE")
             .await;
-        world.delivery(START).await;
+        for n in 0..5 {
+            world.emit(n).await;
+        }
+        let (page, more) = world.load(10, &[], true).await;
+        assert_eq!((page.len(), more), (6, false));
+        assert_eq!(page[0].id, before, "what had no place goes first");
+        for (n, due) in page[1..].iter().enumerate() {
+            assert!(due.body.contains(&format!(r#""n":{n}"#)), "{}", due.body);
+        }
+        // A head that waits for its retry still is the head.
+        let process = world.process().await;
+        let lease = world.take(process).await.unwrap();
+        let later = START.plus(Duration::from_secs(9));
+        world.record(&lease, &page[0], Next::Succeeded).await;
+        world.record(&lease, &page[1], Next::RetryAt(later)).await;
+        let (page, _) = world.load(2, &[], true).await;
+        assert!(page[0].body.contains(r#""n":0"#));
+        assert_eq!((page[0].due, page[0].attempt), (later, 2));
+        assert_eq!(world.waiting(process).await, [(world.endpoint, later)]);
+        // Once order does not count, all that is due goes out.
+        world
+            .fixture
+            .execute("UPDATE webhook_endpoints SET ordered = FALSE")
+            .await;
+        assert_eq!(world.load(10, &[], false).await.0.len(), 4);
+        assert_eq!(world.waiting(process).await[0].1, START.min(later));
+    }
+}
+
+#[tokio::test]
+async fn producers_at_once_get_places_without_gaps_or_twins() {
+    for world in worlds().await {
+        world
+            .fixture
+            .execute("UPDATE webhook_endpoints SET ordered = TRUE")
+            .await;
+        for n in 0..20 {
+            world.emit(n).await;
+        }
+        let owner = world.publisher.uuid();
+        let writes = (0..20).map(|_| {
+            let store = world.fixture.store.clone();
+            tokio::spawn(async move {
+                let data = &json!({});
+                let news = |_| events::NewEvent {
+                    event_type: "run.created",
+                    data,
+                    pipeline: None,
+                };
+                let news: Vec<_> = (0..3).map(news).collect();
+                let news = &news;
+                store
+                    .write(|tx| async move { events::emit_all(&tx, owner, news).await })
+                    .await
+            })
+        });
+        for write in writes.collect::<Vec<_>>() {
+            write.await.unwrap().unwrap();
+        }
+        let rows = deliveries::Entity::find()
+            .all(world.fixture.store.read())
+            .await;
+        let mut places: Vec<i64> = rows.unwrap().iter().map(|row| row.seq).collect();
+        places.sort_unstable();
+        assert_eq!(places, (1..=80).collect::<Vec<i64>>());
+    }
+}
+
+#[tokio::test]
+async fn a_target_has_all_that_a_request_needs() {
+    for world in worlds().await {
+        world
+            .fixture
+            .execute(
+                "UPDATE webhook_endpoints SET ordered = TRUE, rate_limit_per_second = 7, \
+                 retry_schedule = '1s,2s', max_in_flight = 3",
+            )
+            .await;
+        let plain = EndpointKey {
+            publisher: world.publisher,
+            endpoint: world.fixture.endpoint(world.publisher, false).await,
+        };
+        let keys = [world.key(), plain];
+        let targets = world.system().targets(&keys).await.unwrap();
+        let target = &targets[&world.key()];
+        assert_eq!(
+            target.url,
+            format!("https://hooks.example/{}", world.endpoint)
+        );
+        assert_eq!(target.headers.get("x-own").map(String::as_str), Some("1"));
+        let signing = world.created.webhook_signing.text.expose_secret();
+        assert_eq!(target.secrets.len(), 1);
+        assert_eq!(target.secrets[0].expose_secret(), signing);
+        let bearer = target.bearer.as_ref().unwrap().expose_secret();
+        assert_eq!(bearer, world.created.subcommand_bearer.text.expose_secret());
+        assert!(target.ordered);
+        assert_eq!(target.rate_limit_per_second, Some(7));
+        assert_eq!(target.max_in_flight, Some(3));
+        assert_eq!(target.retry_schedule, Schedule::parse("1s,2s").ok());
+
+        let target = &targets[&plain];
+        assert!(target.bearer.is_none() && !target.ordered);
+        assert!(target.rate_limit_per_second.is_none() && target.retry_schedule.is_none());
+    }
+}
+
+#[tokio::test]
+async fn all_live_secrets_sign_from_the_moment_that_they_live() {
+    for world in worlds().await {
+        let key = world.key();
+        let signing = async || {
+            world.system().targets(&[key]).await.unwrap()[&key]
+                .secrets
+                .clone()
+        };
+        assert_eq!(signing().await.len(), 1);
         world.fixture.clock.advance(Duration::from_millis(5));
         let scope = crate::Scope::of_row(world.publisher.uuid(), None);
         let scoped = world.fixture.store.scoped(&scope);
@@ -159,31 +486,29 @@ async fn all_live_secrets_sign_and_the_newest_bearer_goes_along_only_where_asked
                 .await
                 .unwrap();
         }
-        for due in world.claim(10).await {
-            assert_eq!(due.secrets.len(), 2);
-            let old = world.created.webhook_signing.text.expose_secret();
-            assert_ne!(
-                due.secrets[0].expose_secret(),
-                old,
-                "the newest comes first"
-            );
-            assert_eq!(due.secrets[1].expose_secret(), old);
-            assert_eq!(due.bearer.is_some(), due.endpoint == world.endpoint);
-            if let Some(bearer) = due.bearer {
-                let old = world.created.subcommand_bearer.text.expose_secret();
-                assert_ne!(bearer.expose_secret(), old);
-            }
-        }
+        // The cache is trusted as long as the log of changes is read.
+        world.fixture.store.poll_credential_changes().await.unwrap();
+        let secrets = signing().await;
+        let old = world.created.webhook_signing.text.expose_secret();
+        assert_eq!(secrets.len(), 2);
+        assert_ne!(secrets[0].expose_secret(), old, "the newest comes first");
+        assert_eq!(secrets[1].expose_secret(), old);
+        let target = world.system().targets(&[key]).await.unwrap();
+        let bearer = target[&key].bearer.as_ref().unwrap().expose_secret();
+        assert_ne!(bearer, world.created.subcommand_bearer.text.expose_secret());
     }
 }
 
 #[tokio::test]
 async fn outcomes_end_a_delivery_or_move_it() {
     for world in worlds().await {
+        let process = world.process().await;
+        let lease = world.take(process).await.unwrap();
         let id = world.delivery(START).await;
-        let due = world.claim(10).await.remove(0);
+        let due = world.load(10, &[], false).await.0.remove(0);
         let later = START.plus(Duration::from_secs(5));
-        world.record(&due, Next::RetryAt(later)).await;
+        let verdict = world.record(&lease, &due, Next::RetryAt(later)).await;
+        assert_eq!(verdict, Verdict::Recorded);
         let row = world.row(id).await;
         assert_eq!((row.status.as_str(), row.attempts), ("pending", 1));
         assert_eq!(
@@ -192,9 +517,9 @@ async fn outcomes_end_a_delivery_or_move_it() {
         );
 
         world.fixture.clock.advance(Duration::from_secs(5));
-        let due = world.claim(10).await.remove(0);
+        let due = world.load(10, &[], false).await.0.remove(0);
         assert_eq!(due.attempt, 2);
-        world.record(&due, Next::Succeeded).await;
+        world.record(&lease, &due, Next::Succeeded).await;
         let row = world.row(id).await;
         assert_eq!((row.status.as_str(), row.attempts), ("succeeded", 2));
         assert_eq!(
@@ -202,8 +527,7 @@ async fn outcomes_end_a_delivery_or_move_it() {
             (None, Some(later.ms()))
         );
 
-        let mut attempts = world.attempts().await;
-        attempts.sort_by_key(|attempt| attempt.number);
+        let attempts = world.attempts().await;
         assert_eq!(attempts.len(), 2);
         assert_eq!(attempts[0].status_code, Some(500));
         assert_eq!(attempts[0].error.as_deref(), Some("status"));
@@ -211,10 +535,43 @@ async fn outcomes_end_a_delivery_or_move_it() {
         assert_eq!(attempts[1].response_excerpt.as_deref(), Some("said"));
         assert_eq!(attempts[1].latency_ms, 12);
 
-        let last = world.delivery(START).await;
-        let due = world.claim(10).await.remove(0);
-        world.record(&due, Next::Failed).await;
-        assert_eq!(world.row(last).await.status, "failed");
+        for next in [Next::Failed, Next::Gone] {
+            let last = world.delivery(START).await;
+            let due = world.load(10, &[], false).await.0.remove(0);
+            world.record(&lease, &due, next).await;
+            assert_eq!(world.row(last).await.status, "failed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_outcomes_are_judged_each_by_itself() {
+    for world in worlds().await {
+        let process = world.process().await;
+        let lease = world.take(process).await.unwrap();
+        for _ in 0..4 {
+            world.delivery(START).await;
+        }
+        let page = world.load(10, &[], false).await.0;
+        let off = format!(
+            "UPDATE deliveries SET status = 'cancelled', next_attempt_at = NULL, finished_at = 1 \
+             WHERE id = (SELECT id FROM deliveries WHERE attempts = 0 AND id <> {} LIMIT 1)",
+            match world.fixture.store.backend() {
+                DbBackend::Sqlite => format!("x'{}'", page[0].id.uuid().simple()),
+                _ => format!("'{}'", page[0].id.uuid()),
+            }
+        );
+        world.fixture.execute(&off).await;
+        let mut outcomes: Vec<Outcome> = page
+            .iter()
+            .map(|due| world.outcome(&lease, due, Next::Succeeded))
+            .collect();
+        outcomes[0].fence -= 1;
+        let (verdicts, _) = world.system().record_outcomes(&outcomes).await.unwrap();
+        assert_eq!(verdicts[0], Verdict::LeaseLost);
+        let count = |wanted| verdicts.iter().filter(|one| **one == wanted).count();
+        assert_eq!((count(Verdict::Recorded), count(Verdict::Settled)), (2, 1));
+        assert_eq!(world.attempts().await.len(), 2);
     }
 }
 
@@ -222,154 +579,99 @@ async fn outcomes_end_a_delivery_or_move_it() {
 async fn a_late_outcome_changes_nothing() {
     for world in worlds().await {
         let id = world.delivery(START).await;
-        let lost = world.claim(10).await.remove(0);
-        world.fixture.clock.advance(LEASE);
-        let held = world.claim(10).await.remove(0);
-        world.record(&lost, Next::Failed).await;
+        let one = world.process().await;
+        let lost = world.take(one).await.unwrap();
+        let due = world.load(1, &[], false).await.0.remove(0);
+        world.fixture.clock.advance(PROCESS_EXPIRES_AFTER);
+        let two = world.process().await;
+        let held = world.take(two).await.unwrap();
+        let verdict = world.record(&lost, &due, Next::Failed).await;
+        assert_eq!(verdict, Verdict::LeaseLost);
         assert_eq!(world.row(id).await.status, "pending");
         assert!(world.attempts().await.is_empty());
-        world.record(&held, Next::Succeeded).await;
-        world.record(&held, Next::Failed).await;
+        let verdict = world.record(&held, &due, Next::Succeeded).await;
+        assert_eq!(verdict, Verdict::Recorded);
+        let verdict = world.record(&held, &due, Next::Failed).await;
+        assert_eq!(verdict, Verdict::Settled);
         assert_eq!(world.row(id).await.status, "succeeded");
         assert_eq!(world.attempts().await.len(), 1);
     }
 }
 
 #[tokio::test]
-async fn paused_and_suspended_receivers_are_left_alone() {
+async fn what_a_dead_process_held_is_free_at_once_on_sqlite() {
     for world in worlds().await {
-        world.delivery(START).await;
-        let system = world.fixture.store.system();
-        for (stop, go) in [
-            (
-                "UPDATE webhook_endpoints SET enabled = FALSE",
-                "UPDATE webhook_endpoints SET enabled = TRUE",
-            ),
-            (
-                "UPDATE publishers SET status = 'suspended'",
-                "UPDATE publishers SET status = 'active'",
-            ),
-        ] {
-            world.fixture.execute(stop).await;
-            assert!(world.claim(10).await.is_empty());
-            assert_eq!(system.next_due(&[]).await.unwrap(), None);
-            world.fixture.execute(go).await;
-            assert_eq!(system.next_due(&[]).await.unwrap(), Some(START));
-        }
-        assert_eq!(world.claim(10).await.len(), 1);
+        let dead = world.process().await;
+        world.take(dead).await.unwrap();
+        world.system().release_leases().await.unwrap();
+        let process = world.process().await;
+        let taken = world.take(process).await;
+        let sqlite = world.fixture.store.backend() == DbBackend::Sqlite;
+        assert_eq!(taken.is_some(), sqlite);
     }
 }
 
 #[tokio::test]
-async fn one_endpoint_takes_no_more_than_its_share() {
+async fn two_that_want_the_same_never_both_get_it() {
     for world in worlds().await {
-        for ms in 0..20 {
-            world
-                .delivery(START.minus(Duration::from_millis(1000 - ms)))
-                .await;
+        let mut keys = vec![world.key()];
+        for _ in 0..20 {
+            keys.push(EndpointKey {
+                publisher: world.publisher,
+                endpoint: world.fixture.endpoint(world.publisher, false).await,
+            });
         }
-        let other = world.fixture.endpoint(world.publisher, false).await;
-        world
-            .fixture
-            .delivery(world.publisher, world.event, other, START)
-            .await;
-
-        // The window of ten holds the first endpoint's only.
-        let first = world.claim_beside(10, 4, &[(world.endpoint, 1)]).await;
-        assert_eq!(first.len(), 3);
-        assert!(first.iter().all(|due| due.endpoint == world.endpoint));
-        // Full, it no longer stands in the other's way.
-        let second = world.claim_beside(10, 4, &[(world.endpoint, 4)]).await;
-        assert_eq!(second.len(), 1);
-        assert_eq!(second[0].endpoint, other);
-        let next = world
-            .fixture
-            .store
-            .system()
-            .next_due(&[world.endpoint])
-            .await
-            .unwrap();
-        assert_eq!(next, Some(START.plus(LEASE)));
-        assert!(
-            world
-                .claim_beside(10, 4, &[(world.endpoint, 4)])
-                .await
-                .is_empty()
-        );
-        assert_eq!(world.claim_beside(3, 4, &[]).await.len(), 3);
+        let mut tasks = Vec::new();
+        for at in 0..6 {
+            let (process, system) = (world.process().await, world.system());
+            let mut keys = keys.clone();
+            keys.rotate_left(at * 3);
+            tasks.push(tokio::spawn(async move {
+                system.take_leases(process, &keys).await
+            }));
+        }
+        let mut taken = Vec::new();
+        for task in tasks {
+            taken.extend(task.await.unwrap().unwrap());
+        }
+        assert_eq!(taken.len(), keys.len());
+        assert!(taken.iter().all(|lease| lease.fence == 1));
     }
 }
 
 #[tokio::test]
-async fn two_claims_at_once_never_hand_out_the_same() {
-    for world in worlds().await {
-        for _ in 0..40 {
-            world.delivery(START).await;
-        }
-        let claims = (0..8).map(|_| {
-            let system = world.fixture.store.system();
-            tokio::spawn(async move { system.claim_deliveries(10, LEASE, 1000, &[]).await })
-        });
-        let mut seen = Vec::new();
-        for claim in claims.collect::<Vec<_>>() {
-            seen.extend(claim.await.unwrap().unwrap().into_iter().map(|due| due.id));
-        }
-        seen.extend(world.claim(100).await.into_iter().map(|due| due.id));
-        assert_eq!(seen.len(), 40);
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), 40);
-    }
-}
-
-#[tokio::test]
-async fn what_a_dead_process_held_comes_back_at_once_on_sqlite() {
-    for world in worlds().await {
-        let held = world.delivery(START).await;
-        let waiting = world.delivery(START).await;
-        let retry = START.plus(Duration::from_secs(5));
-        for due in world.claim(10).await {
-            if due.id == waiting {
-                world.record(&due, Next::RetryAt(retry)).await;
-            }
-        }
-        let released = world.fixture.store.system().release_leases().await.unwrap();
-        if world.fixture.store.backend() == DbBackend::Sqlite {
-            assert_eq!(released, 1);
-            assert_eq!(world.row(held).await.next_attempt_at, Some(START.ms()));
-            assert_eq!(world.row(waiting).await.next_attempt_at, Some(retry.ms()));
-        } else {
-            assert_eq!(released, 0);
-        }
-    }
-}
-
-#[tokio::test]
-async fn sqlite_finds_due_deliveries_by_their_index() {
+async fn sqlite_follows_the_index_of_waiting_deliveries() {
     for world in worlds().await {
         if world.fixture.store.backend() != DbBackend::Sqlite {
             continue;
         }
-        let busy = [(world.endpoint.uuid(), 1)];
-        let claim = super::claim_sql(DbBackend::Sqlite, (START, START), 10, 4, &busy);
-        let plan = format!("EXPLAIN QUERY PLAN {}", claim.text());
-        let statement = sea_orm::Statement::from_string(DbBackend::Sqlite, plan);
-        let rows = world
-            .fixture
-            .store
-            .read()
-            .query_all_raw(statement)
-            .await
-            .unwrap();
-        let lines: Vec<String> = rows
-            .iter()
-            .map(|row| row.try_get("", "detail").unwrap())
-            .collect();
-        let plan = lines.join("\n");
-        assert!(
-            plan.contains("SEARCH d USING INDEX deliveries_due (next_attempt_at<?)"),
-            "{plan}"
-        );
-        assert!(plan.contains("SEARCH deliveries USING "), "{plan}");
+        let process = world.process().await;
+        let plan = world.plan(super::due::waiting_sql(process, START)).await;
+        for wanted in [
+            "SEARCH d USING COVERING INDEX deliveries_waiting (publisher_id>?)",
+            "SEARCH d USING COVERING INDEX deliveries_waiting (publisher_id=? AND endpoint_id>?)",
+            "SEARCH d USING COVERING INDEX deliveries_waiting (publisher_id=? AND endpoint_id=?)",
+        ] {
+            assert!(plan.contains(wanted), "{wanted}: {plan}");
+        }
+        // All but the very first row are sought.
+        assert_eq!(plan.matches("SCAN d").count(), 1, "{plan}");
+        let ask = |ordered| Ask {
+            key: world.key(),
+            ordered,
+            limit: 10,
+            known: HashSet::new(),
+        };
+        let plan = world
+            .plan(super::due::load_sql(&[ask(false), ask(true)], START))
+            .await;
+        for wanted in [
+            "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq=? AND next_attempt_at<?)",
+            "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq>?)",
+            "deliveries_waiting (publisher_id=? AND endpoint_id=?)",
+        ] {
+            assert!(plan.contains(wanted), "{wanted}: {plan}");
+        }
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
     }
 }

@@ -38,6 +38,17 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
             response_excerpt: Set(None),
         })
         .await;
+    for (table, columns, values) in [
+        ("dispatch_leases", "fence, failures", "1, 0"),
+        ("endpoint_sequences", "last", "1"),
+    ] {
+        let sql = format!(
+            "INSERT INTO {table} (publisher_id, endpoint_id, {columns}) \
+             SELECT publisher_id, id, {values} FROM webhook_endpoints WHERE publisher_id = {}",
+            literal(fixture, owner)
+        );
+        fixture.execute(&sql).await;
+    }
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
     furnish_endpoint(fixture, owner, endpoint.uuid()).await;
     let pipeline = pipeline(fixture, owner).await;
@@ -377,7 +388,7 @@ async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
             assert_eq!(system.cancel_orphans(2).await.unwrap(), called_off);
         }
         let cancelled = format!(
-            "deliveries WHERE status = 'cancelled' AND fence = 1 AND finished_at = {} \
+            "deliveries WHERE status = 'cancelled' AND finished_at = {} \
              AND endpoint_id = {deleted}",
             now.ms()
         );

@@ -1,0 +1,662 @@
+//! The loop that decides: it hears what happened, and says what is to be done next.
+//!
+//! It never waits for the store or for a receiver. Everything that does runs in a task of its own,
+//! which nothing cancels, and comes back as a note.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use domain::Timestamp;
+use persistence::{
+    Ask, DuePage, EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Target, Verdict,
+    Waiting, Written,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Settings, Turned, attempt,
+    board::{Board, Limits, Load, Start},
+    process::Alive,
+    recorder::Recorded,
+};
+
+/// How often what only time brings is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How old a target may grow while it is in use before it is read again.
+const REFRESH: Duration = Duration::from_millis(400);
+/// An endpoint that somebody else holds is not asked for again before this.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+/// The pause after the store failed.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// The shortest time between two looks at all endpoints.
+const POLL_MIN: Duration = Duration::from_millis(100);
+/// Endpoints of one statement.
+const BATCH: usize = 32;
+/// Pages under way at the same time.
+const LOADING_MAX: usize = 2;
+/// Most endpoints that a process holds.
+const LEASES_MAX: usize = 20_000;
+/// Retries that are remembered; the looks at all endpoints find the others.
+const TIMERS_MAX: usize = 100_000;
+/// Leases given back by one statement.
+const GIVE_BACK_MAX: usize = 500;
+
+/// Something that happened.
+pub(crate) enum Note {
+    /// The store answered which of the asked endpoints this process holds now.
+    Leased(Vec<EndpointKey>, Option<Vec<Lease>>),
+    /// Pages were loaded, by what was read since then.
+    Loaded(Vec<EndpointKey>, Instant, Option<Found>),
+    /// Targets were read, beginning then.
+    Refreshed(Vec<EndpointKey>, Instant, Option<Targets>),
+    /// All endpoints were looked at.
+    Polled(Option<Vec<Waiting>>),
+    /// Leases were given back, or not.
+    GivenBack,
+    /// A request has ended.
+    Ended(u64, Option<Outcome>),
+    /// Outcomes were recorded, or not.
+    Recorded(Vec<Recorded>),
+}
+
+pub(crate) type Targets = HashMap<EndpointKey, Arc<Target>>;
+
+/// What a load found.
+pub(crate) struct Found {
+    /// Of which endpoints the targets were read.
+    read: Vec<EndpointKey>,
+    targets: Targets,
+    pages: Vec<DuePage>,
+}
+
+/// An endpoint that another process holds.
+struct Elsewhere {
+    until: Instant,
+    /// Whether there was word of it meanwhile.
+    rung: bool,
+}
+
+/// Work with the store of which there is one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Job {
+    Lease,
+    Refresh,
+    Poll,
+    GiveBack,
+}
+
+/// Which work with the store is under way.
+#[derive(Default)]
+struct Busy {
+    jobs: BTreeSet<Job>,
+    loading: usize,
+}
+
+pub(crate) struct Control {
+    store: Store,
+    client: outbound::Client,
+    settings: Settings,
+    alive: Arc<Alive>,
+    turned: Arc<Turned>,
+    notes: mpsc::UnboundedSender<Note>,
+    heard: mpsc::UnboundedReceiver<Note>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+    process: Option<ProcessId>,
+    board: Board,
+    /// Endpoints with work that this process does not hold.
+    wanted: BTreeSet<EndpointKey>,
+    elsewhere: HashMap<EndpointKey, Elsewhere>,
+    timers: BTreeSet<(Timestamp, EndpointKey)>,
+    busy: Busy,
+    next_poll: Instant,
+    last_poll: Instant,
+    /// When another process counts as dead unless it renews: what it held is looked for then.
+    expiry: Option<Timestamp>,
+    next_refresh: Instant,
+    next_tick: Instant,
+    store_after: Instant,
+    failing: Arc<AtomicBool>,
+}
+
+impl Control {
+    pub(crate) fn new(
+        (store, client, settings): (Store, outbound::Client, Settings),
+        alive: Arc<Alive>,
+        turned: Arc<Turned>,
+        (notes, heard): (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
+        outcomes: mpsc::UnboundedSender<Outcome>,
+    ) -> Self {
+        let now = Instant::now();
+        let limits = Limits {
+            quick: settings.in_flight_max,
+            slow: settings.in_flight_max.div_ceil(2),
+            all: 2 * settings.in_flight_max,
+            publisher: settings.per_publisher_max,
+            endpoint: settings.per_endpoint_max,
+        };
+        Self {
+            store,
+            client,
+            settings,
+            alive,
+            turned,
+            notes,
+            heard,
+            outcomes,
+            process: None,
+            board: Board::new(limits),
+            wanted: BTreeSet::new(),
+            elsewhere: HashMap::new(),
+            timers: BTreeSet::new(),
+            busy: Busy::default(),
+            next_poll: now,
+            last_poll: now,
+            expiry: None,
+            next_refresh: now,
+            next_tick: now,
+            store_after: now,
+            failing: Arc::default(),
+        }
+    }
+
+    /// Works until `stop`, then until what is under way is recorded; gives all leases back, and
+    /// says so by `end`.
+    pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
+        let store = self.store.clone();
+        let alive = Arc::clone(&self.alive);
+        loop {
+            let stopping = stop.is_cancelled();
+            if stopping && self.board.awaited() == 0 && self.busy.is_quiet() {
+                break;
+            }
+            self.advance(stopping);
+            self.turned.now();
+            let sleep = tokio::time::sleep_until(self.next_turn(stopping).into());
+            tokio::select! {
+                note = self.heard.recv() => if let Some(note) = note { self.take(note) },
+                written = store.deliveries_written(), if !stopping => self.written(&written),
+                () = alive.changed.notified() => {}
+                () = sleep => {}
+                () = stop.cancelled(), if !stopping => {}
+            }
+            while let Ok(note) = self.heard.try_recv() {
+                self.take(note);
+            }
+        }
+        self.leave().await;
+        end.cancel();
+    }
+
+    /// Gives everything back. What fails is free as soon as this process's registration ends.
+    async fn leave(mut self) {
+        let leases = self.board.all_leases(Instant::now(), self.store.now());
+        let Some(process) = self.process else { return };
+        for part in leases.chunks(GIVE_BACK_MAX) {
+            if let Err(error) = self.store.system().give_back_leases(process, part).await {
+                tracing::warn!(%error, "leases could not be given back");
+            }
+        }
+    }
+
+    fn next_turn(&self, stopping: bool) -> Instant {
+        if stopping {
+            return self.next_tick;
+        }
+        let now = Instant::now();
+        let wall = self.store.now();
+        let timer = self.timers.first().map(|(at, _)| now + at.since(wall));
+        let wake = self.board.next_wake();
+        let first = timer.into_iter().chain(wake).min();
+        first.map_or(self.next_tick, |first| first.min(self.next_tick))
+    }
+
+    /// There is word of deliveries.
+    fn written(&mut self, written: &Written) {
+        for key in &written.endpoints {
+            self.rung(*key);
+        }
+        if written.others {
+            self.next_poll = self.next_poll.min(self.last_poll + POLL_MIN);
+        }
+    }
+
+    fn rung(&mut self, key: EndpointKey) {
+        if self.board.is_held(key) {
+            self.board.rung(key);
+        } else if let Some(other) = self.elsewhere.get_mut(&key) {
+            other.rung = true;
+        } else {
+            self.wanted.insert(key);
+        }
+    }
+
+    fn take(&mut self, note: Note) {
+        match note {
+            Note::Leased(asked, taken) => self.leased(&asked, taken),
+            Note::Loaded(asked, read_at, found) => self.loaded(&asked, read_at, found),
+            Note::Refreshed(asked, read_at, targets) => {
+                self.busy.jobs.remove(&Job::Refresh);
+                match targets {
+                    Some(targets) => self.set_targets(&asked, read_at, targets),
+                    None => self.pause(),
+                }
+            }
+            Note::Polled(waiting) => self.polled(waiting),
+            Note::GivenBack => {
+                self.busy.jobs.remove(&Job::GiveBack);
+            }
+            Note::Ended(flight, outcome) => self.ended(flight, outcome),
+            Note::Recorded(all) => all.iter().for_each(|one| self.recorded(one)),
+        }
+    }
+
+    /// The store failed: it is left alone for a moment.
+    fn pause(&mut self) {
+        self.store_after = Instant::now() + STORE_PAUSE;
+    }
+
+    fn leased(&mut self, asked: &[EndpointKey], taken: Option<Vec<Lease>>) {
+        self.busy.jobs.remove(&Job::Lease);
+        let Some(taken) = taken else {
+            self.pause();
+            self.wanted.extend(asked);
+            return;
+        };
+        let (now, wall) = (Instant::now(), self.store.now());
+        for lease in &taken {
+            self.board.hold(lease, now, wall);
+        }
+        for key in asked {
+            if !self.board.is_held(*key) {
+                let until = now + ELSEWHERE;
+                self.elsewhere
+                    .insert(*key, Elsewhere { until, rung: false });
+            }
+        }
+    }
+
+    fn set_targets(&mut self, asked: &[EndpointKey], read_at: Instant, mut targets: Targets) {
+        let moment = (Instant::now(), self.store.now());
+        for key in asked {
+            self.board
+                .set_target(*key, targets.remove(key), read_at, moment);
+        }
+    }
+
+    fn loaded(&mut self, asked: &[EndpointKey], read_at: Instant, found: Option<Found>) {
+        self.busy.loading -= 1;
+        let Some(found) = found else {
+            self.pause();
+            for key in asked {
+                self.board.load_failed(*key);
+            }
+            return;
+        };
+        self.set_targets(&found.read, read_at, found.targets);
+        for page in found.pages {
+            self.board.loaded(page.key, page.due, page.more);
+        }
+    }
+
+    fn polled(&mut self, waiting: Option<Vec<Waiting>>) {
+        self.busy.jobs.remove(&Job::Poll);
+        let Some(waiting) = waiting else {
+            self.pause();
+            return;
+        };
+        let wall = self.store.now();
+        let mut oldest = Duration::ZERO;
+        for one in waiting {
+            if one.due > wall {
+                // Nobody remembers it: its process may be gone.
+                self.timer(one.due, one.key);
+                continue;
+            }
+            oldest = oldest.max(wall.since(one.due));
+            self.elsewhere.remove(&one.key);
+            self.rung(one.key);
+        }
+        metrics::gauge!("stationmaster_delivery_oldest_due_seconds").set(oldest.as_secs_f64());
+    }
+
+    fn timer(&mut self, at: Timestamp, key: EndpointKey) {
+        if self.timers.len() < TIMERS_MAX {
+            self.timers.insert((at, key));
+        }
+    }
+
+    fn ended(&mut self, flight: u64, outcome: Option<Outcome>) {
+        let success = outcome.as_ref().is_some_and(|one| one.error.is_none());
+        let ended = self.board.ended(flight, success, Instant::now());
+        match (outcome, ended) {
+            (Some(outcome), _) => {
+                // The recorder lives for as long as there is a sender.
+                let _ = self.outcomes.send(outcome);
+            }
+            // A defect of ours; the delivery is still due, and comes again.
+            (None, Some((key, id))) => self.board.settled(key, id, false, true),
+            (None, None) => {}
+        }
+    }
+
+    fn recorded(&mut self, one: &Recorded) {
+        let counted = one.verdict == Some(Verdict::Recorded);
+        let retried = matches!(one.next, Next::RetryAt(_));
+        let again = matches!(one.verdict, None | Some(Verdict::LeaseLost));
+        self.board
+            .settled(one.key, one.id, counted && retried, again);
+        match (one.verdict, one.next) {
+            (Some(Verdict::Recorded), Next::RetryAt(at)) => self.timer(at, one.key),
+            (Some(Verdict::Recorded), Next::Gone) => self.board.doubt(one.key),
+            (Some(Verdict::Recorded), _) => {}
+            (Some(Verdict::LeaseLost), _) => {
+                lost("lease");
+                if self.board.lose_numbered(one.key, one.fence) {
+                    self.wanted.insert(one.key);
+                }
+            }
+            (Some(Verdict::Settled), _) => lost("settled"),
+            (None, _) => lost("refused"),
+        }
+    }
+
+    /// Does whatever can be done now.
+    fn advance(&mut self, stopping: bool) {
+        let now = Instant::now();
+        self.follow_process();
+        if now >= self.next_tick {
+            self.tick(now, stopping);
+        }
+        if !stopping {
+            self.wake(now);
+            self.look(now);
+        }
+        let mut started = 0;
+        while !stopping && self.alive.sure(now) {
+            let Some(start) = self.board.pick(now, self.store.now()) else {
+                break;
+            };
+            self.start(start);
+            started += 1;
+        }
+        // What went out may have made room to load more.
+        if started > 0 {
+            self.load(now);
+        }
+    }
+
+    /// Another registration than before holds nothing of what the last one held.
+    fn follow_process(&mut self) {
+        let process = self.alive.process();
+        if process == self.process {
+            return;
+        }
+        let lost = self.board.lose_all();
+        if self.process.is_some() {
+            self.wanted.extend(lost);
+        }
+        self.process = process;
+        self.next_poll = Instant::now();
+    }
+
+    /// What comes with time.
+    fn tick(&mut self, now: Instant, stopping: bool) {
+        self.next_tick = now + TICK;
+        self.board.age(now);
+        let (board, wanted) = (&self.board, &mut self.wanted);
+        self.elsewhere.retain(|key, other| {
+            if other.until <= now && other.rung && !board.is_held(*key) {
+                wanted.insert(*key);
+            }
+            other.until > now
+        });
+        if !stopping && !self.busy.with(Job::GiveBack) {
+            self.give_back(now);
+        }
+        let figures = self.board.figures();
+        gauge("stationmaster_deliveries_in_flight", figures.in_flight);
+        gauge("stationmaster_deliveries_slow_in_flight", figures.slow);
+        gauge("stationmaster_deliveries_loaded", figures.queued);
+        gauge("stationmaster_dispatch_leases", figures.leases);
+        for (state, count) in [("open", figures.open), ("probing", figures.probing)] {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            metrics::gauge!("stationmaster_dispatch_breakers", "state" => state).set(count);
+        }
+    }
+
+    fn give_back(&mut self, now: Instant) {
+        let Some(process) = self.process else { return };
+        let leases = self.board.idle(now, self.store.now(), GIVE_BACK_MAX);
+        if leases.is_empty() {
+            return;
+        }
+        self.busy.jobs.insert(Job::GiveBack);
+        let store = self.store.clone();
+        self.work(
+            async move { store.system().give_back_leases(process, &leases).await },
+            |_| Note::GivenBack,
+        );
+    }
+
+    /// Retries whose time has come, and endpoints that may go on.
+    fn wake(&mut self, now: Instant) {
+        let wall = self.store.now();
+        while let Some((at, key)) = self.timers.first().copied()
+            && at <= wall
+        {
+            self.timers.pop_first();
+            self.rung(key);
+        }
+        self.board.wake(now);
+    }
+
+    /// Asks the store for whatever is missing.
+    fn look(&mut self, now: Instant) {
+        let Some(process) = self.process else { return };
+        if now < self.store_after {
+            return;
+        }
+        self.poll(process, now);
+        if !self.busy.with(Job::Lease)
+            && !self.wanted.is_empty()
+            && self.board.leases() < LEASES_MAX
+        {
+            self.lease(process);
+        }
+        let due = now >= self.next_refresh || self.board.has_stale();
+        if !self.busy.with(Job::Refresh) && due {
+            self.refresh(now);
+        }
+        self.load(now);
+    }
+
+    fn poll(&mut self, process: ProcessId, now: Instant) {
+        let wall = self.store.now();
+        let expired = self.expiry.is_some_and(|at| at <= wall);
+        // Only after the last one was looked at, or a newer one would hide it.
+        let next = self.alive.next_expiry().filter(|at| *at > wall);
+        if self.busy.with(Job::Poll) || (now < self.next_poll && !expired) {
+            self.expiry = self.expiry.filter(|_| expired).or(next);
+            return;
+        }
+        self.expiry = next;
+        self.busy.jobs.insert(Job::Poll);
+        self.last_poll = now;
+        self.next_poll = now + self.settings.poll.mul_f64(domain::random::jitter(0.1));
+        let store = self.store.clone();
+        self.work(
+            async move { store.system().waiting_endpoints(process).await },
+            Note::Polled,
+        );
+    }
+
+    fn lease(&mut self, process: ProcessId) {
+        let mut asked = Vec::new();
+        while asked.len() < BATCH
+            && let Some(key) = self.wanted.pop_first()
+        {
+            if self.board.is_held(key) {
+                self.board.rung(key);
+            } else {
+                asked.push(key);
+            }
+        }
+        if asked.is_empty() {
+            return;
+        }
+        self.busy.jobs.insert(Job::Lease);
+        let (store, keys) = (self.store.clone(), asked.clone());
+        self.work(
+            async move { store.system().take_leases(process, &keys).await },
+            move |taken| Note::Leased(asked, taken),
+        );
+    }
+
+    fn refresh(&mut self, now: Instant) {
+        self.next_refresh = now + REFRESH;
+        let keys = self.board.stale(now, REFRESH / 2);
+        if keys.is_empty() {
+            return;
+        }
+        self.busy.jobs.insert(Job::Refresh);
+        let (store, asked) = (self.store.clone(), keys.clone());
+        let read = async move {
+            let mut all = Targets::new();
+            for part in keys.chunks(GIVE_BACK_MAX) {
+                all.extend(store.system().targets(part).await?);
+            }
+            Ok(all)
+        };
+        self.work(read, move |targets| Note::Refreshed(asked, now, targets));
+    }
+
+    fn load(&mut self, now: Instant) {
+        while self.busy.loading < LOADING_MAX && now >= self.store_after {
+            let loads = self.board.loads(BATCH, now, REFRESH / 2);
+            if loads.is_empty() {
+                return;
+            }
+            self.busy.loading += 1;
+            let asked: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
+            let store = self.store.clone();
+            let read_at = Instant::now();
+            self.work(load(store, loads), move |found| {
+                Note::Loaded(asked, read_at, found)
+            });
+        }
+    }
+
+    /// Does something with the store in a task of its own.
+    fn work<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+        note: impl FnOnce(Option<T>) -> Note + Send + 'static,
+    ) {
+        let (notes, failing) = (self.notes.clone(), Arc::clone(&self.failing));
+        tokio::spawn(async move {
+            // A task within the task, so that a defect does not keep the note back.
+            let done = match tokio::spawn(work).await {
+                Ok(Ok(value)) => {
+                    if failing.swap(false, Ordering::Relaxed) {
+                        tracing::info!("the store answers the dispatcher again");
+                    }
+                    Some(value)
+                }
+                Ok(Err(error)) => {
+                    if !failing.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "deliveries wait for the store");
+                    }
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(%error, "deliveries wait: work with the store ended early");
+                    None
+                }
+            };
+            // The control goes first only when the process ends.
+            let _ = notes.send(note(done));
+        });
+    }
+
+    fn start(&self, start: Start) {
+        let (store, client) = (self.store.clone(), self.client.clone());
+        let (schedule, notes) = (self.settings.schedule.clone(), self.notes.clone());
+        let lag = store.now().since(start.due.due);
+        metrics::histogram!("stationmaster_delivery_lag_seconds").record(lag.as_secs_f64());
+        let flight = start.flight;
+        tokio::spawn(async move {
+            let made =
+                tokio::spawn(async move { attempt::make(&store, &client, &schedule, start).await });
+            let outcome = made.await;
+            if let Err(error) = &outcome {
+                tracing::error!(%error, "a delivery ended early");
+            }
+            let _ = notes.send(Note::Ended(flight, outcome.ok()));
+        });
+    }
+}
+
+impl Busy {
+    fn with(&self, job: Job) -> bool {
+        self.jobs.contains(&job)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.jobs.is_empty() && self.loading == 0
+    }
+}
+
+/// Targets and pages of some endpoints.
+async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
+    let system = store.system();
+    let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
+    let unread = loads.iter().filter(|load| load.ordered.is_none());
+    let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
+    let targets = system.targets(&read).await?;
+    let asks: Vec<Ask> = loads
+        .into_iter()
+        .filter_map(|load| {
+            let read = targets.get(&load.key).map(|target| target.ordered);
+            Some(Ask {
+                key: load.key,
+                ordered: load.ordered.or(read)?,
+                limit: u64::try_from(load.limit).unwrap_or(u64::MAX),
+                known: load.known,
+            })
+        })
+        .collect();
+    let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
+    let mut pages = system.load_due(&asks).await?;
+    // Those that may not be sent to have nothing to load.
+    pages.extend(
+        all.iter()
+            .filter(|key| !asked.contains(key))
+            .map(|key| DuePage {
+                key: *key,
+                due: Vec::new(),
+                more: false,
+            }),
+    );
+    Ok(Found {
+        read,
+        targets,
+        pages,
+    })
+}
+
+fn lost(reason: &'static str) {
+    metrics::counter!("stationmaster_delivery_outcomes_lost_total", "reason" => reason)
+        .increment(1);
+}
+
+fn gauge(name: &'static str, value: usize) {
+    metrics::gauge!(name).set(u32::try_from(value).unwrap_or(u32::MAX));
+}

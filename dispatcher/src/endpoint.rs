@@ -1,0 +1,415 @@
+//! An endpoint that this process holds: what is loaded of it, and whether the next may go out.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use domain::{Timestamp, id::DeliveryId};
+use persistence::{DueDelivery, EndpointKey, Handover, Lease, Target};
+
+use crate::{
+    breaker::{Breaker, Gate},
+    bucket::Bucket,
+};
+
+/// A target read longer ago is not sent to: it may have been disabled since.
+pub(crate) const TARGET_FRESH: Duration = Duration::from_secs(1);
+/// A request that is under way for longer is slow, and so is its endpoint.
+pub(crate) const SLOW: Duration = Duration::from_secs(2);
+/// Most under way to an endpoint that is slow, or of which nothing is known yet.
+const SLOW_SHARE: usize = 4;
+/// Most deliveries loaded at once of an endpoint that is quick.
+const PAGE: usize = 128;
+/// The same of one that is slow, or of which nothing is known yet.
+const SLOW_PAGE: usize = 16;
+/// An endpoint without work is given back after this.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long an endpoint takes to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Unknown,
+    Quick,
+    Slow,
+}
+
+/// Whether an endpoint's next delivery may go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Go {
+    Now {
+        probe: bool,
+    },
+    At(Instant),
+    /// Something will change first: a request ends, or deliveries are loaded.
+    Wait,
+    /// The target has to be read first.
+    Stale,
+}
+
+/// In which lines an endpoint stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lines {
+    /// Its publisher's, of those with something to send.
+    pub(crate) turn: bool,
+    /// That of those to load.
+    pub(crate) load: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) key: EndpointKey,
+    /// The lease's number; none once the lease is lost.
+    pub(crate) fence: Option<i64>,
+    target: Option<Arc<Target>>,
+    target_read: Option<Instant>,
+    pub(crate) queue: VecDeque<DueDelivery>,
+    /// The bytes of their bodies.
+    pub(crate) queued_bytes: usize,
+    /// What is queued, under way, or not recorded yet.
+    known: HashSet<DeliveryId>,
+    pub(crate) in_flight: usize,
+    unrecorded: usize,
+    /// There may be due deliveries that are not known.
+    dirty: bool,
+    pub(crate) loading: bool,
+    /// What was dealt with while a page was being loaded, which may still show it.
+    settled: HashSet<DeliveryId>,
+    left: Handover,
+    bucket: Option<Bucket>,
+    pub(crate) breaker: Breaker,
+    pub(crate) pace: Pace,
+    pub(crate) lines: Lines,
+    busy_at: Instant,
+}
+
+fn until(at: Timestamp, now: Instant, wall: Timestamp) -> Instant {
+    now + at.since(wall)
+}
+
+impl Endpoint {
+    pub(crate) fn new(key: EndpointKey, now: Instant) -> Self {
+        Self {
+            key,
+            fence: None,
+            target: None,
+            target_read: None,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            known: HashSet::new(),
+            in_flight: 0,
+            unrecorded: 0,
+            dirty: false,
+            loading: false,
+            settled: HashSet::new(),
+            left: Handover::default(),
+            bucket: None,
+            breaker: Breaker::Closed { failures: 0 },
+            pace: Pace::Unknown,
+            lines: Lines::default(),
+            busy_at: now,
+        }
+    }
+
+    /// The lease is taken, with what the last holder left.
+    pub(crate) fn held(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
+        self.fence = Some(lease.fence);
+        self.left = lease.state;
+        let probe_in = lease.state.probe_at.map(|at| at.since(wall));
+        self.breaker = Breaker::restored(lease.state.failures, probe_in, now);
+        // Both are made anew once the target is read.
+        self.bucket = None;
+        (self.target, self.target_read) = (None, None);
+        self.dirty = true;
+        self.busy_at = now;
+    }
+
+    /// The lease is lost, or about to be given back: nothing that is queued goes out.
+    pub(crate) fn lose(&mut self) {
+        self.fence = None;
+        self.dirty = false;
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        for due in self.queue.drain(..) {
+            self.known.remove(&due.id);
+        }
+        self.queued_bytes = 0;
+    }
+
+    pub(crate) fn rung(&mut self) {
+        self.dirty = true;
+    }
+
+    pub(crate) fn is_ordered(&self) -> Option<bool> {
+        self.target.as_ref().map(|target| target.ordered)
+    }
+
+    /// How many to have loaded.
+    fn page(&self) -> usize {
+        let probing = !matches!(self.breaker, Breaker::Closed { .. });
+        let rate = self.bucket.map_or(PAGE, |bucket| {
+            // A second's worth is loaded many times a second where nothing holds it up.
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "clamped"
+            )]
+            let worth = bucket.per_second().clamp(1.0, 128.0) as usize;
+            worth
+        });
+        match self.pace {
+            _ if probing => 1,
+            Pace::Quick => PAGE.min(rate),
+            Pace::Slow | Pace::Unknown => SLOW_PAGE.min(rate),
+        }
+    }
+
+    /// How many to load now, if any. When memory is short only what can go out at once.
+    pub(crate) fn wants(&self, short: bool) -> Option<usize> {
+        let page = if short {
+            self.page().min(SLOW_SHARE)
+        } else {
+            self.page()
+        };
+        let low = if short { 0 } else { page / 2 };
+        let sendable = self.target_read.is_none() || self.target.is_some();
+        let wants = self.fence.is_some() && self.dirty && !self.loading && sendable;
+        (wants && self.queue.len() <= low).then_some(page)
+    }
+
+    /// A page is being loaded from here on; answers what the loader need not bring.
+    pub(crate) fn load_begins(&mut self) -> HashSet<DeliveryId> {
+        self.loading = true;
+        self.dirty = false;
+        self.settled.clear();
+        self.known.clone()
+    }
+
+    /// A page has come.
+    pub(crate) fn loaded(&mut self, due: Vec<DueDelivery>, more: bool) {
+        self.loading = false;
+        self.dirty |= more;
+        let settled = std::mem::take(&mut self.settled);
+        if self.fence.is_none() {
+            return;
+        }
+        for due in due {
+            if !settled.contains(&due.id) && self.known.insert(due.id) {
+                self.queued_bytes += due.body.len();
+                self.queue.push_back(due);
+            }
+        }
+    }
+
+    pub(crate) fn load_failed(&mut self) {
+        self.loading = false;
+        self.dirty = true;
+        self.settled.clear();
+    }
+
+    /// What was read of the endpoint since `read_at`; nothing if it may not be sent to.
+    pub(crate) fn set_target(
+        &mut self,
+        target: Option<Arc<Target>>,
+        read_at: Instant,
+        now: Instant,
+    ) {
+        if self.target_read.is_some_and(|known| known > read_at) {
+            return;
+        }
+        let turned = match (&self.target, &target) {
+            (Some(old), Some(new)) => old.ordered != new.ordered,
+            (None, Some(_)) => self.target_read.is_some(),
+            _ => false,
+        };
+        if turned {
+            self.dirty = true;
+        }
+        if turned || target.is_none() {
+            self.clear();
+        }
+        match target
+            .as_ref()
+            .and_then(|target| target.rate_limit_per_second)
+        {
+            None => self.bucket = None,
+            Some(rate) => match &mut self.bucket {
+                Some(bucket) if (bucket.per_second() - f64::from(rate)).abs() < 0.5 => {}
+                Some(bucket) => bucket.set_rate(rate, now),
+                None => self.bucket = None,
+            },
+        }
+        self.target = target;
+        self.target_read = Some(read_at);
+    }
+
+    /// Makes the bucket of what the last holder left, once the rate is known.
+    pub(crate) fn fill_bucket(&mut self, now: Instant, wall: Timestamp) {
+        let rate = self
+            .target
+            .as_ref()
+            .and_then(|target| target.rate_limit_per_second);
+        if let (Some(rate), None) = (rate, &self.bucket) {
+            #[expect(clippy::cast_precision_loss, reason = "a few thousand at most")]
+            let left = self
+                .left
+                .tokens
+                .take()
+                .map(|(milli, at)| (milli as f64 / 1000.0, wall.since(at)));
+            self.bucket = Some(Bucket::new(rate, left, now));
+        }
+    }
+
+    /// Forgets what is known of the target: it said itself that it is gone.
+    pub(crate) fn doubt(&mut self) {
+        self.clear();
+        self.dirty = true;
+        self.target = None;
+        self.target_read = None;
+    }
+
+    /// Whether the target should be read again now.
+    pub(crate) fn is_stale(&self, now: Instant, fresh: Duration) -> bool {
+        self.target_read
+            .is_none_or(|read| now.saturating_duration_since(read) > fresh)
+    }
+
+    /// Whether there is something that the target has to be fresh for.
+    pub(crate) fn is_active(&self) -> bool {
+        self.fence.is_some() && !self.loading && !self.queue.is_empty()
+    }
+
+    /// Whether the first of the queue may go out. `usual` is the usual limit on those under way.
+    pub(crate) fn go(&mut self, usual: usize, now: Instant, wall: Timestamp) -> Go {
+        let (Some(_), Some(head)) = (self.fence, self.queue.front()) else {
+            return Go::Wait;
+        };
+        if self.is_stale(now, TARGET_FRESH) {
+            return Go::Stale;
+        }
+        let Some(target) = &self.target else {
+            return Go::Wait;
+        };
+        let own = target
+            .max_in_flight
+            .and_then(|own| usize::try_from(own).ok());
+        let own = own.unwrap_or(usual).max(1);
+        let limit = match self.pace {
+            _ if target.ordered => 1,
+            Pace::Quick => own,
+            Pace::Slow | Pace::Unknown => own.min(SLOW_SHARE),
+        };
+        let unrecorded_max = if target.ordered { 0 } else { 8 * own };
+        if self.in_flight >= limit || self.unrecorded > unrecorded_max {
+            return Go::Wait;
+        }
+        if target.ordered && head.due > wall {
+            return Go::At(until(head.due, now, wall));
+        }
+        let probe = match self.breaker.gate(now) {
+            Gate::Free => false,
+            // The outcomes of all others first: one of them may be a success.
+            Gate::Probe if self.in_flight > 0 => return Go::Wait,
+            Gate::Probe => true,
+            Gate::At(later) => return Go::At(later),
+            Gate::Shut => return Go::Wait,
+        };
+        match self
+            .bucket
+            .as_mut()
+            .map_or(Ok(()), |bucket| bucket.ready(now))
+        {
+            Ok(()) => Go::Now { probe },
+            Err(later) => Go::At(later),
+        }
+    }
+
+    /// The first of the queue goes out.
+    pub(crate) fn begin(
+        &mut self,
+        probe: bool,
+        now: Instant,
+    ) -> Option<(i64, Arc<Target>, DueDelivery)> {
+        let (fence, target) = (self.fence?, Arc::clone(self.target.as_ref()?));
+        let due = self.queue.pop_front()?;
+        self.queued_bytes -= due.body.len();
+        if probe {
+            self.breaker.probes();
+        }
+        if let Some(bucket) = &mut self.bucket {
+            bucket.take();
+        }
+        self.in_flight += 1;
+        self.busy_at = now;
+        Some((fence, target, due))
+    }
+
+    /// A request has ended; its outcome is not recorded yet.
+    pub(crate) fn ended(&mut self, success: bool, probe: bool, slow: bool, now: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.unrecorded += 1;
+        self.busy_at = now;
+        self.pace = if slow { Pace::Slow } else { Pace::Quick };
+        if success {
+            self.breaker.succeeded();
+        } else {
+            self.breaker.failed(probe, now);
+        }
+    }
+
+    /// An outcome is dealt with: recorded, or not to be.
+    pub(crate) fn settled(&mut self, id: DeliveryId, retried: bool) {
+        self.unrecorded = self.unrecorded.saturating_sub(1);
+        self.known.remove(&id);
+        if self.loading {
+            self.settled.insert(id);
+        }
+        if retried && self.is_ordered() == Some(true) {
+            // The others wait for it, and come back with it.
+            self.clear();
+        }
+    }
+
+    /// Whether requests or their outcomes are still awaited.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.in_flight > 0 || self.unrecorded > 0 || self.loading
+    }
+
+    /// Whether it can be given back. An order whose head waits for a retry is idle too.
+    pub(crate) fn is_idle(&self, now: Instant, wall: Timestamp) -> bool {
+        if self.is_awaited() || self.fence.is_none() {
+            return false;
+        }
+        if self.target_read.is_some() && self.target.is_none() {
+            return true;
+        }
+        let head = self.queue.front();
+        let waits =
+            self.is_ordered() == Some(true) && head.is_some_and(|head| head.due > wall.plus(IDLE));
+        let empty = self.queue.is_empty() && !self.dirty;
+        (waits || empty) && now.saturating_duration_since(self.busy_at) >= IDLE
+    }
+
+    /// What to give back.
+    pub(crate) fn lease(&mut self, now: Instant, wall: Timestamp) -> Option<Lease> {
+        let (failures, wait) = self.breaker.left(now);
+        #[expect(clippy::cast_possible_truncation, reason = "a few thousand at most")]
+        let tokens = self
+            .bucket
+            .as_mut()
+            .map(|bucket| ((bucket.tokens(now) * 1000.0) as i64, wall));
+        Some(Lease {
+            key: self.key,
+            fence: self.fence?,
+            state: Handover {
+                tokens: tokens.or(self.left.tokens),
+                failures,
+                probe_at: wait.map(|wait| wall.plus(wait)),
+            },
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! Keeps this process alive in the eyes of the others, and knows when it may not be.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use domain::Timestamp;
+use persistence::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed, Store, StoreError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How often the process says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The pause after a renewal that failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// So much before the others may think it dead, the process starts nothing any more.
+const MARGIN: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    process: Option<ProcessId>,
+    good_until: Option<Instant>,
+    next_expiry: Option<Timestamp>,
+}
+
+/// What this process knows of its own life.
+#[derive(Default)]
+pub(crate) struct Alive {
+    state: Mutex<State>,
+    /// Rung when the process was registered, or is over.
+    pub(crate) changed: Notify,
+}
+
+impl Alive {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Under which registration leases are held.
+    pub(crate) fn process(&self) -> Option<ProcessId> {
+        self.state().process
+    }
+
+    /// Whether what this process holds is surely still its own.
+    pub(crate) fn sure(&self, now: Instant) -> bool {
+        self.state().good_until.is_some_and(|until| now < until)
+    }
+
+    /// When the first of the other processes counts as dead unless it says otherwise.
+    pub(crate) fn next_expiry(&self) -> Option<Timestamp> {
+        self.state().next_expiry
+    }
+
+    fn set(&self, process: ProcessId, began: Instant, next_expiry: Option<Timestamp>) {
+        *self.state() = State {
+            process: Some(process),
+            good_until: Some(began + PROCESS_EXPIRES_AFTER.saturating_sub(MARGIN)),
+            next_expiry,
+        };
+    }
+
+    fn clear(&self) {
+        *self.state() = State::default();
+    }
+}
+
+async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
+    // From before the call, so that we never think ourselves alive for longer than others do.
+    let began = Instant::now();
+    let system = store.system();
+    if let Some(process) = alive.process() {
+        match system.renew_process(process).await? {
+            Renewed::Alive { next_expiry } => {
+                alive.set(process, began, next_expiry);
+                return Ok(());
+            }
+            Renewed::Expired => {
+                tracing::warn!("this process was late to say that it lives: its leases are lost");
+                alive.clear();
+                alive.changed.notify_one();
+            }
+        }
+    }
+    let began = Instant::now();
+    let process = system.register_process().await?;
+    alive.set(process, began, None);
+    alive.changed.notify_one();
+    Ok(())
+}
+
+/// Registers, and renews until `end`; then takes the registration back.
+pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken) {
+    let mut failing = false;
+    while !end.is_cancelled() {
+        let pause = match beat(&store, &alive).await {
+            Ok(()) => {
+                failing = false;
+                HEARTBEAT
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "this process can't say that it lives");
+                }
+                failing = true;
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = end.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    if let Some(process) = alive.process()
+        && let Err(error) = store.system().end_process(process).await
+    {
+        tracing::warn!(%error, "this process could not say that it ends; others wait until it counts as dead");
+    }
+}

@@ -1,0 +1,321 @@
+//! What is due: which endpoints have work, and the deliveries of those that this process holds.
+
+use std::collections::{HashMap, HashSet};
+
+use domain::{
+    Timestamp,
+    id::{DeliveryId, EventId, Id as _, PublisherId},
+};
+use sea_orm::{ConnectionTrait as _, QueryResult, Value};
+use uuid::Uuid;
+
+use super::{EndpointKey, ProcessId, whole};
+use crate::{
+    error::{Result, StoreError, damaged},
+    scope::System,
+    sql::{Sql, padded},
+};
+
+/// Most endpoints that one look finds.
+const WAITING_MAX: i64 = 10_000;
+
+/// Walks the index of waiting deliveries from endpoint to endpoint: its cost grows with the
+/// endpoints that have any, not with the deliveries.
+///
+/// Of each endpoint it tells when the first is due, and of one that was ordered once also when one
+/// with a place in that order is.
+const WAITING: &str = "WITH RECURSIVE owners (owner) AS (\
+    SELECT (SELECT d.publisher_id FROM deliveries d WHERE d.status = 'pending' \
+    ORDER BY d.publisher_id LIMIT 1) \
+    UNION ALL \
+    SELECT (SELECT d.publisher_id FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id > owners.owner ORDER BY d.publisher_id LIMIT 1) \
+    FROM owners WHERE owners.owner IS NOT NULL), \
+    reach (owner, target) AS (\
+    SELECT o.owner, (SELECT d.endpoint_id FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id = o.owner ORDER BY d.endpoint_id LIMIT 1) \
+    FROM owners o WHERE o.owner IS NOT NULL \
+    UNION ALL \
+    SELECT reach.owner, (SELECT d.endpoint_id FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id = reach.owner AND d.endpoint_id > reach.target \
+    ORDER BY d.endpoint_id LIMIT 1) \
+    FROM reach WHERE reach.target IS NOT NULL) \
+    SELECT r.owner AS publisher_id, r.target AS endpoint_id, \
+    (SELECT d.next_attempt_at FROM deliveries d WHERE d.status = 'pending' \
+    AND d.publisher_id = r.owner AND d.endpoint_id = r.target \
+    ORDER BY d.seq, d.next_attempt_at LIMIT 1) AS head, \
+    (SELECT d.next_attempt_at FROM deliveries d WHERE d.status = 'pending' AND NOT e.ordered \
+    AND d.publisher_id = r.owner AND d.endpoint_id = r.target AND d.seq > 0 \
+    AND d.next_attempt_at <= ";
+/// The rest of it, after the present moment.
+const WAITING_WHERE: &str = " ORDER BY d.seq LIMIT 1) AS rest \
+    FROM reach r \
+    JOIN webhook_endpoints e ON e.publisher_id = r.owner AND e.id = r.target \
+    JOIN publishers p ON p.id = r.owner \
+    LEFT JOIN dispatch_leases l ON l.publisher_id = r.owner AND l.endpoint_id = r.target \
+    WHERE r.target IS NOT NULL AND e.enabled AND e.deleted_at IS NULL AND p.status = 'active' \
+    AND (l.process_id IS NULL OR l.process_id = ";
+
+/// An endpoint with deliveries that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Which.
+    pub key: EndpointKey,
+    /// When its next delivery is due; in the past if one is.
+    pub due: Timestamp,
+}
+
+/// What to load of one endpoint.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Which.
+    pub key: EndpointKey,
+    /// In the order of events, whatever is due, instead of what is due longest.
+    pub ordered: bool,
+    /// How many at most.
+    pub limit: u64,
+    /// Those that the caller has already.
+    pub known: HashSet<DeliveryId>,
+}
+
+/// What was loaded of one endpoint.
+#[derive(Debug)]
+pub struct Page {
+    /// Which.
+    pub key: EndpointKey,
+    /// What the caller did not have yet, in the order in which to send it.
+    pub due: Vec<DueDelivery>,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+/// A delivery that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueDelivery {
+    /// Which.
+    pub id: DeliveryId,
+    /// What it tells of.
+    pub event: EventId,
+    /// The exact text to send and sign.
+    pub body: String,
+    /// Which try comes next, from 1.
+    pub attempt: i32,
+    /// Since when it is due; in an order, when it will be.
+    pub due: Timestamp,
+}
+
+/// A waiting delivery's row.
+struct Row {
+    key: EndpointKey,
+    id: Uuid,
+    event: Uuid,
+    attempts: i32,
+    due: i64,
+    precedence: i32,
+}
+
+impl Row {
+    fn of_row(row: &QueryResult) -> Result<Self> {
+        Ok(Self {
+            key: EndpointKey::of_row(row)?,
+            id: row.try_get("", "id")?,
+            event: row.try_get("", "event_id")?,
+            attempts: row.try_get("", "attempts")?,
+            due: row.try_get("", "next_attempt_at")?,
+            precedence: row.try_get("", "precedence")?,
+        })
+    }
+}
+
+pub(super) fn waiting_sql(process: ProcessId, now: Timestamp) -> Sql {
+    let mut sql = Sql::new(WAITING);
+    sql.bind(now.ms()).push(WAITING_WHERE).bind(process.0);
+    sql.push(
+        " OR NOT EXISTS (SELECT 1 FROM processes other \
+         WHERE other.id = l.process_id AND other.expires_at > ",
+    );
+    sql.bind(now.ms()).push(")) LIMIT ").bind(WAITING_MAX);
+    sql
+}
+
+/// One endpoint's waiting deliveries, each branch along the index.
+fn branch(sql: &mut Sql, at: usize, ask: &Ask, now: Timestamp, which: Which) {
+    let [publisher, endpoint] = ask.key.values();
+    sql.push(if at == 0 { "" } else { " UNION ALL " });
+    sql.push(
+        "SELECT * FROM (SELECT publisher_id, endpoint_id, id, event_id, attempts, \
+         next_attempt_at, seq, precedence FROM deliveries WHERE status = 'pending' AND publisher_id = ",
+    );
+    sql.bind(publisher)
+        .push(" AND endpoint_id = ")
+        .bind(endpoint);
+    match which {
+        Which::Ordered => {
+            sql.push(" ORDER BY seq, next_attempt_at");
+        }
+        Which::Unplaced => {
+            sql.push(" AND seq = 0 AND precedence = 0 AND next_attempt_at <= ")
+                .bind(now.ms())
+                .push(" ORDER BY next_attempt_at");
+        }
+        Which::Replayed => {
+            sql.push(" AND seq = 0 AND precedence > 0 AND next_attempt_at <= ")
+                .bind(now.ms())
+                .push(" ORDER BY next_attempt_at");
+        }
+        Which::Placed => {
+            sql.push(" AND seq > 0 AND next_attempt_at <= ")
+                .bind(now.ms())
+                .push(" ORDER BY seq, next_attempt_at");
+        }
+    }
+    let known = whole(u64::try_from(ask.known.len()).unwrap_or(u64::MAX));
+    sql.push(" LIMIT ")
+        .bind(whole(ask.limit).saturating_add(known))
+        .push(&format!(") part{at}"));
+}
+
+/// Which of an endpoint's deliveries.
+#[derive(Clone, Copy)]
+enum Which {
+    /// All, one after the other.
+    Ordered,
+    /// Due ones without a place in an order that tell of what just happened.
+    Unplaced,
+    /// Due ones without a place that tell of it once more. They are few at a time.
+    Replayed,
+    /// Due ones with a place that does not count any more.
+    Placed,
+}
+
+pub(super) fn load_sql(asks: &[Ask], now: Timestamp) -> Sql {
+    let mut sql = Sql::new("");
+    let mut at = 0;
+    // What fills up asks for nothing.
+    let filling = asks.last().map(|last| Ask {
+        limit: 0,
+        known: HashSet::new(),
+        ..*last
+    });
+    let missing = asks.len().next_power_of_two() - asks.len();
+    let filling = filling.iter().cycle().take(missing);
+    for ask in asks.iter().chain(filling) {
+        let branches: &[Which] = if ask.ordered {
+            &[Which::Ordered]
+        } else {
+            &[Which::Unplaced, Which::Placed, Which::Replayed]
+        };
+        for which in branches {
+            branch(&mut sql, at, ask, now, *which);
+            at += 1;
+        }
+    }
+    sql
+}
+
+impl System {
+    /// Endpoints with waiting deliveries that can be sent to and that no other living process
+    /// holds: 10 000 at most.
+    pub async fn waiting_endpoints(&self, process: ProcessId) -> Result<Vec<Waiting>, StoreError> {
+        let sql = waiting_sql(process, self.store.now());
+        let statement = sql.statement(self.store.backend());
+        let rows = self.store.read().query_all_raw(statement).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let head: Option<i64> = row.try_get("", "head")?;
+            let rest: Option<i64> = row.try_get("", "rest")?;
+            if let Some(due) = head.into_iter().chain(rest).min() {
+                found.push(Waiting {
+                    key: EndpointKey::of_row(row)?,
+                    due: Timestamp::from_ms(due),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Loads deliveries of endpoints that the caller holds: one statement for all their rows, one
+    /// for what these say. At most a hundred endpoints at a time.
+    pub async fn load_due(&self, asks: &[Ask]) -> Result<Vec<Page>, StoreError> {
+        if asks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = load_sql(asks, self.store.now()).statement(self.store.backend());
+        let mut rows: HashMap<EndpointKey, Vec<Row>> = HashMap::with_capacity(asks.len());
+        for row in self.store.read().query_all_raw(statement).await? {
+            let row = Row::of_row(&row)?;
+            rows.entry(row.key).or_default().push(row);
+        }
+        let mut found: Vec<(EndpointKey, Vec<Row>, bool)> = Vec::with_capacity(asks.len());
+        for ask in asks {
+            let own = rows.remove(&ask.key).unwrap_or_default();
+            let asked = usize::try_from(ask.limit).unwrap_or(usize::MAX);
+            let full = own.len() >= asked.saturating_add(ask.known.len());
+            let fresh = own.into_iter();
+            let mut fresh: Vec<Row> = fresh
+                .filter(|row| !ask.known.contains(&DeliveryId::from_uuid(row.id)))
+                .collect();
+            if !ask.ordered {
+                // What just happened goes before what is told once more.
+                fresh.sort_by_key(|row| row.precedence);
+            }
+            let more = full || fresh.len() > asked;
+            fresh.truncate(asked);
+            found.push((ask.key, fresh, more));
+        }
+        let bodies = self.bodies(&found).await?;
+        found
+            .into_iter()
+            .map(|(key, rows, more)| {
+                let due = rows.into_iter().map(|row| row.due(&bodies));
+                Ok(Page {
+                    key,
+                    due: due.collect::<Result<_>>()?,
+                    more,
+                })
+            })
+            .collect()
+    }
+
+    /// What the events say, by publisher and event.
+    async fn bodies(
+        &self,
+        found: &[(EndpointKey, Vec<Row>, bool)],
+    ) -> Result<HashMap<(PublisherId, Uuid), String>> {
+        let all = found.iter().flat_map(|(_, rows, _)| rows);
+        let wanted: HashSet<(PublisherId, Uuid)> =
+            all.map(|row| (row.key.publisher, row.event)).collect();
+        if wanted.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut sql =
+            Sql::new("SELECT publisher_id, id, body FROM events WHERE (publisher_id, id) IN (");
+        let rows = padded(wanted.iter()).into_iter();
+        let rows =
+            rows.map(|(publisher, id)| vec![Value::from(publisher.uuid()), Value::from(*id)]);
+        sql.values(rows).push(")");
+        let statement = sql.statement(self.store.backend());
+        let mut bodies = HashMap::with_capacity(wanted.len());
+        for row in self.store.read().query_all_raw(statement).await? {
+            let publisher = PublisherId::from_uuid(row.try_get("", "publisher_id")?);
+            bodies.insert(
+                (publisher, row.try_get("", "id")?),
+                row.try_get("", "body")?,
+            );
+        }
+        Ok(bodies)
+    }
+}
+
+impl Row {
+    fn due(self, bodies: &HashMap<(PublisherId, Uuid), String>) -> Result<DueDelivery> {
+        let body = bodies.get(&(self.key.publisher, self.event));
+        Ok(DueDelivery {
+            id: DeliveryId::from_uuid(self.id),
+            event: EventId::from_uuid(self.event),
+            body: body.cloned().ok_or_else(|| damaged("delivery"))?,
+            attempt: self.attempts.saturating_add(1),
+            due: Timestamp::from_ms(self.due),
+        })
+    }
+}
