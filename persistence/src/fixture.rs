@@ -45,7 +45,9 @@ pub(crate) async fn engines() -> Vec<Fixture> {
 async fn fresh_database(server: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::SeqCst);
-    let name = format!("persistence_{}_{count}", std::process::id());
+    // A cluster may outlive the numbers of processes.
+    let random = u32::from_be_bytes(domain::random::bytes());
+    let name = format!("persistence_{}_{count}_{random:08x}", std::process::id());
     let db = Target::parse(server, 1, true)
         .unwrap()
         .connect_one()
