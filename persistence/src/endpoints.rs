@@ -239,6 +239,7 @@ async fn write_row(tx: &Tx, row: webhook_endpoints::Model) -> Result<webhook_end
         updated_at: tx.now.ms(),
         ..row
     };
+    tx.touches_endpoints_of(row.publisher_id);
     let active = row.into_active_model().reset_all();
     Ok(webhook_endpoints::Entity::update(active)
         .exec(tx.db())
