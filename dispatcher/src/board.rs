@@ -302,6 +302,17 @@ impl Board {
         self.with(key, Endpoint::doubt);
     }
 
+    /// Endpoints or secrets of these publishers have changed: nothing goes out by what was read
+    /// of them before `now`.
+    pub(crate) fn outdate(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
+        let held = self.endpoints.values().filter(|one| one.fence.is_some());
+        let of_them = held.filter(|one| publishers.contains(&one.key.publisher));
+        let keys: Vec<EndpointKey> = of_them.map(|one| one.key).collect();
+        for key in keys {
+            self.with(key, |endpoint| endpoint.outdate(now));
+        }
+    }
+
     /// Endpoints whose targets are older than `fresh` and are needed.
     pub(crate) fn stale(&mut self, now: Instant, fresh: Duration) -> Vec<EndpointKey> {
         self.stale.clear();

@@ -218,8 +218,11 @@ impl Control {
         first.map_or(self.next_tick, |first| first.min(self.next_tick))
     }
 
-    /// There is word of deliveries.
+    /// There is word of deliveries, or of changed endpoints.
     fn written(&mut self, written: &Written) {
+        if !written.changed.is_empty() {
+            self.board.outdate(&written.changed, Instant::now());
+        }
         for key in &written.endpoints {
             self.rung(*key);
         }

@@ -65,6 +65,8 @@ pub(crate) struct Endpoint {
     pub(crate) fence: Option<i64>,
     target: Option<Arc<Target>>,
     target_read: Option<Instant>,
+    /// What was read before this no longer holds.
+    outdated: Option<Instant>,
     pub(crate) queue: VecDeque<DueDelivery>,
     /// The bytes of their bodies.
     pub(crate) queued_bytes: usize,
@@ -96,6 +98,7 @@ impl Endpoint {
             fence: None,
             target: None,
             target_read: None,
+            outdated: None,
             queue: VecDeque::new(),
             queued_bytes: 0,
             known: HashSet::new(),
@@ -272,10 +275,22 @@ impl Endpoint {
         self.target_read = None;
     }
 
+    /// The endpoint was changed: nothing goes out by what was read of it before `now`.
+    pub(crate) fn outdate(&mut self, now: Instant) {
+        self.outdated = Some(now);
+        if self.target.is_none() {
+            // It may be sent to again.
+            self.dirty = true;
+            self.target_read = None;
+        }
+    }
+
     /// Whether the target should be read again now.
     pub(crate) fn is_stale(&self, now: Instant, fresh: Duration) -> bool {
-        self.target_read
-            .is_none_or(|read| now.saturating_duration_since(read) > fresh)
+        self.target_read.is_none_or(|read| {
+            self.outdated.is_some_and(|outdated| read <= outdated)
+                || now.saturating_duration_since(read) > fresh
+        })
     }
 
     /// Whether there is something that the target has to be fresh for.

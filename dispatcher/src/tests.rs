@@ -8,6 +8,7 @@ use std::{
 use domain::{
     Clock as _,
     clock::SystemClock,
+    credential::CredentialKind,
     id::{EndpointId, EventId},
     retry::Schedule,
     seal::MasterKeys,
@@ -17,10 +18,10 @@ use domain::{
 };
 use outbound::{Client, ClientLimits, Policy};
 use persistence::{
-    Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, EndpointPatch,
-    NewEndpoint, NewPublisher, Options, PageRequest, Scoped, Sending, Store,
+    Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, EndpointPatch, Minted,
+    NewCredential, NewEndpoint, NewPublisher, Options, PageRequest, Scoped, Sending, Store,
 };
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -548,6 +549,56 @@ async fn an_endpoint_that_is_disabled_gets_nothing_more_within_a_second() {
     enable(true).await;
     world.until_status(endpoint, "succeeded").await;
     assert_eq!(receiver.received().len(), 60, "each came once");
+    end(world, dispatcher, stop).await;
+}
+
+#[tokio::test]
+async fn what_is_changed_holds_for_the_next_delivery() {
+    let world = World::new("5s").await;
+    let receivers = [
+        Receiver::start(vec![reply(204)]).await,
+        Receiver::start(vec![reply(204)]).await,
+    ];
+    let endpoint = world.endpoint(receivers[1].url(), false).await;
+    let (dispatcher, stop) = world.start();
+    let context = Context::system("test");
+    let mut old = world.created.webhook_signing.text.clone();
+    for round in 0..6 {
+        // The dispatcher has just used what it knows of the endpoint.
+        world.event(endpoint).await;
+        world.until_status(endpoint, "succeeded").await;
+        let receiver = &receivers[round % 2];
+        let patch = EndpointPatch {
+            url: Some(receiver.url()),
+            ..EndpointPatch::default()
+        };
+        let update = world.scoped.update_endpoint(
+            &context,
+            endpoint,
+            None,
+            |_| Ok(patch.clone()),
+            |_| no_content(),
+        );
+        update.await.unwrap();
+        let (kind, scoped) = (CredentialKind::WebhookSigning, &world.scoped);
+        let new = NewCredential::default();
+        let minted: Minted =
+            made!(|keep| scoped.rotate_all(&context, kind, Duration::ZERO, new, keep));
+        let id = world.event(endpoint).await.to_string();
+        world.until_status(endpoint, "succeeded").await;
+        let received = receiver.received();
+        let last = received.last().unwrap();
+        assert_eq!(last.headers["webhook-id"], id, "round {round}: it moved");
+        let at: i64 = last.headers["webhook-timestamp"].parse().unwrap();
+        let signed = |secret: &SecretString| {
+            let secrets = std::slice::from_ref(secret);
+            signature::standard(secrets, &id, at, last.body.as_bytes())
+        };
+        let header = &last.headers["webhook-signature"];
+        assert_ne!(*header, signed(&old), "round {round}");
+        assert_eq!(*header, signed(&minted.text), "round {round}");
+        old = minted.text;
+    }
     end(world, dispatcher, stop).await;
 }
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use domain::{Clock, Timestamp, id::PublisherId};
+use domain::{
+    Clock, Timestamp,
+    id::{Id as _, PublisherId},
+};
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode,
     TransactionOptions, TransactionTrait as _,
@@ -181,6 +184,8 @@ struct Writer {
 pub(crate) struct Effects {
     /// Whose credentials changed.
     pub(crate) credentials_of: Vec<PublisherId>,
+    /// Of whom the dispatcher may know endpoints or secrets that are no longer so.
+    pub(crate) targets_of: BTreeSet<Uuid>,
     /// Which endpoints, of which publishers, have deliveries that they had not before.
     pub(crate) deliveries: BTreeSet<(Uuid, Uuid)>,
     /// Who may have runs to hand out that were not there before.
@@ -212,7 +217,14 @@ impl Transaction {
 
     /// Notes that a publisher's credentials, or its row, change here.
     pub(crate) fn touches_credentials_of(&self, publisher: PublisherId) {
-        self.effects().credentials_of.push(publisher);
+        let mut effects = self.effects();
+        effects.credentials_of.push(publisher);
+        effects.targets_of.insert(publisher.uuid());
+    }
+
+    /// Notes that something of a publisher's endpoints changes here.
+    pub(crate) fn touches_endpoints_of(&self, publisher: Uuid) {
+        self.effects().targets_of.insert(publisher);
     }
 
     /// Notes that deliveries to an endpoint are written, or can go out from now on.

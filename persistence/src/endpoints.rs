@@ -282,6 +282,7 @@ pub(crate) async fn write_row(
         updated_at: tx.now.ms(),
         ..row
     };
+    tx.touches_endpoints_of(row.publisher_id);
     let active = row.into_active_model().reset_all();
     Ok(webhook_endpoints::Entity::update(active)
         .exec(tx.db())

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use domain::id::{Id as _, PublisherId};
 use sea_orm::sqlx::{
     self, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
@@ -35,18 +36,21 @@ const NAMES_MAX: usize = 200;
 /// Most endpoints that are remembered until the dispatcher asks; more count as any.
 const WRITTEN_MAX: usize = 10_000;
 
-/// For which endpoints deliveries were written.
+/// For which endpoints deliveries were written, and whose endpoints changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// For these.
     pub endpoints: BTreeSet<EndpointKey>,
     /// And perhaps for others, which only the store can tell.
     pub others: bool,
+    /// By this process: endpoints or secrets of these changed, so that what was read of them
+    /// before no longer holds.
+    pub changed: BTreeSet<PublisherId>,
 }
 
 impl Written {
     fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && !self.others
+        self.endpoints.is_empty() && !self.others && self.changed.is_empty()
     }
 }
 
@@ -99,6 +103,8 @@ impl Wake {
 
     /// Wakes whom a commit concerns.
     pub(crate) fn after(&self, effects: &Effects) {
+        // First, so that whoever makes a delivery after a change finds the change known.
+        self.retargeted(&effects.targets_of);
         self.wrote(effects.deliveries.iter().copied());
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.runs_changed.iter());
@@ -126,7 +132,15 @@ impl Wake {
         }
     }
 
-    /// Waits until deliveries were written, and says for which endpoints.
+    fn retargeted(&self, publishers: &BTreeSet<Uuid>) {
+        if !publishers.is_empty() {
+            let publishers = publishers.iter().copied().map(PublisherId::from_uuid);
+            lock(&self.written).changed.extend(publishers);
+            self.written_bell.notify_one();
+        }
+    }
+
+    /// Waits until deliveries were written or endpoints changed, and says which.
     pub(crate) async fn written(&self) -> Written {
         loop {
             let taken = std::mem::take(&mut *lock(&self.written));

@@ -159,7 +159,7 @@ fn the_demo_s_consumer_tells_a_genuine_delivery_from_a_changed_one() {
         .unwrap();
     let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{secret}").unwrap();
+    writeln!(stdin, "{secret}\na-bearer").unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut line =
         || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
