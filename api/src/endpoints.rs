@@ -14,6 +14,7 @@ use poem_openapi::{
 use domain::{
     Code, Timestamp,
     id::{EndpointId, Id as _},
+    retry::Schedule,
     slug::Slug,
 };
 use persistence::{Endpoint, NewReplay};
@@ -93,6 +94,17 @@ pub struct EndpointView {
     /// Where the keys are that verify what a pair of keys signs; null if it never had one.
     #[oai(nullable)]
     public_keys: Option<String>,
+    /// Whether deliveries go out one after the other, in the order of their events.
+    ordered: bool,
+    /// Most deliveries a second; null for no limit.
+    #[oai(nullable)]
+    rate_limit_per_second: Option<u32>,
+    /// Waits before the second, third, … try in seconds; null for the operator's.
+    #[oai(nullable)]
+    retry_schedule_seconds: Option<Vec<u32>>,
+    /// Most deliveries under way at a time; null for the operator's limit.
+    #[oai(nullable)]
+    max_in_flight: Option<u32>,
     /// How tries at it went lately.
     health: HealthView,
     /// When it was made.
@@ -103,6 +115,7 @@ pub struct EndpointView {
 
 impl From<&Endpoint> for EndpointView {
     fn from(endpoint: &Endpoint) -> Self {
+        let waits = endpoint.sending.retry_schedule.as_ref();
         let words = |slugs: &Vec<Slug>| slugs.iter().map(Slug::to_string).collect();
         Self {
             id: endpoint.id.to_string(),
@@ -118,6 +131,10 @@ impl From<&Endpoint> for EndpointView {
             public_keys: endpoint
                 .key_set
                 .map(|name| format!("/v1/webhook-keys/{name}")),
+            ordered: endpoint.sending.ordered,
+            rate_limit_per_second: endpoint.sending.rate_limit_per_second,
+            retry_schedule_seconds: waits.map(Schedule::seconds),
+            max_in_flight: endpoint.sending.max_in_flight,
             health: HealthView::from(&endpoint.health),
             created_at: endpoint.created_at.into(),
             updated_at: endpoint.updated_at.into(),
@@ -141,6 +158,10 @@ impl Example for EndpointView {
             send_bearer: false,
             signing: SigningName::Hmac,
             public_keys: None,
+            ordered: false,
+            rate_limit_per_second: Some(50),
+            retry_schedule_seconds: None,
+            max_in_flight: None,
             health: HealthView::example(),
             created_at: at.into(),
             updated_at: at.into(),

@@ -42,6 +42,30 @@ impl Schedule {
         Ok(Self(waits))
     }
 
+    /// Waits of whole seconds.
+    ///
+    /// # Errors
+    /// Which wait, counted from 1, is wrong.
+    pub fn of_seconds(waits: &[u32]) -> Result<Self, ScheduleError> {
+        let waits = waits.iter().map(|wait| Duration::from_secs((*wait).into()));
+        let waits: Vec<Duration> = waits.collect();
+        let fits = |(at, wait): (usize, &Duration)| *wait <= MAX_WAIT && at < MAX_WAITS;
+        match waits.iter().enumerate().position(|one| !fits(one)) {
+            Some(at) => Err(ScheduleError(at + 1)),
+            None => Ok(Self(waits)),
+        }
+    }
+
+    /// The waits in seconds, each rounded up to a whole one.
+    #[must_use]
+    pub fn seconds(&self) -> Vec<u32> {
+        let whole = |wait: &Duration| u32::try_from(wait.as_millis().div_ceil(1000));
+        self.0
+            .iter()
+            .map(|wait| whole(wait).unwrap_or(u32::MAX))
+            .collect()
+    }
+
     /// How long to wait after the `made`-th try (from 1), with jitter; `None` when it was the last.
     #[must_use]
     pub fn wait_after(&self, made: u32) -> Option<Duration> {
@@ -114,6 +138,17 @@ mod tests {
         assert_eq!(Schedule::parse("8d"), Err(ScheduleError(1)));
         assert_eq!(Schedule::parse("5"), Err(ScheduleError(1)));
         assert_eq!(Schedule::parse("").unwrap().tries(), 1);
+    }
+
+    #[test]
+    fn whole_seconds_make_a_schedule_and_come_back() {
+        for waits in [vec![], vec![0, 5, 604_800], vec![1; 32]] {
+            assert_eq!(Schedule::of_seconds(&waits).unwrap().seconds(), waits);
+        }
+        assert_eq!(Schedule::of_seconds(&[1, 604_801]), Err(ScheduleError(2)));
+        assert_eq!(Schedule::of_seconds(&[1; 33]), Err(ScheduleError(33)));
+        let finer = Schedule::parse("50ms,1s").unwrap();
+        assert_eq!(finer.seconds(), [1, 1]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 on_both_stores!(
     an_order_holds_whatever_fails,
     a_rate_limit_holds,
+    an_endpoint_is_sent_to_as_it_wishes,
     receivers_that_hang_hold_nobody_up,
     one_that_is_gone_is_not_tried_again,
     a_disabled_endpoint_gets_nothing_more_within_a_second,
@@ -27,21 +28,16 @@ on_postgres!(
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-async fn set(server: &Server, what: &str, endpoint: &str) {
-    // The identifier's text is not what the store holds; a test has one endpoint in its state.
-    let done = server
-        .site()
-        .execute(&format!("UPDATE webhook_endpoints SET {what}"))
-        .await;
-    assert_eq!(done, 1, "{endpoint}");
-}
-
 /// A publisher with a pipeline and one endpoint for created runs, set up like this.
-async fn house(server: &Server, consumer: &Consumer, what: &str) -> (Publisher, String) {
+async fn house(server: &Server, consumer: &Consumer, what: Value) -> (Publisher, String) {
     let publisher = server.publisher("acme").await;
     publisher.pipeline("nightly").await;
     let endpoint = publisher.endpoint(consumer, &["run.created"]).await;
-    set(server, what, &endpoint).await;
+    let path = format!("/v1/webhook-endpoints/{endpoint}");
+    let changed = publisher.admin.patch(&path).json(&what).expect(200).await;
+    for (name, value) in what.as_object().unwrap() {
+        assert_eq!(&changed[name.as_str()], value);
+    }
     (publisher, endpoint)
 }
 
@@ -91,7 +87,7 @@ async fn an_order_holds_whatever_fails(world: &World) {
     replies.extend(vec![Reply::status(204); 4]);
     replies.extend(failing(3));
     consumer.reply_next(replies);
-    let (publisher, _) = house(&server, &consumer, "ordered = TRUE").await;
+    let (publisher, _) = house(&server, &consumer, json!({"ordered": true})).await;
     let mut runs = Vec::new();
     for _ in 0..30 {
         runs.push(publisher.run("nightly").await);
@@ -113,7 +109,7 @@ async fn an_order_holds_whatever_fails(world: &World) {
 async fn a_rate_limit_holds(world: &World) {
     let server = world.start().await;
     let consumer = Consumer::start().await;
-    let (publisher, _) = house(&server, &consumer, "rate_limit_per_second = 5").await;
+    let (publisher, _) = house(&server, &consumer, json!({"rate_limit_per_second": 5})).await;
     let began = Instant::now();
     for _ in 0..16 {
         publisher.run("nightly").await;
@@ -122,6 +118,63 @@ async fn a_rate_limit_holds(world: &World) {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(2900), "16 took {took:?}");
     assert_eq!(consumer.seen().len(), 16);
+}
+
+async fn an_endpoint_is_sent_to_as_it_wishes(world: &World) {
+    let server = world
+        .start_with(&[("STATIONMASTER_RETRY_SCHEDULE", "1h")])
+        .await;
+    let publisher = server.publisher("acme").await;
+    let consumer = Consumer::start().await;
+    consumer.reply_always(Reply {
+        delay: Duration::from_millis(300),
+        ..Reply::status(204)
+    });
+    let wishes = json!({
+        "url": consumer.url,
+        "event_types": ["order.*"],
+        "retry_schedule_seconds": [1, 1],
+        "max_in_flight": 1,
+    });
+    let made = publisher.admin.post("/v1/webhook-endpoints").json(&wishes);
+    let made = made.expect(201).await;
+    assert_eq!(made["ordered"], false);
+    assert!(made["rate_limit_per_second"].is_null());
+    let path = format!("/v1/webhook-endpoints/{}", made.text("/id"));
+    let publish = async |count: usize| {
+        let events = vec![json!({"type": "order.paid", "data": {}}); count];
+        let body = json!({ "events": events });
+        let call = publisher.runner.post("/v1/events").json(&body);
+        call.expect(202).await;
+    };
+
+    let began = Instant::now();
+    publish(5).await;
+    drained(&publisher).await;
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(1490),
+        "one at a time: {took:?}"
+    );
+
+    consumer.reply_always(Reply::status(500));
+    publish(1).await;
+    drained(&publisher).await;
+    let failed = publisher.admin.all("/v1/deliveries?status=failed").await;
+    let tries: Vec<_> = failed.iter().map(|one| &one["attempt_count"]).collect();
+    assert_eq!(tries, [&json!(3)], "its own waits count");
+
+    // Null gives the operator's ways back.
+    let plain = json!({"retry_schedule_seconds": null, "max_in_flight": null});
+    let changed = publisher.admin.patch(&path).json(&plain).expect(200).await;
+    assert!(changed["retry_schedule_seconds"].is_null() && changed["max_in_flight"].is_null());
+    publish(1).await;
+    tools::eventually("it waits as is usual", LIMIT, async || {
+        let all = publisher.admin.all("/v1/deliveries?status=pending").await;
+        let tried = all.iter().all(|one| one["attempt_count"] == 1);
+        (all.len() == 1 && tried).then_some(())
+    })
+    .await;
 }
 
 async fn receivers_that_hang_hold_nobody_up(world: &World) {
@@ -178,7 +231,8 @@ async fn one_that_is_gone_is_not_tried_again(world: &World) {
 async fn a_disabled_endpoint_gets_nothing_more_within_a_second(world: &World) {
     let server = world.start().await;
     let consumer = Consumer::start().await;
-    let (publisher, endpoint) = house(&server, &consumer, "rate_limit_per_second = 20").await;
+    let (publisher, endpoint) =
+        house(&server, &consumer, json!({"rate_limit_per_second": 20})).await;
     for _ in 0..60 {
         publisher.run("nightly").await;
     }
@@ -288,7 +342,7 @@ async fn two_processes_deliver_each_event_once(world: &World) {
 async fn a_rate_limit_holds_across_two(world: &World) {
     let (one, two) = two(world, &[]).await;
     let consumer = Consumer::start().await;
-    let (publisher, _) = house(&one, &consumer, "rate_limit_per_second = 5").await;
+    let (publisher, _) = house(&one, &consumer, json!({"rate_limit_per_second": 5})).await;
     let there = through(&two, &publisher);
     let began = Instant::now();
     for _ in 0..10 {
@@ -325,7 +379,7 @@ async fn an_order_holds_across_two_and_a_death(world: &World) {
         delay: Duration::from_millis(20),
         ..Reply::status(204)
     });
-    let (publisher, _) = house(&one, &consumer, "ordered = TRUE").await;
+    let (publisher, _) = house(&one, &consumer, json!({"ordered": true})).await;
     let there = through(&two, &publisher);
     let mut runs = Vec::new();
     for _ in 0..30 {

@@ -9,9 +9,9 @@ use poem_openapi::{
 };
 use serde_json::Value;
 
-use domain::{FieldError, Problem, limits::HEADERS};
+use domain::{FieldError, Problem, limits::HEADERS, retry::Schedule};
 use outbound::HeaderRefusal;
-use persistence::{Endpoint, EndpointPatch, NewEndpoint};
+use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
 use crate::{contract::child, destination, endpoint_secrets::SigningName, pipelines::slugs};
 
@@ -66,6 +66,23 @@ pub struct NewEndpointBody {
     /// What deliveries are signed by. `ed25519` makes a pair of keys for this endpoint.
     #[oai(default = "shared")]
     signing: SigningName,
+    /// Whether deliveries go out one after the other, in the order of their events. One that fails
+    /// holds up the others until it arrives or its last try is over.
+    #[oai(default)]
+    ordered: bool,
+    /// Most deliveries a second, whichever processes make them.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "10000")))]
+    rate_limit_per_second: Option<u32>,
+    /// Waits before the second, third, … try in seconds, instead of the operator's; none for a
+    /// single try. Each is spread by a fifth to either side.
+    #[oai(
+        nullable,
+        validator(max_items = 32, minimum(value = "1"), maximum(value = "604800"))
+    )]
+    retry_schedule_seconds: Option<Vec<u32>>,
+    /// Most deliveries under way at a time, instead of the operator's limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "100")))]
+    max_in_flight: Option<u32>,
 }
 
 const fn shared() -> SigningName {
@@ -91,6 +108,10 @@ impl Example for NewEndpointBody {
             enabled: true,
             send_bearer: Some(false),
             signing: shared(),
+            ordered: false,
+            rate_limit_per_second: Some(50),
+            retry_schedule_seconds: None,
+            max_in_flight: None,
         }
     }
 }
@@ -183,6 +204,20 @@ pub struct EndpointPatchBody {
     send_bearer: Option<bool>,
     /// What deliveries are signed by. `ed25519` makes a pair of keys, unless there is a live one.
     signing: Option<SigningName>,
+    /// Whether deliveries go out one after the other, in the order of their events.
+    ordered: Option<bool>,
+    /// Most deliveries a second; null for no limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "10000")))]
+    rate_limit_per_second: MaybeUndefined<u32>,
+    /// Waits before the second, third, … try in seconds; null for the operator's.
+    #[oai(
+        nullable,
+        validator(max_items = 32, minimum(value = "1"), maximum(value = "604800"))
+    )]
+    retry_schedule_seconds: MaybeUndefined<Vec<u32>>,
+    /// Most deliveries under way at a time; null for the operator's limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "100")))]
+    max_in_flight: MaybeUndefined<u32>,
 }
 
 impl Example for EndpointPatchBody {
@@ -196,6 +231,31 @@ impl Example for EndpointPatchBody {
             enabled: Some(true),
             send_bearer: None,
             signing: None,
+            ordered: None,
+            rate_limit_per_second: MaybeUndefined::Value(10),
+            retry_schedule_seconds: MaybeUndefined::Undefined,
+            max_in_flight: MaybeUndefined::Undefined,
+        }
+    }
+}
+
+/// What a patch says of a member: nothing, that it goes, or what it is to be.
+fn change<T>(member: MaybeUndefined<T>) -> Option<Option<T>> {
+    match member {
+        MaybeUndefined::Undefined => None,
+        MaybeUndefined::Null => Some(None),
+        MaybeUndefined::Value(value) => Some(Some(value)),
+    }
+}
+
+/// The contract bounds waits as [`Schedule`] does; where it does not, its word counts.
+fn schedule(waits: &[u32], faults: &mut Vec<FieldError>) -> Option<Schedule> {
+    match Schedule::of_seconds(waits) {
+        Ok(schedule) => Some(schedule),
+        Err(error) => {
+            let detail = format!("{error}.");
+            faults.push(FieldError::new("/retry_schedule_seconds", "range", detail));
+            None
         }
     }
 }
@@ -240,6 +300,13 @@ impl NewEndpointBody {
         let pipelines = self
             .pipelines
             .map(|texts| slugs(&texts, "/pipelines", &mut faults));
+        let waits = self.retry_schedule_seconds.as_deref();
+        let sending = Sending {
+            ordered: self.ordered,
+            rate_limit_per_second: self.rate_limit_per_second,
+            retry_schedule: waits.and_then(|waits| schedule(waits, &mut faults)),
+            max_in_flight: self.max_in_flight,
+        };
         let url = match destination::check(policy, "/url", &self.url) {
             Ok(url) => url,
             Err(fault) => return Err(destination::refusal(faults, vec![fault])),
@@ -254,7 +321,7 @@ impl NewEndpointBody {
             enabled: self.enabled,
             send_bearer: self.send_bearer,
             signing: self.signing.into(),
-            sending: persistence::Sending::default(),
+            sending,
         })
     }
 }
@@ -264,11 +331,10 @@ impl EndpointPatchBody {
     /// there: see [`merged_into`](Self::merged_into).
     pub(super) fn checked(&self, policy: &outbound::Policy) -> Result<EndpointPatch, Problem> {
         let mut faults = Vec::new();
-        let pipelines = match &self.pipelines {
-            MaybeUndefined::Undefined => None,
-            MaybeUndefined::Null => Some(None),
-            MaybeUndefined::Value(texts) => Some(Some(slugs(texts, "/pipelines", &mut faults))),
-        };
+        let pipelines = change(self.pipelines.clone())
+            .map(|texts| texts.map(|texts| slugs(&texts, "/pipelines", &mut faults)));
+        let retry_schedule = change(self.retry_schedule_seconds.clone())
+            .map(|waits| waits.and_then(|waits| schedule(&waits, &mut faults)));
         let (mut url, mut refused) = (None, Vec::new());
         if let Some(text) = &self.url {
             match destination::check(policy, "/url", text) {
@@ -279,18 +345,17 @@ impl EndpointPatchBody {
         destination::refuse(faults, refused)?;
         Ok(EndpointPatch {
             url,
-            description: match &self.description {
-                MaybeUndefined::Undefined => None,
-                MaybeUndefined::Null => Some(None),
-                MaybeUndefined::Value(text) => Some(Some(text.clone())),
-            },
+            description: change(self.description.clone()),
             event_types: self.event_types.clone(),
             pipelines,
             headers: None,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
             signing: self.signing.map(Into::into),
-            ..EndpointPatch::default()
+            ordered: self.ordered,
+            rate_limit_per_second: change(self.rate_limit_per_second.clone()),
+            retry_schedule,
+            max_in_flight: change(self.max_in_flight.clone()),
         })
     }
 }

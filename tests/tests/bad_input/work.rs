@@ -206,6 +206,15 @@ pub fn runs() -> Vec<Case> {
 }
 
 pub fn endpoints() -> Vec<Case> {
+    let patch = |what, body: Value, pointer| {
+        invalid(
+            what,
+            "PATCH",
+            "/v1/webhook-endpoints/{endpoint}",
+            body,
+            pointer,
+        )
+    };
     let new = |what, body: Value, pointer| {
         let mut whole = json!({"url": "https://example.com/hook", "event_types": ["*"]});
         for (name, value) in body.as_object().unwrap() {
@@ -227,6 +236,32 @@ pub fn endpoints() -> Vec<Case> {
         )
     };
     vec![
+        new(
+            "no rate at all",
+            json!({"rate_limit_per_second": 0}),
+            "/rate_limit_per_second",
+        ),
+        new("half of an order", json!({"ordered": "partly"}), "/ordered"),
+        new(
+            "a wait of more than a week",
+            json!({"retry_schedule_seconds": [5, 604_801]}),
+            "/retry_schedule_seconds/1",
+        ),
+        new(
+            "too many waits",
+            json!({"retry_schedule_seconds": vec![1; 33]}),
+            "/retry_schedule_seconds",
+        ),
+        patch(
+            "more under way than may be",
+            json!({"max_in_flight": 101}),
+            "/max_in_flight",
+        ),
+        patch(
+            "an order that is nothing",
+            json!({"ordered": null}),
+            "/ordered",
+        ),
         invalid(
             "no URL",
             "POST",
