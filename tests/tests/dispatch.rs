@@ -171,8 +171,8 @@ async fn an_endpoint_is_sent_to_as_it_wishes(world: &World) {
     publish(1).await;
     tools::eventually("it waits as is usual", LIMIT, async || {
         let all = publisher.admin.all("/v1/deliveries?status=pending").await;
-        let tried = all.iter().all(|one| one["attempt_count"] == 1);
-        (all.len() == 1 && tried).then_some(())
+        let waits = all.iter().all(|one| one["attempt_count"] == 1);
+        (all.len() == 1 && waits).then_some(())
     })
     .await;
 }

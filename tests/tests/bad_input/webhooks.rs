@@ -5,9 +5,13 @@ use serde_json::json;
 use super::table::{Body, Case, Who, absent, invalid, refused};
 
 pub fn all() -> Vec<Case> {
+    let mut all = events();
+    all.extend(endpoints());
+    all
+}
+
+fn events() -> Vec<Case> {
     let event = |what, body, pointer| invalid(what, "POST", "/v1/events", body, pointer);
-    let replays = "/v1/webhook-endpoints/{endpoint}/replays";
-    let replay = |what, body, pointer| invalid(what, "POST", replays, body, pointer);
     let described = "/v1/event-types/order.paid";
     let describe = |what, body, pointer| invalid(what, "PUT", described, body, pointer);
     let good = json!({"type": "a.b", "data": 1});
@@ -53,6 +57,13 @@ pub fn all() -> Vec<Case> {
             "GET",
             "/v1/event-types/none.such",
         ),
+    ]
+}
+
+fn endpoints() -> Vec<Case> {
+    let replays = "/v1/webhook-endpoints/{endpoint}/replays";
+    let replay = |what, body, pointer| invalid(what, "POST", replays, body, pointer);
+    vec![
         replay("no beginning", json!({}), "/since"),
         replay(
             "a beginning to come",

@@ -139,6 +139,7 @@ pub fn target(operation: &str, things: &Things) -> Option<Target> {
         .or_else(|| publishers(operation, things))
         .or_else(|| pipelines(operation, things))
         .or_else(|| runs(operation, things))
+        .or_else(|| events(operation, things))
         .or_else(|| webhooks(operation, things))
 }
 
@@ -271,21 +272,9 @@ fn runs(operation: &str, things: &Things) -> Option<Target> {
     })
 }
 
-fn webhooks(operation: &str, things: &Things) -> Option<Target> {
-    let endpoint = |status, template: &str| of(status, template, &things.endpoint, &absent("ep"));
-    let delivery = |status, template: &str| of(status, template, &things.delivery, &absent("dlv"));
-    let new = json!({"url": "http://127.0.0.1:9/hook", "event_types": ["none.such"]});
-    let mut filtered = new.clone();
-    filtered["pipelines"] = json!(["{}"]);
+fn events(operation: &str, things: &Things) -> Option<Target> {
     let nothing = format!("gone-{}", things.pipeline);
     let own_type = format!("{}.gone", things.event_type);
-    let replay = |status, rest: &str| {
-        let template = format!(
-            "/v1/webhook-endpoints/{}/replays/{{}}{rest}",
-            things.endpoint
-        );
-        of(status, &template, &things.replay, &absent("rpl"))
-    };
     Some(match operation {
         "list_event_types" => plain(200, "/v1/event-types"),
         // A type belongs to its publisher: a stranger may describe the same one.
@@ -308,6 +297,25 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
             ),
         "list_events" => plain(200, "/v1/events"),
         "get_event" => of(200, "/v1/events/{}", &things.event, &absent("evt")),
+        _ => return None,
+    })
+}
+
+fn webhooks(operation: &str, things: &Things) -> Option<Target> {
+    let endpoint = |status, template: &str| of(status, template, &things.endpoint, &absent("ep"));
+    let delivery = |status, template: &str| of(status, template, &things.delivery, &absent("dlv"));
+    let new = json!({"url": "http://127.0.0.1:9/hook", "event_types": ["none.such"]});
+    let mut filtered = new.clone();
+    filtered["pipelines"] = json!(["{}"]);
+    let nothing = format!("gone-{}", things.pipeline);
+    let replay = |status, rest: &str| {
+        let template = format!(
+            "/v1/webhook-endpoints/{}/replays/{{}}{rest}",
+            things.endpoint
+        );
+        of(status, &template, &things.replay, &absent("rpl"))
+    };
+    Some(match operation {
         "list_webhook_endpoints" => plain(200, "/v1/webhook-endpoints"),
         "create_webhook_endpoint" => plain(201, "/v1/webhook-endpoints").body(&new).naming(
             &filtered,

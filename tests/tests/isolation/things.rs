@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Consumer, Publisher, Server, tools};
+use tests::{Consumer, Publisher, Server, User, tools};
 
 /// Names that only one publisher uses, and identifiers of everything that it has.
 pub struct Things {
@@ -64,22 +64,12 @@ impl Things {
         let external_id = format!("external-{word}");
         let path = format!("/v1/pipelines/{pipeline}/runs");
         let body = json!({"input": {"word": word}, "external_id": external_id});
-        let queued = publisher
-            .runner
-            .post(&path)
-            .json(&body)
-            .expect(201)
-            .await
-            .text("/id");
+        let queued = publisher.runner.post(&path).json(&body);
+        let queued = queued.expect(201).await.text("/id");
 
         let event_type = format!("tenant.{word}");
-        let path = format!("/v1/event-types/{event_type}");
-        let body = json!({"description": format!("Of {word}")});
-        admin.put(&path).json(&body).expect(201).await;
-        let published = format!("published-{word}");
-        let body = json!({"type": event_type, "data": {"word": word}, "external_id": published});
-        let call = publisher.runner.post("/v1/events").json(&body);
-        call.expect(202).await;
+        let own_event = format!("event-{word}");
+        publish(&publisher, &event_type, &own_event).await;
 
         let endpoint = publisher.endpoint(consumer, &["stationmaster.test"]).await;
         let test = format!("/v1/webhook-endpoints/{endpoint}/test");
@@ -87,22 +77,10 @@ impl Things {
         assert!((200..300).contains(&answer.status), "{answer}");
         let delivery = finished_delivery(&publisher).await;
 
-        let path = format!("/v1/webhook-endpoints/{endpoint}/replays");
-        let body = json!({"since": "2026-01-01T00:00:00Z", "event_types": ["none.such.*"]});
-        let replay = admin.post(&path).json(&body).expect(202).await.text("/id");
-        let cancel = format!("{path}/{replay}/cancel");
-        admin.post(&cancel).expect(200).await;
+        let replay = ended_replay(admin, &endpoint).await;
         let path = format!("/v1/webhook-endpoints/{endpoint}/secrets");
         let endpoint_secret = admin.post(&path).expect(201).await.text("/id");
-        let body = json!({"url": consumer.url, "event_types": ["none.such"], "signing": "ed25519"});
-        let signing = admin
-            .post("/v1/webhook-endpoints")
-            .json(&body)
-            .expect(201)
-            .await;
-        let key_set = signing
-            .text("/public_keys")
-            .replace("/v1/webhook-keys/", "");
+        let key_set = key_set(admin, consumer).await;
 
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
@@ -130,7 +108,7 @@ impl Things {
             endpoint_secret,
             key_set,
             event_type,
-            published,
+            published: own_event,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
             delivery: delivery["id"].as_str().unwrap().to_owned(),
             token_id,
@@ -174,6 +152,34 @@ impl Things {
         );
         all
     }
+}
+
+/// Describes a type, and publishes an event of it.
+async fn publish(publisher: &Publisher, event_type: &str, external_id: &str) {
+    let path = format!("/v1/event-types/{event_type}");
+    let body = json!({"description": format!("Of {external_id}")});
+    publisher.admin.put(&path).json(&body).expect(201).await;
+    let data = json!({"word": external_id});
+    let body = json!({"type": event_type, "data": data, "external_id": external_id});
+    let call = publisher.runner.post("/v1/events").json(&body);
+    call.expect(202).await;
+}
+
+async fn ended_replay(admin: &User, endpoint: &str) -> String {
+    let path = format!("/v1/webhook-endpoints/{endpoint}/replays");
+    let body = json!({"since": "2026-01-01T00:00:00Z", "event_types": ["none.such.*"]});
+    let replay = admin.post(&path).json(&body).expect(202).await.text("/id");
+    let cancel = format!("{path}/{replay}/cancel");
+    admin.post(&cancel).expect(200).await;
+    replay
+}
+
+/// The name of the public keys of an endpoint that signs by a pair.
+async fn key_set(admin: &User, consumer: &Consumer) -> String {
+    let body = json!({"url": consumer.url, "event_types": ["none.such"], "signing": "ed25519"});
+    let signing = admin.post("/v1/webhook-endpoints").json(&body);
+    let keys = signing.expect(201).await.text("/public_keys");
+    keys.replace("/v1/webhook-keys/", "")
 }
 
 async fn finished_delivery(publisher: &Publisher) -> Value {
