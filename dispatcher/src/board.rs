@@ -471,7 +471,7 @@ impl Board {
     pub(crate) fn settled(&mut self, key: EndpointKey, id: DeliveryId, retried: bool, again: bool) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.with(key, |endpoint| {
-            endpoint.settled(id, retried);
+            endpoint.settled(id, retried || again);
             if again {
                 endpoint.rung();
             }

@@ -79,6 +79,9 @@ pub(crate) struct Endpoint {
     pub(crate) loading: bool,
     /// What was dealt with while a page was being loaded, which may still show it.
     settled: HashSet<DeliveryId>,
+    /// The queue was emptied while a page was being loaded, which goes on where the queue ended:
+    /// it would put what comes later before what comes first.
+    overtaken: bool,
     left: Handover,
     bucket: Option<Bucket>,
     pub(crate) breaker: Breaker,
@@ -107,6 +110,7 @@ impl Endpoint {
             dirty: false,
             loading: false,
             settled: HashSet::new(),
+            overtaken: false,
             left: Handover::default(),
             bucket: None,
             breaker: Breaker::Closed { failures: 0 },
@@ -141,6 +145,7 @@ impl Endpoint {
             self.known.remove(&due.id);
         }
         self.queued_bytes = 0;
+        self.overtaken = self.loading;
     }
 
     pub(crate) fn rung(&mut self) {
@@ -189,6 +194,7 @@ impl Endpoint {
         self.loading = true;
         self.dirty = false;
         self.settled.clear();
+        self.overtaken = false;
         self.known.clone()
     }
 
@@ -198,6 +204,10 @@ impl Endpoint {
         self.dirty |= more;
         let settled = std::mem::take(&mut self.settled);
         if self.fence.is_none() {
+            return;
+        }
+        if std::mem::take(&mut self.overtaken) {
+            self.dirty = true;
             return;
         }
         for due in due {
@@ -376,14 +386,15 @@ impl Endpoint {
         }
     }
 
-    /// An outcome is dealt with: recorded, or not to be.
-    pub(crate) fn settled(&mut self, id: DeliveryId, retried: bool) {
+    /// An outcome is dealt with: recorded, or not to be. `waits` says that the delivery may still
+    /// be waiting in the store.
+    pub(crate) fn settled(&mut self, id: DeliveryId, waits: bool) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.known.remove(&id);
         if self.loading {
             self.settled.insert(id);
         }
-        if retried && self.is_ordered() == Some(true) {
+        if waits && self.is_ordered() == Some(true) {
             // The others wait for it, and come back with it.
             self.clear();
         }

@@ -272,6 +272,41 @@ fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
 }
 
 #[test]
+fn a_page_that_was_overtaken_does_not_change_an_order() {
+    // Its first fails, or its outcome could not be written, while more is being loaded.
+    for (retried, again) in [(true, false), (false, true)] {
+        let mut game = Game::new();
+        let (one, ordered) = (
+            key(1, 1),
+            Target {
+                ordered: true,
+                ..target()
+            },
+        );
+        game.hold(one, ordered);
+        let all: Vec<DueDelivery> = (0..6).map(|_| game.due(game.wall)).collect();
+        game.board.loaded(one, all[..3].to_vec(), true);
+        assert_eq!(game.start_all(), 1);
+        let first = game.flights.remove(0);
+        let loads = game.board.loads(1, game.now, Duration::ZERO);
+        assert_eq!(loads[0].known.len(), 3);
+        game.board.ended(first.flight, false, game.now);
+        game.board.settled(one, first.due.id, retried, again);
+        // The page goes on behind what was known when it was asked for.
+        game.board.loaded(one, all[3..].to_vec(), false);
+        assert_eq!(game.start_all(), 0);
+        let loads = game.board.loads(1, game.now, Duration::ZERO);
+        assert!(loads[0].known.is_empty(), "all of it is asked for again");
+        game.board.loaded(one, all.clone(), false);
+        for wanted in &all {
+            assert_eq!(game.start_all(), 1);
+            assert_eq!(game.flights[0].due.id, wanted.id);
+            game.end(0, true);
+        }
+    }
+}
+
+#[test]
 fn a_rate_limit_spreads_what_waits() {
     let mut game = Game::new();
     let limited = Target {

@@ -112,6 +112,7 @@ struct Row {
     attempts: i32,
     due: i64,
     precedence: i32,
+    seq: i64,
 }
 
 impl Row {
@@ -123,6 +124,7 @@ impl Row {
             attempts: row.try_get("", "attempts")?,
             due: row.try_get("", "next_attempt_at")?,
             precedence: row.try_get("", "precedence")?,
+            seq: row.try_get("", "seq")?,
         })
     }
 }
@@ -255,7 +257,10 @@ impl System {
             let mut fresh: Vec<Row> = fresh
                 .filter(|row| !ask.known.contains(&DeliveryId::from_uuid(row.id)))
                 .collect();
-            if !ask.ordered {
+            if ask.ordered {
+                // A union of sorted parts need not keep their order.
+                fresh.sort_by_key(|row| (row.seq, row.due));
+            } else {
                 // What just happened goes before what is told once more.
                 fresh.sort_by_key(|row| row.precedence);
             }
