@@ -586,8 +586,8 @@ async fn what_is_changed_holds_for_the_next_delivery() {
             made!(|keep| scoped.rotate_all(&context, kind, Duration::ZERO, new, keep));
         let id = world.event(endpoint).await.to_string();
         world.until_status(endpoint, "succeeded").await;
-        let received = receiver.received();
-        let last = received.last().unwrap();
+        let all = receiver.received();
+        let last = all.last().unwrap();
         assert_eq!(last.headers["webhook-id"], id, "round {round}: it moved");
         let at: i64 = last.headers["webhook-timestamp"].parse().unwrap();
         let signed = |secret: &SecretString| {
