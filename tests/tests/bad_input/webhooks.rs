@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::{Body, Case, Who, absent, invalid, refused};
+use super::table::{Body, Case, Who, absent, get, invalid, refused};
 
 pub fn all() -> Vec<Case> {
     let event = |what, body, pointer| invalid(what, "POST", "/v1/events", body, pointer);
@@ -76,6 +76,18 @@ pub fn all() -> Vec<Case> {
             json!({"overlap_seconds": 604_801}),
             "/overlap_seconds",
         ),
+        get(
+            "a hole between filters",
+            "/v1/listen?event_types=a,,b",
+            "/query/event_types",
+        ),
+        get(
+            "listening for no time",
+            "/v1/listen?seconds=0",
+            "/query/seconds",
+        ),
+        get("no place in a stream", "/v1/listen", "/header/Last-Event-ID")
+            .header("last-event-id", "7"),
         absent(
             "a secret that is not there",
             "DELETE",

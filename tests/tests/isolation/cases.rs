@@ -344,6 +344,8 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
             .query("endpoint", &things.endpoint, &absent("ep"))
             .query("event", &things.event, &absent("evt")),
         "get_delivery" => delivery(200, "/v1/deliveries/{}"),
+        // One that goes on would keep its owner waiting.
+        "listen" => plain(200, "/v1/listen?seconds=1"),
         "retry_delivery" => delivery(200, "/v1/deliveries/{}/retry"),
         _ => return None,
     })
