@@ -41,6 +41,7 @@ mod listen;
 mod pipelines;
 mod replays;
 mod runs;
+mod seats;
 mod subcommands;
 
 #[cfg(test)]

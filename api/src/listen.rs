@@ -2,8 +2,8 @@
 //! connection that the machine has opened. No endpoint is stored and no delivery written.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use domain::{
     Code, Problem, Timestamp,
     credential::CredentialKind,
     event::{Filter, OwnType},
-    id::{EventId, Id as _, PublisherId},
+    id::{EventId, Id as _},
     signature,
     token::TokenHash,
 };
@@ -36,6 +36,7 @@ use crate::{
     contract::OperationDoc,
     events::EventView,
     http::ApiError,
+    seats::{Seat, Seats},
 };
 
 /// Most listeners of a publisher in one process.
@@ -233,41 +234,6 @@ fn filters_of(text: Option<&str>) -> Result<Vec<Filter>, Problem> {
     })
 }
 
-/// How many listeners each publisher has here.
-#[derive(Default)]
-struct Seats(Mutex<HashMap<PublisherId, usize>>);
-
-impl Seats {
-    fn take(self: &Arc<Self>, publisher: PublisherId) -> Option<Seat> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(publisher).or_default();
-        if *count >= LISTENERS_A_PUBLISHER {
-            return None;
-        }
-        *count += 1;
-        let seats = Arc::clone(self);
-        Some(Seat { seats, publisher })
-    }
-}
-
-/// One listener's seat, free again when it is dropped.
-struct Seat {
-    seats: Arc<Seats>,
-    publisher: PublisherId,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.publisher) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.publisher);
-            }
-        }
-    }
-}
-
 /// The operation.
 pub struct Listen {
     app: Arc<App>,
@@ -280,7 +246,7 @@ impl Listen {
     pub fn new(app: Arc<App>) -> Self {
         Self {
             app,
-            seats: Arc::default(),
+            seats: Seats::new(LISTENERS_A_PUBLISHER),
         }
     }
 
@@ -528,9 +494,15 @@ mod tests {
         let text = |message: Message| sent(&message).to_string();
         let first = text(Message::Listening(Listening::example()));
         let id = format!("id: {}\n", example_place());
-        assert!(first.starts_with(&id) && first.contains("event: listening\n"), "{first}");
+        assert!(
+            first.starts_with(&id) && first.contains("event: listening\n"),
+            "{first}"
+        );
         let last = text(Message::End(Ended::of(Reason::Stopping)));
-        assert!(last.starts_with("event: end\n") && !last.contains("id: evt"), "{last}");
+        assert!(
+            last.starts_with("event: end\n") && !last.contains("id: evt"),
+            "{last}"
+        );
         assert!(last.contains(r#""reason":"stopping""#), "{last}");
     }
 }

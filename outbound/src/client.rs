@@ -272,7 +272,10 @@ impl fmt::Debug for Client {
     }
 }
 
-pub(crate) fn prepare(destination: Destination, request: Request) -> Result<reqwest::Request, Failure> {
+pub(crate) fn prepare(
+    destination: Destination,
+    request: Request,
+) -> Result<reqwest::Request, Failure> {
     let mut headers = HeaderMap::with_capacity(request.headers.len());
     for (name, value) in request.headers {
         let name = HeaderName::try_from(name.as_str()).map_err(|_| Failure::RequestInvalid)?;

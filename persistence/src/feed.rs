@@ -13,8 +13,8 @@ use domain::{
     id::{EventId, Id as _},
 };
 use sea_orm::{
-    ColumnTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, Select,
+    ColumnTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    Select,
 };
 use tokio::sync::watch;
 use uuid::Uuid;

@@ -50,7 +50,10 @@ pub fn is_input(path: &Path) -> bool {
 pub fn secret_of_file(path: &Path) -> Result<SecretString, Failure> {
     let bytes = Zeroizing::new(read(path)?);
     let text = std::str::from_utf8(&bytes).ok().and_then(word);
-    let words = format!("{} does not hold one line with a credential", path.display());
+    let words = format!(
+        "{} does not hold one line with a credential",
+        path.display()
+    );
     text.ok_or(Failure::Usage(words))
 }
 

@@ -166,7 +166,8 @@ impl Listener {
         }
         let kind = incoming.content_type.as_deref().unwrap_or_default();
         if !kind.starts_with("text/event-stream") {
-            let words = format!("what answers at {server} is no Stationmaster that can be listened to");
+            let words =
+                format!("what answers at {server} is no Stationmaster that can be listened to");
             return Err(Refusal::Final(words));
         }
         Ok(incoming)
@@ -236,7 +237,10 @@ impl Listener {
 }
 
 fn ended(detail: &str) -> Failure {
-    Failure::Failed(format!("the server ended the stream: {}", shortened(detail)))
+    Failure::Failed(format!(
+        "the server ended the stream: {}",
+        shortened(detail)
+    ))
 }
 
 /// Why no stream was opened.
@@ -258,7 +262,9 @@ impl Refusal {
             (404, _) => Self::Final(format!(
                 "{server} has nothing to listen to (404): is it a Stationmaster, of this version?"
             )),
-            (409 | 429 | 500.., _) => Self::Passing(format!("{server} answered {status}: {detail}")),
+            (409 | 429 | 500.., _) => {
+                Self::Passing(format!("{server} answered {status}: {detail}"))
+            }
             _ => Self::Final(format!("{server} refused ({status}): {detail}")),
         }
     }

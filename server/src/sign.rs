@@ -95,7 +95,11 @@ pub fn sign(options: &Sign) -> Result<(), Failure> {
     let shared = match Verifier::of(&key) {
         Ok(Verifier::Shared(..)) => true,
         Ok(Verifier::Public(_)) if signature::is_private_key(&key) => false,
-        _ => return Err(Failure::Usage("that is no secret and no private key".into())),
+        _ => {
+            return Err(Failure::Usage(
+                "that is no secret and no private key".into(),
+            ));
+        }
     };
     let now = SystemClock.now();
     let at = options.timestamp.unwrap_or(now.seconds());
@@ -194,12 +198,20 @@ mod tests {
 
     #[test]
     fn headers_are_read_from_dumps() {
-        let dump = "POST /hook HTTP/1.1\r\n> Webhook-ID:  evt_1 \r\n< X-Empty:\r\n\r\nwebhook-id: 2";
+        let dump =
+            "POST /hook HTTP/1.1\r\n> Webhook-ID:  evt_1 \r\n< X-Empty:\r\n\r\nwebhook-id: 2";
         let found = headers_of(dump);
-        let found: Vec<_> = found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()))
+            .collect();
         assert_eq!(
             found,
-            [("webhook-id", "evt_1"), ("x-empty", ""), ("webhook-id", "2")]
+            [
+                ("webhook-id", "evt_1"),
+                ("x-empty", ""),
+                ("webhook-id", "2")
+            ]
         );
     }
 

@@ -73,11 +73,16 @@ fn words(output: &Output) -> String {
 fn dump_of(case: &Value) -> String {
     let headers = case["headers"].as_object().unwrap().iter();
     let lines = headers.map(|(name, value)| format!("{name}: {}\r\n", value.as_str().unwrap()));
-    format!("POST /hook HTTP/1.1\r\nHost: x\r\n{}\r\n", lines.collect::<String>())
+    format!(
+        "POST /hook HTTP/1.1\r\nHost: x\r\n{}\r\n",
+        lines.collect::<String>()
+    )
 }
 
 fn cases(name: &str) -> Vec<Value> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vectors").join(name);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs/vectors")
+        .join(name);
     let vectors: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     vectors["cases"].as_array().unwrap().clone()
 }
@@ -89,15 +94,31 @@ fn the_vectors_are_judged_as_they_say() {
     let judge = |case: &Value, key: &str| {
         desk.put("key", key.as_bytes())
             .put("headers", dump_of(case).as_bytes())
-            .put("bytes", &STANDARD.decode(text(case, "body_base64")).unwrap());
+            .put(
+                "bytes",
+                &STANDARD.decode(text(case, "body_base64")).unwrap(),
+            );
         let now = case["now"].to_string();
-        let files = ["--secret-file", "key", "--headers", "headers", "--at", &now, "bytes"];
+        let files = [
+            "--secret-file",
+            "key",
+            "--headers",
+            "headers",
+            "--at",
+            &now,
+            "bytes",
+        ];
         desk.verify(&files)
     };
     for case in cases("signatures.json") {
         let (code, said) = judge(&case, &text(&case, "secret"));
         match case["refused"].as_str() {
-            None => assert_eq!((code, said.as_str()), (Some(0), "genuine"), "{}", case["name"]),
+            None => assert_eq!(
+                (code, said.as_str()),
+                (Some(0), "genuine"),
+                "{}",
+                case["name"]
+            ),
             Some(reason) => {
                 assert_eq!(code, Some(1), "{}: {said}", case["name"]);
                 let begins = format!("error: {reason}: ");
@@ -106,8 +127,16 @@ fn the_vectors_are_judged_as_they_say() {
         }
     }
     for case in cases("ed25519.json") {
-        for key in [&text(&case, "private_key"), case["public_keys"][0].as_str().unwrap()] {
-            assert_eq!(judge(&case, key), (Some(0), "genuine".into()), "{}", case["name"]);
+        for key in [
+            &text(&case, "private_key"),
+            case["public_keys"][0].as_str().unwrap(),
+        ] {
+            assert_eq!(
+                judge(&case, key),
+                (Some(0), "genuine".into()),
+                "{}",
+                case["name"]
+            );
         }
     }
 }
@@ -132,7 +161,10 @@ fn what_is_signed_is_genuine_and_nothing_else() {
     };
     assert_eq!(judge(&["--at", "1614265630"], "body").0, Some(0));
     let (code, said) = judge(&["--at", "1614265631"], "body");
-    assert_eq!((code, said.as_str()), (Some(1), "error: too_old: it was signed more than 300 s ago"));
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: too_old: it was signed more than 300 s ago")
+    );
     let far = ["--at", "1614265631", "--tolerance-seconds", "301"];
     assert_eq!(judge(&far, "body").0, Some(0));
     assert_eq!(judge(&["--at", "1614265029"], "body").0, Some(1));
@@ -146,16 +178,24 @@ fn what_is_signed_is_genuine_and_nothing_else() {
     assert!(fresh.contains("webhook-id: evt_"), "{fresh}");
     desk.put("headers", fresh.as_bytes()).put("body", b"{}");
     assert_eq!(judge(&[], "body"), (Some(0), "genuine".into()));
-    let without: String = fresh.lines().skip(2).map(|line| format!("> {line}\n")).collect();
+    let without: String = fresh
+        .lines()
+        .skip(2)
+        .map(|line| format!("> {line}\n"))
+        .collect();
     desk.put("headers", without.as_bytes());
     let (code, said) = judge(&[], "body");
-    assert_eq!((code, said.as_str()), (Some(1), "error: malformed: missing: webhook-id"));
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: malformed: missing: webhook-id")
+    );
 }
 
 #[test]
 fn a_private_key_signs_for_its_public_half_alone() {
     let desk = Desk::new();
-    desk.put("private", PRIVATE.as_bytes()).put("public", PUBLIC.as_bytes());
+    desk.put("private", PRIVATE.as_bytes())
+        .put("public", PUBLIC.as_bytes());
     let headers = desk.sign(&["--secret-file", "private", "body"]);
     assert!(headers.contains("webhook-signature: v1a,"), "{headers}");
     assert!(!headers.contains("x-stationmaster-signature"), "{headers}");
@@ -171,24 +211,82 @@ fn wrong_usage_is_told_from_a_refusal() {
     let desk = Desk::new();
     desk.put("headers", b"").put("public", PUBLIC.as_bytes());
     for arguments in [
-        &["verify", "--secret-file", "gone", "--headers", "headers", "body"][..],
-        &["verify", "--secret-file", "secret", "--headers", "gone", "body"],
-        &["verify", "--secret-file", "secret", "--headers", "headers", "gone"],
+        &[
+            "verify",
+            "--secret-file",
+            "gone",
+            "--headers",
+            "headers",
+            "body",
+        ][..],
+        &[
+            "verify",
+            "--secret-file",
+            "secret",
+            "--headers",
+            "gone",
+            "body",
+        ],
+        &[
+            "verify",
+            "--secret-file",
+            "secret",
+            "--headers",
+            "headers",
+            "gone",
+        ],
         &["verify", "--secret-file", "-", "--headers", "-", "body"],
         &["verify", "--headers", "headers", "body"],
-        &["verify", "--secret-file", "headers", "--headers", "headers", "body"],
+        &[
+            "verify",
+            "--secret-file",
+            "headers",
+            "--headers",
+            "headers",
+            "body",
+        ],
         &["sign", "--secret-env", "NO_SUCH_NAME", "body"],
         &["sign", "--secret-file", "public", "body"],
         &["sign", "--secret-file", "body", "body"],
         &["sign", "--secret-file", "secret", "--id", "a b", "body"],
-        &["sign", "--secret-file", "secret", "--timestamp", "-1", "body"],
-        &["sign", "--secret-file", "secret", "--secret-env", "SIGNING_SECRET", "body"],
+        &[
+            "sign",
+            "--secret-file",
+            "secret",
+            "--timestamp",
+            "-1",
+            "body",
+        ],
+        &[
+            "sign",
+            "--secret-file",
+            "secret",
+            "--secret-env",
+            "SIGNING_SECRET",
+            "body",
+        ],
     ] {
         let output = desk.run(arguments, b"");
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", words(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            words(&output)
+        );
     }
-    let files = ["verify", "--secret-file", "secret", "--headers", "headers", "body"];
+    let files = [
+        "verify",
+        "--secret-file",
+        "secret",
+        "--headers",
+        "headers",
+        "body",
+    ];
     let output = desk.run(&files, b"");
     assert_eq!(output.status.code(), Some(1));
-    assert!(words(&output).contains("no_signature"), "{}", words(&output));
+    assert!(
+        words(&output).contains("no_signature"),
+        "{}",
+        words(&output)
+    );
 }

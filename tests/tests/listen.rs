@@ -23,6 +23,7 @@ on_both_stores!(
     a_listener_says_what_its_consumer_answers,
     only_so_many_listen_at_once,
     a_stream_says_why_it_ends_and_can_be_resumed,
+    who_stands_still_does_not_hold_up_a_stop,
     what_cannot_be_listened_to_is_said,
 );
 on_postgres!(a_listener_hears_of_what_happens_on_another_process);
@@ -63,7 +64,12 @@ impl Listening {
         }
     }
 
-    async fn forwarding(publisher: &Publisher, server: &Server, to: &Consumer, types: &str) -> Self {
+    async fn forwarding(
+        publisher: &Publisher,
+        server: &Server,
+        to: &Consumer,
+        types: &str,
+    ) -> Self {
         let token = publisher.admin.token();
         let arguments = ["--forward", &to.url, "--event-types", types];
         let listening = Self::start(server, token, &arguments);
@@ -81,7 +87,11 @@ impl Listening {
 
     async fn secret(&self) -> String {
         tools::eventually("it listens", LIMIT, async || {
-            assert!(self.err().is_empty() || self.err().starts_with("listening"), "{}", self.err());
+            assert!(
+                self.err().is_empty() || self.err().starts_with("listening"),
+                "{}",
+                self.err()
+            );
             let out = self.out();
             let line = out.lines().find_map(|l| l.strip_prefix("signing secret: "));
             line.map(str::to_owned)
@@ -122,7 +132,9 @@ async fn publish(publisher: &Publisher, by: &User, event_type: &str, data: &Valu
 }
 
 fn ids(seen: &[Delivery]) -> Vec<String> {
-    seen.iter().map(|delivery| delivery.id().to_owned()).collect()
+    seen.iter()
+        .map(|delivery| delivery.id().to_owned())
+        .collect()
 }
 
 async fn a_listener_is_sent_what_an_endpoint_would_be(world: &World) {
@@ -134,8 +146,7 @@ async fn a_listener_is_sent_what_an_endpoint_would_be(world: &World) {
     let types = ["order.*", "run.succeeded", "stationmaster.*"];
     let endpoint = publisher.endpoint(&there, &types).await;
     publish(&publisher, &publisher.runner, "order.before", &json!(1)).await;
-    let mut listening =
-        Listening::forwarding(&publisher, &server, &here, &types.join(",")).await;
+    let mut listening = Listening::forwarding(&publisher, &server, &here, &types.join(",")).await;
     let secret = listening.secret().await;
 
     let odd = json!({"text": "line\nbreak, \"quotes\", ünïcode \u{2028} and \\", "n": 1.5e3});
@@ -159,7 +170,10 @@ async fn a_listener_is_sent_what_an_endpoint_would_be(world: &World) {
     let here = here.count(4).await;
     let mut types: Vec<String> = here.iter().map(Delivery::event_type).collect();
     types.sort();
-    assert_eq!(types, ["order.last", "order.paid", "order.paid", "run.succeeded"]);
+    assert_eq!(
+        types,
+        ["order.last", "order.paid", "order.paid", "run.succeeded"]
+    );
     for delivery in &here {
         let same = there.iter().find(|other| other.id() == delivery.id());
         assert_eq!(same.unwrap().body, delivery.body, "the same bytes");
@@ -185,7 +199,11 @@ async fn a_listener_ends_with_its_token_and_says_so(world: &World) {
     let forward = ["--forward", consumer.url.as_str()];
     let mut first = Listening::start(&server, &token, &forward);
     let mut second = Listening::start(&server, publisher.admin.token(), &[]);
-    assert_ne!(first.secret().await, second.secret().await, "each token's own");
+    assert_ne!(
+        first.secret().await,
+        second.secret().await,
+        "each token's own"
+    );
 
     let path = format!("/v1/publishers/me/tokens/admin/{id}");
     publisher.admin.delete(&path).expect(204).await;
@@ -194,7 +212,10 @@ async fn a_listener_ends_with_its_token_and_says_so(world: &World) {
     assert_eq!(code, Some(1));
     assert!(words.contains("The token is no longer good"), "{words}");
     second.says(&late).await;
-    assert!(!ids(&consumer.seen()).contains(&late), "handed out too late");
+    assert!(
+        !ids(&consumer.seen()).contains(&late),
+        "handed out too late"
+    );
     let mut again = Listening::start(&server, &token, &[]);
     let (code, words) = again.end().await;
     assert_eq!(code, Some(1));
@@ -224,7 +245,10 @@ async fn a_listener_misses_nothing_while_the_server_restarts(world: &World) {
     let settings = [("STATIONMASTER_LISTEN", address.as_str())];
     let begun = Instant::now();
     let server = server.restart(&settings).await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "it waited for its listener");
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "it waited for its listener"
+    );
     for _ in 0..5 {
         wanted.push(publish(&publisher, &publisher.runner, "order.paid", &json!({})).await);
     }
@@ -264,8 +288,16 @@ async fn a_listener_says_what_its_consumer_answers(world: &World) {
     let mut listening = Listening::start(&server, token, &forward);
     listening.secret().await;
     for status in [200, 500, 307] {
-        let id = publish(&publisher, &publisher.runner, "order.paid", &json!({"to": status})).await;
-        listening.says(&format!("order.paid  {id}  {status} in ")).await;
+        let id = publish(
+            &publisher,
+            &publisher.runner,
+            "order.paid",
+            &json!({"to": status}),
+        )
+        .await;
+        listening
+            .says(&format!("order.paid  {id}  {status} in "))
+            .await;
         listening.says(&format!(r#"{{"to":{status}}}"#)).await;
     }
     assert_eq!(elsewhere.seen().len(), 0, "redirects are not followed");
@@ -330,7 +362,11 @@ async fn only_so_many_listen_at_once(world: &World) {
     for _ in 0..10 {
         streams.push(Stream::open(&publisher.admin, "", None).await);
     }
-    publisher.admin.get("/v1/listen").refused(409, "quota_exceeded").await;
+    publisher
+        .admin
+        .get("/v1/listen")
+        .refused(409, "quota_exceeded")
+        .await;
     let mut one_more = Listening::start(&server, publisher.admin.token(), &[]);
     let (code, words) = one_more.end().await;
     assert_eq!(code, Some(1));
@@ -359,7 +395,10 @@ async fn a_stream_says_why_it_ends_and_can_be_resumed(world: &World) {
     let mut places = Vec::new();
     for wanted in [&made[0], &made[2]] {
         let (name, delivery) = stream.next().await.unwrap();
-        assert_eq!((name.as_str(), &delivery["id"]), ("delivery", &json!(wanted)));
+        assert_eq!(
+            (name.as_str(), &delivery["id"]),
+            ("delivery", &json!(wanted))
+        );
         places.push(delivery["place"].as_str().unwrap().to_owned());
     }
     drop(stream);
@@ -379,7 +418,10 @@ async fn a_stream_says_why_it_ends_and_can_be_resumed(world: &World) {
         made.sort();
         assert_eq!(found, made);
         let (name, end) = stream.next().await.unwrap();
-        assert_eq!((name.as_str(), &end["reason"]), ("end", &json!("time_over")));
+        assert_eq!(
+            (name.as_str(), &end["reason"]),
+            ("end", &json!("time_over"))
+        );
         assert!(stream.next().await.is_none());
     }
     let mut stream = Stream::open(&publisher.admin, "", None).await;
@@ -390,6 +432,33 @@ async fn a_stream_says_why_it_ends_and_can_be_resumed(world: &World) {
     let begun = Instant::now();
     assert!(server.wait().await.success());
     assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+async fn who_stands_still_does_not_hold_up_a_stop(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let mut stream = Stream::open(&publisher.admin, "", None).await;
+    stream.next().await.unwrap();
+    // More than the two ends of a connection keep.
+    let data = json!("x".repeat(250_000));
+    let one = json!({"type": "order.paid", "data": data});
+    let events = json!({"events": vec![one; 15]});
+    for _ in 0..8 {
+        publisher
+            .runner
+            .post("/v1/events")
+            .json(&events)
+            .expect(202)
+            .await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    assert!(server.stop().await.success());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 async fn what_cannot_be_listened_to_is_said(world: &World) {
@@ -416,7 +485,10 @@ async fn what_cannot_be_listened_to_is_said(world: &World) {
         if !arguments.contains(&"--server") {
             command.args(["--server", &url]);
         }
-        let output = command.args(arguments).env("STATIONMASTER_TOKEN", token).output();
+        let output = command
+            .args(arguments)
+            .env("STATIONMASTER_TOKEN", token)
+            .output();
         let output = tokio::time::timeout(LIMIT, output).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(wanted), "{said}");
@@ -436,14 +508,21 @@ async fn a_listener_hears_of_what_happens_on_another_process(world: &World) {
     for _ in 0..20 {
         let begun = Instant::now();
         let id = publish(&publisher, &publisher.runner, "order.paid", &json!({})).await;
-        consumer.find("it arrives", |delivery| delivery.id() == id).await;
+        consumer
+            .find("it arrives", |delivery| delivery.id() == id)
+            .await;
         longest = longest.max(begun.elapsed());
         wanted.push(id);
     }
     // Both at once: commits overtake each other.
     let mut asked = Vec::new();
     for at in 0..60 {
-        let by = if at % 2 == 0 { &publisher.runner } else { &two.anon() }.clone();
+        let by = if at % 2 == 0 {
+            &publisher.runner
+        } else {
+            &two.anon()
+        }
+        .clone();
         let publisher = publisher.clone();
         asked.push(tokio::spawn(async move {
             publish(&publisher, &by, "order.paid", &json!({"at": at})).await

@@ -250,11 +250,17 @@ mod tests {
             _ => Some(codes.to_owned()),
         };
         let judge = |codes: &str| {
-            let all = ["x-stationmaster-signature", "webhook-id", "webhook-timestamp", "webhook-signature"]
-                .map(|name| (name, header(codes, name).unwrap()));
+            let all = [
+                "x-stationmaster-signature",
+                "webhook-id",
+                "webhook-timestamp",
+                "webhook-signature",
+            ]
+            .map(|name| (name, header(codes, name).unwrap()));
             let found = |name: &str| {
                 let mut all = all.iter();
-                all.find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+                all.find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.as_str())
             };
             verifier.verify(found, b"{}", 7, 300)
         };

@@ -168,7 +168,11 @@ async fn much_is_read_in_parts() {
         let rows = &rows;
         fixture
             .store
-            .write(|tx| async move { crate::sql::insert(tx.db(), rows.clone(), "").await.map(drop) })
+            .write(|tx| async move {
+                crate::sql::insert(tx.db(), rows.clone(), "")
+                    .await
+                    .map(drop)
+            })
             .await
             .unwrap();
         assert_eq!(all(&mut feed).await, ids);
@@ -196,7 +200,9 @@ async fn a_limited_token_follows_what_it_may_read() {
         );
         event(&fixture, &acme, "c").await;
         for (name, pipeline) in [("b", "nightly"), ("c", "weekly")] {
-            let sql = format!("UPDATE events SET pipeline_slug = '{pipeline}' WHERE event_type = '{name}'");
+            let sql = format!(
+                "UPDATE events SET pipeline_slug = '{pipeline}' WHERE event_type = '{name}'"
+            );
             fixture.execute(&sql).await;
         }
         assert_eq!(all(&mut feed).await, [plain, here]);

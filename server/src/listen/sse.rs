@@ -132,7 +132,15 @@ mod tests {
         let wanted = [message("a", "1\n2", "x"), message("message", "3", "x")];
         for end in ["\n", "\r\n", "\r"] {
             let text = [
-                ": comment", "id: x", "event: a", "data: 1", "data:2", "", "data: 3", "", "",
+                ": comment",
+                "id: x",
+                "event: a",
+                "data: 1",
+                "data:2",
+                "",
+                "data: 3",
+                "",
+                "",
             ]
             .join(end);
             assert_eq!(read(&[text.as_bytes()]), wanted, "{end:?}");
@@ -148,7 +156,10 @@ mod tests {
     #[test]
     fn the_examples_of_the_standard_are_read_as_it_says() {
         let stocks = "data: YHOO\ndata: +2\ndata: 10\n\n";
-        assert_eq!(read(&[stocks.as_bytes()]), [message("message", "YHOO\n+2\n10", "")]);
+        assert_eq!(
+            read(&[stocks.as_bytes()]),
+            [message("message", "YHOO\n+2\n10", "")]
+        );
         let four = ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n";
         let wanted = [
             message("message", "first event", "1"),

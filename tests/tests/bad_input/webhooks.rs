@@ -86,8 +86,12 @@ pub fn all() -> Vec<Case> {
             "/v1/listen?seconds=0",
             "/query/seconds",
         ),
-        get("no place in a stream", "/v1/listen", "/header/Last-Event-ID")
-            .header("last-event-id", "7"),
+        get(
+            "no place in a stream",
+            "/v1/listen",
+            "/header/Last-Event-ID",
+        )
+        .header("last-event-id", "7"),
         absent(
             "a secret that is not there",
             "DELETE",
