@@ -113,16 +113,17 @@ pub fn sign(options: &Sign) -> Result<(), Failure> {
     };
     let body = files::read(&options.body)?;
     let keys = std::slice::from_ref(&key);
-    let mut lines = format!(
+    let own = signature::stationmaster(keys, at, &body);
+    let own = format!("x-stationmaster-signature: {own}\n");
+    put(&format!(
         "content-type: application/json\nwebhook-id: {id}\nwebhook-timestamp: {at}\n\
          webhook-signature: {}\n",
         signature::standard(keys, &id, at, &body)
-    );
+    ));
+    // A private key signs in one scheme only.
     if shared {
-        let own = signature::stationmaster(keys, at, &body);
-        lines.push_str(&format!("x-stationmaster-signature: {own}\n"));
+        put(&own);
     }
-    put(&lines);
     Ok(())
 }
 

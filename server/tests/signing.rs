@@ -178,11 +178,12 @@ fn what_is_signed_is_genuine_and_nothing_else() {
     assert!(fresh.contains("webhook-id: evt_"), "{fresh}");
     desk.put("headers", fresh.as_bytes()).put("body", b"{}");
     assert_eq!(judge(&[], "body"), (Some(0), "genuine".into()));
-    let without: String = fresh
+    let without: Vec<String> = fresh
         .lines()
         .skip(2)
-        .map(|line| format!("> {line}\n"))
+        .map(|line| format!("> {line}"))
         .collect();
+    let without = without.join("\r\n");
     desk.put("headers", without.as_bytes());
     let (code, said) = judge(&[], "body");
     assert_eq!(

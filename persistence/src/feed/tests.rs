@@ -128,7 +128,7 @@ async fn another_feed_goes_on_where_one_ended() {
         let beginning = first.beginning();
         let one = event(&fixture, &acme, "a").await;
         assert_eq!(all(&mut first).await, [one]);
-        fixture.clock.advance(Duration::from_secs(3600));
+        fixture.clock.advance(Duration::from_hours(1));
         let (two, three) = (
             event(&fixture, &acme, "a").await,
             event(&fixture, &acme, "a").await,

@@ -242,6 +242,7 @@ fn runs(operation: &str, things: &Things) -> Option<Target> {
         "list_run_timeline" => one(200, "/v1/runs/{}/timeline", &things.queued),
         // One that goes on would keep its owner waiting.
         "stream_run" => one(200, "/v1/runs/{}/stream", &things.finished),
+        "listen" => plain(200, "/v1/listen?seconds=1"),
         "cancel_run" => one(200, "/v1/runs/{}/cancel", &things.queued),
         "cancel_runs" => plain(200, "/v1/runs/cancel")
             .body(&json!({"pipeline": things.idle_pipeline}))
@@ -344,8 +345,6 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
             .query("endpoint", &things.endpoint, &absent("ep"))
             .query("event", &things.event, &absent("evt")),
         "get_delivery" => delivery(200, "/v1/deliveries/{}"),
-        // One that goes on would keep its owner waiting.
-        "listen" => plain(200, "/v1/listen?seconds=1"),
         "retry_delivery" => delivery(200, "/v1/deliveries/{}/retry"),
         _ => return None,
     })
