@@ -211,79 +211,27 @@ fn a_private_key_signs_for_its_public_half_alone() {
 fn wrong_usage_is_told_from_a_refusal() {
     let desk = Desk::new();
     desk.put("headers", b"").put("public", PUBLIC.as_bytes());
-    for arguments in [
-        &[
-            "verify",
-            "--secret-file",
-            "gone",
-            "--headers",
-            "headers",
-            "body",
-        ][..],
-        &[
-            "verify",
-            "--secret-file",
-            "secret",
-            "--headers",
-            "gone",
-            "body",
-        ],
-        &[
-            "verify",
-            "--secret-file",
-            "secret",
-            "--headers",
-            "headers",
-            "gone",
-        ],
-        &["verify", "--secret-file", "-", "--headers", "-", "body"],
-        &["verify", "--headers", "headers", "body"],
-        &[
-            "verify",
-            "--secret-file",
-            "headers",
-            "--headers",
-            "headers",
-            "body",
-        ],
-        &["sign", "--secret-env", "NO_SUCH_NAME", "body"],
-        &["sign", "--secret-file", "public", "body"],
-        &["sign", "--secret-file", "body", "body"],
-        &["sign", "--secret-file", "secret", "--id", "a b", "body"],
-        &[
-            "sign",
-            "--secret-file",
-            "secret",
-            "--timestamp",
-            "-1",
-            "body",
-        ],
-        &[
-            "sign",
-            "--secret-file",
-            "secret",
-            "--secret-env",
-            "SIGNING_SECRET",
-            "body",
-        ],
+    for line in [
+        "verify --secret-file gone --headers headers body",
+        "verify --secret-file secret --headers gone body",
+        "verify --secret-file secret --headers headers gone",
+        "verify --secret-file - --headers - body",
+        "verify --headers headers body",
+        "verify --secret-file headers --headers headers body",
+        "sign --secret-env NO_SUCH_NAME body",
+        "sign --secret-file public body",
+        "sign --secret-file body body",
+        "sign --secret-file secret --id ä body",
+        "sign --secret-file secret --timestamp -1 body",
+        "sign --secret-file secret --secret-env SIGNING_SECRET body",
     ] {
-        let output = desk.run(arguments, b"");
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{arguments:?}: {}",
-            words(&output)
-        );
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let output = desk.run(&arguments, b"");
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", words(&output));
     }
-    let files = [
-        "verify",
-        "--secret-file",
-        "secret",
-        "--headers",
-        "headers",
-        "body",
-    ];
-    let output = desk.run(&files, b"");
+    let line = "verify --secret-file secret --headers headers body";
+    let arguments: Vec<&str> = line.split(' ').collect();
+    let output = desk.run(&arguments, b"");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         words(&output).contains("no_signature"),

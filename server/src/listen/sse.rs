@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_never_ends_is_not_kept() {
         let mut parser = Parser::default();
-        let line = [b'x'; 64 * 1024];
+        let line = vec![b'x'; 64 * 1024];
         let refused = (0..200).find_map(|_| parser.push(&line).err());
         assert_eq!(refused, Some(TooLong));
         let mut parser = Parser::default();
