@@ -37,9 +37,11 @@ mod endpoint_secrets;
 mod endpoints;
 mod event_types;
 mod events;
+mod listen;
 mod pipelines;
 mod replays;
 mod runs;
+mod seats;
 mod subcommands;
 
 #[cfg(test)]
@@ -92,6 +94,7 @@ type Webhooks = (
     endpoint_secrets::EndpointSecretsApi,
     replays::Replays,
     deliveries::Deliveries,
+    listen::Listen,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -117,6 +120,7 @@ fn operations(app: &Arc<App>) -> Operations {
             endpoint_secrets::EndpointSecretsApi { app: app() },
             replays::Replays { app: app() },
             deliveries::Deliveries { app: app() },
+            listen::Listen::new(app()),
         ),
     )
 }
@@ -135,6 +139,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         event_types::DOCS,
         events::DOCS,
         deliveries::DOCS,
+        listen::DOCS,
     ]
     .concat()
 }

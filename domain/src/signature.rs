@@ -19,6 +19,10 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
 use crate::{random, seal::hmac_sha256};
 
+mod verify;
+
+pub use verify::{Refused, Verifier};
+
 /// What stands before a private key, and before a public one.
 const PRIVATE: &str = "whsk_";
 const PUBLIC: &str = "whpk_";

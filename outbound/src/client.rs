@@ -216,6 +216,16 @@ impl Client {
         &self.policy
     }
 
+    pub(crate) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    pub(crate) fn headers_timeout(&self, request: &Request) -> Duration {
+        request
+            .headers_timeout
+            .unwrap_or(self.limits.headers_timeout)
+    }
+
     /// Sends one request and reads a bounded part of the answer. Any status is an `Ok`.
     ///
     /// A body longer than the read limit is no failure: reading stops, the connection (HTTP/1.1)
@@ -228,9 +238,7 @@ impl Client {
         let started = Instant::now();
         let destination = self.policy.check_url(&request.url)?;
         let total = request.total_timeout.unwrap_or(self.limits.total_timeout);
-        let headers = request
-            .headers_timeout
-            .unwrap_or(self.limits.headers_timeout);
+        let headers = self.headers_timeout(&request);
         let ends = started + total;
         let headers_end = ends.min(started + headers);
         let keep_bytes = request.keep_bytes;
@@ -264,7 +272,10 @@ impl fmt::Debug for Client {
     }
 }
 
-fn prepare(destination: Destination, request: Request) -> Result<reqwest::Request, Failure> {
+pub(crate) fn prepare(
+    destination: Destination,
+    request: Request,
+) -> Result<reqwest::Request, Failure> {
     let mut headers = HeaderMap::with_capacity(request.headers.len());
     for (name, value) in request.headers {
         let name = HeaderName::try_from(name.as_str()).map_err(|_| Failure::RequestInvalid)?;
@@ -284,21 +295,21 @@ fn prepare(destination: Destination, request: Request) -> Result<reqwest::Reques
 }
 
 /// The library's errors name the URL, whose path may be a secret: only the class leaves here.
-fn sort(error: reqwest::Error, phase: Phase) -> Failure {
+pub(crate) fn sort(error: reqwest::Error, phase: Phase) -> Failure {
     let error = error.without_url();
     let failure = Failure::of(&error, phase);
     tracing::trace!(?error, "The HTTP library reported an error");
     failure
 }
 
-struct Body {
-    kept: Vec<u8>,
+pub(crate) struct Body {
+    pub(crate) kept: Vec<u8>,
     truncated: bool,
 }
 
 /// Reads up to `read_max` bytes and keeps the first `keep` of them. What is not kept is still read
 /// up to the limit, since an answer read to its end leaves the connection usable.
-async fn read_body(
+pub(crate) async fn read_body(
     answer: &mut reqwest::Response,
     keep: usize,
     read_max: usize,

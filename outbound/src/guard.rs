@@ -113,6 +113,21 @@ impl Refusal {
 }
 
 impl Policy {
+    /// Anywhere, by http or https: for a URL that the one who runs the program typed himself. Never
+    /// for one that a tenant chose.
+    #[must_use]
+    pub fn anywhere() -> Self {
+        let every = [
+            IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
+            IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
+        ];
+        Self {
+            allow_http: true,
+            allowed: every.to_vec(),
+            ..Self::default()
+        }
+    }
+
     /// Judges a URL without touching the network, and returns its normalised form.
     ///
     /// A host that is an IP address is judged at once, in any spelling that the URL standard turns

@@ -19,6 +19,7 @@ mod guard;
 mod headers;
 mod registry;
 mod resolver;
+mod stream;
 mod tls;
 
 pub use client::{
@@ -31,3 +32,4 @@ pub use headers::{HEADER_NAME_LEN_MAX, HEADER_VALUE_LEN_MAX, HeaderRefusal, chec
 pub use registry::AddressClass;
 pub use reqwest::Method;
 pub use resolver::{Answer, ResolveFailed, Resolver, SystemResolver};
+pub use stream::Incoming;

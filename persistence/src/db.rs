@@ -190,8 +190,8 @@ pub(crate) struct Effects {
     pub(crate) deliveries: BTreeSet<(Uuid, Uuid)>,
     /// Who may have runs to hand out that were not there before.
     pub(crate) runs_ready: BTreeSet<Uuid>,
-    /// Which runs changed.
-    pub(crate) runs_changed: Vec<Uuid>,
+    /// Which runs changed, and of which publishers there are new events.
+    pub(crate) changed: BTreeSet<Uuid>,
 }
 
 /// A transaction under way.
@@ -239,7 +239,12 @@ impl Transaction {
 
     /// Notes that a run changes here.
     pub(crate) fn changes_run(&self, run: Uuid) {
-        self.effects().runs_changed.push(run);
+        self.effects().changed.insert(run);
+    }
+
+    /// Notes that events of a publisher are written here.
+    pub(crate) fn tells_of(&self, publisher: Uuid) {
+        self.effects().changed.insert(publisher);
     }
 
     /// Whose credentials change here.

@@ -218,6 +218,9 @@ async fn place(
 }
 
 async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
+    for row in &rows {
+        tx.tells_of(row.publisher_id);
+    }
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
@@ -342,7 +345,7 @@ pub(crate) async fn emit_to(
 impl Scoped {
     /// The events in reach. A token that is limited to pipelines sees what happened in those, and
     /// what happened in none.
-    fn visible_events(&self) -> Select<events::Entity> {
+    pub(crate) fn visible_events(&self) -> Select<events::Entity> {
         use events::Column;
         let query = events::Entity::find().filter(Column::PublisherId.eq(self.scope.uuid()));
         let Some(slugs) = self.scope.pipelines() else {

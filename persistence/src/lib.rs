@@ -25,6 +25,7 @@ mod entity;
 mod error;
 mod event_types;
 mod events;
+mod feed;
 #[cfg(test)]
 mod fixture;
 mod health;
@@ -60,6 +61,7 @@ pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use error::StoreError;
 pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
+pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;

@@ -243,10 +243,13 @@ async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events:
     Ok(found)
 }
 
-/// Writes a delivery for each endpoint that wants one of the events.
+/// Writes a delivery for each endpoint that wants one of the events, and wakes who follows them.
 async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
+    }
+    for row in rows {
+        tx.tells_of(row.publisher_id);
     }
     let publishers = rows.iter().map(|row| row.publisher_id).collect();
     let listeners = listeners(tx, publishers).await?;

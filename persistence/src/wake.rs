@@ -1,5 +1,5 @@
-//! Who is to be woken by a commit: the dispatcher, waiting claims, and watchers of runs, in this
-//! process and, on PostgreSQL, in the others.
+//! Who is to be woken by a commit: the dispatcher, waiting claims, watchers of runs and of
+//! publishers' events, in this process and, on PostgreSQL, in the others.
 //!
 //! Other processes hear by `NOTIFY`, sent after the commit on a connection of its own: inside the
 //! transaction it would make all commits wait for one lock. A notification only hastens what a
@@ -59,12 +59,13 @@ impl Written {
 struct News {
     deliveries: BTreeSet<(Uuid, Uuid)>,
     ready: BTreeSet<Uuid>,
-    runs: BTreeSet<Uuid>,
+    /// Runs, and publishers with new events.
+    changed: BTreeSet<Uuid>,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.deliveries.is_empty() && self.ready.is_empty() && self.runs.is_empty()
+        self.deliveries.is_empty() && self.ready.is_empty() && self.changed.is_empty()
     }
 }
 
@@ -107,12 +108,12 @@ impl Wake {
         self.retargeted(&effects.targets_of);
         self.wrote(effects.deliveries.iter().copied());
         self.readied(effects.runs_ready.iter().copied());
-        self.changed(effects.runs_changed.iter());
+        self.changed(effects.changed.iter());
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
         outbox.deliveries.extend(&effects.deliveries);
         outbox.ready.extend(&effects.runs_ready);
-        outbox.runs.extend(&effects.runs_changed);
+        outbox.changed.extend(&effects.changed);
         if !outbox.is_empty() {
             self.outbox_bell.notify_one();
         }
@@ -182,15 +183,15 @@ impl Wake {
         });
     }
 
-    /// Changes whenever the run does.
-    pub(crate) fn watch(&self, run: Uuid) -> watch::Receiver<u64> {
+    /// Changes whenever the run does, or there are new events of the publisher.
+    pub(crate) fn watch(&self, of: Uuid) -> watch::Receiver<u64> {
         let mut watched = lock(&self.watched);
         // Those whose watchers have left, and whose runs never change again, go here.
         if watched.len() >= 1024 && watched.len().is_power_of_two() {
             watched.retain(|_, sender| sender.receiver_count() > 0);
         }
         watched
-            .entry(run)
+            .entry(of)
             .or_insert_with(|| watch::channel(0).0)
             .subscribe()
     }
@@ -312,12 +313,12 @@ fn one(options: &PgConnectOptions) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// `<process> [d<publisher>:<endpoint>…] [w<publisher>…] [r<run>…]`, or `*` for more than fits.
+/// `<process> [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
 fn written(process: Uuid, news: &News) -> String {
     use std::fmt::Write as _;
     let mut text = process.simple().to_string();
     // An endpoint is named by two.
-    if 2 * news.deliveries.len() + news.ready.len() + news.runs.len() > NAMES_MAX {
+    if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
         text.push_str(" *");
         return text;
     }
@@ -328,7 +329,7 @@ fn written(process: Uuid, news: &News) -> String {
     for publisher in &news.ready {
         let _ = write!(text, " w{}", publisher.simple());
     }
-    for run in &news.runs {
+    for run in &news.changed {
         let _ = write!(text, " r{}", run.simple());
     }
     text
@@ -349,7 +350,7 @@ mod tests {
         let news = News {
             deliveries: BTreeSet::from([(id(3), id(4))]),
             ready: BTreeSet::from([id(1), id(2)]),
-            runs: BTreeSet::from([id(7)]),
+            changed: BTreeSet::from([id(7)]),
         };
         let payload = written(here.process, &news);
         there.incoming(&payload);
@@ -369,7 +370,7 @@ mod tests {
     async fn too_much_to_name_is_told_as_everything() {
         let (here, there) = (Wake::new(true), Wake::new(true));
         let news = News {
-            runs: (0..1000).map(id).collect(),
+            changed: (0..1000).map(id).collect(),
             ..News::default()
         };
         let payload = written(here.process, &news);
@@ -384,7 +385,7 @@ mod tests {
     #[test]
     fn the_longest_payload_fits() {
         let runs = News {
-            runs: (0..NAMES_MAX as u128).map(id).collect(),
+            changed: (0..NAMES_MAX as u128).map(id).collect(),
             ..News::default()
         };
         let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{self, Loaded},
-    demo, doctor, operate, serve, text,
+    demo, doctor, listen, operate, serve, sign, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -38,6 +38,12 @@ enum Command {
     Config(Files),
     /// Try out the configuration, the data directory and the keys, and say what was found
     Doctor,
+    /// Receive events on this machine as an endpoint would, and pass them on
+    Listen(listen::Options),
+    /// Write the headers that a delivery of a body would have
+    Sign(sign::Sign),
+    /// Judge whether a delivery is genuine, from files
+    Verify(sign::Verify),
     /// Show the first minute: a server, a publisher, a run, a verified webhook, a rotated token
     Demo {
         /// Leave the server running, and print its address and tokens
@@ -152,6 +158,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             text::put(&out);
             Ok(())
         }
+        Command::Listen(options) => in_runtime(listen::run(options)),
+        Command::Sign(options) => sign::sign(&options),
+        Command::Verify(options) => sign::verify(&options),
         Command::Demo { keep } => in_runtime(demo::run(keep)),
         Command::DemoConsumer => in_runtime(demo::consumer::run()),
     }

@@ -27,6 +27,8 @@ use crate::text;
 pub const PREFIX: &str = "STATIONMASTER_";
 /// Names for the test scripts, which share their environment with the servers that they start.
 const TEST_PREFIX: &str = "STATIONMASTER_TEST_";
+/// What `stationmaster listen` reads: no setting, but often in the same environment as some.
+const TOKEN: &str = "STATIONMASTER_TOKEN";
 /// The longest configuration file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -102,7 +104,7 @@ impl Values {
     ) {
         for (name, value) in variables {
             let name = name.to_string_lossy();
-            if !name.starts_with(PREFIX) || name.starts_with(TEST_PREFIX) {
+            if !name.starts_with(PREFIX) || name.starts_with(TEST_PREFIX) || name == TOKEN {
                 continue;
             }
             let Some(setting) = find(&name) else {

@@ -44,6 +44,7 @@ fn an_unknown_setting_is_refused_with_the_nearest_name() {
     let settings = [
         ("STATIONMASTER_LISTNE", "127.0.0.1:0"),
         ("STATIONMASTER_TEST_ANY", "x"),
+        ("STATIONMASTER_TOKEN", "x"),
     ];
     for arguments in [&["serve"][..], &[], &["serve", "--print-config"]] {
         let said = refusal(home.path(), arguments, &settings, 2);

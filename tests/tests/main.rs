@@ -17,6 +17,7 @@ mod idempotency;
 mod isolation;
 mod kill;
 mod limits;
+mod listen;
 mod outage;
 mod process;
 mod publishers;

@@ -13,6 +13,7 @@ pub mod stack;
 mod json;
 mod meters;
 mod refusal;
+mod stall;
 
 pub use body::{Body, OptionalBody, Patch};
 pub use context::RequestContext;

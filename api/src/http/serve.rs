@@ -19,6 +19,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::stall::Watched;
+
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
@@ -30,6 +32,10 @@ pub struct ConnectionLimits {
     pub header_bytes_max: usize,
     /// How long requests in flight may take to finish at shutdown.
     pub drain_timeout: Duration,
+    /// How long a client may take nothing of an answer; and how long at shutdown.
+    pub stall_timeout: Duration,
+    /// See there.
+    pub stall_timeout_at_shutdown: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -39,6 +45,8 @@ impl Default for ConnectionLimits {
             header_timeout: Duration::from_secs(10),
             header_bytes_max: 16 * 1024,
             drain_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_mins(1),
+            stall_timeout_at_shutdown: Duration::from_secs(5),
         }
     }
 }
@@ -64,6 +72,7 @@ where
         app: Arc::new(app),
         local: LocalAddr(Addr::from(listener.local_addr()?)),
         http: protocol(&limits),
+        limits,
         shutdown: shutdown.clone(),
         cut: CancellationToken::new(),
     });
@@ -105,6 +114,7 @@ struct Server<E> {
     app: Arc<E>,
     local: LocalAddr,
     http: http1::Builder,
+    limits: ConnectionLimits,
     shutdown: CancellationToken,
     cut: CancellationToken,
 }
@@ -168,10 +178,12 @@ impl<E: Endpoint<Output = Response> + 'static> Server<E> {
                 Ok::<_, Infallible>(hyper::Response::from(response))
             }
         });
+        let (socket, stalled) = Watched::new(socket);
         let connection = self.http.serve_connection(TokioIo::new(socket), service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             _ = connection.as_mut() => return,
+            () = stalled.for_long(self.limits.stall_timeout) => return,
             () = self.shutdown.cancelled() => {}
         }
         // hyper would wait for the first request of a connection that has not sent any.
@@ -181,6 +193,7 @@ impl<E: Endpoint<Output = Response> + 'static> Server<E> {
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => {}
+            () = stalled.for_long(self.limits.stall_timeout_at_shutdown) => {}
             () = self.cut.cancelled() => {}
         }
     }

@@ -1,10 +1,6 @@
 //! What happened to a run: as a list, and as it happens.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use poem::web::sse::Event;
@@ -20,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use domain::{
     Code, Problem, Timestamp,
-    id::{Id as _, PublisherId, RunId, TokenId},
+    id::{Id as _, RunId, TokenId},
     run::Moment,
     token::TokenHash,
 };
@@ -33,6 +29,7 @@ use crate::{
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
+    seats::{Seat, Seats},
 };
 
 /// Most streams of a publisher in one process.
@@ -144,41 +141,6 @@ impl Example for TimelineView {
     }
 }
 
-/// How many streams each publisher has open here.
-#[derive(Default)]
-struct Seats(Mutex<HashMap<PublisherId, usize>>);
-
-impl Seats {
-    fn take(self: &Arc<Self>, publisher: PublisherId) -> Option<Seat> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(publisher).or_default();
-        if *count >= STREAMS_A_PUBLISHER {
-            return None;
-        }
-        *count += 1;
-        let seats = Arc::clone(self);
-        Some(Seat { seats, publisher })
-    }
-}
-
-/// One stream's seat, free again when it is dropped.
-struct Seat {
-    seats: Arc<Seats>,
-    publisher: PublisherId,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.publisher) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.publisher);
-            }
-        }
-    }
-}
-
 /// The operations on timelines.
 pub struct Timelines {
     app: Arc<App>,
@@ -191,7 +153,7 @@ impl Timelines {
     pub fn new(app: Arc<App>) -> Self {
         Self {
             app,
-            seats: Arc::default(),
+            seats: Seats::new(STREAMS_A_PUBLISHER),
         }
     }
 }
@@ -353,20 +315,5 @@ mod tests {
             let shown = Kind::from(*moment).to_json();
             assert_eq!(shown, Some(Value::from(moment.as_str())));
         }
-    }
-
-    #[test]
-    fn seats_are_counted_and_given_back() {
-        let seats = Arc::new(Seats::default());
-        let publisher = PublisherId::from_uuid(uuid::Uuid::nil());
-        let mut taken: Vec<Seat> = (0..STREAMS_A_PUBLISHER)
-            .filter_map(|_| seats.take(publisher))
-            .collect();
-        assert_eq!(taken.len(), STREAMS_A_PUBLISHER);
-        assert!(seats.take(publisher).is_none());
-        taken.pop();
-        assert!(seats.take(publisher).is_some());
-        drop(taken);
-        assert!(seats.0.lock().unwrap().is_empty());
     }
 }

@@ -113,6 +113,7 @@ pub fn all() -> Vec<Case> {
         work::subcommands(),
         work::endpoints(),
         webhooks::all(),
+        webhooks::listening(),
         frame::queries(),
         frame::paths(),
         frame::bodies(),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::{Body, Case, Who, absent, invalid, refused};
+use super::table::{Body, Case, Who, absent, get, invalid, refused};
 
 pub fn all() -> Vec<Case> {
     let mut all = events();
@@ -92,5 +92,26 @@ fn endpoints() -> Vec<Case> {
             "DELETE",
             "/v1/webhook-endpoints/{endpoint}/secrets/sec_01h455vb4pex5vsknk084sn02q",
         ),
+    ]
+}
+
+pub fn listening() -> Vec<Case> {
+    vec![
+        get(
+            "a hole between filters",
+            "/v1/listen?event_types=a,,b",
+            "/query/event_types",
+        ),
+        get(
+            "listening for no time",
+            "/v1/listen?seconds=0",
+            "/query/seconds",
+        ),
+        get(
+            "no place in a stream",
+            "/v1/listen",
+            "/header/Last-Event-ID",
+        )
+        .header("last-event-id", "7"),
     ]
 }

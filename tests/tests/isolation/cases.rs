@@ -243,6 +243,7 @@ fn runs(operation: &str, things: &Things) -> Option<Target> {
         "list_run_timeline" => one(200, "/v1/runs/{}/timeline", &things.queued),
         // One that goes on would keep its owner waiting.
         "stream_run" => one(200, "/v1/runs/{}/stream", &things.finished),
+        "listen" => plain(200, "/v1/listen?seconds=1"),
         "cancel_run" => one(200, "/v1/runs/{}/cancel", &things.queued),
         "cancel_runs" => plain(200, "/v1/runs/cancel")
             .body(&json!({"pipeline": things.idle_pipeline}))

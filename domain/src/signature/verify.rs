@@ -1,0 +1,282 @@
+//! Whether a delivery is genuine: what a consumer decides, by the rules of `docs/webhooks.md`.
+
+use base64::Engine as _;
+use hmac::Mac as _;
+use ring::signature::{ED25519, KeyPair as _, UnparsedPublicKey};
+use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroizing;
+
+use super::{LENIENT, PRIVATE, PUBLIC, pair_of};
+use crate::seal::hmac_sha256;
+
+/// What stands before a secret that both sides have.
+const SHARED: &str = "whsec_";
+/// Most digits of a time in Unix seconds.
+const TIME_DIGITS_MAX: usize = 12;
+
+/// Why a delivery is refused. Closed; the words are those of the samples and vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It carries none of the headers that this key could judge.
+    #[error("no_signature")]
+    NoSignature,
+    /// A header is missing or has not the documented form.
+    #[error("malformed")]
+    Malformed,
+    /// Signed longer ago than is tolerated.
+    #[error("too_old")]
+    TooOld,
+    /// Signed in the future, by more than is tolerated.
+    #[error("too_new")]
+    TooNew,
+    /// No signature is of this key, for these bytes.
+    #[error("no_match")]
+    NoMatch,
+    /// The key itself has not the documented form.
+    #[error("bad_secret")]
+    BadSecret,
+}
+
+/// What deliveries are verified with.
+pub enum Verifier {
+    /// A secret that both sides have: its whole text, and the bytes that it encodes.
+    Shared(SecretString, Zeroizing<Vec<u8>>),
+    /// The public half of a pair of keys.
+    Public(Vec<u8>),
+}
+
+impl Verifier {
+    /// Of a secret (`whsec_…`), a public key (`whpk_…`), or a private one (`whsk_…`), whose public
+    /// half then verifies.
+    ///
+    /// # Errors
+    /// [`Refused::BadSecret`].
+    pub fn of(text: &SecretString) -> Result<Self, Refused> {
+        let shown = text.expose_secret();
+        let decode = |encoded: &str| LENIENT.decode(encoded).map_err(|_| Refused::BadSecret);
+        if let Some(encoded) = shown.strip_prefix(SHARED) {
+            let key = Zeroizing::new(decode(encoded)?);
+            return Ok(Self::Shared(text.clone(), key));
+        }
+        if shown.starts_with(PRIVATE) {
+            let pair = pair_of(text).ok_or(Refused::BadSecret)?;
+            return Ok(Self::Public(pair.public_key().as_ref().to_vec()));
+        }
+        let encoded = shown.strip_prefix(PUBLIC).ok_or(Refused::BadSecret)?;
+        let key = decode(encoded)?;
+        let fits = key.len() == ring::signature::ED25519_PUBLIC_KEY_LEN;
+        fits.then_some(Self::Public(key)).ok_or(Refused::BadSecret)
+    }
+
+    /// Judges a delivery: every scheme that it carries and this key can judge must be genuine, and
+    /// there must be one. `header` looks a value up by its lower-case name; `body` are the exact
+    /// bytes; `now_s` is in Unix seconds, `tolerance_s` how far the time of signing may be from it.
+    ///
+    /// # Errors
+    /// The first rule that the delivery breaks.
+    pub fn verify<'a>(
+        &self,
+        header: impl Fn(&str) -> Option<&'a str>,
+        body: &[u8],
+        now_s: i64,
+        tolerance_s: u32,
+    ) -> Result<(), Refused> {
+        let clock = Clock { now_s, tolerance_s };
+        let own = header("x-stationmaster-signature").filter(|_| self.is_shared());
+        let standard = ["webhook-id", "webhook-timestamp", "webhook-signature"].map(header);
+        if own.is_none() && standard.iter().all(Option::is_none) {
+            return Err(Refused::NoSignature);
+        }
+        if let Some(value) = own {
+            self.stationmaster(value, body, &clock)?;
+        }
+        if standard.iter().any(Option::is_some) {
+            let [Some(id), Some(time), Some(codes)] = standard else {
+                return Err(Refused::Malformed);
+            };
+            self.standard((id, time, codes), body, &clock)?;
+        }
+        Ok(())
+    }
+
+    const fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(..))
+    }
+
+    /// `t=<unix>,v1=<hex>[,v1=<hex>…]`, keyed by the secret's whole text.
+    fn stationmaster(&self, value: &str, body: &[u8], clock: &Clock) -> Result<(), Refused> {
+        let Self::Shared(text, _) = self else {
+            return Err(Refused::NoSignature);
+        };
+        let parts = || value.split(',');
+        let mut times = parts().filter_map(|part| part.strip_prefix("t="));
+        let (Some(time), None) = (times.next(), times.next()) else {
+            return Err(Refused::Malformed);
+        };
+        let codes = parts().filter_map(|part| part.strip_prefix("v1="));
+        let codes: Vec<_> = codes.map(|code| hex::decode(code).ok()).collect();
+        let signed = [time.as_bytes(), b".", body];
+        clock.check(time, codes.len())?;
+        any_of(&codes, |code| {
+            same_code(text.expose_secret().as_bytes(), &signed, code)
+        })
+    }
+
+    /// `v1,<base64>` or `v1a,<base64>`, separated by spaces (Standard Webhooks 1.0.0).
+    fn standard(
+        &self,
+        (id, time, codes): (&str, &str, &str),
+        body: &[u8],
+        clock: &Clock,
+    ) -> Result<(), Refused> {
+        let version = if self.is_shared() { "v1," } else { "v1a," };
+        let codes = codes.split(' ').filter_map(|one| one.strip_prefix(version));
+        let codes: Vec<_> = codes.map(|code| LENIENT.decode(code).ok()).collect();
+        let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body];
+        clock.check(time, codes.len())?;
+        any_of(&codes, |code| match self {
+            Self::Shared(_, key) => same_code(key, &signed, code),
+            Self::Public(key) => UnparsedPublicKey::new(&ED25519, key)
+                .verify(&signed.concat(), code)
+                .is_ok(),
+        })
+    }
+}
+
+struct Clock {
+    now_s: i64,
+    tolerance_s: u32,
+}
+
+impl Clock {
+    /// Judges the time that was signed, and that something was signed at all.
+    fn check(&self, time: &str, codes: usize) -> Result<(), Refused> {
+        let digits = (1..=TIME_DIGITS_MAX).contains(&time.len())
+            && time.bytes().all(|byte| byte.is_ascii_digit());
+        let time: i64 = match time.parse() {
+            Ok(time) if digits && codes > 0 => time,
+            _ => return Err(Refused::Malformed),
+        };
+        let tolerance = i64::from(self.tolerance_s);
+        if time < self.now_s - tolerance {
+            return Err(Refused::TooOld);
+        }
+        if time > self.now_s + tolerance {
+            return Err(Refused::TooNew);
+        }
+        Ok(())
+    }
+}
+
+/// Any one may match: while a secret rotates there is one of the old and one of the new.
+fn any_of(codes: &[Option<Vec<u8>>], genuine: impl Fn(&[u8]) -> bool) -> Result<(), Refused> {
+    let found = codes.iter().flatten().any(|code| genuine(code));
+    found.then_some(()).ok_or(Refused::NoMatch)
+}
+
+/// Compared in constant time.
+fn same_code(key: &[u8], parts: &[&[u8]], code: &[u8]) -> bool {
+    let mut mac = hmac_sha256(key);
+    for part in parts {
+        mac.update(part);
+    }
+    mac.verify_slice(code).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::signature::{generate_pair, standard, stationmaster};
+
+    fn judge(key: &str, case: &Value, body: &[u8]) -> Result<(), Refused> {
+        let headers = case["headers"].as_object().unwrap();
+        let header = |name: &str| {
+            let mut all = headers.iter();
+            let found = all.find(|(known, _)| known.eq_ignore_ascii_case(name));
+            found.and_then(|(_, value)| value.as_str())
+        };
+        let now = case["now"].as_i64().unwrap();
+        Verifier::of(&SecretString::from(key))?.verify(header, body, now, 300)
+    }
+
+    fn body_of(case: &Value) -> Vec<u8> {
+        LENIENT
+            .decode(case["body_base64"].as_str().unwrap())
+            .unwrap()
+    }
+
+    #[test]
+    fn agrees_with_the_vectors() {
+        let text = include_str!("../../../docs/vectors/signatures.json");
+        let vectors: Value = serde_json::from_str(text).unwrap();
+        for case in vectors["cases"].as_array().unwrap() {
+            let key = case["secret"].as_str().unwrap();
+            let found = judge(key, case, &body_of(case)).map_err(|refused| refused.to_string());
+            let wanted = case["refused"].as_str();
+            assert_eq!(found.err().as_deref(), wanted, "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn agrees_with_the_vectors_of_pairs() {
+        let text = include_str!("../../../docs/vectors/ed25519.json");
+        let vectors: Value = serde_json::from_str(text).unwrap();
+        for case in vectors["cases"].as_array().unwrap() {
+            let public = case["public_keys"][0].as_str().unwrap();
+            let mut body = body_of(case);
+            for key in [public, case["private_key"].as_str().unwrap()] {
+                assert_eq!(judge(key, case, &body), Ok(()));
+            }
+            let stranger = generate_pair().1;
+            assert_eq!(judge(&stranger, case, &body), Err(Refused::NoMatch));
+            body.push(b'\n');
+            assert_eq!(judge(public, case, &body), Err(Refused::NoMatch));
+        }
+    }
+
+    #[test]
+    fn a_public_key_judges_what_a_pair_signed_and_nothing_else() {
+        let (private, public) = generate_pair();
+        let shared = SecretString::from("whsec_AAAA");
+        let verifier = Verifier::of(&public.into()).unwrap();
+        let own = stationmaster(std::slice::from_ref(&shared), 7, b"{}");
+        let both = standard(&[shared.clone(), private], "evt", 7, b"{}");
+        let header = |codes: &str, name: &str| match name {
+            "x-stationmaster-signature" => Some(own.clone()),
+            "webhook-id" => Some("evt".to_owned()),
+            "webhook-timestamp" => Some("7".to_owned()),
+            _ => Some(codes.to_owned()),
+        };
+        let judge = |codes: &str| {
+            let all = [
+                "x-stationmaster-signature",
+                "webhook-id",
+                "webhook-timestamp",
+                "webhook-signature",
+            ]
+            .map(|name| (name, header(codes, name).unwrap()));
+            let found = |name: &str| {
+                let mut all = all.iter();
+                all.find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.as_str())
+            };
+            verifier.verify(found, b"{}", 7, 300)
+        };
+        assert_eq!(judge(&both), Ok(()));
+        let alone = standard(&[shared], "evt", 7, b"{}");
+        assert_eq!(judge(&alone), Err(Refused::Malformed));
+        let own_alone = |name: &str| (name == "x-stationmaster-signature").then_some("t=7,v1=00");
+        let found = verifier.verify(own_alone, b"{}", 7, 300);
+        assert_eq!(found, Err(Refused::NoSignature));
+    }
+
+    #[test]
+    fn what_is_no_key_is_said_to_be_none() {
+        for bad in ["", "whsec_?", "whpk_AAAA", "whsk_AAAA", "abc", "stm_sub_x"] {
+            let found = Verifier::of(&SecretString::from(bad));
+            assert_eq!(found.err(), Some(Refused::BadSecret), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! An answer that goes on: read as it comes, by a caller that keeps no more of it than it wants.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::CONTENT_TYPE;
+use tokio::time::{timeout, timeout_at};
+
+use crate::{
+    client::{Client, Request, prepare, read_body, sort},
+    failure::{Failure, Phase},
+};
+
+/// The beginning of an answer, and the rest of it as it comes. Its `Debug` shows no byte of it.
+pub struct Incoming {
+    /// The HTTP status.
+    pub status: u16,
+    /// `Content-Type` as sent.
+    pub content_type: Option<String>,
+    answer: reqwest::Response,
+    silence_max: Duration,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Sends one request whose answer may go on for ever. The guard, and the deadlines up to the
+    /// answer's last header, are those of [`Client::send`]; after that no more than `silence_max`
+    /// may pass without a byte.
+    ///
+    /// # Errors
+    /// One [`Failure`] of the closed list.
+    pub async fn open(&self, request: Request, silence_max: Duration) -> Result<Incoming, Failure> {
+        let destination = self.policy().check_url(&request.url)?;
+        let headers_end = tokio::time::Instant::now() + self.headers_timeout(&request);
+        let request = prepare(destination, request)?;
+        let answer = timeout_at(headers_end, self.http().execute(request))
+            .await
+            .map_err(|_| Failure::Timeout(Phase::Headers))?
+            .map_err(|error| sort(error, Phase::Headers))?;
+        let content_type = answer.headers().get(CONTENT_TYPE);
+        Ok(Incoming {
+            status: answer.status().as_u16(),
+            content_type: content_type.and_then(|value| value.to_str().ok().map(str::to_owned)),
+            answer,
+            silence_max,
+        })
+    }
+}
+
+impl Incoming {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// The answer broke off, or was silent for too long.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        timeout(self.silence_max, self.answer.chunk())
+            .await
+            .map_err(|_| Failure::Timeout(Phase::Body))?
+            .map_err(|error| sort(error, Phase::Body))
+    }
+
+    /// The first `bytes` of what is left, for an answer that turned out to be short.
+    ///
+    /// # Errors
+    /// The answer broke off, or took too long.
+    pub async fn excerpt(mut self, bytes: usize) -> Result<Vec<u8>, Failure> {
+        let body = timeout(self.silence_max, read_body(&mut self.answer, bytes, bytes))
+            .await
+            .map_err(|_| Failure::Timeout(Phase::Body))??;
+        Ok(body.kept)
+    }
+}

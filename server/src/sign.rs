@@ -1,0 +1,225 @@
+//! `stationmaster sign` and `verify`: deliveries in files, made and judged.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use domain::{
+    clock::{Clock as _, SystemClock},
+    id::{EventId, Id as _},
+    signature::{self, Refused, Verifier},
+};
+use secrecy::SecretString;
+
+use crate::{
+    cli::Failure,
+    files,
+    text::{put, say},
+};
+
+/// Where a secret or a key is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Key {
+    /// A file with the secret (`whsec_…`) or the key (`whsk_…`, to verify also `whpk_…`); `-` is
+    /// standard input
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// The environment variable that holds it
+    #[arg(long, value_name = "NAME")]
+    secret_env: Option<String>,
+}
+
+impl Key {
+    fn read(&self) -> Result<SecretString, Failure> {
+        match (&self.secret_file, &self.secret_env) {
+            (Some(path), _) => files::secret_of_file(path),
+            (None, Some(name)) => files::secret_of_env(name),
+            (None, None) => Err(Failure::Usage("there is no secret".into())),
+        }
+    }
+}
+
+/// What to sign, with what.
+#[derive(Debug, Args)]
+pub struct Sign {
+    #[command(flatten)]
+    key: Key,
+    /// The event's identifier (`webhook-id`); a fresh one if it is left out
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// When it is signed, in Unix seconds; now if it is left out
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..1_000_000_000_000))]
+    timestamp: Option<i64>,
+    /// The exact body; `-` is standard input
+    #[arg(value_name = "BODY_FILE")]
+    body: PathBuf,
+}
+
+/// What to judge, with what.
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    key: Key,
+    /// The headers, one `name: value` on a line, as `sign` or a dump of a request has them; `-` is
+    /// standard input
+    #[arg(long, value_name = "FILE")]
+    headers: PathBuf,
+    /// How far the time of signing may be from now, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    tolerance_seconds: u32,
+    /// Judge as of this time, in Unix seconds, instead of now
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..1_000_000_000_000))]
+    at: Option<i64>,
+    /// The exact body; `-` is standard input
+    #[arg(value_name = "BODY_FILE")]
+    body: PathBuf,
+}
+
+/// Standard input can be only one of several things.
+fn one_input(paths: &[Option<&PathBuf>]) -> Result<(), Failure> {
+    let inputs = paths.iter().flatten().filter(|path| files::is_input(path));
+    if inputs.count() > 1 {
+        let words = "only one of secret, headers and body can come from standard input";
+        return Err(Failure::Usage(words.into()));
+    }
+    Ok(())
+}
+
+/// Writes the headers of a delivery, one a line.
+///
+/// # Errors
+/// A file can't be read, or holds no secret.
+pub fn sign(options: &Sign) -> Result<(), Failure> {
+    one_input(&[options.key.secret_file.as_ref(), Some(&options.body)])?;
+    let key = options.key.read()?;
+    let shared = match Verifier::of(&key) {
+        Ok(Verifier::Shared(..)) => true,
+        Ok(Verifier::Public(_)) if signature::is_private_key(&key) => false,
+        _ => {
+            return Err(Failure::Usage(
+                "that is no secret and no private key".into(),
+            ));
+        }
+    };
+    let now = SystemClock.now();
+    let at = options.timestamp.unwrap_or(now.seconds());
+    let id = match &options.id {
+        Some(id) if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            let words = "--id takes visible ASCII characters without spaces";
+            return Err(Failure::Usage(words.into()));
+        }
+        Some(id) => id.clone(),
+        None => EventId::generate(now).to_string(),
+    };
+    let body = files::read(&options.body)?;
+    let keys = std::slice::from_ref(&key);
+    let own = signature::stationmaster(keys, at, &body);
+    let own = format!("x-stationmaster-signature: {own}\n");
+    put(&format!(
+        "content-type: application/json\nwebhook-id: {id}\nwebhook-timestamp: {at}\n\
+         webhook-signature: {}\n",
+        signature::standard(keys, &id, at, &body)
+    ));
+    // A private key signs in one scheme only.
+    if shared {
+        put(&own);
+    }
+    Ok(())
+}
+
+/// Says whether a delivery is genuine.
+///
+/// # Errors
+/// It is not, and why; or a file can't be read.
+pub fn verify(options: &Verify) -> Result<(), Failure> {
+    let inputs = [
+        options.key.secret_file.as_ref(),
+        Some(&options.headers),
+        Some(&options.body),
+    ];
+    one_input(&inputs)?;
+    let key = options.key.read()?;
+    let headers = files::read(&options.headers)?;
+    let headers = headers_of(&String::from_utf8_lossy(&headers));
+    let body = files::read(&options.body)?;
+    let header = |name: &str| {
+        let found = headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    };
+    let now = options.at.unwrap_or(SystemClock.now().seconds());
+    let judged = Verifier::of(&key)
+        .and_then(|verifier| verifier.verify(header, &body, now, options.tolerance_seconds));
+    match judged {
+        Ok(()) => {
+            say("genuine");
+            Ok(())
+        }
+        Err(refused) => {
+            let missing: Vec<&str> = STANDARD
+                .into_iter()
+                .filter(|name| header(name).is_none())
+                .collect();
+            let words = words(refused, &missing, options.tolerance_seconds);
+            Err(Failure::Failed(format!("{refused}: {words}")))
+        }
+    }
+}
+
+/// The headers of Standard Webhooks.
+const STANDARD: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+
+fn words(refused: Refused, missing: &[&str], tolerance_s: u32) -> String {
+    match refused {
+        Refused::NoSignature => "none of the headers that this key could judge is there".into(),
+        Refused::Malformed if (1..STANDARD.len()).contains(&missing.len()) => {
+            format!("missing: {}", missing.join(", "))
+        }
+        Refused::Malformed => "a header has not the documented form for this key".into(),
+        Refused::TooOld => format!("it was signed more than {tolerance_s} s ago"),
+        Refused::TooNew => format!("it was signed more than {tolerance_s} s from now"),
+        Refused::NoMatch => "no signature is of this key for these bytes".into(),
+        Refused::BadSecret => "the secret or key has not the documented form".into(),
+    }
+}
+
+/// Names in lower case, and values; of a name that comes twice, the first. Lines without a colon,
+/// such as a request's first, and the marks that `curl -v` sets before lines are passed over.
+fn headers_of(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().filter_map(|line| {
+        let line = line.strip_prefix(['>', '<']).unwrap_or(line);
+        let (name, value) = line.split_once(':')?;
+        Some((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_from_dumps() {
+        let dump =
+            "POST /hook HTTP/1.1\r\n> Webhook-ID:  evt_1 \r\n< X-Empty:\r\n\r\nwebhook-id: 2";
+        let found = headers_of(dump);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("webhook-id", "evt_1"),
+                ("x-empty", ""),
+                ("webhook-id", "2")
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let words = |missing: &[&str]| words(Refused::Malformed, missing, 300);
+        assert_eq!(words(&["webhook-id"]), "missing: webhook-id");
+        assert!(!words(&STANDARD).contains("missing") && !words(&[]).contains("missing"));
+    }
+}
