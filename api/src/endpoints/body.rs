@@ -240,6 +240,7 @@ impl Example for EndpointPatchBody {
 }
 
 /// What a patch says of a member: nothing, that it goes, or what it is to be.
+#[expect(clippy::option_option, reason = "as the store's patches have it")]
 fn change<T>(member: MaybeUndefined<T>) -> Option<Option<T>> {
     match member {
         MaybeUndefined::Undefined => None,
@@ -353,9 +354,9 @@ impl EndpointPatchBody {
             send_bearer: self.send_bearer,
             signing: self.signing.map(Into::into),
             ordered: self.ordered,
-            rate_limit_per_second: change(self.rate_limit_per_second.clone()),
+            rate_limit_per_second: change(self.rate_limit_per_second),
             retry_schedule,
-            max_in_flight: change(self.max_in_flight.clone()),
+            max_in_flight: change(self.max_in_flight),
         })
     }
 }
