@@ -20,6 +20,7 @@ mod proxy;
 mod publisher;
 mod server;
 mod store;
+mod tally;
 pub mod tools;
 mod vault;
 mod world;
@@ -30,6 +31,7 @@ pub use proxy::Proxy;
 pub use publisher::{Publisher, claim_of};
 pub use server::{Refused, Server, Site};
 pub use store::{Database, OwnCluster, Store};
+pub use tally::{Arrival, Tally};
 pub use vault::Vault;
 pub use world::{World, leave_out, run, skip};
 

@@ -333,6 +333,25 @@ impl Site {
         }
     }
 
+    /// The identifiers of a table's rows that a condition names, as 32 hexadecimal digits.
+    pub async fn ids(&self, from: &str) -> Vec<String> {
+        if let Some(database) = &self.database {
+            let query = format!("SELECT replace(id::text, '-', '') FROM {from}");
+            let mut connection = database.connect().await;
+            let ids = sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&mut connection);
+            ids.await.unwrap()
+        } else {
+            let query = format!("SELECT lower(hex(id)) FROM {from}");
+            let mut connection = self.file().await;
+            let ids = sqlx::query_scalar(AssertSqlSafe(query))
+                .fetch_all(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+            ids
+        }
+    }
+
     async fn file(&self) -> SqliteConnection {
         let path = self.data_dir.join("stationmaster.db");
         let url = format!("sqlite://{}", path.display());

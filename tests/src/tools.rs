@@ -91,3 +91,55 @@ pub fn absent(prefix: &str) -> String {
         .collect();
     format!("{prefix}_0{suffix}")
 }
+
+/// Random numbers that can be had again: the seed is printed, and `STATIONMASTER_TEST_SEED` sets it.
+pub struct Dice(u64);
+
+impl Dice {
+    /// Prints the seed.
+    #[must_use]
+    pub fn roll(what: &str) -> Self {
+        let given = std::env::var("STATIONMASTER_TEST_SEED");
+        let seed = given.map_or_else(|_| below(u64::MAX), |text| text.parse().unwrap());
+        eprintln!("{what}: STATIONMASTER_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// The next number below `limit`, by SplitMix64 (Steele, Lea, Flood 2014).
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// An address of this machine where a server can come back after its end. Its port is not one of
+/// those that the system gives to connections: somebody who keeps calling a server that is gone
+/// could otherwise be given the very port and be connected to itself.
+#[must_use]
+pub fn lasting_address() -> String {
+    loop {
+        let port = u16::try_from(15_000 + below(15_000)).unwrap();
+        let address = format!("127.0.0.1:{port}");
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// The value below which this share of the others lies.
+#[must_use]
+pub fn percentile(values: &[Duration], share: f64) -> Duration {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a few thousand values at most"
+    )]
+    let at = (share * sorted.len() as f64) as usize;
+    sorted[at.min(sorted.len() - 1)]
+}
