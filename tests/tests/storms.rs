@@ -134,7 +134,12 @@ fn delivery_of(arrival: &Arrival) -> String {
 async fn drained(server: &Server, limit: Duration) {
     tools::eventually("nothing waits", limit, async || {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        (server.site().count("deliveries WHERE status = 'pending'").await == 0).then_some(())
+        (server
+            .site()
+            .count("deliveries WHERE status = 'pending'")
+            .await
+            == 0)
+            .then_some(())
     })
     .await;
 }

@@ -66,9 +66,20 @@ async fn others_are_not_held_up(world: &World) {
     let waiting = pending(&server).await.len();
     assert!(waiting > HANGING + 1000, "only {waiting} waited meanwhile");
     assert!(meanwhile > 0, "the backlog stood still");
-    assert!(hanging.peak() <= 16 && deep.peak() <= 16, "an endpoint's places");
-    assert!(tools::percentile(&during, 0.5) < USUAL_MAX, "{}", shown(&during));
-    assert!(*during.iter().max().unwrap() < WORST_MAX, "{}", shown(&during));
+    assert!(
+        hanging.peak() <= 16 && deep.peak() <= 16,
+        "an endpoint's places"
+    );
+    assert!(
+        tools::percentile(&during, 0.5) < USUAL_MAX,
+        "{}",
+        shown(&during)
+    );
+    assert!(
+        *during.iter().max().unwrap() < WORST_MAX,
+        "{}",
+        shown(&during)
+    );
     for tally in [hanging, deep] {
         // What is under way there ends with it, and the server's stop need not wait.
         drop(tally);

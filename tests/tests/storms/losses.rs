@@ -95,7 +95,11 @@ async fn kill_and_restart(server: &mut Server, site: &Arc<Site>, env: &[(&str, &
 
 /// Deliveries that were under way at a death, and how long after the restart each came again;
 /// nothing for those that had not before `until`.
-fn under_way(restart: &Restart, arrivals: &[Arrival], until: Option<Instant>) -> Vec<Option<Duration>> {
+fn under_way(
+    restart: &Restart,
+    arrivals: &[Arrival],
+    until: Option<Instant>,
+) -> Vec<Option<Duration>> {
     let mut again: HashMap<String, Option<Duration>> = HashMap::new();
     for arrival in arrivals {
         let delivery = delivery_of(arrival);
@@ -194,6 +198,9 @@ fn judge(restarts: &[Restart], arrivals: &[Arrival]) {
         slowest.as_secs_f64(),
     );
     assert!(*slowest < AGAIN_WITHIN, "{slowest:?}");
-    assert!(found * 2 > KILLS, "only {found} kills met deliveries under way");
+    assert!(
+        found * 2 > KILLS,
+        "only {found} kills met deliveries under way"
+    );
     assert!(repeats <= KILLS * UNDER_WAY_MAX, "{repeats} came again");
 }

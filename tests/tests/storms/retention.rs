@@ -41,13 +41,15 @@ async fn grow_old(world: &World, site: &Site) {
         "INSERT INTO delivery_attempts (publisher_id, delivery_id, number, at, status_code, latency_ms) \
          SELECT d.publisher_id, d.id, 1, {old}, 204, 3 FROM deliveries d WHERE d.created_at = {old}",
     );
-    assert_eq!(site.execute(&events).await, OLD.unsigned_abs() / ENDPOINTS.unsigned_abs());
+    assert_eq!(
+        site.execute(&events).await,
+        OLD.unsigned_abs() / ENDPOINTS.unsigned_abs()
+    );
     assert_eq!(site.execute(&deliveries).await, OLD.unsigned_abs());
     assert_eq!(site.execute(&attempts).await, OLD.unsigned_abs());
 }
 
-const OLD_DELIVERIES: &str =
-    "deliveries d JOIN events v ON v.publisher_id = d.publisher_id AND v.id = d.event_id \
+const OLD_DELIVERIES: &str = "deliveries d JOIN events v ON v.publisher_id = d.publisher_id AND v.id = d.event_id \
      WHERE v.event_type = 'old.event'";
 
 /// How many old deliveries there are, again and again, until there are none.
@@ -63,7 +65,9 @@ async fn watch(site: &Site) -> Vec<i64> {
 }
 
 async fn what_is_old_goes_while_the_rest_goes_on(world: &World) {
-    let server = world.start_with(&[("STATIONMASTER_CRON_DELIVERIES", "0 0 0 1 1 *")]).await;
+    let server = world
+        .start_with(&[("STATIONMASTER_CRON_DELIVERIES", "0 0 0 1 1 *")])
+        .await;
     let site = Arc::clone(server.site());
     let publisher = server.publisher("acme").await;
     for _ in 0..ENDPOINTS {
@@ -102,18 +106,35 @@ async fn what_is_old_goes_while_the_rest_goes_on(world: &World) {
         counts.len(),
     );
     for pair in counts.windows(2) {
-        assert!(pair[1] <= pair[0] && (OLD - pair[1]) % BATCH == 0, "{counts:?}");
+        assert!(
+            pair[1] <= pair[0] && (OLD - pair[1]) % BATCH == 0,
+            "{counts:?}"
+        );
     }
     let between = counts.iter().filter(|count| (1..OLD).contains(count));
-    assert!(between.count() > 0, "it went by one transaction: {counts:?}");
-    assert!(*during.iter().max().unwrap() < WORST_MAX, "{}", shown(&during));
+    assert!(
+        between.count() > 0,
+        "it went by one transaction: {counts:?}"
+    );
+    assert!(
+        *during.iter().max().unwrap() < WORST_MAX,
+        "{}",
+        shown(&during)
+    );
     tools::eventually("old events go too", PATIENCE, async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let left = site.count("events WHERE event_type = 'old.event'").await;
         (left == 0).then_some(())
     })
     .await;
-    assert_eq!(site.count(&format!("delivery_attempts WHERE at < {}", (tools::now_s() - 86_400) * 1000)).await, 0);
+    assert_eq!(
+        site.count(&format!(
+            "delivery_attempts WHERE at < {}",
+            (tools::now_s() - 86_400) * 1000
+        ))
+        .await,
+        0
+    );
     drained(&server, PATIENCE).await;
     let kept = site.count("deliveries WHERE status = 'succeeded'").await;
     let published = i64::try_from(during.len()).unwrap();
