@@ -137,6 +137,21 @@ struct World {
     dir: tempfile::TempDir,
 }
 
+fn policy() -> Policy {
+    Policy {
+        allow_http: true,
+        allowed: vec!["127.0.0.0/8".parse().unwrap()],
+        ..Policy::default()
+    }
+}
+
+fn limits() -> ClientLimits {
+    ClientLimits {
+        total_timeout: Duration::from_secs(5),
+        ..ClientLimits::default()
+    }
+}
+
 fn no_content() -> Answer {
     Answer {
         status: 204,
@@ -202,17 +217,11 @@ impl World {
     }
 
     fn start(&self) -> (Dispatcher, CancellationToken) {
-        let policy = Policy {
-            allow_http: true,
-            allowed: vec!["127.0.0.0/8".parse().unwrap()],
-            ..Policy::default()
-        };
-        let limits = ClientLimits {
-            total_timeout: Duration::from_secs(5),
-            ..ClientLimits::default()
-        };
+        self.start_with(Client::new(policy(), limits()))
+    }
+
+    fn start_with(&self, client: Client) -> (Dispatcher, CancellationToken) {
         let stop = CancellationToken::new();
-        let client = Client::new(policy, limits);
         let dispatcher = Dispatcher::start(
             self.store.clone(),
             client,

@@ -1,9 +1,24 @@
 //! Receivers that misbehave, on real sockets: each attempt ends in time, with its class, and
 //! nobody else's deliveries are held up.
 
-use std::future::Future;
+use std::{
+    collections::VecDeque,
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use outbound::Resolver;
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use tokio::net::TcpSocket;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
+
+/// What a receiver can put in before its connection is closed: what is read, and what the buffers
+/// of two sockets of this machine hold.
+const LET_IN_MAX: usize = 32 * 1024 * 1024;
 
 /// A server that does with each connection what it likes, after it has read the request.
 async fn hostile<F, Fut>(behave: F) -> String
@@ -27,15 +42,22 @@ where
     url
 }
 
-/// Answers these bytes, then the last ones for as long as somebody reads.
-async fn endless(head: &'static str, part: Vec<u8>, pause: Duration) -> String {
+/// Answers these bytes, then the last ones for as long as somebody reads; counts these.
+async fn endless(
+    head: &'static str,
+    part: Vec<u8>,
+    pause: Duration,
+    count: &Arc<AtomicUsize>,
+) -> String {
+    let count = Arc::clone(count);
     hostile(move |mut stream| {
-        let part = part.clone();
+        let (part, count) = (part.clone(), Arc::clone(&count));
         async move {
             let mut sent = stream.write_all(head.as_bytes()).await;
             while sent.is_ok() {
                 tokio::time::sleep(pause).await;
                 sent = stream.write_all(&part).await;
+                count.fetch_add(part.len(), Ordering::Relaxed);
             }
         }
     })
@@ -80,12 +102,82 @@ async fn deaf() -> String {
     url
 }
 
+/// Accepts nothing, and its queue of connections to accept is full.
+async fn crowded() -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    let soon = Duration::from_millis(200);
+    while let Ok(connected) = tokio::time::timeout(soon, TcpStream::connect(address)).await {
+        waiting.push(connected.unwrap());
+    }
+    tokio::spawn(async move {
+        let _all = (listener, waiting);
+        std::future::pending::<()>().await;
+    });
+    format!("http://{address}/")
+}
+
+/// Takes a while to accept.
+async fn late(wait: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        tokio::time::sleep(wait).await;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        }
+    });
+    url
+}
+
+/// Has a certificate that nobody vouches for. (Expired ones and those for other names are the
+/// outbound client's tests: they need an authority that it trusts.)
+async fn unknown() -> String {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            assert!(acceptor.accept(stream).await.is_err(), "it was trusted");
+        }
+    });
+    url
+}
+
+/// Resets the connection when half of the body is out.
+async fn resetting() -> String {
+    hostile(|mut stream| async move {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
+        let _ = stream.write_all(head).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.set_zero_linger().unwrap();
+    })
+    .await
+}
+
 fn headers(count: usize) -> String {
     (0..count).fold(String::new(), |all, at| all + &format!("x-h{at}: {at}\r\n"))
 }
 
-/// Where to send, the status that is recorded, and the class.
-async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static str>)> {
+/// Where to send, the status that is recorded, and the class. What the endless ones could put in
+/// is counted.
+async fn receivers(
+    let_in: &Arc<AtomicUsize>,
+) -> Vec<(&'static str, String, Option<i32>, Option<&'static str>)> {
     let second = Duration::from_secs(1);
     let chunk = || b"4\r\nabcd\r\n".to_vec();
     let large = [b"1000\r\n".as_slice(), &[b'x'; 4096], b"\r\n"].concat();
@@ -95,25 +187,25 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
     vec![
         (
             "drips",
-            endless(CHUNKED, chunk(), second).await,
+            endless(CHUNKED, chunk(), second, let_in).await,
             None,
             Some("timeout"),
         ),
         (
             "drips headers",
-            endless("HTTP/1.1 200 OK\r\n", b"a: b\r\n".to_vec(), second).await,
+            endless("HTTP/1.1 200 OK\r\n", b"a: b\r\n".to_vec(), second, let_in).await,
             None,
             Some("timeout"),
         ),
         (
             "never ends",
-            endless(CHUNKED, large, Duration::ZERO).await,
+            endless(CHUNKED, large, Duration::ZERO, let_in).await,
             Some(200),
             None,
         ),
         (
             "sends 1 GB",
-            endless(HUGE, vec![b'x'; 65_536], Duration::ZERO).await,
+            endless(HUGE, vec![b'x'; 65_536], Duration::ZERO, let_in).await,
             Some(200),
             None,
         ),
@@ -129,7 +221,21 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
             None,
             Some("protocol"),
         ),
+        (
+            "resets in the body",
+            resetting().await,
+            None,
+            Some("protocol"),
+        ),
+        (
+            "speaks HTTP/2 at once",
+            // An empty frame of settings (RFC 9113 §6.5).
+            answering("\0\0\0\x04\0\0\0\0\0".into()).await,
+            None,
+            Some("protocol"),
+        ),
         ("has no TLS", without_tls().await, None, Some("tls")),
+        ("is not trusted", unknown().await, None, Some("tls")),
         (
             "redirects to this machine",
             answering(format!(
@@ -140,6 +246,8 @@ async fn receivers() -> Vec<(&'static str, String, Option<i32>, Option<&'static 
             Some("status"),
         ),
         ("never accepts", deaf().await, None, Some("timeout")),
+        ("has a full queue", crowded().await, None, Some("timeout")),
+        ("accepts late", late(2 * second).await, Some(204), None),
         (
             "sends 100 headers",
             answering(format!("HTTP/1.1 204 No Content\r\n{many}\r\n")).await,
@@ -161,7 +269,8 @@ async fn whatever_a_receiver_does_the_attempt_ends_with_its_class() {
     let (dispatcher, stop) = world.start();
     let good = Receiver::start(vec![reply(204)]).await;
     let mut cases = Vec::new();
-    for (name, url, status, class) in receivers().await {
+    let let_in = Arc::new(AtomicUsize::new(0));
+    for (name, url, status, class) in receivers(&let_in).await {
         let endpoint = world.endpoint(url, false).await;
         world.event(endpoint).await;
         cases.push((name, endpoint, status, class));
@@ -188,5 +297,42 @@ async fn whatever_a_receiver_does_the_attempt_ends_with_its_class() {
         };
         assert_eq!(delivery.status, state, "{name}");
     }
+    let let_in = let_in.load(Ordering::Relaxed);
+    assert!(let_in <= LET_IN_MAX, "{let_in} bytes were let in");
+    end(world, dispatcher, stop).await;
+}
+
+/// Gives one address a look-up, and the last one for ever.
+struct Moving(Mutex<VecDeque<IpAddr>>);
+
+impl Resolver for Moving {
+    fn addresses<'a>(&'a self, _name: &'a str) -> outbound::Answer<'a> {
+        let mut addresses = self.0.lock().unwrap();
+        let next = addresses[0];
+        if addresses.len() > 1 {
+            addresses.pop_front();
+        }
+        Box::pin(async move { Ok(vec![next]) })
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_moves_to_a_private_address_is_refused_there() {
+    let world = World::new("1h").await;
+    let receiver = Receiver::start(vec![reply(204)]).await;
+    let path = [IpAddr::V4(Ipv4Addr::LOCALHOST), [10, 0, 0, 1].into()];
+    let resolver = Arc::new(Moving(Mutex::new(path.into())));
+    let client = Client::with_resolver(policy(), limits(), resolver);
+    let (dispatcher, stop) = world.start_with(client);
+    let url = format!("http://moving.example.test:{}/", receiver.address.port());
+    let endpoint = world.endpoint(url, false).await;
+    world.event(endpoint).await;
+    world.until_status(endpoint, "succeeded").await;
+    world.event(endpoint).await;
+    let tried = |all: &[Delivery]| all.len() == 2 && all.iter().all(|one| one.attempts > 0);
+    let all = world.until(endpoint, tried).await;
+    let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
+    assert_eq!(attempts[0].error.as_deref(), Some("destination_refused"));
+    assert_eq!(receiver.received().len(), 1);
     end(world, dispatcher, stop).await;
 }

@@ -1,9 +1,11 @@
 //! TLS against real servers: the name is what is verified, the checked address what is dialled.
 
+mod http2;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,8 +40,11 @@ impl Authority {
     }
 
     fn server_config(&self, name: &str) -> ServerConfig {
+        self.server_config_of(&CertificateParams::new(vec![name.to_owned()]).unwrap())
+    }
+
+    fn server_config_of(&self, params: &CertificateParams) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,9 +57,13 @@ impl Authority {
     }
 
     fn client(&self) -> Client {
+        self.client_within(ClientLimits::default())
+    }
+
+    fn client_within(&self, limits: ClientLimits) -> Client {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
-        Client::build(policy(), ClientLimits::default(), Arc::new(Loopback), roots)
+        Client::build(policy(), limits, Arc::new(Loopback), roots)
     }
 }
 
@@ -104,6 +113,20 @@ async fn a_certificate_for_another_name_is_a_tls_failure() {
     let url = format!("https://hooks.example.test:{port}/x");
     let answer = authority.client().send(Request::post(url, "{}")).await;
     assert_eq!(answer.unwrap_err(), Failure::Tls);
+}
+
+#[tokio::test]
+async fn a_certificate_outside_of_its_time_is_a_tls_failure() {
+    let authority = Authority::new();
+    for (from, to) in [(2001, 2002), (2901, 2902)] {
+        let mut params = CertificateParams::new(vec!["hooks.example.test".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(to, 1, 1);
+        let (port, _) = serve_once(authority.server_config_of(&params)).await;
+        let url = format!("https://hooks.example.test:{port}/x");
+        let answer = authority.client().send(Request::post(url, "{}")).await;
+        assert_eq!(answer.unwrap_err(), Failure::Tls, "{from} to {to}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,152 @@
+//! Servers that speak HTTP/2 and nothing else: those that do it well, and those that do not.
+
+use std::{
+    future::{Future, poll_fn},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, server::SendResponse};
+use http::Response;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::*;
+use crate::Phase;
+
+/// Does with one connection what it likes, once TLS is agreed upon.
+async fn bare_server<F, Fut>(authority: &Authority, serve: F) -> String
+where
+    F: FnOnce(TlsStream<TcpStream>) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut config = authority.server_config("hooks.example.test");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(socket).await;
+        serve(stream.unwrap()).await;
+    });
+    format!("https://hooks.example.test:{port}/x")
+}
+
+/// Does with each request what it likes.
+async fn server<F, Fut>(authority: &Authority, answer: F) -> String
+where
+    F: Fn(SendResponse<Bytes>) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    bare_server(authority, move |stream| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_, respond))) = connection.accept().await {
+            tokio::spawn(answer(respond));
+        }
+    })
+    .await
+}
+
+async fn send(authority: &Authority, url: String) -> Result<crate::Response, Failure> {
+    let limits = ClientLimits {
+        headers_timeout: Duration::from_millis(600),
+        total_timeout: Duration::from_millis(1200),
+        ..ClientLimits::default()
+    };
+    let client = authority.client_within(limits);
+    client.send(Request::post(url, "{}")).await
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_only_http2_is_spoken_to() {
+    let authority = Authority::new();
+    let url = server(&authority, |mut respond| async move {
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
+        body.send_data(Bytes::from_static(b"thanks"), true).unwrap();
+    })
+    .await;
+    let answer = send(&authority, url).await.unwrap();
+    assert_eq!(
+        (answer.status, answer.body_excerpt),
+        (200, b"thanks".to_vec())
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_cut_by_the_window() {
+    let authority = Authority::new();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let url = server(&authority, move |mut respond| {
+        let sent = Arc::clone(&counter);
+        async move {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            loop {
+                body.reserve_capacity(16_384);
+                let Some(Ok(room)) = poll_fn(|context| body.poll_capacity(context)).await else {
+                    return;
+                };
+                if body.send_data(vec![b'x'; room].into(), false).is_err() {
+                    return;
+                }
+                sent.fetch_add(room, Ordering::Relaxed);
+            }
+        }
+    })
+    .await;
+    let answer = send(&authority, url).await.unwrap();
+    assert_eq!((answer.status, answer.truncated), (200, true));
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent <= 256 * 1024, "{sent} bytes were let in");
+}
+
+#[tokio::test]
+async fn what_breaks_off_or_breaks_the_rules_is_a_protocol_failure() {
+    let authority = Authority::new();
+    let reset = server(&authority, |mut respond| async move {
+        respond.send_reset(Reason::REFUSED_STREAM);
+    });
+    let half = server(&authority, |mut respond| async move {
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
+        body.send_data(Bytes::from_static(b"half"), false).unwrap();
+        body.send_reset(Reason::INTERNAL_ERROR);
+    });
+    let headers = server(&authority, |mut respond| async move {
+        let large = Response::builder().header("x-large", "y".repeat(100_000));
+        let _ = respond.send_response(large.body(()).unwrap(), true);
+    });
+    let other = bare_server(&authority, |mut stream| async move {
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            .await;
+        let _ = stream.flush().await;
+        let _ = stream.read(&mut [0; 4096]).await;
+    });
+    for (name, url) in [
+        ("resets the stream", reset.await),
+        ("resets it in the body", half.await),
+        ("sends very long headers", headers.await),
+        ("speaks HTTP/1.1 after all", other.await),
+    ] {
+        let failure = send(&authority, url).await.unwrap_err();
+        assert_eq!(failure, Failure::Protocol, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn one_that_never_answers_runs_into_the_headers_deadline() {
+    let authority = Authority::new();
+    let silent = server(&authority, |respond| async move {
+        let _respond = respond;
+        std::future::pending::<()>().await;
+    });
+    let deaf = bare_server(&authority, |stream| async move {
+        let _stream = stream;
+        std::future::pending::<()>().await;
+    });
+    for url in [silent.await, deaf.await] {
+        let failure = send(&authority, url).await.unwrap_err();
+        assert_eq!(failure, Failure::Timeout(Phase::Headers));
+    }
+}
