@@ -51,8 +51,8 @@ const GIVE_BACK_MAX: usize = 500;
 
 /// Something that happened.
 pub(crate) enum Note {
-    /// The store answered which of the asked endpoints this process holds now.
-    Leased(Vec<EndpointKey>, Option<Vec<Lease>>),
+    /// The store answered which of the asked endpoints this registration holds now.
+    Leased(ProcessId, Vec<EndpointKey>, Option<Vec<Lease>>),
     /// Pages were loaded, by what was read since then.
     Loaded(Vec<EndpointKey>, Instant, Option<Found>),
     /// Targets were read, beginning then.
@@ -243,7 +243,7 @@ impl Control {
 
     fn take(&mut self, note: Note) {
         match note {
-            Note::Leased(asked, taken) => self.leased(&asked, taken),
+            Note::Leased(process, asked, taken) => self.leased(process, &asked, taken),
             Note::Loaded(asked, read_at, found) => self.loaded(&asked, read_at, found),
             Note::Refreshed(asked, read_at, targets) => {
                 self.busy.jobs.remove(&Job::Refresh);
@@ -266,10 +266,13 @@ impl Control {
         self.store_after = Instant::now() + STORE_PAUSE;
     }
 
-    fn leased(&mut self, asked: &[EndpointKey], taken: Option<Vec<Lease>>) {
+    fn leased(&mut self, process: ProcessId, asked: &[EndpointKey], taken: Option<Vec<Lease>>) {
         self.busy.jobs.remove(&Job::Lease);
-        let Some(taken) = taken else {
+        if taken.is_none() {
             self.pause();
+        }
+        // What an earlier registration took may be another process's by now.
+        let Some(taken) = taken.filter(|_| self.alive.process() == Some(process)) else {
             self.wanted.extend(asked);
             return;
         };
@@ -383,7 +386,8 @@ impl Control {
             self.look(now);
         }
         let mut started = 0;
-        while !stopping && self.alive.sure(now) {
+        // Asked each time: the process may stand still between any two.
+        while !stopping && self.alive.sure(Instant::now()) {
             let Some(start) = self.board.pick(now, self.store.now()) else {
                 break;
             };
@@ -519,7 +523,7 @@ impl Control {
         let (store, keys) = (self.store.clone(), asked.clone());
         self.work(
             async move { store.system().take_leases(process, &keys).await },
-            move |taken| Note::Leased(asked, taken),
+            move |taken| Note::Leased(process, asked, taken),
         );
     }
 

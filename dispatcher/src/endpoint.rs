@@ -77,6 +77,8 @@ pub(crate) struct Endpoint {
     /// There may be due deliveries that are not known.
     dirty: bool,
     pub(crate) loading: bool,
+    /// What is being loaded was asked for under an earlier lease.
+    load_outlived: bool,
     /// What was dealt with while a page was being loaded, which may still show it.
     settled: HashSet<DeliveryId>,
     /// The queue was emptied while a page was being loaded, which goes on where the queue ended:
@@ -109,6 +111,7 @@ impl Endpoint {
             unrecorded: 0,
             dirty: false,
             loading: false,
+            load_outlived: false,
             settled: HashSet::new(),
             overtaken: false,
             left: Handover::default(),
@@ -123,6 +126,7 @@ impl Endpoint {
     /// The lease is taken, with what the last holder left.
     pub(crate) fn held(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.fence = Some(lease.fence);
+        self.load_outlived = self.loading;
         self.left = lease.state;
         let probe_in = lease.state.probe_at.map(|at| at.since(wall));
         self.breaker = Breaker::restored(lease.state.failures, probe_in, now);
@@ -192,6 +196,7 @@ impl Endpoint {
     /// A page is being loaded from here on; answers what the loader need not bring.
     pub(crate) fn load_begins(&mut self) -> HashSet<DeliveryId> {
         self.loading = true;
+        self.load_outlived = false;
         self.dirty = false;
         self.settled.clear();
         self.overtaken = false;
@@ -203,7 +208,9 @@ impl Endpoint {
         self.loading = false;
         self.dirty |= more;
         let settled = std::mem::take(&mut self.settled);
-        if self.fence.is_none() {
+        if self.fence.is_none() || self.load_outlived {
+            // Another holder may have sent it all since it was read.
+            self.dirty = self.fence.is_some();
             return;
         }
         if std::mem::take(&mut self.overtaken) {

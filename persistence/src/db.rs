@@ -28,6 +28,11 @@ use crate::error::{Result, StoreError};
 
 /// How often a transaction that lost against another one is run again.
 const CONFLICT_RETRIES: u32 = 8;
+/// PostgreSQL ends a transaction that does nothing for so long, and frees what it has locked. Ours
+/// never wait for anything else than the store, so their process stands still or is gone, and
+/// whoever takes its work over must not find the rows locked: shorter than
+/// [`crate::PROCESS_EXPIRES_AFTER`].
+const IDLE_IN_TRANSACTION: &str = "5s";
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is asked whether it still lives.
@@ -84,7 +89,7 @@ impl Target {
             .application_name("stationmaster")
             .options([
                 ("statement_timeout", "30s"),
-                ("idle_in_transaction_session_timeout", "60s"),
+                ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION),
             ])
             .disable_statement_logging();
         Ok(Self::Postgres {

@@ -77,8 +77,9 @@ fn classify_postgres(code: &str, text: String) -> StoreError {
     match code {
         // serialization_failure, deadlock_detected
         "40001" | "40P01" => StoreError::Conflict(text),
-        // read_only_sql_transaction, query_canceled (statement timeout), lock_not_available
-        "25006" | "57014" | "55P03" => StoreError::Unavailable(text),
+        // read_only_sql_transaction, idle_in_transaction_session_timeout, query_canceled
+        // (statement timeout), lock_not_available
+        "25006" | "25P03" | "57014" | "55P03" => StoreError::Unavailable(text),
         // connection exception, insufficient resources, operator intervention, system error
         _ if ["08", "53", "57", "58"]
             .iter()

@@ -231,6 +231,22 @@ fn receivers_that_hang_leave_the_common_places_to_others() {
 }
 
 #[test]
+fn what_was_read_under_an_earlier_lease_does_not_go_out() {
+    let mut game = Game::new();
+    let one = key(1, 1);
+    game.hold(one, target());
+    assert_eq!(game.board.loads(10, game.now, Duration::ZERO).len(), 1);
+    // Somebody else may have had the endpoint in between, and sent what is in the page.
+    game.board.lose_all();
+    game.hold(one, target());
+    game.give(one, 3);
+    assert_eq!(game.start_all(), 0);
+    assert_eq!(game.board.loads(10, game.now, Duration::ZERO).len(), 1);
+    game.give(one, 3);
+    assert_eq!(game.start_all(), 3, "it is read anew");
+}
+
+#[test]
 fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
     let mut game = Game::new();
     let (one, ordered) = (

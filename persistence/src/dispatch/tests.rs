@@ -15,7 +15,7 @@ use super::{
     ProcessId, Renewed, Verdict,
 };
 use crate::{
-    CreatedPublisher, NewCredential, System,
+    CreatedPublisher, NewCredential, StoreError, System,
     entity::{deliveries, delivery_attempts},
     events,
     fixture::{Fixture, START, context, engines, no_content},
@@ -608,6 +608,42 @@ async fn what_a_dead_process_held_is_free_at_once_on_sqlite() {
         let taken = world.take(process).await;
         let sqlite = world.fixture.store.backend() == DbBackend::Sqlite;
         assert_eq!(taken.is_some(), sqlite);
+    }
+}
+
+#[tokio::test]
+async fn what_a_process_locked_before_it_stood_still_is_free_before_it_counts_as_dead() {
+    for world in worlds().await {
+        let store = &world.fixture.store;
+        if store.backend() == DbBackend::Sqlite {
+            continue;
+        }
+        let touch = "UPDATE publishers SET display_name = 'touched'";
+        let (locked, has_locked) = tokio::sync::oneshot::channel();
+        let locked = std::sync::Mutex::new(Some(locked));
+        let stands_still = store.write(|tx| {
+            let locked = locked.lock().unwrap().take();
+            async move {
+                tx.db().execute_unprepared(touch).await?;
+                let _ = locked.unwrap().send(());
+                tokio::time::sleep(PROCESS_EXPIRES_AFTER).await;
+                tx.db().execute_unprepared(touch).await?;
+                Ok(())
+            }
+        });
+        let goes_on = async {
+            has_locked.await.unwrap();
+            let began = std::time::Instant::now();
+            world.fixture.execute(touch).await;
+            began.elapsed()
+        };
+        let (stood_still, waited) = tokio::join!(stands_still, goes_on);
+        assert!(waited < PROCESS_EXPIRES_AFTER, "{waited:?}");
+        // Its own work is to be done anew, like after any lost connection.
+        assert!(
+            matches!(stood_still, Err(StoreError::Unavailable(_))),
+            "{stood_still:?}"
+        );
     }
 }
 

@@ -81,6 +81,7 @@ async fn what_is_old_goes_while_the_rest_goes_on(world: &World) {
     let sources = [Source::new(&publisher, &[&server])];
     latencies(&sources, &tally, 0, PACE, Duration::from_secs(1)).await;
     let before = latencies(&sources, &tally, 10_000, PACE, LASTS).await;
+    drained(&server, PATIENCE).await;
     let live = site.count("deliveries WHERE status = 'succeeded'").await - OLD;
 
     let swept = [
