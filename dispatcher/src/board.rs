@@ -446,25 +446,45 @@ impl Board {
             key,
             id,
             began,
-            slow,
             probe,
-        } = self.flights.remove(&flight)?;
+            ..
+        } = self.land(flight)?;
         self.unrecorded += 1;
-        self.slow -= usize::from(slow);
-        if let Some(publisher) = self.publishers.get_mut(&key.publisher) {
-            publisher.in_flight = publisher.in_flight.saturating_sub(1);
-        }
         let slow_now = now.saturating_duration_since(began) >= SLOW;
         self.with(key, |endpoint| {
             endpoint.ended(success, probe, slow_now, now);
         });
-        self.rejoin(key.publisher);
+        self.make_room(key.publisher);
+        Some((key, id))
+    }
+
+    /// A request was not made after all: its delivery waits in the store as before.
+    pub(crate) fn unsent(&mut self, flight: u64, now: Instant) {
+        let Some(Flight { key, id, probe, .. }) = self.land(flight) else {
+            return;
+        };
+        self.with(key, |endpoint| endpoint.unsent(id, probe, now));
+        self.make_room(key.publisher);
+    }
+
+    /// A request is under way no more.
+    fn land(&mut self, flight: u64) -> Option<Flight> {
+        let flight = self.flights.remove(&flight)?;
+        self.slow -= usize::from(flight.slow);
+        if let Some(publisher) = self.publishers.get_mut(&flight.key.publisher) {
+            publisher.in_flight = publisher.in_flight.saturating_sub(1);
+        }
+        Some(flight)
+    }
+
+    /// Lets those go on who waited for a place.
+    fn make_room(&mut self, publisher: PublisherId) {
+        self.rejoin(publisher);
         if self.slow < self.limits.slow {
             for key in std::mem::take(&mut self.crowded) {
                 self.ready(key);
             }
         }
-        Some((key, id))
     }
 
     /// An outcome is dealt with. `again` says that the delivery may still be waiting in the store.

@@ -63,6 +63,8 @@ pub(crate) enum Note {
     GivenBack,
     /// A request has ended.
     Ended(u64, Option<Outcome>),
+    /// A request was not made.
+    Unsent(u64),
     /// Outcomes were recorded, or not.
     Recorded(Vec<Recorded>),
 }
@@ -257,6 +259,7 @@ impl Control {
                 self.busy.jobs.remove(&Job::GiveBack);
             }
             Note::Ended(flight, outcome) => self.ended(flight, outcome),
+            Note::Unsent(flight) => self.board.unsent(flight, Instant::now()),
             Note::Recorded(all) => all.iter().for_each(|one| self.recorded(one)),
         }
     }
@@ -598,15 +601,24 @@ impl Control {
         let (schedule, notes) = (self.settings.schedule.clone(), self.notes.clone());
         let lag = store.now().since(start.due.due);
         metrics::histogram!("stationmaster_delivery_lag_seconds").record(lag.as_secs_f64());
-        let flight = start.flight;
-        tokio::spawn(async move {
-            let made =
-                tokio::spawn(async move { attempt::make(&store, &client, &schedule, start).await });
-            let outcome = made.await;
-            if let Err(error) = &outcome {
-                tracing::error!(%error, "a delivery ended early");
+        let (flight, alive) = (start.flight, Arc::clone(&self.alive));
+        let make = async move {
+            // The process may have stood still since this was decided.
+            if !alive.sure(Instant::now()) {
+                return None;
             }
-            let _ = notes.send(Note::Ended(flight, outcome.ok()));
+            Some(attempt::make(&store, &client, &schedule, start).await)
+        };
+        tokio::spawn(async move {
+            let note = match tokio::spawn(make).await {
+                Ok(Some(outcome)) => Note::Ended(flight, Some(outcome)),
+                Ok(None) => Note::Unsent(flight),
+                Err(error) => {
+                    tracing::error!(%error, "a delivery ended early");
+                    Note::Ended(flight, None)
+                }
+            };
+            let _ = notes.send(note);
         });
     }
 }

@@ -77,12 +77,11 @@ pub(crate) struct Endpoint {
     /// There may be due deliveries that are not known.
     dirty: bool,
     pub(crate) loading: bool,
-    /// What is being loaded was asked for under an earlier lease.
-    load_outlived: bool,
     /// What was dealt with while a page was being loaded, which may still show it.
     settled: HashSet<DeliveryId>,
     /// The queue was emptied while a page was being loaded, which goes on where the queue ended:
-    /// it would put what comes later before what comes first.
+    /// it would put what comes later before what comes first. Also when the lease was lost:
+    /// another holder may have sent all of the page.
     overtaken: bool,
     left: Handover,
     bucket: Option<Bucket>,
@@ -111,7 +110,6 @@ impl Endpoint {
             unrecorded: 0,
             dirty: false,
             loading: false,
-            load_outlived: false,
             settled: HashSet::new(),
             overtaken: false,
             left: Handover::default(),
@@ -126,7 +124,6 @@ impl Endpoint {
     /// The lease is taken, with what the last holder left.
     pub(crate) fn held(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.fence = Some(lease.fence);
-        self.load_outlived = self.loading;
         self.left = lease.state;
         let probe_in = lease.state.probe_at.map(|at| at.since(wall));
         self.breaker = Breaker::restored(lease.state.failures, probe_in, now);
@@ -196,7 +193,6 @@ impl Endpoint {
     /// A page is being loaded from here on; answers what the loader need not bring.
     pub(crate) fn load_begins(&mut self) -> HashSet<DeliveryId> {
         self.loading = true;
-        self.load_outlived = false;
         self.dirty = false;
         self.settled.clear();
         self.overtaken = false;
@@ -208,9 +204,7 @@ impl Endpoint {
         self.loading = false;
         self.dirty |= more;
         let settled = std::mem::take(&mut self.settled);
-        if self.fence.is_none() || self.load_outlived {
-            // Another holder may have sent it all since it was read.
-            self.dirty = self.fence.is_some();
+        if self.fence.is_none() {
             return;
         }
         if std::mem::take(&mut self.overtaken) {
@@ -389,6 +383,18 @@ impl Endpoint {
         if success {
             self.breaker.succeeded();
         } else {
+            self.breaker.failed(probe, now);
+        }
+    }
+
+    /// A request was not made after all. What is queued is read anew with it, so that an order
+    /// stands.
+    pub(crate) fn unsent(&mut self, id: DeliveryId, probe: bool, now: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.known.remove(&id);
+        self.clear();
+        self.dirty = true;
+        if probe {
             self.breaker.failed(probe, now);
         }
     }

@@ -105,7 +105,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// The next number below `limit`, by SplitMix64 (Steele, Lea, Flood 2014).
+    /// The next number below `limit`, by `SplitMix64` (Steele, Lea, Flood 2014).
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -247,6 +247,28 @@ fn what_was_read_under_an_earlier_lease_does_not_go_out() {
 }
 
 #[test]
+fn what_was_not_sent_after_all_comes_first_again() {
+    let mut game = Game::new();
+    let one = key(1, 1);
+    let ordered = Target {
+        ordered: true,
+        ..target()
+    };
+    game.hold(one, ordered);
+    game.give(one, 3);
+    assert_eq!(game.start_all(), 1);
+    let first = game.flights.remove(0);
+    game.board.unsent(first.flight, game.now);
+    assert_eq!(game.board.awaited(), 0);
+    assert_eq!(game.start_all(), 0, "the second does not overtake it");
+    let load = game.board.loads(10, game.now, Duration::ZERO).remove(0);
+    assert!(load.known.is_empty(), "it is read anew");
+    game.board.loaded(one, vec![first.due.clone()], false);
+    assert_eq!(game.start_all(), 1);
+    assert_eq!(game.flights[0].due.id, first.due.id);
+}
+
+#[test]
 fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
     let mut game = Game::new();
     let (one, ordered) = (

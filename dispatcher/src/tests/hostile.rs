@@ -173,51 +173,52 @@ fn headers(count: usize) -> String {
     (0..count).fold(String::new(), |all, at| all + &format!("x-h{at}: {at}\r\n"))
 }
 
-/// Where to send, the status that is recorded, and the class. What the endless ones could put in
-/// is counted.
-async fn receivers(
-    let_in: &Arc<AtomicUsize>,
-) -> Vec<(&'static str, String, Option<i32>, Option<&'static str>)> {
-    let second = Duration::from_secs(1);
-    let chunk = || b"4\r\nabcd\r\n".to_vec();
+/// A receiver: what it does, where it is, the status that is recorded of it, and the class.
+type Case = (&'static str, String, Option<i32>, Option<&'static str>);
+
+/// Those that let nobody in as they should.
+async fn at_the_door() -> Vec<Case> {
+    let late = late(Duration::from_secs(2)).await;
+    vec![
+        ("has no TLS", without_tls().await, None, Some("tls")),
+        ("is not trusted", unknown().await, None, Some("tls")),
+        ("never accepts", deaf().await, None, Some("timeout")),
+        ("has a full queue", crowded().await, None, Some("timeout")),
+        ("accepts late", late, Some(204), None),
+    ]
+}
+
+/// Those that do not come to an end. What they could put in is counted.
+async fn without_end(let_in: &Arc<AtomicUsize>) -> Vec<Case> {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\n";
+    let (second, at_once) = (Duration::from_secs(1), Duration::ZERO);
+    let small = b"4\r\nabcd\r\n".to_vec();
     let large = [b"1000\r\n".as_slice(), &[b'x'; 4096], b"\r\n"].concat();
+    let drips = endless(CHUNKED, small, second, let_in).await;
+    let drips_headers = endless(HEAD, b"a: b\r\n".to_vec(), second, let_in).await;
+    let never_ends = endless(CHUNKED, large, at_once, let_in).await;
+    let huge = endless(HUGE, vec![b'x'; 65_536], at_once, let_in).await;
+    vec![
+        ("drips", drips, None, Some("timeout")),
+        ("drips headers", drips_headers, None, Some("timeout")),
+        ("never ends", never_ends, Some(200), None),
+        ("sends 1 GB", huge, Some(200), None),
+    ]
+}
+
+/// Those that answer something else than they should.
+async fn with_words() -> Vec<Case> {
     let plain = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()).await;
-    let many = headers(100);
-    let too_many = headers(10_000);
+    let moved = format!("HTTP/1.1 302 Found\r\nlocation: {plain}\r\ncontent-length: 0\r\n\r\n");
+    let broken = answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf".into());
+    // An empty frame of settings (RFC 9113 §6.5).
+    let http2 = answering("\0\0\0\x04\0\0\0\0\0".into());
+    let mail = answering("220 mail.example ESMTP\r\n".into());
+    let with = |count| answering(format!("HTTP/1.1 204 No Content\r\n{}\r\n", headers(count)));
     vec![
         (
-            "drips",
-            endless(CHUNKED, chunk(), second, let_in).await,
-            None,
-            Some("timeout"),
-        ),
-        (
-            "drips headers",
-            endless("HTTP/1.1 200 OK\r\n", b"a: b\r\n".to_vec(), second, let_in).await,
-            None,
-            Some("timeout"),
-        ),
-        (
-            "never ends",
-            endless(CHUNKED, large, Duration::ZERO, let_in).await,
-            Some(200),
-            None,
-        ),
-        (
-            "sends 1 GB",
-            endless(HUGE, vec![b'x'; 65_536], Duration::ZERO, let_in).await,
-            Some(200),
-            None,
-        ),
-        (
             "breaks off in the body",
-            answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf".into()).await,
-            None,
-            Some("protocol"),
-        ),
-        (
-            "speaks something else",
-            answering("220 mail.example ESMTP\r\n".into()).await,
+            broken.await,
             None,
             Some("protocol"),
         ),
@@ -227,36 +228,18 @@ async fn receivers(
             None,
             Some("protocol"),
         ),
+        ("speaks HTTP/2 at once", http2.await, None, Some("protocol")),
+        ("speaks something else", mail.await, None, Some("protocol")),
         (
-            "speaks HTTP/2 at once",
-            // An empty frame of settings (RFC 9113 §6.5).
-            answering("\0\0\0\x04\0\0\0\0\0".into()).await,
-            None,
-            Some("protocol"),
-        ),
-        ("has no TLS", without_tls().await, None, Some("tls")),
-        ("is not trusted", unknown().await, None, Some("tls")),
-        (
-            "redirects to this machine",
-            answering(format!(
-                "HTTP/1.1 302 Found\r\nlocation: {plain}\r\ncontent-length: 0\r\n\r\n"
-            ))
-            .await,
+            "redirects here",
+            answering(moved).await,
             Some(302),
             Some("status"),
         ),
-        ("never accepts", deaf().await, None, Some("timeout")),
-        ("has a full queue", crowded().await, None, Some("timeout")),
-        ("accepts late", late(2 * second).await, Some(204), None),
-        (
-            "sends 100 headers",
-            answering(format!("HTTP/1.1 204 No Content\r\n{many}\r\n")).await,
-            Some(204),
-            None,
-        ),
+        ("sends 100 headers", with(100).await, Some(204), None),
         (
             "sends 10 000 headers",
-            answering(format!("HTTP/1.1 204 No Content\r\n{too_many}\r\n")).await,
+            with(10_000).await,
             None,
             Some("protocol"),
         ),
@@ -270,7 +253,10 @@ async fn whatever_a_receiver_does_the_attempt_ends_with_its_class() {
     let good = Receiver::start(vec![reply(204)]).await;
     let mut cases = Vec::new();
     let let_in = Arc::new(AtomicUsize::new(0));
-    for (name, url, status, class) in receivers(&let_in).await {
+    let mut receivers = without_end(&let_in).await;
+    receivers.extend(at_the_door().await);
+    receivers.extend(with_words().await);
+    for (name, url, status, class) in receivers {
         let endpoint = world.endpoint(url, false).await;
         world.event(endpoint).await;
         cases.push((name, endpoint, status, class));
