@@ -37,6 +37,9 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is asked whether it still lives.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
+/// PostgreSQL connections that load what is due. They are few, so that each soon knows the few large
+/// statements that this takes.
+const LOADING_CONNECTIONS: u32 = 2;
 /// SQLite's page cache for each connection, in its own unit of negative KiB.
 const SQLITE_CACHE_KIB: &str = "-16384";
 /// How much of the file SQLite may map, bytes.
@@ -264,6 +267,12 @@ pub(crate) struct Committed<T> {
     pub(crate) effects: Effects,
 }
 
+/// The dispatcher's connections.
+struct Dispatch {
+    load: DatabaseConnection,
+    record: DatabaseConnection,
+}
+
 /// The connected store.
 pub(crate) struct Db {
     target: Target,
@@ -272,6 +281,8 @@ pub(crate) struct Db {
     /// PostgreSQL only: the lane's own connection. In turn on all of the pool's, its large
     /// statements would be parsed and planned anew on each of them.
     lane: Option<DatabaseConnection>,
+    /// PostgreSQL only: the dispatcher's own, for the same reason.
+    dispatch: Option<Dispatch>,
     /// SQLite only.
     writer: Option<tokio::sync::Mutex<Writer>>,
     clock: Arc<dyn Clock>,
@@ -288,14 +299,24 @@ impl Db {
             Target::Postgres { .. } => None,
         };
         let pool = target.connect_pool().await?;
-        let lane = match &target {
-            Target::Sqlite { .. } => None,
-            Target::Postgres { .. } => Some(target.connect_one().await?),
+        let (lane, dispatch) = match &target {
+            Target::Sqlite { .. } => (None, None),
+            Target::Postgres { options, .. } => {
+                let some = |connections| {
+                    postgres_pool(connections).connect_lazy_with((**options).clone())
+                };
+                let dispatch = Dispatch {
+                    load: some(LOADING_CONNECTIONS).into(),
+                    record: some(1).into(),
+                };
+                (Some(target.connect_one().await?), Some(dispatch))
+            }
         };
         Ok(Self {
             target,
             pool,
             lane,
+            dispatch,
             writer,
             clock,
         })
@@ -304,6 +325,11 @@ impl Db {
     /// The pool that reads run on.
     pub(crate) fn read(&self) -> &DatabaseConnection {
         &self.pool
+    }
+
+    /// What the dispatcher loads deliveries on.
+    pub(crate) fn load(&self) -> &DatabaseConnection {
+        self.dispatch.as_ref().map_or(&self.pool, |own| &own.load)
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -343,6 +369,16 @@ impl Db {
     {
         self.write_on(self.lane.as_ref().unwrap_or(&self.pool), work)
             .await
+    }
+
+    /// The same for the dispatcher's outcomes, whose transactions come one after the other too.
+    pub(crate) async fn write_outcomes<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let own = self.dispatch.as_ref().map(|own| &own.record);
+        self.write_on(own.unwrap_or(&self.pool), work).await
     }
 
     async fn write_on<T, F, W>(
@@ -477,7 +513,8 @@ impl Db {
         {
             tracing::warn!(%error, "the writing connection did not close cleanly");
         }
-        for pool in [Some(&self.pool), self.lane.as_ref()].into_iter().flatten() {
+        let own = self.dispatch.iter().flat_map(|own| [&own.load, &own.record]);
+        for pool in [&self.pool].into_iter().chain(&self.lane).chain(own) {
             if let Err(error) = pool.clone().close().await {
                 tracing::warn!(%error, "the connections did not close cleanly");
             }

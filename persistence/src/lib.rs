@@ -241,6 +241,15 @@ impl Store {
         Ok(self.after(self.inner.db.write_batch(work).await?))
     }
 
+    /// The same for how deliveries went.
+    pub(crate) async fn write_outcomes<T, F, W>(&self, work: F) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        Ok(self.after(self.inner.db.write_outcomes(work).await?))
+    }
+
     /// What follows a commit.
     fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {

@@ -244,7 +244,7 @@ impl System {
         }
         let statement = load_sql(asks, self.store.now()).statement(self.store.backend());
         let mut rows: HashMap<EndpointKey, Vec<Row>> = HashMap::with_capacity(asks.len());
-        for row in self.store.read().query_all_raw(statement).await? {
+        for row in self.store.inner.db.load().query_all_raw(statement).await? {
             let row = Row::of_row(&row)?;
             rows.entry(row.key).or_default().push(row);
         }
@@ -301,7 +301,7 @@ impl System {
         sql.values(rows).push(")");
         let statement = sql.statement(self.store.backend());
         let mut bodies = HashMap::with_capacity(wanted.len());
-        for row in self.store.read().query_all_raw(statement).await? {
+        for row in self.store.inner.db.load().query_all_raw(statement).await? {
             let publisher = PublisherId::from_uuid(row.try_get("", "publisher_id")?);
             bodies.insert(
                 (publisher, row.try_get("", "id")?),

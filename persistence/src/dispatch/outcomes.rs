@@ -201,7 +201,7 @@ impl System {
         outcomes: &[Outcome],
     ) -> Result<(Vec<Verdict>, bool), StoreError> {
         self.store
-            .write(|tx| async move {
+            .write_outcomes(|tx| async move {
                 let (mut verdicts, mut any_gone) = (Vec::with_capacity(outcomes.len()), false);
                 for part in outcomes.chunks(RECORD_ROWS) {
                     let (some, gone) = record(&tx, part).await?;
