@@ -99,7 +99,7 @@ pub(crate) async fn run(plan: &Plan, pipeline: &str) -> Outcome<()> {
         let until = began + Duration::from_secs_f64(plan.seconds);
         let path = match phase {
             Phase::Claim => "/v1/runs/claim".to_owned(),
-            _ => format!("/v1/pipelines/{}/runs", pipeline),
+            _ => format!("/v1/pipelines/{pipeline}/runs"),
         };
         let mut working = JoinSet::new();
         for (whose, client) in clients.drain(..) {
