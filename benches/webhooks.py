@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -350,6 +351,8 @@ class Bench:
             rounds.setdefault("ceiling: load to receiver", []).append({"per_s": bare["per_s"]})
             for store, (server, groups) in lives.items():
                 for name, (group, fan_out, batch) in kinds.items():
+                    if self.chosen.only not in name:
+                        continue
                     # Fan-out and batches bring more messages for the same time of publishing.
                     span = seconds / (2 if fan_out * batch > 1 else 1)
                     done = flow(server, self.consumer, groups[group], span, fan_out, batch)
@@ -454,8 +457,8 @@ class Bench:
                 self.cluster.sql(self.cluster.url, "SELECT pg_stat_statements_reset()")
             server.start(STATIONMASTER_CRON_DELIVERIES="* * * * * *")
             time.sleep(1)
-            old = "SELECT COUNT(*) FROM deliveries WHERE finished_at < 1000 * "
-            old += f"{int(time.time()) - 31 * 24 * 3600}"
+            cutoff = time.time_ns() // 1_000_000 - 31 * DAY_MS
+            old = f"SELECT COUNT(*) FROM deliveries WHERE finished_at < {cutoff}"
             left, began = int(server.query(old)), time.monotonic()
             meanwhile = window()
             still = int(server.query(old))
@@ -536,6 +539,7 @@ def main():
     arguments.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     arguments.add_argument("--rounds", type=int)
     arguments.add_argument("--seconds", type=float, default=4)
+    arguments.add_argument("--only", default="", help="kinds of throughput whose name has this in it")
     arguments.add_argument("--rate", type=float, default=1000, help="half the load, where throughput is not measured")
     arguments.add_argument("--stores", default="sqlite,postgres", type=lambda text: text.split(","),
                            help="sqlite and postgres; with @PATH the server is that binary, for comparison")
@@ -548,6 +552,8 @@ def main():
     chosen.overdue = 20_000 if chosen.quick else 100_000
     chosen.deep = 100_000 if chosen.quick else 500_000
     chosen.finished = 100_000 if chosen.quick else 2_000_000
+    # Whoever ends the bench early still has its processes ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended early"))
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(chosen, directory)
         try:
