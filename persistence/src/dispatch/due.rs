@@ -6,7 +6,7 @@ use domain::{
     Timestamp,
     id::{DeliveryId, EventId, Id as _, PublisherId},
 };
-use sea_orm::{ConnectionTrait as _, QueryResult, Value};
+use sea_orm::{ConnectionTrait as _, DbBackend, QueryResult, Value};
 use uuid::Uuid;
 
 use super::{EndpointKey, ProcessId, whole};
@@ -140,57 +140,65 @@ pub(super) fn waiting_sql(process: ProcessId, now: Timestamp) -> Sql {
     sql
 }
 
-/// One endpoint's waiting deliveries, each branch along the index.
-fn branch(sql: &mut Sql, at: usize, ask: &Ask, now: Timestamp, which: Which) {
-    let [publisher, endpoint] = ask.key.values();
-    sql.push(if at == 0 { "" } else { " UNION ALL " });
-    sql.push(
-        "SELECT * FROM (SELECT publisher_id, endpoint_id, id, event_id, attempts, \
-         next_attempt_at, seq, precedence FROM deliveries WHERE status = 'pending' AND publisher_id = ",
-    );
-    sql.bind(publisher)
-        .push(" AND endpoint_id = ")
-        .bind(endpoint);
-    match which {
-        Which::Ordered => {
-            sql.push(" ORDER BY seq, next_attempt_at");
-        }
-        Which::Unplaced => {
-            sql.push(" AND seq = 0 AND precedence = 0 AND next_attempt_at <= ")
-                .bind(now.ms())
-                .push(" ORDER BY next_attempt_at");
-        }
-        Which::Replayed => {
-            sql.push(" AND seq = 0 AND precedence > 0 AND next_attempt_at <= ")
-                .bind(now.ms())
-                .push(" ORDER BY next_attempt_at");
-        }
-        Which::Placed => {
-            sql.push(" AND seq > 0 AND next_attempt_at <= ")
-                .bind(now.ms())
-                .push(" ORDER BY seq, next_attempt_at");
-        }
-    }
+/// Some of an endpoint's waiting deliveries, along the index.
+struct Branch {
+    which: &'static str,
+    /// Whether only those that are due.
+    due: bool,
+    order: &'static str,
+}
+
+/// All of an ordered endpoint, one after the other.
+const ORDERED: [Branch; 1] = [Branch {
+    which: "",
+    due: false,
+    order: "seq, next_attempt_at",
+}];
+
+/// Of others: without a place in an order, telling of what just happened; with a place, which does
+/// not count any more; telling of it once more, which are few at a time.
+const UNORDERED: [Branch; 3] = [
+    Branch {
+        which: " AND seq = 0 AND precedence = 0",
+        due: true,
+        order: "next_attempt_at",
+    },
+    Branch {
+        which: " AND seq > 0",
+        due: true,
+        order: "seq, next_attempt_at",
+    },
+    Branch {
+        which: REPLAYED,
+        due: true,
+        order: "next_attempt_at",
+    },
+];
+
+/// Found by the index of replays: of those by endpoint it would look at the whole backlog.
+const REPLAYED: &str = " AND replay_id IS NOT NULL AND seq = 0 AND precedence > 0";
+
+const SELECT: &str = "SELECT publisher_id, endpoint_id, id, event_id, attempts, \
+     next_attempt_at, seq, precedence FROM deliveries";
+const WHERE: &str = " WHERE status = 'pending' AND publisher_id = ";
+
+/// How many rows to read to find as many as are asked for among those that are known.
+fn reach(ask: &Ask) -> i64 {
     let known = whole(u64::try_from(ask.known.len()).unwrap_or(u64::MAX));
-    sql.push(" LIMIT ")
-        .bind(whole(ask.limit).saturating_add(known))
-        .push(&format!(") part{at}"));
+    whole(ask.limit).saturating_add(known)
 }
 
-/// Which of an endpoint's deliveries.
-#[derive(Clone, Copy)]
-enum Which {
-    /// All, one after the other.
-    Ordered,
-    /// Due ones without a place in an order that tell of what just happened.
-    Unplaced,
-    /// Due ones without a place that tell of it once more. They are few at a time.
-    Replayed,
-    /// Due ones with a place that does not count any more.
-    Placed,
+/// Reads each endpoint's rows along the index, in the order in which to send them.
+pub(super) fn load_sql(asks: &[Ask], now: Timestamp, backend: DbBackend) -> Sql {
+    match backend {
+        DbBackend::Postgres => load_lateral(asks, now),
+        _ => load_union(asks, now),
+    }
 }
 
-pub(super) fn load_sql(asks: &[Ask], now: Timestamp) -> Sql {
+/// A statement with a part for each endpoint and branch, for engines without `LATERAL`. Planning
+/// costs `SQLite` next to nothing.
+fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
     let mut sql = Sql::new("");
     let mut at = 0;
     // What fills up asks for nothing.
@@ -202,16 +210,60 @@ pub(super) fn load_sql(asks: &[Ask], now: Timestamp) -> Sql {
     let missing = asks.len().next_power_of_two() - asks.len();
     let filling = filling.iter().cycle().take(missing);
     for ask in asks.iter().chain(filling) {
-        let branches: &[Which] = if ask.ordered {
-            &[Which::Ordered]
-        } else {
-            &[Which::Unplaced, Which::Placed, Which::Replayed]
-        };
-        for which in branches {
-            branch(&mut sql, at, ask, now, *which);
+        let branches: &[Branch] = if ask.ordered { &ORDERED } else { &UNORDERED };
+        for branch in branches {
+            let [publisher, endpoint] = ask.key.values();
+            sql.push(if at == 0 { "" } else { " UNION ALL " });
+            sql.push("SELECT * FROM (").push(SELECT);
+            // It knows no figures that would tell it.
+            if branch.which == REPLAYED {
+                sql.push(" INDEXED BY deliveries_of_replay");
+            }
+            sql.push(WHERE).bind(publisher);
+            sql.push(" AND endpoint_id = ").bind(endpoint);
+            sql.push(branch.which);
+            if branch.due {
+                sql.push(" AND next_attempt_at <= ").bind(now.ms());
+            }
+            sql.push(" ORDER BY ").push(branch.order);
+            sql.push(" LIMIT ").bind(reach(ask));
+            sql.push(&format!(") part{at}"));
             at += 1;
         }
     }
+    sql
+}
+
+/// The same with the branches written once, and run for each endpoint: `PostgreSQL` plans every
+/// part of a union by itself, which took longer than all else that it did for a delivery.
+fn load_lateral(asks: &[Ask], now: Timestamp) -> Sql {
+    let mut sql = Sql::new("SELECT part.* FROM (");
+    let missing = asks.len().next_power_of_two() - asks.len();
+    // What fills up asks for nothing.
+    let filling = asks.last().map(|last| (last, 0));
+    let filling = filling.into_iter().cycle().take(missing);
+    let rows = asks.iter().map(|ask| (ask, reach(ask))).chain(filling);
+    sql.values(rows.map(|(ask, most)| {
+        let [publisher, endpoint] = ask.key.values();
+        vec![publisher, endpoint, ask.ordered.into(), most.into()]
+    }));
+    sql.push(") AS ask (owner, target, in_order, most) CROSS JOIN LATERAL (");
+    let branches = ORDERED.iter().map(|one| ("ask.in_order", one));
+    let others = UNORDERED.iter().map(|one| ("NOT ask.in_order", one));
+    for (at, (when, branch)) in branches.chain(others).enumerate() {
+        sql.push(if at == 0 { "(" } else { " UNION ALL (" });
+        sql.push(SELECT)
+            .push(WHERE)
+            .push("ask.owner AND endpoint_id = ask.target AND ")
+            .push(when);
+        sql.push(branch.which);
+        if branch.due {
+            sql.push(" AND next_attempt_at <= ").bind(now.ms());
+        }
+        sql.push(" ORDER BY ").push(branch.order);
+        sql.push(" LIMIT ask.most)");
+    }
+    sql.push(") part");
     sql
 }
 
@@ -242,7 +294,8 @@ impl System {
         if asks.is_empty() {
             return Ok(Vec::new());
         }
-        let statement = load_sql(asks, self.store.now()).statement(self.store.backend());
+        let statement = load_sql(asks, self.store.now(), self.store.backend());
+        let statement = statement.statement(self.store.backend());
         let mut rows: HashMap<EndpointKey, Vec<Row>> = HashMap::with_capacity(asks.len());
         for row in self.store.inner.db.load().query_all_raw(statement).await? {
             let row = Row::of_row(&row)?;

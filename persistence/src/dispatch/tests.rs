@@ -699,15 +699,21 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
             known: HashSet::new(),
         };
         let plan = world
-            .plan(super::due::load_sql(&[ask(false), ask(true)], START))
+            .plan(super::due::load_sql(
+                &[ask(false), ask(true)],
+                START,
+                DbBackend::Sqlite,
+            ))
             .await;
         for wanted in [
             "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq=? AND next_attempt_at<?)",
             "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq>?)",
             "deliveries_waiting (publisher_id=? AND endpoint_id=?)",
+            "deliveries_of_replay (publisher_id=?)",
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
-        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        // What is told once more, a few at a time, is all that is sorted.
+        assert_eq!(plan.matches("TEMP B-TREE").count(), 1, "{plan}");
     }
 }
