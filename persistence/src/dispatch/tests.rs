@@ -709,7 +709,7 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
             "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq=? AND next_attempt_at<?)",
             "deliveries_waiting (publisher_id=? AND endpoint_id=? AND seq>?)",
             "deliveries_waiting (publisher_id=? AND endpoint_id=?)",
-            "deliveries_of_replay (publisher_id=?)",
+            "deliveries_of_replay (publisher_id=? AND replay_id>?)",
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
