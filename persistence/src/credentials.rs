@@ -7,7 +7,6 @@ use domain::{
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
-    limits::Quotas,
     seal::{Key, Place},
     slug::Slug,
     token::{TokenHash, last_four},
@@ -25,9 +24,10 @@ use crate::{
     auth::slugs_of,
     change::{Answer, Audited, Context, entry},
     db::Tx,
-    entity::{credentials, publishers, token_hashes},
+    entity::{credentials, token_hashes},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
+    quota::{over_quota, quotas_of},
     scope::Scoped,
 };
 
@@ -234,22 +234,6 @@ async fn live_of_kind(
         .filter(live_at(tx.now))
         .all(tx.db())
         .await?)
-}
-
-async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
-    let row = publishers::Entity::find_by_id(publisher)
-        .one(tx.db())
-        .await?;
-    let row = row.ok_or_else(Problem::not_found)?;
-    crate::publishers::quotas_of(&row)
-}
-
-pub(crate) fn over_quota(what: &str, limit: u32) -> StoreError {
-    Problem::new(
-        Code::QuotaExceeded,
-        format!("The publisher may have {limit} {what}."),
-    )
-    .into()
 }
 
 const fn actions(kind: CredentialKind) -> (Action, Action, Action) {

@@ -302,9 +302,8 @@ impl Db {
         let (lane, dispatch) = match &target {
             Target::Sqlite { .. } => (None, None),
             Target::Postgres { options, .. } => {
-                let some = |connections| {
-                    postgres_pool(connections).connect_lazy_with((**options).clone())
-                };
+                let some =
+                    |connections| postgres_pool(connections).connect_lazy_with((**options).clone());
                 let dispatch = Dispatch {
                     load: some(LOADING_CONNECTIONS).into(),
                     record: some(1).into(),
@@ -513,7 +512,10 @@ impl Db {
         {
             tracing::warn!(%error, "the writing connection did not close cleanly");
         }
-        let own = self.dispatch.iter().flat_map(|own| [&own.load, &own.record]);
+        let own = self
+            .dispatch
+            .iter()
+            .flat_map(|own| [&own.load, &own.record]);
         for pool in [&self.pool].into_iter().chain(&self.lane).chain(own) {
             if let Err(error) = pool.clone().close().await {
                 tracing::warn!(%error, "the connections did not close cleanly");

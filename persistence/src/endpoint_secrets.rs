@@ -29,11 +29,12 @@ use uuid::Uuid;
 use crate::{
     Store,
     change::{Answer, Audited, Context, Entry, entry},
-    credentials::{Replaced, over_quota},
+    credentials::Replaced,
     db::Tx,
     endpoints::live_row,
     entity::{endpoint_secrets, webhook_endpoints},
     error::{Result, StoreError, damaged},
+    quota::over_quota,
     scope::{Scoped, System},
 };
 

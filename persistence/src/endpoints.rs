@@ -24,16 +24,15 @@ use crate::{
     Store,
     auth::slugs_of,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
-    credentials::over_quota,
     db::Tx,
     endpoint_secrets::{equip, name_keys},
-    entity::{credentials, deliveries, publishers, webhook_endpoints},
+    entity::{credentials, deliveries, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Event, emit_to},
     health::{Health, forget_failures, health_of},
     page::{Page, PageRequest},
     pipelines::check_known,
-    publishers::quotas_of,
+    quota::{over_quota, quotas_of},
     replays::{NewReplay, Replay, end_all_of, start_in},
     scope::Scoped,
 };
@@ -231,10 +230,7 @@ fn check_types(event_types: &[String]) -> Result<()> {
 }
 
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
-    let row = publishers::Entity::find_by_id(publisher)
-        .one(tx.db())
-        .await?;
-    let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.webhook_endpoints;
+    let limit = quotas_of(tx, publisher).await?.webhook_endpoints;
     let live = live(publisher).count(tx.db()).await?;
     if live >= u64::from(limit) {
         return Err(over_quota("webhook endpoints", limit));

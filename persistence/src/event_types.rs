@@ -13,10 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     change::{Answer, Audited, Context, Expected, check_revision, entry},
-    credentials::over_quota,
     db::Tx,
     entity::event_types,
     error::{Result, StoreError, damaged},
+    quota::over_quota,
     scope::Scoped,
 };
 

@@ -37,6 +37,7 @@ mod page;
 mod pipelines;
 mod publish;
 mod publishers;
+mod quota;
 mod replays;
 mod runs;
 mod scope;

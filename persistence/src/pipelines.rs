@@ -21,12 +21,11 @@ use uuid::Uuid;
 use crate::{
     Store,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
-    credentials::over_quota,
     db::Tx,
-    entity::{pipeline_versions, pipelines, publishers, runs},
+    entity::{pipeline_versions, pipelines, runs},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
-    publishers::quotas_of,
+    quota::{over_quota, quotas_of},
     scope::Scoped,
 };
 
@@ -150,10 +149,7 @@ async fn insert_version(tx: &Tx, row: &pipelines::Model, definition: &Definition
 
 /// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
-    let row = publishers::Entity::find_by_id(publisher)
-        .one(tx.db())
-        .await?;
-    let limit = quotas_of(&row.ok_or_else(Problem::not_found)?)?.pipelines;
+    let limit = quotas_of(tx, publisher).await?.pipelines;
     let live = pipelines::Entity::find()
         .filter(pipelines::Column::PublisherId.eq(publisher))
         .filter(pipelines::Column::LiveSlug.is_not_null())

@@ -24,13 +24,13 @@ use uuid::Uuid;
 
 use crate::{
     change::{Answer, Audited, Context, Entry, entry},
-    credentials::over_quota,
     db::Tx,
     endpoints::live_row,
     entity::{deliveries, events, replays, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Listener, delivery_row, insert_deliveries},
     page::{Page, PageRequest},
+    quota::over_quota,
     scope::{Scoped, System},
     sql::Sql,
 };

@@ -1,0 +1,28 @@
+//! What a publisher may have, and the refusal of more.
+
+use domain::{Code, Problem, limits::Quotas};
+use sea_orm::EntityTrait as _;
+use uuid::Uuid;
+
+use crate::{
+    db::Tx,
+    entity::publishers,
+    error::{Result, StoreError},
+};
+
+/// What a publisher may have, as it stands in this transaction.
+pub(crate) async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
+    let row = publishers::Entity::find_by_id(publisher)
+        .one(tx.db())
+        .await?;
+    let row = row.ok_or_else(Problem::not_found)?;
+    crate::publishers::quotas_of(&row)
+}
+
+pub(crate) fn over_quota(what: &str, limit: u32) -> StoreError {
+    Problem::new(
+        Code::QuotaExceeded,
+        format!("The publisher may have {limit} {what}."),
+    )
+    .into()
+}
