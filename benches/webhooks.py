@@ -86,6 +86,15 @@ class Consumer:
         lines = request("GET", self.url + "/arrivals").decode().splitlines()
         return {event: int(at) for _, event, at in map(str.split, lines)}
 
+    def settle(self):
+        """Waits until nothing more arrives."""
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < 1:
+            time.sleep(0.1)
+            now = self.count()["count"]
+            if now != last:
+                last, since = now, time.monotonic()
+
     def wait(self, count, patience=240):
         until, seen, still = time.monotonic() + patience, -1, 0
         while True:
@@ -335,7 +344,7 @@ class Bench:
                 }
                 for tokens in groups.values():
                     server.load(tokens, 1)
-                time.sleep(2)
+                self.consumer.settle()
                 server.analyze()
                 self.lives[store] = (server, groups)
         return self.lives

@@ -53,6 +53,8 @@ use http::{RateLimits, RateSettings, StackOptions, wrap};
 
 /// What the surface is made of.
 pub struct Deps {
+    /// What [`compiled_contract`] made.
+    pub contract: Contract,
     /// The store.
     pub store: Store,
     /// Which URLs a publisher may name.
@@ -273,12 +275,17 @@ fn revised_schemas(document: &Value) -> HashSet<String> {
     found
 }
 
-/// The whole application.
+/// The published contract, compiled. Takes a good part of the start, and nothing else of it.
 ///
 /// # Errors
-/// When the contract doesn't compile: a mistake in this program.
-pub fn app(deps: Deps) -> Result<impl Endpoint<Output = Response> + 'static, String> {
-    let contract = Arc::new(Contract::new(openapi_document())?);
+/// When it doesn't compile: a mistake in this program.
+pub fn compiled_contract() -> Result<Contract, String> {
+    Contract::new(openapi_document())
+}
+
+/// The whole application.
+pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
+    let contract = Arc::new(deps.contract);
     let limits = Arc::new(RateLimits::new(deps.rates));
     let app = Arc::new(App {
         store: deps.store,
@@ -297,7 +304,7 @@ pub fn app(deps: Deps) -> Result<impl Endpoint<Output = Response> + 'static, Str
     let mut options = StackOptions::new(contract);
     options.trusted_proxies = deps.trusted_proxies;
     options.tasks = deps.tasks;
-    Ok(wrap(health, options))
+    wrap(health, options)
 }
 
 #[cfg(test)]

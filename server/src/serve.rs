@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::http::{ConnectionLimits, RateSettings};
+use api::{
+    contract::Contract,
+    http::{ConnectionLimits, RateSettings},
+};
 use domain::token::TokenHash;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::Store;
@@ -35,6 +38,8 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::start(config).map_err(Failure::Failed)?;
     let stop = signals::watch().map_err(failed)?;
+    // Beside the opening of the store.
+    let contract = tokio::task::spawn_blocking(api::compiled_contract);
     let database = Database::prepare(config).map_err(failed)?;
     let credentials = Credentials::prepare(config, &database).map_err(failed)?;
     tell_token_file(&credentials);
@@ -56,12 +61,12 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
         store.system().apply_seed(token).await.map_err(failed)?;
     }
     let metrics_server = tokio::spawn(metrics::serve(metrics_port, recorder, stop.clone()));
+    let contract = contract.await.map_err(failed)?.map_err(failed)?;
     let result = answer(
         config,
         &credentials,
-        &store,
-        listener,
-        &database,
+        (&store, &database),
+        (listener, contract),
         stop.clone(),
     )
     .await;
@@ -88,9 +93,8 @@ fn tell_token_file(credentials: &Credentials) {
 async fn answer(
     config: &Config,
     credentials: &Credentials,
-    store: &Store,
-    listener: TcpListener,
-    database: &Database,
+    (store, database): (&Store, &Database),
+    (listener, contract): (TcpListener, Contract),
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let policy = Policy {
@@ -120,6 +124,7 @@ async fn answer(
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
+        contract,
         store: store.clone(),
         policy,
         claim_wait_max: Duration::from_secs(u64::from(config.claim_wait_max_seconds)),
@@ -132,8 +137,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
-    })
-    .map_err(failed)?;
+    });
     let limits = ConnectionLimits {
         open_max: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
         drain_timeout: DRAIN,

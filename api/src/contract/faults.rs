@@ -8,13 +8,13 @@ use jsonschema::{
     Draft, JsonType, PatternOptions, ValidationError, Validator,
     error::{TypeKind, ValidationErrorKind as Kind},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use domain::{FieldError, Timestamp};
 
 use super::{
     FAULTS_MAX, child, describe,
-    schema::{operations, refer, reference},
+    schema::{operations, refer, reference, references_in},
     sizes::{Sizes, is_large},
 };
 
@@ -43,15 +43,24 @@ pub(super) fn validators(document: &Value) -> Result<HashMap<String, Validator>,
         .collect()
 }
 
-/// Compiles a schema that may refer to the document's.
+/// Compiles a schema that may refer to the document's. Only what it refers to goes with it: a
+/// validator keeps a copy, and there is one for every kind of body.
 pub(super) fn compile(
     schema: &Value,
     document: &Value,
 ) -> Result<Validator, ValidationError<'static>> {
-    let schema = json!({
-        "allOf": [schema],
-        "components": {"schemas": document["components"]["schemas"]},
-    });
+    let schemas = &document["components"]["schemas"];
+    let mut needed = Map::new();
+    let mut names = references_in(schema);
+    while let Some(name) = names.pop() {
+        if let Some(found) = schemas.get(&name)
+            && !needed.contains_key(&name)
+        {
+            names.extend(references_in(found));
+            needed.insert(name, found.clone());
+        }
+    }
+    let schema = json!({"allOf": [schema], "components": {"schemas": needed}});
     jsonschema::options()
         .with_draft(Draft::Draft202012)
         .should_validate_formats(true)

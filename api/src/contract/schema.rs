@@ -252,7 +252,7 @@ pub(super) fn prune(document: &mut Value) {
     }
 }
 
-fn references_in(value: &Value) -> Vec<String> {
+pub(super) fn references_in(value: &Value) -> Vec<String> {
     match value {
         // A discriminator's mapping refers too, but only to what a branch refers to.
         Value::Object(members) => {
