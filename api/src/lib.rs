@@ -284,6 +284,7 @@ pub fn compiled_contract() -> Result<Contract, String> {
 }
 
 /// The whole application.
+#[must_use]
 pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
     let contract = Arc::new(deps.contract);
     let limits = Arc::new(RateLimits::new(deps.rates));
