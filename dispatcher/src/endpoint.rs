@@ -65,7 +65,7 @@ pub(crate) struct Endpoint {
     pub(crate) fence: Option<i64>,
     target: Option<Arc<Target>>,
     target_read: Option<Instant>,
-    /// What was read before this no longer holds.
+    /// What was begun to be read before this does not hold.
     outdated: Option<Instant>,
     pub(crate) queue: VecDeque<DueDelivery>,
     /// The bytes of their bodies.
@@ -232,7 +232,8 @@ impl Endpoint {
         read_at: Instant,
         now: Instant,
     ) {
-        if self.target_read.is_some_and(|known| known > read_at) {
+        let newer = self.target_read.is_some_and(|known| known > read_at);
+        if newer || self.outdated.is_some_and(|outdated| outdated >= read_at) {
             return;
         }
         let turned = match (&self.target, &target) {
@@ -289,19 +290,15 @@ impl Endpoint {
     /// The endpoint was changed: nothing goes out by what was read of it before `now`.
     pub(crate) fn outdate(&mut self, now: Instant) {
         self.outdated = Some(now);
-        if self.target.is_none() {
-            // It may be sent to again.
-            self.dirty = true;
-            self.target_read = None;
-        }
+        self.target_read = None;
+        // One that may not be sent to perhaps may again.
+        self.dirty |= self.target.is_none();
     }
 
     /// Whether the target should be read again now.
     pub(crate) fn is_stale(&self, now: Instant, fresh: Duration) -> bool {
-        self.target_read.is_none_or(|read| {
-            self.outdated.is_some_and(|outdated| read <= outdated)
-                || now.saturating_duration_since(read) > fresh
-        })
+        self.target_read
+            .is_none_or(|read| now.saturating_duration_since(read) > fresh)
     }
 
     /// Whether there is something that the target has to be fresh for.

@@ -47,6 +47,13 @@ fn target() -> Target {
     }
 }
 
+fn ordered() -> Target {
+    Target {
+        ordered: true,
+        ..target()
+    }
+}
+
 impl Game {
     fn new() -> Self {
         Self {
@@ -250,11 +257,7 @@ fn what_was_read_under_an_earlier_lease_does_not_go_out() {
 fn what_was_not_sent_after_all_comes_first_again() {
     let mut game = Game::new();
     let one = key(1, 1);
-    let ordered = Target {
-        ordered: true,
-        ..target()
-    };
-    game.hold(one, ordered);
+    game.hold(one, ordered());
     game.give(one, 3);
     assert_eq!(game.start_all(), 1);
     let first = game.flights.remove(0);
@@ -271,14 +274,8 @@ fn what_was_not_sent_after_all_comes_first_again() {
 #[test]
 fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
     let mut game = Game::new();
-    let (one, ordered) = (
-        key(1, 1),
-        Target {
-            ordered: true,
-            ..target()
-        },
-    );
-    game.hold(one, ordered);
+    let one = key(1, 1);
+    game.hold(one, ordered());
     game.give(one, 3);
     assert_eq!(game.start_all(), 1);
     let first = game.flights.remove(0);
@@ -314,14 +311,8 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
     // Its first fails, or its outcome could not be written, while more is being loaded.
     for (retried, again) in [(true, false), (false, true)] {
         let mut game = Game::new();
-        let (one, ordered) = (
-            key(1, 1),
-            Target {
-                ordered: true,
-                ..target()
-            },
-        );
-        game.hold(one, ordered);
+        let one = key(1, 1);
+        game.hold(one, ordered());
         let all: Vec<DueDelivery> = (0..6).map(|_| game.due(game.wall)).collect();
         game.board.loaded(one, all[..3].to_vec(), true);
         assert_eq!(game.start_all(), 1);
@@ -418,6 +409,27 @@ fn nothing_goes_out_by_an_old_target_or_without_a_lease() {
     assert_eq!(game.start_all(), 0);
     game.end_all_of(one, true);
     assert_eq!(game.board.leases(), 0);
+}
+
+#[test]
+fn what_was_read_before_a_change_says_nothing_after_it() {
+    let mut game = Game::new();
+    let one = key(1, 1);
+    game.hold(one, target());
+    game.read(one, None);
+    // It is enabled while a read that began before that is still under way.
+    let before = game.now;
+    game.pass(Duration::from_millis(1));
+    let publishers = BTreeSet::from([one.publisher]);
+    game.board.outdate(&publishers, game.now);
+    let moment = (game.now, game.wall);
+    game.board.set_target(one, None, before, moment);
+    game.pass(Duration::from_millis(1));
+    let loads = game.board.loads(1, game.now, Duration::ZERO);
+    assert_eq!(loads.len(), 1, "it is looked at again");
+    game.read(one, Some(target()));
+    game.give(one, 1);
+    assert_eq!(game.start_all(), 1);
 }
 
 #[test]
