@@ -28,7 +28,7 @@ use crate::{
 
 /// How long after its first moment a transaction may still bring events, milliseconds, the
 /// difference between processes' clocks included. PostgreSQL ends a statement after 30 s and a
-/// transaction that stands still after 60 s.
+/// transaction that stands still after 5 s.
 const SETTLED_AFTER_MS: i64 = 60_000;
 /// How far a resumed feed goes back beyond that: what was about to be looked for.
 const RESUME_MARGIN_MS: i64 = 5_000;

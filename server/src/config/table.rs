@@ -77,7 +77,7 @@ settings! {
         database_url: Maybe<Database> = "STATIONMASTER_DATABASE_URL", "" ("`sqlite://stationmaster.db`"), Url,
             "The store. A relative SQLite path lies in the data directory.";
         database_connections: Whole<2, 1_000> = "STATIONMASTER_DATABASE_CONNECTIONS", "20" (""), Open,
-            "The most connections that one process opens to PostgreSQL, beside the one on which it listens.";
+            "The most connections that one process opens to PostgreSQL, beside six of its own: the write lane, the dispatcher, notifications.";
         sqlite_synchronous_full: SynchronousFull = "STATIONMASTER_SQLITE_SYNCHRONOUS", "full" (""), Open,
             "`full`: an answered change survives a power cut. `normal`: it survives a crash of the process, and a power cut may take back the last changes.";
         write_batch_max: Whole<1, 256> = "STATIONMASTER_WRITE_BATCH_MAX", "256" (""), Open,
