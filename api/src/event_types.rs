@@ -51,6 +51,8 @@ const fn description(own: OwnType) -> &'static str {
         OwnType::EndpointDisabled => "Nothing is delivered to an endpoint any more.",
         OwnType::EndpointFailing => "Every try at an endpoint has failed for a day.",
         OwnType::EndpointRecovered => "An endpoint that was said to fail works again.",
+        OwnType::AccountRefreshFailed => "An account can't be refreshed any more.",
+        OwnType::TrainExhausted => "No account of a train is usable.",
         OwnType::Test => "Sent on request, to one endpoint.",
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use domain::{
     Code, Timestamp,
     event::OwnType,
-    id::{EndpointId, EventId, Id as _, TokenId},
+    id::{AccountId, EndpointId, EventId, Id as _, TokenId},
     limits::PUBLISH_BYTES,
     run::RunStatus,
 };
@@ -107,6 +107,15 @@ fn example_data(own: OwnType) -> Value {
             "failing_since": "2026-01-30T12:00:00.000Z",
             "last_error": "timeout",
             "disabled_after": "2026-02-04T12:00:00.000Z",
+        }),
+        OwnType::AccountRefreshFailed => json!({
+            "account_id": AccountId::from_uuid(uuid::Uuid::nil()).to_string(),
+            "name": "team-one",
+            "reason": "invalid_grant",
+        }),
+        OwnType::TrainExhausted => json!({
+            "train": "chat",
+            "available_at": "2026-01-31T12:05:00.000Z",
         }),
         OwnType::EndpointRecovered | OwnType::Test => json!({ "endpoint_id": endpoint }),
     }

@@ -92,6 +92,30 @@ words! {
         ReplayCancelled = "replay.cancelled",
         /// A finished delivery was started again.
         DeliveryRetried = "delivery.retried",
+        /// A train was made.
+        TrainCreated = "train.created",
+        /// A train changed.
+        TrainUpdated = "train.updated",
+        /// A train was removed, with its mapping and tokens.
+        TrainDeleted = "train.deleted",
+        /// The accounts that a train lends were set.
+        TrainAccountsSet = "train.accounts_set",
+        /// A train's token was made.
+        TrainTokenMinted = "train_token.minted",
+        /// A train's token was taken away.
+        TrainTokenRevoked = "train_token.revoked",
+        /// An upstream credential was stored.
+        AccountCreated = "account.created",
+        /// Its name or settings changed.
+        AccountUpdated = "account.updated",
+        /// Another account took over all of its places.
+        AccountReplaced = "account.replaced",
+        /// An upstream credential was removed.
+        AccountDeleted = "account.deleted",
+        /// Its tokens were refreshed.
+        AccountRefreshed = "account.refreshed",
+        /// Its tokens can't be refreshed any more.
+        AccountRefreshFailed = "account.refresh_failed",
         /// A bootstrap token was used (at most one row a minute for each).
         BootstrapUsed = "bootstrap.used",
         /// The boot seed changed something.
@@ -108,6 +132,8 @@ words! {
         Admin = "admin",
         /// A publisher's runner token.
         Runner = "runner",
+        /// A train's token.
+        Train = "train",
         /// The service itself.
         System = "system",
     }

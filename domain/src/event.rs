@@ -38,13 +38,17 @@ pub enum OwnType {
     EndpointFailing,
     /// An endpoint of which that was told works again.
     EndpointRecovered,
+    /// An upstream credential can't be refreshed any more.
+    AccountRefreshFailed,
+    /// No account of a train is usable.
+    TrainExhausted,
     /// Sent on request, to one endpoint.
     Test,
 }
 
 impl OwnType {
     /// Every own type.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::RunCreated,
         Self::RunStarted,
         Self::RunSucceeded,
@@ -56,6 +60,8 @@ impl OwnType {
         Self::EndpointDisabled,
         Self::EndpointFailing,
         Self::EndpointRecovered,
+        Self::AccountRefreshFailed,
+        Self::TrainExhausted,
         Self::Test,
     ];
 
@@ -74,6 +80,8 @@ impl OwnType {
             Self::EndpointDisabled => "stationmaster.endpoint.disabled",
             Self::EndpointFailing => "stationmaster.endpoint.failing",
             Self::EndpointRecovered => "stationmaster.endpoint.recovered",
+            Self::AccountRefreshFailed => "stationmaster.account.refresh_failed",
+            Self::TrainExhausted => "stationmaster.train.exhausted",
             Self::Test => "stationmaster.test",
         }
     }

@@ -119,6 +119,10 @@ ids! {
     AuditId = "aud";
     /// One call of a subcommand; also its `webhook-id`.
     CallId = "call";
+    /// A train.
+    TrainId = "trn";
+    /// An upstream credential.
+    AccountId = "acc";
 }
 
 /// Either kind of credential identifier; both share one table and one API.

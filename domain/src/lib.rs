@@ -4,6 +4,7 @@
 //! [`clock::Clock`], randomness through [`random`]. Every other crate may depend on this one;
 //! this one depends on none of ours.
 
+pub mod account;
 pub mod audit;
 pub mod clock;
 pub mod credential;

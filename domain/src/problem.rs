@@ -64,6 +64,9 @@ codes! {
     /// The publisher is suspended.
     PublisherSuspended = "publisher_suspended", 403, "The publisher is suspended",
         "Ask the operator. Nothing is lost meanwhile.";
+    /// The train lends nothing for now.
+    TrainDisabled = "train_disabled", 403, "The train is disabled",
+        "Its publisher can enable it.";
     /// Nothing of the caller's has that name.
     NotFound = "not_found", 404, "There is no such thing",
         "Check path and identifier. Another publisher's things are answered the same way.";
@@ -78,7 +81,10 @@ codes! {
         "Send the body without pauses.";
     /// A publisher's slug is in use.
     SlugTaken = "slug_taken", 409, "The slug is in use",
-        "Choose another slug. Only the operator ever sees this.";
+        "Choose another slug. Slugs of publishers are the operator's to choose, those of trains the publisher's.";
+    /// Another account of the publisher has that name.
+    NameTaken = "name_taken", 409, "The name is in use",
+        "Choose another name; names are unique within a publisher.";
     /// It would leave no admin token.
     LastAdminToken = "last_admin_token", 409, "The last live admin token can't be deleted",
         "Rotate it, or mint another one first.";
@@ -109,6 +115,15 @@ codes! {
     /// The endpoint takes no deliveries.
     EndpointDisabled = "endpoint_disabled", 409, "The endpoint is disabled",
         "Enable it first.";
+    /// The account holds the other type of credential.
+    WrongCredentialType = "wrong_credential_type", 409, "The account's type of credential does not allow that",
+        "Only an `oauth` account can be refreshed.";
+    /// The upstream gave no new token.
+    RefreshFailed = "refresh_failed", 409, "The upstream did not give a new token",
+        "The detail says why. An unexpired token stays in use.";
+    /// The upstream did not accept the login.
+    LoginFailed = "login_failed", 409, "The upstream did not accept the login",
+        "Start the login again.";
     /// The publisher is in a state that the change does not fit.
     WrongPublisherState = "wrong_publisher_state", 409, "The publisher's state does not allow that",
         "The detail says which state it is in.";
@@ -133,6 +148,9 @@ codes! {
     /// Too many requests.
     RateLimited = "rate_limited", 429, "Too many requests",
         "Wait as long as `Retry-After` says.";
+    /// No account of the train is usable now.
+    TrainExhausted = "train_exhausted", 429, "No account of the train is usable now",
+        "Wait as long as `Retry-After` says. `errors` lists why for each account.";
     /// Something on our side.
     Internal = "internal", 500, "Something went wrong on our side",
         "Try again; if it stays, give the operator the request id.";

@@ -36,15 +36,18 @@ pub enum Prefix {
     SubcommandBearer,
     /// What a runner shows to prove that it holds a run.
     Claim,
+    /// A train's token, which its clients present to an AI gateway.
+    Train,
 }
 
 impl Prefix {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Admin,
         Self::Runner,
         Self::Boot,
         Self::SubcommandBearer,
         Self::Claim,
+        Self::Train,
     ];
 
     const fn text(self) -> &'static str {
@@ -54,6 +57,7 @@ impl Prefix {
             Self::Boot => "stm_boot_",
             Self::SubcommandBearer => "stm_sub_",
             Self::Claim => "stm_claim_",
+            Self::Train => "ptk_",
         }
     }
 }

@@ -14,6 +14,7 @@ mod m0004_webhooks;
 mod m0005_runs_in_full;
 mod m0006_dispatch_by_endpoint;
 mod m0007_webhooks_in_full;
+mod m0008_trains;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_runs_in_full::Migration),
             Box::new(m0006_dispatch_by_endpoint::Migration),
             Box::new(m0007_webhooks_in_full::Migration),
+            Box::new(m0008_trains::Migration),
         ]
     }
 }

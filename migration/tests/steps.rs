@@ -131,6 +131,51 @@ const ROWS: &[(usize, &str, &str)] = &[
         "endpoint_secrets",
         "INSERT INTO endpoint_secrets (publisher_id, id, endpoint_id, kind, sealed, last_four, created_at) VALUES ({u}, {u}, {u}, 'hmac', {b}, 'abcd', 1)",
     ),
+    (
+        8,
+        "accounts",
+        "INSERT INTO accounts (publisher_id, id, name, provider, base_url, header_name, credential_type, sealed, credential_version, last_four, enabled, health, revision, created_at, updated_at) VALUES ({u}, {u}, 'n', 'anthropic', 'https://x', 'x-api-key', 'api_key', {b}, 1, 'abcd', TRUE, 'ok', 1, 1, 1)",
+    ),
+    (
+        8,
+        "account_cooldowns",
+        "INSERT INTO account_cooldowns (publisher_id, account_id, model, until, reason, reported_at) VALUES ({u}, {u}, '', 2, 'rate_limited', 1)",
+    ),
+    (
+        8,
+        "account_usage",
+        "INSERT INTO account_usage (publisher_id, account_id, bucket, requests, tokens) VALUES ({u}, {u}, 0, 1, 1)",
+    ),
+    (
+        8,
+        "trains",
+        "INSERT INTO trains (publisher_id, id, slug, enabled, sticky, revision, created_at, updated_at) VALUES ({u}, {u}, 't', TRUE, FALSE, 1, 1, 1)",
+    ),
+    (
+        8,
+        "train_accounts",
+        "INSERT INTO train_accounts (publisher_id, train_id, account_id, priority) VALUES ({u}, {u}, {u}, 0)",
+    ),
+    (
+        8,
+        "train_tokens",
+        "INSERT INTO train_tokens (publisher_id, id, train_id, last_four, source, created_at) VALUES ({u}, {u}, {u}, 'abcd', 'api', 1)",
+    ),
+    (
+        8,
+        "train_token_hashes",
+        "INSERT INTO train_token_hashes (hash, publisher_id, token_id) VALUES ({b}, {u}, {u})",
+    ),
+    (
+        8,
+        "oauth_logins",
+        "INSERT INTO oauth_logins (publisher_id, state_hash, sealed, account, created_at, expires_at) VALUES ({u}, {b}, {b}, '{}', 1, 2)",
+    ),
+    (
+        8,
+        "train_notices",
+        "INSERT INTO train_notices (publisher_id, id, train_id, event_type, message, attempts, next_attempt_at, created_at) VALUES ({u}, {u}, {u}, 't', 'm', 0, 1, 1)",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {

@@ -371,3 +371,135 @@ entity!(delivery_attempts, "delivery_attempts", {
     latency_ms: i64,
     response_excerpt: Option<String>,
 });
+
+entity!(accounts, "accounts", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    name: String,
+    provider: String,
+    base_url: String,
+    header_name: String,
+    header_scheme: Option<String>,
+    credential_type: String,
+    sealed: Vec<u8>,
+    credential_version: i64,
+    last_four: String,
+    enabled: bool,
+    health: String,
+    health_reason: Option<String>,
+    failed_at: Option<i64>,
+    ceilings: Option<String>,
+    expires_at: Option<i64>,
+    token_url: Option<String>,
+    client_id: Option<String>,
+    scopes: Option<String>,
+    refreshed_at: Option<i64>,
+    refresh_due_at: Option<i64>,
+    refresh_failures: i32,
+    refresh_lease: Option<Uuid>,
+    refresh_lease_until: Option<i64>,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+});
+
+entity!(account_cooldowns, "account_cooldowns", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    account_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    model: String,
+    until: i64,
+    reason: String,
+    reported_at: i64,
+});
+
+entity!(account_usage, "account_usage", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    account_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    bucket: i64,
+    requests: i64,
+    tokens: i64,
+});
+
+entity!(trains, "trains", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    slug: String,
+    description: Option<String>,
+    enabled: bool,
+    sticky: bool,
+    slack_webhook: Option<Vec<u8>>,
+    slack_channel: Option<String>,
+    slack_events: Option<String>,
+    exhausted_at: Option<i64>,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+});
+
+entity!(train_accounts, "train_accounts", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    train_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    account_id: Uuid,
+    priority: i32,
+});
+
+entity!(train_tokens, "train_tokens", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    train_id: Uuid,
+    name: Option<String>,
+    last_four: String,
+    source: String,
+    created_at: i64,
+    expires_at: Option<i64>,
+    revoked_at: Option<i64>,
+    last_used_at: Option<i64>,
+});
+
+entity!(train_token_hashes, "train_token_hashes", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    hash: Vec<u8>,
+    publisher_id: Uuid,
+    token_id: Uuid,
+});
+
+entity!(oauth_logins, "oauth_logins", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    state_hash: Vec<u8>,
+    sealed: Vec<u8>,
+    account: String,
+    created_at: i64,
+    expires_at: i64,
+});
+
+entity!(train_notices, "train_notices", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    id: Uuid,
+    train_id: Uuid,
+    event_type: String,
+    message: String,
+    attempts: i32,
+    next_attempt_at: Option<i64>,
+    last_error: Option<String>,
+    created_at: i64,
+    finished_at: Option<i64>,
+});

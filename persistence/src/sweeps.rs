@@ -129,7 +129,7 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 20] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 28] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -169,6 +169,26 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 20] = [
         "publisher_id, pipeline_id, version",
     ),
     ("pipelines", "publisher_id", "publisher_id, id"),
+    ("train_notices", "publisher_id", "publisher_id, id"),
+    ("oauth_logins", "publisher_id", "publisher_id, state_hash"),
+    ("train_tokens", "publisher_id", "publisher_id, id"),
+    (
+        "train_accounts",
+        "publisher_id",
+        "publisher_id, train_id, account_id",
+    ),
+    ("trains", "publisher_id", "publisher_id, id"),
+    (
+        "account_cooldowns",
+        "publisher_id",
+        "publisher_id, account_id, model",
+    ),
+    (
+        "account_usage",
+        "publisher_id",
+        "publisher_id, account_id, bucket",
+    ),
+    ("accounts", "publisher_id", "publisher_id, id"),
     ("credentials", "publisher_id", "publisher_id, id"),
     ("idempotency_keys", "owner_id", "owner_id, operation, key"),
     ("audit_events", "owner_id", "owner_id, seq"),

@@ -1,0 +1,282 @@
+//! Upstream credentials: what an account holds, how it is sealed, and how it goes out.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::{
+    id::{AccountId, Id as _, PublisherId},
+    seal::{Key, Place, SealError},
+    token,
+};
+
+/// What sort of credential an account holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CredentialType {
+    /// A key that stays as it is.
+    ApiKey,
+    /// An access token that is refreshed (RFC 6749 §6).
+    Oauth,
+}
+
+impl CredentialType {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::ApiKey, Self::Oauth];
+
+    /// The word in answers and the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiKey => "api_key",
+            Self::Oauth => "oauth",
+        }
+    }
+
+    /// The one that a word names.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.as_str() == text)
+    }
+}
+
+/// The tokens of an `oauth` account. Nothing of it shows in `Debug`; it is wiped when dropped.
+#[derive(Clone, Debug)]
+pub struct OauthTokens {
+    /// What goes out.
+    pub access_token: SecretString,
+    /// What a refresh presents (RFC 6749 §1.5).
+    pub refresh_token: SecretString,
+    /// What the client authenticates with at the token endpoint, if it has to.
+    pub client_secret: Option<SecretString>,
+}
+
+/// What an account holds.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// A key that stays as it is.
+    ApiKey(SecretString),
+    /// Tokens.
+    Oauth(OauthTokens),
+}
+
+/// The form that is sealed; it never leaves this module.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Plain<'a> {
+    ApiKey(&'a str),
+    Oauth {
+        access_token: &'a str,
+        refresh_token: &'a str,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client_secret: Option<&'a str>,
+    },
+}
+
+/// The form that is opened: owned, since JSON may escape what it holds.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Opened {
+    ApiKey(Zeroizing<String>),
+    Oauth {
+        access_token: Zeroizing<String>,
+        refresh_token: Zeroizing<String>,
+        #[serde(default)]
+        client_secret: Option<Zeroizing<String>>,
+    },
+}
+
+fn place(publisher: Uuid, account: &Uuid) -> Place<'_> {
+    Place {
+        owner: publisher,
+        table: "accounts",
+        row: account.as_bytes(),
+        column: "sealed",
+    }
+}
+
+fn secret(text: &Zeroizing<String>) -> SecretString {
+    SecretString::from(text.as_str().to_owned())
+}
+
+impl Credential {
+    /// Which type it is of.
+    #[must_use]
+    pub const fn credential_type(&self) -> CredentialType {
+        match self {
+            Self::ApiKey(_) => CredentialType::ApiKey,
+            Self::Oauth(_) => CredentialType::Oauth,
+        }
+    }
+
+    /// What goes out to the upstream.
+    #[must_use]
+    pub const fn bearer(&self) -> &SecretString {
+        match self {
+            Self::ApiKey(key) => key,
+            Self::Oauth(tokens) => &tokens.access_token,
+        }
+    }
+
+    /// The last four characters of what goes out.
+    #[must_use]
+    pub fn last_four(&self) -> String {
+        token::last_four(self.bearer().expose_secret())
+    }
+
+    /// Seals it under its publisher's data key, for its account's row alone.
+    ///
+    /// # Panics
+    /// Never: the form always serialises.
+    #[must_use]
+    pub fn seal(&self, key: &Key, publisher: PublisherId, account: AccountId) -> Vec<u8> {
+        let plain = match self {
+            Self::ApiKey(key) => Plain::ApiKey(key.expose_secret()),
+            Self::Oauth(tokens) => Plain::Oauth {
+                access_token: tokens.access_token.expose_secret(),
+                refresh_token: tokens.refresh_token.expose_secret(),
+                client_secret: tokens
+                    .client_secret
+                    .as_ref()
+                    .map(secrecy::ExposeSecret::expose_secret),
+            },
+        };
+        let text = Zeroizing::new(serde_json::to_vec(&plain).expect("texts serialise"));
+        key.seal(&place(publisher.uuid(), &account.uuid()), &text)
+    }
+
+    /// Opens what [`Credential::seal`] made for the same account.
+    ///
+    /// # Errors
+    /// [`SealError`] for another key, account, or bytes.
+    pub fn open(
+        key: &Key,
+        publisher: PublisherId,
+        account: AccountId,
+        sealed: &[u8],
+    ) -> Result<Self, SealError> {
+        let plain = key.open(&place(publisher.uuid(), &account.uuid()), sealed)?;
+        Ok(
+            match serde_json::from_slice(&plain).map_err(|_| SealError)? {
+                Opened::ApiKey(key) => Self::ApiKey(secret(&key)),
+                Opened::Oauth {
+                    access_token,
+                    refresh_token,
+                    client_secret,
+                } => Self::Oauth(OauthTokens {
+                    access_token: secret(&access_token),
+                    refresh_token: secret(&refresh_token),
+                    client_secret: client_secret.as_ref().map(secret),
+                }),
+            },
+        )
+    }
+}
+
+/// The header that carries a credential to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamHeader {
+    /// Its name, in lower case.
+    pub name: String,
+    /// The word before the credential, such as `Bearer`; none if it stands alone.
+    pub scheme: Option<String>,
+}
+
+impl UpstreamHeader {
+    /// `authorization: Bearer …` (RFC 6750 §2.1).
+    #[must_use]
+    pub fn bearer() -> Self {
+        Self {
+            name: "authorization".to_owned(),
+            scheme: Some("Bearer".to_owned()),
+        }
+    }
+
+    /// The header's value for a credential.
+    #[must_use]
+    pub fn value(&self, credential: &SecretString) -> SecretString {
+        let text = credential.expose_secret();
+        SecretString::from(match &self.scheme {
+            Some(scheme) => format!("{scheme} {text}"),
+            None => text.to_owned(),
+        })
+    }
+}
+
+/// What is known of a provider: where it is, and the header that it reads a credential from.
+///
+/// Anthropic reads API keys from `x-api-key` and OAuth tokens from `authorization`; `OpenAI` reads
+/// both from `authorization` (their API references).
+#[must_use]
+pub fn known_provider(name: &str, of: CredentialType) -> Option<(&'static str, UpstreamHeader)> {
+    match (name, of) {
+        ("anthropic", CredentialType::ApiKey) => {
+            let header = UpstreamHeader {
+                name: "x-api-key".to_owned(),
+                scheme: None,
+            };
+            Some(("https://api.anthropic.com", header))
+        }
+        ("anthropic", CredentialType::Oauth) => {
+            Some(("https://api.anthropic.com", UpstreamHeader::bearer()))
+        }
+        ("openai", _) => Some(("https://api.openai.com/v1", UpstreamHeader::bearer())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Timestamp;
+
+    fn ids() -> (PublisherId, AccountId) {
+        let now = Timestamp::from_ms(1);
+        (PublisherId::generate(now), AccountId::generate(now))
+    }
+
+    fn tokens() -> Credential {
+        Credential::Oauth(OauthTokens {
+            access_token: SecretString::from("at-\"quoted\"-1234".to_owned()),
+            refresh_token: SecretString::from("rt".to_owned()),
+            client_secret: None,
+        })
+    }
+
+    #[test]
+    fn a_credential_opens_for_its_own_account_alone() {
+        let (publisher, account) = ids();
+        let (foreign, other) = ids();
+        let key = Key::generate();
+        for credential in [
+            tokens(),
+            Credential::ApiKey(SecretString::from("sk-ant-abcd".to_owned())),
+        ] {
+            let sealed = credential.seal(&key, publisher, account);
+            let opened = Credential::open(&key, publisher, account, &sealed).unwrap();
+            assert_eq!(
+                opened.bearer().expose_secret(),
+                credential.bearer().expose_secret()
+            );
+            assert_eq!(opened.credential_type(), credential.credential_type());
+            assert!(Credential::open(&key, publisher, other, &sealed).is_err());
+            assert!(Credential::open(&key, foreign, account, &sealed).is_err());
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_credential() {
+        let text = format!("{:?}", tokens());
+        assert!(!text.contains("1234") && !text.contains("\"rt\""), "{text}");
+    }
+
+    #[test]
+    fn headers_carry_what_their_provider_reads() {
+        let key = SecretString::from("k".to_owned());
+        let (_, header) = known_provider("anthropic", CredentialType::ApiKey).unwrap();
+        assert_eq!(header.value(&key).expose_secret(), "k");
+        let (_, header) = known_provider("openai", CredentialType::ApiKey).unwrap();
+        assert_eq!(header.value(&key).expose_secret(), "Bearer k");
+        assert!(known_provider("other", CredentialType::ApiKey).is_none());
+    }
+}
