@@ -29,4 +29,5 @@ mod secrets;
 mod storms;
 mod subcommands;
 mod tokens;
+mod trains;
 mod verifiers;
