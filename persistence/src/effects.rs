@@ -149,3 +149,6 @@ pub(crate) struct Effects {
     /// Which runs changed, and of which publishers there are new events.
     pub(crate) changed: BTreeSet<Uuid>,
 }
+
+#[cfg(test)]
+mod tests;
