@@ -232,7 +232,9 @@ impl Control {
         let now = Instant::now();
         for handed in written.handed {
             let key = handed.key;
-            if !self.board.hand_over(handed, now) {
+            if self.board.hand_over(handed, now) {
+                metrics::counter!("stationmaster_deliveries_handed_over_total").increment(1);
+            } else {
                 self.rung(key);
             }
         }
