@@ -19,6 +19,7 @@ mod credentials;
 mod db;
 mod deliveries;
 mod dispatch;
+mod effects;
 mod endpoint_secrets;
 mod endpoints;
 mod entity;
@@ -57,6 +58,7 @@ pub use dispatch::{
     Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
     Page as DuePage, ProcessId, Renewed, Target, Verdict, Waiting,
 };
+pub use effects::HandedOver;
 pub use endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
 pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use error::StoreError;
@@ -169,7 +171,8 @@ impl Store {
     }
 
     /// Waits until a commit, here or in another process, wrote deliveries, and says for which
-    /// endpoints. May be dropped at any time.
+    /// endpoints; from the first call on it also hands over what commits of this process wrote
+    /// (ADR 0022). For one caller. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
     }
@@ -258,7 +261,7 @@ impl Store {
             self.inner.auth.invalidate(owner);
             self.inner.secrets.invalidate(owner);
         }
-        self.inner.wake.after(&committed.effects);
+        self.inner.wake.after(committed.effects, committed.since);
         committed.value
     }
 }
