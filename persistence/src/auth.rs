@@ -350,10 +350,13 @@ impl Store {
                 // Rows that this process never saw were swept: nothing cached is known to hold.
                 cache.invalidate_all();
                 self.inner.secrets.invalidate_all();
+                self.inner.keys.forget_all();
             }
+            self.inner
+                .keys
+                .forget(rows.iter().map(|row| row.publisher_id));
             for row in &rows {
                 cache.invalidate(row.publisher_id);
-                self.inner.keys.forget(row.publisher_id);
                 self.inner.secrets.invalidate(row.publisher_id);
             }
             self.look_for_foreign_tokens().await?;

@@ -526,9 +526,7 @@ impl System {
                 Ok(gone)
             })
             .await?;
-        for publisher in gone {
-            store.inner.keys.forget(publisher);
-        }
+        store.inner.keys.forget(gone);
         Ok(())
     }
 }

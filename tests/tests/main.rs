@@ -15,6 +15,7 @@ mod events;
 mod first_minute;
 mod idempotency;
 mod isolation;
+mod keys;
 mod kill;
 mod limits;
 mod listen;
