@@ -23,6 +23,7 @@ use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext},
+    resolve::refresh::Refresh,
 };
 
 /// The parts that operations work with.
@@ -40,6 +41,8 @@ pub struct App {
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn Refresh>>,
 }
 
 impl App {
@@ -89,6 +92,8 @@ pub enum Tag {
     Events,
     /// Where events are delivered to.
     Webhooks,
+    /// Upstream credentials, and the trains that lend them to gateways.
+    Trains,
 }
 
 impl From<StoreError> for ApiError {

@@ -40,9 +40,11 @@ mod events;
 mod listen;
 mod pipelines;
 mod replays;
+pub mod resolve;
 mod runs;
 mod seats;
 mod subcommands;
+mod train_tokens;
 
 #[cfg(test)]
 mod sample;
@@ -71,6 +73,8 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn resolve::refresh::Refresh>>,
 }
 
 /// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
@@ -88,6 +92,7 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
+    Lending,
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -97,6 +102,13 @@ type Webhooks = (
     replays::Replays,
     deliveries::Deliveries,
     listen::Listen,
+);
+
+/// What trains' clients ask, and what they ask it with.
+type Lending = (
+    train_tokens::TrainTokens,
+    resolve::Resolve,
+    resolve::forward::ForwardAuth,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -124,6 +136,11 @@ fn operations(app: &Arc<App>) -> Operations {
             deliveries::Deliveries { app: app() },
             listen::Listen::new(app()),
         ),
+        (
+            train_tokens::TrainTokens { app: app() },
+            resolve::Resolve { app: app() },
+            resolve::forward::ForwardAuth { app: app() },
+        ),
     )
 }
 
@@ -142,6 +159,9 @@ fn docs_of_all() -> Vec<OperationDoc> {
         events::DOCS,
         deliveries::DOCS,
         listen::DOCS,
+        train_tokens::DOCS,
+        resolve::DOCS,
+        resolve::forward::DOCS,
     ]
     .concat()
 }
@@ -296,6 +316,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
+        refresher: deps.refresher,
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -10,7 +10,6 @@ use std::{future::Future, sync::Arc};
 use domain::{Timestamp, seal::MasterKeys};
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 mod audit;
 mod auth;
@@ -28,10 +27,12 @@ mod events;
 mod feed;
 #[cfg(test)]
 mod fixture;
+mod freshness;
 mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod lending;
 mod open;
 mod page;
 mod pipelines;
@@ -45,6 +46,7 @@ mod seed;
 mod sql;
 mod subcommands;
 mod sweeps;
+mod train_tokens;
 mod versions;
 mod wake;
 
@@ -66,6 +68,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
+pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -80,6 +83,7 @@ pub use runs::{
 };
 pub use scope::{Principal, Scope, Scoped, System};
 pub use subcommands::{CallRecord, SubcommandCall};
+pub use train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
 pub use versions::KeptVersion;
 pub use wake::Written;
 
@@ -88,8 +92,10 @@ use db::{Committed, Db, Tx};
 use dispatch::SecretCache;
 use error::Result;
 use event_types::TypeSchemas;
+use freshness::Freshness;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
+use lending::Lending;
 use runs::claims::Turns;
 use versions::Definitions;
 use wake::Wake;
@@ -103,7 +109,9 @@ pub struct Store {
 struct Inner {
     db: Db,
     keys: KeyRing,
+    freshness: Freshness,
     auth: AuthCache,
+    lending: Lending,
     secrets: SecretCache,
     definitions: Definitions,
     type_schemas: TypeSchemas,
@@ -127,7 +135,9 @@ impl Store {
         let (lane, inlet) = Lane::new();
         let inner = Inner {
             keys: KeyRing::new(master),
+            freshness: Freshness::default(),
             auth: AuthCache::new(),
+            lending: Lending::new(),
             secrets: SecretCache::default(),
             definitions: Definitions::new(),
             type_schemas: TypeSchemas::new(),
@@ -213,6 +223,9 @@ impl Store {
         if let Err(error) = self.flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be written down");
         }
+        if let Err(error) = self.flush_usage().await {
+            tracing::warn!(%error, "the last use of accounts could not be written down");
+        }
         self.inner.db.close().await;
     }
 
@@ -254,9 +267,7 @@ impl Store {
     /// What follows a commit.
     fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
-            let owner: Uuid = domain::id::Id::uuid(*publisher);
-            self.inner.auth.invalidate(owner);
-            self.inner.secrets.invalidate(owner);
+            self.forget_publisher(domain::id::Id::uuid(*publisher));
         }
         self.inner.wake.after(&committed.effects);
         committed.value
@@ -267,5 +278,10 @@ impl System {
     /// Writes down when tokens were last used; answers how many.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await
+    }
+
+    /// Writes down what gateways reported to have used; answers of how many accounts.
+    pub async fn flush_usage(&self) -> Result<u64, StoreError> {
+        self.store.flush_usage().await
     }
 }
