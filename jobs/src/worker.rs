@@ -200,10 +200,19 @@ impl Worker {
             Kind::Credentials => {
                 let cutoff = self.before(keep.retention_credentials_days);
                 let removed = system.sweep_credentials(cutoff, rows).await?;
+                let train_tokens = system.sweep_train_tokens(cutoff, rows).await?;
                 let changes = system.sweep_credential_changes(rows).await?;
+                let usage = system.sweep_account_usage(rows).await?;
+                let cooldowns = system.sweep_cooldowns(rows).await?;
                 Batch::of(
                     rows,
-                    vec![("removed", removed), ("changes_removed", changes)],
+                    vec![
+                        ("removed", removed),
+                        ("train_tokens_removed", train_tokens),
+                        ("changes_removed", changes),
+                        ("usage_removed", usage),
+                        ("cooldowns_removed", cooldowns),
+                    ],
                 )
             }
             Kind::IdempotencyKeys => {

@@ -13,6 +13,7 @@ mod dispatch;
 mod endpoints;
 mod events;
 mod first_minute;
+mod gateways;
 mod idempotency;
 mod isolation;
 mod keys;
