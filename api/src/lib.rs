@@ -31,6 +31,7 @@ pub mod idempotency;
 pub mod jobs;
 pub mod publishers;
 
+mod accounts;
 mod deliveries;
 mod destination;
 mod endpoint_secrets;
@@ -43,8 +44,10 @@ mod replays;
 pub mod resolve;
 mod runs;
 mod seats;
+mod sent;
 mod subcommands;
 mod train_tokens;
+mod trains;
 
 #[cfg(test)]
 mod sample;
@@ -93,6 +96,7 @@ type Operations = (
     (event_types::EventTypesApi, events::Events),
     Webhooks,
     Lending,
+    (accounts::Accounts, trains::Trains),
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -141,6 +145,10 @@ fn operations(app: &Arc<App>) -> Operations {
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },
         ),
+        (
+            accounts::Accounts { app: app() },
+            trains::Trains { app: app() },
+        ),
     )
 }
 
@@ -162,6 +170,8 @@ fn docs_of_all() -> Vec<OperationDoc> {
         train_tokens::DOCS,
         resolve::DOCS,
         resolve::forward::DOCS,
+        accounts::DOCS,
+        trains::DOCS,
     ]
     .concat()
 }
@@ -279,11 +289,12 @@ fn revised_schemas(document: &Value) -> HashSet<String> {
     let known = |name: &&str| format!("#/components/schemas/{name}");
     let mut found: HashSet<String> = REVISED.iter().map(known).collect();
     for (_, item) in paths {
-        let operations = || item.as_object().into_iter().flat_map(|item| item.values());
-        if !operations().any(|operation| has_parameter(operation, "If-Match")) {
+        let operations = || item.as_object().into_iter().flatten();
+        if !operations().any(|(_, operation)| has_parameter(operation, "If-Match")) {
             continue;
         }
-        for operation in operations() {
+        // What a deletion answers has no revision any more.
+        for (_, operation) in operations().filter(|(method, _)| *method != "delete") {
             for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
                 let schema = &answer["content"]["application/json"]["schema"]["$ref"];
                 if status.starts_with('2') {
