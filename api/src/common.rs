@@ -25,6 +25,7 @@ use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext},
+    resolve::refresh::Refresh,
 };
 
 /// The parts that operations work with.
@@ -42,6 +43,8 @@ pub struct App {
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn Refresh>>,
 }
 
 impl App {

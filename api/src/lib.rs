@@ -41,10 +41,12 @@ mod events;
 mod listen;
 mod pipelines;
 mod replays;
+pub mod resolve;
 mod runs;
 mod seats;
 mod sent;
 mod subcommands;
+mod train_tokens;
 mod trains;
 
 #[cfg(test)]
@@ -74,6 +76,8 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn resolve::refresh::Refresh>>,
 }
 
 /// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
@@ -91,7 +95,7 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
-    (accounts::Accounts, trains::Trains),
+    Lending,
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -101,6 +105,15 @@ type Webhooks = (
     replays::Replays,
     deliveries::Deliveries,
     listen::Listen,
+);
+
+/// What is lent, by what, and to whom.
+type Lending = (
+    accounts::Accounts,
+    trains::Trains,
+    train_tokens::TrainTokens,
+    resolve::Resolve,
+    resolve::forward::ForwardAuth,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -131,6 +144,9 @@ fn operations(app: &Arc<App>) -> Operations {
         (
             accounts::Accounts { app: app() },
             trains::Trains { app: app() },
+            train_tokens::TrainTokens { app: app() },
+            resolve::Resolve { app: app() },
+            resolve::forward::ForwardAuth { app: app() },
         ),
     )
 }
@@ -152,6 +168,9 @@ fn docs_of_all() -> Vec<OperationDoc> {
         listen::DOCS,
         accounts::DOCS,
         trains::DOCS,
+        train_tokens::DOCS,
+        resolve::DOCS,
+        resolve::forward::DOCS,
     ]
     .concat()
 }
@@ -307,6 +326,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
+        refresher: deps.refresher,
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());
