@@ -12,7 +12,9 @@ use poem_openapi::{
         MetaHeader, MetaMediaType, MetaParamIn, MetaResponse, MetaResponses, MetaSchema,
         MetaSchemaRef, Registry,
     },
-    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{
+        MaybeUndefined, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type,
+    },
 };
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
@@ -23,6 +25,7 @@ use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext},
+    resolve::refresh::Refresh,
 };
 
 /// The parts that operations work with.
@@ -40,6 +43,8 @@ pub struct App {
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn Refresh>>,
 }
 
 impl App {
@@ -89,6 +94,8 @@ pub enum Tag {
     Events,
     /// Where events are delivered to.
     Webhooks,
+    /// Upstream credentials, and the trains that lend them to gateways.
+    Trains,
 }
 
 impl From<StoreError> for ApiError {
@@ -438,6 +445,16 @@ pub(crate) fn header_schema(max: usize) -> MetaSchemaRef {
         max_length: Some(max),
         ..MetaSchema::new("string")
     }))
+}
+
+/// What a patch says of a member: nothing, that it goes, or what it is to be.
+#[expect(clippy::option_option, reason = "as the store's patches have it")]
+pub(crate) fn change<T>(member: MaybeUndefined<T>) -> Option<Option<T>> {
+    match member {
+        MaybeUndefined::Undefined => None,
+        MaybeUndefined::Null => Some(None),
+        MaybeUndefined::Value(value) => Some(Some(value)),
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub mod idempotency;
 pub mod jobs;
 pub mod publishers;
 
+mod accounts;
 mod deliveries;
 mod destination;
 mod endpoint_secrets;
@@ -40,9 +41,13 @@ mod events;
 mod listen;
 mod pipelines;
 mod replays;
+pub mod resolve;
 mod runs;
 mod seats;
+mod sent;
 mod subcommands;
+mod train_tokens;
+mod trains;
 
 #[cfg(test)]
 mod sample;
@@ -71,6 +76,8 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn resolve::refresh::Refresh>>,
 }
 
 /// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
@@ -88,6 +95,7 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
+    Lending,
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -97,6 +105,15 @@ type Webhooks = (
     replays::Replays,
     deliveries::Deliveries,
     listen::Listen,
+);
+
+/// What is lent, by what, and to whom.
+type Lending = (
+    accounts::Accounts,
+    trains::Trains,
+    train_tokens::TrainTokens,
+    resolve::Resolve,
+    resolve::forward::ForwardAuth,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -124,6 +141,13 @@ fn operations(app: &Arc<App>) -> Operations {
             deliveries::Deliveries { app: app() },
             listen::Listen::new(app()),
         ),
+        (
+            accounts::Accounts { app: app() },
+            trains::Trains { app: app() },
+            train_tokens::TrainTokens { app: app() },
+            resolve::Resolve { app: app() },
+            resolve::forward::ForwardAuth { app: app() },
+        ),
     )
 }
 
@@ -142,6 +166,11 @@ fn docs_of_all() -> Vec<OperationDoc> {
         events::DOCS,
         deliveries::DOCS,
         listen::DOCS,
+        accounts::DOCS,
+        trains::DOCS,
+        train_tokens::DOCS,
+        resolve::DOCS,
+        resolve::forward::DOCS,
     ]
     .concat()
 }
@@ -259,11 +288,12 @@ fn revised_schemas(document: &Value) -> HashSet<String> {
     let known = |name: &&str| format!("#/components/schemas/{name}");
     let mut found: HashSet<String> = REVISED.iter().map(known).collect();
     for (_, item) in paths {
-        let operations = || item.as_object().into_iter().flat_map(|item| item.values());
-        if !operations().any(|operation| has_parameter(operation, "If-Match")) {
+        let operations = || item.as_object().into_iter().flatten();
+        if !operations().any(|(_, operation)| has_parameter(operation, "If-Match")) {
             continue;
         }
-        for operation in operations() {
+        // What a deletion answers has no revision any more.
+        for (_, operation) in operations().filter(|(method, _)| *method != "delete") {
             for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
                 let schema = &answer["content"]["application/json"]["schema"]["$ref"];
                 if status.starts_with('2') {
@@ -296,6 +326,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
+        refresher: deps.refresher,
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod credential;
 pub mod event;
 pub mod id;
+pub mod lending;
 pub mod limits;
 pub mod pipeline;
 pub mod problem;
@@ -20,6 +21,7 @@ pub mod seal;
 pub mod signature;
 pub mod slug;
 pub mod token;
+pub mod train;
 
 pub use clock::{Clock, Timestamp};
 pub use problem::{Code, FieldError, Problem};

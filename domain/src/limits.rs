@@ -58,6 +58,14 @@ pub const REPLAY_PENDING: i64 = 500;
 pub const REPLAYS_RUNNING: usize = 5;
 /// Most live secrets of one endpoint.
 pub const ENDPOINT_SECRETS: usize = 10;
+/// Longest credential that an account holds, characters.
+pub const CREDENTIAL_CHARS: usize = 8192;
+/// Most scopes of an `oauth` account.
+pub const SCOPES: usize = 50;
+/// Most accounts of a train.
+pub const TRAIN_ACCOUNTS: usize = 100;
+/// The last priority of an account in a train; 0 is the first.
+pub const TRAIN_PRIORITY_MAX: u16 = 999;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.
@@ -79,6 +87,14 @@ pub struct Quotas {
     pub pipelines: u32,
     /// Webhook endpoints.
     pub webhook_endpoints: u32,
+    /// Upstream accounts.
+    pub accounts: u32,
+    /// Trains.
+    pub trains: u32,
+    /// Live tokens of all trains.
+    pub train_tokens: u32,
+    /// Live tokens of one train.
+    pub train_tokens_per_train: u32,
 }
 
 impl Default for Quotas {
@@ -87,6 +103,10 @@ impl Default for Quotas {
             credentials_per_kind: 50,
             pipelines: 1000,
             webhook_endpoints: 100,
+            accounts: 100,
+            trains: 100,
+            train_tokens: 50,
+            train_tokens_per_train: 10,
         }
     }
 }

@@ -142,6 +142,7 @@ async fn answer(
         rates: rates(config),
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
+        refresher: None,
         dispatcher_healthy: Arc::new(move || health.healthy()),
     });
     let limits = ConnectionLimits {
