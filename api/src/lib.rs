@@ -96,7 +96,6 @@ type Operations = (
     (event_types::EventTypesApi, events::Events),
     Webhooks,
     Lending,
-    (accounts::Accounts, trains::Trains),
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -108,8 +107,10 @@ type Webhooks = (
     listen::Listen,
 );
 
-/// What trains' clients ask, and what they ask it with.
+/// What is lent, by what, and to whom.
 type Lending = (
+    accounts::Accounts,
+    trains::Trains,
     train_tokens::TrainTokens,
     resolve::Resolve,
     resolve::forward::ForwardAuth,
@@ -141,13 +142,11 @@ fn operations(app: &Arc<App>) -> Operations {
             listen::Listen::new(app()),
         ),
         (
+            accounts::Accounts { app: app() },
+            trains::Trains { app: app() },
             train_tokens::TrainTokens { app: app() },
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },
-        ),
-        (
-            accounts::Accounts { app: app() },
-            trains::Trains { app: app() },
         ),
     )
 }
@@ -167,11 +166,11 @@ fn docs_of_all() -> Vec<OperationDoc> {
         events::DOCS,
         deliveries::DOCS,
         listen::DOCS,
+        accounts::DOCS,
+        trains::DOCS,
         train_tokens::DOCS,
         resolve::DOCS,
         resolve::forward::DOCS,
-        accounts::DOCS,
-        trains::DOCS,
     ]
     .concat()
 }

@@ -412,12 +412,7 @@ impl System {
     }
 
     /// Rows of a table that were revoked or expired at or before `cutoff`.
-    async fn sweep_ended(
-        &self,
-        table: &'static str,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64> {
+    async fn sweep_ended(&self, table: &'static str, cutoff: Timestamp, limit: u64) -> Result<u64> {
         let mut removed = 0;
         for order in ["revoked_at", "expires_at"] {
             let past = |sql: &mut Sql| {
@@ -581,9 +576,7 @@ impl System {
                 Ok(gone)
             })
             .await?;
-        for publisher in gone {
-            store.inner.keys.forget(publisher);
-        }
+        store.inner.keys.forget(gone);
         Ok(())
     }
 }

@@ -89,11 +89,7 @@ impl Publisher {
             .map(|(priority, account)| json!({"account_id": account, "priority": priority}))
             .collect();
         let path = format!("/v1/trains/{slug}/accounts");
-        self.admin
-            .put(&path)
-            .json(&json!(places))
-            .expect(200)
-            .await
+        self.admin.put(&path).json(&json!(places)).expect(200).await
     }
 
     /// Creates a run that nobody has claimed; returns its identifier.

@@ -228,7 +228,12 @@ mod tests {
         }));
         assert_eq!(vault.count(), 3);
         assert!(vault.found_in(b"https://hooks.example/T0/B0/").is_empty());
-        assert_eq!(vault.found_in(b"/0123456789abcdef0 sk-0123456789abcdef").len(), 2);
+        assert_eq!(
+            vault
+                .found_in(b"/0123456789abcdef0 sk-0123456789abcdef")
+                .len(),
+            2
+        );
     }
 
     #[test]

@@ -43,7 +43,11 @@ pub const DOCS: &[OperationDoc] = &[
 const fn doc(operation_id: &'static str) -> OperationDoc {
     OperationDoc {
         operation_id,
-        codes: &[Code::TrainDisabled, Code::TrainExhausted, Code::NothingToLend],
+        codes: &[
+            Code::TrainDisabled,
+            Code::TrainExhausted,
+            Code::NothingToLend,
+        ],
     }
 }
 
@@ -77,7 +81,10 @@ impl Headers {
         let mut headers = vec![
             (header::AUTHORIZATION, HeaderValue::from_static("")),
             (API_KEY, HeaderValue::from_static("")),
-            (HeaderName::from_static(ACCOUNT), text(&lent.id.to_string())?),
+            (
+                HeaderName::from_static(ACCOUNT),
+                text(&lent.id.to_string())?,
+            ),
             (HeaderName::from_static(PROVIDER), text(&lent.provider)?),
             (HeaderName::from_static(BASE_URL), text(&lent.base_url)?),
             (

@@ -175,7 +175,10 @@ impl Rest<'_> {
         );
         let statement = sql.statement(tx.db().get_database_backend());
         let row = tx.db().query_one_raw(statement).await;
-        row.map_err(gone)?.as_ref().map(Cooldown::of_row).transpose()
+        row.map_err(gone)?
+            .as_ref()
+            .map(Cooldown::of_row)
+            .transpose()
     }
 
     async fn make_refresh_due(&self, tx: &Tx) -> Result<()> {
@@ -211,9 +214,7 @@ async fn end_rest(
     let mut sql = Sql::new("UPDATE account_cooldowns SET until = ");
     sql.bind(now)
         .push(", reported_at = CASE WHEN reported_at >= ");
-    sql.bind(now)
-        .push(" THEN reported_at + 1 ELSE ")
-        .bind(now);
+    sql.bind(now).push(" THEN reported_at + 1 ELSE ").bind(now);
     sql.push(" END WHERE publisher_id = ").bind(publisher);
     sql.push(" AND account_id = ").bind(account);
     sql.push(" AND model IN (").bind_list([WHOLE, model]);

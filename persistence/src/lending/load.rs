@@ -108,8 +108,8 @@ fn assemble(
 /// the others from being lent.
 fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
     let id = AccountId::from_uuid(row.id);
-    let kind = CredentialType::parse(&row.credential_type)
-        .ok_or_else(|| damaged("type of credential"))?;
+    let kind =
+        CredentialType::parse(&row.credential_type).ok_or_else(|| damaged("type of credential"))?;
     let header = UpstreamHeader {
         name: row.header_name,
         scheme: row.header_scheme,
@@ -147,10 +147,7 @@ fn bytes_of(
     accounts: &HashMap<Uuid, Arc<Lent>>,
 ) -> u32 {
     let of_account = |lent: &Arc<Lent>| {
-        ACCOUNT_BYTES
-            + lent.value.expose_secret().len()
-            + lent.provider.len()
-            + lent.base_url.len()
+        ACCOUNT_BYTES + lent.value.expose_secret().len() + lent.provider.len() + lent.base_url.len()
     };
     let accounts: usize = accounts.values().map(of_account).sum();
     let trains: usize = trains.iter().map(|row| ENTRY_BYTES + row.slug.len()).sum();

@@ -384,8 +384,9 @@ fn trains(operation: &str, things: &Things) -> Option<Target> {
             account(200, "/v1/accounts/{}", &things.account).body(&json!({"enabled": false}))
         }
         "delete_account" => account(200, "/v1/accounts/{}", &things.account),
-        "replace_account" => account(201, "/v1/accounts/{}/replace", &things.spare_account)
-            .body(&new_account(&slug)),
+        "replace_account" => {
+            account(201, "/v1/accounts/{}/replace", &things.spare_account).body(&new_account(&slug))
+        }
         "list_trains" => plain(200, "/v1/trains"),
         "create_train" => plain(201, "/v1/trains")
             .bodies(&json!({"slug": slug}), &json!({"slug": nothing}))
