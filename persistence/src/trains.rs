@@ -565,3 +565,6 @@ impl Scoped {
         self.store.administer(context, owner, work, render).await
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

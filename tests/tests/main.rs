@@ -31,4 +31,5 @@ mod secrets;
 mod storms;
 mod subcommands;
 mod tokens;
+mod trains;
 mod verifiers;
