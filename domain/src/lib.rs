@@ -11,6 +11,7 @@ pub mod credential;
 pub mod event;
 pub mod id;
 pub mod limits;
+pub mod oauth;
 pub mod pipeline;
 pub mod problem;
 pub mod random;

@@ -32,12 +32,14 @@ mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod logins;
 mod open;
 mod page;
 mod pipelines;
 mod publish;
 mod publishers;
 mod quota;
+mod refresh;
 mod replays;
 mod runs;
 mod scope;
@@ -66,6 +68,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
+pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -73,6 +76,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,
