@@ -21,6 +21,7 @@ pub mod seal;
 pub mod signature;
 pub mod slug;
 pub mod token;
+pub mod train;
 
 pub use clock::{Clock, Timestamp};
 pub use problem::{Code, FieldError, Problem};
