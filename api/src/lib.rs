@@ -94,7 +94,7 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
-    (accounts::Accounts, trains::Trains),
+    (accounts::All, trains::Trains),
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -131,10 +131,7 @@ fn operations(app: &Arc<App>) -> Operations {
             deliveries::Deliveries { app: app() },
             listen::Listen::new(app()),
         ),
-        (
-            accounts::Accounts { app: app() },
-            trains::Trains { app: app() },
-        ),
+        (accounts::all(&app()), trains::Trains { app: app() }),
     )
 }
 
@@ -154,6 +151,8 @@ fn docs_of_all() -> Vec<OperationDoc> {
         deliveries::DOCS,
         listen::DOCS,
         accounts::DOCS,
+        accounts::refreshes::DOCS,
+        accounts::logins::DOCS,
         trains::DOCS,
     ]
     .concat()

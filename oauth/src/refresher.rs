@@ -244,7 +244,10 @@ impl Refresher {
             id: &lease.client_id,
             secret: lease.tokens.client_secret.as_ref(),
         };
-        let ask = Ask::Refresh(&lease.tokens.refresh_token);
+        let ask = Ask::Refresh {
+            token: &lease.tokens.refresh_token,
+            scope: lease.scopes.as_deref(),
+        };
         match endpoint::ask(&self.0.http, &lease.token_url, client, ask).await {
             Ok(grant) => keep(scoped, lease, context, &grant, asked_at).await,
             Err(error) => {
