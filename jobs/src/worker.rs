@@ -199,8 +199,17 @@ impl Worker {
             Kind::Credentials => {
                 let cutoff = self.before(keep.retention_credentials_days);
                 let removed = system.sweep_credentials(cutoff, BATCH).await?;
+                let train_tokens = system.sweep_train_tokens(cutoff, BATCH).await?;
                 let changes = system.sweep_credential_changes(BATCH).await?;
-                Batch::of(vec![("removed", removed), ("changes_removed", changes)])
+                let usage = system.sweep_account_usage(BATCH).await?;
+                let cooldowns = system.sweep_cooldowns(BATCH).await?;
+                Batch::of(vec![
+                    ("removed", removed),
+                    ("train_tokens_removed", train_tokens),
+                    ("changes_removed", changes),
+                    ("usage_removed", usage),
+                    ("cooldowns_removed", cooldowns),
+                ])
             }
             Kind::IdempotencyKeys => {
                 let wiped = system.wipe_secret_answers(BATCH).await?;

@@ -10,7 +10,6 @@ use std::{future::Future, sync::Arc};
 use domain::{Timestamp, seal::MasterKeys};
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 mod accounts;
 mod audit;
@@ -29,10 +28,12 @@ mod events;
 mod feed;
 #[cfg(test)]
 mod fixture;
+mod freshness;
 mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod lending;
 mod logins;
 mod open;
 mod page;
@@ -48,6 +49,7 @@ mod seed;
 mod sql;
 mod subcommands;
 mod sweeps;
+mod train_tokens;
 mod trains;
 mod versions;
 mod wake;
@@ -71,6 +73,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
+pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
@@ -87,6 +90,7 @@ pub use runs::{
 };
 pub use scope::{Principal, Scope, Scoped, System};
 pub use subcommands::{CallRecord, SubcommandCall};
+pub use train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
 pub use trains::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
 pub use versions::KeptVersion;
 pub use wake::Written;
@@ -96,8 +100,10 @@ use db::{Committed, Db, Tx};
 use dispatch::SecretCache;
 use error::Result;
 use event_types::TypeSchemas;
+use freshness::Freshness;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
+use lending::Lending;
 use runs::claims::Turns;
 use versions::Definitions;
 use wake::Wake;
@@ -111,7 +117,9 @@ pub struct Store {
 struct Inner {
     db: Db,
     keys: KeyRing,
+    freshness: Freshness,
     auth: AuthCache,
+    lending: Lending,
     secrets: SecretCache,
     definitions: Definitions,
     type_schemas: TypeSchemas,
@@ -135,7 +143,9 @@ impl Store {
         let (lane, inlet) = Lane::new();
         let inner = Inner {
             keys: KeyRing::new(master),
+            freshness: Freshness::default(),
             auth: AuthCache::new(),
+            lending: Lending::new(),
             secrets: SecretCache::default(),
             definitions: Definitions::new(),
             type_schemas: TypeSchemas::new(),
@@ -221,6 +231,9 @@ impl Store {
         if let Err(error) = self.flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be written down");
         }
+        if let Err(error) = self.flush_usage().await {
+            tracing::warn!(%error, "the last use of accounts could not be written down");
+        }
         self.inner.db.close().await;
     }
 
@@ -262,9 +275,7 @@ impl Store {
     /// What follows a commit.
     fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
-            let owner: Uuid = domain::id::Id::uuid(*publisher);
-            self.inner.auth.invalidate(owner);
-            self.inner.secrets.invalidate(owner);
+            self.forget_publisher(domain::id::Id::uuid(*publisher));
         }
         self.inner.wake.after(&committed.effects);
         committed.value
@@ -275,5 +286,10 @@ impl System {
     /// Writes down when tokens were last used; answers how many.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await
+    }
+
+    /// Writes down what gateways reported to have used; answers of how many accounts.
+    pub async fn flush_usage(&self) -> Result<u64, StoreError> {
+        self.store.flush_usage().await
     }
 }
