@@ -96,7 +96,6 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
-    (accounts::All, trains::Trains),
     Lending,
 );
 
@@ -109,8 +108,10 @@ type Webhooks = (
     listen::Listen,
 );
 
-/// What trains' clients ask, and what they ask it with.
+/// What is lent, by what, and to whom.
 type Lending = (
+    accounts::All,
+    trains::Trains,
     train_tokens::TrainTokens,
     resolve::Resolve,
     resolve::forward::ForwardAuth,
@@ -141,8 +142,9 @@ fn operations(app: &Arc<App>) -> Operations {
             deliveries::Deliveries { app: app() },
             listen::Listen::new(app()),
         ),
-        (accounts::all(&app()), trains::Trains { app: app() }),
         (
+            accounts::all(&app()),
+            trains::Trains { app: app() },
             train_tokens::TrainTokens { app: app() },
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },

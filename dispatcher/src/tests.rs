@@ -176,6 +176,7 @@ macro_rules! made {
 
 // After the macro that they use.
 mod changes;
+mod handed;
 mod hostile;
 
 impl World {

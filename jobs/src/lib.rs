@@ -11,6 +11,7 @@
 )]
 
 mod job;
+mod rest;
 #[cfg(test)]
 mod tests;
 mod worker;

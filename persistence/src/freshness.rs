@@ -197,6 +197,7 @@ impl Store {
         self.inner.freshness.invalidate_all();
         self.inner.auth.clear();
         self.inner.secrets.invalidate_all();
+        self.inner.keys.forget_all();
     }
 
     /// Reads the log of changes once.
@@ -219,8 +220,10 @@ impl Store {
                 self.forget_everybody();
                 self.look_for_foreign_tokens(None).await?;
             }
+            self.inner
+                .keys
+                .forget(rows.iter().map(|row| row.publisher_id));
             for row in &rows {
-                self.inner.keys.forget(row.publisher_id);
                 self.forget_publisher(row.publisher_id);
             }
             let changed: Vec<Uuid> = rows.iter().map(|row| row.publisher_id).collect();

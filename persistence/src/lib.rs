@@ -19,6 +19,7 @@ mod credentials;
 mod db;
 mod deliveries;
 mod dispatch;
+mod effects;
 mod endpoint_secrets;
 mod endpoints;
 mod entity;
@@ -64,6 +65,7 @@ pub use dispatch::{
     Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
     Page as DuePage, ProcessId, Renewed, Target, Verdict, Waiting,
 };
+pub use effects::HandedOver;
 pub use endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
 pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use error::StoreError;
@@ -72,6 +74,7 @@ pub use events::Event;
 pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
+pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
@@ -187,7 +190,8 @@ impl Store {
     }
 
     /// Waits until a commit, here or in another process, wrote deliveries, and says for which
-    /// endpoints. May be dropped at any time.
+    /// endpoints; from the first call on it also hands over what commits of this process wrote
+    /// (ADR 0022). For one caller. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
     }
@@ -277,7 +281,7 @@ impl Store {
         for publisher in &committed.effects.credentials_of {
             self.forget_publisher(domain::id::Id::uuid(*publisher));
         }
-        self.inner.wake.after(&committed.effects);
+        self.inner.wake.after(committed.effects, committed.since);
         committed.value
     }
 }

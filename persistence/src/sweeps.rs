@@ -591,9 +591,7 @@ impl System {
                 Ok(gone)
             })
             .await?;
-        for publisher in gone {
-            store.inner.keys.forget(publisher);
-        }
+        store.inner.keys.forget(gone);
         Ok(())
     }
 }

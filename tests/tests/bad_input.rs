@@ -6,6 +6,7 @@ mod accounts;
 mod frame;
 mod raw;
 mod table;
+mod trains;
 mod webhooks;
 #[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 mod work;
@@ -17,7 +18,8 @@ use table::{Body, Case, Who};
 
 on_both_stores!(each_wrong_request_is_named_and_changes_nothing);
 
-/// What cases refer to as `{run}`, `{claim}`, `{endpoint}`, `{delivery}`, `{event}`.
+/// What cases refer to as `{run}`, `{claim}`, `{endpoint}`, `{delivery}`, `{event}`,
+/// `{account}`.
 struct Names(Vec<(&'static str, String)>);
 
 impl Names {
@@ -80,7 +82,10 @@ async fn things(publisher: &Publisher) -> Names {
             .map(|delivery| delivery["id"].as_str().unwrap().to_owned())
     })
     .await;
+    let account = publisher.account("main").await;
+    publisher.train("night", &[&account]).await;
     Names(vec![
+        ("{account}", account),
         ("{run}", run),
         ("{claim}", claim),
         ("{endpoint}", endpoint),
@@ -134,6 +139,8 @@ async fn everything(server: &Server, publisher: &Publisher) -> Vec<Value> {
         "/v1/events",
         "/v1/webhook-endpoints",
         "/v1/deliveries",
+        "/v1/accounts",
+        "/v1/trains",
     ] {
         for mut item in publisher.admin.all(path).await {
             if item["action"] != "token.denied" {

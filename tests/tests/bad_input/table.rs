@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{accounts, frame, webhooks, work};
+use super::{accounts, frame, trains, webhooks, work};
 
 #[derive(Clone, Copy)]
 pub enum Who {
@@ -114,6 +114,7 @@ pub fn all() -> Vec<Case> {
         work::endpoints(),
         webhooks::all(),
         webhooks::listening(),
+        trains::all(),
         frame::queries(),
         frame::paths(),
         frame::bodies(),
