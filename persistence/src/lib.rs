@@ -35,12 +35,14 @@ mod jobs;
 mod keys;
 mod lane;
 mod lending;
+mod logins;
 mod open;
 mod page;
 mod pipelines;
 mod publish;
 mod publishers;
 mod quota;
+mod refresh;
 mod replays;
 mod runs;
 mod scope;
@@ -75,6 +77,7 @@ pub use jobs::JobRow;
 pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
+pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -82,6 +85,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,

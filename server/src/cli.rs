@@ -9,6 +9,7 @@ use std::{future::Future, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    accounts::{self, Accounts},
     config::{self, Loaded},
     demo, doctor, keys, listen, operate, serve, sign, text,
 };
@@ -44,6 +45,9 @@ enum Command {
     Doctor,
     /// Receive events on this machine as an endpoint would, and pass them on
     Listen(listen::Options),
+    /// Upstream accounts, through a running server
+    #[command(subcommand)]
+    Accounts(Accounts),
     /// Write the headers that a delivery of a body would have
     Sign(sign::Sign),
     /// Judge whether a delivery is genuine, from files
@@ -166,6 +170,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Listen(options) => in_runtime(listen::run(options)),
+        Command::Accounts(command) => in_runtime(accounts::run(command)),
         Command::Sign(options) => sign::sign(&options),
         Command::Verify(options) => sign::verify(&options),
         Command::Demo { keep } => in_runtime(demo::run(keep)),
