@@ -1,6 +1,6 @@
 //! Accounts: upstream credentials that come in and never go out again, but to a train's gateway.
 
-mod body;
+pub(crate) mod body;
 pub mod logins;
 pub mod refreshes;
 

@@ -29,6 +29,7 @@ pub mod docs;
 pub mod health;
 pub mod http;
 pub mod idempotency;
+pub mod import;
 pub mod jobs;
 pub mod publishers;
 

@@ -1,6 +1,6 @@
 //! Trains: the named clients of a gateway, and the accounts that each lends.
 
-mod body;
+pub(crate) mod body;
 
 use std::sync::Arc;
 

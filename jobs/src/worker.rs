@@ -269,14 +269,14 @@ impl Worker {
                 let (limit, each) = Refresher::BATCH;
                 let due = system.due_refreshes(limit, each).await?;
                 let (refreshed, failed) = self.refresher.refresh_due(&due).await;
-                let removed = system.sweep_logins(BATCH).await?;
+                let removed = system.sweep_logins(rows).await?;
                 let counts = vec![
                     ("refreshed", refreshed),
                     ("failed", failed),
                     ("logins_removed", removed),
                 ];
                 // Those that failed are not due for a while; without any other, that is all.
-                let more = refreshed > 0 || removed >= BATCH;
+                let more = refreshed > 0 || removed >= rows;
                 Batch { counts, more }
             }
             Kind::Leases => {

@@ -1,7 +1,8 @@
 //! The command line: what can be asked of the program, and how it answers.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Where 1 says that some things were
-//! found wrong and the rest was done (`keys status`, `keys rewrap`), 2 is whatever ended it before.
+//! found wrong and the rest was done (`keys status`, `keys rewrap`, `import`), 2 is whatever ended it
+//! before.
 //! Results go to standard output, everything else to standard error.
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
@@ -11,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     accounts::{self, Accounts},
     config::{self, Loaded},
-    demo, doctor, keys, listen, operate, serve, sign, text,
+    demo, doctor, import, keys, listen, operate, serve, sign, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -39,6 +40,9 @@ enum Command {
     /// The master keys: what they wrap, a new one, the move to it
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Bring in from files what another service held
+    #[command(subcommand)]
+    Import(import::Command),
     /// Write the files that follow from the table of settings
     Config(Files),
     /// Try out the configuration, the data directory and the keys, and say what was found
@@ -159,6 +163,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             in_runtime(operate::verify_audit(load()?, publisher))
         }
         Command::Keys(command) => in_runtime(keys::run(load()?, command)),
+        Command::Import(command) => in_runtime(import::run(load()?, command)),
         Command::Doctor => doctor::run(cli.config.as_deref()),
         Command::Config(files) => {
             let out = if files.docs {

@@ -15,6 +15,7 @@ pub mod data_dir;
 pub mod demo;
 pub mod doctor;
 mod files;
+pub mod import;
 pub mod key_file;
 pub mod keys;
 pub mod listen;

@@ -15,6 +15,7 @@ mod events;
 mod first_minute;
 mod gateways;
 mod idempotency;
+mod import;
 mod isolation;
 mod keys;
 mod kill;

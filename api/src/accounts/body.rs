@@ -191,7 +191,7 @@ impl Example for OauthBody {
     deny_unknown_fields,
     skip_serializing_if_is_none
 )]
-pub(super) struct NewAccountBody {
+pub(crate) struct NewAccountBody {
     /// Unique within the publisher.
     #[oai(validator(min_length = 1, max_length = 120))]
     pub(super) name: String,
@@ -356,7 +356,7 @@ pub(super) fn upstream(
 
 impl NewAccountBody {
     /// Checks what the contract can't say.
-    pub(super) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
+    pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
         let (mut faults, mut refused) = (Vec::new(), Vec::new());
         let wanted = (self.provider.as_str(), self.credential_type.into());
         let own = (self.base_url.as_deref(), self.header);
