@@ -11,6 +11,7 @@ pub mod credential;
 pub mod event;
 pub mod id;
 pub mod limits;
+pub mod notice;
 pub mod pipeline;
 pub mod problem;
 pub mod random;
@@ -20,6 +21,7 @@ pub mod seal;
 pub mod signature;
 pub mod slug;
 pub mod token;
+pub mod train;
 
 pub use clock::{Clock, Timestamp};
 pub use problem::{Code, FieldError, Problem};

@@ -20,10 +20,11 @@ pub(crate) enum Kind {
     Publishers,
     Leases,
     Endpoints,
+    Notices,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Credentials,
         Self::IdempotencyKeys,
         Self::Deliveries,
@@ -32,6 +33,7 @@ impl Kind {
         Self::Publishers,
         Self::Leases,
         Self::Endpoints,
+        Self::Notices,
     ];
 
     /// The name in the store, in logs and in metrics.
@@ -45,6 +47,7 @@ impl Kind {
             Self::Publishers => "publishers",
             Self::Leases => "leases",
             Self::Endpoints => "endpoints",
+            Self::Notices => "notices",
         }
     }
 }

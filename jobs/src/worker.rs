@@ -215,6 +215,10 @@ impl Worker {
                 let removed = system.sweep_runs(BATCH).await?;
                 Batch::of(vec![("removed", removed), ("shortened", shortened)])
             }
+            Kind::Notices => {
+                let cutoff = self.before(keep.retention_notices_days);
+                Batch::removed(system.sweep_notices(cutoff, BATCH).await?)
+            }
             Kind::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
                 let cutoff = self.store.now().minus(age);

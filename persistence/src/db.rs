@@ -200,6 +200,8 @@ pub(crate) struct Effects {
     pub(crate) runs_ready: BTreeSet<Uuid>,
     /// Which runs changed, and of which publishers there are new events.
     pub(crate) changed: BTreeSet<Uuid>,
+    /// Whether messages about trains wait that were not there before.
+    pub(crate) notices: bool,
 }
 
 /// A transaction under way.
@@ -253,6 +255,11 @@ impl Transaction {
     /// Notes that events of a publisher are written here.
     pub(crate) fn tells_of(&self, publisher: Uuid) {
         self.effects().changed.insert(publisher);
+    }
+
+    /// Notes that messages about trains are written here.
+    pub(crate) fn writes_notices(&self) {
+        self.effects().notices = true;
     }
 
     /// Whose credentials change here.

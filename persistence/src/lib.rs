@@ -32,6 +32,7 @@ mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod notices;
 mod open;
 mod page;
 mod pipelines;
@@ -66,6 +67,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
+pub use notices::{DueNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -172,6 +174,11 @@ impl Store {
     /// endpoints. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
+    }
+
+    /// Waits until a commit of this process wrote messages about trains. May be dropped at any time.
+    pub async fn notices_written(&self) {
+        self.inner.wake.noticed().await;
     }
 
     /// Ends all waiting for runs, now and from now on: the process is about to stop.
