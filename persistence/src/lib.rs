@@ -67,7 +67,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
-pub use notices::{DueNotice, NoticeOutcome, Notices};
+pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;

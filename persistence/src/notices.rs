@@ -16,7 +16,10 @@ use domain::{
     notice,
     train::{self, Notice},
 };
-use sea_orm::{ConnectionTrait as _, DbBackend, FromQueryResult, QueryResult, Value};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult,
+    QueryFilter as _, QueryOrder as _, QueryResult, Value,
+};
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -25,7 +28,7 @@ use crate::{
     db::Tx,
     entity::train_notices,
     error::{Result, StoreError, damaged},
-    scope::System,
+    scope::{Scoped, System},
     sql::{self, Sql, padded},
 };
 
@@ -177,6 +180,41 @@ pub struct NoticeOutcome {
     pub error: Option<&'static str>,
     /// When the next try is due; none if there is none.
     pub retry_at: Option<Timestamp>,
+}
+
+/// How the last message about a train stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastNotice {
+    /// The type of the event that it tells of.
+    pub event_type: String,
+    /// Tries that were begun.
+    pub attempts: u32,
+    /// The class of error of the last try, if that failed.
+    pub error: Option<String>,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// When it was sent or given up; none while it waits.
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Scoped {
+    /// The last message about a train, if there was one within the time that they are kept.
+    pub async fn last_notice(&self, train: TrainId) -> Result<Option<LastNotice>, StoreError> {
+        use train_notices::Column;
+        let row = train_notices::Entity::find()
+            .filter(Column::PublisherId.eq(self.scope.uuid()))
+            .filter(Column::TrainId.eq(train.uuid()))
+            .order_by_desc(Column::Id)
+            .one(self.store.read())
+            .await?;
+        Ok(row.map(|row| LastNotice {
+            event_type: row.event_type,
+            attempts: u32::try_from(row.attempts).unwrap_or(u32::MAX),
+            error: row.last_error,
+            created_at: Timestamp::from_ms(row.created_at),
+            finished_at: row.finished_at.map(Timestamp::from_ms),
+        }))
+    }
 }
 
 /// A claimed row.

@@ -26,6 +26,7 @@ mod replicas;
 mod rotations;
 mod runs;
 mod secrets;
+mod slack;
 mod storms;
 mod subcommands;
 mod tokens;

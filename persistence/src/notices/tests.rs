@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     entity::{accounts, train_accounts, trains},
     fixture::{Fixture, START, engines},
+    scope::Scope,
 };
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -220,6 +221,30 @@ async fn a_claim_runs_out_and_a_late_record_does_not_count() {
         let sent = "train_notices WHERE last_error IS NULL AND attempts = 3 \
                     AND next_attempt_at IS NULL AND finished_at IS NOT NULL";
         assert_eq!(fixture.count(sent).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_last_message_is_shown_with_its_train_alone() {
+    for fixture in engines().await {
+        let acme = fixture.publisher("acme").await.publisher.id;
+        let other = fixture.publisher("other").await.publisher.id;
+        let train = train(&fixture, acme, "one", Some(BOTH)).await;
+        let scoped = |of: PublisherId| fixture.store.scoped(&Scope::of_row(of.uuid(), None));
+        assert_eq!(scoped(acme).last_notice(train).await.unwrap(), None);
+        exhaust(&fixture, acme, train).await;
+        fixture.clock.advance(Duration::from_secs(1));
+        exhaust(&fixture, acme, train).await;
+        for due in claim_all(&fixture).await {
+            let error = (due.created_at == START).then_some("dns");
+            assert!(record(&fixture, &due, error, None).await);
+        }
+        let now = fixture.store.now();
+        let last = scoped(acme).last_notice(train).await.unwrap().unwrap();
+        assert_eq!(last.event_type, "stationmaster.train.exhausted");
+        assert_eq!((last.attempts, last.error), (1, None));
+        assert_eq!((last.created_at, last.finished_at), (now, Some(now)));
+        assert_eq!(scoped(other).last_notice(train).await.unwrap(), None);
     }
 }
 
