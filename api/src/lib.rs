@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use domain::token::TokenHash;
+use oauth::Refresher;
 use persistence::Store;
 
 pub mod audit;
@@ -59,6 +60,8 @@ pub struct Deps {
     pub store: Store,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
+    /// Who refreshes accounts.
+    pub refresher: Refresher,
     /// The longest that a claim waits.
     pub claim_wait_max: Duration,
     /// The operator's tokens: one, or two during a rotation.
@@ -293,6 +296,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,
+        refresher: deps.refresher,
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),

@@ -225,6 +225,16 @@ pub fn known_provider(name: &str, of: CredentialType) -> Option<(&'static str, U
     }
 }
 
+/// TEMP until merged
+#[must_use]
+pub fn refresh_due(now: crate::Timestamp, expires_at: crate::Timestamp) -> crate::Timestamp {
+    let left = expires_at.since(now);
+    let ahead = (left / 10)
+        .max(std::time::Duration::from_mins(10))
+        .min(left / 2);
+    expires_at.minus(ahead.mul_f64(crate::random::jitter(0.1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,13 +46,12 @@ pub fn train_exhausted(train: &str, usable_at: Option<Timestamp>) -> String {
     )
 }
 
-/// That an account of a train can't be refreshed any more.
+/// That an account of a train can't be refreshed any more; `reason` is a class of ours.
 #[must_use]
-pub fn refresh_failed(account: &str, train: &str) -> String {
-    let (account, train) = (code(account), code(train));
+pub fn refresh_failed(account: &str, train: &str, reason: &str) -> String {
+    let (account, train, reason) = (code(account), code(train), code(reason));
     format!(
-        "Account {account} of train {train} can't be refreshed any more: its provider refused the refresh \
-         token. The train goes on with its other accounts, if it has any. Log in again, or replace \
+        "Account {account} of train {train} can't be refreshed any more ({reason}). The train goes on with its other accounts, if it has any. Log in again, or replace \
          the account."
     )
 }
@@ -117,9 +116,12 @@ mod tests {
         assert!(text.contains("`night&amp;day`") && text.contains("2027-05-05T12:00:00"));
         assert!(text.contains("map another account"), "{text}");
         assert!(train_exhausted("x", None).contains("by itself"));
-        let text = refresh_failed("main <prod>", "gateway");
+        let text = refresh_failed("main <prod>", "gateway", "invalid_grant");
         assert!(text.contains("`main &lt;prod&gt;`") && text.contains("`gateway`"));
-        assert!(text.contains("Log in again"), "{text}");
+        assert!(
+            text.contains("(`invalid_grant`)") && text.contains("Log in again"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -21,10 +21,11 @@ pub(crate) enum Kind {
     Leases,
     Endpoints,
     Notices,
+    Accounts,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Credentials,
         Self::IdempotencyKeys,
         Self::Deliveries,
@@ -34,6 +35,7 @@ impl Kind {
         Self::Leases,
         Self::Endpoints,
         Self::Notices,
+        Self::Accounts,
     ];
 
     /// The name in the store, in logs and in metrics.
@@ -48,6 +50,7 @@ impl Kind {
             Self::Leases => "leases",
             Self::Endpoints => "endpoints",
             Self::Notices => "notices",
+            Self::Accounts => "accounts",
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use domain::{Timestamp, limits::UNDELETE_DAYS};
+use oauth::Refresher;
 use persistence::{Store, StoreError};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -60,6 +61,7 @@ enum Interruption {
 
 pub(crate) struct Worker {
     store: Store,
+    refresher: Refresher,
     settings: Settings,
     stop: CancellationToken,
     /// This process, in leases.
@@ -67,10 +69,16 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(store: Store, settings: Settings, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        refresher: Refresher,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> Self {
         let owner = hex::encode(domain::random::bytes::<8>());
         Self {
             store,
+            refresher,
             settings,
             stop,
             owner,
@@ -119,7 +127,7 @@ impl Worker {
         let error = interrupted.map(|error| error.to_string());
         match &error {
             // They come so often that most looks find nothing.
-            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys) => {
+            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys | Kind::Accounts) => {
                 tracing::debug!(job, %counts, took_ms, "job done");
             }
             None => tracing::info!(job, %counts, took_ms, "job done"),
@@ -239,6 +247,20 @@ impl Worker {
                     counts,
                     more: removed >= BATCH,
                 }
+            }
+            Kind::Accounts => {
+                let (limit, each) = Refresher::BATCH;
+                let due = system.due_refreshes(limit, each).await?;
+                let (refreshed, failed) = self.refresher.refresh_due(&due).await;
+                let removed = system.sweep_logins(BATCH).await?;
+                let counts = vec![
+                    ("refreshed", refreshed),
+                    ("failed", failed),
+                    ("logins_removed", removed),
+                ];
+                // Those that failed are not due for a while; without any other, that is all.
+                let more = refreshed > 0 || removed >= BATCH;
+                Batch { counts, more }
             }
             Kind::Leases => {
                 let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;

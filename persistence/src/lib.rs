@@ -32,6 +32,7 @@ mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod logins;
 mod notices;
 mod open;
 mod page;
@@ -39,6 +40,7 @@ mod pipelines;
 mod publish;
 mod publishers;
 mod quota;
+mod refresh;
 mod replays;
 mod runs;
 mod scope;
@@ -67,6 +69,7 @@ pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
 pub use lane::Patience;
+pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
@@ -75,6 +78,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,

@@ -39,29 +39,34 @@ const REACH: i64 = 1000;
 pub(crate) enum News<'a> {
     /// No account of a train is usable, until then if that is known.
     Exhausted(TrainId, Option<Timestamp>),
-    /// An account of this name can't be refreshed any more.
-    RefreshFailed(AccountId, &'a str),
+    /// An account can't be refreshed any more.
+    RefreshFailed {
+        account: AccountId,
+        name: &'a str,
+        /// A class of ours.
+        reason: &'a str,
+    },
 }
 
 impl News<'_> {
     const fn notice(&self) -> Notice {
         match self {
             Self::Exhausted(..) => Notice::TrainExhausted,
-            Self::RefreshFailed(..) => Notice::AccountRefreshFailed,
+            Self::RefreshFailed { .. } => Notice::AccountRefreshFailed,
         }
     }
 
     const fn event_type(&self) -> OwnType {
         match self {
             Self::Exhausted(..) => OwnType::TrainExhausted,
-            Self::RefreshFailed(..) => OwnType::AccountRefreshFailed,
+            Self::RefreshFailed { .. } => OwnType::AccountRefreshFailed,
         }
     }
 
     fn message(&self, slug: &str) -> String {
         match self {
             Self::Exhausted(_, usable_at) => notice::train_exhausted(slug, *usable_at),
-            Self::RefreshFailed(_, name) => notice::refresh_failed(name, slug),
+            Self::RefreshFailed { name, reason, .. } => notice::refresh_failed(name, slug, reason),
         }
     }
 
@@ -73,7 +78,7 @@ impl News<'_> {
         sql.push(" AND t.slack_events IS NOT NULL AND ");
         match self {
             Self::Exhausted(train, _) => sql.push("t.id = ").bind(train.uuid()),
-            Self::RefreshFailed(account, _) => sql
+            Self::RefreshFailed { account, .. } => sql
                 .push("t.id IN (SELECT m.train_id FROM train_accounts m WHERE m.publisher_id = ")
                 .bind(publisher)
                 .push(" AND m.account_id = ")

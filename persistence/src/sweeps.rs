@@ -380,6 +380,21 @@ impl System {
         Ok(removed)
     }
 
+    /// Logins at an upstream that nobody finished in time.
+    pub async fn sweep_logins(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("expires_at <= ").bind(now);
+        };
+        let sweep = Sweep {
+            table: "oauth_logins",
+            key: "publisher_id, state_hash",
+            past: &past,
+            order: "expires_at",
+        };
+        self.sweep(sweep, limit).await
+    }
+
     /// Events of `cutoff` or before of which no delivery is left.
     pub async fn sweep_events(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         let past = |sql: &mut Sql| {

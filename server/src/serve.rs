@@ -8,6 +8,7 @@ use api::{
     http::{ConnectionLimits, RateSettings},
 };
 use domain::token::TokenHash;
+use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::Store;
 use tokio::net::TcpListener;
@@ -111,15 +112,21 @@ async fn answer(
         schedule: config.retry_schedule.clone(),
         ..dispatcher::Settings::default()
     };
+    let refresher = Refresher::new(store.clone(), client.clone());
     let dispatcher = Arc::new(dispatcher::Dispatcher::start(
         store.clone(),
         client,
         settings,
         stop.clone(),
     ));
-    let jobs = jobs::start(store.clone(), job_settings(config), stop.clone())
-        .await
-        .map_err(failed)?;
+    let jobs = jobs::start(
+        store.clone(),
+        refresher.clone(),
+        job_settings(config),
+        stop.clone(),
+    )
+    .await
+    .map_err(failed)?;
 
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
@@ -127,6 +134,7 @@ async fn answer(
         contract,
         store: store.clone(),
         policy,
+        refresher: refresher.clone(),
         claim_wait_max: Duration::from_secs(u64::from(config.claim_wait_max_seconds)),
         bootstrap: credentials
             .bootstrap_tokens
@@ -161,6 +169,7 @@ async fn answer(
         tasks.wait().await;
         dispatcher.drained().await;
         jobs.stopped().await;
+        refresher.drained().await;
     };
     if tokio::time::timeout(DRAIN, drain).await.is_err() {
         tracing::warn!("Some work did not finish in time; it is taken up again at the next start");
@@ -193,6 +202,7 @@ fn job_settings(config: &Config) -> jobs::Settings {
         leases: config.cron_leases.0.clone(),
         endpoints: config.cron_endpoints.0.clone(),
         notices: config.cron_notices.0.clone(),
+        accounts: config.cron_accounts.0.clone(),
         disable_endpoint_after_days: config.disable_endpoint_after_days,
         retention_credentials_days: config.retention_credentials_days,
         retention_events_days: config.retention_events_days,

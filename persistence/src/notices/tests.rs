@@ -144,7 +144,12 @@ async fn those_are_told_that_asked() {
         train(&fixture, other, "both", Some(BOTH)).await;
         let account = account(&fixture, acme, &[both, one, silent]).await;
 
-        tell(&fixture, acme, News::RefreshFailed(account, "main <a>")).await;
+        let news = News::RefreshFailed {
+            account,
+            name: "main <a>",
+            reason: "invalid_grant",
+        };
+        tell(&fixture, acme, news).await;
         let told = claim_all(&fixture).await;
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!((told[0].publisher, told[0].train), (acme, both));

@@ -130,6 +130,8 @@ settings! {
             "When runs whose lease ran out are taken back.";
         cron_endpoints: Cron = "STATIONMASTER_CRON_ENDPOINTS", "*/15 * * * * *" (""), Open,
             "When webhook endpoints are looked at: to disable those that failed for too long, and to tell of those that fail or work again.";
+        cron_accounts: Cron = "STATIONMASTER_CRON_ACCOUNTS", "*/5 * * * * *" (""), Open,
+            "When OAuth accounts whose tokens near their end are refreshed, and logins that nobody finished within 10 minutes removed.";
         cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "30 * * * * *" (""), Open,
             "When stored answers that hold a credential are wiped after their 10 minutes, and idempotency keys removed after their 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
