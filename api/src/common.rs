@@ -12,7 +12,9 @@ use poem_openapi::{
         MetaHeader, MetaMediaType, MetaParamIn, MetaResponse, MetaResponses, MetaSchema,
         MetaSchemaRef, Registry,
     },
-    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{
+        MaybeUndefined, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type,
+    },
 };
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
@@ -91,6 +93,8 @@ pub enum Tag {
     Events,
     /// Where events are delivered to.
     Webhooks,
+    /// Upstream credentials, and the trains that lend them to gateways.
+    Trains,
 }
 
 impl From<StoreError> for ApiError {
@@ -440,6 +444,16 @@ pub(crate) fn header_schema(max: usize) -> MetaSchemaRef {
         max_length: Some(max),
         ..MetaSchema::new("string")
     }))
+}
+
+/// What a patch says of a member: nothing, that it goes, or what it is to be.
+#[expect(clippy::option_option, reason = "as the store's patches have it")]
+pub(crate) fn change<T>(member: MaybeUndefined<T>) -> Option<Option<T>> {
+    match member {
+        MaybeUndefined::Undefined => None,
+        MaybeUndefined::Null => Some(None),
+        MaybeUndefined::Value(value) => Some(Some(value)),
+    }
 }
 
 #[cfg(test)]

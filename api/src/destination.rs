@@ -1,7 +1,7 @@
 //! URLs in requests, judged by the destination guard.
 
 use domain::{Code, FieldError, Problem};
-use outbound::{Policy, Refusal};
+use outbound::{HeaderRefusal, Policy, Refusal};
 
 /// Judges the URL that stands at `pointer`; its normalised form, the one to store and to show.
 ///
@@ -19,6 +19,17 @@ pub(crate) fn check(policy: &Policy, pointer: &str, url: &str) -> Result<String,
             };
             FieldError::new(pointer, code, sentence(refusal))
         })
+}
+
+/// What is wrong with a header that stands at `pointer`.
+pub(crate) fn header_fault(pointer: impl Into<String>, refusal: HeaderRefusal) -> FieldError {
+    let code = match refusal {
+        HeaderRefusal::NameEmpty => "too_short",
+        HeaderRefusal::NameTooLong | HeaderRefusal::ValueTooLong => "too_long",
+        HeaderRefusal::NameInvalid | HeaderRefusal::ValueInvalid => "pattern",
+        HeaderRefusal::ConnectionHeader | HeaderRefusal::Reserved => "not_allowed",
+    };
+    FieldError::new(pointer, code, sentence(refusal))
 }
 
 /// An error's words as a sentence.

@@ -1,12 +1,16 @@
 //! Upstream credentials: what an account holds, how it is sealed, and how it goes out.
 
+use std::time::Duration;
+
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
+    clock::Timestamp,
     id::{AccountId, Id as _, PublisherId},
+    random,
     seal::{Key, Place, SealError},
     token,
 };
@@ -225,20 +229,48 @@ pub fn known_provider(name: &str, of: CredentialType) -> Option<(&'static str, U
     }
 }
 
-/// TEMP until merged
+/// Soft ceilings of an account's use: above one it is lent only when no other account is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ceilings {
+    /// Requests in 5 hours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_5h: Option<u64>,
+    /// Tokens of a model in 5 hours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_5h: Option<u64>,
+    /// Requests in 7 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_7d: Option<u64>,
+    /// Tokens of a model in 7 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_7d: Option<u64>,
+}
+
+/// An access token is refreshed at least this long before it expires.
+pub const REFRESH_AHEAD: Duration = Duration::from_mins(10);
+/// How much earlier a refresh may be, so that not all of them come at once.
+pub const REFRESH_JITTER_MAX: Duration = Duration::from_mins(2);
+
+/// When an access token is to be refreshed: before it expires by 10 minutes or a tenth of the life
+/// that it has left, whichever is longer, and by `jitter`; but never before half of that life is
+/// over, or a token that lives for minutes would be refreshed all the time.
 #[must_use]
-pub fn refresh_due(now: crate::Timestamp, expires_at: crate::Timestamp) -> crate::Timestamp {
-    let left = expires_at.since(now);
-    let ahead = (left / 10)
-        .max(std::time::Duration::from_mins(10))
-        .min(left / 2);
-    expires_at.minus(ahead.mul_f64(crate::random::jitter(0.1)))
+pub fn refresh_due(now: Timestamp, expires_at: Timestamp, jitter: Duration) -> Timestamp {
+    let life = expires_at.since(now);
+    let ahead = REFRESH_AHEAD.max(life / 10).saturating_add(jitter);
+    expires_at.minus(ahead.min(life / 2))
+}
+
+/// A random time up to [`REFRESH_JITTER_MAX`].
+#[must_use]
+pub fn refresh_jitter() -> Duration {
+    REFRESH_JITTER_MAX.mul_f64(random::jitter(1.0) / 2.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Timestamp;
 
     fn ids() -> (PublisherId, AccountId) {
         let now = Timestamp::from_ms(1);
@@ -272,6 +304,43 @@ mod tests {
             assert!(Credential::open(&key, publisher, other, &sealed).is_err());
             assert!(Credential::open(&key, foreign, account, &sealed).is_err());
         }
+    }
+
+    #[test]
+    fn a_refresh_is_due_well_before_the_token_expires() {
+        let now = Timestamp::from_ms(1_000_000_000);
+        let minutes = Duration::from_mins;
+        let ahead = |life: Duration, jitter: Duration| {
+            let expires_at = now.plus(life);
+            expires_at.since(refresh_due(now, expires_at, jitter))
+        };
+        let none = Duration::ZERO;
+        assert_eq!(ahead(minutes(60), none), minutes(10));
+        assert_eq!(ahead(minutes(60), minutes(1)), minutes(11));
+        assert_eq!(ahead(minutes(1000), none), minutes(100));
+        assert_eq!(ahead(minutes(100), none), minutes(10));
+        assert_eq!(ahead(minutes(4), none), minutes(2), "half of its life");
+        assert_eq!(ahead(minutes(20), minutes(2)), minutes(10));
+        let past = now.minus(minutes(1));
+        assert_eq!(refresh_due(now, past, minutes(1)), past, "due at once");
+    }
+
+    #[test]
+    fn jitter_is_bounded_and_differs() {
+        let many: Vec<Duration> = (0..100).map(|_| refresh_jitter()).collect();
+        assert!(many.iter().all(|one| *one <= REFRESH_JITTER_MAX));
+        assert!(many.iter().any(|one| *one != many[0]));
+    }
+
+    #[test]
+    fn ceilings_that_are_not_set_are_not_written() {
+        let ceilings = Ceilings {
+            tokens_5h: Some(7),
+            ..Ceilings::default()
+        };
+        let text = serde_json::to_string(&ceilings).unwrap();
+        assert_eq!(text, r#"{"tokens_5h":7}"#);
+        assert_eq!(serde_json::from_str::<Ceilings>(&text).unwrap(), ceilings);
     }
 
     #[test]

@@ -60,6 +60,14 @@ pub const REPLAYS_RUNNING: usize = 5;
 pub const ENDPOINT_SECRETS: usize = 10;
 /// Most logins at upstreams that one publisher has begun and not finished.
 pub const OAUTH_LOGINS: u32 = 20;
+/// Longest credential that an account holds, characters.
+pub const CREDENTIAL_CHARS: usize = 8192;
+/// Most scopes of an `oauth` account.
+pub const SCOPES: usize = 50;
+/// Most accounts of a train.
+pub const TRAIN_ACCOUNTS: usize = 100;
+/// The last priority of an account in a train; 0 is the first.
+pub const TRAIN_PRIORITY_MAX: u16 = 999;
 /// Longest Idempotency-Key, characters.
 pub const IDEMPOTENCY_KEY_CHARS: usize = 200;
 /// How long a stored answer is replayed, hours.
@@ -81,6 +89,14 @@ pub struct Quotas {
     pub pipelines: u32,
     /// Webhook endpoints.
     pub webhook_endpoints: u32,
+    /// Upstream accounts.
+    pub accounts: u32,
+    /// Trains.
+    pub trains: u32,
+    /// Live tokens of all trains.
+    pub train_tokens: u32,
+    /// Live tokens of one train.
+    pub train_tokens_per_train: u32,
 }
 
 impl Default for Quotas {
@@ -89,6 +105,10 @@ impl Default for Quotas {
             credentials_per_kind: 50,
             pipelines: 1000,
             webhook_endpoints: 100,
+            accounts: 100,
+            trains: 100,
+            train_tokens: 50,
+            train_tokens_per_train: 10,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use domain::{
-    Timestamp,
+    Code, Problem, Timestamp,
     id::{AccountId, PublisherId},
     oauth::{Ask, Client, ErrorKind, Grant, TokenError},
     random,
@@ -44,16 +44,24 @@ pub enum RefreshError {
     #[error("the upstream gave no new token: {0}")]
     Upstream(String),
     /// The store's answer.
-    #[error("{0}")]
-    Store(Arc<StoreError>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// It takes too long.
     #[error("the refresh takes too long")]
     TimeOver,
 }
 
-impl From<StoreError> for RefreshError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Arc::new(error))
+impl From<RefreshError> for StoreError {
+    /// As the publisher meets it: `refresh_failed` with the reason.
+    fn from(error: RefreshError) -> Self {
+        match error {
+            RefreshError::Store(error) => error,
+            other => {
+                let mut words = format!("{other}.");
+                words[..1].make_ascii_uppercase();
+                Problem::new(Code::RefreshFailed, words).into()
+            }
+        }
     }
 }
 

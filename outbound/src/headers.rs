@@ -119,6 +119,22 @@ pub fn check_custom_header(name: &str, value: &str) -> Result<(), HeaderRefusal>
     Ok(())
 }
 
+/// Judges a header that is to carry a credential to an upstream: what may stand on a delivery may
+/// do so, and `authorization`, but nothing that describes a body.
+///
+/// # Errors
+/// The first rule that the name breaks.
+pub fn check_credential_header(name: &str) -> Result<(), HeaderRefusal> {
+    let plain = name.to_ascii_lowercase();
+    if plain == "authorization" {
+        return Ok(());
+    }
+    if plain.starts_with("content-") && !is_connection_header(&plain) {
+        return Err(HeaderRefusal::Reserved);
+    }
+    check_custom_header(name, "")
+}
+
 /// Whether a lower-case name frames the message or steers the connection.
 pub(crate) fn is_connection_header(name: &str) -> bool {
     CONNECTION.contains(&name) || name.starts_with("proxy-")
@@ -131,7 +147,7 @@ fn is_token_byte(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeaderRefusal, check_custom_header};
+    use super::{HeaderRefusal, check_credential_header, check_custom_header};
 
     #[test]
     fn ordinary_headers_pass() {
@@ -212,6 +228,31 @@ mod tests {
         ] {
             let refused = Err(HeaderRefusal::Reserved);
             assert_eq!(check_custom_header(name, "v"), refused, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_credential_goes_where_upstreams_read_it_and_nowhere_else() {
+        for name in [
+            "authorization",
+            "Authorization",
+            "x-api-key",
+            "Api-Key",
+            "x-goog-api-key",
+        ] {
+            assert_eq!(check_credential_header(name), Ok(()), "{name}");
+        }
+        for (name, refused) in [
+            ("Host", HeaderRefusal::ConnectionHeader),
+            ("content-length", HeaderRefusal::ConnectionHeader),
+            ("Proxy-Authorization", HeaderRefusal::ConnectionHeader),
+            ("Content-Language", HeaderRefusal::Reserved),
+            ("Cookie", HeaderRefusal::Reserved),
+            ("X-Stationmaster-Status", HeaderRefusal::Reserved),
+            ("x-a\r\nhost", HeaderRefusal::NameInvalid),
+            ("", HeaderRefusal::NameEmpty),
+        ] {
+            assert_eq!(check_credential_header(name), Err(refused), "{name:?}");
         }
     }
 

@@ -12,6 +12,7 @@ use sea_orm::{DatabaseConnection, DbBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
+mod accounts;
 mod audit;
 mod auth;
 mod change;
@@ -48,9 +49,11 @@ mod seed;
 mod sql;
 mod subcommands;
 mod sweeps;
+mod trains;
 mod versions;
 mod wake;
 
+pub use accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
 pub use auth::Known;
 pub use change::{Answer, Context, Expected, IdempotencyKey};
@@ -86,6 +89,7 @@ pub use runs::{
 };
 pub use scope::{Principal, Scope, Scoped, System};
 pub use subcommands::{CallRecord, SubcommandCall};
+pub use trains::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
 pub use versions::KeptVersion;
 pub use wake::Written;
 

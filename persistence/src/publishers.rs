@@ -18,7 +18,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    Store,
+    Store, accounts,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     credentials::{Minted, NewCredential, insert_first_four},
     db::Tx,
@@ -27,6 +27,7 @@ use crate::{
     keys::OPERATOR,
     page::{Page, PageRequest},
     scope::{Scoped, System},
+    trains,
 };
 
 /// Whether a publisher's tokens work.
@@ -165,6 +166,14 @@ pub struct QuotasPatch {
     pub pipelines: Option<u32>,
     /// Webhook endpoints.
     pub webhook_endpoints: Option<u32>,
+    /// Upstream accounts.
+    pub accounts: Option<u32>,
+    /// Trains.
+    pub trains: Option<u32>,
+    /// Live tokens of all trains.
+    pub train_tokens: Option<u32>,
+    /// Live tokens of one train.
+    pub train_tokens_per_train: Option<u32>,
 }
 
 impl QuotasPatch {
@@ -175,6 +184,12 @@ impl QuotasPatch {
                 .unwrap_or(now.credentials_per_kind),
             pipelines: self.pipelines.unwrap_or(now.pipelines),
             webhook_endpoints: self.webhook_endpoints.unwrap_or(now.webhook_endpoints),
+            accounts: self.accounts.unwrap_or(now.accounts),
+            trains: self.trains.unwrap_or(now.trains),
+            train_tokens: self.train_tokens.unwrap_or(now.train_tokens),
+            train_tokens_per_train: self
+                .train_tokens_per_train
+                .unwrap_or(now.train_tokens_per_train),
         }
     }
 }
@@ -188,6 +203,12 @@ pub struct Usage {
     pub pipelines: u64,
     /// Webhook endpoints.
     pub webhook_endpoints: u64,
+    /// Upstream accounts.
+    pub accounts: u64,
+    /// Trains.
+    pub trains: u64,
+    /// Live tokens of all trains.
+    pub train_tokens: u64,
     /// The limits.
     pub quotas: Quotas,
 }
@@ -620,6 +641,9 @@ impl Scoped {
                 .collect(),
             pipelines,
             webhook_endpoints,
+            accounts: accounts::of(owner).count(db).await?,
+            trains: trains::of(owner).count(db).await?,
+            train_tokens: trains::live_tokens(owner, now).count(db).await?,
             quotas: self.publisher().await?.quotas,
         })
     }

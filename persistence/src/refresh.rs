@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use domain::{
     Code, Problem, Timestamp,
-    account::{Credential, CredentialType, OauthTokens, refresh_due},
+    account::{Credential, CredentialType, OauthTokens, refresh_due, refresh_jitter},
     audit::Action,
     event::OwnType,
     id::{AccountId, Id as _},
@@ -305,7 +305,7 @@ impl Scoped {
                 last_four: Set(tokens.last_four()),
                 expires_at: Set(Some(expires_at.ms())),
                 refreshed_at: Set(Some(now.ms())),
-                refresh_due_at: Set(Some(refresh_due(now, expires_at).ms())),
+                refresh_due_at: Set(Some(refresh_due(now, expires_at, refresh_jitter()).ms())),
                 refresh_failures: Set(0),
                 refresh_lease: Set(None),
                 refresh_lease_until: Set(None),

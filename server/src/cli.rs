@@ -8,6 +8,7 @@ use std::{future::Future, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    accounts::{self, Accounts},
     config::{self, Loaded},
     demo, doctor, listen, operate, serve, sign, text,
 };
@@ -40,6 +41,9 @@ enum Command {
     Doctor,
     /// Receive events on this machine as an endpoint would, and pass them on
     Listen(listen::Options),
+    /// Upstream accounts, through a running server
+    #[command(subcommand)]
+    Accounts(Accounts),
     /// Write the headers that a delivery of a body would have
     Sign(sign::Sign),
     /// Judge whether a delivery is genuine, from files
@@ -159,6 +163,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Listen(options) => in_runtime(listen::run(options)),
+        Command::Accounts(command) => in_runtime(accounts::run(command)),
         Command::Sign(options) => sign::sign(&options),
         Command::Verify(options) => sign::verify(&options),
         Command::Demo { keep } => in_runtime(demo::run(keep)),

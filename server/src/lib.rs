@@ -8,6 +8,7 @@
     allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
 )]
 
+pub mod accounts;
 pub mod cli;
 pub mod config;
 pub mod data_dir;

@@ -256,7 +256,10 @@ impl Call {
         let request = HTTP.request(self.method.clone(), url);
         let request = request.headers(self.headers.clone());
         match &self.body {
-            Some(body) => request.body(body.clone()),
+            Some(body) => {
+                self.user.vault.take_sent(&sent(body));
+                request.body(body.clone())
+            }
             None => request,
         }
     }
@@ -289,6 +292,11 @@ impl Call {
         assert_eq!(answer["code"], code, "{answer}");
         answer
     }
+}
+
+/// A body as JSON, if it is some.
+fn sent(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap_or_default()
 }
 
 /// An answer, read to its end.

@@ -29,7 +29,7 @@ mod world;
 pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;
-pub use publisher::{Publisher, claim_of};
+pub use publisher::{Publisher, claim_of, new_account};
 pub use server::{Refused, Server, Site};
 pub use store::{Database, OwnCluster, Store};
 pub use tally::{Arrival, Tally};

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Answer, User},
     consumer::Consumer,
+    tools,
 };
 
 /// A publisher, as its creation answered it.
@@ -71,6 +72,26 @@ impl Publisher {
         call.expect(201).await.text("/id")
     }
 
+    /// Stores an API key of an upstream on this machine; returns the account's identifier.
+    pub async fn account(&self, name: &str) -> String {
+        let body = new_account(name);
+        let call = self.admin.post("/v1/accounts").json(&body);
+        call.expect(201).await.text("/id")
+    }
+
+    /// Makes a train that lends these accounts, the first one first.
+    pub async fn train(&self, slug: &str, accounts: &[&str]) -> Answer {
+        let body = json!({"slug": slug});
+        let call = self.admin.post("/v1/trains").json(&body);
+        call.expect(201).await;
+        let places = accounts.iter().enumerate();
+        let places: Vec<Value> = places
+            .map(|(priority, account)| json!({"account_id": account, "priority": priority}))
+            .collect();
+        let path = format!("/v1/trains/{slug}/accounts");
+        self.admin.put(&path).json(&json!(places)).expect(200).await
+    }
+
     /// Creates a run that nobody has claimed; returns its identifier.
     pub async fn run(&self, pipeline: &str) -> String {
         let path = format!("/v1/pipelines/{pipeline}/runs");
@@ -113,6 +134,18 @@ impl Publisher {
             .map(|item| item["action"].as_str().unwrap().to_owned())
             .collect()
     }
+}
+
+/// What makes an account with an API key that nobody else has.
+#[must_use]
+pub fn new_account(name: &str) -> Value {
+    json!({
+        "name": name,
+        "provider": "local",
+        "base_url": "http://127.0.0.1:9",
+        "credential_type": "api_key",
+        "api_key": format!("sk-test-{}{}", tools::word(), tools::word()),
+    })
 }
 
 /// The claim in a run that was answered with one.

@@ -21,6 +21,9 @@ const PREFIXES: [&str; 6] = [
     "whsec_",
 ];
 
+/// Shorter ones could stand somewhere by chance.
+const SENT_LEN_MIN: usize = 16;
+
 /// The secrets of one test.
 #[derive(Default)]
 pub struct Vault(Mutex<Index>);
@@ -67,6 +70,34 @@ impl Vault {
             Value::Array(items) => items.iter().for_each(|item| self.take_from(item)),
             Value::Object(members) => members.values().for_each(|member| self.take_from(member)),
             _ => {}
+        }
+    }
+
+    /// Remembers every upstream credential in a request's body, also in one that is refused.
+    pub fn take_sent(&self, value: &Value) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| self.take_sent(item)),
+            Value::Object(members) => {
+                for (name, member) in members {
+                    match member.as_str() {
+                        Some(text) => self.take_member(name, text),
+                        None => self.take_sent(member),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn take_member(&self, name: &str, text: &str) {
+        let secret = match name {
+            "api_key" | "access_token" | "refresh_token" | "client_secret" => text,
+            // The rest of the URL is no secret, and others may have it too.
+            "webhook_url" => text.rsplit('/').next().unwrap_or_default(),
+            _ => return,
+        };
+        if secret.len() >= SENT_LEN_MIN {
+            self.add(secret);
         }
     }
 
@@ -184,6 +215,25 @@ mod tests {
             }
         }
         assert!(vault.found_in(b"stm_admin_ is a prefix").is_empty());
+    }
+
+    #[test]
+    fn what_is_sent_is_known_too() {
+        let vault = Vault::default();
+        vault.take_sent(&serde_json::json!({
+            "name": "a name that is long enough",
+            "api_key": "sk-0123456789abcdef",
+            "oauth": {"refresh_token": "rt-0123456789abcdef", "client_secret": "short"},
+            "slack": {"webhook_url": "https://hooks.example/T0/B0/0123456789abcdef0"},
+        }));
+        assert_eq!(vault.count(), 3);
+        assert!(vault.found_in(b"https://hooks.example/T0/B0/").is_empty());
+        assert_eq!(
+            vault
+                .found_in(b"/0123456789abcdef0 sk-0123456789abcdef")
+                .len(),
+            2
+        );
     }
 
     #[test]

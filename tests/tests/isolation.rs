@@ -337,8 +337,8 @@ fn masked(value: &Value, probe: &Pair) -> Value {
             .collect(),
         Value::String(text) => {
             let changing = [
-                "rpl_", "wks_", "whpk_", "tok_", "sec_", "run_", "ep_", "pl_", "evt_", "dlv_",
-                "aud_", "stm_", "whsec_",
+                "acc_", "trn_", "rpl_", "wks_", "whpk_", "tok_", "sec_", "run_", "ep_", "pl_",
+                "evt_", "dlv_", "aud_", "stm_", "whsec_",
             ];
             let is_time = text.len() == 24 && text.ends_with('Z');
             if is_time

@@ -1,7 +1,7 @@
 //! Quotas: each holds, also against many at once, and leaves nothing half done.
 
 use serde_json::{Value, json};
-use tests::{Call, Publisher, User, World, on_both_stores};
+use tests::{Call, Publisher, User, World, new_account, on_both_stores};
 
 use crate::audit::verified;
 
@@ -22,6 +22,17 @@ pub struct Limited {
     pub create: fn(&User, usize) -> Call,
     /// Of how many a publisher is made.
     pub at_first: usize,
+    /// Makes what they belong to, if that is not the publisher itself.
+    pub before: Option<fn(&User) -> Call>,
+}
+
+impl Limited {
+    /// Makes what they belong to.
+    pub async fn prepare(&self, user: &User) {
+        if let Some(before) = self.before {
+            before(user).expect(201).await;
+        }
+    }
 }
 
 fn pipeline(user: &User, number: usize) -> Call {
@@ -35,6 +46,16 @@ fn endpoint(user: &User, number: usize) -> Call {
         .json(&json!({"url": url, "event_types": ["own.none"]}))
 }
 
+fn account(user: &User, number: usize) -> Call {
+    let body = new_account(&format!("account {number}"));
+    user.post("/v1/accounts").json(&body)
+}
+
+fn train(user: &User, number: usize) -> Call {
+    let body = json!({"slug": format!("train-{number}")});
+    user.post("/v1/trains").json(&body)
+}
+
 fn credential(user: &User, kind: &str, number: usize) -> Call {
     user.post(&format!("/v1/publishers/me/tokens/{kind}"))
         .json(&json!({"name": format!("number {number}")}))
@@ -43,42 +64,62 @@ fn credential(user: &User, kind: &str, number: usize) -> Call {
 const CREDENTIALS: &str = "credentials_per_kind";
 
 /// Every quota that there is, credentials once for each kind.
-pub const ALL: [Limited; 6] = [
+pub const ALL: &[Limited] = &[
     Limited {
         quota: "pipelines",
         list: "/v1/pipelines",
         create: pipeline,
         at_first: 0,
+        before: None,
     },
     Limited {
         quota: "webhook_endpoints",
         list: "/v1/webhook-endpoints",
         create: endpoint,
         at_first: 0,
+        before: None,
+    },
+    Limited {
+        quota: "accounts",
+        list: "/v1/accounts",
+        create: account,
+        at_first: 0,
+        before: None,
+    },
+    Limited {
+        quota: "trains",
+        list: "/v1/trains",
+        create: train,
+        at_first: 0,
+        before: None,
     },
     Limited {
         quota: CREDENTIALS,
         list: "/v1/publishers/me/tokens?kind=admin",
         create: |user, number| credential(user, "admin", number),
         at_first: 1,
+        before: None,
     },
     Limited {
         quota: CREDENTIALS,
         list: "/v1/publishers/me/tokens?kind=runner",
         create: |user, number| credential(user, "runner", number),
         at_first: 1,
+        before: None,
     },
     Limited {
         quota: CREDENTIALS,
         list: "/v1/publishers/me/tokens?kind=webhook_signing",
         create: |user, number| credential(user, "webhook_signing", number),
         at_first: 1,
+        before: None,
     },
     Limited {
         quota: CREDENTIALS,
         list: "/v1/publishers/me/tokens?kind=subcommand_bearer",
         create: |user, number| credential(user, "subcommand_bearer", number),
         at_first: 1,
+        before: None,
     },
 ];
 
@@ -122,6 +163,7 @@ async fn each_quota_holds_and_leaves_nothing_half_done(world: &World) {
     for (at, one) in ALL.iter().enumerate() {
         let publisher = server.publisher(&format!("acme-{at}")).await;
         let admin = &publisher.admin;
+        one.prepare(admin).await;
         allow(&operator, &publisher, &json!({one.quota: 3})).await;
         for number in one.at_first..3 {
             (one.create)(admin, number).expect(201).await;
@@ -171,6 +213,7 @@ async fn creation_at_once_stays_within_a_quota(world: &World) {
     let server = world.start().await;
     for (at, one) in ALL.iter().enumerate() {
         let publisher = server.publisher(&format!("acme-{at}")).await;
+        one.prepare(&publisher.admin).await;
         allow(&server.operator(), &publisher, &json!({one.quota: 4})).await;
         let made = twelve_at_once(std::slice::from_ref(&publisher.admin), one).await;
         assert_eq!(made + one.at_first, 4, "{}", one.list);
@@ -183,14 +226,15 @@ async fn a_quota_below_what_is_there_takes_nothing_away(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
     let admin = &publisher.admin;
-    for one in &ALL {
+    for one in ALL {
+        one.prepare(admin).await;
         for number in one.at_first..3 {
             (one.create)(admin, number).expect(201).await;
         }
     }
-    let few = json!({"pipelines": 1, "webhook_endpoints": 1, CREDENTIALS: 1});
+    let few: Value = ALL.iter().map(|one| (one.quota, json!(1))).collect();
     allow(&server.operator(), &publisher, &few).await;
-    for one in &ALL {
+    for one in ALL {
         assert_eq!(admin.all(one.list).await.len(), 3, "{}", one.list);
         (one.create)(admin, 9).refused(409, "quota_exceeded").await;
     }

@@ -143,8 +143,9 @@ async fn rotations_through_two_leave_one_live(world: &World) {
 
 async fn quotas_hold_across_two(world: &World) {
     let (one, two) = two(world).await;
-    for limited in &quotas::ALL {
+    for limited in quotas::ALL {
         let publisher = one.publisher(&format!("p-{}", tools::word())).await;
+        limited.prepare(&publisher.admin).await;
         allow(&one.operator(), &publisher, &json!({limited.quota: 4})).await;
         let users = [publisher.admin.clone(), two.user(publisher.admin.token())];
         let made = twelve_at_once(&users, limited).await;

@@ -10,10 +10,11 @@ use poem_openapi::{
 use serde_json::Value;
 
 use domain::{FieldError, Problem, limits::HEADERS, retry::Schedule};
-use outbound::HeaderRefusal;
 use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
-use crate::{contract::child, destination, endpoint_secrets::SigningName, pipelines::slugs};
+use crate::{
+    common::change, contract::child, destination, endpoint_secrets::SigningName, pipelines::slugs,
+};
 
 /// An endpoint to make.
 #[derive(Object, Clone, Debug)]
@@ -239,16 +240,6 @@ impl Example for EndpointPatchBody {
     }
 }
 
-/// What a patch says of a member: nothing, that it goes, or what it is to be.
-#[expect(clippy::option_option, reason = "as the store's patches have it")]
-fn change<T>(member: MaybeUndefined<T>) -> Option<Option<T>> {
-    match member {
-        MaybeUndefined::Undefined => None,
-        MaybeUndefined::Null => Some(None),
-        MaybeUndefined::Value(value) => Some(Some(value)),
-    }
-}
-
 /// The contract bounds waits as [`Schedule`] does; where it does not, its word counts.
 fn schedule(waits: &[u32], faults: &mut Vec<FieldError>) -> Option<Schedule> {
     match Schedule::of_seconds(waits) {
@@ -275,14 +266,7 @@ fn check_headers(headers: &BTreeMap<String, String>, faults: &mut Vec<FieldError
     let mut seen = Vec::with_capacity(headers.len());
     for (name, value) in headers {
         if let Err(refusal) = outbound::check_custom_header(name, value) {
-            let code = match refusal {
-                HeaderRefusal::NameEmpty => "too_short",
-                HeaderRefusal::NameTooLong | HeaderRefusal::ValueTooLong => "too_long",
-                HeaderRefusal::NameInvalid | HeaderRefusal::ValueInvalid => "pattern",
-                HeaderRefusal::ConnectionHeader | HeaderRefusal::Reserved => "not_allowed",
-            };
-            let detail = destination::sentence(refusal);
-            faults.push(FieldError::new(header_pointer(name), code, detail));
+            faults.push(destination::header_fault(header_pointer(name), refusal));
         }
         let plain = name.to_ascii_lowercase();
         if seen.contains(&plain) {

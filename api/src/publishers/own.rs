@@ -139,6 +139,12 @@ struct UsageView {
     pipelines: u64,
     /// Webhook endpoints.
     webhook_endpoints: u64,
+    /// Upstream accounts.
+    accounts: u64,
+    /// Trains.
+    trains: u64,
+    /// Live tokens of all trains.
+    train_tokens: u64,
     /// How much it may have.
     quotas: QuotasView,
 }
@@ -154,6 +160,9 @@ impl Example for UsageView {
             },
             pipelines: 12,
             webhook_endpoints: 2,
+            accounts: 4,
+            trains: 2,
+            train_tokens: 3,
             quotas: QuotasView::example(),
         }
     }
@@ -228,6 +237,9 @@ impl Own {
             },
             pipelines: usage.pipelines,
             webhook_endpoints: usage.webhook_endpoints,
+            accounts: usage.accounts,
+            trains: usage.trains,
+            train_tokens: usage.train_tokens,
             quotas: usage.quotas.into(),
         };
         Ok(Ok::show(&view, None))

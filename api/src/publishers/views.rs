@@ -39,6 +39,14 @@ pub(super) struct QuotasView {
     pipelines: u32,
     /// Webhook endpoints.
     webhook_endpoints: u32,
+    /// Upstream accounts.
+    accounts: u32,
+    /// Trains.
+    trains: u32,
+    /// Live tokens of all trains.
+    train_tokens: u32,
+    /// Live tokens of one train.
+    train_tokens_per_train: u32,
 }
 
 impl From<Quotas> for QuotasView {
@@ -47,6 +55,10 @@ impl From<Quotas> for QuotasView {
             credentials_per_kind: quotas.credentials_per_kind,
             pipelines: quotas.pipelines,
             webhook_endpoints: quotas.webhook_endpoints,
+            accounts: quotas.accounts,
+            trains: quotas.trains,
+            train_tokens: quotas.train_tokens,
+            train_tokens_per_train: quotas.train_tokens_per_train,
         }
     }
 }
@@ -215,6 +227,18 @@ struct QuotasPatch {
     /// Webhook endpoints.
     #[oai(validator(minimum(value = "0"), maximum(value = "100000")))]
     webhook_endpoints: Option<u32>,
+    /// Upstream accounts.
+    #[oai(validator(minimum(value = "0"), maximum(value = "100000")))]
+    accounts: Option<u32>,
+    /// Trains.
+    #[oai(validator(minimum(value = "0"), maximum(value = "100000")))]
+    trains: Option<u32>,
+    /// Live tokens of all trains.
+    #[oai(validator(minimum(value = "0"), maximum(value = "100000")))]
+    train_tokens: Option<u32>,
+    /// Live tokens of one train.
+    #[oai(validator(minimum(value = "0"), maximum(value = "1000")))]
+    train_tokens_per_train: Option<u32>,
 }
 
 impl Example for QuotasPatch {
@@ -223,6 +247,10 @@ impl Example for QuotasPatch {
             credentials_per_kind: None,
             pipelines: Some(5000),
             webhook_endpoints: None,
+            accounts: None,
+            trains: None,
+            train_tokens: Some(200),
+            train_tokens_per_train: None,
         }
     }
 }
@@ -233,6 +261,10 @@ impl From<QuotasPatch> for persistence::QuotasPatch {
             credentials_per_kind: patch.credentials_per_kind,
             pipelines: patch.pipelines,
             webhook_endpoints: patch.webhook_endpoints,
+            accounts: patch.accounts,
+            trains: patch.trains,
+            train_tokens: patch.train_tokens,
+            train_tokens_per_train: patch.train_tokens_per_train,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! For each operation: what its owner asks, and what a stranger then tries.
 
 use serde_json::{Value, json};
-use tests::tools::absent;
+use tests::{new_account, tools::absent};
 
 use super::things::Things;
 
@@ -85,6 +85,13 @@ impl Target {
         self
     }
 
+    /// With one of two bodies, for what can be made once.
+    fn bodies(mut self, theirs: &Value, absent: &Value) -> Self {
+        self = self.body(absent);
+        self.probes[0].theirs.body = Some(theirs.clone());
+        self
+    }
+
     fn claim(mut self, claim: &str) -> Self {
         for pair in &mut self.probes {
             pair.theirs.claim = Some(claim.to_owned());
@@ -141,6 +148,7 @@ pub fn target(operation: &str, things: &Things) -> Option<Target> {
         .or_else(|| runs(operation, things))
         .or_else(|| events(operation, things))
         .or_else(|| webhooks(operation, things))
+        .or_else(|| trains(operation, things))
 }
 
 fn operators(operation: &str, things: &Things) -> Option<Target> {
@@ -354,6 +362,41 @@ fn webhooks(operation: &str, things: &Things) -> Option<Target> {
             .query("event", &things.event, &absent("evt")),
         "get_delivery" => delivery(200, "/v1/deliveries/{}"),
         "retry_delivery" => delivery(200, "/v1/deliveries/{}/retry"),
+        _ => return None,
+    })
+}
+
+fn trains(operation: &str, things: &Things) -> Option<Target> {
+    let account = |status, template: &str, id: &str| of(status, template, id, &absent("acc"));
+    let nothing = format!("gone-{}", things.train);
+    let train = |status, template: &str| of(status, template, &things.train, &nothing);
+    let slug = format!("new-{}", things.train);
+    let other = format!("other-{}", things.train);
+    let place = json!([{"account_id": "{}", "priority": 0}]);
+    Some(match operation {
+        "list_accounts" => plain(200, "/v1/accounts"),
+        // Names and slugs belong to their publisher: a stranger may have the same ones.
+        "create_account" => plain(201, "/v1/accounts")
+            .bodies(&new_account(&slug), &new_account(&nothing))
+            .naming(&new_account("{}"), &things.train, &other),
+        "get_account" => account(200, "/v1/accounts/{}", &things.account),
+        "update_account" => {
+            account(200, "/v1/accounts/{}", &things.account).body(&json!({"enabled": false}))
+        }
+        "delete_account" => account(200, "/v1/accounts/{}", &things.account),
+        "replace_account" => {
+            account(201, "/v1/accounts/{}/replace", &things.spare_account).body(&new_account(&slug))
+        }
+        "list_trains" => plain(200, "/v1/trains"),
+        "create_train" => plain(201, "/v1/trains")
+            .bodies(&json!({"slug": slug}), &json!({"slug": nothing}))
+            .naming(&json!({"slug": "{}"}), &things.train, &other),
+        "get_train" => train(200, "/v1/trains/{}"),
+        "update_train" => train(200, "/v1/trains/{}").body(&json!({"sticky": true})),
+        "delete_train" => train(204, "/v1/trains/{}"),
+        "set_train_accounts" => train(200, "/v1/trains/{}/accounts")
+            .body(&json!([]))
+            .naming(&place, &things.account, &absent("acc")),
         _ => return None,
     })
 }

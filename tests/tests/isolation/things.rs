@@ -34,6 +34,12 @@ pub struct Things {
     pub event_type: String,
     /// The external identifier of an event that it published.
     pub published: String,
+    /// An account that the train lends.
+    pub account: String,
+    /// One that no train lends.
+    pub spare_account: String,
+    /// The slug of a train, and the name of its account.
+    pub train: String,
     /// Finished.
     pub delivery: String,
     /// A runner token beside the first.
@@ -82,6 +88,11 @@ impl Things {
         let endpoint_secret = admin.post(&path).expect(201).await.text("/id");
         let key_set = key_set(admin, consumer).await;
 
+        let train = format!("train-{word}");
+        let account = publisher.account(&train).await;
+        let spare_account = publisher.account(&format!("spare {word}")).await;
+        publisher.train(&train, &[&account]).await;
+
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
             admin.post(&path).json(&body).expect(201).await
@@ -107,6 +118,9 @@ impl Things {
             replay,
             endpoint_secret,
             key_set,
+            account,
+            spare_account,
+            train,
             event_type,
             published: own_event,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
@@ -143,6 +157,9 @@ impl Things {
                 &self.replay,
                 &self.endpoint_secret,
                 &self.key_set,
+                &self.account,
+                &self.spare_account,
+                &self.train,
                 &self.delivery,
                 &self.token_id,
                 &self.secret_id,
@@ -205,6 +222,8 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         "/v1/event-types",
         "/v1/webhook-endpoints",
         "/v1/deliveries",
+        "/v1/accounts",
+        "/v1/trains",
     ] {
         let items: Vec<Value> = publisher
             .admin
