@@ -30,6 +30,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     scope::{Scoped, System},
     sql::{self, Sql, padded},
+    trains::notices_of,
 };
 
 /// Due messages among which one claim chooses.
@@ -101,14 +102,6 @@ struct Told {
     slack_events: String,
 }
 
-impl Told {
-    fn wants(&self, notice: Notice) -> Result<bool> {
-        let words: Vec<String> = serde_json::from_str(&self.slack_events)
-            .map_err(|_| damaged("list of a train's notices"))?;
-        Ok(words.iter().any(|word| word == notice.as_str()))
-    }
-}
-
 /// Writes a message for each train that is concerned and asked to be told. Call it where the
 /// event is emitted, in the same transaction.
 pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> Result<()> {
@@ -119,7 +112,7 @@ pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> 
     let told = Told::find_by_statement(statement).all(tx.db()).await?;
     let mut rows = Vec::new();
     for train in &told {
-        if !train.wants(news.notice())? {
+        if !notices_of(&train.slack_events)?.contains(&news.notice()) {
             continue;
         }
         rows.push(train_notices::Model {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 const LEASE: Duration = Duration::from_secs(30);
-const BOTH: &str = r#"["account.refresh_failed","train.exhausted"]"#;
+const BOTH: &str = "account.refresh_failed train.exhausted";
 
 async fn train(
     fixture: &Fixture,
@@ -138,7 +138,7 @@ async fn those_are_told_that_asked() {
         let acme = fixture.publisher("acme").await.publisher.id;
         let other = fixture.publisher("other").await.publisher.id;
         let both = train(&fixture, acme, "both", Some(BOTH)).await;
-        let one = train(&fixture, acme, "one", Some(r#"["train.exhausted"]"#)).await;
+        let one = train(&fixture, acme, "one", Some("train.exhausted")).await;
         let silent = train(&fixture, acme, "silent", None).await;
         train(&fixture, acme, "apart", Some(BOTH)).await;
         train(&fixture, other, "both", Some(BOTH)).await;
