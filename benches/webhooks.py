@@ -425,18 +425,25 @@ class Bench:
 
             def window():
                 return paced(server, self.consumer, others, seconds, 2 * len(others), len(others), self.directory)
+            # Warm both times: started anew, with as much traffic before the one that counts.
             window()
+            server.stop()
             server.analyze()
+            server.start()
+            window()
             before = window()
             server.stop()
             server.fill(hang, 1, HANG_QUEUED, finished=False)
             server.fill(deep, 1 << 24, self.chosen.deep, finished=False)
             server.analyze()
             server.start()
-            time.sleep(4)
+            window()
+            waiting = "SELECT COUNT(*) FROM deliveries WHERE status = 'pending'"
+            left, began = int(server.query(waiting)), time.monotonic()
             meanwhile = window()
-            left = int(server.query("SELECT COUNT(*) FROM deliveries WHERE status = 'pending'"))
-            results[store] = {"before": before, "meanwhile": meanwhile, "left": left,
+            drained = (left - int(server.query(waiting))) / (time.monotonic() - began)
+            left = int(server.query(waiting))
+            results[store] = {"before": before, "meanwhile": meanwhile, "left": left, "drained_per_s": drained,
                               "p50_ratio": meanwhile["p50_ms"] / before["p50_ms"],
                               "p99_ratio": meanwhile["p99_ms"] / before["p99_ms"]}
             # Requests that hang are let go by the server's own deadline.
@@ -465,7 +472,8 @@ class Bench:
             if server.cluster:
                 self.cluster.sql(self.cluster.url, "SELECT pg_stat_statements_reset()")
             server.start(STATIONMASTER_CRON_DELIVERIES="* * * * * *")
-            time.sleep(1)
+            # As warm as before.
+            window()
             cutoff = time.time_ns() // 1_000_000 - 31 * DAY_MS
             old = f"SELECT COUNT(*) FROM deliveries WHERE finished_at < {cutoff}"
             left, began = int(server.query(old)), time.monotonic()

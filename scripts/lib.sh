@@ -32,16 +32,20 @@ fail() {
 # have COMMAND: whether the command can be run.
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# install_debian PACKAGE…: installs Debian packages, or fails saying what to install.
+# update_debian: reads Debian's lists of packages, once.
 apt_lists_are_fresh=no
+update_debian() {
+  if [[ $apt_lists_are_fresh == yes ]]; then return; fi
+  apt-get update -qq >&2 || fail "apt-get update failed"
+  apt_lists_are_fresh=yes
+}
+
+# install_debian PACKAGE…: installs Debian packages, or fails saying what to install.
 install_debian() {
   have apt-get || fail "please install: $* (this machine has no apt-get to do it with)"
   [[ $(id -u) == 0 ]] || fail "please install: $* (as root: apt-get install $*)"
   say "installing Debian's $*"
-  if [[ $apt_lists_are_fresh == no ]]; then
-    apt-get update -qq >&2 || fail "apt-get update failed"
-    apt_lists_are_fresh=yes
-  fi
+  update_debian
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" >/dev/null ||
     fail "apt-get could not install $*"
 }
@@ -52,6 +56,26 @@ need() {
   shift
   have "$command" || install_debian "$@"
   have "$command" || fail "$command is still missing after installing $*"
+}
+
+# debian_program COMMAND PACKAGE: prints the path of a program. Where it is not installed, its
+# package is unpacked below target/: installed, it would start a service of its own.
+debian_program() {
+  local command=$1 package=$2
+  local home=$ROOT/target/debian
+  if PATH=$PATH:/usr/sbin:$home/usr/sbin:$home/usr/bin command -v "$command"; then return; fi
+  have apt-get || fail "please install: $package (this machine has no apt-get to fetch it with)"
+  have dpkg-deb || fail "please install: $package (this machine has no dpkg-deb to unpack it with)"
+  say "unpacking Debian's $package below target/"
+  local fetched
+  fetched=$(mktemp -d)
+  (cd "$fetched" && apt-get download -qq -o APT::Sandbox::User=root "$package" >&2) ||
+    { update_debian && (cd "$fetched" && apt-get download -qq -o APT::Sandbox::User=root "$package" >&2); } ||
+    fail "apt-get could not fetch $package"
+  mkdir -p "$home"
+  dpkg-deb --extract "$fetched"/*.deb "$home" || fail "$package could not be unpacked"
+  rm -rf "$fetched"
+  PATH=$home/usr/sbin:$home/usr/bin command -v "$command" || fail "$package brought no $command"
 }
 
 # need_rust: there is no safe guess at how somebody wants Rust installed, so this only checks.

@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use poem::{Request, RequestBody, http::header};
+use poem::{
+    Request, RequestBody,
+    http::{HeaderName, header},
+};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaSecurityScheme, Registry},
@@ -17,7 +20,7 @@ use poem_openapi::{
 use domain::{
     Code, Problem, Timestamp,
     audit::{Actor, ActorKind},
-    credential::{CredentialKind, Grants},
+    credential::CredentialKind,
     id::Id as _,
     token::{self, MAX_BEARER_LEN, MIN_FOREIGN_LEN, Prefix, TokenHash},
 };
@@ -28,6 +31,8 @@ use crate::{
     http::{ApiError, RequestContext},
 };
 
+/// Where some clients send what others send as a bearer.
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What is written down at most once in so long.
 const NOTICE_EVERY_MS: i64 = 60_000;
 /// Most tokens whose notices are remembered; beyond, old ones go first.
@@ -47,6 +52,15 @@ pub struct AdminOrRunner(pub Arc<Principal>, pub(crate) TokenHash);
 #[derive(Clone, Debug)]
 pub struct Runner(pub Arc<Principal>, pub(crate) TokenHash);
 
+/// A request of a train's token.
+#[derive(Clone, Debug)]
+pub struct TrainToken(pub Arc<Principal>);
+
+/// A request that a proxy asks about: a train's token, which its client may have sent as
+/// `x-api-key` too. A refusal is the operation's to answer, since some proxies know few statuses.
+#[derive(Clone, Debug)]
+pub struct ProxiedTrainToken(pub Result<Arc<Principal>, ApiError>);
+
 /// A request of the operator.
 #[derive(Clone, Debug)]
 pub struct Operator(pub OperatorActor);
@@ -65,20 +79,22 @@ impl OperatorActor {
     }
 }
 
-/// Which publisher's tokens an operation takes.
+/// Which tokens an operation takes.
 #[derive(Clone, Copy)]
 enum Wanted {
     Admin,
     Runner,
     Either,
+    Train,
 }
 
 impl Wanted {
-    const fn takes(self, grants: Grants) -> bool {
+    const fn takes(self, who: &Principal) -> bool {
         match self {
-            Self::Admin => grants.admin,
-            Self::Runner => grants.runner,
-            Self::Either => grants.admin || grants.runner,
+            Self::Admin => who.grants.admin,
+            Self::Runner => who.grants.runner,
+            Self::Either => who.grants.admin || who.grants.runner,
+            Self::Train => who.train.is_some(),
         }
     }
 
@@ -87,6 +103,7 @@ impl Wanted {
             Self::Admin => "an admin token",
             Self::Runner => "a runner token",
             Self::Either => "an admin or a runner token",
+            Self::Train => "a train token",
         };
         wrong_kind(kinds)
     }
@@ -112,17 +129,39 @@ fn bearer(request: &Request) -> Option<&str> {
     }
     let (scheme, text) = value.split_once(' ')?;
     let text = text.trim_matches(' ');
-    let sane = (1..=MAX_BEARER_LEN).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_graphic());
-    (scheme.eq_ignore_ascii_case("bearer") && sane).then_some(text)
+    (scheme.eq_ignore_ascii_case("bearer") && is_sane(text)).then_some(text)
 }
 
-/// Whether the text may be one of a publisher's tokens: of our form, or, while there are such,
-/// an older one's.
-fn may_be_token(text: &str, foreign: bool) -> bool {
+/// The one bearer of a request, or what it sends as `x-api-key` if it has no `Authorization`.
+fn bearer_or_key(request: &Request) -> Option<&str> {
+    if request.headers().contains_key(header::AUTHORIZATION) {
+        return bearer(request);
+    }
+    let mut values = request.headers().get_all(API_KEY).iter();
+    let text = values.next()?.to_str().ok()?;
+    (values.next().is_none() && is_sane(text)).then_some(text)
+}
+
+fn is_sane(text: &str) -> bool {
+    (1..=MAX_BEARER_LEN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Which tokens without our form there are.
+#[derive(Clone, Copy)]
+struct OtherForms {
+    /// Older ones of publishers.
+    foreign: bool,
+    /// Ones of trains that were made elsewhere, in whatever form.
+    imported: bool,
+}
+
+/// Whether the text may be a token of a publisher or a train: of our form, or of another one while
+/// there are such.
+fn may_be_token(text: &str, others: OtherForms) -> bool {
     match token::recognise(text) {
-        Some(prefix) => matches!(prefix, Prefix::Admin | Prefix::Runner),
-        None => foreign && text.len() >= MIN_FOREIGN_LEN && !text.starts_with("stm_"),
+        Some(prefix) => matches!(prefix, Prefix::Admin | Prefix::Runner | Prefix::Train),
+        None if text.starts_with("stm_") => false,
+        None => others.imported || (others.foreign && text.len() >= MIN_FOREIGN_LEN),
     }
 }
 
@@ -134,14 +173,18 @@ impl App {
             .fold(false, |found, known| known.matches(hash) | found)
     }
 
-    /// The live token of a publisher behind a bearer, its allowance counted.
+    /// The live token of a publisher or a train behind a bearer, its publisher's allowance counted.
     async fn principal(
         &self,
         context: &RequestContext,
         text: &str,
         hash: TokenHash,
     ) -> Result<Option<Arc<Principal>>, ApiError> {
-        if !may_be_token(text, self.store.knows_foreign_tokens()) {
+        let others = OtherForms {
+            foreign: self.store.knows_foreign_tokens(),
+            imported: self.store.knows_imported_tokens(),
+        };
+        if !may_be_token(text, others) {
             return Ok(None);
         }
         let Some(principal) = self.look_up(context, hash).await? else {
@@ -184,8 +227,18 @@ impl App {
         request: &Request,
         wanted: Wanted,
     ) -> Result<(Arc<Principal>, TokenHash), ApiError> {
+        self.holder(request, bearer(request), wanted).await
+    }
+
+    /// Who holds what was sent, if that is of a kind that is wanted.
+    async fn holder(
+        &self,
+        request: &Request,
+        sent: Option<&str>,
+        wanted: Wanted,
+    ) -> Result<(Arc<Principal>, TokenHash), ApiError> {
         let context = RequestContext::of(request)?;
-        let Some(text) = bearer(request) else {
+        let Some(text) = sent else {
             // Nothing to guess with was sent, so nothing is counted.
             return Err(Code::Unauthenticated.into());
         };
@@ -196,7 +249,7 @@ impl App {
         let Some(principal) = self.principal(context, text, hash).await? else {
             return Err(self.failed(context));
         };
-        if !wanted.takes(principal.grants) {
+        if !wanted.takes(&principal) {
             self.denied(context, &principal, Code::WrongTokenKind);
             return Err(wanted.refusal().into());
         }
@@ -360,6 +413,15 @@ guard!(AdminOrRunner, "admin_or_runner", |app, request| {
     let (principal, hash) = app.tenant(request, Wanted::Either).await?;
     Self(principal, hash)
 });
+guard!(TrainToken, "train", |app, request| {
+    let (principal, _) = app.tenant(request, Wanted::Train).await?;
+    Self(principal)
+});
+guard!(ProxiedTrainToken, "train_or_train_key", |app, request| {
+    let sent = bearer_or_key(request);
+    let holder = app.holder(request, sent, Wanted::Train).await;
+    Self(holder.map(|(principal, _)| principal))
+});
 guard!(Operator, "bootstrap", |app, request| Self(
     app.operator(request).await?
 ));
@@ -376,6 +438,7 @@ pub(crate) async fn still_good(
 ) -> Result<Arc<Principal>, ApiError> {
     let principal = app.store.authenticate(hash).await?;
     let principal = principal
+        .filter(|principal| !principal.grants.is_empty())
         .filter(|principal| kind.is_none_or(|kind| principal.grants.has(kind)))
         .ok_or(Code::Unauthenticated)?;
     if principal.publisher.status != persistence::PublisherStatus::Active {
@@ -418,26 +481,50 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_be_a_publishers_token_is_looked_up() {
+    fn a_key_counts_only_without_an_authorization() {
+        let sent = |headers: &[(&str, &str)]| {
+            let mut request = Request::builder();
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            bearer_or_key(&request.finish()).map(str::to_owned)
+        };
+        assert_eq!(sent(&[("x-api-key", "abc")]).as_deref(), Some("abc"));
+        assert_eq!(sent(&[("authorization", "Bearer a")]).as_deref(), Some("a"));
+        let both = [("x-api-key", "abc"), ("authorization", "Bearer a")];
+        assert_eq!(sent(&both).as_deref(), Some("a"));
+        let odd = [("x-api-key", "abc"), ("authorization", "Basic a")];
+        assert_eq!(sent(&odd), None);
+        assert_eq!(sent(&[("x-api-key", "a"), ("x-api-key", "a")]), None);
+        for value in ["", "a b", &"x".repeat(MAX_BEARER_LEN + 1)] {
+            assert_eq!(sent(&[("x-api-key", value)]), None, "{value}");
+        }
+        assert_eq!(sent(&[]), None);
+    }
+
+    #[test]
+    fn only_what_may_be_a_token_is_looked_up() {
+        let [none, foreign, imported] = [(false, false), (true, false), (false, true)]
+            .map(|(foreign, imported)| OtherForms { foreign, imported });
         for (prefix, may) in [
             (Prefix::Admin, true),
             (Prefix::Runner, true),
+            (Prefix::Train, true),
             (Prefix::Boot, false),
             (Prefix::Claim, false),
             (Prefix::SubcommandBearer, false),
         ] {
-            assert_eq!(
-                may_be_token(token::generate(prefix).expose_secret(), false),
-                may
-            );
+            let text = token::generate(prefix);
+            assert_eq!(may_be_token(text.expose_secret(), none), may);
         }
-        assert!(may_be_token(&"x".repeat(MIN_FOREIGN_LEN), true));
-        assert!(!may_be_token(&"x".repeat(MIN_FOREIGN_LEN), false));
-        assert!(!may_be_token(&"x".repeat(MIN_FOREIGN_LEN - 1), true));
-        assert!(!may_be_token(
-            &format!("stm_admin_{}", "x".repeat(49)),
-            true
-        ));
+        let (long, short) = ("x".repeat(MIN_FOREIGN_LEN), "x".repeat(MIN_FOREIGN_LEN - 1));
+        assert!(may_be_token(&long, foreign) && may_be_token(&long, imported));
+        assert!(!may_be_token(&long, none));
+        assert!(!may_be_token(&short, foreign) && may_be_token(&short, imported));
+        let ours = format!("stm_admin_{}", "x".repeat(49));
+        assert!(!may_be_token(&ours, foreign) && !may_be_token(&ours, imported));
+        let theirs = format!("ptk_{}", "x".repeat(49));
+        assert!(!may_be_token(&theirs, none) && may_be_token(&theirs, imported));
     }
 
     #[test]

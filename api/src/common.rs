@@ -25,6 +25,7 @@ use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext},
+    resolve::refresh::Refresh,
 };
 
 /// The parts that operations work with.
@@ -38,12 +39,14 @@ pub struct App {
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
     /// Who refreshes accounts.
-    pub refresher: oauth::Refresher,
+    pub oauth: oauth::Refresher,
     /// The longest that a claim waits.
     pub claim_wait_max: Duration,
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,
+    /// What replaces access tokens before they are lent.
+    pub refresher: Option<Arc<dyn Refresh>>,
 }
 
 impl App {

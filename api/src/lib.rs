@@ -42,10 +42,12 @@ mod events;
 mod listen;
 mod pipelines;
 mod replays;
+pub mod resolve;
 mod runs;
 mod seats;
 mod sent;
 mod subcommands;
+mod train_tokens;
 mod trains;
 
 #[cfg(test)]
@@ -94,7 +96,7 @@ type Operations = (
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
-    (accounts::Accounts, trains::Trains),
+    Lending,
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -104,6 +106,15 @@ type Webhooks = (
     replays::Replays,
     deliveries::Deliveries,
     listen::Listen,
+);
+
+/// What is lent, by what, and to whom.
+type Lending = (
+    accounts::All,
+    trains::Trains,
+    train_tokens::TrainTokens,
+    resolve::Resolve,
+    resolve::forward::ForwardAuth,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -132,8 +143,11 @@ fn operations(app: &Arc<App>) -> Operations {
             listen::Listen::new(app()),
         ),
         (
-            accounts::Accounts { app: app() },
+            accounts::all(&app()),
             trains::Trains { app: app() },
+            train_tokens::TrainTokens { app: app() },
+            resolve::Resolve { app: app() },
+            resolve::forward::ForwardAuth { app: app() },
         ),
     )
 }
@@ -154,7 +168,12 @@ fn docs_of_all() -> Vec<OperationDoc> {
         deliveries::DOCS,
         listen::DOCS,
         accounts::DOCS,
+        accounts::refreshes::DOCS,
+        accounts::logins::DOCS,
         trains::DOCS,
+        train_tokens::DOCS,
+        resolve::DOCS,
+        resolve::forward::DOCS,
     ]
     .concat()
 }
@@ -307,10 +326,11 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,
-        refresher: deps.refresher,
+        oauth: deps.refresher.clone(),
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
+        refresher: Some(Arc::new(deps.refresher)),
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -2,7 +2,8 @@
 //!
 //! What is under way is bounded in all, for each publisher and for each endpoint. A request that
 //! has lasted for long leaves the common places for others, up to a bound of their own, so that
-//! receivers which hang can't take them all. Nothing here waits or asks the store.
+//! receivers which hang can't take them all. What is late yields to what is on time. Nothing here
+//! waits or asks the store.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -14,12 +15,16 @@ use domain::{
     Timestamp,
     id::{DeliveryId, PublisherId},
 };
-use persistence::{DueDelivery, EndpointKey, Lease, Target};
+use persistence::{DueDelivery, EndpointKey, HandedOver, Lease, Target};
 
 use crate::{
     breaker::Breaker,
     endpoint::{Endpoint, Go, Pace, SLOW},
+    yielding::Yielding,
 };
+use lines::{Line, Lines};
+
+mod lines;
 
 /// Outcomes that wait to be recorded; more stop the starts.
 const UNRECORDED_MAX: usize = 4096;
@@ -63,14 +68,6 @@ struct Flight {
     probe: bool,
 }
 
-#[derive(Debug, Default)]
-struct Publisher {
-    turns: VecDeque<EndpointKey>,
-    in_flight: usize,
-    /// Whether it stands in the line of publishers.
-    in_ring: bool,
-}
-
 /// What to load of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
@@ -97,8 +94,10 @@ pub(crate) struct Figures {
 pub(crate) struct Board {
     limits: Limits,
     endpoints: HashMap<EndpointKey, Endpoint>,
-    publishers: HashMap<PublisherId, Publisher>,
-    ring: VecDeque<PublisherId>,
+    lines: Lines,
+    yielding: Yielding,
+    /// When the next that is late may go out, where that is all that it waits for.
+    held_back: Option<Instant>,
     to_load: VecDeque<EndpointKey>,
     wakes: BTreeSet<(Instant, EndpointKey)>,
     stale: BTreeSet<EndpointKey>,
@@ -113,12 +112,13 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, now: Instant) -> Self {
         Self {
             limits,
             endpoints: HashMap::new(),
-            publishers: HashMap::new(),
-            ring: VecDeque::new(),
+            lines: Lines::new(limits.publisher),
+            yielding: Yielding::new(now),
+            held_back: None,
             to_load: VecDeque::new(),
             wakes: BTreeSet::new(),
             stale: BTreeSet::new(),
@@ -145,16 +145,15 @@ impl Board {
     /// Changes an endpoint, keeps count of what is queued, and lets it go on.
     fn with<T>(&mut self, key: EndpointKey, change: impl FnOnce(&mut Endpoint) -> T) -> Option<T> {
         let endpoint = self.endpoints.get_mut(&key)?;
-        let weigh = |endpoint: &Endpoint| (endpoint.queue.len(), endpoint.queued_bytes);
-        let before = weigh(endpoint);
+        let before = endpoint.weight();
         let value = change(endpoint);
-        let after = weigh(endpoint);
+        let after = endpoint.weight();
         let over = endpoint.fence.is_none() && !endpoint.is_awaited();
         self.queued = self.queued + after.0 - before.0;
         self.queued_bytes = self.queued_bytes + after.1 - before.1;
         if over {
             self.endpoints.remove(&key);
-            self.tidy(key.publisher);
+            self.lines.tidy(key.publisher);
         } else {
             self.ready(key);
             self.line_up(key);
@@ -162,7 +161,8 @@ impl Board {
         Some(value)
     }
 
-    /// Puts an endpoint with something to send in its publisher's line.
+    /// Puts an endpoint with something to send in its publisher's line. Whether it belongs to those
+    /// that are late shows when its turn comes.
     fn ready(&mut self, key: EndpointKey) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else {
             return;
@@ -171,28 +171,7 @@ impl Board {
             return;
         }
         endpoint.lines.turn = true;
-        let publisher = self.publishers.entry(key.publisher).or_default();
-        publisher.turns.push_back(key);
-        self.rejoin(key.publisher);
-    }
-
-    /// Puts a publisher with something to send in the line, unless it has its share under way.
-    fn rejoin(&mut self, id: PublisherId) {
-        let Some(publisher) = self.publishers.get_mut(&id) else {
-            return;
-        };
-        let may = publisher.in_flight < self.limits.publisher && !publisher.turns.is_empty();
-        if may && !publisher.in_ring {
-            publisher.in_ring = true;
-            self.ring.push_back(id);
-        }
-    }
-
-    fn tidy(&mut self, id: PublisherId) {
-        let found = self.publishers.get(&id);
-        if found.is_some_and(|one| one.turns.is_empty() && one.in_flight == 0 && !one.in_ring) {
-            self.publishers.remove(&id);
-        }
+        self.lines.push(key, Line::OnTime);
     }
 
     fn short(&self) -> bool {
@@ -275,8 +254,26 @@ impl Board {
         loads
     }
 
-    pub(crate) fn loaded(&mut self, key: EndpointKey, due: Vec<DueDelivery>, more: bool) {
-        self.with(key, |endpoint| endpoint.loaded(due, more));
+    /// A page of an endpoint has come.
+    pub(crate) fn loaded(
+        &mut self,
+        key: EndpointKey,
+        due: Vec<DueDelivery>,
+        more: bool,
+        now: Instant,
+    ) {
+        self.with(key, |endpoint| endpoint.loaded(due, more, now));
+    }
+
+    /// Takes a delivery that a commit hands over. Answers `false` for one that has to be looked
+    /// for in the store.
+    pub(crate) fn hand_over(&mut self, handed: HandedOver, now: Instant) -> bool {
+        let HandedOver { key, due, since } = handed;
+        if self.short() {
+            return false;
+        }
+        self.with(key, |endpoint| endpoint.hand_over(due, since, now))
+            .unwrap_or(false)
     }
 
     pub(crate) fn load_failed(&mut self, key: EndpointKey) {
@@ -335,19 +332,39 @@ impl Board {
             && self.unrecorded < UNRECORDED_MAX
     }
 
-    /// The next delivery to go out, if one may.
+    /// The next delivery to go out, if one may: what is on time first, unless what is late has
+    /// waited for long.
     pub(crate) fn pick(&mut self, now: Instant, wall: Timestamp) -> Option<Start> {
-        for _ in 0..self.ring.len() {
+        self.held_back = None;
+        if self.yielding.is_owed(now)
+            && let Some(start) = self.pick_in(Line::Late, now, wall)
+        {
+            return Some(start);
+        }
+        if let Some(start) = self.pick_in(Line::OnTime, now, wall) {
+            return Some(start);
+        }
+        if self.lines.len(Line::Late) == 0 {
+            return None;
+        }
+        match self.yielding.ready(now) {
+            Ok(()) => self.pick_in(Line::Late, now, wall),
+            Err(later) => {
+                self.held_back = Some(later);
+                None
+            }
+        }
+    }
+
+    fn pick_in(&mut self, line: Line, now: Instant, wall: Timestamp) -> Option<Start> {
+        for _ in 0..self.lines.len(line) {
             if !self.has_room() {
                 return None;
             }
-            let id = self.ring.pop_front()?;
-            if let Some(publisher) = self.publishers.get_mut(&id) {
-                publisher.in_ring = false;
-            }
-            let start = self.pick_of(id, now, wall);
-            self.rejoin(id);
-            self.tidy(id);
+            let id = self.lines.next_publisher(line)?;
+            let start = self.pick_of(id, line, now, wall);
+            self.lines.rejoin(id);
+            self.lines.tidy(id);
             if start.is_some() {
                 return start;
             }
@@ -355,23 +372,39 @@ impl Board {
         None
     }
 
-    fn pick_of(&mut self, id: PublisherId, now: Instant, wall: Timestamp) -> Option<Start> {
-        let turns = self.publishers.get(&id)?.turns.len();
-        for _ in 0..turns {
-            let publisher = self.publishers.get_mut(&id)?;
-            if publisher.in_flight >= self.limits.publisher {
-                return None;
-            }
-            let key = publisher.turns.pop_front()?;
+    fn pick_of(
+        &mut self,
+        id: PublisherId,
+        line: Line,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Option<Start> {
+        for _ in 0..self.lines.endpoints(id, line) {
+            let key = self.lines.next_endpoint(id, line)?;
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
+            let fits = if endpoint.is_late(wall) {
+                Line::Late
+            } else {
+                Line::OnTime
+            };
+            if fits != line {
+                self.lines.push(key, fits);
+                continue;
+            }
             endpoint.lines.turn = false;
             match endpoint.go(self.limits.endpoint, now, wall) {
                 Go::Now { .. } if endpoint.pace == Pace::Slow && self.slow >= self.limits.slow => {
                     self.crowded.insert(key);
                 }
-                Go::Now { probe } => return self.start(key, probe, now),
+                Go::Now { probe } => {
+                    match line {
+                        Line::OnTime => self.yielding.takes_on_time(now),
+                        Line::Late => self.yielding.takes_late(now),
+                    }
+                    return self.start(key, probe, now);
+                }
                 Go::At(later) => {
                     self.wakes.insert((later, key));
                 }
@@ -387,7 +420,7 @@ impl Board {
     fn start(&mut self, key: EndpointKey, probe: bool, now: Instant) -> Option<Start> {
         let slow = self.endpoints.get(&key)?.pace == Pace::Slow;
         let (fence, target, due) = self.with(key, |endpoint| endpoint.begin(probe, now))??;
-        self.publishers.entry(key.publisher).or_default().in_flight += 1;
+        self.lines.begins(key.publisher);
         self.last_flight += 1;
         self.slow += usize::from(slow);
         let flight = Flight {
@@ -419,7 +452,19 @@ impl Board {
 
     /// When somebody may go on.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.wakes.first().map(|(at, _)| *at)
+        let wakes = self.wakes.first().map(|(at, _)| *at);
+        wakes.into_iter().chain(self.held_back).min()
+    }
+
+    /// When the loop is to be woken only to see when it is.
+    pub(crate) fn next_look(&mut self, now: Instant) -> Option<Instant> {
+        let waits = self.lines.len(Line::Late) > 0;
+        self.yielding.next_look(waits, now)
+    }
+
+    /// The loop is awake.
+    pub(crate) fn woke(&mut self, now: Instant) {
+        self.yielding.woke(now);
     }
 
     /// Requests that have lasted for long leave the common places.
@@ -471,15 +516,13 @@ impl Board {
     fn land(&mut self, flight: u64) -> Option<Flight> {
         let flight = self.flights.remove(&flight)?;
         self.slow -= usize::from(flight.slow);
-        if let Some(publisher) = self.publishers.get_mut(&flight.key.publisher) {
-            publisher.in_flight = publisher.in_flight.saturating_sub(1);
-        }
+        self.lines.ends(flight.key.publisher);
         Some(flight)
     }
 
     /// Lets those go on who waited for a place.
     fn make_room(&mut self, publisher: PublisherId) {
-        self.rejoin(publisher);
+        self.lines.rejoin(publisher);
         if self.slow < self.limits.slow {
             for key in std::mem::take(&mut self.crowded) {
                 self.ready(key);

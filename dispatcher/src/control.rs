@@ -154,7 +154,7 @@ impl Control {
             heard,
             outcomes,
             process: None,
-            board: Board::new(limits),
+            board: Board::new(limits, now),
             wanted: BTreeSet::new(),
             elsewhere: HashMap::new(),
             timers: BTreeSet::new(),
@@ -184,7 +184,7 @@ impl Control {
             let sleep = tokio::time::sleep_until(self.next_turn(stopping).into());
             tokio::select! {
                 note = self.heard.recv() => if let Some(note) = note { self.take(note) },
-                written = store.deliveries_written(), if !stopping => self.written(&written),
+                written = store.deliveries_written(), if !stopping => self.written(written),
                 () = alive.changed.notified() => {}
                 () = sleep => {}
                 () = stop.cancelled(), if !stopping => {}
@@ -208,25 +208,35 @@ impl Control {
         }
     }
 
-    fn next_turn(&self, stopping: bool) -> Instant {
+    fn next_turn(&mut self, stopping: bool) -> Instant {
         if stopping {
             return self.next_tick;
         }
         let now = Instant::now();
         let wall = self.store.now();
         let timer = self.timers.first().map(|(at, _)| now + at.since(wall));
-        let wake = self.board.next_wake();
-        let first = timer.into_iter().chain(wake).min();
+        let wakes = [self.board.next_wake(), self.board.next_look(now)];
+        let first = timer.into_iter().chain(wakes.into_iter().flatten()).min();
         first.map_or(self.next_tick, |first| first.min(self.next_tick))
     }
 
-    /// There is word of deliveries, or of changed endpoints.
-    fn written(&mut self, written: &Written) {
+    /// There is word of deliveries, or of changed endpoints. What is handed over comes last: of an
+    /// endpoint that has to be looked at, everything is looked for.
+    fn written(&mut self, written: Written) {
         if !written.changed.is_empty() {
             self.board.outdate(&written.changed, Instant::now());
         }
-        for key in &written.endpoints {
-            self.rung(*key);
+        for key in written.endpoints {
+            self.rung(key);
+        }
+        let now = Instant::now();
+        for handed in written.handed {
+            let key = handed.key;
+            if self.board.hand_over(handed, now) {
+                metrics::counter!("stationmaster_deliveries_handed_over_total").increment(1);
+            } else {
+                self.rung(key);
+            }
         }
         if written.others {
             self.next_poll = self.next_poll.min(self.last_poll + POLL_MIN);
@@ -310,8 +320,9 @@ impl Control {
             return;
         };
         self.set_targets(&found.read, read_at, found.targets);
+        let now = Instant::now();
         for page in found.pages {
-            self.board.loaded(page.key, page.due, page.more);
+            self.board.loaded(page.key, page.due, page.more, now);
         }
     }
 
@@ -380,6 +391,7 @@ impl Control {
     /// Does whatever can be done now.
     fn advance(&mut self, stopping: bool) {
         let now = Instant::now();
+        self.board.woke(now);
         self.follow_process();
         if now >= self.next_tick {
             self.tick(now, stopping);
@@ -396,6 +408,10 @@ impl Control {
             };
             self.start(start);
             started += 1;
+        }
+        if !stopping {
+            // A turn has shown what can't go out before its target is read.
+            self.refresh_stale(now);
         }
         // What went out may have made room to load more.
         if started > 0 {
@@ -481,11 +497,18 @@ impl Control {
         {
             self.lease(process);
         }
-        let due = now >= self.next_refresh || self.board.has_stale();
-        if !self.busy.with(Job::Refresh) && due {
+        if !self.busy.with(Job::Refresh) && now >= self.next_refresh {
             self.refresh(now);
         }
         self.load(now);
+    }
+
+    /// Reads targets without which something can't go out, at once.
+    fn refresh_stale(&mut self, now: Instant) {
+        let may = self.process.is_some() && now >= self.store_after;
+        if may && self.board.has_stale() && !self.busy.with(Job::Refresh) {
+            self.refresh(now);
+        }
     }
 
     fn poll(&mut self, process: ProcessId, now: Instant) {

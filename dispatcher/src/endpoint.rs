@@ -1,5 +1,7 @@
 //! An endpoint that this process holds: what is loaded of it, and whether the next may go out.
 
+mod handed;
+
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
@@ -12,7 +14,9 @@ use persistence::{DueDelivery, EndpointKey, Handover, Lease, Target};
 use crate::{
     breaker::{Breaker, Gate},
     bucket::Bucket,
+    yielding::is_late,
 };
+use handed::Shown;
 
 /// A target read longer ago is not sent to: it may have been disabled since.
 pub(crate) const TARGET_FRESH: Duration = Duration::from_secs(1);
@@ -63,13 +67,18 @@ pub(crate) struct Endpoint {
     pub(crate) key: EndpointKey,
     /// The lease's number; none once the lease is lost.
     pub(crate) fence: Option<i64>,
+    /// When the lease was taken. What was committed before may have been another holder's.
+    held_at: Instant,
     target: Option<Arc<Target>>,
     target_read: Option<Instant>,
     /// What was begun to be read before this does not hold.
     outdated: Option<Instant>,
     pub(crate) queue: VecDeque<DueDelivery>,
-    /// The bytes of their bodies.
-    pub(crate) queued_bytes: usize,
+    /// What was handed over while a page was being loaded.
+    waiting: Vec<DueDelivery>,
+    /// The bytes of all their bodies.
+    queued_bytes: usize,
+    shown: Shown,
     /// What is queued, under way, or not recorded yet.
     known: HashSet<DeliveryId>,
     pub(crate) in_flight: usize,
@@ -100,11 +109,14 @@ impl Endpoint {
         Self {
             key,
             fence: None,
+            held_at: now,
             target: None,
             target_read: None,
             outdated: None,
             queue: VecDeque::new(),
+            waiting: Vec::new(),
             queued_bytes: 0,
+            shown: Shown::new(now),
             known: HashSet::new(),
             in_flight: 0,
             unrecorded: 0,
@@ -124,6 +136,7 @@ impl Endpoint {
     /// The lease is taken, with what the last holder left.
     pub(crate) fn held(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.fence = Some(lease.fence);
+        self.held_at = now;
         self.left = lease.state;
         let probe_in = lease.state.probe_at.map(|at| at.since(wall));
         self.breaker = Breaker::restored(lease.state.failures, probe_in, now);
@@ -145,8 +158,30 @@ impl Endpoint {
         for due in self.queue.drain(..) {
             self.known.remove(&due.id);
         }
+        // The page that these waited for does not count either.
+        self.waiting.clear();
         self.queued_bytes = 0;
         self.overtaken = self.loading;
+    }
+
+    /// How many deliveries it has in memory, and the bytes of their bodies.
+    pub(crate) fn weight(&self) -> (usize, usize) {
+        (self.queue.len() + self.waiting.len(), self.queued_bytes)
+    }
+
+    /// Puts a delivery at the end of the queue, unless it is known already.
+    fn enqueue(&mut self, due: DueDelivery) {
+        if self.known.insert(due.id) {
+            self.queued_bytes += due.body.len();
+            self.queue.push_back(due);
+        }
+    }
+
+    /// What was handed over during a load leaves its place.
+    fn take_waiting(&mut self) -> Vec<DueDelivery> {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.queued_bytes -= waiting.iter().map(|due| due.body.len()).sum::<usize>();
+        waiting
     }
 
     pub(crate) fn rung(&mut self) {
@@ -199,11 +234,13 @@ impl Endpoint {
         self.known.clone()
     }
 
-    /// A page has come.
-    pub(crate) fn loaded(&mut self, due: Vec<DueDelivery>, more: bool) {
+    /// A page has come. What was handed over meanwhile goes behind it, and where there is more to
+    /// load has to be looked for behind that.
+    pub(crate) fn loaded(&mut self, due: Vec<DueDelivery>, more: bool, now: Instant) {
         self.loading = false;
         self.dirty |= more;
         let settled = std::mem::take(&mut self.settled);
+        let waiting = self.take_waiting();
         if self.fence.is_none() {
             return;
         }
@@ -212,10 +249,13 @@ impl Endpoint {
             return;
         }
         for due in due {
-            if !settled.contains(&due.id) && self.known.insert(due.id) {
-                self.queued_bytes += due.body.len();
-                self.queue.push_back(due);
+            self.shown.add(due.id, now);
+            if !settled.contains(&due.id) {
+                self.enqueue(due);
             }
+        }
+        for due in waiting.into_iter().filter(|_| !more) {
+            self.enqueue(due);
         }
     }
 
@@ -223,6 +263,7 @@ impl Endpoint {
         self.loading = false;
         self.dirty = true;
         self.settled.clear();
+        self.take_waiting();
     }
 
     /// What was read of the endpoint since `read_at`; nothing if it may not be sent to.
@@ -304,6 +345,12 @@ impl Endpoint {
     /// Whether there is something that the target has to be fresh for.
     pub(crate) fn is_active(&self) -> bool {
         self.fence.is_some() && !self.loading && !self.queue.is_empty()
+    }
+
+    /// Whether the first of the queue is late.
+    pub(crate) fn is_late(&self, wall: Timestamp) -> bool {
+        let head = self.queue.front();
+        head.is_some_and(|head| is_late(head.due, wall))
     }
 
     /// Whether the first of the queue may go out. `usual` is the usual limit on those under way.

@@ -23,6 +23,7 @@ mod process;
 mod recorder;
 #[cfg(test)]
 mod tests;
+mod yielding;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -176,7 +176,9 @@ macro_rules! made {
 
 // After the macro that they use.
 mod changes;
+mod handed;
 mod hostile;
+mod notices;
 
 impl World {
     async fn new(schedule: &str) -> Self {

@@ -118,6 +118,8 @@ words! {
         AccountRefreshFailed = "account.refresh_failed",
         /// A bootstrap token was used (at most one row a minute for each).
         BootstrapUsed = "bootstrap.used",
+        /// Owners' keys were wrapped by another master key.
+        KeysRewrapped = "keys.rewrapped",
         /// The boot seed changed something.
         SeedApplied = "seed.applied",
     }

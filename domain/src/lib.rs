@@ -10,6 +10,7 @@ pub mod clock;
 pub mod credential;
 pub mod event;
 pub mod id;
+pub mod lending;
 pub mod limits;
 pub mod notice;
 pub mod oauth;

@@ -14,10 +14,10 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::{Timestamp, random};
+use crate::{Timestamp, limits::CREDENTIAL_CHARS, random};
 
-/// Longest token that is taken, bytes: it has to fit into a header.
-pub const TOKEN_BYTES: usize = 16 * 1024;
+/// Shortest access token that is taken, bytes: its last four are shown.
+const TOKEN_BYTES_MIN: usize = 8;
 /// Largest answer of a token endpoint that is read, bytes.
 pub const ANSWER_BYTES: usize = 64 * 1024;
 /// How long a token lives whose answer does not say (RFC 6749 §5.1 only recommends that it does).
@@ -42,8 +42,6 @@ pub struct Grant {
     pub refresh_token: Option<SecretString>,
     /// How long the access token lives from the request on.
     pub life: Duration,
-    /// The scopes that were granted, if they are told.
-    pub scope: Option<String>,
 }
 
 /// Why a token endpoint granted nothing.
@@ -117,8 +115,6 @@ struct Granted {
     refresh_token: Option<Zeroizing<String>>,
     #[serde(default)]
     expires_in: Option<serde_json::Value>,
-    #[serde(default)]
-    scope: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -149,20 +145,19 @@ fn granted(body: &[u8]) -> Option<Grant> {
     }
     let refresh_token = match &found.refresh_token {
         Some(text) if text.is_empty() => None,
-        Some(text) => Some(token(text)?),
+        Some(text) => Some(token(text, 1)?),
         None => None,
     };
     Some(Grant {
-        access_token: token(&found.access_token)?,
+        access_token: token(&found.access_token, TOKEN_BYTES_MIN)?,
         refresh_token,
         life: life(found.expires_in.as_ref())?,
-        scope: found.scope.filter(|scope| is_scope(scope)),
     })
 }
 
 /// A token that can stand in a header (RFC 6749 appendix A.12 allows spaces; no header would).
-fn token(text: &Zeroizing<String>) -> Option<SecretString> {
-    let sane = !text.is_empty() && text.len() <= TOKEN_BYTES;
+fn token(text: &Zeroizing<String>, bytes_min: usize) -> Option<SecretString> {
+    let sane = (bytes_min..=CREDENTIAL_CHARS).contains(&text.len());
     let sane = sane && text.bytes().all(|byte| byte.is_ascii_graphic());
     sane.then(|| SecretString::from(text.as_str().to_owned()))
 }
@@ -201,16 +196,6 @@ fn refusal(status: u16, body: &[u8]) -> TokenError {
     }
 }
 
-/// Whether a text is a list of scopes (RFC 6749 §3.3).
-#[must_use]
-pub fn is_scope(text: &str) -> bool {
-    let token = |part: &str| {
-        let character = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-        !part.is_empty() && part.bytes().all(character)
-    };
-    text.split(' ').all(token)
-}
-
 /// Whether a token is so near to its end that it is replaced before it is handed out: within its
 /// last minute, or the last fifth of a life that is short. `since` is when it was had.
 #[must_use]
@@ -232,7 +217,12 @@ pub enum ClientAuth {
 #[derive(Clone, Copy, Debug)]
 pub enum Ask<'a> {
     /// A new access token (RFC 6749 §6).
-    Refresh(&'a SecretString),
+    Refresh {
+        /// The refresh token.
+        token: &'a SecretString,
+        /// What to ask for; none for what was granted first.
+        scope: Option<&'a str>,
+    },
     /// Tokens for a code (RFC 6749 §4.1.3, RFC 7636 §4.5).
     Code {
         /// The code.
@@ -263,9 +253,12 @@ impl Client<'_> {
     ) -> (Zeroizing<String>, Option<SecretString>) {
         let mut form = Form::default();
         match ask {
-            Ask::Refresh(token) => {
+            Ask::Refresh { token, scope } => {
                 form.add("grant_type", "refresh_token");
                 form.add("refresh_token", token.expose_secret());
+                if let Some(scope) = scope {
+                    form.add("scope", scope);
+                }
             }
             Ask::Code {
                 code,
@@ -398,16 +391,16 @@ mod tests {
 
     #[test]
     fn a_grant_is_read_with_its_defaults() {
-        let grant = read_answer(200, br#"{"access_token":"a","token_type":"Bearer"}"#).unwrap();
+        let grant =
+            read_answer(200, br#"{"access_token":"access-1","token_type":"Bearer"}"#).unwrap();
         assert_eq!(grant.life, LIFE_DEFAULT);
-        assert!(grant.refresh_token.is_none() && grant.scope.is_none());
-        let body = br#"{"access_token":"a","token_type":"bearer","expires_in":"60",
+        assert!(grant.refresh_token.is_none());
+        let body = br#"{"access_token":"access-1","token_type":"bearer","expires_in":"60",
             "refresh_token":"r","scope":"a b","more":[1]}"#;
         let grant = read_answer(200, body).unwrap();
         assert_eq!(grant.life, Duration::from_mins(1));
         assert_eq!(grant.refresh_token.unwrap().expose_secret(), "r");
-        assert_eq!(grant.scope.as_deref(), Some("a b"));
-        let body = br#"{"access_token":"a","expires_in":1e300,"refresh_token":""}"#;
+        let body = br#"{"access_token":"access-1","expires_in":1e300,"refresh_token":""}"#;
         let grant = read_answer(200, body).unwrap();
         assert_eq!(grant.life, LIFE_MAX);
         assert!(grant.refresh_token.is_none());
@@ -420,18 +413,22 @@ mod tests {
             "<html>",
             "{}",
             r#"{"access_token":""}"#,
-            r#"{"access_token":"a b"}"#,
-            r#"{"access_token":"a\r\nx: y"}"#,
-            r#"{"access_token":"a","token_type":"mac"}"#,
-            r#"{"access_token":"a","expires_in":0}"#,
-            r#"{"access_token":"a","expires_in":-5}"#,
-            r#"{"access_token":"a","expires_in":"soon"}"#,
-            r#"{"access_token":"a","refresh_token":"\n"}"#,
+            r#"{"access_token":"short"}"#,
+            r#"{"access_token":"access 1"}"#,
+            r#"{"access_token":"access\r\nx: y"}"#,
+            r#"{"access_token":"access-1","token_type":"mac"}"#,
+            r#"{"access_token":"access-1","expires_in":0}"#,
+            r#"{"access_token":"access-1","expires_in":-5}"#,
+            r#"{"access_token":"access-1","expires_in":"soon"}"#,
+            r#"{"access_token":"access-1","refresh_token":"\n"}"#,
         ] {
             let error = read_answer(200, body.as_bytes()).unwrap_err();
             assert_eq!(error, TokenError::passing("malformed_answer"), "{body}");
         }
-        let long = format!(r#"{{"access_token":"{}"}}"#, "a".repeat(TOKEN_BYTES + 1));
+        let long = format!(
+            r#"{{"access_token":"{}"}}"#,
+            "a".repeat(CREDENTIAL_CHARS + 1)
+        );
         assert!(read_answer(200, long.as_bytes()).is_err());
     }
 
@@ -502,19 +499,23 @@ mod tests {
     #[test]
     fn clients_prove_themselves_by_header_or_body() {
         let (token, key) = (secret("r/+ t"), secret("s:€"));
+        let refresh = |scope| Ask::Refresh {
+            token: &token,
+            scope,
+        };
         let client = Client {
             id: "a client",
             secret: Some(&key),
         };
-        let (form, header) = client.request(Ask::Refresh(&token), ClientAuth::Basic);
+        let (form, header) = client.request(refresh(None), ClientAuth::Basic);
         assert_eq!(*form, "grant_type=refresh_token&refresh_token=r%2F%2B+t");
         let header = header.unwrap();
         let pair = header.expose_secret().strip_prefix("Basic ").unwrap();
         assert_eq!(STANDARD.decode(pair).unwrap(), b"a+client:s%3A%E2%82%AC");
 
-        let (form, header) = client.request(Ask::Refresh(&token), ClientAuth::Body);
+        let (form, header) = client.request(refresh(Some("a b")), ClientAuth::Body);
         assert!(header.is_none());
-        assert!(form.ends_with("&client_id=a+client&client_secret=s%3A%E2%82%AC"));
+        assert!(form.ends_with("&scope=a+b&client_id=a+client&client_secret=s%3A%E2%82%AC"));
 
         let public = Client {
             id: "cli",

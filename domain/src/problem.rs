@@ -67,6 +67,9 @@ codes! {
     /// The train lends nothing for now.
     TrainDisabled = "train_disabled", 403, "The train is disabled",
         "Its publisher can enable it.";
+    /// Said to a proxy that knows no other status.
+    NothingToLend = "nothing_to_lend", 403, "Nothing can be lent now",
+        "`X-Stationmaster-Status` says which status it would be for a caller that knows more of them.";
     /// Nothing of the caller's has that name.
     NotFound = "not_found", 404, "There is no such thing",
         "Check path and identifier. Another publisher's things are answered the same way.";

@@ -22,6 +22,8 @@ use crate::random;
 const VERSION: u8 = 1;
 const NONCE_LEN: usize = 24;
 const KEY_LEN: usize = 32;
+/// What an entry of a key file takes besides its identifier: a colon, the key, a comma.
+const ENTRY_LEN: usize = 1 + KEY_LEN.div_ceil(3) * 4 + 1;
 
 /// Where a sealed value lives; it opens nowhere else.
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +148,7 @@ pub(crate) fn hmac_sha256(key: &[u8]) -> Hmac<Sha256> {
     <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-/// The master keys: the first one seals, all of them open.
+/// The master keys: the first one is the one to come to, all of them open.
 #[derive(Clone, Debug)]
 pub struct MasterKeys(Vec<(String, Key)>);
 
@@ -211,11 +213,88 @@ impl MasterKeys {
         text
     }
 
-    /// Wraps `key` for `place` under the first master key, whose identifier comes back too.
+    /// All of them as text that [`MasterKeys::parse`] reads, the first one first.
     #[must_use]
-    pub fn wrap(&self, place: &Place<'_>, key: &Key) -> (String, Vec<u8>) {
-        let (id, master) = &self.0[0];
-        (id.clone(), master.seal(place, &*key.0))
+    pub fn text(&self) -> Zeroizing<String> {
+        // Sized beforehand: a string that grows leaves copies behind that nobody wipes.
+        let size = self.0.iter().map(|(id, _)| id.len() + ENTRY_LEN).sum();
+        let mut text = Zeroizing::new(String::with_capacity(size));
+        for (id, key) in &self.0 {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(id);
+            text.push(':');
+            text.push_str(&Zeroizing::new(STANDARD.encode(&*key.0)));
+        }
+        text
+    }
+
+    /// Their identifiers, the first one first.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(id, _)| id.as_str())
+    }
+
+    /// The identifier of the first one.
+    #[must_use]
+    pub fn first_id(&self) -> &str {
+        &self.0[0].0
+    }
+
+    /// Whether one of them has that identifier.
+    #[must_use]
+    pub fn knows(&self, id: &str) -> bool {
+        self.ids().any(|known| known == id)
+    }
+
+    /// The same with a fresh key in front.
+    ///
+    /// # Errors
+    /// [`MasterKeyError::Duplicate`] if one of them has that identifier,
+    /// [`MasterKeyError::Form`] if none could have it.
+    pub fn with_fresh_first(&self, id: &str) -> Result<Self, MasterKeyError> {
+        if self.knows(id) {
+            return Err(MasterKeyError::Duplicate(1));
+        }
+        let mut keys = Self::parse(&Self::generate_text(id))?;
+        keys.0.extend(self.0.iter().cloned());
+        Ok(keys)
+    }
+
+    /// The same without the key of that identifier; `None` if that is the first one, or none.
+    #[must_use]
+    pub fn without(&self, id: &str) -> Option<Self> {
+        if !self.knows(id) || self.first_id() == id {
+            return None;
+        }
+        let others = self.0.iter().filter(|(known, _)| known != id);
+        Some(Self(others.cloned().collect()))
+    }
+
+    /// These, and behind them those of `others` whose identifiers are new. One that is known is
+    /// never replaced: what it has wrapped must open.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        let mut keys = self.clone();
+        for (id, key) in &others.0 {
+            if !keys.knows(id) {
+                keys.0.push((id.clone(), key.clone()));
+            }
+        }
+        keys
+    }
+
+    fn find(&self, id: &str) -> Result<&Key, SealError> {
+        let found = self.0.iter().find(|(known, _)| known == id);
+        found.map(|(_, key)| key).ok_or(SealError)
+    }
+
+    /// Wraps `key` for `place` under the master key of that identifier.
+    ///
+    /// # Errors
+    /// [`SealError`] if we have no such master key.
+    pub fn wrap(&self, id: &str, place: &Place<'_>, key: &Key) -> Result<Vec<u8>, SealError> {
+        Ok(self.find(id)?.seal(place, &*key.0))
     }
 
     /// Unwraps with the master key of that identifier.
@@ -223,12 +302,7 @@ impl MasterKeys {
     /// # Errors
     /// [`SealError`] if we have no such master key or it does not open.
     pub fn unwrap(&self, id: &str, place: &Place<'_>, wrapped: &[u8]) -> Result<Key, SealError> {
-        let (_, master) = self
-            .0
-            .iter()
-            .find(|(known, _)| known == id)
-            .ok_or(SealError)?;
-        Key::from_slice(&master.open(place, wrapped)?).ok_or(SealError)
+        Key::from_slice(&self.find(id)?.open(place, wrapped)?).ok_or(SealError)
     }
 }
 
@@ -277,20 +351,56 @@ mod tests {
         }
     }
 
+    fn same(a: &Key, b: &Key) -> bool {
+        a.mac(&[b"x"]) == b.mac(&[b"x"])
+    }
+
     #[test]
-    fn the_first_master_key_wraps_and_all_unwrap() {
-        let old = MasterKeys::generate_text("2025");
-        let new = MasterKeys::generate_text("2026");
-        let before = MasterKeys::parse(&old).unwrap();
-        let both = MasterKeys::parse(&format!("{},{}", *new, *old)).unwrap();
+    fn each_master_key_opens_what_it_wrapped_and_no_other_does() {
+        let old = MasterKeys::parse(&MasterKeys::generate_text("2025")).unwrap();
+        let both = old.with_fresh_first("2026").unwrap();
+        assert_eq!(both.ids().collect::<Vec<_>>(), ["2026", "2025"]);
+        assert_eq!(both.first_id(), "2026");
         let key = Key::generate();
-        let (id, wrapped) = before.wrap(&place(b"k"), &key);
-        assert_eq!(id, "2025");
-        let again = both.unwrap(&id, &place(b"k"), &wrapped).unwrap();
-        assert_eq!(again.mac(&[b"x"]), key.mac(&[b"x"]));
-        assert_eq!(both.wrap(&place(b"k"), &key).0, "2026");
-        let only_new = MasterKeys::parse(&new).unwrap();
-        assert!(only_new.unwrap(&id, &place(b"k"), &wrapped).is_err());
+        let wrapped = old.wrap("2025", &place(b"k"), &key).unwrap();
+        let again = both.unwrap("2025", &place(b"k"), &wrapped).unwrap();
+        assert!(same(&key, &again));
+        assert!(both.unwrap("2026", &place(b"k"), &wrapped).is_err());
+        let only_new = both.without("2025").unwrap();
+        assert!(only_new.unwrap("2025", &place(b"k"), &wrapped).is_err());
+        assert!(old.wrap("2026", &place(b"k"), &key).is_err());
+    }
+
+    #[test]
+    fn keys_are_written_as_they_are_read() {
+        let keys = MasterKeys::parse(&MasterKeys::generate_text("a")).unwrap();
+        let keys = keys.with_fresh_first("b").unwrap();
+        let text = keys.text();
+        assert!(text.len() <= text.capacity() && text.starts_with("b:"));
+        let again = MasterKeys::parse(&text).unwrap();
+        assert_eq!(*again.text(), *text);
+        assert!(again.ids().eq(keys.ids()));
+    }
+
+    #[test]
+    fn the_first_key_and_unknown_ones_are_not_taken_out() {
+        let keys = MasterKeys::parse(&MasterKeys::generate_text("a")).unwrap();
+        assert!(keys.without("a").is_none() && keys.without("b").is_none());
+        let twice = keys.with_fresh_first("a").unwrap_err();
+        assert_eq!(twice, MasterKeyError::Duplicate(1));
+        let odd = keys.with_fresh_first("a b").unwrap_err();
+        assert_eq!(odd, MasterKeyError::Form(1));
+    }
+
+    #[test]
+    fn keys_that_are_learnt_replace_none() {
+        let ours = MasterKeys::parse(&MasterKeys::generate_text("a")).unwrap();
+        let theirs = MasterKeys::parse(&MasterKeys::generate_text("a")).unwrap();
+        let theirs = theirs.with_fresh_first("b").unwrap();
+        let all = ours.and(&theirs);
+        assert_eq!(all.ids().collect::<Vec<_>>(), ["a", "b"]);
+        let wrapped = ours.wrap("a", &place(b"k"), &Key::generate()).unwrap();
+        assert!(all.unwrap("a", &place(b"k"), &wrapped).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 )]
 
 mod job;
+mod rest;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -208,8 +209,8 @@ async fn replays(store: Store, stop: CancellationToken) {
     }
 }
 
-/// What every process does for itself, every [`ROUND`]. The last uses of tokens are written down
-/// when the store closes.
+/// What every process does for itself, every [`ROUND`]. The last uses of tokens and accounts are
+/// written down when the store closes.
 async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -218,6 +219,9 @@ async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: C
         }
         if let Err(error) = store.system().flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be written down");
+        }
+        if let Err(error) = store.system().flush_usage().await {
+            tracing::warn!(%error, "the use of accounts could not be written down");
         }
         match store.system().jobs().await {
             Ok(rows) => look_at(&rows, &bells, store.now()),

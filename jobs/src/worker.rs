@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Settings,
     job::{Kind, Schedule},
+    rest::Batches,
 };
 
 /// How long a job is ours without a sign of life.
@@ -24,9 +25,8 @@ const LEASE: Duration = Duration::from_mins(5);
 const KEEP_EVERY: Duration = Duration::from_mins(1);
 /// A job that failed is due again after this, if its schedule is not sooner.
 const RETRY_AFTER: Duration = Duration::from_mins(5);
-/// Rows that one batch removes.
-const BATCH: u64 = 500;
-/// Runs that one batch takes back; each of them may tell many endpoints.
+/// Runs that one batch takes back; each of them may tell many endpoints. Somebody waits for them,
+/// so there is no rest between two batches.
 const LEASES_BATCH: u64 = 100;
 
 /// How many of what.
@@ -39,14 +39,14 @@ struct Batch {
 }
 
 impl Batch {
-    /// Of sweeps that take up to [`BATCH`] rows each.
-    fn of(counts: Vec<(&'static str, u64)>) -> Self {
-        let more = counts.iter().any(|(_, count)| *count >= BATCH);
+    /// Of sweeps that take up to `limit` rows each.
+    fn of(limit: u64, counts: Vec<(&'static str, u64)>) -> Self {
+        let more = counts.iter().any(|(_, count)| *count >= limit);
         Self { counts, more }
     }
 
-    fn removed(count: u64) -> Self {
-        Self::of(vec![("removed", count)])
+    fn removed(limit: u64, count: u64) -> Self {
+        Self::of(limit, vec![("removed", count)])
     }
 }
 
@@ -152,12 +152,14 @@ impl Worker {
         }
     }
 
-    /// Batch after batch until nothing is left, the process stops, or something fails.
+    /// Batch after batch, with rests, until nothing is left, the process stops, or something fails.
     async fn work(&self, kind: Kind) -> (Counts, Option<Interruption>) {
         let mut counts = Counts::new();
         let mut kept = Instant::now();
+        let mut batches = Batches::new();
         loop {
-            match self.step(kind, &mut kept).await {
+            let began = Instant::now();
+            match self.step(kind, batches.rows(), &mut kept).await {
                 Ok(batch) => {
                     for (what, count) in batch.counts {
                         *counts.entry(what).or_default() += count;
@@ -168,11 +170,18 @@ impl Worker {
                 }
                 Err(error) => return (counts, Some(error)),
             }
-            tokio::task::yield_now().await;
+            if kind == Kind::Leases {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return (counts, None),
+                () = tokio::time::sleep(batches.took(began.elapsed())) => {}
+            }
         }
     }
 
-    async fn step(&self, kind: Kind, kept: &mut Instant) -> Result<Batch, Interruption> {
+    async fn step(&self, kind: Kind, rows: u64, kept: &mut Instant) -> Result<Batch, Interruption> {
         if kept.elapsed() >= KEEP_EVERY {
             *kept = Instant::now();
             if !self
@@ -184,7 +193,7 @@ impl Worker {
                 return Err(Interruption::Lost);
             }
         }
-        Ok(self.batch(kind).await?)
+        Ok(self.batch(kind, rows).await?)
     }
 
     fn before(&self, days: u32) -> Timestamp {
@@ -193,50 +202,62 @@ impl Worker {
             .minus(Duration::from_hours(u64::from(days) * 24))
     }
 
-    async fn batch(&self, kind: Kind) -> Result<Batch, StoreError> {
+    async fn batch(&self, kind: Kind, rows: u64) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match kind {
             Kind::Credentials => {
                 let cutoff = self.before(keep.retention_credentials_days);
-                let removed = system.sweep_credentials(cutoff, BATCH).await?;
-                let changes = system.sweep_credential_changes(BATCH).await?;
-                Batch::of(vec![("removed", removed), ("changes_removed", changes)])
+                let removed = system.sweep_credentials(cutoff, rows).await?;
+                let train_tokens = system.sweep_train_tokens(cutoff, rows).await?;
+                let changes = system.sweep_credential_changes(rows).await?;
+                let usage = system.sweep_account_usage(rows).await?;
+                let cooldowns = system.sweep_cooldowns(rows).await?;
+                Batch::of(
+                    rows,
+                    vec![
+                        ("removed", removed),
+                        ("train_tokens_removed", train_tokens),
+                        ("changes_removed", changes),
+                        ("usage_removed", usage),
+                        ("cooldowns_removed", cooldowns),
+                    ],
+                )
             }
             Kind::IdempotencyKeys => {
-                let wiped = system.wipe_secret_answers(BATCH).await?;
-                let removed = system.sweep_idempotency_keys(BATCH).await?;
-                Batch::of(vec![("removed", removed), ("answers_wiped", wiped)])
+                let wiped = system.wipe_secret_answers(rows).await?;
+                let removed = system.sweep_idempotency_keys(rows).await?;
+                Batch::of(rows, vec![("removed", removed), ("answers_wiped", wiped)])
             }
             Kind::Deliveries => {
                 let cutoff = self.before(keep.retention_deliveries_days);
-                let cancelled = system.cancel_orphans(BATCH).await?;
-                let removed = system.sweep_deliveries(cutoff, BATCH).await?;
-                Batch::of(vec![("removed", removed), ("cancelled", cancelled)])
+                let cancelled = system.cancel_orphans(rows).await?;
+                let removed = system.sweep_deliveries(cutoff, rows).await?;
+                Batch::of(rows, vec![("removed", removed), ("cancelled", cancelled)])
             }
             Kind::Events => {
                 let cutoff = self.before(keep.retention_events_days);
-                Batch::removed(system.sweep_events(cutoff, BATCH).await?)
+                Batch::removed(rows, system.sweep_events(cutoff, rows).await?)
             }
             Kind::Runs => {
                 let cutoff = self.before(keep.retention_runs_days);
-                let shortened = system.shorten_runs(cutoff, BATCH).await?;
-                let removed = system.sweep_runs(BATCH).await?;
-                Batch::of(vec![("removed", removed), ("shortened", shortened)])
+                let shortened = system.shorten_runs(cutoff, rows).await?;
+                let removed = system.sweep_runs(rows).await?;
+                Batch::of(rows, vec![("removed", removed), ("shortened", shortened)])
             }
             Kind::Notices => {
                 let cutoff = self.before(keep.retention_notices_days);
-                Batch::removed(system.sweep_notices(cutoff, BATCH).await?)
+                Batch::removed(rows, system.sweep_notices(cutoff, rows).await?)
             }
             Kind::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
                 let cutoff = self.store.now().minus(age);
-                Batch::removed(system.sweep_publishers(cutoff, BATCH).await?)
+                Batch::removed(rows, system.sweep_publishers(cutoff, rows).await?)
             }
             Kind::Endpoints => {
                 let days = u64::from(keep.disable_endpoint_after_days);
                 let after = Duration::from_hours(days * 24);
-                let settled = system.settle_endpoints(after, BATCH).await?;
-                let removed = system.sweep_endpoint_stats(BATCH).await?;
+                let settled = system.settle_endpoints(after, rows).await?;
+                let removed = system.sweep_endpoint_stats(rows).await?;
                 let counts = vec![
                     ("disabled", settled.disabled),
                     ("warned", settled.warned),
@@ -245,7 +266,7 @@ impl Worker {
                 ];
                 Batch {
                     counts,
-                    more: removed >= BATCH,
+                    more: removed >= rows,
                 }
             }
             Kind::Accounts => {

@@ -16,6 +16,7 @@ use domain::{
     oauth::{Ask, Client, ErrorKind, Grant, TokenError},
     random,
 };
+use moka::sync::Cache;
 use persistence::{
     AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn,
 };
@@ -33,6 +34,10 @@ const LEASE: Duration = Duration::from_secs(45);
 const LOOK_EVERY: Duration = Duration::from_millis(75);
 /// How long a flight waits for another process: as long as that one's lease may last.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a failure is answered from memory: while the old token lives, and after its end; and
+/// for how many accounts.
+const FAILURES_KEPT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
+const FAILURES_MAX: u64 = 10_000;
 /// Tries to store an answer of which no other copy exists, and the wait between them.
 const STORE_TRIES: u32 = 5;
 const STORE_AGAIN: Duration = Duration::from_millis(500);
@@ -77,6 +82,8 @@ struct Inner {
     http: outbound::Client,
     places: Places,
     flights: Mutex<Flights>,
+    /// What came of the last tries that failed, for a moment.
+    failures: Cache<(PublisherId, AccountId), (RefreshError, Timestamp)>,
     tasks: TaskTracker,
 }
 
@@ -99,6 +106,10 @@ impl Refresher {
             http,
             places: Places::new(),
             flights: Mutex::default(),
+            failures: Cache::builder()
+                .max_capacity(FAILURES_MAX)
+                .time_to_live(FAILURES_KEPT.0)
+                .build(),
             tasks: TaskTracker::new(),
         }))
     }
@@ -113,35 +124,49 @@ impl Refresher {
         self.0.tasks.wait().await;
     }
 
-    /// A token of the account that is good to use: the present one, unless it is near its end. The
-    /// old one is answered while it lives if the endpoint gives no other, or not within `wait`.
+    /// Sees to it that the account's token is good to use: replaces it if it is near its end, and
+    /// waits for that for the first of `wait` while the old one lives, else for the second. Of an
+    /// account whose refresh failed a moment ago the store is not asked again.
     ///
     /// # Errors
-    /// There is no living token; 404 and `wrong_credential_type` of the store.
+    /// It is still near its end, or over; 404 and `wrong_credential_type` of the store.
     pub async fn living_token(
         &self,
         scope: &Scope,
         account: AccountId,
-        wait: Duration,
-    ) -> Result<AccountToken, RefreshError> {
+        wait: (Duration, Duration),
+    ) -> Result<(), RefreshError> {
+        let key = (scope.publisher(), account);
+        let now = self.0.store.now();
+        let failure = self.0.failures.get(&key);
+        if let Some((error, _)) = failure.filter(|(_, until)| now < *until) {
+            return Err(error);
+        }
         let scoped = self.0.store.scoped(scope);
         let present = scoped.account_token(account).await?;
         if !present.ends_soon {
-            return Ok(present);
+            return Ok(());
         }
+        let lives_until = present.expires_at.filter(|at| *at > now);
+        let wait = if lives_until.is_some() {
+            wait.0
+        } else {
+            wait.1
+        };
         let flight = self.replace(scope, account, present.version, false, None);
         let outcome = tokio::time::timeout(wait, flight).await;
         let error = match outcome {
-            Ok(Ok(fresh)) => return Ok(fresh),
+            Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => RefreshError::TimeOver,
         };
         let now = self.0.store.now();
-        if present.expires_at.is_some_and(|at| at > now) {
-            Ok(present)
-        } else {
-            Err(error)
-        }
+        let until = match lives_until {
+            Some(end) => now.plus(FAILURES_KEPT.0).min(end),
+            None => now.plus(FAILURES_KEPT.1),
+        };
+        self.0.failures.insert(key, (error.clone(), until));
+        Err(error)
     }
 
     /// The token that follows the one numbered `seen`, whoever gets it from the endpoint. `force`
@@ -244,7 +269,10 @@ impl Refresher {
             id: &lease.client_id,
             secret: lease.tokens.client_secret.as_ref(),
         };
-        let ask = Ask::Refresh(&lease.tokens.refresh_token);
+        let ask = Ask::Refresh {
+            token: &lease.tokens.refresh_token,
+            scope: lease.scopes.as_deref(),
+        };
         match endpoint::ask(&self.0.http, &lease.token_url, client, ask).await {
             Ok(grant) => keep(scoped, lease, context, &grant, asked_at).await,
             Err(error) => {

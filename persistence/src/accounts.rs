@@ -532,3 +532,6 @@ impl Scoped {
         self.store.administer(context, owner, work, render).await
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,11 +1,10 @@
 //! The two engines behind one face: pools, transactions, and what follows a commit.
 
 use std::{
-    collections::BTreeSet,
     future::Future,
     str::FromStr as _,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use domain::{
@@ -24,7 +23,11 @@ use sea_orm::{
 
 use uuid::Uuid;
 
-use crate::error::{Result, StoreError};
+use crate::{
+    effects::{Bodies, Effects},
+    entity::deliveries,
+    error::{Result, StoreError},
+};
 
 /// How often a transaction that lost against another one is run again.
 const CONFLICT_RETRIES: u32 = 8;
@@ -187,23 +190,6 @@ struct Writer {
     open: bool,
 }
 
-/// What must happen after the commit, and only then.
-#[derive(Default)]
-pub(crate) struct Effects {
-    /// Whose credentials changed.
-    pub(crate) credentials_of: Vec<PublisherId>,
-    /// Of whom the dispatcher may know endpoints or secrets that are no longer so.
-    pub(crate) targets_of: BTreeSet<Uuid>,
-    /// Which endpoints, of which publishers, have deliveries that they had not before.
-    pub(crate) deliveries: BTreeSet<(Uuid, Uuid)>,
-    /// Who may have runs to hand out that were not there before.
-    pub(crate) runs_ready: BTreeSet<Uuid>,
-    /// Which runs changed, and of which publishers there are new events.
-    pub(crate) changed: BTreeSet<Uuid>,
-    /// Whether messages about trains wait that were not there before.
-    pub(crate) notices: bool,
-}
-
 /// A transaction under way.
 pub(crate) struct Transaction {
     inner: DatabaseTransaction,
@@ -237,9 +223,14 @@ impl Transaction {
         self.effects().targets_of.insert(publisher);
     }
 
-    /// Notes that deliveries to an endpoint are written, or can go out from now on.
+    /// Notes that deliveries to an endpoint can go out from now on, and have to be looked for.
     pub(crate) fn delivers_to(&self, publisher: Uuid, endpoint: Uuid) {
-        self.effects().deliveries.insert((publisher, endpoint));
+        self.effects().deliveries.look_for((publisher, endpoint));
+    }
+
+    /// Notes that deliveries are written, whose events say this.
+    pub(crate) fn delivers(&self, rows: &[deliveries::Model], bodies: &Bodies) {
+        self.effects().deliveries.wrote(rows, bodies);
     }
 
     /// Notes that a publisher may have runs to hand out that were not there before.
@@ -272,6 +263,8 @@ impl Transaction {
 pub(crate) struct Committed<T> {
     pub(crate) value: T,
     pub(crate) effects: Effects,
+    /// The moment before the commit began: nobody can have seen any of it earlier.
+    pub(crate) since: Instant,
 }
 
 /// The dispatcher's connections.
@@ -500,10 +493,18 @@ impl Db {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(value) => match tx.inner.commit().await {
-                Ok(()) => (Ok(Committed { value, effects }), true),
-                Err(error) => (Err(error.into()), false),
-            },
+            Ok(value) => {
+                let since = Instant::now();
+                let committed = Committed {
+                    value,
+                    effects,
+                    since,
+                };
+                match tx.inner.commit().await {
+                    Ok(()) => (Ok(committed), true),
+                    Err(error) => (Err(error.into()), false),
+                }
+            }
             Err(error) => {
                 let engine_failed = matches!(error, StoreError::Unavailable(_));
                 let rolled_back = tx.inner.rollback().await.is_ok();

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::{
     auth::slugs_of,
     db::Tx,
+    effects::Bodies,
     entity::{deliveries, events, webhook_endpoints},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
@@ -224,16 +225,16 @@ async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
-/// Inserts deliveries; those to the endpoints named get their places first.
+/// Inserts deliveries; those to the endpoints named get their places first. The others are handed
+/// over after the commit, where it is known what their events say.
 pub(crate) async fn insert_deliveries(
     tx: &Tx,
     mut rows: Vec<deliveries::Model>,
     ordered: &BTreeSet<(Uuid, Uuid)>,
+    bodies: &Bodies,
 ) -> Result<()> {
     place(tx, &mut rows, ordered).await?;
-    for row in &rows {
-        tx.delivers_to(row.publisher_id, row.endpoint_id);
-    }
+    tx.delivers(&rows, bodies);
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
@@ -285,8 +286,9 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
             delivery_rows.push(delivery_row(tx, *publisher, id, to.endpoint));
         }
     }
+    let bodies = Bodies::of(&event_rows, &delivery_rows);
     insert_events(tx, event_rows).await?;
-    insert_deliveries(tx, delivery_rows, &ordered).await
+    insert_deliveries(tx, delivery_rows, &ordered, &bodies).await
 }
 
 /// Writes an event about an endpoint, for the others that want it.
@@ -312,8 +314,10 @@ pub(crate) async fn emit_beside(
         }
         rows.push(delivery_row(tx, publisher, id, to.endpoint));
     }
-    insert_events(tx, vec![event_row(tx, publisher, id, &new)]).await?;
-    insert_deliveries(tx, rows, &ordered).await
+    let event = event_row(tx, publisher, id, &new);
+    let bodies = Bodies::of([&event], &rows);
+    insert_events(tx, vec![event]).await?;
+    insert_deliveries(tx, rows, &ordered, &bodies).await
 }
 
 /// Writes one event for one endpoint, whatever its filters.
@@ -338,7 +342,8 @@ pub(crate) async fn emit_to(
     insert_events(tx, vec![row.clone()]).await?;
     let deliveries = vec![delivery_row(tx, publisher, id, endpoint)];
     let ordered = ordered.then_some((publisher, endpoint));
-    insert_deliveries(tx, deliveries, &ordered.into_iter().collect()).await?;
+    let bodies = Bodies::of([&row], &deliveries);
+    insert_deliveries(tx, deliveries, &ordered.into_iter().collect(), &bodies).await?;
     Ok(Event::of_row(row))
 }
 

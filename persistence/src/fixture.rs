@@ -28,6 +28,9 @@ pub(crate) const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 pub(crate) struct Fixture {
     pub(crate) store: Store,
     pub(crate) clock: Arc<ManualClock>,
+    /// What it was opened with.
+    pub(crate) keys: MasterKeys,
+    pub(crate) url: String,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -63,20 +66,27 @@ async fn fresh_database(server: &str) -> String {
 
 async fn open(database_url: String, dir: Option<tempfile::TempDir>) -> Fixture {
     let clock = Arc::new(ManualClock::at(START));
+    let keys = MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap();
+    Fixture {
+        store: store(&database_url, &keys, &clock).await,
+        clock,
+        keys,
+        url: database_url,
+        _dir: dir,
+    }
+}
+
+async fn store(url: &str, keys: &MasterKeys, clock: &Arc<ManualClock>) -> Store {
     let options = Options {
-        database_url,
-        master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
-        clock: Arc::clone(&clock) as _,
+        database_url: url.to_owned(),
+        master_keys: keys.clone(),
+        clock: Arc::clone(clock) as _,
         max_connections: 4,
         sqlite_synchronous_full: false,
         write_batch_max: 256,
         migrate: true,
     };
-    Fixture {
-        store: Store::open(options).await.unwrap(),
-        clock,
-        _dir: dir,
-    }
+    Store::open(options).await.unwrap()
 }
 
 pub(crate) fn no_content() -> Answer {
@@ -95,6 +105,11 @@ pub(crate) fn context() -> Context {
 }
 
 impl Fixture {
+    /// Another process on the same database, with master keys of its own.
+    pub(crate) async fn beside(&self, keys: &MasterKeys) -> Store {
+        store(&self.url, keys, &self.clock).await
+    }
+
     /// A publisher with its four first credentials.
     pub(crate) async fn publisher(&self, slug: &str) -> CreatedPublisher {
         let new = NewPublisher {

@@ -1,20 +1,39 @@
 //! Each owner's two keys: the data key that seals, the chain key that links its audit log.
 //!
 //! Both are random, wrapped by a master key, and cached unwrapped. The operator's stand under
-//! the nil owner.
+//! the nil owner. The master key that wraps the operator's keys is the one in force: new owners'
+//! keys are wrapped by it, whatever stands first in a process's list. So no process wraps by a key
+//! that another has not been given yet, and none by one that is being given up (ADR 0020).
+
+use std::sync::{
+    Arc, OnceLock, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use domain::{
     Timestamp,
     seal::{Key, MasterKeys, Place},
 };
 use moka::sync::Cache;
-use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait as _};
+use sea_orm::{
+    ActiveValue::Set, ConnectionTrait, EntityTrait as _, QuerySelect as _, sea_query::LockType,
+};
 use uuid::Uuid;
 
 use crate::{
     entity::owner_keys,
     error::{Result, StoreError},
+    scope::System,
 };
+
+mod rewrap;
+#[cfg(test)]
+mod tests;
+
+pub use rewrap::{ClosedKeys, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
+
+/// Reads the master keys anew from where a process has them; a failure in words.
+pub type KeySource = Arc<dyn Fn() -> Result<MasterKeys, String> + Send + Sync>;
 
 /// The operator, as the owner of keys, audit rows and idempotency keys.
 pub(crate) const OPERATOR: Uuid = Uuid::nil();
@@ -30,8 +49,12 @@ pub(crate) struct OwnerKeys {
 }
 
 pub(crate) struct KeyRing {
-    master: MasterKeys,
+    master: RwLock<Arc<MasterKeys>>,
+    /// Asked when a master key is met that is not known.
+    source: OnceLock<KeySource>,
     cache: Cache<Uuid, OwnerKeys>,
+    /// Counts what was forgotten; what was read before that is not kept after it.
+    generation: AtomicU64,
 }
 
 fn place(owner: Uuid, column: &'static str) -> Place<'static> {
@@ -43,11 +66,80 @@ fn place(owner: Uuid, column: &'static str) -> Place<'static> {
     }
 }
 
+/// Both keys of a row, unless they don't open.
+fn opened(master: &MasterKeys, row: &owner_keys::Model) -> Result<OwnerKeys, ClosedKeys> {
+    let open = |column, wrapped: &[u8]| {
+        master
+            .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
+            .map_err(|_| ClosedKeys::of_row(master, row))
+    };
+    Ok(OwnerKeys {
+        data: open("data_key", &row.data_key)?,
+        chain: open("chain_key", &row.chain_key)?,
+    })
+}
+
+/// Both keys under the master key of that identifier, as a row holds them; nothing where there
+/// is no such master key.
+fn wrapped(
+    master: &MasterKeys,
+    id: &str,
+    owner: Uuid,
+    keys: &OwnerKeys,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let wrap = |column, key| master.wrap(id, &place(owner, column), key).ok();
+    Some((
+        wrap("data_key", &keys.data)?,
+        wrap("chain_key", &keys.chain)?,
+    ))
+}
+
+fn not_given(id: &str) -> StoreError {
+    StoreError::Internal(format!(
+        "master key {id:?} is in use and is not among those that this process was given; give it, too"
+    ))
+}
+
 impl KeyRing {
     pub(crate) fn new(master: MasterKeys) -> Self {
         Self {
-            master,
+            master: RwLock::new(Arc::new(master)),
+            source: OnceLock::new(),
             cache: Cache::new(CACHED_OWNERS),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// The master keys that are known.
+    fn master(&self) -> Arc<MasterKeys> {
+        Arc::clone(&self.master.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The master keys, read anew first if the one of that identifier is not known. Even then it
+    /// may not be among them.
+    async fn master_with(&self, id: &str) -> Arc<MasterKeys> {
+        let known = self.master();
+        if known.knows(id) {
+            return known;
+        }
+        let Some(source) = self.source.get().cloned() else {
+            return known;
+        };
+        // It may be a file on a slow disk.
+        let read = tokio::task::spawn_blocking(move || source()).await;
+        match read.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(read) => {
+                let mut master = self.master.write().unwrap_or_else(PoisonError::into_inner);
+                *master = Arc::new(master.and(&read));
+                if master.knows(id) {
+                    tracing::info!(master_key = id, "A new master key was read");
+                }
+                Arc::clone(&master)
+            }
+            Err(reason) => {
+                tracing::error!(master_key = id, reason, "Master keys can't be read anew");
+                known
+            }
         }
     }
 
@@ -62,11 +154,17 @@ impl KeyRing {
             data: Key::generate(),
             chain: Key::generate(),
         };
-        let (master_key_id, data_key) = self.master.wrap(&place(owner, "data_key"), &keys.data);
-        let (_, chain_key) = self.master.wrap(&place(owner, "chain_key"), &keys.chain);
+        let in_force = in_force(db).await?;
+        let (id, master) = match in_force {
+            Some(id) => (id.clone(), self.master_with(&id).await),
+            // The operator's own, at the very first start.
+            None => (self.master().first_id().to_owned(), self.master()),
+        };
+        let (data_key, chain_key) =
+            wrapped(&master, &id, owner, &keys).ok_or_else(|| not_given(&id))?;
         owner_keys::Entity::insert(owner_keys::ActiveModel {
             owner_id: Set(owner),
-            master_key_id: Set(master_key_id),
+            master_key_id: Set(id),
             data_key: Set(data_key),
             chain_key: Set(chain_key),
             created_at: Set(now.ms()),
@@ -86,25 +184,30 @@ impl KeyRing {
         if let Some(keys) = self.cache.get(&owner) {
             return Ok(Some(keys));
         }
+        let generation = self.generation.load(Ordering::SeqCst);
         let Some(row) = owner_keys::Entity::find_by_id(owner).one(db).await? else {
             return Ok(None);
         };
-        let open = |column, wrapped: &[u8]| {
-            self.master
-                .unwrap(&row.master_key_id, &place(owner, column), wrapped)
-                .map_err(|_| {
-                    StoreError::Internal(format!(
-                        "the keys of owner {owner} do not open with master key {:?}",
-                        row.master_key_id
-                    ))
-                })
-        };
-        let keys = OwnerKeys {
-            data: open("data_key", &row.data_key)?,
-            chain: open("chain_key", &row.chain_key)?,
-        };
-        self.cache.insert(owner, keys.clone());
+        let master = self.master_with(&row.master_key_id).await;
+        let keys = opened(&master, &row).map_err(|closed| {
+            if master.knows(&row.master_key_id) {
+                StoreError::Internal(closed.to_string())
+            } else {
+                not_given(&row.master_key_id)
+            }
+        })?;
+        self.keep(owner, &keys, generation);
         Ok(Some(keys))
+    }
+
+    /// Caches what was read at a generation, unless something was forgotten since.
+    fn keep(&self, owner: Uuid, keys: &OwnerKeys, generation: u64) {
+        self.cache.insert(owner, keys.clone());
+        // Looked at after the insertion: whoever forgets counts first and removes then, so one of
+        // the two sees the other.
+        if self.generation.load(Ordering::SeqCst) != generation {
+            self.cache.invalidate(&owner);
+        }
     }
 
     /// The keys of an owner that must have some.
@@ -114,8 +217,40 @@ impl KeyRing {
             .ok_or_else(|| StoreError::Internal(format!("owner {owner} has no keys")))
     }
 
-    /// Forgets an owner whose keys were destroyed.
-    pub(crate) fn forget(&self, owner: Uuid) {
-        self.cache.invalidate(&owner);
+    /// Forgets owners whose keys may have been destroyed, and wipes what was kept of them.
+    pub(crate) fn forget(&self, owners: impl IntoIterator<Item = Uuid>) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        for owner in owners {
+            self.cache.invalidate(&owner);
+        }
+        // The cache drops what it has removed when it gets round to it: in a process that is
+        // asked little, that may be never.
+        self.cache.run_pending_tasks();
+    }
+
+    /// Forgets all owners.
+    pub(crate) fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.cache.invalidate_all();
+        self.cache.run_pending_tasks();
+    }
+}
+
+/// The identifier of the master key that new owners' keys are wrapped by; `None` before the first
+/// start. It stays so until the transaction ends.
+async fn in_force<C: ConnectionTrait>(db: &C) -> Result<Option<String>> {
+    let row = owner_keys::Entity::find_by_id(OPERATOR)
+        .lock(LockType::Share)
+        .one(db)
+        .await?;
+    Ok(row.map(|row| row.master_key_id))
+}
+
+impl System {
+    /// From now on `source` is asked whenever keys are met that no known master key wraps, so
+    /// that a running process follows when its key file changes. What is known is not forgotten.
+    /// The first source stays.
+    pub fn reread_master_keys_from(&self, source: KeySource) {
+        let _ = self.store.inner.keys.source.set(source);
     }
 }

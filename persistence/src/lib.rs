@@ -10,7 +10,6 @@ use std::{future::Future, sync::Arc};
 use domain::{Timestamp, seal::MasterKeys};
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 mod accounts;
 mod audit;
@@ -20,6 +19,7 @@ mod credentials;
 mod db;
 mod deliveries;
 mod dispatch;
+mod effects;
 mod endpoint_secrets;
 mod endpoints;
 mod entity;
@@ -29,10 +29,12 @@ mod events;
 mod feed;
 #[cfg(test)]
 mod fixture;
+mod freshness;
 mod health;
 mod jobs;
 mod keys;
 mod lane;
+mod lending;
 mod logins;
 mod notices;
 mod open;
@@ -49,6 +51,7 @@ mod seed;
 mod sql;
 mod subcommands;
 mod sweeps;
+mod train_tokens;
 mod trains;
 mod versions;
 mod wake;
@@ -63,6 +66,7 @@ pub use dispatch::{
     Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
     Page as DuePage, ProcessId, Renewed, Target, Verdict, Waiting,
 };
+pub use effects::HandedOver;
 pub use endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
 pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use error::StoreError;
@@ -71,7 +75,9 @@ pub use events::Event;
 pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use jobs::JobRow;
+pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
+pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
@@ -89,6 +95,7 @@ pub use runs::{
 };
 pub use scope::{Principal, Scope, Scoped, System};
 pub use subcommands::{CallRecord, SubcommandCall};
+pub use train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
 pub use trains::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
 pub use versions::KeptVersion;
 pub use wake::Written;
@@ -98,8 +105,10 @@ use db::{Committed, Db, Tx};
 use dispatch::SecretCache;
 use error::Result;
 use event_types::TypeSchemas;
+use freshness::Freshness;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
+use lending::Lending;
 use runs::claims::Turns;
 use versions::Definitions;
 use wake::Wake;
@@ -113,7 +122,9 @@ pub struct Store {
 struct Inner {
     db: Db,
     keys: KeyRing,
+    freshness: Freshness,
     auth: AuthCache,
+    lending: Lending,
     secrets: SecretCache,
     definitions: Definitions,
     type_schemas: TypeSchemas,
@@ -137,7 +148,9 @@ impl Store {
         let (lane, inlet) = Lane::new();
         let inner = Inner {
             keys: KeyRing::new(master),
+            freshness: Freshness::default(),
             auth: AuthCache::new(),
+            lending: Lending::new(),
             secrets: SecretCache::default(),
             definitions: Definitions::new(),
             type_schemas: TypeSchemas::new(),
@@ -179,7 +192,8 @@ impl Store {
     }
 
     /// Waits until a commit, here or in another process, wrote deliveries, and says for which
-    /// endpoints. May be dropped at any time.
+    /// endpoints; from the first call on it also hands over what commits of this process wrote
+    /// (ADR 0022). For one caller. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
     }
@@ -228,6 +242,9 @@ impl Store {
         if let Err(error) = self.flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be written down");
         }
+        if let Err(error) = self.flush_usage().await {
+            tracing::warn!(%error, "the last use of accounts could not be written down");
+        }
         self.inner.db.close().await;
     }
 
@@ -269,11 +286,9 @@ impl Store {
     /// What follows a commit.
     fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
-            let owner: Uuid = domain::id::Id::uuid(*publisher);
-            self.inner.auth.invalidate(owner);
-            self.inner.secrets.invalidate(owner);
+            self.forget_publisher(domain::id::Id::uuid(*publisher));
         }
-        self.inner.wake.after(&committed.effects);
+        self.inner.wake.after(committed.effects, committed.since);
         committed.value
     }
 }
@@ -282,5 +297,10 @@ impl System {
     /// Writes down when tokens were last used; answers how many.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await
+    }
+
+    /// Writes down what gateways reported to have used; answers of how many accounts.
+    pub async fn flush_usage(&self) -> Result<u64, StoreError> {
+        self.store.flush_usage().await
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use domain::{
-    Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::Place,
+    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::Place,
     token::TokenHash,
 };
 use sea_orm::{
@@ -18,7 +18,10 @@ use zeroize::Zeroizing;
 use crate::{
     change::{Audited, Context, nothing},
     db::Tx,
-    entity::oauth_logins::{ActiveModel, Column, Entity},
+    entity::{
+        accounts,
+        oauth_logins::{ActiveModel, Column, Entity},
+    },
     error::{Result, StoreError, damaged},
     quota::over_quota,
     scope::Scoped,
@@ -44,10 +47,10 @@ pub struct Login {
     pub token_url: String,
     /// As whom.
     pub client_id: String,
-    /// What was asked for.
-    pub scopes: Option<String>,
     /// Where the code is sent.
     pub redirect_uri: String,
+    /// An account that goes when this one comes.
+    pub replaces: Option<Uuid>,
 }
 
 impl Login {
@@ -97,11 +100,31 @@ fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
     }
 }
 
+/// Refuses, before anybody logs in, what would be refused afterwards.
+async fn check_account(tx: &Tx, owner: Uuid, login: &Login) -> Result<()> {
+    if let Some(old) = login.replaces {
+        let found = accounts::Entity::find_by_id((owner, old))
+            .one(tx.db())
+            .await?;
+        found.ok_or_else(Problem::not_found)?;
+    }
+    let same = accounts::Entity::find()
+        .filter(accounts::Column::PublisherId.eq(owner))
+        .filter(accounts::Column::Name.eq(&login.name))
+        .one(tx.db())
+        .await?;
+    match same {
+        Some(row) if login.replaces != Some(row.id) => Err(Code::NameTaken.into()),
+        _ => Ok(()),
+    }
+}
+
 impl Scoped {
     /// Keeps a login that begins, under the hash of its state; answers until when.
     ///
     /// # Errors
-    /// `quota_exceeded` while [`OAUTH_LOGINS`] others wait.
+    /// `quota_exceeded` while [`OAUTH_LOGINS`] others wait; what would refuse the account in the
+    /// end, as far as it can be told: `name_taken`, 404 for an account to replace.
     pub async fn begin_login(
         &self,
         context: &Context,
@@ -135,6 +158,7 @@ impl Scoped {
             if waiting >= u64::from(OAUTH_LOGINS) {
                 return Err(over_quota("logins that wait", OAUTH_LOGINS));
             }
+            check_account(&tx, owner, login).await?;
             let row = ActiveModel {
                 publisher_id: Set(owner),
                 state_hash: Set(state.to_vec()),
@@ -196,7 +220,7 @@ impl Scoped {
 
 #[cfg(test)]
 mod tests {
-    use domain::{Code, id::PublisherId};
+    use domain::id::PublisherId;
 
     use super::*;
     use crate::{
@@ -217,8 +241,8 @@ mod tests {
             header_scheme: Some("Bearer".into()),
             token_url: "https://id.example/token".into(),
             client_id: "client".into(),
-            scopes: Some("a b".into()),
             redirect_uri: "http://127.0.0.1:1/".into(),
+            replaces: None,
         }
     }
 

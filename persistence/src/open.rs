@@ -86,7 +86,7 @@ pub struct SchemaState {
     pub newer: usize,
 }
 
-async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
+pub(crate) async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
     let known: BTreeSet<String> = Migrator::migrations()
         .iter()
         .map(|step| step.name().to_owned())
@@ -174,7 +174,7 @@ pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
     Ok(state)
 }
 
-async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
+pub(crate) async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
     target
         .connect_one()
         .await

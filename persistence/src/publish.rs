@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     change::{Answer, Context},
     db::Tx,
+    effects::Bodies,
     entity::{events, pipelines},
     error::{Result, StoreError, damaged},
     events::{Event, delivery_row, insert_deliveries, listeners},
@@ -266,7 +267,8 @@ async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
             deliveries.push(delivery_row(tx, row.publisher_id, id, to.endpoint));
         }
     }
-    insert_deliveries(tx, deliveries, &ordered).await
+    let bodies = Bodies::of(rows.iter().copied(), &deliveries);
+    insert_deliveries(tx, deliveries, &ordered, &bodies).await
 }
 
 /// Publishes what several callers hand in. Each call is judged by itself; events of a call that is

@@ -70,6 +70,8 @@ pub struct RefreshLease {
     pub token_url: String,
     /// As whom.
     pub client_id: String,
+    /// What to ask for; none for what was granted first.
+    pub scopes: Option<String>,
     /// With what.
     pub tokens: OauthTokens,
     lease: Uuid,
@@ -267,6 +269,7 @@ impl Scoped {
             account,
             token_url: row.token_url.ok_or_else(|| damaged("token URL"))?,
             client_id: row.client_id.ok_or_else(|| damaged("client id"))?,
+            scopes: row.scopes,
             tokens,
             lease,
             version: row.credential_version,

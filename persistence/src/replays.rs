@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     change::{Answer, Audited, Context, Entry, entry},
     db::Tx,
+    effects::Bodies,
     endpoints::live_row,
     entity::{deliveries, events, replays, webhook_endpoints},
     error::{Result, StoreError, damaged},
@@ -414,7 +415,9 @@ async fn queue(
     let queued = u64::try_from(rows.len()).unwrap_or(0);
     row.queued += i64::try_from(rows.len()).unwrap_or(0);
     let ordered = endpoint.ordered.then_some((row.publisher_id, endpoint.id));
-    insert_deliveries(tx, rows, &ordered.into_iter().collect()).await?;
+    // They wait behind what just happened, so nobody needs to have them at hand.
+    let bodies = Bodies::default();
+    insert_deliveries(tx, rows, &ordered.into_iter().collect(), &bodies).await?;
     Ok(queued)
 }
 

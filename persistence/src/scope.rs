@@ -5,8 +5,8 @@ use std::sync::Arc;
 use domain::{
     Timestamp,
     audit::{Actor, ActorKind},
-    credential::{CredentialKind, Grants},
-    id::{PublisherId, TokenId},
+    credential::Grants,
+    id::{PublisherId, TokenId, TrainId},
     slug::Slug,
 };
 use uuid::Uuid;
@@ -54,15 +54,17 @@ impl Scope {
     }
 }
 
-/// An authenticated token of a publisher.
+/// An authenticated token of a publisher or of one of its trains.
 #[derive(Clone, Debug)]
 pub struct Principal {
     /// What it acts for.
     pub scope: Scope,
     /// Which token.
     pub credential: TokenId,
-    /// What it may do.
+    /// What it may do of what a publisher's tokens may; nothing if it is a train's.
     pub grants: Grants,
+    /// The train that it is a token of, if it is none of its publisher's own.
+    pub train: Option<TrainId>,
     /// When it stops working.
     pub expires_at: Option<Timestamp>,
     /// The publisher, as of the last change that this process has heard of.
@@ -73,7 +75,9 @@ impl Principal {
     /// The actor that audit rows and runs name.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let kind = if self.grants.admin {
+        let kind = if self.train.is_some() {
+            ActorKind::Train
+        } else if self.grants.admin {
             ActorKind::Admin
         } else {
             ActorKind::Runner
@@ -81,16 +85,6 @@ impl Principal {
         Actor {
             kind,
             id: self.credential.to_string(),
-        }
-    }
-
-    /// The kind under which it acts.
-    #[must_use]
-    pub const fn kind(&self) -> CredentialKind {
-        if self.grants.admin {
-            CredentialKind::Admin
-        } else {
-            CredentialKind::Runner
         }
     }
 }

@@ -84,7 +84,7 @@ impl System {
                 quiet,
             )
             .await?;
-        store.look_for_foreign_tokens().await
+        store.look_for_foreign_tokens(Some(&[])).await
     }
 
     /// The seeded publisher, made if it does not exist yet, and whether it was.

@@ -33,6 +33,12 @@ const CHANGES_KEPT: Duration = Duration::from_hours(1);
 /// How long tries at endpoints stay counted: a day is shown, in spans of five minutes.
 const STATS_KEPT: Duration = Duration::from_hours(25);
 
+/// How long the use of accounts stays counted: ceilings look back 7 days.
+const USAGE_KEPT: Duration = Duration::from_hours(7 * 24 + 1);
+
+/// How long a cooldown stays after its end: what other processes hear of is looked for among rows.
+const COOLDOWNS_KEPT: Duration = Duration::from_hours(1);
+
 /// A table's rows that are past their time.
 struct Sweep<'a> {
     table: &'static str,
@@ -277,6 +283,45 @@ impl System {
         Ok(removed)
     }
 
+    /// Tokens of trains revoked or expired at or before `cutoff`, with their hashes.
+    pub async fn sweep_train_tokens(
+        &self,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.sweep_ended("train_tokens", cutoff, limit).await
+    }
+
+    /// Counts of the use of accounts that no ceiling looks back to.
+    pub async fn sweep_account_usage(&self, limit: u64) -> Result<u64, StoreError> {
+        let cutoff = self.store.now().minus(USAGE_KEPT).ms();
+        let past = |sql: &mut Sql| {
+            sql.push("bucket <= ").bind(cutoff);
+        };
+        let sweep = Sweep {
+            table: "account_usage",
+            key: "publisher_id, account_id, bucket",
+            past: &past,
+            order: "bucket",
+        };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Cooldowns that are over for good.
+    pub async fn sweep_cooldowns(&self, limit: u64) -> Result<u64, StoreError> {
+        let cutoff = self.store.now().minus(COOLDOWNS_KEPT).ms();
+        let past = |sql: &mut Sql| {
+            sql.push("until <= ").bind(cutoff);
+        };
+        let sweep = Sweep {
+            table: "account_cooldowns",
+            key: "publisher_id, account_id, model",
+            past: &past,
+            order: "until",
+        };
+        self.sweep(sweep, limit).await
+    }
+
     /// The log of credential changes, but for the last hour and the newest row: the log's end
     /// must stay known.
     pub async fn sweep_credential_changes(&self, limit: u64) -> Result<u64, StoreError> {
@@ -363,6 +408,11 @@ impl System {
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64, StoreError> {
+        self.sweep_ended("endpoint_secrets", cutoff, limit).await
+    }
+
+    /// Rows of a table that were revoked or expired at or before `cutoff`.
+    async fn sweep_ended(&self, table: &'static str, cutoff: Timestamp, limit: u64) -> Result<u64> {
         let mut removed = 0;
         for order in ["revoked_at", "expires_at"] {
             let past = |sql: &mut Sql| {
@@ -370,7 +420,7 @@ impl System {
                 sql.push(" <= ").bind(cutoff.ms());
             };
             let sweep = Sweep {
-                table: "endpoint_secrets",
+                table,
                 key: "publisher_id, id",
                 past: &past,
                 order,
@@ -556,9 +606,7 @@ impl System {
                 Ok(gone)
             })
             .await?;
-        for publisher in gone {
-            store.inner.keys.forget(publisher);
-        }
+        store.inner.keys.forget(gone);
         Ok(())
     }
 }

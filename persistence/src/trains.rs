@@ -10,7 +10,7 @@ use domain::{
 use sea_orm::{
     ActiveModelTrait as _, ActiveValue::NotSet, ColumnTrait as _, Condition, ConnectionTrait,
     DbErr, EntityTrait as _, FromQueryResult as _, IntoActiveModel as _, PaginatorTrait as _,
-    QueryFilter as _, QueryResult, QuerySelect as _, Select, SqlErr,
+    QueryFilter as _, QueryResult, Select, SqlErr,
 };
 use secrecy::SecretString;
 use serde_json::json;
@@ -568,3 +568,6 @@ impl Scoped {
         self.store.administer(context, owner, work, render).await
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -23,7 +23,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{db::Effects, dispatch::EndpointKey};
+use crate::{
+    dispatch::EndpointKey,
+    effects::{Deliveries, Effects, Handed, HandedOver},
+};
 
 /// The channel of all notifications.
 const CHANNEL: &str = "stationmaster";
@@ -43,14 +46,71 @@ pub struct Written {
     pub endpoints: BTreeSet<EndpointKey>,
     /// And perhaps for others, which only the store can tell.
     pub others: bool,
+    /// And these, with all that is to be sent.
+    pub handed: Vec<HandedOver>,
     /// By this process: endpoints or secrets of these changed, so that what was read of them
     /// before no longer holds.
     pub changed: BTreeSet<PublisherId>,
 }
 
-impl Written {
+/// What the dispatcher is to be told.
+#[derive(Default)]
+struct Untold {
+    written: Written,
+    handed: Handed<HandedOver>,
+    /// Whether a dispatcher has ever asked: before, nothing is handed over.
+    asked: bool,
+}
+
+impl Untold {
     fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && !self.others && self.changed.is_empty()
+        let Written {
+            endpoints,
+            others,
+            changed,
+            ..
+        } = &self.written;
+        endpoints.is_empty() && !others && changed.is_empty() && self.handed.is_empty()
+    }
+
+    fn look_for(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
+        let known = &mut self.written.endpoints;
+        known.extend(endpoints);
+        if known.len() > WRITTEN_MAX {
+            known.clear();
+            self.written.others = true;
+        }
+    }
+
+    /// What there is no room for is to be looked for.
+    fn wrote(&mut self, deliveries: Deliveries, since: std::time::Instant) {
+        let keys = |some: BTreeSet<(Uuid, Uuid)>| {
+            let some = some.into_iter();
+            some.map(|(owner, id)| EndpointKey::of_uuids(owner, id))
+        };
+        if !self.asked {
+            self.look_for(keys(deliveries.endpoints));
+            return;
+        }
+        self.look_for(keys(deliveries.looked_for));
+        for (key, due) in deliveries.handed.into_all() {
+            let bytes = due.body.len();
+            if !self.handed.push(HandedOver { key, due, since }, bytes) {
+                self.look_for(std::iter::once(key));
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<Written> {
+        self.asked = true;
+        if self.is_empty() {
+            return None;
+        }
+        let handed = std::mem::take(&mut self.handed).into_all();
+        Some(Written {
+            handed,
+            ..std::mem::take(&mut self.written)
+        })
     }
 }
 
@@ -72,7 +132,7 @@ impl News {
 /// What wakes those who wait.
 pub(crate) struct Wake {
     process: Uuid,
-    written: Mutex<Written>,
+    untold: Mutex<Untold>,
     /// Rings when there may be deliveries to make.
     written_bell: Notify,
     ready: Mutex<BTreeSet<Uuid>>,
@@ -95,7 +155,7 @@ impl Wake {
     pub(crate) fn new(others: bool) -> Self {
         Self {
             process: Uuid::from_bytes(domain::random::bytes()),
-            written: Mutex::default(),
+            untold: Mutex::default(),
             written_bell: Notify::new(),
             ready: Mutex::default(),
             ready_bell: Notify::new(),
@@ -106,11 +166,19 @@ impl Wake {
         }
     }
 
-    /// Wakes whom a commit concerns.
-    pub(crate) fn after(&self, effects: &Effects) {
-        // First, so that whoever makes a delivery after a change finds the change known.
-        self.retargeted(&effects.targets_of);
-        self.wrote(effects.deliveries.iter().copied());
+    /// Wakes whom a commit concerns that began after `since`.
+    pub(crate) fn after(&self, effects: Effects, since: std::time::Instant) {
+        if let Some(outbox) = &self.outbox {
+            let endpoints = &effects.deliveries.endpoints;
+            lock(outbox).deliveries.extend(endpoints);
+        }
+        // Changes with deliveries, so that whoever makes one after a change finds the change known.
+        let retargeted = effects.targets_of.iter().copied();
+        self.tell(|untold| {
+            let changed = &mut untold.written.changed;
+            changed.extend(retargeted.map(PublisherId::from_uuid));
+            untold.wrote(effects.deliveries, since);
+        });
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.changed.iter());
         if effects.notices {
@@ -118,7 +186,6 @@ impl Wake {
         }
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
-        outbox.deliveries.extend(&effects.deliveries);
         outbox.ready.extend(&effects.runs_ready);
         outbox.changed.extend(&effects.changed);
         if !outbox.is_empty() {
@@ -126,34 +193,27 @@ impl Wake {
         }
     }
 
+    /// Tells the dispatcher, if there is anything to tell.
+    fn tell(&self, what: impl FnOnce(&mut Untold)) {
+        let mut untold = lock(&self.untold);
+        what(&mut untold);
+        if !untold.is_empty() {
+            self.written_bell.notify_one();
+        }
+    }
+
     fn wrote(&self, endpoints: impl Iterator<Item = (Uuid, Uuid)>) {
-        let mut written = lock(&self.written);
-        written
-            .endpoints
-            .extend(endpoints.map(|(owner, id)| EndpointKey::of_uuids(owner, id)));
-        if written.endpoints.len() > WRITTEN_MAX {
-            written.endpoints.clear();
-            written.others = true;
-        }
-        if !written.is_empty() {
-            self.written_bell.notify_one();
-        }
+        let keys = endpoints.map(|(owner, id)| EndpointKey::of_uuids(owner, id));
+        self.tell(|untold| untold.look_for(keys));
     }
 
-    fn retargeted(&self, publishers: &BTreeSet<Uuid>) {
-        if !publishers.is_empty() {
-            let publishers = publishers.iter().copied().map(PublisherId::from_uuid);
-            lock(&self.written).changed.extend(publishers);
-            self.written_bell.notify_one();
-        }
-    }
-
-    /// Waits until deliveries were written or endpoints changed, and says which.
+    /// Waits until deliveries were written or endpoints changed, and says which. From the first
+    /// call on, deliveries of this process are handed over.
     pub(crate) async fn written(&self) -> Written {
         loop {
-            let taken = std::mem::take(&mut *lock(&self.written));
-            if !taken.is_empty() {
-                return taken;
+            let taken = lock(&self.untold).take();
+            if let Some(written) = taken {
+                return written;
             }
             self.written_bell.notified().await;
         }
@@ -264,8 +324,7 @@ impl Wake {
 
     /// Something may have been missed.
     fn everything(&self) {
-        lock(&self.written).others = true;
-        self.written_bell.notify_one();
+        self.tell(|untold| untold.written.others = true);
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
     }

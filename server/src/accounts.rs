@@ -91,8 +91,8 @@ async fn status(remote: &Remote, account: Option<String>) -> Result<(), Failure>
 
 fn row(account: &Value) -> [String; 5] {
     let text = |name: &str| shortened(account[name].as_str().unwrap_or("-"));
-    let mut health = text("health");
-    if let Some(reason) = account["health_reason"].as_str() {
+    let mut health = shortened(account["health"]["status"].as_str().unwrap_or("-"));
+    if let Some(reason) = account["health"]["reason"].as_str() {
         health = format!("{health} ({})", shortened(reason));
     }
     if account["enabled"] == false {

@@ -1,7 +1,8 @@
 //! The command line: what can be asked of the program, and how it answers.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Results go to standard output,
-//! everything else to standard error.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Where 1 says that some things were
+//! found wrong and the rest was done (`keys status`, `keys rewrap`), 2 is whatever ended it before.
+//! Results go to standard output, everything else to standard error.
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
 
@@ -10,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     accounts::{self, Accounts},
     config::{self, Loaded},
-    demo, doctor, listen, operate, serve, sign, text,
+    demo, doctor, keys, listen, operate, serve, sign, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -35,6 +36,9 @@ enum Command {
     /// The operator's view of the audit logs
     #[command(subcommand)]
     Audit(Audit),
+    /// The master keys: what they wrap, a new one, the move to it
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Write the files that follow from the table of settings
     Config(Files),
     /// Try out the configuration, the data directory and the keys, and say what was found
@@ -108,6 +112,8 @@ pub enum Failure {
     Usage(String),
     /// It went wrong.
     Failed(String),
+    /// It was not done, by a command that fails too when it is done and finds something wrong.
+    Fatal(String),
 }
 
 /// Reads the process's arguments and environment and does what they say.
@@ -115,7 +121,7 @@ pub enum Failure {
 pub fn run() -> ExitCode {
     match dispatch(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(words)) => {
+        Err(Failure::Usage(words) | Failure::Fatal(words)) => {
             eprintln!("error: {words}");
             ExitCode::from(2)
         }
@@ -152,6 +158,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Audit(Audit::Verify { publisher }) => {
             in_runtime(operate::verify_audit(load()?, publisher))
         }
+        Command::Keys(command) => in_runtime(keys::run(load()?, command)),
         Command::Doctor => doctor::run(cli.config.as_deref()),
         Command::Config(files) => {
             let out = if files.docs {

@@ -9,18 +9,23 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
+    },
     path::{Path, PathBuf},
 };
 
 use domain::{
-    seal::{MasterKeyError, MasterKeys},
+    seal::MasterKeys,
     token::{self, Prefix},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::config::{self, Config, DatabaseUrl};
+use crate::{
+    config::{self, Config, DatabaseUrl},
+    key_file::KeyFile,
+};
 
 /// The name of the file with the master keys.
 pub const KEYS_FILE: &str = "master-keys";
@@ -94,6 +99,11 @@ pub enum DataDirError {
         /// What is wrong.
         wrong: String,
     },
+    /// Somebody else is about to change the key file, or to move keys by it.
+    #[error(
+        "another `stationmaster keys` command is at work with the master keys in {}: wait for its end", .0.display()
+    )]
+    KeysBusy(PathBuf),
     /// PostgreSQL without what only the configuration can give.
     #[error(
         "{name} must be given with PostgreSQL, the same for every process that shares the database. A fresh one: {how}"
@@ -109,10 +119,13 @@ pub enum DataDirError {
     NotUtf8(PathBuf),
 }
 
-type Result<T> = std::result::Result<T, DataDirError>;
+pub(crate) type Result<T> = std::result::Result<T, DataDirError>;
 
 /// Says what was tried when the system refuses.
-fn io_at<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataDirError + 'a {
+pub(crate) fn io_at<'a>(
+    what: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DataDirError + 'a {
     move |error| DataDirError::Io {
         what,
         path: path.to_owned(),
@@ -265,11 +278,24 @@ impl Credentials {
     /// # Errors
     /// As there.
     pub fn check(config: &Config, database: &Database) -> Result<()> {
-        let mut nothing = |_: &Path, _: &str| Ok(());
-        master_keys(config, database, &mut nothing)?;
+        Self::present_keys(config, database)?;
         bootstrap_tokens(config, database, &mut nothing)?;
         Ok(())
     }
+
+    /// The master keys as they stand, without making any that stay.
+    ///
+    /// # Errors
+    /// As [`Credentials::prepare`], for the keys alone.
+    pub fn present_keys(config: &Config, database: &Database) -> Result<MasterKeys> {
+        master_keys(config, database, &mut nothing)
+    }
+}
+
+/// Writes no file.
+#[expect(clippy::unnecessary_wraps, reason = "the shape of what writes one")]
+fn nothing(_: &Path, _: &str) -> Result<()> {
+    Ok(())
 }
 
 /// How a file with a new secret is written; a check writes none.
@@ -279,41 +305,24 @@ fn master_keys(config: &Config, database: &Database, write: Write<'_>) -> Result
     if let Some(keys) = &config.master_keys {
         return Ok(keys.clone());
     }
-    if let Some(path) = &config.master_keys_file {
-        // Orchestrators mount secrets with modes of their own, so this one is not refused.
-        if let Some(mode) = open_mode(path)? {
-            let path = path.display();
-            tracing::warn!("The key file {path} can be read by others (mode {mode:04o})");
-        }
-        return parse_keys(path, &read_secret(path)?);
-    }
-    let Some(file) = &database.file else {
+    let (Some(keys), given) = (KeyFile::of(config), &config.master_keys_file) else {
         return Err(DataDirError::Required {
             name: "STATIONMASTER_MASTER_KEYS (or STATIONMASTER_MASTER_KEYS_FILE)",
             how: "echo k1:$(openssl rand -base64 32)",
         });
     };
-    let path = config.data_dir.join(KEYS_FILE);
-    if exists(&path)? {
-        return parse_keys(&path, &read_private(&path)?);
+    if given.is_some() || exists(keys.path())? {
+        return keys.read();
     }
-    if database.exists {
+    if let (true, Some(file)) = (database.exists, &database.file) {
         return Err(DataDirError::KeysLost {
             database: file.clone(),
-            keys: path,
+            keys: keys.path().to_owned(),
         });
     }
     let text = MasterKeys::generate_text(FIRST_KEY_ID);
-    write(&path, &text)?;
-    parse_keys(&path, &text)
-}
-
-fn parse_keys(path: &Path, text: &str) -> Result<MasterKeys> {
-    MasterKeys::parse(text).map_err(|error: MasterKeyError| DataDirError::Content {
-        path: path.to_owned(),
-        expected: "master keys",
-        wrong: error.to_string(),
-    })
+    write(keys.path(), &text)?;
+    keys.parse(&text)
 }
 
 type Tokens = (Vec<SecretString>, Option<(PathBuf, bool)>);
@@ -444,7 +453,7 @@ fn exists(path: &Path) -> Result<bool> {
 }
 
 /// The permission bits of a file, if they let anybody but the owner at it.
-fn open_mode(path: &Path) -> Result<Option<u32>> {
+pub(crate) fn open_mode(path: &Path) -> Result<Option<u32>> {
     let mode = fs::metadata(path)
         .map_err(io_at("reading", path))?
         .permissions()
@@ -454,7 +463,7 @@ fn open_mode(path: &Path) -> Result<Option<u32>> {
 }
 
 /// Reads one of our own secret files, which must be closed to others.
-fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>> {
     match open_mode(path)? {
         Some(mode) => Err(DataDirError::TooOpen {
             path: path.to_owned(),
@@ -464,7 +473,7 @@ fn read_private(path: &Path) -> Result<Zeroizing<String>> {
     }
 }
 
-fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
     File::open(path)
         .and_then(|file| file.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text))
@@ -472,26 +481,48 @@ fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Writes a secret so that after a power cut there is the whole file or none: to a file beside
-/// it, flushed, then renamed, and the directory flushed.
+/// Writes a new secret.
 fn write_new(path: &Path, text: &str) -> Result<()> {
-    let beside = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(FILE_MODE)
-            .open(&beside)?;
-        // A left-over of an earlier try may have another mode.
-        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-        file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
+    write_whole(path, text, None)
+}
+
+/// Writes a secret so that after a power cut there is the whole file or what was there before: to
+/// a file beside it, flushed, then renamed, and the directory flushed. The file is its owner's
+/// alone, or gets the owner and mode of what it replaces.
+pub(crate) fn write_whole(path: &Path, text: &str, like: Option<&fs::Metadata>) -> Result<()> {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    let written = write_beside(beside, text, like).and_then(|()| {
+        fs::rename(beside, path)?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(io_at("writing", path))
+    });
+    written.map_err(|error| {
+        // What was begun holds a secret. If it can't be removed it is still its owner's alone.
+        let _ = fs::remove_file(beside);
+        io_at("writing", path)(error)
+    })
+}
+
+fn write_beside(beside: &Path, text: &str, like: Option<&fs::Metadata>) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(beside)?;
+    // A left-over of an earlier try may have another mode.
+    file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+    if let Some(like) = like {
+        let now = file.metadata()?;
+        if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
+            fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        }
+        file.set_permissions(like.permissions())?;
+    }
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()
 }
 
 #[cfg(test)]

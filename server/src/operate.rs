@@ -5,6 +5,7 @@ use std::sync::Arc;
 use domain::{
     clock::SystemClock,
     id::{Id as _, PublisherId},
+    seal::MasterKeys,
 };
 use persistence::{Options, PageRequest, Store, System, Verification};
 use secrecy::ExposeSecret as _;
@@ -24,12 +25,12 @@ fn failed(error: impl std::fmt::Display) -> Failure {
 pub(crate) fn store_options(
     config: &Config,
     database: &Database,
-    credentials: &Credentials,
+    master_keys: MasterKeys,
     migrate: bool,
 ) -> Options {
     Options {
         database_url: database.url.expose_secret().to_owned(),
-        master_keys: credentials.master_keys.clone(),
+        master_keys,
         clock: Arc::new(SystemClock),
         max_connections: config.database_connections,
         sqlite_synchronous_full: config.sqlite_synchronous_full,
@@ -63,9 +64,14 @@ pub async fn verify_audit(loaded: Loaded, publisher: Option<String>) -> Result<(
     let config = &loaded.config;
     let database = Database::prepare(config).map_err(failed)?;
     let credentials = Credentials::prepare(config, &database).map_err(failed)?;
-    let store = Store::open(store_options(config, &database, &credentials, false))
-        .await
-        .map_err(failed)?;
+    let store = Store::open(store_options(
+        config,
+        &database,
+        credentials.master_keys,
+        false,
+    ))
+    .await
+    .map_err(failed)?;
     let result = verify(&store.system(), publisher).await;
     store.close().await;
     match result? {

@@ -18,6 +18,7 @@ use crate::{
     cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Database},
+    key_file::KeyFile,
     logging, metrics, operate, signals, text,
 };
 
@@ -56,8 +57,13 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     })?;
 
     let migrate = migrate || database.file.is_some();
-    let options = operate::store_options(config, &database, &credentials, migrate);
+    let keys = credentials.master_keys.clone();
+    let options = operate::store_options(config, &database, keys, migrate);
     let store = Store::open(options).await.map_err(failed)?;
+    if let Some(file) = KeyFile::of(config) {
+        let source = move || file.read().map_err(|error| error.to_string());
+        store.system().reread_master_keys_from(Arc::new(source));
+    }
     if let Some(token) = &config.legacy_token {
         store.system().apply_seed(token).await.map_err(failed)?;
     }

@@ -6,6 +6,7 @@ mod accounts;
 mod frame;
 mod raw;
 mod table;
+mod trains;
 mod webhooks;
 #[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 mod work;
@@ -17,7 +18,8 @@ use table::{Body, Case, Who};
 
 on_both_stores!(each_wrong_request_is_named_and_changes_nothing);
 
-/// What cases refer to as `{run}`, `{claim}`, `{endpoint}`, `{delivery}`, `{event}`.
+/// What cases refer to as `{run}`, `{claim}`, `{endpoint}`, `{delivery}`, `{event}`,
+/// `{account}`, `{train}`.
 struct Names(Vec<(&'static str, String)>);
 
 impl Names {
@@ -80,7 +82,12 @@ async fn things(publisher: &Publisher) -> Names {
             .map(|delivery| delivery["id"].as_str().unwrap().to_owned())
     })
     .await;
+    let account = publisher.account("main").await;
+    publisher.train("night", &[&account]).await;
+    let (_, gateway) = publisher.train_token("night").await;
     Names(vec![
+        ("{account}", account),
+        ("{train}", gateway.token().to_owned()),
         ("{run}", run),
         ("{claim}", claim),
         ("{endpoint}", endpoint),
@@ -103,6 +110,7 @@ async fn tried(
         Who::Admin => publisher.admin.clone(),
         Who::Runner => publisher.runner.clone(),
         Who::Operator => server.operator(),
+        Who::Train => server.user(&names.fill("{train}")),
     };
     let mut call = user.call(case.method, &names.fill(case.path));
     for (name, value) in &case.headers {
@@ -134,6 +142,9 @@ async fn everything(server: &Server, publisher: &Publisher) -> Vec<Value> {
         "/v1/events",
         "/v1/webhook-endpoints",
         "/v1/deliveries",
+        "/v1/accounts",
+        "/v1/trains",
+        "/v1/trains/night/tokens",
     ] {
         for mut item in publisher.admin.all(path).await {
             if item["action"] != "token.denied" {

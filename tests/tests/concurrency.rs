@@ -50,6 +50,12 @@ async fn a_stale_change_is_refused(world: &World) {
     let name = json!({"display_name": "Another name"});
     guarded(admin, "/v1/pipelines/nightly", "PUT", &name).await;
     guarded(admin, &endpoint, "PATCH", &json!({"description": "Mine"})).await;
+    let account = publisher.account("main").await;
+    publisher.train("night", &[&account]).await;
+    let account = format!("/v1/accounts/{account}");
+    guarded(admin, &account, "PATCH", &json!({"enabled": false})).await;
+    let described = json!({"description": "Mine"});
+    guarded(admin, "/v1/trains/night", "PATCH", &described).await;
     guarded(&server.operator(), &of_publisher, "PATCH", &name).await;
 
     let put = |path| admin.put(path).header("if-match", "*").json(&name);

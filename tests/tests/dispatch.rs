@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Reply, Server, World, on_both_stores, on_postgres, tools};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 on_both_stores!(
     an_order_holds_whatever_fails,
@@ -16,6 +16,7 @@ on_both_stores!(
     one_that_is_gone_is_not_tried_again,
     a_disabled_endpoint_gets_nothing_more_within_a_second,
     the_figures_tell_of_deliveries,
+    what_is_handed_over_comes_once,
 );
 
 on_postgres!(
@@ -294,6 +295,32 @@ async fn the_figures_tell_of_deliveries(world: &World) {
     assert!((figure(&text, "stationmaster_dispatch_leases") - 1.0).abs() < 0.5);
     assert!(figure(&text, "stationmaster_deliveries_in_flight") >= 0.0);
     assert!(!text.contains(&publisher.id), "no figure is a publisher's");
+}
+
+async fn what_is_handed_over_comes_once(world: &World) {
+    let server = world.start().await;
+    let consumer = Consumer::start().await;
+    let (publisher, _) = house(&server, &consumer, json!({})).await;
+    // The first opens the lease; the others come after pauses, and then all at once.
+    for number in 1..=4 {
+        publisher.run("nightly").await;
+        consumer.count(number).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let mut burst = JoinSet::new();
+    for _ in 0..60 {
+        let publisher = publisher.clone();
+        burst.spawn(async move { publisher.run("nightly").await });
+    }
+    burst.join_all().await;
+    drained(&publisher).await;
+    // A look at all endpoints finds nothing more to send.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(consumer.seen().len(), 64, "each came, and came once");
+    assert_eq!(heard(&consumer).len(), 64);
+    let text = server.metrics().await;
+    let handed = figure(&text, "stationmaster_deliveries_handed_over_total");
+    assert!(handed >= 20.0, "{handed} were handed over");
 }
 
 async fn two(world: &World, env: &[(&str, &str)]) -> (Server, Server) {

@@ -245,13 +245,10 @@ async fn a_message_survives_a_kill(world: &World) {
     slow.delay = Duration::from_mins(1);
     consumer.reply_next([slow]);
     exhaust(&publisher, "nightly").await;
+    let site = server.site();
+    until(site, "train_notices WHERE finished_at IS NULL", 1).await;
     // Committed, and not known to have arrived.
     server.kill().await;
-    let site = server.site();
-    assert_eq!(
-        site.count("train_notices WHERE finished_at IS NULL").await,
-        1
-    );
     let before = consumer.seen().len();
     // The claim that the process may have had runs out.
     site.execute("UPDATE train_notices SET next_attempt_at = 1")

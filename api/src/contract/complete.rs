@@ -159,6 +159,13 @@ fn security_schemes(kinds: Vec<String>) -> Value {
             }
             "bootstrap" => "The operator's bootstrap token: makes and manages publishers.",
             "train" => "A train token, `ptk_…`: asks which account to use.",
+            "train_key" => {
+                let description = "A train token where its client sends no bearer; counts only \
+                    without an `Authorization` header.";
+                let scheme = json!({"type": "apiKey", "in": "header", "name": "x-api-key",
+                    "description": description});
+                return (kind, scheme);
+            }
             _ => "A bearer token.",
         };
         (
@@ -208,13 +215,35 @@ fn document_headers(operation: &mut Value) {
 }
 
 /// Headers of our own, as they are spelt, with what they mean.
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 11] = [
     ("ETag", "The thing's revision, for `If-Match`."),
     ("Location", "Where the new thing is."),
     ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
     (
         "Idempotent-Replayed",
         "`true` when this is the stored answer to an earlier request with the same `Idempotency-Key`.",
+    ),
+    (
+        "Authorization",
+        "What goes upstream as `Authorization`; empty if the credential goes under another name.",
+    ),
+    (
+        "X-Api-Key",
+        "What goes upstream as `x-api-key`; empty if the credential goes under another name.",
+    ),
+    ("X-Stationmaster-Account", "The account, for the report."),
+    (
+        "X-Stationmaster-Provider",
+        "Whose credential the account holds.",
+    ),
+    ("X-Stationmaster-Base-Url", "Where requests go."),
+    (
+        "X-Stationmaster-Credential-Header",
+        "The name of the header that carries the credential, in lower case. The answer has it too.",
+    ),
+    (
+        "X-Stationmaster-Credential",
+        "The value of that header, for proxies that can't copy one whose name they don't know.",
     ),
 ];
 

@@ -41,6 +41,8 @@ pub fn access_table_markdown(document: &Value) -> String {
         .as_object()
         .into_iter()
         .flatten()
+        // Another header for the same token is no other kind of token.
+        .filter(|(_, scheme)| scheme["type"] == "http")
         .map(|(k, _)| k)
         .collect();
     let mut table = "| operation | request |".to_owned();

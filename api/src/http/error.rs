@@ -17,7 +17,7 @@ use domain::{Code, Problem};
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// The words that `errors[].code` may hold. Programs branch on them; the contract lists them.
-pub const FAULT_CODES: [&str; 12] = [
+pub const FAULT_CODES: [&str; 17] = [
     "required",
     "unknown_field",
     "type",
@@ -30,6 +30,12 @@ pub const FAULT_CODES: [&str; 12] = [
     "duplicate",
     "format",
     "invalid",
+    // Why an account of a train is not lent.
+    "disabled",
+    "failed",
+    "expired",
+    "cooling_down",
+    "excluded",
 ];
 
 /// A refusal on its way out. Handlers return `Result<_, ApiError>`.

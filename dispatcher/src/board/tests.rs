@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod handed;
+mod late;
+
 const LIMITS: Limits = Limits {
     quick: 32,
     slow: 16,
@@ -57,7 +60,7 @@ fn ordered() -> Target {
 impl Game {
     fn new() -> Self {
         Self {
-            board: Board::new(LIMITS),
+            board: Board::new(LIMITS, Instant::now()),
             now: Instant::now(),
             wall: Timestamp::from_ms(1_800_000_000_000),
             flights: Vec::new(),
@@ -102,7 +105,7 @@ impl Game {
             for load in loads {
                 let wall = self.wall;
                 let due = (0..load.limit).map(|_| self.due(wall)).collect();
-                self.board.loaded(load.key, due, true);
+                self.board.loaded(load.key, due, true, self.now);
             }
         }
     }
@@ -110,7 +113,7 @@ impl Game {
     fn give(&mut self, key: EndpointKey, count: usize) {
         let wall = self.wall;
         let due = (0..count).map(|_| self.due(wall)).collect();
-        self.board.loaded(key, due, false);
+        self.board.loaded(key, due, false, self.now);
     }
 
     fn start_all(&mut self) -> usize {
@@ -266,7 +269,8 @@ fn what_was_not_sent_after_all_comes_first_again() {
     assert_eq!(game.start_all(), 0, "the second does not overtake it");
     let load = game.board.loads(10, game.now, Duration::ZERO).remove(0);
     assert!(load.known.is_empty(), "it is read anew");
-    game.board.loaded(one, vec![first.due.clone()], false);
+    game.board
+        .loaded(one, vec![first.due.clone()], false, game.now);
     assert_eq!(game.start_all(), 1);
     assert_eq!(game.flights[0].due.id, first.due.id);
 }
@@ -297,7 +301,7 @@ fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
         },
         game.due(game.wall),
     ];
-    game.board.loaded(one, page, false);
+    game.board.loaded(one, page, false, game.now);
     assert_eq!(game.start_all(), 0);
     game.pass(Duration::from_millis(699));
     assert_eq!(game.start_all(), 0);
@@ -314,7 +318,7 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
         let one = key(1, 1);
         game.hold(one, ordered());
         let all: Vec<DueDelivery> = (0..6).map(|_| game.due(game.wall)).collect();
-        game.board.loaded(one, all[..3].to_vec(), true);
+        game.board.loaded(one, all[..3].to_vec(), true, game.now);
         assert_eq!(game.start_all(), 1);
         let first = game.flights.remove(0);
         let loads = game.board.loads(1, game.now, Duration::ZERO);
@@ -322,11 +326,11 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
         game.board.ended(first.flight, false, game.now);
         game.board.settled(one, first.due.id, retried, again);
         // The page goes on behind what was known when it was asked for.
-        game.board.loaded(one, all[3..].to_vec(), false);
+        game.board.loaded(one, all[3..].to_vec(), false, game.now);
         assert_eq!(game.start_all(), 0);
         let loads = game.board.loads(1, game.now, Duration::ZERO);
         assert!(loads[0].known.is_empty(), "all of it is asked for again");
-        game.board.loaded(one, all.clone(), false);
+        game.board.loaded(one, all.clone(), false, game.now);
         for wanted in &all {
             assert_eq!(game.start_all(), 1);
             assert_eq!(game.flights[0].due.id, wanted.id);
@@ -438,13 +442,13 @@ fn what_was_dealt_with_during_a_load_is_not_loaded_again() {
     let one = key(1, 1);
     game.hold(one, target());
     let mine = game.due(game.wall);
-    game.board.loaded(one, vec![mine.clone()], true);
+    game.board.loaded(one, vec![mine.clone()], true, game.now);
     assert_eq!(game.start_all(), 1);
     let loads = game.board.loads(1, game.now, Duration::ZERO);
     assert!(loads[0].known.contains(&mine.id));
     game.end(0, true);
     // The page was read before the outcome was written.
-    game.board.loaded(one, vec![mine], false);
+    game.board.loaded(one, vec![mine], false, game.now);
     assert_eq!(game.start_all(), 0);
 }
 
@@ -460,7 +464,7 @@ fn an_idle_endpoint_is_given_back_with_its_state() {
     game.give(one, 1);
     assert_eq!(game.start_all(), 1);
     assert_eq!(game.board.loads(1, game.now, Duration::ZERO).len(), 1);
-    game.board.loaded(one, Vec::new(), false);
+    game.board.loaded(one, Vec::new(), false, game.now);
     game.end_all_of(one, false);
     assert!(game.board.idle(game.now, game.wall, 10).is_empty());
     game.pass(Duration::from_secs(10));

@@ -1,6 +1,9 @@
 //! What is due: which endpoints have work, and the deliveries of those that this process holds.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use domain::{
     Timestamp,
@@ -97,7 +100,7 @@ pub struct DueDelivery {
     /// What it tells of.
     pub event: EventId,
     /// The exact text to send and sign.
-    pub body: String,
+    pub body: Arc<str>,
     /// Which try comes next, from 1.
     pub attempt: i32,
     /// Since when it is due; in an order, when it will be.
@@ -339,7 +342,7 @@ impl System {
     async fn bodies(
         &self,
         found: &[(EndpointKey, Vec<Row>, bool)],
-    ) -> Result<HashMap<(PublisherId, Uuid), String>> {
+    ) -> Result<HashMap<(PublisherId, Uuid), Arc<str>>> {
         let all = found.iter().flat_map(|(_, rows, _)| rows);
         let wanted: HashSet<(PublisherId, Uuid)> =
             all.map(|row| (row.key.publisher, row.event)).collect();
@@ -356,17 +359,15 @@ impl System {
         let mut bodies = HashMap::with_capacity(wanted.len());
         for row in self.store.inner.db.load().query_all_raw(statement).await? {
             let publisher = PublisherId::from_uuid(row.try_get("", "publisher_id")?);
-            bodies.insert(
-                (publisher, row.try_get("", "id")?),
-                row.try_get("", "body")?,
-            );
+            let body: String = row.try_get("", "body")?;
+            bodies.insert((publisher, row.try_get("", "id")?), body.into());
         }
         Ok(bodies)
     }
 }
 
 impl Row {
-    fn due(self, bodies: &HashMap<(PublisherId, Uuid), String>) -> Result<DueDelivery> {
+    fn due(self, bodies: &HashMap<(PublisherId, Uuid), Arc<str>>) -> Result<DueDelivery> {
         let body = bodies.get(&(self.key.publisher, self.event));
         Ok(DueDelivery {
             id: DeliveryId::from_uuid(self.id),

@@ -193,7 +193,7 @@ impl System {
     /// not hold up the others.
     async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Opened>> {
         let (now, cache) = (self.store.now(), &self.store.inner.secrets);
-        let trusted = self.store.inner.auth.trusted(now);
+        let trusted = self.store.inner.freshness.trusted(now);
         let mut all = HashMap::new();
         let mut missing = Vec::new();
         for row in rows {

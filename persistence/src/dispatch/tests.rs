@@ -311,7 +311,7 @@ async fn a_page_brings_what_is_due_longest_and_not_known_yet() {
         assert_eq!((first.as_slice(), more), (&ids[..2], true));
         assert_eq!((page[0].attempt, page[0].event), (1, world.event));
         assert_eq!(page[0].due, due[0].0);
-        assert_eq!(page[0].body, format!(r#"{{"id":"{}"}}"#, world.event));
+        assert_eq!(*page[0].body, *format!(r#"{{"id":"{}"}}"#, world.event));
 
         let (page, more) = world.load(2, &first, false).await;
         assert_eq!((page[0].id, page.len(), more), (ids[2], 1, false));

@@ -51,6 +51,7 @@ async fn furnish(fixture: &Fixture, publisher: PublisherId) {
     }
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
     furnish_endpoint(fixture, owner, endpoint.uuid()).await;
+    furnish_train(fixture, owner, endpoint.uuid()).await;
     let pipeline = pipeline(fixture, owner).await;
     let run = run_row(owner, pipeline, None);
     let id = run.id.clone().unwrap();
@@ -96,6 +97,45 @@ async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
         ),
     ] {
         fixture.execute(&sql).await;
+    }
+}
+
+/// A train with its account, and what stands beside them; all of them under one identifier.
+async fn furnish_train(fixture: &Fixture, owner: Uuid, id: Uuid) {
+    let own = format!("({}, {}", literal(fixture, owner), literal(fixture, id));
+    let (id, bytes) = match fixture.store.backend() {
+        DbBackend::Sqlite => (literal(fixture, id), format!("x'{}'", id.simple())),
+        _ => (literal(fixture, id), format!("'\\x{}'::bytea", id.simple())),
+    };
+    for sql in [
+        format!(
+            "accounts (publisher_id, id, name, provider, base_url, header_name, credential_type, sealed, credential_version, last_four, enabled, health, revision, created_at, updated_at) VALUES {own}, 'a', 'local', 'https://a.example', 'x', 'api_key', {bytes}, 1, 'abcd', TRUE, 'ok', 1, 1, 1)"
+        ),
+        format!(
+            "account_cooldowns (publisher_id, account_id, model, until, reason, reported_at) VALUES {own}, '', 1, 'failed', 1)"
+        ),
+        format!(
+            "account_usage (publisher_id, account_id, bucket, requests, tokens) VALUES {own}, 0, 1, 1)"
+        ),
+        format!(
+            "trains (publisher_id, id, slug, enabled, sticky, revision, created_at, updated_at) VALUES {own}, 'night', TRUE, FALSE, 1, 1, 1)"
+        ),
+        format!(
+            "train_accounts (publisher_id, train_id, account_id, priority) VALUES {own}, {id}, 0)"
+        ),
+        format!(
+            "train_tokens (publisher_id, id, train_id, last_four, source, created_at) VALUES {own}, {id}, 'abcd', 'api', 1)"
+        ),
+        format!("train_token_hashes (publisher_id, token_id, hash) VALUES {own}, {bytes})"),
+        format!(
+            "oauth_logins (publisher_id, state_hash, sealed, account, created_at, expires_at) VALUES ({}, {bytes}, {bytes}, '', 1, 1)",
+            literal(fixture, owner)
+        ),
+        format!(
+            "train_notices (publisher_id, id, train_id, event_type, message, attempts, next_attempt_at, created_at) VALUES {own}, {id}, 'train.exhausted', '', 0, 1, 1)"
+        ),
+    ] {
+        fixture.execute(&format!("INSERT INTO {sql}")).await;
     }
 }
 
@@ -559,6 +599,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
             assert!(fixture.count(&of(kept)).await > 0, "{table}");
         }
         assert_eq!(fixture.count("token_hashes").await, 2);
+        assert_eq!(fixture.count("train_token_hashes").await, 1);
         assert!(system.publisher(kept).await.is_ok());
     }
 }

@@ -254,7 +254,7 @@ pub struct Keys;
 impl Form for Keys {
     type Value = MasterKeys;
     fn takes() -> String {
-        "keys as id:base64 of 32 bytes, separated by commas; the first one seals, all of them open"
+        "keys as id:base64 of 32 bytes, separated by commas; all of them open, `keys rewrap` moves to the first"
             .into()
     }
     fn read(text: &str) -> Result<MasterKeys, String> {

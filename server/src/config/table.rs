@@ -89,7 +89,7 @@ settings! {
         master_keys: Maybe<Keys> = "STATIONMASTER_MASTER_KEYS", "" ("made at the first start, in the file `master-keys` of the data directory"), Secret,
             "The keys under which stored secrets are sealed. Must be given with PostgreSQL, here or by file. Without them the secrets in the store are lost.";
         master_keys_file: Maybe<FilePath> = "STATIONMASTER_MASTER_KEYS_FILE", "" ("unset"), Open,
-            "A file that holds the master keys, in place of `STATIONMASTER_MASTER_KEYS`.";
+            "A file that holds the master keys, in place of `STATIONMASTER_MASTER_KEYS`. A running server reads it again when it meets a key that it does not know.";
         legacy_token: Maybe<LegacyToken> = "STATIONMASTER_LEGACY_TOKEN", "" ("unset"), Secret,
             "A token that clients share already. It becomes an admin and runner token of a demo publisher, so that they can move over one by one. See docs/auth.md.";
     }

@@ -2,13 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{accounts, frame, webhooks, work};
+use super::{accounts, frame, trains, webhooks, work};
 
 #[derive(Clone, Copy)]
 pub enum Who {
     Admin,
     Runner,
     Operator,
+    Train,
 }
 
 pub enum Body {
@@ -114,6 +115,7 @@ pub fn all() -> Vec<Case> {
         work::endpoints(),
         webhooks::all(),
         webhooks::listening(),
+        trains::all(),
         frame::queries(),
         frame::paths(),
         frame::bodies(),

@@ -9,8 +9,8 @@ on_both_stores!(what_is_old_goes_while_the_rest_goes_on);
 const OLD: i64 = 30_000;
 /// Deliveries of each old event.
 const ENDPOINTS: i64 = 10;
-/// What one transaction removes at most.
-const BATCH: i64 = 500;
+/// What one transaction removes is a whole number of these.
+const BATCH: i64 = 50;
 const PACE: Duration = Duration::from_millis(40);
 /// Before the sweep, and during it if it is over sooner.
 const LASTS: Duration = Duration::from_secs(5);

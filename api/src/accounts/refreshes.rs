@@ -6,21 +6,18 @@ use futures_util::{StreamExt as _, stream};
 use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 use tokio::time::Instant;
 
-use domain::{
-    Code,
-    account::CredentialType,
-    id::{AccountId, Id as _},
-};
+use domain::{Code, account::CredentialType, id::AccountId};
 use oauth::RefreshError;
 use persistence::{Context, Refreshable, Scope, StoreError};
 
 use crate::{
-    accounts::AccountView,
     auth::Admin,
     common::{App, Ok, Tag, parse_id},
     contract::OperationDoc,
     http::{ApiError, OptionalBody, RequestContext},
 };
+
+use super::{AccountView, example_id};
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[OperationDoc {
@@ -76,7 +73,7 @@ impl RefreshView {
 impl Example for RefreshView {
     fn example() -> Self {
         Self {
-            account_id: AccountId::from_uuid(uuid::Uuid::nil()).to_string(),
+            account_id: example_id(),
             name: "team-one".into(),
             outcome: Outcome::Refreshed,
             reason: None,
@@ -128,29 +125,56 @@ pub struct Refreshes {
     pub(crate) app: Arc<App>,
 }
 
-impl Refreshes {
-    async fn refresh(&self, scope: &Scope, one: &Refreshable, context: Context) -> RefreshView {
-        let refresher = &self.app.refresher;
-        let fresh = refresher.replace(scope, one.account, one.version, true, Some(context));
+/// What is done with each account of a refresh of all.
+#[derive(Clone)]
+struct Round {
+    app: Arc<App>,
+    scope: Scope,
+    context: Context,
+    dry_run: bool,
+    until: Instant,
+}
+
+impl Round {
+    async fn treat(self, one: Refreshable) -> RefreshView {
+        if let Some(reason) = left_alone(&one) {
+            return RefreshView::of(&one, Outcome::Skipped, Some(reason));
+        }
+        if self.dry_run {
+            return RefreshView::of(&one, Outcome::WouldRefresh, None);
+        }
+        if Instant::now() >= self.until {
+            return RefreshView::of(&one, Outcome::Skipped, Some("time_over"));
+        }
+        let refresher = &self.app.oauth;
+        let fresh = refresher.replace(
+            &self.scope,
+            one.account,
+            one.version,
+            true,
+            Some(self.context),
+        );
         match fresh.await {
-            Result::Ok(_) => RefreshView::of(one, Outcome::Refreshed, None),
-            Err(RefreshError::Upstream(reason)) => {
-                RefreshView::of(one, Outcome::Failed, Some(&reason))
-            }
-            Err(RefreshError::TimeOver) => RefreshView::of(one, Outcome::Failed, Some("time_over")),
-            // It was deleted meanwhile, or somebody else has just dealt with it.
-            Err(RefreshError::Store(StoreError::Refused(problem))) => {
-                RefreshView::of(one, Outcome::Failed, Some(problem.code.as_str()))
-            }
-            Err(RefreshError::Store(error)) => {
-                tracing::warn!(account = %one.account, %error, "an account could not be refreshed");
-                RefreshView::of(one, Outcome::Failed, Some("store_unavailable"))
-            }
+            Result::Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
+            Err(error) => RefreshView::of(&one, Outcome::Failed, Some(&why(&one, error))),
         }
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Accounts")]
+fn why(one: &Refreshable, error: RefreshError) -> String {
+    match error {
+        RefreshError::Upstream(reason) => reason,
+        RefreshError::TimeOver => "time_over".to_owned(),
+        // It was deleted meanwhile, or somebody else has just dealt with it.
+        RefreshError::Store(StoreError::Refused(problem)) => problem.code.as_str().to_owned(),
+        RefreshError::Store(error) => {
+            tracing::warn!(account = %one.account, %error, "an account could not be refreshed");
+            "store_unavailable".to_owned()
+        }
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Refreshes {
     /// Refresh an account
     ///
@@ -175,11 +199,14 @@ impl Refreshes {
         let scoped = self.app.store.scoped(scope);
         let seen = scoped.credential_version(id).await?;
         let context = self.app.context(request, who.0.actor(), None);
-        let refresher = &self.app.refresher;
+        let refresher = &self.app.oauth;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
         let account = scoped.account(id).await?;
-        Ok(Ok::show(&AccountView::from(&account), Some(account.revision)))
+        Ok(Ok::show(
+            &AccountView::from(&account),
+            Some(account.revision),
+        ))
     }
 
     /// Refresh all accounts
@@ -199,18 +226,14 @@ impl Refreshes {
     ) -> Result<Ok<RefreshesView>, ApiError> {
         let scope = &who.0.scope;
         let all = self.app.store.scoped(scope).refreshable().await?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let (context, until) = (&context, Instant::now() + BEGIN_WITHIN);
-        let work = all.iter().map(|one| async move {
-            match left_alone(one) {
-                Some(reason) => RefreshView::of(one, Outcome::Skipped, Some(reason)),
-                None if body.0.dry_run => RefreshView::of(one, Outcome::WouldRefresh, None),
-                None if Instant::now() >= until => {
-                    RefreshView::of(one, Outcome::Skipped, Some("time_over"))
-                }
-                None => self.refresh(scope, one, context.clone()).await,
-            }
-        });
+        let round = Round {
+            app: Arc::clone(&self.app),
+            scope: scope.clone(),
+            context: self.app.context(request, who.0.actor(), None),
+            dry_run: body.0.dry_run,
+            until: Instant::now() + BEGIN_WITHIN,
+        };
+        let work = all.into_iter().map(|one| round.clone().treat(one));
         let items = stream::iter(work).buffered(AT_A_TIME).collect().await;
         Ok(Ok::show(&RefreshesView { items }, None))
     }

@@ -1,0 +1,236 @@
+//! Which upstream credential to use now: what AI gateways ask, and what they report back.
+//!
+//! Resolving asks the store nothing while what is kept of the publisher holds
+//! (docs/adr/0021-resolve-from-a-snapshot.md).
+
+use std::{sync::Arc, time::Duration};
+
+use poem_openapi::OpenApi;
+
+use domain::{
+    Code, FieldError, Problem, Timestamp,
+    id::{AccountId, Id as _, TrainId},
+    lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
+};
+use persistence::{Exhausted, Lent, LentBy, Principal, Report, Wish};
+
+use crate::{
+    auth::TrainToken,
+    common::{App, NoContent, Ok, Tag, no_content},
+    contract::OperationDoc,
+    http::{ApiError, Body, OptionalBody},
+};
+
+pub(crate) mod forward;
+pub mod refresh;
+mod views;
+
+use views::{Lending, ReportRequest, ResolveRequest};
+
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[
+    OperationDoc {
+        operation_id: "resolve",
+        codes: &[Code::TrainDisabled, Code::TrainExhausted],
+    },
+    OperationDoc {
+        operation_id: "report",
+        codes: &[Code::TrainDisabled, Code::NotFound],
+    },
+];
+
+/// What a caller asks for.
+#[derive(Debug, Default)]
+struct Asked {
+    model: Option<String>,
+    exclude: Vec<AccountId>,
+    client_key: Option<String>,
+}
+
+impl From<ResolveRequest> for Asked {
+    /// An identifier that is none of ours excludes as little as one of nothing.
+    fn from(request: ResolveRequest) -> Self {
+        let exclude = request.exclude.unwrap_or_default();
+        Self {
+            model: request.model,
+            exclude: exclude
+                .iter()
+                .filter_map(|id| AccountId::parse(id))
+                .collect(),
+            client_key: request.client_key,
+        }
+    }
+}
+
+fn train_of(who: &Principal) -> Result<TrainId, ApiError> {
+    who.train.ok_or_else(|| Code::WrongTokenKind.into())
+}
+
+/// The token's train as it lends now, unless it is disabled.
+async fn lending(app: &App, who: &Principal) -> Result<LentBy, ApiError> {
+    let scoped = app.store.scoped(&who.scope);
+    // A train takes its tokens along when it goes.
+    let by = scoped.lending(train_of(who)?).await?;
+    let by = by.ok_or(Code::Unauthenticated)?;
+    if by.is_enabled() {
+        Ok(by)
+    } else {
+        Err(Code::TrainDisabled.into())
+    }
+}
+
+/// The account to use now. An access token that expires within the minute is replaced first, if
+/// it can be; each account is tried once.
+async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent>, ApiError> {
+    let mut tried = Vec::new();
+    loop {
+        let (by, now) = (lending(app, who).await?, app.store.now());
+        let wish = Wish {
+            model: asked.model.as_deref(),
+            exclude: &asked.exclude,
+            client: asked.client_key.as_deref(),
+            renews: app.refresher.is_some(),
+            tried: &tried,
+        };
+        let lent = by.choose(&wish, now).map_err(|exhausted| {
+            tell_exhausted(app, who, &by, &exhausted);
+            refusal(&exhausted, now)
+        })?;
+        let renew = lent.is_oauth && lent.expires_soon(now) && !tried.contains(&lent.id);
+        let Some(refresher) = app.refresher.as_ref().filter(|_| renew) else {
+            return Ok(lent);
+        };
+        tried.push(lent.id);
+        if refresher.fresh(&who.scope, lent.id).await.is_err() {
+            tracing::warn!(account = %lent.id, "an access token could not be replaced before it is lent");
+        }
+    }
+}
+
+/// Tells the publisher, off the request's path, that a train has nothing left: whatever its callers
+/// exclude, and not more often than every five minutes.
+fn tell_exhausted(app: &App, who: &Principal, by: &LentBy, exhausted: &Exhausted) {
+    let (Some(train), true) = (who.train, exhausted.is_whole()) else {
+        return;
+    };
+    if !by.is_news(app.store.now()) {
+        return;
+    }
+    let scoped = app.store.scoped(&who.scope);
+    let (slug, available_at) = (by.slug().to_owned(), exhausted.available_at());
+    app.tasks.spawn(async move {
+        if let Err(error) = scoped.tell_exhausted(train, &slug, available_at).await {
+            tracing::warn!(%error, "that a train is exhausted could not be told");
+        }
+    });
+}
+
+fn refusal(exhausted: &Exhausted, now: Timestamp) -> ApiError {
+    let returns = exhausted.available_at();
+    let wait = returns.map_or(NOBODY_RETURNS_AFTER, |at| at.since(now));
+    let wait_s = wait.as_millis().div_ceil(1000).max(1);
+    let detail = match returns {
+        Some(at) => format!("The first account is back at {at}."),
+        None => "No account comes back by itself.".to_owned(),
+    };
+    let why = |(account, out): &(AccountId, Out)| {
+        let pointer = format!("/accounts/{account}");
+        FieldError::new(pointer, out.as_str(), describe(*out))
+    };
+    let mut problem = Problem::new(Code::TrainExhausted, detail);
+    problem.errors = exhausted.accounts.iter().map(why).collect();
+    problem
+        .retry_after(u64::try_from(wait_s).unwrap_or(u64::MAX))
+        .into()
+}
+
+fn describe(out: Out) -> String {
+    match out {
+        Out::Disabled => "It is disabled.".to_owned(),
+        Out::Failed => "It can't be refreshed any more.".to_owned(),
+        Out::Expired => "Its access token is expired.".to_owned(),
+        Out::CoolingDown(until) => format!("It cools down until {until}."),
+        Out::Excluded => "The request excludes it.".to_owned(),
+    }
+}
+
+/// When the caller should ask again: soon, and before the credential expires.
+fn ask_again_at(lent: &Lent, now: Timestamp) -> Timestamp {
+    let soon = now.plus(ASK_AGAIN_AFTER);
+    lent.expires_at.map_or(soon, |at| at.min(soon))
+}
+
+/// What AI gateways ask.
+pub(crate) struct Resolve {
+    pub(crate) app: Arc<App>,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+impl Resolve {
+    /// Ask which account to use now
+    ///
+    /// Of the token's train: the account with the lowest priority number that is enabled, healthy
+    /// and not cooling down, with the header to send upstream. The answer may be used until
+    /// `ask_again_at`.
+    #[oai(path = "/resolve", method = "post", operation_id = "resolve")]
+    async fn resolve(
+        &self,
+        who: TrainToken,
+        body: OptionalBody<ResolveRequest>,
+    ) -> Result<Ok<Lending>, ApiError> {
+        let lent = lend(&self.app, &who.0, &body.0.into()).await?;
+        Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
+    }
+
+    /// Report how a request with a lent credential went
+    ///
+    /// `rate_limited` lets the account, or the account for `model` alone, cool down for
+    /// `retry_after` seconds, 60 if that is not said; `unauthorized` for five minutes, and an
+    /// `oauth` account's tokens are refreshed soon; `failed` for 30 seconds. A cooldown never
+    /// becomes shorter but by `ok`, which ends it. It has taken effect when the answer arrives.
+    #[oai(path = "/resolve/report", method = "post", operation_id = "report")]
+    async fn report(
+        &self,
+        who: TrainToken,
+        body: Body<ReportRequest>,
+    ) -> Result<NoContent, ApiError> {
+        lending(&self.app, &who.0).await?;
+        let report: Report = body.0.parse()?;
+        let scoped = self.app.store.scoped(&who.0.scope);
+        scoped.report(train_of(&who.0)?, &report).await?;
+        Ok(no_content().into())
+    }
+}
+
+fn seconds(count: Option<u32>) -> Option<Duration> {
+    count.map(|count| Duration::from_secs(count.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_every_account_and_the_first_return() {
+        let now = Timestamp::from_ms(1_800_000_000_000);
+        let account = |number| AccountId::from_uuid(uuid::Uuid::from_u128(number));
+        let until = now.plus(Duration::from_millis(1001));
+        let exhausted = Exhausted {
+            accounts: vec![
+                (account(1), Out::Disabled),
+                (account(2), Out::CoolingDown(until)),
+            ],
+        };
+        let error = refusal(&exhausted, now);
+        let problem = error.problem();
+        assert_eq!(problem.retry_after_s, Some(2), "never too early");
+        assert_eq!(problem.errors.len(), 2);
+        assert_eq!(problem.errors[1].code, "cooling_down");
+        assert!(problem.errors[1].detail.contains(&until.to_string()));
+        assert!(problem.errors[0].pointer.starts_with("/accounts/acc_"));
+        let nobody = Exhausted {
+            accounts: vec![(account(1), Out::Failed)],
+        };
+        assert_eq!(refusal(&nobody, now).problem().retry_after_s, Some(60));
+    }
+}

@@ -1,0 +1,247 @@
+//! What is late yields to what is on time.
+//!
+//! A backlog drains as fast as the machine can, and nothing that is on time waits behind it for a
+//! turn; but it takes the processors, the disk and the database from everybody. So while others
+//! are on time, what is late goes at a pace: faster for as long as the dispatcher's loop wakes up
+//! when it means to, slower when it does not, since then the processors are taken. Alone it goes
+//! unhindered, and nothing of that is counted against it later.
+
+use std::time::{Duration, Instant};
+
+use domain::Timestamp;
+
+/// What has been due for longer is late.
+const LATE: Duration = Duration::from_secs(2);
+/// Nothing on time for so long, and what is late is alone; and the other way round.
+const ALONE_AFTER: Duration = Duration::from_millis(200);
+/// How soon the loop wants to be woken, to see when it is.
+const LOOK: Duration = Duration::from_millis(5);
+/// A loop that wakes up later than this finds the processors taken. Timers count milliseconds.
+const STRAINED: Duration = Duration::from_millis(2);
+/// Late deliveries a second: the least, whatever strains the machine, the first, and the most.
+const LEAST: f64 = 300.0;
+const FIRST: f64 = 600.0;
+const MOST: f64 = 10_000.0;
+/// What one timely look adds, deliveries a second.
+const FASTER: f64 = 5.0;
+/// What one late look leaves.
+const SLOWER: f64 = 0.8;
+/// How many may go out at once.
+const BURST: f64 = 4.0;
+
+/// Whether a delivery that is due since then is late.
+pub(crate) fn is_late(due: Timestamp, wall: Timestamp) -> bool {
+    wall.since(due) > LATE
+}
+
+fn is_past(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) > ALONE_AFTER
+}
+
+/// The pace of what is late.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Yielding {
+    per_second: f64,
+    /// What may go out; never less than nothing, so that no debt remains.
+    tokens: f64,
+    filled: Instant,
+    /// When something on time last went out.
+    on_time: Option<Instant>,
+    /// When something late last went out.
+    late: Option<Instant>,
+    /// When the loop wants to be woken, to see when it is.
+    look: Option<Instant>,
+}
+
+impl Yielding {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            per_second: FIRST,
+            tokens: BURST,
+            filled: now,
+            on_time: None,
+            late: None,
+            look: None,
+        }
+    }
+
+    /// Whether nothing was on time in the last moments.
+    fn alone(&self, now: Instant) -> bool {
+        self.on_time.is_none_or(|at| is_past(at, now))
+    }
+
+    /// Something on time goes out.
+    pub(crate) fn takes_on_time(&mut self, now: Instant) {
+        self.on_time = Some(now);
+    }
+
+    /// Something late goes out.
+    pub(crate) fn takes_late(&mut self, now: Instant) {
+        if !self.alone(now) {
+            self.fill(now);
+            self.tokens = (self.tokens - 1.0).max(0.0);
+        }
+        self.late = Some(now);
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.tokens = since.mul_add(self.per_second, self.tokens).min(BURST);
+        self.filled = self.filled.max(now);
+    }
+
+    /// Whether something late may go out, or when.
+    pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Instant> {
+        self.fill(now);
+        // What rounding takes must not cost another turn.
+        if self.alone(now) || self.tokens >= 1.0 - 1e-6 {
+            return Ok(());
+        }
+        let wait = Duration::from_secs_f64((1.0 - self.tokens) / self.per_second);
+        Err(now + wait.max(Duration::from_millis(1)))
+    }
+
+    /// Whether something late has waited for so long that it goes first: what is on time may fill
+    /// all places for ever.
+    pub(crate) fn is_owed(&self, now: Instant) -> bool {
+        let waited = |at| now.saturating_duration_since(at).as_secs_f64() * LEAST > 1.0;
+        !self.alone(now) && self.late.is_none_or(waited)
+    }
+
+    /// When the loop is to be woken, `waits` saying whether something late does. What has just gone
+    /// out, and is only held up by places, counts too.
+    pub(crate) fn next_look(&mut self, waits: bool, now: Instant) -> Option<Instant> {
+        let some = waits || self.late.is_some_and(|at| !is_past(at, now));
+        if !some || self.alone(now) {
+            self.look = None;
+        } else if self.look.is_none() {
+            self.look = Some(now + LOOK);
+        }
+        self.look
+    }
+
+    /// The loop is awake: how late tells how taken the processors are.
+    pub(crate) fn woke(&mut self, now: Instant) {
+        let Some(meant) = self.look.filter(|meant| *meant <= now) else {
+            return;
+        };
+        self.look = None;
+        self.fill(now);
+        self.per_second = if now.saturating_duration_since(meant) > STRAINED {
+            (self.per_second * SLOWER).max(LEAST)
+        } else {
+            (self.per_second + FASTER).min(MOST)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// How many late ones go out in a time, one on time every ten milliseconds; the loop wakes up
+    /// this much later than it means to.
+    fn sent(yielding: &mut Yielding, now: &mut Instant, during: Duration, later: Duration) -> u32 {
+        let end = *now + during;
+        let (mut count, mut on_time) = (0, *now);
+        while *now < end {
+            yielding.woke(*now);
+            if *now >= on_time {
+                yielding.takes_on_time(*now);
+                on_time += 10 * MS;
+            }
+            while yielding.ready(*now).is_ok() {
+                yielding.takes_late(*now);
+                count += 1;
+            }
+            let look = yielding.next_look(true, *now);
+            *now = look.map_or(*now + MS, |look| {
+                if look <= *now + MS {
+                    look + later
+                } else {
+                    *now + MS
+                }
+            });
+        }
+        count
+    }
+
+    #[test]
+    fn what_ran_alone_leaves_no_debt() {
+        let mut now = Instant::now();
+        let mut yielding = Yielding::new(now);
+        for _ in 0..100_000 {
+            assert_eq!(yielding.ready(now), Ok(()), "alone nothing holds it up");
+            yielding.takes_late(now);
+            now += Duration::from_micros(100);
+        }
+        yielding.takes_on_time(now);
+        assert_eq!(yielding.ready(now), Ok(()), "it goes on at its pace");
+        let second = Duration::from_secs(1);
+        let count = sent(&mut yielding, &mut now, second, Duration::ZERO);
+        assert!(f64::from(count) >= FIRST, "{count}");
+    }
+
+    #[test]
+    fn under_strain_it_goes_slowly_and_never_stands_still() {
+        let mut now = Instant::now();
+        let mut yielding = Yielding::new(now);
+        let (second, much) = (Duration::from_secs(1), 20 * MS);
+        sent(&mut yielding, &mut now, second, much);
+        // Woken so seldom it can't send more often; what it may send does not grow meanwhile.
+        let slow = f64::from(sent(&mut yielding, &mut now, 10 * second, 3 * MS)) / 10.0;
+        assert!(
+            (LEAST * 0.9..=LEAST * 1.1).contains(&slow),
+            "{slow} a second"
+        );
+    }
+
+    #[test]
+    fn with_room_it_gets_ever_faster_and_under_strain_slower_again() {
+        let mut now = Instant::now();
+        let mut yielding = Yielding::new(now);
+        let second = Duration::from_secs(1);
+        sent(&mut yielding, &mut now, 2 * second, Duration::ZERO);
+        let fast = sent(&mut yielding, &mut now, second, Duration::ZERO);
+        assert!(f64::from(fast) > 2.0 * FIRST, "{fast}");
+        sent(&mut yielding, &mut now, second / 2, 5 * MS);
+        let slow = sent(&mut yielding, &mut now, second, 5 * MS);
+        assert!(slow < fast / 2, "{slow} after {fast}");
+    }
+
+    #[test]
+    fn one_that_waits_behind_what_is_on_time_gets_its_turn() {
+        let now = Instant::now();
+        let mut yielding = Yielding::new(now);
+        assert!(!yielding.is_owed(now), "alone it need not push in");
+        yielding.takes_on_time(now);
+        yielding.takes_late(now);
+        assert!(!yielding.is_owed(now + MS));
+        assert!(yielding.is_owed(now + 4 * MS));
+    }
+
+    #[test]
+    fn a_loop_is_woken_only_while_something_late_waits_beside_others() {
+        let now = Instant::now();
+        let mut yielding = Yielding::new(now);
+        assert_eq!(yielding.next_look(true, now), None, "alone");
+        yielding.takes_on_time(now);
+        assert_eq!(yielding.next_look(false, now), None, "nothing is late");
+        assert_eq!(yielding.next_look(true, now), Some(now + LOOK));
+        assert_eq!(yielding.next_look(true, now + MS), Some(now + LOOK));
+        yielding.woke(now + MS);
+        assert_eq!(yielding.per_second, FIRST, "it was woken by something else");
+        yielding.woke(now + LOOK);
+        assert_eq!(yielding.per_second, FIRST + FASTER);
+        let later = now + 2 * ALONE_AFTER;
+        assert_eq!(yielding.next_look(true, later), None, "alone again");
+        yielding.takes_on_time(later);
+        yielding.takes_late(later);
+        assert_eq!(yielding.next_look(false, later), Some(later + LOOK));
+        let last = later + 2 * ALONE_AFTER;
+        yielding.takes_on_time(last);
+        assert_eq!(yielding.next_look(false, last), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! How large a batch of a sweep is, and how long the sweep rests after it.
+//!
+//! A sweep is never urgent, and takes the database from those who are: so each batch is to hold the
+//! store for a few milliseconds, and the sweep rests for several times as long. Where the store
+//! is busy a batch takes longer, gets smaller, and is followed by a longer rest.
+
+use std::time::Duration;
+
+/// How long a batch should take.
+const AIM: Duration = Duration::from_millis(5);
+/// Rows of the least batch, which comes first, and of the most. All are whole numbers of steps.
+const LEAST: u64 = 100;
+const MOST: u64 = 1000;
+const STEP: u64 = 50;
+/// How many times as long as its batch took a sweep rests.
+const RESTS: u32 = 4;
+/// Never longer than this: however busy the store is, a sweep goes on.
+const REST_MAX: Duration = Duration::from_millis(500);
+
+/// The next batch of a sweep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batches {
+    rows: u64,
+}
+
+impl Batches {
+    pub(crate) fn new() -> Self {
+        Self { rows: LEAST }
+    }
+
+    /// Rows of the next batch.
+    pub(crate) fn rows(self) -> u64 {
+        self.rows
+    }
+
+    /// A batch took so long: finds the next one's size, and answers how long to rest.
+    pub(crate) fn took(&mut self, took: Duration) -> Duration {
+        if took > AIM {
+            let fewer = self.rows * 3 / 4;
+            self.rows = (fewer / STEP * STEP).max(LEAST);
+        } else if took < AIM / 2 {
+            let more = self.rows * 5 / 4;
+            self.rows = more.next_multiple_of(STEP).min(MOST);
+        }
+        took.saturating_mul(RESTS).min(REST_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size that is found where a batch costs so much, and so much a row.
+    fn found(fixed: Duration, row: Duration) -> u64 {
+        let mut batches = Batches::new();
+        for _ in 0..100 {
+            let rows = u32::try_from(batches.rows()).unwrap();
+            let took = fixed + row * rows;
+            let rest = batches.took(took);
+            assert!(
+                rest >= took * 4 || rest == REST_MAX,
+                "{rest:?} after {took:?}"
+            );
+        }
+        assert_eq!(batches.rows() % STEP, 0);
+        batches.rows()
+    }
+
+    #[test]
+    fn a_batch_takes_a_few_milliseconds() {
+        let (ms, us) = (Duration::from_millis(1), Duration::from_micros(1));
+        for (fixed, row) in [(ms, 10 * us), (2 * ms, 20 * us), (Duration::ZERO, 40 * us)] {
+            let rows = u32::try_from(found(fixed, row)).unwrap();
+            let took = fixed + row * rows;
+            assert!(
+                took >= AIM / 3 && took <= AIM * 5 / 4,
+                "{rows} rows in {took:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_batch_is_neither_huge_nor_nothing() {
+        assert_eq!(found(Duration::ZERO, Duration::ZERO), MOST);
+        assert_eq!(found(Duration::from_secs(2), Duration::ZERO), LEAST);
+    }
+}

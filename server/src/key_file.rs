@@ -1,0 +1,219 @@
+//! The file with the master keys: read, and changed as a whole or not at all.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use domain::seal::MasterKeys;
+
+use crate::{
+    config::Config,
+    data_dir::{
+        DataDirError, KEYS_FILE, Result, io_at, open_mode, read_private, read_secret, write_whole,
+    },
+};
+
+/// Where the master keys stand, if it is a file of their own.
+#[derive(Clone, Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+    /// Whether the operator chose it; else it is ours, in the data directory.
+    given: bool,
+}
+
+impl KeyFile {
+    /// The file that a configuration takes its keys from; nothing if it gives the keys themselves.
+    /// The file need not exist.
+    #[must_use]
+    pub fn of(config: &Config) -> Option<Self> {
+        if config.master_keys.is_some() {
+            return None;
+        }
+        if let Some(path) = &config.master_keys_file {
+            return Some(Self {
+                path: path.clone(),
+                given: true,
+            });
+        }
+        config.sqlite_path().map(|_| Self {
+            path: config.data_dir.join(KEYS_FILE),
+            given: false,
+        })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The keys in it.
+    ///
+    /// # Errors
+    /// It can't be read, holds something else, or, in the data directory, is not private.
+    pub fn read(&self) -> Result<MasterKeys> {
+        if !self.given {
+            return self.parse(&read_private(&self.path)?);
+        }
+        // Orchestrators mount secrets with modes of their own, so this one is not refused.
+        if let Some(mode) = open_mode(&self.path)? {
+            let path = self.path.display();
+            tracing::warn!("The key file {path} can be read by others (mode {mode:04o})");
+        }
+        self.parse(&read_secret(&self.path)?)
+    }
+
+    /// The keys in what was read of it.
+    ///
+    /// # Errors
+    /// It holds something else; which is not repeated.
+    pub(crate) fn parse(&self, text: &str) -> Result<MasterKeys> {
+        MasterKeys::parse(text).map_err(|error| DataDirError::Content {
+            path: self.path.clone(),
+            expected: "master keys",
+            wrong: error.to_string(),
+        })
+    }
+
+    /// Keeps others from changing it, and, if `alone`, from moving keys by it. Servers do neither.
+    /// Holds until the returned file is dropped.
+    ///
+    /// # Errors
+    /// Somebody else is at it.
+    pub fn lock(&self, alone: bool) -> Result<File> {
+        let path = self.resolved()?;
+        // Not the file: that is about to be another one. And nothing is left behind.
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let lock = File::open(directory).map_err(io_at("opening", directory))?;
+        let locked = if alone {
+            lock.try_lock()
+        } else {
+            lock.try_lock_shared()
+        };
+        match locked {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::KeysBusy(path)),
+            Err(TryLockError::Error(error)) => Err(io_at("locking", directory)(error)),
+        }
+    }
+
+    /// Puts others in place of the keys in it. Owner and mode stay: whoever runs this may be
+    /// somebody else than the server.
+    ///
+    /// # Errors
+    /// It can't be written; then it is as it was.
+    pub fn replace(&self, keys: &MasterKeys) -> Result<()> {
+        let path = self.resolved()?;
+        let before = fs::metadata(&path).map_err(io_at("reading", &path))?;
+        write_whole(&path, &keys.text(), Some(&before))
+    }
+
+    /// With links followed, so that a link stays one.
+    fn resolved(&self) -> Result<PathBuf> {
+        fs::canonicalize(&self.path).map_err(io_at("finding", &self.path))
+    }
+}
+
+/// Writes keys to a new file that only its owner may read.
+///
+/// # Errors
+/// It exists, or can't be written; then none is left.
+pub fn write_out(path: &Path, keys: &MasterKeys) -> Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io_at("making", path))?;
+    let mut write = || -> io::Result<()> {
+        file.write_all(keys.text().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(path);
+        io_at("writing", path)(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        ffi::OsString,
+        fs::Permissions,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    };
+
+    use super::*;
+    use crate::config;
+
+    fn file_of(path: &Path) -> KeyFile {
+        let given: [(OsString, OsString); 1] =
+            [("STATIONMASTER_MASTER_KEYS_FILE".into(), path.into())];
+        KeyFile::of(&config::load(given, None).unwrap().config).unwrap()
+    }
+
+    fn some_keys() -> MasterKeys {
+        MasterKeys::parse(&MasterKeys::generate_text("k1")).unwrap()
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_mode_and_the_link_to_it() {
+        let home = tempfile::tempdir().unwrap();
+        let (path, link) = (home.path().join("keys.txt"), home.path().join("link"));
+        let keys = some_keys();
+        write_out(&path, &keys).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        symlink(&path, &link).unwrap();
+        let file = file_of(&link);
+        file.replace(&keys.with_fresh_first("k2").unwrap()).unwrap();
+        assert!(file.read().unwrap().ids().eq(["k2", "k1"]));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_existing_file_is_not_written_over() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("out");
+        write_out(&path, &some_keys()).unwrap();
+        let before = fs::read(&path).unwrap();
+        assert!(write_out(&path, &some_keys()).is_err());
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_can_t_be_replaced_stays_as_it_was() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("keys");
+        let keys = some_keys();
+        write_out(&path, &keys).unwrap();
+        // A directory stands where the new file would be begun.
+        fs::create_dir(home.path().join("keys.new")).unwrap();
+        let file = file_of(&path);
+        let refused = file.replace(&keys.with_fresh_first("k2").unwrap());
+        assert!(refused.is_err());
+        assert_eq!(*file.read().unwrap().text(), *keys.text());
+    }
+
+    #[test]
+    fn one_at_a_time_changes_it_and_nobody_while_keys_move() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("keys");
+        write_out(&path, &some_keys()).unwrap();
+        let file = file_of(&path);
+        let alone = file.lock(true).unwrap();
+        for other in [true, false] {
+            let refused = file.lock(other).unwrap_err();
+            assert!(matches!(refused, DataDirError::KeysBusy(_)), "{refused}");
+        }
+        drop(alone);
+        let (_one, _two) = (file.lock(false).unwrap(), file.lock(false).unwrap());
+        assert!(file.lock(true).is_err());
+    }
+}
