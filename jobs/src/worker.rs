@@ -202,6 +202,23 @@ impl Worker {
             .minus(Duration::from_hours(u64::from(days) * 24))
     }
 
+    /// As many accounts that are due as may be asked for at a time.
+    async fn refresh(&self, rows: u64) -> Result<Batch, StoreError> {
+        let system = self.store.system();
+        let (limit, each) = Refresher::BATCH;
+        let due = system.due_refreshes(limit, each).await?;
+        let (refreshed, failed) = self.refresher.refresh_due(&due).await;
+        let removed = system.sweep_logins(rows).await?;
+        let counts = vec![
+            ("refreshed", refreshed),
+            ("failed", failed),
+            ("logins_removed", removed),
+        ];
+        // Those that failed are not due for a while; without any other, that is all.
+        let more = refreshed > 0 || removed >= rows;
+        Ok(Batch { counts, more })
+    }
+
     async fn batch(&self, kind: Kind, rows: u64) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match kind {
@@ -269,20 +286,7 @@ impl Worker {
                     more: removed >= rows,
                 }
             }
-            Kind::Accounts => {
-                let (limit, each) = Refresher::BATCH;
-                let due = system.due_refreshes(limit, each).await?;
-                let (refreshed, failed) = self.refresher.refresh_due(&due).await;
-                let removed = system.sweep_logins(BATCH).await?;
-                let counts = vec![
-                    ("refreshed", refreshed),
-                    ("failed", failed),
-                    ("logins_removed", removed),
-                ];
-                // Those that failed are not due for a while; without any other, that is all.
-                let more = refreshed > 0 || removed >= BATCH;
-                Batch { counts, more }
-            }
+            Kind::Accounts => self.refresh(rows).await?,
             Kind::Leases => {
                 let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
                 let counts = vec![("requeued", requeued), ("expired", expired)];

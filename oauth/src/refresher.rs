@@ -34,10 +34,12 @@ const LEASE: Duration = Duration::from_secs(45);
 const LOOK_EVERY: Duration = Duration::from_millis(75);
 /// How long a flight waits for another process: as long as that one's lease may last.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How long a failure is answered from memory: while the old token lives, and after its end; and
-/// for how many accounts.
-const FAILURES_KEPT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
-const FAILURES_MAX: u64 = 10_000;
+/// How long it is remembered of an account that its token is good; that its refresh failed, while
+/// the old token lives; and the same after its end. And of how many accounts.
+const GOOD_KEPT: Duration = Duration::from_secs(1);
+const FAILED_KEPT: Duration = Duration::from_secs(5);
+const OVER_KEPT: Duration = Duration::from_secs(1);
+const KEPT_MAX: u64 = 10_000;
 /// Tries to store an answer of which no other copy exists, and the wait between them.
 const STORE_TRIES: u32 = 5;
 const STORE_AGAIN: Duration = Duration::from_millis(500);
@@ -82,8 +84,8 @@ struct Inner {
     http: outbound::Client,
     places: Places,
     flights: Mutex<Flights>,
-    /// What came of the last tries that failed, for a moment.
-    failures: Cache<(PublisherId, AccountId), (RefreshError, Timestamp)>,
+    /// How it stands with accounts that were asked for a moment ago, and until when that holds.
+    lately: Cache<(PublisherId, AccountId), (Result<(), RefreshError>, Timestamp)>,
     tasks: TaskTracker,
 }
 
@@ -106,9 +108,9 @@ impl Refresher {
             http,
             places: Places::new(),
             flights: Mutex::default(),
-            failures: Cache::builder()
-                .max_capacity(FAILURES_MAX)
-                .time_to_live(FAILURES_KEPT.0)
+            lately: Cache::builder()
+                .max_capacity(KEPT_MAX)
+                .time_to_live(FAILED_KEPT)
                 .build(),
             tasks: TaskTracker::new(),
         }))
@@ -125,8 +127,8 @@ impl Refresher {
     }
 
     /// Sees to it that the account's token is good to use: replaces it if it is near its end, and
-    /// waits for that for the first of `wait` while the old one lives, else for the second. Of an
-    /// account whose refresh failed a moment ago the store is not asked again.
+    /// waits for that for the first of `wait` while the old one lives, else for the second. For a
+    /// moment the answer comes from memory: many may ask.
     ///
     /// # Errors
     /// It is still near its end, or over; 404 and `wrong_credential_type` of the store.
@@ -136,36 +138,32 @@ impl Refresher {
         account: AccountId,
         wait: (Duration, Duration),
     ) -> Result<(), RefreshError> {
-        let key = (scope.publisher(), account);
-        let now = self.0.store.now();
-        let failure = self.0.failures.get(&key);
-        if let Some((error, _)) = failure.filter(|(_, until)| now < *until) {
-            return Err(error);
+        let (key, now) = ((scope.publisher(), account), self.0.store.now());
+        if let Some((outcome, until)) = self.0.lately.get(&key)
+            && now < until
+        {
+            return outcome;
         }
-        let scoped = self.0.store.scoped(scope);
-        let present = scoped.account_token(account).await?;
+        let present = self.0.store.scoped(scope).account_token(account).await?;
+        let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
+            let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
+            self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
         }
-        let lives_until = present.expires_at.filter(|at| *at > now);
-        let wait = if lives_until.is_some() {
-            wait.0
-        } else {
-            wait.1
-        };
+        let left = left.filter(|left| !left.is_zero());
+        let wait = if left.is_some() { wait.0 } else { wait.1 };
         let flight = self.replace(scope, account, present.version, false, None);
-        let outcome = tokio::time::timeout(wait, flight).await;
-        let error = match outcome {
+        let error = match tokio::time::timeout(wait, flight).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => RefreshError::TimeOver,
         };
-        let now = self.0.store.now();
-        let until = match lives_until {
-            Some(end) => now.plus(FAILURES_KEPT.0).min(end),
-            None => now.plus(FAILURES_KEPT.1),
+        let kept = match present.expires_at.filter(|_| left.is_some()) {
+            Some(end) => self.0.store.now().plus(FAILED_KEPT).min(end),
+            None => self.0.store.now().plus(OVER_KEPT),
         };
-        self.0.failures.insert(key, (error.clone(), until));
+        self.0.lately.insert(key, (Err(error.clone()), kept));
         Err(error)
     }
 

@@ -412,21 +412,6 @@ impl Scoped {
         );
         Ok(Audited::new((), owner, line))
     }
-
-    /// Gives a lease back as if it had never been taken.
-    pub async fn give_back_refresh(&self, lease: &RefreshLease) -> Result<(), StoreError> {
-        let owner = self.scope.uuid();
-        self.store
-            .write(|tx| async move {
-                let change = ActiveModel {
-                    refresh_lease: Set(None),
-                    refresh_lease_until: Set(None),
-                    ..Default::default()
-                };
-                store_under(&tx, owner, lease, change).await
-            })
-            .await
-    }
 }
 
 /// What can be said of a turn from the row alone; `None` if it may be there to take.
@@ -505,6 +490,21 @@ async fn store_under(
     } else {
         Err(lost())
     }
+}
+
+/// Gives back every lease, for a process that knows itself to be alone.
+pub(crate) async fn release_all(tx: &Tx) -> Result<()> {
+    let change = ActiveModel {
+        refresh_lease: Set(None),
+        refresh_lease_until: Set(None),
+        ..Default::default()
+    };
+    Entity::update_many()
+        .set(change)
+        .filter(Column::RefreshLease.is_not_null())
+        .exec(tx.db())
+        .await?;
+    Ok(())
 }
 
 impl System {

@@ -30,7 +30,7 @@ server.listen(0, "127.0.0.1", () => {
     clients: [
       client("public", "none"),
       client("basic", "client_secret_basic", "basic-secret-of-the-tests"),
-      client("post", "client_secret_post", "post-secret/of the+tests"),
+      client("post", "client_secret_post", "post-secret/of+the=tests"),
     ],
     features: { devInteractions: { enabled: false }, revocation: { enabled: true } },
     pkce: { required: () => true },

@@ -131,6 +131,21 @@ impl TokenEndpoint {
         })
     }
 
+    /// The body that begins a login whose code is traded here.
+    #[must_use]
+    pub fn login_body(&self, name: &str) -> Value {
+        json!({
+            "name": name,
+            "provider": "acme",
+            "base_url": "https://api.example.com",
+            "authorize_url": "https://id.example.com/authorize",
+            "token_url": self.url,
+            "client_id": "stationmaster",
+            "scopes": "inference offline_access",
+            "redirect_uri": "http://127.0.0.1:40404/callback",
+        })
+    }
+
     /// Answers like this from now on.
     pub fn mood(&self, mood: Mood) {
         self.state().mood = mood;
@@ -166,8 +181,16 @@ impl TokenEndpoint {
     /// How long an access token still lives; `None` if it has ended or was never granted.
     #[must_use]
     pub fn left(&self, access_token: &str) -> Option<Duration> {
-        let ends = *self.state().ends.get(access_token)?;
-        ends.checked_duration_since(Instant::now())
+        let left = self
+            .end(access_token)?
+            .checked_duration_since(Instant::now());
+        left.filter(|left| !left.is_zero())
+    }
+
+    /// When an access token ends; `None` if it was never granted.
+    #[must_use]
+    pub fn end(&self, access_token: &str) -> Option<Instant> {
+        self.state().ends.get(access_token).copied()
     }
 
     /// Whether any refresh token came twice.

@@ -20,6 +20,7 @@ mod keys;
 mod kill;
 mod limits;
 mod listen;
+mod oauth;
 mod outage;
 mod process;
 mod publishers;
