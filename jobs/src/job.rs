@@ -20,11 +20,12 @@ pub(crate) enum Kind {
     Publishers,
     Leases,
     Endpoints,
+    Notices,
     Accounts,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Credentials,
         Self::IdempotencyKeys,
         Self::Deliveries,
@@ -33,6 +34,7 @@ impl Kind {
         Self::Publishers,
         Self::Leases,
         Self::Endpoints,
+        Self::Notices,
         Self::Accounts,
     ];
 
@@ -47,6 +49,7 @@ impl Kind {
             Self::Publishers => "publishers",
             Self::Leases => "leases",
             Self::Endpoints => "endpoints",
+            Self::Notices => "notices",
             Self::Accounts => "accounts",
         }
     }

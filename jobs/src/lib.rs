@@ -57,6 +57,8 @@ pub struct Settings {
     pub leases: String,
     /// When endpoints are looked at: those that fail, and those that work again.
     pub endpoints: String,
+    /// When old messages about trains are removed.
+    pub notices: String,
     /// When accounts whose tokens near their end are refreshed.
     pub accounts: String,
     /// Days of nothing but failures after which an endpoint is disabled.
@@ -69,6 +71,8 @@ pub struct Settings {
     pub retention_deliveries_days: u32,
     /// Days that finished runs stay at most.
     pub retention_runs_days: u32,
+    /// Days that finished messages about trains stay.
+    pub retention_notices_days: u32,
 }
 
 impl Settings {
@@ -82,6 +86,7 @@ impl Settings {
             Kind::Publishers => &self.publishers,
             Kind::Leases => &self.leases,
             Kind::Endpoints => &self.endpoints,
+            Kind::Notices => &self.notices,
             Kind::Accounts => &self.accounts,
         }
     }

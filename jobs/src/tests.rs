@@ -20,12 +20,14 @@ fn settings(leases: &str) -> Settings {
         publishers: daily(),
         leases: leases.to_owned(),
         endpoints: daily(),
+        notices: daily(),
         accounts: daily(),
         disable_endpoint_after_days: 5,
         retention_credentials_days: 30,
         retention_events_days: 30,
         retention_deliveries_days: 30,
         retention_runs_days: 90,
+        retention_notices_days: 7,
     }
 }
 

@@ -261,6 +261,10 @@ impl Worker {
                 let removed = system.sweep_runs(rows).await?;
                 Batch::of(rows, vec![("removed", removed), ("shortened", shortened)])
             }
+            Kind::Notices => {
+                let cutoff = self.before(keep.retention_notices_days);
+                Batch::removed(rows, system.sweep_notices(cutoff, rows).await?)
+            }
             Kind::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
                 let cutoff = self.store.now().minus(age);

@@ -37,6 +37,7 @@ mod keys;
 mod lane;
 mod lending;
 mod logins;
+mod notices;
 mod open;
 mod page;
 mod pipelines;
@@ -80,6 +81,7 @@ pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
+pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -196,6 +198,11 @@ impl Store {
     /// (ADR 0022). For one caller. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
+    }
+
+    /// Waits until a commit of this process wrote messages about trains. May be dropped at any time.
+    pub async fn notices_written(&self) {
+        self.inner.wake.noticed().await;
     }
 
     /// Ends all waiting for runs, now and from now on: the process is about to stop.

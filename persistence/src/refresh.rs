@@ -30,6 +30,7 @@ use crate::{
     db::Tx,
     entity::accounts::{ActiveModel, Column, Entity, Model},
     error::{Result, StoreError, damaged},
+    notices::{News, notify},
     scope::{Scope, Scoped, System},
     sql::Sql,
 };
@@ -395,6 +396,12 @@ impl Scoped {
             });
             let event_type = OwnType::AccountRefreshFailed.as_str();
             crate::events::emit(tx, owner, event_type, &data, None).await?;
+            let news = News::RefreshFailed {
+                account: lease.account,
+                name: &row.name,
+                reason: error.reason,
+            };
+            notify(tx, self.scope.publisher(), &news).await?;
         }
         let facts = json!({ "reason": error.reason });
         let line = entry(

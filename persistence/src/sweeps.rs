@@ -458,6 +458,21 @@ impl System {
         self.sweep(sweep, limit).await
     }
 
+    /// Messages about trains that were sent or given up at or before `cutoff`.
+    pub async fn sweep_notices(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let past = |sql: &mut Sql| {
+            sql.push("finished_at IS NOT NULL AND finished_at <= ")
+                .bind(cutoff.ms());
+        };
+        let sweep = Sweep {
+            table: "train_notices",
+            key: "publisher_id, id",
+            past: &past,
+            order: "finished_at",
+        };
+        self.sweep(sweep, limit).await
+    }
+
     /// Runs past the time that their pipeline asks for.
     pub async fn sweep_runs(&self, limit: u64) -> Result<u64, StoreError> {
         let now = self.store.now().ms();

@@ -144,12 +144,15 @@ fn slack_of(channel: Option<String>, events: Option<&str>) -> Result<Option<Slac
     let Some(events) = events else {
         return Ok(None);
     };
-    let notices = events.split(' ').map(Notice::parse);
+    let events = notices_of(events)?;
+    Ok(Some(Slack { channel, events }))
+}
+
+/// What a train's people are told.
+pub(crate) fn notices_of(column: &str) -> Result<Vec<Notice>> {
+    let notices = column.split(' ').map(Notice::parse);
     let notices: Option<Vec<Notice>> = notices.collect();
-    Ok(Some(Slack {
-        channel,
-        events: notices.ok_or_else(|| damaged("train's notices"))?,
-    }))
+    notices.ok_or_else(|| damaged("train's notices"))
 }
 
 pub(crate) fn events_column(events: &[Notice]) -> String {

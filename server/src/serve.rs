@@ -207,11 +207,13 @@ fn job_settings(config: &Config) -> jobs::Settings {
         publishers: config.cron_publishers.0.clone(),
         leases: config.cron_leases.0.clone(),
         endpoints: config.cron_endpoints.0.clone(),
+        notices: config.cron_notices.0.clone(),
         accounts: config.cron_accounts.0.clone(),
         disable_endpoint_after_days: config.disable_endpoint_after_days,
         retention_credentials_days: config.retention_credentials_days,
         retention_events_days: config.retention_events_days,
         retention_deliveries_days: config.retention_deliveries_days,
         retention_runs_days: config.retention_runs_days,
+        retention_notices_days: config.retention_notices_days,
     }
 }
