@@ -191,7 +191,7 @@ impl StartBody {
         let own = (self.base_url.as_deref(), self.header);
         let (base_url, header) = upstream(policy, wanted, own, (&mut faults, &mut refused));
         let mut check = |pointer, url: &str| match destination::check(policy, pointer, url) {
-            Result::Ok(url) => Some(url),
+            Ok(url) => Some(url),
             Err(fault) => {
                 refused.push(fault);
                 None
@@ -222,7 +222,7 @@ impl StartBody {
             scopes: self.scopes,
             client_secret: self.client_secret,
         };
-        Result::Ok((login, asked))
+        Ok((login, asked))
     }
 }
 
@@ -303,7 +303,7 @@ impl Logins {
             state: begun.state.expose_secret().to_owned(),
             url: begun.url,
         };
-        Result::Ok(Ok::show(&view, None))
+        Ok(Ok::show(&view, None))
     }
 
     /// Finish a login at an upstream
@@ -353,7 +353,7 @@ impl Logins {
             }
             None => scoped.create_account(&context, new, made).await,
         };
-        Result::Ok(answer?.into())
+        Ok(answer?.into())
     }
 }
 

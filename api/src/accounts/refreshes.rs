@@ -155,7 +155,7 @@ impl Round {
             Some(self.context),
         );
         match fresh.await {
-            Result::Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
+            Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
             Err(error) => RefreshView::of(&one, Outcome::Failed, Some(&why(&one, error))),
         }
     }
