@@ -290,13 +290,13 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     // No account is left: the client is told when to come again.
     let report = json!({"account_id": account, "outcome": "rate_limited", "retry_after": 120});
     let client = admin.with_token(&token);
-    client.post("/v1/resolve/report").json(&report).await;
+    client.post("/v1/resolve/report").json(&report).expect(204).await;
     let (status, retry, _) = ask(&url, &[("authorization", &bearer)]).await;
     assert_eq!(status, 429);
     let seconds: u64 = retry.unwrap().parse().unwrap();
     assert!((1..=120).contains(&seconds), "{seconds}");
     let report = json!({"account_id": account, "outcome": "ok"});
-    client.post("/v1/resolve/report").json(&report).await;
+    client.post("/v1/resolve/report").json(&report).expect(204).await;
     assert_eq!(upstream.heads().len(), passed, "a refused request went on");
     assert_eq!(ask(&url, &[("authorization", &bearer)]).await.0, 200);
 
