@@ -215,7 +215,7 @@ fn document_headers(operation: &mut Value) {
 }
 
 /// Headers of our own, as they are spelt, with what they mean.
-const HEADERS: [(&str, &str); 11] = [
+const HEADERS: [(&str, &str); 12] = [
     ("ETag", "The thing's revision, for `If-Match`."),
     ("Location", "Where the new thing is."),
     ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
@@ -244,6 +244,10 @@ const HEADERS: [(&str, &str); 11] = [
     (
         "X-Stationmaster-Credential",
         "The value of that header, for proxies that can't copy one whose name they don't know.",
+    ),
+    (
+        "X-Envoy-Auth-Headers-To-Remove",
+        "Those of `Authorization` and `x-api-key` that are empty, for Envoy.",
     ),
 ];
 

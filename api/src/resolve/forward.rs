@@ -56,6 +56,9 @@ const PROVIDER: &str = "x-stationmaster-provider";
 const BASE_URL: &str = "x-stationmaster-base-url";
 const CREDENTIAL_HEADER: &str = "x-stationmaster-credential-header";
 const CREDENTIAL: &str = "x-stationmaster-credential";
+/// Envoy takes the headers that this names out of the request, where the others would pass an
+/// empty one on (Envoy's `ext_authz`, `CheckResponse.headers_to_remove`).
+const REMOVE: &str = "x-envoy-auth-headers-to-remove";
 /// The status that a proxy is not told as such.
 const STATUS: &str = "x-stationmaster-status";
 
@@ -92,11 +95,23 @@ impl Headers {
                 text(&lent.header.name)?,
             ),
             (HeaderName::from_static(CREDENTIAL), value.clone()),
+            (HeaderName::from_static(REMOVE), unused(&name)),
         ];
         // Whatever stands under the name already gives way.
         headers.push((name, value));
         Ok(Self(headers))
     }
+}
+
+/// Which of the two usual headers a credential under `name` leaves empty.
+fn unused(name: &HeaderName) -> HeaderValue {
+    HeaderValue::from_static(if name == header::AUTHORIZATION {
+        "x-api-key"
+    } else if name == API_KEY {
+        "authorization"
+    } else {
+        "authorization, x-api-key"
+    })
 }
 
 /// 200 with the headers, or a refusal that the proxy understands.
@@ -131,6 +146,7 @@ impl ApiResponse for Forwarded {
             "X-STATIONMASTER-BASE-URL",
             "X-STATIONMASTER-CREDENTIAL-HEADER",
             "X-STATIONMASTER-CREDENTIAL",
+            "X-ENVOY-AUTH-HEADERS-TO-REMOVE",
         ];
         MetaResponses {
             responses: vec![MetaResponse {

@@ -414,13 +414,12 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         let used = "train_tokens WHERE last_used_at IS NOT NULL";
         assert_eq!(fixture.count(used).await, 1);
         let (acme, id) = (&house.acme, minted.token.id);
-        acme.revoke_train_token(&context(), &slug("chat"), id, |()| no_content())
-            .await
-            .unwrap();
+        let (context, chat) = (context(), slug("chat"));
+        let revoke = || acme.revoke_train_token(&context, &chat, id, |()| no_content());
+        revoke().await.unwrap();
         assert!(!matches!(store.known(hash), crate::Known::Live(_)));
         assert!(store.authenticate(hash).await.unwrap().is_none());
-        let again = acme.revoke_train_token(&context(), &slug("chat"), id, |()| no_content());
-        assert_eq!(code(again.await), domain::Code::NotFound);
+        assert_eq!(code(revoke().await), domain::Code::NotFound);
         let brief = house
             .token(NewTrainToken {
                 name: None,

@@ -46,10 +46,13 @@ async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
             let call = gateway.call(method, PATH).repeats_a_secret();
             let answer = call.expect(200).await;
             let (bearer, empty) = (format!("Bearer {key}"), String::new());
-            let (wanted, name, value) = match provider {
-                "anthropic" => ((empty, key.clone()), "x-api-key", &key),
-                "openai" => ((bearer.clone(), empty), "authorization", &bearer),
-                _ => ((empty.clone(), empty), "api-key", &key),
+            let (wanted, name, value, unused) = match provider {
+                "anthropic" => ((empty, key.clone()), "x-api-key", &key, "authorization"),
+                "openai" => ((bearer.clone(), empty), "authorization", &bearer, "x-api-key"),
+                _ => {
+                    let unused = "authorization, x-api-key";
+                    ((empty.clone(), empty), "api-key", &key, unused)
+                }
             };
             assert_eq!(both(&answer), wanted, "{method} {provider}");
             for (header, value) in [
@@ -59,6 +62,7 @@ async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
                 ("x-stationmaster-base-url", "http://127.0.0.1:9"),
                 ("x-stationmaster-credential-header", name),
                 ("x-stationmaster-credential", value),
+                ("x-envoy-auth-headers-to-remove", unused),
                 ("cache-control", "no-store"),
             ] {
                 assert_eq!(answer.header(header), value, "{method} {provider}");
