@@ -87,7 +87,9 @@ async fn answer(stream: TcpStream, heads: Heads, go_on: Arc<Notify>) {
             Ok(_) => head.push_str(&line.to_lowercase().replace("\r\n", "\n")),
         }
     }
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+    let length = head
+        .lines()
+        .find_map(|l| l.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |text| text.parse().unwrap())];
     stream.read_exact(&mut body).await.unwrap();
     let streams = head.starts_with("get /stream");
@@ -121,7 +123,10 @@ fn shipped(file: &str, server: &Server, upstream: &Upstream, listen: &str) -> St
     let changes = [
         ("127.0.0.1:8080", here),
         ("127.0.0.1:8088", listen.to_owned()),
-        ("https://api.anthropic.com", format!("http://{}", upstream.address)),
+        (
+            "https://api.anthropic.com",
+            format!("http://{}", upstream.address),
+        ),
     ];
     for (from, to) in changes {
         assert!(text.contains(from), "{file} names no {from}");
@@ -239,7 +244,9 @@ async fn line(server: &Server, upstream: &Upstream) -> Line {
     let mapping = json!([{"account_id": account, "priority": 0}]);
     let call = admin.put("/v1/trains/chat/accounts").json(&mapping);
     call.expect(200).await;
-    let call = admin.post("/v1/trains/chat/tokens").json(&json!({"name": "laptop"}));
+    let call = admin
+        .post("/v1/trains/chat/tokens")
+        .json(&json!({"name": "laptop"}));
     let token = call.expect(201).await;
     Line {
         admin,
@@ -318,7 +325,11 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     let path = format!("/v1/trains/chat/tokens/{token_id}");
     admin.delete(&path).expect(204).await;
     assert_eq!(ask(&url, &[("authorization", &bearer)]).await.0, 401);
-    assert_eq!(upstream.heads().len(), passed, "a revoked token got through");
+    assert_eq!(
+        upstream.heads().len(),
+        passed,
+        "a revoked token got through"
+    );
 }
 
 async fn nginx_lends_a_credential_and_never_shows_it(world: &World) {
