@@ -92,6 +92,16 @@ impl Publisher {
         self.admin.put(&path).json(&json!(places)).expect(200).await
     }
 
+    /// Makes a token of a train; returns its identifier and who holds it.
+    pub async fn train_token(&self, slug: &str) -> (String, User) {
+        let path = format!("/v1/trains/{slug}/tokens");
+        let made = self.admin.post(&path).expect(201).await;
+        (
+            made.text("/id"),
+            self.admin.with_token(&made.text("/token")),
+        )
+    }
+
     /// Creates a run that nobody has claimed; returns its identifier.
     pub async fn run(&self, pipeline: &str) -> String {
         let path = format!("/v1/pipelines/{pipeline}/runs");

@@ -12,13 +12,14 @@ use base64::{
 use serde_json::Value;
 
 /// What our credentials begin with.
-const PREFIXES: [&str; 6] = [
+const PREFIXES: [&str; 7] = [
     "stm_admin_",
     "stm_runner_",
     "stm_boot_",
     "stm_sub_",
     "stm_claim_",
     "whsec_",
+    "ptk_",
 ];
 
 /// Shorter ones could stand somewhere by chance.

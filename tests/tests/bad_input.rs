@@ -19,7 +19,7 @@ use table::{Body, Case, Who};
 on_both_stores!(each_wrong_request_is_named_and_changes_nothing);
 
 /// What cases refer to as `{run}`, `{claim}`, `{endpoint}`, `{delivery}`, `{event}`,
-/// `{account}`.
+/// `{account}`, `{train}`.
 struct Names(Vec<(&'static str, String)>);
 
 impl Names {
@@ -84,8 +84,10 @@ async fn things(publisher: &Publisher) -> Names {
     .await;
     let account = publisher.account("main").await;
     publisher.train("night", &[&account]).await;
+    let (_, gateway) = publisher.train_token("night").await;
     Names(vec![
         ("{account}", account),
+        ("{train}", gateway.token().to_owned()),
         ("{run}", run),
         ("{claim}", claim),
         ("{endpoint}", endpoint),
@@ -108,6 +110,7 @@ async fn tried(
         Who::Admin => publisher.admin.clone(),
         Who::Runner => publisher.runner.clone(),
         Who::Operator => server.operator(),
+        Who::Train => server.user(&names.fill("{train}")),
     };
     let mut call = user.call(case.method, &names.fill(case.path));
     for (name, value) in &case.headers {
@@ -141,6 +144,7 @@ async fn everything(server: &Server, publisher: &Publisher) -> Vec<Value> {
         "/v1/deliveries",
         "/v1/accounts",
         "/v1/trains",
+        "/v1/trains/night/tokens",
     ] {
         for mut item in publisher.admin.all(path).await {
             if item["action"] != "token.denied" {

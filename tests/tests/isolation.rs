@@ -31,6 +31,7 @@ struct Operation {
     takes_admin: bool,
     takes_runner: bool,
     takes_operator: bool,
+    takes_train: bool,
 }
 
 impl Operation {
@@ -64,11 +65,17 @@ impl Operation {
             takes_admin: takes("admin"),
             takes_runner: takes("runner"),
             takes_operator: takes("bootstrap") || takes("operator"),
+            takes_train: takes("train"),
         }
     }
 
     fn is_public(&self) -> bool {
-        !(self.takes_admin || self.takes_runner || self.takes_operator)
+        !(self.is_tenants() || self.takes_operator)
+    }
+
+    /// Whether some of a publisher's own tokens, or of its trains', may.
+    fn is_tenants(&self) -> bool {
+        self.takes_admin || self.takes_runner || self.takes_train
     }
 
     /// Of a publisher's users, or the operator, one who may.
@@ -77,6 +84,8 @@ impl Operation {
             things.publisher.admin.clone()
         } else if self.takes_runner {
             things.publisher.runner.clone()
+        } else if self.takes_train {
+            things.gateway.clone()
         } else if self.takes_operator {
             server.operator()
         } else {
@@ -90,6 +99,10 @@ impl Operation {
             .header("x-request-id", "same");
         if let Some(body) = &ask.body {
             call = call.json(body);
+        }
+        if self.takes_train {
+            // What is lent was sent before, by the account's owner.
+            call = call.repeats_a_secret();
         }
         match &ask.claim {
             Some(claim) => call.claim(claim),
@@ -208,7 +221,7 @@ async fn attack(
     let probe = &target.probes[0];
     strangers_without_a_token(server, operation, probe, victim).await;
     other_kinds(server, operation, probe, victim).await;
-    if operation.takes_admin || operation.takes_runner {
+    if operation.is_tenants() {
         let foreigner = operation.owner(server, stranger);
         for probe in &target.probes {
             another_tenant(operation, probe, &foreigner, victim).await;
@@ -245,6 +258,14 @@ async fn strangers_without_a_token(
             server.user(&victim.publisher.secret("subcommand_bearer")),
         ),
         ("a claim", server.user(&victim.claim)),
+        (
+            "a revoked train token",
+            server.user(&victim.revoked_train_token),
+        ),
+        (
+            "an expired train token",
+            server.user(&victim.expired_train_token),
+        ),
     ];
     let mut first: Option<Answer> = None;
     for (who, user) in answers {
@@ -274,17 +295,18 @@ async fn other_kinds(server: &Server, operation: &Operation, probe: &Pair, victi
             victim.publisher.runner.clone(),
         ),
         ("operator", operation.takes_operator, server.operator()),
+        ("train", operation.takes_train, victim.gateway.clone()),
     ];
     for (kind, taken, user) in users {
         if taken {
             continue;
         }
         let there = operation.call(&user, &probe.theirs).answer().await;
-        assert_eq!(
-            there["code"], "wrong_token_kind",
-            "{} as {kind}: {there}",
-            operation.id
-        );
+        assert_eq!(there.status, 403, "{} as {kind}: {there}", operation.id);
+        if operation.method != "HEAD" {
+            let code = &there["code"];
+            assert_eq!(code, "wrong_token_kind", "{} as {kind}", operation.id);
+        }
         let absent = operation.call(&user, &probe.absent).answer().await;
         assert_eq!(
             fingerprint(&there),
@@ -315,7 +337,8 @@ async fn another_tenant(operation: &Operation, probe: &Pair, foreigner: &User, v
     if probe.must_be_absent {
         assert_eq!(there.status, 404, "{name}: {there}");
     }
-    let text = String::from_utf8_lossy(&there.body).into_owned();
+    let body = String::from_utf8_lossy(&there.body);
+    let text = format!("{body} {:?}", there.headers);
     for id in victim.identifiers() {
         // What the caller itself wrote may come back to it.
         let sent = format!("{} {:?}", probe.theirs.path, probe.theirs.body);
@@ -338,7 +361,7 @@ fn masked(value: &Value, probe: &Pair) -> Value {
         Value::String(text) => {
             let changing = [
                 "acc_", "trn_", "rpl_", "wks_", "whpk_", "tok_", "sec_", "run_", "ep_", "pl_",
-                "evt_", "dlv_", "aud_", "stm_", "whsec_",
+                "evt_", "dlv_", "aud_", "stm_", "whsec_", "ptk_",
             ];
             let is_time = text.len() == 24 && text.ends_with('Z');
             if is_time

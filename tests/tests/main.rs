@@ -25,6 +25,7 @@ mod process;
 mod publishers;
 mod quotas;
 mod replicas;
+mod resolving;
 mod rotations;
 mod runs;
 mod secrets;

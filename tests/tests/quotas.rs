@@ -56,6 +56,15 @@ fn train(user: &User, number: usize) -> Call {
     user.post("/v1/trains").json(&body)
 }
 
+fn train_token(user: &User, number: usize) -> Call {
+    user.post("/v1/trains/chat/tokens")
+        .json(&json!({"name": format!("number {number}")}))
+}
+
+fn its_train(user: &User) -> Call {
+    user.post("/v1/trains").json(&json!({"slug": "chat"}))
+}
+
 fn credential(user: &User, kind: &str, number: usize) -> Call {
     user.post(&format!("/v1/publishers/me/tokens/{kind}"))
         .json(&json!({"name": format!("number {number}")}))
@@ -92,6 +101,20 @@ pub const ALL: &[Limited] = &[
         create: train,
         at_first: 0,
         before: None,
+    },
+    Limited {
+        quota: "train_tokens",
+        list: "/v1/trains/chat/tokens",
+        create: train_token,
+        at_first: 0,
+        before: Some(its_train),
+    },
+    Limited {
+        quota: "train_tokens_per_train",
+        list: "/v1/trains/chat/tokens",
+        create: train_token,
+        at_first: 0,
+        before: Some(its_train),
     },
     Limited {
         quota: CREDENTIALS,

@@ -19,6 +19,8 @@ on_postgres!(
     rotations_through_two_leave_one_live,
     quotas_hold_across_two,
     an_idempotency_key_holds_across_two,
+    a_trains_token_taken_away_by_one_is_refused_by_the_other,
+    what_a_train_lends_changes_for_the_other,
 );
 
 const ME: &str = "/v1/publishers/me";
@@ -177,4 +179,70 @@ async fn an_idempotency_key_holds_across_two(world: &World) {
         assert_eq!(ids.len(), 1, "one run, however often it is asked for");
     }
     assert_eq!(publisher.admin.all("/v1/runs").await.len(), 5);
+}
+
+/// Resolves without a pause; a second from now or later the answer must be the new one.
+async fn resolves_otherwise_within_a_second(gateway: &User, old: &str, new: &str) {
+    let since = Instant::now();
+    loop {
+        let begun = since.elapsed();
+        let lent = crate::resolving::lent(gateway, &json!({})).await;
+        if lent == new {
+            break;
+        }
+        assert_eq!(lent, old);
+        assert!(begun < SECOND, "still lent after {begun:?}");
+    }
+    while since.elapsed() < 2 * SECOND {
+        assert_eq!(crate::resolving::lent(gateway, &json!({})).await, new);
+    }
+}
+
+async fn a_trains_token_taken_away_by_one_is_refused_by_the_other(world: &World) {
+    let (one, two) = two(world).await;
+    let publisher = one.publisher("acme").await;
+    let (accounts, _) = crate::resolving::house(&publisher, &["one"]).await;
+    let (id, gateway) = publisher.train_token("chat").await;
+    let there = two.user(gateway.token());
+    for _ in 0..10 {
+        let lent = crate::resolving::lent(&there, &json!({})).await;
+        assert_eq!(lent, accounts[0]);
+    }
+    let path = format!("/v1/trains/chat/tokens/{id}");
+    publisher.admin.delete(&path).expect(204).await;
+    let since = Instant::now();
+    loop {
+        let begun = since.elapsed();
+        let answer = crate::resolving::resolve(&there, &json!({})).await;
+        if answer.status == 401 {
+            break;
+        }
+        assert_eq!(answer.status, 200, "{answer}");
+        assert!(begun < SECOND, "still taken after {begun:?}");
+    }
+    while since.elapsed() < 2 * SECOND {
+        there.post("/v1/resolve").expect(401).await;
+    }
+}
+
+async fn what_a_train_lends_changes_for_the_other(world: &World) {
+    let (one, two) = two(world).await;
+    let publisher = one.publisher("acme").await;
+    let (accounts, gateway) = crate::resolving::house(&publisher, &["one", "two"]).await;
+    let (first, second) = (accounts[0].as_str(), accounts[1].as_str());
+    let there = two.user(gateway.token());
+    resolves_otherwise_within_a_second(&there, first, first).await;
+    // A change of configuration.
+    let path = format!("/v1/accounts/{first}");
+    let patch = publisher.admin.patch(&path);
+    patch.json(&json!({"enabled": false})).expect(200).await;
+    resolves_otherwise_within_a_second(&there, first, second).await;
+    let patch = publisher.admin.patch(&path);
+    patch.json(&json!({"enabled": true})).expect(200).await;
+    resolves_otherwise_within_a_second(&there, second, first).await;
+    // A report, and that it is over.
+    crate::resolving::report(&gateway, first, "unauthorized", json!({})).await;
+    resolves_otherwise_within_a_second(&there, first, second).await;
+    crate::resolving::report(&gateway, first, "ok", json!({})).await;
+    resolves_otherwise_within_a_second(&there, second, first).await;
 }

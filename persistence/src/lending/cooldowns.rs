@@ -137,6 +137,23 @@ impl Cooldowns {
     fn models(&self, account: Uuid) -> usize {
         self.0.get(&account).map_or(0, BTreeMap::len)
     }
+
+    /// Under which name an account's rest for a model is to be written, and what is known of it.
+    fn place<'a>(
+        &mut self,
+        account: Uuid,
+        model: &'a str,
+        now: Timestamp,
+    ) -> (&'a str, Option<Cooldown>) {
+        if self.get(account, model).is_none() && self.models(account) >= MODELS_MAX {
+            self.forget_old(now);
+        }
+        let known = self.get(account, model).copied();
+        if known.is_none() && self.models(account) >= MODELS_MAX {
+            return (WHOLE, self.get(account, WHOLE).copied());
+        }
+        (model, known)
+    }
 }
 
 /// A rest that is to be written.
@@ -286,18 +303,9 @@ impl Store {
         let now = self.now();
         let (publisher, account) = (by.tenant.publisher, report.account.uuid());
         let wanted = report.model.as_deref().unwrap_or(WHOLE);
-        let (model, known, crowded) = {
+        let (model, known) = {
             let mut cooldowns = by.tenant.cooldowns_mut();
-            let mut crowded = false;
-            let mut model = wanted;
-            if cooldowns.get(account, model).is_none() && cooldowns.models(account) >= MODELS_MAX {
-                crowded = true;
-                cooldowns.forget_old(now);
-                if cooldowns.models(account) >= MODELS_MAX {
-                    model = WHOLE;
-                }
-            }
-            (model, cooldowns.get(account, model).copied(), crowded)
+            cooldowns.place(account, wanted, now)
         };
         let rests = known.filter(|one| one.until > now.ms());
         if rests.is_some_and(|one| one.until + SLACK_MS >= now.plus(length).ms()) {
@@ -315,7 +323,7 @@ impl Store {
         let rest = &rest;
         let written = self
             .write(|tx| async move {
-                if crowded {
+                if known.is_none() && model != WHOLE {
                     prune(&tx, publisher, account).await?;
                 }
                 rest.write(&tx).await

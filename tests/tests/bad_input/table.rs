@@ -9,6 +9,7 @@ pub enum Who {
     Admin,
     Runner,
     Operator,
+    Train,
 }
 
 pub enum Body {

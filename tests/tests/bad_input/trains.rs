@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::table::{Body, Case, absent, invalid, refused};
+use super::table::{Body, Case, Who, absent, invalid, refused};
 
 const ACCOUNTS: &str = "/v1/accounts";
 const TRAINS: &str = "/v1/trains";
@@ -12,6 +12,8 @@ pub fn all() -> Vec<Case> {
     let mut all = accounts();
     all.extend(oauth());
     all.extend(trains());
+    all.extend(tokens_of_trains());
+    all.extend(resolving());
     all
 }
 
@@ -314,4 +316,120 @@ fn trains() -> Vec<Case> {
         absent("a train that is not there", "GET", "/v1/trains/day"),
         absent("no slug in a path", "DELETE", "/v1/trains/Night"),
     ]
+}
+
+fn tokens_of_trains() -> Vec<Case> {
+    const TOKENS: &str = "/v1/trains/night/tokens";
+    let new = |what, body, pointer| invalid(what, "POST", TOKENS, body, pointer);
+    vec![
+        new("a train token's empty name", json!({"name": ""}), "/name"),
+        new(
+            "a train token's name too long",
+            json!({"name": "n".repeat(121)}),
+            "/name",
+        ),
+        new(
+            "a train token that is over",
+            json!({"expires_at": "2020-01-01T00:00:00Z"}),
+            "/expires_at",
+        ),
+        new(
+            "an unknown member of a train token",
+            json!({"pipelines": ["nightly"]}),
+            "/pipelines",
+        ),
+        absent("tokens of no train", "GET", "/v1/trains/none/tokens"),
+        absent("a token of no train", "POST", "/v1/trains/Night/tokens"),
+        absent(
+            "no token of a train",
+            "DELETE",
+            "/v1/trains/night/tokens/tok_01h455vb4pex5vsknk084sn02q",
+        ),
+        absent(
+            "an admin token as a train's",
+            "DELETE",
+            "/v1/trains/night/tokens/{admin}",
+        ),
+        absent(
+            "no identifier of a token",
+            "DELETE",
+            "/v1/trains/night/tokens/x",
+        ),
+    ]
+}
+
+fn resolving() -> Vec<Case> {
+    let ask = |what, body, pointer| invalid(what, "POST", "/v1/resolve", body, pointer);
+    let report = |what, but: Value, pointer| {
+        let mut body = json!({"account_id": "{account}", "outcome": "rate_limited"});
+        json_patch(&mut body, &but);
+        invalid(what, "POST", "/v1/resolve/report", body, pointer)
+    };
+    let cases = vec![
+        ask("an empty model", json!({"model": ""}), "/model"),
+        ask(
+            "a model too long",
+            json!({"model": "m".repeat(201)}),
+            "/model",
+        ),
+        ask(
+            "too much excluded",
+            json!({"exclude": vec!["acc_x"; 101]}),
+            "/exclude",
+        ),
+        ask(
+            "an account that is none",
+            json!({"exclude": [7]}),
+            "/exclude/0",
+        ),
+        ask(
+            "a client without a key",
+            json!({"client_key": ""}),
+            "/client_key",
+        ),
+        ask(
+            "an unknown member of a wish",
+            json!({"account": "x"}),
+            "/account",
+        ),
+        report("no account", json!({"account_id": null}), "/account_id"),
+        report("no outcome", json!({"outcome": null}), "/outcome"),
+        report("another outcome", json!({"outcome": "slow"}), "/outcome"),
+        report(
+            "a wait below nothing",
+            json!({"retry_after": -1}),
+            "/retry_after",
+        ),
+        report(
+            "a wait of more than a week",
+            json!({"retry_after": 604_801}),
+            "/retry_after",
+        ),
+        report(
+            "a wait after what went well",
+            json!({"outcome": "ok", "retry_after": 1}),
+            "/retry_after",
+        ),
+        report(
+            "less than no requests",
+            json!({"usage": {"requests": -1}}),
+            "/usage/requests",
+        ),
+        report(
+            "too many tokens",
+            json!({"usage": {"tokens": 1_000_000_001}}),
+            "/usage/tokens",
+        ),
+        report(
+            "an unknown use",
+            json!({"usage": {"money": 1}}),
+            "/usage/money",
+        ),
+        report(
+            "an unknown member of a report",
+            json!({"status": 429}),
+            "/status",
+        ),
+    ];
+    cases.into_iter().map(|case| case.by(Who::Train)).collect()
 }

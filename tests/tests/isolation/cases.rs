@@ -394,6 +394,26 @@ fn trains(operation: &str, things: &Things) -> Option<Target> {
         "get_train" => train(200, "/v1/trains/{}"),
         "update_train" => train(200, "/v1/trains/{}").body(&json!({"sticky": true})),
         "delete_train" => train(204, "/v1/trains/{}"),
+        "list_train_tokens" => train(200, "/v1/trains/{}/tokens"),
+        "mint_train_token" => train(201, "/v1/trains/{}/tokens").body(&json!({"name": "more"})),
+        "delete_train_token" => {
+            let template = format!("/v1/trains/{}/tokens/{{}}", things.train);
+            of(204, &template, &things.train_token_id, &absent("tok"))
+        }
+        "resolve" => plain(200, "/v1/resolve").body(&json!({})).naming(
+            &json!({"exclude": ["{}"]}),
+            &things.account,
+            &absent("acc"),
+        ),
+        "report" => {
+            let of = |id: &str| json!({"account_id": id, "outcome": "rate_limited"});
+            let mut target = plain(204, "/v1/resolve/report");
+            target.probes[0].theirs.body = Some(of(&things.account));
+            target.probes[0].absent.body = Some(of(&absent("acc")));
+            target.probes[0].must_be_absent = true;
+            target
+        }
+        forward if forward.starts_with("forward_auth_") => plain(200, "/v1/forward-auth/train"),
         "set_train_accounts" => train(200, "/v1/trains/{}/accounts")
             .body(&json!([]))
             .naming(&place, &things.account, &absent("acc")),

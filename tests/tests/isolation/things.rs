@@ -40,6 +40,16 @@ pub struct Things {
     pub spare_account: String,
     /// The slug of a train, and the name of its account.
     pub train: String,
+    /// The credential that it lends, as it goes out.
+    pub lent: String,
+    /// Who holds a token of the train.
+    pub gateway: User,
+    /// Another token of the train.
+    pub train_token_id: String,
+    /// One that is no longer good.
+    pub revoked_train_token: String,
+    /// One that soon won't be.
+    pub expired_train_token: String,
     /// Finished.
     pub delivery: String,
     /// A runner token beside the first.
@@ -92,6 +102,14 @@ impl Things {
         let account = publisher.account(&train).await;
         let spare_account = publisher.account(&format!("spare {word}")).await;
         publisher.train(&train, &[&account]).await;
+        let (_, gateway) = publisher.train_token(&train).await;
+        let resolve = gateway.post("/v1/resolve").repeats_a_secret();
+        let lent = resolve.expect(200).await.text("/headers/authorization");
+        let (train_token_id, _) = publisher.train_token(&train).await;
+        let (id, revoked_train_token) = publisher.train_token(&train).await;
+        let path_of_tokens = format!("/v1/trains/{train}/tokens");
+        let path = format!("{path_of_tokens}/{id}");
+        admin.delete(&path).expect(204).await;
 
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
@@ -105,7 +123,9 @@ impl Things {
         let path = format!("/v1/publishers/me/tokens/admin/{}", revoked.text("/id"));
         admin.delete(&path).expect(204).await;
         let brief = json!({"name": "brief", "expires_at": tools::in_seconds(2)});
-        let expired = mint("admin", brief).await.text("/token");
+        let expired = mint("admin", brief.clone()).await.text("/token");
+        let expired_train_token = admin.post(&path_of_tokens).json(&brief);
+        let expired_train_token = expired_train_token.expect(201).await.text("/token");
         Self {
             pipeline,
             queued,
@@ -121,6 +141,11 @@ impl Things {
             account,
             spare_account,
             train,
+            lent,
+            gateway,
+            train_token_id,
+            revoked_train_token: revoked_train_token.token().to_owned(),
+            expired_train_token,
             event_type,
             published: own_event,
             event: delivery["event_id"].as_str().unwrap().to_owned(),
@@ -160,6 +185,8 @@ impl Things {
                 &self.account,
                 &self.spare_account,
                 &self.train,
+                &self.lent,
+                &self.train_token_id,
                 &self.delivery,
                 &self.token_id,
                 &self.secret_id,
@@ -224,6 +251,7 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         "/v1/deliveries",
         "/v1/accounts",
         "/v1/trains",
+        &format!("/v1/trains/{}/tokens", things.train),
     ] {
         let items: Vec<Value> = publisher
             .admin
@@ -252,6 +280,10 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
     }
     let answer = server.operator().get(&of_operator).expect(200).await;
     all.push((of_operator, answer.json().clone()));
+    // What gateways reported shows in what is lent.
+    let resolve = things.gateway.post("/v1/resolve").repeats_a_secret();
+    let lent = resolve.expect(200).await["account_id"].clone();
+    all.push(("/v1/resolve".to_owned(), lent));
     all
 }
 

@@ -1,0 +1,123 @@
+//! What reverse proxies ask.
+
+use serde_json::json;
+use tests::{Answer, World, new_account, on_both_stores};
+
+use super::{house, lent, report};
+
+on_both_stores!(
+    a_proxy_gets_headers_to_put_in_place_of_the_clients,
+    a_client_may_send_its_token_as_a_key,
+    a_proxy_that_knows_no_429_gets_a_403,
+);
+
+const PATH: &str = "/v1/forward-auth/train";
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+fn both(answer: &Answer) -> (String, String) {
+    let header = |name: &str| {
+        let value = answer.headers.get(name);
+        let value = value.unwrap_or_else(|| panic!("no {name}: {answer}"));
+        value.to_str().unwrap().to_owned()
+    };
+    (header("authorization"), header("x-api-key"))
+}
+
+async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let own = json!({"header": {"name": "api-key"}});
+    for (provider, more) in [
+        ("anthropic", &json!({})),
+        ("openai", &json!({})),
+        ("azure", &own),
+    ] {
+        let mut body = new_account(provider);
+        body["provider"] = json!(provider);
+        for (member, value) in more.as_object().unwrap() {
+            body[member] = value.clone();
+        }
+        let key = body["api_key"].as_str().unwrap().to_owned();
+        let made = publisher.admin.post("/v1/accounts").json(&body);
+        let id = made.expect(201).await.text("/id");
+        publisher.train(provider, &[&id]).await;
+        let (_, gateway) = publisher.train_token(provider).await;
+        for method in METHODS {
+            let call = gateway.call(method, PATH).repeats_a_secret();
+            let answer = call.expect(200).await;
+            let (bearer, empty) = (format!("Bearer {key}"), String::new());
+            let (wanted, name, value) = match provider {
+                "anthropic" => ((empty, key.clone()), "x-api-key", &key),
+                "openai" => ((bearer.clone(), empty), "authorization", &bearer),
+                _ => ((empty.clone(), empty), "api-key", &key),
+            };
+            assert_eq!(both(&answer), wanted, "{method} {provider}");
+            for (header, value) in [
+                (name, value.as_str()),
+                ("x-stationmaster-account", &id),
+                ("x-stationmaster-provider", provider),
+                ("x-stationmaster-base-url", "http://127.0.0.1:9"),
+                ("x-stationmaster-credential-header", name),
+                ("x-stationmaster-credential", value),
+                ("cache-control", "no-store"),
+            ] {
+                assert_eq!(answer.header(header), value, "{method} {provider}");
+            }
+            assert!(answer.body.is_empty(), "{answer}");
+        }
+    }
+}
+
+async fn a_client_may_send_its_token_as_a_key(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let (accounts, gateway) = house(&publisher, &["one"]).await;
+    let anon = server.anon();
+    let by_key = |key: &str| anon.get(PATH).header("x-api-key", key).repeats_a_secret();
+    let answer = by_key(gateway.token()).expect(200).await;
+    assert_eq!(answer.header("x-stationmaster-account"), accounts[0]);
+    // A bearer counts alone, whatever stands beside it.
+    let beside = gateway.get(PATH).header("x-api-key", "sk-own");
+    beside.repeats_a_secret().expect(200).await;
+    let beside = by_key(gateway.token()).authorization(Some("Bearer ptk_x"));
+    beside.refused(401, "unauthenticated").await;
+    by_key("ptk_x").refused(401, "unauthenticated").await;
+    let admin = publisher.admin.token();
+    by_key(admin).refused(403, "wrong_token_kind").await;
+    // Nowhere else.
+    for path in ["/v1/resolve", "/v1/resolve/report"] {
+        let call = anon.post(path).header("x-api-key", gateway.token());
+        call.refused(401, "unauthenticated").await;
+    }
+    let me = anon.get("/v1/publishers/me").header("x-api-key", admin);
+    me.refused(401, "unauthenticated").await;
+}
+
+async fn a_proxy_that_knows_no_429_gets_a_403(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let (accounts, gateway) = house(&publisher, &["one"]).await;
+    let large = json!({"model": "large", "retry_after": 100});
+    report(&gateway, &accounts[0], "rate_limited", large).await;
+    let get = |query: &str| gateway.get(&format!("{PATH}?{query}")).repeats_a_secret();
+    get("model=small&deny=403").expect(200).await;
+    get("model=large").refused(429, "train_exhausted").await;
+    let answer = get("model=large&deny=403").refused(403, "nothing_to_lend");
+    let answer = answer.await;
+    assert_eq!(answer.header("x-stationmaster-status"), "429");
+    let wait: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=100).contains(&wait), "{wait}");
+    assert_eq!(answer["errors"][0]["code"], "cooling_down", "{answer}");
+    for (query, pointer) in [
+        ("deny=401", "/query/deny"),
+        ("model=", "/query/model"),
+        ("client_key=", "/query/client_key"),
+    ] {
+        let answer = get(query).refused(400, "invalid_parameter").await;
+        assert_eq!(answer.pointers(), [pointer]);
+    }
+    // A refusal of the token stays what it is.
+    let wrong = gateway.with_token("ptk_x").get(&format!("{PATH}?deny=403"));
+    wrong.refused(401, "unauthenticated").await;
+    assert_eq!(lent(&gateway, &json!({})).await, accounts[0]);
+}
