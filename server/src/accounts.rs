@@ -26,6 +26,7 @@ pub enum Accounts {
     Status {
         /// Only this one, by id or by name
         account: Option<String>,
+        /// Which server, as whom.
         #[command(flatten)]
         reach: Reach,
     },
@@ -33,6 +34,7 @@ pub enum Accounts {
     Refresh {
         /// Which one, by id or by name
         account: String,
+        /// Which server, as whom.
         #[command(flatten)]
         reach: Reach,
     },
@@ -41,6 +43,7 @@ pub enum Accounts {
         /// Only show what would be done
         #[arg(long)]
         dry_run: bool,
+        /// Which server, as whom.
         #[command(flatten)]
         reach: Reach,
     },
