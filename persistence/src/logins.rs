@@ -138,7 +138,7 @@ impl Scoped {
             client_secret: secrets
                 .client_secret
                 .as_ref()
-                .map(|text| text.expose_secret()),
+                .map(secrecy::ExposeSecret::expose_secret),
         };
         let internal = |error: serde_json::Error| StoreError::Internal(error.to_string());
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(internal)?);

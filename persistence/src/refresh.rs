@@ -157,7 +157,7 @@ fn lost() -> StoreError {
 }
 
 impl Scoped {
-    fn token_of(&self, row: &Model, opened: Credential) -> AccountToken {
+    fn token_of(&self, row: &Model, opened: &Credential) -> AccountToken {
         let since = at(row.refreshed_at).unwrap_or(Timestamp::from_ms(row.created_at));
         let expires_at = at(row.expires_at);
         AccountToken {
@@ -198,7 +198,7 @@ impl Scoped {
             .await?;
         let row = oauth_only(found)?;
         let opened = self.opened(&row).await?;
-        Ok(self.token_of(&row, opened))
+        Ok(self.token_of(&row, &opened))
     }
 
     /// All accounts, by name.

@@ -249,12 +249,11 @@ impl Receiver {
             "token_type": "Bearer",
             "expires_in": life.as_secs(),
         });
-        match kept.filter(|_| !state.rotates) {
-            Some(kept) => _ = state.live.insert(family, kept),
-            None => {
-                self.vault.add(&refresh);
-                answer["refresh_token"] = json!(refresh);
-            }
+        if let Some(kept) = kept.filter(|_| !state.rotates) {
+            state.live.insert(family, kept);
+        } else {
+            self.vault.add(&refresh);
+            answer["refresh_token"] = json!(refresh);
         }
         (200, answer.to_string())
     }

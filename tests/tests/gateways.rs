@@ -170,10 +170,9 @@ async fn nginx(program: PathBuf, server: &Server, upstream: &Upstream) -> Gatewa
     std::fs::create_dir_all(&home).unwrap();
     let listen = tools::lasting_address();
     let here = home.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {here}/{kind};\n"))
-        .collect();
+        .concat();
     let shipped = shipped("nginx.conf", server, upstream, &listen);
     let config = format!(
         "daemon off;\nmaster_process off;\npid {here}/pid;\nerror_log stderr warn;\n\

@@ -230,14 +230,14 @@ async fn all_are_refreshed_and_a_dry_run_changes_nothing(world: &World) {
     };
 
     let before = publisher.admin.all("/v1/accounts").await;
-    let would = all(json!({"dry_run": true})).await;
+    let planned = all(json!({"dry_run": true})).await;
     let expected = [
         json!(["broken", "would_refresh", null]),
         json!(["key", "skipped", "api_key"]),
         json!(["off", "skipped", "disabled"]),
         json!(["one", "would_refresh", null]),
     ];
-    assert_eq!(would, expected);
+    assert_eq!(planned, expected);
     assert_eq!(publisher.admin.all("/v1/accounts").await, before);
     assert_eq!(endpoint.asked().len() + broken.asked().len(), 0);
 

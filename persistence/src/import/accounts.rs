@@ -21,7 +21,7 @@ use crate::{
 /// What is to be done about an account.
 enum Step {
     Create,
-    Update(accounts::Model, AccountPatch),
+    Update(Box<accounts::Model>, AccountPatch),
     Replace(AccountId, Box<NewAccount>),
     Nothing(Done),
 }
@@ -64,7 +64,7 @@ impl Import {
             let (store, publisher) = (&this.scoped.store, this.publisher());
             let changed: Audited<Account> = match step {
                 Step::Create => create_within(store, &tx, publisher, &wish.new).await?,
-                Step::Update(row, patch) => update_within(&tx, row, &patch).await?,
+                Step::Update(row, patch) => update_within(&tx, *row, &patch).await?,
                 Step::Replace(old, new) => replace_within(store, &tx, publisher, old, &new).await?,
                 Step::Nothing(done) => return Ok(Audited::unchanged(done)),
             };
@@ -120,7 +120,7 @@ impl Import {
             ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
         };
         if patch != AccountPatch::default() {
-            return Ok(Step::Update(row, patch));
+            return Ok(Step::Update(Box::new(row), patch));
         }
         Ok(Step::Nothing(if refreshed {
             Done::unchanged("Its tokens were refreshed since; those are kept.")

@@ -28,7 +28,7 @@ type Places = Vec<(AccountId, u16)>;
 /// What is to be done about a train.
 enum Step {
     Create(Option<Places>),
-    Update(trains::Model, Box<TrainPatch>, Option<Places>),
+    Update(Box<trains::Model>, Box<TrainPatch>, Option<Places>),
     Nothing,
 }
 
@@ -87,7 +87,7 @@ impl Import {
                     create_within(store, &tx, publisher, &new, &places).await?
                 }
                 Step::Update(row, patch, places) => {
-                    update_within(store, &tx, row, &patch, places.as_deref()).await?
+                    update_within(store, &tx, *row, &patch, places.as_deref()).await?
                 }
                 Step::Nothing => return Ok(Audited::unchanged(done)),
             };
@@ -141,7 +141,7 @@ impl Import {
         Ok(if settled && places.is_none() {
             Step::Nothing
         } else {
-            Step::Update(row, Box::new(patch), places)
+            Step::Update(Box::new(row), Box::new(patch), places)
         })
     }
 
@@ -210,7 +210,6 @@ impl Import {
     }
 
     /// What to change of where its people read, if anything.
-    #[expect(clippy::option_option, reason = "as in `TrainPatch`")]
     async fn other_slack<C: ConnectionTrait>(
         &self,
         db: &C,

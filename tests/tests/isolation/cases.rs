@@ -385,11 +385,10 @@ fn trains(operation: &str, things: &Things) -> Option<Target> {
         "create_account" => plain(201, "/v1/accounts")
             .bodies(&new_account(&slug), &new_account(&nothing))
             .naming(&new_account("{}"), &things.train, &other),
-        "get_account" => account(200, "/v1/accounts/{}", &things.account),
+        "get_account" | "delete_account" => account(200, "/v1/accounts/{}", &things.account),
         "update_account" => {
             account(200, "/v1/accounts/{}", &things.account).body(&json!({"enabled": false}))
         }
-        "delete_account" => account(200, "/v1/accounts/{}", &things.account),
         "replace_account" => {
             account(201, "/v1/accounts/{}/replace", &things.spare_account).body(&new_account(&slug))
         }

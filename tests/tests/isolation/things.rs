@@ -67,6 +67,10 @@ pub struct Things {
 }
 
 impl Things {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one of everything, one after the other"
+    )]
     pub async fn make(server: &Server, consumer: &Consumer) -> Self {
         let word = tools::word();
         let publisher = server.publisher(&format!("tenant-{word}")).await;

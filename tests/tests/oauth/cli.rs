@@ -226,11 +226,11 @@ async fn people_log_in_and_accounts_are_refreshed(world: &World) {
     assert_ne!(tokens[0], tokens[1]);
     server.site().remember(&tokens[1]);
 
-    let (code, would, _) = run(&server, &publisher, &["refresh-all", "--dry-run"]).await;
+    let (code, planned, _) = run(&server, &publisher, &["refresh-all", "--dry-run"]).await;
     assert_eq!(
-        (code, would.matches("would_refresh").count()),
+        (code, planned.matches("would_refresh").count()),
         (0, 3),
-        "{would}"
+        "{planned}"
     );
     assert_eq!(lent_token(&resolve(&gateway, &json!({})).await), tokens[1]);
     let (code, done, _) = run(&server, &publisher, &["refresh-all"]).await;
