@@ -41,7 +41,7 @@ pub(crate) async fn make(
         Err(UNSIGNED)
     } else {
         client
-            .send(request(&target, due, at))
+            .send(request(&target, &due, at))
             .await
             .map_err(outbound::Failure::code)
     };
@@ -78,7 +78,7 @@ pub(crate) async fn make(
 }
 
 /// The request, signed for this moment.
-fn request(target: &Target, due: DueDelivery, at: Timestamp) -> Request {
+fn request(target: &Target, due: &DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
     let standard = signature::standard(&target.secrets, &id, seconds, body);
     let shared = target

@@ -18,6 +18,7 @@ mod breaker;
 mod bucket;
 mod control;
 mod endpoint;
+mod meters;
 mod notices;
 mod process;
 mod recorder;

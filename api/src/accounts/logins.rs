@@ -164,7 +164,7 @@ impl Example for FinishBody {
 /// Judges where a browser is sent back to. We never call it, and it is passed on as it came: the
 /// upstream compares it byte by byte.
 fn redirect(uri: &str) -> Result<(), FieldError> {
-    let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse());
+    let loopback = ["127.0.0.0/8", "::1/128"].map(str::parse);
     let policy = Policy {
         allow_http: true,
         allowed: loopback.into_iter().flatten().collect(),
@@ -215,7 +215,7 @@ impl StartBody {
             token_url,
             client_id: self.client_id,
             redirect_uri: self.redirect_uri,
-            replaces: replaces.transpose()?.map(|id| id.uuid()),
+            replaces: replaces.transpose()?.map(domain::id::Id::uuid),
         };
         let asked = Asked {
             authorize_url,

@@ -73,7 +73,7 @@ impl Fixture {
 }
 
 fn grant() -> Grant {
-    let body = br#"{"access_token":"at-22","refresh_token":"rt-2","expires_in":3600}"#;
+    let body = br#"{"access_token":"at-22","token_type":"Bearer","refresh_token":"rt-2","expires_in":3600}"#;
     read_answer(200, body).unwrap()
 }
 

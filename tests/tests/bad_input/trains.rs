@@ -273,7 +273,7 @@ fn trains() -> Vec<Case> {
             "POST",
             TRAINS,
             Body::Json(json!({"slug": "x", "slack": {
-                "webhook_url": "http://localhost/never-0123456789", "events": ["train.exhausted"],
+                "webhook_url": "https://10.1.2.3/never-0123456789", "events": ["train.exhausted"],
             }})),
             (422, "destination_refused", "/slack/webhook_url"),
         ),

@@ -1,4 +1,4 @@
-//! `stationmaster accounts …`, with a certified OpenID provider as the upstream.
+//! `stationmaster accounts …`, with a certified `OpenID` provider as the upstream.
 
 use std::{
     collections::BTreeMap,
@@ -157,6 +157,7 @@ async fn browse(address: &str) -> String {
     panic!("there is no end to the redirects of {address}");
 }
 
+#[expect(clippy::too_many_lines, reason = "one story from the login to the end")]
 async fn people_log_in_and_accounts_are_refreshed(world: &World) {
     let Some(provider) = Provider::start().await else {
         return;
