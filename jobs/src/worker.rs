@@ -219,27 +219,30 @@ impl Worker {
         Ok(Batch { counts, more })
     }
 
+    /// Tokens and secrets that ended, and what else is soon of no use to anybody.
+    async fn sweep_credentials(&self, rows: u64) -> Result<Batch, StoreError> {
+        let system = self.store.system();
+        let cutoff = self.before(self.settings.retention_credentials_days);
+        let counts = vec![
+            ("removed", system.sweep_credentials(cutoff, rows).await?),
+            (
+                "train_tokens_removed",
+                system.sweep_train_tokens(cutoff, rows).await?,
+            ),
+            (
+                "changes_removed",
+                system.sweep_credential_changes(rows).await?,
+            ),
+            ("usage_removed", system.sweep_account_usage(rows).await?),
+            ("cooldowns_removed", system.sweep_cooldowns(rows).await?),
+        ];
+        Ok(Batch::of(rows, counts))
+    }
+
     async fn batch(&self, kind: Kind, rows: u64) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match kind {
-            Kind::Credentials => {
-                let cutoff = self.before(keep.retention_credentials_days);
-                let removed = system.sweep_credentials(cutoff, rows).await?;
-                let train_tokens = system.sweep_train_tokens(cutoff, rows).await?;
-                let changes = system.sweep_credential_changes(rows).await?;
-                let usage = system.sweep_account_usage(rows).await?;
-                let cooldowns = system.sweep_cooldowns(rows).await?;
-                Batch::of(
-                    rows,
-                    vec![
-                        ("removed", removed),
-                        ("train_tokens_removed", train_tokens),
-                        ("changes_removed", changes),
-                        ("usage_removed", usage),
-                        ("cooldowns_removed", cooldowns),
-                    ],
-                )
-            }
+            Kind::Credentials => self.sweep_credentials(rows).await?,
             Kind::IdempotencyKeys => {
                 let wiped = system.wipe_secret_answers(rows).await?;
                 let removed = system.sweep_idempotency_keys(rows).await?;

@@ -73,7 +73,7 @@ impl Fixture {
 }
 
 fn grant() -> Grant {
-    let body = br#"{"access_token":"at-22","token_type":"Bearer","refresh_token":"rt-2","expires_in":3600}"#;
+    let body = br#"{"access_token":"at-22-longer","token_type":"Bearer","refresh_token":"rt-2","expires_in":3600}"#;
     read_answer(200, body).unwrap()
 }
 
@@ -121,7 +121,7 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
         let read = scoped.account_token(account).await.unwrap();
         assert_eq!(
             (read.version, read.access_token.expose_secret()),
-            (2, "at-22")
+            (2, "at-22-longer")
         );
         let lease = ours(&scoped, account, 2).await;
         assert_eq!(lease.tokens.refresh_token.expose_secret(), "rt-2");
