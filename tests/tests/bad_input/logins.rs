@@ -35,6 +35,7 @@ pub fn all() -> Vec<Case> {
     all
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn starts() -> Vec<Case> {
     let new = |what, member: &str, value, pointer| {
         invalid(what, "POST", START, login(member, value), pointer)
@@ -61,12 +62,6 @@ fn starts() -> Vec<Case> {
             "no base URL of an unknown provider",
             "base_url",
             json!(null),
-            "/base_url",
-        ),
-        new(
-            "a base URL with a query",
-            "base_url",
-            json!("https://a.example/?x"),
             "/base_url",
         ),
         new(
