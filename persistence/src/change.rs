@@ -164,6 +164,11 @@ impl<T> Audited<T> {
         self
     }
 
+    /// What the change answers.
+    pub(crate) const fn value(&self) -> &T {
+        &self.value
+    }
+
     /// The same rows with another value.
     pub(crate) fn with<U>(self, value: U) -> Audited<U> {
         Audited {

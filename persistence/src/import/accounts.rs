@@ -3,10 +3,12 @@
 use domain::{
     Timestamp,
     account::{Credential, CredentialType, OauthTokens},
-    id::{AccountId, Id as _},
+    id::{AccountId, Id as _, PublisherId},
     seal::Key,
 };
-use sea_orm::{ColumnTrait as _, ConnectionTrait, QueryFilter as _};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, sea_query::Expr,
+};
 
 use super::{AccountWish, Done, Import, Outcome, told};
 use crate::{
@@ -18,11 +20,15 @@ use crate::{
     quota::over_quota,
 };
 
+/// The number of the credential from which on it is one that the service itself got.
+const REFRESHED: i64 = 2;
+
 /// What is to be done about an account.
 enum Step {
     Create,
     Update(Box<accounts::Model>, AccountPatch),
-    Replace(AccountId, Box<NewAccount>),
+    /// The last says whether the new one gets tokens that the service got for the old one.
+    Replace(AccountId, Box<NewAccount>, bool),
     Nothing(Done),
 }
 
@@ -65,7 +71,13 @@ impl Import {
             let changed: Audited<Account> = match step {
                 Step::Create => create_within(store, &tx, publisher, &wish.new).await?,
                 Step::Update(row, patch) => update_within(&tx, *row, &patch).await?,
-                Step::Replace(old, new) => replace_within(store, &tx, publisher, old, &new).await?,
+                Step::Replace(old, new, refreshed) => {
+                    let made = replace_within(store, &tx, publisher, old, &new).await?;
+                    if refreshed {
+                        note_refreshed(&tx, publisher, made.value()).await?;
+                    }
+                    made
+                }
                 Step::Nothing(done) => return Ok(Audited::unchanged(done)),
             };
             Ok(changed.with(done))
@@ -112,7 +124,7 @@ impl Import {
         let there = Account::of_row(row.clone())?;
         let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
         if !is_the_same(&there, &held, &new) {
-            return Ok(Step::Replace(id, Box::new(new)));
+            return Ok(Step::Replace(id, Box::new(new), refreshed));
         }
         let patch = AccountPatch {
             name: None,
@@ -130,6 +142,18 @@ impl Import {
     }
 }
 
+/// Notes that an account holds other tokens than the files have: the next import has to know.
+async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> Result<()> {
+    use accounts::Column;
+    accounts::Entity::update_many()
+        .col_expr(Column::CredentialVersion, Expr::value(REFRESHED))
+        .filter(Column::PublisherId.eq(publisher.uuid()))
+        .filter(Column::Id.eq(account.id.uuid()))
+        .exec(tx.db())
+        .await?;
+    Ok(())
+}
+
 /// What the account is to be, and whether it keeps tokens that the service itself got: once
 /// refreshed, those of a file are spent, and going back to them would lose the account. An account
 /// whose refresh failed has nothing to lose.
@@ -144,7 +168,7 @@ fn wanted(
         ceilings: wish.ceilings.unwrap_or(there.ceilings),
         ..wish.new.clone()
     };
-    let refreshed = row.credential_version > 1 && row.health == "ok";
+    let refreshed = row.credential_version >= REFRESHED && row.health == "ok";
     let keeps = match (&there.oauth, &new.oauth) {
         (Some(old), Some((client, _))) => {
             refreshed && old.token_url == client.token_url && old.client_id == client.client_id

@@ -144,6 +144,10 @@ async fn refreshed_tokens_are_kept_for_as_long_as_they_work() {
         assert_eq!(world.bring(&moved).await.outcome, Outcome::Replaced);
         assert_eq!(world.access_token().await, "access-refreshed");
         assert_eq!(world.row().await.expires_at, Some(later(9).ms()));
+        assert_eq!(world.bring(&moved).await.outcome, Outcome::Unchanged);
+        assert_eq!(world.access_token().await, "access-refreshed");
+        assert_eq!(world.bring(&moved).await.outcome, Outcome::Unchanged);
+        assert_eq!(world.access_token().await, "access-refreshed");
 
         // Another client could do nothing with them.
         world.refresh("refreshed again", "ok").await;
