@@ -16,7 +16,7 @@ cd "$ROOT"
 # shellcheck disable=SC2034 # used by the scripts that source this file
 readonly PYTHON_PACKAGES=(standardwebhooks==1.1.0 stripe==16.1.0 schemathesis==4.32.5)
 # shellcheck disable=SC2034
-readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@22.6.2)
+readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@22.6.2 oidc-provider@8.8.1)
 readonly VENV=$ROOT/target/venv
 readonly NODE_HOME=$ROOT/target/npm
 

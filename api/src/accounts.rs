@@ -1,6 +1,8 @@
 //! Accounts: upstream credentials that come in and never go out again, but to a train's gateway.
 
-mod body;
+pub(crate) mod body;
+pub mod logins;
+pub mod refreshes;
 
 use std::sync::Arc;
 
@@ -230,7 +232,20 @@ impl Example for DeletedAccount {
 
 /// The operations on accounts.
 pub struct Accounts {
-    pub(crate) app: Arc<App>,
+    app: Arc<App>,
+}
+
+/// Everything that concerns accounts.
+pub(crate) type All = (Accounts, refreshes::Refreshes, logins::Logins);
+
+/// See [`All`].
+pub(crate) fn all(app: &Arc<App>) -> All {
+    let app = || Arc::clone(app);
+    (
+        Accounts { app: app() },
+        refreshes::Refreshes { app: app() },
+        logins::Logins { app: app() },
+    )
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]

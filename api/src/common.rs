@@ -38,6 +38,8 @@ pub struct App {
     pub bootstrap: Vec<TokenHash>,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
+    /// Who refreshes accounts.
+    pub oauth: oauth::Refresher,
     /// The longest that a claim waits.
     pub claim_wait_max: Duration,
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.

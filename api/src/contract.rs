@@ -79,6 +79,11 @@ impl Contract {
             .get(name)
             .map(|validator| faults::of_body(validator, name, &self.document, value))
     }
+
+    /// Compiles a schema that may refer to those of the document.
+    pub(crate) fn validator(&self, schema: &Value) -> Result<Validator, String> {
+        faults::compile(schema, &self.document).map_err(|error| error.to_string())
+    }
 }
 
 /// Every way in which `value` is not what a schema takes, at most [`FAULTS_MAX`], in our words.

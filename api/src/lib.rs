@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use domain::token::TokenHash;
+use oauth::Refresher;
 use persistence::Store;
 
 pub mod audit;
@@ -28,6 +29,7 @@ pub mod docs;
 pub mod health;
 pub mod http;
 pub mod idempotency;
+pub mod import;
 pub mod jobs;
 pub mod publishers;
 
@@ -64,6 +66,8 @@ pub struct Deps {
     pub store: Store,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
+    /// Who refreshes accounts.
+    pub refresher: Refresher,
     /// The longest that a claim waits.
     pub claim_wait_max: Duration,
     /// The operator's tokens: one, or two during a rotation.
@@ -76,8 +80,6 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
-    /// What replaces access tokens before they are lent.
-    pub refresher: Option<Arc<dyn resolve::refresh::Refresh>>,
 }
 
 /// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
@@ -109,7 +111,7 @@ type Webhooks = (
 
 /// What is lent, by what, and to whom.
 type Lending = (
-    accounts::Accounts,
+    accounts::All,
     trains::Trains,
     train_tokens::TrainTokens,
     resolve::Resolve,
@@ -142,7 +144,7 @@ fn operations(app: &Arc<App>) -> Operations {
             listen::Listen::new(app()),
         ),
         (
-            accounts::Accounts { app: app() },
+            accounts::all(&app()),
             trains::Trains { app: app() },
             train_tokens::TrainTokens { app: app() },
             resolve::Resolve { app: app() },
@@ -167,6 +169,8 @@ fn docs_of_all() -> Vec<OperationDoc> {
         deliveries::DOCS,
         listen::DOCS,
         accounts::DOCS,
+        accounts::refreshes::DOCS,
+        accounts::logins::DOCS,
         trains::DOCS,
         train_tokens::DOCS,
         resolve::DOCS,
@@ -323,10 +327,11 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,
+        oauth: deps.refresher.clone(),
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
-        refresher: deps.refresher,
+        refresher: Some(Arc::new(deps.refresher)),
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -1,6 +1,6 @@
 //! Trains: the named clients of a gateway, and the accounts that each lends.
 
-mod body;
+pub(crate) mod body;
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use domain::{
     Code,
     id::{Id as _, TrainId},
 };
-use persistence::{Slack, Train, TrainAccount};
+use persistence::{LastNotice, Slack, Train, TrainAccount};
 
 use crate::{
     accounts,
@@ -74,6 +74,36 @@ impl From<&Slack> for SlackView {
     }
 }
 
+/// How the last Slack message about a train stands.
+#[derive(Object, Clone, Debug)]
+#[oai(rename = "LastNotice")]
+struct LastNoticeView {
+    /// The type of the event that it tells of.
+    event_type: String,
+    /// How often it was tried.
+    attempts: u32,
+    /// The class of error of the last try; null if that succeeded, or none was made yet.
+    #[oai(nullable)]
+    error: Option<String>,
+    /// When it was written.
+    created_at: Time,
+    /// When it was sent or, with an error, given up; null while it waits.
+    #[oai(nullable)]
+    finished_at: Option<Time>,
+}
+
+impl From<LastNotice> for LastNoticeView {
+    fn from(notice: LastNotice) -> Self {
+        Self {
+            event_type: notice.event_type,
+            attempts: notice.attempts,
+            error: notice.error,
+            created_at: notice.created_at.into(),
+            finished_at: notice.finished_at.map(Time::from),
+        }
+    }
+}
+
 /// An account in its place in a train.
 #[derive(Object, Clone, Debug)]
 #[oai(rename = "TrainAccount")]
@@ -116,6 +146,10 @@ pub struct TrainView {
     slack: Option<SlackView>,
     /// What it lends, in the order in which they are tried: by priority, then by identifier.
     accounts: Vec<PlaceView>,
+    /// The last Slack message about it. Only where one train is read, and where there was one
+    /// within the time that they are kept.
+    #[oai(skip_serializing_if_is_none)]
+    last_notice: Option<LastNoticeView>,
     /// When it was made.
     created_at: Time,
     /// When it last changed.
@@ -132,6 +166,7 @@ impl From<&Train> for TrainView {
             sticky: train.sticky,
             slack: train.slack.as_ref().map(SlackView::from),
             accounts: train.accounts.iter().map(PlaceView::from).collect(),
+            last_notice: None,
             created_at: train.created_at.into(),
             updated_at: train.updated_at.into(),
         }
@@ -155,6 +190,7 @@ impl Example for TrainView {
                 name: "Anthropic, team A".into(),
                 priority: 0,
             }],
+            last_notice: None,
             created_at: EXAMPLE_AT,
             updated_at: EXAMPLE_AT,
         }
@@ -224,8 +260,14 @@ impl Trains {
         slug: Path<String>,
     ) -> Result<Ok<TrainView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let train = self.app.store.scoped(&who.0.scope).train(&slug).await?;
-        Ok(Ok::show(&TrainView::from(&train), Some(train.revision)))
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let train = scoped.train(&slug).await?;
+        let last = scoped.last_notice(train.id).await?;
+        let view = TrainView {
+            last_notice: last.map(LastNoticeView::from),
+            ..TrainView::from(&train)
+        };
+        Ok(Ok::show(&view, Some(train.revision)))
     }
 
     /// Change a train

@@ -16,7 +16,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
 const GONE: u16 = 410;
 
 /// The class of an answer that is no success.
-const STATUS: &str = "status";
+pub(crate) const STATUS: &str = "status";
 /// The class of a delivery that can't be signed, and so is not sent.
 const UNSIGNED: &str = "no_signing_secret";
 
@@ -41,7 +41,7 @@ pub(crate) async fn make(
         Err(UNSIGNED)
     } else {
         client
-            .send(request(&target, due, at))
+            .send(request(&target, &due, at))
             .await
             .map_err(outbound::Failure::code)
     };
@@ -57,7 +57,8 @@ pub(crate) async fn make(
         Next::Succeeded
     } else {
         let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
-        after_failure(schedule, attempt, response.as_ref(), store.now())
+        let made = u32::try_from(attempt).unwrap_or(0);
+        after_failure(schedule, made, response.as_ref(), store.now())
     };
     let excerpt = response
         .as_ref()
@@ -77,7 +78,7 @@ pub(crate) async fn make(
 }
 
 /// The request, signed for this moment.
-fn request(target: &Target, due: DueDelivery, at: Timestamp) -> Request {
+fn request(target: &Target, due: &DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
     let standard = signature::standard(&target.secrets, &id, seconds, body);
     let shared = target
@@ -109,16 +110,17 @@ fn request(target: &Target, due: DueDelivery, at: Timestamp) -> Request {
     request
 }
 
-fn after_failure(
+/// What becomes of what failed at its `attempt`-th try.
+pub(crate) fn after_failure(
     schedule: &Schedule,
-    attempt: i32,
+    attempt: u32,
     response: Option<&Response>,
     now: Timestamp,
 ) -> Next {
     if response.is_some_and(|response| response.status == GONE) {
         return Next::Gone;
     }
-    let Some(wait) = schedule.wait_after(u32::try_from(attempt).unwrap_or(0)) else {
+    let Some(wait) = schedule.wait_after(attempt) else {
         return Next::Failed;
     };
     let asked = response

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Settings, Turned, attempt,
     board::{Board, Limits, Load, Start},
+    meters::{gauge, lost},
     process::Alive,
     recorder::Recorded,
 };
@@ -692,13 +693,4 @@ async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
         targets,
         pages,
     })
-}
-
-fn lost(reason: &'static str) {
-    metrics::counter!("stationmaster_delivery_outcomes_lost_total", "reason" => reason)
-        .increment(1);
-}
-
-fn gauge(name: &'static str, value: usize) {
-    metrics::gauge!(name).set(u32::try_from(value).unwrap_or(u32::MAX));
 }

@@ -4,6 +4,8 @@
 //! network; every request is a task of its own and holds neither connection nor transaction; one
 //! recorder writes the outcomes in batches. Store work is done in tasks that nothing cancels: sqlx
 //! loses PostgreSQL writes after a cancelled `begin`. ADR 0017 has the reasons.
+//!
+//! Slack messages about trains (`notices`) are few, and go their own, simpler way.
 
 #![cfg_attr(
     test,
@@ -16,6 +18,8 @@ mod breaker;
 mod bucket;
 mod control;
 mod endpoint;
+mod meters;
+mod notices;
 mod process;
 mod recorder;
 #[cfg(test)]
@@ -33,13 +37,14 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use control::Control;
+use notices::Sender;
 use process::Alive;
 
 /// The loop turns several times a second; when it has not for this long, it hangs.
 const TURN_MAX: Duration = Duration::from_secs(90);
 
-/// The loop, the recorder and the heartbeat.
-const TASKS: usize = 3;
+/// The loop, the recorder, the heartbeat, and the sender of messages about trains.
+const TASKS: usize = 4;
 
 /// How to deliver.
 #[derive(Clone, Debug)]
@@ -55,15 +60,18 @@ pub struct Settings {
     pub per_endpoint_max: usize,
     /// How often to look for due deliveries that nobody told of.
     pub poll: Duration,
+    /// Waits between tries to send a message about a train.
+    pub notices: Schedule,
 }
 
 impl Default for Settings {
     /// 8 tries over some 28 hours; 256 under way, 64 of a publisher, 16 for an endpoint; a look
-    /// every two seconds.
+    /// every two seconds. 5 tries of a message about a train within an hour.
     fn default() -> Self {
-        let schedule = Schedule::parse("5s,5m,30m,2h,5h,10h,10h");
+        let schedule = |text| Schedule::parse(text).expect("the text has the documented form");
         Self {
-            schedule: schedule.expect("the text has the documented form"),
+            schedule: schedule("5s,5m,30m,2h,5h,10h,10h"),
+            notices: schedule("10s,1m,10m,45m"),
             in_flight_max: 256,
             per_publisher_max: 64,
             per_endpoint_max: 16,
@@ -119,6 +127,13 @@ impl Dispatcher {
         let tasks = TaskTracker::new();
         tasks.spawn(recorder::run(store.clone(), finished, notes.0.clone()));
         tasks.spawn(process::run(store.clone(), Arc::clone(&alive), end.clone()));
+        let sender = Sender::new(
+            store.clone(),
+            client.clone(),
+            settings.notices.clone(),
+            settings.poll,
+        );
+        tasks.spawn(sender.run(stop.clone()));
         let control = Control::new(
             (store, client, settings),
             alive,

@@ -178,6 +178,7 @@ macro_rules! made {
 mod changes;
 mod handed;
 mod hostile;
+mod notices;
 
 impl World {
     async fn new(schedule: &str) -> Self {

@@ -175,6 +175,28 @@ impl Credential {
             },
         )
     }
+
+    /// Whether both hold the same; how long that takes does not tell where they differ.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let same = |a: &SecretString, b: &SecretString| {
+            token::TokenHash::of_secret(a).matches(&token::TokenHash::of_secret(b))
+        };
+        match (self, other) {
+            (Self::ApiKey(a), Self::ApiKey(b)) => same(a, b),
+            (Self::Oauth(a), Self::Oauth(b)) => {
+                let secrets = match (&a.client_secret, &b.client_secret) {
+                    (Some(a), Some(b)) => same(a, b),
+                    (None, None) => true,
+                    _ => false,
+                };
+                let access = same(&a.access_token, &b.access_token);
+                let refresh = same(&a.refresh_token, &b.refresh_token);
+                secrets & access & refresh
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The header that carries a credential to an upstream.
@@ -283,6 +305,42 @@ mod tests {
             refresh_token: SecretString::from("rt".to_owned()),
             client_secret: None,
         })
+    }
+
+    #[test]
+    fn credentials_are_the_same_when_all_their_parts_are() {
+        let key = |text: &str| Credential::ApiKey(SecretString::from(text));
+        assert!(key("sk-1").is(&key("sk-1")));
+        assert!(!key("sk-1").is(&key("sk-2")));
+        let other = SecretString::from("another");
+        let parts = OauthTokens {
+            access_token: SecretString::from("at"),
+            refresh_token: SecretString::from("rt"),
+            client_secret: Some(SecretString::from("cs")),
+        };
+        let held = Credential::Oauth(parts.clone());
+        assert!(held.is(&held.clone()));
+        assert!(!held.is(&key("at")));
+        for changed in [
+            OauthTokens {
+                access_token: other.clone(),
+                ..parts.clone()
+            },
+            OauthTokens {
+                refresh_token: other.clone(),
+                ..parts.clone()
+            },
+            OauthTokens {
+                client_secret: Some(other),
+                ..parts.clone()
+            },
+            OauthTokens {
+                client_secret: None,
+                ..parts
+            },
+        ] {
+            assert!(!held.is(&Credential::Oauth(changed)));
+        }
     }
 
     #[test]

@@ -123,6 +123,8 @@ ids! {
     TrainId = "trn";
     /// An upstream credential.
     AccountId = "acc";
+    /// A message about a train.
+    NoticeId = "ntc";
 }
 
 /// Either kind of credential identifier; both share one table and one API.

@@ -12,6 +12,8 @@ pub mod event;
 pub mod id;
 pub mod lending;
 pub mod limits;
+pub mod notice;
+pub mod oauth;
 pub mod pipeline;
 pub mod problem;
 pub mod random;

@@ -58,6 +58,8 @@ pub const REPLAY_PENDING: i64 = 500;
 pub const REPLAYS_RUNNING: usize = 5;
 /// Most live secrets of one endpoint.
 pub const ENDPOINT_SECRETS: usize = 10;
+/// Most logins at upstreams that one publisher has begun and not finished.
+pub const OAUTH_LOGINS: u32 = 20;
 /// Longest credential that an account holds, characters.
 pub const CREDENTIAL_CHARS: usize = 8192;
 /// Most scopes of an `oauth` account.

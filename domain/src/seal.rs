@@ -225,7 +225,7 @@ impl MasterKeys {
             }
             text.push_str(id);
             text.push(':');
-            text.push_str(&Zeroizing::new(STANDARD.encode(&*key.0)));
+            text.push_str(&Zeroizing::new(STANDARD.encode(key.0.as_slice())));
         }
         text
     }

@@ -20,10 +20,12 @@ pub(crate) enum Kind {
     Publishers,
     Leases,
     Endpoints,
+    Notices,
+    Accounts,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Credentials,
         Self::IdempotencyKeys,
         Self::Deliveries,
@@ -32,6 +34,8 @@ impl Kind {
         Self::Publishers,
         Self::Leases,
         Self::Endpoints,
+        Self::Notices,
+        Self::Accounts,
     ];
 
     /// The name in the store, in logs and in metrics.
@@ -45,6 +49,8 @@ impl Kind {
             Self::Publishers => "publishers",
             Self::Leases => "leases",
             Self::Endpoints => "endpoints",
+            Self::Notices => "notices",
+            Self::Accounts => "accounts",
         }
     }
 }

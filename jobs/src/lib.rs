@@ -1,4 +1,4 @@
-//! Scheduled work: sweeps of what is past its time, and leases that ran out.
+//! Scheduled work: sweeps of what is past its time, leases that ran out, accounts to refresh.
 //!
 //! The scheduler of tokio-cron-scheduler ticks, and a tick only says "look now". What is due,
 //! which process has it and how it last went stand in the store's table of jobs, so any number of
@@ -19,6 +19,7 @@ mod worker;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use domain::Timestamp;
+use oauth::Refresher;
 use persistence::Store;
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
@@ -56,6 +57,10 @@ pub struct Settings {
     pub leases: String,
     /// When endpoints are looked at: those that fail, and those that work again.
     pub endpoints: String,
+    /// When old messages about trains are removed.
+    pub notices: String,
+    /// When accounts whose tokens near their end are refreshed.
+    pub accounts: String,
     /// Days of nothing but failures after which an endpoint is disabled.
     pub disable_endpoint_after_days: u32,
     /// Days that expired and revoked credentials stay.
@@ -66,6 +71,8 @@ pub struct Settings {
     pub retention_deliveries_days: u32,
     /// Days that finished runs stay at most.
     pub retention_runs_days: u32,
+    /// Days that finished messages about trains stay.
+    pub retention_notices_days: u32,
 }
 
 impl Settings {
@@ -79,6 +86,8 @@ impl Settings {
             Kind::Publishers => &self.publishers,
             Kind::Leases => &self.leases,
             Kind::Endpoints => &self.endpoints,
+            Kind::Notices => &self.notices,
+            Kind::Accounts => &self.accounts,
         }
     }
 }
@@ -121,6 +130,7 @@ impl std::fmt::Debug for Jobs {
 /// [`StartError`] for an expression that can't be a schedule.
 pub async fn start(
     store: Store,
+    refresher: Refresher,
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<Jobs, StartError> {
@@ -133,7 +143,12 @@ pub async fn start(
     }
     let scheduler = JobScheduler::new().await?;
     let tasks = TaskTracker::new();
-    let worker = Arc::new(Worker::new(store.clone(), settings.clone(), stop.clone()));
+    let worker = Arc::new(Worker::new(
+        store.clone(),
+        refresher,
+        settings.clone(),
+        stop.clone(),
+    ));
     let mut bells = HashMap::new();
     for (kind, schedule) in known {
         let bell = Arc::new(Notify::new());

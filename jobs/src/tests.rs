@@ -1,6 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{Timestamp, clock::ManualClock, seal::MasterKeys};
+use oauth::Refresher;
 use persistence::{JobRow, Options, Store};
 use tokio_util::sync::CancellationToken;
 
@@ -19,12 +20,21 @@ fn settings(leases: &str) -> Settings {
         publishers: daily(),
         leases: leases.to_owned(),
         endpoints: daily(),
+        notices: daily(),
+        accounts: daily(),
         disable_endpoint_after_days: 5,
         retention_credentials_days: 30,
         retention_events_days: 30,
         retention_deliveries_days: 30,
         retention_runs_days: 90,
+        retention_notices_days: 7,
     }
+}
+
+fn refresher(store: &Store) -> Refresher {
+    let limits = outbound::ClientLimits::default();
+    let client = outbound::Client::new(outbound::Policy::default(), limits);
+    Refresher::new(store.clone(), client)
 }
 
 async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
@@ -61,9 +71,14 @@ async fn a_start_learns_the_schedule_and_a_later_one_catches_up() {
     let store = open(&dir, Arc::clone(&clock)).await;
 
     let stop = CancellationToken::new();
-    let jobs = start(store.clone(), settings(DAILY), stop.clone())
-        .await
-        .unwrap();
+    let jobs = start(
+        store.clone(),
+        refresher(&store),
+        settings(DAILY),
+        stop.clone(),
+    )
+    .await
+    .unwrap();
     let rows = until(&store, |rows| rows.len() == Kind::ALL.len()).await;
     assert!(
         rows.iter()
@@ -75,9 +90,14 @@ async fn a_start_learns_the_schedule_and_a_later_one_catches_up() {
     // The night passed while no process ran.
     clock.advance(Duration::from_hours(24));
     let stop = CancellationToken::new();
-    let jobs = start(store.clone(), settings(DAILY), stop.clone())
-        .await
-        .unwrap();
+    let jobs = start(
+        store.clone(),
+        refresher(&store),
+        settings(DAILY),
+        stop.clone(),
+    )
+    .await
+    .unwrap();
     let ended = |rows: &[JobRow]| rows.iter().all(|row| row.finished_at.is_some());
     for row in until(&store, ended).await {
         assert_eq!(row.finished_at, Some(store.now()), "{}", row.name);
@@ -107,9 +127,14 @@ async fn ticks_make_a_job_run() {
     ));
     let store = open(&dir, Arc::clone(&clock)).await;
     let stop = CancellationToken::new();
-    let jobs = start(store.clone(), settings("* * * * * *"), stop.clone())
-        .await
-        .unwrap();
+    let jobs = start(
+        store.clone(),
+        refresher(&store),
+        settings("* * * * * *"),
+        stop.clone(),
+    )
+    .await
+    .unwrap();
     until(&store, |rows| rows.len() == Kind::ALL.len()).await;
     let leases = |rows: &[JobRow]| {
         rows.iter()
@@ -135,7 +160,13 @@ async fn a_schedule_that_is_none_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_800_000_000_000)));
     let store = open(&dir, clock).await;
-    let refused = start(store.clone(), settings("soon"), CancellationToken::new()).await;
+    let refused = start(
+        store.clone(),
+        refresher(&store),
+        settings("soon"),
+        CancellationToken::new(),
+    )
+    .await;
     assert!(matches!(
         refused,
         Err(StartError::Cron { job: "leases", .. })

@@ -7,6 +7,7 @@ use std::{
 };
 
 use domain::{Timestamp, limits::UNDELETE_DAYS};
+use oauth::Refresher;
 use persistence::{Store, StoreError};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -60,6 +61,7 @@ enum Interruption {
 
 pub(crate) struct Worker {
     store: Store,
+    refresher: Refresher,
     settings: Settings,
     stop: CancellationToken,
     /// This process, in leases.
@@ -67,10 +69,16 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(store: Store, settings: Settings, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        refresher: Refresher,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> Self {
         let owner = hex::encode(domain::random::bytes::<8>());
         Self {
             store,
+            refresher,
             settings,
             stop,
             owner,
@@ -119,7 +127,7 @@ impl Worker {
         let error = interrupted.map(|error| error.to_string());
         match &error {
             // They come so often that most looks find nothing.
-            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys) => {
+            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys | Kind::Accounts) => {
                 tracing::debug!(job, %counts, took_ms, "job done");
             }
             None => tracing::info!(job, %counts, took_ms, "job done"),
@@ -194,27 +202,47 @@ impl Worker {
             .minus(Duration::from_hours(u64::from(days) * 24))
     }
 
+    /// As many accounts that are due as may be asked for at a time.
+    async fn refresh(&self, rows: u64) -> Result<Batch, StoreError> {
+        let system = self.store.system();
+        let (limit, each) = Refresher::BATCH;
+        let due = system.due_refreshes(limit, each).await?;
+        let (refreshed, failed) = self.refresher.refresh_due(&due).await;
+        let removed = system.sweep_logins(rows).await?;
+        let counts = vec![
+            ("refreshed", refreshed),
+            ("failed", failed),
+            ("logins_removed", removed),
+        ];
+        // Those that failed are not due for a while; without any other, that is all.
+        let more = refreshed > 0 || removed >= rows;
+        Ok(Batch { counts, more })
+    }
+
+    /// Tokens and secrets that ended, and what else is soon of no use to anybody.
+    async fn sweep_credentials(&self, rows: u64) -> Result<Batch, StoreError> {
+        let system = self.store.system();
+        let cutoff = self.before(self.settings.retention_credentials_days);
+        let counts = vec![
+            ("removed", system.sweep_credentials(cutoff, rows).await?),
+            (
+                "train_tokens_removed",
+                system.sweep_train_tokens(cutoff, rows).await?,
+            ),
+            (
+                "changes_removed",
+                system.sweep_credential_changes(rows).await?,
+            ),
+            ("usage_removed", system.sweep_account_usage(rows).await?),
+            ("cooldowns_removed", system.sweep_cooldowns(rows).await?),
+        ];
+        Ok(Batch::of(rows, counts))
+    }
+
     async fn batch(&self, kind: Kind, rows: u64) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match kind {
-            Kind::Credentials => {
-                let cutoff = self.before(keep.retention_credentials_days);
-                let removed = system.sweep_credentials(cutoff, rows).await?;
-                let train_tokens = system.sweep_train_tokens(cutoff, rows).await?;
-                let changes = system.sweep_credential_changes(rows).await?;
-                let usage = system.sweep_account_usage(rows).await?;
-                let cooldowns = system.sweep_cooldowns(rows).await?;
-                Batch::of(
-                    rows,
-                    vec![
-                        ("removed", removed),
-                        ("train_tokens_removed", train_tokens),
-                        ("changes_removed", changes),
-                        ("usage_removed", usage),
-                        ("cooldowns_removed", cooldowns),
-                    ],
-                )
-            }
+            Kind::Credentials => self.sweep_credentials(rows).await?,
             Kind::IdempotencyKeys => {
                 let wiped = system.wipe_secret_answers(rows).await?;
                 let removed = system.sweep_idempotency_keys(rows).await?;
@@ -235,6 +263,10 @@ impl Worker {
                 let shortened = system.shorten_runs(cutoff, rows).await?;
                 let removed = system.sweep_runs(rows).await?;
                 Batch::of(rows, vec![("removed", removed), ("shortened", shortened)])
+            }
+            Kind::Notices => {
+                let cutoff = self.before(keep.retention_notices_days);
+                Batch::removed(rows, system.sweep_notices(cutoff, rows).await?)
             }
             Kind::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
@@ -257,6 +289,7 @@ impl Worker {
                     more: removed >= rows,
                 }
             }
+            Kind::Accounts => self.refresh(rows).await?,
             Kind::Leases => {
                 let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
                 let counts = vec![("requeued", requeued), ("expired", expired)];

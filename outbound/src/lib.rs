@@ -1,6 +1,6 @@
 //! The only way out of the process: a destination guard and an HTTP client behind it.
 //!
-//! Every URL that a tenant can choose (webhook endpoints, subcommands, OAuth refresh) leaves
+//! Every URL that a tenant can choose (webhook endpoints, subcommands, OAuth refresh, Slack) leaves
 //! through [`Client`]. A [`Policy`] judges the URL when it is stored and again when it is used, and
 //! judges every address that its name resolves to at the moment of connecting.
 //!

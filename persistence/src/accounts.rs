@@ -391,6 +391,68 @@ fn facts(account: &Account) -> serde_json::Value {
     })
 }
 
+/// Makes an account, if the quota has room for one.
+pub(crate) async fn create_within(
+    store: &Store,
+    tx: &Tx,
+    publisher: PublisherId,
+    new: &NewAccount,
+) -> Result<Audited<Account>> {
+    let owner = publisher.uuid();
+    check_quota(tx, owner).await?;
+    let account = insert_account(store, tx, publisher, new).await?;
+    let line = entry(
+        Action::AccountCreated,
+        "account",
+        account.id,
+        facts(&account),
+    );
+    Ok(Audited::new(account, owner, line))
+}
+
+/// Changes an account. What it already is changes nothing.
+pub(crate) async fn update_within(
+    tx: &Tx,
+    mut row: accounts::Model,
+    patch: &AccountPatch,
+) -> Result<Audited<Account>> {
+    let (owner, id) = (row.publisher_id, AccountId::from_uuid(row.id));
+    let changed = apply(&mut row, patch);
+    if changed.is_empty() {
+        return Ok(Audited::unchanged(Account::of_row(row)?));
+    }
+    let row = write_settings(tx, row).await?;
+    tx.touches_credentials_of(PublisherId::from_uuid(owner));
+    let line = entry(
+        Action::AccountUpdated,
+        "account",
+        id,
+        json!({ "changed": changed }),
+    );
+    Ok(Audited::new(Account::of_row(row)?, owner, line))
+}
+
+/// Puts a new account in every place of an old one, which is there and goes.
+pub(crate) async fn replace_within(
+    store: &Store,
+    tx: &Tx,
+    publisher: PublisherId,
+    old: AccountId,
+    new: &NewAccount,
+) -> Result<Audited<Account>> {
+    let owner = publisher.uuid();
+    touch_trains_with(tx, owner, old.uuid()).await?;
+    release_name(tx, owner, old).await?;
+    let account = insert_account(store, tx, publisher, new).await?;
+    let count = hand_over(tx, owner, old.uuid(), account.id.uuid()).await?;
+    remove(tx, publisher, old.uuid()).await?;
+    let mut facts = facts(&account);
+    facts["replaces"] = json!(old.to_string());
+    facts["trains"] = json!(count);
+    let line = entry(Action::AccountReplaced, "account", account.id, facts);
+    Ok(Audited::new(account, owner, line))
+}
+
 impl Scoped {
     /// Makes an account.
     pub async fn create_account<A>(
@@ -404,17 +466,7 @@ impl Scoped {
     {
         let (store, publisher, new) = (&self.store, self.scope.publisher(), &new);
         let owner = publisher.uuid();
-        let work = |tx: Tx| async move {
-            check_quota(&tx, owner).await?;
-            let account = insert_account(store, &tx, publisher, new).await?;
-            let line = entry(
-                Action::AccountCreated,
-                "account",
-                account.id,
-                facts(&account),
-            );
-            Ok(Audited::new(account, owner, line))
-        };
+        let work = |tx: Tx| async move { create_within(store, &tx, publisher, new).await };
         store.administer(context, owner, work, render).await
     }
 
@@ -457,22 +509,10 @@ impl Scoped {
     {
         let (owner, wish) = (self.scope.uuid(), &wish);
         let work = |tx: Tx| async move {
-            let mut row = row_of(&tx, owner, id).await?;
+            let row = row_of(&tx, owner, id).await?;
             check_revision(if_match, row.revision)?;
             let patch = wish(&Account::of_row(row.clone())?);
-            let changed = apply(&mut row, &patch);
-            if changed.is_empty() {
-                return Ok(Audited::unchanged(Account::of_row(row)?));
-            }
-            let row = write_settings(&tx, row).await?;
-            tx.touches_credentials_of(self.scope.publisher());
-            let line = entry(
-                Action::AccountUpdated,
-                "account",
-                id,
-                json!({ "changed": changed }),
-            );
-            Ok(Audited::new(Account::of_row(row)?, owner, line))
+            update_within(&tx, row, &patch).await
         };
         self.store.administer(context, owner, work, render).await
     }
@@ -493,16 +533,7 @@ impl Scoped {
         let owner = publisher.uuid();
         let work = |tx: Tx| async move {
             row_of(&tx, owner, old).await?;
-            touch_trains_with(&tx, owner, old.uuid()).await?;
-            release_name(&tx, owner, old).await?;
-            let account = insert_account(store, &tx, publisher, new).await?;
-            let count = hand_over(&tx, owner, old.uuid(), account.id.uuid()).await?;
-            remove(&tx, publisher, old.uuid()).await?;
-            let mut facts = facts(&account);
-            facts["replaces"] = json!(old.to_string());
-            facts["trains"] = json!(count);
-            let line = entry(Action::AccountReplaced, "account", account.id, facts);
-            Ok(Audited::new(account, owner, line))
+            replace_within(store, &tx, publisher, old, new).await
         };
         store.administer(context, owner, work, render).await
     }

@@ -164,6 +164,14 @@ impl<T> Audited<T> {
         self
     }
 
+    /// The same rows with another value.
+    pub(crate) fn with<U>(self, value: U) -> Audited<U> {
+        Audited {
+            value,
+            entries: self.entries,
+        }
+    }
+
     /// The request found everything as it wants it.
     pub(crate) fn unchanged(value: T) -> Self {
         Self {

@@ -248,6 +248,11 @@ impl Transaction {
         self.effects().changed.insert(publisher);
     }
 
+    /// Notes that messages about trains are written here.
+    pub(crate) fn writes_notices(&self) {
+        self.effects().notices = true;
+    }
+
     /// Whose credentials change here.
     pub(crate) fn touched(&self) -> Vec<PublisherId> {
         self.effects().credentials_of.clone()

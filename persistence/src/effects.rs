@@ -148,6 +148,8 @@ pub(crate) struct Effects {
     pub(crate) runs_ready: BTreeSet<Uuid>,
     /// Which runs changed, and of which publishers there are new events.
     pub(crate) changed: BTreeSet<Uuid>,
+    /// Whether messages about trains wait that were not there before.
+    pub(crate) notices: bool,
 }
 
 #[cfg(test)]

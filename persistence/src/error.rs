@@ -4,7 +4,7 @@ use domain::{Code, Problem};
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
 /// Why a store call did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The caller asked for something that can't be; nothing was changed.
     #[error(transparent)]

@@ -31,16 +31,20 @@ mod feed;
 mod fixture;
 mod freshness;
 mod health;
+mod import;
 mod jobs;
 mod keys;
 mod lane;
 mod lending;
+mod logins;
+mod notices;
 mod open;
 mod page;
 mod pipelines;
 mod publish;
 mod publishers;
 mod quota;
+mod refresh;
 mod replays;
 mod runs;
 mod scope;
@@ -71,10 +75,13 @@ pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
 pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
+pub use import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish};
 pub use jobs::JobRow;
 pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
+pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
+pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
@@ -82,6 +89,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,
@@ -190,6 +198,11 @@ impl Store {
     /// (ADR 0022). For one caller. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
+    }
+
+    /// Waits until a commit of this process wrote messages about trains. May be dropped at any time.
+    pub async fn notices_written(&self) {
+        self.inner.wake.noticed().await;
     }
 
     /// Ends all waiting for runs, now and from now on: the process is about to stop.

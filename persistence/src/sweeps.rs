@@ -262,34 +262,19 @@ impl System {
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64, StoreError> {
-        let mut removed = 0;
-        for (past, order) in [
-            (" revoked_at IS NOT NULL AND revoked_at <= ", "revoked_at"),
-            (" expires_at IS NOT NULL AND expires_at <= ", "expires_at"),
-        ] {
-            let past = |sql: &mut Sql| {
-                sql.push("source <> 'seed' AND")
-                    .push(past)
-                    .bind(cutoff.ms());
-            };
-            let sweep = Sweep {
-                table: "credentials",
-                key: "publisher_id, id",
-                past: &past,
-                order,
-            };
-            removed += self.sweep(sweep, limit - removed).await?;
-        }
-        Ok(removed)
+        self.sweep_ended("credentials", "source <> 'seed' AND ", cutoff, limit)
+            .await
     }
 
-    /// Tokens of trains revoked or expired at or before `cutoff`, with their hashes.
+    /// Tokens of trains revoked or expired at or before `cutoff`, with their hashes. Imported ones
+    /// stay for the same reason: a file may still have them.
     pub async fn sweep_train_tokens(
         &self,
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64, StoreError> {
-        self.sweep_ended("train_tokens", cutoff, limit).await
+        self.sweep_ended("train_tokens", "source <> 'import' AND ", cutoff, limit)
+            .await
     }
 
     /// Counts of the use of accounts that no ceiling looks back to.
@@ -408,15 +393,24 @@ impl System {
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64, StoreError> {
-        self.sweep_ended("endpoint_secrets", cutoff, limit).await
+        self.sweep_ended("endpoint_secrets", "", cutoff, limit)
+            .await
     }
 
-    /// Rows of a table that were revoked or expired at or before `cutoff`.
-    async fn sweep_ended(&self, table: &'static str, cutoff: Timestamp, limit: u64) -> Result<u64> {
+    /// Rows of a table that were revoked or expired at or before `cutoff`. `among` says which of
+    /// them, and ends in `AND`.
+    async fn sweep_ended(
+        &self,
+        table: &'static str,
+        among: &'static str,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64> {
         let mut removed = 0;
         for order in ["revoked_at", "expires_at"] {
             let past = |sql: &mut Sql| {
-                sql.push(order).push(" IS NOT NULL AND ").push(order);
+                sql.push(among).push(order);
+                sql.push(" IS NOT NULL AND ").push(order);
                 sql.push(" <= ").bind(cutoff.ms());
             };
             let sweep = Sweep {
@@ -428,6 +422,21 @@ impl System {
             removed += self.sweep(sweep, limit - removed).await?;
         }
         Ok(removed)
+    }
+
+    /// Logins at an upstream that nobody finished in time.
+    pub async fn sweep_logins(&self, limit: u64) -> Result<u64, StoreError> {
+        let now = self.store.now().ms();
+        let past = |sql: &mut Sql| {
+            sql.push("expires_at <= ").bind(now);
+        };
+        let sweep = Sweep {
+            table: "oauth_logins",
+            key: "publisher_id, state_hash",
+            past: &past,
+            order: "expires_at",
+        };
+        self.sweep(sweep, limit).await
     }
 
     /// Events of `cutoff` or before of which no delivery is left.
@@ -445,6 +454,21 @@ impl System {
             key,
             past: &past,
             order: "created_at",
+        };
+        self.sweep(sweep, limit).await
+    }
+
+    /// Messages about trains that were sent or given up at or before `cutoff`.
+    pub async fn sweep_notices(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let past = |sql: &mut Sql| {
+            sql.push("finished_at IS NOT NULL AND finished_at <= ")
+                .bind(cutoff.ms());
+        };
+        let sweep = Sweep {
+            table: "train_notices",
+            key: "publisher_id, id",
+            past: &past,
+            order: "finished_at",
         };
         self.sweep(sweep, limit).await
     }

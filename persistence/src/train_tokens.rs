@@ -4,12 +4,14 @@ use domain::{
     Problem, Timestamp,
     audit::Action,
     id::{Id as _, TokenId},
+    limits::Quotas,
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DbErr,
+    EntityTrait as _, IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -86,20 +88,59 @@ fn token_of(row: train_tokens::Model) -> TrainToken {
 /// Refuses one more token where the train or its publisher has as many live ones as it may.
 /// Administrative changes of a publisher come one after the other, so the counts still hold at the
 /// commit.
-async fn check_quotas(tx: &Tx, publisher: Uuid, train: Uuid) -> Result<()> {
+pub(crate) async fn check_quotas(tx: &Tx, publisher: Uuid, train: Uuid) -> Result<()> {
     let quotas = quotas_of(tx, publisher).await?;
-    let live = live_tokens(publisher, tx.now);
-    if live.clone().count(tx.db()).await? >= u64::from(quotas.train_tokens) {
+    let live = live_counts(tx.db(), publisher, Some(train), tx.now).await?;
+    check_room(&quotas, live)
+}
+
+/// How many live tokens there are: of all the publisher's trains, and of one.
+pub(crate) async fn live_counts<C: ConnectionTrait>(
+    db: &C,
+    publisher: Uuid,
+    train: Option<Uuid>,
+    now: Timestamp,
+) -> Result<(u64, u64)> {
+    let live = live_tokens(publisher, now);
+    let all = live.clone().count(db).await?;
+    let Some(train) = train else {
+        return Ok((all, 0));
+    };
+    let of_train = live.filter(train_tokens::Column::TrainId.eq(train));
+    Ok((all, of_train.count(db).await?))
+}
+
+/// Refuses one more token than may be, given how many there are: of all trains, and of its own.
+pub(crate) fn check_room(quotas: &Quotas, (all, of_train): (u64, u64)) -> Result<()> {
+    if all >= u64::from(quotas.train_tokens) {
         return Err(over_quota("live train tokens", quotas.train_tokens));
     }
-    let of_train = live.filter(train_tokens::Column::TrainId.eq(train));
-    if of_train.count(tx.db()).await? >= u64::from(quotas.train_tokens_per_train) {
+    if of_train >= u64::from(quotas.train_tokens_per_train) {
         return Err(over_quota(
             "live tokens of one train",
             quotas.train_tokens_per_train,
         ));
     }
     Ok(())
+}
+
+/// Writes a token's row, and the hash that it is found by.
+pub(crate) async fn insert_row(
+    tx: &Tx,
+    row: train_tokens::Model,
+    hash: &TokenHash,
+) -> Result<TrainToken, DbErr> {
+    train_tokens::Entity::insert(row.clone().into_active_model().reset_all())
+        .exec_without_returning(tx.db())
+        .await?;
+    train_token_hashes::Entity::insert(train_token_hashes::ActiveModel {
+        hash: Set(hash.as_bytes().to_vec()),
+        publisher_id: Set(row.publisher_id),
+        token_id: Set(row.id),
+    })
+    .exec_without_returning(tx.db())
+    .await?;
+    Ok(token_of(row))
 }
 
 async fn insert(
@@ -121,21 +162,8 @@ async fn insert(
         revoked_at: None,
         last_used_at: None,
     };
-    let active: train_tokens::ActiveModel = row.clone().into();
-    train_tokens::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active))
-        .exec_without_returning(tx.db())
-        .await?;
-    train_token_hashes::Entity::insert(train_token_hashes::ActiveModel {
-        hash: Set(TokenHash::of_secret(&text).as_bytes().to_vec()),
-        publisher_id: Set(publisher),
-        token_id: Set(row.id),
-    })
-    .exec_without_returning(tx.db())
-    .await?;
-    Ok(MintedTrainToken {
-        token: token_of(row),
-        text,
-    })
+    let token = insert_row(tx, row, &TokenHash::of_secret(&text)).await?;
+    Ok(MintedTrainToken { token, text })
 }
 
 impl Scoped {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     Store,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     db::Tx,
     entity::{accounts, train_accounts, train_tokens, trains},
     error::{Result, StoreError, damaged},
@@ -144,15 +144,18 @@ fn slack_of(channel: Option<String>, events: Option<&str>) -> Result<Option<Slac
     let Some(events) = events else {
         return Ok(None);
     };
-    let notices = events.split(' ').map(Notice::parse);
-    let notices: Option<Vec<Notice>> = notices.collect();
-    Ok(Some(Slack {
-        channel,
-        events: notices.ok_or_else(|| damaged("train's notices"))?,
-    }))
+    let events = notices_of(events)?;
+    Ok(Some(Slack { channel, events }))
 }
 
-fn events_column(events: &[Notice]) -> String {
+/// What a train's people are told.
+pub(crate) fn notices_of(column: &str) -> Result<Vec<Notice>> {
+    let notices = column.split(' ').map(Notice::parse);
+    let notices: Option<Vec<Notice>> = notices.collect();
+    notices.ok_or_else(|| damaged("train's notices"))
+}
+
+pub(crate) fn events_column(events: &[Notice]) -> String {
     let words: Vec<&str> = events.iter().map(|notice| notice.as_str()).collect();
     words.join(" ")
 }
@@ -443,6 +446,78 @@ async fn write_accounts(tx: &Tx, train: &trains::Model, wish: &[(AccountId, u16)
     Ok(true)
 }
 
+fn accounts_set(train: &Train) -> Entry {
+    let places = train.accounts.iter();
+    let places: serde_json::Map<_, _> = places
+        .map(|place| (place.account.to_string(), json!(place.priority)))
+        .collect();
+    let facts = json!({ "accounts": places });
+    entry(Action::TrainAccountsSet, "train", train.id, facts)
+}
+
+/// Makes a train that lends these accounts of the publisher, if the quota has room for one.
+pub(crate) async fn create_within(
+    store: &Store,
+    tx: &Tx,
+    publisher: PublisherId,
+    new: &NewTrain,
+    places: &[(AccountId, u16)],
+) -> Result<Audited<Train>> {
+    let owner = publisher.uuid();
+    check_quota(tx, owner).await?;
+    let train = insert(store, tx, publisher, new).await?;
+    let facts = json!({ "slug": train.slug });
+    let line = entry(Action::TrainCreated, "train", train.id, facts);
+    if places.is_empty() {
+        return Ok(Audited::new(train, owner, line));
+    }
+    let row = row_of(tx, owner, &new.slug).await?;
+    write_accounts(tx, &row, places).await?;
+    let train = load_one(tx.db(), owner, new.slug.as_str()).await?;
+    let set = accounts_set(&train);
+    Ok(Audited::new(train, owner, line).and(&[owner], set))
+}
+
+/// Changes a train, and sets what it lends where that is given. What it already is changes
+/// nothing.
+pub(crate) async fn update_within(
+    store: &Store,
+    tx: &Tx,
+    mut row: trains::Model,
+    patch: &TrainPatch,
+    places: Option<&[(AccountId, u16)]>,
+) -> Result<Audited<Train>> {
+    let (owner, slug) = (row.publisher_id, row.slug.clone());
+    let changed = apply(store, tx, &mut row, patch).await?;
+    let moved = match places {
+        Some(places) => write_accounts(tx, &row, places).await?,
+        None => false,
+    };
+    if changed.is_empty() && !moved {
+        let train = load_one(tx.db(), owner, &slug).await?;
+        return Ok(Audited::unchanged(train));
+    }
+    write_row(tx, row).await?;
+    let train = load_one(tx.db(), owner, &slug).await?;
+    let (updated, set) = (
+        entry(
+            Action::TrainUpdated,
+            "train",
+            train.id,
+            json!({ "changed": changed }),
+        ),
+        accounts_set(&train),
+    );
+    let mut audited = Audited::unchanged(train);
+    if !changed.is_empty() {
+        audited = audited.and(&[owner], updated);
+    }
+    if moved {
+        audited = audited.and(&[owner], set);
+    }
+    Ok(audited)
+}
+
 impl Scoped {
     /// Makes a train. It lends nothing yet.
     pub async fn create_train<A>(
@@ -456,13 +531,7 @@ impl Scoped {
     {
         let (store, publisher, new) = (&self.store, self.scope.publisher(), &new);
         let owner = publisher.uuid();
-        let work = |tx: Tx| async move {
-            check_quota(&tx, owner).await?;
-            let train = insert(store, &tx, publisher, new).await?;
-            let facts = json!({ "slug": train.slug });
-            let line = entry(Action::TrainCreated, "train", train.id, facts);
-            Ok(Audited::new(train, owner, line))
-        };
+        let work = |tx: Tx| async move { create_within(store, &tx, publisher, new, &[]).await };
         store.administer(context, owner, work, render).await
     }
 
@@ -491,19 +560,9 @@ impl Scoped {
     {
         let (store, owner, patch) = (&self.store, self.scope.uuid(), &patch);
         let work = |tx: Tx| async move {
-            let mut row = row_of(&tx, owner, slug).await?;
+            let row = row_of(&tx, owner, slug).await?;
             check_revision(if_match, row.revision)?;
-            let id = TrainId::from_uuid(row.id);
-            let changed = apply(store, &tx, &mut row, patch).await?;
-            if changed.is_empty() {
-                let train = load_one(tx.db(), owner, slug.as_str()).await?;
-                return Ok(Audited::unchanged(train));
-            }
-            write_row(&tx, row).await?;
-            let train = load_one(tx.db(), owner, slug.as_str()).await?;
-            let facts = json!({ "changed": changed });
-            let line = entry(Action::TrainUpdated, "train", id, facts);
-            Ok(Audited::new(train, owner, line))
+            update_within(store, &tx, row, patch, None).await
         };
         store.administer(context, owner, work, render).await
     }
@@ -521,27 +580,14 @@ impl Scoped {
     where
         A: Fn(&Train) -> Answer + Send + Sync,
     {
-        let (owner, wish) = (self.scope.uuid(), &wish);
+        let (store, owner, wish) = (&self.store, self.scope.uuid(), &wish);
         let work = |tx: Tx| async move {
             let row = row_of(&tx, owner, slug).await?;
             check_revision(if_match, row.revision)?;
             check_accounts(&tx, owner, wish).await?;
-            let id = TrainId::from_uuid(row.id);
-            if !write_accounts(&tx, &row, wish).await? {
-                let train = load_one(tx.db(), owner, slug.as_str()).await?;
-                return Ok(Audited::unchanged(train));
-            }
-            write_row(&tx, row).await?;
-            let train = load_one(tx.db(), owner, slug.as_str()).await?;
-            let places = train.accounts.iter();
-            let places: serde_json::Map<_, _> = places
-                .map(|place| (place.account.to_string(), json!(place.priority)))
-                .collect();
-            let facts = json!({ "accounts": places });
-            let line = entry(Action::TrainAccountsSet, "train", id, facts);
-            Ok(Audited::new(train, owner, line))
+            update_within(store, &tx, row, &TrainPatch::default(), Some(wish)).await
         };
-        self.store.administer(context, owner, work, render).await
+        store.administer(context, owner, work, render).await
     }
 
     /// Removes a train with its tokens. Its accounts stay.

@@ -138,6 +138,9 @@ pub(crate) struct Wake {
     ready: Mutex<BTreeSet<Uuid>>,
     /// Rings when somebody may have runs to hand out.
     ready_bell: Notify,
+    /// Rings when there are messages about trains to send. Other processes are not told: whoever
+    /// writes some sends them, and what it can't send the others find.
+    notices_bell: Notify,
     watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
     /// What other processes have not been told yet; `None` where there are none.
     outbox: Option<Mutex<News>>,
@@ -156,6 +159,7 @@ impl Wake {
             written_bell: Notify::new(),
             ready: Mutex::default(),
             ready_bell: Notify::new(),
+            notices_bell: Notify::new(),
             watched: Mutex::default(),
             outbox: others.then(Mutex::default),
             outbox_bell: Notify::new(),
@@ -177,6 +181,9 @@ impl Wake {
         });
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.changed.iter());
+        if effects.notices {
+            self.notices_bell.notify_one();
+        }
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
         outbox.ready.extend(&effects.runs_ready);
@@ -210,6 +217,11 @@ impl Wake {
             }
             self.written_bell.notified().await;
         }
+    }
+
+    /// Waits until messages about trains were written.
+    pub(crate) async fn noticed(&self) {
+        self.notices_bell.notified().await;
     }
 
     fn readied(&self, publishers: impl Iterator<Item = Uuid>) {

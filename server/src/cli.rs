@@ -1,7 +1,8 @@
 //! The command line: what can be asked of the program, and how it answers.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Where 1 says that some things were
-//! found wrong and the rest was done (`keys status`, `keys rewrap`), 2 is whatever ended it before.
+//! found wrong and the rest was done (`keys status`, `keys rewrap`, `import`), 2 is whatever ended it
+//! before.
 //! Results go to standard output, everything else to standard error.
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
@@ -9,8 +10,9 @@ use std::{future::Future, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    accounts::{self, Accounts},
     config::{self, Loaded},
-    demo, doctor, keys, listen, operate, serve, sign, text,
+    demo, doctor, import, keys, listen, operate, serve, sign, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -38,12 +40,18 @@ enum Command {
     /// The master keys: what they wrap, a new one, the move to it
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Bring in from files what another service held
+    #[command(subcommand)]
+    Import(import::Command),
     /// Write the files that follow from the table of settings
     Config(Files),
     /// Try out the configuration, the data directory and the keys, and say what was found
     Doctor,
     /// Receive events on this machine as an endpoint would, and pass them on
     Listen(listen::Options),
+    /// Upstream accounts, through a running server
+    #[command(subcommand)]
+    Accounts(Accounts),
     /// Write the headers that a delivery of a body would have
     Sign(sign::Sign),
     /// Judge whether a delivery is genuine, from files
@@ -155,6 +163,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             in_runtime(operate::verify_audit(load()?, publisher))
         }
         Command::Keys(command) => in_runtime(keys::run(load()?, command)),
+        Command::Import(command) => in_runtime(import::run(load()?, command)),
         Command::Doctor => doctor::run(cli.config.as_deref()),
         Command::Config(files) => {
             let out = if files.docs {
@@ -166,6 +175,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Listen(options) => in_runtime(listen::run(options)),
+        Command::Accounts(command) => in_runtime(accounts::run(command)),
         Command::Sign(options) => sign::sign(&options),
         Command::Verify(options) => sign::verify(&options),
         Command::Demo { keep } => in_runtime(demo::run(keep)),

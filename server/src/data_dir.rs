@@ -354,6 +354,16 @@ fn bootstrap_tokens(config: &Config, database: &Database, write: Write<'_>) -> R
     Ok((vec![token], Some((path, true))))
 }
 
+impl Credentials {
+    /// The operator's tokens as they stand, without making one that stays.
+    ///
+    /// # Errors
+    /// As [`Credentials::prepare`], for the tokens alone.
+    pub fn present_tokens(config: &Config, database: &Database) -> Result<Vec<SecretString>> {
+        bootstrap_tokens(config, database, &mut nothing).map(|(tokens, _)| tokens)
+    }
+}
+
 fn make_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)

@@ -8,12 +8,14 @@
     allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
 )]
 
+pub mod accounts;
 pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod demo;
 pub mod doctor;
 mod files;
+pub mod import;
 pub mod key_file;
 pub mod keys;
 pub mod listen;

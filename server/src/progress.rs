@@ -44,11 +44,8 @@ impl Progress {
     /// Takes the bar away, so that a line can be written; the next advance draws it again.
     pub fn clear(&self) {
         if self.moving {
-            write(&format!(
-                "\r{:width$}\r",
-                "",
-                width = 2 * line(0, self.total).len()
-            ));
+            let longest = line(self.total, self.total).len();
+            write(&format!("\r{:longest$}\r", ""));
         }
     }
 

@@ -8,6 +8,7 @@ use api::{
     http::{ConnectionLimits, RateSettings},
 };
 use domain::token::TokenHash;
+use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::Store;
 use tokio::net::TcpListener;
@@ -117,15 +118,21 @@ async fn answer(
         schedule: config.retry_schedule.clone(),
         ..dispatcher::Settings::default()
     };
+    let refresher = Refresher::new(store.clone(), client.clone());
     let dispatcher = Arc::new(dispatcher::Dispatcher::start(
         store.clone(),
         client,
         settings,
         stop.clone(),
     ));
-    let jobs = jobs::start(store.clone(), job_settings(config), stop.clone())
-        .await
-        .map_err(failed)?;
+    let jobs = jobs::start(
+        store.clone(),
+        refresher.clone(),
+        job_settings(config),
+        stop.clone(),
+    )
+    .await
+    .map_err(failed)?;
 
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
@@ -133,6 +140,7 @@ async fn answer(
         contract,
         store: store.clone(),
         policy,
+        refresher: refresher.clone(),
         claim_wait_max: Duration::from_secs(u64::from(config.claim_wait_max_seconds)),
         bootstrap: credentials
             .bootstrap_tokens
@@ -142,7 +150,6 @@ async fn answer(
         rates: rates(config),
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
-        refresher: None,
         dispatcher_healthy: Arc::new(move || health.healthy()),
     });
     let limits = ConnectionLimits {
@@ -168,6 +175,7 @@ async fn answer(
         tasks.wait().await;
         dispatcher.drained().await;
         jobs.stopped().await;
+        refresher.drained().await;
     };
     if tokio::time::timeout(DRAIN, drain).await.is_err() {
         tracing::warn!("Some work did not finish in time; it is taken up again at the next start");
@@ -199,10 +207,13 @@ fn job_settings(config: &Config) -> jobs::Settings {
         publishers: config.cron_publishers.0.clone(),
         leases: config.cron_leases.0.clone(),
         endpoints: config.cron_endpoints.0.clone(),
+        notices: config.cron_notices.0.clone(),
+        accounts: config.cron_accounts.0.clone(),
         disable_endpoint_after_days: config.disable_endpoint_after_days,
         retention_credentials_days: config.retention_credentials_days,
         retention_events_days: config.retention_events_days,
         retention_deliveries_days: config.retention_deliveries_days,
         retention_runs_days: config.retention_runs_days,
+        retention_notices_days: config.retention_notices_days,
     }
 }

@@ -40,7 +40,15 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 fn only_those_who_may_ask_for_the_store_without_a_scope() {
     let root = root();
     let mut files = Vec::new();
-    for crate_name in ["api", "dispatcher", "jobs", "outbound", "server", "domain"] {
+    for crate_name in [
+        "api",
+        "dispatcher",
+        "jobs",
+        "oauth",
+        "outbound",
+        "server",
+        "domain",
+    ] {
         sources(&root.join(crate_name).join("src"), &mut files);
     }
     assert!(

@@ -118,6 +118,11 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
     refusal(home.path(), &["fly"], &[], 2);
     refusal(home.path(), &["config"], &[], 2);
     refusal(home.path(), &["config", "--docs", "--env-example"], &[], 2);
+    refusal(home.path(), &["keys"], &[], 2);
+    for size in ["0", "1001"] {
+        let arguments = ["keys", "rewrap", "--batch-size", size];
+        refusal(home.path(), &arguments, &[], 2);
+    }
     for arguments in [["--help"], ["--version"]] {
         let output = stationmaster(home.path(), &arguments, &[]);
         assert!(output.status.success());
@@ -229,6 +234,27 @@ fn a_database_without_its_keys_is_refused() {
     let said = refusal(home.path(), &["serve"], &QUIET, 1);
     assert!(said.contains("Put the key file back"), "{said}");
     assert!(!data.join("master-keys").exists());
+}
+
+#[test]
+fn a_lost_key_file_is_named_and_not_replaced_by_a_new_one() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("stationmaster.db"), "SQLite format 3\0").unwrap();
+    for (arguments, code) in [
+        (&["keys", "status"][..], 2),
+        (&["keys", "rewrap"], 2),
+        (&["keys", "rotate"], 1),
+        (&["keys", "rotate", "--retire", "k1"], 1),
+    ] {
+        let said = refusal(home.path(), arguments, &[], code);
+        assert!(said.contains("Put the key file back"), "{said}");
+    }
+    assert!(!data.join("master-keys").exists());
+    let keys = ("STATIONMASTER_MASTER_KEYS", "k1:hunter2");
+    let said = refusal(home.path(), &["keys", "status"], &[keys], 2);
+    assert!(!said.contains("hunter2"), "{said}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod publisher;
 mod server;
 mod store;
 mod tally;
+mod token_endpoint;
 pub mod tools;
 mod vault;
 mod world;
@@ -32,6 +33,7 @@ pub use publisher::{Publisher, claim_of, new_account};
 pub use server::{Refused, Server, Site};
 pub use store::{Database, OwnCluster, Store};
 pub use tally::{Arrival, Tally};
+pub use token_endpoint::{Asked, Mood, TokenEndpoint};
 pub use vault::Vault;
 pub use world::{World, leave_out, run, skip};
 

@@ -170,10 +170,9 @@ async fn nginx(program: PathBuf, server: &Server, upstream: &Upstream) -> Gatewa
     std::fs::create_dir_all(&home).unwrap();
     let listen = tools::lasting_address();
     let here = home.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {here}/{kind};\n"))
-        .collect();
+        .concat();
     let shipped = shipped("nginx.conf", server, upstream, &listen);
     let config = format!(
         "daemon off;\nmaster_process off;\npid {here}/pid;\nerror_log stderr warn;\n\
@@ -297,13 +296,21 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     // No account is left: the client is told when to come again.
     let report = json!({"account_id": account, "outcome": "rate_limited", "retry_after": 120});
     let client = admin.with_token(&token);
-    client.post("/v1/resolve/report").json(&report).expect(204).await;
+    client
+        .post("/v1/resolve/report")
+        .json(&report)
+        .expect(204)
+        .await;
     let (status, retry, _) = ask(&url, &[("authorization", &bearer)]).await;
     assert_eq!(status, 429);
     let seconds: u64 = retry.unwrap().parse().unwrap();
     assert!((1..=120).contains(&seconds), "{seconds}");
     let report = json!({"account_id": account, "outcome": "ok"});
-    client.post("/v1/resolve/report").json(&report).expect(204).await;
+    client
+        .post("/v1/resolve/report")
+        .json(&report)
+        .expect(204)
+        .await;
     assert_eq!(upstream.heads().len(), passed, "a refused request went on");
     assert_eq!(ask(&url, &[("authorization", &bearer)]).await.0, 200);
 

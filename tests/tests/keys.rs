@@ -200,7 +200,7 @@ async fn keys_move_while_a_server_serves(world: &World) {
     assert!((7..=owners.cast_unsigned()).contains(&moved), "{moved}");
 
     keys.ok(&["rotate", "--retire", &old]).await;
-    assert_eq!(keys.ids(), [id.clone()]);
+    assert_eq!(keys.ids(), std::slice::from_ref(&id));
     let (code, words) = keys.keys(&["rotate", "--retire", &id]).await;
     assert_eq!(code, Some(1), "{words}");
     let server = server.restart(&keys.settings()).await;

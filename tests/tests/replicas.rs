@@ -234,11 +234,11 @@ async fn what_a_train_lends_changes_for_the_other(world: &World) {
     resolves_otherwise_within_a_second(&there, first, first).await;
     // A change of configuration.
     let path = format!("/v1/accounts/{first}");
-    let patch = publisher.admin.patch(&path);
-    patch.json(&json!({"enabled": false})).expect(200).await;
+    let call = publisher.admin.patch(&path);
+    call.json(&json!({"enabled": false})).expect(200).await;
     resolves_otherwise_within_a_second(&there, first, second).await;
-    let patch = publisher.admin.patch(&path);
-    patch.json(&json!({"enabled": true})).expect(200).await;
+    let call = publisher.admin.patch(&path);
+    call.json(&json!({"enabled": true})).expect(200).await;
     resolves_otherwise_within_a_second(&there, second, first).await;
     // A report, and that it is over.
     crate::resolving::report(&gateway, first, "unauthorized", json!({})).await;

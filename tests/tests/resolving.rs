@@ -277,8 +277,8 @@ async fn a_client_keeps_its_account(world: &World) {
     first.sort();
     assert_eq!(of(1).await, first[0], "only a sticky train minds");
     let sticky = json!({"sticky": true});
-    let patch = publisher.admin.patch("/v1/trains/chat").json(&sticky);
-    patch.expect(200).await;
+    let call = publisher.admin.patch("/v1/trains/chat").json(&sticky);
+    call.expect(200).await;
     let mut before = Vec::new();
     for client in 0..30 {
         before.push(of(client).await);
@@ -326,14 +326,14 @@ async fn reported_use_counts_against_soft_ceilings(world: &World) {
 async fn an_expired_access_token_is_not_lent(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
-    let word = || format!("{}{}", tools::word(), tools::word());
+    let secret = || format!("{}{}", tools::word(), tools::word());
     let body = json!({
         "name": "tokens",
         "provider": "anthropic",
         "credential_type": "oauth",
         "oauth": {
-            "access_token": format!("at-{}", word()),
-            "refresh_token": format!("rt-{}", word()),
+            "access_token": format!("at-{}", secret()),
+            "refresh_token": format!("rt-{}", secret()),
             "expires_at": tools::in_seconds(4),
             "token_url": "https://auth.example.com/token",
             "client_id": "gateway",

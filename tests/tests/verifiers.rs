@@ -142,7 +142,7 @@ fn python() -> PathBuf {
     given.unwrap_or_else(|| tools::root().join("target/venv/bin/python"))
 }
 
-fn node_path() -> PathBuf {
+pub fn node_path() -> PathBuf {
     let given = std::env::var_os("STATIONMASTER_TEST_NODE_PATH").map(PathBuf::from);
     given.unwrap_or_else(|| tools::root().join("target/npm/node_modules"))
 }

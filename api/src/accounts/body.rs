@@ -191,7 +191,7 @@ impl Example for OauthBody {
     deny_unknown_fields,
     skip_serializing_if_is_none
 )]
-pub(super) struct NewAccountBody {
+pub(crate) struct NewAccountBody {
     /// Unique within the publisher.
     #[oai(validator(min_length = 1, max_length = 120))]
     pub(super) name: String,
@@ -328,27 +328,39 @@ fn header(
     }
 }
 
+/// Where an upstream is and what carries its credential: what is known of the provider, unless the
+/// request has words of its own. Adds to the faults and to the refused destinations.
+pub(super) fn upstream(
+    policy: &outbound::Policy,
+    (provider, wanted): (&str, CredentialType),
+    (own_url, own_header): (Option<&str>, Option<HeaderBody>),
+    (faults, refused): (&mut Vec<FieldError>, &mut Vec<FieldError>),
+) -> (Option<String>, UpstreamHeader) {
+    let known = known_provider(provider, wanted);
+    let known_url = known.as_ref().map(|(url, _)| (*url).to_owned());
+    let header = header(own_header, known.map(|(_, header)| header), faults);
+    let url = match own_url.map(|text| base_url(policy, text)) {
+        None => known_url,
+        Some(Ok(url)) => return (Some(url), header),
+        Some(Err(fault)) => {
+            refused.push(fault);
+            return (None, header);
+        }
+    };
+    if url.is_none() {
+        let detail = "The provider is not known here, so its URL is needed.";
+        faults.push(needed("/base_url", detail));
+    }
+    (url, header)
+}
+
 impl NewAccountBody {
     /// Checks what the contract can't say.
-    pub(super) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
+    pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
         let (mut faults, mut refused) = (Vec::new(), Vec::new());
-        let known = known_provider(&self.provider, self.credential_type.into());
-        let known_url = known.as_ref().map(|(url, _)| (*url).to_owned());
-        let header = header(self.header, known.map(|(_, header)| header), &mut faults);
-        let url = match &self.base_url {
-            None => known_url,
-            Some(text) => base_url(policy, text).map_or_else(
-                |fault| {
-                    refused.push(fault);
-                    None
-                },
-                Some,
-            ),
-        };
-        if url.is_none() && refused.is_empty() {
-            let detail = "The provider is not known here, so its URL is needed.";
-            faults.push(needed("/base_url", detail));
-        }
+        let wanted = (self.provider.as_str(), self.credential_type.into());
+        let own = (self.base_url.as_deref(), self.header);
+        let (url, header) = upstream(policy, wanted, own, (&mut faults, &mut refused));
         let mut held = held(self.credential_type, self.api_key, self.oauth, &mut faults);
         if let Some((_, Some((client, _)))) = &mut held {
             match destination::check(policy, "/oauth/token_url", &client.token_url) {

@@ -13,7 +13,7 @@ use crate::contract::{FAULTS_MAX, child};
 ///
 /// # Errors
 /// `malformed_json` with line and column.
-pub(super) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         Problem::new(
             Code::MalformedJson,
@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for Strict {
 }
 
 /// Adds a fault for each string or member name with a NUL in it: PostgreSQL can't store one.
-pub(super) fn nul_faults(value: &Value, faults: &mut Vec<FieldError>) {
+pub(crate) fn nul_faults(value: &Value, faults: &mut Vec<FieldError>) {
     if holds_nul(value) {
         collect_nul("", value, faults);
     }
@@ -185,7 +185,7 @@ fn collect_nul(pointer: &str, value: &Value, faults: &mut Vec<FieldError>) {
 }
 
 /// Whether any number is written as a fraction without being one, such as `1.0` or `1e3`.
-pub(super) fn has_whole_floats(value: &Value) -> bool {
+pub(crate) fn has_whole_floats(value: &Value) -> bool {
     match value {
         Value::Number(number) => whole(number).is_some(),
         Value::Array(items) => items.iter().any(has_whole_floats),
@@ -195,7 +195,7 @@ pub(super) fn has_whole_floats(value: &Value) -> bool {
 }
 
 /// The same value with such numbers as integers.
-pub(super) fn with_whole_numbers(mut value: Value) -> Value {
+pub(crate) fn with_whole_numbers(mut value: Value) -> Value {
     fn rewrite(value: &mut Value) {
         match value {
             Value::Number(number) => {

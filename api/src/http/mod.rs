@@ -10,7 +10,7 @@ pub mod raw;
 pub mod serve;
 pub mod stack;
 
-mod json;
+pub(crate) mod json;
 mod meters;
 mod refusal;
 mod stall;

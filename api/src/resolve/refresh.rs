@@ -1,9 +1,15 @@
 //! How an access token that is expired, or nearly, is replaced before it is lent.
 
-use futures_util::future::BoxFuture;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, future::BoxFuture};
 
 use domain::id::AccountId;
+use oauth::Refresher;
 use persistence::Scope;
+
+/// How long whoever resolves waits for a new token while the old one lives, and after its end.
+const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 
 /// Replaces the tokens of `oauth` accounts.
 pub trait Refresh: Send + Sync {
@@ -26,3 +32,20 @@ pub trait Refresh: Send + Sync {
 /// The account has no access token that lasts, and none could be had now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotFresh;
+
+impl Refresh for Refresher {
+    fn fresh<'a>(
+        &'a self,
+        scope: &'a Scope,
+        account: AccountId,
+    ) -> BoxFuture<'a, Result<(), NotFresh>> {
+        async move {
+            let found = self.living_token(scope, account, WAIT).await;
+            found.map_err(|error| {
+                tracing::debug!(%account, %error, "an account has no fresh token");
+                NotFresh
+            })
+        }
+        .boxed()
+    }
+}

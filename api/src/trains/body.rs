@@ -92,7 +92,7 @@ impl Example for SlackBody {
     deny_unknown_fields,
     skip_serializing_if_is_none
 )]
-pub(super) struct NewTrainBody {
+pub(crate) struct NewTrainBody {
     /// Unique within the publisher.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
     slug: String,
@@ -145,7 +145,7 @@ impl SlackBody {
 
 impl NewTrainBody {
     /// Checks what the contract can't say.
-    pub(super) fn checked(self, policy: &outbound::Policy) -> Result<NewTrain, Problem> {
+    pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewTrain, Problem> {
         let slug = Slug::parse(&self.slug).ok_or_else(|| {
             let detail = format!("`slug` must match `{}`.", slug::PATTERN);
             Problem::field("/slug", "pattern", detail)

@@ -221,13 +221,13 @@ impl System {
             .all(self.store.read())
             .await?;
         let next = rows.last().map(|last| RewrapPlace(last.owner_id));
-        let (mut moves, mut closed) = (Vec::with_capacity(rows.len()), Vec::new());
+        let (mut steps, mut closed) = (Vec::with_capacity(rows.len()), Vec::new());
         for old in rows {
             match opened(&master, &old) {
                 Ok(keys) => {
                     let made = wrapped(&master, id, old.owner_id, &keys);
                     let (data_key, chain_key) = made.ok_or_else(|| super::not_given(id))?;
-                    moves.push(Move {
+                    steps.push(Move {
                         old,
                         data_key,
                         chain_key,
@@ -236,11 +236,11 @@ impl System {
                 Err(one) => closed.push(one),
             }
         }
-        let wanted = u64::try_from(moves.len()).unwrap_or(u64::MAX);
-        let moved = if dry || moves.is_empty() {
+        let wanted = u64::try_from(steps.len()).unwrap_or(u64::MAX);
+        let moved = if dry || steps.is_empty() {
             wanted
         } else {
-            self.make_moves(id, &moves).await?
+            self.make(id, &steps).await?
         };
         Ok(Rewrapped {
             moved,
@@ -250,11 +250,11 @@ impl System {
         })
     }
 
-    async fn make_moves(&self, id: &str, moves: &[Move]) -> Result<u64> {
+    async fn make(&self, id: &str, steps: &[Move]) -> Result<u64> {
         let (store, context) = (&self.store, &Context::system("keys"));
         let work = |tx: Tx| async move {
             let mut moved = 0;
-            for one in moves {
+            for one in steps {
                 moved += u64::from(one.make(&tx, id).await?);
             }
             if moved > 0 {

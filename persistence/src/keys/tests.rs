@@ -115,6 +115,8 @@ async fn a_damaged_row_stays_and_stops_nobody() {
         for at in 0..4 {
             ids.push(fixture.publisher(&format!("p{at}")).await.publisher.id);
         }
+        // Made in one moment, they stand in any order.
+        ids.sort_by_key(|id| id.uuid());
         let change = |id: PublisherId, column, value: sea_orm::Value| {
             owner_keys::Entity::update_many()
                 .col_expr(column, Expr::value(value))

@@ -14,13 +14,14 @@ use serde_json::json;
 use crate::{
     entity::trains,
     error::{Result, StoreError},
+    notices::{News, notify},
     scope::Scoped,
 };
 
 impl Scoped {
     /// Emits `stationmaster.train.exhausted`, unless that was done in the last five minutes by
-    /// whichever process; answers whether it was. Whatever else is to be told of it belongs into
-    /// this transaction.
+    /// whichever process; answers whether it was. Those of its people who asked for it are told
+    /// in Slack.
     pub async fn tell_exhausted(
         &self,
         train: TrainId,
@@ -52,6 +53,8 @@ impl Scoped {
                 });
                 let word = OwnType::TrainExhausted.as_str();
                 crate::events::emit(&tx, owner, word, &data, None).await?;
+                let news = News::Exhausted(train, available_at);
+                notify(&tx, self.scope.publisher(), &news).await?;
                 Ok(true)
             })
             .await

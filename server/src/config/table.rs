@@ -97,7 +97,7 @@ settings! {
         allow_http_destinations: Switch = "STATIONMASTER_ALLOW_HTTP_DESTINATIONS", "false" (""), Open,
             "Whether publishers may give plain `http` URLs. For tests and private networks.";
         allowed_destinations: Networks = "STATIONMASTER_ALLOWED_DESTINATIONS", "" ("none"), Open,
-            "Networks that webhooks and subcommands may reach although they are not public, such as 127.0.0.0/8.";
+            "Networks that webhooks, subcommands and Slack messages may reach although they are not public, such as 127.0.0.0/8.";
         retry_schedule: Retries = "STATIONMASTER_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,10h" (""), Open,
             "Waits before the second, third and further tries of a delivery. Each is spread by a fifth to either side.";
         disable_endpoint_after_days: Whole<1, 365> = "STATIONMASTER_DISABLE_ENDPOINT_AFTER_DAYS", "5" (""), Open,
@@ -124,10 +124,14 @@ settings! {
             "How long finished deliveries and their attempts are kept, in days.";
         retention_runs_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_RUNS_DAYS", "90" (""), Open,
             "How long finished runs are kept at most, in days. A pipeline may ask for less.";
+        retention_notices_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_NOTICES_DAYS", "7" (""), Open,
+            "How long Slack messages about trains are kept after they were sent or given up, in days.";
         cron_leases: Cron = "STATIONMASTER_CRON_LEASES", "*/10 * * * * *" (""), Open,
             "When runs whose lease ran out are taken back.";
         cron_endpoints: Cron = "STATIONMASTER_CRON_ENDPOINTS", "*/15 * * * * *" (""), Open,
             "When webhook endpoints are looked at: to disable those that failed for too long, and to tell of those that fail or work again.";
+        cron_accounts: Cron = "STATIONMASTER_CRON_ACCOUNTS", "*/5 * * * * *" (""), Open,
+            "When OAuth accounts whose tokens near their end are refreshed, and logins that nobody finished within 10 minutes removed.";
         cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "30 * * * * *" (""), Open,
             "When stored answers that hold a credential are wiped after their 10 minutes, and idempotency keys removed after their 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
@@ -138,6 +142,8 @@ settings! {
             "When events past their retention are removed.";
         cron_runs: Cron = "STATIONMASTER_CRON_RUNS", "0 19 3 * * *" (""), Open,
             "When finished runs past their retention are removed.";
+        cron_notices: Cron = "STATIONMASTER_CRON_NOTICES", "0 37 3 * * *" (""), Open,
+            "When Slack messages about trains past their retention are removed.";
         cron_publishers: Cron = "STATIONMASTER_CRON_PUBLISHERS", "0 53 3 * * *" (""), Open,
             "When publishers that were deleted more than 7 days ago are destroyed for good.";
     }

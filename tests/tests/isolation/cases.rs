@@ -100,6 +100,12 @@ impl Target {
         self
     }
 
+    /// A stranger must be told that there is no such thing.
+    fn must_be_absent(mut self) -> Self {
+        self.probes[0].must_be_absent = true;
+        self
+    }
+
     /// What a stranger names may be free to use for it too.
     fn answered_alike(mut self) -> Self {
         for pair in &mut self.probes {
@@ -379,13 +385,30 @@ fn trains(operation: &str, things: &Things) -> Option<Target> {
         "create_account" => plain(201, "/v1/accounts")
             .bodies(&new_account(&slug), &new_account(&nothing))
             .naming(&new_account("{}"), &things.train, &other),
-        "get_account" => account(200, "/v1/accounts/{}", &things.account),
+        "get_account" | "delete_account" => account(200, "/v1/accounts/{}", &things.account),
         "update_account" => {
             account(200, "/v1/accounts/{}", &things.account).body(&json!({"enabled": false}))
         }
-        "delete_account" => account(200, "/v1/accounts/{}", &things.account),
         "replace_account" => {
             account(201, "/v1/accounts/{}/replace", &things.spare_account).body(&new_account(&slug))
+        }
+        "refresh_account" => account(200, "/v1/accounts/{}/refresh", &things.oauth_account),
+        "refresh_accounts" => plain(200, "/v1/accounts/refresh").body(&json!({"dry_run": true})),
+        "start_oauth_login" => {
+            let login = |replaces: &str| {
+                let mut body = things.tokens.login_body(&slug);
+                body["replaces"] = json!(replaces);
+                body
+            };
+            plain(200, "/v1/accounts/oauth/start")
+                .bodies(&login(&things.spare_account), &login(&absent("acc")))
+                .must_be_absent()
+        }
+        "finish_oauth_login" => {
+            let finish = |state: &str| json!({"state": state, "code": "good"});
+            plain(201, "/v1/accounts/oauth/finish")
+                .bodies(&finish(&things.login_state), &finish(&"x".repeat(43)))
+                .must_be_absent()
         }
         "list_trains" => plain(200, "/v1/trains"),
         "create_train" => plain(201, "/v1/trains")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Consumer, Publisher, Server, User, tools};
+use tests::{Consumer, Publisher, Server, TokenEndpoint, User, tools};
 
 /// Names that only one publisher uses, and identifiers of everything that it has.
 pub struct Things {
@@ -38,6 +38,10 @@ pub struct Things {
     pub account: String,
     /// One that no train lends.
     pub spare_account: String,
+    /// An account whose token can be refreshed, and a login that was begun, by their endpoint.
+    pub oauth_account: String,
+    pub login_state: String,
+    pub tokens: TokenEndpoint,
     /// The slug of a train, and the name of its account.
     pub train: String,
     /// The credential that it lends, as it goes out.
@@ -63,6 +67,10 @@ pub struct Things {
 }
 
 impl Things {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one of everything, one after the other"
+    )]
     pub async fn make(server: &Server, consumer: &Consumer) -> Self {
         let word = tools::word();
         let publisher = server.publisher(&format!("tenant-{word}")).await;
@@ -100,6 +108,13 @@ impl Things {
 
         let train = format!("train-{word}");
         let account = publisher.account(&train).await;
+        let tokens = TokenEndpoint::start(server).await;
+        let body = tokens.account(&format!("oauth {word}"), Duration::from_hours(1));
+        let made = admin.post("/v1/accounts").json(&body);
+        let oauth_account = made.expect(201).await.text("/id");
+        let body = tokens.login_body(&format!("login {word}"));
+        let begun = admin.post("/v1/accounts/oauth/start").json(&body);
+        let login_state = begun.expect(200).await.text("/state");
         let spare_account = publisher.account(&format!("spare {word}")).await;
         publisher.train(&train, &[&account]).await;
         let (_, gateway) = publisher.train_token(&train).await;
@@ -140,6 +155,9 @@ impl Things {
             key_set,
             account,
             spare_account,
+            oauth_account,
+            login_state,
+            tokens,
             train,
             lent,
             gateway,
@@ -184,6 +202,7 @@ impl Things {
                 &self.key_set,
                 &self.account,
                 &self.spare_account,
+                &self.oauth_account,
                 &self.train,
                 &self.lent,
                 &self.train_token_id,

@@ -48,7 +48,12 @@ async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
             let (bearer, empty) = (format!("Bearer {key}"), String::new());
             let (wanted, name, value, unused) = match provider {
                 "anthropic" => ((empty, key.clone()), "x-api-key", &key, "authorization"),
-                "openai" => ((bearer.clone(), empty), "authorization", &bearer, "x-api-key"),
+                "openai" => (
+                    (bearer.clone(), empty),
+                    "authorization",
+                    &bearer,
+                    "x-api-key",
+                ),
                 _ => {
                     let unused = "authorization, x-api-key";
                     ((empty.clone(), empty), "api-key", &key, unused)

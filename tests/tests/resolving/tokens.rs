@@ -54,8 +54,8 @@ async fn a_trains_token_is_shown_once_and_listed_by_its_end(world: &World) {
     let list = admin.all(TOKENS).await;
     assert!(list[0]["revoked_at"].is_string(), "{list:?}");
     let actions = publisher.actions().await;
-    let last = ["train_token.minted", "train_token.revoked"];
-    assert_eq!(actions[actions.len() - 2..], last);
+    let newest = ["train_token.minted", "train_token.revoked"];
+    assert_eq!(actions[actions.len() - 2..], newest);
     verified(&publisher, true).await;
 }
 

@@ -105,8 +105,14 @@ impl House {
     }
 }
 
-/// Kills the process that holds most, once the flood is on, and lets its callers go elsewhere.
-async fn kill_one(servers: &[Server], houses: &[House], tally: &Tally, after: usize) -> Death {
+/// Kills the process that holds most, once the flood is on, and lets its callers go elsewhere; also
+/// answers where.
+async fn kill_one<'a>(
+    servers: &'a [Server],
+    houses: &[House],
+    tally: &Tally,
+    after: usize,
+) -> (Death, &'a Server) {
     tools::eventually("the flood is on", PATIENCE, async || {
         (tally.len() > after).then_some(())
     })
@@ -119,14 +125,14 @@ async fn kill_one(servers: &[Server], houses: &[House], tally: &Tally, after: us
     assert!(held.iter().all(|count| *count > 0), "{held:?}");
     let dies = (0..servers.len()).max_by_key(|at| held[*at]).unwrap();
     servers[dies].kill().await;
-    let elsewhere = servers[(dies + 1) % servers.len()].url();
+    let elsewhere = &servers[(dies + 1) % servers.len()];
     for house in houses {
         let mut url = house.source.urls[dies].write().unwrap();
-        url.clone_from(&elsewhere);
+        *url = elsewhere.url();
     }
-    let pending = pending(&servers[dies]).await;
+    let pending = pending(elsewhere).await;
     let over = Instant::now();
-    Death { over, pending }
+    (Death { over, pending }, elsewhere)
 }
 
 async fn one_of_three_dies_in_a_flood(world: &World) {
@@ -138,7 +144,7 @@ async fn one_of_three_dies_in_a_flood(world: &World) {
     }
     let all = 3 * (PLAIN + ORDERED + LIMITED);
     let began = Instant::now();
-    let ((), (), (), death) = tokio::join!(
+    let ((), (), (), (death, elsewhere)) = tokio::join!(
         houses[0].flood(0),
         houses[1].flood(1),
         houses[2].flood(2),
@@ -153,7 +159,12 @@ async fn one_of_three_dies_in_a_flood(world: &World) {
             .iter()
             .filter(|one| one.path.starts_with(&format!("/{number}/")));
         let of_house: Vec<Arrival> = of_house.cloned().collect();
-        nothing_is_lost(&house.source, &house.publisher, &of_house).await;
+        // The publisher may have spoken to the one that died.
+        let publisher = Publisher {
+            admin: elsewhere.user(house.publisher.admin.token()),
+            ..house.publisher.clone()
+        };
+        nothing_is_lost(&house.source, &publisher, &of_house).await;
         let at = |kind: &str| {
             let path = format!("/{number}/{kind}");
             let found = of_house.iter().filter(move |one| one.path == path);

@@ -1,0 +1,80 @@
+//! One question to a token endpoint.
+
+use std::time::{Duration, Instant};
+
+use domain::oauth::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
+use outbound::{Request, Response};
+use secrecy::ExposeSecret as _;
+
+/// From the start to the last header of the answer, and to its end.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Asks once, and a second time only if the endpoint does not know a client by its header: some
+/// take the secret in the body alone (RFC 6749 §2.3.1 leaves that to them). A client that is not
+/// known spends nothing.
+///
+/// # Errors
+/// Why there is no grant, in words of ours.
+pub(crate) async fn ask(
+    http: &outbound::Client,
+    url: &str,
+    client: Client<'_>,
+    ask: Ask<'_>,
+) -> Result<Grant, TokenError> {
+    let began = Instant::now();
+    let mut answer = once(http, url, client, ask, ClientAuth::Basic).await;
+    if client.secret.is_some()
+        && let Err(error) = &answer
+        && error.reason == "invalid_client"
+    {
+        answer = once(http, url, client, ask, ClientAuth::Body).await;
+    }
+    let outcome = answer
+        .as_ref()
+        .map_or_else(|error| error.reason, |_| "granted");
+    metrics::histogram!("stationmaster_token_endpoint_seconds", "outcome" => outcome)
+        .record(began.elapsed().as_secs_f64());
+    answer
+}
+
+async fn once(
+    http: &outbound::Client,
+    url: &str,
+    client: Client<'_>,
+    ask: Ask<'_>,
+    auth: ClientAuth,
+) -> Result<Grant, TokenError> {
+    let (form, header) = client.request(ask, auth);
+    let mut request = Request::post(url, form.as_bytes().to_vec());
+    request.keep_bytes = ANSWER_BYTES;
+    request.headers_timeout = Some(HEADERS_TIMEOUT);
+    request.total_timeout = Some(TOTAL_TIMEOUT);
+    let mut add = |name: &str, value: &str| {
+        request.headers.push((name.to_owned(), value.to_owned()));
+    };
+    add("content-type", "application/x-www-form-urlencoded");
+    add("accept", "application/json");
+    // An answer in a coding would be bytes that nobody unpacks.
+    add("accept-encoding", "identity");
+    if let Some(header) = header {
+        add("authorization", header.expose_secret());
+    }
+    let response = http.send(request).await;
+    let response = response.map_err(|failure| TokenError::passing(failure.code()))?;
+    if response.truncated {
+        return Err(TokenError::passing("answer_too_long"));
+    }
+    read_answer(response.status, &response.body_excerpt).map_err(|error| TokenError {
+        retry_after: retry_after(&response),
+        ..error
+    })
+}
+
+/// `Retry-After` in seconds (RFC 9110 §10.2.3). A date says nothing that the usual wait does not.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let text = response.retry_after.as_deref()?.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // More digits than fit mean more than anybody waits.
+    digits.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,29 @@
+//! The token endpoints of upstreams: refreshing what accounts hold, and trading a login's code.
+//!
+//! However many ask for an account's fresh token, here or in other processes, one request goes
+//! out ([`Refresher`]). It leaves through `outbound` alone, holds no database connection, and is
+//! never cancelled half-way: whoever asked and went away leaves a task behind that ends by itself.
+//! Neither tokens nor bodies of answers ever reach a log.
+
+mod endpoint;
+mod places;
+mod refresher;
+
+pub use refresher::{RefreshError, Refresher};
+
+use domain::oauth::{Ask, Client, Grant, TokenError};
+
+impl Refresher {
+    /// Trades the code of a login for tokens.
+    ///
+    /// # Errors
+    /// Why there are none, in words of ours.
+    pub async fn trade(
+        &self,
+        token_url: &str,
+        client: Client<'_>,
+        code: Ask<'_>,
+    ) -> Result<Grant, TokenError> {
+        endpoint::ask(self.http(), token_url, client, code).await
+    }
+}

@@ -1,0 +1,366 @@
+//! One refresh however many ask.
+//!
+//! In a process, those who ask for the same account at the same time share one flight. Among
+//! processes, a lease in the account's row lets one ask the endpoint; the others look at the row
+//! until it has another credential.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use domain::{
+    Code, Problem, Timestamp,
+    id::{AccountId, PublisherId},
+    oauth::{Ask, Client, ErrorKind, Grant, TokenError},
+    random,
+};
+use moka::sync::Cache;
+use persistence::{
+    AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    endpoint,
+    places::{IN_ALL, OF_ONE, Places},
+};
+
+/// How long a lease lasts: two questions to the endpoint, and the commit.
+const LEASE: Duration = Duration::from_secs(45);
+/// How often one who waits for another process looks at the row, spread by a third.
+const LOOK_EVERY: Duration = Duration::from_millis(75);
+/// How long a flight waits for another process: as long as that one's lease may last.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How long it is remembered of an account that its token is good; that its refresh failed, while
+/// the old token lives; and the same after its end. And of how many accounts.
+const GOOD_KEPT: Duration = Duration::from_secs(1);
+const FAILED_KEPT: Duration = Duration::from_secs(5);
+const OVER_KEPT: Duration = Duration::from_secs(1);
+const KEPT_MAX: u64 = 10_000;
+/// Tries to store an answer of which no other copy exists, and the wait between them.
+const STORE_TRIES: u32 = 5;
+const STORE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why an account has no fresh token.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RefreshError {
+    /// The endpoint gave none, or was not asked because it gave none a moment ago.
+    #[error("the upstream gave no new token: {0}")]
+    Upstream(String),
+    /// The store's answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It takes too long.
+    #[error("the refresh takes too long")]
+    TimeOver,
+}
+
+impl From<RefreshError> for StoreError {
+    /// As the publisher meets it: `refresh_failed` with the reason.
+    fn from(error: RefreshError) -> Self {
+        match error {
+            RefreshError::Store(error) => error,
+            other => {
+                let mut words = format!("{other}.");
+                words[..1].make_ascii_uppercase();
+                Problem::new(Code::RefreshFailed, words).into()
+            }
+        }
+    }
+}
+
+type Outcome = Result<AccountToken, RefreshError>;
+type Flights = HashMap<(PublisherId, AccountId, bool), watch::Receiver<Option<Outcome>>>;
+
+/// Refreshes accounts. Cheap to clone; make one for the whole process.
+#[derive(Clone)]
+pub struct Refresher(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    http: outbound::Client,
+    places: Places,
+    flights: Mutex<Flights>,
+    /// How it stands with accounts that were asked for a moment ago, and until when that holds.
+    lately: Cache<(PublisherId, AccountId), (Result<(), RefreshError>, Timestamp)>,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Refresher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Refresher")
+    }
+}
+
+impl Refresher {
+    /// Accounts of a batch of scheduled refreshes, and those of one publisher among them: as many
+    /// as may be under way, so that none waits for its place.
+    pub const BATCH: (u64, u64) = (IN_ALL as u64, OF_ONE as u64);
+
+    /// Over a store, by a client whose policy judges token endpoints.
+    #[must_use]
+    pub fn new(store: Store, http: outbound::Client) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            http,
+            places: Places::new(),
+            flights: Mutex::default(),
+            lately: Cache::builder()
+                .max_capacity(KEPT_MAX)
+                .time_to_live(FAILED_KEPT)
+                .build(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    pub(crate) fn http(&self) -> &outbound::Client {
+        &self.0.http
+    }
+
+    /// Waits until nothing is under way. Call it before the store is closed.
+    pub async fn drained(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Sees to it that the account's token is good to use: replaces it if it is near its end, and
+    /// waits for that for the first of `wait` while the old one lives, else for the second. For a
+    /// moment the answer comes from memory: many may ask.
+    ///
+    /// # Errors
+    /// It is still near its end, or over; 404 and `wrong_credential_type` of the store.
+    pub async fn living_token(
+        &self,
+        scope: &Scope,
+        account: AccountId,
+        wait: (Duration, Duration),
+    ) -> Result<(), RefreshError> {
+        let (key, now) = ((scope.publisher(), account), self.0.store.now());
+        if let Some((outcome, until)) = self.0.lately.get(&key)
+            && now < until
+        {
+            return outcome;
+        }
+        let present = self.0.store.scoped(scope).account_token(account).await?;
+        let left = present.expires_at.map(|at| at.since(now));
+        if !present.ends_soon {
+            let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
+            self.0.lately.insert(key, (Ok(()), now.plus(kept)));
+            return Ok(());
+        }
+        let left = left.filter(|left| !left.is_zero());
+        let wait = if left.is_some() { wait.0 } else { wait.1 };
+        let flight = self.replace(scope, account, present.version, false, None);
+        let error = match tokio::time::timeout(wait, flight).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => RefreshError::TimeOver,
+        };
+        let kept = match present.expires_at.filter(|_| left.is_some()) {
+            Some(end) => self.0.store.now().plus(FAILED_KEPT).min(end),
+            None => self.0.store.now().plus(OVER_KEPT),
+        };
+        self.0.lately.insert(key, (Err(error.clone()), kept));
+        Err(error)
+    }
+
+    /// The token that follows the one numbered `seen`, whoever gets it from the endpoint. `force`
+    /// asks even if the endpoint failed a moment ago. `context` says who asks, for the audit log;
+    /// among those who share a flight, the first counts.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn replace(
+        &self,
+        scope: &Scope,
+        account: AccountId,
+        seen: i64,
+        force: bool,
+        context: Option<Context>,
+    ) -> Outcome {
+        let mut flight = self.join(scope, account, seen, force, context);
+        let landed = flight.wait_for(Option::is_some).await;
+        let broken = || StoreError::Internal("a refresh broke down".to_owned());
+        let outcome = landed.ok().and_then(|outcome| outcome.clone());
+        outcome.unwrap_or_else(|| Err(broken().into()))
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.0
+            .flights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(
+        &self,
+        scope: &Scope,
+        account: AccountId,
+        seen: i64,
+        force: bool,
+        context: Option<Context>,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let key = (scope.publisher(), account, force);
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&key) {
+            return flight.clone();
+        }
+        let (landing, flight) = watch::channel(None);
+        flights.insert(key, flight.clone());
+        drop(flights);
+        let landed = Landing {
+            refresher: self.clone(),
+            key,
+        };
+        let scoped = self.0.store.scoped(scope);
+        let context = context.unwrap_or_else(|| Context::system("refresh"));
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            // Before the lease, which waits for nothing.
+            let place = this.0.places.take(key.0).await;
+            let outcome = this.fly(&scoped, account, seen, force, &context).await;
+            drop(place);
+            // Whoever comes from now on looks for himself.
+            drop(landed);
+            landing.send_replace(Some(outcome));
+        });
+        flight
+    }
+
+    async fn fly(
+        &self,
+        scoped: &Scoped,
+        account: AccountId,
+        seen: i64,
+        force: bool,
+        context: &Context,
+    ) -> Outcome {
+        let end = Instant::now() + PATIENCE;
+        let mut failures = None;
+        loop {
+            match scoped.take_refresh(account, seen, force, LEASE).await? {
+                Turn::Ours(lease) => return self.ask(scoped, &lease, context).await,
+                Turn::Done => return Ok(scoped.account_token(account).await?),
+                Turn::Later { reason, .. } => return Err(RefreshError::Upstream(reason)),
+                Turn::Another { failures: now } => {
+                    // One more than there were: whom we waited for had no luck.
+                    if *failures.get_or_insert(now) != now {
+                        let words = "another process was given none a moment ago";
+                        return Err(RefreshError::Upstream(words.to_owned()));
+                    }
+                }
+            }
+            if Instant::now() >= end {
+                return Err(RefreshError::TimeOver);
+            }
+            tokio::time::sleep(LOOK_EVERY.mul_f64(random::jitter(0.33))).await;
+        }
+    }
+
+    /// Asks the endpoint, and stores what came of it before anybody hears of it.
+    async fn ask(&self, scoped: &Scoped, lease: &RefreshLease, context: &Context) -> Outcome {
+        let asked_at = self.0.store.now();
+        let client = Client {
+            id: &lease.client_id,
+            secret: lease.tokens.client_secret.as_ref(),
+        };
+        let ask = Ask::Refresh {
+            token: &lease.tokens.refresh_token,
+            scope: lease.scopes.as_deref(),
+        };
+        match endpoint::ask(&self.0.http, &lease.token_url, client, ask).await {
+            Ok(grant) => keep(scoped, lease, context, &grant, asked_at).await,
+            Err(error) => {
+                self.failed(scoped, lease, context, &error).await;
+                Err(RefreshError::Upstream(error.reason.to_owned()))
+            }
+        }
+    }
+
+    async fn failed(
+        &self,
+        scoped: &Scoped,
+        lease: &RefreshLease,
+        context: &Context,
+        error: &TokenError,
+    ) {
+        let (account, reason) = (lease.account, error.reason);
+        count(match error.kind {
+            ErrorKind::Spent => "spent",
+            ErrorKind::Refused => "refused",
+            ErrorKind::Passing => "passing",
+        });
+        tracing::warn!(%account, reason, "an account could not be refreshed");
+        if let Err(error) = scoped.keep_refresh_failure(context, lease, error).await {
+            tracing::warn!(%account, %error, "a failed refresh could not be written down");
+        }
+    }
+
+    /// Refreshes accounts that are due; answers how many have a new token, and how many not.
+    /// [`Refresher::BATCH`] says how many it is good to ask for at a time.
+    pub async fn refresh_due(&self, due: &[DueRefresh]) -> (u64, u64) {
+        let flights: Vec<_> = due
+            .iter()
+            .map(|one| self.join(&one.scope, one.account, one.version, false, None))
+            .collect();
+        let (mut refreshed, mut failed) = (0, 0);
+        for mut flight in flights {
+            let landed = flight.wait_for(Option::is_some).await;
+            match landed.as_deref() {
+                Ok(Some(Ok(_))) => refreshed += 1,
+                _ => failed += 1,
+            }
+        }
+        (refreshed, failed)
+    }
+}
+
+/// Stores what was granted. The old refresh token may be spent, and no other copy of the new one
+/// exists: a store that stumbles is asked again.
+async fn keep(
+    scoped: &Scoped,
+    lease: &RefreshLease,
+    context: &Context,
+    grant: &Grant,
+    asked_at: Timestamp,
+) -> Outcome {
+    let account = lease.account;
+    let mut tries = 1;
+    loop {
+        match scoped.keep_refreshed(context, lease, grant, asked_at).await {
+            Ok(token) => {
+                count("refreshed");
+                tracing::info!(%account, "an account was refreshed");
+                return Ok(token);
+            }
+            Err(StoreError::Unavailable(_) | StoreError::Conflict(_)) if tries < STORE_TRIES => {
+                tries += 1;
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+            Err(error) => {
+                count("lost");
+                tracing::warn!(%account, %error, "new tokens could not be stored");
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+/// Takes a flight off the list however it ends.
+struct Landing {
+    refresher: Refresher,
+    key: (PublisherId, AccountId, bool),
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.refresher.flights().remove(&self.key);
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!("stationmaster_account_refreshes_total", "outcome" => outcome).increment(1);
+}

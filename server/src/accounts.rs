@@ -1,0 +1,159 @@
+//! `stationmaster accounts …`: upstream accounts from the command line, through a running server.
+//!
+//! Exit codes: 0 done, 1 refused or failed (of `refresh-all`: any account failed), 2 wrong usage.
+
+mod login;
+mod remote;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::Failure,
+    text::{say, shortened},
+};
+
+use remote::Remote;
+
+/// What can be done with accounts.
+#[derive(Debug, Subcommand)]
+pub enum Accounts {
+    /// Log in at an upstream in a browser, and make an account of what it grants
+    Login(login::Login),
+    /// Show accounts: their health, and until when their tokens live
+    Status {
+        /// Only this one, by id or by name
+        account: Option<String>,
+        /// Which server, as whom.
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Replace the token of one OAuth account now
+    Refresh {
+        /// Which one, by id or by name
+        account: String,
+        /// Which server, as whom.
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Replace the tokens of all OAuth accounts now; exits with 1 if any failed
+    RefreshAll {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Which server, as whom.
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+/// Which server, and as whom.
+#[derive(Debug, Args)]
+pub struct Reach {
+    /// The server to talk to
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    server: String,
+    /// The environment variable that holds an admin token
+    #[arg(long, value_name = "NAME", default_value = "STATIONMASTER_TOKEN")]
+    token_env: String,
+    /// A file that holds an admin token, instead
+    #[arg(long, value_name = "FILE", conflicts_with = "token_env")]
+    token_file: Option<PathBuf>,
+}
+
+/// Does one of them.
+///
+/// # Errors
+/// Wrong usage; the server refuses or can't be reached; an account could not be refreshed.
+pub async fn run(command: Accounts) -> Result<(), Failure> {
+    match command {
+        Accounts::Login(options) => login::run(options).await,
+        Accounts::Status { account, reach } => status(&Remote::new(&reach)?, account).await,
+        Accounts::Refresh { account, reach } => refresh(&Remote::new(&reach)?, &account).await,
+        Accounts::RefreshAll { dry_run, reach } => {
+            refresh_all(&Remote::new(&reach)?, dry_run).await
+        }
+    }
+}
+
+async fn status(remote: &Remote, account: Option<String>) -> Result<(), Failure> {
+    let found = match account {
+        Some(account) => vec![remote.account(&account).await?],
+        None => remote.accounts().await?,
+    };
+    if found.is_empty() {
+        eprintln!("there are no accounts");
+    }
+    let mut rows = vec![["NAME", "ID", "TYPE", "HEALTH", "EXPIRES"].map(str::to_owned)];
+    rows.extend(found.iter().map(row));
+    table(&rows);
+    Ok(())
+}
+
+fn row(account: &Value) -> [String; 5] {
+    let text = |name: &str| shortened(account[name].as_str().unwrap_or("-"));
+    let mut health = shortened(account["health"]["status"].as_str().unwrap_or("-"));
+    if let Some(reason) = account["health"]["reason"].as_str() {
+        health = format!("{health} ({})", shortened(reason));
+    }
+    if account["enabled"] == false {
+        health.push_str(", disabled");
+    }
+    [
+        text("name"),
+        text("id"),
+        text("credential_type"),
+        health,
+        text("expires_at"),
+    ]
+}
+
+async fn refresh(remote: &Remote, account: &str) -> Result<(), Failure> {
+    let account = remote.account(account).await?;
+    let id = account["id"].as_str().unwrap_or_default();
+    let path = format!("/v1/accounts/{id}/refresh");
+    let refreshed = remote.post(&path, None).await?;
+    let name = shortened(refreshed["name"].as_str().unwrap_or_default());
+    let until = shortened(refreshed["expires_at"].as_str().unwrap_or_default());
+    say(&format!(
+        "{name} was refreshed; its token lives until {until}"
+    ));
+    Ok(())
+}
+
+async fn refresh_all(remote: &Remote, dry_run: bool) -> Result<(), Failure> {
+    let body = json!({ "dry_run": dry_run });
+    let done = remote.post("/v1/accounts/refresh", Some(&body)).await?;
+    let items = done["items"].as_array().cloned().unwrap_or_default();
+    let mut rows = vec![["NAME", "ID", "OUTCOME", "REASON"].map(str::to_owned)];
+    rows.extend(items.iter().map(|item| {
+        ["name", "account_id", "outcome", "reason"]
+            .map(|name| shortened(item[name].as_str().unwrap_or("-")))
+    }));
+    table(&rows);
+    let failed = items.iter().filter(|item| item["outcome"] == "failed");
+    match failed.count() {
+        0 => Ok(()),
+        count => Err(Failure::Failed(format!(
+            "{count} accounts could not be refreshed"
+        ))),
+    }
+}
+
+/// Writes rows under each other, each column as wide as it has to be.
+fn table<const N: usize>(rows: &[[String; N]]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in rows {
+        let cells = row.iter().zip(widths);
+        let line: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        say(line.join("  ").trim_end());
+    }
+}

@@ -1,0 +1,213 @@
+//! A login at an upstream: the browser comes back to a port of this machine (RFC 8252 §7.3).
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use crate::{
+    cli::Failure,
+    files,
+    text::{say, shortened},
+};
+
+use super::{Reach, remote::Remote};
+
+/// How long the server keeps a login that was begun.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// How long a browser may take to send a request's first line, and how long that may be.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_BYTES: u64 = 16 * 1024;
+/// Where the browser comes back to.
+const CALLBACK: &str = "/callback";
+
+/// What is asked for on the command line.
+#[derive(Debug, Args)]
+pub struct Login {
+    /// The name of the account that is made
+    name: String,
+    /// The provider, such as `anthropic`
+    #[arg(long, value_name = "NAME")]
+    provider: String,
+    /// Where people log in
+    #[arg(long, value_name = "URL")]
+    authorize_url: String,
+    /// Where a code is traded for tokens, and where they are refreshed
+    #[arg(long, value_name = "URL")]
+    token_url: String,
+    /// The client that the upstream knows
+    #[arg(long, value_name = "ID")]
+    client_id: String,
+    /// The environment variable that holds the client's secret, if it has one
+    #[arg(long, value_name = "NAME")]
+    client_secret_env: Option<String>,
+    /// What to ask for, separated by spaces
+    #[arg(long, value_name = "SCOPES", default_value = "")]
+    scopes: String,
+    /// Where the upstream's API is; known for well-known providers
+    #[arg(long, value_name = "URL")]
+    base_url: Option<String>,
+    /// The port on 127.0.0.1 that the browser comes back to; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Begins a login, waits for the browser to come back, and finishes it.
+///
+/// # Errors
+/// Wrong usage; the server or the upstream refuses; nobody comes back in time.
+pub async fn run(options: Login) -> Result<(), Failure> {
+    let remote = Remote::new(&options.reach)?;
+    let client_secret = match &options.client_secret_env {
+        Some(name) => Some(files::secret_of_env(name)?),
+        None => None,
+    };
+    let failed = |error: std::io::Error| Failure::Failed(format!("127.0.0.1: {error}"));
+    let listener = TcpListener::bind(("127.0.0.1", options.port)).await;
+    let listener = listener.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+
+    let mut body = json!({
+        "name": options.name,
+        "provider": options.provider,
+        "authorize_url": options.authorize_url,
+        "token_url": options.token_url,
+        "client_id": options.client_id,
+        "scopes": options.scopes,
+        "redirect_uri": format!("http://{address}{CALLBACK}"),
+    });
+    if let Some(url) = &options.base_url {
+        body["base_url"] = json!(url);
+    }
+    if let Some(secret) = &client_secret {
+        body["client_secret"] = json!(secrecy::ExposeSecret::expose_secret(secret));
+    }
+    let begun = remote.post("/v1/accounts/oauth/start", Some(&body)).await?;
+    let state = begun["state"].as_str().unwrap_or_default();
+    say("open this address in a browser and log in:");
+    say(begun["url"].as_str().unwrap_or_default());
+    let code = timeout(PATIENCE, come_back(&listener, state)).await;
+    let code = code.map_err(|_| Failure::Failed("nobody logged in within 10 minutes".into()))??;
+    let body = json!({ "state": state, "code": code });
+    let made = remote
+        .post("/v1/accounts/oauth/finish", Some(&body))
+        .await?;
+    let text = |name: &str| shortened(made[name].as_str().unwrap_or_default());
+    say(&format!("account {} is {}", text("name"), text("id")));
+    Ok(())
+}
+
+/// Waits for the request that carries the code; others are turned away.
+async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failure> {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let line = timeout(REQUEST_TIMEOUT, first_line(&mut stream)).await;
+        let answer = match line {
+            Ok(Some(line)) => read(&line, state),
+            _ => continue,
+        };
+        let (status, words) = match &answer {
+            Answer::Code(_) => ("200 OK", "You are logged in. This window can be closed."),
+            Answer::Refused(_) => ("200 OK", "The login failed. This window can be closed."),
+            Answer::Stray => ("404 Not Found", "Nothing is here."),
+        };
+        let page = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\
+             cache-control: no-store\r\nreferrer-policy: no-referrer\r\n\
+             content-length: {}\r\n\r\n{words}",
+            words.len()
+        );
+        // Whether the browser reads it is its own affair.
+        let _ = timeout(REQUEST_TIMEOUT, stream.write_all(page.as_bytes())).await;
+        match answer {
+            Answer::Code(code) => return Ok(code),
+            Answer::Refused(error) => {
+                let words = format!("the upstream refused the login: {}", shortened(&error));
+                return Err(Failure::Failed(words));
+            }
+            Answer::Stray => {}
+        }
+    }
+}
+
+async fn first_line(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut stream = stream.take(REQUEST_BYTES);
+    // To the end of the headers: a connection that is closed with bytes unread is reset.
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut some = [0; 1024];
+        let count = stream
+            .read(&mut some)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
+        bytes.extend_from_slice(&some[..count]);
+    }
+    let text = String::from_utf8(bytes).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+/// What a request to our port means.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Code(String),
+    Refused(String),
+    Stray,
+}
+
+/// Reads a request's first line. Without our state it is nobody that we wait for: another site may
+/// send a browser here, too (RFC 6749 §10.12).
+fn read(line: &str, state: &str) -> Answer {
+    let target = line
+        .strip_prefix("GET ")
+        .and_then(|rest| rest.split(' ').next());
+    let Some((CALLBACK, query)) = target.and_then(|target| target.split_once('?')) else {
+        return Answer::Stray;
+    };
+    let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
+    let one = |name: &str| {
+        let mut found = pairs.iter().filter(|(known, _)| known == name);
+        let first = found.next().map(|(_, value)| value.to_string());
+        first.filter(|_| found.next().is_none())
+    };
+    if state.is_empty() || one("state").as_deref() != Some(state) {
+        return Answer::Stray;
+    }
+    match (one("code"), one("error")) {
+        (Some(code), None) if !code.is_empty() => Answer::Code(code),
+        (_, error) => Answer::Refused(error.unwrap_or_else(|| "no code came".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_right_state_brings_a_code() {
+        let line = |query: &str| format!("GET /callback?{query} HTTP/1.1");
+        let code = Answer::Code("a b".to_owned());
+        assert_eq!(read(&line("code=a+b&state=s&iss=x"), "s"), code);
+        for stray in ["code=a", "code=a&state=t", "code=a&state=s&state=s", ""] {
+            assert_eq!(read(&line(stray), "s"), Answer::Stray, "{stray}");
+        }
+        assert_eq!(read(&line("code=a&state="), ""), Answer::Stray);
+        assert_eq!(read("GET /favicon.ico HTTP/1.1", "s"), Answer::Stray);
+        assert_eq!(
+            read("POST /callback?code=a&state=s HTTP/1.1", "s"),
+            Answer::Stray
+        );
+        let denied = Answer::Refused("access_denied".to_owned());
+        assert_eq!(read(&line("error=access_denied&state=s"), "s"), denied);
+        assert!(matches!(read(&line("state=s"), "s"), Answer::Refused(_)));
+    }
+}

@@ -1,0 +1,295 @@
+//! A token endpoint that a test controls: it counts, is slow, fails, rotates refresh tokens, and
+//! takes a refresh token that comes twice for theft (RFC 6819 §5.2.2.3).
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use poem::{
+    Endpoint, IntoResponse, Request, Response, Server as Http, http::StatusCode,
+    listener::TcpAcceptor,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::{server::Server, tools::word, vault::Vault};
+
+/// One request that the endpoint got.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// When.
+    pub at: Instant,
+    /// Its form.
+    pub form: HashMap<String, String>,
+    /// Its `Authorization`; empty without.
+    pub authorization: String,
+    /// How it was answered.
+    pub answered: u16,
+}
+
+/// How the endpoint answers.
+#[derive(Clone, Debug)]
+pub enum Mood {
+    /// As it should.
+    Granting,
+    /// With this status and body.
+    Saying(u16, String),
+}
+
+struct State {
+    asked: Vec<Asked>,
+    mood: Mood,
+    delay: Duration,
+    life: Duration,
+    rotates: bool,
+    /// The refresh token that counts, by its family.
+    live: HashMap<String, String>,
+    /// Families whose token came twice.
+    revoked: HashSet<String>,
+    /// When each access token ends.
+    ends: HashMap<String, Instant>,
+    under_way: usize,
+    most_under_way: usize,
+}
+
+/// The endpoint. Gone when dropped.
+pub struct TokenEndpoint {
+    /// Where it listens.
+    pub url: String,
+    state: Arc<Mutex<State>>,
+    vault: Arc<Vault>,
+    task: JoinHandle<()>,
+}
+
+impl TokenEndpoint {
+    /// Starts one that grants tokens that live for an hour and rotates refresh tokens. What it
+    /// grants must not be found where secrets may not be.
+    pub async fn start(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State {
+            asked: Vec::new(),
+            mood: Mood::Granting,
+            delay: Duration::ZERO,
+            life: Duration::from_hours(1),
+            rotates: true,
+            live: HashMap::new(),
+            revoked: HashSet::new(),
+            ends: HashMap::new(),
+            under_way: 0,
+            most_under_way: 0,
+        }));
+        let vault = Arc::clone(&server.site().vault);
+        let app = Receiver {
+            state: Arc::clone(&state),
+            vault: Arc::clone(&vault),
+        };
+        let acceptor = TcpAcceptor::from_tokio(listener).unwrap();
+        let task = tokio::spawn(async move {
+            Http::new_with_acceptor(acceptor).run(app).await.unwrap();
+        });
+        Self {
+            url,
+            state,
+            vault,
+            task,
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// A first pair of tokens, as a login elsewhere would have given: access and refresh token.
+    #[must_use]
+    pub fn login(&self, life: Duration) -> (String, String) {
+        let family = word();
+        let tokens = grant(&mut self.state(), &family, life);
+        self.vault.add(&tokens.0);
+        self.vault.add(&tokens.1);
+        tokens
+    }
+
+    /// The body of an account that holds a first pair of tokens with `life` left.
+    #[must_use]
+    pub fn account(&self, name: &str, life: Duration) -> Value {
+        let (access, refresh) = self.login(life);
+        json!({
+            "name": name,
+            "provider": "acme",
+            "base_url": "https://api.example.com",
+            "credential_type": "oauth",
+            "oauth": {
+                "access_token": access,
+                "refresh_token": refresh,
+                "expires_at": crate::tools::in_seconds(life.as_secs()),
+                "token_url": self.url,
+                "client_id": "stationmaster",
+            },
+        })
+    }
+
+    /// The body that begins a login whose code is traded here.
+    #[must_use]
+    pub fn login_body(&self, name: &str) -> Value {
+        json!({
+            "name": name,
+            "provider": "acme",
+            "base_url": "https://api.example.com",
+            "authorize_url": "https://id.example.com/authorize",
+            "token_url": self.url,
+            "client_id": "stationmaster",
+            "scopes": "inference offline_access",
+            "redirect_uri": "http://127.0.0.1:40404/callback",
+        })
+    }
+
+    /// Answers like this from now on.
+    pub fn mood(&self, mood: Mood) {
+        self.state().mood = mood;
+    }
+
+    /// Answers after this long from now on.
+    pub fn delay(&self, delay: Duration) {
+        self.state().delay = delay;
+    }
+
+    /// Grants tokens that live so long from now on.
+    pub fn life(&self, life: Duration) {
+        self.state().life = life;
+    }
+
+    /// Leaves refresh tokens as they are, and does not mention them in its answers.
+    pub fn rotate_nothing(&self) {
+        self.state().rotates = false;
+    }
+
+    /// Everything that was asked, in order.
+    #[must_use]
+    pub fn asked(&self) -> Vec<Asked> {
+        self.state().asked.clone()
+    }
+
+    /// How many requests were under way at the same time, at most.
+    #[must_use]
+    pub fn most_under_way(&self) -> usize {
+        self.state().most_under_way
+    }
+
+    /// How long an access token still lives; `None` if it has ended or was never granted.
+    #[must_use]
+    pub fn left(&self, access_token: &str) -> Option<Duration> {
+        let left = self
+            .end(access_token)?
+            .checked_duration_since(Instant::now());
+        left.filter(|left| !left.is_zero())
+    }
+
+    /// When an access token ends; `None` if it was never granted.
+    #[must_use]
+    pub fn end(&self, access_token: &str) -> Option<Instant> {
+        self.state().ends.get(access_token).copied()
+    }
+
+    /// Whether any refresh token came twice.
+    #[must_use]
+    pub fn saw_reuse(&self) -> bool {
+        !self.state().revoked.is_empty()
+    }
+}
+
+impl Drop for TokenEndpoint {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn grant(state: &mut State, family: &str, life: Duration) -> (String, String) {
+    let access = format!("at-{family}-{}", word());
+    let refresh = format!("rt-{family}-{}", word());
+    state.live.insert(family.to_owned(), refresh.clone());
+    state.ends.insert(access.clone(), Instant::now() + life);
+    (access, refresh)
+}
+
+struct Receiver {
+    state: Arc<Mutex<State>>,
+    vault: Arc<Vault>,
+}
+
+impl Receiver {
+    /// Status and body.
+    fn judge(&self, form: &HashMap<String, String>) -> (u16, String) {
+        let mut state = self.state.lock().unwrap();
+        if let Mood::Saying(status, body) = &state.mood {
+            return (*status, body.clone());
+        }
+        let refused = |error: &str| (400, json!({"error": error}).to_string());
+        let family = match form.get("grant_type").map(String::as_str) {
+            Some("refresh_token") => {
+                let token = form.get("refresh_token").cloned().unwrap_or_default();
+                let family = token.split('-').nth(1).unwrap_or_default().to_owned();
+                if state.live.get(&family) != Some(&token) || state.revoked.contains(&family) {
+                    state.revoked.insert(family);
+                    return refused("invalid_grant");
+                }
+                family
+            }
+            Some("authorization_code") if form.get("code").is_some_and(|c| c == "good") => word(),
+            _ => return refused("invalid_grant"),
+        };
+        let life = state.life;
+        let kept = state.live.get(&family).cloned();
+        let (access, refresh) = grant(&mut state, &family, life);
+        self.vault.add(&access);
+        let mut answer = json!({
+            "access_token": access,
+            "token_type": "Bearer",
+            "expires_in": life.as_secs(),
+        });
+        if let Some(kept) = kept.filter(|_| !state.rotates) {
+            state.live.insert(family, kept);
+        } else {
+            self.vault.add(&refresh);
+            answer["refresh_token"] = json!(refresh);
+        }
+        (200, answer.to_string())
+    }
+}
+
+impl Endpoint for Receiver {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let at = Instant::now();
+        let authorization = request
+            .header("authorization")
+            .unwrap_or_default()
+            .to_owned();
+        let body = request.take_body().into_vec().await.unwrap_or_default();
+        let form: HashMap<String, String> =
+            url::form_urlencoded::parse(&body).into_owned().collect();
+        let delay = {
+            let mut state = self.state.lock().unwrap();
+            state.under_way += 1;
+            state.most_under_way = state.most_under_way.max(state.under_way);
+            state.delay
+        };
+        tokio::time::sleep(delay).await;
+        let (status, body) = self.judge(&form);
+        let mut state = self.state.lock().unwrap();
+        state.under_way -= 1;
+        state.asked.push(Asked {
+            at,
+            form,
+            authorization,
+            answered: status,
+        });
+        let response = Response::builder()
+            .status(StatusCode::from_u16(status).unwrap())
+            .content_type("application/json");
+        Ok(response.body(body).into_response())
+    }
+}
