@@ -235,15 +235,15 @@ mod tests {
     use super::*;
     use crate::Settings;
 
-    fn answer(status: u16, retry_after: Option<&str>) -> Result<Response, Failure> {
-        Ok(Response {
+    fn answer(status: u16, retry_after: Option<&str>) -> Response {
+        Response {
             status,
             retry_after: retry_after.map(str::to_owned),
             content_type: None,
             body_excerpt: Vec::new(),
             truncated: false,
             latency_ms: 1,
-        })
+        }
     }
 
     #[test]
@@ -258,9 +258,9 @@ mod tests {
     fn what_can_still_arrive_is_tried_again() {
         let (schedule, now) = (Settings::default().notices, Timestamp::from_ms(0));
         let of = |sent: &Result<Response, Failure>, attempt| ended(sent, &schedule, attempt, now);
-        assert_eq!(of(&answer(200, None), 1), (None, None));
+        assert_eq!(of(&Ok(answer(200, None)), 1), (None, None));
         for (status, waits) in [(302, true), (404, false), (410, false), (500, true)] {
-            let (error, retry_at) = of(&answer(status, None), 1);
+            let (error, retry_at) = of(&Ok(answer(status, None)), 1);
             assert_eq!(
                 (error, retry_at.is_some()),
                 (Some(STATUS), waits),
@@ -274,7 +274,7 @@ mod tests {
         for attempt in [5, 6] {
             assert_eq!(of(&Err(Failure::Dns), attempt), (Some("dns"), None));
         }
-        let asked = of(&answer(429, Some("7200")), 1).1.unwrap();
+        let asked = of(&Ok(answer(429, Some("7200"))), 1).1.unwrap();
         assert_eq!(asked.seconds(), 7200);
     }
 }

@@ -232,9 +232,15 @@ mod tests {
         assert_eq!(yielding.next_look(true, now), Some(now + LOOK));
         assert_eq!(yielding.next_look(true, now + MS), Some(now + LOOK));
         yielding.woke(now + MS);
-        assert_eq!(yielding.per_second, FIRST, "it was woken by something else");
+        let pace = |yielding: &Yielding| format!("{:.3}", yielding.per_second);
+        let first = pace(&yielding);
+        assert_eq!(
+            first,
+            format!("{FIRST:.3}"),
+            "it was woken by something else"
+        );
         yielding.woke(now + LOOK);
-        assert_eq!(yielding.per_second, FIRST + FASTER);
+        assert_eq!(pace(&yielding), format!("{:.3}", FIRST + FASTER));
         let later = now + 2 * ALONE_AFTER;
         assert_eq!(yielding.next_look(true, later), None, "alone again");
         yielding.takes_on_time(later);

@@ -18,7 +18,7 @@ use domain::{
 };
 use moka::sync::Cache;
 use persistence::{
-    AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn,
+    AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn, Want,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -144,9 +144,12 @@ impl Refresher {
         {
             return outcome;
         }
-        let present = self.0.store.scoped(scope).account_token(account).await?;
+        let scoped = self.0.store.scoped(scope);
+        let present = scoped.account_token(account).await?;
         let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
+            // Whoever asks knows another token, and may have yet to hear of this one.
+            scoped.read_anew();
             let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
@@ -239,18 +242,22 @@ impl Refresher {
         context: &Context,
     ) -> Outcome {
         let end = Instant::now() + PATIENCE;
-        let mut failures = None;
+        let mut want = Want {
+            seen,
+            force,
+            waited: None,
+        };
         loop {
-            match scoped.take_refresh(account, seen, force, LEASE).await? {
+            match scoped.take_refresh(account, want, LEASE).await? {
                 Turn::Ours(lease) => return self.ask(scoped, &lease, context).await,
-                Turn::Done => return Ok(scoped.account_token(account).await?),
+                Turn::Done => {
+                    // Another process may have done it, of whose commit this one has yet to hear.
+                    scoped.read_anew();
+                    return Ok(scoped.account_token(account).await?);
+                }
                 Turn::Later { reason, .. } => return Err(RefreshError::Upstream(reason)),
-                Turn::Another { failures: now } => {
-                    // One more than there were: whom we waited for had no luck.
-                    if *failures.get_or_insert(now) != now {
-                        let words = "another process was given none a moment ago";
-                        return Err(RefreshError::Upstream(words.to_owned()));
-                    }
+                Turn::Another { failures } => {
+                    want.waited.get_or_insert(failures);
                 }
             }
             if Instant::now() >= end {

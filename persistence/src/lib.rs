@@ -89,7 +89,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
-pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn};
+pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,

@@ -99,6 +99,18 @@ pub enum Turn {
     },
 }
 
+/// Which refresh is wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want {
+    /// The number of the credential that the caller knows, and wants another one for.
+    pub seen: i64,
+    /// Whether to try also before the wait that followed a failure is over.
+    pub force: bool,
+    /// Failures in a row when the caller began to wait for somebody else's try. One more means that
+    /// it failed.
+    pub waited: Option<u32>,
+}
+
 /// An account as a refresh of all sees it.
 #[derive(Clone, Debug)]
 pub struct Refreshable {
@@ -201,6 +213,12 @@ impl Scoped {
         Ok(self.token_of(&row, &opened))
     }
 
+    /// Forgets what this process keeps of the publisher, so that it is read anew: whoever has just
+    /// read one of its rows may know better.
+    pub fn read_anew(&self) {
+        self.store.forget_publisher(self.scope.uuid());
+    }
+
     /// All accounts, by name.
     pub async fn refreshable(&self) -> Result<Vec<Refreshable>, StoreError> {
         let rows: Vec<(Uuid, String, String, bool, i64)> = Entity::find()
@@ -231,36 +249,33 @@ impl Scoped {
     }
 
     /// Takes the refresh of an account for `life`, if the credential is still the one that the
-    /// caller knows as `seen` and nobody else is at it. Without `force`, not before the wait that
-    /// followed a failure is over.
+    /// caller knows and nobody else is at it.
     ///
     /// # Errors
     /// 404; `wrong_credential_type`.
     pub async fn take_refresh(
         &self,
         account: AccountId,
-        seen: i64,
-        force: bool,
+        want: Want,
         life: Duration,
     ) -> Result<Turn, StoreError> {
         let owner = self.scope.uuid();
         // Most who look find that there is nothing to take; they need not bother the writer.
         let found = one(owner, account).one(self.store.read()).await?;
-        if let Some(turn) = turn_of(&oauth_only(found)?, seen, force, self.store.now()) {
+        let row = oauth_only(found)?;
+        if let Some(turn) = turn_of(&row, want, self.store.now()) {
             return Ok(turn);
         }
         let lease = Uuid::from_bytes(domain::random::bytes());
+        let judged = &row;
         let taken = self
             .store
-            .write(|tx| async move { take(&tx, (owner, account), seen, (lease, life)).await })
+            .write(|tx| async move { take(&tx, judged, (lease, life)).await })
             .await?;
         let Some(row) = taken else {
-            let found = one(owner, account).one(self.store.read()).await?;
-            let row = oauth_only(found)?;
+            // It has changed since it was read: the caller looks again.
             let failures = failures_of(&row);
-            let turn = turn_of(&row, seen, force, self.store.now());
-            // Free again already: the caller looks again, as it would if it were held.
-            return Ok(turn.unwrap_or(Turn::Another { failures }));
+            return Ok(Turn::Another { failures });
         };
         let Credential::Oauth(tokens) = self.opened(&row).await? else {
             return Err(damaged("account's credential"));
@@ -415,43 +430,42 @@ impl Scoped {
 }
 
 /// What can be said of a turn from the row alone; `None` if it may be there to take.
-fn turn_of(row: &Model, seen: i64, force: bool, now: Timestamp) -> Option<Turn> {
-    if row.credential_version > seen {
+fn turn_of(row: &Model, want: Want, now: Timestamp) -> Option<Turn> {
+    if row.credential_version > want.seen {
         return Some(Turn::Done);
     }
+    let failures = failures_of(row);
     if row
         .refresh_lease_until
         .is_some_and(|until| until > now.ms())
     {
-        let failures = failures_of(row);
         return Some(Turn::Another { failures });
     }
-    let waits = row.refresh_failures > 0 && row.refresh_due_at.is_none_or(|due| due > now.ms());
-    (waits && !force).then(|| Turn::Later {
+    let in_vain = want.waited.is_some_and(|before| failures > before);
+    let waits = failures > 0 && row.refresh_due_at.is_none_or(|due| due > now.ms());
+    (in_vain || (waits && !want.force)).then(|| Turn::Later {
         at: at(row.refresh_due_at).unwrap_or(now),
         reason: row.health_reason.clone().unwrap_or_default(),
     })
 }
 
-async fn take(
-    tx: &Tx,
-    (owner, account): (Uuid, AccountId),
-    seen: i64,
-    (lease, life): (Uuid, Duration),
-) -> Result<Option<Model>> {
+/// Writes a lease into a row that is still as it was judged.
+async fn take(tx: &Tx, judged: &Model, (lease, life): (Uuid, Duration)) -> Result<Option<Model>> {
     let taken = Entity::update_many()
         .col_expr(Column::RefreshLease, lease.into())
         .col_expr(Column::RefreshLeaseUntil, tx.now.plus(life).ms().into())
-        .filter(Column::PublisherId.eq(owner))
-        .filter(Column::Id.eq(account.uuid()))
-        .filter(Column::CredentialVersion.eq(seen))
+        .filter(Column::PublisherId.eq(judged.publisher_id))
+        .filter(Column::Id.eq(judged.id))
+        .filter(Column::CredentialVersion.eq(judged.credential_version))
+        .filter(Column::RefreshFailures.eq(judged.refresh_failures))
         .filter(lease_free(tx.now))
         .exec(tx.db())
         .await?;
     if taken.rows_affected == 0 {
         return Ok(None);
     }
-    Ok(one(owner, account).one(tx.db()).await?)
+    let key = (judged.publisher_id, judged.id);
+    Ok(Entity::find_by_id(key).one(tx.db()).await?)
 }
 
 async fn leased(tx: &Tx, owner: Uuid, lease: &RefreshLease) -> Result<Model> {

@@ -181,12 +181,11 @@ async fn rotate(loaded: &Loaded, options: Rotate) -> Result<(), Failure> {
     // The keys are read under the lock: two that add one each must not lose the other's.
     let _lock = locked(file.as_ref(), true).map_err(failed)?;
     let present = Present::of(config, database).map_err(failed)?;
-    let (keys, id) = match options.retire {
-        Some(id) => (retired(&present, &id).await.map_err(failed)?, id),
-        None => {
-            let id = fresh_id();
-            (present.keys.with_fresh_first(&id).map_err(failed)?, id)
-        }
+    let (keys, id) = if let Some(id) = options.retire {
+        (retired(&present, &id).await.map_err(failed)?, id)
+    } else {
+        let id = fresh_id();
+        (present.keys.with_fresh_first(&id).map_err(failed)?, id)
     };
     let retired = !keys.knows(&id);
     match (&options.out, &file) {

@@ -104,11 +104,7 @@ async fn answer(
     (listener, contract): (TcpListener, Contract),
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let policy = Policy {
-        allow_http: config.allow_http_destinations,
-        allowed: config.allowed_destinations.clone(),
-        ..Policy::default()
-    };
+    let policy = policy(config);
     if database.file.is_some() {
         // Alone on this file: what a process before us held is free.
         store.system().release_leases().await.map_err(failed)?;
@@ -152,11 +148,7 @@ async fn answer(
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
     });
-    let limits = ConnectionLimits {
-        open_max: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
-        drain_timeout: DRAIN,
-        ..ConnectionLimits::default()
-    };
+    let limits = connection_limits(config);
     let (waiters, stopping) = (store.clone(), stop.clone());
     tokio::spawn(async move {
         stopping.cancelled().await;
@@ -181,6 +173,22 @@ async fn answer(
         tracing::warn!("Some work did not finish in time; it is taken up again at the next start");
     }
     Ok(())
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        allow_http: config.allow_http_destinations,
+        allowed: config.allowed_destinations.clone(),
+        ..Policy::default()
+    }
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        open_max: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
+        drain_timeout: DRAIN,
+        ..ConnectionLimits::default()
+    }
 }
 
 fn rates(config: &Config) -> RateSettings {

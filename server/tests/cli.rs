@@ -136,6 +136,29 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
     }
 }
 
+/// What people read who ask for help. `INSTA_UPDATE=always cargo test -p server` writes it anew.
+#[test]
+fn the_help_of_accounts_is_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    for name in ["", "login", "status", "refresh", "refresh-all"] {
+        let words = ["accounts", name, "--help"];
+        let arguments: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let output = stationmaster(home.path(), &arguments, &[]);
+        assert!(output.status.success());
+        insta::assert_snapshot!(format!("accounts {name}").trim(), text(&output.stdout));
+    }
+    for arguments in [
+        &["accounts"][..],
+        &["accounts", "refresh"],
+        &["accounts", "login", "x"],
+        &["accounts", "refresh-all", "--token", "stm_admin_x"],
+    ] {
+        refusal(home.path(), arguments, &[], 2);
+    }
+    let said = refusal(home.path(), &["accounts", "status"], &[], 2);
+    assert!(said.contains("STATIONMASTER_TOKEN"), "{said}");
+}
+
 /// The files that are generated and checked in, and the command that writes each.
 #[test]
 fn generated_files_are_up_to_date() {

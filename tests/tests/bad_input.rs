@@ -4,6 +4,7 @@
 #[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 mod accounts;
 mod frame;
+mod logins;
 mod raw;
 mod table;
 mod trains;

@@ -56,13 +56,13 @@ fn train(user: &User, number: usize) -> Call {
     user.post("/v1/trains").json(&body)
 }
 
-fn train_token(user: &User, number: usize) -> Call {
-    user.post("/v1/trains/chat/tokens")
+fn token_of(user: &User, train: &str, number: usize) -> Call {
+    user.post(&format!("/v1/trains/{train}/tokens"))
         .json(&json!({"name": format!("number {number}")}))
 }
 
-fn its_train(user: &User) -> Call {
-    user.post("/v1/trains").json(&json!({"slug": "chat"}))
+fn train_named(user: &User, slug: &str) -> Call {
+    user.post("/v1/trains").json(&json!({"slug": slug}))
 }
 
 fn credential(user: &User, kind: &str, number: usize) -> Call {
@@ -105,16 +105,16 @@ pub const ALL: &[Limited] = &[
     Limited {
         quota: "train_tokens",
         list: "/v1/trains/chat/tokens",
-        create: train_token,
+        create: |user, number| token_of(user, "chat", number),
         at_first: 0,
-        before: Some(its_train),
+        before: Some(|user| train_named(user, "chat")),
     },
     Limited {
         quota: "train_tokens_per_train",
-        list: "/v1/trains/chat/tokens",
-        create: train_token,
+        list: "/v1/trains/other/tokens",
+        create: |user, number| token_of(user, "other", number),
         at_first: 0,
-        before: Some(its_train),
+        before: Some(|user| train_named(user, "other")),
     },
     Limited {
         quota: CREDENTIALS,
@@ -196,9 +196,9 @@ async fn each_quota_holds_and_leaves_nothing_half_done(world: &World) {
         assert!(refused.text("/detail").contains('3'), "{refused}");
         if one.quota != "pipelines" {
             // The refusal is kept for a repeat like any other answer.
+            let call = (one.create)(admin, 4).key("same");
             for _ in 0..2 {
-                let call = (one.create)(admin, 4).key("same");
-                call.refused(409, "quota_exceeded").await;
+                call.clone().refused(409, "quota_exceeded").await;
             }
         }
         assert_eq!(state(&publisher, one).await, full, "{}", one.list);

@@ -109,7 +109,8 @@ fn a_key_is_known_by_its_hash_however_it_comes() {
         ("~key", Some("n"))
     );
     let hash = plain.hash.as_bytes();
-    let hash: String = hash.iter().map(|byte| format!("{byte:02X}")).collect();
+    let digits: Vec<String> = hash.iter().map(|byte| format!("{byte:02X}")).collect();
+    let hash = digits.concat();
     let mut hashed = json!({"train": "t", "sha256": hash});
     let hashed = judge.client_key(&mut hashed).unwrap();
     assert_eq!(hashed.hash, plain.hash);

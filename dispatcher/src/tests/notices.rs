@@ -62,10 +62,10 @@ async fn a_commit_wakes_the_sender_and_a_failure_is_tried_again() {
     let train = world.exhausted("nightly", &receiver.url()).await;
     let last = world.last(&train, ended).await;
     assert_eq!((last.attempts, last.error), (3, None));
-    let received = receiver.received();
-    assert_eq!(received.len(), 3);
-    assert!(received.iter().all(|one| one.body == received[0].body));
-    let body: serde_json::Value = serde_json::from_str(&received[0].body).unwrap();
+    let messages = receiver.received();
+    assert_eq!(messages.len(), 3);
+    assert!(messages.iter().all(|one| one.body == messages[0].body));
+    let body: serde_json::Value = serde_json::from_str(&messages[0].body).unwrap();
     assert_eq!(body["channel"], "#ops");
     assert!(body["text"].as_str().unwrap().contains("`nightly`"));
     assert!(dispatcher.healthy());

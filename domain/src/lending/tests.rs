@@ -175,6 +175,8 @@ fn the_first_return_is_that_of_whoever_rests_shortest() {
     assert_eq!(first_return([Out::Failed, Out::Excluded]), None);
 }
 
+type Facts = (([bool; 5], u16), (Option<i64>, Option<i64>));
+
 fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     let flags = (any::<[bool; 5]>(), 0_u16..3);
     let times = (
@@ -183,7 +185,6 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     );
     proptest::collection::vec((flags, times), 0..8).prop_map(|many| {
         let at = |offset: i64| Timestamp::from_ms(NOW.ms() + offset);
-        type Facts = (([bool; 5], u16), (Option<i64>, Option<i64>));
         let of = |(number, ((flags, priority), (expires, rests))): (u8, Facts)| {
             let [enabled, healthy, near_ceiling, excluded, renewable] = flags;
             Candidate {

@@ -43,6 +43,8 @@ const REMEMBERED_MS: i64 = 60_000;
 /// How far back other processes' reports are looked for: their clocks may differ by so much, and
 /// their commits take so long.
 const LOOK_BACK: Duration = Duration::from_secs(10);
+/// An account that was refreshed within this time is not refreshed because of a report.
+const REFRESHED_LATELY: Duration = Duration::from_mins(1);
 /// Most reports that one look reads; the newest come first.
 const POLL_ROWS: u64 = 10_000;
 
@@ -198,6 +200,8 @@ impl Rest<'_> {
             .transpose()
     }
 
+    /// Not while the endpoint fails, and not again soon after a refresh: reports must not set the
+    /// pace at which an upstream is asked.
     async fn make_refresh_due(&self, tx: &Tx) -> Result<()> {
         let now = tx.now.ms();
         let mut sql = Sql::new("UPDATE accounts SET refresh_due_at = ");
@@ -206,6 +210,8 @@ impl Rest<'_> {
         sql.bind(self.account);
         sql.push(" AND credential_type = 'oauth' AND health = 'ok' AND refresh_due_at > ");
         sql.bind(now);
+        sql.push(" AND refresh_failures = 0 AND (refreshed_at IS NULL OR refreshed_at <= ");
+        sql.bind(tx.now.minus(REFRESHED_LATELY).ms()).push(")");
         let statement = sql.statement(tx.db().get_database_backend());
         tx.db().execute_raw(statement).await?;
         Ok(())

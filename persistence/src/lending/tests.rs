@@ -439,6 +439,8 @@ async fn keys_of_any_form_count_while_there_are_imported_ones() {
         let house = with_accounts(&fixture, 1).await;
         let store = &fixture.store;
         assert!(!store.knows_imported_tokens());
+        // What was changed so far is heard of before, not meanwhile.
+        store.poll_credential_changes().await.unwrap();
         import(&fixture, &house, "short").await;
         store.look_for_foreign_tokens(Some(&[])).await.unwrap();
         assert!(!store.knows_imported_tokens(), "nobody told of a change");

@@ -9,7 +9,7 @@ use domain::{
 use sea_orm::ActiveValue::Set;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{RefreshLease, Turn};
+use super::{RefreshLease, Turn, Want};
 use crate::{
     StoreError,
     entity::accounts,
@@ -72,6 +72,14 @@ impl Fixture {
     }
 }
 
+fn wanted(seen: i64, force: bool) -> Want {
+    Want {
+        seen,
+        force,
+        waited: None,
+    }
+}
+
 fn grant() -> Grant {
     let body = br#"{"access_token":"at-22-longer","token_type":"Bearer","refresh_token":"rt-2","expires_in":3600}"#;
     read_answer(200, body).unwrap()
@@ -83,7 +91,7 @@ fn refused() -> TokenError {
 
 async fn ours(scoped: &Scoped, account: AccountId, seen: i64) -> RefreshLease {
     match scoped
-        .take_refresh(account, seen, true, LEASE)
+        .take_refresh(account, wanted(seen, true), LEASE)
         .await
         .unwrap()
     {
@@ -102,7 +110,7 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
         let publisher = fixture.publisher("acme").await.publisher.id;
         let account = fixture.oauth_account(publisher, START).await;
         let scoped = fixture.scoped(publisher);
-        let take = |seen| scoped.take_refresh(account, seen, false, LEASE);
+        let take = |seen| scoped.take_refresh(account, wanted(seen, false), LEASE);
 
         let lease = ours(&scoped, account, 1).await;
         assert_eq!(lease.tokens.refresh_token.expose_secret(), "rt-1");
@@ -140,7 +148,10 @@ async fn many_who_take_at_once_are_one() {
         for _ in 0..20 {
             let scoped = fixture.scoped(publisher);
             takers.push(tokio::spawn(async move {
-                scoped.take_refresh(account, 1, true, LEASE).await.unwrap()
+                scoped
+                    .take_refresh(account, wanted(1, true), LEASE)
+                    .await
+                    .unwrap()
             }));
         }
         let mut ours = 0;
@@ -148,6 +159,35 @@ async fn many_who_take_at_once_are_one() {
             ours += u32::from(matches!(taker.await.unwrap(), Turn::Ours(_)));
         }
         assert_eq!(ours, 1);
+    }
+}
+
+#[tokio::test]
+async fn who_waited_for_a_try_that_failed_does_not_try_again() {
+    for fixture in engines().await {
+        let publisher = fixture.publisher("acme").await.publisher.id;
+        let account = fixture.oauth_account(publisher, START).await;
+        let scoped = fixture.scoped(publisher);
+        let lease = ours(&scoped, account, 1).await;
+        let take = |waited| {
+            let want = Want {
+                waited,
+                ..wanted(1, true)
+            };
+            scoped.take_refresh(account, want, LEASE)
+        };
+        let Turn::Another { failures } = take(None).await.unwrap() else {
+            panic!("it is free")
+        };
+        let passing = TokenError::passing("timeout");
+        let kept = scoped
+            .keep_refresh_failure(&context(), &lease, &passing)
+            .await;
+        kept.unwrap();
+        let turn = take(Some(failures)).await.unwrap();
+        assert!(matches!(turn, Turn::Later { .. }), "{turn:?}");
+        // Whoever comes only now may.
+        assert!(matches!(take(None).await.unwrap(), Turn::Ours(_)));
     }
 }
 
@@ -191,7 +231,10 @@ async fn a_passing_failure_waits_and_never_ends_the_account() {
                 .keep_refresh_failure(&context(), &lease, &passing)
                 .await;
             kept.unwrap();
-            let turn = scoped.take_refresh(account, 1, false, LEASE).await.unwrap();
+            let turn = scoped
+                .take_refresh(account, wanted(1, false), LEASE)
+                .await
+                .unwrap();
             let Turn::Later { at, reason } = turn else {
                 panic!("after {failures}: {turn:?}")
             };
@@ -229,7 +272,10 @@ async fn a_spent_grant_ends_the_account_is_told_once_and_a_success_mends_it() {
         fixture.clock.advance(HOUR * 24);
         let due = fixture.store.system().due_refreshes(10, 10).await.unwrap();
         assert!(due.is_empty(), "{due:?}");
-        let turn = scoped.take_refresh(account, 1, false, LEASE).await.unwrap();
+        let turn = scoped
+            .take_refresh(account, wanted(1, false), LEASE)
+            .await
+            .unwrap();
         assert!(matches!(turn, Turn::Later { .. }), "{turn:?}");
 
         let lease = ours(&scoped, account, 1).await;
@@ -289,7 +335,7 @@ async fn another_publisher_s_account_is_absent() {
         let stranger = fixture.scoped(other);
         let absent = |error: &StoreError| matches!(error, StoreError::Refused(p) if p.code == Code::NotFound);
         assert!(absent(&stranger.account_token(account).await.unwrap_err()));
-        let take = stranger.take_refresh(account, 1, true, LEASE).await;
+        let take = stranger.take_refresh(account, wanted(1, true), LEASE).await;
         assert!(absent(&take.unwrap_err()));
         let lease = ours(&fixture.scoped(owner), account, 1).await;
         let kept = stranger

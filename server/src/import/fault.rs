@@ -48,17 +48,15 @@ impl fmt::Display for Fault {
 /// All faults as one message.
 #[must_use]
 pub fn listed(faults: &[Fault]) -> String {
-    let mut text = match faults.len() {
+    let head = match faults.len() {
         1 => "the files have a fault; nothing was written:".to_owned(),
         count => format!("the files have {count} faults; nothing was written:"),
     };
-    for fault in faults.iter().take(LISTED_MAX) {
-        text.push_str(&format!("\n  {fault}"));
-    }
-    if let Some(more @ 1..) = faults.len().checked_sub(LISTED_MAX) {
-        text.push_str(&format!("\n  … and {more} more"));
-    }
-    text
+    let listed = faults.iter().take(LISTED_MAX).map(Fault::to_string);
+    let more = faults.len().saturating_sub(LISTED_MAX);
+    let more = (more > 0).then(|| format!("… and {more} more"));
+    let lines: Vec<String> = [head].into_iter().chain(listed).chain(more).collect();
+    lines.join("\n  ")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{accounts, frame, trains, webhooks, work};
+use super::{accounts, frame, logins, trains, webhooks, work};
 
 #[derive(Clone, Copy)]
 pub enum Who {
@@ -116,6 +116,7 @@ pub fn all() -> Vec<Case> {
         webhooks::all(),
         webhooks::listening(),
         trains::all(),
+        logins::all(),
         frame::queries(),
         frame::paths(),
         frame::bodies(),
