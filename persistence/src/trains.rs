@@ -206,12 +206,18 @@ enum Which<'a> {
     Part(&'a PageRequest<Uuid>),
 }
 
+/// What is read of a train, once for each of its accounts: so long texts stand in its first row
+/// alone, and what is sealed in none.
+const COLUMNS: &str = "SELECT t.publisher_id, t.id, t.slug, t.enabled, t.sticky, \
+     NULL AS slack_webhook, t.slack_channel, t.slack_events, t.exhausted_at, t.revision, \
+     t.created_at, t.updated_at, m.account_id, m.priority, a.name AS account_name, \
+     CASE WHEN row_number() OVER (PARTITION BY t.id ORDER BY m.priority, m.account_id) = 1 \
+     THEN t.description END AS description";
+
 /// Trains with what they lend, newest first: one query, however many there are.
 fn query(publisher: Uuid, which: &Which<'_>) -> Sql {
-    let mut sql = Sql::new(
-        "SELECT t.*, m.account_id AS account_id, m.priority AS priority, \
-         a.name AS account_name FROM (SELECT * FROM trains WHERE publisher_id = ",
-    );
+    let mut sql = Sql::new(COLUMNS);
+    sql.push(" FROM (SELECT * FROM trains WHERE publisher_id = ");
     sql.bind(publisher);
     match which {
         Which::One(slug) => {

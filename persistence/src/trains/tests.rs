@@ -69,11 +69,18 @@ async fn accounts_stand_in_order_whatever_the_order_of_the_request() {
         }
         ids.sort();
         make(&acme, "night").await.unwrap();
+        let described = TrainPatch {
+            description: Some(Some("The nightly jobs.".into())),
+            ..TrainPatch::default()
+        };
+        change(&acme, "night", described).await.unwrap();
         let places = [(ids[3], 1), (ids[2], 0), (ids[0], 1), (ids[1], 999)];
         let train = lend(&acme, "night", &places).await.unwrap();
         let order: Vec<_> = train.accounts.iter().map(|place| place.account).collect();
         assert_eq!(order, [ids[2], ids[0], ids[3], ids[1]]);
         assert_eq!(acme.train(&slug("night")).await.unwrap(), train);
+        assert_eq!(train.description.as_deref(), Some("The nightly jobs."));
+        assert_eq!(acme.trains(PAGE).await.unwrap().items, [train.clone()]);
         // The same set in another order is the same.
         let mut again = places;
         again.reverse();
