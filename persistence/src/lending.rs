@@ -192,8 +192,6 @@ pub struct Wish<'a> {
     pub exclude: &'a [AccountId],
     /// The client that it asks for.
     pub client: Option<&'a str>,
-    /// Whether an expired access token could be replaced before it is lent.
-    pub renews: bool,
     /// Accounts whose tokens were tried to be replaced already.
     pub tried: &'a [AccountId],
 }
@@ -282,7 +280,7 @@ impl LentBy {
                 resting_until: cooldowns.until(lent, wish.model),
                 near_ceiling: self.is_near_ceiling(lent),
                 excluded: wish.exclude.contains(&lent.id),
-                renewable: wish.renews && lent.is_oauth && !wish.tried.contains(&lent.id),
+                renewable: lent.is_oauth && !wish.tried.contains(&lent.id),
             })
             .collect()
     }
@@ -314,8 +312,12 @@ impl LentBy {
 impl Scoped {
     /// A train as it lends now; `None` if there is no such train (any more).
     pub async fn lending(&self, train: TrainId) -> Result<Option<LentBy>, StoreError> {
-        let (tenant, snapshot) = self.store.lent_by(&self.scope).await?;
+        let (tenant, mut snapshot) = self.store.lent_by(&self.scope).await?;
         let train = train.uuid();
+        if !snapshot.trains.contains_key(&train) {
+            // Made since, maybe by another process: its token was read from the store.
+            snapshot = self.store.load(&self.scope, &tenant).await?;
+        }
         Ok(snapshot.trains.contains_key(&train).then(|| LentBy {
             tenant,
             snapshot,

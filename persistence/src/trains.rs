@@ -307,8 +307,6 @@ async fn insert(store: &Store, tx: &Tx, publisher: PublisherId, new: &NewTrain) 
         .exec_without_returning(tx.db())
         .await
         .map_err(slug_conflict)?;
-    // What is kept of the publisher's trains lacks this one.
-    tx.touches_credentials_of(publisher);
     Train::of_row(row, Vec::new())
 }
 
