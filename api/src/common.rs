@@ -20,12 +20,12 @@ use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
 use domain::{Code, Problem, Timestamp, audit::Actor, id::Id, slug::Slug, token::TokenHash};
+use oauth::Refresher;
 use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext},
-    resolve::refresh::Refresh,
 };
 
 /// The parts that operations work with.
@@ -39,14 +39,12 @@ pub struct App {
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
     /// Who refreshes accounts.
-    pub oauth: oauth::Refresher,
+    pub refresher: Refresher,
     /// The longest that a claim waits.
     pub claim_wait_max: Duration,
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
     pub(crate) notices: Notices,
-    /// What replaces access tokens before they are lent.
-    pub refresher: Option<Arc<dyn Refresh>>,
 }
 
 impl App {

@@ -327,11 +327,10 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,
-        oauth: deps.refresher.clone(),
+        refresher: deps.refresher,
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         notices: auth::Notices::default(),
-        refresher: Some(Arc::new(deps.refresher)),
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -22,7 +22,6 @@ use crate::{
 };
 
 pub(crate) mod forward;
-pub mod refresh;
 mod views;
 
 use views::{Lending, ReportRequest, ResolveRequest};
@@ -79,8 +78,12 @@ async fn lending(app: &App, who: &Principal) -> Result<LentBy, ApiError> {
     }
 }
 
+/// How long whoever resolves waits for a new token while the old one lives, and after its end.
+const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+
 /// The account to use now. An access token that expires within the minute is replaced first, if
-/// it can be; each account is tried once.
+/// it can be; each account is tried once, or again at its end. An unexpired one that could not be replaced is lent all
+/// the same.
 async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent>, ApiError> {
     let mut tried = Vec::new();
     loop {
@@ -89,7 +92,6 @@ async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent
             model: asked.model.as_deref(),
             exclude: &asked.exclude,
             client: asked.client_key.as_deref(),
-            renews: app.refresher.is_some(),
             tried: &tried,
         };
         let lent = by.choose(&wish, now).map_err(|exhausted| {
@@ -97,12 +99,17 @@ async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent
             refusal(&exhausted, now)
         })?;
         let renew = lent.is_oauth && lent.expires_soon(now) && !tried.contains(&lent.id);
-        let Some(refresher) = app.refresher.as_ref().filter(|_| renew) else {
+        if !renew {
             return Ok(lent);
-        };
-        tried.push(lent.id);
-        if refresher.fresh(&who.scope, lent.id).await.is_err() {
-            tracing::warn!(account = %lent.id, "an access token could not be replaced before it is lent");
+        }
+        let renewed = app.refresher.living_token(&who.scope, lent.id, WAIT).await;
+        if let Err(error) = renewed {
+            tracing::warn!(account = %lent.id, %error, "an access token could not be replaced before it is lent");
+        }
+        // One that ended meanwhile is tried once more: that it is not fresh was said of a live one.
+        let lived = |at| lent.expires_at.is_some_and(|end| end > at);
+        if !lived(now) || lived(app.store.now()) {
+            tried.push(lent.id);
         }
     }
 }

@@ -127,8 +127,8 @@ impl Refresher {
     }
 
     /// Sees to it that the account's token is good to use: replaces it if it is near its end, and
-    /// waits for that for the first of `wait` while the old one lives, else for the second. For a
-    /// moment the answer comes from memory: many may ask.
+    /// waits for that for the first of `wait` if the old one lives for longer than that, else for
+    /// the second. For a moment the answer comes from memory: many may ask.
     ///
     /// # Errors
     /// It is still near its end, or over; 404 and `wrong_credential_type` of the store.
@@ -154,17 +154,19 @@ impl Refresher {
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
         }
-        let left = left.filter(|left| !left.is_zero());
-        let wait = if left.is_some() { wait.0 } else { wait.1 };
+        // One that ends meanwhile is of no use then.
+        let lives = left.is_some_and(|left| left > wait.0);
+        let wait = if lives { wait.0 } else { wait.1 };
         let flight = self.replace(scope, account, present.version, false, None);
         let error = match tokio::time::timeout(wait, flight).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => RefreshError::TimeOver,
         };
-        let kept = match present.expires_at.filter(|_| left.is_some()) {
-            Some(end) => self.0.store.now().plus(FAILED_KEPT).min(end),
-            None => self.0.store.now().plus(OVER_KEPT),
+        let now = self.0.store.now();
+        let kept = match present.expires_at.filter(|end| *end > now) {
+            Some(end) => now.plus(FAILED_KEPT).min(end),
+            None => now.plus(OVER_KEPT),
         };
         self.0.lately.insert(key, (Err(error.clone()), kept));
         Err(error)

@@ -333,7 +333,7 @@ impl Logins {
             verifier: &secrets.verifier,
         };
         let at = self.app.store.now();
-        let grant = self.app.oauth.trade(&login.token_url, client, code);
+        let grant = self.app.refresher.trade(&login.token_url, client, code);
         let grant = grant.await.map_err(|error| {
             failed(format!(
                 "The token endpoint gave no tokens: {}.",

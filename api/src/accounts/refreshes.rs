@@ -146,7 +146,7 @@ impl Round {
         if Instant::now() >= self.until {
             return RefreshView::of(&one, Outcome::Skipped, Some("time_over"));
         }
-        let refresher = &self.app.oauth;
+        let refresher = &self.app.refresher;
         let fresh = refresher.replace(
             &self.scope,
             one.account,
@@ -199,7 +199,7 @@ impl Refreshes {
         let scoped = self.app.store.scoped(scope);
         let seen = scoped.credential_version(id).await?;
         let context = self.app.context(request, who.0.actor(), None);
-        let refresher = &self.app.oauth;
+        let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
         let account = scoped.account(id).await?;

@@ -16,6 +16,7 @@ use super::{BY_CLOCK, BY_HAND, HOUR, hold, lent_token, read, refresh};
 on_both_stores!(
     many_who_refresh_at_once_are_one_request,
     a_token_that_has_ended_is_replaced_before_it_is_lent,
+    who_asks_just_before_the_end_waits_for_the_next_token,
     the_job_refreshes_ahead_of_time,
     a_restart_never_refreshes_all_at_once,
     while_the_endpoint_is_down_the_old_token_is_lent,
@@ -96,6 +97,21 @@ async fn a_token_that_has_ended_is_replaced_before_it_is_lent(world: &World) {
     assert!(tokens.iter().all(|token| endpoint.left(token).is_some()));
     let account = read(&publisher, &account).await;
     assert!(account["refreshed_at"].is_string(), "{account}");
+}
+
+async fn who_asks_just_before_the_end_waits_for_the_next_token(world: &World) {
+    let server = world.start_with(&BY_HAND).await;
+    let publisher = server.publisher("acme").await;
+    let endpoint = TokenEndpoint::start(&server).await;
+    let life = Duration::from_secs(5);
+    let (_, gateway) = lender(&publisher, &endpoint.account("one", life)).await;
+    endpoint.delay(Duration::from_secs(4));
+    // Near the end, yet not so near that it is over before the question comes.
+    tokio::time::sleep(Duration::from_millis(4300)).await;
+    let answer = resolve(&gateway, &json!({})).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    assert!(endpoint.left(&lent_token(&answer)).unwrap() > HOUR / 2);
+    assert_eq!(endpoint.asked().len(), 1);
 }
 
 async fn the_job_refreshes_ahead_of_time(world: &World) {
@@ -291,9 +307,10 @@ async fn a_thousand_who_resolve_while_a_token_ends_get_one_refresh(world: &World
     let bearer = format!("Bearer {}", gateway.token());
     let urls = [one.url(), two.url()].map(|url| format!("{url}/v1/resolve"));
     let start = Arc::new(Barrier::new(CALLERS));
-    // They begin while the token lives, and go on until it would have ended.
+    // They begin long before its last fifth, in which it is replaced, and go on until it would
+    // have ended.
     let ends = Instant::now() + endpoint.left(&token).unwrap();
-    let begin = ends - Duration::from_secs(5);
+    let begin = ends - Duration::from_secs(8);
     tokio::time::sleep_until(begin).await;
     let callers: Vec<_> = (0..CALLERS)
         .map(|at| {
@@ -309,7 +326,7 @@ async fn a_thousand_who_resolve_while_a_token_ends_get_one_refresh(world: &World
                     let body: Value =
                         serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
                     answers.push((std::time::Instant::now(), status, body));
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 answers
             })
