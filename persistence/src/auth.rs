@@ -17,9 +17,7 @@ use domain::{
     token::TokenHash,
 };
 use moka::sync::Cache;
-use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, ExprTrait as _, QueryFilter as _, sea_query::Expr,
-};
+use sea_orm::{ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _};
 use uuid::Uuid;
 
 use crate::{
@@ -30,6 +28,7 @@ use crate::{
     freshness::{Cell, Reading},
     publishers::Publisher,
     scope::{Principal, Scope},
+    sql::Sql,
     train_tokens::IMPORTED,
 };
 
@@ -291,11 +290,7 @@ impl Store {
         self.write(|tx| async move {
             for ((of_train, at), tokens) in by_minute {
                 for part in tokens.chunks(USES_A_STATEMENT) {
-                    if *of_train {
-                        note_uses_of_trains(&tx, *at, part).await?;
-                    } else {
-                        note_uses(&tx, *at, part).await?;
-                    }
+                    note_uses(&tx, *of_train, *at, part).await?;
                 }
             }
             Ok(())
@@ -305,27 +300,23 @@ impl Store {
     }
 }
 
-async fn note_uses(tx: &Tx, at: i64, tokens: &[(Uuid, Uuid)]) -> Result<()> {
-    use credentials::Column;
-    credentials::Entity::update_many()
-        .col_expr(Column::LastUsedAt, Expr::value(at))
-        .filter(Column::PublisherId.is_in(tokens.iter().map(|(publisher, _)| *publisher)))
-        .filter(Column::Id.is_in(tokens.iter().map(|(_, id)| *id)))
-        .filter(Column::LastUsedAt.is_null().or(Column::LastUsedAt.lt(at)))
-        .exec(tx.db())
-        .await?;
-    Ok(())
-}
-
-async fn note_uses_of_trains(tx: &Tx, at: i64, tokens: &[(Uuid, Uuid)]) -> Result<()> {
-    use train_tokens::Column;
-    train_tokens::Entity::update_many()
-        .col_expr(Column::LastUsedAt, Expr::value(at))
-        .filter(Column::PublisherId.is_in(tokens.iter().map(|(publisher, _)| *publisher)))
-        .filter(Column::Id.is_in(tokens.iter().map(|(_, id)| *id)))
-        .filter(Column::LastUsedAt.is_null().or(Column::LastUsedAt.lt(at)))
-        .exec(tx.db())
-        .await?;
+/// Notes that tokens of trains, or of publishers, were used at `at`, unless later uses are known.
+async fn note_uses(tx: &Tx, of_train: bool, at: i64, tokens: &[(Uuid, Uuid)]) -> Result<()> {
+    let table = if of_train {
+        "train_tokens"
+    } else {
+        "credentials"
+    };
+    let keys = tokens.iter().copied();
+    let mut sql = Sql::new("UPDATE ");
+    sql.push(table).push(" SET last_used_at = ").bind(at);
+    sql.push(" WHERE (last_used_at IS NULL OR last_used_at < ")
+        .bind(at)
+        .push(") AND (publisher_id, id) IN (")
+        .values(keys.map(|(publisher, id)| vec![publisher.into(), id.into()]))
+        .push(")");
+    let statement = sql.statement(tx.db().get_database_backend());
+    tx.db().execute_raw(statement).await?;
     Ok(())
 }
 

@@ -255,6 +255,29 @@ impl System {
             .await
     }
 
+    /// Rows of a table whose time `at`, a column of an index, is `cutoff` or before. A row without
+    /// that time stays.
+    async fn sweep_past(
+        &self,
+        table: &'static str,
+        key: &'static str,
+        at: &'static str,
+        cutoff: Timestamp,
+        limit: u64,
+    ) -> Result<u64> {
+        let past = |sql: &mut Sql| {
+            sql.push(at).push(" IS NOT NULL AND ").push(at);
+            sql.push(" <= ").bind(cutoff.ms());
+        };
+        let sweep = Sweep {
+            table,
+            key,
+            past: &past,
+            order: at,
+        };
+        self.sweep(sweep, limit).await
+    }
+
     /// Credentials revoked or expired at or before `cutoff`, with the hashes of tokens. What the
     /// boot seed wrote stays: its hash is how a revoked value is known when it comes back.
     pub async fn sweep_credentials(
@@ -279,32 +302,28 @@ impl System {
 
     /// Counts of the use of accounts that no ceiling looks back to.
     pub async fn sweep_account_usage(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(USAGE_KEPT).ms();
-        let past = |sql: &mut Sql| {
-            sql.push("bucket <= ").bind(cutoff);
-        };
-        let sweep = Sweep {
-            table: "account_usage",
-            key: "publisher_id, account_id, bucket",
-            past: &past,
-            order: "bucket",
-        };
-        self.sweep(sweep, limit).await
+        let cutoff = self.store.now().minus(USAGE_KEPT);
+        self.sweep_past(
+            "account_usage",
+            "publisher_id, account_id, bucket",
+            "bucket",
+            cutoff,
+            limit,
+        )
+        .await
     }
 
     /// Cooldowns that are over for good.
     pub async fn sweep_cooldowns(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(COOLDOWNS_KEPT).ms();
-        let past = |sql: &mut Sql| {
-            sql.push("until <= ").bind(cutoff);
-        };
-        let sweep = Sweep {
-            table: "account_cooldowns",
-            key: "publisher_id, account_id, model",
-            past: &past,
-            order: "until",
-        };
-        self.sweep(sweep, limit).await
+        let cutoff = self.store.now().minus(COOLDOWNS_KEPT);
+        self.sweep_past(
+            "account_cooldowns",
+            "publisher_id, account_id, model",
+            "until",
+            cutoff,
+            limit,
+        )
+        .await
     }
 
     /// The log of credential changes, but for the last hour and the newest row: the log's end
@@ -327,64 +346,46 @@ impl System {
 
     /// Idempotency keys that are no longer honoured.
     pub async fn sweep_idempotency_keys(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now().ms();
-        let past = |sql: &mut Sql| {
-            sql.push("expires_at <= ").bind(now);
-        };
-        let key = "owner_id, operation, key";
-        let sweep = Sweep {
-            table: "idempotency_keys",
-            key,
-            past: &past,
-            order: "expires_at",
-        };
-        self.sweep(sweep, limit).await
+        let now = self.store.now();
+        self.sweep_past(
+            "idempotency_keys",
+            "owner_id, operation, key",
+            "expires_at",
+            now,
+            limit,
+        )
+        .await
     }
 
     /// Deliveries that ended at or before `cutoff`, with their attempts.
     pub async fn sweep_deliveries(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let past = |sql: &mut Sql| {
-            sql.push("finished_at IS NOT NULL AND finished_at <= ")
-                .bind(cutoff.ms());
-        };
-        let key = "publisher_id, id";
-        let sweep = Sweep {
-            table: "deliveries",
-            key,
-            past: &past,
-            order: "finished_at",
-        };
-        self.sweep(sweep, limit).await
+        self.sweep_past(
+            "deliveries",
+            "publisher_id, id",
+            "finished_at",
+            cutoff,
+            limit,
+        )
+        .await
     }
 
     /// Replays that ended at or before `cutoff`.
     pub async fn sweep_replays(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let past = |sql: &mut Sql| {
-            sql.push("finished_at IS NOT NULL AND finished_at <= ")
-                .bind(cutoff.ms());
-        };
-        let sweep = Sweep {
-            table: "replays",
-            key: "publisher_id, id",
-            past: &past,
-            order: "finished_at",
-        };
-        self.sweep(sweep, limit).await
+        self.sweep_past("replays", "publisher_id, id", "finished_at", cutoff, limit)
+            .await
     }
 
     /// Counts of tries at endpoints that are older than what is shown of them.
     pub async fn sweep_endpoint_stats(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(STATS_KEPT).ms();
-        let past = |sql: &mut Sql| {
-            sql.push("bucket <= ").bind(cutoff);
-        };
-        let sweep = Sweep {
-            table: "endpoint_stats",
-            key: "publisher_id, endpoint_id, bucket",
-            past: &past,
-            order: "bucket",
-        };
-        self.sweep(sweep, limit).await
+        let cutoff = self.store.now().minus(STATS_KEPT);
+        self.sweep_past(
+            "endpoint_stats",
+            "publisher_id, endpoint_id, bucket",
+            "bucket",
+            cutoff,
+            limit,
+        )
+        .await
     }
 
     /// Secrets of endpoints revoked or expired at or before `cutoff`.
@@ -426,17 +427,15 @@ impl System {
 
     /// Logins at an upstream that nobody finished in time.
     pub async fn sweep_logins(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now().ms();
-        let past = |sql: &mut Sql| {
-            sql.push("expires_at <= ").bind(now);
-        };
-        let sweep = Sweep {
-            table: "oauth_logins",
-            key: "publisher_id, state_hash",
-            past: &past,
-            order: "expires_at",
-        };
-        self.sweep(sweep, limit).await
+        let now = self.store.now();
+        self.sweep_past(
+            "oauth_logins",
+            "publisher_id, state_hash",
+            "expires_at",
+            now,
+            limit,
+        )
+        .await
     }
 
     /// Events of `cutoff` or before of which no delivery is left.
@@ -460,36 +459,21 @@ impl System {
 
     /// Messages about trains that were sent or given up at or before `cutoff`.
     pub async fn sweep_notices(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let past = |sql: &mut Sql| {
-            sql.push("finished_at IS NOT NULL AND finished_at <= ")
-                .bind(cutoff.ms());
-        };
-        let sweep = Sweep {
-            table: "train_notices",
-            key: "publisher_id, id",
-            past: &past,
-            order: "finished_at",
-        };
-        self.sweep(sweep, limit).await
+        self.sweep_past(
+            "train_notices",
+            "publisher_id, id",
+            "finished_at",
+            cutoff,
+            limit,
+        )
+        .await
     }
 
     /// Runs past the time that their pipeline asks for.
     pub async fn sweep_runs(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now().ms();
-        let past = |sql: &mut Sql| {
-            sql.push("sweep_at IS NOT NULL AND sweep_at <= ").bind(now);
-        };
-        let key = "publisher_id, id";
-        self.sweep(
-            Sweep {
-                table: "runs",
-                key,
-                past: &past,
-                order: "sweep_at",
-            },
-            limit,
-        )
-        .await
+        let now = self.store.now();
+        self.sweep_past("runs", "publisher_id, id", "sweep_at", now, limit)
+            .await
     }
 
     /// Brings forward, by at most `limit` runs, the time of those that ended at or before
