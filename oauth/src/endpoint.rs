@@ -1,9 +1,9 @@
 //! One question to a token endpoint.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use domain::oauth::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
-use outbound::{Request, Response};
+use outbound::Request;
 use secrecy::ExposeSecret as _;
 
 /// From the start to the last header of the answer, and to its end.
@@ -66,15 +66,7 @@ async fn once(
         return Err(TokenError::passing("answer_too_long"));
     }
     read_answer(response.status, &response.body_excerpt).map_err(|error| TokenError {
-        retry_after: retry_after(&response),
+        retry_after: response.asked_wait(SystemTime::now()),
         ..error
     })
-}
-
-/// `Retry-After` in seconds (RFC 9110 §10.2.3). A date says nothing that the usual wait does not.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.retry_after.as_deref()?.trim();
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    // More digits than fit mean more than anybody waits.
-    digits.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -128,6 +128,22 @@ pub struct Response {
     pub truncated: bool,
     /// From the call to the end of reading, in milliseconds.
     pub latency_ms: u64,
+}
+
+impl Response {
+    /// How long it asks to wait from `now` on: `Retry-After` in seconds, or as a date in any of
+    /// HTTP's three forms (RFC 9110 §10.2.3). Zero for a date that is past; nothing for what is
+    /// neither. Unbounded: callers have limits of their own.
+    #[must_use]
+    pub fn asked_wait(&self, now: SystemTime) -> Option<Duration> {
+        let text = self.retry_after.as_deref()?.trim();
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // More digits than fit mean more than anybody waits.
+            return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+        }
+        let at = httpdate::parse_http_date(text).ok()?;
+        Some(at.duration_since(now).unwrap_or_default())
+    }
 }
 
 impl fmt::Debug for Response {

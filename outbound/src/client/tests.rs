@@ -4,6 +4,7 @@ mod http2;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
-use super::{Client, ClientLimits, Request};
+use super::{Client, ClientLimits, Request, Response};
 use crate::{Answer, Failure, Policy, Resolver};
 
 struct Loopback;
@@ -155,4 +156,34 @@ async fn a_peer_without_tls_is_a_tls_failure() {
         .send(Request::post(url, "{}"))
         .await;
     assert_eq!(answer.unwrap_err(), Failure::Tls);
+}
+
+#[test]
+fn a_wait_that_is_asked_for_is_seconds_or_a_date() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_747);
+    for (text, seconds) in [
+        ("120", Some(120)),
+        (" 7 ", Some(7)),
+        ("0", Some(0)),
+        ("99999999999999999999999", Some(u64::MAX)),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", Some(30)),
+        ("Sun Nov  6 08:49:37 1994", Some(30)),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+    ] {
+        let answer = Response {
+            status: 429,
+            retry_after: Some(text.to_owned()),
+            content_type: None,
+            body_excerpt: Vec::new(),
+            truncated: false,
+            latency_ms: 1,
+        };
+        let wait = seconds.map(Duration::from_secs);
+        assert_eq!(answer.asked_wait(now), wait, "{text}");
+    }
 }
