@@ -21,6 +21,7 @@ use tokio::{
 on_both_stores!(
     nginx_lends_a_credential_and_never_shows_it,
     caddy_lends_a_credential_and_never_shows_it,
+    the_page_leads_from_an_api_key_to_a_gateway,
 );
 
 const API_KEY: &str = "sk-upstream-9f8e7d6c5b4a39281706f5e4d3c2b1a0";
@@ -359,4 +360,61 @@ async fn caddy_lends_a_credential_and_never_shows_it(world: &World) {
             story(&server, &upstream, &gateway).await;
         }
     }
+}
+
+/// The shell of docs/trains.md, from its first heading to the next, as one script.
+fn page() -> String {
+    let text = std::fs::read_to_string(tools::root().join("docs/trains.md")).unwrap();
+    let (_, section) = text
+        .split_once("## From an API key to a gateway\n")
+        .unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut blocks = section.split("```sh\n").skip(1);
+    let of = |block: &str| block.split_once("```\n").unwrap().0.to_owned();
+    let script: String = blocks.by_ref().map(of).collect();
+    assert!(script.lines().count() > 20, "{script}");
+    script
+}
+
+async fn the_page_leads_from_an_api_key_to_a_gateway(world: &World) {
+    let program = match program("STATIONMASTER_TEST_NGINX") {
+        Ok(program) => program,
+        Err(reason) => return skip("the_page_leads_from_an_api_key", &reason),
+    };
+    let (server, upstream) = (world.start().await, Upstream::start().await);
+    let publisher = server.publisher("acme").await;
+    let listen = tools::lasting_address();
+    let here = server.url().trim_start_matches("http://").to_owned();
+    // Where the page is read: a place with docs/gateways below it, and nginx on the path.
+    let home = server.site().home().join("reader");
+    std::fs::create_dir_all(home.join("docs/gateways")).unwrap();
+    std::fs::create_dir_all(home.join("bin")).unwrap();
+    std::os::unix::fs::symlink(program, home.join("bin/nginx")).unwrap();
+    let config = shipped("nginx.conf", &server, &upstream, &listen);
+    std::fs::write(home.join("docs/gateways/nginx.conf"), config).unwrap();
+    let script = page()
+        .replace("127.0.0.1:8080", &here)
+        .replace("127.0.0.1:8088", &listen);
+    let path = std::env::var("PATH").unwrap();
+    let mut command = Command::new("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(&home)
+        .env("PATH", format!("{}:{path}", home.join("bin").display()))
+        .env("ADMIN", publisher.admin.token())
+        .env("ANTHROPIC_API_KEY", API_KEY)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let limit = Duration::from_mins(1);
+    let done = tokio::time::timeout(limit, command.output()).await;
+    let done = done.expect("the page takes too long").unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    assert!(done.status.success(), "{out}\n{err}");
+    assert!(out.ends_with("{\"ok\":true}401\n"), "{out}\n{err}");
+    assert!(!format!("{out}{err}").contains(API_KEY), "{out}\n{err}");
+    assert_eq!(upstream.last("x-api-key"), [API_KEY]);
+    assert_eq!(upstream.heads().len(), 1);
 }
