@@ -23,9 +23,9 @@ const LEAST: f64 = 300.0;
 const FIRST: f64 = 600.0;
 const MOST: f64 = 10_000.0;
 /// What one timely look adds, deliveries a second.
-const FASTER: f64 = 5.0;
+const FASTER: f64 = 4.0;
 /// What one late look leaves.
-const SLOWER: f64 = 0.8;
+const SLOWER: f64 = 0.75;
 /// How many may go out at once.
 const BURST: f64 = 4.0;
 

@@ -125,8 +125,9 @@ fn went_in_batches(counts: &[i64]) {
         let whole = (OLD - pair[1]) % BATCH == 0;
         assert!(pair[1] <= pair[0] && whole, "{counts:?}");
     }
-    let between = counts.iter().filter(|count| (1..OLD).contains(count));
-    assert!(between.count() > 0, "it went at once: {counts:?}");
+    // It takes thirty of the largest batches, with rests between them.
+    let between: HashSet<i64> = counts.iter().copied().collect();
+    assert!(between.len() > 5, "it went nearly at once: {counts:?}");
 }
 
 /// The tries went with their deliveries; the events go by a sweep of their own.
