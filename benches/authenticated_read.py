@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONNECTIONS = 32
+BOOTSTRAP = "bench-bootstrap-token-" + "x" * 20
 TICKS = os.sysconf("SC_CLK_TCK")
 
 LUA = """
@@ -99,25 +100,41 @@ def load(server, path, seconds, script=None, token=None):
     }
 
 
+def start(directory):
+    """A server on a store of its own, and the ceiling."""
+    release = ROOT / "target" / "release"
+    server = Server(
+        [release / "stationmaster", "serve"],
+        STATIONMASTER_LISTEN="127.0.0.1:0", STATIONMASTER_DATA_DIR=directory,
+        STATIONMASTER_BOOTSTRAP_TOKEN=BOOTSTRAP, STATIONMASTER_METRICS_LISTEN="",
+        STATIONMASTER_RATE_LIMIT_PER_SECOND="0", STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE="0",
+        STATIONMASTER_SQLITE_SYNCHRONOUS="normal", STATIONMASTER_LOG="warn")
+    return server, Server([release / "examples" / "ceiling"])
+
+
+def interleaved(loads, warm, chosen):
+    """The rounds of each load, after every token was used once: `many` for `warm` seconds."""
+    for run in loads.values():
+        run(1)
+    loads["many"](warm)
+    rounds = {name: [] for name in loads}
+    for _ in range(chosen.rounds):
+        for name, run in loads.items():
+            rounds[name].append(run(chosen.seconds))
+    return rounds
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=int, default=5)
     arguments.add_argument("--tokens", type=int, default=100_000)
     chosen = arguments.parse_args()
-    release = ROOT / "target" / "release"
     with tempfile.TemporaryDirectory() as directory:
-        bootstrap = "bench-bootstrap-token-" + "x" * 20
-        server = Server(
-            [release / "stationmaster", "serve"],
-            STATIONMASTER_LISTEN="127.0.0.1:0", STATIONMASTER_DATA_DIR=directory,
-            STATIONMASTER_BOOTSTRAP_TOKEN=bootstrap, STATIONMASTER_METRICS_LISTEN="",
-            STATIONMASTER_RATE_LIMIT_PER_SECOND="0", STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE="0",
-            STATIONMASTER_SQLITE_SYNCHRONOUS="normal", STATIONMASTER_LOG="warn")
-        ceiling = Server([release / "examples" / "ceiling"])
+        server, ceiling = start(directory)
         try:
             began = time.monotonic()
-            tokens = make_tokens(server.url, bootstrap, chosen.tokens)
+            tokens = make_tokens(server.url, BOOTSTRAP, chosen.tokens)
             print(f"{len(tokens)} tokens made in {time.monotonic() - began:.0f} s", file=sys.stderr)
             listing = pathlib.Path(directory) / "tokens"
             listing.write_text("\n".join(tokens) + "\n")
@@ -128,31 +145,25 @@ def main():
                 "hot": lambda s: load(server, "/v1/publishers/me", s, token=tokens[0]),
                 "many": lambda s: load(server, "/v1/publishers/me", s, script=script),
             }
-            for run in loads.values():
-                run(1)
-            # Every token once before anything counts.
-            load(server, "/v1/publishers/me", 15, script=script)
-            rounds = {name: [] for name in loads}
-            for _ in range(chosen.rounds):
-                for name, run in loads.items():
-                    rounds[name].append(run(chosen.seconds))
+            rounds = interleaved(loads, 15, chosen)
         finally:
             server.stop()
             ceiling.stop()
-    report(rounds, chosen)
+    report("http", rounds, chosen, f"{chosen.tokens} tokens")
 
 
-def report(rounds, chosen):
+def report(what, rounds, chosen, size):
+    """Prints the medians and writes all rounds to target/bench-WHAT.json; `size` says of what."""
     median = {name: {key: statistics.median(one[key] for one in many) for key in many[0]}
               for name, many in rounds.items()}
     top = median["ceiling"]
     print(f"medians of {chosen.rounds} interleaved rounds of {chosen.seconds} s, "
-          f"{CONNECTIONS} connections, {chosen.tokens} tokens")
+          f"{CONNECTIONS} connections, {size}")
     print(f"{'':10}{'requests/s':>12}{'of ceiling':>12}{'p50 ms':>9}{'p99 ms':>9}{'CPU µs':>9}")
     for name, row in median.items():
         print(f"{name:10}{row['requests_per_s']:12.0f}{row['requests_per_s'] / top['requests_per_s']:12.2f}"
               f"{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['cpu_us']:9.1f}")
-    out = ROOT / "target" / "bench-http.json"
+    out = ROOT / "target" / f"bench-{what}.json"
     out.write_text(json.dumps({"median": median, "rounds": rounds}, indent=2))
     print(f"all rounds: {out.relative_to(ROOT)}")
 

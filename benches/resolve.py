@@ -14,14 +14,13 @@ and ratios to the ceiling of the same run.
 import argparse
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from authenticated_read import CONNECTIONS, ROOT, Server, load, post
+from authenticated_read import BOOTSTRAP, interleaved, load, post, report, start
 
 TRAINS_EACH = 100
 ACCOUNTS_EACH = 3
@@ -76,19 +75,11 @@ def main():
     arguments.add_argument("--seconds", type=int, default=5)
     arguments.add_argument("--trains", type=int, default=10_000)
     chosen = arguments.parse_args()
-    release = ROOT / "target" / "release"
     with tempfile.TemporaryDirectory() as directory:
-        bootstrap = "bench-bootstrap-token-" + "x" * 20
-        server = Server(
-            [release / "stationmaster", "serve"],
-            STATIONMASTER_LISTEN="127.0.0.1:0", STATIONMASTER_DATA_DIR=directory,
-            STATIONMASTER_BOOTSTRAP_TOKEN=bootstrap, STATIONMASTER_METRICS_LISTEN="",
-            STATIONMASTER_RATE_LIMIT_PER_SECOND="0", STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE="0",
-            STATIONMASTER_SQLITE_SYNCHRONOUS="normal", STATIONMASTER_LOG="warn")
-        ceiling = Server([release / "examples" / "ceiling"])
+        server, ceiling = start(directory)
         try:
             began = time.monotonic()
-            tokens = make_tokens(server.url, bootstrap, chosen.trains)
+            tokens = make_tokens(server.url, BOOTSTRAP, chosen.trains)
             print(f"{len(tokens)} trains made in {time.monotonic() - began:.0f} s", file=sys.stderr)
             scripts = {}
             for name, some in (("one", tokens[:1]), ("many", tokens)):
@@ -102,33 +93,11 @@ def main():
                 "many": lambda s: load(server, "/v1/resolve", s, script=scripts["many"]),
                 "forward": lambda s: load(server, "/v1/forward-auth/train", s, token=tokens[0]),
             }
-            for run in loads.values():
-                run(1)
-            # Every token once before anything counts.
-            load(server, "/v1/resolve", 5, script=scripts["many"])
-            rounds = {name: [] for name in loads}
-            for _ in range(chosen.rounds):
-                for name, run in loads.items():
-                    rounds[name].append(run(chosen.seconds))
+            rounds = interleaved(loads, 5, chosen)
         finally:
             server.stop()
             ceiling.stop()
-    report(rounds, chosen)
-
-
-def report(rounds, chosen):
-    median = {name: {key: statistics.median(one[key] for one in many) for key in many[0]}
-              for name, many in rounds.items()}
-    top = median["ceiling"]
-    print(f"medians of {chosen.rounds} interleaved rounds of {chosen.seconds} s, "
-          f"{CONNECTIONS} connections, {chosen.trains} trains")
-    print(f"{'':10}{'requests/s':>12}{'of ceiling':>12}{'p50 ms':>9}{'p99 ms':>9}{'CPU µs':>9}")
-    for name, row in median.items():
-        print(f"{name:10}{row['requests_per_s']:12.0f}{row['requests_per_s'] / top['requests_per_s']:12.2f}"
-              f"{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['cpu_us']:9.1f}")
-    out = ROOT / "target" / "bench-resolve.json"
-    out.write_text(json.dumps({"median": median, "rounds": rounds}, indent=2))
-    print(f"all rounds: {out.relative_to(ROOT)}")
+    report("resolve", rounds, chosen, f"{chosen.trains} trains")
 
 
 if __name__ == "__main__":
