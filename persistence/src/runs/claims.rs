@@ -546,7 +546,7 @@ mod tests {
                 "runs_to_expire (expires_at<?)",
             ),
         ] {
-            let text = sql.text().to_owned();
+            let text = sql.text();
             let plan = plan(store, sql).await;
             assert!(plan.contains(index), "{text}\n{plan}");
             assert!(!plan.contains("SCAN r"), "{text}\n{plan}");
