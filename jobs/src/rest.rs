@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 /// How long a batch should take.
-const AIM: Duration = Duration::from_millis(3);
+const AIM: Duration = Duration::from_millis(5);
 /// Rows of the least batch, which comes first, and of the most. All are whole numbers of steps.
-const LEAST: u64 = 50;
+const LEAST: u64 = 100;
 const MOST: u64 = 1000;
 const STEP: u64 = 50;
 /// How many times as long as its batch took a sweep rests.
