@@ -1,6 +1,6 @@
 //! One try of one delivery: sign, send, judge.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use domain::{Timestamp, retry::Schedule, signature};
 use outbound::{Client, Request, Response, safe_excerpt};
@@ -123,10 +123,9 @@ pub(crate) fn after_failure(
     let Some(wait) = schedule.wait_after(attempt) else {
         return Next::Failed;
     };
-    let now_ms = u64::try_from(now.ms()).unwrap_or(0);
     let asked = response
         .filter(|response| matches!(response.status, 429 | 503))
-        .and_then(|response| response.asked_wait(UNIX_EPOCH + Duration::from_millis(now_ms)))
+        .and_then(|response| response.asked_wait(now.ms()))
         .unwrap_or_default();
     Next::RetryAt(now.plus(wait.max(asked.min(RETRY_AFTER_MAX))))
 }

@@ -1,10 +1,12 @@
 //! One question to a token endpoint.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use domain::oauth::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
 use outbound::Request;
 use secrecy::ExposeSecret as _;
+
+use crate::Refresher;
 
 /// From the start to the last header of the answer, and to its end.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,18 +19,18 @@ pub(crate) const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// # Errors
 /// Why there is no grant, in words of ours.
 pub(crate) async fn ask(
-    http: &outbound::Client,
+    refresher: &Refresher,
     url: &str,
     client: Client<'_>,
     ask: Ask<'_>,
 ) -> Result<Grant, TokenError> {
     let began = Instant::now();
-    let mut answer = once(http, url, client, ask, ClientAuth::Basic).await;
+    let mut answer = once(refresher, url, client, ask, ClientAuth::Basic).await;
     if client.secret.is_some()
         && let Err(error) = &answer
         && error.reason == "invalid_client"
     {
-        answer = once(http, url, client, ask, ClientAuth::Body).await;
+        answer = once(refresher, url, client, ask, ClientAuth::Body).await;
     }
     let outcome = answer
         .as_ref()
@@ -39,7 +41,7 @@ pub(crate) async fn ask(
 }
 
 async fn once(
-    http: &outbound::Client,
+    refresher: &Refresher,
     url: &str,
     client: Client<'_>,
     ask: Ask<'_>,
@@ -60,13 +62,13 @@ async fn once(
     if let Some(header) = header {
         add("authorization", header.expose_secret());
     }
-    let response = http.send(request).await;
+    let response = refresher.http().send(request).await;
     let response = response.map_err(|failure| TokenError::passing(failure.code()))?;
     if response.truncated {
         return Err(TokenError::passing("answer_too_long"));
     }
     read_answer(response.status, &response.body_excerpt).map_err(|error| TokenError {
-        retry_after: response.asked_wait(SystemTime::now()),
+        retry_after: response.asked_wait(refresher.now().ms()),
         ..error
     })
 }

@@ -24,6 +24,6 @@ impl Refresher {
         client: Client<'_>,
         code: Ask<'_>,
     ) -> Result<Grant, TokenError> {
-        endpoint::ask(self.http(), token_url, client, code).await
+        endpoint::ask(self, token_url, client, code).await
     }
 }

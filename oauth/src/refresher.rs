@@ -120,6 +120,10 @@ impl Refresher {
         &self.0.http
     }
 
+    pub(crate) fn now(&self) -> Timestamp {
+        self.0.store.now()
+    }
+
     /// Waits until nothing is under way. Call it before the store is closed.
     pub async fn drained(&self) {
         self.0.tasks.close();
@@ -280,7 +284,7 @@ impl Refresher {
             token: &lease.tokens.refresh_token,
             scope: lease.scopes.as_deref(),
         };
-        match endpoint::ask(&self.0.http, &lease.token_url, client, ask).await {
+        match endpoint::ask(self, &lease.token_url, client, ask).await {
             Ok(grant) => keep(scoped, lease, context, &grant, asked_at).await,
             Err(error) => {
                 self.failed(scoped, lease, context, &error).await;

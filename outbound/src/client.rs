@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -131,17 +131,18 @@ pub struct Response {
 }
 
 impl Response {
-    /// How long it asks to wait from `now` on: `Retry-After` in seconds, or as a date in any of
+    /// How long it asks to wait from now on, `now_ms` in Unix time: `Retry-After` in seconds, or as a date in any of
     /// HTTP's three forms (RFC 9110 §10.2.3). Zero for a date that is past; nothing for what is
     /// neither. Unbounded: callers have limits of their own.
     #[must_use]
-    pub fn asked_wait(&self, now: SystemTime) -> Option<Duration> {
+    pub fn asked_wait(&self, now_ms: i64) -> Option<Duration> {
         let text = self.retry_after.as_deref()?.trim();
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             // More digits than fit mean more than anybody waits.
             return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
         let at = httpdate::parse_http_date(text).ok()?;
+        let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(now_ms).unwrap_or(0));
         Some(at.duration_since(now).unwrap_or_default())
     }
 }
