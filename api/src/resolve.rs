@@ -82,8 +82,8 @@ async fn lending(app: &App, who: &Principal) -> Result<LentBy, ApiError> {
 const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 
 /// The account to use now. An access token that expires within the minute is replaced first, if
-/// it can be; each account is tried once, or again at its end. An unexpired one that could not be replaced is lent all
-/// the same.
+/// it can be; each account is tried once, or again at its end. An unexpired one that could not be
+/// replaced is lent all the same.
 async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent>, ApiError> {
     let mut tried = Vec::new();
     loop {

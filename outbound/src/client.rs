@@ -131,9 +131,9 @@ pub struct Response {
 }
 
 impl Response {
-    /// How long it asks to wait from now on, `now_ms` in Unix time: `Retry-After` in seconds, or as a date in any of
-    /// HTTP's three forms (RFC 9110 §10.2.3). Zero for a date that is past; nothing for what is
-    /// neither. Unbounded: callers have limits of their own.
+    /// How long it asks to wait from `now_ms` on (Unix time, milliseconds): `Retry-After` in
+    /// seconds, or as a date in any of HTTP's three forms (RFC 9110 §10.2.3). Zero for a date that
+    /// is past; nothing for what is neither. Unbounded: callers have limits of their own.
     #[must_use]
     pub fn asked_wait(&self, now_ms: i64) -> Option<Duration> {
         let text = self.retry_after.as_deref()?.trim();

@@ -307,13 +307,15 @@ async fn note_uses(tx: &Tx, of_train: bool, at: i64, tokens: &[(Uuid, Uuid)]) ->
     } else {
         "credentials"
     };
-    let keys = tokens.iter().copied();
+    let keys = tokens
+        .iter()
+        .map(|(publisher, id)| vec![(*publisher).into(), (*id).into()]);
     let mut sql = Sql::new("UPDATE ");
     sql.push(table).push(" SET last_used_at = ").bind(at);
     sql.push(" WHERE (last_used_at IS NULL OR last_used_at < ")
         .bind(at)
         .push(") AND (publisher_id, id) IN (")
-        .values(keys.map(|(publisher, id)| vec![publisher.into(), id.into()]))
+        .values(keys)
         .push(")");
     let statement = sql.statement(tx.db().get_database_backend());
     tx.db().execute_raw(statement).await?;

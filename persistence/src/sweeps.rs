@@ -82,6 +82,12 @@ impl Sweep<'_> {
     }
 }
 
+/// Writes that the time in a column is `cutoff` or before. No time is never.
+fn is_past(sql: &mut Sql, at: &str, cutoff: Timestamp) {
+    sql.push(at).push(" IS NOT NULL AND ").push(at);
+    sql.push(" <= ").bind(cutoff.ms());
+}
+
 /// A table's rows that are to be changed.
 struct Amend<'a> {
     table: &'static str,
@@ -255,8 +261,7 @@ impl System {
             .await
     }
 
-    /// Rows of a table whose time `at`, a column of an index, is `cutoff` or before. A row without
-    /// that time stays.
+    /// Rows of a table whose time `at`, a column of an index, is `cutoff` or before.
     async fn sweep_past(
         &self,
         table: &'static str,
@@ -265,10 +270,7 @@ impl System {
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64> {
-        let past = |sql: &mut Sql| {
-            sql.push(at).push(" IS NOT NULL AND ").push(at);
-            sql.push(" <= ").bind(cutoff.ms());
-        };
+        let past = |sql: &mut Sql| is_past(sql, at, cutoff);
         let sweep = Sweep {
             table,
             key,
@@ -410,9 +412,8 @@ impl System {
         let mut removed = 0;
         for order in ["revoked_at", "expires_at"] {
             let past = |sql: &mut Sql| {
-                sql.push(among).push(order);
-                sql.push(" IS NOT NULL AND ").push(order);
-                sql.push(" <= ").bind(cutoff.ms());
+                sql.push(among);
+                is_past(sql, order, cutoff);
             };
             let sweep = Sweep {
                 table,

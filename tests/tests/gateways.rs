@@ -369,9 +369,10 @@ fn page() -> String {
         .split_once("## From an API key to a gateway\n")
         .unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
-    let mut blocks = section.split("```sh\n").skip(1);
-    let of = |block: &str| block.split_once("```\n").unwrap().0.to_owned();
-    let script: String = blocks.by_ref().map(of).collect();
+    let blocks = section.split("```sh\n").skip(1);
+    let script: String = blocks
+        .map(|block| block.split_once("```\n").unwrap().0)
+        .collect();
     assert!(script.lines().count() > 20, "{script}");
     script
 }

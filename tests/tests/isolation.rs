@@ -147,11 +147,14 @@ async fn nobody_gets_at_anothers_things(world: &World) {
     let mut victims = Vec::new();
     for operation in &operations {
         // Reading leaves things as they are; what changes them has things of its own.
-        let things = if operation.only_reads() {
-            Arc::clone(&read)
-        } else {
-            Arc::new(Things::make(&server, &consumer).await)
+        let fresh = async || {
+            if operation.only_reads() {
+                Arc::clone(&read)
+            } else {
+                Arc::new(Things::make(&server, &consumer).await)
+            }
         };
+        let things = fresh().await;
         let target = target_of(operation, &things);
         if operation.id == "resume_publisher" {
             things.suspend(&server).await;
@@ -166,11 +169,7 @@ async fn nobody_gets_at_anothers_things(world: &World) {
             "{}, by its owner: {answer}",
             operation.id
         );
-        victims.push(if operation.only_reads() {
-            things
-        } else {
-            Arc::new(Things::make(&server, &consumer).await)
-        });
+        victims.push(fresh().await);
     }
     let stranger = Things::make(&server, &consumer).await;
     let last = victims.last().unwrap();

@@ -126,8 +126,8 @@ fn went_in_batches(counts: &[i64]) {
         assert!(pair[1] <= pair[0] && whole, "{counts:?}");
     }
     // It takes thirty of the largest batches, with rests between them.
-    let between: HashSet<i64> = counts.iter().copied().collect();
-    assert!(between.len() > 5, "it went nearly at once: {counts:?}");
+    let seen: HashSet<i64> = counts.iter().copied().collect();
+    assert!(seen.len() > 5, "it went nearly at once: {counts:?}");
 }
 
 /// The tries went with their deliveries; the events go by a sweep of their own.
