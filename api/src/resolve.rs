@@ -12,7 +12,7 @@ use domain::{
     id::{AccountId, Id as _, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
 };
-use persistence::{Exhausted, Lent, LentBy, Principal, Report, Wish};
+use persistence::{Exhausted, Lent, LentBy, Principal, Report, StoreError, Wish};
 
 use crate::{
     auth::TrainToken,
@@ -83,9 +83,10 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(
 
 /// The account to use now. An access token that expires within the minute is replaced first, if
 /// it can be; each account is tried once, or again at its end. An unexpired one that could not be
-/// replaced is lent all the same.
+/// replaced is lent all the same. If none is left and the store was in the way, the store is to
+/// blame.
 async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent>, ApiError> {
-    let mut tried = Vec::new();
+    let (mut tried, mut away) = (Vec::new(), None::<StoreError>);
     loop {
         let (by, now) = (lending(app, who).await?, app.store.now());
         let wish = Wish {
@@ -94,10 +95,14 @@ async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent
             client: asked.client_key.as_deref(),
             tried: &tried,
         };
-        let lent = by.choose(&wish, now).map_err(|exhausted| {
-            tell_exhausted(app, who, &by, &exhausted);
-            refusal(&exhausted, now)
-        })?;
+        let lent = match (by.choose(&wish, now), &away) {
+            (Ok(lent), _) => lent,
+            (Err(_), Some(error)) => return Err(error.clone().into()),
+            (Err(exhausted), None) => {
+                tell_exhausted(app, who, &by, &exhausted);
+                return Err(refusal(&exhausted, now));
+            }
+        };
         let renew = lent.is_oauth && lent.expires_soon(now) && !tried.contains(&lent.id);
         if !renew {
             return Ok(lent);
@@ -105,6 +110,7 @@ async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent
         let renewed = app.refresher.living_token(&who.scope, lent.id, WAIT).await;
         if let Err(error) = renewed {
             tracing::warn!(account = %lent.id, %error, "an access token could not be replaced before it is lent");
+            away = away.or(error.of_the_store());
         }
         // One that ended meanwhile is tried once more: that it is not fresh was said of a live one.
         let lived = |at| lent.expires_at.is_some_and(|end| end > at);

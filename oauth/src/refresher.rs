@@ -58,6 +58,17 @@ pub enum RefreshError {
     TimeOver,
 }
 
+impl RefreshError {
+    /// The store's error, if it could not do its part; nothing is known of the account then.
+    #[must_use]
+    pub fn of_the_store(self) -> Option<StoreError> {
+        match self {
+            Self::Store(StoreError::Refused(_)) | Self::Upstream(_) | Self::TimeOver => None,
+            Self::Store(error) => Some(error),
+        }
+    }
+}
+
 impl From<RefreshError> for StoreError {
     /// As the publisher meets it: `refresh_failed` with the reason.
     fn from(error: RefreshError) -> Self {

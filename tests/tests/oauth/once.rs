@@ -24,6 +24,7 @@ on_both_stores!(
 );
 on_sqlite!(a_refresh_that_a_crash_cut_off_is_made_again_at_once);
 on_postgres!(
+    a_store_that_fails_at_a_tokens_end_is_no_exhausted_train,
     processes_share_one_refresh,
     a_thousand_who_resolve_while_a_token_ends_get_one_refresh,
 );
@@ -113,6 +114,42 @@ async fn who_asks_just_before_the_end_waits_for_the_next_token(world: &World) {
     assert!(endpoint.left(&lent_token(&answer)).unwrap() > HOUR / 2);
     assert_eq!(endpoint.asked().len(), 1);
 }
+
+/// What is kept of the train lends on, but its only token can't be looked after.
+async fn a_store_that_fails_at_a_tokens_end_is_no_exhausted_train(world: &World) {
+    let site = world.site().await;
+    site.tolerate("store");
+    let server = site.start(&BY_HAND).await;
+    let publisher = server.publisher("acme").await;
+    let endpoint = TokenEndpoint::start(&server).await;
+    let life = Duration::from_secs(3);
+    let (_, gateway) = lender(&publisher, &endpoint.account("one", life)).await;
+    let end = Instant::now() + life;
+    endpoint.mood(Mood::Saying(503, "{}".into()));
+    let lent = resolve(&gateway, &json!({})).await;
+    assert_eq!(lent.status, 200, "{lent}");
+    let mut connection = site.database.as_ref().unwrap().connect().await;
+    sqlx::raw_sql(ACCOUNTS_AWAY)
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let mut answers = Vec::new();
+    while Instant::now() < end + Duration::from_secs(2) {
+        let answer = resolve(&gateway, &json!({})).await;
+        answers.push((answer.status, answer["code"].clone()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    answers.dedup();
+    let away = (503, json!("store_unavailable"));
+    assert_eq!(answers, [(200, Value::Null), away]);
+}
+
+/// Whoever reads accounts hears that the store can't be reached now.
+const ACCOUNTS_AWAY: &str = "
+    CREATE FUNCTION away() RETURNS boolean LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '57P03'; END $$;
+    ALTER TABLE accounts RENAME TO accounts_away;
+    CREATE VIEW accounts AS SELECT * FROM accounts_away WHERE away();";
 
 async fn the_job_refreshes_ahead_of_time(world: &World) {
     let server = world.start_with(&BY_CLOCK).await;
