@@ -190,9 +190,12 @@ pub(super) async fn read(
     if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|l| l > bytes_max)) {
         return Err(too_large(bytes_max));
     }
-    tokio::time::timeout(time_max, collect(body, bytes_max))
-        .await
-        .unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
+    let context = request.data::<RequestContext>();
+    let arriving = |is| context.inspect(|context| context.note_arriving(is));
+    arriving(true);
+    let bytes = tokio::time::timeout(time_max, collect(body, bytes_max)).await;
+    arriving(false);
+    bytes.unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
 }
 
 async fn collect(body: poem::Body, bytes_max: usize) -> Result<Bytes, Problem> {

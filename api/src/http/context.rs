@@ -2,7 +2,10 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use poem::{
@@ -111,6 +114,7 @@ struct Inner {
     hashes_body: bool,
     body_hash: OnceLock<[u8; 32]>,
     rate: OnceLock<RateState>,
+    arriving: AtomicBool,
     gone: CancellationToken,
     place: Mutex<Option<OwnedSemaphorePermit>>,
 }
@@ -130,6 +134,7 @@ impl RequestContext {
             hashes_body: headers.contains_key(IDEMPOTENCY_KEY),
             body_hash: OnceLock::new(),
             rate: OnceLock::new(),
+            arriving: AtomicBool::new(false),
             gone: CancellationToken::new(),
             place: Mutex::default(),
         }))
@@ -192,6 +197,17 @@ impl RequestContext {
             .filter(|byte| (b' '..=b'~').contains(byte))
             .take(USER_AGENT_CHARS);
         Some(printable.map(|byte| char::from(*byte)).collect())
+    }
+
+    /// Whether the request's body is being read: nothing of the work is begun then.
+    pub(super) fn is_arriving(&self) -> bool {
+        self.0.arriving.load(Relaxed)
+    }
+
+    /// Notes whether the body is being read.
+    pub(super) fn note_arriving(&self, arriving: bool) {
+        // One task at a time looks at a request.
+        self.0.arriving.store(arriving, Relaxed);
     }
 
     /// Notes the body as it was sent, where its hash will be asked for.

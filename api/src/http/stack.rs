@@ -7,8 +7,9 @@
 //! 5. a time limit;
 //! 6. the shield: work that waits for anything goes on in a task of its own, which neither a client
 //!    that goes away nor the time limit can cancel. sqlx 0.9 loses writes on PostgreSQL after a
-//!    `begin` that was cancelled half-way, so no request may ever be. Work that is done without
-//!    waiting needs no task: nothing can cancel it in between;
+//!    `begin` that was cancelled half-way, so no request may ever be. Until its body has come, a
+//!    request waits with its connection, and goes with it: nothing is begun by then. Work that is
+//!    done without waiting needs no task: nothing can cancel it in between;
 //! 7. a cap on work in progress, held by the task and not by the connection.
 
 use std::{
@@ -177,11 +178,17 @@ where
         };
         let mut work = Box::pin(AssertUnwindSafe(work.instrument(span)).catch_unwind());
         let _gone = context.gone().drop_guard();
-        let result = match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        let started = Instant::now();
+        let here = std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Pending if context.is_arriving() => Poll::Pending,
+            poll => Poll::Ready(poll),
+        });
+        let result = match here.await {
             Poll::Ready(result) => result,
             Poll::Pending => {
                 let task = self.options.tasks.spawn(work);
-                match tokio::time::timeout(self.options.time_limit, task).await {
+                let left = self.options.time_limit.saturating_sub(started.elapsed());
+                match tokio::time::timeout(left, task).await {
                     Ok(Ok(result)) => result,
                     // The runtime is going away.
                     Ok(Err(_)) => return Err(ApiError::from(refusal::overloaded()).into()),

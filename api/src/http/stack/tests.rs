@@ -248,6 +248,56 @@ async fn a_client_that_goes_away_cancels_nothing() {
 }
 
 #[tokio::test]
+async fn until_its_body_has_come_a_request_goes_with_its_client() {
+    let (begun, go, done) = (
+        Arc::new(Notify::new()),
+        Arc::new(Notify::new()),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let (b, g, d) = (Arc::clone(&begun), Arc::clone(&go), Arc::clone(&done));
+    let app = make(move |mut request: Request| {
+        let (begun, go, done) = (Arc::clone(&b), Arc::clone(&g), Arc::clone(&d));
+        async move {
+            let body = request.take_body();
+            let read = super::super::body::read(&request, body, 9, Duration::from_secs(9)).await;
+            begun.notify_one();
+            go.notified().await;
+            done.fetch_add(read.map_or(0, |bytes| bytes.len()), Ordering::SeqCst);
+        }
+    });
+    let options = StackOptions {
+        concurrent_max: 1,
+        ..options()
+    };
+    let tasks = options.tasks.clone();
+    let stack = Arc::new(wrap(app, options));
+    let begin = || {
+        let (sender, receiver) = tokio::sync::oneshot::channel::<&str>();
+        let chunk = async { receiver.await.map_err(std::io::Error::other) };
+        let body = Body::from_bytes_stream(futures_util::stream::once(chunk));
+        let stack = Arc::clone(&stack);
+        let call = async move { stack.get_response(Request::builder().body(body)).await };
+        (sender, tokio::spawn(call))
+    };
+    let (_sender, first) = begin();
+    tokio::task::yield_now().await;
+    assert!(tasks.is_empty());
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    // The place is free again, and what began with a whole body goes on to its end.
+    let (sender, second) = begin();
+    tokio::task::yield_now().await;
+    sender.send("whole").unwrap();
+    begun.notified().await;
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    go.notify_one();
+    tasks.close();
+    tasks.wait().await;
+    assert_eq!(done.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test]
 async fn a_full_server_refuses_work_but_answers_for_its_health() {
     let release = Arc::new(Notify::new());
     let waiting = Arc::clone(&release);
