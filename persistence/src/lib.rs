@@ -50,6 +50,7 @@ mod runs;
 mod scope;
 mod seed;
 mod sql;
+mod statistics;
 mod subcommands;
 mod sweeps;
 mod train_tokens;

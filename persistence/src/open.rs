@@ -223,8 +223,11 @@ impl Store {
         tasks.spawn(store.clone().poll_loop(stop.clone()));
         tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(options) = store.inner.db.notifies() {
-            let inner = Arc::clone(&store.inner);
+            let (inner, stop) = (Arc::clone(&store.inner), stop.clone());
             tasks.spawn(async move { inner.wake.exchange(options, stop).await });
+        }
+        if store.backend() == DbBackend::Postgres {
+            tasks.spawn(store.clone().analyze_loop(stop));
         }
         Ok(store)
     }

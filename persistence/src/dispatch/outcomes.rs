@@ -89,7 +89,7 @@ pub enum Verdict {
 }
 
 /// The statement that writes outcomes where lease and try are still theirs.
-fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
+pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
     let mut sql =
         Sql::new("WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries) AS (");
     // What is repeated to fill up changes its row no second time.
@@ -107,13 +107,14 @@ fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
             Value::from(outcome.attempt),
         ]
     }));
+    // Leases are looked at first and apart, and deliveries by their key alone: as one join, and by
+    // status, PostgreSQL may look through all that waits of a publisher for each outcome.
     sql.push(
-        ") UPDATE deliveries SET status = becomes, next_attempt_at = due, finished_at = ended, \
-         attempts = tries FROM outcome \
-         WHERE publisher_id = owner AND id = delivery AND status = 'pending' \
-         AND attempts = tries - 1 AND EXISTS (SELECT 1 FROM dispatch_leases l \
-         WHERE l.publisher_id = owner AND l.endpoint_id = target AND l.fence = claim) \
-         RETURNING publisher_id, id",
+        "), good AS MATERIALIZED (SELECT outcome.* FROM outcome JOIN dispatch_leases l \
+         ON l.publisher_id = owner AND l.endpoint_id = target AND l.fence = claim) \
+         UPDATE deliveries SET status = becomes, next_attempt_at = due, finished_at = ended, \
+         attempts = tries FROM good WHERE publisher_id = owner AND id = delivery \
+         AND finished_at IS NULL AND attempts = tries - 1 RETURNING publisher_id, id",
     );
     sql
 }

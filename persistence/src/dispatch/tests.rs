@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
-    ProcessId, Renewed, Verdict,
+    ProcessId, Renewed, Verdict, outcomes::record_sql,
 };
 use crate::{
     CreatedPublisher, NewCredential, StoreError, System,
@@ -160,6 +160,42 @@ impl World {
             .map(|row| row.try_get("", "detail").unwrap())
             .collect();
         lines.join("\n")
+    }
+}
+
+/// Also where PostgreSQL has no statistics, and most of the table waits.
+#[tokio::test]
+async fn each_outcome_finds_its_row_by_its_key() {
+    for world in worlds().await {
+        if world.fixture.store.backend() != DbBackend::Postgres {
+            continue;
+        }
+        let id = world.delivery(START).await;
+        world
+            .fixture
+            .execute(
+                "INSERT INTO deliveries (publisher_id, id, event_id, endpoint_id, status, attempts, \
+                 next_attempt_at, created_at, seq, precedence) \
+                 SELECT publisher_id, gen_random_uuid(), event_id, endpoint_id, status, attempts, \
+                 next_attempt_at, created_at, seq, precedence \
+                 FROM deliveries, generate_series(1, 2000)",
+            )
+            .await;
+        let lease = world.take(world.process().await).await.unwrap();
+        let due = DueDelivery {
+            id,
+            ..world.load(1, &[], false).await.0.remove(0)
+        };
+        let outcomes = vec![world.outcome(&lease, &due, Next::Succeeded); 256];
+        let mut statement = record_sql(&outcomes, START).statement(DbBackend::Postgres);
+        statement.sql.insert_str(0, "EXPLAIN ");
+        let rows = world.fixture.store.read().query_all_raw(statement).await;
+        let lines = rows.unwrap().into_iter();
+        let plan: Vec<String> = lines
+            .map(|row| row.try_get("", "QUERY PLAN").unwrap())
+            .collect();
+        let plan = plan.join("\n");
+        assert!(plan.contains("deliveries_pkey"), "{plan}");
     }
 }
 

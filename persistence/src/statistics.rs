@@ -1,0 +1,91 @@
+//! What PostgreSQL's planner knows of young tables.
+//!
+//! It plans by what ANALYZE saw last, and keeps the plan of a prepared statement until the next
+//! one. Autovacuum comes once a minute (`autovacuum_naptime`), which is late for a new store, or
+//! for one that was restored or upgraded and has no statistics at all: a burst into a new store
+//! was delivered at 270 a second for a minute, because each outcome looked through all that its
+//! publisher has (docs/adr/0023-young-tables-are-analysed.md).
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Store, error::Result};
+
+/// How often sizes are looked at: one query of the catalog.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Our tables that are more than eight times as large as when they were last analysed, or never
+/// were, and that this role may analyse.
+const GROWN: &str = "SELECT format('%I', c.relname) AS name FROM pg_class c \
+     WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' \
+     AND pg_has_role(c.relowner, 'USAGE') \
+     AND pg_relation_size(c.oid) > 8 * c.relpages::bigint * current_setting('block_size')::bigint";
+
+impl Store {
+    /// Analyses tables that have outgrown what the planner knows of them; answers which.
+    pub(crate) async fn analyze_grown(&self) -> Result<Vec<String>> {
+        let db = self.read();
+        let grown = Statement::from_string(DbBackend::Postgres, GROWN);
+        let rows = db.query_all_raw(grown).await?;
+        let names = rows.iter().map(|row| row.try_get("", "name"));
+        let names: Vec<String> = names.collect::<Result<_, _>>()?;
+        for name in &names {
+            // Another process, or autovacuum, may be at it.
+            let analyze = format!("ANALYZE (SKIP_LOCKED) {name}");
+            db.execute_unprepared(&analyze).await?;
+        }
+        Ok(names)
+    }
+
+    /// Does so until the store is closed.
+    pub(crate) async fn analyze_loop(self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            match self.analyze_grown().await {
+                Ok(names) if names.is_empty() => {}
+                Ok(names) => tracing::debug!(?names, "tables were analysed"),
+                Err(error) => tracing::debug!(%error, "tables could not be analysed"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::DbBackend;
+
+    use crate::fixture::engines;
+
+    #[tokio::test]
+    async fn a_table_is_analysed_when_it_is_new_and_when_it_has_grown() {
+        for fixture in engines().await {
+            if fixture.store.backend() != DbBackend::Postgres {
+                continue;
+            }
+            // Whether that many rows are known of; the store's own look may have come first.
+            let known = async |rows: u32| {
+                fixture.store.analyze_grown().await.unwrap();
+                let known = format!("pg_class WHERE relname = 'young' AND reltuples = {rows}");
+                fixture.count(&known).await == 1
+            };
+            let grow = async |rows: u32| {
+                let wide = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
+                fixture.execute(&format!("INSERT INTO young {wide}")).await;
+            };
+            fixture.execute("CREATE TABLE young (filler TEXT)").await;
+            grow(10).await;
+            assert!(known(10).await, "it is new");
+            grow(10).await;
+            assert!(known(10).await, "it has not grown much");
+            grow(1000).await;
+            assert!(known(1020).await, "it has grown");
+        }
+    }
+}
