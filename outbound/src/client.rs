@@ -55,9 +55,9 @@ impl Default for ClientLimits {
             headers_timeout: Duration::from_secs(15),
             total_timeout: Duration::from_secs(20),
             read_bytes_max: READ_BYTES_MAX_DEFAULT,
-            // As many as usually go out to one endpoint at once: fewer would be made anew again
-            // and again.
-            idle_per_host_max: 16,
+            // As many as usually go out at once to one host, which may have many endpoints: what
+            // is above it is made anew for each request (a sixth of a delivery's CPU time).
+            idle_per_host_max: 64,
             idle_timeout: Duration::from_secs(30),
         }
     }
