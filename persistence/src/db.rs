@@ -43,6 +43,8 @@ const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
 /// PostgreSQL connections that load what is due. They are few, so that each soon knows the few large
 /// statements that this takes.
 const LOADING_CONNECTIONS: u32 = 2;
+/// Prepared statements that a connection keeps: some of ours have sixteen lengths.
+const STATEMENTS_KEPT: usize = 200;
 /// SQLite's page cache for each connection, in its own unit of negative KiB.
 const SQLITE_CACHE_KIB: &str = "-16384";
 /// How much of the file SQLite may map, bytes.
@@ -85,6 +87,7 @@ impl Target {
                 .busy_timeout(Duration::from_secs(5))
                 .pragma("cache_size", SQLITE_CACHE_KIB)
                 .pragma("mmap_size", SQLITE_MMAP_BYTES)
+                .statement_cache_capacity(STATEMENTS_KEPT)
                 .disable_statement_logging();
             return Ok(Self::Sqlite {
                 options: Box::new(options),
@@ -97,6 +100,7 @@ impl Target {
                 ("statement_timeout", "30s"),
                 ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION),
             ])
+            .statement_cache_capacity(STATEMENTS_KEPT)
             .disable_statement_logging();
         Ok(Self::Postgres {
             options: Box::new(options),

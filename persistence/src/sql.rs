@@ -43,7 +43,19 @@ pub(crate) fn padded<T: Clone>(keys: impl IntoIterator<Item = T>) -> Vec<T> {
     keys
 }
 
-/// Inserts rows, with `suffix` (our own text) after the values; answers how many went in.
+/// The length of the statement that takes so many rows: a power of two, or three quarters of one.
+fn room(rows: usize) -> usize {
+    let power = rows.next_power_of_two();
+    if power >= 4 && rows <= power / 4 * 3 {
+        power / 4 * 3
+    } else {
+        power
+    }
+}
+
+/// Inserts rows, with `suffix` (our own text) after them; answers how many went in. One statement
+/// takes up to [`ROWS_MAX`]: the last row stands as often as it takes to fill up its text, and a
+/// limit keeps it from being written twice. Each statement would cost the way to the database.
 pub(crate) async fn insert<R: Row>(
     db: &impl ConnectionTrait,
     rows: Vec<R>,
@@ -51,11 +63,18 @@ pub(crate) async fn insert<R: Row>(
 ) -> Result<u64> {
     let backend = db.get_database_backend();
     let mut inserted = 0;
-    for part in parts(rows) {
+    let mut rows = rows.into_iter().map(R::values).peekable();
+    while rows.peek().is_some() {
+        let mut part: Vec<_> = rows.by_ref().take(ROWS_MAX).collect();
+        let count = part.len();
+        part.resize(room(count), part[count - 1].clone());
         let mut sql = Sql::new("INSERT INTO ");
         sql.push(R::TABLE).push(" (\"");
-        sql.push(&R::COLUMNS.join("\", \"")).push("\") ");
-        sql.values(part.into_iter().map(R::values)).push(suffix);
+        sql.push(&R::COLUMNS.join("\", \""))
+            .push("\") SELECT * FROM (");
+        sql.values(part).push(") AS filled LIMIT ");
+        sql.bind(i64::try_from(count).unwrap_or(i64::MAX))
+            .push(suffix);
         inserted += db
             .execute_raw(sql.statement(backend))
             .await?
@@ -182,6 +201,18 @@ mod tests {
         assert_eq!(lengths(1), [1]);
         assert_eq!(lengths(43), [32, 8, 2, 1]);
         assert_eq!(lengths(600), [256, 256, 64, 16, 8]);
+    }
+
+    #[test]
+    fn a_statement_has_room_for_its_rows_and_few_lengths() {
+        let mut lengths: Vec<usize> = (1..=ROWS_MAX).map(room).collect();
+        for (at, length) in lengths.iter().enumerate() {
+            let rows = at + 1;
+            assert!((rows..=rows * 3 / 2).contains(length), "{rows}: {length}");
+        }
+        lengths.dedup();
+        assert_eq!(lengths[..7], [1, 2, 3, 4, 6, 8, 12]);
+        assert_eq!(lengths.len(), 16);
     }
 
     #[test]
