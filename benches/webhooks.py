@@ -6,6 +6,7 @@ Parts (all of them, or those named):
               process, and SQL statements a message (pg_stat_statements, BEGIN and COMMIT included).
               Beside them the ceiling: the same load straight to the receiver.
   latency     from the publisher's answer to the arrival: one at a time, and at half the load.
+  burst       the first second of a new store, ten messages for each event.
   drain       deliveries that are overdue when the server starts.
   fair        100 publishers: one whose receiver hangs for 30 s, one with a deep backlog, and how the
               other 98 fare before and meanwhile.
@@ -31,7 +32,7 @@ import uuid
 
 from runs import BOOTSTRAP, RELEASE, ROOT, Cluster
 
-PARTS = ("throughput", "latency", "drain", "fair", "retention")
+PARTS = ("burst", "throughput", "latency", "drain", "fair", "retention")
 TICK = os.sysconf("SC_CLK_TCK")
 HANG_QUEUED = 1500
 DAY_MS = 24 * 60 * 60 * 1000
@@ -349,6 +350,17 @@ class Bench:
                 self.lives[store] = (server, groups)
         return self.lives
 
+    def burst(self):
+        rounds = {}
+        for number in range(self.chosen.rounds):
+            print(f"burst: round {number + 1} of {self.chosen.rounds}", file=sys.stderr)
+            for store in self.chosen.stores:
+                server = self.server(store)
+                token = server.publisher([f"{self.consumer.url}/wide{at}" for at in range(10)])
+                rounds.setdefault(store, []).append(flow(server, self.consumer, [token], 1, 10, 1))
+                self.retire(server)
+        return rounds
+
     def throughput(self):
         seconds, rounds = self.chosen.seconds, {}
         kinds = {"1 publisher": ("one", 1, 1), "16 publishers": ("many", 1, 1),
@@ -531,6 +543,9 @@ def report(results, chosen):
             print(f"{name:38}{median(many, 'p50_ms'):9.2f}{median(many, 'p99_ms'):9.2f}"
                   f"{median(many, 'publish_p50_ms'):13.1f}{median(many, 'publish_p99_ms'):8.1f}"
                   f"{shown(median(many, 'rate')):>8}")
+    for name, many in results.get("burst", {}).items():
+        print(f"\nburst, {name}: {median(many, 'published_per_s'):.0f} events/s, {median(many, 'behind'):.0f} messages "
+              f"left after a second, {median(many, 'per_s'):.0f} messages/s until the last")
     for name, one in results.get("drain", {}).items():
         cpu = ", ".join(f"{whose} {spent:.0f} µs" for whose, spent in one["cpu_us"].items())
         print(f"\ndrain, {name}: {one['deliveries']} at {one['per_s']:.0f}/s, the first {one['first_after_s']:.2f} s "
