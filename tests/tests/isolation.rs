@@ -8,6 +8,7 @@ mod things;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tests::{Answer, Call, Consumer, Server, User, World, fingerprint, on_both_stores, tools};
 
@@ -18,6 +19,9 @@ on_both_stores!(
     nobody_gets_at_anothers_things,
     nobody_rides_along_with_the_owner,
 );
+
+/// Operations that are looked at side by side: each waits for deliveries and for tokens to end.
+const AT_ONCE: usize = 4;
 
 /// Operations for which a stranger's thing and an absent one may be answered differently, and why
 /// that tells nothing. This list may only shrink.
@@ -144,17 +148,16 @@ async fn nobody_gets_at_anothers_things(world: &World) {
 
     // The owner comes first: what follows must not be refused for another reason.
     let read = Arc::new(Things::make(&server, &consumer).await);
-    let mut victims = Vec::new();
-    for operation in &operations {
-        // Reading leaves things as they are; what changes them has things of its own.
-        let fresh = async || {
-            if operation.only_reads() {
-                Arc::clone(&read)
-            } else {
-                Arc::new(Things::make(&server, &consumer).await)
-            }
-        };
-        let things = fresh().await;
+    // Reading leaves things as they are; what changes them has things of its own.
+    let fresh = async |operation: &Operation| {
+        if operation.only_reads() {
+            Arc::clone(&read)
+        } else {
+            Arc::new(Things::make(&server, &consumer).await)
+        }
+    };
+    let victims = stream::iter(&operations).map(async |operation| {
+        let things = fresh(operation).await;
         let target = target_of(operation, &things);
         if operation.id == "resume_publisher" {
             things.suspend(&server).await;
@@ -169,8 +172,9 @@ async fn nobody_gets_at_anothers_things(world: &World) {
             "{}, by its owner: {answer}",
             operation.id
         );
-        victims.push(fresh().await);
-    }
+        fresh(operation).await
+    });
+    let victims: Vec<_> = victims.buffered(AT_ONCE).collect().await;
     let stranger = Things::make(&server, &consumer).await;
     let last = victims.last().unwrap();
     tools::eventually(
@@ -187,13 +191,14 @@ async fn nobody_gets_at_anothers_things(world: &World) {
     )
     .await;
 
-    for (operation, victim) in operations.iter().zip(&victims) {
+    let attacks = stream::iter(operations.iter().zip(&victims)).map(async |(operation, victim)| {
         let target = target_of(operation, victim);
         let before = snapshot(&server, victim).await;
         attack(&server, operation, &target, victim, &stranger).await;
         let after = snapshot(&server, victim).await;
         assert_eq!(before, after, "{} changed something", operation.id);
-    }
+    });
+    attacks.buffer_unordered(AT_ONCE).collect::<()>().await;
     exceptions_are_needed(&operations);
 }
 
