@@ -271,7 +271,7 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
     };
     let tasks = options.tasks.clone();
     let stack = Arc::new(wrap(app, options));
-    let begin = || {
+    let send = || {
         let (sender, receiver) = tokio::sync::oneshot::channel::<&str>();
         let chunk = async { receiver.await.map_err(std::io::Error::other) };
         let body = Body::from_bytes_stream(futures_util::stream::once(chunk));
@@ -279,13 +279,13 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
         let call = async move { stack.get_response(Request::builder().body(body)).await };
         (sender, tokio::spawn(call))
     };
-    let (_sender, first) = begin();
+    let (_sender, first) = send();
     tokio::task::yield_now().await;
     assert!(tasks.is_empty());
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     // The place is free again, and what began with a whole body goes on to its end.
-    let (sender, second) = begin();
+    let (sender, second) = send();
     tokio::task::yield_now().await;
     sender.send("whole").unwrap();
     begun.notified().await;
