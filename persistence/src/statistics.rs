@@ -15,6 +15,8 @@ use crate::{Store, error::Result};
 
 /// How often sizes are looked at: one query of the catalog.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long to leave it to autovacuum, whose way a second try might be in.
+const AFTER_FAILURE: Duration = Duration::from_mins(5);
 
 /// Our tables that are more than eight times as large as when they were last analysed, or never
 /// were, and that this role may analyse.
@@ -51,7 +53,10 @@ impl Store {
             match self.analyze_grown().await {
                 Ok(names) if names.is_empty() => {}
                 Ok(names) => tracing::debug!(?names, "tables were analysed"),
-                Err(error) => tracing::debug!(%error, "tables could not be analysed"),
+                Err(error) => {
+                    tracing::debug!(%error, "tables could not be analysed");
+                    tick.reset_after(AFTER_FAILURE);
+                }
             }
         }
     }
