@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Store, error::Result};
@@ -25,23 +25,22 @@ const GROWN: &str = "SELECT format('%I', c.relname) AS name FROM pg_class c \
      AND pg_has_role(c.relowner, 'USAGE') \
      AND pg_relation_size(c.oid) > 8 * c.relpages::bigint * current_setting('block_size')::bigint";
 
-impl Store {
-    /// Analyses tables that have outgrown what the planner knows of them; answers which.
-    pub(crate) async fn analyze_grown(&self) -> Result<Vec<String>> {
-        let db = self.read();
-        let grown = Statement::from_string(DbBackend::Postgres, GROWN);
-        let rows = db.query_all_raw(grown).await?;
-        let names = rows.iter().map(|row| row.try_get("", "name"));
-        let names: Vec<String> = names.collect::<Result<_, _>>()?;
-        for name in &names {
-            // Another process, or autovacuum, may be at it.
-            let analyze = format!("ANALYZE (SKIP_LOCKED) {name}");
-            db.execute_unprepared(&analyze).await?;
-        }
-        Ok(names)
+/// Analyses tables that have outgrown what the planner knows of them; answers which.
+async fn analyze_grown(db: &DatabaseConnection) -> Result<Vec<String>> {
+    let grown = Statement::from_string(DbBackend::Postgres, GROWN);
+    let rows = db.query_all_raw(grown).await?;
+    let names = rows.iter().map(|row| row.try_get("", "name"));
+    let names: Vec<String> = names.collect::<Result<_, _>>()?;
+    for name in &names {
+        // Another process, or autovacuum, may be at it.
+        let analyze = format!("ANALYZE (SKIP_LOCKED) {name}");
+        db.execute_unprepared(&analyze).await?;
     }
+    Ok(names)
+}
 
-    /// Does so until the store is closed.
+impl Store {
+    /// Analyses grown tables of PostgreSQL until the store is closed.
     pub(crate) async fn analyze_loop(self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -50,7 +49,7 @@ impl Store {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            match self.analyze_grown().await {
+            match analyze_grown(self.read()).await {
                 Ok(names) if names.is_empty() => {}
                 Ok(names) => tracing::debug!(?names, "tables were analysed"),
                 Err(error) => {
@@ -64,9 +63,10 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use sea_orm::DbBackend;
+    use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend};
 
-    use crate::fixture::engines;
+    use super::analyze_grown;
+    use crate::{db::Target, fixture::engines};
 
     #[tokio::test]
     async fn a_table_is_analysed_when_it_is_new_and_when_it_has_grown() {
@@ -74,23 +74,37 @@ mod tests {
             if fixture.store.backend() != DbBackend::Postgres {
                 continue;
             }
-            // Whether that many rows are known of; the store's own look may have come first.
-            let known = async |rows: u32| {
-                fixture.store.analyze_grown().await.unwrap();
-                let known = format!("pg_class WHERE relname = 'young' AND reltuples = {rows}");
-                fixture.count(&known).await == 1
-            };
-            let grow = async |rows: u32| {
-                let wide = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
-                fixture.execute(&format!("INSERT INTO young {wide}")).await;
-            };
-            fixture.execute("CREATE TABLE young (filler TEXT)").await;
-            grow(10).await;
-            assert!(known(10).await, "it is new");
-            grow(10).await;
-            assert!(known(10).await, "it has not grown much");
-            grow(1000).await;
-            assert!(known(1020).await, "it has grown");
+            // In a schema of its own: the store's loop and autovacuum look at other tables, so
+            // who analyses this one, and when, is certain.
+            let target = Target::parse(&fixture.url, 1, true).unwrap();
+            let db = target.connect_one().await.unwrap();
+            run(
+                &db,
+                "CREATE SCHEMA apart; SET search_path = apart; \
+                 CREATE TABLE young (filler TEXT) WITH (autovacuum_enabled = false)",
+            )
+            .await;
+            assert!(analyze_grown(&db).await.unwrap().is_empty(), "it is empty");
+            grow(&db, 10).await;
+            assert_eq!(analyze_grown(&db).await.unwrap(), ["young"], "it is new");
+            let known = "pg_class WHERE oid = 'apart.young'::regclass AND reltuples = 10";
+            assert_eq!(fixture.count(known).await, 1);
+            grow(&db, 10).await;
+            let grown = analyze_grown(&db).await.unwrap();
+            assert!(grown.is_empty(), "it has not grown much: {grown:?}");
+            grow(&db, 1000).await;
+            assert_eq!(analyze_grown(&db).await.unwrap(), ["young"], "it has grown");
+            db.close().await.unwrap();
         }
+    }
+
+    async fn run(db: &DatabaseConnection, sql: &str) {
+        db.execute_unprepared(sql).await.unwrap();
+    }
+
+    /// So many rows of a kilobyte.
+    async fn grow(db: &DatabaseConnection, rows: u32) {
+        let wide = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
+        run(db, &format!("INSERT INTO young {wide}")).await;
     }
 }
