@@ -35,6 +35,8 @@ from runs import BOOTSTRAP, RELEASE, ROOT, Cluster
 PARTS = ("burst", "throughput", "latency", "drain", "fair", "retention")
 TICK = os.sysconf("SC_CLK_TCK")
 HANG_QUEUED = 1500
+# With a sweep, and as many without.
+WINDOWS = 3
 DAY_MS = 24 * 60 * 60 * 1000
 
 
@@ -466,7 +468,8 @@ class Bench:
         return results
 
     def retention(self):
-        results, seconds, size = {}, self.chosen.seconds * 3, self.chosen.finished
+        """Without and with a sweep, in turn, so that a slow moment of the machine is not taken for the sweep's."""
+        results, seconds, size = {}, self.chosen.seconds * 2, self.chosen.finished
         for store in self.chosen.stores:
             server = self.server(store)
             url = self.consumer.url + "/live"
@@ -474,26 +477,33 @@ class Bench:
             server.stop()
             server.fill(url, 1, size, finished=True)
             server.analyze()
-            server.start()
-
-            def window():
-                return paced(server, self.consumer, [token], seconds, 100, 16, self.directory)
-            window()
-            before = window()
-            server.stop()
-            if server.cluster:
-                self.cluster.sql(self.cluster.url, "SELECT pg_stat_statements_reset()")
-            server.start(STATIONMASTER_CRON_DELIVERIES="* * * * * *")
-            # As warm as before.
-            window()
             cutoff = time.time_ns() // 1_000_000 - 31 * DAY_MS
             old = f"SELECT COUNT(*) FROM deliveries WHERE finished_at < {cutoff}"
-            left, began = int(server.query(old)), time.monotonic()
-            meanwhile = window()
-            still = int(server.query(old))
-            result = {"before": before, "meanwhile": meanwhile, "rows": size, "left": still,
-                      "swept_per_s": (left - still) / (time.monotonic() - began),
-                      "p99_ratio": meanwhile["p99_ms"] / before["p99_ms"]}
+            swept = []
+
+            def window(days):
+                server.start(STATIONMASTER_CRON_DELIVERIES="* * * * * *", STATIONMASTER_RETENTION_DELIVERIES_DAYS=days)
+                paced(server, self.consumer, [token], seconds / 2, 100, 16, self.directory)
+                left, began = int(server.query(old)), time.monotonic()
+                line = paced(server, self.consumer, [token], seconds, 100, 16, self.directory)
+                swept.append((left - int(server.query(old))) / (time.monotonic() - began))
+                server.stop()
+                return line
+            without, beside = [], []
+            for _ in range(WINDOWS):
+                without.append(window("36500"))
+                if server.cluster:
+                    self.cluster.sql(self.cluster.url, "SELECT pg_stat_statements_reset()")
+                beside.append(window("30"))
+            before, meanwhile = ({key: statistics.median(one[key] for one in lines) for key in lines[0]}
+                                 for lines in (without, beside))
+            for line, lines in ((before, without), (meanwhile, beside)):
+                line["missing"] = sum(one["missing"] for one in lines)
+            result = {"before": before, "meanwhile": meanwhile, "rows": size,
+                      "swept_per_s": statistics.median(swept[1::2]),
+                      "p99_ratio": meanwhile["p99_ms"] / before["p99_ms"],
+                      "p99_before": [round(one["p99_ms"], 2) for one in without],
+                      "p99_meanwhile": [round(one["p99_ms"], 2) for one in beside]}
             if server.cluster:
                 name = server.database.rsplit("/", 1)[1]
                 row = self.cluster.sql(self.cluster.url, (
@@ -552,7 +562,8 @@ def report(results, chosen):
               f"after the start began; {cpu}; statements {shown(one['statements'], 3)}")
     for part in ("fair", "retention"):
         for name, one in results.get(part, {}).items():
-            facts = {key: round(value, 2) for key, value in one.items() if not isinstance(value, dict)}
+            facts = {key: round(value, 2) if isinstance(value, float) else value
+                     for key, value in one.items() if not isinstance(value, dict)}
             print(f"\n{part}, {name}: {facts}")
             for when in ("before", "meanwhile"):
                 print(f"  {when:10} p50 {one[when]['p50_ms']:8.2f} ms  p99 {one[when]['p99_ms']:8.2f} ms  "

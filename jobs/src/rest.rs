@@ -1,17 +1,17 @@
 //! How large a batch of a sweep is, and how long the sweep rests after it.
 //!
-//! A sweep is never urgent, and takes the database from those who are: so each batch is to hold the
-//! store for a few milliseconds, and the sweep rests for several times as long. Where the store
-//! is busy a batch takes longer, gets smaller, and is followed by a longer rest.
+//! A sweep is never urgent, and takes store and processors from those who are: so each batch
+//! waits for a lull, is to take two milliseconds, and the sweep rests for several times as long.
+//! Where the store is busy a batch takes longer, gets smaller, and is followed by a longer rest.
 
 use std::time::Duration;
 
 /// How long a batch should take.
-const AIM: Duration = Duration::from_millis(5);
+const AIM: Duration = Duration::from_micros(2500);
 /// Rows of the least batch, which comes first, and of the most. All are whole numbers of steps.
-const LEAST: u64 = 100;
+const LEAST: u64 = 20;
 const MOST: u64 = 1000;
-const STEP: u64 = 50;
+const STEP: u64 = 10;
 /// How many times as long as its batch took a sweep rests.
 const RESTS: u32 = 4;
 /// Never longer than this: however busy the store is, a sweep goes on.

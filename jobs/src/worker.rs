@@ -26,7 +26,7 @@ const KEEP_EVERY: Duration = Duration::from_mins(1);
 /// A job that failed is due again after this, if its schedule is not sooner.
 const RETRY_AFTER: Duration = Duration::from_mins(5);
 /// Runs that one batch takes back; each of them may tell many endpoints. Somebody waits for them,
-/// so there is no rest between two batches.
+/// so there is no lull before a batch and no rest after it.
 const LEASES_BATCH: u64 = 100;
 
 /// How many of what.
@@ -57,6 +57,14 @@ enum Interruption {
     Store(#[from] StoreError),
     #[error("another process has taken the job over")]
     Lost,
+}
+
+/// What a job remembers from one batch to the next.
+struct Progress {
+    /// When the lease was last prolonged.
+    kept: Instant,
+    /// Whether deliveries to deleted endpoints may be left: looked for once, not at each batch.
+    orphans: bool,
 }
 
 pub(crate) struct Worker {
@@ -155,11 +163,17 @@ impl Worker {
     /// Batch after batch, with rests, until nothing is left, the process stops, or something fails.
     async fn work(&self, kind: Kind) -> (Counts, Option<Interruption>) {
         let mut counts = Counts::new();
-        let mut kept = Instant::now();
+        let mut progress = Progress {
+            kept: Instant::now(),
+            orphans: true,
+        };
         let mut batches = Batches::new();
         loop {
+            if kind != Kind::Leases {
+                self.store.system().lull().await;
+            }
             let began = Instant::now();
-            match self.step(kind, batches.rows(), &mut kept).await {
+            match self.step(kind, batches.rows(), &mut progress).await {
                 Ok(batch) => {
                     for (what, count) in batch.counts {
                         *counts.entry(what).or_default() += count;
@@ -181,9 +195,14 @@ impl Worker {
         }
     }
 
-    async fn step(&self, kind: Kind, rows: u64, kept: &mut Instant) -> Result<Batch, Interruption> {
-        if kept.elapsed() >= KEEP_EVERY {
-            *kept = Instant::now();
+    async fn step(
+        &self,
+        kind: Kind,
+        rows: u64,
+        progress: &mut Progress,
+    ) -> Result<Batch, Interruption> {
+        if progress.kept.elapsed() >= KEEP_EVERY {
+            progress.kept = Instant::now();
             if !self
                 .store
                 .system()
@@ -193,7 +212,7 @@ impl Worker {
                 return Err(Interruption::Lost);
             }
         }
-        Ok(self.batch(kind, rows).await?)
+        Ok(self.batch(kind, rows, progress).await?)
     }
 
     fn before(&self, days: u32) -> Timestamp {
@@ -239,7 +258,12 @@ impl Worker {
         Ok(Batch::of(rows, counts))
     }
 
-    async fn batch(&self, kind: Kind, rows: u64) -> Result<Batch, StoreError> {
+    async fn batch(
+        &self,
+        kind: Kind,
+        rows: u64,
+        progress: &mut Progress,
+    ) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match kind {
             Kind::Credentials => self.sweep_credentials(rows).await?,
@@ -250,7 +274,12 @@ impl Worker {
             }
             Kind::Deliveries => {
                 let cutoff = self.before(keep.retention_deliveries_days);
-                let cancelled = system.cancel_orphans(rows).await?;
+                let cancelled = if progress.orphans {
+                    system.cancel_orphans(rows).await?
+                } else {
+                    0
+                };
+                progress.orphans = cancelled >= rows;
                 let removed = system.sweep_deliveries(cutoff, rows).await?;
                 Batch::of(rows, vec![("removed", removed), ("cancelled", cancelled)])
             }
@@ -284,10 +313,7 @@ impl Worker {
                     ("recovered", settled.recovered),
                     ("stats_removed", removed),
                 ];
-                Batch {
-                    counts,
-                    more: removed >= rows,
-                }
+                Batch::of(rows, counts)
             }
             Kind::Accounts => self.refresh(rows).await?,
             Kind::Leases => {

@@ -12,21 +12,23 @@ use domain::{
     id::{Id as _, PublisherId},
 };
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait as _,
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
     sqlx::{
         ConnectOptions as _, Connection as _,
         postgres::{PgConnectOptions, PgPoolOptions},
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
-
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
+    checkpoint,
     effects::{Bodies, Effects},
     entity::deliveries,
     error::{Result, StoreError},
+    traffic::Traffic,
 };
 
 /// How often a transaction that lost against another one is run again.
@@ -57,6 +59,8 @@ const SQLITE_READERS_MAX: u32 = 8;
 pub(crate) enum Target {
     Sqlite {
         options: Box<SqliteConnectOptions>,
+        /// Whether a commit waits for the disk.
+        full: bool,
     },
     Postgres {
         options: Box<PgConnectOptions>,
@@ -87,10 +91,12 @@ impl Target {
                 .busy_timeout(Duration::from_secs(5))
                 .pragma("cache_size", SQLITE_CACHE_KIB)
                 .pragma("mmap_size", SQLITE_MMAP_BYTES)
+                .pragma("wal_autocheckpoint", checkpoint::PAGES_MAX)
                 .statement_cache_capacity(STATEMENTS_KEPT)
                 .disable_statement_logging();
             return Ok(Self::Sqlite {
                 options: Box::new(options),
+                full: synchronous_full,
             });
         }
         let options = PgConnectOptions::from_str(url)
@@ -111,7 +117,7 @@ impl Target {
     /// One connection, for migrations and for SQLite's writer.
     pub(crate) async fn connect_one(&self) -> Result<DatabaseConnection> {
         match self {
-            Self::Sqlite { options } => SqlitePoolOptions::new()
+            Self::Sqlite { options, .. } => SqlitePoolOptions::new()
                 .max_connections(1)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
                 .idle_timeout(None)
@@ -135,7 +141,7 @@ impl Target {
 
     async fn connect_pool(&self) -> Result<DatabaseConnection> {
         match self {
-            Self::Sqlite { options } => {
+            Self::Sqlite { options, .. } => {
                 let cores = std::thread::available_parallelism().map_or(2, usize::from);
                 let readers = u32::try_from(cores)
                     .unwrap_or(2)
@@ -185,6 +191,15 @@ fn postgres_pool(connections: u32) -> PgPoolOptions {
 )]
 fn unavailable(error: sea_orm::sqlx::Error) -> StoreError {
     StoreError::Unavailable(error.to_string())
+}
+
+/// When a commit reaches the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// Before it answers, as the store is set.
+    Commit,
+    /// With the next commit that waits, or when the engine sees fit.
+    Later,
 }
 
 /// SQLite's one writing connection.
@@ -289,6 +304,9 @@ pub(crate) struct Db {
     dispatch: Option<Dispatch>,
     /// SQLite only.
     writer: Option<tokio::sync::Mutex<Writer>>,
+    /// SQLite only: something was committed.
+    committed: Notify,
+    pub(crate) traffic: Traffic,
     clock: Arc<dyn Clock>,
 }
 
@@ -321,6 +339,8 @@ impl Db {
             lane,
             dispatch,
             writer,
+            committed: Notify::new(),
+            traffic: Traffic::new(),
             clock,
         })
     }
@@ -347,6 +367,16 @@ impl Db {
         }
     }
 
+    /// A connection of its own to SQLite, for checkpoints.
+    pub(crate) async fn connect_aside(&self) -> Result<DatabaseConnection> {
+        self.target.connect_one().await
+    }
+
+    /// Waits until something was committed to SQLite since the last call, or may have been.
+    pub(crate) async fn committed(&self) {
+        self.committed.notified().await;
+    }
+
     pub(crate) fn backend(&self) -> DbBackend {
         self.pool.get_database_backend()
     }
@@ -361,7 +391,16 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.write_on(&self.pool, work).await
+        self.write_on(&self.pool, Flush::Commit, work).await
+    }
+
+    /// The same for removals of what is past its time, which may come back when the machine fails.
+    pub(crate) async fn write_unflushed<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        self.write_on(&self.pool, Flush::Later, work).await
     }
 
     /// The same for the hot write lane, whose transactions come one after the other.
@@ -370,8 +409,8 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.write_on(self.lane.as_ref().unwrap_or(&self.pool), work)
-            .await
+        let own = self.lane.as_ref().unwrap_or(&self.pool);
+        self.write_on(own, Flush::Commit, work).await
     }
 
     /// The same for the dispatcher's outcomes, whose transactions come one after the other too.
@@ -381,27 +420,32 @@ impl Db {
         W: Future<Output = Result<T>> + Send,
     {
         let own = self.dispatch.as_ref().map(|own| &own.record);
-        self.write_on(own.unwrap_or(&self.pool), work).await
+        let own = own.unwrap_or(&self.pool);
+        self.write_on(own, Flush::Commit, work).await
     }
 
     async fn write_on<T, F, W>(
         &self,
         connection: &DatabaseConnection,
+        flush: Flush,
         work: F,
     ) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
+        let _under_way = self.traffic.enter();
         let mut attempt = 0;
         loop {
-            let result = match &self.writer {
-                Some(writer) => self.write_sqlite(writer, &work).await,
-                None => {
-                    Self::run(self.begin(connection, None).await?, &work)
-                        .await
-                        .0
+            let result = if let Some(writer) = &self.writer {
+                self.write_sqlite(writer, flush, &work).await
+            } else {
+                let tx = self.begin(connection, None).await?;
+                if flush == Flush::Later {
+                    let later = "SET LOCAL synchronous_commit = off";
+                    tx.db().execute_unprepared(later).await?;
                 }
+                Self::run(tx, &work).await.0
             };
             match result {
                 Err(StoreError::Conflict(_)) if attempt < CONFLICT_RETRIES => {
@@ -421,6 +465,7 @@ impl Db {
     async fn write_sqlite<T, F, W>(
         &self,
         writer: &tokio::sync::Mutex<Writer>,
+        flush: Flush,
         work: &F,
     ) -> Result<Committed<T>>
     where
@@ -437,18 +482,32 @@ impl Db {
         let Some(connection) = writer.connection.clone() else {
             return Err(StoreError::Internal("the writer has no connection".into()));
         };
+        // It can't be set within a transaction, and must not stay as it is for a removal.
+        let eased =
+            flush == Flush::Later && matches!(self.target, Target::Sqlite { full: true, .. });
         writer.open = true;
-        let (result, clean) = match self
-            .begin(&connection, Some(SqliteTransactionMode::Immediate))
-            .await
-        {
+        let begin = async {
+            if eased {
+                let normal = "PRAGMA synchronous = NORMAL";
+                connection.execute_unprepared(normal).await?;
+            }
+            self.begin(&connection, Some(SqliteTransactionMode::Immediate))
+                .await
+        };
+        let (result, mut clean) = match begin.await {
             Ok(tx) => Self::run(tx, work).await,
             Err(error) => (Err(error), false),
         };
+        if eased && clean {
+            let full = connection.execute_unprepared("PRAGMA synchronous = FULL");
+            clean = full.await.is_ok();
+        }
         writer.open = false;
         if !clean {
             Self::discard(&mut writer);
         }
+        drop(writer);
+        self.committed.notify_one();
         result
     }
 
@@ -537,111 +596,4 @@ impl Db {
 }
 
 #[cfg(test)]
-mod tests {
-    use domain::clock::SystemClock;
-    use sea_orm::{ConnectionTrait as _, Statement};
-
-    use super::*;
-
-    async fn open(dir: &tempfile::TempDir) -> Db {
-        let url = format!("sqlite://{}/test.db", dir.path().display());
-        let target = Target::parse(&url, 1, true).expect("a good URL");
-        Db::connect(target, Arc::new(SystemClock))
-            .await
-            .expect("an empty directory")
-    }
-
-    async fn run(db: &Db, sql: &str) -> Result<()> {
-        db.write(|tx| async move {
-            tx.db().execute_unprepared(sql).await?;
-            Ok(())
-        })
-        .await
-        .map(|_| ())
-    }
-
-    async fn count(db: &Db) -> i64 {
-        let sql = Statement::from_string(DbBackend::Sqlite, "SELECT COUNT(*) AS n FROM t");
-        let row = db
-            .read()
-            .query_one_raw(sql)
-            .await
-            .expect("a table")
-            .expect("a row");
-        row.try_get("", "n").expect("a number")
-    }
-
-    /// sqlx 0.9.0 reports success for a commit after `SQLITE_FULL` although nothing was stored.
-    #[tokio::test]
-    async fn what_is_acknowledged_after_a_full_disk_is_stored() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let db = open(&dir).await;
-        run(&db, "CREATE TABLE t (x BLOB)")
-            .await
-            .expect("a new table");
-        // The limit belongs to the writing connection, as a full disk does to everybody.
-        run(&db, "PRAGMA max_page_count = 8")
-            .await
-            .expect("a pragma");
-        let full = run(&db, "INSERT INTO t VALUES (zeroblob(1000000))").await;
-        assert!(matches!(full, Err(StoreError::Unavailable(_))), "{full:?}");
-        assert_eq!(count(&db).await, 0);
-        // A change that is refused and rolled back, then one that is acknowledged.
-        let refused: Result<Committed<()>> = db
-            .write(|tx| async move {
-                tx.db()
-                    .execute_unprepared("INSERT INTO t VALUES (x'00')")
-                    .await?;
-                Err(domain::Problem::not_found().into())
-            })
-            .await;
-        assert!(matches!(refused, Err(StoreError::Refused(_))));
-        run(&db, "INSERT INTO t VALUES (x'01')")
-            .await
-            .expect("room again on a new connection");
-        assert_eq!(count(&db).await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_transaction_that_was_cut_off_does_not_leak_into_the_next() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let db = open(&dir).await;
-        run(&db, "CREATE TABLE t (x BLOB)")
-            .await
-            .expect("a new table");
-        let cut = db.write(|tx| async move {
-            tx.db()
-                .execute_unprepared("INSERT INTO t VALUES (x'00')")
-                .await?;
-            std::future::pending::<()>().await;
-            Ok(())
-        });
-        let waited = tokio::time::timeout(Duration::from_millis(50), cut).await;
-        assert!(waited.is_err());
-        run(&db, "INSERT INTO t VALUES (x'01')")
-            .await
-            .expect("the writer is free");
-        assert_eq!(count(&db).await, 1);
-    }
-
-    #[tokio::test]
-    async fn concurrent_read_then_write_transactions_all_commit() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let db = Arc::new(open(&dir).await);
-        run(&db, "CREATE TABLE t (x BLOB)")
-            .await
-            .expect("a new table");
-        let tasks: Vec<_> = (0..50)
-            .map(|_| {
-                let db = Arc::clone(&db);
-                tokio::spawn(async move {
-                    run(&db, "INSERT INTO t SELECT zeroblob(1 + COUNT(*)) FROM t").await
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.expect("no panic").expect("no lost race");
-        }
-        assert_eq!(count(&db).await, 50);
-    }
-}
+mod tests;

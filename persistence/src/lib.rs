@@ -15,6 +15,7 @@ mod accounts;
 mod audit;
 mod auth;
 mod change;
+mod checkpoint;
 mod credentials;
 mod db;
 mod deliveries;
@@ -53,6 +54,7 @@ mod sql;
 mod statistics;
 mod subcommands;
 mod sweeps;
+mod traffic;
 mod train_tokens;
 mod trains;
 mod versions;
@@ -266,6 +268,15 @@ impl Store {
         W: Future<Output = Result<T>> + Send,
     {
         Ok(self.after(self.inner.db.write(work).await?))
+    }
+
+    /// The same for removals of what is past its time, which may come back when the machine fails.
+    pub(crate) async fn write_unflushed<T, F, W>(&self, work: F) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        Ok(self.after(self.inner.db.write_unflushed(work).await?))
     }
 
     /// The same for the hot write lane.

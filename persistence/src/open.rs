@@ -228,6 +228,9 @@ impl Store {
         }
         if store.backend() == DbBackend::Postgres {
             tasks.spawn(store.clone().analyze_loop(stop));
+        } else {
+            let db = store.inner.db.connect_aside().await?;
+            tasks.spawn(store.clone().checkpoint_loop(db, stop));
         }
         Ok(store)
     }

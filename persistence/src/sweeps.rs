@@ -257,7 +257,7 @@ impl System {
     async fn sweep(&self, sweep: Sweep<'_>, limit: u64) -> Result<u64> {
         let sweep = &sweep;
         self.store
-            .write(|tx| async move { sweep.run(&tx, limit).await })
+            .write_unflushed(|tx| async move { sweep.run(&tx, limit).await })
             .await
     }
 

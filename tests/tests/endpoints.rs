@@ -1,18 +1,19 @@
 //! Endpoints over time: how they fare, replays, secrets of their own.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tests::{
     Consumer, Delivery, Publisher, Reply, World, on_both_stores,
-    tools::{eventually, in_seconds, seconds_ago},
+    tools::{eventually, in_seconds, now_s, seconds_ago},
 };
 
 use crate::verifiers::{verify, verify_by_public_key};
 
 on_both_stores!(
     an_endpoint_that_says_it_is_gone_is_disabled_and_enabled_with_a_replay,
+    all_that_fail_for_days_are_disabled_in_one_look,
     an_endpoint_shows_how_it_fares,
     what_failed_is_replayed_once,
     a_replay_can_be_cancelled,
@@ -22,6 +23,7 @@ on_both_stores!(
 
 const ONCE: [(&str, &str); 1] = [("STATIONMASTER_RETRY_SCHEDULE", "1h")];
 const LIMIT: Duration = Duration::from_secs(20);
+const MANY: u32 = 25;
 
 async fn publish(publisher: &Publisher, event_type: &str) -> String {
     let body = json!({"type": event_type, "data": {}});
@@ -104,6 +106,38 @@ async fn an_endpoint_that_says_it_is_gone_is_disabled_and_enabled_with_a_replay(
         actions.ends_with(&["endpoint.enabled".into(), "replay.started".into()]),
         "{actions:?}"
     );
+}
+
+/// More than one batch of them.
+async fn all_that_fail_for_days_are_disabled_in_one_look(world: &World) {
+    let never = [("STATIONMASTER_CRON_ENDPOINTS", "0 0 0 1 1 *")];
+    let server = world.start_with(&never).await;
+    let site = Arc::clone(server.site());
+    let publisher = server.publisher("acme").await;
+    for _ in 0..MANY {
+        let body = json!({"url": "https://hooks.example/", "event_types": ["order.*"]});
+        let call = publisher.admin.post("/v1/webhook-endpoints").json(&body);
+        call.expect(201).await;
+    }
+    let six_days_ago = (now_s() - 6 * 86_400) * 1000;
+    let failing = format!(
+        "INSERT INTO endpoint_health (publisher_id, endpoint_id, consecutive_failures, failing_since) \
+         SELECT publisher_id, id, 9, {six_days_ago} FROM webhook_endpoints"
+    );
+    assert_eq!(site.execute(&failing).await, u64::from(MANY));
+    // Once in the next minute, and not again today.
+    let at = (now_s() + 8).rem_euclid(86_400);
+    let (hour, minute, second) = (at / 3600, at / 60 % 60, at % 60);
+    let once = format!("{second} {minute} {hour} * * *");
+    let server = server
+        .restart(&[("STATIONMASTER_CRON_ENDPOINTS", once.as_str())])
+        .await;
+    let disabled = "webhook_endpoints WHERE NOT enabled AND disabled_reason = 'failing'";
+    eventually("all are disabled", LIMIT, async || {
+        (site.count(disabled).await == i64::from(MANY)).then_some(())
+    })
+    .await;
+    drop(server);
 }
 
 async fn an_endpoint_shows_how_it_fares(world: &World) {

@@ -10,7 +10,7 @@ const OLD: i64 = 30_000;
 /// Deliveries of each old event.
 const ENDPOINTS: i64 = 10;
 /// What one transaction removes is a whole number of these.
-const BATCH: i64 = 50;
+const BATCH: i64 = 10;
 const PACE: Duration = Duration::from_millis(40);
 /// Before the sweep, and during it if it is over sooner.
 const LASTS: Duration = Duration::from_secs(5);

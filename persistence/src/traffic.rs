@@ -1,0 +1,111 @@
+//! When nothing is written: the moments for work that is never urgent.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::scope::System;
+
+/// Nothing has been written for so long: what the last transaction brought about, an answer and
+/// the first tries of its deliveries, is over.
+const LULL: Duration = Duration::from_millis(2);
+/// A store that is never quiet is not waited for any longer.
+const PATIENCE: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// The transactions of this process.
+pub(crate) struct Traffic {
+    under_way: AtomicUsize,
+    /// When the last one ended.
+    ended: Mutex<Instant>,
+}
+
+/// One of them.
+pub(crate) struct UnderWay<'a>(&'a Traffic);
+
+impl Traffic {
+    pub(crate) fn new() -> Self {
+        Self {
+            under_way: AtomicUsize::new(0),
+            ended: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// A transaction waits or runs until the answer is dropped.
+    pub(crate) fn enter(&self) -> UnderWay<'_> {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(self)
+    }
+
+    fn is_quiet(&self) -> bool {
+        let ended = *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        self.under_way.load(Ordering::Relaxed) == 0 && ended.elapsed() >= LULL
+    }
+
+    async fn lull(&self) {
+        let end = Instant::now() + PATIENCE;
+        while !self.is_quiet() && Instant::now() < end {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        *(self.0.ended.lock()).unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl System {
+    /// Waits for a moment in which this process writes nothing, for 20 ms at most.
+    pub async fn lull(&self) {
+        self.store.inner.db.traffic.lull().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long a lull is waited for.
+    async fn waits(traffic: &Traffic) -> Duration {
+        let began = Instant::now();
+        traffic.lull().await;
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_lull_begins_shortly_after_the_last_transaction() {
+        let traffic = Traffic::new();
+        let one = traffic.enter();
+        let two = traffic.enter();
+        assert!(waits(&traffic).await >= PATIENCE, "two are under way");
+        drop(two);
+        assert!(waits(&traffic).await >= PATIENCE, "one is under way");
+        drop(one);
+        assert!(waits(&traffic).await >= LULL);
+        assert!(traffic.is_quiet());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_never_quiet_is_waited_for_a_moment_only() {
+        let traffic = Traffic::new();
+        let busy = async {
+            loop {
+                drop(traffic.enter());
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = busy => {}
+            waited = waits(&traffic) => assert!(waited >= PATIENCE),
+        }
+    }
+}
