@@ -1,15 +1,18 @@
 //! How large a batch of a sweep is, and how long the sweep rests after it.
 //!
 //! A sweep is never urgent, and takes store and processors from those who are: so each batch
-//! waits for a lull, is to take two milliseconds, and the sweep rests for several times as long.
-//! Where the store is busy a batch takes longer, gets smaller, and is followed by a longer rest.
+//! waits a moment for a lull, is to take few milliseconds, and the sweep rests for several times as
+//! long. Where the store is busy a batch takes longer, gets smaller, and is followed by a longer
+//! rest; but what is written without a pause has to be removed some day, too.
 
 use std::time::Duration;
 
 /// How long a batch should take.
 const AIM: Duration = Duration::from_micros(2500);
-/// Rows of the least batch, which comes first, and of the most. All are whole numbers of steps.
+/// Rows of the least batch, which comes first, of the least where no lull came, and of the most.
+/// All are whole numbers of steps.
 const LEAST: u64 = 20;
+const LEAST_BUSY: u64 = 100;
 const MOST: u64 = 1000;
 const STEP: u64 = 10;
 /// How many times as long as its batch took a sweep rests.
@@ -28,9 +31,9 @@ impl Batches {
         Self { rows: LEAST }
     }
 
-    /// Rows of the next batch.
-    pub(crate) fn rows(self) -> u64 {
-        self.rows
+    /// Rows of the next batch, in a lull or in the midst of traffic.
+    pub(crate) fn rows(self, lull: bool) -> u64 {
+        self.rows.max(if lull { LEAST } else { LEAST_BUSY })
     }
 
     /// A batch took so long: finds the next one's size, and answers how long to rest.
@@ -54,7 +57,7 @@ mod tests {
     fn found(fixed: Duration, row: Duration) -> u64 {
         let mut batches = Batches::new();
         for _ in 0..100 {
-            let rows = u32::try_from(batches.rows()).unwrap();
+            let rows = u32::try_from(batches.rows(true)).unwrap();
             let took = fixed + row * rows;
             let rest = batches.took(took);
             assert!(
@@ -62,8 +65,8 @@ mod tests {
                 "{rest:?} after {took:?}"
             );
         }
-        assert_eq!(batches.rows() % STEP, 0);
-        batches.rows()
+        assert_eq!(batches.rows(true) % STEP, 0);
+        batches.rows(true)
     }
 
     #[test]
@@ -83,5 +86,7 @@ mod tests {
     fn a_batch_is_neither_huge_nor_nothing() {
         assert_eq!(found(Duration::ZERO, Duration::ZERO), MOST);
         assert_eq!(found(Duration::from_secs(2), Duration::ZERO), LEAST);
+        assert_eq!(Batches { rows: LEAST }.rows(false), LEAST_BUSY);
+        assert_eq!(Batches { rows: MOST }.rows(false), MOST);
     }
 }

@@ -64,6 +64,7 @@ struct Progress {
     /// When the lease was last prolonged.
     kept: Instant,
     /// Whether deliveries to deleted endpoints may be left: looked for once, not at each batch.
+    /// Those that are found too late are the next job's.
     orphans: bool,
 }
 
@@ -169,11 +170,10 @@ impl Worker {
         };
         let mut batches = Batches::new();
         loop {
-            if kind != Kind::Leases {
-                self.store.system().lull().await;
-            }
+            let waits = Instant::now();
+            let lull = kind == Kind::Leases || self.store.system().lull().await;
             let began = Instant::now();
-            match self.step(kind, batches.rows(), &mut progress).await {
+            match self.step(kind, batches.rows(lull), &mut progress).await {
                 Ok(batch) => {
                     for (what, count) in batch.counts {
                         *counts.entry(what).or_default() += count;
@@ -188,9 +188,12 @@ impl Worker {
                 tokio::task::yield_now().await;
                 continue;
             }
+            // Waiting was rest, too.
+            let rest = batches.took(began.elapsed());
+            let rest = rest.saturating_sub(began - waits);
             tokio::select! {
                 () = self.stop.cancelled() => return (counts, None),
-                () = tokio::time::sleep(batches.took(began.elapsed())) => {}
+                () = tokio::time::sleep(rest) => {}
             }
         }
     }

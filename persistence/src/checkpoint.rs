@@ -9,48 +9,91 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Store, error::Result};
 
-/// From a commit to the checkpoint that follows it.
-const AFTER: Duration = Duration::from_millis(250);
+/// Pages of the log (4 MiB) that a checkpoint is to find, as many as SQLite's own waits for: the
+/// first commit after one begins the log anew, and flushes its header.
+const PAGES: u64 = 1000;
+/// From a commit to the checkpoint that follows it, at most.
+const AT_LATEST: Duration = Duration::from_secs(5);
+/// How often commits are counted meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Pages in the log (32 MiB) at which the commit itself writes them back: a writer that never
 /// pauses leaves no moment in which all is written back and the log can start anew.
 pub(crate) const PAGES_MAX: &str = "8000";
 
+/// When the next checkpoint is due: SQLite says how long the log is only to who makes one.
+struct Pace {
+    /// Commits to wait for.
+    commits: u64,
+    /// How long the log was, in pages.
+    log: u64,
+}
+
+impl Pace {
+    /// A checkpoint after so many commits found so long a log.
+    fn found(&mut self, commits: u64, log: u64) {
+        // A shorter log has started anew.
+        let pages = log.checked_sub(self.log).unwrap_or(log);
+        self.log = log;
+        self.commits = (PAGES * commits / pages.max(1)).clamp(1, PAGES);
+    }
+}
+
 impl Store {
-    /// Writes back what was committed until the store is closed, when SQLite does so itself.
+    /// Writes SQLite's log back on a connection of its own, until the store is closed; then
+    /// SQLite does so by itself.
     pub(crate) async fn checkpoint_loop(self, db: DatabaseConnection, stop: CancellationToken) {
-        let mut failing = false;
+        let made = self.checkpoints(&db);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = made => {}
+        }
+        if let Err(error) = db.close().await {
+            tracing::debug!(%error, "the connection for checkpoints did not close cleanly");
+        }
+    }
+
+    async fn checkpoints(&self, db: &DatabaseConnection) {
+        let commits = || self.inner.db.commits();
+        let (mut seen, mut failing) = (commits(), false);
+        let mut pace = Pace {
+            commits: PAGES / 10,
+            log: 0,
+        };
         loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = self.inner.db.committed() => {}
+            self.inner.db.committed().await;
+            let end = Instant::now() + AT_LATEST;
+            while commits() - seen < pace.commits && Instant::now() < end {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(AFTER) => {}
-            }
-            match checkpoint(&db).await {
-                Ok(()) => failing = false,
+            let now = commits();
+            match checkpoint(db).await {
+                Ok(log) => {
+                    pace.found(now - seen, log);
+                    failing = false;
+                }
                 Err(error) if !failing => {
                     failing = true;
                     tracing::warn!(%error, "SQLite's log can't be written back: it grows");
                 }
                 Err(_) => {}
             }
-        }
-        if let Err(error) = db.close().await {
-            tracing::debug!(%error, "the connection for checkpoints did not close cleanly");
+            seen = now;
         }
     }
 }
 
-async fn checkpoint(db: &DatabaseConnection) -> Result<()> {
+/// Writes back what no reader is in the way of; answers how long the log is, in pages.
+async fn checkpoint(db: &DatabaseConnection) -> Result<u64> {
     let passive = Statement::from_string(DbBackend::Sqlite, "PRAGMA wal_checkpoint(PASSIVE)");
-    db.query_one_raw(passive).await?;
-    Ok(())
+    let row = db.query_one_raw(passive).await?;
+    let log: Option<i64> = row.map(|row| row.try_get("", "log")).transpose()?;
+    // -1 without a log.
+    Ok(log.and_then(|log| u64::try_from(log).ok()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -83,18 +126,19 @@ mod tests {
         let db = target.connect_one().await.unwrap();
         let known = "SELECT 1 FROM sqlite_schema WHERE name = 't'";
         let known = Statement::from_string(DbBackend::Sqlite, known);
-        let row = db.query_one_raw(known).await.unwrap();
+        // A copy that was taken in the middle of a checkpoint may be no database.
+        let row = db.query_one_raw(known).await;
         db.close().await.unwrap();
-        row.is_some()
+        row.is_ok_and(|row| row.is_some())
     }
 
     #[tokio::test]
     async fn what_is_committed_is_soon_written_back_without_a_thousand_pages() {
         let fixture = sqlite().await;
         fixture.execute("CREATE TABLE t (x BLOB)").await;
-        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(20);
         while !written_back(&fixture).await {
-            assert!(tokio::time::Instant::now() < end, "never");
+            assert!(Instant::now() < end, "never");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         fixture.store.close().await;
@@ -107,14 +151,30 @@ mod tests {
         let fixture = sqlite().await;
         fixture.execute("CREATE TABLE t (x BLOB)").await;
         let mut largest = 0;
-        // 200 MiB in all.
-        for _ in 0..400 {
+        // 300 MiB in all.
+        for _ in 0..600 {
             fixture
                 .execute("INSERT INTO t VALUES (zeroblob(524288)); DELETE FROM t")
                 .await;
             let log = database(&fixture).with_file_name("store.db-wal");
             largest = largest.max(std::fs::metadata(log).unwrap().len());
         }
-        assert!(largest < 64 << 20, "{} MiB", largest >> 20);
+        assert!(largest < 150 << 20, "{} MiB", largest >> 20);
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_after_a_thousand_pages() {
+        let mut pace = Pace { commits: 1, log: 0 };
+        for (commits, log, next) in [
+            (100, 800, 125), // 8 pages a commit
+            (125, 1800, 125),
+            (10, 500, 20), // anew, 50 a commit
+            (1, 5500, 1),  // 5000 a commit
+            (0, 5500, 1),
+            (900, 5500, PAGES),
+        ] {
+            pace.found(commits, log);
+            assert_eq!(pace.commits, next, "{commits} {log}");
+        }
     }
 }

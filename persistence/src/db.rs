@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     str::FromStr as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -304,8 +307,9 @@ pub(crate) struct Db {
     dispatch: Option<Dispatch>,
     /// SQLite only.
     writer: Option<tokio::sync::Mutex<Writer>>,
-    /// SQLite only: something was committed.
+    /// SQLite only: something was committed, and how many transactions were.
     committed: Notify,
+    commits: AtomicU64,
     pub(crate) traffic: Traffic,
     clock: Arc<dyn Clock>,
 }
@@ -340,6 +344,7 @@ impl Db {
             dispatch,
             writer,
             committed: Notify::new(),
+            commits: AtomicU64::new(0),
             traffic: Traffic::new(),
             clock,
         })
@@ -375,6 +380,11 @@ impl Db {
     /// Waits until something was committed to SQLite since the last call, or may have been.
     pub(crate) async fn committed(&self) {
         self.committed.notified().await;
+    }
+
+    /// How many transactions SQLite has committed, or may have.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     pub(crate) fn backend(&self) -> DbBackend {
@@ -507,6 +517,7 @@ impl Db {
             Self::discard(&mut writer);
         }
         drop(writer);
+        self.commits.fetch_add(1, Ordering::Relaxed);
         self.committed.notify_one();
         result
     }

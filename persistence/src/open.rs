@@ -218,6 +218,11 @@ impl Store {
         let (store, inlet) = Self::assemble(db, options.master_keys);
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
+        // Before anything is spawned that would outlive a failure.
+        let aside = match store.backend() {
+            DbBackend::Sqlite => Some(store.inner.db.connect_aside().await?),
+            _ => None,
+        };
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
         tasks.spawn(store.clone().poll_loop(stop.clone()));
@@ -226,12 +231,10 @@ impl Store {
             let (inner, stop) = (Arc::clone(&store.inner), stop.clone());
             tasks.spawn(async move { inner.wake.exchange(options, stop).await });
         }
-        if store.backend() == DbBackend::Postgres {
-            tasks.spawn(store.clone().analyze_loop(stop));
-        } else {
-            let db = store.inner.db.connect_aside().await?;
-            tasks.spawn(store.clone().checkpoint_loop(db, stop));
-        }
+        match aside {
+            Some(db) => tasks.spawn(store.clone().checkpoint_loop(db, stop)),
+            None => tasks.spawn(store.clone().analyze_loop(stop)),
+        };
         Ok(store)
     }
 

@@ -126,14 +126,14 @@ async fn all_that_fail_for_days_are_disabled_in_one_look(world: &World) {
     );
     assert_eq!(site.execute(&failing).await, u64::from(MANY));
     // Once in the next minute, and not again today.
-    let at = (now_s() + 8).rem_euclid(86_400);
+    let at = (now_s() + 10).rem_euclid(86_400);
     let (hour, minute, second) = (at / 3600, at / 60 % 60, at % 60);
     let once = format!("{second} {minute} {hour} * * *");
     let server = server
         .restart(&[("STATIONMASTER_CRON_ENDPOINTS", once.as_str())])
         .await;
     let disabled = "webhook_endpoints WHERE NOT enabled AND disabled_reason = 'failing'";
-    eventually("all are disabled", LIMIT, async || {
+    eventually("all are disabled", 2 * LIMIT, async || {
         (site.count(disabled).await == i64::from(MANY)).then_some(())
     })
     .await;
