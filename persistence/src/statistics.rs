@@ -19,11 +19,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const AFTER_FAILURE: Duration = Duration::from_mins(5);
 
 /// Our tables that are more than eight times as large as when they were last analysed, or never
-/// were, and that this role may analyse.
+/// were, and that this role may analyse. Rows count, too: of a table that was analysed while its
+/// first rows were not committed, the planner would know pages without any.
 const GROWN: &str = "SELECT format('%I', c.relname) AS name FROM pg_class c \
      WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' \
      AND pg_has_role(c.relowner, 'USAGE') \
-     AND pg_relation_size(c.oid) > 8 * c.relpages::bigint * current_setting('block_size')::bigint";
+     AND (pg_relation_size(c.oid) > 8 * c.relpages::bigint * current_setting('block_size')::bigint \
+     OR pg_stat_get_live_tuples(c.oid) > 8 * GREATEST(c.reltuples, 12))";
 
 /// Analyses tables that have outgrown what the planner knows of them; answers which.
 async fn analyze_grown(db: &DatabaseConnection) -> Result<Vec<String>> {
@@ -95,6 +97,43 @@ mod tests {
             grow(&db, 1000).await;
             assert_eq!(analyze_grown(&db).await.unwrap(), ["young"], "it has grown");
             db.close().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_table_that_was_analysed_before_its_rows_were_committed_is_so_again() {
+        for fixture in engines().await {
+            if fixture.store.backend() != DbBackend::Postgres {
+                continue;
+            }
+            let target = Target::parse(&fixture.url, 1, true).unwrap();
+            let db = target.connect_one().await.unwrap();
+            let other = target.connect_one().await.unwrap();
+            run(&db, "CREATE SCHEMA apart").await;
+            for one in [&db, &other] {
+                run(one, "SET search_path = apart").await;
+            }
+            run(
+                &db,
+                "CREATE TABLE young (filler TEXT) WITH (autovacuum_enabled = false)",
+            )
+            .await;
+            run(&db, "BEGIN").await;
+            grow(&db, 1000).await;
+            assert_eq!(analyze_grown(&other).await.unwrap(), ["young"]);
+            run(&db, "COMMIT").await;
+            // The engine counts what was committed within a second or two.
+            let known = "pg_class WHERE oid = 'apart.young'::regclass AND reltuples = 1000";
+            let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+            while fixture.count(known).await == 0 {
+                assert!(tokio::time::Instant::now() < end, "never");
+                run(&db, "SELECT 1").await;
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                analyze_grown(&other).await.unwrap();
+            }
+            for one in [db, other] {
+                one.close().await.unwrap();
+            }
         }
     }
 
