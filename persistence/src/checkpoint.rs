@@ -39,7 +39,10 @@ impl Pace {
         // A shorter log has started anew.
         let pages = log.checked_sub(self.log).unwrap_or(log);
         self.log = log;
-        self.commits = (PAGES * commits / pages.max(1)).clamp(1, PAGES);
+        // None says nothing of how large they are.
+        if commits > 0 {
+            self.commits = (PAGES * commits / pages.max(1)).clamp(1, PAGES);
+        }
     }
 }
 
@@ -172,6 +175,7 @@ mod tests {
             (1, 5500, 1),  // 5000 a commit
             (0, 5500, 1),
             (900, 5500, PAGES),
+            (0, 5500, PAGES), // nothing learnt
         ] {
             pace.found(commits, log);
             assert_eq!(pace.commits, next, "{commits} {log}");
