@@ -14,6 +14,7 @@ pub mod lending;
 pub mod limits;
 pub mod notice;
 pub mod oauth;
+pub mod permits;
 pub mod pipeline;
 pub mod problem;
 pub mod random;

@@ -151,6 +151,9 @@ codes! {
     /// Too many requests.
     RateLimited = "rate_limited", 429, "Too many requests",
         "Wait as long as `Retry-After` says.";
+    /// The publisher has as much of something in use as one publisher may.
+    ShareExceeded = "share_exceeded", 429, "The publisher's share is in use",
+        "The detail says of what. Wait as long as `Retry-After` says; other publishers are not affected.";
     /// No account of the train is usable now.
     TrainExhausted = "train_exhausted", 429, "No account of the train is usable now",
         "Wait as long as `Retry-After` says. `errors` lists why for each account.";
