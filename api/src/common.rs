@@ -16,6 +16,7 @@ use poem_openapi::{
         MaybeUndefined, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type,
     },
 };
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
@@ -149,6 +150,27 @@ pub fn answer<T: ToJSON>(
     }
 }
 
+/// The same of what holds callers' own JSON: it is written as the text that it is, and no tree of
+/// it is built.
+#[must_use]
+pub fn answer_text<T: Serialize>(
+    status: u16,
+    value: &T,
+    revision: Option<i64>,
+    location: Option<String>,
+    holds_secret: bool,
+) -> Answer {
+    Answer {
+        status,
+        // Strings, numbers and JSON that parsed are always written.
+        body: serde_json::to_string(value).unwrap_or_default(),
+        etag: revision.map(|revision| revision.to_string()),
+        location,
+        holds_secret,
+        replayed: false,
+    }
+}
+
 /// 204.
 #[must_use]
 pub fn no_content() -> Answer {
@@ -212,6 +234,14 @@ impl<T: ToJSON> Rendered<T, 200> {
     #[must_use]
     pub fn show(value: &T, revision: Option<i64>) -> Self {
         answer(200, value, revision, None, false).into()
+    }
+}
+
+impl<T: Serialize> Rendered<T, 200> {
+    /// The same of a thing that holds callers' own JSON.
+    #[must_use]
+    pub fn text(value: &T, revision: Option<i64>) -> Self {
+        answer_text(200, value, revision, None, false).into()
     }
 }
 
@@ -370,6 +400,12 @@ impl ParseFromParameter for Time {
 impl ToJSON for Time {
     fn to_json(&self) -> Option<Value> {
         Some(Value::String(self.0.to_string()))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 

@@ -4,6 +4,8 @@
 //! of the publisher's own. The code also covers the path and every other parameter of the query,
 //! so a cursor works for the list that it came from and for no other.
 
+use std::marker::PhantomData;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use poem::{
@@ -15,7 +17,7 @@ use poem_openapi::{
     registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
     types::{ToJSON, Type},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
 use sha2::Sha256;
 use uuid::Uuid;
 
@@ -108,12 +110,52 @@ impl List {
 
     /// The answer.
     #[must_use]
-    pub fn answer<M, T, K: Position>(&self, page: Page<M, K>, show: impl Fn(M) -> T) -> Listed<T> {
+    pub fn answer<M, T: ToJSON, K: Position>(
+        &self,
+        page: Page<M, K>,
+        show: impl Fn(M) -> T,
+    ) -> Listed<T> {
+        self.written(page, |row, body| body.push_str(&show(row).to_json_string()))
+    }
+
+    /// The answer of rows that hold callers' own JSON: each is written as the text that it is.
+    #[must_use]
+    pub fn answer_text<M, T: Serialize, K: Position>(
+        &self,
+        page: Page<M, K>,
+        show: impl Fn(M) -> T,
+    ) -> Listed<T> {
+        self.written(page, |row, body| {
+            // Strings, numbers and JSON that parsed are always written.
+            body.push_str(&serde_json::to_string(&show(row)).unwrap_or_default());
+        })
+    }
+
+    /// Row after row, so that of none more is in memory than its row and its text.
+    pub(crate) fn written<M, T, K: Position>(
+        &self,
+        page: Page<M, K>,
+        write: impl Fn(M, &mut String),
+    ) -> Listed<T> {
         let next = page.next.map(|position| self.seal(&position.bytes()));
+        let mut body = String::from(r#"{"items":["#);
+        for (at, row) in page.items.into_iter().enumerate() {
+            if at > 0 {
+                body.push(',');
+            }
+            write(row, &mut body);
+        }
+        // A cursor has no character that JSON escapes.
+        let last = next
+            .as_ref()
+            .map_or_else(|| "null".to_owned(), |next| format!("\"{next}\""));
+        body.push_str("],\"next_cursor\":");
+        body.push_str(&last);
+        body.push('}');
         Listed {
             link: next.as_deref().and_then(|cursor| self.link(cursor)),
-            items: page.items.into_iter().map(show).collect(),
-            next_cursor: next,
+            body,
+            of: PhantomData,
         }
     }
 
@@ -175,21 +217,16 @@ impl List {
 
 /// A part of a list: `{items, next_cursor}`.
 pub struct Listed<T> {
-    items: Vec<T>,
-    next_cursor: Option<String>,
+    body: String,
     link: Option<HeaderValue>,
+    of: PhantomData<fn() -> T>,
 }
 
-impl<T: ToJSON> IntoResponse for Listed<T>
-where
-    T: Send,
-{
+impl<T> IntoResponse for Listed<T> {
     fn into_response(self) -> Response {
-        let items: Vec<Value> = self.items.iter().filter_map(ToJSON::to_json).collect();
-        let body = json!({ "items": items, "next_cursor": self.next_cursor });
         let mut response = Response::builder()
             .content_type("application/json")
-            .body(body.to_string());
+            .body(self.body);
         if let Some(link) = self.link {
             response.headers_mut().insert(header::LINK, link);
         }

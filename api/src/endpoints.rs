@@ -27,7 +27,7 @@ use crate::{
     contract::OperationDoc,
     cursor::{List, Listed},
     endpoint_secrets::SigningName,
-    events::EventView,
+    events::{self, EventView},
     http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
 };
@@ -394,9 +394,7 @@ impl Endpoints {
         let context = self.app.context(request, who.0.actor(), key);
         let scoped = self.app.store.scoped(&who.0.scope);
         let answer = scoped
-            .test_endpoint(&context, id, |event| {
-                answer(202, &EventView::from(event), None, None, false)
-            })
+            .test_endpoint(&context, id, |event| events::shown(202, event))
             .await?;
         Ok(answer.into())
     }

@@ -8,10 +8,11 @@ use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef},
     types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use domain::{
-    Code, FieldError, Problem,
+    Code, FieldError, JsonText, Problem,
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
     limits::EXAMPLE_BYTES,
 };
@@ -19,11 +20,12 @@ use persistence::{EventTypePut, PublishersType};
 
 use crate::{
     auth::{Admin, AdminOrRunner},
-    common::{App, IfMatch, NoContent, Ok, OkOrCreated, Tag, answer, no_content},
+    common::{App, IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
     contract::OperationDoc,
     events::EventView,
     http::{ApiError, Body, RequestContext},
     pipelines::schema,
+    verbatim::Verbatim,
 };
 
 /// The problems of these operations' own.
@@ -58,7 +60,7 @@ const fn description(own: OwnType) -> &'static str {
 }
 
 /// A type of events.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Serialize, Clone, Debug)]
 #[oai(example)]
 pub struct EventType {
     /// The type.
@@ -90,7 +92,8 @@ impl From<OwnType> for EventType {
 
 impl From<&PublishersType> for EventType {
     fn from(described: &PublishersType) -> Self {
-        let sample = |data: &Value| EventView::sample(&described.event_type, data.clone());
+        let sample =
+            |data: &JsonText| EventView::sample(&described.event_type, Verbatim(data.clone()));
         Self {
             r#type: described.event_type.clone(),
             description: described.description.clone(),
@@ -108,7 +111,7 @@ impl Example for EventType {
 }
 
 /// All types, on one page.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Serialize, Clone, Debug)]
 #[oai(example)]
 pub struct EventTypes {
     /// The types: the service's own, then those that the publisher has described, by name.
@@ -136,7 +139,7 @@ pub struct EventTypeBody {
     description: Option<String>,
     /// Data of such an event, at most 8 KiB; it must fit the schema.
     #[oai(nullable)]
-    example: Option<Value>,
+    example: Option<Verbatim>,
     /// JSON Schema that the data of every event of the type must fit from now on, by the rules of
     /// a pipeline's; null takes anything.
     #[oai(nullable, validator(max_properties = 1000))]
@@ -152,7 +155,7 @@ impl Example for EventTypeBody {
         });
         Self {
             description: Some("An order was paid.".into()),
-            example: Some(json!({"order": "A-1017"})),
+            example: Some(json!({"order": "A-1017"}).into()),
             schema: serde_json::from_value(schema).ok(),
         }
     }
@@ -166,8 +169,8 @@ impl EventTypeBody {
         if let Some(schema) = &schema {
             faults.extend(schema::faults("/schema", schema));
         }
-        if let Some(example) = &self.example {
-            if example.to_string().len() > EXAMPLE_BYTES {
+        if let Some(Verbatim(example)) = &self.example {
+            if example.as_str().len() > EXAMPLE_BYTES {
                 let detail = format!("`example` may have at most {EXAMPLE_BYTES} bytes of JSON.");
                 faults.push(FieldError::new("/example", "too_long", detail));
             } else if let (Some(schema), true) = (&schema, faults.is_empty()) {
@@ -179,7 +182,7 @@ impl EventTypeBody {
         }
         Ok(EventTypePut {
             description: self.description,
-            example: self.example,
+            example: self.example.map(|example| example.0),
             schema,
         })
     }
@@ -272,7 +275,7 @@ impl EventTypesApi {
             ..EventType::from(described)
         });
         let items = OwnType::ALL.into_iter().map(EventType::from).chain(own);
-        Ok(Ok::show(
+        Ok(Ok::text(
             &EventTypes {
                 items: items.collect(),
                 next_cursor: None,
@@ -314,7 +317,7 @@ impl EventTypesApi {
                 (200, None)
             };
             let view = EventType::from(described);
-            answer(status, &view, Some(described.revision), location, false)
+            answer_text(status, &view, Some(described.revision), location, false)
         };
         let put = scoped.put_event_type(&context, &name, new, if_match.0, render);
         Ok(put.await?.into())
@@ -335,7 +338,7 @@ impl EventTypesApi {
     ) -> Result<Ok<EventType>, ApiError> {
         let name = r#type.0;
         if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
-            return Ok(Ok::show(&EventType::from(own), None));
+            return Ok(Ok::text(&EventType::from(own), None));
         }
         let described = self
             .app
@@ -344,7 +347,7 @@ impl EventTypesApi {
             .event_type(&name)
             .await?;
         let revision = Some(described.revision);
-        Ok(Ok::show(&EventType::from(&described), revision))
+        Ok(Ok::text(&EventType::from(&described), revision))
     }
 
     /// Forget what is said of an event type

@@ -50,6 +50,7 @@ mod sent;
 mod subcommands;
 mod train_tokens;
 mod trains;
+mod verbatim;
 
 #[cfg(test)]
 mod sample;

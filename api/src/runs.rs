@@ -6,10 +6,9 @@ use poem_openapi::{
     OpenApi,
     param::{Header, Path, Query},
 };
-use serde_json::Value;
 
 use domain::{
-    Code, Problem,
+    Code, JsonText, Problem,
     id::{PipelineId, RunId},
     limits::PROGRESS_BYTES,
     run::RunStatus,
@@ -19,7 +18,7 @@ use persistence::{Judge, NewRun, Patience, Pipeline, Run, RunFilter, Scoped, Sto
 
 use crate::{
     auth::{AdminOrRunner, Runner},
-    common::{App, Ok, OkOrCreated, Tag, Time, answer, parse_id, parse_slug},
+    common::{App, Ok, OkOrCreated, Tag, Time, answer, answer_text, parse_id, parse_slug},
     contract::OperationDoc,
     cursor::{List, Listed},
     destination,
@@ -101,8 +100,8 @@ impl Runs {
         &self,
         scoped: &Scoped,
         pipeline: &Slug,
-        input: Value,
-    ) -> Result<(Value, Option<Verdict>), ApiError> {
+        input: JsonText,
+    ) -> Result<(JsonText, Option<Verdict>), ApiError> {
         let found = match scoped.likely_version(pipeline).await {
             // Left to the transaction, which may have an answer kept from when it existed.
             Err(StoreError::Refused(_)) => return Ok((input, None)),
@@ -118,7 +117,7 @@ impl Runs {
     /// Whether the version that a new run will keep takes its input.
     fn judge(&self, before: Option<Verdict>) -> Judge {
         let schemas = self.schemas.clone();
-        Arc::new(move |pipeline: &Pipeline, input: &Value| {
+        Arc::new(move |pipeline: &Pipeline, input: &JsonText| {
             let version = (pipeline.id, pipeline.version);
             match &before {
                 Some((judged, verdict)) if *judged == version => verdict.clone(),
@@ -135,8 +134,8 @@ impl Runs {
         &self,
         scoped: &Scoped,
         run: RunId,
-        output: Value,
-    ) -> Result<Value, ApiError> {
+        output: JsonText,
+    ) -> Result<JsonText, ApiError> {
         let kept = scoped.version_of_run(run).await?;
         let schema = kept.definition.output_schema.as_ref();
         let version = (kept.pipeline, kept.version);
@@ -188,7 +187,7 @@ impl Runs {
         let slug = parse_slug(&slug.0)?;
         check_may_claim(body.0.claim, who.0.grants.runner)?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        let (input, verdict) = self.prejudge(&scoped, &slug, body.0.input).await?;
+        let (input, verdict) = self.prejudge(&scoped, &slug, body.0.input.0).await?;
         let new = NewRun {
             pipeline: slug.to_string(),
             input,
@@ -206,9 +205,9 @@ impl Runs {
                 let revision = Some(created.run.revision);
                 let location = format!("/v1/runs/{}", created.run.id);
                 if created.existed {
-                    answer(200, &view, revision, None, false)
+                    answer_text(200, &view, revision, None, false)
                 } else {
-                    answer(
+                    answer_text(
                         201,
                         &view,
                         revision,
@@ -267,7 +266,7 @@ impl Runs {
             .scoped(scope)
             .runs(&filter, list.page()?)
             .await?;
-        Ok(list.answer(page, |run| RunView::from(&run)))
+        Ok(list.answer_text(page, |run| RunView::from(run)))
     }
 
     /// Read a run
@@ -281,7 +280,8 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let run = self.app.store.scoped(&who.0.scope).run(id).await?;
-        Ok(Ok::show(&RunView::from(&run), Some(run.revision)))
+        let revision = Some(run.revision);
+        Ok(Ok::text(&RunView::from(run), revision))
     }
 
     /// Cancel a run
@@ -369,8 +369,8 @@ impl Runs {
         let claimed = scoped
             .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
             .await?;
-        let items = claimed.iter().map(ClaimedRun::from).collect();
-        Ok(Ok::show(&ClaimedRuns { items }, None))
+        let items = claimed.into_iter().map(ClaimedRun::from).collect();
+        Ok(Ok::text(&ClaimedRuns { items }, None))
     }
 
     /// Keep a run
@@ -395,7 +395,7 @@ impl Runs {
         body: OptionalBody<HeartbeatBody>,
     ) -> Result<Ok<HeartbeatView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let progress = body.0.progress;
+        let progress = body.0.progress.map(|progress| progress.0);
         if let Some(progress) = &progress {
             check_progress(progress)?;
         }
@@ -431,7 +431,7 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        let output = self.judged_output(&scoped, id, body.0.output).await?;
+        let output = self.judged_output(&scoped, id, body.0.output.0).await?;
         let key = key.of("complete_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         Ok(scoped
@@ -461,7 +461,7 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let retryable = body.0.retryable;
-        let error = Value::Object(body.0.error.0);
+        let error = body.0.error.0;
         payload_bytes("error", &error)?;
         let key = key.of("fail_run", request);
         let context = self.app.context(request, who.0.actor(), key);
@@ -506,8 +506,8 @@ impl Runs {
 }
 
 /// A report of progress has a limit of its own.
-fn check_progress(progress: &Value) -> Result<(), Problem> {
-    if progress.to_string().len() > PROGRESS_BYTES {
+fn check_progress(progress: &JsonText) -> Result<(), Problem> {
+    if progress.as_str().len() > PROGRESS_BYTES {
         let detail = format!("`progress` may have at most {PROGRESS_BYTES} bytes of JSON.");
         return Err(Problem::field("/progress", "too_long", detail));
     }
@@ -516,7 +516,7 @@ fn check_progress(progress: &Value) -> Result<(), Problem> {
 
 /// A changed run.
 fn shown(run: &Run) -> persistence::Answer {
-    answer(200, &RunView::from(run), Some(run.revision), None, false)
+    answer_text(200, &RunView::from(run), Some(run.revision), None, false)
 }
 
 #[cfg(test)]
@@ -532,11 +532,11 @@ mod tests {
 
     #[test]
     fn progress_has_a_limit() {
-        let long = Value::from("x".repeat(PROGRESS_BYTES));
+        let long = JsonText::of(&"x".repeat(PROGRESS_BYTES));
         assert_eq!(
             check_progress(&long).unwrap_err().errors[0].pointer,
             "/progress"
         );
-        assert!(check_progress(&Value::from(1)).is_ok());
+        assert!(check_progress(&JsonText::null()).is_ok());
     }
 }

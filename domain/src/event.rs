@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde_json::Value;
-
 use crate::{clock::Timestamp, id::EventId, run::RunStatus};
 
 /// `name(.name)*` in `[a-z0-9_]`, at most 128 characters.
@@ -160,15 +158,10 @@ impl fmt::Display for Filter {
     }
 }
 
-/// The exact text that every delivery of an event sends and signs.
+/// The exact text that every delivery of an event sends and signs. `data` is JSON text; the type
+/// must have the documented form.
 #[must_use]
-pub fn body(id: EventId, event_type: &str, at: Timestamp, data: &Value) -> String {
-    body_of_text(id, event_type, at, &data.to_string())
-}
-
-/// The same, of data that is JSON text already. The type must have the documented form.
-#[must_use]
-pub fn body_of_text(id: EventId, event_type: &str, at: Timestamp, data: &str) -> String {
+pub fn body(id: EventId, event_type: &str, at: Timestamp, data: &str) -> String {
     // By hand, so that `data` is not copied member by member first.
     format!(r#"{{"data":{data},"id":"{id}","timestamp":"{at}","type":"{event_type}"}}"#)
 }
@@ -230,8 +223,8 @@ mod tests {
     fn a_body_is_json_with_four_members() {
         let id = <EventId as crate::id::Id>::from_uuid(uuid::Uuid::nil());
         let data = serde_json::json!({"a\"b": [1, null, "ü\n"]});
-        let text = body(id, "order.paid", Timestamp::from_ms(1), &data);
-        let read: Value = serde_json::from_str(&text).unwrap();
+        let text = body(id, "order.paid", Timestamp::from_ms(1), &data.to_string());
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         let expected = serde_json::json!({
             "id": id.to_string(),
             "type": "order.paid",

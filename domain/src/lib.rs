@@ -10,6 +10,7 @@ pub mod clock;
 pub mod credential;
 pub mod event;
 pub mod id;
+pub mod json;
 pub mod lending;
 pub mod limits;
 pub mod notice;
@@ -27,5 +28,6 @@ pub mod token;
 pub mod train;
 
 pub use clock::{Clock, Timestamp};
+pub use json::JsonText;
 pub use problem::{Code, FieldError, Problem};
 pub use slug::Slug;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use domain::{Code, Problem, Timestamp, audit::Action, limits::EVENT_TYPES};
+use domain::{Code, JsonText, Problem, Timestamp, audit::Action, limits::EVENT_TYPES};
 use moka::sync::Cache;
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
@@ -34,7 +34,7 @@ pub struct PublishersType {
     /// For people.
     pub description: Option<String>,
     /// Data of such an event.
-    pub example: Option<Value>,
+    pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
     /// Counts changes.
@@ -51,7 +51,7 @@ pub struct EventTypePut {
     /// For people.
     pub description: Option<String>,
     /// Data of such an event.
-    pub example: Option<Value>,
+    pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
 }
@@ -89,7 +89,7 @@ impl PublishersType {
         Ok(Self {
             event_type: row.event_type,
             description: row.description,
-            example: value_of(row.example.as_deref())?,
+            example: row.example.map(example_of).transpose()?,
             schema: value_of(row.schema.as_deref())?,
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
@@ -101,6 +101,10 @@ impl PublishersType {
 fn value_of(text: Option<&str>) -> Result<Option<Value>> {
     text.map(|text| serde_json::from_str(text).map_err(|_| damaged("description of a type")))
         .transpose()
+}
+
+fn example_of(text: String) -> Result<JsonText> {
+    JsonText::parse(text).ok_or_else(|| damaged("description of a type"))
 }
 
 fn text_of(value: Option<&Value>) -> Option<String> {
@@ -121,7 +125,7 @@ async fn put(
 ) -> Result<Audited<(PublishersType, bool)>> {
     let texts = (
         new.description.clone(),
-        text_of(new.example.as_ref()),
+        new.example.as_ref().map(JsonText::to_string),
         text_of(new.schema.as_ref()),
     );
     let old = row_of(tx, owner, event_type).await?;

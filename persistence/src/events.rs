@@ -58,7 +58,8 @@ impl Event {
 /// Something to tell of.
 pub(crate) struct NewEvent<'a> {
     pub(crate) event_type: &'a str,
-    pub(crate) data: &'a Value,
+    /// What happened, as JSON text.
+    pub(crate) data: &'a str,
     /// The pipeline that it happened in, if it happened in one.
     pub(crate) pipeline: Option<&'a str>,
 }
@@ -246,16 +247,12 @@ pub(crate) async fn emit(
     data: &Value,
     pipeline: Option<&str>,
 ) -> Result<()> {
-    emit_all(
-        tx,
-        publisher,
-        &[NewEvent {
-            event_type,
-            data,
-            pipeline,
-        }],
-    )
-    .await
+    let new = NewEvent {
+        event_type,
+        data: &data.to_string(),
+        pipeline,
+    };
+    emit_all(tx, publisher, &[new]).await
 }
 
 /// Writes several events of one publisher; their identifiers sort in the order given.
@@ -301,7 +298,7 @@ pub(crate) async fn emit_beside(
     let id = EventId::generate(tx.now);
     let new = NewEvent {
         event_type,
-        data,
+        data: &data.to_string(),
         pipeline: None,
     };
     let listeners = listeners(tx, BTreeSet::from([publisher])).await?;
@@ -335,7 +332,7 @@ pub(crate) async fn emit_to(
         id,
         &NewEvent {
             event_type,
-            data,
+            data: &data.to_string(),
             pipeline: None,
         },
     );

@@ -7,7 +7,7 @@ use std::{
 };
 
 use domain::{
-    Problem, event,
+    JsonText, Problem, event,
     id::{EventId, Id as _},
 };
 use sea_orm::{
@@ -39,8 +39,8 @@ const UNLESS_NAMED: &str =
 pub struct NewOwnEvent {
     /// Its type; the caller has checked that it is one of a publisher's own.
     pub event_type: String,
-    /// What happened, as JSON text.
-    pub data: String,
+    /// What happened.
+    pub data: JsonText,
     /// The publisher's name for it. A second event of the same name is the first.
     pub external_id: Option<String>,
     /// The pipeline that it happened in.
@@ -179,7 +179,7 @@ impl Drafts {
                 publisher_id: owner,
                 id: id.uuid(),
                 event_type: new.event_type.clone(),
-                body: event::body_of_text(id, &new.event_type, tx.now, &new.data),
+                body: event::body(id, &new.event_type, tx.now, new.data.as_str()),
                 created_at: tx.now.ms(),
                 pipeline_slug: new.pipeline.clone(),
                 external_id: new.external_id.clone(),

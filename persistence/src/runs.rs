@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use domain::{
-    Problem, Timestamp,
+    JsonText, Problem, Timestamp,
     audit::Action,
     id::{Id as _, RunId},
     limits::BULK_CANCEL,
@@ -22,7 +22,7 @@ use sea_orm::{
     sea_query::{ExprTrait as _, LockType},
 };
 use secrecy::SecretString;
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
 };
 
 pub(crate) mod batch;
+mod carried;
 pub(crate) mod claims;
 mod places;
 mod row;
@@ -57,11 +58,11 @@ pub struct Run {
     /// Where it stands.
     pub status: RunStatus,
     /// What it was given.
-    pub input: Value,
+    pub input: JsonText,
     /// What it gave, once it succeeded.
-    pub output: Option<Value>,
+    pub output: Option<JsonText>,
     /// Why it failed, once it did.
-    pub error: Option<Value>,
+    pub error: Option<JsonText>,
     /// The caller's name for it, unique within the pipeline.
     pub external_id: Option<String>,
     /// 0 to 9; 0 goes first.
@@ -72,7 +73,7 @@ pub struct Run {
     /// newer one's.
     pub attempt: i32,
     /// What its holder last reported.
-    pub progress: Option<Value>,
+    pub progress: Option<JsonText>,
     /// Whether somebody wants it called off.
     pub cancel_requested: bool,
     /// Until when its present claim holds.
@@ -91,8 +92,8 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
 }
 
-fn parsed(text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|_| damaged("JSON text of a run"))
+fn parsed(text: String) -> Result<JsonText> {
+    JsonText::parse(text).ok_or_else(|| damaged("JSON text of a run"))
 }
 
 fn status_of(row: &runs::Model) -> Result<RunStatus> {
@@ -101,25 +102,19 @@ fn status_of(row: &runs::Model) -> Result<RunStatus> {
 
 impl Run {
     fn of_row(row: runs::Model) -> Result<Self> {
-        let input = parsed(&row.input)?;
-        Self::with_input(row, input)
-    }
-
-    /// For whoever has the input already, or has no use for it.
-    fn with_input(row: runs::Model, input: Value) -> Result<Self> {
         Ok(Self {
             id: RunId::from_uuid(row.id),
             status: status_of(&row)?,
             pipeline: row.pipeline_slug,
             pipeline_version: row.pipeline_version,
-            input,
-            output: row.output.as_deref().map(parsed).transpose()?,
-            error: row.error.as_deref().map(parsed).transpose()?,
+            input: parsed(row.input)?,
+            output: row.output.map(parsed).transpose()?,
+            error: row.error.map(parsed).transpose()?,
             external_id: row.external_id,
             priority: row.priority,
             not_before: Timestamp::from_ms(row.not_before),
             attempt: row.attempt,
-            progress: row.progress.as_deref().map(parsed).transpose()?,
+            progress: row.progress.map(parsed).transpose()?,
             cancel_requested: row.cancel_requested,
             lease_expires_at: row.lease_expires_at.map(Timestamp::from_ms),
             created_by_id: row.created_by_id,
@@ -133,27 +128,8 @@ impl Run {
 
     /// The run as its events carry it: the members that the API shows, less the input.
     #[must_use]
-    pub fn without_input(&self) -> Value {
-        let shown = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        json!({
-            "id": self.id.to_string(),
-            "pipeline": self.pipeline,
-            "pipeline_version": self.pipeline_version,
-            "status": self.status.as_str(),
-            "output": self.output,
-            "error": self.error,
-            "external_id": self.external_id,
-            "priority": self.priority,
-            "not_before": self.not_before.to_string(),
-            "attempt": self.attempt,
-            "progress": self.progress,
-            "cancel_requested": self.cancel_requested,
-            "lease_expires_at": shown(self.lease_expires_at),
-            "created_by": { "id": self.created_by_id, "kind": self.created_by_kind },
-            "created_at": self.created_at.to_string(),
-            "started_at": shown(self.started_at),
-            "finished_at": shown(self.finished_at),
-        })
+    pub fn without_input(&self) -> JsonText {
+        carried::of_run(self)
     }
 }
 
@@ -174,7 +150,7 @@ pub struct NewRun {
     /// The pipeline's slug.
     pub pipeline: String,
     /// Any JSON.
-    pub input: Value,
+    pub input: JsonText,
     /// The caller's name for it, unique within the pipeline.
     pub external_id: Option<String>,
     /// 0 to 9; 0 goes first.
@@ -435,7 +411,7 @@ impl Scoped {
         context: &Context,
         id: RunId,
         claim: &str,
-        output: Value,
+        output: JsonText,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -443,7 +419,7 @@ impl Scoped {
     {
         let what = What::Complete {
             claim: TokenHash::of(claim),
-            output: output.to_string(),
+            output,
         };
         self.change_run(context, id, what, render).await
     }
@@ -455,7 +431,7 @@ impl Scoped {
         context: &Context,
         id: RunId,
         claim: &str,
-        (error, retryable): (Value, bool),
+        (error, retryable): (JsonText, bool),
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -463,7 +439,7 @@ impl Scoped {
     {
         let what = What::Fail {
             claim: TokenHash::of(claim),
-            error: error.to_string(),
+            error,
             retryable,
         };
         self.change_run(context, id, what, render).await
@@ -492,11 +468,11 @@ impl Scoped {
         context: &Context,
         id: RunId,
         claim: &str,
-        progress: Option<Value>,
+        progress: Option<JsonText>,
     ) -> Result<Run, StoreError> {
         let what = What::Heartbeat {
             claim: TokenHash::of(claim),
-            progress: progress.map(|progress| progress.to_string()),
+            progress,
         };
         let change = Arc::new(self.change(context, id, what));
         self.store.inner.lane.change(change).await

@@ -18,6 +18,7 @@ use crate::{
     common::{described, respond},
     contract::FAULTS_MAX,
     event_types::OwnTypeName,
+    verbatim::Verbatim,
 };
 
 /// An event to publish.
@@ -32,7 +33,7 @@ pub struct NewEventBody {
     /// A type of the publisher's own: not one that begins with `run.` or `stationmaster.`.
     pub(super) r#type: OwnTypeName,
     /// What happened: any JSON that the type's schema takes, at most 256 KiB.
-    pub(super) data: Value,
+    pub(super) data: Verbatim,
     /// The caller's name for the event, unique within the publisher for as long as the event is
     /// kept.
     #[oai(validator(min_length = 1, max_length = 200))]
@@ -46,7 +47,7 @@ impl Example for NewEventBody {
     fn example() -> Self {
         Self {
             r#type: OwnTypeName("order.paid".into()),
-            data: json!({"order": "A-1017"}),
+            data: json!({"order": "A-1017"}).into(),
             external_id: Some("order-A-1017-paid".into()),
             pipeline: None,
         }

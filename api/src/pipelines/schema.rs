@@ -12,7 +12,7 @@ use moka::sync::Cache;
 use serde_json::{Map, Value};
 
 use domain::{
-    Code, FieldError, Problem,
+    Code, FieldError, JsonText, Problem,
     id::{Id as _, PipelineId},
     limits::PAYLOAD_BYTES,
 };
@@ -116,7 +116,7 @@ pub(crate) struct Item {
     /// Where the event stands in its request: empty, or `/events/3`.
     pub(crate) pointer: String,
     pub(crate) schema: Option<TypeSchema>,
-    pub(crate) data: Value,
+    pub(crate) data: JsonText,
 }
 
 /// Compiled schemas by version, which never changes.
@@ -142,23 +142,19 @@ impl Schemas {
         version: (PipelineId, i64),
         side: Side,
         schema: Option<&Value>,
-        payload: Value,
-    ) -> (Value, Result<(), Problem>) {
-        let job = match self.job(version, side, schema, &payload) {
+        payload: JsonText,
+    ) -> (JsonText, Result<(), Problem>) {
+        let (job, tree) = match self.job(version, side, schema, &payload) {
             Ok(Some(job)) => job,
             Ok(None) => return (payload, Ok(())),
             Err(problem) => return (payload, Err(problem)),
         };
         if job.work <= WORK_INLINE_MAX {
-            let verdict = job.run(&payload);
-            return (payload, verdict);
+            return (payload, job.run(&tree));
         }
-        let done = tokio::task::spawn_blocking(move || {
-            let verdict = job.run(&payload);
-            (payload, verdict)
-        });
-        done.await
-            .unwrap_or_else(|_| (Value::Null, Err(Code::Internal.into())))
+        let done = tokio::task::spawn_blocking(move || job.run(&tree));
+        let verdict = done.await.unwrap_or_else(|_| Err(Code::Internal.into()));
+        (payload, verdict)
     }
 
     /// The same at once, on the thread that asks: for the rare case that a pipeline changed since
@@ -171,30 +167,31 @@ impl Schemas {
         version: (PipelineId, i64),
         side: Side,
         schema: Option<&Value>,
-        payload: &Value,
+        payload: &JsonText,
     ) -> Result<(), Problem> {
         match self.job(version, side, schema, payload)? {
-            Some(job) => job.run(payload),
+            Some((job, tree)) => job.run(&tree),
             None => Ok(()),
         }
     }
 
-    /// Judges the data of all events of a request, each where it stands, and hands them back as
-    /// text. All checks together have the limits of one.
-    pub(crate) async fn check_all(&self, items: Vec<Item>) -> Result<Vec<String>, Problem> {
+    /// Judges the data of all events of a request, each where it stands, and hands them back. All
+    /// checks together have the limits of one.
+    pub(crate) async fn check_all(&self, items: Vec<Item>) -> Result<Vec<JsonText>, Problem> {
         let (mut faults, mut texts, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
         let mut work = 0;
         for item in items {
-            let text = item.data.to_string();
-            if text.len() > PAYLOAD_BYTES {
+            let bytes = item.data.as_str().len();
+            if bytes > PAYLOAD_BYTES {
                 faults.push(placed(&item.pointer, too_long("data")));
             } else if let Some(schema) = &item.schema {
                 let key = (schema.id, schema.revision, Side::Data);
-                let job = self.prepared(key, &schema.schema, text.len(), &item.data)?;
+                let tree = item.data.to_tree();
+                let job = self.prepared(key, &schema.schema, bytes, &tree)?;
                 work += job.work;
-                jobs.push((job, item.pointer, item.data));
+                jobs.push((job, item.pointer, tree));
             }
-            texts.push(text);
+            texts.push(item.data);
         }
         if work > WORK_MAX {
             let detail = "The events and their schemas are together too large to check.";
@@ -213,20 +210,22 @@ impl Schemas {
         Err(Problem::invalid(faults))
     }
 
-    /// What is to be done to judge a payload; nothing without a schema.
+    /// What is to be done to judge a payload, and the payload as a tree; nothing without a schema.
     fn job(
         &self,
         version: (PipelineId, i64),
         side: Side,
         schema: Option<&Value>,
-        payload: &Value,
-    ) -> Result<Option<Job>, Problem> {
+        payload: &JsonText,
+    ) -> Result<Option<(Job, Value)>, Problem> {
         let bytes = payload_bytes(side.member(), payload)?;
         let Some(schema) = schema else {
             return Ok(None);
         };
         let key = (version.0.uuid(), version.1, side);
-        self.prepared(key, schema, bytes, payload).map(Some)
+        let tree = payload.to_tree();
+        let job = self.prepared(key, schema, bytes, &tree)?;
+        Ok(Some((job, tree)))
     }
 
     fn prepared(
@@ -264,8 +263,8 @@ impl Schemas {
 ///
 /// # Errors
 /// `validation_failed` at the request's `member`.
-pub(crate) fn payload_bytes(member: &str, payload: &Value) -> Result<usize, Problem> {
-    let bytes = payload.to_string().len();
+pub(crate) fn payload_bytes(member: &str, payload: &JsonText) -> Result<usize, Problem> {
+    let bytes = payload.as_str().len();
     if bytes > PAYLOAD_BYTES {
         return Err(Problem::invalid(vec![too_long(member)]));
     }
@@ -391,16 +390,17 @@ pub(crate) fn faults(pointer: &str, schema: &Value) -> Vec<FieldError> {
 }
 
 /// The faults of an example that stands at `pointer`, by a schema that can be registered.
-pub(crate) fn example_faults(pointer: &str, schema: &Value, example: &Value) -> Vec<FieldError> {
+pub(crate) fn example_faults(pointer: &str, schema: &Value, example: &JsonText) -> Vec<FieldError> {
     let Ok(compiled) = compile(schema) else {
         return Vec::new();
     };
+    let tree = example.to_tree();
     let job = Job {
-        work: compiled.parts * (nodes(example) + example.to_string().len() as u64 / 16),
+        work: compiled.parts * (nodes(&tree) + example.as_str().len() as u64 / 16),
         compiled: Arc::new(compiled),
         side: Side::Data,
     };
-    let found = job.run(example).err().map(|problem| problem.errors);
+    let found = job.run(&tree).err().map(|problem| problem.errors);
     let found = found.into_iter().flatten().map(|fault| FieldError {
         pointer: fault.pointer.replacen("/data", pointer, 1),
         detail: fault.detail.replacen("`data", "`example", 1),

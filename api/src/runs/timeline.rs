@@ -10,6 +10,7 @@ use poem_openapi::{
     payload::EventStream,
     types::{Example, ToJSON as _},
 };
+use serde::Serialize;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::{
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
     seats::{Seat, Seats},
+    verbatim::Verbatim,
 };
 
 /// Most streams of a publisher in one process.
@@ -52,8 +54,9 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident,)*) => {
         /// What happened.
-        #[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Enum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
         #[oai(rename = "TimelineType", rename_all = "snake_case")]
+        #[serde(rename_all = "snake_case")]
         pub enum Kind { $($(#[$doc])* $variant,)* }
 
         impl From<Moment> for Kind {
@@ -92,7 +95,7 @@ kinds! {
 }
 
 /// Something that happened to a run.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Serialize, Clone, Debug)]
 #[oai(rename = "TimelineEntry", example)]
 pub struct TimelineView {
     /// Sorts the entries as they happened; not without gaps. Also the `id` of the stream's events.
@@ -108,19 +111,18 @@ pub struct TimelineView {
     actor: Option<Creator>,
     /// Further facts.
     #[oai(nullable)]
-    data: Option<Value>,
+    data: Option<Verbatim>,
 }
 
-impl From<&TimelineEntry> for TimelineView {
-    fn from(entry: &TimelineEntry) -> Self {
-        let actor = entry.actor.clone();
+impl From<TimelineEntry> for TimelineView {
+    fn from(entry: TimelineEntry) -> Self {
         Self {
             seq: entry.seq,
             at: entry.at.into(),
             r#type: entry.moment.into(),
             attempt: entry.attempt,
-            actor: actor.map(|(kind, id)| Creator { id, kind }),
-            data: entry.data.clone(),
+            actor: entry.actor.map(|(kind, id)| Creator { id, kind }),
+            data: entry.data.map(Verbatim),
         }
     }
 }
@@ -187,7 +189,7 @@ impl Timelines {
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.timeline(id, list.page()?).await?;
-        Ok(list.answer(page, |entry| TimelineView::from(&entry)))
+        Ok(list.answer_text(page, TimelineView::from))
     }
 
     /// Follow a run
@@ -236,17 +238,28 @@ impl Timelines {
         follower.seat = Some(seat);
         let entries = stream::unfold(follower, |mut follower| async move {
             let entry = follower.next().await?;
-            Some((TimelineView::from(&entry), follower))
+            Some((TimelineView::from(entry), follower))
         });
         Ok(EventStream::new(entries.boxed())
             .keep_alive(KEEP_ALIVE)
             .to_event(|entry| {
                 let kind = entry.r#type.to_json();
                 let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
-                Event::message(entry.to_json_string())
+                Event::message(streamed(&entry))
                     .id(entry.seq.to_string())
                     .event_type(kind)
             }))
+    }
+}
+
+/// An entry as a stream sends it. White space within its data may have carriage returns, which end
+/// lines of a stream and so can't be sent in one: there each is a space.
+fn streamed(entry: &TimelineView) -> String {
+    let text = serde_json::to_string(entry).unwrap_or_default();
+    if text.contains('\r') {
+        text.replace('\r', " ")
+    } else {
+        text
     }
 }
 

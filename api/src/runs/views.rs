@@ -8,16 +8,17 @@ use poem_openapi::{
     types::{Example, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use domain::{
-    Timestamp,
+    JsonText, Timestamp,
     id::{Id as _, RunId, TokenId},
     run::RunStatus,
 };
 use persistence::{BulkCancelled, Claimed, CreatedRun, Run, RunFilter};
 
-use crate::common::Time;
+use crate::{common::Time, verbatim::Verbatim};
 
 /// Longest message of a failure, characters.
 const MESSAGE_CHARS: usize = 1000;
@@ -25,8 +26,9 @@ const MESSAGE_CHARS: usize = 1000;
 const ERROR_MEMBERS: usize = 50;
 
 /// Where a run stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Enum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "RunStatus", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Waits for a runner.
     Queued,
@@ -69,8 +71,9 @@ impl From<Status> for RunStatus {
 }
 
 /// Why a run failed: a message, and whatever else its runner wants to say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunError(pub(super) Map<String, Value>);
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(transparent)]
+pub struct RunError(pub(super) JsonText);
 
 impl RunError {
     fn schema() -> MetaSchema {
@@ -123,7 +126,7 @@ impl Type for RunError {
 impl ParseFromJSON for RunError {
     fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
         match value {
-            Some(Value::Object(members)) => Ok(Self(members)),
+            Some(tree @ Value::Object(_)) => Ok(Self(tree.into())),
             other => Err(ParseError::expected_type(other.unwrap_or_default())),
         }
     }
@@ -131,12 +134,12 @@ impl ParseFromJSON for RunError {
 
 impl ToJSON for RunError {
     fn to_json(&self) -> Option<Value> {
-        Some(Value::Object(self.0.clone()))
+        Some(self.0.to_tree())
     }
 }
 
 /// The credential that created a run.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Serialize, Clone, Debug)]
 pub struct Creator {
     /// Its identifier.
     pub(super) id: String,
@@ -145,7 +148,7 @@ pub struct Creator {
 }
 
 /// A run.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Serialize, Clone, Debug)]
 #[oai(rename = "Run", example)]
 pub struct RunView {
     /// `run_…`
@@ -157,10 +160,10 @@ pub struct RunView {
     /// Where it stands.
     status: Status,
     /// What it was given.
-    input: Value,
+    input: Verbatim,
     /// What it gave, once it succeeded.
     #[oai(nullable)]
-    output: Option<Value>,
+    output: Option<Verbatim>,
     /// Why it failed, once it did.
     #[oai(nullable)]
     error: Option<RunError>,
@@ -176,7 +179,7 @@ pub struct RunView {
     attempt: i32,
     /// What its holder last reported.
     #[oai(nullable)]
-    progress: Option<Value>,
+    progress: Option<Verbatim>,
     /// Whether somebody wants it cancelled: its holder should stop.
     cancel_requested: bool,
     /// Until when its present claim holds.
@@ -196,25 +199,30 @@ pub struct RunView {
 
 impl From<&Run> for RunView {
     fn from(run: &Run) -> Self {
-        let members = |error: &Value| error.as_object().cloned().unwrap_or_default();
+        Self::from(run.clone())
+    }
+}
+
+impl From<Run> for RunView {
+    fn from(run: Run) -> Self {
         Self {
             id: run.id.to_string(),
-            pipeline: run.pipeline.clone(),
+            pipeline: run.pipeline,
             pipeline_version: run.pipeline_version,
             status: run.status.into(),
-            input: run.input.clone(),
-            output: run.output.clone(),
-            error: run.error.as_ref().map(|error| RunError(members(error))),
-            external_id: run.external_id.clone(),
+            input: Verbatim(run.input),
+            output: run.output.map(Verbatim),
+            error: run.error.map(RunError),
+            external_id: run.external_id,
             priority: run.priority,
             not_before: run.not_before.into(),
             attempt: run.attempt,
-            progress: run.progress.clone(),
+            progress: run.progress.map(Verbatim),
             cancel_requested: run.cancel_requested,
             lease_expires_at: run.lease_expires_at.map(Time),
             created_by: Creator {
-                id: run.created_by_id.clone(),
-                kind: run.created_by_kind.clone(),
+                id: run.created_by_id,
+                kind: run.created_by_kind,
             },
             created_at: run.created_at.into(),
             started_at: run.started_at.map(Time),
@@ -232,15 +240,15 @@ pub(crate) fn sample(status: RunStatus) -> Run {
         pipeline: "nightly-import".into(),
         pipeline_version: 1,
         status,
-        input: json!({"day": "2026-01-31"}),
-        output: (status == RunStatus::Succeeded).then(|| json!({"rows": 1024})),
+        input: json!({"day": "2026-01-31"}).into(),
+        output: (status == RunStatus::Succeeded).then(|| json!({"rows": 1024}).into()),
         error: (status == RunStatus::Failed)
-            .then(|| json!({"message": "The file of the day is missing.", "code": 2})),
+            .then(|| json!({"message": "The file of the day is missing.", "code": 2}).into()),
         external_id: Some("import-2026-01-31".into()),
         priority: 5,
         not_before: at,
         attempt: i32::from(started),
-        progress: started.then(|| json!({"percent": 100})),
+        progress: started.then(|| json!({"percent": 100}).into()),
         cancel_requested: status == RunStatus::Cancelled,
         lease_expires_at: (status == RunStatus::Running)
             .then(|| at.plus(std::time::Duration::from_mins(5))),
@@ -260,7 +268,7 @@ impl Example for RunView {
 }
 
 /// The proof that one holds a run. It is shown once.
-#[derive(Object, Clone)]
+#[derive(Object, Serialize, Clone)]
 #[oai(example)]
 pub struct Claim {
     /// To send as `X-Stationmaster-Claim` when the run is finished.
@@ -288,13 +296,15 @@ impl Example for Claim {
 }
 
 /// A run, with its claim if that was asked for.
-#[derive(Object, Clone)]
+#[derive(Object, Serialize, Clone)]
 #[oai(example)]
 pub struct CreatedRunView {
     #[oai(flatten)]
+    #[serde(flatten)]
     run: RunView,
     /// The claim; absent unless `claim` was true and the run is new.
     #[oai(skip_serializing_if_is_none)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     claim: Option<Claim>,
 }
 
@@ -318,19 +328,20 @@ impl Example for CreatedRunView {
 }
 
 /// A run and its claim.
-#[derive(Object, Clone)]
+#[derive(Object, Serialize, Clone)]
 #[oai(example)]
 pub struct ClaimedRun {
     #[oai(flatten)]
+    #[serde(flatten)]
     run: RunView,
     /// The claim.
     claim: Claim,
 }
 
-impl From<&Claimed> for ClaimedRun {
-    fn from(claimed: &Claimed) -> Self {
+impl From<Claimed> for ClaimedRun {
+    fn from(claimed: Claimed) -> Self {
         Self {
-            run: RunView::from(&claimed.run),
+            run: RunView::from(claimed.run),
             claim: Claim::of(&claimed.token, claimed.expires_at),
         }
     }
@@ -346,7 +357,7 @@ impl Example for ClaimedRun {
 }
 
 /// Claimed runs, the one to do first at the head.
-#[derive(Object, Clone)]
+#[derive(Object, Serialize, Clone)]
 #[oai(example)]
 pub struct ClaimedRuns {
     /// As many as there were, up to `max`; none is an ordinary answer.
@@ -366,7 +377,7 @@ impl Example for ClaimedRuns {
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 pub struct NewRunBody {
     /// What the run is given: any JSON that the pipeline's input schema takes, at most 256 KiB.
-    pub(super) input: Value,
+    pub(super) input: Verbatim,
     /// The caller's name for the run, unique within the pipeline.
     #[oai(validator(min_length = 1, max_length = 200))]
     pub(super) external_id: Option<String>,
@@ -390,7 +401,7 @@ const fn priority_default() -> i32 {
 impl Example for NewRunBody {
     fn example() -> Self {
         Self {
-            input: json!({"day": "2026-01-31"}),
+            input: json!({"day": "2026-01-31"}).into(),
             external_id: Some("import-2026-01-31".into()),
             priority: priority_default(),
             not_before: None,
@@ -441,13 +452,13 @@ impl Example for ClaimBody {
 #[oai(example, deny_unknown_fields)]
 pub struct CompleteBody {
     /// What it gives: any JSON that its pipeline version's output schema takes, at most 256 KiB.
-    pub(super) output: Value,
+    pub(super) output: Verbatim,
 }
 
 impl Example for CompleteBody {
     fn example() -> Self {
         Self {
-            output: json!({"rows": 1024}),
+            output: json!({"rows": 1024}).into(),
         }
     }
 }
@@ -471,13 +482,13 @@ pub struct HeartbeatBody {
     /// How far it is: any JSON but null, at most 16 KiB. Shown with the run; the next holder
     /// finds it there.
     #[oai(skip_serializing_if_is_none)]
-    pub(super) progress: Option<Value>,
+    pub(super) progress: Option<Verbatim>,
 }
 
 impl Example for HeartbeatBody {
     fn example() -> Self {
         Self {
-            progress: Some(json!({"percent": 40})),
+            progress: Some(json!({"percent": 40}).into()),
         }
     }
 }
@@ -608,7 +619,7 @@ mod tests {
             let run = sample(status);
             let mut shown = RunView::from(&run).to_json().unwrap();
             shown.as_object_mut().unwrap().remove("input").unwrap();
-            assert_eq!(shown, run.without_input(), "{}", status.as_str());
+            assert_eq!(shown, run.without_input().to_tree(), "{}", status.as_str());
         }
     }
 

@@ -1,22 +1,18 @@
 //! What came of a call, for the runner: the publisher's answer in an envelope, or why there is none.
 
-use std::borrow::Cow;
-
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use poem_openapi::{
-    Enum, Object,
-    registry::{MetaSchema, MetaSchemaRef},
-    types::{Example, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
-};
+use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
-use serde_json::{
-    Value,
-    value::{RawValue, to_raw_value},
-};
+use serde_json::json;
 
-use domain::id::{CallId, Id as _};
+use domain::{
+    JsonText,
+    id::{CallId, Id as _},
+};
 use outbound::{Failure, Response};
 use persistence::CallRecord;
+
+use crate::verbatim::Verbatim;
 
 /// Stands where an endpoint repeated the bearer that it was sent.
 const MASK: &str = "[masked]";
@@ -104,54 +100,6 @@ impl From<Failure> for CallError {
     }
 }
 
-/// Any JSON, kept as the text that it came as: a tree of it would take many times the room, and
-/// would not write every number as it was written.
-#[derive(Clone, Serialize)]
-#[serde(transparent)]
-pub struct Verbatim(Box<RawValue>);
-
-impl Verbatim {
-    fn text(text: &str) -> Option<Self> {
-        to_raw_value(text).ok().map(Self)
-    }
-}
-
-impl Type for Verbatim {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
-
-    fn name() -> Cow<'static, str> {
-        "any".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema::ANY))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
-    }
-}
-
-impl ParseFromJSON for Verbatim {
-    fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
-        to_raw_value(&value)
-            .map(Self)
-            .map_err(|_| ParseError::custom("not JSON"))
-    }
-}
-
-impl ToJSON for Verbatim {
-    fn to_json(&self) -> Option<Value> {
-        serde_json::from_str(self.0.get()).ok()
-    }
-}
-
 /// Of the publisher's headers, those that a runner needs; null where it sent none.
 #[derive(Object, Serialize, Clone, Default)]
 pub struct SubcommandHeaders {
@@ -206,7 +154,7 @@ impl SubcommandAnswer {
             None
         } else {
             let bytes = masked(response.body_excerpt, bearer.as_bytes());
-            encoded(bytes, headers.content_type.as_deref())
+            Some(encoded(bytes, headers.content_type.as_deref()))
         };
         Self {
             id: id.to_string(),
@@ -266,7 +214,6 @@ impl SubcommandAnswer {
 
 impl Example for SubcommandAnswer {
     fn example() -> Self {
-        let body = RawValue::from_string(r#"{"archived": 1}"#.to_owned());
         Self {
             id: CallId::from_uuid(uuid::Uuid::nil()).to_string(),
             answered_by: AnsweredBy::Publisher,
@@ -275,7 +222,7 @@ impl Example for SubcommandAnswer {
                 content_type: Some("application/json".into()),
                 retry_after: None,
             },
-            body: body.ok().map(Verbatim),
+            body: Some(json!({"archived": 1}).into()),
             body_encoding: Some(BodyEncoding::Json),
             error: None,
             latency_ms: 41,
@@ -303,20 +250,24 @@ fn masked(body: Vec<u8>, secret: &[u8]) -> Vec<u8> {
     out
 }
 
-fn encoded(bytes: Vec<u8>, content_type: Option<&str>) -> Option<(Verbatim, BodyEncoding)> {
+fn string(text: &str) -> Verbatim {
+    Verbatim(JsonText::of(&text))
+}
+
+fn encoded(bytes: Vec<u8>, content_type: Option<&str>) -> (Verbatim, BodyEncoding) {
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             let text = STANDARD.encode(error.as_bytes());
-            return Some((Verbatim::text(&text)?, BodyEncoding::Base64));
+            return (string(&text), BodyEncoding::Base64);
         }
     };
     if content_type.is_some_and(is_json)
-        && let Ok(json) = serde_json::from_str::<&RawValue>(&text)
+        && let Some(json) = JsonText::parse_str(&text)
     {
-        return Some((Verbatim(json.to_owned()), BodyEncoding::Json));
+        return (Verbatim(json), BodyEncoding::Json);
     }
-    Some((Verbatim::text(&text)?, BodyEncoding::Text))
+    (string(&text), BodyEncoding::Text)
 }
 
 /// `application/json`, or a type with the suffix `+json` (RFC 6839 §3.1).
@@ -328,7 +279,8 @@ fn is_json(content_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use poem_openapi::types::ToJSON as _;
+    use serde_json::Value;
 
     use super::*;
 

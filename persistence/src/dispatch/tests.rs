@@ -438,7 +438,7 @@ async fn producers_at_once_get_places_without_gaps_or_twins() {
         let writes = (0..20).map(|_| {
             let store = world.fixture.store.clone();
             tokio::spawn(async move {
-                let data = &json!({});
+                let data = "{}";
                 let news = |_| events::NewEvent {
                     event_type: "run.created",
                     data,

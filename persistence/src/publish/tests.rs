@@ -1,6 +1,7 @@
 //! Publishing, on both engines.
 
 use domain::{Code, slug::Slug};
+use serde_json::json;
 
 use super::*;
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
 fn order(name: Option<&str>, pipeline: Option<&str>) -> NewOwnEvent {
     NewOwnEvent {
         event_type: "order.paid".into(),
-        data: r#"{"n":1}"#.into(),
+        data: json!({ "n": 1 }).into(),
         external_id: name.map(str::to_owned),
         pipeline: pipeline.map(str::to_owned),
     }

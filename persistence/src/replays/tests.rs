@@ -145,7 +145,7 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
         let count = usize::try_from(REPLAY_PENDING).unwrap() + 130;
         let events = (0..count).map(|_| crate::NewOwnEvent {
             event_type: "order.paid".into(),
-            data: "1".into(),
+            data: json!(1).into(),
             external_id: None,
             pipeline: None,
         });

@@ -10,7 +10,7 @@ use std::{
 };
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, JsonText, Problem, Timestamp,
     audit::Actor,
     id::{Id as _, RunId},
     run::{Moment, RunChange},
@@ -21,7 +21,6 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait as _, LockType},
 };
 use secrecy::SecretString;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
@@ -45,7 +44,7 @@ use crate::{
 pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
 /// Says whether a version of a pipeline takes an input. Must be quick: a transaction waits.
-pub type Judge = Arc<dyn Fn(&Pipeline, &Value) -> Result<(), Problem> + Send + Sync>;
+pub type Judge = Arc<dyn Fn(&Pipeline, &JsonText) -> Result<(), Problem> + Send + Sync>;
 
 /// A run to create.
 pub(crate) struct Create {
@@ -66,11 +65,11 @@ pub(crate) struct Change {
 /// What is to be done to a run.
 pub(crate) enum What {
     /// By the holder: it is done.
-    Complete { claim: TokenHash, output: String },
+    Complete { claim: TokenHash, output: JsonText },
     /// By the holder: it could not be done.
     Fail {
         claim: TokenHash,
-        error: String,
+        error: JsonText,
         retryable: bool,
     },
     /// By the holder: somebody else may do it.
@@ -78,7 +77,7 @@ pub(crate) enum What {
     /// By the holder: it is at work.
     Heartbeat {
         claim: TokenHash,
-        progress: Option<String>,
+        progress: Option<JsonText>,
     },
     /// By the publisher: it need not be done.
     Cancel,
@@ -179,7 +178,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
     match &change.what {
         What::Complete { claim, output } => {
             check_claim(row, claim, now)?;
-            row.output = Some(output.clone());
+            row.output = Some(output.to_string());
             step(tx, row, RunChange::Complete, actor, None, news)
         }
         What::Fail {
@@ -188,11 +187,10 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             retryable,
         } => {
             check_claim(row, claim, now)?;
-            row.error = Some(error.clone());
-            let error: Value = serde_json::from_str(error).map_err(|_| damaged("failure"))?;
-            let data = json!({ "error": error });
+            row.error = Some(error.to_string());
+            let data = format!(r#"{{"error":{error}}}"#);
             let change = tries_of(row).at_failure(*retryable, now);
-            step(tx, row, change, actor, Some(&data), news)
+            step(tx, row, change, actor, Some(data), news)
         }
         What::Release { claim } => {
             check_claim(row, claim, now)?;
@@ -201,7 +199,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
         }
         What::Heartbeat { claim, progress } => {
             check_claim(row, claim, now)?;
-            heartbeat(tx, row, progress.as_deref(), actor, news)
+            heartbeat(tx, row, progress.as_ref(), actor, news)
         }
         What::Cancel => cancel(tx, row, actor, news),
     }
@@ -226,7 +224,7 @@ pub(super) fn cancel(
 fn heartbeat(
     tx: &Tx,
     row: &mut runs::Model,
-    progress: Option<&str>,
+    progress: Option<&JsonText>,
     actor: Option<&Actor>,
     news: &mut News,
 ) -> Result<()> {
@@ -236,11 +234,10 @@ fn heartbeat(
     let Some(progress) = progress else {
         return Ok(());
     };
-    row.progress = Some(progress.to_owned());
+    row.progress = Some(progress.to_string());
     if row.revision <= TIMELINE_REVISIONS {
-        let data: Value = serde_json::from_str(progress).map_err(|_| damaged("progress"))?;
-        let data = json!({ "progress": data });
-        news.tell(tx, row, Moment::Progress, actor, Some(&data))?;
+        let data = format!(r#"{{"progress":{progress}}}"#);
+        news.tell(tx, row, Moment::Progress, actor, Some(data))?;
     }
     Ok(())
 }
@@ -251,7 +248,7 @@ pub(super) fn step(
     row: &mut runs::Model,
     change: RunChange,
     actor: Option<&Actor>,
-    data: Option<&Value>,
+    data: Option<String>,
     news: &mut News,
 ) -> Result<()> {
     if !advance(row, change, tx.now)? {

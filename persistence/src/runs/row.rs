@@ -10,10 +10,9 @@ use domain::{
     token::TokenHash,
 };
 use sea_orm::ConnectionTrait as _;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Run, status_of};
+use super::{carried, status_of};
 use crate::{
     db::Tx,
     entity::{run_timeline, runs},
@@ -105,19 +104,20 @@ pub(super) fn take(
 #[derive(Default)]
 pub(super) struct News {
     timeline: Vec<run_timeline::Model>,
-    arrivals: Vec<(Uuid, OwnType, Value, String)>,
+    /// Whose, of which type, with which data (JSON text), of which pipeline.
+    arrivals: Vec<(Uuid, OwnType, String, String)>,
 }
 
 impl News {
     /// Tells of what just happened to a run, by an entry of its timeline and, if the run arrived
-    /// somewhere, an event. `actor` is `None` for the service's own doing.
+    /// somewhere, an event. `actor` is `None` for the service's own doing, `data` is JSON text.
     pub(super) fn tell(
         &mut self,
         tx: &Tx,
         row: &runs::Model,
         moment: Moment,
         actor: Option<&Actor>,
-        data: Option<&Value>,
+        data: Option<String>,
     ) -> Result<()> {
         tx.changes_run(row.id);
         if row.status == RunStatus::Queued.as_str() && row.ready {
@@ -132,14 +132,14 @@ impl News {
             attempt: row.attempt,
             actor_kind: actor.map(|actor| actor.kind.as_str().to_owned()),
             actor_id: actor.map(|actor| actor.id.clone()),
-            data: data.map(Value::to_string),
+            data,
         });
         if moment == Moment::Created || moment == Moment::Claimed || moment.is_last() {
-            let run = Run::with_input(row.clone(), Value::Null)?;
-            let event = OwnType::of_run(run.status);
-            let data = json!({ "run": run.without_input() });
+            let event = OwnType::of_run(status_of(row)?);
+            let data = carried::event_data(row)?;
+            let pipeline = row.pipeline_slug.clone();
             self.arrivals
-                .push((row.publisher_id, event, data, run.pipeline));
+                .push((row.publisher_id, event, data, pipeline));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A run's timeline: everything that happened to it, in order.
 
 use domain::{
-    Problem, Timestamp,
+    JsonText, Problem, Timestamp,
     id::{Id as _, RunId},
     run::Moment,
 };
@@ -35,19 +35,19 @@ pub struct TimelineEntry {
     /// The kind and identifier of the credential that did it; `None` for the service.
     pub actor: Option<(String, String)>,
     /// Further facts.
-    pub data: Option<Value>,
+    pub data: Option<JsonText>,
 }
 
 impl TimelineEntry {
     fn of_row(row: run_timeline::Model) -> Result<Self> {
-        let data = row.data.as_deref().map(serde_json::from_str).transpose();
+        let parsed = |text| JsonText::parse(text).ok_or_else(|| damaged("timeline"));
         Ok(Self {
             seq: row.seq,
             at: Timestamp::from_ms(row.at),
             moment: Moment::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
             attempt: row.attempt,
             actor: row.actor_kind.zip(row.actor_id),
-            data: data.map_err(|_| damaged("timeline"))?,
+            data: row.data.map(parsed).transpose()?,
         })
     }
 }

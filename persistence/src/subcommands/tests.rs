@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use domain::{
+    JsonText,
     credential::CredentialKind,
     pipeline::{Definition, Subcommand},
     slug::Slug,
@@ -228,7 +229,7 @@ async fn a_call_stands_in_the_timeline() {
         let calls: Vec<_> = timeline
             .iter()
             .filter(|entry| entry.moment == Moment::Subcommand)
-            .filter_map(|entry| entry.data.clone())
+            .filter_map(|entry| entry.data.as_ref().map(JsonText::to_tree))
             .collect();
         let expected = |status: Option<u16>, error: Option<&str>| {
             json!({

@@ -106,10 +106,10 @@ fn what_is_no_schema_is_refused_where_it_is_wrong() {
 async fn check(schema: &Value, payload: Value) -> Result<(), Problem> {
     let (schemas, version) = (Schemas::new(), (Id::from_uuid(Uuid::nil()), 1));
     let (back, verdict) = schemas
-        .check(version, Side::Input, Some(schema), payload.clone())
+        .check(version, Side::Input, Some(schema), payload.clone().into())
         .await;
-    assert_eq!(back, payload);
-    let now = schemas.check_now(version, Side::Input, Some(schema), &payload);
+    assert_eq!(back, payload.clone().into());
+    let now = schemas.check_now(version, Side::Input, Some(schema), &payload.into());
     assert_eq!(now, verdict);
     verdict
 }

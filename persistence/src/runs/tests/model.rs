@@ -75,7 +75,7 @@ async fn act(mine: &Scoped, run: &mut Known, dice: &mut Dice) {
         ),
         1 => {
             let retryable = dice.roll(2) == 0;
-            let failure = (json!({ "message": "no" }), retryable);
+            let failure = (json!({ "message": "no" }).into(), retryable);
             let result = mine.fail_run(&by, run.id, &token, failure, |_| no_content());
             (
                 run.tries().at_failure(retryable, now),

@@ -1,0 +1,122 @@
+//! JSON that is somebody else's: carried as the text that it came as.
+//!
+//! A tree of it would take up to a hundred times the room, and would not write every number as it
+//! was written. One is built only where a JSON Schema judges.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
+
+/// The text of one JSON value, without white space around it. Whatever is inside is kept to the
+/// byte: digits, escapes, white space, the order of members.
+#[derive(Clone)]
+pub struct JsonText(Box<RawValue>);
+
+impl JsonText {
+    /// The text, if it is one JSON value.
+    #[must_use]
+    pub fn parse(text: String) -> Option<Self> {
+        RawValue::from_string(text).ok().map(Self)
+    }
+
+    /// The same of a text that is somebody else's.
+    #[must_use]
+    pub fn parse_str(text: &str) -> Option<Self> {
+        let raw: &RawValue = serde_json::from_str(text).ok()?;
+        Some(Self(raw.to_owned()))
+    }
+
+    /// What `value` is written as; it has string keys only, as JSON does.
+    #[must_use]
+    pub fn of(value: &impl Serialize) -> Self {
+        to_raw_value(value).map_or_else(|_| Self::null(), Self)
+    }
+
+    /// `null`.
+    #[must_use]
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    /// The text, as serde takes it.
+    #[must_use]
+    pub fn as_raw(&self) -> &RawValue {
+        &self.0
+    }
+
+    /// The text, without a copy.
+    #[must_use]
+    pub fn into_string(self) -> String {
+        Box::<str>::from(self.0).into()
+    }
+
+    /// A tree of it, in which a number may have lost digits.
+    #[must_use]
+    pub fn to_tree(&self) -> Value {
+        // It is JSON: only numbers that no tree can hold remain, and there are none in what was
+        // taken.
+        serde_json::from_str(self.0.get()).unwrap_or_default()
+    }
+}
+
+impl From<Value> for JsonText {
+    fn from(tree: Value) -> Self {
+        Self::of(&tree)
+    }
+}
+
+impl fmt::Display for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl PartialEq for JsonText {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for JsonText {}
+
+impl Serialize for JsonText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_kept_to_the_byte_but_for_what_is_around_it() {
+        let inner = "{\"b\": 18446744073709551616,\t\"a\":\"\\u00e4\\/\", \"c\":-0.0e+1}";
+        let text = JsonText::parse(format!(" \n{inner}\r\n")).unwrap();
+        assert_eq!(text.as_str(), inner);
+        assert_eq!(
+            serde_json::to_string(&[&text]).unwrap(),
+            format!("[{inner}]")
+        );
+        assert_eq!(text.into_string(), inner);
+        for bad in ["", "{", "1 2", "{\"a\":}", "nul"] {
+            assert!(JsonText::parse(bad.into()).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A run as its events carry it: the members that the API shows, less the input. What its runner
+//! gave goes in as the text that it is.
+
+use domain::{
+    JsonText, Timestamp,
+    id::{Id as _, RunId},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Run;
+use crate::{
+    entity::runs,
+    error::{Result, damaged},
+};
+
+/// In the order of their names.
+#[derive(Serialize)]
+struct Carried<'a> {
+    attempt: i32,
+    cancel_requested: bool,
+    created_at: String,
+    created_by: Creator<'a>,
+    error: Option<&'a RawValue>,
+    external_id: Option<&'a str>,
+    finished_at: Option<String>,
+    id: String,
+    lease_expires_at: Option<String>,
+    not_before: String,
+    output: Option<&'a RawValue>,
+    pipeline: &'a str,
+    pipeline_version: i64,
+    priority: i32,
+    progress: Option<&'a RawValue>,
+    started_at: Option<String>,
+    status: &'a str,
+}
+
+#[derive(Serialize)]
+struct Creator<'a> {
+    id: &'a str,
+    kind: &'a str,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    run: Carried<'a>,
+}
+
+/// The run itself.
+pub(super) fn of_run(run: &Run) -> JsonText {
+    let at = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    JsonText::of(&Carried {
+        attempt: run.attempt,
+        cancel_requested: run.cancel_requested,
+        created_at: run.created_at.to_string(),
+        created_by: Creator {
+            id: &run.created_by_id,
+            kind: &run.created_by_kind,
+        },
+        error: run.error.as_ref().map(JsonText::as_raw),
+        external_id: run.external_id.as_deref(),
+        finished_at: at(run.finished_at),
+        id: run.id.to_string(),
+        lease_expires_at: at(run.lease_expires_at),
+        not_before: run.not_before.to_string(),
+        output: run.output.as_ref().map(JsonText::as_raw),
+        pipeline: &run.pipeline,
+        pipeline_version: run.pipeline_version,
+        priority: run.priority,
+        progress: run.progress.as_ref().map(JsonText::as_raw),
+        started_at: at(run.started_at),
+        status: run.status.as_str(),
+    })
+}
+
+fn at(ms: i64) -> String {
+    Timestamp::from_ms(ms).to_string()
+}
+
+fn raw(text: Option<&String>) -> Result<Option<&RawValue>> {
+    let parsed = text.map(|text| serde_json::from_str(text)).transpose();
+    parsed.map_err(|_| damaged("JSON text of a run"))
+}
+
+/// The data of an event that tells of a run.
+pub(super) fn event_data(row: &runs::Model) -> Result<String> {
+    let data = Data {
+        run: Carried {
+            attempt: row.attempt,
+            cancel_requested: row.cancel_requested,
+            created_at: at(row.created_at),
+            created_by: Creator {
+                id: &row.created_by_id,
+                kind: &row.created_by_kind,
+            },
+            error: raw(row.error.as_ref())?,
+            external_id: row.external_id.as_deref(),
+            finished_at: row.finished_at.map(at),
+            id: RunId::from_uuid(row.id).to_string(),
+            lease_expires_at: row.lease_expires_at.map(at),
+            not_before: at(row.not_before),
+            output: raw(row.output.as_ref())?,
+            pipeline: &row.pipeline_slug,
+            pipeline_version: row.pipeline_version,
+            priority: row.priority,
+            progress: raw(row.progress.as_ref())?,
+            started_at: row.started_at.map(at),
+            status: &row.status,
+        },
+    };
+    serde_json::to_string(&data).map_err(|_| damaged("run"))
+}
