@@ -28,7 +28,7 @@ use persistence::{Known, Principal};
 
 use crate::{
     common::{App, context},
-    http::{ApiError, RequestContext},
+    http::{ApiError, Owner, RequestContext},
 };
 
 /// Where some clients send what others send as a bearer.
@@ -211,6 +211,8 @@ impl App {
                 context.admit(verdict.map(|()| None))?;
             }
         }
+        // Whose work it is shows only now: until then it is its address's.
+        context.enter(Owner::address(context.address())).await?;
         Ok(self.store.authenticate(hash).await?)
     }
 
@@ -257,6 +259,8 @@ impl App {
             self.denied(context, &principal, Code::PublisherSuspended);
             return Err(Code::PublisherSuspended.into());
         }
+        let publisher = principal.scope.publisher();
+        context.enter(Owner::Publisher(publisher)).await?;
         Ok((principal, hash))
     }
 
@@ -266,10 +270,12 @@ impl App {
             return Err(Code::Unauthenticated.into());
         };
         let address = context.address();
-        context.admit(self.limits.may_bootstrap(address).map(|()| None))?;
         let hash = TokenHash::of(text);
+        // First of all: whoever guesses behind the same address does not lock the operator out. A
+        // token is no easier to guess for that, since it is too long to be guessed at any pace.
         if self.bootstrap_of(&hash) {
             context.admit(self.limits.check_operator())?;
+            context.enter(Owner::Operator).await?;
             let operator = OperatorActor {
                 actor: Actor {
                     kind: ActorKind::Bootstrap,
@@ -278,6 +284,9 @@ impl App {
             };
             self.note_operator(context, hash, &operator);
             return Ok(operator);
+        }
+        if matches!(self.store.known(hash), Known::Never) {
+            context.admit(self.limits.may_bootstrap(address).map(|()| None))?;
         }
         if let Some(principal) = self.principal(context, text, hash).await? {
             self.denied(context, &principal, Code::WrongTokenKind);

@@ -20,13 +20,20 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
-use domain::{Code, Problem, Timestamp, audit::Actor, id::Id, slug::Slug, token::TokenHash};
+use domain::{
+    Code, Problem, Timestamp,
+    audit::Actor,
+    id::{Id, PublisherId},
+    permits::{Bounds, Permit, Permits},
+    slug::Slug,
+    token::TokenHash,
+};
 use oauth::Refresher;
 use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 
 use crate::{
     auth::Notices,
-    http::{ApiError, RateLimits, RequestContext},
+    http::{ApiError, RateLimits, RequestContext, share},
 };
 
 /// The parts that operations work with.
@@ -45,10 +52,39 @@ pub struct App {
     pub claim_wait_max: Duration,
     /// Work off the requests' path; wait for it at shutdown, before the store is closed.
     pub tasks: TaskTracker,
+    /// Requests that wait for token endpoints.
+    pub(crate) outside: Permits<PublisherId>,
     pub(crate) notices: Notices,
 }
 
+/// Requests that wait for token endpoints, in a process. Those that wait for one account's token
+/// share one request to its endpoint; each waits in memory, with its connection.
+pub(crate) const OUTSIDE: Bounds = Bounds {
+    total: 4096,
+    per_owner: 256,
+};
+
 impl App {
+    /// Has a request wait for somebody outside: it gives up its place among those at work and
+    /// counts, to its end, among its publisher's requests that wait.
+    ///
+    /// # Errors
+    /// 429 when as many wait as the publisher may have wait, 503 when as many as there may be.
+    pub(crate) async fn wait_outside(
+        &self,
+        request: &RequestContext,
+        publisher: PublisherId,
+    ) -> Result<Permit<PublisherId>, ApiError> {
+        request.leave_place();
+        let gone = request.gone();
+        let within = (share::TURN_MAX, &gone);
+        let permit = share::in_turn(&self.outside, publisher, 1, within);
+        Ok(permit.await.map_err(|full| {
+            share::count_refusal(full, "outside");
+            full.problem("requests that wait for token endpoints")
+        })?)
+    }
+
     /// What the store is told of who asks, and how.
     #[must_use]
     pub fn context(

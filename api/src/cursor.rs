@@ -21,7 +21,10 @@ use serde::Serialize;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use domain::{Code, limits::PAGE_DEFAULT};
+use domain::{
+    Code,
+    limits::{PAGE_BYTES, PAGE_DEFAULT},
+};
 use persistence::{Page, PageRequest, Scope};
 
 use crate::{
@@ -77,7 +80,7 @@ impl List {
     /// parameters are `limit` and `cursor` as they came.
     ///
     /// # Errors
-    /// When the store can't be read.
+    /// When the store can't be read, or the caller has too many answers to read already.
     pub async fn begin(
         app: &App,
         request: &RequestContext,
@@ -85,6 +88,7 @@ impl List {
         limit: Option<u64>,
         cursor: Option<String>,
     ) -> Result<Self, ApiError> {
+        request.reserve_answer(PAGE_BYTES).await?;
         Ok(Self {
             key: app.store.derived_key(scope, PURPOSE).await?,
             uri: request.uri().clone(),

@@ -15,7 +15,7 @@ use poem_openapi::{
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
-use domain::token::TokenHash;
+use domain::{permits::Permits, token::TokenHash};
 use oauth::Refresher;
 use persistence::Store;
 
@@ -45,7 +45,6 @@ mod pipelines;
 mod replays;
 pub mod resolve;
 mod runs;
-mod seats;
 mod sent;
 mod subcommands;
 mod train_tokens;
@@ -331,6 +330,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         refresher: deps.refresher,
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
+        outside: Permits::new(common::OUTSIDE),
         notices: auth::Notices::default(),
     });
     // Not among the tasks that a shutdown waits for: it never ends.

@@ -24,7 +24,8 @@ use domain::{
     Code, Problem, Timestamp,
     credential::CredentialKind,
     event::{Filter, OwnType},
-    id::{EventId, Id as _},
+    id::{EventId, Id as _, PublisherId},
+    permits::{Bounds, Full, Permit, Permits},
     signature,
     token::TokenHash,
 };
@@ -36,11 +37,13 @@ use crate::{
     contract::OperationDoc,
     events::EventView,
     http::ApiError,
-    seats::{Seat, Seats},
 };
 
-/// Most listeners of a publisher in one process.
-const LISTENERS_A_PUBLISHER: usize = 10;
+/// Most listeners in one process, and of a publisher.
+const LISTENERS: Bounds = Bounds {
+    total: 1000,
+    per_owner: 10,
+};
 /// Longest life of a listener; whoever wants more connects again.
 const LIFE_S: u64 = 900;
 /// How often a quiet stream sends a comment, so that nobody between takes it for dead.
@@ -237,7 +240,7 @@ fn filters_of(text: Option<&str>) -> Result<Vec<Filter>, Problem> {
 /// The operation.
 pub struct Listen {
     app: Arc<App>,
-    seats: Arc<Seats>,
+    listeners: Permits<PublisherId>,
 }
 
 impl Listen {
@@ -246,7 +249,7 @@ impl Listen {
     pub fn new(app: Arc<App>) -> Self {
         Self {
             app,
-            seats: Seats::new(LISTENERS_A_PUBLISHER),
+            listeners: Permits::new(LISTENERS),
         }
     }
 
@@ -302,12 +305,16 @@ impl Listen {
             })?),
         };
         let publisher = who.0.scope.publisher();
-        let seat = self.seats.take(publisher).ok_or_else(|| {
-            let detail = format!("At most {LISTENERS_A_PUBLISHER} listeners at once.");
-            Problem::new(Code::QuotaExceeded, detail)
+        let permit = self.listeners.try_acquire(publisher, 1);
+        let permit = permit.map_err(|full| match full {
+            Full::Owner => {
+                let detail = format!("At most {} listeners at once.", LISTENERS.per_owner);
+                Problem::new(Code::QuotaExceeded, detail)
+            }
+            Full::Total => full.problem("listeners"),
         })?;
         let seconds = seconds.0.unwrap_or(LIFE_S);
-        let listener = self.begin(&who, filters, from, seconds, seat).await?;
+        let listener = self.begin(&who, filters, from, seconds, permit).await?;
         let messages = stream::unfold(listener, |mut listener| async move {
             let message = listener.next().await?;
             Some((message, listener))
@@ -325,7 +332,7 @@ impl Listen {
         filters: Vec<Filter>,
         from: Option<Place>,
         seconds: u64,
-        seat: Seat,
+        permit: Permit<PublisherId>,
     ) -> Result<Listener, ApiError> {
         let scoped = self.app.store.scoped(&who.0.scope);
         // Watched before it is read, so that nothing falls between.
@@ -353,7 +360,7 @@ impl Listen {
             quiet: self.app.store.quiet(),
             until: Instant::now() + life,
             looked: Instant::now(),
-            _seat: seat,
+            _permit: permit,
         })
     }
 }
@@ -382,7 +389,7 @@ struct Listener {
     until: Instant,
     looked: Instant,
     /// Held for as long as the stream lives.
-    _seat: Seat,
+    _permit: Permit<PublisherId>,
 }
 
 impl Listener {

@@ -18,7 +18,7 @@ use crate::{
     auth::TrainToken,
     common::{App, NoContent, Ok, Tag, no_content},
     contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody},
+    http::{ApiError, Body, OptionalBody, RequestContext},
 };
 
 pub(crate) mod forward;
@@ -85,8 +85,13 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(
 /// it can be; each account is tried once, or again at its end. An unexpired one that could not be
 /// replaced is lent all the same. If none is left and the store was in the way, the store is to
 /// blame.
-async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent>, ApiError> {
-    let (mut tried, mut away) = (Vec::new(), None::<StoreError>);
+async fn lend(
+    app: &Arc<App>,
+    request: &RequestContext,
+    who: &Principal,
+    asked: &Asked,
+) -> Result<Arc<Lent>, ApiError> {
+    let (mut tried, mut away, mut outside) = (Vec::new(), None::<StoreError>, None);
     loop {
         let (by, now) = (lending(app, who).await?, app.store.now());
         let wish = Wish {
@@ -106,6 +111,9 @@ async fn lend(app: &Arc<App>, who: &Principal, asked: &Asked) -> Result<Arc<Lent
         let renew = lent.is_oauth && lent.expires_soon(now) && !tried.contains(&lent.id);
         if !renew {
             return Ok(lent);
+        }
+        if outside.is_none() {
+            outside = Some(app.wait_outside(request, who.scope.publisher()).await?);
         }
         let renewed = app.refresher.living_token(&who.scope, lent.id, WAIT).await;
         if let Err(error) = renewed {
@@ -189,9 +197,10 @@ impl Resolve {
     async fn resolve(
         &self,
         who: TrainToken,
+        request: &RequestContext,
         body: OptionalBody<ResolveRequest>,
     ) -> Result<Ok<Lending>, ApiError> {
-        let lent = lend(&self.app, &who.0, &body.0.into()).await?;
+        let lent = lend(&self.app, request, &who.0, &body.0.into()).await?;
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 

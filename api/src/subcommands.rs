@@ -16,9 +16,10 @@ use poem_openapi::{
 use secrecy::{ExposeSecret as _, SecretString};
 
 use domain::{
-    Code, Timestamp,
-    id::{CallId, Id as _, RunId},
-    limits::SUBCOMMAND_ANSWER_BYTES,
+    Code, Problem, Timestamp,
+    id::{CallId, Id as _, PublisherId, RunId},
+    limits::{SUBCOMMAND_ANSWER_BYTES, SUBCOMMAND_CALLS, SUBCOMMAND_CALLS_IN_ALL},
+    permits::{Bounds, Full, Permit, Permits},
     signature,
 };
 use outbound::{Client, ClientLimits, Request};
@@ -33,13 +34,17 @@ use crate::{
 
 mod envelope;
 mod headers;
-mod places;
 
 use envelope::{CallError, SubcommandAnswer};
-use places::Places;
 
 /// Connections to one endpoint that are kept for the next calls.
 const IDLE_PER_HOST_MAX: usize = 16;
+
+/// Calls under way.
+const CALLS: Bounds = Bounds {
+    total: SUBCOMMAND_CALLS_IN_ALL,
+    per_owner: SUBCOMMAND_CALLS,
+};
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[OperationDoc {
@@ -51,7 +56,7 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 pub struct Subcommands {
     app: Arc<App>,
     client: Client,
-    places: Places,
+    calls: Permits<PublisherId>,
 }
 
 impl Subcommands {
@@ -66,8 +71,31 @@ impl Subcommands {
         Self {
             client: Client::new(app.policy.clone(), limits),
             app,
-            places: Places::default(),
+            calls: Permits::new(CALLS),
         }
+    }
+
+    /// A permit for a call. Who has none is told at once: a call that waited here would be made at a
+    /// time at which its caller no longer expects it.
+    fn permit(&self, publisher: PublisherId) -> Result<Permit<PublisherId>, Problem> {
+        self.calls.try_acquire(publisher, 1).map_err(|full| {
+            let (code, detail) = match full {
+                Full::Owner => (
+                    Code::RateLimited,
+                    format!("{SUBCOMMAND_CALLS} subcommand calls are under way; this one was not made."),
+                ),
+                Full::Total => (
+                    Code::Overloaded,
+                    "Too many subcommand calls are under way; this one was not made.".to_owned(),
+                ),
+            };
+            Problem::new(code, detail).retry_after(1)
+        })
+    }
+
+    fn count_in_flight(&self) {
+        let count = u32::try_from(self.calls.in_use()).unwrap_or(u32::MAX);
+        metrics::gauge!("stationmaster_subcommand_calls_in_flight").set(f64::from(count));
     }
 
     /// Makes the call. Never fails: whatever happens is what came of it.
@@ -175,7 +203,9 @@ impl Subcommands {
         let scope = &who.0.scope;
         let scoped = self.app.store.scoped(scope);
         let call = scoped.subcommand_call(id, &claim.0, &name.0).await?;
-        let _place = self.places.take(scope.publisher())?;
+        let permit = self.permit(scope.publisher())?;
+        // From here on the endpoint is waited for.
+        request.leave_place();
         let at = self.app.store.now();
         let sent = Sent {
             name: &name.0,
@@ -185,7 +215,10 @@ impl Subcommands {
             at,
         };
         let call_id = CallId::generate(at);
+        self.count_in_flight();
         let answer = self.make(&call, call_id, sent).await;
+        drop(permit);
+        self.count_in_flight();
         let context = self.app.context(request, who.0.actor(), None);
         let record = answer.record((call_id, call.attempt), &name.0);
         if let Err(error) = scoped.record_call(&context, id, &record).await {
@@ -205,4 +238,14 @@ fn shown(answer: &SubcommandAnswer) -> Ok<SubcommandAnswer> {
         holds_secret: false,
         replayed: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_leaves_calls_to_the_others() {
+        assert!(4 * CALLS.per_owner <= CALLS.total);
+    }
 }

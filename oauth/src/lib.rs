@@ -6,7 +6,6 @@
 //! Neither tokens nor bodies of answers ever reach a log.
 
 mod endpoint;
-mod places;
 mod refresher;
 
 pub use refresher::{RefreshError, Refresher};

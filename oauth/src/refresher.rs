@@ -14,6 +14,7 @@ use domain::{
     Code, Problem, Timestamp,
     id::{AccountId, PublisherId},
     oauth::{Ask, Client, ErrorKind, Grant, TokenError},
+    permits::{Bounds, Permits},
     random,
 };
 use moka::sync::Cache;
@@ -23,11 +24,14 @@ use persistence::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    endpoint,
-    places::{IN_ALL, OF_ONE, Places},
-};
+use crate::endpoint;
 
+/// Most requests to token endpoints under way in a process, and of one publisher: endpoints that
+/// hang hold up nobody else's refreshes.
+const ASKING: Bounds = Bounds {
+    total: 128,
+    per_owner: 8,
+};
 /// How long a lease lasts: two questions to the endpoint, and the commit.
 const LEASE: Duration = Duration::from_secs(45);
 /// How often one who waits for another process looks at the row, spread by a third.
@@ -93,7 +97,7 @@ pub struct Refresher(Arc<Inner>);
 struct Inner {
     store: Store,
     http: outbound::Client,
-    places: Places,
+    asking: Permits<PublisherId>,
     flights: Mutex<Flights>,
     /// How it stands with accounts that were asked for a moment ago, and until when that holds.
     lately: Cache<(PublisherId, AccountId), (Result<(), RefreshError>, Timestamp)>,
@@ -109,7 +113,7 @@ impl std::fmt::Debug for Refresher {
 impl Refresher {
     /// Accounts of a batch of scheduled refreshes, and those of one publisher among them: as many
     /// as may be under way, so that none waits for its place.
-    pub const BATCH: (u64, u64) = (IN_ALL as u64, OF_ONE as u64);
+    pub const BATCH: (u64, u64) = (ASKING.total as u64, ASKING.per_owner as u64);
 
     /// Over a store, by a client whose policy judges token endpoints.
     #[must_use]
@@ -117,7 +121,7 @@ impl Refresher {
         Self(Arc::new(Inner {
             store,
             http,
-            places: Places::new(),
+            asking: Permits::new(ASKING),
             flights: Mutex::default(),
             lately: Cache::builder()
                 .max_capacity(KEPT_MAX)
@@ -240,9 +244,9 @@ impl Refresher {
         let this = self.clone();
         self.0.tasks.spawn(async move {
             // Before the lease, which waits for nothing.
-            let place = this.0.places.take(key.0).await;
+            let permit = this.0.asking.acquire(key.0, 1).await;
             let outcome = this.fly(&scoped, account, seen, force, &context).await;
-            drop(place);
+            drop(permit);
             // Whoever comes from now on looks for himself.
             drop(landed);
             landing.send_replace(Some(outcome));

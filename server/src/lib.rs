@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod demo;
+mod descriptors;
 pub mod doctor;
 mod files;
 pub mod import;

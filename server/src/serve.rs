@@ -18,6 +18,7 @@ use crate::{
     cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Database},
+    descriptors,
     key_file::KeyFile,
     logging, metrics, operate, signals, text,
 };
@@ -39,6 +40,7 @@ fn failed(error: impl std::fmt::Display) -> Failure {
 pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::start(config).map_err(Failure::Failed)?;
+    descriptors::raise();
     let stop = signals::watch().map_err(failed)?;
     // Beside the opening of the store.
     let contract = tokio::task::spawn_blocking(api::compiled_contract);
@@ -184,10 +186,11 @@ fn policy(config: &Config) -> Policy {
 }
 
 fn connection_limits(config: &Config) -> ConnectionLimits {
+    let (wanted, database) = (config.max_connections, config.database_connections);
     ConnectionLimits {
-        open_max: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
+        trusted_proxies: config.trusted_proxies.clone(),
         drain_timeout: DRAIN,
-        ..ConnectionLimits::default()
+        ..ConnectionLimits::of(descriptors::connections(wanted.into(), database.into()))
     }
 }
 

@@ -31,6 +31,7 @@ mod resolving;
 mod rotations;
 mod runs;
 mod secrets;
+mod shares;
 mod slack;
 mod storms;
 mod subcommands;

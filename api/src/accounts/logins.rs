@@ -321,6 +321,9 @@ impl Logins {
         request: &RequestContext,
         body: Body<FinishBody>,
     ) -> Result<Created<AccountView>, ApiError> {
+        let publisher = who.0.scope.publisher();
+        // Before the state is taken, which counts once.
+        let _outside = self.app.wait_outside(request, publisher).await?;
         let scoped = self.app.store.scoped(&who.0.scope);
         let (login, secrets) = scoped.take_login(&body.0.state.0).await?;
         let client = Client {

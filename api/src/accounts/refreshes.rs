@@ -199,6 +199,7 @@ impl Refreshes {
         let scoped = self.app.store.scoped(scope);
         let seen = scoped.credential_version(id).await?;
         let context = self.app.context(request, who.0.actor(), None);
+        let _outside = self.app.wait_outside(request, scope.publisher()).await?;
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
@@ -226,6 +227,10 @@ impl Refreshes {
     ) -> Result<Ok<RefreshesView>, ApiError> {
         let scope = &who.0.scope;
         let all = self.app.store.scoped(scope).refreshable().await?;
+        let _outside = match body.0.dry_run {
+            true => None,
+            false => Some(self.app.wait_outside(request, scope.publisher()).await?),
+        };
         let round = Round {
             app: Arc::clone(&self.app),
             scope: scope.clone(),

@@ -54,6 +54,7 @@ pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
             Code::Unauthenticated,
             Code::WrongTokenKind,
             Code::RateLimited,
+            Code::ShareExceeded,
             Code::StoreUnavailable,
         ]);
     }

@@ -202,7 +202,8 @@ fn the_pages_name_everything() {
 
 fn client() -> TestClient<impl Endpoint> {
     let contract = Arc::new(Contract::new(document()).unwrap());
-    TestClient::new(wrap(sample::service(), StackOptions::new(contract)))
+    let stack = wrap(sample::service(), StackOptions::new(contract));
+    TestClient::new(stack).default_header("host", "x")
 }
 
 async fn post(path: &'static str, body: impl Into<poem::Body>) -> (u16, Value) {

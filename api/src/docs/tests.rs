@@ -15,6 +15,7 @@ fn client() -> TestClient<impl Endpoint> {
         app,
         crate::http::StackOptions::new(contract),
     ))
+    .default_header("host", "x")
 }
 
 async fn page(path: &str) -> (Response, String) {

@@ -2,7 +2,7 @@
 //!
 //! An operation that takes [`Body<T>`] never sees a body that its own OpenAPI document refuses.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -13,13 +13,17 @@ use poem_openapi::{
     types::ParseFromJSON,
 };
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
-use domain::{Code, FieldError, Problem, limits};
+use domain::{Code, FieldError, Problem, limits, permits::Permit};
 
-use super::{context::RequestContext, error::ApiError, json};
+use super::{context::RequestContext, error::ApiError, json, share::Owner};
 
 /// How long a body may take to arrive as a whole.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long what a body announced is counted for it; from then on, what has come.
+const RESERVED_FOR: Duration = Duration::from_millis(500);
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -190,40 +194,117 @@ pub(super) async fn read(
     if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|l| l > bytes_max)) {
         return Err(too_large(bytes_max));
     }
+    let announced = announced.and_then(|length| usize::try_from(length).ok());
     let context = request.data::<RequestContext>();
-    let arriving = |is| context.inspect(|context| context.note_arriving(is));
-    arriving(true);
-    let bytes = tokio::time::timeout(time_max, collect(body, bytes_max)).await;
-    arriving(false);
-    bytes.unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
+    let arriving = Arriving {
+        context,
+        counted: None,
+        first: Bytes::new(),
+        rest: BytesMut::new(),
+    };
+    let reading = arriving.collect(body, announced, bytes_max);
+    let mut reading = pin!(tokio::time::timeout(time_max, reading));
+    let note_arriving = |is| context.inspect(|context| context.note_arriving(is));
+    note_arriving(true);
+    // Mostly all of it came together with the head.
+    let now = poll_fn(|task| Poll::Ready(reading.as_mut().poll(task))).await;
+    let outcome = match (now, context) {
+        (Poll::Ready(outcome), _) => outcome,
+        (Poll::Pending, None) => reading.await,
+        (Poll::Pending, Some(context)) => {
+            context.leave_place();
+            match reading.await {
+                Ok(Ok(bytes)) => Ok(context.reenter().await.map(|()| bytes)),
+                outcome => outcome,
+            }
+        }
+    };
+    note_arriving(false);
+    outcome.unwrap_or_else(|_| Err(Code::RequestTimeout.into()))
 }
 
-async fn collect(body: poem::Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let mut chunks = std::pin::pin!(body.into_bytes_stream());
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| {
-            Problem::new(Code::MalformedJson, "The body did not arrive as a whole.")
-        })?;
-        if first.len().max(rest.len()) + chunk.len() > bytes_max {
-            return Err(too_large(bytes_max));
+/// A body that arrives, and what is counted of it.
+struct Arriving<'a> {
+    context: Option<&'a RequestContext>,
+    counted: Option<Permit<Owner>>,
+    first: Bytes,
+    rest: BytesMut,
+}
+
+impl Arriving<'_> {
+    /// Takes all of it in. What was announced has its room before anything is read, and keeps it for
+    /// a moment: so bodies that come at once do not stop each other half-way. From then on what has
+    /// come is counted and no more, so that who sends slowly keeps little from the others.
+    async fn collect(
+        mut self,
+        body: poem::Body,
+        announced: Option<usize>,
+        bytes_max: usize,
+    ) -> Result<Bytes, Problem> {
+        let expected = announced.unwrap_or(0);
+        if let Some(context) = self.context
+            && expected > 0
+        {
+            self.counted = context.body_bytes(expected).await?;
         }
-        // Nearly every body comes in one piece: only a second one makes a copy.
-        if first.is_empty() && rest.is_empty() {
-            first = chunk;
-        } else {
-            if rest.is_empty() {
-                rest.extend_from_slice(&first);
+        let mut reserved = self.counted.is_some();
+        let until = Instant::now() + RESERVED_FOR;
+        let mut chunks = pin!(body.into_bytes_stream());
+        loop {
+            let chunk = if reserved {
+                match tokio::time::timeout_at(until, chunks.next()).await {
+                    Ok(chunk) => chunk,
+                    Err(_) => {
+                        reserved = false;
+                        let arrived = self.len();
+                        self.counted.as_mut().map(|permit| permit.shrink_to(arrived));
+                        continue;
+                    }
+                }
+            } else {
+                chunks.next().await
+            };
+            let Some(chunk) = chunk else { break };
+            let chunk = chunk.map_err(|_| {
+                Problem::new(Code::MalformedJson, "The body did not arrive as a whole.")
+            })?;
+            let arrived = self.len() + chunk.len();
+            if arrived > bytes_max {
+                return Err(too_large(bytes_max));
             }
-            rest.extend_from_slice(&chunk);
+            if let Some(context) = self.context {
+                context.grow_body(&mut self.counted, arrived)?;
+            }
+            self.append(chunk, if reserved { expected } else { arrived });
         }
+        if let Some(context) = self.context {
+            context.keep_body(self.counted.take());
+        }
+        Ok(if self.rest.is_empty() {
+            self.first
+        } else {
+            self.rest.freeze()
+        })
     }
-    Ok(if rest.is_empty() {
-        first
-    } else {
-        rest.freeze()
-    })
+
+    fn len(&self) -> usize {
+        self.first.len().max(self.rest.len())
+    }
+
+    /// Nearly every body comes in one piece: only a second one makes a copy, with room for as much
+    /// as is counted.
+    fn append(&mut self, chunk: Bytes, room: usize) {
+        if self.first.is_empty() && self.rest.is_empty() {
+            self.first = chunk;
+            return;
+        }
+        if self.rest.is_empty() {
+            self.rest.reserve(room);
+            self.rest.extend_from_slice(&self.first);
+            self.first = Bytes::new();
+        }
+        self.rest.extend_from_slice(&chunk);
+    }
 }
 
 /// Checks `value` against the contract's schema of `T`, then parses it.

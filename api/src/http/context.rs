@@ -1,11 +1,14 @@
 //! What is known of a request before anybody looks at it.
 
 use std::{
+    future::poll_fn,
     net::IpAddr,
+    pin::pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
 };
 
 use poem::{
@@ -13,15 +16,15 @@ use poem::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
 };
 use sha2::{Digest as _, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::Contract;
-use domain::{Code, random};
+use domain::{Code, Problem, permits::Permit, random};
 
 use super::{
     error::ApiError,
     limit::{RateState, Refusal},
+    share::{self, Owner, Shares},
 };
 
 /// The header that carries a request's identifier, both ways.
@@ -50,7 +53,7 @@ impl RequestId {
             .map_or_else(Self::generate, |value| Self(value.clone()))
     }
 
-    fn generate() -> Self {
+    pub(super) fn generate() -> Self {
         // Crockford's alphabet in lower case, as in all our identifiers.
         const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         let mut text = *b"req_00000000000000000000000000";
@@ -116,13 +119,31 @@ struct Inner {
     rate: OnceLock<RateState>,
     arriving: AtomicBool,
     gone: CancellationToken,
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+    shares: Arc<Shares>,
+    counted: Mutex<Counted>,
+}
+
+/// What a request counts, and for whom.
+#[derive(Default)]
+struct Counted {
+    owner: Option<Owner>,
+    /// Its place among those at work.
+    place: Option<Permit<Owner>>,
+    /// The bytes of its body.
+    body: Option<Permit<Owner>>,
+    /// The bytes of its answer, as far as they are known before there is one.
+    answer: Option<Permit<Owner>>,
 }
 
 impl RequestContext {
     /// For `request` from `address`, to be judged by `contract`.
     #[must_use]
-    pub fn new(id: RequestId, address: IpAddr, contract: Arc<Contract>, request: &Request) -> Self {
+    pub fn new(
+        id: RequestId,
+        address: IpAddr,
+        (contract, shares): (Arc<Contract>, Arc<Shares>),
+        request: &Request,
+    ) -> Self {
         let headers = request.headers();
         Self(Arc::new(Inner {
             id,
@@ -136,7 +157,8 @@ impl RequestContext {
             rate: OnceLock::new(),
             arriving: AtomicBool::new(false),
             gone: CancellationToken::new(),
-            place: Mutex::default(),
+            shares,
+            counted: Mutex::default(),
         }))
     }
 
@@ -146,14 +168,138 @@ impl RequestContext {
         self.0.gone.clone()
     }
 
-    /// Keeps the request's place among those at work.
-    pub(super) fn hold_place(&self, place: Option<OwnedSemaphorePermit>) {
-        *self.0.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.0
+            .counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whom the request counts for from now on, and waits for a place among those at work.
+    /// Nothing of the work is to be begun before, but what it took to know whom.
+    ///
+    /// # Errors
+    /// 429 when the owner has its share, 503 when there is no place at all.
+    pub async fn enter(&self, owner: Owner) -> Result<(), ApiError> {
+        {
+            let mut counted = self.counted();
+            counted.owner = Some(owner);
+            counted.place = None;
+        }
+        let place = self.before_work(self.0.shares.work(owner, &self.0.gone));
+        let place = place.await?;
+        self.counted().place = Some(place);
+        Ok(())
+    }
+
+    /// Waits for a place again, after the body has come.
+    pub(super) async fn reenter(&self) -> Result<(), Problem> {
+        let owner = self.counted().owner;
+        let Some(owner) = owner else { return Ok(()) };
+        let place = self.0.shares.work(owner, &self.0.gone).await?;
+        self.counted().place = Some(place);
+        Ok(())
     }
 
     /// Gives the place back: from now on the request waits rather than works.
     pub fn leave_place(&self) {
-        self.hold_place(None);
+        // Not dropped under the lock: that serves whoever waits.
+        let place = self.counted().place.take();
+        drop(place);
+    }
+
+    /// The work is done: nothing of it counts any more but its answer.
+    pub(super) fn end_work(&self) {
+        let (place, body) = {
+            let mut counted = self.counted();
+            (counted.place.take(), counted.body.take())
+        };
+        drop((place, body));
+    }
+
+    /// Waits for something before anything of the work is begun: a client that goes away meanwhile
+    /// takes its request along.
+    async fn before_work<F: Future>(&self, wait: F) -> F::Output {
+        self.note_arriving(true);
+        let outcome = wait.await;
+        self.note_arriving(false);
+        outcome
+    }
+
+    /// Room for so many bytes of a body, in its turn.
+    pub(super) async fn body_bytes(&self, amount: usize) -> Result<Option<Permit<Owner>>, Problem> {
+        let owner = self.counted().owner;
+        let Some(owner) = owner else { return Ok(None) };
+        let permit = self.0.shares.bytes(owner, amount, &self.0.gone).await?;
+        Ok(Some(permit))
+    }
+
+    /// Has `permit` count so many bytes of a body, now.
+    pub(super) fn grow_body(
+        &self,
+        permit: &mut Option<Permit<Owner>>,
+        amount: usize,
+    ) -> Result<(), Problem> {
+        let owner = self.counted().owner;
+        let Some(owner) = owner else { return Ok(()) };
+        match permit {
+            None => *permit = Some(self.0.shares.bytes_now(owner, amount)?),
+            Some(permit) => {
+                let more = amount.saturating_sub(permit.amount());
+                if more > 0 {
+                    let grown = permit.try_grow(more);
+                    grown.map_err(|full| share::no_bytes(owner, full))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what a body counts until the work is done.
+    pub(super) fn keep_body(&self, permit: Option<Permit<Owner>>) {
+        self.counted().body = permit;
+    }
+
+    /// Waits for room for an answer of so many bytes, before it is put together. What the answer
+    /// does not need is given back when there is one.
+    ///
+    /// # Errors
+    /// 429 when the owner has its share, 503 when there is no room at all.
+    pub async fn reserve_answer(&self, amount: usize) -> Result<(), ApiError> {
+        let mut asked = pin!(self.before_work(self.body_bytes(amount)));
+        let now = poll_fn(|task| Poll::Ready(asked.as_mut().poll(task))).await;
+        let permit = match now {
+            Poll::Ready(permit) => permit?,
+            Poll::Pending => {
+                self.leave_place();
+                let permit = asked.await?;
+                self.before_work(self.reenter()).await?;
+                permit
+            }
+        };
+        self.counted().answer = permit;
+        Ok(())
+    }
+
+    /// What an answer of so many bytes counts.
+    pub(super) async fn answer_bytes(&self, amount: usize) -> Result<Option<Permit<Owner>>, Problem> {
+        let reserved = self.counted().answer.take();
+        match reserved {
+            Some(mut permit) if permit.amount() >= amount => {
+                permit.shrink_to(amount);
+                Ok(Some(permit))
+            }
+            _ => {
+                drop(reserved);
+                self.body_bytes(amount).await
+            }
+        }
+    }
+
+    /// Nothing of the answer is counted.
+    pub(super) fn forget_answer(&self) {
+        let permit = self.counted().answer.take();
+        drop(permit);
     }
 
     /// The context of a request that came through the stack.
@@ -199,12 +345,12 @@ impl RequestContext {
         Some(printable.map(|byte| char::from(*byte)).collect())
     }
 
-    /// Whether the request's body is being read: nothing of the work is begun then.
+    /// Whether the request waits for its body or its turn: nothing of the work is begun then.
     pub(super) fn is_arriving(&self) -> bool {
         self.0.arriving.load(Relaxed)
     }
 
-    /// Notes whether the body is being read.
+    /// Notes whether it does.
     pub(super) fn note_arriving(&self, arriving: bool) {
         // One task at a time looks at a request.
         self.0.arriving.store(arriving, Relaxed);

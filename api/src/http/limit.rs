@@ -425,7 +425,7 @@ impl<C: Clock + Clone> Failures<C> {
 }
 
 /// What counts as one caller: an IPv4 address, or the /64 of an IPv6 one.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -1,9 +1,9 @@
 //! The one mapper: whatever poem, poem-openapi or a handler refuses with becomes a problem.
 
 use poem::{
-    Response,
+    Request, Response,
     error::{NotFoundError, ParseJsonError, ReadBodyError},
-    http::{Method, StatusCode, Uri, header},
+    http::{Method, StatusCode, Uri, Version, header},
 };
 use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
@@ -111,6 +111,24 @@ pub(super) fn unfinished() -> Problem {
         "It takes too long; the change may still be made. The same Idempotency-Key will tell.",
     )
     .retry_after(5)
+}
+
+/// Refuses HTTP/1.1 without a `Host`, or with more than one (RFC 9112 §3.2): whoever stands between
+/// may have taken another one for it than we would.
+pub(super) fn of_host(request: &Request) -> Option<Problem> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let fits = match (hosts.next(), hosts.next()) {
+        (Some(_), None) => true,
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    };
+    (!fits).then(|| {
+        let detail = "Send exactly one `Host` header.";
+        Problem {
+            errors: vec![FieldError::new("/header/Host", "invalid", detail)],
+            ..Problem::new(Code::InvalidParameter, detail)
+        }
+    })
 }
 
 /// Refuses U+0000, which PostgreSQL can't compare with: in the path it names nothing, in the query

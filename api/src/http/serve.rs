@@ -4,10 +4,18 @@
 //! failed accept at once, so the loop is ours, over hyper. HTTP/1.1 only: whoever wants HTTP/2 or
 //! TLS has a proxy in front.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use poem::{
     Addr, Endpoint, Response,
     http::uri::Scheme,
@@ -16,20 +24,38 @@ use poem::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::stall::Watched;
+use domain::permits::Full;
+
+use super::{
+    context::RequestId,
+    error,
+    open::{Answering, OpenConnection, OpenConnections, Peer},
+    share::Owner,
+    stall::Watched,
+};
 
 /// Limits on connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectionLimits {
-    /// Open connections; the kernel's queue holds the rest.
+    /// Open connections.
     pub open_max: usize,
+    /// Open connections of one address: an IPv4 address, or the /64 of an IPv6 one. Those of
+    /// `trusted_proxies` have no bound of their own, since the clients behind them are many.
+    pub open_per_address: usize,
+    /// See there.
+    pub trusted_proxies: Vec<IpNet>,
     /// How long a request's head may take to arrive, and how long a connection may sit idle.
     pub header_timeout: Duration,
     /// Largest request head, bytes. (hyper takes at most 100 header fields.)
     pub header_bytes_max: usize,
+    /// Most bytes that a connection keeps to be read or written, beside one answer.
+    pub buffer_bytes_max: usize,
+    /// How long a new connection waits for room at most.
+    pub room_timeout: Duration,
     /// How long requests in flight may take to finish at shutdown.
     pub drain_timeout: Duration,
     /// How long a client may take nothing of an answer; and how long at shutdown.
@@ -38,12 +64,28 @@ pub struct ConnectionLimits {
     pub stall_timeout_at_shutdown: Duration,
 }
 
+impl ConnectionLimits {
+    /// So many connections in all, and half of them for one address.
+    #[must_use]
+    pub fn of(open_max: usize) -> Self {
+        Self {
+            open_max,
+            open_per_address: open_max.div_ceil(2),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             open_max: 4096,
+            open_per_address: 2048,
+            trusted_proxies: Vec::new(),
             header_timeout: Duration::from_secs(10),
             header_bytes_max: 16 * 1024,
+            buffer_bytes_max: 64 * 1024,
+            room_timeout: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_mins(1),
             stall_timeout_at_shutdown: Duration::from_secs(5),
@@ -51,6 +93,10 @@ impl Default for ConnectionLimits {
     }
 }
 
+/// Accepted connections that wait for room: they are beyond [`ConnectionLimits::open_max`].
+pub const WAITING_FOR_ROOM: usize = 64;
+/// How often whoever waits for room has others closed.
+const LOOK_AGAIN: Duration = Duration::from_millis(150);
 /// First and longest pause after the system refused to accept.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -72,20 +118,21 @@ where
         app: Arc::new(app),
         local: LocalAddr(Addr::from(listener.local_addr()?)),
         http: protocol(&limits),
+        open: OpenConnections::new(&limits),
+        waiting: Arc::new(Semaphore::new(WAITING_FOR_ROOM)),
         limits,
         shutdown: shutdown.clone(),
         cut: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(limits.open_max));
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = accept(&listener, &server, &connections, &places) => {}
+        () = accept(&listener, &server, &connections) => {}
     }
     drop(listener);
     connections.close();
     let open = connections.len();
-    if tokio::time::timeout(limits.drain_timeout, connections.wait())
+    if tokio::time::timeout(server.limits.drain_timeout, connections.wait())
         .await
         .is_err()
     {
@@ -105,6 +152,7 @@ fn protocol(limits: &ConnectionLimits) -> http1::Builder {
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes_max)
+        .max_buf_size(limits.buffer_bytes_max)
         .keep_alive(true)
         .pipeline_flush(true);
     http
@@ -114,44 +162,104 @@ struct Server<E> {
     app: Arc<E>,
     local: LocalAddr,
     http: http1::Builder,
+    open: OpenConnections,
+    /// Who was accepted and waits for room.
+    waiting: Arc<Semaphore>,
     limits: ConnectionLimits,
     shutdown: CancellationToken,
     cut: CancellationToken,
 }
 
-async fn accept<E>(
-    listener: &TcpListener,
-    server: &Arc<Server<E>>,
-    connections: &TaskTracker,
-    places: &Arc<Semaphore>,
-) where
+/// An answer for a connection that there is no room for, whatever its request is.
+fn refusal(full: Full) -> Vec<u8> {
+    let owner = Owner::address(IpAddr::from([0; 4]));
+    let problem = owner.refusal(full, "connections");
+    let body = error::body(&problem, RequestId::generate().as_str());
+    let head = [
+        &format!("HTTP/1.1 {} ", problem.code.status()),
+        "connection: close",
+        "retry-after: 1",
+        &format!("content-type: {}", error::PROBLEM_JSON),
+        &format!("content-length: {}", body.len()),
+        "\r\n",
+    ];
+    [head.join("\r\n").into_bytes(), body].concat()
+}
+
+/// Tells a connection that there is no room for it, as far as that can be done without waiting.
+fn refuse(socket: &TcpStream, full: Full) {
+    metrics::counter!("http_connections_refused_total").increment(1);
+    let _ = socket.try_write(&refusal(full));
+}
+
+async fn accept<E>(listener: &TcpListener, server: &Arc<Server<E>>, connections: &TaskTracker)
+where
     E: Endpoint<Output = Response> + 'static,
 {
     let mut pause = BACKOFF.0;
     loop {
-        // The place comes first: without one, nothing is accepted and the kernel queues.
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((socket, peer)) => {
                 pause = BACKOFF.0;
-                let server = Arc::clone(server);
-                connections.spawn(async move {
-                    server.converse(socket, RemoteAddr(Addr::from(peer))).await;
-                    drop(place);
-                });
+                admit(server, connections, socket, peer).await;
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Most likely out of file descriptors: trying again at once would only spin.
                 metrics::counter!("http_accept_errors_total").increment(1);
                 tracing::warn!(%error, pause_ms = pause.as_millis(), "can't accept connections");
+                server.open.close_idle(None);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(BACKOFF.1);
             }
         }
     }
+}
+
+/// Serves a connection if there is room, else makes room by closing those that have been idle for
+/// longest: of its own address where that has its share, else of all. Whoever finds none in time is
+/// refused. Nobody else is kept waiting by an address that has its share; when there is no room
+/// for anybody, the kernel's queue holds the rest.
+async fn admit<E>(
+    server: &Arc<Server<E>>,
+    connections: &TaskTracker,
+    socket: TcpStream,
+    peer: SocketAddr,
+) where
+    E: Endpoint<Output = Response> + 'static,
+{
+    let peer_owner = server.open.peer(peer.ip());
+    let full = match server.open.try_open(peer_owner) {
+        Ok(connection) => {
+            let server = Arc::clone(server);
+            connections.spawn(async move { server.converse(socket, peer, connection).await });
+            return;
+        }
+        Err(full) => full,
+    };
+    let waiting = Arc::clone(&server.waiting);
+    let waiting = match full {
+        Full::Owner => waiting.try_acquire_owned().ok(),
+        Full::Total => {
+            server.open.close_idle(None);
+            waiting.acquire_owned().await.ok()
+        }
+    };
+    let Some(waiting) = waiting else {
+        return refuse(&socket, full);
+    };
+    let server = Arc::clone(server);
+    connections.spawn(async move {
+        let room = tokio::select! {
+            room = server.room(peer_owner, full) => room,
+            () = server.shutdown.cancelled() => None,
+        };
+        drop(waiting);
+        match room {
+            Some(connection) => server.converse(socket, peer, connection).await,
+            None => refuse(&socket, full),
+        }
+    });
 }
 
 /// Whether only the connection that was about to be accepted failed.
@@ -166,34 +274,57 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 impl<E: Endpoint<Output = Response> + 'static> Server<E> {
-    async fn converse(&self, socket: TcpStream, peer: RemoteAddr) {
+    /// Makes room for a connection and waits for it.
+    async fn room(&self, peer: Peer, full: Full) -> Option<OpenConnection> {
+        let mut room = pin!(self.open.open(peer));
+        let until = Instant::now() + self.limits.room_timeout;
+        while Instant::now() < until {
+            self.open.close_idle((full == Full::Owner).then_some(peer));
+            let found = tokio::time::timeout(LOOK_AGAIN, room.as_mut()).await;
+            if let Ok(connection) = found {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    async fn converse(&self, socket: TcpStream, peer: SocketAddr, open: OpenConnection) {
         // Answers are one small write: waiting for more only adds 40 ms.
         let _ = socket.set_nodelay(true);
-        let spoken = std::sync::atomic::AtomicBool::new(false);
+        let (socket, stalled) = Watched::new(socket);
+        open.watch(stalled.clone());
+        let peer = RemoteAddr(Addr::from(peer));
+        let state = open.state();
         let service = service_fn(|request: hyper::Request<Incoming>| {
-            spoken.store(true, std::sync::atomic::Ordering::Relaxed);
+            let busy = state.begin();
             let request = (request, self.local.clone(), peer.clone(), Scheme::HTTP);
             async move {
                 let response = self.app.get_response(request.into()).await;
-                Ok::<_, Infallible>(hyper::Response::from(response))
+                let response = hyper::Response::from(response);
+                Ok::<_, Infallible>(response.map(|body| Answering { body, _busy: busy }))
             }
         });
-        let (socket, stalled) = Watched::new(socket);
         let connection = self.http.serve_connection(TokioIo::new(socket), service);
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
+        let mut connection = pin!(connection);
+        let stopping = tokio::select! {
             _ = connection.as_mut() => return,
             () = stalled.for_long(self.limits.stall_timeout) => return,
-            () = self.shutdown.cancelled() => {}
-        }
+            () = self.shutdown.cancelled() => true,
+            () = state.told_to_close() => false,
+        };
         // hyper would wait for the first request of a connection that has not sent any.
-        if !spoken.load(std::sync::atomic::Ordering::Relaxed) {
+        if !state.has_spoken() {
             return;
         }
         connection.as_mut().graceful_shutdown();
+        let stalled_for = if stopping {
+            self.limits.stall_timeout_at_shutdown
+        } else {
+            self.limits.stall_timeout
+        };
         tokio::select! {
             _ = connection => {}
-            () = stalled.for_long(self.limits.stall_timeout_at_shutdown) => {}
+            () = stalled.for_long(stalled_for) => {}
             () = self.cut.cancelled() => {}
         }
     }

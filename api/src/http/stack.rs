@@ -10,7 +10,8 @@
 //!    `begin` that was cancelled half-way, so no request may ever be. Until its body has come, a
 //!    request waits with its connection, and goes with it: nothing is begun by then. Work that is
 //!    done without waiting needs no task: nothing can cancel it in between;
-//! 7. a cap on work in progress, held by the task and not by the connection.
+//! 7. shares ([`Shares`]): a place for work in progress, held by the task and not by the connection,
+//!    and the bytes of bodies and answers. The guard says whose they are.
 
 use std::{
     any::Any,
@@ -20,17 +21,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
+use http_body_util::combinators::BoxBody;
+use hyper::body::Body as _;
 use ipnet::IpNet;
 use poem::{
     Endpoint, IntoEndpoint, IntoResponse, PathPattern, Request, Response, Result,
     http::{HeaderValue, Method, header},
 };
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use domain::{Code, Problem};
+use domain::{Code, Problem, permits::Permit};
 
 use crate::contract::{Contract, Route};
 
@@ -40,10 +43,10 @@ use super::{
     error::{self, ApiError},
     meters::Meters,
     refusal::{self, Outcome},
+    share::{LARGE_ANSWER, Owner, Shares},
 };
 
-/// Paths that are logged quietly and never refused for want of room: a full server is not a dead
-/// one.
+/// Paths that are logged quietly.
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// How a [`Stack`] behaves.
@@ -53,8 +56,8 @@ pub struct StackOptions {
     pub contract: Arc<Contract>,
     /// Proxies whose `X-Forwarded-For` counts.
     pub trusted_proxies: Vec<IpNet>,
-    /// Most requests worked on at once.
-    pub concurrent_max: usize,
+    /// What requests count, and within which bounds.
+    pub shares: Arc<Shares>,
     /// How long a caller waits at most. The work itself goes on to its end.
     pub time_limit: Duration,
     /// Where the work runs; wait for it at shutdown, after the connections.
@@ -62,14 +65,14 @@ pub struct StackOptions {
 }
 
 impl StackOptions {
-    /// The defaults: 1024 requests at work, 90 seconds, no proxies. (The longest wait that a
-    /// request may ask for is 60 seconds.)
+    /// The defaults: 90 seconds, no proxies. (The longest wait that a request may ask for is 60
+    /// seconds.)
     #[must_use]
     pub fn new(contract: Arc<Contract>) -> Self {
         Self {
             contract,
             trusted_proxies: Vec::new(),
-            concurrent_max: 1024,
+            shares: Arc::default(),
             time_limit: Duration::from_secs(90),
             tasks: TaskTracker::new(),
         }
@@ -80,7 +83,6 @@ impl StackOptions {
 pub struct Stack<E> {
     app: Arc<E>,
     options: StackOptions,
-    places: Arc<Semaphore>,
     meters: Meters,
 }
 
@@ -92,7 +94,6 @@ where
 {
     Stack {
         app: Arc::new(app.into_endpoint()),
-        places: Arc::new(Semaphore::new(options.concurrent_max)),
         meters: Meters::new(options.contract.routes().len()),
         options,
     }
@@ -111,7 +112,10 @@ where
         let context = RequestContext::new(
             id.clone(),
             address,
-            Arc::clone(&self.options.contract),
+            (
+                Arc::clone(&self.options.contract),
+                Arc::clone(&self.options.shares),
+            ),
             &request,
         );
         request.set_data(context.clone());
@@ -120,15 +124,19 @@ where
         let health = HEALTH.contains(&path);
         let versioned = path.starts_with("/v1/");
 
-        let result = match refusal::of_uri(request.uri()) {
+        let refusal = refusal::of_host(&request).or_else(|| refusal::of_uri(request.uri()));
+        let result = match refusal {
             Some(problem) => Err(ApiError::from(problem).into()),
-            None => self.work(request, health, &context).await,
+            None => self.work(request, &context).await,
         };
         let pattern = pattern(&result);
         let route = pattern
             .as_ref()
             .and_then(|p| self.options.contract.routes().get(&p.0));
         let mut response = answer(result, route, &method, &id);
+        if let Err(problem) = count_answer(&mut response, &context, &method).await {
+            response = error::render(&problem, id.as_str());
+        }
         complete(&mut response, &context, id.header(), versioned);
 
         let seen = Seen {
@@ -154,26 +162,16 @@ where
     async fn work(
         &self,
         request: Request,
-        health: bool,
         context: &RequestContext,
     ) -> Result<Response> {
         let id = context.id();
-        let place = if health {
-            None
-        } else {
-            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-                return Err(ApiError::from(refusal::overloaded()).into());
-            };
-            Some(place)
-        };
         let app = Arc::clone(&self.app);
         let trace_id = context::trace_id(request.headers());
         let span = tracing::info_span!("request", request_id = id.as_str(), trace_id);
-        context.hold_place(place);
         let working = context.clone();
         let work = async move {
             let result = app.call(request).await.map(IntoResponse::into_response);
-            working.leave_place();
+            working.end_work();
             result
         };
         let mut work = Box::pin(AssertUnwindSafe(work.instrument(span)).catch_unwind());
@@ -290,6 +288,52 @@ fn answer(
         response.headers_mut().insert(header::ALLOW, allow);
     }
     response
+}
+
+/// Counts a large answer until its client has read it. One that nobody waits to hand over is worth
+/// nothing, so that its room is waited for here, and only for a moment.
+async fn count_answer(
+    response: &mut Response,
+    context: &RequestContext,
+    method: &Method,
+) -> std::result::Result<(), Problem> {
+    let body = BoxBody::from(response.take_body());
+    let length = body.size_hint().exact().and_then(|n| usize::try_from(n).ok());
+    let Some(length) = length.filter(|length| *length >= LARGE_ANSWER) else {
+        context.forget_answer();
+        response.set_body(body);
+        return Ok(());
+    };
+    let counted = context.answer_bytes(length).await.map_err(|problem| {
+        if method.is_safe() {
+            return problem;
+        }
+        let words = "The change was made, but there is no room for its answer: too many answers \
+                     are not read yet.";
+        Problem {
+            detail: words.to_owned(),
+            ..problem
+        }
+    })?;
+    let bytes = poem::Body::from(body).into_bytes().await;
+    let bytes = bytes.map_err(|_| Problem::from(Code::Internal))?;
+    response.set_body(Bytes::from_owner(Unread {
+        bytes,
+        _counted: counted,
+    }));
+    Ok(())
+}
+
+/// An answer that somebody has yet to read, and what it counts.
+struct Unread {
+    bytes: Bytes,
+    _counted: Option<Permit<Owner>>,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// The headers that every answer has.

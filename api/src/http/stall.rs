@@ -28,6 +28,12 @@ impl Stalled {
         }
     }
 
+    /// Whether the peer has yet to take something.
+    pub(super) fn is_stalled(&self) -> bool {
+        let since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some()
+    }
+
     /// Ends once the peer has taken nothing for so long.
     pub(super) async fn for_long(&self, limit: Duration) {
         loop {

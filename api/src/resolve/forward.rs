@@ -190,7 +190,7 @@ impl ForwardAuth {
         deny: Option<Deny>,
     ) -> Result<Forwarded, ApiError> {
         let lent = match who.0 {
-            Ok(who) => lend(&self.app, &who, &asked).await,
+            Ok(who) => lend(&self.app, context, &who, &asked).await,
             Err(refusal) => Err(refusal),
         };
         match lent {

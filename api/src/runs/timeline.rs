@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use domain::{
     Code, Problem, Timestamp,
-    id::{Id as _, RunId, TokenId},
+    id::{Id as _, PublisherId, RunId, TokenId},
+    permits::{Bounds, Full, Permit, Permits},
     run::Moment,
     token::TokenHash,
 };
@@ -30,12 +31,14 @@ use crate::{
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
-    seats::{Seat, Seats},
     verbatim::Verbatim,
 };
 
-/// Most streams of a publisher in one process.
-const STREAMS_A_PUBLISHER: usize = 100;
+/// Most streams in one process, and of a publisher.
+const STREAMS: Bounds = Bounds {
+    total: 2000,
+    per_owner: 100,
+};
 /// Longest life of a stream; its reader connects again and goes on.
 const STREAM_LIFE: Duration = Duration::from_mins(15);
 /// How often a quiet stream sends a comment, so that nobody between takes it for dead.
@@ -146,7 +149,7 @@ impl Example for TimelineView {
 /// The operations on timelines.
 pub struct Timelines {
     app: Arc<App>,
-    seats: Arc<Seats>,
+    streams: Permits<PublisherId>,
 }
 
 impl Timelines {
@@ -155,7 +158,7 @@ impl Timelines {
     pub fn new(app: Arc<App>) -> Self {
         Self {
             app,
-            seats: Seats::new(STREAMS_A_PUBLISHER),
+            streams: Permits::new(STREAMS),
         }
     }
 }
@@ -227,15 +230,18 @@ impl Timelines {
             changes,
             quiet: self.app.store.quiet(),
             until: Instant::now() + STREAM_LIFE,
-            seat: None,
+            permit: None,
         };
         follower.read().await?;
-        let seat = self.seats.take(who.0.scope.publisher());
-        let seat = seat.ok_or_else(|| {
-            let detail = format!("At most {STREAMS_A_PUBLISHER} streams at once.");
-            Problem::new(Code::RateLimited, detail).retry_after(5)
+        let permit = self.streams.try_acquire(who.0.scope.publisher(), 1);
+        let permit = permit.map_err(|full| match full {
+            Full::Owner => {
+                let detail = format!("At most {} streams at once.", STREAMS.per_owner);
+                Problem::new(Code::RateLimited, detail).retry_after(5)
+            }
+            Full::Total => full.problem("streams"),
         })?;
-        follower.seat = Some(seat);
+        follower.permit = Some(permit);
         let entries = stream::unfold(follower, |mut follower| async move {
             let entry = follower.next().await?;
             Some((TimelineView::from(entry), follower))
@@ -276,7 +282,7 @@ struct Follower {
     quiet: CancellationToken,
     until: Instant,
     /// Held for as long as the stream lives.
-    seat: Option<Seat>,
+    permit: Option<Permit<PublisherId>>,
 }
 
 impl Follower {

@@ -65,7 +65,7 @@ settings! {
         listen: Address = "STATIONMASTER_LISTEN", "127.0.0.1:8080" (""), Open,
             "Where the API listens. Port 0 picks a free one; the first line on standard output names it.";
         max_connections: Whole<1, 1_000_000> = "STATIONMASTER_MAX_CONNECTIONS", "10000" (""), Open,
-            "How many HTTP connections may be open at once; more wait in the system's queue.";
+            "How many HTTP connections may be open at once, or fewer if the limit of open files is lower. For more, those that have been idle for longest are closed. One address has half of them.";
         trusted_proxies: Networks = "STATIONMASTER_TRUSTED_PROXIES", "" ("none"), Open,
             "Networks whose forwarded headers count when a client's address is worked out. Anybody else's are ignored.";
         metrics_listen: Maybe<Address> = "STATIONMASTER_METRICS_LISTEN", "127.0.0.1:9464" (""), Open,

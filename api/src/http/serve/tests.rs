@@ -131,20 +131,57 @@ async fn a_huge_head_is_refused() {
 }
 
 #[tokio::test]
-async fn no_more_connections_than_allowed_are_served() {
+async fn idle_connections_give_way_and_busy_ones_do_not() {
     let running = start(ConnectionLimits {
-        open_max: 1,
+        open_max: 2,
+        open_per_address: 2,
+        room_timeout: Duration::from_secs(60),
         ..ConnectionLimits::default()
     })
     .await;
+    let (mut silent, mut kept) = (connect(&running).await, connect(&running).await);
+    ask(&mut kept, "/").await;
+    assert!(answer(&mut kept).await.contains("200 OK"));
+    let mut third = connect(&running).await;
+    ask(&mut third, "/stuck").await;
+    assert_eq!(answer(&mut silent).await, "", "idle for longest");
+    let mut fourth = connect(&running).await;
+    ask(&mut fourth, "/slow").await;
+    assert_eq!(answer(&mut kept).await, "", "idle");
+    let mut fifth = connect(&running).await;
+    ask(&mut fifth, "/").await;
+    assert!(answer(&mut fourth).await.contains("200 OK"), "at work");
+    assert!(answer(&mut fifth).await.contains("200 OK"), "in its turn");
+}
+
+#[tokio::test]
+async fn an_address_that_has_its_share_is_told_so() {
+    let limits = ConnectionLimits {
+        open_max: 9,
+        open_per_address: 1,
+        room_timeout: Duration::from_millis(50),
+        ..ConnectionLimits::default()
+    };
+    let running = start(limits.clone()).await;
     let mut first = connect(&running).await;
-    ask(&mut first, "/").await;
-    assert!(answer(&mut first).await.contains("200 OK"));
+    ask(&mut first, "/stuck").await;
+    let mut second = connect(&running).await;
+    let mut refused = String::new();
+    second.read_to_string(&mut refused).await.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 429 \r\n"), "{refused}");
+    assert!(refused.contains("\"code\":\"share_exceeded\""), "{refused}");
+
+    // The clients behind a proxy are many.
+    let trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    let running = start(ConnectionLimits {
+        trusted_proxies,
+        ..limits
+    })
+    .await;
+    let mut first = connect(&running).await;
+    ask(&mut first, "/stuck").await;
     let mut second = connect(&running).await;
     ask(&mut second, "/").await;
-    let waited = tokio::time::timeout(Duration::from_millis(200), answer(&mut second)).await;
-    assert!(waited.is_err(), "the second waits in the kernel's queue");
-    drop(first);
     assert!(answer(&mut second).await.contains("200 OK"));
 }
 

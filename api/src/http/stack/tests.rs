@@ -4,6 +4,8 @@ use poem::{Body, endpoint::make, http::StatusCode, test::TestClient};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use domain::permits::Bounds;
+
 use super::*;
 use crate::{
     contract::complete,
@@ -17,7 +19,28 @@ fn options() -> StackOptions {
 }
 
 fn client() -> TestClient<impl Endpoint> {
-    TestClient::new(wrap(sample::service(), options()))
+    client_of(wrap(sample::service(), options()))
+}
+
+fn client_of<E: Endpoint>(stack: E) -> TestClient<E> {
+    TestClient::new(stack).default_header("host", "x")
+}
+
+/// Room for one request at work.
+fn one_place() -> StackOptions {
+    let bounds = |total| Bounds {
+        total,
+        per_owner: total,
+    };
+    StackOptions {
+        shares: Arc::new(Shares::new(bounds(1), bounds(9), Duration::from_millis(20))),
+        ..options()
+    }
+}
+
+async fn enter(request: &Request) -> Result<()> {
+    let context = RequestContext::of(request)?;
+    Ok(context.enter(Owner::Operator).await?)
 }
 
 async fn problem(response: poem::test::TestResponse) -> (u16, Value) {
@@ -126,7 +149,7 @@ type Case = (fn() -> Result<Response>, u16, &'static str);
 #[tokio::test]
 async fn errors_of_any_origin_become_problems() {
     let endpoint = |f: fn() -> Result<Response>| {
-        TestClient::new(wrap(make(move |_| async move { f() }), options()))
+        client_of(wrap(make(move |_| async move { f() }), options()))
     };
     let cases: Vec<Case> = vec![
         (
@@ -205,7 +228,7 @@ async fn a_caller_waits_only_so_long_but_the_work_goes_on() {
         ..options()
     };
     let tasks = options.tasks.clone();
-    let client = TestClient::new(wrap(app, options));
+    let client = client_of(wrap(app, options));
     let response = client.get("/v1/slow").send().await;
     assert_eq!(response.0.header("retry-after"), Some("5"));
     assert_eq!(problem(response).await.1["code"], "overloaded");
@@ -236,7 +259,7 @@ async fn a_client_that_goes_away_cancels_nothing() {
     let stack = Arc::new(wrap(app, options));
     let request = tokio::spawn({
         let stack = Arc::clone(&stack);
-        async move { stack.get_response(Request::default()).await }
+        async move { stack.get_response(Request::builder().header("host", "x").finish()).await }
     });
     begun.notified().await;
     request.abort();
@@ -258,17 +281,16 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
     let app = make(move |mut request: Request| {
         let (begun, go, done) = (Arc::clone(&b), Arc::clone(&g), Arc::clone(&d));
         async move {
+            enter(&request).await?;
             let body = request.take_body();
             let read = super::super::body::read(&request, body, 9, Duration::from_secs(9)).await;
             begun.notify_one();
             go.notified().await;
             done.fetch_add(read.map_or(0, |bytes| bytes.len()), Ordering::SeqCst);
+            Ok::<_, poem::Error>(())
         }
     });
-    let options = StackOptions {
-        concurrent_max: 1,
-        ..options()
-    };
+    let options = one_place();
     let tasks = options.tasks.clone();
     let stack = Arc::new(wrap(app, options));
     let send = || {
@@ -276,7 +298,7 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
         let chunk = async { receiver.await.map_err(std::io::Error::other) };
         let body = Body::from_bytes_stream(futures_util::stream::once(chunk));
         let stack = Arc::clone(&stack);
-        let call = async move { stack.get_response(Request::builder().body(body)).await };
+        let call = async move { stack.get_response(Request::builder().header("host", "x").body(body)).await };
         (sender, tokio::spawn(call))
     };
     let (_sender, first) = send();
@@ -284,7 +306,10 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
     assert!(tasks.is_empty());
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
-    // The place is free again, and what began with a whole body goes on to its end.
+    // While one body comes another request has the place; and what began with a whole body goes on
+    // to its end.
+    let (_coming, _third) = send();
+    tokio::task::yield_now().await;
     let (sender, second) = send();
     tokio::task::yield_now().await;
     sender.send("whole").unwrap();
@@ -304,30 +329,28 @@ async fn a_full_server_refuses_work_but_answers_for_its_health() {
     let app = make(move |request: Request| {
         let release = Arc::clone(&waiting);
         async move {
+            if request.uri().path() != "/healthz" {
+                enter(&request).await?;
+            }
             if request.uri().path() == "/v1/wait" {
                 release.notified().await;
             }
+            Ok::<_, poem::Error>(())
         }
     });
-    let stack = Arc::new(wrap(
-        app,
-        StackOptions {
-            concurrent_max: 1,
-            ..options()
-        },
-    ));
-    let client = TestClient::new(Arc::clone(&stack));
+    let stack = Arc::new(wrap(app, one_place()));
+    let client = client_of(Arc::clone(&stack));
     let first = tokio::spawn(async move {
         let uri = "/v1/wait".parse().unwrap();
         stack
-            .get_response(Request::builder().uri(uri).finish())
+            .get_response(Request::builder().header("host", "x").uri(uri).finish())
             .await
             .status()
     });
     tokio::task::yield_now().await;
     let response = client.get("/v1/other").send().await;
     assert_eq!(response.0.header("retry-after"), Some("1"));
-    assert_eq!(problem(response).await.1["code"], "overloaded");
+    assert_eq!(problem(response).await.1["code"], "share_exceeded");
     assert_eq!(client.get("/healthz").send().await.0.status(), 200);
     release.notify_one();
     assert_eq!(first.await.unwrap(), 200);
@@ -336,6 +359,60 @@ async fn a_full_server_refuses_work_but_answers_for_its_health() {
         200,
         "the place is free again"
     );
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let stack = wrap(sample::service(), options());
+    let of = async |hosts: &[&str], version| {
+        let mut request = Request::builder().version(version);
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        let request = request.uri_str("/v1/ping").finish();
+        stack.get_response(request).await
+    };
+    let (old, new) = (poem::http::Version::HTTP_10, poem::http::Version::HTTP_11);
+    for hosts in [&[][..], &["x", "x"]] {
+        let refused = of(hosts, new).await;
+        assert_eq!(refused.status(), 400);
+        assert_eq!(refused.content_type(), Some(error::PROBLEM_JSON));
+        let body: Value = refused.into_body().into_json().await.unwrap();
+        assert_eq!(body["code"], "invalid_parameter");
+        assert_eq!(body["errors"][0]["pointer"], "/header/Host");
+    }
+    assert_eq!(of(&["x", "x"], old).await.status(), 400);
+    assert_eq!(of(&[], old).await.status(), 200);
+    assert_eq!(of(&["x"], new).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_large_answer_counts_until_it_is_read() {
+    let length = LARGE_ANSWER;
+    let app = make(move |request: Request| async move {
+        enter(&request).await?;
+        Ok::<_, poem::Error>("x".repeat(length))
+    });
+    let bounds = Bounds {
+        total: 3 * length / 2,
+        per_owner: 3 * length / 2,
+    };
+    let options = StackOptions {
+        shares: Arc::new(Shares::new(bounds, bounds, Duration::from_millis(20))),
+        ..options()
+    };
+    let client = client_of(wrap(app, options));
+    let unread = client.get("/v1/x").send().await.0;
+    assert_eq!(unread.status(), 200);
+    let refused = client.get("/v1/x").send().await;
+    assert_eq!(problem(refused).await.1["code"], "share_exceeded");
+    let changed = client.post("/v1/x").send().await;
+    let told = problem(changed).await.1["detail"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("The change was made"), "{told}");
+    let text = unread.into_body().into_vec().await.unwrap();
+    assert_eq!(text.len(), length);
+    drop(text);
+    assert_eq!(client.get("/v1/x").send().await.0.status(), 200);
 }
 
 #[tokio::test]
@@ -353,7 +430,7 @@ async fn what_is_left_of_the_allowance_is_told() {
             Ok::<_, poem::Error>(())
         }
     });
-    let client = TestClient::new(wrap(app, options()));
+    let client = client_of(wrap(app, options()));
     let answer = client.get("/v1/x").send().await.0;
     assert_eq!(
         answer.header("ratelimit-policy"),

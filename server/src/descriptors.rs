@@ -1,0 +1,74 @@
+//! Open files: how many the process may have, and how many of them are for connections to it.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors that are for nobody's connection to us: deliveries, subcommands and token endpoints,
+/// connections that wait for room, files of the database, the runtime's own.
+const OTHERS: u64 = 1024;
+/// The least that is left of a small limit for connections to us: one half of it.
+const LEAST_SHARE: u64 = 2;
+
+/// Raises the soft limit of open files to the hard one, and says what came of it.
+///
+/// A soft limit of 1024 is a convention for programs that use `select`; nothing here does.
+pub(crate) fn raise() {
+    let before = getrlimit(Resource::Nofile);
+    if before.current == before.maximum {
+        tracing::info!(limit = shown(before.current), "The limit of open files");
+        return;
+    }
+    let wanted = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    let (before, after) = (shown(before.current), shown(before.maximum));
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => tracing::info!(before, after, "The limit of open files was raised"),
+        Err(error) => tracing::warn!(before, %error, "The limit of open files can't be raised"),
+    }
+}
+
+fn shown(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string())
+}
+
+/// How many connections to us fit under the limit of open files, of so many that are wanted.
+/// `database` is how many connections go to the database.
+pub(crate) fn connections(wanted: u64, database: u64) -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let fit = fitting(limit, wanted, database);
+    if fit < wanted {
+        let limit = shown(limit);
+        tracing::warn!(
+            wanted,
+            connections = fit,
+            limit,
+            "Fewer connections are taken than wanted, for want of open files; raise `ulimit -n`"
+        );
+    } else {
+        tracing::info!(connections = fit, "Connections are taken up to this many");
+    }
+    usize::try_from(fit).unwrap_or(usize::MAX)
+}
+
+fn fitting(limit: Option<u64>, wanted: u64, database: u64) -> u64 {
+    let Some(limit) = limit else { return wanted };
+    let least = limit / LEAST_SHARE;
+    let fit = limit.saturating_sub(OTHERS + database).max(least);
+    wanted.min(fit).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_to_everything_else() {
+        assert_eq!(fitting(None, 10_000, 20), 10_000);
+        assert_eq!(fitting(Some(20_000), 10_000, 20), 10_000);
+        assert_eq!(fitting(Some(4096), 10_000, 20), 3052);
+        assert_eq!(fitting(Some(1024), 10_000, 20), 512);
+        assert_eq!(fitting(Some(1024), 100, 20), 100);
+        assert_eq!(fitting(Some(1), 100, 20), 1);
+    }
+}
