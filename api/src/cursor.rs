@@ -21,10 +21,7 @@ use serde::Serialize;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use domain::{
-    Code,
-    limits::{PAGE_BYTES, PAGE_DEFAULT},
-};
+use domain::{Code, limits::PAGE_DEFAULT};
 use persistence::{Page, PageRequest, Scope};
 
 use crate::{
@@ -36,6 +33,9 @@ use crate::{
 const PURPOSE: &str = "cursor";
 /// Bytes of the code that are kept.
 const CODE_BYTES: usize = 16;
+/// What a part of a list is counted for until it is known how long it is, so that few of a
+/// publisher's are put together at a time.
+const RESERVED_BYTES: usize = 4 * 1024 * 1024;
 /// Longest cursor, characters: what the parameter's documentation says.
 pub const CURSOR_CHARS: usize = 200;
 
@@ -88,7 +88,7 @@ impl List {
         limit: Option<u64>,
         cursor: Option<String>,
     ) -> Result<Self, ApiError> {
-        request.reserve_answer(PAGE_BYTES).await?;
+        request.reserve_answer(RESERVED_BYTES).await?;
         Ok(Self {
             key: app.store.derived_key(scope, PURPOSE).await?,
             uri: request.uri().clone(),

@@ -82,7 +82,9 @@ impl Subcommands {
             let (code, detail) = match full {
                 Full::Owner => (
                     Code::RateLimited,
-                    format!("{SUBCOMMAND_CALLS} subcommand calls are under way; this one was not made."),
+                    format!(
+                        "{SUBCOMMAND_CALLS} subcommand calls are under way; this one was not made."
+                    ),
                 ),
                 Full::Total => (
                     Code::Overloaded,

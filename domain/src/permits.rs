@@ -272,13 +272,15 @@ impl<K: Eq + Hash + Clone> Permit<K> {
         serve(&self.inner);
     }
 
-    /// Gives everything back without serving anybody.
+    /// Gives everything back without serving anybody; answers whether somebody waits.
     fn release(&mut self) -> bool {
         let amount = std::mem::take(&mut self.amount);
-        if amount > 0 {
-            self.inner.state().give_back(&self.owner, amount);
+        if amount == 0 {
+            return false;
         }
-        amount > 0
+        let mut state = self.inner.state();
+        state.give_back(&self.owner, amount);
+        !state.waiting.is_empty()
     }
 }
 

@@ -70,7 +70,12 @@ async fn bodies_that_do_not_come_keep_nobody_from_work(world: &World) {
         slow.admin.get(ME).expect(200).await;
     }
     let event = json!({"events": [{"type": "a.b", "data": 1}]});
-    other.runner.post("/v1/events").json(&event).expect(201).await;
+    other
+        .runner
+        .post("/v1/events")
+        .json(&event)
+        .expect(201)
+        .await;
 }
 
 async fn bodies_that_stay_away_half_way_are_counted_for_their_publisher(world: &World) {
@@ -85,12 +90,20 @@ async fn bodies_that_stay_away_half_way_are_counted_for_their_publisher(world: &
         held.push(sent(&server, &request).await);
     }
     let event = json!({"events": [{"type": "a.b", "data": "x".repeat(64 * 1024)}]});
-    other.runner.post("/v1/events").json(&event).expect(201).await;
+    other
+        .runner
+        .post("/v1/events")
+        .json(&event)
+        .expect(201)
+        .await;
     large.admin.get(ME).expect(200).await;
     let refused = large.runner.post("/v1/events").json(&event);
     let refused = refused.refused(429, "share_exceeded").await;
     assert_eq!(refused.header("retry-after"), "1");
-    assert!(refused.text("/detail").contains("bytes of bodies"), "{refused}");
+    assert!(
+        refused.text("/detail").contains("bytes of bodies"),
+        "{refused}"
+    );
     // Whoever goes away gives everything back.
     drop(held);
     tools::eventually("room again", Duration::from_secs(10), async || {
@@ -164,7 +177,11 @@ async fn silent_connections_give_way(world: &World) {
             .send();
         assert_eq!(answer.await.unwrap().status(), 200);
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     let metrics = server.metrics().await;
     assert!(
         metrics.contains("http_connections_closed_for_room_total"),
@@ -196,7 +213,10 @@ async fn a_request_names_one_host(world: &World) {
         let answer = tools::raw(&server.url(), request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
-        assert!(answer.contains("\"code\":\"invalid_parameter\""), "{answer}");
+        assert!(
+            answer.contains("\"code\":\"invalid_parameter\""),
+            "{answer}"
+        );
     }
     let old = tools::raw(&server.url(), b"GET /healthz HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 200"), "{old}");

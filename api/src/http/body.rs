@@ -257,7 +257,9 @@ impl Arriving<'_> {
                     Err(_) => {
                         reserved = false;
                         let arrived = self.len();
-                        self.counted.as_mut().map(|permit| permit.shrink_to(arrived));
+                        self.counted
+                            .as_mut()
+                            .map(|permit| permit.shrink_to(arrived));
                         continue;
                     }
                 }

@@ -282,7 +282,10 @@ impl RequestContext {
     }
 
     /// What an answer of so many bytes counts.
-    pub(super) async fn answer_bytes(&self, amount: usize) -> Result<Option<Permit<Owner>>, Problem> {
+    pub(super) async fn answer_bytes(
+        &self,
+        amount: usize,
+    ) -> Result<Option<Permit<Owner>>, Problem> {
         let reserved = self.counted().answer.take();
         match reserved {
             Some(mut permit) if permit.amount() >= amount => {

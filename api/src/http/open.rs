@@ -135,9 +135,9 @@ impl OpenConnections {
         }
         let (mut idle, at_a_time) = {
             let open = self.0.open();
-            let idle = open.values().filter(|state| {
-                of.is_none_or(|peer| state.peer == peer) && state.is_idle()
-            });
+            let idle = open
+                .values()
+                .filter(|state| of.is_none_or(|peer| state.peer == peer) && state.is_idle());
             let idle: Vec<(u64, Arc<State>)> = idle
                 .map(|state| (state.idle_since.load(Relaxed), Arc::clone(state)))
                 .collect();
@@ -309,11 +309,17 @@ mod tests {
             .collect();
         let busy = open[0].state().begin();
         all.close_idle(None);
-        assert_eq!(open.iter().map(told).collect::<Vec<_>>(), [false, true, false, false]);
+        assert_eq!(
+            open.iter().map(told).collect::<Vec<_>>(),
+            [false, true, false, false]
+        );
         // The other peer's are left alone, and who is told once is not told again.
-        all.close_idle(Some(peers[0]));
         all.close_idle(Some(peers[1]));
-        assert_eq!(open.iter().map(told).collect::<Vec<_>>(), [false, false, true, false]);
+        all.close_idle(Some(peers[0]));
+        assert_eq!(
+            open.iter().map(told).collect::<Vec<_>>(),
+            [false, false, true, false]
+        );
         drop((busy, open));
         assert!(all.0.open().is_empty());
         assert_eq!(all.0.permits.in_use(), 0);

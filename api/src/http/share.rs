@@ -8,14 +8,7 @@
 //! A place is held by work alone: not while a body comes, a long poll or a stream waits, or
 //! somebody outside is asked. Such waits have bounds of their own, beside their use.
 
-use std::{
-    future::poll_fn,
-    hash::Hash,
-    net::IpAddr,
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, hash::Hash, net::IpAddr, pin::pin, task::Poll, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -213,7 +206,10 @@ mod tests {
         let first = shares.work(publisher(1), &gone).await.unwrap();
         let _second = shares.work(publisher(1), &gone).await.unwrap();
         let refused = shares.work(publisher(1), &gone).await.err().unwrap();
-        assert_eq!((refused.code, refused.retry_after_s), (Code::ShareExceeded, Some(1)));
+        assert_eq!(
+            (refused.code, refused.retry_after_s),
+            (Code::ShareExceeded, Some(1))
+        );
         assert!(shares.work(publisher(2), &gone).await.is_ok());
         let (third, ()) = tokio::join!(shares.work(publisher(1), &gone), async { drop(first) });
         assert!(third.is_ok(), "its turn came");
@@ -225,7 +221,10 @@ mod tests {
         let _first = shares.bytes(publisher(1), 1, &gone).await.unwrap();
         let refused = shares.bytes(publisher(2), 1, &gone).await.err().unwrap();
         assert_eq!(refused.code, Code::Overloaded);
-        assert_eq!(shares.bytes_now(publisher(2), 1).err().unwrap().code, Code::Overloaded);
+        assert_eq!(
+            shares.bytes_now(publisher(2), 1).err().unwrap().code,
+            Code::Overloaded
+        );
     }
 
     #[tokio::test]
@@ -235,7 +234,12 @@ mod tests {
         gone.cancel();
         assert!(shares.work(Owner::Operator, &gone).await.is_err());
         drop(first);
-        assert!(shares.work(Owner::Operator, &CancellationToken::new()).await.is_ok());
+        assert!(
+            shares
+                .work(Owner::Operator, &CancellationToken::new())
+                .await
+                .is_ok()
+        );
     }
 
     #[test]

@@ -119,6 +119,7 @@ where
             &request,
         );
         request.set_data(context.clone());
+        let _gone = context.gone().drop_guard();
         let method = request.method().clone();
         let path = request.uri().path();
         let health = HEALTH.contains(&path);
@@ -159,11 +160,7 @@ impl<E> Stack<E>
 where
     E: Endpoint + 'static,
 {
-    async fn work(
-        &self,
-        request: Request,
-        context: &RequestContext,
-    ) -> Result<Response> {
+    async fn work(&self, request: Request, context: &RequestContext) -> Result<Response> {
         let id = context.id();
         let app = Arc::clone(&self.app);
         let trace_id = context::trace_id(request.headers());
@@ -175,7 +172,6 @@ where
             result
         };
         let mut work = Box::pin(AssertUnwindSafe(work.instrument(span)).catch_unwind());
-        let _gone = context.gone().drop_guard();
         let started = Instant::now();
         let here = std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Pending if context.is_arriving() => Poll::Pending,
@@ -298,7 +294,10 @@ async fn count_answer(
     method: &Method,
 ) -> std::result::Result<(), Problem> {
     let body = BoxBody::from(response.take_body());
-    let length = body.size_hint().exact().and_then(|n| usize::try_from(n).ok());
+    let length = body
+        .size_hint()
+        .exact()
+        .and_then(|n| usize::try_from(n).ok());
     let Some(length) = length.filter(|length| *length >= LARGE_ANSWER) else {
         context.forget_answer();
         response.set_body(body);

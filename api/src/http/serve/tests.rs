@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use poem::{Request, endpoint::make};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -12,17 +13,25 @@ struct Running {
     address: SocketAddr,
     shutdown: CancellationToken,
     server: JoinHandle<io::Result<()>>,
+    /// Told when a request that never ends has begun.
+    stuck: Arc<Notify>,
 }
 
 async fn start(limits: ConnectionLimits) -> Running {
-    let app = make(|request: Request| async move {
-        if request.uri().path() == "/slow" {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+    let stuck = Arc::new(Notify::new());
+    let begun = Arc::clone(&stuck);
+    let app = make(move |request: Request| {
+        let begun = Arc::clone(&begun);
+        async move {
+            if request.uri().path() == "/slow" {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            if request.uri().path() == "/stuck" {
+                begun.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Response::builder().body(format!("{}\n", request.remote_addr()))
         }
-        if request.uri().path() == "/stuck" {
-            std::future::pending::<()>().await;
-        }
-        Response::builder().body(format!("{}\n", request.remote_addr()))
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -32,6 +41,7 @@ async fn start(limits: ConnectionLimits) -> Running {
         address,
         shutdown,
         server,
+        stuck,
     }
 }
 
@@ -139,19 +149,20 @@ async fn idle_connections_give_way_and_busy_ones_do_not() {
         ..ConnectionLimits::default()
     })
     .await;
-    let (mut silent, mut kept) = (connect(&running).await, connect(&running).await);
+    let (mut busy, mut kept) = (connect(&running).await, connect(&running).await);
+    ask(&mut busy, "/stuck").await;
+    running.stuck.notified().await;
     ask(&mut kept, "/").await;
     assert!(answer(&mut kept).await.contains("200 OK"));
-    let mut third = connect(&running).await;
-    ask(&mut third, "/stuck").await;
-    assert_eq!(answer(&mut silent).await, "", "idle for longest");
-    let mut fourth = connect(&running).await;
-    ask(&mut fourth, "/slow").await;
-    assert_eq!(answer(&mut kept).await, "", "idle");
-    let mut fifth = connect(&running).await;
-    ask(&mut fifth, "/").await;
-    assert!(answer(&mut fourth).await.contains("200 OK"), "at work");
-    assert!(answer(&mut fifth).await.contains("200 OK"), "in its turn");
+    for _ in 0..3 {
+        let mut next = connect(&running).await;
+        ask(&mut next, "/").await;
+        assert_eq!(answer(&mut kept).await, "", "it gave way");
+        assert!(answer(&mut next).await.contains("200 OK"));
+        kept = next;
+    }
+    let waited = tokio::time::timeout(Duration::from_millis(50), answer(&mut busy)).await;
+    assert!(waited.is_err(), "it is at work");
 }
 
 #[tokio::test]
@@ -165,6 +176,7 @@ async fn an_address_that_has_its_share_is_told_so() {
     let running = start(limits.clone()).await;
     let mut first = connect(&running).await;
     ask(&mut first, "/stuck").await;
+    running.stuck.notified().await;
     let mut second = connect(&running).await;
     let mut refused = String::new();
     second.read_to_string(&mut refused).await.unwrap();

@@ -148,9 +148,8 @@ type Case = (fn() -> Result<Response>, u16, &'static str);
 
 #[tokio::test]
 async fn errors_of_any_origin_become_problems() {
-    let endpoint = |f: fn() -> Result<Response>| {
-        client_of(wrap(make(move |_| async move { f() }), options()))
-    };
+    let endpoint =
+        |f: fn() -> Result<Response>| client_of(wrap(make(move |_| async move { f() }), options()));
     let cases: Vec<Case> = vec![
         (
             || Ok(Response::builder().status(StatusCode::FORBIDDEN).body("no")),
@@ -259,7 +258,11 @@ async fn a_client_that_goes_away_cancels_nothing() {
     let stack = Arc::new(wrap(app, options));
     let request = tokio::spawn({
         let stack = Arc::clone(&stack);
-        async move { stack.get_response(Request::builder().header("host", "x").finish()).await }
+        async move {
+            stack
+                .get_response(Request::builder().header("host", "x").finish())
+                .await
+        }
     });
     begun.notified().await;
     request.abort();
@@ -298,7 +301,11 @@ async fn until_its_body_has_come_a_request_goes_with_its_client() {
         let chunk = async { receiver.await.map_err(std::io::Error::other) };
         let body = Body::from_bytes_stream(futures_util::stream::once(chunk));
         let stack = Arc::clone(&stack);
-        let call = async move { stack.get_response(Request::builder().header("host", "x").body(body)).await };
+        let call = async move {
+            stack
+                .get_response(Request::builder().header("host", "x").body(body))
+                .await
+        };
         (sender, tokio::spawn(call))
     };
     let (_sender, first) = send();
@@ -407,7 +414,10 @@ async fn a_large_answer_counts_until_it_is_read() {
     let refused = client.get("/v1/x").send().await;
     assert_eq!(problem(refused).await.1["code"], "share_exceeded");
     let changed = client.post("/v1/x").send().await;
-    let told = problem(changed).await.1["detail"].as_str().unwrap().to_owned();
+    let told = problem(changed).await.1["detail"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(told.starts_with("The change was made"), "{told}");
     let text = unread.into_body().into_vec().await.unwrap();
     assert_eq!(text.len(), length);
