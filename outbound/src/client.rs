@@ -5,31 +5,43 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use reqwest::Method;
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    USER_AGENT,
 };
+use http::{Method, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use tokio::time::{Instant, timeout_at};
 
+use crate::connect::{Connector, Credit};
 use crate::failure::{Failure, Phase};
 use crate::guard::{Destination, Policy};
 use crate::headers::is_connection_header;
 use crate::resolver::{Guarded, Resolver, SystemResolver};
-use crate::tls;
+use crate::{shortage, tls};
 
 /// How much of an answer's body is kept, in bytes, unless a request asks otherwise.
 pub const KEEP_BYTES_DEFAULT: usize = 1024;
 /// How much of an answer's body is read, in bytes, unless configured otherwise.
 pub const READ_BYTES_MAX_DEFAULT: usize = 64 * 1024;
 
-const USER_AGENT: &str = concat!("Stationmaster/", env!("CARGO_PKG_VERSION"));
+const OURSELVES: &str = concat!("Stationmaster/", env!("CARGO_PKG_VERSION"));
 /// `Retry-After` and `Content-Type` are dropped when longer than this, in bytes.
 const ANSWER_HEADER_LEN_MAX: usize = 256;
 /// What an HTTP/2 peer may push before it is read: one stream, and all of a connection.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
-const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 256 * 1024;
 const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
+/// What of an HTTP/1.1 answer is held before it is taken; its head may not be longer.
+const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// The HTTP library's client over our connections.
+pub(crate) type Http = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
+/// An answer whose body has yet to be read.
+pub(crate) type Answering = http::Response<Incoming>;
 
 /// How long and how much, for every request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +177,7 @@ impl fmt::Debug for Response {
 /// the connection closes, and refused on the next connect.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    http: Http,
     policy: Arc<Policy>,
     limits: ClientLimits,
 }
@@ -198,28 +210,20 @@ impl Client {
             policy: Arc::clone(&policy),
             inner: resolver,
         };
-        let http = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            // One call is one request: repeating is the caller's decision, and counted there.
-            .retry(reqwest::retry::never())
-            // Another crate may switch decoders on for the whole build; bombs stay packed here.
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            .dns_resolver(guarded)
-            .tls_backend_preconfigured(tls::config(roots))
-            .connect_timeout(limits.connect_timeout)
-            .pool_max_idle_per_host(limits.idle_per_host_max)
+        let connector = Connector::new(guarded, tls::config(roots), limits.connect_timeout);
+        // It follows no redirect, obeys no proxy, keeps no cookie and unpacks nothing: bombs stay
+        // packed. One call is one request; a kept connection that turns out closed before anything
+        // was sent is replaced.
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.idle_timeout)
+            .pool_max_idle_per_host(limits.idle_per_host_max)
+            .http1_max_buf_size(HTTP1_BUFFER_BYTES_MAX)
             .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
             .http2_max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
-            .build()
-            .expect("only TLS set-up can fail, and it was done above");
+            .build(connector);
         Self {
             http,
             policy,
@@ -233,14 +237,29 @@ impl Client {
         &self.policy
     }
 
-    pub(crate) fn http(&self) -> &reqwest::Client {
-        &self.http
-    }
-
     pub(crate) fn headers_timeout(&self, request: &Request) -> Duration {
         request
             .headers_timeout
             .unwrap_or(self.limits.headers_timeout)
+    }
+
+    /// Sends a prepared request and waits for the head of its answer.
+    pub(crate) async fn head_of(
+        &self,
+        request: http::Request<Full<Bytes>>,
+        until: Instant,
+    ) -> Result<Answering, Failure> {
+        let answer = timeout_at(until, self.http.request(request))
+            .await
+            .map_err(|_| Failure::Timeout(Phase::Headers))?
+            .map_err(|error| {
+                tracing::trace!(?error, "The HTTP library reported an error");
+                Failure::of(&error, error.is_connect())
+            })?;
+        if let Some(credit) = credit_of(&answer) {
+            credit.head();
+        }
+        Ok(answer)
     }
 
     /// Sends one request and reads a bounded part of the answer. Any status is an `Ok`.
@@ -262,10 +281,7 @@ impl Client {
         let host = destination.host().to_owned();
         let outcome = async {
             let request = prepare(destination, request)?;
-            let mut answer = timeout_at(headers_end, self.http.execute(request))
-                .await
-                .map_err(|_| Failure::Timeout(Phase::Headers))?
-                .map_err(|error| sort(error, Phase::Headers))?;
+            let mut answer = self.head_of(request, headers_end).await?;
             let read_max = self.limits.read_bytes_max.max(keep_bytes);
             let body = timeout_at(ends, read_body(&mut answer, keep_bytes, read_max))
                 .await
@@ -273,7 +289,9 @@ impl Client {
             Ok(into_response(&answer, body, started))
         }
         .await;
-        if let Err(failure) = &outcome {
+        if outcome == Err(Failure::OwnShortage) {
+            shortage::tell(&host);
+        } else if let Err(failure) = &outcome {
             tracing::debug!(host, code = Failure::code(*failure), %failure, "A request failed");
         }
         outcome
@@ -292,8 +310,8 @@ impl fmt::Debug for Client {
 pub(crate) fn prepare(
     destination: Destination,
     request: Request,
-) -> Result<reqwest::Request, Failure> {
-    let mut headers = HeaderMap::with_capacity(request.headers.len());
+) -> Result<http::Request<Full<Bytes>>, Failure> {
+    let mut headers = HeaderMap::with_capacity(request.headers.len() + 2);
     for (name, value) in request.headers {
         let name = HeaderName::try_from(name.as_str()).map_err(|_| Failure::RequestInvalid)?;
         let mut value =
@@ -305,18 +323,42 @@ pub(crate) fn prepare(
         value.set_sensitive(name == AUTHORIZATION);
         headers.append(name, value);
     }
-    let mut prepared = reqwest::Request::new(request.method, destination.into_url());
+    headers
+        .entry(USER_AGENT)
+        .or_insert(HeaderValue::from_static(OURSELVES));
+    headers
+        .entry(ACCEPT)
+        .or_insert(HeaderValue::from_static("*/*"));
+    let uri = destination.into_url();
+    let uri = Uri::try_from(uri.as_str()).map_err(|_| Failure::RequestInvalid)?;
+    let mut prepared = http::Request::new(Full::new(request.body));
+    *prepared.method_mut() = request.method;
+    *prepared.uri_mut() = uri;
     *prepared.headers_mut() = headers;
-    *prepared.body_mut() = Some(request.body.into());
     Ok(prepared)
 }
 
-/// The library's errors name the URL, whose path may be a secret: only the class leaves here.
-pub(crate) fn sort(error: reqwest::Error, phase: Phase) -> Failure {
-    let error = error.without_url();
-    let failure = Failure::of(&error, phase);
-    tracing::trace!(?error, "The HTTP library reported an error");
-    failure
+fn credit_of(answer: &Answering) -> Option<Arc<Credit>> {
+    answer.extensions().get::<Arc<Credit>>().cloned()
+}
+
+/// The next bytes of a body; `None` at its end. Trailers are left out.
+pub(crate) async fn chunk(answer: &mut Answering) -> Result<Option<Bytes>, Failure> {
+    loop {
+        let Some(frame) = answer.body_mut().frame().await else {
+            return Ok(None);
+        };
+        let frame = frame.map_err(|error| {
+            tracing::trace!(?error, "The HTTP library reported an error");
+            Failure::of(&error, false)
+        })?;
+        if let Ok(data) = frame.into_data() {
+            if let Some(credit) = answer.extensions().get::<Arc<Credit>>() {
+                credit.part(data.len());
+            }
+            return Ok(Some(data));
+        }
+    }
 }
 
 pub(crate) struct Body {
@@ -327,17 +369,13 @@ pub(crate) struct Body {
 /// Reads up to `read_max` bytes and keeps the first `keep` of them. What is not kept is still read
 /// up to the limit, since an answer read to its end leaves the connection usable.
 pub(crate) async fn read_body(
-    answer: &mut reqwest::Response,
+    answer: &mut Answering,
     keep: usize,
     read_max: usize,
 ) -> Result<Body, Failure> {
     let mut kept = Vec::new();
     let mut read: usize = 0;
-    while let Some(chunk) = answer
-        .chunk()
-        .await
-        .map_err(|error| sort(error, Phase::Body))?
-    {
+    while let Some(chunk) = chunk(answer).await? {
         let room = keep - kept.len();
         kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
         read = read.saturating_add(chunk.len());
@@ -349,7 +387,7 @@ pub(crate) async fn read_body(
     Ok(Body { kept, truncated })
 }
 
-fn into_response(answer: &reqwest::Response, body: Body, started: Instant) -> Response {
+fn into_response(answer: &Answering, body: Body, started: Instant) -> Response {
     let text = |name: HeaderName| {
         let value = answer.headers().get(name)?.to_str().ok()?;
         (value.len() <= ANSWER_HEADER_LEN_MAX).then(|| value.to_owned())

@@ -43,6 +43,10 @@ pub enum Failure {
     /// The peer broke off, or what it sent is not HTTP.
     #[error("the answer broke off or was not valid HTTP")]
     Protocol,
+    /// This machine had too little of something of its own (descriptors, memory, local ports), or
+    /// its resolver could not work: nothing was learnt of the receiver. Never a failed attempt.
+    #[error("this server is short of something of its own")]
+    OwnShortage,
     /// The request itself can't be sent: a header that is malformed or belongs to the connection.
     #[error("the request has a header that can't be sent")]
     RequestInvalid,
@@ -59,6 +63,7 @@ impl Failure {
             Self::Tls => "tls",
             Self::Timeout(_) => "timeout",
             Self::Protocol => "protocol",
+            Self::OwnShortage => "own_shortage",
             Self::RequestInvalid => "request_invalid",
         }
     }
@@ -72,27 +77,61 @@ impl Failure {
         }
     }
 
-    /// Sorts an error of the HTTP library; `phase` is where a time-out would have struck.
-    pub(crate) fn of(error: &reqwest::Error, phase: Phase) -> Self {
+    /// Sorts an error of the HTTP library, which may have come up while it connected.
+    pub(crate) fn of(error: &(dyn Error + 'static), connecting: bool) -> Self {
         if let Some(failure) = find::<Self>(error) {
             return *failure;
+        }
+        // While it connects: nothing was sent then.
+        if connecting && is_own_shortage(error) {
+            return Self::OwnShortage;
         }
         if find::<rustls::Error>(error).is_some() {
             return Self::Tls;
         }
-        let phase = if error.is_connect() {
-            Phase::Connect
-        } else {
-            phase
-        };
-        if error.is_timeout() {
-            Self::Timeout(phase)
-        } else if error.is_connect() {
+        if connecting && find::<io::Error>(error).is_some_and(is_time_out) {
+            Self::Timeout(Phase::Connect)
+        } else if connecting {
             Self::Connect
         } else {
             Self::Protocol
         }
     }
+}
+
+/// What the system says when this process or machine has too little of something: no descriptor
+/// (`EMFILE`, `ENFILE`), no memory (`ENOMEM`, `ENOBUFS`), no local port (`EADDRNOTAVAIL`).
+#[cfg(target_os = "linux")]
+const SHORTAGES: [i32; 5] = [24, 23, 12, 105, 99];
+#[cfg(not(target_os = "linux"))]
+const SHORTAGES: [i32; 5] = [24, 23, 12, 55, 49];
+
+/// Whether an error of the system is one of its own shortages.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| SHORTAGES.contains(&code))
+        || error.kind() == io::ErrorKind::OutOfMemory
+}
+
+fn is_time_out(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
+}
+
+/// Whether any cause is a shortage of our own.
+fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let system = error.downcast_ref::<io::Error>();
+        if system.is_some_and(is_shortage) {
+            return true;
+        }
+        next = system
+            .and_then(io::Error::get_ref)
+            .map(|payload| payload as &(dyn Error + 'static))
+            .or_else(|| error.source());
+    }
+    false
 }
 
 /// The first cause of type `T`, also inside I/O errors, whose payload is not in the source chain.
@@ -111,4 +150,24 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] io::Error);
+
+    #[test]
+    fn a_shortage_is_found_however_deep_it_lies() {
+        let emfile = || io::Error::from_raw_os_error(SHORTAGES[0]);
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(is_own_shortage(&emfile()));
+        assert!(is_own_shortage(&Outer(emfile())));
+        assert!(is_own_shortage(&io::Error::other(Outer(emfile()))));
+        assert!(!is_own_shortage(&Outer(refused())));
+        assert!(!is_own_shortage(&io::Error::other(Outer(refused()))));
+    }
 }

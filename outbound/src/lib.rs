@@ -13,12 +13,14 @@
 )]
 
 mod client;
+mod connect;
 mod excerpt;
 mod failure;
 mod guard;
 mod headers;
 mod registry;
 mod resolver;
+mod shortage;
 mod stream;
 mod tls;
 
@@ -32,7 +34,7 @@ pub use headers::{
     HEADER_NAME_LEN_MAX, HEADER_VALUE_LEN_MAX, HeaderRefusal, check_credential_header,
     check_custom_header,
 };
+pub use http::Method;
 pub use registry::AddressClass;
-pub use reqwest::Method;
 pub use resolver::{Answer, ResolveFailed, Resolver, SystemResolver};
 pub use stream::Incoming;

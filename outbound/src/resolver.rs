@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hickory_resolver::config::{
@@ -15,9 +16,11 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
-use reqwest::dns::{Addrs, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns;
+use tokio::time::Instant;
+use tower_service::Service;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, is_shortage};
 use crate::guard::Policy;
 
 /// How many addresses of one name are tried at most; all of them are checked.
@@ -31,10 +34,20 @@ const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(10);
 /// Queries in flight to one name server; beyond it look-ups fail instead of waiting.
 const QUERIES_IN_FLIGHT_MAX: usize = 1024;
 
-/// A name without an answer: absent, or no name server reachable.
+/// Once one family of addresses is known, the other is waited for this long (RFC 8305 §3): a name
+/// server that never answers one of the two questions does not cost the request.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// A name without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the name could not be resolved")]
-pub struct ResolveFailed;
+pub enum ResolveFailed {
+    /// It is absent, or no name server answered.
+    #[error("the name could not be resolved")]
+    NoAnswer,
+    /// Nobody was asked: this machine had no descriptor or no place left for it.
+    #[error("the name could not be asked for")]
+    OwnShortage,
+}
 
 /// What [`Resolver::addresses`] returns: all addresses of the name, in order of preference.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, ResolveFailed>> + Send + 'a>>;
@@ -116,21 +129,87 @@ fn build_dns(config: ResolverConfig, system: ResolverOpts) -> Result<TokioResolv
     builder.build()
 }
 
+type Found = Result<Vec<IpAddr>, ResolveFailed>;
+
+/// The addresses of one family.
+async fn family(dns: &TokioResolver, name: Name, kind: RecordType) -> Found {
+    match dns.lookup(name, kind).await {
+        Ok(found) => {
+            let records = found.answers().iter();
+            Ok(records.filter_map(|one| one.data.ip_addr()).collect())
+        }
+        Err(error) if error.is_no_records_found() => Ok(Vec::new()),
+        Err(error) => {
+            tracing::debug!(%error, %kind, "A name could not be resolved");
+            let own = match &error {
+                NetError::Busy => true,
+                NetError::Io(error) => is_shortage(error),
+                _ => false,
+            };
+            Err(if own {
+                ResolveFailed::OwnShortage
+            } else {
+                ResolveFailed::NoAnswer
+            })
+        }
+    }
+}
+
+/// The addresses of both families, the first one's first: all of them where both answers come at
+/// about the same time, else those of the family that is known.
+async fn both(four: impl Future<Output = Found>, six: impl Future<Output = Found>) -> Found {
+    tokio::pin!(four, six);
+    let (mut known_four, mut known_six): (Option<Found>, Option<Found>) = (None, None);
+    let mut grace: Option<Instant> = None;
+    loop {
+        let until = grace;
+        let over = async move {
+            match until {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            found = &mut four, if known_four.is_none() => known_four = Some(found),
+            found = &mut six, if known_six.is_none() => known_six = Some(found),
+            () = over => break,
+        }
+        let known = [&known_four, &known_six].into_iter().flatten();
+        let usable = known.filter(|found| found.as_ref().is_ok_and(|some| !some.is_empty()));
+        if usable.count() > 0 {
+            grace.get_or_insert_with(|| Instant::now() + GRACE);
+        }
+        if known_four.is_some() && known_six.is_some() {
+            break;
+        }
+    }
+    let mut all = Vec::new();
+    let mut failed = None;
+    for found in [known_four, known_six].into_iter().flatten() {
+        match found {
+            Ok(addresses) => all.extend(addresses),
+            Err(ResolveFailed::OwnShortage) => failed = Some(ResolveFailed::OwnShortage),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if all.is_empty() {
+        return Err(failed.unwrap_or(ResolveFailed::NoAnswer));
+    }
+    Ok(all)
+}
+
 impl Resolver for SystemResolver {
     fn addresses<'a>(&'a self, name: &'a str) -> Answer<'a> {
         Box::pin(async move {
-            let mut name = Name::from_ascii(name).map_err(|_| ResolveFailed)?;
+            let mut name = Name::from_ascii(name).map_err(|_| ResolveFailed::NoAnswer)?;
             name.set_fqdn(true);
             let fixed = self.in_hosts_file(&name);
             if !fixed.is_empty() {
                 return Ok(fixed);
             }
-            let dns = self.dns.as_ref().ok_or(ResolveFailed)?;
-            let answer = dns.lookup_ip(name).await.map_err(|error| {
-                tracing::debug!(%error, "A name could not be resolved");
-                ResolveFailed
-            })?;
-            Ok(answer.iter().collect())
+            let dns = self.dns.as_ref().ok_or(ResolveFailed::NoAnswer)?;
+            let of = |kind| family(dns, name.clone(), kind);
+            both(of(RecordType::A), of(RecordType::AAAA)).await
         })
     }
 }
@@ -143,23 +222,33 @@ impl fmt::Debug for SystemResolver {
 
 /// The connector's resolver. What it returns is what is connected to, so the check can't be
 /// separated from the use by a second look-up.
+#[derive(Clone)]
 pub(crate) struct Guarded {
     pub(crate) policy: Arc<Policy>,
     pub(crate) inner: Arc<dyn Resolver>,
 }
 
-impl Resolve for Guarded {
-    fn resolve(&self, name: reqwest::dns::Name) -> Resolving {
+impl Service<dns::Name> for Guarded {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: dns::Name) -> Self::Future {
         let policy = Arc::clone(&self.policy);
         let inner = Arc::clone(&self.inner);
         Box::pin(async move {
             let addresses = checked(&policy, inner.as_ref(), name.as_str()).await?;
             // Port 0 is replaced by the URL's.
-            let sockets = addresses
+            let sockets: Vec<SocketAddr> = addresses
                 .into_iter()
                 .take(ADDRESSES_TRIED_MAX)
-                .map(|address| SocketAddr::new(address, 0));
-            Ok(Box::new(sockets) as Addrs)
+                .map(|address| SocketAddr::new(address, 0))
+                .collect();
+            Ok(sockets.into_iter())
         })
     }
 }
@@ -174,7 +263,10 @@ async fn checked(
     let addresses = resolver
         .addresses(name)
         .await
-        .map_err(|ResolveFailed| Failure::Dns)?;
+        .map_err(|failed| match failed {
+            ResolveFailed::NoAnswer => Failure::Dns,
+            ResolveFailed::OwnShortage => Failure::OwnShortage,
+        })?;
     if addresses.is_empty() {
         return Err(Failure::Dns);
     }
@@ -182,4 +274,43 @@ async fn checked(
         policy.check_address(*address)?;
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const SIX: IpAddr = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+
+    async fn after(ms: u64, found: Found) -> Found {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        found
+    }
+
+    #[tokio::test]
+    async fn a_family_that_never_answers_costs_a_moment() {
+        let began = Instant::now();
+        let found = both(after(10, Ok(vec![FOUR])), std::future::pending()).await;
+        assert_eq!(found, Ok(vec![FOUR]));
+        let took = began.elapsed();
+        assert!(took >= GRACE, "{took:?}");
+        let found = both(std::future::pending(), after(10, Ok(vec![SIX]))).await;
+        assert_eq!(found, Ok(vec![SIX]));
+    }
+
+    #[tokio::test]
+    async fn both_families_count_and_a_failure_only_where_there_is_nothing_else() {
+        let (none, shortage) = (ResolveFailed::NoAnswer, ResolveFailed::OwnShortage);
+        for (four, six, found) in [
+            (Ok(vec![FOUR]), Ok(vec![SIX]), Ok(vec![FOUR, SIX])),
+            (Ok(vec![]), Ok(vec![SIX]), Ok(vec![SIX])),
+            (Ok(vec![FOUR]), Err(none), Ok(vec![FOUR])),
+            (Ok(vec![]), Ok(vec![]), Err(none)),
+            (Ok(vec![]), Err(shortage), Err(shortage)),
+            (Err(none), Err(shortage), Err(shortage)),
+        ] {
+            assert_eq!(both(after(1, four), after(2, six)).await, found);
+        }
+    }
 }

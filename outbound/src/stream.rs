@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::CONTENT_TYPE;
-use tokio::time::{timeout, timeout_at};
+use http::header::CONTENT_TYPE;
+use tokio::time::timeout;
 
 use crate::{
-    client::{Client, Request, prepare, read_body, sort},
+    client::{Answering, Client, Request, chunk, prepare, read_body},
     failure::{Failure, Phase},
+    shortage,
 };
 
 /// The beginning of an answer, and the rest of it as it comes. Its `Debug` shows no byte of it.
@@ -17,7 +18,7 @@ pub struct Incoming {
     pub status: u16,
     /// `Content-Type` as sent.
     pub content_type: Option<String>,
-    answer: reqwest::Response,
+    answer: Answering,
     silence_max: Duration,
 }
 
@@ -38,12 +39,17 @@ impl Client {
     /// One [`Failure`] of the closed list.
     pub async fn open(&self, request: Request, silence_max: Duration) -> Result<Incoming, Failure> {
         let destination = self.policy().check_url(&request.url)?;
+        let host = destination.host().to_owned();
         let headers_end = tokio::time::Instant::now() + self.headers_timeout(&request);
         let request = prepare(destination, request)?;
-        let answer = timeout_at(headers_end, self.http().execute(request))
+        let answer = self
+            .head_of(request, headers_end)
             .await
-            .map_err(|_| Failure::Timeout(Phase::Headers))?
-            .map_err(|error| sort(error, Phase::Headers))?;
+            .inspect_err(|failure| {
+                if *failure == Failure::OwnShortage {
+                    shortage::tell(&host);
+                }
+            })?;
         let content_type = answer.headers().get(CONTENT_TYPE);
         Ok(Incoming {
             status: answer.status().as_u16(),
@@ -60,10 +66,9 @@ impl Incoming {
     /// # Errors
     /// The answer broke off, or was silent for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        timeout(self.silence_max, self.answer.chunk())
+        timeout(self.silence_max, chunk(&mut self.answer))
             .await
             .map_err(|_| Failure::Timeout(Phase::Body))?
-            .map_err(|error| sort(error, Phase::Body))
     }
 
     /// The first `bytes` of what is left, for an answer that turned out to be short.

@@ -151,7 +151,7 @@ impl Resolver for Scripted {
         } else {
             answers.front().cloned()
         };
-        Box::pin(async move { answer.ok_or(ResolveFailed) })
+        Box::pin(async move { answer.ok_or(ResolveFailed::NoAnswer) })
     }
 }
 
@@ -570,4 +570,51 @@ async fn proxy_variables_are_ignored() {
         .await
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+/// So long that none of these tests ends by a deadline.
+fn patient() -> Client {
+    let limits = ClientLimits {
+        headers_timeout: Duration::from_mins(1),
+        total_timeout: Duration::from_mins(1),
+        ..ClientLimits::default()
+    };
+    Client::new(allowing("127.0.0.0/8"), limits)
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_a_protocol_failure() {
+    for interim in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n",
+    ] {
+        let server = Server::start(move |mut stream| async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let many = interim.repeat(100);
+            while stream.write_all(many.as_bytes()).await.is_ok() {}
+        })
+        .await;
+        let failure = get(&patient(), server.url("127.0.0.1")).await.unwrap_err();
+        assert_eq!(failure, Failure::Protocol, "{interim}");
+    }
+}
+
+#[tokio::test]
+async fn some_interim_answers_and_a_long_body_are_as_good_as_any() {
+    const BODY: usize = 4 * 1024 * 1024;
+    let server = Server::start(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(20);
+        let head = format!("{interim}HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..BODY / 4096 {
+            stream.write_all(&[b'x'; 4096]).await.unwrap();
+        }
+    })
+    .await;
+    let mut request = Request::new(Method::GET, server.url("127.0.0.1"), Vec::new());
+    request.keep_bytes = BODY;
+    let answer = patient().send(request).await.unwrap();
+    assert_eq!((answer.status, answer.truncated), (200, false));
+    assert_eq!(answer.body_excerpt.len(), BODY);
 }

@@ -150,3 +150,38 @@ async fn one_that_never_answers_runs_into_the_headers_deadline() {
         assert_eq!(failure, Failure::Timeout(Phase::Headers));
     }
 }
+
+/// A frame of HTTP/2 of this type, on the connection itself.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, 0, 0, 0, 0, 0], payload].concat()
+}
+
+#[tokio::test]
+async fn frames_without_end_that_carry_nothing_end_the_connection() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    let authority = Authority::new();
+    for (kind, payload) in [(PING, vec![0; 8]), (SETTINGS, Vec::new())] {
+        let url = bare_server(&authority, move |stream| async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            // What it answers is taken, or it would stop to read.
+            tokio::spawn(
+                async move { while read.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {} },
+            );
+            let mut sent = write.write_all(&frame(SETTINGS, &[])).await;
+            let many = frame(kind, &payload).repeat(100);
+            while sent.is_ok() {
+                sent = write.write_all(&many).await;
+            }
+        })
+        .await;
+        let client = authority.client_within(ClientLimits {
+            headers_timeout: Duration::from_mins(1),
+            total_timeout: Duration::from_mins(1),
+            ..ClientLimits::default()
+        });
+        let failure = client.send(Request::post(url, "{}")).await.unwrap_err();
+        assert_eq!(failure, Failure::Protocol, "frames of type {kind}");
+    }
+}
