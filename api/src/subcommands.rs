@@ -22,7 +22,7 @@ use domain::{
     permits::{Bounds, Full, Permit, Permits},
     signature,
 };
-use outbound::{Client, ClientLimits, Request};
+use outbound::{Client, ClientLimits, Failure, Request};
 use persistence::{Answer, SubcommandCall};
 
 use crate::{
@@ -100,8 +100,14 @@ impl Subcommands {
         metrics::gauge!("stationmaster_subcommand_calls_in_flight").set(f64::from(count));
     }
 
-    /// Makes the call. Never fails: whatever happens is what came of it.
-    async fn make(&self, call: &SubcommandCall, id: CallId, sent: Sent<'_>) -> SubcommandAnswer {
+    /// Makes the call. Whatever happens is what came of it; it fails only where nothing was sent
+    /// since this process is short of something of its own.
+    async fn make(
+        &self,
+        call: &SubcommandCall,
+        id: CallId,
+        sent: Sent<'_>,
+    ) -> Result<SubcommandAnswer, Problem> {
         let began = Instant::now();
         let made = match &call.bearer {
             None => Err(CallError::NoSubcommandBearer),
@@ -109,6 +115,11 @@ impl Subcommands {
             Some(bearer) => {
                 let request = request(call, bearer, id, sent);
                 let sent = self.client.send(request).await;
+                if sent.as_ref().err() == Some(&Failure::OwnShortage) {
+                    let detail =
+                        "The call was not made: this server is short of something of its own.";
+                    return Err(Problem::new(Code::Overloaded, detail).retry_after(1));
+                }
                 sent.map(|response| (response, bearer))
                     .map_err(CallError::from)
             }
@@ -127,7 +138,7 @@ impl Subcommands {
         metrics::counter!("stationmaster_subcommand_calls_total", "outcome" => outcome)
             .increment(1);
         metrics::histogram!("stationmaster_subcommand_call_seconds").record(took.as_secs_f64());
-        answer
+        Ok(answer)
     }
 }
 
@@ -221,6 +232,7 @@ impl Subcommands {
         let answer = self.make(&call, call_id, sent).await;
         drop(permit);
         self.count_in_flight();
+        let answer = answer?;
         let context = self.app.context(request, who.0.actor(), None);
         let record = answer.record((call_id, call.attempt), &name.0);
         if let Err(error) = scoped.record_call(&context, id, &record).await {

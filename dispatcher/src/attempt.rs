@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain::{Timestamp, retry::Schedule, signature};
-use outbound::{Client, Request, Response, safe_excerpt};
+use outbound::{Client, Failure, Request, Response, safe_excerpt};
 use persistence::{DueDelivery, Next, Outcome, Store, Target};
 use secrecy::ExposeSecret as _;
 
@@ -19,14 +19,18 @@ const GONE: u16 = 410;
 pub(crate) const STATUS: &str = "status";
 /// The class of a delivery that can't be signed, and so is not sent.
 const UNSIGNED: &str = "no_signing_secret";
+/// The classes of what is not sent since a part of the endpoint, or the event, can't be read as
+/// it is stored.
+const UNREADABLE: (&str, &str) = ("endpoint_unreadable", "event_unreadable");
 
-/// Makes one try. Never fails: whatever happens is an outcome.
+/// Makes one try. Whatever happens is an outcome; nothing only where this process was short of
+/// something of its own, which says nothing of the receiver.
 pub(crate) async fn make(
     store: &Store,
     client: &Client,
     schedule: &Schedule,
     start: Start,
-) -> Outcome {
+) -> Option<Outcome> {
     let at = store.now();
     let began = Instant::now();
     let Start {
@@ -37,14 +41,21 @@ pub(crate) async fn make(
         ..
     } = start;
     let (id, attempt) = (due.id, due.attempt);
-    let sent = if target.secrets.is_empty() {
+    let sent = if target.unreadable {
+        Err(UNREADABLE.0)
+    } else if due.body.is_empty() {
+        Err(UNREADABLE.1)
+    } else if target.secrets.is_empty() {
         Err(UNSIGNED)
     } else {
         client
             .send(request(&target, &due, at))
             .await
-            .map_err(outbound::Failure::code)
+            .map_err(|failure| failure.code())
     };
+    if sent.as_ref().err() == Some(&Failure::OwnShortage.code()) {
+        return None;
+    }
     let latency = began.elapsed();
     let error = match &sent {
         Ok(response) if (200..=299).contains(&response.status) => None,
@@ -63,7 +74,7 @@ pub(crate) async fn make(
     let excerpt = response
         .as_ref()
         .map(|response| safe_excerpt(&response.body_excerpt));
-    Outcome {
+    Some(Outcome {
         key,
         fence,
         id,
@@ -74,7 +85,7 @@ pub(crate) async fn make(
         latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
         excerpt: excerpt.filter(|text| !text.is_empty()),
         next,
-    }
+    })
 }
 
 /// The request, signed for this moment.

@@ -310,6 +310,15 @@ impl Board {
         }
     }
 
+    /// When deliveries are due has changed: all that is queued is read again.
+    pub(crate) fn read_anew(&mut self) {
+        let held = self.endpoints.values().filter(|one| one.fence.is_some());
+        let held: Vec<EndpointKey> = held.map(|one| one.key).collect();
+        for key in held {
+            self.with(key, Endpoint::read_anew);
+        }
+    }
+
     /// Endpoints whose targets are older than `fresh` and are needed.
     pub(crate) fn stale(&mut self, now: Instant, fresh: Duration) -> Vec<EndpointKey> {
         self.stale.clear();
@@ -510,6 +519,15 @@ impl Board {
         };
         self.with(key, |endpoint| endpoint.unsent(id, probe, now));
         self.make_room(key.publisher);
+    }
+
+    /// The same since this process is short of something of its own; none goes there before `until`.
+    pub(crate) fn short_of(&mut self, flight: u64, until: Instant, now: Instant) {
+        if let Some(flight) = self.flights.get(&flight) {
+            let key = flight.key;
+            self.with(key, |endpoint| endpoint.rest(until));
+        }
+        self.unsent(flight, now);
     }
 
     /// A request is under way no more.

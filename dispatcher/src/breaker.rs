@@ -83,6 +83,16 @@ impl Breaker {
         }
     }
 
+    /// The probe was not made, which tells nothing: another may go out at once.
+    pub(crate) fn unprobed(&mut self, now: Instant) {
+        if let Self::Probing { failed_probes } = *self {
+            *self = Self::Open {
+                failed_probes,
+                until: now,
+            };
+        }
+    }
+
     /// Any success tells that the endpoint lives.
     pub(crate) fn succeeded(&mut self) {
         *self = Self::Closed { failures: 0 };
@@ -118,6 +128,15 @@ mod tests {
             breaker.failed(false, now);
         }
         breaker
+    }
+
+    #[test]
+    fn a_probe_that_was_not_made_tells_nothing() {
+        let now = Instant::now();
+        let mut breaker = Breaker::Probing { failed_probes: 3 };
+        breaker.unprobed(now);
+        assert_eq!(breaker.gate(now), Gate::Probe);
+        assert_eq!(breaker.left(now).0, OPENS_AFTER + 3);
     }
 
     #[test]

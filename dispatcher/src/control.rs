@@ -37,6 +37,9 @@ const REFRESH: Duration = Duration::from_millis(400);
 const ELSEWHERE: Duration = Duration::from_secs(1);
 /// The pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How long an endpoint is left alone after a request to it could not be made for want of something
+/// of our own.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// The shortest time between two looks at all endpoints.
 const POLL_MIN: Duration = Duration::from_millis(100);
 /// Endpoints of one statement.
@@ -66,6 +69,8 @@ pub(crate) enum Note {
     Ended(u64, Option<Outcome>),
     /// A request was not made.
     Unsent(u64),
+    /// A request could not be made for want of something of our own.
+    Short(u64),
     /// Outcomes were recorded, or not.
     Recorded(Vec<Recorded>),
 }
@@ -239,6 +244,11 @@ impl Control {
                 self.rung(key);
             }
         }
+        if written.stepped {
+            self.timers.clear();
+            self.board.read_anew();
+            self.next_poll = self.last_poll;
+        }
         if written.others {
             self.next_poll = self.next_poll.min(self.last_poll + POLL_MIN);
         }
@@ -271,6 +281,11 @@ impl Control {
             }
             Note::Ended(flight, outcome) => self.ended(flight, outcome),
             Note::Unsent(flight) => self.board.unsent(flight, Instant::now()),
+            Note::Short(flight) => {
+                let now = Instant::now();
+                let pause = SHORTAGE_PAUSE.mul_f64(domain::random::jitter(0.2));
+                self.board.short_of(flight, now + pause, now);
+            }
             Note::Recorded(all) => all.iter().for_each(|one| self.recorded(one)),
         }
     }
@@ -635,7 +650,8 @@ impl Control {
         };
         tokio::spawn(async move {
             let note = match tokio::spawn(make).await {
-                Ok(Some(outcome)) => Note::Ended(flight, Some(outcome)),
+                Ok(Some(Some(outcome))) => Note::Ended(flight, Some(outcome)),
+                Ok(Some(None)) => Note::Short(flight),
                 Ok(None) => Note::Unsent(flight),
                 Err(error) => {
                     tracing::error!(%error, "a delivery ended early");

@@ -97,6 +97,8 @@ pub(crate) struct Endpoint {
     pub(crate) breaker: Breaker,
     pub(crate) pace: Pace,
     pub(crate) lines: Lines,
+    /// Nothing goes out before this, since something of our own was missing.
+    rests_until: Option<Instant>,
     busy_at: Instant,
 }
 
@@ -129,6 +131,7 @@ impl Endpoint {
             breaker: Breaker::Closed { failures: 0 },
             pace: Pace::Unknown,
             lines: Lines::default(),
+            rests_until: None,
             busy_at: now,
         }
     }
@@ -182,6 +185,12 @@ impl Endpoint {
         let waiting = std::mem::take(&mut self.waiting);
         self.queued_bytes -= waiting.iter().map(|due| due.body.len()).sum::<usize>();
         waiting
+    }
+
+    /// What is queued counts no more: it is read again.
+    pub(crate) fn read_anew(&mut self) {
+        self.clear();
+        self.dirty = true;
     }
 
     pub(crate) fn rung(&mut self) {
@@ -364,6 +373,9 @@ impl Endpoint {
         let Some(target) = &self.target else {
             return Go::Wait;
         };
+        if let Some(later) = self.rests_until.filter(|at| *at > now) {
+            return Go::At(later);
+        }
         let own = target
             .max_in_flight
             .and_then(|own| usize::try_from(own).ok());
@@ -439,8 +451,13 @@ impl Endpoint {
         self.clear();
         self.dirty = true;
         if probe {
-            self.breaker.failed(probe, now);
+            self.breaker.unprobed(now);
         }
+    }
+
+    /// Nothing goes out before `until`.
+    pub(crate) fn rest(&mut self, until: Instant) {
+        self.rests_until = Some(until);
     }
 
     /// An outcome is dealt with: recorded, or not to be. `waits` says that the delivery may still

@@ -37,6 +37,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// against another process.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a message waits that could not be sent for want of something of our own.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
+
 /// The class of a message whose train has no webhook any more, or one that does not open.
 const NO_WEBHOOK: &str = "no_webhook";
 /// The class of a message that is not sent since it is too old to be of use.
@@ -156,7 +159,12 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
     if claimed.elapsed() > BEGIN_WITHIN {
         return;
     }
-    let (error, retry_at) = attempt(&store, &client, &schedule, &due).await;
+    let Some((error, retry_at)) = attempt(&store, &client, &schedule, &due).await else {
+        if let Err(error) = store.system().return_notice(&due, SHORTAGE_PAUSE).await {
+            tracing::warn!(notice = %due.id, %error, "a message that could not be sent waits for its lease to end");
+        }
+        return;
+    };
     let outcome = NoticeOutcome {
         publisher: due.publisher,
         id: due.id,
@@ -178,15 +186,24 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
 /// The class of error, if it failed, and when the next try is due.
 type Ended = (Option<&'static str>, Option<Timestamp>);
 
-async fn attempt(store: &Store, client: &Client, schedule: &Schedule, due: &DueNotice) -> Ended {
+/// Nothing where this process was short of something of its own.
+async fn attempt(
+    store: &Store,
+    client: &Client,
+    schedule: &Schedule,
+    due: &DueNotice,
+) -> Option<Ended> {
     if store.now().since(due.created_at) > STALE_AFTER {
-        return (Some(STALE), None);
+        return Some((Some(STALE), None));
     }
     let Some(webhook) = &due.webhook else {
-        return (Some(NO_WEBHOOK), None);
+        return Some((Some(NO_WEBHOOK), None));
     };
     let sent = client.send(request(webhook, due)).await;
-    ended(&sent, schedule, due.attempt, store.now())
+    if sent.as_ref().err() == Some(&Failure::OwnShortage) {
+        return None;
+    }
+    Some(ended(&sent, schedule, due.attempt, store.now()))
 }
 
 fn ended(

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain::oauth::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
-use outbound::Request;
+use outbound::{Failure, Request};
 use secrecy::ExposeSecret as _;
 
 use crate::Refresher;
@@ -11,6 +11,32 @@ use crate::Refresher;
 /// From the start to the last header of the answer, and to its end.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why there is no grant.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AskError {
+    /// The endpoint gave none.
+    #[error("{}", .0.reason)]
+    Endpoint(TokenError),
+    /// It was not asked: this process is short of something of its own.
+    #[error("this server is short of something of its own; try again in a moment")]
+    OwnShortage,
+}
+
+impl AskError {
+    const fn reason(&self) -> &'static str {
+        match self {
+            Self::Endpoint(error) => error.reason,
+            Self::OwnShortage => "own_shortage",
+        }
+    }
+}
+
+impl From<TokenError> for AskError {
+    fn from(error: TokenError) -> Self {
+        Self::Endpoint(error)
+    }
+}
 
 /// Asks once, and a second time only if the endpoint does not know a client by its header: some
 /// take the secret in the body alone (RFC 6749 §2.3.1 leaves that to them). A client that is not
@@ -23,18 +49,16 @@ pub(crate) async fn ask(
     url: &str,
     client: Client<'_>,
     ask: Ask<'_>,
-) -> Result<Grant, TokenError> {
+) -> Result<Grant, AskError> {
     let began = Instant::now();
     let mut answer = once(refresher, url, client, ask, ClientAuth::Basic).await;
     if client.secret.is_some()
-        && let Err(error) = &answer
+        && let Err(AskError::Endpoint(error)) = &answer
         && error.reason == "invalid_client"
     {
         answer = once(refresher, url, client, ask, ClientAuth::Body).await;
     }
-    let outcome = answer
-        .as_ref()
-        .map_or_else(|error| error.reason, |_| "granted");
+    let outcome = answer.as_ref().map_or_else(AskError::reason, |_| "granted");
     metrics::histogram!("stationmaster_token_endpoint_seconds", "outcome" => outcome)
         .record(began.elapsed().as_secs_f64());
     answer
@@ -46,7 +70,7 @@ async fn once(
     client: Client<'_>,
     ask: Ask<'_>,
     auth: ClientAuth,
-) -> Result<Grant, TokenError> {
+) -> Result<Grant, AskError> {
     let (form, header) = client.request(ask, auth);
     let mut request = Request::post(url, form.as_bytes().to_vec());
     request.keep_bytes = ANSWER_BYTES;
@@ -63,12 +87,18 @@ async fn once(
         add("authorization", header.expose_secret());
     }
     let response = refresher.http().send(request).await;
-    let response = response.map_err(|failure| TokenError::passing(failure.code()))?;
+    let response = response.map_err(|failure| match failure {
+        Failure::OwnShortage => AskError::OwnShortage,
+        failure => TokenError::passing(failure.code()).into(),
+    })?;
     if response.truncated {
-        return Err(TokenError::passing("answer_too_long"));
+        return Err(TokenError::passing("answer_too_long").into());
     }
-    read_answer(response.status, &response.body_excerpt).map_err(|error| TokenError {
-        retry_after: response.asked_wait(refresher.now().ms()),
-        ..error
+    read_answer(response.status, &response.body_excerpt).map_err(|error| {
+        let retry_after = response.asked_wait(refresher.now().ms());
+        AskError::Endpoint(TokenError {
+            retry_after,
+            ..error
+        })
     })
 }

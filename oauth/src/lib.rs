@@ -8,9 +8,10 @@
 mod endpoint;
 mod refresher;
 
+pub use endpoint::AskError;
 pub use refresher::{RefreshError, Refresher};
 
-use domain::oauth::{Ask, Client, Grant, TokenError};
+use domain::oauth::{Ask, Client, Grant};
 
 impl Refresher {
     /// Trades the code of a login for tokens.
@@ -22,7 +23,7 @@ impl Refresher {
         token_url: &str,
         client: Client<'_>,
         code: Ask<'_>,
-    ) -> Result<Grant, TokenError> {
+    ) -> Result<Grant, AskError> {
         endpoint::ask(self, token_url, client, code).await
     }
 }

@@ -24,7 +24,7 @@ use persistence::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use crate::endpoint;
+use crate::endpoint::{self, AskError};
 
 /// Most requests to token endpoints under way in a process, and of one publisher: endpoints that
 /// hang hold up nobody else's refreshes.
@@ -301,9 +301,18 @@ impl Refresher {
         };
         match endpoint::ask(self, &lease.token_url, client, ask).await {
             Ok(grant) => keep(scoped, lease, context, &grant, asked_at).await,
-            Err(error) => {
+            Err(AskError::Endpoint(error)) => {
                 self.failed(scoped, lease, context, &error).await;
                 Err(RefreshError::Upstream(error.reason.to_owned()))
+            }
+            Err(error @ AskError::OwnShortage) => {
+                count("own_shortage");
+                // The account is as good, and as due, as before.
+                if let Err(error) = scoped.return_refresh(lease).await {
+                    let account = lease.account;
+                    tracing::warn!(%account, %error, "a refresh that was not made waits for its lease to end");
+                }
+                Err(StoreError::Unavailable(error.to_string()).into())
             }
         }
     }

@@ -31,6 +31,7 @@ use crate::{
     scope::{Scoped, System},
     sql::{self, Sql, padded},
     trains::notices_of,
+    unreadable,
 };
 
 /// Due messages among which one claim chooses.
@@ -311,6 +312,26 @@ impl System {
         Ok(row.map(at).transpose()?.map(Timestamp::from_ms))
     }
 
+    /// Gives back a claimed message that could not be sent for no fault of its receiver: it is due
+    /// again after `wait`, and the try does not count.
+    pub async fn return_notice(&self, due: &DueNotice, wait: Duration) -> Result<(), StoreError> {
+        let backend = self.store.backend();
+        self.store
+            .write(|tx| async move {
+                let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = ");
+                sql.bind(tx.now.plus(wait).ms())
+                    .push(", attempts = attempts - 1 WHERE publisher_id = ")
+                    .bind(due.publisher.uuid())
+                    .push(" AND id = ")
+                    .bind(due.id.uuid())
+                    .push(" AND finished_at IS NULL AND attempts = ")
+                    .bind(i64::from(due.attempt));
+                tx.db().execute_raw(sql.statement(backend)).await?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Writes down how a try ended; answers whether it counted. It does not where the claim ran
     /// out and somebody else has the message, or where it is gone with its train.
     pub async fn record_notice(&self, outcome: NoticeOutcome) -> Result<bool, StoreError> {
@@ -337,6 +358,19 @@ impl System {
     }
 }
 
+/// Ends a message that can't be read: no try of it could be made.
+async fn give_up(tx: &Tx, (owner, id): (Uuid, Uuid)) -> Result<()> {
+    let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = NULL, finished_at = ");
+    sql.bind(tx.now.ms())
+        .push(", last_error = 'unreadable' WHERE publisher_id = ")
+        .bind(owner)
+        .push(" AND id = ")
+        .bind(id);
+    let statement = sql.statement(tx.db().get_database_backend());
+    tx.db().execute_raw(statement).await?;
+    Ok(())
+}
+
 async fn claim(
     store: &Store,
     tx: &Tx,
@@ -346,9 +380,18 @@ async fn claim(
 ) -> Result<Vec<DueNotice>> {
     let backend = tx.db().get_database_backend();
     let statement = claim_sql(backend, tx.now, tx.now.plus(lease), busy, bounds);
-    let rows = Row::find_by_statement(statement.statement(backend))
-        .all(tx.db())
-        .await?;
+    let found = tx.db().query_all_raw(statement.statement(backend)).await?;
+    let mut rows = Vec::with_capacity(found.len());
+    for row in &found {
+        match Row::from_query_result(row, "") {
+            Ok(row) => rows.push(row),
+            Err(error) => {
+                let key = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
+                unreadable::tell("notice", key.0, key.1, &error.into());
+                give_up(tx, key).await?;
+            }
+        }
+    }
     let destinations = destinations(store, tx, &rows).await?;
     let due = |row: Row| {
         let to = destinations.get(&(row.publisher_id, row.train_id)).cloned();
@@ -395,7 +438,7 @@ async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinatio
                 return Err(error);
             }
             Err(error) => {
-                tracing::error!(%publisher, %train, %error, "where a train is told of does not open");
+                unreadable::tell("train", owner, id, &error);
             }
         }
     }

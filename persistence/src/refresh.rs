@@ -33,6 +33,7 @@ use crate::{
     notices::{News, notify},
     scope::{Scope, Scoped, System},
     sql::Sql,
+    unreadable,
 };
 
 /// An account whose time to be refreshed has come.
@@ -354,6 +355,24 @@ impl Scoped {
         })
     }
 
+    /// Gives a refresh back that was not made, for no fault of the endpoint: nothing counts.
+    ///
+    /// # Errors
+    /// `refresh_failed` when the lease was lost.
+    pub async fn return_refresh(&self, lease: &RefreshLease) -> Result<(), StoreError> {
+        let owner = self.scope.uuid();
+        self.store
+            .write(|tx| async move {
+                let change = ActiveModel {
+                    refresh_lease: Set(None),
+                    refresh_lease_until: Set(None),
+                    ..Default::default()
+                };
+                store_under(&tx, owner, lease, change).await
+            })
+            .await
+    }
+
     /// Writes down that a refresh failed and gives the lease back. An account that can't be
     /// refreshed any more is marked so, in the audit log too, and its publisher told by an event;
     /// any other is due again after a wait.
@@ -557,7 +576,14 @@ impl System {
                 version: row.try_get("", "credential_version")?,
             })
         };
-        rows.into_iter().map(read).collect()
+        // One that can't be read keeps nobody else's from being refreshed.
+        let due = rows.into_iter().map(read).filter_map(|one: Result<_>| {
+            one.inspect_err(|error| {
+                unreadable::tell("account", Uuid::nil(), Uuid::nil(), error);
+            })
+            .ok()
+        });
+        Ok(due.collect())
     }
 }
 

@@ -11,6 +11,7 @@ use domain::{
     id::{AccountId, Id as _},
     oauth::{Ask, Client, Grant, LoginRequest},
 };
+use oauth::AskError;
 use outbound::Policy;
 use persistence::{Login, LoginSecrets, NewAccount, OauthClient};
 
@@ -337,11 +338,15 @@ impl Logins {
         };
         let at = self.app.store.now();
         let grant = self.app.refresher.trade(&login.token_url, client, code);
-        let grant = grant.await.map_err(|error| {
-            failed(format!(
-                "The token endpoint gave no tokens: {}.",
-                error.reason
-            ))
+        let grant = grant.await.map_err(|error| match error {
+            AskError::Endpoint(error) => {
+                let reason = error.reason;
+                failed(format!("The token endpoint gave no tokens: {reason}."))
+            }
+            AskError::OwnShortage => {
+                let words = "This server is short of something of its own. Log in again.";
+                Problem::new(Code::Overloaded, words).retry_after(1).into()
+            }
         })?;
         let new = account(&login, secrets, grant, at).ok_or_else(|| {
             let words = "The upstream gave no refresh token. Many give one only for the scope \

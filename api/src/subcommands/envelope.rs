@@ -91,7 +91,8 @@ impl From<Failure> for CallError {
         match failure {
             Failure::Dns => Self::Dns,
             Failure::DestinationRefused(_) => Self::DestinationRefused,
-            Failure::Connect => Self::Connect,
+            // A call that was not made has no envelope: whoever makes calls sees to that.
+            Failure::Connect | Failure::OwnShortage => Self::Connect,
             Failure::Tls => Self::Tls,
             Failure::Timeout(_) => Self::Timeout,
             Failure::Protocol => Self::Protocol,

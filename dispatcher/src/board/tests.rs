@@ -47,6 +47,7 @@ fn target() -> Target {
         rate_limit_per_second: None,
         retry_schedule: None,
         max_in_flight: None,
+        unreadable: false,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use outbound::Resolver;
+use outbound::{ResolveFailed, Resolver};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use tokio::net::TcpSocket;
@@ -197,9 +197,12 @@ async fn without_end(let_in: &Arc<AtomicUsize>) -> Vec<Case> {
     let drips = endless(CHUNKED, small, second, let_in).await;
     let drips_headers = endless(HEAD, b"a: b\r\n".to_vec(), second, let_in).await;
     let never_ends = endless(CHUNKED, large, at_once, let_in).await;
+    let interim = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(100);
+    let interim = endless("", interim, at_once, let_in).await;
     let huge = endless(HUGE, vec![b'x'; 65_536], at_once, let_in).await;
     vec![
         ("drips", drips, None, Some("timeout")),
+        ("never comes to its answer", interim, None, Some("protocol")),
         ("drips headers", drips_headers, None, Some("timeout")),
         ("never ends", never_ends, Some(200), None),
         ("sends 1 GB", huge, Some(200), None),
@@ -320,5 +323,38 @@ async fn a_name_that_moves_to_a_private_address_is_refused_there() {
     let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
     assert_eq!(attempts[0].error.as_deref(), Some("destination_refused"));
     assert_eq!(receiver.received().len(), 1);
+    end(world, dispatcher, stop).await;
+}
+
+/// Can't ask for names at first.
+struct Short(AtomicUsize);
+
+impl Resolver for Short {
+    fn addresses<'a>(&'a self, _name: &'a str) -> outbound::Answer<'a> {
+        let left = self.0.load(Ordering::Relaxed);
+        self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        Box::pin(async move {
+            if left > 0 {
+                return Err(ResolveFailed::OwnShortage);
+            }
+            Ok(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_this_process_is_short_of_is_no_attempt() {
+    // One try alone.
+    let world = World::new("").await;
+    let receiver = Receiver::start(vec![reply(204)]).await;
+    let resolver = Arc::new(Short(AtomicUsize::new(2)));
+    let client = Client::with_resolver(policy(), limits(), resolver);
+    let (dispatcher, stop) = world.start_with(client);
+    let url = format!("http://short.example.test:{}/", receiver.address.port());
+    let endpoint = world.endpoint(url, false).await;
+    world.event(endpoint).await;
+    let (delivery, attempts) = world.until_status(endpoint, "succeeded").await;
+    assert_eq!((delivery.attempts, attempts.len()), (1, 1), "{attempts:?}");
+    assert_eq!(attempts[0].error, None);
     end(world, dispatcher, stop).await;
 }
