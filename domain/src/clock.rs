@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -102,6 +102,14 @@ impl fmt::Display for Timestamp {
 pub trait Clock: Send + Sync + 'static {
     /// The present moment.
     fn now(&self) -> Timestamp;
+
+    /// Whether it runs on by itself, whatever is done to the machine's clock, until it is steered.
+    fn is_steady(&self) -> bool {
+        false
+    }
+
+    /// Takes `to` for the present moment, if it can be steered.
+    fn steer(&self, _to: Timestamp) {}
 }
 
 /// The machine's clock.
@@ -118,6 +126,51 @@ impl Clock for SystemClock {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         Timestamp::from_ms(i64::try_from(since_epoch.as_millis()).unwrap_or(MAX_MS))
+    }
+}
+
+/// A clock that starts with the machine's time and then runs on by itself: what is done to the
+/// machine's clock shows only once somebody steers this one.
+#[derive(Debug)]
+pub struct SteadyClock {
+    began: Instant,
+    at_beginning: AtomicI64,
+}
+
+impl SteadyClock {
+    /// A clock that shows the machine's time now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            at_beginning: AtomicI64::new(SystemClock.now().0),
+        }
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.began.elapsed().as_millis()).unwrap_or(MAX_MS)
+    }
+}
+
+impl Default for SteadyClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SteadyClock {
+    fn now(&self) -> Timestamp {
+        let at_beginning = self.at_beginning.load(Ordering::Relaxed);
+        Timestamp::from_ms(at_beginning.saturating_add(self.elapsed_ms()))
+    }
+
+    fn is_steady(&self) -> bool {
+        true
+    }
+
+    fn steer(&self, to: Timestamp) {
+        let at_beginning = to.0.saturating_sub(self.elapsed_ms());
+        self.at_beginning.store(at_beginning, Ordering::Relaxed);
     }
 }
 
@@ -143,6 +196,10 @@ impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_ms(self.0.load(Ordering::SeqCst))
     }
+
+    fn steer(&self, to: Timestamp) {
+        self.0.store(to.0, Ordering::SeqCst);
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +211,16 @@ mod tests {
     fn shows_three_decimals_in_utc() {
         let at = Timestamp::parse("2026-02-03T04:05:06.7891+01:00").unwrap();
         assert_eq!(at.to_string(), "2026-02-03T03:05:06.789Z");
+    }
+
+    #[test]
+    fn a_steady_clock_goes_on_from_where_it_is_steered_to() {
+        let clock = SteadyClock::new();
+        assert!(clock.now() >= clock.now().minus(Duration::from_secs(1)));
+        let to = Timestamp::from_ms(1_000_000);
+        clock.steer(to);
+        let now = clock.now();
+        assert!(now >= to && now < to.plus(Duration::from_mins(1)));
     }
 
     proptest! {

@@ -14,13 +14,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Settings,
+    ROUND, Settings,
     job::{Kind, Schedule},
     rest::Batches,
 };
 
 /// How long a job is ours without a sign of life.
 const LEASE: Duration = Duration::from_mins(5);
+/// The shortest time between two looks that nobody asked for.
+const LOOK_MIN: Duration = Duration::from_millis(100);
 /// How often a job under way gives one.
 const KEEP_EVERY: Duration = Duration::from_mins(1);
 /// A job that failed is due again after this, if its schedule is not sooner.
@@ -97,9 +99,14 @@ impl Worker {
     /// Looks at one job whenever the bell rings, until the end.
     pub(crate) async fn serve(self: Arc<Self>, kind: Kind, schedule: Schedule, bell: Arc<Notify>) {
         loop {
+            // The scheduler waits by the machine's clock, and stands still for as long as that is set
+            // back; this waits by one that nobody sets.
+            let now = self.store.now();
+            let wait = schedule.next(now).map_or(ROUND, |next| next.since(now));
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = bell.notified() => {}
+                () = tokio::time::sleep(wait.clamp(LOOK_MIN, ROUND)) => {}
             }
             // A task of its own, so that a panic ends this look and not the job for good.
             let look = Arc::clone(&self).look(kind, schedule.clone());

@@ -360,6 +360,10 @@ impl Db {
         self.dispatch.as_ref().map_or(&self.pool, |own| &own.load)
     }
 
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }

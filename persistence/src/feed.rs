@@ -5,7 +5,10 @@
 //! second whether there is more by now, and if so reads that minute again. Nothing is written for
 //! a feed, and no producer knows of it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use domain::{
     Timestamp,
@@ -38,6 +41,11 @@ const STRADDLE_MS: i64 = 5_000;
 const RECENT_MS: i64 = 1_000;
 /// How often is counted whether something came late, milliseconds.
 const COUNT_EVERY_MS: i64 = 1_000;
+/// A clock that shows so much less than at the last look was set back.
+const SET_BACK: Duration = Duration::from_secs(2);
+/// How long it may take after that until a feed looks, and what may have been written meanwhile.
+const LOOKED_BY: Duration = Duration::from_secs(1);
+const REWIND: Duration = Duration::from_secs(10);
 /// Most identifiers remembered. Beyond, those count as settled that have waited longest.
 const SEEN_MAX: usize = 100_000;
 /// Identifiers read at once.
@@ -80,6 +88,8 @@ pub struct Feed {
     wanted: VecDeque<Uuid>,
     scan: Option<Scan>,
     counted_at: Option<Timestamp>,
+    /// When it last looked.
+    looked_at: Timestamp,
 }
 
 /// The lowest identifier of a moment.
@@ -111,7 +121,13 @@ impl Scoped {
         let now = self.store.now();
         let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |place| {
             let back = ms_of(place.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
-            back.max(place.since.ms() - STRADDLE_MS)
+            let back = back.max(place.since.ms() - STRADDLE_MS);
+            // A place that lies ahead is from before the clock was set back.
+            if back > now.ms() {
+                now.ms() - SETTLED_AFTER_MS
+            } else {
+                back
+            }
         });
         let mut feed = Feed {
             scoped: self.clone(),
@@ -123,6 +139,7 @@ impl Scoped {
             wanted: VecDeque::new(),
             scan: None,
             counted_at: None,
+            looked_at: now,
         };
         if from.is_none() {
             // What is there already was before.
@@ -193,6 +210,10 @@ impl Feed {
     /// Reads on by one part; answers whether there is more.
     async fn look(&mut self) -> Result<bool> {
         let now = self.scoped.store.now();
+        if now.plus(SET_BACK) < self.looked_at {
+            self.rewind(now).await?;
+        }
+        self.looked_at = now;
         let mut scan = match self.scan.take() {
             Some(scan) => scan,
             None => self.begin(now).await?,
@@ -229,6 +250,26 @@ impl Feed {
             self.counted_at = Some(now);
         }
         Ok(more)
+    }
+
+    /// The clock was set back: new events sort below what was looked at. What lies ahead of the
+    /// clock is from before, and counts as seen.
+    async fn rewind(&mut self, now: Timestamp) -> Result<()> {
+        let ahead = first_of(now.plus(LOOKED_BY).ms());
+        let before: Vec<Uuid> = self
+            .above(ahead)
+            .select_only()
+            .column(events::Column::Id)
+            .order_by_desc(events::Column::Id)
+            .limit(u64::try_from(SEEN_MAX).unwrap_or(u64::MAX))
+            .into_tuple()
+            .all(self.scoped.store.read())
+            .await?;
+        self.seen.extend(before);
+        self.floor = self.floor.min(first_of(now.minus(REWIND).ms()));
+        self.scan = None;
+        self.counted_at = None;
+        Ok(())
     }
 
     async fn begin(&mut self, now: Timestamp) -> Result<Scan> {

@@ -216,6 +216,7 @@ impl Store {
             .await
             .map_err(|e| OpenError::Unreachable(e.to_string()))?;
         let (store, inlet) = Self::assemble(db, options.master_keys);
+        store.start_time().await?;
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
         // Before anything is spawned that would outlive a failure.
@@ -226,6 +227,7 @@ impl Store {
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
         tasks.spawn(store.clone().poll_loop(stop.clone()));
+        tasks.spawn(store.clone().time_loop(stop.clone()));
         tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(options) = store.inner.db.notifies() {
             let (inner, stop) = (Arc::clone(&store.inner), stop.clone());

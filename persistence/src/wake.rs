@@ -51,6 +51,8 @@ pub struct Written {
     /// By this process: endpoints or secrets of these changed, so that what was read of them
     /// before no longer holds.
     pub changed: BTreeSet<PublisherId>,
+    /// The time was set: what was read of when deliveries are due no longer holds.
+    pub stepped: bool,
 }
 
 /// What the dispatcher is to be told.
@@ -68,9 +70,10 @@ impl Untold {
             endpoints,
             others,
             changed,
+            stepped,
             ..
         } = &self.written;
-        endpoints.is_empty() && !others && changed.is_empty() && self.handed.is_empty()
+        !stepped && endpoints.is_empty() && !others && changed.is_empty() && self.handed.is_empty()
     }
 
     fn look_for(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
@@ -200,6 +203,11 @@ impl Wake {
         if !untold.is_empty() {
             self.written_bell.notify_one();
         }
+    }
+
+    /// The time was set.
+    pub(crate) fn stepped(&self) {
+        self.tell(|untold| untold.written.stepped = true);
     }
 
     fn wrote(&self, endpoints: impl Iterator<Item = (Uuid, Uuid)>) {

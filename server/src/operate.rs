@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use domain::{
-    clock::SystemClock,
+    clock::SteadyClock,
     id::{Id as _, PublisherId},
     seal::MasterKeys,
 };
@@ -31,7 +31,7 @@ pub(crate) fn store_options(
     Options {
         database_url: database.url.expose_secret().to_owned(),
         master_keys,
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(SteadyClock::new()),
         max_connections: config.database_connections,
         sqlite_synchronous_full: config.sqlite_synchronous_full,
         write_batch_max: config.write_batch_max,

@@ -228,3 +228,22 @@ async fn whoever_follows_is_woken() {
         woken.unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_hides_nothing() {
+    for fixture in engines().await {
+        let acme = house(&fixture, "acme", &[]).await;
+        let mut feed = acme.feed(every(), None).await.unwrap();
+        let before = event(&fixture, &acme, "order.paid").await;
+        assert_eq!(all(&mut feed).await, [before]);
+        let back = Duration::from_hours(1);
+        domain::Clock::steer(&*fixture.clock, fixture.store.now().minus(back));
+        let after = event(&fixture, &acme, "order.paid").await;
+        assert_eq!(all(&mut feed).await, [after]);
+        // One that goes on from a place that lies ahead finds it too.
+        let place = feed.after(before);
+        let mut resumed = acme.feed(every(), Some(place)).await.unwrap();
+        assert!(all(&mut resumed).await.contains(&after));
+        fixture.store.close().await;
+    }
+}
