@@ -36,6 +36,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     quota::over_quota,
     scope::{Scoped, System},
+    unreadable,
 };
 
 /// A secret of an endpoint, without what it is.
@@ -84,6 +85,8 @@ pub(crate) struct OwnSecrets {
     pub(crate) signing: Vec<SecretString>,
     /// When the first of them expires.
     pub(crate) until: Option<Timestamp>,
+    /// Whether one of them does not open.
+    pub(crate) unreadable: bool,
 }
 
 fn kind_of(row: &endpoint_secrets::Model) -> Result<Signing> {
@@ -449,14 +452,21 @@ impl System {
             .all(self.store.read())
             .await?;
         for row in rows {
-            let keys = self
-                .store
-                .inner
-                .keys
-                .of(self.store.read(), row.publisher_id);
-            let secret = open(&keys.await?.data, &row)?;
             let found = own.entry((row.publisher_id, row.endpoint_id)).or_default();
-            found.signing.push(secret);
+            let ring = &self.store.inner.keys;
+            let keys = match ring.of(self.store.read(), row.publisher_id).await {
+                Ok(keys) => keys,
+                Err(error) if error.passes() => return Err(error),
+                // None of its publisher's secrets opens: all its endpoints wait.
+                Err(_) => continue,
+            };
+            match open(&keys.data, &row) {
+                Ok(secret) => found.signing.push(secret),
+                Err(error) => {
+                    unreadable::tell("endpoint_secret", row.publisher_id, row.id, &error);
+                    found.unreadable = true;
+                }
+            }
             let expires = row.expires_at.map(Timestamp::from_ms);
             found.until = found.until.into_iter().chain(expires).min();
         }

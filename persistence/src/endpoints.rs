@@ -28,13 +28,14 @@ use crate::{
     endpoint_secrets::{equip, name_keys},
     entity::{credentials, deliveries, webhook_endpoints},
     error::{Result, StoreError, damaged},
-    events::{Event, emit_to},
+    events::{Event, Listener, emit_to},
     health::{Health, forget_failures, health_of},
     page::{Page, PageRequest},
     pipelines::check_known,
     quota::{over_quota, quotas_of},
     replays::{NewReplay, Replay, end_all_of, start_in},
     scope::Scoped,
+    unreadable,
 };
 
 /// Why an endpoint is disabled that its publisher disabled.
@@ -81,6 +82,8 @@ pub struct Endpoint {
     pub key_set: Option<KeySetId>,
     /// How tries at it went lately.
     pub health: Health,
+    /// Whether a part of it can't be read as it is stored; nothing is delivered to it then.
+    pub unreadable: bool,
     /// How deliveries go out.
     pub sending: Sending,
     /// Counts changes of this row.
@@ -167,28 +170,64 @@ fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
     schedule.map(ToString::to_string)
 }
 
-impl Endpoint {
-    fn of_row(row: webhook_endpoints::Model) -> Result<Self> {
-        let sending = Sending::of_row(&row)?;
+/// The parts of an endpoint that are stored as text; empty where they can't be read.
+#[derive(Default)]
+struct Texts {
+    sending: Sending,
+    event_types: Vec<String>,
+    pipelines: Option<Vec<Slug>>,
+    headers: BTreeMap<String, String>,
+    signing: Signing,
+}
+
+impl Texts {
+    fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {
+        // What producers go by.
+        Listener::of_endpoint(row)?;
         Ok(Self {
-            id: EndpointId::from_uuid(row.id),
-            url: row.url,
-            description: row.description,
+            sending: Sending::of_row(row)?,
             event_types: serde_json::from_str(&row.event_types)
                 .map_err(|_| damaged("list of event types"))?,
             pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
             headers: serde_json::from_str(&row.headers).map_err(|_| damaged("list of headers"))?,
+            signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
+        })
+    }
+}
+
+impl Endpoint {
+    /// One whose texts can't be read is shown without them, so that its owner sees it, among the
+    /// others, and can set them anew.
+    fn of_row(row: webhook_endpoints::Model) -> Self {
+        let texts = Texts::of_row(&row)
+            .inspect_err(|error| unreadable::tell("endpoint", row.publisher_id, row.id, error));
+        let unreadable = texts.is_err();
+        let Texts {
+            sending,
+            event_types,
+            pipelines,
+            headers,
+            signing,
+        } = texts.unwrap_or_default();
+        Self {
+            id: EndpointId::from_uuid(row.id),
+            url: row.url,
+            description: row.description,
+            event_types,
+            pipelines,
+            headers,
             enabled: row.enabled,
             disabled_reason: row.disabled_reason,
             send_bearer: row.send_bearer,
-            signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
+            signing,
             key_set: row.key_set.map(KeySetId::from_uuid),
             health: Health::default(),
+            unreadable,
             sending,
             revision: row.revision,
             created_at: Timestamp::from_ms(row.created_at),
             updated_at: Timestamp::from_ms(row.updated_at),
-        })
+        }
     }
 }
 
@@ -332,7 +371,7 @@ async fn insert(
         .exec_without_returning(tx.db())
         .await?;
     let line = equip(store, tx, &row).await?;
-    Ok((Endpoint::of_row(row)?, line))
+    Ok((Endpoint::of_row(row), line))
 }
 
 /// Writes a new value over an old one; tells whether they differ.
@@ -453,7 +492,7 @@ async fn change(
         // Whoever has the endpoint's secrets at hand reads them anew.
         tx.touches_credentials_of(PublisherId::from_uuid(publisher));
     }
-    let mut changed = [Endpoint::of_row(row)?];
+    let mut changed = [Endpoint::of_row(row)];
     with_health(tx.db(), publisher, &mut changed, tx.now).await?;
     let [endpoint] = changed;
     Ok((endpoint, lines))
@@ -515,7 +554,7 @@ impl Scoped {
             .filter(webhook_endpoints::Column::Id.eq(id.uuid()))
             .one(self.store.read())
             .await?;
-        let mut found = [Endpoint::of_row(row.ok_or_else(Problem::not_found)?)?];
+        let mut found = [Endpoint::of_row(row.ok_or_else(Problem::not_found)?)];
         let (db, now) = (self.store.read(), self.store.now());
         with_health(db, self.scope.uuid(), &mut found, now).await?;
         let [endpoint] = found;
@@ -534,7 +573,9 @@ impl Scoped {
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
         let rows = query.all(self.store.read()).await?;
-        let mut page = page.cut(rows, |row| row.id).try_map(Endpoint::of_row)?;
+        let mut page = page
+            .cut(rows, |row| row.id)
+            .try_map(|row| Ok::<_, StoreError>(Endpoint::of_row(row)))?;
         let (db, now) = (self.store.read(), self.store.now());
         with_health(db, self.scope.uuid(), &mut page.items, now).await?;
         Ok(page)
@@ -562,7 +603,7 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    let patch = wish(&Endpoint::of_row(row.clone())?)?;
+                    let patch = wish(&Endpoint::of_row(row.clone()))?;
                     let (endpoint, lines) = change(&self.store, &tx, owner, row, &patch).await?;
                     let audited = Audited::unchanged(endpoint);
                     let lines = lines.into_iter();

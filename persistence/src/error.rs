@@ -20,6 +20,13 @@ pub enum StoreError {
     Internal(String),
 }
 
+impl StoreError {
+    /// Whether the same call may well succeed in a moment: it says nothing about a row.
+    pub(crate) const fn passes(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Conflict(_))
+    }
+}
+
 impl From<Code> for StoreError {
     fn from(code: Code) -> Self {
         Self::Refused(code.into())

@@ -29,6 +29,7 @@ use crate::{
     page::{Page, PageRequest},
     scope::Scoped,
     sql::{self, Sql},
+    unreadable,
 };
 
 /// An event as consumers get it.
@@ -110,6 +111,12 @@ impl Listener {
     }
 }
 
+/// Whether what an endpoint wants can be read.
+pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> {
+    let pipelines = pipelines.map(str::to_owned);
+    Listener::of_row((Uuid::nil(), types.to_owned(), pipelines, false)).map(drop)
+}
+
 /// Who listens, by publisher.
 pub(crate) async fn listeners(
     tx: &Tx,
@@ -133,8 +140,11 @@ pub(crate) async fn listeners(
         .await?;
     let mut found: HashMap<Uuid, Vec<Listener>> = HashMap::new();
     for (publisher, endpoint, types, pipelines, ordered) in rows {
-        let listener = Listener::of_row((endpoint, types, pipelines, ordered))?;
-        found.entry(publisher).or_default().push(listener);
+        match Listener::of_row((endpoint, types, pipelines, ordered)) {
+            Ok(listener) => found.entry(publisher).or_default().push(listener),
+            // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
+            Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
+        }
     }
     Ok(found)
 }

@@ -31,6 +31,7 @@ use crate::{
     events::emit_beside,
     scope::{Scoped, System},
     sql::Sql,
+    unreadable,
 };
 
 /// The span that tries are counted by, milliseconds.
@@ -337,6 +338,17 @@ impl Scoped {
     }
 }
 
+/// One that can't be read keeps nobody else's from being settled.
+fn alone((owner, endpoint): Key, settled: Result<bool>) -> Result<bool> {
+    match settled {
+        Err(error @ StoreError::Internal(_)) => {
+            unreadable::tell("endpoint", owner, endpoint, &error);
+            Ok(false)
+        }
+        settled => settled,
+    }
+}
+
 impl System {
     /// Does what follows from how endpoints fared, for at most `limit` of each kind: disables
     /// those that are gone or of which every try failed for `disable_after`, and tells publishers
@@ -350,19 +362,21 @@ impl System {
         settled.disabled = self.disable_gone_endpoints().await?;
         let dead = format!("h.failing_since <= {}", now.minus(disable_after).ms());
         for key in self.endpoints_where(&dead, limit).await? {
-            let disabled = self.disable(key, "failing", Some(disable_after)).await?;
-            settled.disabled += u64::from(disabled);
+            let disabled = self.disable(key, "failing", Some(disable_after)).await;
+            settled.disabled += u64::from(alone(key, disabled)?);
         }
         let failing = format!(
             "h.warned_at IS NULL AND h.failing_since <= {}",
             now.minus(WARN_AFTER).ms()
         );
         for key in self.endpoints_where(&failing, limit).await? {
-            settled.warned += u64::from(self.warn(key, disable_after).await?);
+            let warned = self.warn(key, disable_after).await;
+            settled.warned += u64::from(alone(key, warned)?);
         }
         let well = "h.warned_at IS NOT NULL AND h.failing_since IS NULL";
         for key in self.endpoints_where(well, limit).await? {
-            settled.recovered += u64::from(self.tell_recovered(key).await?);
+            let told = self.tell_recovered(key).await;
+            settled.recovered += u64::from(alone(key, told)?);
         }
         Ok(settled)
     }
@@ -374,7 +388,7 @@ impl System {
             .endpoints_where("h.gone_at IS NOT NULL", GONE_BATCH)
             .await?
         {
-            disabled += u64::from(self.disable(key, "gone", None).await?);
+            disabled += u64::from(alone(key, self.disable(key, "gone", None).await)?);
         }
         Ok(disabled)
     }

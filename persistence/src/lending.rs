@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -50,6 +50,9 @@ pub(crate) struct Lending {
     tenants: Cache<Uuid, Arc<Tenant>>,
     usage: usage::Pending,
     cooldowns_polled_ms: AtomicI64,
+    /// Whether anything was ever asked for here. The cache's own count is an estimate, which may
+    /// be none for as long as it likes.
+    used: AtomicBool,
 }
 
 impl Lending {
@@ -61,10 +64,20 @@ impl Lending {
                 .build(),
             usage: usage::Pending::default(),
             cooldowns_polled_ms: AtomicI64::new(0),
+            used: AtomicBool::new(false),
         }
     }
 
+    /// Forgets what is kept of everybody; it is read anew.
+    pub(crate) fn forget_all(&self) {
+        self.tenants.invalidate_all();
+    }
+
     fn tenant(&self, publisher: Uuid) -> Arc<Tenant> {
+        // Before anything is read: a look that misses this began before it.
+        if !self.used.load(Ordering::SeqCst) {
+            self.used.store(true, Ordering::SeqCst);
+        }
         self.tenants
             .get_with(publisher, || Arc::new(Tenant::new(publisher)))
     }

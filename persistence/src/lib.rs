@@ -54,9 +54,11 @@ mod sql;
 mod statistics;
 mod subcommands;
 mod sweeps;
+mod time;
 mod traffic;
 mod train_tokens;
 mod trains;
+mod unreadable;
 mod versions;
 mod wake;
 

@@ -34,6 +34,7 @@ use crate::{
     quota::over_quota,
     scope::{Scoped, System},
     sql::Sql,
+    unreadable,
 };
 
 /// Events that one step looks at.
@@ -540,14 +541,40 @@ impl System {
             if self.waits(key).await? {
                 continue;
             }
-            let (queued, moved) = self
+            let stepped = self
                 .store
                 .write(|tx| async move { step(&tx, key).await })
-                .await?;
-            worked.queued += queued;
-            worked.moved |= moved;
+                .await;
+            match stepped {
+                Ok((queued, moved)) => {
+                    worked.queued += queued;
+                    worked.moved |= moved;
+                }
+                // It, or its endpoint, can't be read: the others' turn comes first until it can.
+                Err(error @ StoreError::Internal(_)) => {
+                    unreadable::tell("replay", key.0, key.1, &error);
+                    self.put_behind(key).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(worked)
+    }
+
+    /// Lets the others go first.
+    async fn put_behind(&self, (owner, id): (Uuid, Uuid)) -> Result<()> {
+        use replays::Column;
+        self.store
+            .write(|tx| async move {
+                replays::Entity::update_many()
+                    .col_expr(Column::LookedAt, tx.now.ms().into())
+                    .filter(Column::PublisherId.eq(owner))
+                    .filter(Column::Id.eq(id))
+                    .exec(tx.db())
+                    .await?;
+                Ok(())
+            })
+            .await
     }
 
     async fn waits(&self, (owner, id): (Uuid, Uuid)) -> Result<bool> {

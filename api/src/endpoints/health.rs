@@ -21,6 +21,9 @@ pub enum State {
     Healthy,
     /// The last try failed.
     Failing,
+    /// A part of it can't be read as it is stored, so nothing is delivered to it. Such parts are
+    /// shown empty; a `PATCH` that sets them mends it.
+    Unreadable,
 }
 
 /// How tries at an endpoint went lately.
@@ -57,6 +60,22 @@ pub struct HealthView {
 )]
 fn share(part: i64, whole: i64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+impl HealthView {
+    /// As an endpoint shows it.
+    pub(super) fn of(endpoint: &Endpoint) -> Self {
+        let view = Self::from(&endpoint.health);
+        let unreadable = endpoint.unreadable
+            || endpoint.health.last_error.as_deref() == Some("endpoint_unreadable")
+                && endpoint.health.consecutive_failures > 0;
+        let state = if unreadable {
+            State::Unreadable
+        } else {
+            view.state
+        };
+        Self { state, ..view }
+    }
 }
 
 impl From<&Health> for HealthView {

@@ -17,6 +17,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     scope::System,
     sql::{Sql, padded},
+    unreadable,
 };
 
 /// Most endpoints that one look finds.
@@ -99,7 +100,7 @@ pub struct DueDelivery {
     pub id: DeliveryId,
     /// What it tells of.
     pub event: EventId,
-    /// The exact text to send and sign.
+    /// The exact text to send and sign. Empty, as no event's is, where it can't be read.
     pub body: Arc<str>,
     /// Which try comes next, from 1.
     pub attempt: i32,
@@ -119,9 +120,9 @@ struct Row {
 }
 
 impl Row {
-    fn of_row(row: &QueryResult) -> Result<Self> {
+    fn of_row(key: EndpointKey, row: &QueryResult) -> Result<Self> {
         Ok(Self {
-            key: EndpointKey::of_row(row)?,
+            key,
             id: row.try_get("", "id")?,
             event: row.try_get("", "event_id")?,
             attempts: row.try_get("", "attempts")?,
@@ -301,8 +302,14 @@ impl System {
         let statement = statement.statement(self.store.backend());
         let mut rows: HashMap<EndpointKey, Vec<Row>> = HashMap::with_capacity(asks.len());
         for row in self.store.inner.db.load().query_all_raw(statement).await? {
-            let row = Row::of_row(&row)?;
-            rows.entry(row.key).or_default().push(row);
+            let key = EndpointKey::of_row(&row)?;
+            match Row::of_row(key, &row) {
+                Ok(row) => rows.entry(key).or_default().push(row),
+                Err(error) => {
+                    let (owner, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
+                    unreadable::tell("delivery", owner, endpoint, &error);
+                }
+            }
         }
         let mut found: Vec<(EndpointKey, Vec<Row>, bool)> = Vec::with_capacity(asks.len());
         for ask in asks {
@@ -325,17 +332,17 @@ impl System {
             found.push((ask.key, fresh, more));
         }
         let bodies = self.bodies(&found).await?;
-        found
+        Ok(found
             .into_iter()
             .map(|(key, rows, more)| {
                 let due = rows.into_iter().map(|row| row.due(&bodies));
-                Ok(Page {
+                Page {
                     key,
-                    due: due.collect::<Result<_>>()?,
+                    due: due.collect(),
                     more,
-                })
+                }
             })
-            .collect()
+            .collect())
     }
 
     /// What the events say, by publisher and event.
@@ -358,23 +365,32 @@ impl System {
         let statement = sql.statement(self.store.backend());
         let mut bodies = HashMap::with_capacity(wanted.len());
         for row in self.store.inner.db.load().query_all_raw(statement).await? {
-            let publisher = PublisherId::from_uuid(row.try_get("", "publisher_id")?);
-            let body: String = row.try_get("", "body")?;
-            bodies.insert((publisher, row.try_get("", "id")?), body.into());
+            let (owner, id): (Uuid, Uuid) =
+                (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
+            match row.try_get::<String>("", "body") {
+                Ok(body) => {
+                    bodies.insert((PublisherId::from_uuid(owner), id), body.into());
+                }
+                Err(error) => unreadable::tell("event", owner, id, &error.into()),
+            }
         }
         Ok(bodies)
     }
 }
 
 impl Row {
-    fn due(self, bodies: &HashMap<(PublisherId, Uuid), Arc<str>>) -> Result<DueDelivery> {
-        let body = bodies.get(&(self.key.publisher, self.event));
-        Ok(DueDelivery {
+    fn due(self, bodies: &HashMap<(PublisherId, Uuid), Arc<str>>) -> DueDelivery {
+        let body = bodies.get(&(self.key.publisher, self.event)).cloned();
+        if body.is_none() {
+            let (owner, error) = (self.key.publisher.uuid(), damaged("event"));
+            unreadable::tell("event", owner, self.event, &error);
+        }
+        DueDelivery {
             id: DeliveryId::from_uuid(self.id),
             event: EventId::from_uuid(self.event),
-            body: body.cloned().ok_or_else(|| damaged("delivery"))?,
+            body: body.unwrap_or_default(),
             attempt: self.attempts.saturating_add(1),
             due: Timestamp::from_ms(self.due),
-        })
+        }
     }
 }

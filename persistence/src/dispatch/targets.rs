@@ -8,9 +8,10 @@ use std::{
     },
 };
 
-use domain::{Timestamp, credential::CredentialKind, id::PublisherId, retry::Schedule};
+use domain::{Timestamp, credential::CredentialKind, id::Id as _, retry::Schedule};
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QueryOrder as _,
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _,
+    QueryOrder as _,
 };
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -22,8 +23,10 @@ use crate::{
     endpoint_secrets::OwnSecrets,
     entity::credentials,
     error::{Result, StoreError, damaged},
+    events::check_filters,
     scope::System,
     sql::Sql,
+    unreadable,
 };
 
 /// Most publishers whose secrets are kept opened.
@@ -49,6 +52,8 @@ pub struct Target {
     pub retry_schedule: Option<Schedule>,
     /// Most deliveries under way, if it has its own limit.
     pub max_in_flight: Option<u32>,
+    /// A part of it, or one of its secrets, can't be read: nothing can be sent to it.
+    pub unreadable: bool,
 }
 
 #[derive(FromQueryResult)]
@@ -65,6 +70,8 @@ struct Row {
     rate_limit_per_second: Option<i32>,
     retry_schedule: Option<String>,
     max_in_flight: Option<i32>,
+    event_types: String,
+    pipelines: Option<String>,
 }
 
 /// A publisher's live secrets.
@@ -76,22 +83,21 @@ pub(crate) struct Secrets {
     pub(crate) bearer: Option<SecretString>,
     /// When the first of them expires.
     until: Option<Timestamp>,
+    /// Whether one that signs, or a bearer, does not open.
+    unreadable: (bool, bool),
 }
-
-/// Nothing where they do not open.
-type Opened = Option<Arc<Secrets>>;
 
 /// Opened secrets by publisher. An entry dies with the publisher's cached tokens: at once in the
 /// process that changes a credential, within moments in the others.
 #[derive(Default)]
 pub(crate) struct SecretCache {
-    entries: Mutex<HashMap<Uuid, Opened>>,
+    entries: Mutex<HashMap<Uuid, Arc<Secrets>>>,
     /// Counts invalidations; what was read before one is not kept after it.
     generation: AtomicU64,
 }
 
 impl SecretCache {
-    fn entries(&self) -> MutexGuard<'_, HashMap<Uuid, Opened>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Secrets>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,15 +113,13 @@ impl SecretCache {
         entries.clear();
     }
 
-    fn get(&self, publisher: Uuid, now: Timestamp) -> Option<Opened> {
+    fn get(&self, publisher: Uuid, now: Timestamp) -> Option<Arc<Secrets>> {
         let found = self.entries().get(&publisher).cloned()?;
-        let holds = found
-            .as_ref()
-            .is_none_or(|secrets| secrets.until.is_none_or(|until| until > now));
+        let holds = found.until.is_none_or(|until| until > now);
         holds.then_some(found)
     }
 
-    fn keep(&self, publisher: Uuid, opened: &Opened, generation: u64) {
+    fn keep(&self, publisher: Uuid, opened: &Arc<Secrets>, generation: u64) {
         let mut entries = self.entries();
         if self.generation.load(Ordering::SeqCst) != generation {
             return;
@@ -123,7 +127,29 @@ impl SecretCache {
         if entries.len() >= CACHED_PUBLISHERS {
             entries.clear();
         }
-        entries.insert(publisher, opened.clone());
+        entries.insert(publisher, Arc::clone(opened));
+    }
+}
+
+fn tell(key: EndpointKey, error: &StoreError) {
+    let (publisher, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
+    unreadable::tell("endpoint", publisher, endpoint, error);
+}
+
+impl Target {
+    /// One whose row can't be read.
+    fn unreadable(ordered: bool) -> Self {
+        Self {
+            url: String::new(),
+            headers: BTreeMap::new(),
+            bearer: None,
+            secrets: Vec::new(),
+            ordered,
+            rate_limit_per_second: None,
+            retry_schedule: None,
+            max_in_flight: None,
+            unreadable: true,
+        }
     }
 }
 
@@ -136,6 +162,9 @@ impl Row {
     fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<Target> {
         let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
         let schedule = self.retry_schedule.as_deref().map(Schedule::parse);
+        check_filters(&self.event_types, self.pipelines.as_deref())?;
+        let (signing, bearer) = secrets.unreadable;
+        let signing = own.as_ref().map_or(signing, |own| own.unreadable);
         Ok(Target {
             url: self.url,
             headers: serde_json::from_str(&self.headers).map_err(|_| damaged("map of headers"))?,
@@ -147,13 +176,15 @@ impl Row {
                 .transpose()
                 .map_err(|_| damaged("schedule of retries"))?,
             max_in_flight: limit(self.max_in_flight),
+            unreadable: signing || (self.send_bearer && bearer),
         })
     }
 }
 
 impl System {
     /// The endpoints as they stand; those that may not be sent to are left out: disabled, deleted,
-    /// of a publisher that is not active, or whose secrets do not open.
+    /// of a publisher that is not active, or whose keys do not open. One
+    /// that can't be read is among them, marked so.
     pub async fn targets(
         &self,
         keys: &[EndpointKey],
@@ -164,26 +195,40 @@ impl System {
         let mut sql = Sql::new(
             "SELECT e.publisher_id, e.id AS endpoint_id, e.url, e.headers, e.send_bearer, \
              e.enabled, e.deleted_at, p.status, e.ordered, e.rate_limit_per_second, \
-             e.retry_schedule, e.max_in_flight \
+             e.retry_schedule, e.max_in_flight, e.event_types, e.pipelines \
              FROM webhook_endpoints e JOIN publishers p ON p.id = e.publisher_id \
              WHERE (e.publisher_id, e.id) IN (",
         );
         sql.values(rows_of(keys)).push(")");
         let statement = sql.statement(self.store.backend());
-        let mut rows = Row::find_by_statement(statement)
-            .all(self.store.read())
-            .await?;
+        let found = self.store.read().query_all_raw(statement).await?;
+        let mut targets = HashMap::with_capacity(found.len());
+        let mut rows = Vec::with_capacity(found.len());
+        for row in &found {
+            match Row::from_query_result(row, "") {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    let key = EndpointKey::of_row(row)?;
+                    tell(key, &error.into());
+                    targets.insert(key, Arc::new(Target::unreadable(false)));
+                }
+            }
+        }
         rows.retain(Row::is_live);
         let secrets = self.secrets_of(&rows).await?;
         let of_rows = rows.iter().map(|row| (row.publisher_id, row.endpoint_id));
         let mut own = self.own_secrets(of_rows.collect()).await?;
-        let mut targets = HashMap::with_capacity(rows.len());
         for row in rows {
             let (publisher, endpoint) = (row.publisher_id, row.endpoint_id);
             let key = EndpointKey::of_uuids(publisher, endpoint);
-            if let Some(Some(secrets)) = secrets.get(&publisher) {
+            if let Some(secrets) = secrets.get(&publisher) {
                 let own = own.remove(&(publisher, endpoint));
-                targets.insert(key, Arc::new(row.target(secrets, own)?));
+                let ordered = row.ordered;
+                let target = row.target(secrets, own).unwrap_or_else(|error| {
+                    tell(key, &error);
+                    Target::unreadable(ordered)
+                });
+                targets.insert(key, Arc::new(target));
             }
         }
         Ok(targets)
@@ -191,7 +236,7 @@ impl System {
 
     /// The live secrets of all these endpoints' publishers. One whose secrets do not open does
     /// not hold up the others.
-    async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Opened>> {
+    async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Arc<Secrets>>> {
         let (now, cache) = (self.store.now(), &self.store.inner.secrets);
         let trusted = self.store.inner.freshness.trusted(now);
         let mut all = HashMap::new();
@@ -215,17 +260,16 @@ impl System {
         let found = self.store.live_secrets(&missing).await?;
         for owner in missing {
             let own = found.iter().filter(|row| row.publisher_id == owner);
-            let opened = match self.store.open_secrets(owner, own).await {
-                Ok(secrets) => Some(Arc::new(secrets)),
-                Err(error @ StoreError::Unavailable(_)) => return Err(error),
-                Err(error) => {
-                    let publisher = <PublisherId as domain::id::Id>::from_uuid(owner);
-                    tracing::error!(%publisher, %error, "a publisher's deliveries wait: its secrets do not open");
-                    None
+            match self.store.open_secrets(owner, own).await {
+                Ok(secrets) => {
+                    let opened = Arc::new(secrets);
+                    cache.keep(owner, &opened, generation);
+                    all.insert(owner, opened);
                 }
-            };
-            cache.keep(owner, &opened, generation);
-            all.insert(owner, opened);
+                Err(error) if error.passes() => return Err(error),
+                // Its deliveries wait: a master key may have to be given first.
+                Err(error) => unreadable::tell("owner_keys", owner, owner, &error),
+            }
         }
         Ok(all)
     }
@@ -235,7 +279,11 @@ impl Store {
     /// The live secrets of one publisher, opened.
     pub(crate) async fn secrets_of(&self, owner: Uuid) -> Result<Secrets> {
         let rows = self.live_secrets(&[owner]).await?;
-        self.open_secrets(owner, rows.iter()).await
+        let secrets = self.open_secrets(owner, rows.iter()).await?;
+        if secrets.unreadable.0 || secrets.unreadable.1 {
+            return Err(damaged("secret"));
+        }
+        Ok(secrets)
     }
 
     /// The sealed secrets of publishers that are live now, newest first.
@@ -261,8 +309,17 @@ impl Store {
         let keys = self.inner.keys.of(self.read(), owner).await?;
         let mut secrets = Secrets::default();
         for row in rows {
-            let secret = open_secret(&keys.data, row)?;
-            if row.kind == CredentialKind::WebhookSigning.as_str() {
+            let signs = row.kind == CredentialKind::WebhookSigning.as_str();
+            let secret = match open_secret(&keys.data, row) {
+                Ok(secret) => secret,
+                Err(error) => {
+                    unreadable::tell("credential", owner, row.id, &error);
+                    secrets.unreadable.0 |= signs;
+                    secrets.unreadable.1 |= !signs;
+                    continue;
+                }
+            };
+            if signs {
                 secrets.signing.push(secret);
             } else if secrets.bearer.is_none() {
                 secrets.bearer = Some(secret);

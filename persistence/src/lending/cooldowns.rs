@@ -29,6 +29,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     scope::Scoped,
     sql::Sql,
+    unreadable,
 };
 
 /// The name of an account as a whole, where a model's would stand.
@@ -90,6 +91,15 @@ impl Cooldown {
             row.try_get("", "reported_at")?,
         )
     }
+}
+
+/// One that can't be read keeps nobody's others from being heard.
+fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
+    Cooldown::of(row.until, &row.reason, row.reported_at)
+        .inspect_err(|error| {
+            unreadable::tell("cooldown", row.publisher_id, row.account_id, error);
+        })
+        .ok()
 }
 
 /// By account and model.
@@ -362,8 +372,9 @@ impl Store {
         let mut cooldowns = tenant.cooldowns_mut();
         cooldowns.forget_old(now);
         for row in rows {
-            let one = Cooldown::of(row.until, &row.reason, row.reported_at)?;
-            cooldowns.hear(row.account_id, &row.model, one);
+            if let Some(one) = readable(&row) {
+                cooldowns.hear(row.account_id, &row.model, one);
+            }
         }
         Ok(())
     }
@@ -377,15 +388,15 @@ impl Store {
         }
         let began = self.now();
         let last = Timestamp::from_ms(lending.cooldowns_polled_ms.load(Ordering::Relaxed));
-        if lending.tenants.entry_count() > 0 {
+        if lending.used.load(Ordering::SeqCst) {
             let rows = account_cooldowns::Entity::find()
                 .filter(Column::ReportedAt.gt(last.minus(LOOK_BACK).ms()))
                 .order_by_desc(Column::ReportedAt)
                 .limit(POLL_ROWS)
                 .all(self.read())
                 .await?;
-            for row in rows {
-                let one = Cooldown::of(row.until, &row.reason, row.reported_at)?;
+            for row in &rows {
+                let Some(one) = readable(row) else { continue };
                 self.hear(row.publisher_id, |cooldowns| {
                     cooldowns.hear(row.account_id, &row.model, one);
                 });

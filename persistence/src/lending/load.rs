@@ -21,6 +21,7 @@ use crate::{
     entity::{accounts, train_accounts, trains},
     error::{Result, damaged},
     scope::Scope,
+    unreadable,
 };
 
 /// What a train, or a place of an account in one, takes in memory beside its texts, bytes.
@@ -52,7 +53,14 @@ impl Store {
         let keys = self.inner.keys.of(self.read(), owner).await?;
         let mut accounts = HashMap::with_capacity(rows.len());
         for row in rows {
-            accounts.insert(row.id, Arc::new(open(row, scope, &keys.data)?));
+            let id = row.id;
+            match open(row, scope, &keys.data) {
+                Ok(lent) => {
+                    accounts.insert(id, Arc::new(lent));
+                }
+                // The others are lent.
+                Err(error) => unreadable::tell("account", owner, id, &error),
+            }
         }
         self.read_cooldowns(tenant).await?;
         let has_ceilings = accounts

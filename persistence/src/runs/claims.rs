@@ -35,8 +35,9 @@ use crate::{
     Store,
     db::Tx,
     entity::runs,
-    error::{Result, damaged},
+    error::{Result, StoreError, damaged},
     sql::{Sql, padded, parts},
+    unreadable,
 };
 
 /// Runs whose time has come that one transaction makes ready.
@@ -427,28 +428,50 @@ pub(super) async fn take_back(
     limit: u64,
     news: &mut News,
 ) -> Result<(u64, u64)> {
-    let mut rows = past(tx, LEASED, publishers, limit).await?;
-    let mut again = 0;
-    for row in &mut rows {
-        let change = tries_of(row).at_lease_end(tx.now);
-        step(tx, row, change, None, None, news)?;
+    let rows = past(tx, LEASED, publishers, limit).await?;
+    let (mut done, mut again) = (Vec::with_capacity(rows.len()), 0);
+    for mut row in rows {
+        let change = tries_of(&row).at_lease_end(tx.now);
+        if !stepped(step(tx, &mut row, change, None, None, news), &row)? {
+            continue;
+        }
         // Its place is free, also where the run itself has ended.
         tx.readies_runs_of(row.publisher_id);
         again += u64::from(row.status == RunStatus::Queued.as_str());
+        done.push(row);
     }
-    save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
-    let all = u64::try_from(rows.len()).unwrap_or(limit);
+    save_all(tx, &done.iter().collect::<Vec<_>>()).await?;
+    let all = u64::try_from(done.len()).unwrap_or(limit);
     Ok((again, all - again))
+}
+
+/// Whether a run of many made its step. One that can't be read stays as it is, and keeps nobody's
+/// others from theirs.
+fn stepped(result: Result<()>, row: &runs::Model) -> Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error @ StoreError::Internal(_)) => {
+            unreadable::tell("run", row.publisher_id, row.id, &error);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Ends up to `limit` runs that outlived their time in the queue; answers how many.
 pub(super) async fn end_outlived(tx: &Tx, limit: u64, news: &mut News) -> Result<u64> {
-    let mut rows = past(tx, MORTAL, None, limit).await?;
-    for row in &mut rows {
-        step(tx, row, RunChange::Expire, None, None, news)?;
+    let rows = past(tx, MORTAL, None, limit).await?;
+    let mut done = Vec::with_capacity(rows.len());
+    for mut row in rows {
+        if stepped(
+            step(tx, &mut row, RunChange::Expire, None, None, news),
+            &row,
+        )? {
+            done.push(row);
+        }
     }
-    save_all(tx, &rows.iter().collect::<Vec<_>>()).await?;
-    Ok(u64::try_from(rows.len()).unwrap_or(limit))
+    save_all(tx, &done.iter().collect::<Vec<_>>()).await?;
+    Ok(u64::try_from(done.len()).unwrap_or(limit))
 }
 
 /// `due` is our own text, which ends in the column whose time it is about.
