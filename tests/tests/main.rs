@@ -37,4 +37,5 @@ mod storms;
 mod subcommands;
 mod tokens;
 mod trains;
+mod trouble;
 mod verifiers;
