@@ -15,19 +15,23 @@ use std::{
 
 use domain::Timestamp;
 use persistence::{
-    Ask, DuePage, EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Target, Verdict,
-    Waiting, Written,
+    EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Target, Verdict, Waiting,
+    Written,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Settings, Turned, attempt,
-    board::{Board, Limits, Load, Start},
+    board::{Board, Limits, Start},
     meters::{gauge, lost},
     process::Alive,
     recorder::Recorded,
 };
+
+mod load;
+
+use load::{Found, load};
 
 /// How often what only time brings is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -76,14 +80,6 @@ pub(crate) enum Note {
 }
 
 pub(crate) type Targets = HashMap<EndpointKey, Arc<Target>>;
-
-/// What a load found.
-pub(crate) struct Found {
-    /// Of which endpoints the targets were read.
-    read: Vec<EndpointKey>,
-    targets: Targets,
-    pages: Vec<DuePage>,
-}
 
 /// An endpoint that another process holds.
 struct Elsewhere {
@@ -671,42 +667,4 @@ impl Busy {
     fn is_quiet(&self) -> bool {
         self.jobs.is_empty() && self.loading == 0
     }
-}
-
-/// Targets and pages of some endpoints.
-async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
-    let system = store.system();
-    let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
-    let unread = loads.iter().filter(|load| load.ordered.is_none());
-    let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
-    let targets = system.targets(&read).await?;
-    let asks: Vec<Ask> = loads
-        .into_iter()
-        .filter_map(|load| {
-            let read = targets.get(&load.key).map(|target| target.ordered);
-            Some(Ask {
-                key: load.key,
-                ordered: load.ordered.or(read)?,
-                limit: u64::try_from(load.limit).unwrap_or(u64::MAX),
-                known: load.known,
-            })
-        })
-        .collect();
-    let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
-    let mut pages = system.load_due(&asks).await?;
-    // Those that may not be sent to have nothing to load.
-    pages.extend(
-        all.iter()
-            .filter(|key| !asked.contains(key))
-            .map(|key| DuePage {
-                key: *key,
-                due: Vec::new(),
-                more: false,
-            }),
-    );
-    Ok(Found {
-        read,
-        targets,
-        pages,
-    })
 }

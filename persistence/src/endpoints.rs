@@ -20,15 +20,18 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+mod texts;
+
+use texts::Texts;
+
 use crate::{
     Store,
-    auth::slugs_of,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     db::Tx,
     endpoint_secrets::{equip, name_keys},
     entity::{credentials, deliveries, webhook_endpoints},
-    error::{Result, StoreError, damaged},
-    events::{Event, Listener, emit_to},
+    error::{Result, StoreError},
+    events::{Event, emit_to},
     health::{Health, forget_failures, health_of},
     page::{Page, PageRequest},
     pipelines::check_known,
@@ -146,21 +149,6 @@ pub struct EndpointPatch {
     pub max_in_flight: Option<Option<u32>>,
 }
 
-impl Sending {
-    fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {
-        let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
-        let schedule = row.retry_schedule.as_deref().map(Schedule::parse);
-        Ok(Self {
-            ordered: row.ordered,
-            rate_limit_per_second: limit(row.rate_limit_per_second),
-            retry_schedule: schedule
-                .transpose()
-                .map_err(|_| damaged("schedule of retries"))?,
-            max_in_flight: limit(row.max_in_flight),
-        })
-    }
-}
-
 /// A limit as it is stored; one that is larger than fits is none.
 fn limit_column(limit: Option<u32>) -> Option<i32> {
     limit.and_then(|limit| i32::try_from(Ord::max(limit, 1)).ok())
@@ -168,31 +156,6 @@ fn limit_column(limit: Option<u32>) -> Option<i32> {
 
 fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
     schedule.map(ToString::to_string)
-}
-
-/// The parts of an endpoint that are stored as text; empty where they can't be read.
-#[derive(Default)]
-struct Texts {
-    sending: Sending,
-    event_types: Vec<String>,
-    pipelines: Option<Vec<Slug>>,
-    headers: BTreeMap<String, String>,
-    signing: Signing,
-}
-
-impl Texts {
-    fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {
-        // What producers go by.
-        Listener::of_endpoint(row)?;
-        Ok(Self {
-            sending: Sending::of_row(row)?,
-            event_types: serde_json::from_str(&row.event_types)
-                .map_err(|_| damaged("list of event types"))?,
-            pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
-            headers: serde_json::from_str(&row.headers).map_err(|_| damaged("list of headers"))?,
-            signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
-        })
-    }
 }
 
 impl Endpoint {

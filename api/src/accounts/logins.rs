@@ -345,7 +345,7 @@ impl Logins {
             }
             AskError::OwnShortage => {
                 let words = "This server is short of something of its own. Log in again.";
-                Problem::new(Code::Overloaded, words).retry_after(1).into()
+                Problem::new(Code::Overloaded, words).retry_after(1)
             }
         })?;
         let new = account(&login, secrets, grant, at).ok_or_else(|| {

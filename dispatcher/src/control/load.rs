@@ -1,0 +1,54 @@
+//! What is read of endpoints that have something to send.
+
+use std::collections::BTreeSet;
+
+use persistence::{Ask, DuePage, EndpointKey, Store, StoreError};
+
+use super::Targets;
+use crate::board::Load;
+
+/// What a load found.
+pub(crate) struct Found {
+    /// Of which endpoints the targets were read.
+    pub(super) read: Vec<EndpointKey>,
+    pub(super) targets: Targets,
+    pub(super) pages: Vec<DuePage>,
+}
+
+/// Targets and pages of some endpoints.
+pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
+    let system = store.system();
+    let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
+    let unread = loads.iter().filter(|load| load.ordered.is_none());
+    let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
+    let targets = system.targets(&read).await?;
+    let asks: Vec<Ask> = loads
+        .into_iter()
+        .filter_map(|load| {
+            let read = targets.get(&load.key).map(|target| target.ordered);
+            Some(Ask {
+                key: load.key,
+                ordered: load.ordered.or(read)?,
+                limit: u64::try_from(load.limit).unwrap_or(u64::MAX),
+                known: load.known,
+            })
+        })
+        .collect();
+    let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
+    let mut pages = system.load_due(&asks).await?;
+    // Those that may not be sent to have nothing to load.
+    pages.extend(
+        all.iter()
+            .filter(|key| !asked.contains(key))
+            .map(|key| DuePage {
+                key: *key,
+                due: Vec::new(),
+                more: false,
+            }),
+    );
+    Ok(Found {
+        read,
+        targets,
+        pages,
+    })
+}
