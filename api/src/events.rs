@@ -170,7 +170,10 @@ impl Events {
     /// Publish events
     ///
     /// One, or up to 1000 in `events`: all of them, or none and the faults of all. They are
-    /// written with their deliveries in one transaction and happen in the order given. An
+    /// written in one transaction and happen in the order given; so are their deliveries, unless
+    /// these are more than 128: then they follow over the next moments, and whatever becomes of
+    /// the process. 1000000 of a publisher may wait like this; calls that would add some are then
+    /// answered 429 `share_exceeded`. An
     /// `external_id` that one of the publisher's events has already writes nothing: that event is
     /// answered in its place, with 200 if it was asked for alone.
     #[oai(path = "/events", method = "post", operation_id = "publish_events")]

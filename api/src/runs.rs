@@ -342,7 +342,9 @@ impl Runs {
     /// start and by age. Each comes with a claim that holds for its pipeline's `lease_seconds`;
     /// heartbeats extend it, and finishing the run takes it. With `wait_seconds` the answer comes
     /// as soon as there is a run, or empty after that time (or after the operator's
-    /// limit, if that is less).
+    /// limit, if that is less). Those that wait for the same pipeline are served in the order in
+    /// which they came. At most 1000 of a publisher wait at once in each process; one more is
+    /// answered 429 `share_exceeded`.
     #[oai(path = "/runs/claim", method = "post", operation_id = "claim_runs")]
     async fn claim(
         &self,

@@ -22,6 +22,7 @@ mod meters;
 mod notices;
 mod process;
 mod recorder;
+mod spreader;
 #[cfg(test)]
 mod tests;
 mod yielding;
@@ -43,8 +44,9 @@ use process::Alive;
 /// The loop turns several times a second; when it has not for this long, it hangs.
 const TURN_MAX: Duration = Duration::from_secs(90);
 
-/// The loop, the recorder, the heartbeat, and the sender of messages about trains.
-const TASKS: usize = 4;
+/// The loop, the recorder, the heartbeat, the sender of messages about trains, and the spreader of
+/// fan-outs.
+const TASKS: usize = 5;
 
 /// How to deliver.
 #[derive(Clone, Debug)]
@@ -127,6 +129,7 @@ impl Dispatcher {
         let tasks = TaskTracker::new();
         tasks.spawn(recorder::run(store.clone(), finished, notes.0.clone()));
         tasks.spawn(process::run(store.clone(), Arc::clone(&alive), end.clone()));
+        tasks.spawn(spreader::run(store.clone(), stop.clone()));
         let sender = Sender::new(
             store.clone(),
             client.clone(),

@@ -38,6 +38,8 @@ pub const TOKEN_PIPELINES: usize = 50;
 pub const OVERLAP_SECONDS: u32 = 7 * 24 * 3600;
 /// Most runs that one claim hands out.
 pub const CLAIM_MAX: u32 = 100;
+/// Most claims of a publisher that wait for runs at once, in each process.
+pub const WAITING_CLAIMS: usize = 1000;
 /// Longest wait of a claim for a run, seconds.
 pub const CLAIM_WAIT_SECONDS: u32 = 60;
 /// Largest report of progress, bytes of JSON.

@@ -15,6 +15,7 @@ mod m0005_runs_in_full;
 mod m0006_dispatch_by_endpoint;
 mod m0007_webhooks_in_full;
 mod m0008_trains;
+mod m0009_fan_outs;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_dispatch_by_endpoint::Migration),
             Box::new(m0007_webhooks_in_full::Migration),
             Box::new(m0008_trains::Migration),
+            Box::new(m0009_fan_outs::Migration),
         ]
     }
 }

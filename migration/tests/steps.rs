@@ -176,6 +176,16 @@ const ROWS: &[(usize, &str, &str)] = &[
         "train_notices",
         "INSERT INTO train_notices (publisher_id, id, train_id, event_type, message, attempts, next_attempt_at, created_at) VALUES ({u}, {u}, {u}, 't', 'm', 0, 1, 1)",
     ),
+    (
+        9,
+        "fan_out_sequences",
+        "INSERT INTO fan_out_sequences (publisher_id, last) VALUES ({u}, 1)",
+    ),
+    (
+        9,
+        "fan_outs",
+        "INSERT INTO fan_outs (publisher_id, seq, total, done, created_at, plan) VALUES ({u}, 1, 2, 1, 1, '{}')",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {

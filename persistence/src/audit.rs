@@ -394,7 +394,9 @@ impl Scoped {
         }];
         let (entries, store) = (&entries, &self.store);
         store
-            .write(|tx| async move { store.append_audit(&tx, context, entries.clone()).await })
+            .write_for(self.scope.uuid(), |tx| async move {
+                store.append_audit(&tx, context, entries.clone()).await
+            })
             .await
     }
 }

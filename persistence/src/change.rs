@@ -291,7 +291,7 @@ impl Store {
     {
         let (work, render) = (&work, &render);
         let result = self
-            .write(|tx| async move {
+            .write_for(owner, |tx| async move {
                 if let Some(key) = &context.idempotency
                     && let Begun::Repeat(kept) = self.begin_once(&tx, owner, key).await?
                 {
@@ -413,7 +413,7 @@ impl Store {
         }
         let kept = &Kept::refusal(problem);
         let stored = self
-            .write(|tx| async move {
+            .write_for(owner, |tx| async move {
                 if self.insert_key(&tx, owner, key).await? {
                     self.keep_answer(&tx, owner, key, kept, None).await?;
                 }

@@ -270,6 +270,16 @@ impl Transaction {
         self.effects().changed.insert(publisher);
     }
 
+    /// Notes that a fan-out is written here that has to be spread.
+    pub(crate) fn fans_out(&self) {
+        self.effects().fan_outs = true;
+    }
+
+    /// Notes how many endpoints of a publisher listen.
+    pub(crate) fn heard_by(&self, publisher: Uuid, endpoints: usize) {
+        self.effects().listening.insert(publisher, endpoints);
+    }
+
     /// Notes that messages about trains are written here.
     pub(crate) fn writes_notices(&self) {
         self.effects().notices = true;
@@ -353,6 +363,17 @@ impl Db {
     /// The pool that reads run on.
     pub(crate) fn read(&self) -> &DatabaseConnection {
         &self.pool
+    }
+
+    /// How many transactions of one publisher may be under way in the general write lane: SQLite has
+    /// one writer, and a quarter of PostgreSQL's connections is enough for anybody.
+    pub(crate) fn writers_a_publisher(&self) -> usize {
+        match &self.target {
+            Target::Sqlite { .. } => 1,
+            Target::Postgres { connections, .. } => {
+                usize::try_from(*connections / 4).map_or(1, |share| share.max(1))
+            }
+        }
     }
 
     /// What the dispatcher loads deliveries on.

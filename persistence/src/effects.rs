@@ -150,6 +150,10 @@ pub(crate) struct Effects {
     pub(crate) changed: BTreeSet<Uuid>,
     /// Whether messages about trains wait that were not there before.
     pub(crate) notices: bool,
+    /// Whether fan-outs wait to be spread that were not there before.
+    pub(crate) fan_outs: bool,
+    /// How many endpoints listen to each publisher whose events were written.
+    pub(crate) listening: HashMap<Uuid, usize>,
 }
 
 #[cfg(test)]

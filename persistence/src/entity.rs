@@ -446,6 +446,17 @@ entity!(trains, "trains", {
     updated_at: i64,
 });
 
+entity!(fan_outs, "fan_outs", {
+    #[sea_orm(primary_key, auto_increment = false)]
+    publisher_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)]
+    seq: i64,
+    total: i64,
+    done: i64,
+    created_at: i64,
+    plan: String,
+});
+
 entity!(train_accounts, "train_accounts", {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,

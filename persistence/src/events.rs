@@ -1,8 +1,9 @@
 //! Events, and the deliveries that each one starts.
 //!
 //! Both are written in the transaction of the change that they tell of, and only inserted: no
-//! two producers ever wait for one row. An endpoint that wants its deliveries in order is the
-//! exception: there producers take places one after the other.
+//! two producers ever wait for one row. An endpoint that wants its deliveries in order is an
+//! exception: there producers take places one after the other. Many deliveries at once are the
+//! other: that they are to be written is written down (see [`crate::fan_outs`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -26,6 +27,7 @@ use crate::{
     effects::Bodies,
     entity::{deliveries, events, webhook_endpoints},
     error::{Result, StoreError, damaged},
+    fan_outs::{self, Audience, Listeners, Outgoing},
     page::{Page, PageRequest},
     scope::Scoped,
     sql::{self, Sql},
@@ -92,6 +94,16 @@ impl Listener {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_test(endpoint: Uuid) -> Self {
+        Self {
+            endpoint,
+            ordered: false,
+            types: Vec::new(),
+            pipelines: None,
+        }
+    }
+
     /// What one endpoint wants, whether it is enabled or not.
     pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
         Self::of_row((
@@ -118,10 +130,7 @@ pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> 
 }
 
 /// Who listens, by publisher.
-pub(crate) async fn listeners(
-    tx: &Tx,
-    publishers: BTreeSet<Uuid>,
-) -> Result<HashMap<Uuid, Vec<Listener>>> {
+pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Listeners> {
     use webhook_endpoints::Column;
     let rows: Vec<(Uuid, Uuid, String, Option<String>, bool)> = webhook_endpoints::Entity::find()
         .select_only()
@@ -132,19 +141,22 @@ pub(crate) async fn listeners(
             Column::Pipelines,
             Column::Ordered,
         ])
-        .filter(Column::PublisherId.is_in(sql::padded(publishers)))
+        .filter(Column::PublisherId.is_in(sql::padded(publishers.iter().copied())))
         .filter(Column::Enabled.eq(true))
         .filter(Column::DeletedAt.is_null())
         .into_tuple()
         .all(tx.db())
         .await?;
-    let mut found: HashMap<Uuid, Vec<Listener>> = HashMap::new();
+    let mut found = Listeners::new();
     for (publisher, endpoint, types, pipelines, ordered) in rows {
         match Listener::of_row((endpoint, types, pipelines, ordered)) {
             Ok(listener) => found.entry(publisher).or_default().push(listener),
             // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
             Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
         }
+    }
+    for publisher in publishers {
+        tx.heard_by(publisher, found.get(&publisher).map_or(0, Vec::len));
     }
     Ok(found)
 }
@@ -229,11 +241,11 @@ async fn place(
     Ok(())
 }
 
-async fn insert_events(tx: &Tx, rows: Vec<events::Model>) -> Result<()> {
-    for row in &rows {
+async fn insert_events(tx: &Tx, rows: &[events::Model]) -> Result<()> {
+    for row in rows {
         tx.tells_of(row.publisher_id);
     }
-    sql::insert(tx.db(), rows, "").await.map(drop)
+    sql::insert(tx.db(), rows.to_vec(), "").await.map(drop)
 }
 
 /// Inserts deliveries; those to the endpoints named get their places first. The others are handed
@@ -280,22 +292,26 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
     ids.sort_unstable();
     let publishers = news.iter().map(|(publisher, _)| *publisher).collect();
     let listeners = listeners(tx, publishers).await?;
-    let (mut event_rows, mut delivery_rows) = (Vec::with_capacity(news.len()), Vec::new());
-    let mut ordered = BTreeSet::new();
-    for ((publisher, event), id) in news.iter().zip(ids) {
-        event_rows.push(event_row(tx, *publisher, id, event));
-        let wanted = listeners.get(publisher).into_iter().flatten();
-        let wanted = wanted.filter(|listener| listener.wants(event.event_type, event.pipeline));
-        for to in wanted {
-            if to.ordered {
-                ordered.insert((*publisher, to.endpoint));
-            }
-            delivery_rows.push(delivery_row(tx, *publisher, id, to.endpoint));
-        }
-    }
-    let bodies = Bodies::of(&event_rows, &delivery_rows);
-    insert_events(tx, event_rows).await?;
-    insert_deliveries(tx, delivery_rows, &ordered, &bodies).await
+    let rows = news.iter().zip(ids);
+    let rows = rows.map(|((publisher, new), id)| event_row(tx, *publisher, id, new));
+    insert_and_deliver(tx, &listeners, rows.collect()).await
+}
+
+/// Writes events, and a delivery of each to every listener that wants it.
+async fn insert_and_deliver(
+    tx: &Tx,
+    listeners: &Listeners,
+    rows: Vec<events::Model>,
+) -> Result<()> {
+    let mut audience = Audience::of(listeners);
+    let outgoing = rows.iter().enumerate().map(|(call, event)| {
+        let pipeline = event.pipeline_slug.as_deref();
+        let to = audience.wanting(event.publisher_id, &event.event_type, pipeline);
+        Outgoing { event, to, call }
+    });
+    let outgoing: Vec<Outgoing<'_>> = outgoing.collect();
+    insert_events(tx, &rows).await?;
+    fan_outs::deliver(tx, listeners, &outgoing).await
 }
 
 /// Writes an event about an endpoint, for the others that want it.
@@ -311,20 +327,12 @@ pub(crate) async fn emit_beside(
         data: &data.to_string(),
         pipeline: None,
     };
-    let listeners = listeners(tx, BTreeSet::from([publisher])).await?;
-    let others = listeners.get(&publisher).into_iter().flatten();
-    let others = others.filter(|to| to.endpoint != endpoint && to.wants(event_type, None));
-    let (mut rows, mut ordered) = (Vec::new(), BTreeSet::new());
-    for to in others {
-        if to.ordered {
-            ordered.insert((publisher, to.endpoint));
-        }
-        rows.push(delivery_row(tx, publisher, id, to.endpoint));
+    let mut listeners = listeners(tx, BTreeSet::from([publisher])).await?;
+    for some in listeners.values_mut() {
+        some.retain(|to| to.endpoint != endpoint);
     }
     let event = event_row(tx, publisher, id, &new);
-    let bodies = Bodies::of([&event], &rows);
-    insert_events(tx, vec![event]).await?;
-    insert_deliveries(tx, rows, &ordered, &bodies).await
+    insert_and_deliver(tx, &listeners, vec![event]).await
 }
 
 /// Writes one event for one endpoint, whatever its filters.
@@ -336,21 +344,27 @@ pub(crate) async fn emit_to(
     data: &Value,
 ) -> Result<Event> {
     let id = EventId::generate(tx.now);
-    let row = event_row(
-        tx,
-        publisher,
-        id,
-        &NewEvent {
-            event_type,
-            data: &data.to_string(),
-            pipeline: None,
-        },
-    );
-    insert_events(tx, vec![row.clone()]).await?;
-    let deliveries = vec![delivery_row(tx, publisher, id, endpoint)];
-    let ordered = ordered.then_some((publisher, endpoint));
-    let bodies = Bodies::of([&row], &deliveries);
-    insert_deliveries(tx, deliveries, &ordered.into_iter().collect(), &bodies).await?;
+    let new = NewEvent {
+        event_type,
+        data: &data.to_string(),
+        pipeline: None,
+    };
+    let rows = [event_row(tx, publisher, id, &new)];
+    insert_events(tx, &rows).await?;
+    let only = Listener {
+        endpoint,
+        ordered,
+        types: Vec::new(),
+        pipelines: None,
+    };
+    let outgoing = rows.each_ref().map(|event| Outgoing {
+        event,
+        to: [0].into(),
+        call: 0,
+    });
+    let listeners = HashMap::from([(publisher, vec![only])]);
+    fan_outs::deliver(tx, &listeners, &outgoing).await?;
+    let [row] = rows;
     Ok(Event::of_row(row))
 }
 

@@ -7,9 +7,14 @@
 
 use std::{future::Future, sync::Arc};
 
-use domain::{Timestamp, seal::MasterKeys};
+use domain::{
+    Timestamp,
+    permits::{Bounds, Permits},
+    seal::MasterKeys,
+};
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 mod accounts;
 mod audit;
@@ -27,6 +32,7 @@ mod entity;
 mod error;
 mod event_types;
 mod events;
+mod fan_outs;
 mod feed;
 #[cfg(test)]
 mod fixture;
@@ -50,6 +56,7 @@ mod replays;
 mod runs;
 mod scope;
 mod seed;
+mod shares;
 mod sql;
 mod statistics;
 mod subcommands;
@@ -137,6 +144,8 @@ struct Inner {
     type_schemas: TypeSchemas,
     turns: Turns,
     lane: Lane,
+    /// Transactions of the general write lane that publishers have under way.
+    general: Permits<Uuid>,
     wake: Wake,
     /// Cancelled when nobody is to wait any more.
     quiet: CancellationToken,
@@ -163,6 +172,10 @@ impl Store {
             type_schemas: TypeSchemas::new(),
             turns: Turns::new(),
             lane,
+            general: Permits::new(Bounds {
+                total: usize::MAX,
+                per_owner: db.writers_a_publisher(),
+            }),
             wake: Wake::new(db.notifies().is_some()),
             quiet: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -208,6 +221,12 @@ impl Store {
     /// Waits until a commit of this process wrote messages about trains. May be dropped at any time.
     pub async fn notices_written(&self) {
         self.inner.wake.noticed().await;
+    }
+
+    /// Waits until a commit, here or in another process, wrote fan-outs that are to be spread. May
+    /// be dropped at any time.
+    pub async fn fanned_out(&self) {
+        self.inner.wake.fanned_out().await;
     }
 
     /// Ends all waiting for runs, now and from now on: the process is about to stop.
@@ -272,6 +291,17 @@ impl Store {
         Ok(self.after(self.inner.db.write(work).await?))
     }
 
+    /// The same for what somebody of a publisher asked for: in a line of the publisher's own, so
+    /// that however many it asks for at once, others wait for its share of the writer alone.
+    pub(crate) async fn write_for<T, F, W>(&self, publisher: Uuid, work: F) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let _share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
+        self.write(work).await
+    }
+
     /// The same for removals of what is past its time, which may come back when the machine fails.
     pub(crate) async fn write_unflushed<T, F, W>(&self, work: F) -> Result<T>
     where
@@ -304,6 +334,7 @@ impl Store {
         for publisher in &committed.effects.credentials_of {
             self.forget_publisher(domain::id::Id::uuid(*publisher));
         }
+        self.inner.lane.listening(&committed.effects.listening);
         self.inner.wake.after(committed.effects, committed.since);
         committed.value
     }

@@ -187,7 +187,7 @@ impl Scoped {
         let (owner, state) = (self.scope.uuid(), hash(state));
         let row = self
             .store
-            .write(|tx| async move {
+            .write_for(owner, |tx| async move {
                 let found = Entity::find_by_id((owner, state.to_vec()))
                     .one(tx.db())
                     .await?;

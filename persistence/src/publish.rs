@@ -19,10 +19,10 @@ use uuid::Uuid;
 use crate::{
     change::{Answer, Context},
     db::Tx,
-    effects::Bodies,
     entity::{events, pipelines},
     error::{Result, StoreError, damaged},
-    events::{Event, delivery_row, insert_deliveries, listeners},
+    events::{Event, listeners},
+    fan_outs::{self, Audience, CALL_MAX, Listeners, Outgoing, WAITING_MAX, reaches_ordered},
     runs::batch::{Batch, apply},
     scope::{Scope, Scoped},
     sql,
@@ -244,31 +244,50 @@ async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events:
     Ok(found)
 }
 
-/// Writes a delivery for each endpoint that wants one of the events, and wakes who follows them.
-async fn deliver(tx: &Tx, rows: &[&events::Model]) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    for row in rows {
-        tx.tells_of(row.publisher_id);
-    }
-    let publishers = rows.iter().map(|row| row.publisher_id).collect();
-    let listeners = listeners(tx, publishers).await?;
-    let (mut deliveries, mut ordered) = (Vec::new(), BTreeSet::new());
-    for row in rows {
-        let wanted = listeners.get(&row.publisher_id).into_iter().flatten();
-        let wanted =
-            wanted.filter(|listener| listener.wants(&row.event_type, row.pipeline_slug.as_deref()));
-        let id = EventId::from_uuid(row.id);
-        for to in wanted {
-            if to.ordered {
-                ordered.insert((row.publisher_id, to.endpoint));
-            }
-            deliveries.push(delivery_row(tx, row.publisher_id, id, to.endpoint));
+/// Which calls are refused because too much of their publisher's waits to be spread already: those
+/// that would add to it.
+async fn check_room(
+    tx: &Tx,
+    publishes: &[Publish],
+    listeners: &Listeners,
+) -> Result<Vec<Option<Problem>>> {
+    let mut audience = Audience::of(listeners);
+    let mut concerned: Vec<Option<Uuid>> = Vec::with_capacity(publishes.len());
+    for publish in publishes {
+        let owner = publish.scope.uuid();
+        let known = listeners.get(&owner).map_or(&[][..], Vec::as_slice);
+        let (mut count, mut in_order) = (0, false);
+        for new in publish.events.iter() {
+            let to = audience.wanting(owner, &new.event_type, new.pipeline.as_deref());
+            count += to.len();
+            in_order |= reaches_ordered(known, &to);
         }
+        concerned.push((count > CALL_MAX || in_order).then_some(owner));
     }
-    let bodies = Bodies::of(rows.iter().copied(), &deliveries);
-    insert_deliveries(tx, deliveries, &ordered, &bodies).await
+    let waiting = fan_outs::waiting(tx, concerned.iter().flatten().copied().collect()).await?;
+    let is_full = |owner: &Uuid| waiting.get(owner).is_some_and(|some| *some >= WAITING_MAX);
+    let refused = concerned.into_iter();
+    Ok(refused
+        .map(|owner| owner.filter(is_full).map(|_| fan_outs::refusal()))
+        .collect())
+}
+
+/// Writes a delivery for each endpoint that wants one of the events, each of which stands with the
+/// number of its call, and wakes who follows them.
+async fn deliver(
+    tx: &Tx,
+    listeners: &Listeners,
+    rows: impl Iterator<Item = (usize, &events::Model)>,
+) -> Result<()> {
+    let mut audience = Audience::of(listeners);
+    let outgoing = rows.map(|(call, event)| {
+        tx.tells_of(event.publisher_id);
+        let pipeline = event.pipeline_slug.as_deref();
+        let to = audience.wanting(event.publisher_id, &event.event_type, pipeline);
+        Outgoing { event, to, call }
+    });
+    let outgoing: Vec<Outgoing<'_>> = outgoing.collect();
+    fan_outs::deliver(tx, listeners, &outgoing).await
 }
 
 /// Publishes what several callers hand in. Each call is judged by itself; events of a call that is
@@ -294,8 +313,16 @@ pub(crate) async fn publish_all(
         rows: Vec::with_capacity(count),
         by_name: HashMap::new(),
     };
+    let publishers = publishes.iter().map(|publish| publish.scope.uuid());
+    let listeners = listeners(tx, publishers.collect()).await?;
+    let full = check_room(tx, publishes, &listeners).await?;
+    let mut calls = Vec::with_capacity(count);
     let mut plans = Vec::with_capacity(publishes.len());
-    for publish in publishes {
+    for ((call, publish), full) in publishes.iter().enumerate().zip(full) {
+        if let Some(refusal) = full {
+            plans.push(Err(refusal));
+            continue;
+        }
         plans.push(
             match drafts.add(tx, publish, &pipelines, &taken, &mut ids) {
                 Ok(places) => Ok(places),
@@ -303,6 +330,7 @@ pub(crate) async fn publish_all(
                 Err(error) => return Err(error),
             },
         );
+        calls.resize(drafts.rows.len(), call);
     }
     let rows = drafts.rows;
     let firsts = insert(tx, &rows).await?;
@@ -310,8 +338,9 @@ pub(crate) async fn publish_all(
         let name = row.external_id.clone()?;
         firsts.get(&(row.publisher_id, name))
     };
-    let fresh: Vec<&events::Model> = rows.iter().filter(|row| first_of(row).is_none()).collect();
-    deliver(tx, &fresh).await?;
+    let fresh = calls.into_iter().zip(&rows);
+    let fresh = fresh.filter(|(_, row)| first_of(row).is_none());
+    deliver(tx, &listeners, fresh).await?;
     let mut done = Vec::with_capacity(plans.len());
     for (publish, plan) in publishes.iter().zip(plans) {
         let places = match plan {

@@ -271,7 +271,10 @@ impl Scoped {
         let judged = &row;
         let taken = self
             .store
-            .write(|tx| async move { take(&tx, judged, (lease, life)).await })
+            .write_for(
+                owner,
+                |tx| async move { take(&tx, judged, (lease, life)).await },
+            )
             .await?;
         let Some(row) = taken else {
             // It has changed since it was read: the caller looks again.
@@ -394,7 +397,7 @@ impl Scoped {
             return ended.await.map(|_| ());
         }
         self.store
-            .write(|tx| async move {
+            .write_for(owner, |tx| async move {
                 let row = leased(&tx, owner, lease).await?;
                 let mut change = after_failure(&tx, &row, error);
                 if row.health != "failed" {

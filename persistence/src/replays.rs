@@ -5,7 +5,7 @@
 //! process that dies leaves no trace of its part, and two never do the same one. Only so many of
 //! its deliveries wait at a time, and each goes after what just happened.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use domain::{
     Code, Problem, Timestamp,
@@ -30,6 +30,7 @@ use crate::{
     entity::{deliveries, events, replays, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Listener, delivery_row, insert_deliveries},
+    fan_outs,
     page::{Page, PageRequest},
     quota::over_quota,
     scope::{Scoped, System},
@@ -325,6 +326,13 @@ async fn step(tx: &Tx, key: (Uuid, Uuid)) -> Result<(u64, bool)> {
     let Some(endpoint) = endpoint.filter(|found| found.enabled) else {
         return Ok((0, false));
     };
+    // What is still to be spread is on its way already, and must not be sent twice.
+    if !fan_outs::waiting(tx, BTreeSet::from([key.0]))
+        .await?
+        .is_empty()
+    {
+        return Ok((0, false));
+    }
     let running = running_of(tx.db(), key.0, endpoint.id).await?;
     let ids: Vec<Uuid> = running.iter().map(|row| row.id).collect();
     let pending = pending_of(tx.db(), key.0, &ids).await?;

@@ -141,7 +141,7 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 28] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 30] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -160,6 +160,8 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 28] = [
         "publisher_id, endpoint_id, bucket",
     ),
     ("endpoint_secrets", "publisher_id", "publisher_id, id"),
+    ("fan_outs", "publisher_id", "publisher_id, seq"),
+    ("fan_out_sequences", "publisher_id", "publisher_id"),
     ("events", "publisher_id", "publisher_id, id"),
     ("event_types", "publisher_id", "publisher_id, event_type"),
     (
@@ -439,13 +441,15 @@ impl System {
         .await
     }
 
-    /// Events of `cutoff` or before of which no delivery is left.
+    /// Events of `cutoff` or before of which no delivery is left, nor one to be written.
     pub async fn sweep_events(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         let past = |sql: &mut Sql| {
             sql.push("created_at <= ").bind(cutoff.ms());
             sql.push(
                 " AND NOT EXISTS (SELECT 1 FROM deliveries d \
-                 WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id)",
+                 WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id) \
+                 AND NOT EXISTS (SELECT 1 FROM fan_outs f \
+                 WHERE f.publisher_id = events.publisher_id AND f.created_at = events.created_at)",
             );
         };
         let key = "publisher_id, id";

@@ -124,11 +124,14 @@ struct News {
     ready: BTreeSet<Uuid>,
     /// Runs, and publishers with new events.
     changed: BTreeSet<Uuid>,
+    /// Whether there are fan-outs to spread.
+    fan_outs: bool,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.deliveries.is_empty() && self.ready.is_empty() && self.changed.is_empty()
+        let named = [&self.ready, &self.changed];
+        !self.fan_outs && self.deliveries.is_empty() && named.iter().all(|some| some.is_empty())
     }
 }
 
@@ -144,6 +147,8 @@ pub(crate) struct Wake {
     /// Rings when there are messages about trains to send. Other processes are not told: whoever
     /// writes some sends them, and what it can't send the others find.
     notices_bell: Notify,
+    /// Rings when there are fan-outs to spread.
+    fan_outs_bell: Notify,
     watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
     /// What other processes have not been told yet; `None` where there are none.
     outbox: Option<Mutex<News>>,
@@ -163,6 +168,7 @@ impl Wake {
             ready: Mutex::default(),
             ready_bell: Notify::new(),
             notices_bell: Notify::new(),
+            fan_outs_bell: Notify::new(),
             watched: Mutex::default(),
             outbox: others.then(Mutex::default),
             outbox_bell: Notify::new(),
@@ -187,10 +193,14 @@ impl Wake {
         if effects.notices {
             self.notices_bell.notify_one();
         }
+        if effects.fan_outs {
+            self.fan_outs_bell.notify_one();
+        }
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
         outbox.ready.extend(&effects.runs_ready);
         outbox.changed.extend(&effects.changed);
+        outbox.fan_outs |= effects.fan_outs;
         if !outbox.is_empty() {
             self.outbox_bell.notify_one();
         }
@@ -230,6 +240,11 @@ impl Wake {
     /// Waits until messages about trains were written.
     pub(crate) async fn noticed(&self) {
         self.notices_bell.notified().await;
+    }
+
+    /// Waits until there are fan-outs to spread.
+    pub(crate) async fn fanned_out(&self) {
+        self.fan_outs_bell.notified().await;
     }
 
     fn readied(&self, publishers: impl Iterator<Item = Uuid>) {
@@ -321,6 +336,7 @@ impl Wake {
                 continue;
             }
             match (kind, id) {
+                ("f", _) => self.fan_outs_bell.notify_one(),
                 ("w", Some(publisher)) => ready.push(publisher),
                 ("r", Some(run)) => self.changed([run].iter()),
                 _ => self.everything(),
@@ -335,6 +351,7 @@ impl Wake {
         self.tell(|untold| untold.written.others = true);
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
+        self.fan_outs_bell.notify_one();
     }
 
     /// Tells other processes and hears from them until `stop`.
@@ -392,10 +409,13 @@ fn one(options: &PgConnectOptions) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// `<process> [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
+/// `<process> [f] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
 fn written(process: Uuid, news: &News) -> String {
     use std::fmt::Write as _;
     let mut text = process.simple().to_string();
+    if news.fan_outs {
+        text.push_str(" f");
+    }
     // An endpoint is named by two.
     if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
         text.push_str(" *");
@@ -430,6 +450,7 @@ mod tests {
             deliveries: BTreeSet::from([(id(3), id(4))]),
             ready: BTreeSet::from([id(1), id(2)]),
             changed: BTreeSet::from([id(7)]),
+            fan_outs: true,
         };
         let payload = written(here.process, &news);
         there.incoming(&payload);
@@ -440,6 +461,7 @@ mod tests {
         let endpoint = EndpointKey::of_uuids(id(3), id(4));
         assert_eq!(written.endpoints, BTreeSet::from([endpoint]));
         assert!(!written.others);
+        there.fanned_out().await;
         // What comes back to its sender is no news.
         here.incoming(&payload);
         assert!(lock(&here.ready).is_empty());

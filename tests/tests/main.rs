@@ -12,6 +12,7 @@ mod deliveries;
 mod dispatch;
 mod endpoints;
 mod events;
+mod fan_outs;
 mod first_minute;
 mod gateways;
 mod idempotency;

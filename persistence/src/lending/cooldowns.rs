@@ -305,7 +305,9 @@ impl Store {
         }
         let publisher = by.tenant.publisher;
         let ended = self
-            .write(|tx| async move { end_rest(&tx, publisher, account, model).await })
+            .write_for(publisher, |tx| async move {
+                end_rest(&tx, publisher, account, model).await
+            })
             .await?;
         self.hear(publisher, |cooldowns| {
             for (model, one) in &ended {
@@ -338,7 +340,7 @@ impl Store {
         };
         let rest = &rest;
         let written = self
-            .write(|tx| async move {
+            .write_for(publisher, |tx| async move {
                 if known.is_none() && model != WHOLE {
                     prune(&tx, publisher, account).await?;
                 }

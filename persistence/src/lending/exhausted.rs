@@ -31,7 +31,7 @@ impl Scoped {
         use trains::Column;
         let owner = self.scope.uuid();
         self.store
-            .write(|tx| async move {
+            .write_for(owner, |tx| async move {
                 let before = tx.now.minus(EXHAUSTED_EVERY).ms();
                 let told = trains::Entity::update_many()
                     .col_expr(Column::ExhaustedAt, Expr::value(tx.now.ms()))

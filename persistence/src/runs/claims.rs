@@ -21,7 +21,11 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use moka::sync::Cache;
-use sea_orm::{ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult,
+    QueryFilter as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _},
+};
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -36,6 +40,7 @@ use crate::{
     db::Tx,
     entity::runs,
     error::{Result, StoreError, damaged},
+    lane::Open,
     sql::{Sql, padded, parts},
     unreadable,
 };
@@ -48,6 +53,8 @@ const TAKEN_BACK: u64 = 100;
 const LEASED: &str = "status = 'running' AND lease_expires_at";
 /// The runs that may not wait for ever, up to the column that says until when.
 const MORTAL: &str = "status = 'queued' AND expires_at";
+/// Publishers that one statement looks at for what only time brings.
+const PUBLISHERS_A_LOOK: usize = 256;
 /// Most pipelines whose turns are remembered.
 const TURNS: u64 = 100_000;
 
@@ -62,7 +69,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    fn wants(&self, open: &Open) -> bool {
+    fn wants(&self, open: &Source) -> bool {
         self.publisher == open.publisher_id
             && self
                 .pipelines
@@ -70,8 +77,18 @@ impl Claim {
                 .is_none_or(|some| some.iter().any(|slug| slug.as_str() == open.slug))
     }
 
-    fn max(&self) -> u32 {
+    pub(crate) fn max(&self) -> u32 {
         self.max.clamp(1, CLAIM_MAX)
+    }
+
+    /// The same of these pipelines alone.
+    pub(crate) fn within(&self, pipelines: Vec<Slug>) -> Self {
+        Self {
+            publisher: self.publisher,
+            pipelines: Some(pipelines),
+            max: self.max,
+            actor: self.actor.clone(),
+        }
     }
 }
 
@@ -101,7 +118,7 @@ impl Turns {
 
 /// A pipeline that hands out runs and has some.
 #[derive(FromQueryResult)]
-struct Open {
+struct Source {
     publisher_id: Uuid,
     id: Uuid,
     slug: String,
@@ -214,12 +231,130 @@ fn promote_sql(backend: DbBackend, now: Timestamp, publishers: &BTreeSet<Uuid>) 
     sql
 }
 
-/// Makes those ready whose time has come.
-async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<()> {
+/// Makes those ready whose time has come; answers whether there were some.
+async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<bool> {
     let backend = tx.db().get_database_backend();
     let sql = promote_sql(backend, tx.now, publishers);
-    tx.db().execute_raw(sql.statement(backend)).await?;
+    let done = tx.db().execute_raw(sql.statement(backend)).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Which of the publishers have runs whose time has come: to start, or to be taken back.
+async fn due(store: &Store, publishers: &[Uuid]) -> Result<BTreeSet<Uuid>> {
+    use runs::Column;
+    let now = store.now().ms();
+    let scheduled = Column::Status
+        .eq(RunStatus::Queued.as_str())
+        .and(Expr::col(Column::Ready).not())
+        .and(Column::NotBefore.lte(now));
+    let lost = Column::Status
+        .eq(RunStatus::Running.as_str())
+        .and(Column::LeaseExpiresAt.lte(now));
+    let mut found = BTreeSet::new();
+    for past in [scheduled, lost] {
+        let some: Vec<Uuid> = runs::Entity::find()
+            .select_only()
+            .column(Column::PublisherId)
+            .distinct()
+            .filter(past)
+            .filter(Column::PublisherId.is_in(padded(publishers.iter().copied())))
+            .into_tuple()
+            .all(store.read())
+            .await?;
+        found.extend(some);
+    }
+    Ok(found)
+}
+
+/// Makes those runs of the publishers ready whose start has come, and takes back those whose lease
+/// is lost. Whoever waits for them hears of it.
+pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
+    for some in publishers.chunks(PUBLISHERS_A_LOOK) {
+        let due = due(store, some).await?;
+        if due.is_empty() {
+            continue;
+        }
+        let due = &due;
+        store
+            .write(|tx| async move {
+                let mut news = News::default();
+                take_back(&tx, Some(due), TAKEN_BACK, &mut news).await?;
+                if promote(&tx, due).await? {
+                    for publisher in due {
+                        tx.readies_runs_of(*publisher);
+                    }
+                }
+                news.write(&tx).await
+            })
+            .await?;
+    }
     Ok(())
+}
+
+/// A pipeline that has runs to hand out, and how many, up to as many as a claim may take.
+#[derive(FromQueryResult)]
+struct Ready {
+    publisher_id: Uuid,
+    id: Uuid,
+    slug: String,
+    version: i64,
+    ready: i64,
+}
+
+fn ready_sql(now: Timestamp, wanted: &BTreeMap<Uuid, Option<Vec<Slug>>>) -> Sql {
+    let mut sql = Sql::new(
+        "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT COUNT(*) FROM (\
+         SELECT 1 FROM runs r WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
+         AND r.status = 'queued' AND r.ready AND (r.expires_at IS NULL OR r.expires_at > ",
+    );
+    sql.bind(now.ms())
+        .push(") LIMIT ")
+        .bind(i64::from(CLAIM_MAX))
+        .push(") AS first) AS ready FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL AND p.publisher_id IN (")
+        .bind_list(padded(wanted.keys().copied()))
+        .push(")");
+    let named = wanted.values().try_fold(BTreeSet::new(), |mut all, some| {
+        all.extend(some.as_ref()?.iter().map(Slug::as_str));
+        Some(all)
+    });
+    if let Some(named) = named.filter(|named| !named.is_empty()) {
+        sql.push(" AND p.live_slug IN (")
+            .bind_list(padded(named))
+            .push(")");
+    }
+    sql
+}
+
+/// How many runs the publishers' pipelines have to hand out, of those that are named or of all:
+/// what those that wait could be given. Pipelines that have none are left out.
+pub(crate) async fn open_runs(
+    store: &Store,
+    wanted: BTreeMap<Uuid, Option<Vec<Slug>>>,
+) -> Result<Vec<(Uuid, Open)>> {
+    let sql = ready_sql(store.now(), &wanted).statement(store.backend());
+    let mut found = Ready::find_by_statement(sql).all(store.read()).await?;
+    found.retain(|one| one.ready > 0);
+    let keys = found
+        .iter()
+        .map(|one| (one.publisher_id, one.id, one.version));
+    let definitions = store.inner.definitions.of(store.read(), keys).await?;
+    let limits = definitions
+        .into_iter()
+        .filter_map(|((publisher, pipeline, _), definition)| {
+            Some(((publisher, pipeline), definition.max_concurrent_runs?))
+        });
+    let places = Places::left(store.read(), limits.collect()).await?;
+    let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
+    for one in found {
+        let ready = places.up_to(one.id, u32::try_from(one.ready).unwrap_or(CLAIM_MAX));
+        let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
+            continue;
+        };
+        open.entry(one.publisher_id)
+            .or_default()
+            .insert(slug, ready);
+    }
+    Ok(open.into_iter().collect())
 }
 
 fn open_sql(claims: &[Arc<Claim>], publishers: &BTreeSet<Uuid>) -> Sql {
@@ -259,9 +394,9 @@ async fn open_pipelines(
     tx: &Tx,
     claims: &[Arc<Claim>],
     publishers: &BTreeSet<Uuid>,
-) -> Result<Vec<Open>> {
+) -> Result<Vec<Source>> {
     let statement = open_sql(claims, publishers).statement(tx.db().get_database_backend());
-    let found = Open::find_by_statement(statement).all(tx.db()).await?;
+    let found = Source::find_by_statement(statement).all(tx.db()).await?;
     Ok(found
         .into_iter()
         .filter(|open| open.head.is_some())
@@ -270,7 +405,7 @@ async fn open_pipelines(
 
 /// Those that the claims could be served from: of each claim's pipelines as many as it wants
 /// runs, since each has at least one.
-fn best_of(claims: &[Arc<Claim>], open: Vec<Open>, turns: &Turns) -> Vec<Open> {
+fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &Turns) -> Vec<Source> {
     let mut order: Vec<(Option<i32>, u64, Uuid, usize)> = open
         .iter()
         .enumerate()
@@ -295,7 +430,7 @@ fn best_of(claims: &[Arc<Claim>], open: Vec<Open>, turns: &Turns) -> Vec<Open> {
         .collect()
 }
 
-async fn places_of(store: &Store, tx: &Tx, open: &[Open]) -> Result<Places> {
+async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
     let keys = open.iter().map(|o| (o.publisher_id, o.id, o.version));
     let definitions = store.inner.definitions.of(tx.db(), keys).await?;
     let limits = definitions
@@ -307,7 +442,7 @@ async fn places_of(store: &Store, tx: &Tx, open: &[Open]) -> Result<Places> {
 }
 
 /// The first runs of each pipeline, as many as is said.
-fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Open, u32)]) -> Sql {
+fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Source, u32)]) -> Sql {
     let mut sql = Sql::new("");
     for (at, (open, limit)) in wanted.iter().enumerate() {
         sql.push(if at > 0 { " UNION ALL " } else { "" })
@@ -332,7 +467,7 @@ fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Open, u32)]) -
 async fn candidates(
     tx: &Tx,
     claims: &[Arc<Claim>],
-    open: &[Open],
+    open: &[Source],
     places: &Places,
 ) -> Result<Vec<Candidate>> {
     let backend = tx.db().get_database_backend();
@@ -343,7 +478,7 @@ async fn candidates(
             places.up_to(open.id, all.map(|claim| claim.max()).sum()),
         )
     });
-    let wanted: Vec<(&Open, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
+    let wanted: Vec<(&Source, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
     let mut found = Vec::new();
     for part in parts(wanted) {
         let statement = candidates_sql(backend, tx.now, &part).statement(backend);
@@ -536,7 +671,7 @@ mod tests {
         let fixture = engines().await.remove(0);
         let (store, sqlite) = (&fixture.store, DbBackend::Sqlite);
         let nobody = BTreeSet::from([Uuid::nil()]);
-        let open = Open {
+        let open = Source {
             publisher_id: Uuid::nil(),
             id: Uuid::nil(),
             slug: "nightly".into(),

@@ -7,7 +7,8 @@ use std::{
 
 use domain::{id::Id as _, run::RunStatus};
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _,
     sea_query::{Expr, ExprTrait as _, LockType},
 };
 use uuid::Uuid;
@@ -53,13 +54,25 @@ impl Places {
         pipelines::Entity::find()
             .select_only()
             .column(pipelines::Column::Id)
-            .filter(key.in_tuples(keys.clone()))
+            .filter(key.in_tuples(keys))
             .order_by_asc(pipelines::Column::PublisherId)
             .order_by_asc(pipelines::Column::Id)
             .lock(LockType::NoKeyUpdate)
             .into_tuple::<Uuid>()
             .all(tx.db())
             .await?;
+        Self::left(tx.db(), limits).await
+    }
+
+    /// Counts without a lock: what may have changed by the time that it is needed.
+    pub(super) async fn left(
+        db: &impl ConnectionTrait,
+        limits: HashMap<(Uuid, Uuid), u32>,
+    ) -> Result<Self> {
+        if limits.is_empty() {
+            return Ok(Self(HashMap::new()));
+        }
+        let keys: BTreeSet<(Uuid, Uuid)> = limits.keys().copied().collect();
         let key = Expr::tuple([
             Expr::col(runs::Column::PublisherId),
             Expr::col(runs::Column::PipelineId),
@@ -72,7 +85,7 @@ impl Places {
             .filter(key.in_tuples(keys))
             .group_by(runs::Column::PipelineId)
             .into_tuple()
-            .all(tx.db())
+            .all(db)
             .await?;
         let held: HashMap<Uuid, i64> = held.into_iter().collect();
         let room = limits.into_iter().map(|((_, pipeline), limit)| {

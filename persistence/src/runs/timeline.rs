@@ -97,7 +97,7 @@ impl Scoped {
     ) -> Result<(), StoreError> {
         let key = (self.scope.uuid(), id.uuid());
         self.store
-            .write(|tx| async move {
+            .write_for(key.0, |tx| async move {
                 let row = runs::Entity::find_by_id(key)
                     .lock(LockType::NoKeyUpdate)
                     .one(tx.db())

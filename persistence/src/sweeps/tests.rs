@@ -80,6 +80,10 @@ async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
         _ => "'\\x00'::bytea",
     };
     for sql in [
+        format!("INSERT INTO fan_out_sequences (publisher_id, last) VALUES ({owner}, 1)"),
+        format!(
+            "INSERT INTO fan_outs (publisher_id, seq, total, done, created_at, plan) VALUES ({owner}, 1, 2, 1, 1, '{{}}')"
+        ),
         format!(
             "INSERT INTO event_types (publisher_id, event_type, id, revision, created_at, updated_at) VALUES ({owner}, 'a.b', {endpoint}, 1, 1, 1)"
         ),

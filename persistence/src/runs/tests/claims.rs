@@ -290,6 +290,151 @@ async fn a_claim_waits_for_the_run_that_comes() {
     }
 }
 
+/// A claim of one run that waits. It has its place once this is answered: the test has one thread.
+async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Waiter {
+    let (mine, patience) = (mine.clone(), patient(bearer));
+    let pipelines: Vec<Slug> = pipelines.iter().map(|name| slug(name)).collect();
+    let waiter = tokio::spawn(async move {
+        let by = context();
+        let pipelines = Some(pipelines.as_slice()).filter(|some| !some.is_empty());
+        mine.claim_runs(&by, pipelines, 1, patience).await
+    });
+    // So that the lane has tried it.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    waiter
+}
+
+type Waiter = tokio::task::JoinHandle<Result<Vec<Claimed>>>;
+
+#[tokio::test]
+async fn those_that_wait_are_served_in_the_order_in_which_they_came() {
+    for fixture in engines().await {
+        let (mine, bearer) = staffed(&fixture, &["nightly", "weekly"]).await;
+        let mut waiters = Vec::new();
+        for wanted in [
+            &["weekly"][..],
+            &["nightly", "weekly"],
+            &[],
+            &["nightly"],
+            &["nightly"],
+        ] {
+            waiters.push(waiting(&mine, wanted, &bearer).await);
+        }
+        // Of these pipelines a run goes to the first that wants it.
+        for (pipeline, expected) in [
+            ("nightly", 1),
+            ("nightly", 1),
+            ("weekly", 0),
+            ("nightly", 0),
+            ("nightly", 0),
+        ] {
+            let run = create(&mine, new_run(pipeline)).await.unwrap().run;
+            let served = waiters.remove(expected).await.unwrap().unwrap();
+            assert_eq!(served[0].run.id, run.id);
+        }
+    }
+}
+
+#[tokio::test]
+async fn runs_that_others_made_ready_reach_those_that_wait() {
+    for fixture in engines().await {
+        let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
+        // By way of a key, in a transaction of its own.
+        let first = waiting(&mine, &["nightly"], &bearer).await;
+        let keyed = Context {
+            idempotency: Some(crate::IdempotencyKey {
+                operation: "create_run",
+                key: "k".into(),
+                request_hash: [7; 32],
+            }),
+            ..context()
+        };
+        let made = mine.create_run(&keyed, new_run("nightly"), Arc::new(|_, _| Ok(())), |_| {
+            no_content()
+        });
+        made.await.unwrap();
+        assert_eq!(first.await.unwrap().unwrap().len(), 1);
+        // By the clock.
+        let later = NewRun {
+            not_before: Some(mine.store.now().plus(Duration::from_secs(5))),
+            ..new_run("nightly")
+        };
+        create(&mine, later).await.unwrap();
+        let second = waiting(&mine, &[], &bearer).await;
+        fixture.clock.advance(Duration::from_secs(6));
+        let taken = second.await.unwrap().unwrap();
+        assert_eq!(taken.len(), 1);
+        // By a place that is free again.
+        put(
+            &mine,
+            "narrow",
+            Definition {
+                max_concurrent_runs: Some(1),
+                ..definition()
+            },
+        )
+        .await
+        .unwrap();
+        create(&mine, new_run("narrow")).await.unwrap();
+        let held = claim(&mine, 1).await.remove(0);
+        create(&mine, new_run("narrow")).await.unwrap();
+        let third = waiting(&mine, &["narrow", "nightly"], &bearer).await;
+        assert!(!third.is_finished());
+        complete(&mine, held.run.id, held.token.expose_secret())
+            .await
+            .unwrap();
+        assert_eq!(third.await.unwrap().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
+    for fixture in engines().await {
+        let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
+        let mut waiters = Vec::new();
+        for _ in 0..domain::limits::WAITING_CLAIMS {
+            let (mine, patience) = (mine.clone(), patient(&bearer));
+            waiters.push(tokio::spawn(async move {
+                mine.claim_runs(&context(), None, 1, patience).await
+            }));
+        }
+        let lane = &fixture.store.inner.lane;
+        while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
+            tokio::task::yield_now().await;
+        }
+        let refused = mine.claim_runs(&context(), None, 1, patient(&bearer)).await;
+        assert_eq!(code(refused), Code::ShareExceeded);
+        assert!(
+            claim(&mine, 1).await.is_empty(),
+            "who does not wait may ask"
+        );
+        let other = house(&fixture, "other", &["nightly"]).await;
+        let patience = Patience {
+            wait: Duration::from_millis(10),
+            ..patient(&bearer)
+        };
+        let waited = other.claim_runs(&context(), None, 1, patience).await;
+        assert!(waited.unwrap().is_empty());
+        // Each run is one waiter's, and each that is served makes room.
+        for _ in 0..3 {
+            create(&mine, new_run("nightly")).await.unwrap();
+        }
+        for waiter in waiters.drain(..3) {
+            assert_eq!(waiter.await.unwrap().unwrap().len(), 1);
+        }
+        let patience = Patience {
+            wait: Duration::from_millis(10),
+            ..patient(&bearer)
+        };
+        let waited = mine.claim_runs(&context(), None, 1, patience).await;
+        assert!(waited.unwrap().is_empty());
+        fixture.store.quiesce();
+        for waiter in waiters {
+            assert!(waiter.await.unwrap().unwrap().is_empty());
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_who_left_gets_a_run() {
     for fixture in engines().await {

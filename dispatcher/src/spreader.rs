@@ -1,0 +1,94 @@
+//! Spreads large fan-outs: in turns between publishers, a few deliveries at a time, each time once
+//! nothing else is written for a moment.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use domain::id::PublisherId;
+use persistence::{Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+/// The longest time between two looks at what is to be spread: a process that died may have left
+/// some.
+const POLL: Duration = Duration::from_secs(1);
+/// The pause after the store failed.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a publisher whose fan-out can't be spread is left alone: it must not hold up others.
+const BROKEN_PAUSE: Duration = Duration::from_secs(30);
+
+/// See the module.
+struct Spreader {
+    store: Store,
+    stop: CancellationToken,
+    /// Whose fan-outs can't be spread, and until when they are left alone.
+    broken: HashMap<PublisherId, Instant>,
+}
+
+/// Works until `stop`.
+pub(crate) async fn run(store: Store, stop: CancellationToken) {
+    let mut spreader = Spreader {
+        store: store.clone(),
+        stop: stop.clone(),
+        broken: HashMap::new(),
+    };
+    while !stop.is_cancelled() {
+        let pause = match spreader.round().await {
+            Ok(true) => continue,
+            Ok(false) => POLL,
+            Err(error) => {
+                tracing::warn!(%error, "fan-outs can't be spread now");
+                STORE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = store.fanned_out() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+impl Spreader {
+    /// A step for each publisher that has something to spread; answers whether one came further.
+    async fn round(&mut self) -> Result<bool, StoreError> {
+        let (mut moved, mut after) = (false, None);
+        self.broken.retain(|_, until| *until > Instant::now());
+        while !self.stop.is_cancelled() {
+            let Some(publisher) = self.store.system().fanning_out(after).await? else {
+                break;
+            };
+            after = Some(publisher);
+            if !self.broken.contains_key(&publisher) {
+                moved |= self.step(publisher).await?;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Store work runs in a task that nothing cancels.
+    async fn step(&mut self, publisher: PublisherId) -> Result<bool, StoreError> {
+        let system = self.store.system();
+        let work = async move {
+            system.lull().await;
+            system.spread(publisher).await
+        };
+        let done = tokio::spawn(work).await;
+        let done = done.unwrap_or_else(|failed| Err(StoreError::Internal(failed.to_string())));
+        match done {
+            Ok(count) => {
+                let count = u64::try_from(count).unwrap_or(0);
+                metrics::counter!("stationmaster_deliveries_spread_total").increment(count);
+                Ok(count > 0)
+            }
+            Err(StoreError::Internal(error)) => {
+                tracing::error!(%publisher, error, "a publisher's fan-out can't be spread");
+                metrics::counter!("stationmaster_fan_out_failures_total").increment(1);
+                self.broken.insert(publisher, Instant::now() + BROKEN_PAUSE);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
