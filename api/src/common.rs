@@ -141,7 +141,19 @@ impl From<StoreError> for ApiError {
             StoreError::Refused(problem) => problem.into(),
             StoreError::Unavailable(_) | StoreError::Conflict(_) => {
                 tracing::warn!(%error, "the store did not do what it was asked");
-                Problem::from(Code::StoreUnavailable).retry_after(1).into()
+                let detail = "The store is not available; nothing was changed.";
+                Problem::new(Code::StoreUnavailable, detail)
+                    .retry_after(1)
+                    .into()
+            }
+            StoreError::Uncertain(_) => {
+                tracing::warn!(%error, "the store did not say whether it did what it was asked");
+                let detail = "The connection to the store was lost before it confirmed the change, \
+                              which may have been made. Look, or repeat the request with its \
+                              `Idempotency-Key`.";
+                Problem::new(Code::StoreUnavailable, detail)
+                    .retry_after(1)
+                    .into()
             }
             StoreError::Internal(_) => {
                 tracing::error!(%error, "the store failed");

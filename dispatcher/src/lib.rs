@@ -127,18 +127,22 @@ impl Dispatcher {
         let notes = mpsc::unbounded_channel();
         let (outcomes, finished) = mpsc::unbounded_channel();
         let tasks = TaskTracker::new();
-        tasks.spawn(recorder::run(store.clone(), finished, notes.0.clone()));
-        tasks.spawn(process::run(store.clone(), Arc::clone(&alive), end.clone()));
-        tasks.spawn(spreader::run(store.clone(), stop.clone()));
+        tasks.spawn(recorder::run(store.working(), finished, notes.0.clone()));
+        tasks.spawn(process::run(
+            store.watching(),
+            Arc::clone(&alive),
+            end.clone(),
+        ));
+        tasks.spawn(spreader::run(store.working(), stop.clone()));
         let sender = Sender::new(
-            store.clone(),
+            store.working(),
             client.clone(),
             settings.notices.clone(),
             settings.poll,
         );
         tasks.spawn(sender.run(stop.clone()));
         let control = Control::new(
-            (store, client, settings),
+            (store.loading(), client, settings),
             alive,
             Arc::clone(&turned),
             notes,

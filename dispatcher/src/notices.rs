@@ -17,7 +17,7 @@ use domain::{
     retry::Schedule,
 };
 use outbound::{Client, Failure, Request, Response};
-use persistence::{DueNotice, Next, NoticeOutcome, Notices, Store, StoreError};
+use persistence::{DueNotice, Next, NoticeOutcome, Notices, Store};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -174,7 +174,7 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
     };
     measure(&due, &outcome);
     while let Err(error) = store.system().record_notice(outcome).await {
-        let waits = matches!(error, StoreError::Unavailable(_)) && claimed.elapsed() < LEASE;
+        let waits = error.may_pass() && claimed.elapsed() < LEASE;
         if !waits {
             tracing::warn!(notice = %due.id, %error, "how a message went could not be written down; it is sent again");
             return;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::id::DeliveryId;
-use persistence::{EndpointKey, Next, Outcome, Store, StoreError, Verdict};
+use persistence::{EndpointKey, Next, Outcome, Store, Verdict};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::control::Note;
@@ -75,7 +75,7 @@ async fn record(store: &Store, batch: &[Outcome]) -> Vec<Option<Verdict>> {
                 }
                 return verdicts.into_iter().map(Some).collect();
             }
-            Err(error @ StoreError::Unavailable(_)) => {
+            Err(error) if error.may_pass() => {
                 tracing::warn!(%error, outcomes = batch.len(), "outcomes wait for the store");
             }
             // One of them may be the cause; it must not take the others along.

@@ -190,6 +190,7 @@ impl World {
             max_connections: 2,
             sqlite_synchronous_full: false,
             write_batch_max: 256,
+            database_timeout: Duration::from_secs(10),
             migrate: true,
         };
         let store = Store::open(options).await.unwrap();

@@ -162,7 +162,7 @@ codes! {
         "Try again; if it stays, give the operator the request id.";
     /// The store can't be reached or can't write.
     StoreUnavailable = "store_unavailable", 503, "The store is not available",
-        "Nothing was changed. Wait as long as `Retry-After` says and send the request again.";
+        "The detail says whether nothing was changed, or whether that is not known. Wait as long as `Retry-After` says and send the request again, with its `Idempotency-Key` if it had one.";
     /// The server is stopping or full.
     Overloaded = "overloaded", 503, "The server can't take the request now",
         "The detail says whether the work may still go on. Wait as long as `Retry-After` says and send the request again.";

@@ -141,6 +141,7 @@ pub async fn start(
             Schedule::parse(kind, settings.cron(kind), store.now())?,
         );
     }
+    let store = store.working();
     let scheduler = JobScheduler::new().await?;
     let tasks = TaskTracker::new();
     let worker = Arc::new(Worker::new(

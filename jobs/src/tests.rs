@@ -45,6 +45,7 @@ async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
         max_connections: 2,
         sqlite_synchronous_full: false,
         write_batch_max: 256,
+        database_timeout: Duration::from_secs(10),
         migrate: true,
     };
     Store::open(options).await.unwrap()

@@ -373,7 +373,7 @@ async fn keep(
                 tracing::info!(%account, "an account was refreshed");
                 return Ok(token);
             }
-            Err(StoreError::Unavailable(_) | StoreError::Conflict(_)) if tries < STORE_TRIES => {
+            Err(error) if error.may_pass() && tries < STORE_TRIES => {
                 tries += 1;
                 tokio::time::sleep(STORE_AGAIN).await;
             }

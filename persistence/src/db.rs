@@ -15,39 +15,33 @@ use domain::{
     id::{Id as _, PublisherId},
 };
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr,
     sqlx::{
-        ConnectOptions as _, Connection as _,
+        ConnectOptions as _,
         postgres::{PgConnectOptions, PgPoolOptions},
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use uuid::Uuid;
 
 use crate::{
     checkpoint,
+    connections::{Connections, Work},
     effects::{Bodies, Effects},
     entity::deliveries,
-    error::{Result, StoreError},
+    error::{Result, StoreError, uncommitted},
+    lines::{Line, Own, TooFew, open_all},
+    pool::{Pool, Server},
     traffic::Traffic,
 };
 
 /// How often a transaction that lost against another one is run again.
 const CONFLICT_RETRIES: u32 = 8;
-/// PostgreSQL ends a transaction that does nothing for so long, and frees what it has locked. Ours
-/// never wait for anything else than the store, so their process stands still or is gone, and
-/// whoever takes its work over must not find the rows locked: shorter than
-/// [`crate::PROCESS_EXPIRES_AFTER`].
-const IDLE_IN_TRANSACTION: &str = "5s";
-/// How long a request waits for a connection.
+/// How long a caller waits for one of SQLite's connections, unless less is set.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that was idle for longer is asked whether it still lives.
-const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
-/// PostgreSQL connections that load what is due. They are few, so that each soon knows the few large
-/// statements that this takes.
-const LOADING_CONNECTIONS: u32 = 2;
+/// For how long an answer of the database is waited for, unless it is set otherwise.
+const WAIT: Duration = Duration::from_secs(10);
 /// Prepared statements that a connection keeps: some of ours have sixteen lengths.
 const STATEMENTS_KEPT: usize = 200;
 /// SQLite's page cache for each connection, in its own unit of negative KiB.
@@ -64,9 +58,10 @@ pub(crate) enum Target {
         options: Box<SqliteConnectOptions>,
         /// Whether a commit waits for the disk.
         full: bool,
+        limit: Duration,
     },
     Postgres {
-        options: Box<PgConnectOptions>,
+        server: Box<Server>,
         connections: u32,
     },
 }
@@ -100,21 +95,46 @@ impl Target {
             return Ok(Self::Sqlite {
                 options: Box::new(options),
                 full: synchronous_full,
+                limit: WAIT,
             });
         }
         let options = PgConnectOptions::from_str(url)
             .map_err(wrong)?
             .application_name("stationmaster")
-            .options([
-                ("statement_timeout", "30s"),
-                ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION),
-            ])
+            // Poolers refuse it, and the default is as precise since PostgreSQL 12.
+            .extra_float_digits(None)
             .statement_cache_capacity(STATEMENTS_KEPT)
             .disable_statement_logging();
         Ok(Self::Postgres {
-            options: Box::new(options),
+            server: Box::new(Server::new(options, WAIT)),
             connections,
         })
+    }
+
+    /// The same with another limit for each answer of the database.
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        match self {
+            Self::Sqlite { options, full, .. } => Self::Sqlite {
+                options: Box::new(options.busy_timeout(limit.min(ACQUIRE_TIMEOUT))),
+                full,
+                limit,
+            },
+            Self::Postgres {
+                server,
+                connections,
+            } => Self::Postgres {
+                server: Box::new(Server::new(server.options().clone(), limit)),
+                connections,
+            },
+        }
+    }
+
+    /// How long an answer of the database is waited for.
+    pub(crate) const fn limit(&self) -> Duration {
+        match self {
+            Self::Sqlite { limit, .. } => *limit,
+            Self::Postgres { server, .. } => server.limit(),
+        }
     }
 
     /// One connection, for migrations and for SQLite's writer.
@@ -130,62 +150,43 @@ impl Target {
                 .await
                 .map(DatabaseConnection::from)
                 .map_err(unavailable),
-            // Asked each time whether it lives: it is alone, so a lost one would be a lost batch.
-            Self::Postgres { options, .. } => PgPoolOptions::new()
-                .max_connections(1)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(true)
-                .connect_with((**options).clone())
-                .await
-                .map(DatabaseConnection::from)
-                .map_err(unavailable),
-        }
-    }
-
-    async fn connect_pool(&self) -> Result<DatabaseConnection> {
-        match self {
-            Self::Sqlite { options, .. } => {
-                let cores = std::thread::available_parallelism().map_or(2, usize::from);
-                let readers = u32::try_from(cores)
-                    .unwrap_or(2)
-                    .clamp(2, SQLITE_READERS_MAX);
-                SqlitePoolOptions::new()
-                    .max_connections(readers)
+            Self::Postgres { server, .. } => {
+                let greeter = server.clone();
+                PgPoolOptions::new()
+                    .max_connections(1)
                     .acquire_timeout(ACQUIRE_TIMEOUT)
-                    .idle_timeout(None)
-                    .max_lifetime(None)
-                    .test_before_acquire(false)
-                    .connect_with((**options).clone().pragma("query_only", "ON"))
+                    .after_connect(move |connection, _| {
+                        let server = greeter.clone();
+                        Box::pin(async move { server.greet(connection).await })
+                    })
+                    .connect_with(server.options().clone())
                     .await
                     .map(DatabaseConnection::from)
                     .map_err(unavailable)
             }
-            Self::Postgres {
-                options,
-                connections,
-            } => postgres_pool(*connections)
-                .connect_with((**options).clone())
-                .await
-                .map(DatabaseConnection::from)
-                .map_err(unavailable),
         }
     }
-}
 
-/// A pool that asks a connection whether it lives only where it was idle for a while.
-fn postgres_pool(connections: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                if meta.idle_for > PING_AFTER_IDLE {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
+    /// SQLite's readers.
+    async fn connect_readers(
+        options: &SqliteConnectOptions,
+        limit: Duration,
+    ) -> Result<Connections> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let readers = u32::try_from(cores)
+            .unwrap_or(2)
+            .clamp(2, SQLITE_READERS_MAX);
+        SqlitePoolOptions::new()
+            .max_connections(readers)
+            .acquire_timeout(limit.min(ACQUIRE_TIMEOUT))
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_with(options.clone().pragma("query_only", "ON"))
+            .await
+            .map(|pool| Connections::Sqlite(pool.into()))
+            .map_err(unavailable)
+    }
 }
 
 #[expect(
@@ -207,14 +208,14 @@ enum Flush {
 
 /// SQLite's one writing connection.
 struct Writer {
-    connection: Option<DatabaseConnection>,
+    connection: Option<Connections>,
     /// Set while a transaction is open. Found set by the next one, the last was cut off.
     open: bool,
 }
 
 /// A transaction under way.
 pub(crate) struct Transaction {
-    inner: DatabaseTransaction,
+    inner: Work,
     /// The one moment that everything in this transaction happens at.
     pub(crate) now: Timestamp,
     effects: Mutex<Effects>,
@@ -225,7 +226,7 @@ pub(crate) type Tx = Arc<Transaction>;
 
 impl Transaction {
     /// What statements run on.
-    pub(crate) fn db(&self) -> &DatabaseTransaction {
+    pub(crate) fn db(&self) -> &Work {
         &self.inner
     }
 
@@ -299,22 +300,13 @@ pub(crate) struct Committed<T> {
     pub(crate) since: Instant,
 }
 
-/// The dispatcher's connections.
-struct Dispatch {
-    load: DatabaseConnection,
-    record: DatabaseConnection,
-}
-
 /// The connected store.
 pub(crate) struct Db {
     target: Target,
     /// Reads; on PostgreSQL writes too.
-    pool: DatabaseConnection,
-    /// PostgreSQL only: the lane's own connection. In turn on all of the pool's, its large
-    /// statements would be parsed and planned anew on each of them.
-    lane: Option<DatabaseConnection>,
-    /// PostgreSQL only: the dispatcher's own, for the same reason.
-    dispatch: Option<Dispatch>,
+    pool: Connections,
+    /// PostgreSQL only.
+    own: Option<Own>,
     /// SQLite only.
     writer: Option<tokio::sync::Mutex<Writer>>,
     /// SQLite only: something was committed, and how many transactions were.
@@ -325,44 +317,52 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    pub(crate) async fn connect(target: Target, clock: Arc<dyn Clock>) -> Result<Self> {
-        // SQLite's writer goes first: it makes the file that the readers open.
-        let writer = match &target {
-            Target::Sqlite { .. } => Some(tokio::sync::Mutex::new(Writer {
-                connection: Some(target.connect_one().await?),
-                open: false,
-            })),
-            Target::Postgres { .. } => None,
-        };
-        let pool = target.connect_pool().await?;
-        let (lane, dispatch) = match &target {
-            Target::Sqlite { .. } => (None, None),
-            Target::Postgres { options, .. } => {
-                let some =
-                    |connections| postgres_pool(connections).connect_lazy_with((**options).clone());
-                let dispatch = Dispatch {
-                    load: some(LOADING_CONNECTIONS).into(),
-                    record: some(1).into(),
+    pub(crate) async fn connect(
+        target: Target,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Result<Self, TooFew>> {
+        let (pool, own, writer) = match &target {
+            Target::Sqlite { options, limit, .. } => {
+                // The writer goes first: it makes the file that the readers open.
+                let writer = Writer {
+                    connection: Some(Connections::Sqlite(target.connect_one().await?)),
+                    open: false,
                 };
-                (Some(target.connect_one().await?), Some(dispatch))
+                let readers = Target::connect_readers(options, *limit).await?;
+                (readers, None, Some(tokio::sync::Mutex::new(writer)))
+            }
+            Target::Postgres {
+                server,
+                connections,
+            } => {
+                let (own, first) = Own::new(server);
+                let pool = Pool::new(server, *connections, false);
+                if let Err(few) = open_all(server, first, &pool).await {
+                    return Ok(Err(few));
+                }
+                (Connections::Postgres(pool), Some(own), None)
             }
         };
-        Ok(Self {
+        Ok(Ok(Self {
             target,
             pool,
-            lane,
-            dispatch,
+            own,
             writer,
             committed: Notify::new(),
             commits: AtomicU64::new(0),
             traffic: Traffic::new(),
             clock,
-        })
+        }))
     }
 
-    /// The pool that reads run on.
-    pub(crate) fn read(&self) -> &DatabaseConnection {
-        &self.pool
+    /// What reads run on; on PostgreSQL writes too.
+    pub(crate) fn line(&self, line: Line) -> &Connections {
+        match (&self.own, line) {
+            (Some(own), Line::Work) => &own.work,
+            (Some(own), Line::Load) => &own.load,
+            (Some(own), Line::Watch) => &own.watch,
+            _ => &self.pool,
+        }
     }
 
     /// How many transactions of one publisher may be under way in the general write lane: SQLite has
@@ -376,9 +376,9 @@ impl Db {
         }
     }
 
-    /// What the dispatcher loads deliveries on.
-    pub(crate) fn load(&self) -> &DatabaseConnection {
-        self.dispatch.as_ref().map_or(&self.pool, |own| &own.load)
+    /// How long an answer of the database is waited for.
+    pub(crate) const fn limit(&self) -> Duration {
+        self.target.limit()
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {
@@ -390,10 +390,10 @@ impl Db {
     }
 
     /// How to reach the engine's notifications, where it has some and other processes may listen.
-    pub(crate) fn notifies(&self) -> Option<PgConnectOptions> {
+    pub(crate) fn notifies(&self) -> Option<Server> {
         match &self.target {
             Target::Sqlite { .. } => None,
-            Target::Postgres { options, .. } => Some((**options).clone()),
+            Target::Postgres { server, .. } => Some((**server).clone()),
         }
     }
 
@@ -419,23 +419,23 @@ impl Db {
     /// Runs `work` in a transaction of its own and commits it; on an error nothing is changed.
     ///
     /// `work` may run several times: a transaction that PostgreSQL gives up in favour of another
-    /// starts anew. The future must not be dropped half-way (sqlx 0.9.0 loses PostgreSQL writes
-    /// after a cancelled `begin`): callers run in a task of their own.
-    pub(crate) async fn write<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    /// starts anew. The future must not be dropped half-way, or nobody hears what became of it:
+    /// callers run in a task of their own.
+    pub(crate) async fn write<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.write_on(&self.pool, Flush::Commit, work).await
+        self.write_on(self.line(line), Flush::Commit, work).await
     }
 
     /// The same for removals of what is past its time, which may come back when the machine fails.
-    pub(crate) async fn write_unflushed<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    pub(crate) async fn write_unflushed<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.write_on(&self.pool, Flush::Later, work).await
+        self.write_on(self.line(line), Flush::Later, work).await
     }
 
     /// The same for the hot write lane, whose transactions come one after the other.
@@ -444,7 +444,7 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let own = self.lane.as_ref().unwrap_or(&self.pool);
+        let own = self.own.as_ref().map_or(&self.pool, |own| &own.lane);
         self.write_on(own, Flush::Commit, work).await
     }
 
@@ -454,14 +454,13 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let own = self.dispatch.as_ref().map(|own| &own.record);
-        let own = own.unwrap_or(&self.pool);
+        let own = self.own.as_ref().map_or(&self.pool, |own| &own.record);
         self.write_on(own, Flush::Commit, work).await
     }
 
     async fn write_on<T, F, W>(
         &self,
-        connection: &DatabaseConnection,
+        connections: &Connections,
         flush: Flush,
         work: F,
     ) -> Result<Committed<T>>
@@ -475,7 +474,7 @@ impl Db {
             let result = if let Some(writer) = &self.writer {
                 self.write_sqlite(writer, flush, &work).await
             } else {
-                let tx = self.begin(connection, None).await?;
+                let tx = self.begin(connections).await?;
                 if flush == Flush::Later {
                     let later = "SET LOCAL synchronous_commit = off";
                     tx.db().execute_unprepared(later).await?;
@@ -507,12 +506,16 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let mut writer = writer.lock().await;
+        let waited = timeout(self.limit(), writer.lock()).await;
+        let mut writer = waited.map_err(|_| {
+            let words = "SQLite's writing connection was not free in time";
+            StoreError::Unavailable(words.into())
+        })?;
         if writer.open {
             Self::discard(&mut writer);
         }
         if writer.connection.is_none() {
-            writer.connection = Some(self.target.connect_one().await?);
+            writer.connection = Some(Connections::Sqlite(self.target.connect_one().await?));
         }
         let Some(connection) = writer.connection.clone() else {
             return Err(StoreError::Internal("the writer has no connection".into()));
@@ -526,8 +529,7 @@ impl Db {
                 let normal = "PRAGMA synchronous = NORMAL";
                 connection.execute_unprepared(normal).await?;
             }
-            self.begin(&connection, Some(SqliteTransactionMode::Immediate))
-                .await
+            self.begin(&connection).await
         };
         let (result, mut clean) = match begin.await {
             Ok(tx) => Self::run(tx, work).await,
@@ -555,22 +557,9 @@ impl Db {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that opens transactions"
-    )]
-    async fn begin(
-        &self,
-        connection: &DatabaseConnection,
-        mode: Option<SqliteTransactionMode>,
-    ) -> Result<Tx> {
-        let options = TransactionOptions {
-            sqlite_transaction_mode: mode,
-            ..Default::default()
-        };
-        let inner = connection.begin_with_options(options).await?;
+    async fn begin(&self, connections: &Connections) -> Result<Tx> {
         Ok(Arc::new(Transaction {
-            inner,
+            inner: connections.begin().await?,
             now: self.now(),
             effects: Mutex::default(),
         }))
@@ -601,7 +590,7 @@ impl Db {
                 };
                 match tx.inner.commit().await {
                     Ok(()) => (Ok(committed), true),
-                    Err(error) => (Err(error.into()), false),
+                    Err(error) => (Err(uncommitted(error)), false),
                 }
             }
             Err(error) => {
@@ -619,12 +608,9 @@ impl Db {
         {
             tracing::warn!(%error, "the writing connection did not close cleanly");
         }
-        let own = self
-            .dispatch
-            .iter()
-            .flat_map(|own| [&own.load, &own.record]);
-        for pool in [&self.pool].into_iter().chain(&self.lane).chain(own) {
-            if let Err(error) = pool.clone().close().await {
+        let own = self.own.iter().flat_map(Own::all);
+        for pool in [&self.pool].into_iter().chain(own) {
+            if let Err(error) = pool.close().await {
                 tracing::warn!(%error, "the connections did not close cleanly");
             }
         }

@@ -456,7 +456,7 @@ impl System {
             let ring = &self.store.inner.keys;
             let keys = match ring.of(self.store.read(), row.publisher_id).await {
                 Ok(keys) => keys,
-                Err(error) if error.passes() => return Err(error),
+                Err(error) if error.may_pass() => return Err(error),
                 // None of its publisher's secrets opens: all its endpoints wait.
                 Err(_) => continue,
             };

@@ -12,6 +12,9 @@ pub enum StoreError {
     /// The store can't be reached or can't write; nothing acknowledged was lost.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// The store never said whether it made the change: it may have.
+    #[error("the store did not say whether the change was made: {0}")]
+    Uncertain(String),
     /// The engine gave up this transaction in favour of another; it is run again.
     #[error("the transaction lost against another one: {0}")]
     Conflict(String),
@@ -21,9 +24,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may well succeed in a moment: it says nothing about a row.
-    pub(crate) const fn passes(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Conflict(_))
+    /// Whether the same may work later: the fault is neither the caller's nor a defect. After
+    /// [`StoreError::Uncertain`] it may have been done already.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Uncertain(_) | Self::Conflict(_) => true,
+            Self::Refused(_) | Self::Internal(_) => false,
+        }
     }
 }
 
@@ -77,6 +85,36 @@ fn classify_sqlite(code: &str, text: String) -> StoreError {
         5 | 6 | 7 | 8 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
         _ => StoreError::Internal(text),
     }
+}
+
+/// What a commit that failed means. Without an answer from the engine it may have been made.
+pub(crate) fn uncommitted(error: DbErr) -> StoreError {
+    let answered = match &error {
+        DbErr::Exec(RuntimeErr::SqlxError(cause))
+        | DbErr::Query(RuntimeErr::SqlxError(cause))
+        | DbErr::Conn(RuntimeErr::SqlxError(cause)) => match &**cause {
+            sqlx::Error::Database(error) => !ends_its_connection(&error.code().unwrap_or_default()),
+            _ => false,
+        },
+        _ => true,
+    };
+    match StoreError::from(error) {
+        StoreError::Unavailable(text) if !answered => StoreError::Uncertain(text),
+        other => other,
+    }
+}
+
+/// Whether a PostgreSQL session is over, or of no more use, once it has answered so: it is
+/// read-only, in a transaction that is none of ours or that the server has ended, or about to be
+/// closed by the server.
+pub(crate) fn ends_its_connection(code: &str) -> bool {
+    // read_only_sql_transaction, in_failed_sql_transaction, idle_in_transaction_session_timeout,
+    // idle_session_timeout
+    matches!(code, "25006" | "25P02" | "25P03" | "57P05")
+        // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
+        || matches!(code, "57P01" | "57P02" | "57P03" | "57P04")
+        // connection exceptions
+        || code.starts_with("08")
 }
 
 /// SQLSTATE classes (PostgreSQL manual, appendix A).

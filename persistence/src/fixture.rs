@@ -84,6 +84,7 @@ async fn store(url: &str, keys: &MasterKeys, clock: &Arc<ManualClock>) -> Store 
         max_connections: 4,
         sqlite_synchronous_full: false,
         write_batch_max: 256,
+        database_timeout: std::time::Duration::from_secs(10),
         migrate: true,
     };
     Store::open(options).await.unwrap()

@@ -153,6 +153,7 @@ fn copy_of(error: &StoreError) -> StoreError {
         StoreError::Unavailable(text) | StoreError::Conflict(text) => {
             StoreError::Unavailable(text.clone())
         }
+        StoreError::Uncertain(text) => StoreError::Uncertain(text.clone()),
         StoreError::Internal(text) => StoreError::Internal(text.clone()),
     }
 }

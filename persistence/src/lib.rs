@@ -12,7 +12,7 @@ use domain::{
     permits::{Bounds, Permits},
     seal::MasterKeys,
 };
-use sea_orm::{DatabaseConnection, DbBackend};
+use sea_orm::DbBackend;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -21,6 +21,7 @@ mod audit;
 mod auth;
 mod change;
 mod checkpoint;
+mod connections;
 mod credentials;
 mod db;
 mod deliveries;
@@ -43,11 +44,13 @@ mod jobs;
 mod keys;
 mod lane;
 mod lending;
+mod lines;
 mod logins;
 mod notices;
 mod open;
 mod page;
 mod pipelines;
+mod pool;
 mod publish;
 mod publishers;
 mod quota;
@@ -115,6 +118,7 @@ pub use versions::KeptVersion;
 pub use wake::Written;
 
 use auth::AuthCache;
+use connections::Connections;
 use db::{Committed, Db, Tx};
 use dispatch::SecretCache;
 use error::Result;
@@ -123,6 +127,7 @@ use freshness::Freshness;
 use keys::KeyRing;
 use lane::{Inlet, Lane};
 use lending::Lending;
+use lines::Line;
 use runs::claims::Turns;
 use versions::Definitions;
 use wake::Wake;
@@ -131,6 +136,8 @@ use wake::Wake;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Which connections it uses.
+    line: Line,
 }
 
 struct Inner {
@@ -184,6 +191,7 @@ impl Store {
         };
         let store = Self {
             inner: Arc::new(inner),
+            line: Line::Requests,
         };
         (store, inlet)
     }
@@ -194,6 +202,33 @@ impl Store {
         Scoped {
             store: self.clone(),
             scope: scope.clone(),
+        }
+    }
+
+    /// The store as work in the background uses it: on PostgreSQL on connections that requests
+    /// can't take. Its statements are many, so nothing that must not wait belongs here.
+    #[must_use]
+    pub fn working(&self) -> Self {
+        self.on(Line::Work)
+    }
+
+    /// The store as the dispatcher leases and loads by it, likewise.
+    #[must_use]
+    pub fn loading(&self) -> Self {
+        self.on(Line::Load)
+    }
+
+    /// The store as what must never wait for other work uses it: the heartbeat, polls, probes. On
+    /// PostgreSQL they have a connection of their own.
+    #[must_use]
+    pub fn watching(&self) -> Self {
+        self.on(Line::Watch)
+    }
+
+    fn on(&self, line: Line) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            line,
         }
     }
 
@@ -274,8 +309,8 @@ impl Store {
         self.inner.db.close().await;
     }
 
-    pub(crate) fn read(&self) -> &DatabaseConnection {
-        self.inner.db.read()
+    pub(crate) fn read(&self) -> &Connections {
+        self.inner.db.line(self.line)
     }
 
     pub(crate) fn backend(&self) -> DbBackend {
@@ -288,7 +323,7 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        Ok(self.after(self.inner.db.write(work).await?))
+        Ok(self.after(self.inner.db.write(self.line, work).await?))
     }
 
     /// The same for what somebody of a publisher asked for: in a line of the publisher's own, so
@@ -308,7 +343,7 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        Ok(self.after(self.inner.db.write_unflushed(work).await?))
+        Ok(self.after(self.inner.db.write_unflushed(self.line, work).await?))
     }
 
     /// The same for the hot write lane.

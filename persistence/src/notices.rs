@@ -434,9 +434,7 @@ async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinatio
             Ok(url) => {
                 found.insert((owner, id), (url, row.try_get("", "slack_channel")?));
             }
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Conflict(_))) => {
-                return Err(error);
-            }
+            Err(error) if error.may_pass() => return Err(error),
             Err(error) => {
                 unreadable::tell("train", owner, id, &error);
             }

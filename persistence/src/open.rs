@@ -1,6 +1,6 @@
 //! Opening the store: connect, check or bring up the schema, check the master key.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use domain::{Clock, seal::MasterKeys};
 use migration::Migrator;
@@ -14,6 +14,7 @@ use crate::{
     error::{Result, StoreError},
     keys::OPERATOR,
     lane,
+    lines::{OWN as OWN_CONNECTIONS, TooFew},
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.
@@ -34,6 +35,8 @@ pub struct Options {
     pub sqlite_synchronous_full: bool,
     /// Most changes of runs in one transaction; from 1 to 256.
     pub write_batch_max: u32,
+    /// How long an answer of the database is waited for.
+    pub database_timeout: Duration,
     /// Whether to bring an old schema up.
     pub migrate: bool,
 }
@@ -49,6 +52,22 @@ pub enum OpenError {
         "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
     )]
     Unreachable(String),
+    /// The server grants fewer connections than a process needs.
+    #[error(
+        "the database grants too few connections: one process needs {needed}, and had {had} when the next was refused ({why}). Raise the limit of the role, the database or the server (max_connections), or set STATIONMASTER_DATABASE_CONNECTIONS to {spare} or less; {own} more are needed for deliveries, notifications and jobs"
+    )]
+    TooFewConnections {
+        /// How many are needed.
+        needed: u32,
+        /// How many there were.
+        had: u32,
+        /// Why there were no more.
+        why: String,
+        /// How many of those are not for requests.
+        own: u32,
+        /// How many that leaves for requests.
+        spare: u32,
+    },
     /// Steps are missing and nobody allowed us to take them.
     #[error(
         "the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)"
@@ -73,6 +92,23 @@ pub enum OpenError {
     /// Something else.
     #[error("the store could not be opened: {0}")]
     Store(#[from] StoreError),
+}
+
+impl From<TooFew> for OpenError {
+    fn from(few: TooFew) -> Self {
+        let TooFew { needed, had, why } = few;
+        if had == 0 {
+            return Self::Unreachable(why);
+        }
+        let spare = had.saturating_sub(OWN_CONNECTIONS);
+        Self::TooFewConnections {
+            needed,
+            had,
+            why,
+            own: OWN_CONNECTIONS,
+            spare,
+        }
+    }
 }
 
 /// How a database's schema stands to this program.
@@ -194,7 +230,8 @@ impl Store {
             options.max_connections,
             options.sqlite_synchronous_full,
         )
-        .map_err(|e| OpenError::Url(e.to_string()))?;
+        .map_err(|e| OpenError::Url(e.to_string()))?
+        .within(options.database_timeout);
         if options.migrate {
             let steps = migrate_target(&target).await?;
             if steps > 0 {
@@ -214,7 +251,8 @@ impl Store {
         }
         let db = Db::connect(target, options.clock)
             .await
-            .map_err(|e| OpenError::Unreachable(e.to_string()))?;
+            .map_err(|e| OpenError::Unreachable(e.to_string()))?
+            .map_err(OpenError::from)?;
         let (store, inlet) = Self::assemble(db, options.master_keys);
         store.start_time().await?;
         store.check_master_key().await?;
@@ -226,12 +264,12 @@ impl Store {
         };
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
-        tasks.spawn(store.clone().poll_loop(stop.clone()));
-        tasks.spawn(store.clone().time_loop(stop.clone()));
+        tasks.spawn(store.watching().poll_loop(stop.clone()));
+        tasks.spawn(store.watching().time_loop(stop.clone()));
         tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
-        if let Some(options) = store.inner.db.notifies() {
+        if let Some(server) = store.inner.db.notifies() {
             let (inner, stop) = (Arc::clone(&store.inner), stop.clone());
-            tasks.spawn(async move { inner.wake.exchange(options, stop).await });
+            tasks.spawn(async move { inner.wake.exchange(server, stop).await });
         }
         match aside {
             Some(db) => tasks.spawn(store.clone().checkpoint_loop(db, stop)),

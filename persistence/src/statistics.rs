@@ -8,15 +8,18 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Store, error::Result};
+use crate::{Store, connections::Connections, error::Result};
 
 /// How often sizes are looked at: one query of the catalog.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long to leave it to autovacuum, whose way a second try might be in.
 const AFTER_FAILURE: Duration = Duration::from_mins(5);
+
+/// How long one table may take.
+const ANALYZE_MAX: Duration = Duration::from_mins(2);
 
 /// Our tables that are more than eight times as large as when they were last analysed, or never
 /// were, and that this role may analyse. Rows count, too: of a table that was analysed while its
@@ -28,7 +31,7 @@ const GROWN: &str = "SELECT format('%I', c.relname) AS name FROM pg_class c \
      OR pg_stat_get_live_tuples(c.oid) > 8 * GREATEST(c.reltuples, 12))";
 
 /// Analyses tables that have outgrown what the planner knows of them; answers which.
-async fn analyze_grown(db: &DatabaseConnection) -> Result<Vec<String>> {
+async fn analyze_grown(db: &Connections) -> Result<Vec<String>> {
     let grown = Statement::from_string(DbBackend::Postgres, GROWN);
     let rows = db.query_all_raw(grown).await?;
     let names = rows.iter().map(|row| row.try_get("", "name"));
@@ -36,7 +39,7 @@ async fn analyze_grown(db: &DatabaseConnection) -> Result<Vec<String>> {
     for name in &names {
         // Another process, or autovacuum, may be at it.
         let analyze = format!("ANALYZE (SKIP_LOCKED) {name}");
-        db.execute_unprepared(&analyze).await?;
+        db.execute_long(&analyze, ANALYZE_MAX).await?;
     }
     Ok(names)
 }
@@ -51,7 +54,11 @@ impl Store {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            match analyze_grown(self.read()).await {
+            let analyzed = tokio::select! {
+                () = stop.cancelled() => return,
+                analyzed = analyze_grown(self.read()) => analyzed,
+            };
+            match analyzed {
                 Ok(names) if names.is_empty() => {}
                 Ok(names) => tracing::debug!(?names, "tables were analysed"),
                 Err(error) => {
@@ -65,10 +72,18 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend};
+    use sea_orm::{ConnectionTrait as _, DbBackend};
 
     use super::analyze_grown;
-    use crate::{db::Target, fixture::engines};
+    use crate::{connections::Connections, db::Target, fixture::engines, pool::Pool};
+
+    /// One connection, whose session is always the same.
+    fn one(url: &str) -> Connections {
+        match Target::parse(url, 1, true).unwrap() {
+            Target::Postgres { server, .. } => Connections::Postgres(Pool::new(&server, 1, false)),
+            Target::Sqlite { .. } => panic!("not PostgreSQL"),
+        }
+    }
 
     #[tokio::test]
     async fn a_table_is_analysed_when_it_is_new_and_when_it_has_grown() {
@@ -78,8 +93,7 @@ mod tests {
             }
             // In a schema of its own: the store's loop and autovacuum look at other tables, so
             // who analyses this one, and when, is certain.
-            let target = Target::parse(&fixture.url, 1, true).unwrap();
-            let db = target.connect_one().await.unwrap();
+            let db = one(&fixture.url);
             run(
                 &db,
                 "CREATE SCHEMA apart; SET search_path = apart; \
@@ -106,12 +120,10 @@ mod tests {
             if fixture.store.backend() != DbBackend::Postgres {
                 continue;
             }
-            let target = Target::parse(&fixture.url, 1, true).unwrap();
-            let db = target.connect_one().await.unwrap();
-            let other = target.connect_one().await.unwrap();
+            let (db, other) = (one(&fixture.url), one(&fixture.url));
             run(&db, "CREATE SCHEMA apart").await;
-            for one in [&db, &other] {
-                run(one, "SET search_path = apart").await;
+            for each in [&db, &other] {
+                run(each, "SET search_path = apart").await;
             }
             run(
                 &db,
@@ -137,12 +149,12 @@ mod tests {
         }
     }
 
-    async fn run(db: &DatabaseConnection, sql: &str) {
+    async fn run(db: &Connections, sql: &str) {
         db.execute_unprepared(sql).await.unwrap();
     }
 
     /// So many rows of a kilobyte.
-    async fn grow(db: &DatabaseConnection, rows: u32) {
+    async fn grow(db: &Connections, rows: u32) {
         let wide = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
         run(db, &format!("INSERT INTO young {wide}")).await;
     }

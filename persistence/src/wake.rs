@@ -12,20 +12,25 @@ use std::{
 };
 
 use domain::id::{Id as _, PublisherId};
-use sea_orm::sqlx::{
-    self, PgPool,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+use sea_orm::{
+    ConnectionTrait as _, DbBackend, Statement,
+    sqlx::{
+        self, Executor as _,
+        postgres::{PgListener, PgPoolOptions},
+    },
 };
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    connections::Connections,
     dispatch::EndpointKey,
     effects::{Deliveries, Effects, Handed, HandedOver},
+    pool::{Pool, Server},
 };
 
 /// The channel of all notifications.
@@ -34,6 +39,8 @@ const CHANNEL: &str = "stationmaster";
 const NOTIFY_EVERY: Duration = Duration::from_millis(5);
 /// The wait before a lost connection is tried again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// After so long a silence the connection that hears is asked whether it still lives.
+const ASK_AFTER: Duration = Duration::from_secs(5);
 /// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
 const NAMES_MAX: usize = 200;
 /// Most endpoints that are remembered until the dispatcher asks; more count as any.
@@ -355,24 +362,26 @@ impl Wake {
     }
 
     /// Tells other processes and hears from them until `stop`.
-    pub(crate) async fn exchange(&self, options: PgConnectOptions, stop: CancellationToken) {
+    pub(crate) async fn exchange(&self, server: Server, stop: CancellationToken) {
         let Some(outbox) = &self.outbox else { return };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.send(outbox, &options) => {}
-            () = self.hear(&options) => {}
+            () = self.send(outbox, &server) => {}
+            () = self.hear(&server) => {}
         }
     }
 
-    async fn send(&self, outbox: &Mutex<News>, options: &PgConnectOptions) {
-        let pool = one(options);
+    async fn send(&self, outbox: &Mutex<News>, server: &Server) {
+        let line = Connections::Postgres(Pool::new(server, 1, false));
         loop {
             let payload = self.outgoing(outbox).await;
             let sent = Instant::now();
-            let notify = sqlx::query("SELECT pg_notify($1, $2)")
-                .bind(CHANNEL)
-                .bind(payload);
-            if let Err(error) = notify.execute(&pool).await {
+            let notify = Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                "SELECT pg_notify($1, $2)",
+                [CHANNEL.into(), payload.into()],
+            );
+            if let Err(error) = line.execute_raw(notify).await {
                 tracing::debug!(%error, "other processes were not told; their polls will find it");
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
@@ -380,9 +389,9 @@ impl Wake {
         }
     }
 
-    async fn hear(&self, options: &PgConnectOptions) {
+    async fn hear(&self, server: &Server) {
         loop {
-            if let Err(error) = self.listen(options).await {
+            if let Err(error) = self.listen(server).await {
                 tracing::debug!(%error, "other processes are not heard; polls go on");
             }
             self.everything();
@@ -390,23 +399,38 @@ impl Wake {
         }
     }
 
-    async fn listen(&self, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
-        let mut listener = PgListener::connect_with(&one(options)).await?;
-        listener.listen(CHANNEL).await?;
+    async fn listen(&self, server: &Server) -> Result<(), sqlx::Error> {
+        let limit = server.limit();
+        let within = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        // One that is given up says its goodbye in a task of sqlx's, for as long as the system
+        // tries to send it: there is one of them for each loss of the path.
+        let greeter = server.clone();
+        let line = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(limit)
+            .after_connect(move |connection, _| {
+                let server = greeter.clone();
+                Box::pin(async move { server.greet(connection).await })
+            })
+            .connect_lazy_with(server.options().clone());
+        let mut listener = PgListener::connect_with(&line).await?;
+        let listening = timeout(limit, listener.listen(CHANNEL)).await;
+        listening.unwrap_or_else(|_| Err(within()))?;
         // What was committed before the listening began.
         self.everything();
-        while let Some(notification) = listener.try_recv().await? {
-            self.incoming(notification.payload());
+        loop {
+            // May be dropped: what has come in part stays in the connection's buffer.
+            match timeout(ASK_AFTER, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => self.incoming(notification.payload()),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    let asked = timeout(limit, listener.execute("SELECT 1")).await;
+                    asked.unwrap_or_else(|_| Err(within()))?;
+                }
+            }
         }
-        Ok(())
     }
-}
-
-/// A pool of one connection, made when it is needed.
-fn one(options: &PgConnectOptions) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(1)
-        .connect_lazy_with(options.clone())
 }
 
 /// `<process> [f] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.

@@ -133,6 +133,7 @@ fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
         max_connections: 5,
         sqlite_synchronous_full: false,
         write_batch_max: 256,
+        database_timeout: Duration::from_secs(10),
         migrate: true,
     }
 }

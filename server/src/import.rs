@@ -184,7 +184,7 @@ async fn patiently(
     let mut tries = 1;
     loop {
         match step().await {
-            Err(StoreError::Unavailable(_)) if tries < TRIES => tries += 1,
+            Err(error) if error.may_pass() && tries < TRIES => tries += 1,
             other => return other,
         }
         tokio::time::sleep(BETWEEN_TRIES).await;

@@ -362,7 +362,7 @@ impl Move {
         let mut tries = 1;
         loop {
             match self.system.rewrap_keys(place, self.limit, self.dry).await {
-                Err(StoreError::Unavailable(_)) if tries < TRIES => tries += 1,
+                Err(error) if error.may_pass() && tries < TRIES => tries += 1,
                 done => return done,
             }
             tokio::time::sleep(BETWEEN_TRIES).await;

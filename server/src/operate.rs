@@ -1,6 +1,6 @@
 //! Commands that work on the store without serving: `migrate` and `audit verify`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use domain::{
     clock::SteadyClock,
@@ -35,6 +35,7 @@ pub(crate) fn store_options(
         max_connections: config.database_connections,
         sqlite_synchronous_full: config.sqlite_synchronous_full,
         write_batch_max: config.write_batch_max,
+        database_timeout: Duration::from_secs(u64::from(config.database_timeout_seconds)),
         migrate,
     }
 }

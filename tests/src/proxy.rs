@@ -1,20 +1,47 @@
-//! A wire to a database that can be cut.
+//! A wire to a database that can be cut, that can stall, and that can swallow what it is given.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    future::pending,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
     task::{AbortHandle, JoinHandle},
 };
 use url::Url;
+
+/// What happens to bytes on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    Passes,
+    /// They wait until the path is another.
+    Stalls,
+    /// They are lost, and what a connection says afterwards too.
+    Swallows,
+}
+
+/// One connection.
+struct Open {
+    task: AbortHandle,
+    deaf: Arc<AtomicBool>,
+}
 
 /// Passes connections on to a server until it is cut.
 pub struct Proxy {
     port: u16,
     target: String,
     accepting: Option<JoinHandle<()>>,
-    open: Arc<Mutex<Vec<AbortHandle>>>,
+    open: Arc<Mutex<Vec<Open>>>,
+    path: watch::Sender<Path>,
 }
 
 impl Proxy {
@@ -27,6 +54,7 @@ impl Proxy {
             target,
             accepting: None,
             open: Arc::default(),
+            path: watch::channel(Path::Passes).0,
         };
         proxy.mend().await;
         proxy
@@ -49,8 +77,33 @@ impl Proxy {
             let _ = accepting.await;
         }
         for connection in self.open.lock().unwrap().drain(..) {
-            connection.abort();
+            connection.task.abort();
         }
+    }
+
+    /// Every connection that is open goes silent for ever: neither end hears of the other again,
+    /// not even of its end. New ones pass. Answers how many there are.
+    pub fn silence(&self) -> usize {
+        let open = self.open.lock().unwrap();
+        let open = open.iter().filter(|one| !one.task.is_finished());
+        open.map(|one| one.deaf.store(true, Ordering::SeqCst))
+            .count()
+    }
+
+    /// Swallows all bytes from now on, of new connections too.
+    pub fn swallow(&self) {
+        self.silence();
+        self.path.send_replace(Path::Swallows);
+    }
+
+    /// Holds all bytes back.
+    pub fn stall(&self) {
+        self.path.send_replace(Path::Stalls);
+    }
+
+    /// Passes bytes again, those first that were held back.
+    pub fn pass(&self) {
+        self.path.send_replace(Path::Passes);
     }
 
     /// Takes connections again, on the same port.
@@ -58,17 +111,59 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         self.port = listener.local_addr().unwrap().port();
         let (target, open) = (self.target.clone(), Arc::clone(&self.open));
+        let path = self.path.clone();
         self.accepting = Some(tokio::spawn(async move {
-            while let Ok((mut inner, _)) = listener.accept().await {
-                let target = target.clone();
-                let connection = tokio::spawn(async move {
-                    if let Ok(mut outer) = TcpStream::connect(target).await {
-                        let _ = copy_bidirectional(&mut inner, &mut outer).await;
-                    }
-                });
-                open.lock().unwrap().push(connection.abort_handle());
+            while let Ok((inner, _)) = listener.accept().await {
+                let deaf = Arc::new(AtomicBool::new(false));
+                let passing = pass(inner, target.clone(), path.subscribe(), Arc::clone(&deaf));
+                let task = tokio::spawn(passing).abort_handle();
+                open.lock().unwrap().push(Open { task, deaf });
             }
         }));
+    }
+}
+
+async fn pass(
+    inner: TcpStream,
+    target: String,
+    path: watch::Receiver<Path>,
+    deaf: Arc<AtomicBool>,
+) {
+    let Ok(outer) = TcpStream::connect(target).await else {
+        return;
+    };
+    let (asks, hears) = inner.into_split();
+    let (answers, is_asked) = outer.into_split();
+    tokio::join!(
+        one_way(asks, is_asked, path.clone(), &deaf),
+        one_way(answers, hears, path, &deaf),
+    );
+}
+
+async fn one_way(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut path: watch::Receiver<Path>,
+    deaf: &AtomicBool,
+) {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let count = from.read(&mut bytes).await.unwrap_or(0);
+        let open = path.wait_for(|path| *path != Path::Stalls).await;
+        if open.is_ok_and(|path| *path == Path::Swallows) {
+            deaf.store(true, Ordering::SeqCst);
+        }
+        match (deaf.load(Ordering::SeqCst), count) {
+            // An end is not heard of either.
+            (true, 0) => pending().await,
+            (true, _) => {}
+            (false, 0) => return,
+            (false, _) => {
+                if to.write_all(&bytes[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -76,6 +171,9 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         if let Some(accepting) = &self.accepting {
             accepting.abort();
+        }
+        for connection in self.open.lock().unwrap().drain(..) {
+            connection.task.abort();
         }
     }
 }

@@ -33,8 +33,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 const SECRET_FILES: [&str; 2] = ["bootstrap-token", "master-keys"];
 
 /// What tests want otherwise than a deployment: deliveries to this machine, no limits on how often
-/// one asks, figures on a port of their own, logs that can be read by a program.
-const SETTINGS: [(&str, &str); 8] = [
+/// one asks, figures on a port of their own, logs that can be read by a program, and few enough
+/// connections that many servers share one PostgreSQL.
+const SETTINGS: [(&str, &str); 9] = [
     ("STATIONMASTER_LISTEN", "127.0.0.1:0"),
     ("STATIONMASTER_METRICS_LISTEN", "127.0.0.1:0"),
     ("STATIONMASTER_ALLOW_HTTP_DESTINATIONS", "true"),
@@ -43,6 +44,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("STATIONMASTER_BOOTSTRAP_RATE_PER_MINUTE", "0"),
     ("STATIONMASTER_AUTH_FAILURES_PER_MINUTE", "0"),
     ("STATIONMASTER_LOG_FORMAT", "json"),
+    ("STATIONMASTER_DATABASE_CONNECTIONS", "8"),
 ];
 
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {

@@ -6,13 +6,12 @@ use super::*;
 async fn open(dir: &tempfile::TempDir) -> Db {
     let url = format!("sqlite://{}/test.db", dir.path().display());
     let target = Target::parse(&url, 1, true).expect("a good URL");
-    Db::connect(target, Arc::new(SystemClock))
-        .await
-        .expect("an empty directory")
+    let connected = Db::connect(target, Arc::new(SystemClock)).await;
+    connected.expect("an empty directory").expect("no limit")
 }
 
 async fn run(db: &Db, sql: &str) -> Result<()> {
-    db.write(|tx| async move {
+    db.write(Line::Requests, |tx| async move {
         tx.db().execute_unprepared(sql).await?;
         Ok(())
     })
@@ -23,7 +22,7 @@ async fn run(db: &Db, sql: &str) -> Result<()> {
 async fn count(db: &Db) -> i64 {
     let sql = Statement::from_string(DbBackend::Sqlite, "SELECT COUNT(*) AS n FROM t");
     let row = db
-        .read()
+        .line(Line::Requests)
         .query_one_raw(sql)
         .await
         .expect("a table")
@@ -48,7 +47,7 @@ async fn what_is_acknowledged_after_a_full_disk_is_stored() {
     assert_eq!(count(&db).await, 0);
     // A change that is refused and rolled back, then one that is acknowledged.
     let refused: Result<Committed<()>> = db
-        .write(|tx| async move {
+        .write(Line::Requests, |tx| async move {
             tx.db()
                 .execute_unprepared("INSERT INTO t VALUES (x'00')")
                 .await?;
@@ -69,14 +68,14 @@ async fn a_transaction_that_was_cut_off_does_not_leak_into_the_next() {
     run(&db, "CREATE TABLE t (x BLOB)")
         .await
         .expect("a new table");
-    let cut = db.write(|tx| async move {
+    let cut = db.write(Line::Requests, |tx| async move {
         tx.db()
             .execute_unprepared("INSERT INTO t VALUES (x'00')")
             .await?;
         std::future::pending::<()>().await;
         Ok(())
     });
-    let waited = tokio::time::timeout(Duration::from_millis(50), cut).await;
+    let waited = timeout(Duration::from_millis(50), cut).await;
     assert!(waited.is_err());
     run(&db, "INSERT INTO t VALUES (x'01')")
         .await
@@ -117,9 +116,9 @@ async fn flushes(db: &Db, later: bool) -> String {
         Ok(row.try_get("", "flush")?)
     };
     let committed = if later {
-        db.write_unflushed(work).await
+        db.write_unflushed(Line::Requests, work).await
     } else {
-        db.write(work).await
+        db.write(Line::Requests, work).await
     };
     committed.expect("a commit").value
 }
@@ -132,12 +131,14 @@ async fn a_commit_that_need_not_be_flushed_leaves_the_next_as_it_was() {
     assert_eq!(flushes(&sqlite, true).await, "1", "NORMAL");
     assert_eq!(flushes(&sqlite, false).await, "2");
     let refused: Result<Committed<()>> = sqlite
-        .write_unflushed(|_| async { Err(domain::Problem::not_found().into()) })
+        .write_unflushed(Line::Requests, |_| async {
+            Err(domain::Problem::not_found().into())
+        })
         .await;
     assert!(matches!(refused, Err(StoreError::Refused(_))));
     assert_eq!(flushes(&sqlite, false).await, "2");
-    let cut = sqlite.write_unflushed(|_| std::future::pending::<Result<()>>());
-    let waited = tokio::time::timeout(Duration::from_millis(50), cut).await;
+    let cut = sqlite.write_unflushed(Line::Requests, |_| std::future::pending::<Result<()>>());
+    let waited = timeout(Duration::from_millis(50), cut).await;
     assert!(waited.is_err());
     assert_eq!(flushes(&sqlite, false).await, "2");
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{EndpointKey, ProcessId, whole};
 use crate::{
     error::{Result, StoreError, damaged},
+    lines::Line,
     scope::System,
     sql::{Sql, padded},
     unreadable,
@@ -301,7 +302,14 @@ impl System {
         let statement = load_sql(asks, self.store.now(), self.store.backend());
         let statement = statement.statement(self.store.backend());
         let mut rows: HashMap<EndpointKey, Vec<Row>> = HashMap::with_capacity(asks.len());
-        for row in self.store.inner.db.load().query_all_raw(statement).await? {
+        for row in self
+            .store
+            .inner
+            .db
+            .line(Line::Load)
+            .query_all_raw(statement)
+            .await?
+        {
             let key = EndpointKey::of_row(&row)?;
             match Row::of_row(key, &row) {
                 Ok(row) => rows.entry(key).or_default().push(row),
@@ -364,7 +372,14 @@ impl System {
         sql.values(rows).push(")");
         let statement = sql.statement(self.store.backend());
         let mut bodies = HashMap::with_capacity(wanted.len());
-        for row in self.store.inner.db.load().query_all_raw(statement).await? {
+        for row in self
+            .store
+            .inner
+            .db
+            .line(Line::Load)
+            .query_all_raw(statement)
+            .await?
+        {
             let (owner, id): (Uuid, Uuid) =
                 (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
             match row.try_get::<String>("", "body") {

@@ -266,7 +266,7 @@ impl System {
                     cache.keep(owner, &opened, generation);
                     all.insert(owner, opened);
                 }
-                Err(error) if error.passes() => return Err(error),
+                Err(error) if error.may_pass() => return Err(error),
                 // Its deliveries wait: a master key may have to be given first.
                 Err(error) => unreadable::tell("owner_keys", owner, owner, &error),
             }

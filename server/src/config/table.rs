@@ -77,7 +77,9 @@ settings! {
         database_url: Maybe<Database> = "STATIONMASTER_DATABASE_URL", "" ("`sqlite://stationmaster.db`"), Url,
             "The store. A relative SQLite path lies in the data directory.";
         database_connections: Whole<2, 1_000> = "STATIONMASTER_DATABASE_CONNECTIONS", "20" (""), Open,
-            "The most connections that one process opens to PostgreSQL, beside six of its own: the write lane, the dispatcher, notifications.";
+            "The most connections to PostgreSQL that requests of one process share, beside ten of its own: the write lane, the dispatcher, notifications, jobs, polls. A start needs all of them.";
+        database_timeout_seconds: Whole<1, 600> = "STATIONMASTER_DATABASE_TIMEOUT_SECONDS", "10" (""), Open,
+            "How long an answer of the database is waited for, in seconds. What takes longer is given up, its connection to PostgreSQL is closed, and the request is answered 503. Migrations take as long as they take.";
         sqlite_synchronous_full: SynchronousFull = "STATIONMASTER_SQLITE_SYNCHRONOUS", "full" (""), Open,
             "`full`: an answered change survives a power cut. `normal`: it survives a crash of the process, and a power cut may take back the last changes.";
         write_batch_max: Whole<1, 256> = "STATIONMASTER_WRITE_BATCH_MAX", "256" (""), Open,
