@@ -36,20 +36,27 @@ pub fn attach<E: IntoEndpoint>(
 }
 
 impl<E: Endpoint> WithHealth<E> {
-    async fn ready(&self) -> Response {
-        let store = self.parts.store.ready().await;
-        if let Err(error) = &store {
-            tracing::warn!(%error, "not ready: the store does not answer");
-        }
-        let (store, dispatcher) = (store.is_ok(), (self.dispatcher)());
+    /// From what the process knows already: whoever asks waits for no database.
+    fn ready(&self) -> Response {
+        let (store, dispatcher) = (self.parts.store.answers(), (self.dispatcher)());
+        let stuck = self.parts.store.progress().stuck();
         let word = |good: bool| if good { "ok" } else { "failing" };
-        let (status, whole) = if store && dispatcher {
+        let (status, whole) = if store && dispatcher && stuck.is_empty() {
             (StatusCode::OK, "ready")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "not_ready")
         };
-        let checks = json!({ "store": word(store), "dispatcher": word(dispatcher) });
-        json_response(status, &json!({ "status": whole, "checks": checks }))
+        let checks = json!({
+            "store": word(store),
+            "dispatcher": word(dispatcher),
+            "progress": word(stuck.is_empty()),
+        });
+        let stuck = stuck.iter();
+        let stuck: Vec<_> = stuck
+            .map(|(part, age)| json!({ "part": part, "seconds": age.as_secs() }))
+            .collect();
+        let body = json!({ "status": whole, "checks": checks, "stuck": stuck });
+        json_response(status, &body)
     }
 }
 
@@ -81,7 +88,7 @@ impl<E: Endpoint> Endpoint for WithHealth<E> {
         let mut response = if &*pattern.0 == "/healthz" {
             json_response(StatusCode::OK, &json!({ "status": "ok" }))
         } else {
-            self.ready().await
+            self.ready()
         };
         response.set_data(pattern);
         Ok(response)

@@ -176,6 +176,8 @@ impl Control {
     pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
         let store = self.store.clone();
         let alive = Arc::clone(&self.alive);
+        let turns = store.progress().part("dispatch");
+        let _at_work = turns.work();
         loop {
             let stopping = stop.is_cancelled();
             if stopping && self.board.awaited() == 0 && self.busy.is_quiet() {
@@ -183,6 +185,7 @@ impl Control {
             }
             self.advance(stopping);
             self.turned.now();
+            turns.moved();
             let sleep = tokio::time::sleep_until(self.next_turn(stopping).into());
             tokio::select! {
                 note = self.heard.recv() => if let Some(note) = note { self.take(note) },
@@ -606,16 +609,20 @@ impl Control {
         note: impl FnOnce(Option<T>) -> Note + Send + 'static,
     ) {
         let (notes, failing) = (self.notes.clone(), Arc::clone(&self.failing));
+        let part = self.store.progress().part("loading");
         tokio::spawn(async move {
+            let _under_way = part.work();
             // A task within the task, so that a defect does not keep the note back.
             let done = match tokio::spawn(work).await {
                 Ok(Ok(value)) => {
+                    part.moved();
                     if failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("the store answers the dispatcher again");
                     }
                     Some(value)
                 }
                 Ok(Err(error)) => {
+                    part.failed();
                     if !failing.swap(true, Ordering::Relaxed) {
                         tracing::warn!(%error, "deliveries wait for the store");
                     }

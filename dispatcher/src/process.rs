@@ -92,8 +92,12 @@ async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
 /// Registers, and renews until `end`; then takes the registration back.
 pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken) {
     let mut failing = false;
+    let part = store.progress().part(persistence::HEARTBEAT);
+    let _at_work = part.work();
     while !end.is_cancelled() {
-        let pause = match beat(&store, &alive).await {
+        let beaten = beat(&store, &alive).await;
+        part.went(beaten.is_ok());
+        let pause = match beaten {
             Ok(()) => {
                 failing = false;
                 HEARTBEAT

@@ -67,6 +67,7 @@ pub(crate) async fn run(
 /// numbers see to it that nothing is written over.
 async fn record(store: &Store, batch: &[Outcome]) -> Vec<Option<Verdict>> {
     let mut pause = PAUSE.0;
+    let _under_way = store.progress().part("outcomes").work();
     loop {
         match store.system().record_outcomes(batch).await {
             Ok((verdicts, gone)) => {

@@ -18,6 +18,7 @@ pub mod oauth;
 pub mod permits;
 pub mod pipeline;
 pub mod problem;
+pub mod progress;
 pub mod random;
 pub mod retry;
 pub mod run;

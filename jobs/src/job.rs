@@ -53,6 +53,23 @@ impl Kind {
             Self::Accounts => "accounts",
         }
     }
+
+    /// The name of its part in the process's progress. Refreshes of accounts are none: they wait for
+    /// others' token endpoints, each within a limit of its own.
+    pub(crate) const fn part(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Credentials => "job_credentials",
+            Self::IdempotencyKeys => "job_idempotency_keys",
+            Self::Deliveries => "job_deliveries",
+            Self::Events => "job_events",
+            Self::Runs => "job_runs",
+            Self::Publishers => "job_publishers",
+            Self::Leases => "job_leases",
+            Self::Endpoints => "job_endpoints",
+            Self::Notices => "job_notices",
+            Self::Accounts => return None,
+        })
+    }
 }
 
 /// When a job is due.

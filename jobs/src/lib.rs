@@ -186,14 +186,17 @@ impl Jobs {
 /// do the same part.
 async fn replays(store: Store, stop: CancellationToken) {
     let mut pause = REPLAYS_IDLE;
+    let part = store.progress().part("replays");
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
         let system = store.system();
+        let under_way = part.work();
         // In a task of its own, so that a defect ends this look and not the work for good.
         let worked = tokio::spawn(async move { system.work_replays().await }).await;
+        drop(under_way);
         pause = match worked {
             Ok(Ok(worked)) if worked.moved => REPLAYS_MOVING,
             Ok(Ok(worked)) if worked.running > 0 => REPLAYS_WAITING,
@@ -213,14 +216,17 @@ async fn replays(store: Store, stop: CancellationToken) {
 /// What every process does for itself, every [`ROUND`]. The last uses of tokens and accounts are
 /// written down when the store closes.
 async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: CancellationToken) {
+    let part = store.progress().part("usage");
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
+        let _under_way = part.work();
         if let Err(error) = store.system().flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be written down");
         }
+        part.moved();
         if let Err(error) = store.system().flush_usage().await {
             tracing::warn!(%error, "the use of accounts could not be written down");
         }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Timestamp, limits::UNDELETE_DAYS};
+use domain::{Timestamp, limits::UNDELETE_DAYS, progress::Part};
 use oauth::Refresher;
 use persistence::{Store, StoreError};
 use serde_json::json;
@@ -120,6 +120,8 @@ impl Worker {
 
     async fn look(self: Arc<Self>, kind: Kind, schedule: Schedule) {
         let (job, system) = (kind.as_str(), self.store.system());
+        let part = kind.part().map(|name| self.store.progress().part(name));
+        let _under_way = part.as_ref().map(Part::work);
         // Checked when it was read: there is always a next time.
         let Some(next) = schedule.next(self.store.now()) else {
             return;
@@ -133,7 +135,7 @@ impl Worker {
             }
         }
         let began = Instant::now();
-        let (counts, interrupted) = self.work(kind).await;
+        let (counts, interrupted) = self.work(kind, part.as_ref()).await;
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         for (what, count) in &counts {
             metrics::counter!("stationmaster_job_rows_total", "job" => job, "what" => *what)
@@ -169,7 +171,7 @@ impl Worker {
     }
 
     /// Batch after batch, with rests, until nothing is left, the process stops, or something fails.
-    async fn work(&self, kind: Kind) -> (Counts, Option<Interruption>) {
+    async fn work(&self, kind: Kind, part: Option<&Part>) -> (Counts, Option<Interruption>) {
         let mut counts = Counts::new();
         let mut progress = Progress {
             kept: Instant::now(),
@@ -182,6 +184,7 @@ impl Worker {
             let began = Instant::now();
             match self.step(kind, batches.rows(lull), &mut progress).await {
                 Ok(batch) => {
+                    part.inspect(|part| part.moved());
                     for (what, count) in batch.counts {
                         *counts.entry(what).or_default() += count;
                     }

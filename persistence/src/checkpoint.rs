@@ -63,6 +63,7 @@ impl Store {
     async fn checkpoints(&self, db: &DatabaseConnection) {
         let commits = || self.inner.db.commits();
         let (mut seen, mut failing) = (commits(), false);
+        let part = self.progress().part("checkpoints");
         let mut pace = Pace {
             commits: PAGES / 10,
             log: 0,
@@ -74,7 +75,11 @@ impl Store {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             let now = commits();
-            match checkpoint(db).await {
+            let under_way = part.work();
+            let made = checkpoint(db).await;
+            part.went(made.is_ok());
+            drop(under_way);
+            match made {
                 Ok(log) => {
                     pace.found(now - seen, log);
                     failing = false;

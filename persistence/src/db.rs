@@ -13,6 +13,7 @@ use std::{
 use domain::{
     Clock, Timestamp,
     id::{Id as _, PublisherId},
+    progress::Progress,
 };
 use sea_orm::{
     ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr,
@@ -313,6 +314,9 @@ pub(crate) struct Db {
     committed: Notify,
     commits: AtomicU64,
     pub(crate) traffic: Traffic,
+    progress: Progress,
+    /// SQLite only: when the engine last failed to write.
+    unwritten: Mutex<Option<Instant>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -351,6 +355,8 @@ impl Db {
             committed: Notify::new(),
             commits: AtomicU64::new(0),
             traffic: Traffic::new(),
+            progress: Progress::default(),
+            unwritten: Mutex::default(),
             clock,
         }))
     }
@@ -383,6 +389,19 @@ impl Db {
 
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.clock
+    }
+
+    pub(crate) const fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whether SQLite failed to write something less than so long ago.
+    pub(crate) fn failed_to_write_within(&self, time: Duration) -> bool {
+        let last = *self
+            .unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < time)
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -542,6 +561,11 @@ impl Db {
         writer.open = false;
         if !clean {
             Self::discard(&mut writer);
+            let mut unwritten = self
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *unwritten = Some(Instant::now());
         }
         drop(writer);
         self.commits.fetch_add(1, Ordering::Relaxed);

@@ -253,12 +253,20 @@ impl Store {
         let mut tick = tokio::time::interval(POLL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut failing = false;
+        let changes = self.progress().part(crate::POLLS);
+        let cooldowns = self.progress().part("cooldowns");
+        let _at_work = (changes.work(), cooldowns.work());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            match self.poll_credential_changes().await {
+            let polled = tokio::select! {
+                () = stop.cancelled() => return,
+                polled = self.poll_credential_changes() => polled,
+            };
+            changes.went(polled.is_ok());
+            match polled {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
@@ -267,7 +275,7 @@ impl Store {
                 Err(_) => {}
             }
             // Errors are told of above: it is the same store.
-            let _ = self.poll_cooldowns().await;
+            cooldowns.went(self.poll_cooldowns().await.is_ok());
         }
     }
 }

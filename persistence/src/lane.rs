@@ -485,6 +485,7 @@ impl Worker {
 
     /// Commits a batch, together with the waiting claims that it may serve, and answers.
     async fn serve(&mut self) {
+        let _under_way = self.store.progress().part("lane").work();
         let mut gathered = Gathered::default();
         for command in self.queue.next_batch(self.most, Instant::now()) {
             gathered.add(command);

@@ -5,11 +5,12 @@
 //! process's own commands may call it, and a test looks for others. Rows never leave this crate:
 //! callers get domain types.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use domain::{
     Timestamp,
     permits::{Bounds, Permits},
+    progress::Progress,
     seal::MasterKeys,
 };
 use sea_orm::DbBackend;
@@ -132,6 +133,18 @@ use runs::claims::Turns;
 use versions::Definitions;
 use wake::Wake;
 
+/// Names of parts in [`Store::progress`]: the poll of changes, and what the dispatcher says to live.
+const POLLS: &str = "changes";
+/// The same of the heartbeat, which the dispatcher makes.
+pub const HEARTBEAT: &str = "heartbeat";
+/// What fails again and again for so long is no passing loss of a connection.
+const FAILING: Duration = Duration::from_secs(1);
+/// When a poll that does not answer is late, and a heartbeat.
+const POLLS_LATE: Duration = Duration::from_secs(5);
+const HEARTBEAT_LATE: Duration = Duration::from_secs(8);
+/// After SQLite failed to write, a full disk may still take the small writes that ask.
+const UNWRITABLE: Duration = Duration::from_secs(5);
+
 /// The store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -154,6 +167,7 @@ struct Inner {
     /// Transactions of the general write lane that publishers have under way.
     general: Permits<Uuid>,
     wake: Wake,
+    progress: Progress,
     /// Cancelled when nobody is to wait any more.
     quiet: CancellationToken,
     stop: CancellationToken,
@@ -184,6 +198,7 @@ impl Store {
                 per_owner: db.writers_a_publisher(),
             }),
             wake: Wake::new(db.notifies().is_some()),
+            progress: db.progress().clone(),
             quiet: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -275,14 +290,28 @@ impl Store {
         self.inner.quiet.clone()
     }
 
-    /// Whether reads are answered; what a readiness probe asks.
-    pub async fn ready(&self) -> Result<(), StoreError> {
-        use sea_orm::EntityTrait as _;
-        entity::cache_epoch::Entity::find_by_id(1)
-            .one(self.read())
-            .await?
-            .map(|_| ())
-            .ok_or_else(|| error::damaged("cache epoch"))
+    /// How the parts of this process that work with the store come on; the dispatcher and the jobs
+    /// tell of themselves here, too.
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.inner.progress
+    }
+
+    /// Whether the store was read and written of late, as far as this process knows without asking:
+    /// the poll of changes reads it four times a second, and the dispatcher's heartbeat writes it
+    /// every two seconds.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        let standings = self.inner.progress.standings();
+        let well = |part: &str, grace: Duration| {
+            standings.get(part).is_none_or(|standing| {
+                let limit = if standing.failing { FAILING } else { grace };
+                standing.age < limit
+            })
+        };
+        well(POLLS, POLLS_LATE)
+            && well(HEARTBEAT, HEARTBEAT_LATE)
+            && !self.inner.db.failed_to_write_within(UNWRITABLE)
     }
 
     /// A key for signing what is handed to a publisher and comes back (cursors): the same on

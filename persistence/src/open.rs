@@ -6,6 +6,7 @@ use domain::{Clock, seal::MasterKeys};
 use migration::Migrator;
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, EntityTrait as _};
 use sea_orm_migration::MigratorTrait as _;
+use tokio::time::timeout;
 
 use crate::{
     Store,
@@ -202,12 +203,16 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
 /// [`OpenError`] with what to do.
 pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
     let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
-    let db = connect(&target).await?;
-    let state = state_of(&db)
-        .await
-        .map_err(|e| OpenError::Store(e.into()))?;
-    db.close().await.map_err(|e| OpenError::Store(e.into()))?;
-    Ok(state)
+    state_within(&target).await
+}
+
+async fn state_within(target: &Target) -> Result<SchemaState, OpenError> {
+    let late = |_| OpenError::Unreachable("it does not answer".to_owned());
+    let db = connect(target).await?;
+    let state = timeout(target.limit(), state_of(&db)).await.map_err(late)?;
+    let closed = timeout(target.limit(), db.close()).await.map_err(late)?;
+    closed.map_err(|e| OpenError::Store(e.into()))?;
+    state.map_err(|e| OpenError::Store(e.into()))
 }
 
 pub(crate) async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
@@ -238,11 +243,7 @@ impl Store {
                 tracing::info!(steps, "the schema was brought up");
             }
         } else {
-            let db = connect(&target).await?;
-            let state = state_of(&db)
-                .await
-                .map_err(|e| OpenError::Store(e.into()))?;
-            db.close().await.map_err(|e| OpenError::Store(e.into()))?;
+            let state = state_within(&target).await?;
             if state.pending > 0 {
                 return Err(OpenError::OldSchema {
                     pending: state.pending,
@@ -265,11 +266,11 @@ impl Store {
         let stop = store.inner.stop.clone();
         let tasks = &store.inner.tasks;
         tasks.spawn(store.watching().poll_loop(stop.clone()));
-        tasks.spawn(store.watching().time_loop(stop.clone()));
+        tasks.spawn(store.working().time_loop(stop.clone()));
         tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(server) = store.inner.db.notifies() {
             let (inner, stop) = (Arc::clone(&store.inner), stop.clone());
-            tasks.spawn(async move { inner.wake.exchange(server, stop).await });
+            tasks.spawn(async move { inner.wake.exchange(server, &inner.progress, stop).await });
         }
         match aside {
             Some(db) => tasks.spawn(store.clone().checkpoint_loop(db, stop)),

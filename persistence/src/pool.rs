@@ -372,9 +372,18 @@ impl Held {
             }
             Err(_) => false,
         };
-        self.failed |= result.is_err();
+        self.failed |= matches!(result, Err(sqlx::Error::Database(_)));
         if !self.sound {
-            self.pool.0.server.doubt.raise();
+            let all = matches!(
+                result,
+                Err(sqlx::Error::Database(_)
+                    | sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_))
+            );
+            if all {
+                self.pool.0.server.doubt.raise();
+            }
             self.connection = None;
         }
         result
@@ -406,19 +415,15 @@ impl Held {
         Ok(())
     }
 
-    /// Something that takes longer than others: `limit` holds for it in place of the usual one.
-    pub(crate) async fn long(&mut self, sql: &str, limit: Duration) -> Result<(), DbErr> {
-        let usual = self.pool.0.server.limit;
-        let set = |limit| {
-            format!(
-                "SET statement_timeout = {}",
-                statement_limit(limit).as_millis()
-            )
-        };
-        self.unprepared(&set(limit), usual).await?;
-        let done = self.unprepared(sql, limit).await;
-        self.unprepared(&set(usual), usual).await?;
-        done.map(|_| ())
+    /// Something that takes longer than others: `limit` holds for it in place of the usual one. In a
+    /// transaction, whose setting no pooler carries over to another session.
+    pub(crate) async fn long(mut self, sql: &str, limit: Duration) -> Result<(), DbErr> {
+        let server = statement_limit(limit).as_millis();
+        self.begin().await?;
+        self.execute_unprepared(&format!("SET LOCAL statement_timeout = {server}"))
+            .await?;
+        self.unprepared(sql, limit).await?;
+        self.commit().await
     }
 
     async fn unprepared(&mut self, sql: &str, limit: Duration) -> Result<ExecResult, DbErr> {

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use domain::id::{Id as _, PublisherId};
+use domain::{
+    id::{Id as _, PublisherId},
+    progress::{Part, Progress},
+};
 use sea_orm::{
     ConnectionTrait as _, DbBackend, Statement,
     sqlx::{
@@ -362,16 +365,22 @@ impl Wake {
     }
 
     /// Tells other processes and hears from them until `stop`.
-    pub(crate) async fn exchange(&self, server: Server, stop: CancellationToken) {
+    pub(crate) async fn exchange(
+        &self,
+        server: Server,
+        progress: &Progress,
+        stop: CancellationToken,
+    ) {
         let Some(outbox) = &self.outbox else { return };
+        let (notifying, listening) = (progress.part("notifying"), progress.part("listening"));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.send(outbox, &server) => {}
-            () = self.hear(&server) => {}
+            () = self.send(outbox, &server, &notifying) => {}
+            () = self.hear(&server, &listening) => {}
         }
     }
 
-    async fn send(&self, outbox: &Mutex<News>, server: &Server) {
+    async fn send(&self, outbox: &Mutex<News>, server: &Server, part: &Part) {
         let line = Connections::Postgres(Pool::new(server, 1, false));
         loop {
             let payload = self.outgoing(outbox).await;
@@ -381,7 +390,11 @@ impl Wake {
                 "SELECT pg_notify($1, $2)",
                 [CHANNEL.into(), payload.into()],
             );
-            if let Err(error) = line.execute_raw(notify).await {
+            let under_way = part.work();
+            let told = line.execute_raw(notify).await;
+            part.went(told.is_ok());
+            drop(under_way);
+            if let Err(error) = told {
                 tracing::debug!(%error, "other processes were not told; their polls will find it");
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
@@ -389,9 +402,11 @@ impl Wake {
         }
     }
 
-    async fn hear(&self, server: &Server) {
+    async fn hear(&self, server: &Server, part: &Part) {
+        let _at_work = part.work();
         loop {
-            if let Err(error) = self.listen(server).await {
+            if let Err(error) = self.listen(server, part).await {
+                part.failed();
                 tracing::debug!(%error, "other processes are not heard; polls go on");
             }
             self.everything();
@@ -399,7 +414,7 @@ impl Wake {
         }
     }
 
-    async fn listen(&self, server: &Server) -> Result<(), sqlx::Error> {
+    async fn listen(&self, server: &Server, part: &Part) -> Result<(), sqlx::Error> {
         let limit = server.limit();
         let within = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         // One that is given up says its goodbye in a task of sqlx's, for as long as the system
@@ -419,6 +434,7 @@ impl Wake {
         // What was committed before the listening began.
         self.everything();
         loop {
+            part.moved();
             // May be dropped: what has come in part stays in the connection's buffer.
             match timeout(ASK_AFTER, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => self.incoming(notification.payload()),

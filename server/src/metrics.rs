@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use domain::progress::Progress;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use poem::{Response, Route, Server, endpoint::make_sync, get, listener::TcpAcceptor};
 use tokio::net::TcpListener;
@@ -13,6 +14,8 @@ use crate::config::{Config, Values};
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How often old samples are folded together when nobody reads them.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often it is looked at how the parts of the process come on.
+const FOLLOW: Duration = Duration::from_secs(2);
 /// Upper bounds for everything measured in seconds: from a cached look-up to a slow consumer.
 const SECONDS: [f64; 14] = [
     0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
@@ -89,6 +92,20 @@ pub async fn serve(
     tokio::select! {
         () = upkeep => Ok(()),
         ended = server => ended,
+    }
+}
+
+/// Tells how long each part of the process has had work without coming further, until `stop`.
+pub async fn follow(progress: Progress, stop: CancellationToken) {
+    loop {
+        for (part, standing) in progress.standings() {
+            let age = standing.age.as_secs_f64();
+            metrics::gauge!("stationmaster_progress_age_seconds", "part" => part).set(age);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(FOLLOW) => {}
+        }
     }
 }
 

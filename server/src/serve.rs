@@ -1,7 +1,10 @@
 //! `stationmaster serve`: opens everything in order, answers until a signal comes, and closes
 //! everything in the opposite order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use api::{
     contract::Contract,
@@ -11,7 +14,10 @@ use domain::token::TokenHash;
 use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::Store;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -20,11 +26,19 @@ use crate::{
     data_dir::{Credentials, Database},
     descriptors,
     key_file::KeyFile,
-    logging, metrics, operate, signals, text,
+    logging, metrics, operate,
+    signals::{self, Unfinished},
+    text,
 };
 
-/// How long work in flight may take to finish after the signal.
-const DRAIN: Duration = Duration::from_secs(30);
+/// How long after the signal the process ends, whatever hangs.
+const END: Duration = Duration::from_secs(29);
+/// How long after it connections are closed, whatever is asked on them.
+const CONNECTIONS_END: Duration = Duration::from_secs(20);
+/// How long after it work in flight may go on.
+const DRAIN_END: Duration = Duration::from_secs(25);
+/// How long after it the store is closed.
+const STORE_END: Duration = Duration::from_secs(28);
 /// Failed uses of a bootstrap token, a minute and address.
 const BOOTSTRAP_FAILURES_PER_MINUTE: u32 = 5;
 
@@ -41,7 +55,9 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::start(config).map_err(Failure::Failed)?;
     descriptors::raise();
-    let stop = signals::watch().map_err(failed)?;
+    let unfinished = Unfinished::default();
+    let stop = signals::watch_within(END, unfinished.clone()).map_err(failed)?;
+    let stopped_at = moment_of(stop.clone());
     // Beside the opening of the store.
     let contract = tokio::task::spawn_blocking(api::compiled_contract);
     let database = Database::prepare(config).map_err(failed)?;
@@ -69,6 +85,7 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     if let Some(token) = &config.legacy_token {
         store.system().apply_seed(token).await.map_err(failed)?;
     }
+    tokio::spawn(metrics::follow(store.progress().clone(), stop.clone()));
     let metrics_server = tokio::spawn(metrics::serve(metrics_port, recorder, stop.clone()));
     let contract = contract.await.map_err(failed)?.map_err(failed)?;
     let result = answer(
@@ -77,14 +94,45 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
         (&store, &database),
         (listener, contract),
         stop.clone(),
+        (&unfinished, &stopped_at),
     )
     .await;
     stop.cancel();
-    store.close().await;
-    if let Ok(Err(error)) = metrics_server.await {
-        tracing::warn!(%error, "The metrics' port was closed early");
+    let rest = async {
+        unfinished.until("the store", store.close()).await;
+        if let Ok(Err(error)) = metrics_server.await {
+            tracing::warn!(%error, "The metrics' port was closed early");
+        }
+    };
+    let closed = timeout_at(stopped_at.get_or_now() + STORE_END, rest).await;
+    result?;
+    let cut = unfinished.list();
+    if closed.is_err() || !cut.is_empty() {
+        return Err(failed(format!(
+            "stopped before this had ended: {cut}. What was acknowledged is kept; the rest is taken up again at the next start"
+        )));
     }
-    result
+    Ok(())
+}
+
+/// When the signal came.
+#[derive(Clone, Default)]
+struct StoppedAt(Arc<OnceLock<Instant>>);
+
+impl StoppedAt {
+    fn get_or_now(&self) -> Instant {
+        self.0.get().copied().unwrap_or_else(Instant::now)
+    }
+}
+
+fn moment_of(stop: CancellationToken) -> StoppedAt {
+    let at = StoppedAt::default();
+    let set = at.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        set.0.get_or_init(Instant::now);
+    });
+    at
 }
 
 fn tell_token_file(credentials: &Credentials) {
@@ -105,6 +153,7 @@ async fn answer(
     (store, database): (&Store, &Database),
     (listener, contract): (TcpListener, Contract),
     stop: CancellationToken,
+    (unfinished, stopped_at): (&Unfinished, &StoppedAt),
 ) -> Result<(), Failure> {
     let policy = policy(config);
     if database.file.is_some() {
@@ -164,16 +213,19 @@ async fn answer(
         .map_err(failed)?;
 
     tracing::info!("Stopping: finishing what is under way");
+    tasks.close();
     let drain = async {
-        tasks.close();
-        tasks.wait().await;
-        dispatcher.drained().await;
-        jobs.stopped().await;
-        refresher.drained().await;
+        tokio::join!(
+            unfinished.until("requests", tasks.wait()),
+            unfinished.until("deliveries", dispatcher.drained()),
+            unfinished.until("jobs", jobs.stopped()),
+        );
+        unfinished
+            .until("refreshes of accounts", refresher.drained())
+            .await;
     };
-    if tokio::time::timeout(DRAIN, drain).await.is_err() {
-        tracing::warn!("Some work did not finish in time; it is taken up again at the next start");
-    }
+    // What did not end is on the list.
+    let _ = timeout_at(stopped_at.get_or_now() + DRAIN_END, drain).await;
     Ok(())
 }
 
@@ -189,7 +241,7 @@ fn connection_limits(config: &Config) -> ConnectionLimits {
     let (wanted, database) = (config.max_connections, config.database_connections);
     ConnectionLimits {
         trusted_proxies: config.trusted_proxies.clone(),
-        drain_timeout: DRAIN,
+        drain_timeout: CONNECTIONS_END,
         ..ConnectionLimits::of(descriptors::connections(wanted.into(), database.into()))
     }
 }

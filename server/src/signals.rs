@@ -1,9 +1,42 @@
-//! SIGTERM and SIGINT: the first asks the process to finish, the second ends it at once.
+//! SIGTERM and SIGINT: the first asks the process to finish, the second ends it at once, and so does
+//! the end of the time for finishing.
+//!
+//! They are watched by a thread of its own: what hangs may be the runtime that does the work.
 
-use std::io;
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
+};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// What has to end before the process may.
+#[derive(Clone, Debug, Default)]
+pub struct Unfinished(Arc<Mutex<BTreeSet<&'static str>>>);
+
+impl Unfinished {
+    fn names(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end of something that has to end.
+    pub async fn until<T>(&self, name: &'static str, ends: impl Future<Output = T>) -> T {
+        self.names().insert(name);
+        let ended = ends.await;
+        self.names().remove(name);
+        ended
+    }
+
+    /// What has not ended, in words.
+    #[must_use]
+    pub fn list(&self) -> String {
+        let names: Vec<&str> = self.names().iter().copied().collect();
+        names.join(", ")
+    }
+}
 
 /// Watches for the two signals. The token is cancelled by the first of them; the second ends the
 /// process with 128 plus its number, as a shell reports it. Nothing that was acknowledged is lost
@@ -12,22 +45,81 @@ use tokio_util::sync::CancellationToken;
 /// # Errors
 /// The system refuses to report signals.
 pub fn watch() -> io::Result<CancellationToken> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
+    begin(None)
+}
+
+/// The same, and ends the process with 1 when it has not ended by itself so long after the first
+/// signal.
+///
+/// # Errors
+/// The system refuses to report signals.
+pub fn watch_within(limit: Duration, unfinished: Unfinished) -> io::Result<CancellationToken> {
+    begin(Some((limit, unfinished)))
+}
+
+fn begin(end: Option<(Duration, Unfinished)>) -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let first = token.clone();
-    tokio::spawn(async move {
-        let (name, _) = next(&mut term, &mut int).await;
-        tracing::info!(
-            signal = name,
-            "Stopping: finishing what is under way. A second signal stops at once"
-        );
-        first.cancel();
-        let (name, number) = next(&mut term, &mut int).await;
-        tracing::warn!(signal = name, "Stopped at once by a second signal");
-        std::process::exit(128 + number);
-    });
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let begun = builder.enable_all().build().and_then(|runtime| {
+                let _entered = runtime.enter();
+                let both = (
+                    signal(SignalKind::terminate())?,
+                    signal(SignalKind::interrupt())?,
+                );
+                drop(_entered);
+                Ok((runtime, both))
+            });
+            match begun {
+                Ok((runtime, (term, int))) => {
+                    let _ = tell.send(Ok(()));
+                    runtime.block_on(follow(term, int, first, end));
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
+            }
+        })?;
+    let gone = |_| io::Error::other("the thread that watches signals has ended");
+    told.recv().map_err(gone)??;
     Ok(token)
+}
+
+async fn follow(
+    mut term: Signal,
+    mut int: Signal,
+    first: CancellationToken,
+    end: Option<(Duration, Unfinished)>,
+) {
+    let (name, _) = next(&mut term, &mut int).await;
+    tracing::info!(
+        signal = name,
+        "Stopping: finishing what is under way. A second signal stops at once"
+    );
+    first.cancel();
+    let late = async {
+        match &end {
+            Some((limit, unfinished)) => {
+                tokio::time::sleep(*limit).await;
+                unfinished.list()
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        (name, number) = next(&mut term, &mut int) => {
+            tracing::warn!(signal = name, "Stopped at once by a second signal");
+            std::process::exit(128 + number);
+        }
+        unfinished = late => {
+            tracing::error!(unfinished, "Stopped: this had not ended in time");
+            std::process::exit(1);
+        }
+    }
 }
 
 async fn next(term: &mut Signal, int: &mut Signal) -> (&'static str, i32) {

@@ -33,6 +33,7 @@ mod rotations;
 mod runs;
 mod secrets;
 mod shares;
+mod silence;
 mod slack;
 mod storms;
 mod subcommands;

@@ -368,6 +368,7 @@ async fn a_file_that_may_not_grow_loses_nothing(world: &World) {
     let limited = site.start_within(&wrapper, &[]).await;
     site.tolerate("store");
     let acknowledged = until_it_is_full(&publisher).await;
+    limited.anon().get("/readyz").expect(503).await;
     limited.anon().get("/healthz").expect(200).await;
     all_there(&publisher, &acknowledged).await;
     limited.kill().await;
@@ -426,6 +427,7 @@ async fn a_full_disk_loses_nothing(world: &World) {
     let publisher = server.publisher("acme").await;
     publisher.pipeline("nightly").await;
     let acknowledged = until_it_is_full(&publisher).await;
+    server.anon().get("/readyz").expect(503).await;
     all_there(&publisher, &acknowledged).await;
     // It works again as soon as there is room, without a restart.
     disk.grow();
