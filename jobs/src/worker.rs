@@ -184,7 +184,9 @@ impl Worker {
             let began = Instant::now();
             match self.step(kind, batches.rows(lull), &mut progress).await {
                 Ok(batch) => {
-                    part.inspect(|part| part.moved());
+                    if let Some(part) = part {
+                        part.moved();
+                    }
                     for (what, count) in batch.counts {
                         *counts.entry(what).or_default() += count;
                     }

@@ -66,12 +66,12 @@ fn begin(end: Option<(Duration, Unfinished)>) -> io::Result<CancellationToken> {
         .spawn(move || {
             let mut builder = tokio::runtime::Builder::new_current_thread();
             let begun = builder.enable_all().build().and_then(|runtime| {
-                let _entered = runtime.enter();
+                let entered = runtime.enter();
                 let both = (
                     signal(SignalKind::terminate())?,
                     signal(SignalKind::interrupt())?,
                 );
-                drop(_entered);
+                drop(entered);
                 Ok((runtime, both))
             });
             match begun {
