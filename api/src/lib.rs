@@ -52,6 +52,8 @@ mod trains;
 mod verbatim;
 
 #[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod sample;
 
 use common::App;

@@ -33,8 +33,6 @@ mod load;
 
 use load::{Found, load};
 
-/// How often what only time brings is looked at.
-const TICK: Duration = Duration::from_millis(250);
 /// How old a target may grow while it is in use before it is read again.
 const REFRESH: Duration = Duration::from_millis(400);
 /// An endpoint that somebody else holds is not asked for again before this.
@@ -450,7 +448,7 @@ impl Control {
 
     /// What comes with time.
     fn tick(&mut self, now: Instant, stopping: bool) {
-        self.next_tick = now + TICK;
+        self.next_tick = now + self.settings.turn;
         self.board.age(now);
         let (board, wanted) = (&self.board, &mut self.wanted);
         self.elsewhere.retain(|key, other| {

@@ -64,6 +64,8 @@ pub struct Settings {
     pub poll: Duration,
     /// Waits between tries to send a message about a train.
     pub notices: Schedule,
+    /// How often to look at what only time brings. Nothing that somebody told of waits for it.
+    pub turn: Duration,
 }
 
 impl Default for Settings {
@@ -78,6 +80,7 @@ impl Default for Settings {
             per_publisher_max: 64,
             per_endpoint_max: 16,
             poll: Duration::from_secs(2),
+            turn: Duration::from_millis(250),
         }
     }
 }

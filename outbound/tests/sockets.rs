@@ -15,7 +15,7 @@ use outbound::{
     ResolveFailed, Resolver, SystemResolver,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -374,9 +374,10 @@ async fn a_connection_reset_in_the_middle_of_the_body_is_a_protocol_failure() {
 
 #[tokio::test]
 async fn a_closed_port_is_a_connect_failure() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // Bound, so that nobody else is given it, and not listened to.
+    let bound = TcpSocket::new_v4().unwrap();
+    bound.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = bound.local_addr().unwrap().port();
     let failure = get(&client(), format!("http://127.0.0.1:{port}/"))
         .await
         .unwrap_err();

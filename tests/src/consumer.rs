@@ -11,7 +11,7 @@ use poem::{
     Endpoint, IntoResponse, Request, Response, Server, http::StatusCode, listener::TcpAcceptor,
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::tools::{eventually, now_s};
 
@@ -90,6 +90,8 @@ struct State {
     seen: Vec<Delivery>,
     next: VecDeque<Reply>,
     otherwise: Reply,
+    /// From which delivery on, counted from 0, none is answered for now.
+    held_from: usize,
 }
 
 /// The consumer. Gone when dropped.
@@ -97,6 +99,8 @@ pub struct Consumer {
     /// Where it listens, with a path.
     pub url: String,
     state: Arc<Mutex<State>>,
+    /// How often what is held was let go.
+    releases: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
 
@@ -109,13 +113,20 @@ impl Consumer {
             seen: Vec::new(),
             next: VecDeque::new(),
             otherwise: Reply::status(204),
+            held_from: usize::MAX,
         }));
-        let app = Receiver(Arc::clone(&state));
+        let releases = watch::channel(0).0;
+        let app = Receiver(Arc::clone(&state), releases.clone());
         let acceptor = TcpAcceptor::from_tokio(listener).unwrap();
         let task = tokio::spawn(async move {
             Server::new_with_acceptor(acceptor).run(app).await.unwrap();
         });
-        Self { url, state, task }
+        Self {
+            url,
+            state,
+            releases,
+            task,
+        }
     }
 
     /// Answers the next deliveries like this, one each, and then as before.
@@ -126,6 +137,18 @@ impl Consumer {
     /// Answers like this from now on.
     pub fn reply_always(&self, reply: Reply) {
         self.state.lock().unwrap().otherwise = reply;
+    }
+
+    /// Answers so many deliveries more, and holds those that come then until [`Self::release`].
+    pub fn hold_after(&self, count: usize) {
+        let mut state = self.state.lock().unwrap();
+        state.held_from = state.seen.len() + count;
+    }
+
+    /// Answers what is held, and holds nothing more.
+    pub fn release(&self) {
+        self.state.lock().unwrap().held_from = usize::MAX;
+        self.releases.send_modify(|count| *count += 1);
     }
 
     /// Everything that came, in order.
@@ -164,7 +187,7 @@ impl Drop for Consumer {
     }
 }
 
-struct Receiver(Arc<Mutex<State>>);
+struct Receiver(Arc<Mutex<State>>, watch::Sender<u64>);
 
 impl Endpoint for Receiver {
     type Output = Response;
@@ -178,8 +201,10 @@ impl Endpoint for Receiver {
                 (name.as_str().to_owned(), value)
             })
             .collect();
-        let reply = {
+        let mut released = self.1.subscribe();
+        let (reply, held) = {
             let mut state = self.0.lock().unwrap();
+            let held = state.seen.len() >= state.held_from;
             let otherwise = state.otherwise.clone();
             let reply = state.next.pop_front().unwrap_or(otherwise);
             state.seen.push(Delivery {
@@ -189,8 +214,12 @@ impl Endpoint for Receiver {
                 body,
                 answered: reply.status,
             });
-            reply
+            (reply, held)
         };
+        if held {
+            // Gone with the consumer.
+            let _ = released.changed().await;
+        }
         tokio::time::sleep(reply.delay).await;
         let mut response = Response::builder().status(StatusCode::from_u16(reply.status).unwrap());
         for (name, value) in &reply.headers {

@@ -1,5 +1,6 @@
 //! A consumer that only counts, for stories of thousands of deliveries: a thread of its own, so
-//! that what it notes is when requests came and not when the test had time for them.
+//! that what it notes is when requests came and not when the test had time for them. It can hold
+//! requests, so that a story knows what is under way.
 
 use std::{
     collections::HashSet,
@@ -13,10 +14,12 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::oneshot,
+    sync::{oneshot, watch},
 };
 
 const NO_CONTENT: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+/// Where [`Tally::caught_up`] asks; no arrival.
+const CAUGHT_UP: &str = "/caught-up";
 
 /// A request that came in full.
 #[derive(Clone, Debug)]
@@ -33,11 +36,33 @@ pub struct Arrival {
     pub attempt: u32,
 }
 
-#[derive(Default)]
+/// Which requests are not answered for now.
+type Rule = Box<dyn FnMut(&Arrival) -> bool + Send>;
+
 struct Counts {
     arrivals: Mutex<Vec<Arrival>>,
     open: AtomicUsize,
     peak: AtomicUsize,
+    held: AtomicUsize,
+    rule: Mutex<Option<Rule>>,
+    /// How often what is held was let go.
+    releases: watch::Sender<u64>,
+}
+
+/// Counts as long as it lives, whatever ends it.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The consumer. Gone, with all its connections, when dropped.
@@ -51,7 +76,14 @@ pub struct Tally {
 impl Tally {
     /// Starts one that answers 204 after this long.
     pub async fn start(delay: Duration) -> Self {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(Counts {
+            arrivals: Mutex::default(),
+            open: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            rule: Mutex::default(),
+            releases: watch::channel(0).0,
+        });
         let (alive, over) = oneshot::channel();
         let (tell, told) = oneshot::channel();
         let shared = Arc::clone(&counts);
@@ -74,6 +106,38 @@ impl Tally {
             url: format!("http://{address}"),
             counts,
             _alive: alive,
+        }
+    }
+
+    /// From now on holds the requests that this says: they are not answered before
+    /// [`Tally::release`].
+    pub fn hold(&self, rule: impl FnMut(&Arrival) -> bool + Send + 'static) {
+        *self.counts.rule.lock().unwrap() = Some(Box::new(rule));
+    }
+
+    /// Answers what is held, and holds nothing more.
+    pub fn release(&self) {
+        *self.counts.rule.lock().unwrap() = None;
+        self.counts.releases.send_modify(|count| *count += 1);
+    }
+
+    /// How many requests are held whose senders are still there.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.counts.held.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything is counted that was sent before, also by somebody who is dead now.
+    pub async fn caught_up(&self) {
+        let address = self.url.trim_start_matches("http://");
+        // Connections are taken in the order in which they came, and read in turns: after the first
+        // answer all are taken, after the second all were read.
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("POST {CAUGHT_UP} HTTP/1.1\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = [0; NO_CONTENT.len()];
+            stream.read_exact(&mut answer).await.unwrap();
         }
     }
 
@@ -134,19 +198,32 @@ async fn serve(mut stream: TcpStream, counts: &Counts, delay: Duration) -> std::
             }
         };
         bytes.drain(..end);
-        counts.arrivals.lock().unwrap().push(arrival);
-        let open = counts.open.fetch_add(1, Ordering::Relaxed) + 1;
-        counts.peak.fetch_max(open, Ordering::Relaxed);
-        if !delay.is_zero() {
-            // Nobody waits for an answer that nobody hears any more.
-            let mut gone = [0];
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                _ = stream.peek(&mut gone) => {}
+        if arrival.path != CAUGHT_UP {
+            let mut released = counts.releases.subscribe();
+            let rule = |rule: &mut Rule| rule(&arrival);
+            let hold = counts.rule.lock().unwrap().as_mut().is_some_and(rule);
+            counts.arrivals.lock().unwrap().push(arrival);
+            let _open = Counted::new(&counts.open);
+            let open = counts.open.load(Ordering::Relaxed);
+            counts.peak.fetch_max(open, Ordering::Relaxed);
+            if hold {
+                let _held = Counted::new(&counts.held);
+                let done = async { drop(released.changed().await) };
+                unless_gone(&stream, done).await;
+            } else if !delay.is_zero() {
+                unless_gone(&stream, tokio::time::sleep(delay)).await;
             }
         }
-        counts.open.fetch_sub(1, Ordering::Relaxed);
         stream.write_all(NO_CONTENT).await?;
+    }
+}
+
+/// Nobody waits for an answer that nobody hears any more.
+async fn unless_gone(stream: &TcpStream, done: impl Future<Output = ()>) {
+    let mut gone = [0];
+    tokio::select! {
+        () = done => {}
+        _ = stream.peek(&mut gone) => {}
     }
 }
 

@@ -55,7 +55,8 @@ pub fn below(limit: u64) -> u64 {
     u64::from_le_bytes(random::bytes()) % limit
 }
 
-/// Asks again and again, for `limit` at most, until there is an answer.
+/// Asks again and again until there is an answer, the last time when `limit` is over: how long it
+/// takes to ask does not count.
 pub async fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -63,10 +64,11 @@ pub async fn eventually<T>(
 ) -> T {
     let end = Instant::now() + limit;
     loop {
+        let asked = Instant::now();
         if let Some(found) = ask().await {
             return found;
         }
-        assert!(Instant::now() < end, "{what}: not within {limit:?}");
+        assert!(asked < end, "{what}: not within {limit:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -195,9 +195,7 @@ async fn a_slow_consumer_holds_nobody_up(world: &World) {
         server.publisher("fast").await,
     );
     let (stuck, prompt) = (Consumer::start().await, Consumer::start().await);
-    let mut reply = Reply::status(204);
-    reply.delay = Duration::from_secs(3);
-    stuck.reply_always(reply);
+    stuck.hold_after(0);
     for (publisher, consumer) in [(&slow, &stuck), (&fast, &prompt)] {
         publisher.pipeline("nightly").await;
         publisher.endpoint(consumer, &["run.succeeded"]).await;
@@ -205,15 +203,10 @@ async fn a_slow_consumer_holds_nobody_up(world: &World) {
     for _ in 0..5 {
         slow.finished_run("nightly").await;
     }
-    let asked = tokio::time::Instant::now();
+    stuck.count(1).await;
+    // What is held ends by a deadline that is longer than this waits.
     fast.finished_run("nightly").await;
     prompt.count(1).await;
-    assert!(
-        asked.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        asked.elapsed()
-    );
-    stuck.count(1).await;
 }
 
 async fn deliveries_of_a_suspended_publisher_wait(world: &World) {
@@ -229,7 +222,7 @@ async fn deliveries_of_a_suspended_publisher_wait(world: &World) {
     let path = format!("/v1/publishers/{}", publisher.id);
     operator.post(&format!("{path}/suspend")).expect(200).await;
     // One try may have been under way.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let before = consumer.seen().len();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(consumer.seen().len(), before, "nothing goes out meanwhile");
@@ -297,7 +290,7 @@ async fn what_nobody_could_deliver_is_delivered_after_a_restart(world: &World) {
     // It dies while the consumer thinks: nobody knows whether it was delivered, so it goes again.
     server.kill().await;
     let _again = server.site().start(&QUICK).await;
-    let limit = Duration::from_secs(12);
+    let limit = Duration::from_secs(20);
     eventually("a second try", limit, async || {
         (consumer.seen().len() > 1).then_some(())
     })
@@ -326,12 +319,9 @@ async fn what_waits_for_a_deleted_endpoint_is_called_off(world: &World) {
     assert_eq!(consumer.seen().len(), 1, "nothing was sent to it");
 }
 
-/// A publisher whose consumer takes a while, with more deliveries than go out at once.
-async fn in_the_air(publisher: &Publisher, consumer: &Consumer, answer_after: Duration) {
-    consumer.reply_always(Reply {
-        delay: answer_after,
-        ..Reply::status(204)
-    });
+/// A publisher whose consumer holds what comes, with more deliveries than go out at once.
+async fn in_the_air(publisher: &Publisher, consumer: &Consumer) {
+    consumer.hold_after(0);
     publisher.pipeline("nightly").await;
     publisher.endpoint(consumer, &["run.succeeded"]).await;
     for _ in 0..MANY {
@@ -347,13 +337,14 @@ async fn a_publisher_is_deleted_while_its_deliveries_fly(world: &World) {
         server.publisher("other").await,
     );
     let (slow, prompt) = (Consumer::start().await, Consumer::start().await);
-    in_the_air(&publisher, &slow, Duration::from_secs(3)).await;
+    in_the_air(&publisher, &slow).await;
     let operator = server.operator();
     let path = format!("/v1/publishers/{}", publisher.id);
     let delete = format!("{path}?confirm=acme");
     operator.delete(&delete).expect(204).await;
+    slow.release();
     // What is under way may end, and one more round may just have been claimed.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let before = slow.seen().len();
     other.pipeline("nightly").await;
     other.endpoint(&prompt, &["run.succeeded"]).await;
@@ -364,7 +355,6 @@ async fn a_publisher_is_deleted_while_its_deliveries_fly(world: &World) {
     assert!(before < MANY, "all were out before");
 
     // It comes back, and nothing was lost.
-    slow.reply_always(Reply::status(204));
     let resume = operator.post(&format!("{path}/resume")).json(&json!({}));
     resume.expect(200).await;
     eventually("nothing waits", LIMIT, async || {
@@ -391,7 +381,7 @@ async fn a_publisher_is_destroyed_while_its_deliveries_fly(world: &World) {
         server.publisher("other").await,
     );
     let (slow, prompt) = (Consumer::start().await, Consumer::start().await);
-    in_the_air(&publisher, &slow, Duration::from_secs(4)).await;
+    in_the_air(&publisher, &slow).await;
     let operator = server.operator();
     let path = format!("/v1/publishers/{}", publisher.id);
     let delete = format!("{path}?confirm=acme");
@@ -404,7 +394,8 @@ async fn a_publisher_is_destroyed_while_its_deliveries_fly(world: &World) {
     })
     .await;
     // What flew lands now, and finds nothing to be written down on.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    slow.release();
+    tokio::time::sleep(Duration::from_secs(2)).await;
     for table in ["deliveries", "delivery_attempts", "events", "runs"] {
         assert_eq!(server.site().count(table).await, 0, "{table}");
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::{Consumer, Publisher, Reply, Server, World, on_both_stores, on_postgres, tools};
+use tests::{Consumer, Publisher, Reply, Server, Tally, World, on_both_stores, on_postgres, tools};
 use tokio::{task::JoinSet, time::Instant};
 
 on_both_stores!(
@@ -180,20 +180,21 @@ async fn an_endpoint_is_sent_to_as_it_wishes(world: &World) {
 
 async fn receivers_that_hang_hold_nobody_up(world: &World) {
     let server = world.start().await;
-    let hanging = Consumer::start().await;
-    hanging.reply_always(Reply {
-        delay: Duration::from_secs(12),
-        ..Reply::status(204)
-    });
+    let hanging = Tally::start(Duration::from_mins(1)).await;
     let stuck = server.publisher("stuck").await;
     stuck.pipeline("nightly").await;
     for _ in 0..10 {
-        stuck.endpoint(&hanging, &["run.created"]).await;
+        let body = json!({"url": hanging.url, "event_types": ["run.created"]});
+        let call = stuck.admin.post("/v1/webhook-endpoints").json(&body);
+        call.expect(201).await;
     }
     for _ in 0..30 {
         stuck.run("nightly").await;
     }
-    hanging.count(10).await;
+    tools::eventually("many hang", LIMIT, async || {
+        (hanging.len() >= 10).then_some(())
+    })
+    .await;
     let free = server.publisher("free").await;
     free.pipeline("nightly").await;
     let prompt = Consumer::start().await;
@@ -205,9 +206,10 @@ async fn receivers_that_hang_hold_nobody_up(world: &World) {
         prompt.count(at).await;
         slowest = slowest.max(asked.elapsed());
     }
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    let under_way = hanging.seen().len();
-    assert!(under_way <= 64, "{under_way} places of one publisher");
+    // Whoever waits for one that hangs waits for its deadline, fifteen seconds.
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    let peak = hanging.peak();
+    assert!(peak <= 64, "{peak} places of one publisher");
 }
 
 async fn one_that_is_gone_is_not_tried_again(world: &World) {
@@ -232,9 +234,9 @@ async fn one_that_is_gone_is_not_tried_again(world: &World) {
 async fn a_disabled_endpoint_gets_nothing_more_within_a_second(world: &World) {
     let server = world.start().await;
     let consumer = Consumer::start().await;
-    let (publisher, endpoint) =
-        house(&server, &consumer, json!({"rate_limit_per_second": 20})).await;
-    for _ in 0..60 {
+    let (publisher, endpoint) = house(&server, &consumer, json!({})).await;
+    consumer.hold_after(0);
+    for _ in 0..40 {
         publisher.run("nightly").await;
     }
     consumer.count(1).await;
@@ -244,13 +246,15 @@ async fn a_disabled_endpoint_gets_nothing_more_within_a_second(world: &World) {
         publisher.admin.patch(&path).json(&body).expect(200).await;
     };
     switch(false).await;
+    consumer.release();
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let before = consumer.seen().len();
+    assert!(before < 40, "all were out already");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(consumer.seen().len(), before);
     switch(true).await;
     drained(&publisher).await;
-    assert_eq!(consumer.seen().len(), 60, "each came once");
+    assert_eq!(consumer.seen().len(), 40, "each came once");
 }
 
 fn figure(text: &str, name: &str) -> f64 {
@@ -301,12 +305,20 @@ async fn what_is_handed_over_comes_once(world: &World) {
     let server = world.start().await;
     let consumer = Consumer::start().await;
     let (publisher, _) = house(&server, &consumer, json!({})).await;
-    // The first opens the lease; the others come after pauses, and then all at once.
-    for number in 1..=4 {
+    // The first opens the lease; the others come after pauses, each when nothing else waits.
+    let mut number = 0;
+    tools::eventually("some are handed over", LIMIT, async || {
+        number += 1;
         publisher.run("nightly").await;
         consumer.count(number).await;
+        drained(&publisher).await;
         tokio::time::sleep(Duration::from_millis(1100)).await;
-    }
+        let text = server.metrics().await;
+        let handed = figure(&text, "stationmaster_deliveries_handed_over_total");
+        (handed >= 3.0).then_some(())
+    })
+    .await;
+    // And then all at once.
     let mut burst = JoinSet::new();
     for _ in 0..60 {
         let publisher = publisher.clone();
@@ -316,11 +328,9 @@ async fn what_is_handed_over_comes_once(world: &World) {
     drained(&publisher).await;
     // A look at all endpoints finds nothing more to send.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert_eq!(consumer.seen().len(), 64, "each came, and came once");
-    assert_eq!(heard(&consumer).len(), 64);
-    let text = server.metrics().await;
-    let handed = figure(&text, "stationmaster_deliveries_handed_over_total");
-    assert!(handed >= 20.0, "{handed} were handed over");
+    let all = number + 60;
+    assert_eq!(consumer.seen().len(), all, "each came, and came once");
+    assert_eq!(heard(&consumer).len(), all);
 }
 
 async fn two(world: &World, env: &[(&str, &str)]) -> (Server, Server) {
@@ -402,10 +412,8 @@ async fn holder(one: &Server, two: &Server) -> bool {
 async fn an_order_holds_across_two_and_a_death(world: &World) {
     let (one, two) = two(world, &[]).await;
     let consumer = Consumer::start().await;
-    consumer.reply_always(Reply {
-        delay: Duration::from_millis(20),
-        ..Reply::status(204)
-    });
+    // The sixth is under way when its sender dies.
+    consumer.hold_after(5);
     let (publisher, _) = house(&one, &consumer, json!({"ordered": true})).await;
     let there = through(&two, &publisher);
     let mut runs = Vec::new();
@@ -413,13 +421,14 @@ async fn an_order_holds_across_two_and_a_death(world: &World) {
         runs.push(publisher.run("nightly").await);
         runs.push(there.run("nightly").await);
     }
-    consumer.count(5).await;
-    let (dies, lives, left) = if holder(&one, &two).await {
-        (&one, &two, there)
+    consumer.count(6).await;
+    let (dies, left) = if holder(&one, &two).await {
+        (&one, there)
     } else {
-        (&two, &one, publisher)
+        (&two, publisher)
     };
     dies.kill().await;
+    consumer.release();
     for _ in 0..5 {
         runs.push(left.run("nightly").await);
     }
@@ -430,8 +439,7 @@ async fn an_order_holds_across_two_and_a_death(world: &World) {
         *times.entry(delivery.id().to_owned()).or_default() += 1;
     }
     let twice = times.values().filter(|count| **count > 1).count();
-    assert!(twice <= 1, "only what was under way comes twice: {times:?}");
-    drop(lives.log());
+    assert_eq!(twice, 1, "what was under way comes twice: {times:?}");
 }
 
 async fn a_process_that_stalled_sends_nothing_that_is_anothers_now(world: &World) {
@@ -487,8 +495,9 @@ async fn what_a_killed_process_held_is_taken_over(world: &World) {
         (consumer.seen().len() >= 3).then_some(())
     })
     .await;
+    // Ten on a quiet machine, eight of which are until the dead one counts as dead.
     let took = since.elapsed();
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     drained(&left).await;
     let ids: Vec<Value> = consumer.seen().iter().map(|one| json!(one.id())).collect();
     assert_eq!(ids.iter().filter(|id| **id == ids[0]).count(), 2);

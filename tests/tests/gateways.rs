@@ -154,7 +154,7 @@ async fn started(mut command: Command, log: &Path, listen: &str) -> Gateway {
         .spawn()
         .unwrap();
     let said = || std::fs::read_to_string(log).unwrap_or_default();
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if TcpStream::connect(listen).await.is_ok() {
             return Gateway {
                 url: format!("http://{listen}"),

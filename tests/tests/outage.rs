@@ -1,9 +1,13 @@
 //! A PostgreSQL cluster that stops: the server says so, waits, and goes on where it was.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use serde_json::json;
 use tests::{Consumer, Publisher, World, on_postgres, skip, tools};
+use tokio::task::JoinSet;
 
 use crate::{
     audit::verified,
@@ -12,9 +16,8 @@ use crate::{
 
 on_postgres!(a_stopped_cluster_is_waited_for);
 
-/// Creates runs until the store is gone; returns those that were acknowledged.
-async fn create_until_it_stops(publisher: Publisher) -> Vec<String> {
-    let mut acknowledged = Vec::new();
+/// Creates runs until the store is gone, and notes those that are acknowledged.
+async fn create_until_it_stops(publisher: Publisher, acknowledged: Arc<Mutex<Vec<String>>>) {
     loop {
         let call = publisher.runner.post("/v1/pipelines/nightly/runs");
         let answer = call.json(&json!({"input": {}})).answer().await;
@@ -23,9 +26,9 @@ async fn create_until_it_stops(publisher: Publisher) -> Vec<String> {
             assert_eq!(answer["code"], "store_unavailable", "{answer}");
             // Whoever is told to come back is told when.
             assert_ne!(answer.header("retry-after"), "", "{answer}");
-            return acknowledged;
+            return;
         }
-        acknowledged.push(answer.text("/id"));
+        acknowledged.lock().unwrap().push(answer.text("/id"));
     }
 }
 
@@ -45,16 +48,21 @@ async fn a_stopped_cluster_is_waited_for(world: &World) {
     let mut finished = 1;
     for _ in 0..2 {
         let (held, claim) = publisher.claimed_run("nightly").await;
-        let busy: Vec<_> = (0..4)
-            .map(|_| tokio::spawn(create_until_it_stops(publisher.clone())))
-            .collect();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        cluster.halt().await;
-        let mut acknowledged = Vec::new();
-        for one in busy {
-            acknowledged.extend(one.await.unwrap());
+        let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
+        let mut busy = JoinSet::new();
+        for _ in 0..4 {
+            busy.spawn(create_until_it_stops(
+                publisher.clone(),
+                Arc::clone(&acknowledged),
+            ));
         }
-        assert!(acknowledged.len() > 4, "only {}", acknowledged.len());
+        tools::eventually("runs are created", Duration::from_secs(30), async || {
+            (acknowledged.lock().unwrap().len() > 4).then_some(())
+        })
+        .await;
+        cluster.halt().await;
+        busy.join_all().await;
+        let acknowledged = acknowledged.lock().unwrap().clone();
         // This takes longer than anything cached is trusted, and than a connection is tried for.
         everything_waits(&server, &publisher).await;
         cluster.resume().await;

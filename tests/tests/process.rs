@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde_json::json;
 use tests::{
-    Consumer, Proxy, Publisher, Reply, Server, Site, World, on_both_stores, on_postgres, on_sqlite,
+    Consumer, Proxy, Publisher, Server, Site, World, on_both_stores, on_postgres, on_sqlite,
     tools::eventually,
 };
 use tokio::{
@@ -39,9 +39,7 @@ async fn a_stop_lets_everything_finish(world: &World) {
     let publisher = server.publisher("acme").await;
     publisher.pipeline("nightly").await;
     let consumer = Consumer::start().await;
-    let mut reply = Reply::status(204);
-    reply.delay = Duration::from_millis(1500);
-    consumer.reply_always(reply);
+    consumer.hold_after(0);
     publisher.endpoint(&consumer, &["run.succeeded"]).await;
     publisher.finished_run("nightly").await;
     consumer.count(1).await;
@@ -62,17 +60,17 @@ async fn a_stop_lets_everything_finish(world: &World) {
         .write_all(format!("{head}{first}").as_bytes())
         .await
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     server.terminate();
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(
-        TcpStream::connect(address).await.is_err(),
-        "it takes no more connections"
-    );
+    eventually("it takes no more connections", LIMIT, async || {
+        TcpStream::connect(address).await.is_err().then_some(())
+    })
+    .await;
     stream.write_all(second.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    consumer.release();
     let status = server.wait().await;
     assert!(status.success(), "{status}");
 

@@ -412,7 +412,7 @@ async fn an_endpoint_that_is_slow_or_drips_runs_out_of_time(world: &World) {
         assert_failed(&answer, "timeout");
         let latency_ms = answer["latency_ms"].as_u64().unwrap();
         assert!(
-            (timeout_ms..timeout_ms + 1500).contains(&latency_ms),
+            (timeout_ms..timeout_ms + 4000).contains(&latency_ms),
             "{answer}"
         );
     }
@@ -631,10 +631,7 @@ async fn connections_are_used_again(world: &World) {
 async fn a_publisher_has_so_many_calls_under_way(world: &World) {
     let server = world.start().await;
     let (slow, prompt) = (Consumer::start().await, Consumer::start().await);
-    slow.reply_always(Reply {
-        delay: Duration::from_secs(3),
-        ..Reply::status(204)
-    });
+    slow.hold_after(0);
     let busy = server.publisher("busy").await;
     let busy = Held::new(busy, &[("slow", &slow.url, 20_000)]).await;
     let other = server.publisher("other").await;
@@ -651,6 +648,7 @@ async fn a_publisher_has_so_many_calls_under_way(world: &World) {
     let refused = busy.call("slow").refused(429, "rate_limited").await;
     assert_eq!(refused.header("retry-after"), "1");
     assert_answered(&other.call("prompt").expect(200).await, 204);
+    slow.release();
     while let Some(answer) = under_way.join_next().await {
         assert_answered(&answer.unwrap(), 204);
     }

@@ -77,7 +77,7 @@ async fn a_rotation_may_overlap(world: &World) {
         .refused(422, "validation_failed")
         .await;
 
-    let body = json!({"overlap_seconds": 2});
+    let body = json!({"overlap_seconds": 5});
     let answer = publisher.admin.post(&rotate).json(&body).expect(200).await;
     let new = server.user(&answer.text("/token"));
     assert_eq!(
@@ -89,7 +89,7 @@ async fn a_rotation_may_overlap(world: &World) {
     publisher.runner.get(ME).expect(200).await;
     new.get(ME).expect(200).await;
 
-    tools::eventually("the overlap ends", Duration::from_secs(6), async || {
+    tools::eventually("the overlap ends", Duration::from_secs(20), async || {
         let answer = publisher.runner.get(ME).answer().await;
         (answer.status == 401).then_some(())
     })
@@ -257,11 +257,11 @@ async fn a_token_expires(world: &World) {
         .refused(422, "validation_failed")
         .await;
 
-    let body = json!({"expires_at": tools::in_seconds(2)});
+    let body = json!({"expires_at": tools::in_seconds(5)});
     let (_, text) = mint(&publisher.admin, "runner", &body).await;
     let brief = server.user(&text);
     brief.get(ME).expect(200).await;
-    tools::eventually("it expires", Duration::from_secs(5), async || {
+    tools::eventually("it expires", Duration::from_secs(20), async || {
         (brief.get(ME).answer().await.status == 401).then_some(())
     })
     .await;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use poem::{Endpoint, test::TestClient};
+use poem::Endpoint;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
     http::{StackOptions, wrap},
+    probe::TestClient,
     sample::{self, OPERATIONS},
 };
 use domain::Code;

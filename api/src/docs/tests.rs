@@ -1,9 +1,9 @@
-use poem::test::TestClient;
 use serde_json::Value;
 
 use super::*;
 use crate::{
     contract::complete,
+    probe::TestClient,
     sample::{self, OPERATIONS},
 };
 

@@ -109,13 +109,7 @@ async fn what_is_under_way_at_the_end_is_finished_and_written_down() {
     };
     let receiver = Receiver::start(vec![slow]).await;
     let train = world.exhausted("nightly", &receiver.url()).await;
-    for _ in 0..500 {
-        if !receiver.received().is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(receiver.received().len(), 1);
+    receiver.has(1).await;
     stop.cancel();
     dispatcher.drained().await;
     let last = world.scoped.last_notice(train.id).await.unwrap().unwrap();
@@ -136,7 +130,8 @@ async fn few_of_one_publisher_are_under_way_at_a_time() {
             .await;
     }
     let (dispatcher, stop) = world.start();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    hanging.has(4).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(hanging.received().len(), 4);
     stop.cancel();
     // Ended by the deadline of each request, not by the receiver.

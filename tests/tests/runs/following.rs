@@ -155,6 +155,14 @@ fn parsed(event: &str) -> Option<Value> {
     Some(entry)
 }
 
+/// Most of these were told of by whoever changed something. What a stream finds by its own look, one
+/// every two seconds, takes a second in the middle; on a busy machine a few may take as long.
+fn woken(mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let median = times[times.len() / 2];
+    assert!(median < Duration::from_millis(700), "{times:?}");
+}
+
 async fn a_stream_ends_with_its_run_and_can_be_resumed(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
@@ -168,7 +176,8 @@ async fn a_stream_ends_with_its_run_and_can_be_resumed(world: &World) {
     assert_eq!(late.word().await.unwrap(), "created");
     assert_eq!(late.word().await.unwrap(), "claimed");
     let mut last = 0;
-    for percent in [10, 20] {
+    let mut times = Vec::new();
+    for percent in 1..10 {
         let began = Instant::now();
         let beat = held.heartbeat(&publisher.runner);
         let progress = json!({"progress": {"percent": percent}});
@@ -178,9 +187,9 @@ async fn a_stream_ends_with_its_run_and_can_be_resumed(world: &World) {
             assert_eq!(entry["data"], progress, "{entry}");
             last = entry["seq"].as_i64().unwrap();
         }
-        let took = began.elapsed();
-        assert!(took < Duration::from_millis(1500), "{took:?}");
+        times.push(began.elapsed());
     }
+    woken(times);
     let mut resumed = Stream::open(&publisher.admin, &run, Some(last)).await;
     held.complete(&publisher.runner).expect(200).await;
     for stream in [&mut live, &mut late, &mut resumed] {
@@ -234,14 +243,18 @@ async fn a_stream_tells_what_happens_on_another_process(world: &World) {
     let there = beside.user(publisher.runner.token());
     let mut stream = Stream::open(&there, &run, None).await;
     assert_eq!(stream.word().await.unwrap(), "created");
-    let began = Instant::now();
     let held = take(&publisher.runner, json!({})).await.remove(0);
     assert_eq!(stream.word().await.unwrap(), "claimed");
-    let took = began.elapsed();
-    assert!(
-        took < Duration::from_millis(1500),
-        "not by its own look: {took:?}"
-    );
+    let mut times = Vec::new();
+    for percent in 1..10 {
+        let began = Instant::now();
+        let beat = held.heartbeat(&publisher.runner);
+        let progress = json!({"progress": {"percent": percent}});
+        beat.json(&progress).expect(200).await;
+        assert_eq!(stream.next().await.unwrap()["data"], progress);
+        times.push(began.elapsed());
+    }
+    woken(times);
     held.complete(&publisher.runner).expect(200).await;
     assert_eq!(stream.word().await.unwrap(), "succeeded");
     assert!(stream.next().await.is_none());

@@ -97,7 +97,7 @@ async fn a_lost_lease_changes_nothing_any_more(world: &World) {
     queue(&publisher, "kept", json!({})).await;
     let named = json!({"pipelines": ["kept"]});
     let kept = take(&publisher.runner, named).await.remove(0);
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     kept.heartbeat(&publisher.runner).expect(200).await;
 
     // A waiting claim gets the run as soon as its lease is over.

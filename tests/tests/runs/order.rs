@@ -106,7 +106,7 @@ async fn a_paused_pipeline_hands_out_nothing(world: &World) {
     let (answer, _) = waiting.await.unwrap();
     assert_eq!(answer["items"][0]["id"], run, "{answer}");
     assert!(
-        asked.elapsed() < Duration::from_secs(2),
+        asked.elapsed() < Duration::from_secs(10),
         "{:?}",
         asked.elapsed()
     );

@@ -2,13 +2,13 @@
 //! with runs in their hands, and servers are killed. Afterwards every run must have ended once,
 //! and as it was answered.
 //!
-//! `STATIONMASTER_TEST_STORM_RUNS` sets how many runs; 5000 if it is not set.
+//! `STATIONMASTER_TEST_STORM_RUNS` sets how many runs; 1000 if it is not set.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -27,12 +27,16 @@ const CREATORS: usize = 64;
 const READERS: usize = 16;
 const PIPELINES: [&str; 3] = ["nightly", "hourly", "weekly"];
 const KILLS: usize = 3;
+/// Runs that somebody holds while a server is killed, so that every death meets some, and the
+/// pipeline that they are in: their claims outlive any restart.
+const KEPT: usize = 4;
+const KEPT_IN: &str = "kept";
 /// How long a server may be away before a caller gives up on the test.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 fn how_many() -> usize {
     let given = std::env::var("STATIONMASTER_TEST_STORM_RUNS");
-    given.map_or(5000, |text| text.parse().unwrap())
+    given.map_or(1000, |text| text.parse().unwrap())
 }
 
 /// What everybody in the storm shares.
@@ -43,6 +47,8 @@ struct Storm {
     runner: String,
     admin: String,
     over: AtomicBool,
+    /// Which part of the runs may be created: each but the first begins just before a death.
+    part: AtomicUsize,
     /// Outputs whose completion was acknowledged, by run.
     done: Mutex<HashMap<String, Value>>,
     /// Failures and cancellations that were acknowledged, by run.
@@ -66,6 +72,7 @@ impl Storm {
             runner: publisher.runner.token().to_owned(),
             admin: publisher.admin.token().to_owned(),
             over: AtomicBool::new(false),
+            part: AtomicUsize::new(0),
             done: Mutex::default(),
             ended: Mutex::default(),
             deaths: AtomicU64::new(0),
@@ -136,8 +143,25 @@ impl Storm {
         value
     }
 
+    /// Creates runs that are claimed at once, by somebody who keeps them.
+    async fn keep(&self, kill: usize) -> Vec<Held> {
+        let mut all = Vec::new();
+        for number in 0..KEPT {
+            let path = format!("/v1/pipelines/{KEPT_IN}/runs");
+            let name = format!("kept-{kill}-{number}");
+            let body = json!({"input": {}, "external_id": name, "claim": true});
+            let (status, run, _) = self.ask(kill, &self.runner, &path, "", &body).await;
+            assert_eq!(status, 201, "{run}");
+            all.push(Held::of(&run));
+        }
+        all
+    }
+
     /// Creates a run until it is there, whatever happens to the answers.
-    async fn create(&self, number: usize) {
+    async fn create(&self, number: usize, part: usize) {
+        while part > self.part.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let pipeline = PIPELINES[number % PIPELINES.len()];
         let path = format!("/v1/pipelines/{pipeline}/runs");
         let body = json!({
@@ -276,6 +300,7 @@ async fn storm(mut servers: Vec<Server>, publisher: &Publisher) {
         let brief = json!({"lease_seconds": 5, "max_attempts": 50});
         define(publisher, pipeline, brief).await;
     }
+    define(publisher, KEPT_IN, json!({"lease_seconds": 300})).await;
     let storm = Storm::new(publisher, &servers);
     let count = how_many();
     let mut runners = JoinSet::new();
@@ -287,7 +312,7 @@ async fn storm(mut servers: Vec<Server>, publisher: &Publisher) {
         let storm = Arc::clone(&storm);
         tokio::spawn(each(count, CREATORS, move |number| {
             let storm = Arc::clone(&storm);
-            async move { storm.create(number).await }
+            async move { storm.create(number, number * (KILLS + 1) / count).await }
         }))
     };
     for kill in 0..KILLS {
@@ -300,11 +325,19 @@ async fn storm(mut servers: Vec<Server>, publisher: &Publisher) {
         .await;
         let at = kill % servers.len();
         let site = Arc::clone(servers[at].site());
+        let kept = storm.keep(kill).await;
+        storm.part.store(kill + 1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(30)).await;
         servers[at].kill().await;
         servers[at] = site.start_beside(&[]).await;
         servers[at]
             .url()
             .clone_into(&mut storm.urls[at].write().unwrap());
+        for held in kept {
+            storm.complete(at, &held).await;
+            let done = storm.done.lock().unwrap().contains_key(&held.id);
+            assert!(done, "a claim did not outlive the death");
+        }
     }
     creating.await.unwrap();
     let created = began.elapsed();
@@ -322,7 +355,7 @@ async fn storm(mut servers: Vec<Server>, publisher: &Publisher) {
     storm.over.store(true, Ordering::Relaxed);
     runners.join_all().await;
     let ended = began.elapsed();
-    judge(&storm, count).await;
+    judge(&storm, count + KILLS * KEPT).await;
     eprintln!(
         "{count} runs in {:.1} s (all created after {:.1} s), {:.1} s with the checks; {} runners \
          died, {} late words were refused",

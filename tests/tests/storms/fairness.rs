@@ -11,9 +11,9 @@ const OTHERS: usize = 18;
 const HANGING: usize = 1500;
 /// Longer than a request may last: every try at it ends by its deadline, fifteen seconds.
 const HANGS: Duration = Duration::from_secs(30);
-const DEEP: usize = 20_000;
-/// Slow enough that the backlog is still deep when everything was measured.
-const TAKES: Duration = Duration::from_millis(60);
+const DEEP: usize = 8000;
+/// Slow enough that the backlog is still deep when everything was measured: it lasts fifty seconds.
+const TAKES: Duration = Duration::from_millis(100);
 const LASTS: Duration = Duration::from_secs(8);
 const PACE: Duration = Duration::from_millis(60);
 /// Half of the others' events come sooner than this; the design's figure is a few milliseconds.

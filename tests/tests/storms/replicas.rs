@@ -10,19 +10,24 @@ on_postgres!(
     one_that_stands_still_starts_nothing_that_is_anothers,
 );
 
-const PLAIN: usize = 3000;
+const PLAIN: usize = 1000;
+/// So many of each endpoint are answered before one dies.
+const ANSWERED_EACH: usize = 5;
 const ORDERED: usize = 150;
 const LIMITED: usize = 160;
 const RATE: usize = 20;
 /// So many events at that rate take eight seconds; a little less, for arrivals are not sendings.
 const AT_LEAST_S: u32 = 7;
-const STALLED: usize = 2000;
+const STALLED: usize = 1000;
+/// So many of them are answered before the receiver holds the others.
+const ANSWERED: usize = 200;
 /// Most requests to one endpoint at a time.
 const ENDPOINT_MAX: usize = 16;
 /// Receivers are quick, and still every process has something under way.
 const TAKES: Duration = Duration::from_millis(20);
-/// What takes the dead one's endpoints over does so within ten seconds; two more for a busy machine.
-const OVER_WITHIN: Duration = Duration::from_secs(12);
+/// What takes the dead one's endpoints over does so within ten seconds, eight of which are until it
+/// counts as dead; the rest is for a machine that builds something else meanwhile.
+const OVER_WITHIN: Duration = Duration::from_secs(20);
 
 /// Three processes on one database.
 async fn three(world: &World) -> Vec<Server> {
@@ -105,24 +110,29 @@ impl House {
     }
 }
 
-/// Kills the process that holds most, once the flood is on, and lets its callers go elsewhere; also
-/// answers where.
+/// Kills the process that holds most, once the flood is on and it has something under way, and lets
+/// its callers go elsewhere; also answers where.
 async fn kill_one<'a>(
     servers: &'a [Server],
     houses: &[House],
     tally: &Tally,
-    after: usize,
+    under_way: &Mutex<HashSet<String>>,
 ) -> (Death, &'a Server) {
-    tools::eventually("the flood is on", PATIENCE, async || {
-        (tally.len() > after).then_some(())
-    })
+    let held = tools::eventually(
+        "every endpoint has something under way",
+        PATIENCE,
+        async || {
+            let mut held = Vec::new();
+            for server in servers {
+                held.push(holds(server).await);
+            }
+            let all = 3 * houses.len();
+            let whole = held.iter().sum::<usize>() == all && under_way.lock().unwrap().len() == all;
+            whole.then_some(held)
+        },
+    )
     .await;
-    let mut held = Vec::new();
-    for server in servers {
-        held.push(holds(server).await);
-    }
     eprintln!("the three hold {held:?} endpoints");
-    assert!(held.iter().all(|count| *count > 0), "{held:?}");
     let dies = (0..servers.len()).max_by_key(|at| held[*at]).unwrap();
     servers[dies].kill().await;
     let elsewhere = &servers[(dies + 1) % servers.len()];
@@ -130,8 +140,10 @@ async fn kill_one<'a>(
         let mut url = house.source.urls[dies].write().unwrap();
         *url = elsewhere.url();
     }
+    tally.caught_up().await;
     let pending = pending(elsewhere).await;
     let over = Instant::now();
+    tally.release();
     (Death { over, pending }, elsewhere)
 }
 
@@ -143,12 +155,25 @@ async fn one_of_three_dies_in_a_flood(world: &World) {
         houses.push(House::open(&servers, number, &tally.url).await);
     }
     let all = 3 * (PLAIN + ORDERED + LIMITED);
+    // The flood is on, and cannot be over before one of them dies.
+    let under_way: Arc<Mutex<HashSet<String>>> = Arc::default();
+    let mut answered: HashMap<String, usize> = HashMap::new();
+    let held = Arc::clone(&under_way);
+    tally.hold(move |arrival| {
+        let count = answered.entry(arrival.path.clone()).or_default();
+        *count += 1;
+        let hold = *count > ANSWERED_EACH;
+        if hold {
+            held.lock().unwrap().insert(arrival.path.clone());
+        }
+        hold
+    });
     let began = Instant::now();
     let ((), (), (), (death, elsewhere)) = tokio::join!(
         houses[0].flood(0),
         houses[1].flood(1),
         houses[2].flood(2),
-        kill_one(&servers, &houses, &tally, all / 6),
+        kill_one(&servers, &houses, &tally, &under_way),
     );
     drained(&servers[0], Duration::from_mins(2)).await;
     let took = began.elapsed();
@@ -186,6 +211,7 @@ async fn one_of_three_dies_in_a_flood(world: &World) {
         took.as_secs_f64(),
         over_after.as_secs_f64(),
     );
+    assert!(repeats > 0, "it died with nothing under way");
     assert!(repeats <= UNDER_WAY_MAX, "{repeats} came again");
     assert!(over_after < OVER_WITHIN, "{over_after:?}");
 }
@@ -204,14 +230,14 @@ fn order_holds(source: &Source, arrivals: &[Arrival]) {
     assert_eq!(came, published);
 }
 
-/// No second saw half as many again as the limit, although what is sent evenly may come in
-/// clusters; two processes at once would send twice as many.
+/// No three seconds saw half as many again as the limit, although what is sent evenly may come in
+/// clusters where the machine is busy; two processes at once would send twice as many.
 fn rate_holds(arrivals: &[Arrival]) {
     let second = Duration::from_secs(1);
     for (at, first) in arrivals.iter().enumerate() {
         let later = arrivals[at..].iter();
-        let count = later.filter(|one| one.at - first.at < second).count();
-        assert!(count <= RATE + RATE / 2, "{count} within a second");
+        let count = later.filter(|one| one.at - first.at < 3 * second).count();
+        assert!(2 * count <= 9 * RATE, "{count} within three seconds");
     }
     let whole = arrivals.last().unwrap().at - arrivals[0].at;
     assert!(whole > second * AT_LEAST_S, "{whole:?}");
@@ -251,19 +277,29 @@ async fn one_that_stands_still_starts_nothing_that_is_anothers(world: &World) {
         .write()
         .unwrap()
         .clone_from(&servers[other].url());
+    let mut came = 0;
+    tally.hold(move |_| {
+        came += 1;
+        came > ANSWERED
+    });
     publish(1, STALLED).await;
     tools::eventually("it is at work", PATIENCE, async || {
-        (tally.len() > STALLED / 8).then_some(())
+        (tally.held() > 0).then_some(())
     })
     .await;
     servers[stalls].signal(Signal::STOP);
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tally.caught_up().await;
     let pending = pending(&servers[other]).await;
     let stopped = Death {
         over: Instant::now(),
         pending,
     };
-    assert!(stopped.pending.len() > STALLED / 4, "it was nearly done");
+    let least = STALLED - ANSWERED;
+    assert!(
+        stopped.pending.len() >= least,
+        "more was recorded than answered"
+    );
+    tally.release();
     drained(&servers[other], Duration::from_mins(1)).await;
     // All is done: whatever still comes is the stalled one's.
     let done = tally.len();
@@ -293,6 +329,7 @@ async fn one_that_stands_still_starts_nothing_that_is_anothers(world: &World) {
     let again = repeats(&arrivals[..done], &[stopped]);
     eprintln!("{again} came once more while it stood still, and {late} when it went on");
     // What was under way or not recorded yet; and requests that had not left when it stopped.
+    assert!(again > 0, "it stood still with nothing under way");
     assert!(again <= UNDER_WAY_MAX, "{again} came again");
     assert!(late <= ENDPOINT_MAX, "{late} came late");
     let twice = "deliveries WHERE attempts <> 1";

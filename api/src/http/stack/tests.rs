@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use poem::{Body, endpoint::make, http::StatusCode, test::TestClient};
+use poem::{Body, endpoint::make, http::StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     contract::complete,
     http::{RateLimits, limit::RateSettings},
+    probe::{TestClient, TestResponse},
     sample::{self, OPERATIONS},
 };
 
@@ -43,7 +44,7 @@ async fn enter(request: &Request) -> Result<()> {
     Ok(context.enter(Owner::Operator).await?)
 }
 
-async fn problem(response: poem::test::TestResponse) -> (u16, Value) {
+async fn problem(response: TestResponse) -> (u16, Value) {
     assert_eq!(response.0.header("content-type"), Some(error::PROBLEM_JSON));
     assert_eq!(response.0.header("x-content-type-options"), Some("nosniff"));
     let id = response.0.header("x-request-id").unwrap().to_owned();
