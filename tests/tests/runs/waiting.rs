@@ -35,7 +35,8 @@ async fn a_new_run_wakes_a_claim(world: &World) {
     assert_eq!(answer["items"][0]["id"], run, "{answer}");
     let mut times = vec![at.duration_since(began)];
     for _ in 0..6 {
-        let claim = waiting(&publisher.runner, json!({"wait_seconds": 20})).await;
+        let body = json!({"wait_seconds": 20, "pipelines": ["nightly"]});
+        let claim = waiting(&publisher.runner, body).await;
         let began = Instant::now();
         queue(&publisher, "nightly", json!({})).await;
         times.push(claim.await.unwrap().1.duration_since(began));
