@@ -203,7 +203,7 @@ impl Events {
     /// List events
     ///
     /// Newest first. A token that is limited to some pipelines sees what happened in those, and what
-    /// happened in none.
+    /// happened in none. A part also ends at about 4 MiB.
     #[oai(path = "/events", method = "get", operation_id = "list_events")]
     async fn list(
         &self,

@@ -45,7 +45,7 @@ pub struct Judge {
 /// # Errors
 /// `malformed_json` with line and column; never what stands there.
 pub fn parse(bytes: &[u8]) -> Result<Value, Problem> {
-    let value = strict::parse(bytes)?;
+    let value = strict::parse_file(bytes)?;
     Ok(if strict::has_whole_floats(&value) {
         strict::with_whole_numbers(value)
     } else {

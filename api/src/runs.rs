@@ -222,7 +222,8 @@ impl Runs {
 
     /// List runs
     ///
-    /// Newest first. A token that is limited to some pipelines sees only their runs.
+    /// Newest first. A token that is limited to some pipelines sees only their runs. A part also ends
+    /// at about 4 MiB.
     #[oai(path = "/runs", method = "get", operation_id = "list_runs")]
     #[expect(
         clippy::too_many_arguments,
@@ -340,7 +341,8 @@ impl Runs {
     ///
     /// Hands out due runs: by priority, then in turns between pipelines, then by when they may
     /// start and by age. Each comes with a claim that holds for its pipeline's `lease_seconds`;
-    /// heartbeats extend it, and finishing the run takes it. With `wait_seconds` the answer comes
+    /// heartbeats extend it, and finishing the run takes it. Of large runs fewer than `max` are handed
+    /// out: about 4 MiB. With `wait_seconds` the answer comes
     /// as soon as there is a run, or empty after that time (or after the operator's
     /// limit, if that is less). Those that wait for the same pipeline are served in the order in
     /// which they came. At most 1000 of a publisher wait at once in each process; one more is

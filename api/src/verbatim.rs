@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef},
-    types::{ParseFromJSON, ParseResult, ToJSON, Type},
+    types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -45,8 +45,16 @@ impl Type for Verbatim {
 }
 
 impl ParseFromJSON for Verbatim {
+    /// From its text, which stands in the body's place of it as a string
+    /// ([`Shape`](crate::http::json::Shape)).
     fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
-        Ok(value.unwrap_or_default().into())
+        let text = match value {
+            None | Some(Value::Null) => Some(JsonText::null()),
+            Some(Value::String(text)) => JsonText::parse(text),
+            Some(_) => None,
+        };
+        text.map(Self)
+            .ok_or_else(|| ParseError::custom("not the text of a JSON value"))
     }
 }
 

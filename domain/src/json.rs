@@ -60,6 +60,30 @@ impl JsonText {
         Box::<str>::from(self.0).into()
     }
 
+    /// How many values it consists of, itself among them.
+    #[must_use]
+    pub fn values(&self) -> usize {
+        let (mut values, mut in_string, mut escaped, mut opened) = (1, false, false, false);
+        for byte in self.0.get().bytes() {
+            if in_string {
+                in_string = escaped || byte != b'"';
+                escaped = !escaped && byte == b'\\';
+                continue;
+            }
+            match byte {
+                b' ' | b'\t' | b'\r' | b'\n' => continue,
+                b',' => values += 1,
+                // What is not empty has one value more than commas.
+                b']' | b'}' => {}
+                _ if opened => values += 1,
+                _ => {}
+            }
+            in_string = byte == b'"';
+            opened = matches!(byte, b'[' | b'{');
+        }
+        values
+    }
+
     /// A tree of it, in which a number may have lost digits.
     #[must_use]
     pub fn to_tree(&self) -> Value {
@@ -103,7 +127,44 @@ impl Serialize for JsonText {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn nodes(tree: &Value) -> usize {
+        1 + match tree {
+            Value::Array(items) => items.iter().map(nodes).sum(),
+            Value::Object(members) => members.values().map(nodes).sum(),
+            _ => 0,
+        }
+    }
+
+    fn trees() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[\\[\\]{},\"\\\\a ]{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 60, 6, |inner| {
+            let named = ("[\\[\\]{},\"\\\\a ]{0,4}", inner.clone());
+            prop_oneof![
+                prop::collection::vec(inner, 0..6).prop_map(Value::from),
+                prop::collection::vec(named, 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn values_are_counted_without_a_tree(tree in trees()) {
+            let counted = nodes(&tree);
+            prop_assert_eq!(JsonText::of(&tree).values(), counted);
+            let spread = JsonText::parse(format!("\n{tree:#} ")).unwrap();
+            prop_assert_eq!(spread.values(), counted);
+        }
+    }
 
     #[test]
     fn a_text_is_kept_to_the_byte_but_for_what_is_around_it() {

@@ -6,8 +6,17 @@ use serde::{Deserialize, Serialize};
 pub const BODY_BYTES: usize = 1024 * 1024;
 /// Deepest nesting of a JSON body.
 pub const JSON_DEPTH: usize = 32;
+/// Most values of a JSON body, beside what in it is carried as the text that it is. As a tree, an
+/// object with one member takes a hundred times its text.
+pub const BODY_VALUES: usize = 20_000;
+/// Most values of a run's input or output, or of an event's data, where a JSON Schema judges it:
+/// only then does it become a tree.
+pub const PAYLOAD_VALUES: usize = 50_000;
 /// Largest run input, run output or event data, bytes of JSON.
 pub const PAYLOAD_BYTES: usize = 256 * 1024;
+/// Largest page, bytes of its rows' own text; one row more than that is a page by itself. Also the
+/// most that one claim hands out.
+pub const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a page when nothing is asked for.
 pub const PAGE_DEFAULT: u64 = 50;
 /// Most rows of a page.

@@ -16,7 +16,8 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, Select, sea_query::ExprTrait as _,
+    QuerySelect as _, Select,
+    sea_query::{Expr, ExprTrait as _},
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -28,7 +29,7 @@ use crate::{
     entity::{deliveries, events, webhook_endpoints},
     error::{Result, StoreError, damaged},
     fan_outs::{self, Audience, Listeners, Outgoing},
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, bytes_of},
     scope::Scoped,
     sql::{self, Sql},
     unreadable,
@@ -402,9 +403,11 @@ impl Scoped {
         if let Some(after) = page.after {
             query = query.filter(Column::Id.lt(after));
         }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id)
+        let query = query.order_by_desc(Column::Id);
+        let bytes = bytes_of(Expr::col(Column::Body));
+        let size = |row: &events::Model| row.body.len();
+        page.read(query, self.store.read(), bytes, size, |row| row.id)
+            .await?
             .try_map(|row| Ok(Event::of_row(row)))
     }
 

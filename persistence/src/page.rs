@@ -1,6 +1,15 @@
-//! Pages of lists.
+//! Pages of lists. They end by rows, and by the bytes of what their rows hold.
 
-use domain::limits::PAGE_MAX;
+use domain::limits::{PAGE_BYTES, PAGE_MAX};
+use sea_orm::{
+    DatabaseConnection, EntityTrait, FromQueryResult, QuerySelect as _, Select,
+    sea_query::{Expr, Func, SimpleExpr},
+};
+
+use crate::error::Result;
+
+/// So many rows are read without a look at their sizes first.
+const UNSEEN: u64 = 8;
 
 /// Which part of a list. `after` is the sort key of the last row of the page before.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +29,23 @@ pub struct Page<T, K> {
     pub next: Option<K>,
 }
 
+/// The bytes of a text column, without reading the text: nothing counts as none.
+pub(crate) fn bytes_of(column: impl Into<SimpleExpr>) -> SimpleExpr {
+    let bytes = Func::cust("octet_length").arg(column);
+    Expr::expr(Func::coalesce([bytes.into(), Expr::val(0)]))
+}
+
+/// How many of these rows make up a page: as many as have [`PAGE_BYTES`] together, and one at
+/// least.
+pub(crate) fn fitting(sizes: impl IntoIterator<Item = usize>) -> usize {
+    let mut sum = 0_usize;
+    let fits = sizes.into_iter().take_while(|bytes| {
+        sum = sum.saturating_add(*bytes);
+        sum <= PAGE_BYTES
+    });
+    fits.count().max(1)
+}
+
 impl<K> PageRequest<K> {
     /// One row more than asked for, which tells whether there is a next page.
     pub(crate) fn fetch(&self) -> u64 {
@@ -34,6 +60,48 @@ impl<K> PageRequest<K> {
         let next = if more { rows.last().map(key) } else { None };
         Page { items: rows, next }
     }
+
+    /// Reads the page asked for of rows that may be large. `bytes` is what the database says of a
+    /// row's size, `size` what is said of one that was read; a large page's sizes are read first,
+    /// so that no more rows are than go out.
+    pub(crate) async fn read<E>(
+        &self,
+        query: Select<E>,
+        db: &DatabaseConnection,
+        bytes: SimpleExpr,
+        size: impl Fn(&E::Model) -> usize,
+        key: impl Fn(&E::Model) -> K,
+    ) -> Result<Page<E::Model, K>>
+    where
+        E: EntityTrait,
+        E::Model: FromQueryResult + Send + Sync,
+    {
+        let (mut fetch, mut cut) = (self.fetch(), false);
+        if fetch > UNSEEN {
+            let sizes = query.clone().select_only().expr_as(bytes, "bytes");
+            let sizes: Vec<i32> = sizes.limit(fetch).into_tuple().all(db).await?;
+            let all = sizes.len();
+            let sizes = sizes
+                .into_iter()
+                .map(|bytes| usize::try_from(bytes).unwrap_or(0));
+            let fits = fitting(sizes);
+            if fits < all {
+                cut = true;
+                fetch = u64::try_from(fits).unwrap_or(1);
+            }
+        }
+        let rows = query.limit(fetch).all(db).await?;
+        let mut page = self.cut(rows, &key);
+        let fits = fitting(page.items.iter().map(size));
+        if fits < page.items.len() {
+            cut = true;
+            page.items.truncate(fits);
+        }
+        if cut {
+            page.next = page.items.last().map(key);
+        }
+        Ok(page)
+    }
 }
 
 impl<M, K> Page<M, K> {
@@ -44,5 +112,20 @@ impl<M, K> Page<M, K> {
             items,
             next: self.next,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_by_bytes_and_has_a_row() {
+        let third = PAGE_BYTES / 3;
+        assert_eq!(fitting([third; 5]), 3);
+        assert_eq!(fitting([third, third, third + 2]), 2);
+        assert_eq!(fitting([PAGE_BYTES + 1, 1]), 1);
+        assert_eq!(fitting([10; 200]), 200);
+        assert_eq!(fitting([]), 1);
     }
 }

@@ -19,7 +19,7 @@ use domain::{
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     QueryTrait as _, Select,
-    sea_query::{ExprTrait as _, LockType},
+    sea_query::{Expr, ExprTrait as _, LockType, SimpleExpr},
 };
 use secrecy::SecretString;
 use serde_json::json;
@@ -31,7 +31,7 @@ use crate::{
     entity::{pipelines, runs},
     error::{Result, StoreError, damaged},
     lane::Patience,
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, bytes_of},
     scope::{Scoped, System},
 };
 
@@ -94,6 +94,21 @@ pub struct Run {
 
 fn parsed(text: String) -> Result<JsonText> {
     JsonText::parse(text).ok_or_else(|| damaged("JSON text of a run"))
+}
+
+/// What a run's own JSON takes, in bytes: as the database says it, and of a row that was read.
+fn bytes() -> SimpleExpr {
+    use runs::Column;
+    bytes_of(Expr::col(Column::Input))
+        .add(bytes_of(Expr::col(Column::Output)))
+        .add(bytes_of(Expr::col(Column::Error)))
+        .add(bytes_of(Expr::col(Column::Progress)))
+}
+
+fn size_of(row: &runs::Model) -> usize {
+    let results = [&row.output, &row.error, &row.progress];
+    let results = results.into_iter().flatten();
+    row.input.len() + results.map(String::len).sum::<usize>()
 }
 
 fn status_of(row: &runs::Model) -> Result<RunStatus> {
@@ -294,9 +309,10 @@ impl Scoped {
         if let Some(after) = page.after {
             query = query.filter(Column::Id.lt(after));
         }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(Run::of_row)
+        let query = query.order_by_desc(Column::Id);
+        page.read(query, self.store.read(), bytes(), size_of, |row| row.id)
+            .await?
+            .try_map(Run::of_row)
     }
 
     /// Claims up to `max` (1 to 100) due runs of the pipelines named, or of all in reach: by

@@ -24,6 +24,7 @@ mod limits;
 mod listen;
 mod oauth;
 mod outage;
+mod payloads;
 mod process;
 mod publishers;
 mod quotas;

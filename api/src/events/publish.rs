@@ -32,7 +32,8 @@ use crate::{
 pub struct NewEventBody {
     /// A type of the publisher's own: not one that begins with `run.` or `stationmaster.`.
     pub(super) r#type: OwnTypeName,
-    /// What happened: any JSON that the type's schema takes, at most 256 KiB.
+    /// What happened: any JSON that the type's schema takes, at most 256 KiB, and 50 000 values where
+    /// there is a schema. It is delivered as it came, to the byte.
     pub(super) data: Verbatim,
     /// The caller's name for the event, unique within the publisher for as long as the event is
     /// kept.

@@ -12,12 +12,16 @@ use poem_openapi::{
     registry::{MetaMediaType, MetaRequest, Registry},
     types::ParseFromJSON,
 };
-use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use domain::{Code, FieldError, Problem, limits, permits::Permit};
 
-use super::{context::RequestContext, error::ApiError, json, share::Owner};
+use super::{
+    context::RequestContext,
+    error::ApiError,
+    json::{self, Parsed},
+    share::Owner,
+};
 
 /// How long a body may take to arrive as a whole.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -115,18 +119,19 @@ async fn take<T: ParseFromJSON>(
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
     let bytes = read(request, body, bytes_max, BODY_TIMEOUT).await?;
     context.note_body(&bytes);
-    let value = match (bytes.is_empty(), rules.required) {
+    let shape = json::shape_of(&T::name());
+    let parsed = match (bytes.is_empty(), rules.required) {
         (true, true) => {
             return Err(Problem::new(
                 Code::MalformedJson,
                 "A JSON body is needed; there is none.",
             ));
         }
-        (true, false) => Value::Object(Map::new()),
+        (true, false) => json::parse(b"{}", shape)?,
         (false, _) if !declared => return Err(unsupported(rules)),
-        (false, _) => json::parse(&bytes)?,
+        (false, _) => json::parse(&bytes, shape)?,
     };
-    judge(context, value)
+    judge(context, parsed)
 }
 
 /// Whether a content type is declared; one that doesn't fit is refused before anything is read.
@@ -309,20 +314,26 @@ impl Arriving<'_> {
     }
 }
 
-/// Checks `value` against the contract's schema of `T`, then parses it.
-fn judge<T: ParseFromJSON>(context: &RequestContext, value: Value) -> Result<T, Problem> {
+/// Checks a body against the contract's schema of `T`, then makes a `T` of it.
+fn judge<T: ParseFromJSON>(context: &RequestContext, parsed: Parsed) -> Result<T, Problem> {
     let mut faults = context
         .contract()
-        .faults(&T::name(), &value)
+        .faults(&T::name(), &parsed.tree)
         .ok_or_else(|| {
             tracing::error!(schema = %T::name(), "the contract has no schema for a request body");
             Problem::from(Code::Internal)
         })?;
-    json::nul_faults(&value, &mut faults);
+    json::nul_faults(&parsed.tree, &mut faults);
+    for fault in &parsed.faults {
+        if !faults.contains(fault) {
+            faults.push(fault.clone());
+        }
+    }
     if !faults.is_empty() {
         faults.truncate(crate::contract::FAULTS_MAX);
         return Err(Problem::invalid(faults));
     }
+    let value = parsed.into_value();
     // JSON Schema counts 1.0 as an integer, the parser doesn't: only then is a copy made.
     let spare = json::has_whole_floats(&value).then(|| value.clone());
     T::parse_from_json(Some(value))

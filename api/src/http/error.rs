@@ -17,7 +17,7 @@ use domain::{Code, Problem};
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// The words that `errors[].code` may hold. Programs branch on them; the contract lists them.
-pub const FAULT_CODES: [&str; 17] = [
+pub const FAULT_CODES: [&str; 18] = [
     "required",
     "unknown_field",
     "type",
@@ -25,6 +25,7 @@ pub const FAULT_CODES: [&str; 17] = [
     "too_long",
     "too_small",
     "too_large",
+    "too_many_values",
     "pattern",
     "not_allowed",
     "duplicate",

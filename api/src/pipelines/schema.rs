@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use domain::{
     Code, FieldError, JsonText, Problem,
     id::{Id as _, PipelineId},
-    limits::PAYLOAD_BYTES,
+    limits::{PAYLOAD_BYTES, PAYLOAD_VALUES},
 };
 use persistence::TypeSchema;
 use uuid::Uuid;
@@ -186,7 +186,13 @@ impl Schemas {
                 faults.push(placed(&item.pointer, too_long("data")));
             } else if let Some(schema) = &item.schema {
                 let key = (schema.id, schema.revision, Side::Data);
-                let tree = item.data.to_tree();
+                let tree = match tree_of("data", &item.data) {
+                    Ok(tree) => tree,
+                    Err(fault) => {
+                        faults.push(placed(&item.pointer, fault));
+                        continue;
+                    }
+                };
                 let job = self.prepared(key, &schema.schema, bytes, &tree)?;
                 work += job.work;
                 jobs.push((job, item.pointer, tree));
@@ -223,7 +229,8 @@ impl Schemas {
             return Ok(None);
         };
         let key = (version.0.uuid(), version.1, side);
-        let tree = payload.to_tree();
+        let tree =
+            tree_of(side.member(), payload).map_err(|fault| Problem::invalid(vec![fault]))?;
         let job = self.prepared(key, schema, bytes, &tree)?;
         Ok(Some((job, tree)))
     }
@@ -269,6 +276,21 @@ pub(crate) fn payload_bytes(member: &str, payload: &JsonText) -> Result<usize, P
         return Err(Problem::invalid(vec![too_long(member)]));
     }
     Ok(bytes)
+}
+
+/// A payload as a tree, to be judged: one of too many values would take too much room.
+fn tree_of(member: &str, payload: &JsonText) -> Result<Value, FieldError> {
+    if payload.values() > PAYLOAD_VALUES {
+        let detail = format!(
+            "`{member}` may have at most {PAYLOAD_VALUES} values where a schema judges it."
+        );
+        return Err(FieldError::new(
+            format!("/{member}"),
+            "too_many_values",
+            detail,
+        ));
+    }
+    Ok(payload.to_tree())
 }
 
 fn too_long(member: &str) -> FieldError {

@@ -45,8 +45,8 @@ const STREAM_LIFE: Duration = Duration::from_mins(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often a stream looks, and asks whether its token is still good, without being woken.
 const LOOK: Duration = Duration::from_secs(2);
-/// Entries that a stream reads at once.
-const READ: u64 = 100;
+/// Entries that a stream reads at once; each may have 256 KiB.
+const READ: u64 = 16;
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[OperationDoc {
@@ -167,7 +167,7 @@ impl Timelines {
 impl Timelines {
     /// Read a run's timeline
     ///
-    /// Everything that happened to it, oldest first.
+    /// Everything that happened to it, oldest first. A part also ends at about 4 MiB.
     #[oai(
         path = "/runs/:id/timeline",
         method = "get",

@@ -24,6 +24,11 @@ use crate::{
 /// Most endpoints that one look finds.
 const WAITING_MAX: i64 = 10_000;
 
+/// What events say that one look loads, bytes, beyond the first delivery of each endpoint.
+const LOAD_BYTES: usize = 16 * 1024 * 1024;
+/// So many deliveries are loaded without a look at their sizes first.
+const UNSEEN: usize = 16;
+
 /// Walks the index of waiting deliveries from endpoint to endpoint: its cost grows with the
 /// endpoints that have any, not with the deliveries.
 ///
@@ -339,6 +344,10 @@ impl System {
             fresh.truncate(asked);
             found.push((ask.key, fresh, more));
         }
+        if found.iter().map(|(_, rows, _)| rows.len()).sum::<usize>() > UNSEEN {
+            let sizes = self.sizes(&found).await?;
+            bound(&mut found, &sizes);
+        }
         let bodies = self.bodies(&found).await?;
         Ok(found
             .into_iter()
@@ -353,33 +362,28 @@ impl System {
             .collect())
     }
 
+    /// How long what the events say is, bytes, by publisher and event.
+    async fn sizes(
+        &self,
+        found: &[(EndpointKey, Vec<Row>, bool)],
+    ) -> Result<HashMap<(PublisherId, Uuid), usize>> {
+        let mut sizes = HashMap::new();
+        for row in self.events(found, "octet_length(body) AS bytes").await? {
+            let publisher = PublisherId::from_uuid(row.try_get("", "publisher_id")?);
+            let bytes: i32 = row.try_get("", "bytes")?;
+            let bytes = usize::try_from(bytes).unwrap_or(0);
+            sizes.insert((publisher, row.try_get("", "id")?), bytes);
+        }
+        Ok(sizes)
+    }
+
     /// What the events say, by publisher and event.
     async fn bodies(
         &self,
         found: &[(EndpointKey, Vec<Row>, bool)],
     ) -> Result<HashMap<(PublisherId, Uuid), Arc<str>>> {
-        let all = found.iter().flat_map(|(_, rows, _)| rows);
-        let wanted: HashSet<(PublisherId, Uuid)> =
-            all.map(|row| (row.key.publisher, row.event)).collect();
-        if wanted.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let mut sql =
-            Sql::new("SELECT publisher_id, id, body FROM events WHERE (publisher_id, id) IN (");
-        let rows = padded(wanted.iter()).into_iter();
-        let rows =
-            rows.map(|(publisher, id)| vec![Value::from(publisher.uuid()), Value::from(*id)]);
-        sql.values(rows).push(")");
-        let statement = sql.statement(self.store.backend());
-        let mut bodies = HashMap::with_capacity(wanted.len());
-        for row in self
-            .store
-            .inner
-            .db
-            .line(Line::Load)
-            .query_all_raw(statement)
-            .await?
-        {
+        let mut bodies = HashMap::new();
+        for row in self.events(found, "body").await? {
             let (owner, id): (Uuid, Uuid) =
                 (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
             match row.try_get::<String>("", "body") {
@@ -390,6 +394,53 @@ impl System {
             }
         }
         Ok(bodies)
+    }
+
+    /// A column (our own text) of the events that deliveries tell of.
+    async fn events(
+        &self,
+        found: &[(EndpointKey, Vec<Row>, bool)],
+        column: &str,
+    ) -> Result<Vec<QueryResult>> {
+        let all = found.iter().flat_map(|(_, rows, _)| rows);
+        let wanted: HashSet<(PublisherId, Uuid)> =
+            all.map(|row| (row.key.publisher, row.event)).collect();
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut sql = Sql::new("SELECT publisher_id, id, ");
+        sql.push(column);
+        sql.push(" FROM events WHERE (publisher_id, id) IN (");
+        let rows = padded(wanted.iter()).into_iter();
+        let rows =
+            rows.map(|(publisher, id)| vec![Value::from(publisher.uuid()), Value::from(*id)]);
+        sql.values(rows).push(")");
+        let statement = sql.statement(self.store.backend());
+        let line = self.store.inner.db.line(Line::Load);
+        Ok(line.query_all_raw(statement).await?)
+    }
+}
+
+/// Leaves to a later look what would be too much to load at once; of each endpoint the first
+/// delivery stays.
+fn bound(found: &mut [(EndpointKey, Vec<Row>, bool)], sizes: &HashMap<(PublisherId, Uuid), usize>) {
+    let (mut loaded, mut bytes) = (HashSet::new(), 0_usize);
+    for (_, rows, more) in found {
+        let mut keep = 0;
+        for row in rows.iter() {
+            let event = (row.key.publisher, row.event);
+            let size = sizes.get(&event).copied().unwrap_or(0);
+            let fits = loaded.contains(&event) || bytes.saturating_add(size) <= LOAD_BYTES;
+            if keep > 0 && !fits {
+                break;
+            }
+            if loaded.insert(event) {
+                bytes = bytes.saturating_add(size);
+            }
+            keep += 1;
+        }
+        *more |= keep < rows.len();
+        rows.truncate(keep);
     }
 }
 

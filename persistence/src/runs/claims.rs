@@ -15,7 +15,7 @@ use std::{
 use domain::{
     Timestamp,
     audit::Actor,
-    limits::CLAIM_MAX,
+    limits::{CLAIM_MAX, PAGE_BYTES},
     run::{Moment, RunChange},
     slug::Slug,
     token::{self, Prefix, TokenHash},
@@ -41,7 +41,7 @@ use crate::{
     entity::runs,
     error::{Result, StoreError, damaged},
     lane::Open,
-    sql::{Sql, padded, parts},
+    sql::{self, Sql, padded, parts},
     unreadable,
 };
 
@@ -49,6 +49,8 @@ use crate::{
 const PROMOTED: i64 = 1000;
 /// Runs that one claiming transaction takes back from lost leases.
 const TAKEN_BACK: u64 = 100;
+/// Bytes of runs' own JSON that one transaction hands out, beyond a run for each claim.
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// The runs with a lease, up to the column that says until when.
 const LEASED: &str = "status = 'running' AND lease_expires_at";
 /// The runs that may not wait for ever, up to the column that says until when.
@@ -134,6 +136,14 @@ struct Candidate {
     pipeline_id: Uuid,
     priority: i32,
     not_before: i64,
+    /// Of its own JSON.
+    bytes: i32,
+}
+
+impl Candidate {
+    fn bytes(&self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(0)
+    }
 }
 
 /// How a claim passes over rows that another one is taking right now. SQLite has one writer and
@@ -170,17 +180,24 @@ pub(super) async fn claim_all(
             .or_default()
             .push_back(candidate);
     }
-    let mut picks = Vec::new();
+    let (mut picks, mut all_bytes) = (Vec::new(), 0);
     for (at, claim) in claims.iter().enumerate() {
         let mine: Vec<Uuid> = open
             .iter()
             .filter(|open| claim.wants(open))
             .map(|open| open.id)
             .collect();
+        let mut bytes = 0;
         for _ in 0..claim.max() {
+            // One at least, whatever others of the transaction were given.
+            if bytes > 0 && (bytes >= PAGE_BYTES || all_bytes >= BATCH_BYTES) {
+                break;
+            }
             let Some(pick) = next(&mine, &mut queues, &mut places, turns) else {
                 break;
             };
+            bytes += pick.bytes().max(1);
+            all_bytes += pick.bytes();
             picks.push((at, pick, token::generate(Prefix::Claim)));
         }
     }
@@ -447,8 +464,10 @@ fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Source, u32)])
     for (at, (open, limit)) in wanted.iter().enumerate() {
         sql.push(if at > 0 { " UNION ALL " } else { "" })
             .push(
-                "SELECT * FROM (SELECT publisher_id, id, pipeline_id, priority, not_before \
-                 FROM runs WHERE publisher_id = ",
+                "SELECT * FROM (SELECT publisher_id, id, pipeline_id, priority, not_before, \
+                 octet_length(input) + COALESCE(octet_length(output), 0) \
+                 + COALESCE(octet_length(error), 0) + COALESCE(octet_length(progress), 0) \
+                 AS bytes FROM runs WHERE publisher_id = ",
             )
             .bind(open.publisher_id)
             .push(" AND pipeline_id = ")
@@ -617,7 +636,14 @@ fn past_sql(
     publishers: Option<&BTreeSet<Uuid>>,
     limit: u64,
 ) -> Sql {
-    let mut sql = Sql::new("SELECT * FROM runs WHERE ");
+    let mut sql = Sql::new("SELECT ");
+    for column in <runs::Model as sql::Row>::COLUMNS {
+        // Nobody needs to know what they were given, which may be large.
+        let input = *column == "input";
+        sql.push(if input { "'' AS " } else { "" });
+        sql.push("\"").push(column).push("\", ");
+    }
+    sql.push("1 FROM runs WHERE ");
     sql.push(due).push(" <= ").bind(now.ms());
     match publishers {
         Some(some) => sql
@@ -638,8 +664,8 @@ fn past_sql(
     sql
 }
 
-/// The runs whose time of a kind passed longest ago; those that somebody is changing are left
-/// out.
+/// The runs whose time of a kind passed longest ago, without their inputs; those that somebody is
+/// changing are left out.
 async fn past(
     tx: &Tx,
     due: &str,

@@ -7,7 +7,8 @@ use domain::{
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::LockType,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, LockType},
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use crate::{
     Context,
     entity::{run_timeline, runs},
     error::{Result, StoreError, damaged},
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, bytes_of},
     scope::Scoped,
 };
 
@@ -69,15 +70,16 @@ impl Scoped {
             .await?;
         slug.filter(|slug| self.scope.reaches(slug))
             .ok_or_else(Problem::not_found)?;
-        let rows = run_timeline::Entity::find()
+        let query = run_timeline::Entity::find()
             .filter(Column::PublisherId.eq(owner))
             .filter(Column::RunId.eq(id.uuid()))
             .filter(Column::Seq.gt(page.after.unwrap_or(0)))
-            .order_by_asc(Column::Seq)
-            .limit(page.fetch())
-            .all(self.store.read())
-            .await?;
-        page.cut(rows, |row| row.seq).try_map(TimelineEntry::of_row)
+            .order_by_asc(Column::Seq);
+        let bytes = bytes_of(Expr::col(Column::Data));
+        let size = |row: &run_timeline::Model| row.data.as_ref().map_or(0, String::len);
+        page.read(query, self.store.read(), bytes, size, |row| row.seq)
+            .await?
+            .try_map(TimelineEntry::of_row)
     }
 
     /// Changes whenever the run does, on whatever process; now and then it changes for nothing.
