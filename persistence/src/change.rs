@@ -11,12 +11,15 @@ use domain::{
     audit::{Action, Actor},
     limits,
     seal::Place,
+    slug::Slug,
+    token::TokenHash,
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
     TryInsertResult, sea_query::LockType,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::{
@@ -25,6 +28,7 @@ use crate::{
     entity::{idempotency_keys, publishers},
     error::{Result, StoreError, damaged},
     keys::OPERATOR,
+    scope::Scope,
 };
 
 /// Who asks for a change, and under which request.
@@ -78,10 +82,51 @@ pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Resul
 pub struct IdempotencyKey {
     /// The operation's id.
     pub operation: &'static str,
-    /// What the caller sent.
+    /// What the caller sent, and below it whoever alone shares the key ([`IdempotencyKey::shared_by`]).
     pub key: String,
     /// SHA-256 over path, query and body.
     pub request_hash: [u8; 32],
+}
+
+impl IdempotencyKey {
+    /// The key as only requests with the same `sharer` see it: for others it is another key, so
+    /// that they neither get the kept answer nor learn that there is one. A caller's own text has
+    /// no line break, so it can't spell this.
+    fn shared_by(&self, sharer: &[u8]) -> Self {
+        let hash = hex::encode(Sha256::digest(sharer));
+        Self {
+            key: format!("{}\n{hash}", self.key),
+            ..self.clone()
+        }
+    }
+}
+
+impl Context {
+    /// The same for a token of this scope. One that is limited to pipelines shares its keys with
+    /// tokens of the same limits alone: an answer that is kept for others may be about what it does
+    /// not reach.
+    pub(crate) fn within(&self, scope: &Scope) -> Self {
+        let Some(pipelines) = scope.pipelines() else {
+            return self.clone();
+        };
+        let mut slugs: Vec<&str> = pipelines.iter().map(Slug::as_str).collect();
+        slugs.sort_unstable();
+        let sharer = format!("pipelines\n{}", slugs.join("\n"));
+        self.keyed_for(sharer.as_bytes())
+    }
+
+    /// The same for the holder of a claim: the answer that is kept for it is nobody else's.
+    pub(crate) fn by_holder(&self, claim: &TokenHash) -> Self {
+        self.keyed_for(&[b"claim\n".as_slice(), claim.as_bytes()].concat())
+    }
+
+    fn keyed_for(&self, sharer: &[u8]) -> Self {
+        let key = self.idempotency.as_ref();
+        Self {
+            idempotency: key.map(|key| key.shared_by(sharer)),
+            ..self.clone()
+        }
+    }
 }
 
 /// An answer as it goes out, and as it is kept for a repeat.
@@ -210,6 +255,11 @@ pub(crate) fn entry(
 #[derive(Serialize, Deserialize)]
 enum Kept {
     Answer(Answer),
+    /// An answer with a claim in it: for the credential that it was given to.
+    Held {
+        answer: Answer,
+        holder: String,
+    },
     Refusal {
         code: String,
         detail: String,
@@ -248,15 +298,17 @@ impl Store {
                 Ok((audited.value, audited.entries))
             },
             render,
+            |answer| Kept::Answer(answer.clone()),
         )
         .await
     }
 
-    /// A change of things that have their own immutable history (runs, deliveries).
+    /// A change of things that have their own immutable history (runs, deliveries), by a token of
+    /// this scope. A credential in its answer is a claim, and is kept for who got it alone.
     pub(crate) async fn transact<T, F, W, A>(
         &self,
         context: &Context,
-        owner: Uuid,
+        scope: &Scope,
         work: F,
         render: A,
     ) -> Result<Answer>
@@ -266,36 +318,45 @@ impl Store {
         W: Future<Output = Result<T>> + Send,
         A: Fn(&T) -> Answer + Send + Sync,
     {
-        let work = &work;
+        let (work, context) = (&work, &context.within(scope));
         self.change(
             context,
-            owner,
+            scope.uuid(),
             |tx| async move { Ok((work(tx).await?, Vec::new())) },
             render,
+            |answer| match answer.holds_secret {
+                true => Kept::Held {
+                    answer: answer.clone(),
+                    holder: context.actor.id.clone(),
+                },
+                false => Kept::Answer(answer.clone()),
+            },
         )
         .await
     }
 
-    async fn change<T, F, W, A>(
+    async fn change<T, F, W, A, K>(
         &self,
         context: &Context,
         owner: Uuid,
         work: F,
         render: A,
+        keep: K,
     ) -> Result<Answer>
     where
         T: Send,
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<(T, Vec<Entry>)>> + Send,
         A: Fn(&T) -> Answer + Send + Sync,
+        K: Fn(&Answer) -> Kept + Send + Sync,
     {
-        let (work, render) = (&work, &render);
+        let (work, render, keep) = (&work, &render, &keep);
         let result = self
             .write_for(owner, |tx| async move {
                 if let Some(key) = &context.idempotency
                     && let Begun::Repeat(kept) = self.begin_once(&tx, owner, key).await?
                 {
-                    return kept.replay();
+                    return kept.replay(&context.actor);
                 }
                 let (value, entries) = work(Arc::clone(&tx)).await?;
                 let answer = render(&value);
@@ -304,8 +365,8 @@ impl Store {
                         tx.now
                             .plus(Duration::from_secs(60 * limits::IDEMPOTENCY_SECRET_MINUTES))
                     });
-                    let kept = Kept::Answer(answer.clone());
-                    self.keep_answer(&tx, owner, key, &kept, until).await?;
+                    self.keep_answer(&tx, owner, key, &keep(&answer), until)
+                        .await?;
                 }
                 self.append_audit(&tx, context, entries).await?;
                 Ok(answer)
@@ -438,9 +499,13 @@ impl Kept {
         }
     }
 
-    fn replay(self) -> Result<Answer> {
+    /// The answer for `actor`, who asks again.
+    fn replay(self, actor: &Actor) -> Result<Answer> {
         match self {
-            Self::Answer(answer) => Ok(Answer {
+            Self::Held { holder, .. } if holder != actor.id => {
+                Err(Code::SecretNoLongerAvailable.into())
+            }
+            Self::Answer(answer) | Self::Held { answer, .. } => Ok(Answer {
                 replayed: true,
                 ..answer
             }),

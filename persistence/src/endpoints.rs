@@ -660,7 +660,7 @@ impl Scoped {
         self.store
             .transact(
                 context,
-                owner,
+                &self.scope,
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     if !row.enabled {

@@ -208,7 +208,7 @@ impl Drafts {
             let drafted = self.by_name.get(&name).map(|first| &self.rows[*first]);
             let first = drafted.or_else(|| taken.get(&name));
             if first.is_some_and(|row| !in_reach(&publish.scope, row)) {
-                let detail = "An event of a pipeline out of reach has it already.";
+                let detail = "The identifier is in use.";
                 return Err(publish.fault(at, "external_id", "duplicate", detail));
             }
         }
@@ -402,7 +402,7 @@ impl Scoped {
             Ok(first.ok_or_else(|| damaged("batch of events"))??)
         };
         store
-            .transact(context, self.scope.uuid(), work, render)
+            .transact(context, &self.scope, work, render)
             .await
     }
 }

@@ -285,7 +285,7 @@ impl Scoped {
             first(apply(store, &tx, &batch).await?.creates)
         };
         store
-            .transact(context, self.scope.uuid(), work, render)
+            .transact(context, &self.scope, work, render)
             .await
     }
 
@@ -418,6 +418,7 @@ impl Scoped {
             );
             Ok(Audited::new(done, owner, line))
         };
+        let context = &context.within(&self.scope);
         self.store.administer(context, owner, work, render).await
     }
 
@@ -513,6 +514,7 @@ impl Scoped {
     where
         A: Fn(&Run) -> Answer + Send + Sync,
     {
+        let by_holder = what.claim().map(|claim| context.by_holder(claim));
         let change = Arc::new(self.change(context, id, what));
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.change(change).await?));
@@ -526,7 +528,12 @@ impl Scoped {
             first(apply(store, &tx, &batch).await?.changes)
         };
         store
-            .transact(context, self.scope.uuid(), work, render)
+            .transact(
+                by_holder.as_ref().unwrap_or(context),
+                &self.scope,
+                work,
+                render,
+            )
             .await
     }
 }

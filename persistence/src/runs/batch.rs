@@ -83,6 +83,19 @@ pub(crate) enum What {
     Cancel,
 }
 
+impl What {
+    /// The claim by which it is done, if it is done by the run's holder.
+    pub(super) const fn claim(&self) -> Option<&TokenHash> {
+        match self {
+            Self::Complete { claim, .. }
+            | Self::Fail { claim, .. }
+            | Self::Release { claim }
+            | Self::Heartbeat { claim, .. } => Some(claim),
+            Self::Cancel => None,
+        }
+    }
+}
+
 /// Changes to be made together.
 #[derive(Default)]
 pub(crate) struct Batch {
