@@ -28,7 +28,7 @@ SECONDS_MAX = 60
 
 def answer(command, case):
     """What a verifier says about a case: its exit code and the last line that it printed."""
-    request = {key: case[key] for key in ("secret", "headers", "body_base64", "now")}
+    request = {key: case[key] for key in ("secret", "headers", "body_base64", "now", "subcommand")}
     done = subprocess.run(
         command, input=json.dumps(request), capture_output=True, text=True, timeout=SECONDS_MAX
     )

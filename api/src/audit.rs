@@ -174,6 +174,8 @@ enum AuditFaultKind {
     Gap,
     /// A row's content, or its place in the chain, was changed.
     Edited,
+    /// A row that the service did not write stands behind the log's end.
+    PastHead,
     /// The log ends elsewhere than it should.
     Head,
     /// The row of the checkpoint is missing or another one.
@@ -211,6 +213,7 @@ impl From<Verification> for AuditVerification {
             let (kind, seq) = match fault {
                 Fault::Gap { seq } => (AuditFaultKind::Gap, seq),
                 Fault::Edited { seq } => (AuditFaultKind::Edited, seq),
+                Fault::PastHead { seq } => (AuditFaultKind::PastHead, seq),
                 Fault::Head { seq } => (AuditFaultKind::Head, seq),
                 Fault::Checkpoint { seq } => (AuditFaultKind::Checkpoint, seq),
             };

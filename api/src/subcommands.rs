@@ -113,21 +113,24 @@ impl Subcommands {
             None => Err(CallError::NoSubcommandBearer),
             Some(_) if call.signing.is_empty() => Err(CallError::NoSigningSecret),
             Some(bearer) => {
-                let request = request(call, bearer, id, sent);
+                let signed = Signed::of(call, id, &sent);
+                let request = request(call, bearer, &signed, sent);
                 let sent = self.client.send(request).await;
                 if sent.as_ref().err() == Some(&Failure::OwnShortage) {
                     let detail =
                         "The call was not made: this server is short of something of its own.";
                     return Err(Problem::new(Code::Overloaded, detail).retry_after(1));
                 }
-                sent.map(|response| (response, bearer))
+                sent.map(|response| (response, bearer, signed))
                     .map_err(CallError::from)
             }
         };
         let took = began.elapsed();
         let answer = match made {
-            Ok((response, bearer)) => {
-                SubcommandAnswer::of_publisher(id, response, bearer.expose_secret())
+            Ok((response, bearer, signed)) => {
+                let mut secrets = vec![bearer.expose_secret()];
+                secrets.extend(signed.codes());
+                SubcommandAnswer::of_publisher(id, response, &secrets)
             }
             Err(error) => {
                 let latency_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -151,11 +154,44 @@ struct Sent<'a> {
     at: Timestamp,
 }
 
-/// The request, signed for this moment in the two schemes of a delivery.
-fn request(call: &SubcommandCall, bearer: &SecretString, id: CallId, sent: Sent<'_>) -> Request {
-    let (id, seconds) = (id.to_string(), sent.at.seconds());
-    let standard = signature::standard(&call.signing, &id, seconds, &sent.body);
-    let own = signature::stationmaster(&call.signing, seconds, &sent.body);
+/// A call's signatures for this moment, in the two schemes of a delivery, by secrets that sign
+/// nothing but calls.
+struct Signed {
+    id: String,
+    seconds: i64,
+    standard: String,
+    own: String,
+}
+
+impl Signed {
+    fn of(call: &SubcommandCall, id: CallId, sent: &Sent<'_>) -> Self {
+        let secrets = call.signing.iter().map(signature::subcommand_secret);
+        let secrets: Vec<SecretString> = secrets.collect();
+        let (id, seconds) = (id.to_string(), sent.at.seconds());
+        Self {
+            standard: signature::standard(&secrets, &id, seconds, &sent.body),
+            own: signature::stationmaster(&secrets, seconds, &sent.body),
+            id,
+            seconds,
+        }
+    }
+
+    /// Each signature without what stands before it.
+    fn codes(&self) -> impl Iterator<Item = &str> {
+        let standard = self.standard.split(' ');
+        let standard = standard.filter_map(|one| one.split_once(',').map(|(_, code)| code));
+        let own = self.own.split(',');
+        standard.chain(own.filter_map(|one| one.strip_prefix("v1=")))
+    }
+}
+
+/// The request with its credentials.
+fn request(
+    call: &SubcommandCall,
+    bearer: &SecretString,
+    signed: &Signed,
+    sent: Sent<'_>,
+) -> Request {
     let mut request = Request::post(call.url.as_str(), sent.body);
     request.keep_bytes = SUBCOMMAND_ANSWER_BYTES;
     request.headers_timeout = Some(call.timeout);
@@ -168,10 +204,10 @@ fn request(call: &SubcommandCall, bearer: &SecretString, id: CallId, sent: Sent<
         "authorization",
         format!("Bearer {}", bearer.expose_secret()),
     );
-    add("webhook-id", id);
-    add("webhook-timestamp", seconds.to_string());
-    add("webhook-signature", standard);
-    add("x-stationmaster-signature", own);
+    add("webhook-id", signed.id.clone());
+    add("webhook-timestamp", signed.seconds.to_string());
+    add("webhook-signature", signed.standard.clone());
+    add("x-stationmaster-signature", signed.own.clone());
     add("x-stationmaster-run", call.run.to_string());
     add("x-stationmaster-subcommand", sent.name.to_owned());
     add("x-stationmaster-attempt", call.attempt.to_string());

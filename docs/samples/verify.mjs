@@ -47,7 +47,8 @@ export function verifyStandardWebhooks(secret, headers, body, now) {
     .split(" ")
     .filter((part) => part.startsWith("v1,"))
     .map((part) => part.slice(3));
-  if (!id || !time || signatures.length === 0) throw new Refused("malformed");
+  // The signed parts are joined by dots, so an identifier has none.
+  if (!id || id.includes(".") || !time || signatures.length === 0) throw new Refused("malformed");
   checkAge(time, now);
   const key = Buffer.from(secret.slice("whsec_".length), "base64");
   const expected = hmac(key, `${id}.${time}.`, body).toString("base64");
@@ -74,8 +75,14 @@ function checkAge(time, now) {
   if (Number(time) > now + TOLERANCE_S) throw new Refused("too_new");
 }
 
+/** The secret that signs calls of subcommands: verify those with this one. */
+export function subcommandSecret(secret) {
+  return `whsec_${hmac(secret, "stationmaster.subcommand.v1", "").toString("base64")}`;
+}
+
+// At least 24 bytes, as 32 characters of base64.
 function checkSecret(secret) {
-  if (!/^whsec_[A-Za-z0-9+/]+={0,2}$/.test(secret)) throw new Refused("bad_secret");
+  if (!/^whsec_[A-Za-z0-9+/]{32,}={0,2}$/.test(secret)) throw new Refused("bad_secret");
 }
 
 function lowerCaseNames(headers) {
@@ -84,13 +91,14 @@ function lowerCaseNames(headers) {
   );
 }
 
-// For tests: reads {"secret", "headers", "body_base64", "now"} from standard input.
+// For tests: reads {"secret", "headers", "body_base64", "now", "subcommand"} from standard input.
 async function main() {
   let text = "";
   for await (const chunk of process.stdin) text += chunk;
-  const { secret, headers, body_base64, now } = JSON.parse(text);
+  const { secret, headers, body_base64, now, subcommand } = JSON.parse(text);
+  const key = subcommand ? subcommandSecret(secret) : secret;
   try {
-    verifyDelivery(secret, headers, Buffer.from(body_base64, "base64"), now ?? undefined);
+    verifyDelivery(key, headers, Buffer.from(body_base64, "base64"), now ?? undefined);
     console.log("ok");
   } catch (error) {
     if (!(error instanceof Refused)) throw error;

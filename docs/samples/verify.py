@@ -57,7 +57,8 @@ def verify_standard_webhooks(secret, headers, body, now):
     sent_at = headers.get("webhook-timestamp")
     parts = headers.get("webhook-signature", "").split(" ")
     signatures = [part[3:] for part in parts if part.startswith("v1,")]
-    if not event_id or not sent_at or not signatures:
+    # The signed parts are joined by dots, so an identifier has none.
+    if not event_id or "." in event_id or not sent_at or not signatures:
         raise Refused("malformed")
     check_age(sent_at, now)
     key = base64.b64decode(secret.removeprefix("whsec_"))
@@ -82,17 +83,25 @@ def check_age(sent_at, now):
         raise Refused("too_new")
 
 
+def subcommand_secret(secret):
+    """The secret that signs calls of subcommands: verify those with this one."""
+    derived = hmac.new(secret.encode(), b"stationmaster.subcommand.v1", hashlib.sha256).digest()
+    return "whsec_" + base64.b64encode(derived).decode()
+
+
 def check_secret(secret):
-    if not re.fullmatch(r"whsec_[A-Za-z0-9+/]+={0,2}", secret):
+    """At least 24 bytes, as 32 characters of base64."""
+    if not re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", secret):
         raise Refused("bad_secret")
 
 
 def main():
-    """For tests: reads {"secret", "headers", "body_base64", "now"} from standard input."""
+    """For tests: reads {"secret", "headers", "body_base64", "now", "subcommand"} from standard input."""
     case = json.load(sys.stdin)
     body = base64.b64decode(case["body_base64"])
+    secret = subcommand_secret(case["secret"]) if case.get("subcommand") else case["secret"]
     try:
-        verify_delivery(case["secret"], case["headers"], body, case["now"])
+        verify_delivery(secret, case["headers"], body, case["now"])
     except Refused as reason:
         print(f"refused: {reason}")
         return 1

@@ -75,6 +75,10 @@ pub fn verify_standard_webhooks(
     now: i64,
 ) -> Result<(), Refused> {
     let key = decoded_key(secret)?;
+    // The signed parts are joined by dots, so an identifier has none.
+    if id.contains('.') {
+        return Err("malformed");
+    }
     let signatures: Vec<_> = header
         .split(' ')
         .filter_map(|part| part.strip_prefix("v1,"))
@@ -130,7 +134,18 @@ fn check_age(time: &str, now: i64) -> Result<(), Refused> {
 
 fn decoded_key(secret: &str) -> Result<Vec<u8>, Refused> {
     let encoded = secret.strip_prefix("whsec_").ok_or("bad_secret")?;
-    STANDARD.decode(encoded).map_err(|_| "bad_secret")
+    let key = STANDARD.decode(encoded).map_err(|_| "bad_secret")?;
+    if key.len() < 24 {
+        return Err("bad_secret");
+    }
+    Ok(key)
+}
+
+/// The secret that signs calls of subcommands: verify those with this one.
+pub fn subcommand_secret(secret: &str) -> Result<String, Refused> {
+    let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).map_err(|_| "bad_secret")?;
+    let derived = mac.chain_update(b"stationmaster.subcommand.v1").finalize();
+    Ok(format!("whsec_{}", STANDARD.encode(derived.into_bytes())))
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
@@ -144,7 +159,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// For tests: reads `{"secret", "headers", "body_base64", "now"}` from standard input.
+/// For tests: reads `{"secret", "headers", "body_base64", "now", "subcommand"}` from standard input.
 #[allow(
     dead_code,
     clippy::print_stdout,
@@ -169,7 +184,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(now) => now,
         None => i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_secs())?,
     };
-    match verify_delivery(secret, header, &body, now) {
+    let derived = match case["subcommand"].as_bool() {
+        Some(true) => subcommand_secret(secret)?,
+        _ => secret.to_owned(),
+    };
+    match verify_delivery(&derived, header, &body, now) {
         Ok(()) => println!("ok"),
         Err(reason) => {
             println!("refused: {reason}");

@@ -43,7 +43,8 @@ verify_standard_webhooks() {
   for part in "${parts[@]}"; do
     if [[ $part == v1,* ]]; then signatures+=("${part#v1,}"); fi
   done
-  if [[ -z $id || -z $time ]] || ((${#signatures[@]} == 0)); then
+  # The signed parts are joined by dots, so an identifier has none.
+  if [[ -z $id || $id == *.* || -z $time ]] || ((${#signatures[@]} == 0)); then
     refuse malformed || return 1
   fi
   check_age "$time" "$now" || return 1
@@ -105,8 +106,15 @@ check_age() {
   fi
 }
 
+# subcommand_secret SECRET: prints the secret that signs calls of subcommands.
+subcommand_secret() {
+  printf 'whsec_%s' "$(printf stationmaster.subcommand.v1 |
+    hmac_sha256 "$(printf '%s' "$1" | to_hex)" | openssl base64 -A)"
+}
+
+# At least 24 bytes, as 32 characters of base64.
 check_secret() {
-  [[ $1 =~ ^whsec_[A-Za-z0-9+/]+={0,2}$ ]] || refuse bad_secret
+  [[ $1 =~ ^whsec_[A-Za-z0-9+/]{32,}={0,2}$ ]] || refuse bad_secret
 }
 
 refuse() {
@@ -114,7 +122,7 @@ refuse() {
   return 1
 }
 
-# For tests: reads {"secret", "headers", "body_base64", "now"} from standard input (with jq).
+# For tests: reads {"secret", "headers", "body_base64", "now", "subcommand"} from standard input (with jq).
 # Verifies every scheme that the delivery carries; at least one must be there.
 main() {
   set -euo pipefail
@@ -125,6 +133,7 @@ main() {
   field() { jq -r "$1" <<<"$case"; }
   field .body_base64 | openssl base64 -d -A >"$body"
   secret=$(field .secret)
+  if [[ $(field .subcommand) == true ]]; then secret=$(subcommand_secret "$secret"); fi
   now=$(field '.now // (now | floor)')
 
   reason=no_signature

@@ -78,6 +78,20 @@ def both(keys, at, body, event_id=EVENT_ID):
     return stationmaster(keys, at, body) | standard(keys, at, body, event_id)
 
 
+def subcommand_secret(key):
+    """What signs calls of subcommands: derived, so that no call is genuine as a webhook."""
+    derived = hmac.new(key.encode(), b"stationmaster.subcommand.v1", hashlib.sha256).digest()
+    return "whsec_" + base64.b64encode(derived).decode()
+
+
+def call_cases(now):
+    """The same for calls of subcommands: `secret` is the webhooks' own, to be derived from."""
+    derived = both([subcommand_secret(CURRENT)], now, EVENT, "call_01jd7z3k8efxr9m2q5v0w6ytbn")
+    no_library = {library: "it derives nothing" for library in ("stripe", "standardwebhooks")}
+    yield "call of a subcommand", CURRENT, derived, EVENT, None, no_library
+    yield "call signed as a webhook", CURRENT, both([CURRENT], now, EVENT), EVENT, "no_match", no_library
+
+
 def cases(now):
     """Yields (name, secret, headers, body, refusal or None, published libraries to leave out)."""
     good = both([CURRENT], now, EVENT)
@@ -182,6 +196,20 @@ def cases(now):
     alone = standard([CURRENT], now, EVENT)
     no_id = {name: value for name, value in alone.items() if name != "webhook-id"}
     yield "no webhook-id", CURRENT, no_id, EVENT, "malformed", {}
+    # Signed for one identifier and time, and read as another one: with the dots in another place.
+    moved = standard([CURRENT], now, str(now).encode() + b"." + EVENT, "call_1")
+    yield "webhook-id with a dot", CURRENT, moved | {
+        "webhook-id": f"call_1.{now}"
+    }, EVENT, "malformed", {"standardwebhooks": "it takes any identifier"}
+    yield "call of a subcommand as a webhook", CURRENT, both(
+        [subcommand_secret(CURRENT)], now, EVENT
+    ), EVENT, "no_match", {}
+    for name, short in (("empty", ""), ("of 23 bytes", base64.b64encode(b"k" * 23).decode())):
+        weak = "whsec_" + short
+        yield f"secret {name}", weak, both([weak], now, EVENT), EVENT, "bad_secret", {
+            "stripe": "it takes any text as a key",
+            "standardwebhooks": "it takes keys of any length",
+        }
     yield "webhook-timestamp is a word", CURRENT, alone | {
         "webhook-timestamp": "now"
     }, EVENT, "malformed", {}
@@ -214,8 +242,10 @@ def main():
                 "now": now,
                 "refused": refused,
                 "not_for": not_for,
+                "subcommand": subcommand,
             }
-            for name, key, headers, body, refused, not_for in cases(now)
+            for subcommand, made in ((False, cases(now)), (True, call_cases(now)))
+            for name, key, headers, body, refused, not_for in made
         ],
     }
     json.dump(document, sys.stdout, indent=2, ensure_ascii=False)

@@ -120,6 +120,8 @@ words! {
         BootstrapUsed = "bootstrap.used",
         /// Owners' keys were wrapped by another master key.
         KeysRewrapped = "keys.rewrapped",
+        /// Rows that the service did not write stood behind the log's end, and were removed.
+        AuditTampered = "audit.tampered",
         /// The boot seed changed something.
         SeedApplied = "seed.applied",
     }

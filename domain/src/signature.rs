@@ -4,6 +4,8 @@
 //! `whsec_` included, which is what Stripe's libraries expect; Standard Webhooks 1.0.0 is keyed
 //! with the decoded base64 after the prefix.
 //!
+//! Calls of subcommands are signed by a secret of their own ([`subcommand_secret`]).
+//!
 //! An endpoint may have a pair of keys instead (`whsk_`, `whpk_`: Ed25519, RFC 8032). Then
 //! Standard Webhooks' `v1a` is all there is: nobody who verifies can also sign.
 
@@ -138,6 +140,20 @@ pub fn standard(secrets: &[SecretString], id: &str, timestamp_s: i64, body: &[u8
     signed.join(" ")
 }
 
+/// The secret that signs calls of subcommands, derived from one that signs webhooks:
+/// `whsec_` and the base64 of HMAC-SHA256 over `stationmaster.subcommand.v1`, keyed by the
+/// secret's whole text.
+///
+/// A runner chooses a call's body. Under the webhooks' own secret it could have any body signed,
+/// and pass it off as a webhook.
+#[must_use]
+pub fn subcommand_secret(webhook_secret: &SecretString) -> SecretString {
+    let mut mac = hmac_sha256(webhook_secret.expose_secret().as_bytes());
+    mac.update(b"stationmaster.subcommand.v1");
+    let key = Zeroizing::new(mac.finalize().into_bytes().to_vec());
+    SecretString::from(format!("whsec_{}", general_purpose::STANDARD.encode(&*key)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +218,17 @@ mod tests {
         assert!(key.verify(b"evt.7.{}", &code).is_ok());
         assert!(key.verify(b"evt.8.{}", &code).is_err());
         assert_eq!(stationmaster(one, 7, b"{}"), "t=7");
+    }
+
+    #[test]
+    fn calls_are_signed_by_a_secret_of_their_own() {
+        let derived = subcommand_secret(&published_secret());
+        // printf stationmaster.subcommand.v1 | openssl dgst -sha256 -hmac SECRET -binary | base64
+        assert_eq!(
+            derived.expose_secret(),
+            "whsec_+vS5gDSiEXaa38N3lFmdJcHbDvk0zb40YeNVVEjB5o4="
+        );
+        assert!(Verifier::of(&derived).is_ok());
     }
 
     #[test]

@@ -8,8 +8,10 @@ use domain::{
     id::{AuditId, Id as _},
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, sea_query::LockType,
+    ActiveValue::Set,
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _,
+    sea_query::{ExprTrait as _, LockType},
 };
 use uuid::Uuid;
 
@@ -26,6 +28,8 @@ use crate::{
 
 /// Rows that one step of a verification or an export reads.
 const STEP_ROWS: u64 = 1000;
+/// Forged rows that are named in the log at a time.
+const FORGED_SHOWN: u64 = 20;
 
 /// What an audit listing is narrowed to.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +77,11 @@ pub enum Fault {
     /// A row's content or its place in the chain was changed.
     Edited {
         /// Its number.
+        seq: i64,
+    },
+    /// There is a row behind the log's end, which the service did not write.
+    PastHead {
+        /// The first such row's number.
         seq: i64,
     },
     /// The log ends elsewhere than its head says.
@@ -147,8 +156,9 @@ impl Store {
             .ok_or_else(|| damaged("audit head"))?;
         let mut seq = head.seq;
         let mut mac = mac_of(&head.mac)?;
-        let mut rows = Vec::with_capacity(entries.len());
-        for entry in entries {
+        let forged = remove_past(tx, owner, head.seq).await?;
+        let mut rows = Vec::with_capacity(entries.len() + 1);
+        for entry in forged.iter().chain(entries.iter().copied()) {
             seq += 1;
             let row = AuditRow {
                 owner,
@@ -193,6 +203,15 @@ impl Store {
         Ok(())
     }
 
+    /// The head of an owner's log. Rows behind it are not the log's: whatever reads the log reads
+    /// the head first and stops there.
+    async fn audit_head(&self, owner: Uuid) -> Result<audit_heads::Model> {
+        audit_heads::Entity::find_by_id(owner)
+            .one(self.read())
+            .await?
+            .ok_or_else(|| damaged("audit head"))
+    }
+
     async fn list_audit(
         &self,
         owner: Uuid,
@@ -200,8 +219,10 @@ impl Store {
         page: PageRequest<i64>,
     ) -> Result<Page<AuditRow, i64>> {
         use audit_events::Column;
+        let head = self.audit_head(owner).await?;
         let mut query = audit_events::Entity::find()
             .filter(Column::OwnerId.eq(owner))
+            .filter(Column::Seq.lte(head.seq))
             .limit(page.fetch());
         if let Some(action) = filter.action {
             query = query.filter(Column::Action.eq(action.as_str()));
@@ -226,12 +247,18 @@ impl Store {
         page.try_map(|row| Ok(row_of(row).0))
     }
 
-    /// The rows after `after`, oldest first, at most a thousand of them.
-    async fn audit_step(&self, owner: Uuid, after: i64) -> Result<Vec<(AuditRow, Vec<u8>)>> {
+    /// The rows after `after` up to `last`, oldest first, at most a thousand of them.
+    async fn audit_step(
+        &self,
+        owner: Uuid,
+        after: i64,
+        last: i64,
+    ) -> Result<Vec<(AuditRow, Vec<u8>)>> {
         use audit_events::Column;
         let rows = audit_events::Entity::find()
             .filter(Column::OwnerId.eq(owner))
             .filter(Column::Seq.gt(after))
+            .filter(Column::Seq.lte(last))
             .order_by_asc(Column::Seq)
             .limit(STEP_ROWS)
             .all(self.read())
@@ -245,11 +272,8 @@ impl Store {
         owner: Uuid,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Verification> {
-        let keys = self.inner.keys.of(self.read(), owner).await?;
-        let head = audit_heads::Entity::find_by_id(owner)
-            .one(self.read())
-            .await?
-            .ok_or_else(|| damaged("audit head"))?;
+        let chain = self.inner.keys.chain_of(self.read(), owner).await?;
+        let head = self.audit_head(owner).await?;
         let head = Checkpoint {
             seq: head.seq,
             mac: mac_of(&head.mac)?,
@@ -257,19 +281,16 @@ impl Store {
         let (mut seq, mut mac, mut checked) = (0, GENESIS, 0);
         let mut fault = None;
         'walk: while seq < head.seq {
-            let step = self.audit_step(owner, seq).await?;
+            let step = self.audit_step(owner, seq, head.seq).await?;
             if step.is_empty() {
                 break;
             }
             for (row, stored) in step {
-                if row.seq > head.seq {
-                    break 'walk;
-                }
                 if row.seq != seq + 1 {
                     fault = Some(Fault::Gap { seq: seq + 1 });
                     break 'walk;
                 }
-                mac = row.mac(&keys.chain, &mac);
+                mac = row.mac(&chain, &mac);
                 if mac.as_slice() != stored {
                     fault = Some(Fault::Edited { seq: row.seq });
                     break 'walk;
@@ -285,6 +306,9 @@ impl Store {
         if fault.is_none() && (seq != head.seq || mac != head.mac) {
             fault = Some(Fault::Head { seq: head.seq });
         }
+        if fault.is_none() {
+            fault = self.row_past_head(owner).await?;
+        }
         if fault.is_none() && checkpoint.is_some_and(|point| point.seq > head.seq) {
             fault = checkpoint.map(|point| Fault::Checkpoint { seq: point.seq });
         }
@@ -294,6 +318,58 @@ impl Store {
             fault,
         })
     }
+}
+
+impl Store {
+    /// A row behind the present head. The rows are looked at first: one that was written meanwhile
+    /// came with a head at least as far.
+    async fn row_past_head(&self, owner: Uuid) -> Result<Option<Fault>> {
+        let last = audit_events::Entity::find()
+            .select_only()
+            .column(audit_events::Column::Seq)
+            .filter(audit_events::Column::OwnerId.eq(owner))
+            .order_by_desc(audit_events::Column::Seq)
+            .into_tuple::<i64>()
+            .one(self.read())
+            .await?;
+        let head = self.audit_head(owner).await?;
+        Ok(last
+            .filter(|last| *last > head.seq)
+            .map(|_| Fault::PastHead { seq: head.seq + 1 }))
+    }
+}
+
+/// Removes rows behind the head, which the caller holds, and answers what the log says of that.
+/// They are forged: the service moves the head with each row. Left there they would stand in the
+/// way of the next one, and so of every audited change.
+async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<Entry>> {
+    use audit_events::Column;
+    let past = || Column::OwnerId.eq(owner).and(Column::Seq.gt(head));
+    let forged = audit_events::Entity::find()
+        .filter(past())
+        .order_by_asc(Column::Seq)
+        .limit(FORGED_SHOWN)
+        .all(tx.db())
+        .await?;
+    if forged.is_empty() {
+        return Ok(None);
+    }
+    let gone = audit_events::Entity::delete_many().filter(past());
+    let count = gone.exec(tx.db()).await?.rows_affected;
+    metrics::counter!("stationmaster_audit_rows_forged_total").increment(count);
+    for row in &forged {
+        tracing::error!(
+            owner = %row.owner_id, seq = row.seq, action = row.action, actor = row.actor_id,
+            "a row that the service did not write stood behind an audit log's end; it was removed"
+        );
+    }
+    let facts = serde_json::json!({ "rows": count, "after_seq": head });
+    Ok(Some(crate::change::entry(
+        Action::AuditTampered,
+        "audit",
+        AuditId::from_uuid(forged[0].id),
+        facts,
+    )))
 }
 
 fn active(row: AuditRow, mac: [u8; 32]) -> audit_events::ActiveModel {
@@ -327,7 +403,9 @@ impl Scoped {
 
     /// The rows after number `after`, oldest first, for an export; empty at the end.
     pub async fn audit_after(&self, after: i64) -> Result<Vec<AuditRow>, StoreError> {
-        let rows = self.store.audit_step(self.scope.uuid(), after).await?;
+        let (store, owner) = (&self.store, self.scope.uuid());
+        let head = store.audit_head(owner).await?;
+        let rows = store.audit_step(owner, after, head.seq).await?;
         Ok(rows.into_iter().map(|(row, _)| row).collect())
     }
 

@@ -66,17 +66,28 @@ fn place(owner: Uuid, column: &'static str) -> Place<'static> {
     }
 }
 
-/// Both keys of a row, unless they don't open.
+/// Both keys of a row, unless they don't open. Where the data key is destroyed, in its place one
+/// that nothing was ever sealed with.
 fn opened(master: &MasterKeys, row: &owner_keys::Model) -> Result<OwnerKeys, ClosedKeys> {
     let open = |column, wrapped: &[u8]| {
         master
             .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
             .map_err(|_| ClosedKeys::of_row(master, row))
     };
+    let data = match is_destroyed(row) {
+        true => Key::generate(),
+        false => open("data_key", &row.data_key)?,
+    };
     Ok(OwnerKeys {
-        data: open("data_key", &row.data_key)?,
+        data,
         chain: open("chain_key", &row.chain_key)?,
     })
+}
+
+/// Whether an owner's data key is destroyed. Its chain key stays as long as its audit log does, so
+/// that the log can be verified until it is removed.
+fn is_destroyed(row: &owner_keys::Model) -> bool {
+    row.data_key.is_empty()
 }
 
 /// Both keys under the master key of that identifier, as a row holds them; nothing where there
@@ -92,6 +103,10 @@ fn wrapped(
         wrap("data_key", &keys.data)?,
         wrap("chain_key", &keys.chain)?,
     ))
+}
+
+fn no_keys(owner: Uuid) -> StoreError {
+    StoreError::Internal(format!("owner {owner} has no keys"))
 }
 
 fn not_given(id: &str) -> StoreError {
@@ -185,19 +200,34 @@ impl KeyRing {
             return Ok(Some(keys));
         }
         let generation = self.generation.load(Ordering::SeqCst);
-        let Some(row) = owner_keys::Entity::find_by_id(owner).one(db).await? else {
+        let row = owner_keys::Entity::find_by_id(owner).one(db).await?;
+        let Some(row) = row.filter(|row| !is_destroyed(row)) else {
             return Ok(None);
         };
+        let keys = self.opened(&row).await?;
+        self.keep(owner, &keys, generation);
+        Ok(Some(keys))
+    }
+
+    /// The key that links an owner's audit log, as long as there is one.
+    pub(crate) async fn chain_of<C: ConnectionTrait>(&self, db: &C, owner: Uuid) -> Result<Key> {
+        if let Some(keys) = self.cache.get(&owner) {
+            return Ok(keys.chain);
+        }
+        let row = owner_keys::Entity::find_by_id(owner).one(db).await?;
+        let row = row.ok_or_else(|| no_keys(owner))?;
+        Ok(self.opened(&row).await?.chain)
+    }
+
+    async fn opened(&self, row: &owner_keys::Model) -> Result<OwnerKeys> {
         let master = self.master_with(&row.master_key_id).await;
-        let keys = opened(&master, &row).map_err(|closed| {
+        opened(&master, row).map_err(|closed| {
             if master.knows(&row.master_key_id) {
                 StoreError::Internal(closed.to_string())
             } else {
                 not_given(&row.master_key_id)
             }
-        })?;
-        self.keep(owner, &keys, generation);
-        Ok(Some(keys))
+        })
     }
 
     /// Caches what was read at a generation, unless something was forgotten since.
@@ -212,9 +242,7 @@ impl KeyRing {
 
     /// The keys of an owner that must have some.
     pub(crate) async fn of<C: ConnectionTrait>(&self, db: &C, owner: Uuid) -> Result<OwnerKeys> {
-        self.find(db, owner)
-            .await?
-            .ok_or_else(|| StoreError::Internal(format!("owner {owner} has no keys")))
+        self.find(db, owner).await?.ok_or_else(|| no_keys(owner))
     }
 
     /// Forgets owners whose keys may have been destroyed, and wipes what was kept of them.

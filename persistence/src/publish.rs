@@ -401,9 +401,7 @@ impl Scoped {
             let first = done.into_iter().next();
             Ok(first.ok_or_else(|| damaged("batch of events"))??)
         };
-        store
-            .transact(context, &self.scope, work, render)
-            .await
+        store.transact(context, &self.scope, work, render).await
     }
 }
 

@@ -284,9 +284,7 @@ impl Scoped {
             };
             first(apply(store, &tx, &batch).await?.creates)
         };
-        store
-            .transact(context, &self.scope, work, render)
-            .await
+        store.transact(context, &self.scope, work, render).await
     }
 
     /// One run.

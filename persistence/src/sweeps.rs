@@ -14,7 +14,7 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, QueryFilter as _,
-    QueryResult, Value,
+    QueryResult, Value, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -141,7 +141,7 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 30] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 31] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -207,6 +207,7 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 30] = [
     ("idempotency_keys", "owner_id", "owner_id, operation, key"),
     ("audit_events", "owner_id", "owner_id, seq"),
     ("audit_heads", "owner_id", "owner_id"),
+    ("owner_keys", "owner_id", "owner_id"),
     ("publishers", "id", "id"),
 ];
 
@@ -568,8 +569,8 @@ impl System {
             .await
     }
 
-    /// Destroys the keys of publishers deleted at or before `cutoff`, and tells every process to
-    /// forget them.
+    /// Destroys the data keys of publishers deleted at or before `cutoff`, and tells every process
+    /// to forget them. The keys of their audit logs go with the logs.
     async fn destroy_keys(&self, cutoff: Timestamp, limit: u64) -> Result<()> {
         let store = &self.store;
         let gone = store
@@ -578,7 +579,8 @@ impl System {
                 if gone.is_empty() {
                     return Ok(gone);
                 }
-                owner_keys::Entity::delete_many()
+                owner_keys::Entity::update_many()
+                    .col_expr(owner_keys::Column::DataKey, Expr::value(Vec::<u8>::new()))
                     .filter(owner_keys::Column::OwnerId.is_in(gone.iter().copied()))
                     .exec(tx.db())
                     .await?;
@@ -594,7 +596,7 @@ impl System {
     }
 }
 
-/// Publishers deleted at or before `cutoff` whose keys still exist, or not; those deleted first
+/// Publishers deleted at or before `cutoff` whose data keys still exist, or not; those deleted first
 /// come first. Their rows stay locked: nobody can bring one back before the commit.
 async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<Vec<Uuid>> {
     let backend = tx.db().get_database_backend();
@@ -603,7 +605,8 @@ async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<V
         .bind(cutoff.ms())
         .push(" AND ")
         .push(keys);
-    sql.push(" (SELECT 1 FROM owner_keys k WHERE k.owner_id = p.id) ORDER BY p.deleted_at LIMIT ");
+    sql.push(" (SELECT 1 FROM owner_keys k WHERE k.owner_id = p.id AND length(k.data_key) > 0)");
+    sql.push(" ORDER BY p.deleted_at LIMIT ");
     sql.bind(i64::try_from(limit).unwrap_or(i64::MAX));
     if backend == DbBackend::Postgres {
         sql.push(" FOR NO KEY UPDATE OF p");

@@ -101,8 +101,15 @@ async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failu
             .await
             .map_err(failed)?;
         for one in &page.items {
-            let found = system.verify_audit(Some(one.id)).await.map_err(failed)?;
-            faults += tell(&one.id.to_string(), &found);
+            let whose = one.id.to_string();
+            // One that can't be read is a fault of its own, and hides nobody else's.
+            faults += match system.verify_audit(Some(one.id)).await {
+                Ok(found) => tell(&whose, &found),
+                Err(error) => {
+                    say(&format!("FAULTY  {whose}: it can't be read: {error}"));
+                    1
+                }
+            };
         }
         after = page.next;
         if after.is_none() {

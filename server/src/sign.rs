@@ -104,8 +104,13 @@ pub fn sign(options: &Sign) -> Result<(), Failure> {
     let now = SystemClock.now();
     let at = options.timestamp.unwrap_or(now.seconds());
     let id = match &options.id {
-        Some(id) if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            let words = "--id takes visible ASCII characters without spaces";
+        Some(id)
+            if id.is_empty()
+                || !id
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() && byte != b'.') =>
+        {
+            let words = "--id takes visible ASCII characters without spaces and dots";
             return Err(Failure::Usage(words.into()));
         }
         Some(id) => id.clone(),
@@ -178,7 +183,9 @@ fn words(refused: Refused, missing: &[&str], tolerance_s: u32) -> String {
         Refused::TooOld => format!("it was signed more than {tolerance_s} s ago"),
         Refused::TooNew => format!("it was signed more than {tolerance_s} s from now"),
         Refused::NoMatch => "no signature is of this key for these bytes".into(),
-        Refused::BadSecret => "the secret or key has not the documented form".into(),
+        Refused::BadSecret => {
+            "the secret or key has not the documented form, or is too weak to prove anything".into()
+        }
     }
 }
 

@@ -13,6 +13,7 @@ on_both_stores!(
     the_whole_log_can_be_exported,
     an_edited_row_is_found,
     a_missing_row_is_found,
+    a_row_behind_the_end_is_found_and_stands_in_nobodys_way,
 );
 
 const ME: &str = "/v1/publishers/me";
@@ -167,4 +168,31 @@ async fn a_missing_row_is_found(world: &World) {
     let statement = "DELETE FROM audit_events WHERE action = 'pipeline.created'";
     let _again = tamper(&server, statement).await;
     verified(&publisher, false).await;
+}
+
+async fn a_row_behind_the_end_is_found_and_stands_in_nobodys_way(world: &World) {
+    let (server, publisher, other) = with_a_history(world).await;
+    let statement = "INSERT INTO audit_events (owner_id, seq, id, at, actor_kind, actor_id, action, \
+                     target_kind, target_id, metadata, mac) SELECT owner_id, seq + 1, owner_id, at, \
+                     'bootstrap', 'boot_forged', 'publisher.quota_set', target_kind, target_id, \
+                     metadata, mac FROM audit_events WHERE action = 'publisher.updated'";
+    let server = tamper(&server, statement).await;
+    verified(&publisher, false).await;
+    verified(&other, true).await;
+    let is_forged = |row: &Value| row.to_string().contains("boot_forged");
+    let log = format!("{ME}/audit");
+    assert!(!publisher.admin.all(&log).await.iter().any(is_forged));
+    let exported = publisher.admin.get(&format!("{log}/export")).expect(200);
+    assert!(!String::from_utf8_lossy(&exported.await.body).contains("boot_forged"));
+
+    let change = publisher.admin.patch(ME);
+    let change = change.json(&json!({"display_name": "Acme again"}));
+    change.expect(200).await;
+    mint(&publisher.admin, "runner", &json!({})).await;
+    verified(&publisher, true).await;
+    let rows = publisher.admin.all(&log).await;
+    assert!(!rows.iter().any(is_forged));
+    let said = rows.iter().find(|row| row["action"] == "audit.tampered");
+    assert_eq!(said.unwrap()["metadata"]["rows"], 1);
+    drop(server);
 }

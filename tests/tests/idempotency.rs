@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tests::{World, on_both_stores, tools};
+use tests::{User, World, on_both_stores, tools};
 
 on_both_stores!(
     the_first_answer_comes_again,
@@ -15,6 +15,8 @@ on_both_stores!(
     a_credential_is_answered_again_for_a_while,
     a_credential_is_wiped_once_nobody_can_have_it_again,
     a_repeat_is_authorised_anew,
+    a_kept_answer_goes_to_nobody_whom_it_does_not_concern,
+    a_claim_is_answered_again_to_its_holder_alone,
 );
 
 const RUNS: &str = "/v1/pipelines/nightly/runs";
@@ -226,4 +228,93 @@ async fn a_repeat_is_authorised_anew(world: &World) {
     );
     publisher.admin.delete(&runner).expect(204).await;
     call.refused(401, "unauthenticated").await;
+}
+
+/// A token that is limited to other pipelines meets no key of others: it is answered as without
+/// one, and what it is answered is not kept for them.
+async fn a_kept_answer_goes_to_nobody_whom_it_does_not_concern(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    publisher.pipeline("other").await;
+    let token = "/v1/publishers/me/tokens/runner";
+    let minted = publisher.admin.post(token);
+    let minted = minted.json(&json!({"pipelines": ["other"]})).expect(201);
+    let limited = server.user(&minted.await.text("/token"));
+    let secret = json!({"very": "secret"});
+
+    let create = |by: &User, key: &str| by.post(RUNS).json(&json!({"input": secret})).key(key);
+    create(&limited, "a").refused(404, "not_found").await;
+    let run = create(&publisher.runner, "a").expect(201).await.text("/id");
+    create(&limited, "a").refused(404, "not_found").await;
+    let other = limited.post(RUNS).json(&json!({"input": 2})).key("a");
+    other.refused(404, "not_found").await;
+
+    let path = format!("/v1/runs/{run}/cancel");
+    publisher.admin.post(&path).key("b").expect(200).await;
+    limited.post(&path).key("b").refused(404, "not_found").await;
+
+    let event = json!({"type": "a.b", "data": secret, "pipeline": "nightly", "external_id": "x"});
+    let publish = |by: &User| by.post("/v1/events").json(&event).key("c");
+    publish(&publisher.admin).expect(202).await;
+    let refused = publish(&limited).refused(422, "validation_failed").await;
+    assert!(!String::from_utf8_lossy(&refused.body).contains("secret"));
+    let own = json!({"type": "a.b", "data": 1, "pipeline": "other", "external_id": "x"});
+    let own = limited.post("/v1/events").json(&own);
+    let refused = own.refused(422, "validation_failed").await;
+    assert!(!String::from_utf8_lossy(&refused.body).contains("reach"));
+
+    let all = json!({"until": "2999-01-01T00:00:00Z"});
+    let bulk = |by: &User| by.post("/v1/runs/cancel").json(&all).key("d").expect(200);
+    create(&publisher.runner, "e").expect(201).await;
+    assert_eq!(bulk(&publisher.runner).await.json()["cancelled"], 1);
+    let answer = bulk(&limited).await;
+    assert_eq!(answer.json()["cancelled"], 0);
+    assert_eq!(answer.header("idempotent-replayed"), "");
+}
+
+/// What a holder did with its claim is answered again to who shows the claim, and the claim itself
+/// to the credential that it was given to.
+async fn a_claim_is_answered_again_to_its_holder_alone(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    publisher.pipeline("nightly").await;
+    let minted = publisher.admin.post("/v1/publishers/me/tokens/runner");
+    let minted = minted.json(&json!({})).expect(201).await;
+    let colleague = server.user(&minted.text("/token"));
+    let create = |by: &User, key: &str| {
+        let body = json!({"input": {"in": "secret"}, "claim": true});
+        by.post(RUNS).json(&body).key(key)
+    };
+    for (step, body) in [
+        ("complete", Some(json!({"output": {"o": "secret"}}))),
+        ("fail", Some(json!({"error": {"message": "secret"}}))),
+        ("release", None),
+    ] {
+        let first = create(&publisher.runner, step).repeats_a_secret();
+        let first = first.expect(201).await;
+        let again = create(&publisher.runner, step).repeats_a_secret();
+        assert_eq!(again.expect(201).await.body, first.body);
+        create(&colleague, step)
+            .refused(409, "secret_no_longer_available")
+            .await;
+        let path = format!("/v1/runs/{}/{step}", first.text("/id"));
+        let finish = |by: &User, claim: &str| {
+            let call = by.post(&path).header("x-stationmaster-claim", claim);
+            let call = call.key("finish");
+            match &body {
+                Some(body) => call.json(body),
+                None => call,
+            }
+        };
+        let claim = first.text("/claim/token");
+        finish(&publisher.runner, &claim).expect(200).await;
+        let again = finish(&publisher.runner, &claim).expect(200).await;
+        assert_eq!(again.header("idempotent-replayed"), "true");
+        for by in [&publisher.runner, &colleague] {
+            finish(by, "stm_claim_wrong")
+                .refused(409, "claim_lost")
+                .await;
+        }
+    }
 }

@@ -20,7 +20,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use crate::{tokens::mint, verifiers::verify};
+use crate::{tokens::mint, verifiers::verify_call};
 use headers::{OURS, SPOOFED};
 
 mod headers;
@@ -160,7 +160,7 @@ async fn a_call_carries_the_bearer_and_both_signatures(world: &World) {
     assert_eq!(call.path, "/hook", "the query stays behind");
     assert_eq!(&call.body[..], br#"{"file":"a.csv"}"#);
     assert_eq!(bearer(call), held.publisher.secret("subcommand_bearer"));
-    verify(&held.publisher.secret("webhook_signing"), call).unwrap();
+    verify_call(&held.publisher.secret("webhook_signing"), call).unwrap();
     for (name, value) in [
         ("content-type", "application/json"),
         ("x-stationmaster-run", held.run.as_str()),
@@ -212,7 +212,7 @@ async fn the_body_goes_through_byte_for_byte(world: &World) {
         let call = &consumer.seen()[before];
         assert_eq!(call.header("content-type"), content_type);
         assert!(call.body == body, "{content_type}: the bytes differ");
-        verify(&secret, call).unwrap();
+        verify_call(&secret, call).unwrap();
     }
     let untyped = held.call("archive").text("", "abc");
     untyped.expect(200).await;
@@ -269,7 +269,7 @@ async fn headers_that_are_not_the_runners_stay_behind(world: &World) {
     }
     assert_eq!(request.header("x-stationmaster-claim"), "");
     assert_eq!(bearer(request), held.publisher.secret("subcommand_bearer"));
-    verify(&held.publisher.secret("webhook_signing"), request).unwrap();
+    verify_call(&held.publisher.secret("webhook_signing"), request).unwrap();
 }
 
 async fn during_a_rotation_the_newest_bearer_goes_and_both_secrets_sign(world: &World) {
@@ -294,7 +294,7 @@ async fn during_a_rotation_the_newest_bearer_goes_and_both_secrets_sign(world: &
     let call = &consumer.seen()[0];
     assert_eq!(bearer(call), newer);
     for secret in [&signing, &held.publisher.secret("webhook_signing")] {
-        verify(secret, call).unwrap();
+        verify_call(secret, call).unwrap();
     }
     let own = call.header("x-stationmaster-signature");
     assert_eq!(own.matches("v1=").count(), 2, "{own}");

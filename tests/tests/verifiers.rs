@@ -20,6 +20,13 @@ pub fn verify(secret: &str, delivery: &Delivery) -> Result<(), &'static str> {
     sample::verify_delivery(secret, header, &delivery.body, tools::now_s())
 }
 
+/// Verifies a call of a subcommand by the secret that is derived for calls, and that it is not
+/// genuine as a webhook.
+pub fn verify_call(secret: &str, call: &Delivery) -> Result<(), &'static str> {
+    assert_eq!(verify(secret, call), Err("no_match"));
+    verify(&sample::subcommand_secret(secret)?, call)
+}
+
 /// Verifies a delivery that a pair of keys signed, with the Node sample, and that the sample
 /// refuses another body.
 pub async fn verify_by_public_key(public_key: &str, delivery: &Delivery) {
@@ -184,7 +191,11 @@ fn the_rust_sample_agrees_with_the_vectors() {
             .decode(case["body_base64"].as_str().unwrap())
             .unwrap();
         let secret = case["secret"].as_str().unwrap();
-        let found = sample::verify_delivery(secret, header, &body, case["now"].as_i64().unwrap());
+        let secret = match case["subcommand"] == true {
+            true => sample::subcommand_secret(secret).unwrap(),
+            false => secret.to_owned(),
+        };
+        let found = sample::verify_delivery(&secret, header, &body, case["now"].as_i64().unwrap());
         assert_eq!(found.err(), case["refused"].as_str(), "{}", case["name"]);
     }
 }

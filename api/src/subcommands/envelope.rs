@@ -1,5 +1,6 @@
 //! What came of a call, for the runner: the publisher's answer in an envelope, or why there is none.
 
+use aho_corasick::AhoCorasick;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
@@ -143,10 +144,11 @@ pub struct SubcommandAnswer {
 }
 
 impl SubcommandAnswer {
-    /// The publisher's answer. `bearer` is what the endpoint was sent: wherever it repeats it, the
-    /// runner, who is not to know it, reads `[masked]`.
-    pub(super) fn of_publisher(id: CallId, response: Response, bearer: &str) -> Self {
-        let mask_text = |text: Option<String>| text.map(|text| text.replace(bearer, MASK));
+    /// The publisher's answer. `secrets` are the bearer and the signatures that the endpoint was
+    /// sent: wherever it repeats one, the runner, who is not to know it, reads `[masked]`.
+    pub(super) fn of_publisher(id: CallId, response: Response, secrets: &[&str]) -> Self {
+        let mask = Mask::of(secrets);
+        let mask_text = |text: Option<String>| text.map(|text| mask.text(&text));
         let headers = SubcommandHeaders {
             content_type: mask_text(response.content_type),
             retry_after: mask_text(response.retry_after),
@@ -154,7 +156,7 @@ impl SubcommandAnswer {
         let read = if response.truncated {
             None
         } else {
-            let bytes = masked(response.body_excerpt, bearer.as_bytes());
+            let bytes = mask.bytes(response.body_excerpt);
             Some(encoded(bytes, headers.content_type.as_deref()))
         };
         Self {
@@ -231,24 +233,36 @@ impl Example for SubcommandAnswer {
     }
 }
 
-/// The body with each `secret` in it masked.
-fn masked(body: Vec<u8>, secret: &[u8]) -> Vec<u8> {
-    let found = |from: &[u8]| from.windows(secret.len()).position(|part| part == secret);
-    let Some(mut at) = found(&body) else {
-        return body;
-    };
-    let (mut out, mut rest) = (Vec::with_capacity(body.len()), body.as_slice());
-    loop {
-        out.extend_from_slice(&rest[..at]);
-        out.extend_from_slice(MASK.as_bytes());
-        rest = &rest[at + secret.len()..];
-        match found(rest) {
-            Some(next) => at = next,
-            None => break,
+/// Hides what an endpoint repeats of what it was sent, in one pass whatever the number of secrets.
+struct Mask(Option<AhoCorasick>);
+
+impl Mask {
+    /// Texts that are empty hide nothing.
+    fn of(secrets: &[&str]) -> Self {
+        let found = secrets.iter().filter(|secret| !secret.is_empty());
+        // Too large an automaton is the only failure, and takes gigabytes of secrets.
+        Self(AhoCorasick::new(found).ok())
+    }
+
+    fn text(&self, text: &str) -> String {
+        let bytes = self.bytes(text.as_bytes().to_vec());
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
+        match &self.0 {
+            Some(secrets) if secrets.is_match(&bytes) => {
+                let mut out = Vec::with_capacity(bytes.len());
+                secrets.replace_all_with_bytes(&bytes, &mut out, |_, _, out| {
+                    out.extend_from_slice(MASK.as_bytes());
+                    true
+                });
+                out
+            }
+            Some(_) => bytes,
+            None => Vec::new(),
         }
     }
-    out.extend_from_slice(rest);
-    out
 }
 
 fn string(text: &str) -> Verbatim {
@@ -286,6 +300,7 @@ mod tests {
     use super::*;
 
     const BEARER: &str = "stm_sub_0123456789";
+    const SIGNATURE: &str = "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
 
     fn answer(content_type: Option<&str>, body: &[u8]) -> Value {
         let response = Response {
@@ -297,7 +312,7 @@ mod tests {
             latency_ms: 1,
         };
         let id = CallId::from_uuid(uuid::Uuid::nil());
-        let answer = SubcommandAnswer::of_publisher(id, response, BEARER);
+        let answer = SubcommandAnswer::of_publisher(id, response, &[BEARER, SIGNATURE]);
         serde_json::from_str(&answer.text()).unwrap()
     }
 
@@ -371,16 +386,19 @@ mod tests {
             latency_ms: 1,
         };
         let id = CallId::from_uuid(uuid::Uuid::nil());
-        let text = SubcommandAnswer::of_publisher(id, response, BEARER).text();
+        let text = SubcommandAnswer::of_publisher(id, response, &[BEARER, SIGNATURE]).text();
         assert!(text.contains(std::str::from_utf8(body).unwrap()), "{text}");
     }
 
     #[test]
-    fn a_bearer_that_comes_back_is_masked() {
+    fn a_bearer_or_signature_that_comes_back_is_masked() {
         let echo = format!("{BEARER}{BEARER} and {BEARER}");
         let answer_text = answer(Some(&format!("text/{BEARER}")), echo.as_bytes());
         assert_eq!(answer_text["body"], "[masked][masked] and [masked]");
         assert_eq!(answer_text["headers"]["content-type"], "text/[masked]");
+        let echo = format!("v1,{SIGNATURE} and {BEARER}");
+        let answer_signature = answer(None, echo.as_bytes());
+        assert_eq!(answer_signature["body"], "v1,[masked] and [masked]");
         let binary = [b"\xff", BEARER.as_bytes()].concat();
         let answer_binary = answer(None, &binary);
         assert_eq!(answer_binary["body"], STANDARD.encode(b"\xff[masked]"));

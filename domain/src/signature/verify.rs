@@ -13,6 +13,20 @@ use crate::seal::hmac_sha256;
 const SHARED: &str = "whsec_";
 /// Most digits of a time in Unix seconds.
 const TIME_DIGITS_MAX: usize = 12;
+/// Fewest bytes of a shared secret (Standard Webhooks 1.0.0, "Signature scheme": 24 to 64).
+const SHARED_BYTES_MIN: usize = 24;
+/// The points of small order on edwards25519 by their y coordinates, in every encoding that fits
+/// into 255 bits (RFC 8032 §5.1.2 and, with y + p, those that it does not allow). Under such a key
+/// a signature that anybody can make is genuine for one message in eight, or for all.
+const SMALL_ORDER: [&str; 7] = [
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+];
 
 /// Why a delivery is refused. Closed; the words are those of the samples and vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,13 +64,17 @@ impl Verifier {
     /// half then verifies.
     ///
     /// # Errors
-    /// [`Refused::BadSecret`].
+    /// [`Refused::BadSecret`]: another form, a secret of fewer than 24 bytes, or a public key of
+    /// small order, which anybody can sign for.
     pub fn of(text: &SecretString) -> Result<Self, Refused> {
         let shown = text.expose_secret();
         let decode = |encoded: &str| LENIENT.decode(encoded).map_err(|_| Refused::BadSecret);
         if let Some(encoded) = shown.strip_prefix(SHARED) {
             let key = Zeroizing::new(decode(encoded)?);
-            return Ok(Self::Shared(text.clone(), key));
+            let long = key.len() >= SHARED_BYTES_MIN;
+            return long
+                .then(|| Self::Shared(text.clone(), key))
+                .ok_or(Refused::BadSecret);
         }
         if shown.starts_with(PRIVATE) {
             let pair = pair_of(text).ok_or(Refused::BadSecret)?;
@@ -64,7 +82,7 @@ impl Verifier {
         }
         let encoded = shown.strip_prefix(PUBLIC).ok_or(Refused::BadSecret)?;
         let key = decode(encoded)?;
-        let fits = key.len() == ring::signature::ED25519_PUBLIC_KEY_LEN;
+        let fits = key.len() == ring::signature::ED25519_PUBLIC_KEY_LEN && !is_small_order(&key);
         fits.then_some(Self::Public(key)).ok_or(Refused::BadSecret)
     }
 
@@ -132,6 +150,11 @@ impl Verifier {
         let version = if self.is_shared() { "v1," } else { "v1a," };
         let codes = codes.split(' ').filter_map(|one| one.strip_prefix(version));
         let codes: Vec<_> = codes.map(|code| LENIENT.decode(code).ok()).collect();
+        // The parts are joined by dots: an identifier with one could take in the true time, and
+        // leave another one to be signed as the body's beginning.
+        if id.contains('.') {
+            return Err(Refused::Malformed);
+        }
         let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body];
         clock.check(time, codes.len())?;
         any_of(&codes, |code| match self {
@@ -174,6 +197,15 @@ fn any_of(codes: &[Option<Vec<u8>>], genuine: impl Fn(&[u8]) -> bool) -> Result<
     found.then_some(()).ok_or(Refused::NoMatch)
 }
 
+/// Whether a public key is one of the eight points of small order, by either sign of x.
+fn is_small_order(key: &[u8]) -> bool {
+    let mut y = key.to_vec();
+    if let Some(last) = y.last_mut() {
+        *last &= 0x7f;
+    }
+    SMALL_ORDER.contains(&hex::encode(y).as_str())
+}
+
 /// Compared in constant time.
 fn same_code(key: &[u8], parts: &[&[u8]], code: &[u8]) -> bool {
     let mut mac = hmac_sha256(key);
@@ -188,7 +220,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::signature::{generate_pair, standard, stationmaster};
+    use crate::signature::{generate_pair, standard, stationmaster, subcommand_secret};
 
     fn judge(key: &str, case: &Value, body: &[u8]) -> Result<(), Refused> {
         let headers = case["headers"].as_object().unwrap();
@@ -213,6 +245,13 @@ mod tests {
         let vectors: Value = serde_json::from_str(text).unwrap();
         for case in vectors["cases"].as_array().unwrap() {
             let key = case["secret"].as_str().unwrap();
+            let derived = subcommand_secret(&key.into());
+            let of_call = case["subcommand"] == true;
+            let key = if of_call {
+                derived.expose_secret()
+            } else {
+                key
+            };
             let found = judge(key, case, &body_of(case)).map_err(|refused| refused.to_string());
             let wanted = case["refused"].as_str();
             assert_eq!(found.err().as_deref(), wanted, "{}", case["name"]);
@@ -239,7 +278,7 @@ mod tests {
     #[test]
     fn a_public_key_judges_what_a_pair_signed_and_nothing_else() {
         let (private, public) = generate_pair();
-        let shared = SecretString::from("whsec_AAAA");
+        let shared = SecretString::from(format!("whsec_{}", "A".repeat(32)));
         let verifier = Verifier::of(&public.into()).unwrap();
         let own = stationmaster(std::slice::from_ref(&shared), 7, b"{}");
         let both = standard(&[shared.clone(), private], "evt", 7, b"{}");
@@ -278,5 +317,40 @@ mod tests {
             let found = Verifier::of(&SecretString::from(bad));
             assert_eq!(found.err(), Some(Refused::BadSecret), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_secret_has_at_least_24_bytes() {
+        for (bytes, taken) in [(0, false), (1, false), (16, false), (23, false), (24, true)] {
+            let text = LENIENT.encode(vec![7; bytes]);
+            let found = Verifier::of(&format!("whsec_{text}").into());
+            assert_eq!(found.is_ok(), taken, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_anybody_can_sign_for_is_none() {
+        for y in SMALL_ORDER {
+            for sign in [0, 0x80] {
+                let mut key = hex::decode(y).unwrap();
+                key[31] |= sign;
+                let found = Verifier::of(&format!("whpk_{}", LENIENT.encode(key)).into());
+                assert_eq!(found.err(), Some(Refused::BadSecret), "{y}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_identifier_has_no_dot() {
+        let secret = SecretString::from(format!("whsec_{}", "A".repeat(32)));
+        let codes = standard(std::slice::from_ref(&secret), "call_1", 7, b"9.{}");
+        let header = |name: &str| match name {
+            "webhook-id" => Some("call_1.7"),
+            "webhook-timestamp" => Some("9"),
+            "webhook-signature" => Some(codes.as_str()),
+            _ => None,
+        };
+        let found = Verifier::of(&secret).unwrap().verify(header, b"{}", 9, 300);
+        assert_eq!(found, Err(Refused::Malformed));
     }
 }

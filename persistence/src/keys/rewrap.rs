@@ -18,7 +18,7 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{OPERATOR, opened, wrapped};
+use super::{OPERATOR, is_destroyed, opened, wrapped};
 use crate::{
     change::{Context, Entry, entry},
     db::{Target, Tx},
@@ -226,7 +226,10 @@ impl System {
             match opened(&master, &old) {
                 Ok(keys) => {
                     let made = wrapped(&master, id, old.owner_id, &keys);
-                    let (data_key, chain_key) = made.ok_or_else(|| super::not_given(id))?;
+                    let (mut data_key, chain_key) = made.ok_or_else(|| super::not_given(id))?;
+                    if is_destroyed(&old) {
+                        data_key.clear();
+                    }
                     steps.push(Move {
                         old,
                         data_key,

@@ -573,7 +573,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
 
         fixture.clock.advance(DAY);
         let of_gone = format!(
-            "owner_keys WHERE owner_id = {}",
+            "owner_keys WHERE length(data_key) > 0 AND owner_id = {}",
             literal(&fixture, gone.uuid())
         );
         assert_eq!(fixture.count(&of_gone).await, 1);
@@ -592,6 +592,12 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
                 .unwrap()
                 .is_none()
         );
+        let log = system.verify_audit(Some(gone)).await.unwrap();
+        assert_eq!(
+            (log.fault, log.checked),
+            (None, log.head.seq.unsigned_abs())
+        );
+        assert!(log.checked > 1, "a log is verified until it is removed");
         assert_eq!(fixture.count("publishers").await, 2, "the row goes last");
         while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
 
