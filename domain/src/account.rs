@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -90,12 +89,38 @@ enum Opened {
     },
 }
 
-fn place(publisher: Uuid, account: &Uuid) -> Place<'_> {
-    Place {
-        owner: publisher,
-        table: "accounts",
-        row: account.as_bytes(),
-        column: "sealed",
+/// The account that a credential is sealed for, and where it may be sent: it does not open beside
+/// other URLs, so whoever can write to the store can't have it sent elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct SealedFor<'a> {
+    /// Whose account it is.
+    pub publisher: PublisherId,
+    /// Which one.
+    pub account: AccountId,
+    /// Where gateways send it.
+    pub base_url: &'a str,
+    /// Where its tokens are refreshed; of an OAuth account alone.
+    pub token_url: Option<&'a str>,
+}
+
+impl SealedFor<'_> {
+    /// The account and both URLs, each with its length before it.
+    fn row(&self) -> Vec<u8> {
+        let mut row = self.account.uuid().as_bytes().to_vec();
+        for url in [Some(self.base_url), self.token_url].into_iter().flatten() {
+            row.extend_from_slice(&(url.len() as u64).to_be_bytes());
+            row.extend_from_slice(url.as_bytes());
+        }
+        row
+    }
+
+    fn place<'a>(&self, row: &'a [u8]) -> Place<'a> {
+        Place {
+            owner: self.publisher.uuid(),
+            table: "accounts",
+            row,
+            column: "sealed",
+        }
     }
 }
 
@@ -128,12 +153,12 @@ impl Credential {
         token::last_four(self.bearer().expose_secret())
     }
 
-    /// Seals it under its publisher's data key, for its account's row alone.
+    /// Seals it under its publisher's data key, for its account and URLs alone.
     ///
     /// # Panics
     /// Never: the form always serialises.
     #[must_use]
-    pub fn seal(&self, key: &Key, publisher: PublisherId, account: AccountId) -> Vec<u8> {
+    pub fn seal(&self, key: &Key, sealed_for: &SealedFor<'_>) -> Vec<u8> {
         let plain = match self {
             Self::ApiKey(key) => Plain::ApiKey(key.expose_secret()),
             Self::Oauth(tokens) => Plain::Oauth {
@@ -146,20 +171,19 @@ impl Credential {
             },
         };
         let text = Zeroizing::new(serde_json::to_vec(&plain).expect("texts serialise"));
-        key.seal(&place(publisher.uuid(), &account.uuid()), &text)
+        key.seal(&sealed_for.place(&sealed_for.row()), &text)
     }
 
-    /// Opens what [`Credential::seal`] made for the same account.
+    /// Opens what [`Credential::seal`] made for the same account and URLs, or what was sealed for
+    /// the account alone before URLs were bound. What is sealed now opens in the first way only.
     ///
     /// # Errors
-    /// [`SealError`] for another key, account, or bytes.
-    pub fn open(
-        key: &Key,
-        publisher: PublisherId,
-        account: AccountId,
-        sealed: &[u8],
-    ) -> Result<Self, SealError> {
-        let plain = key.open(&place(publisher.uuid(), &account.uuid()), sealed)?;
+    /// [`SealError`] for another key, account, URL, or bytes.
+    pub fn open(key: &Key, sealed_for: &SealedFor<'_>, sealed: &[u8]) -> Result<Self, SealError> {
+        let account = sealed_for.account.uuid();
+        let plain = key
+            .open(&sealed_for.place(&sealed_for.row()), sealed)
+            .or_else(|_| key.open(&sealed_for.place(account.as_bytes()), sealed))?;
         Ok(
             match serde_json::from_slice(&plain).map_err(|_| SealError)? {
                 Opened::ApiKey(key) => Self::ApiKey(secret(&key)),
@@ -352,16 +376,64 @@ mod tests {
             tokens(),
             Credential::ApiKey(SecretString::from("sk-ant-abcd".to_owned())),
         ] {
-            let sealed = credential.seal(&key, publisher, account);
-            let opened = Credential::open(&key, publisher, account, &sealed).unwrap();
+            let here = SealedFor {
+                publisher,
+                account,
+                base_url: "https://api.example",
+                token_url: Some("https://auth.example/token"),
+            };
+            let sealed = credential.seal(&key, &here);
+            let opened = Credential::open(&key, &here, &sealed).unwrap();
             assert_eq!(
                 opened.bearer().expose_secret(),
                 credential.bearer().expose_secret()
             );
             assert_eq!(opened.credential_type(), credential.credential_type());
-            assert!(Credential::open(&key, publisher, other, &sealed).is_err());
-            assert!(Credential::open(&key, foreign, account, &sealed).is_err());
+            let elsewhere = [
+                SealedFor {
+                    publisher: foreign,
+                    ..here
+                },
+                SealedFor {
+                    account: other,
+                    ..here
+                },
+                SealedFor {
+                    base_url: "https://evil.example",
+                    ..here
+                },
+                SealedFor {
+                    token_url: Some("https://evil.example"),
+                    ..here
+                },
+                SealedFor {
+                    token_url: None,
+                    ..here
+                },
+            ];
+            for place in elsewhere {
+                assert!(
+                    Credential::open(&key, &place, &sealed).is_err(),
+                    "{place:?}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn what_was_sealed_before_urls_were_bound_opens() {
+        let (publisher, account) = ids();
+        let key = Key::generate();
+        let here = SealedFor {
+            publisher,
+            account,
+            base_url: "https://api.example",
+            token_url: None,
+        };
+        let row = account.uuid();
+        let sealed = key.seal(&here.place(row.as_bytes()), br#"{"api_key":"sk-1"}"#);
+        let opened = Credential::open(&key, &here, &sealed).unwrap();
+        assert_eq!(opened.bearer().expose_secret(), "sk-1");
     }
 
     #[test]

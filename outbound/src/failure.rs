@@ -21,10 +21,10 @@ pub enum Phase {
 /// [`Failure::code`] is part of the contract; the message is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
-    /// The name has no address, or no name server answered.
-    #[error("the host's name could not be resolved")]
+    /// The name has no address, or one that may not be called; or no name server answered.
+    #[error("the host's name does not lead to an address that may be called")]
     Dns,
-    /// The guard refused the URL or an address of its name; nothing was connected.
+    /// The guard refused the URL, or the address in it; nothing was connected.
     #[error("the destination was refused: {0}")]
     DestinationRefused(#[from] Refusal),
     /// No TCP connection, or it broke before a request could be sent.

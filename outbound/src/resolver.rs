@@ -255,6 +255,9 @@ impl Service<dns::Name> for Guarded {
 
 /// All addresses of a name, or a failure when there is none or **any** of them is refused: a name
 /// that mixes public and inner addresses is an attack or a mistake, never a webhook receiver.
+///
+/// Both are the same failure. Told apart they would say which names exist in the operator's own
+/// network; the operator's log has the difference.
 async fn checked(
     policy: &Policy,
     resolver: &dyn Resolver,
@@ -271,7 +274,10 @@ async fn checked(
         return Err(Failure::Dns);
     }
     for address in &addresses {
-        policy.check_address(*address)?;
+        if let Err(refusal) = policy.check_address(*address) {
+            tracing::debug!(name, %address, %refusal, "A name has an address that may not be called");
+            return Err(Failure::Dns);
+        }
     }
     Ok(addresses)
 }

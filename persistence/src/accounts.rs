@@ -2,7 +2,10 @@
 
 use domain::{
     Code, Problem, Timestamp,
-    account::{Ceilings, Credential, CredentialType, UpstreamHeader, refresh_due, refresh_jitter},
+    account::{
+        Ceilings, Credential, CredentialType, SealedFor, UpstreamHeader, refresh_due,
+        refresh_jitter,
+    },
     audit::Action,
     id::{AccountId, Id as _, PublisherId},
     limits::NAME_CHARS,
@@ -216,6 +219,16 @@ async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     Ok(())
 }
 
+/// What the credential of a row is sealed for.
+pub(crate) fn sealed_for(row: &accounts::Model) -> SealedFor<'_> {
+    SealedFor {
+        publisher: PublisherId::from_uuid(row.publisher_id),
+        account: AccountId::from_uuid(row.id),
+        base_url: &row.base_url,
+        token_url: row.token_url.as_deref(),
+    }
+}
+
 /// Writes a new account, its credential sealed with the publisher's data key.
 pub(crate) async fn insert_account(
     store: &Store,
@@ -236,7 +249,15 @@ pub(crate) async fn insert_account(
         header_name: new.header.name.clone(),
         header_scheme: new.header.scheme.clone(),
         credential_type: new.credential.credential_type().as_str().to_owned(),
-        sealed: new.credential.seal(&key, publisher, id),
+        sealed: new.credential.seal(
+            &key,
+            &SealedFor {
+                publisher,
+                account: id,
+                base_url: &new.base_url,
+                token_url: client.map(|client| client.token_url.as_str()),
+            },
+        ),
         credential_version: 1,
         last_four: new.credential.last_four(),
         enabled: new.enabled,

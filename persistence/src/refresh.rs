@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use domain::{
     Code, Problem, Timestamp,
-    account::{Credential, CredentialType, OauthTokens, refresh_due, refresh_jitter},
+    account::{Credential, CredentialType, OauthTokens, SealedFor, refresh_due, refresh_jitter},
     audit::Action,
     event::OwnType,
     id::{AccountId, Id as _},
@@ -26,6 +26,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    accounts::sealed_for,
     change::{Audited, Context, entry, nothing},
     db::Tx,
     entity::accounts::{ActiveModel, Column, Entity, Model},
@@ -75,6 +76,7 @@ pub struct RefreshLease {
     pub scopes: Option<String>,
     /// With what.
     pub tokens: OauthTokens,
+    base_url: String,
     lease: Uuid,
     version: i64,
 }
@@ -185,8 +187,7 @@ impl Scoped {
     async fn opened(&self, row: &Model) -> Result<Credential> {
         let owner = self.scope.uuid();
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let account = AccountId::from_uuid(row.id);
-        Credential::open(&keys.data, self.scope.publisher(), account, &row.sealed)
+        Credential::open(&keys.data, &sealed_for(row), &row.sealed)
             .map_err(|_| damaged("account's credential"))
     }
 
@@ -290,6 +291,7 @@ impl Scoped {
             client_id: row.client_id.ok_or_else(|| damaged("client id"))?,
             scopes: row.scopes,
             tokens,
+            base_url: row.base_url,
             lease,
             version: row.credential_version,
         })))
@@ -317,7 +319,13 @@ impl Scoped {
             client_secret: lease.tokens.client_secret.clone(),
         });
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let sealed = tokens.seal(&keys.data, self.scope.publisher(), lease.account);
+        let sealed_for = SealedFor {
+            publisher: self.scope.publisher(),
+            account: lease.account,
+            base_url: &lease.base_url,
+            token_url: Some(&lease.token_url),
+        };
+        let sealed = tokens.seal(&keys.data, &sealed_for);
         let (tokens, sealed) = (&tokens, &sealed);
         let work = |tx: Tx| async move {
             let now = tx.now;

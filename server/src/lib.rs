@@ -11,6 +11,7 @@
 pub mod accounts;
 pub mod cli;
 pub mod config;
+pub mod core_dumps;
 pub mod data_dir;
 pub mod demo;
 mod descriptors;

@@ -47,9 +47,9 @@ pub enum BodyEncoding {
 #[oai(rename = "SubcommandError", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum CallError {
-    /// The host's name could not be resolved.
+    /// The host's name does not lead to an address that may be called.
     Dns,
-    /// The URL, or an address of its name, may not be called.
+    /// The URL, or the address in it, may not be called.
     DestinationRefused,
     /// No connection could be made.
     Connect,

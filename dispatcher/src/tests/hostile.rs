@@ -321,7 +321,7 @@ async fn a_name_that_moves_to_a_private_address_is_refused_there() {
     let tried = |all: &[Delivery]| all.len() == 2 && all.iter().all(|one| one.attempts > 0);
     let all = world.until(endpoint, tried).await;
     let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
-    assert_eq!(attempts[0].error.as_deref(), Some("destination_refused"));
+    assert_eq!(attempts[0].error.as_deref(), Some("dns"));
     assert_eq!(receiver.received().len(), 1);
     end(world, dispatcher, stop).await;
 }

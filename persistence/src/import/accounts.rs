@@ -12,7 +12,9 @@ use sea_orm::{
 
 use super::{AccountWish, Done, Import, Outcome, told};
 use crate::{
-    accounts::{Account, AccountPatch, NewAccount, create_within, replace_within, update_within},
+    accounts::{
+        Account, AccountPatch, NewAccount, create_within, replace_within, sealed_for, update_within,
+    },
     change::Audited,
     db::Tx,
     entity::accounts,
@@ -119,7 +121,7 @@ impl Import {
 
     fn compare(&self, row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
         let id = AccountId::from_uuid(row.id);
-        let held = Credential::open(key, self.publisher(), id, &row.sealed)
+        let held = Credential::open(key, &sealed_for(&row), &row.sealed)
             .map_err(|_| damaged("account's credential"))?;
         let there = Account::of_row(row.clone())?;
         let (new, refreshed) = wanted(&row, &there, held.clone(), wish);

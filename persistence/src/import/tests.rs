@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::*;
 use crate::{
-    accounts::OauthClient,
+    accounts::{OauthClient, sealed_for},
     entity::accounts as rows,
     fixture::{Fixture, START, engines},
 };
@@ -79,8 +79,7 @@ impl World {
     async fn access_token(&self) -> String {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
-        let id = AccountId::from_uuid(row.id);
-        let held = Credential::open(&keys.unwrap().data, self.publisher.id, id, &row.sealed);
+        let held = Credential::open(&keys.unwrap().data, &sealed_for(&row), &row.sealed);
         held.unwrap().bearer().expose_secret().to_owned()
     }
 
@@ -88,8 +87,7 @@ impl World {
     async fn refresh(&self, text: &str, health: &str) {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
-        let id = AccountId::from_uuid(row.id);
-        let sealed = tokens(text).seal(&keys.unwrap().data, self.publisher.id, id);
+        let sealed = tokens(text).seal(&keys.unwrap().data, &sealed_for(&row));
         let failed_at = (health == "failed").then(|| START.ms());
         let (sealed, row) = (&sealed, &row);
         let written = store.write(|tx| async move {

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{Lent, Snapshot, Tenant, Train};
 use crate::{
     Store,
+    accounts::sealed_for,
     entity::{accounts, train_accounts, trains},
     error::{Result, damaged},
     scope::Scope,
@@ -118,15 +119,15 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
     let id = AccountId::from_uuid(row.id);
     let kind =
         CredentialType::parse(&row.credential_type).ok_or_else(|| damaged("type of credential"))?;
-    let header = UpstreamHeader {
-        name: row.header_name,
-        scheme: row.header_scheme,
-    };
-    let opened = Credential::open(key, scope.publisher(), id, &row.sealed);
+    let opened = Credential::open(key, &sealed_for(&row), &row.sealed);
     if opened.is_err() {
         let publisher = scope.publisher();
         tracing::error!(%publisher, account = %id, "an account is not lent: its credential does not open");
     }
+    let header = UpstreamHeader {
+        name: row.header_name,
+        scheme: row.header_scheme,
+    };
     let ceilings = row.ceilings.as_deref().map(serde_json::from_str);
     Ok(Lent {
         id,

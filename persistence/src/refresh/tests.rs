@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use domain::{
     Code, Timestamp,
-    account::{Credential, OauthTokens},
+    account::{Credential, OauthTokens, SealedFor},
     id::{AccountId, Id as _, PublisherId},
     oauth::{Grant, TokenError, read_answer},
 };
@@ -42,7 +42,13 @@ impl Fixture {
             .inner
             .keys
             .of(self.store.read(), publisher.uuid());
-        let sealed = tokens.seal(&keys.await.unwrap().data, publisher, id);
+        let sealed_for = SealedFor {
+            publisher,
+            account: id,
+            base_url: "https://api.example",
+            token_url: Some("https://id.example/token"),
+        };
+        let sealed = tokens.seal(&keys.await.unwrap().data, &sealed_for);
         self.insert(accounts::ActiveModel {
             publisher_id: Set(publisher.uuid()),
             id: Set(id.uuid()),
