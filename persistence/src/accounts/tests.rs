@@ -100,7 +100,7 @@ async fn an_account_is_stored_sealed_and_reads_back_without_its_credential() {
             .keys
             .of(fixture.store.read(), row.publisher_id);
         let key = keys.await.unwrap().data;
-        let opened = Credential::open(&key, &super::sealed_for(&row), &row.sealed).unwrap();
+        let opened = Credential::open(&key, &sealed_for(&row), &row.sealed).unwrap();
         assert_eq!(opened.bearer().expose_secret(), "at-0123456789-wxyz");
     }
 }

@@ -3,7 +3,6 @@ use std::time::Duration;
 use domain::{
     Timestamp,
     account::{Credential, OauthTokens, UpstreamHeader},
-    id::AccountId,
 };
 use sea_orm::{ActiveValue::Set, EntityTrait as _};
 use secrecy::{ExposeSecret as _, SecretString};
