@@ -267,6 +267,10 @@ impl Scoped {
     where
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
+        // Before the key is looked at: for who can't reach the pipeline there is nothing to keep.
+        if !self.scope.reaches(&new.pipeline) {
+            return Err(Problem::not_found().into());
+        }
         let create = Arc::new(Create {
             scope: self.scope.clone(),
             actor: context.actor.clone(),

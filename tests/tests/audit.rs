@@ -177,6 +177,9 @@ async fn a_row_behind_the_end_is_found_and_stands_in_nobodys_way(world: &World) 
                      'bootstrap', 'boot_forged', 'publisher.quota_set', target_kind, target_id, \
                      metadata, mac FROM audit_events WHERE action = 'publisher.updated'";
     let server = tamper(&server, statement).await;
+    server
+        .site()
+        .tolerate("a row that the service did not write stood behind an audit log's end");
     verified(&publisher, false).await;
     verified(&other, true).await;
     let is_forged = |row: &Value| row.to_string().contains("boot_forged");
@@ -194,5 +197,4 @@ async fn a_row_behind_the_end_is_found_and_stands_in_nobodys_way(world: &World) 
     assert!(!rows.iter().any(is_forged));
     let said = rows.iter().find(|row| row["action"] == "audit.tampered");
     assert_eq!(said.unwrap()["metadata"]["rows"], 1);
-    drop(server);
 }
