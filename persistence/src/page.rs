@@ -2,7 +2,7 @@
 
 use domain::limits::{PAGE_BYTES, PAGE_MAX};
 use sea_orm::{
-    DatabaseConnection, EntityTrait, FromQueryResult, QuerySelect as _, Select,
+    ConnectionTrait, EntityTrait, FromQueryResult, QuerySelect as _, Select,
     sea_query::{Expr, Func, SimpleExpr},
 };
 
@@ -67,7 +67,7 @@ impl<K> PageRequest<K> {
     pub(crate) async fn read<E>(
         &self,
         query: Select<E>,
-        db: &DatabaseConnection,
+        db: &impl ConnectionTrait,
         bytes: SimpleExpr,
         size: impl Fn(&E::Model) -> usize,
         key: impl Fn(&E::Model) -> K,
