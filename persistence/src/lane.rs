@@ -18,17 +18,19 @@ use std::{
 };
 
 use domain::{Code, Timestamp, slug::Slug};
+use sea_orm::DbBackend;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
     Known, Principal, Store,
-    error::{Result, StoreError},
+    error::{Result, StoreError, damaged},
     publish::{Publish, PublishedEvent},
     runs::{
         CreatedRun, Run,
         batch::{Batch, Change, Create, Done, apply},
-        claims::{Claim, bring, open_runs},
+        claims::Claim,
+        waiting::{bring, open_runs},
     },
 };
 
@@ -39,7 +41,7 @@ mod waiters;
 pub use entry::Patience;
 use entry::{Command, Reply, Waiting};
 pub(crate) use entry::{Inlet, Lane};
-use queue::Queue;
+use queue::{Queue, SHARE};
 pub(crate) use waiters::Open;
 use waiters::{Picked, Waiters};
 
@@ -269,9 +271,8 @@ impl Worker {
         let command = match command {
             Command::Claim(_, waiting, place) => {
                 let number = self.waiters.number();
-                if waiting.until > now && self.waiters.is_behind(&waiting) {
-                    self.to_look_at.insert(waiting.claim.publisher);
-                    self.waiters.insert(number, *waiting);
+                if self.lines_up(&waiting, now) {
+                    self.line_up(number, *waiting);
                     return;
                 }
                 Command::Claim(number, waiting, place)
@@ -280,7 +281,46 @@ impl Worker {
         };
         let publisher = command.publisher();
         let rows = command.rows(self.store.inner.lane.listening_to(publisher));
-        self.queue.push(publisher, command, rows, now);
+        match command {
+            // Where there is more than one writer, nobody need wait for it.
+            Command::Publish(publish, reply)
+                if rows > SHARE && self.store.backend() == DbBackend::Postgres =>
+            {
+                self.publish_beside(publish, reply);
+            }
+            other => self.queue.push(publisher, other, rows, now),
+        }
+    }
+
+    /// Makes a large call on a connection of the pool, within its publisher's share.
+    fn publish_beside(&self, publish: Publish, reply: Reply<Vec<PublishedEvent>>) {
+        let store = self.store.clone();
+        self.store.inner.tasks.spawn(async move {
+            let publisher = publish.scope.uuid();
+            let batch = &Batch {
+                publishes: vec![publish],
+                ..Batch::default()
+            };
+            let lane = &store;
+            let work = |tx| async move { apply(lane, &tx, batch).await };
+            let done = store.write_for(publisher, work).await;
+            let first = done.and_then(|done| {
+                let first = done.publishes.into_iter().next();
+                Ok(first.ok_or_else(|| damaged("batch of events"))??)
+            });
+            answer(reply, first);
+        });
+    }
+
+    /// Whether a claim may wait, and others wait already for what it wants.
+    fn lines_up(&self, waiting: &Waiting, now: Instant) -> bool {
+        waiting.until > now && self.waiters.is_behind(waiting)
+    }
+
+    /// Lets it wait behind them; there may be something for it that they do not want.
+    fn line_up(&mut self, number: u64, waiting: Waiting) {
+        self.to_look_at.insert(waiting.claim.publisher);
+        self.waiters.insert(number, waiting);
     }
 
     /// Takes what is there, and waits a moment for as much as came last time.
@@ -487,8 +527,14 @@ impl Worker {
     async fn serve(&mut self) {
         let _under_way = self.store.progress().part("lane").work();
         let mut gathered = Gathered::default();
-        for command in self.queue.next_batch(self.most, Instant::now()) {
-            gathered.add(command);
+        let now = Instant::now();
+        for command in self.queue.next_batch(self.most, now) {
+            match command {
+                Command::Claim(number, waiting, _) if self.lines_up(&waiting, now) => {
+                    self.line_up(number, *waiting);
+                }
+                other => gathered.add(other),
+            }
         }
         self.last = gathered.len();
         for tried in &gathered.claims {

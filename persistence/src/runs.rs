@@ -41,6 +41,7 @@ pub(crate) mod claims;
 mod places;
 mod row;
 pub(crate) mod timeline;
+pub(crate) mod waiting;
 
 use batch::{Batch, Change, Create, Judge, What, apply};
 use claims::Claim;

@@ -21,11 +21,7 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use moka::sync::Cache;
-use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult,
-    QueryFilter as _, QuerySelect as _,
-    sea_query::{Expr, ExprTrait as _},
-};
+use sea_orm::{ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult};
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -40,7 +36,6 @@ use crate::{
     db::Tx,
     entity::runs,
     error::{Result, StoreError, damaged},
-    lane::Open,
     sql::{self, Sql, padded, parts},
     unreadable,
 };
@@ -48,15 +43,13 @@ use crate::{
 /// Runs whose time has come that one transaction makes ready.
 const PROMOTED: i64 = 1000;
 /// Runs that one claiming transaction takes back from lost leases.
-const TAKEN_BACK: u64 = 100;
+pub(super) const TAKEN_BACK: u64 = 100;
 /// Bytes of runs' own JSON that one transaction hands out, beyond a run for each claim.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// The runs with a lease, up to the column that says until when.
 const LEASED: &str = "status = 'running' AND lease_expires_at";
 /// The runs that may not wait for ever, up to the column that says until when.
 const MORTAL: &str = "status = 'queued' AND expires_at";
-/// Publishers that one statement looks at for what only time brings.
-const PUBLISHERS_A_LOOK: usize = 256;
 /// Most pipelines whose turns are remembered.
 const TURNS: u64 = 100_000;
 
@@ -249,129 +242,11 @@ fn promote_sql(backend: DbBackend, now: Timestamp, publishers: &BTreeSet<Uuid>) 
 }
 
 /// Makes those ready whose time has come; answers whether there were some.
-async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<bool> {
+pub(super) async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<bool> {
     let backend = tx.db().get_database_backend();
     let sql = promote_sql(backend, tx.now, publishers);
     let done = tx.db().execute_raw(sql.statement(backend)).await?;
     Ok(done.rows_affected() > 0)
-}
-
-/// Which of the publishers have runs whose time has come: to start, or to be taken back.
-async fn due(store: &Store, publishers: &[Uuid]) -> Result<BTreeSet<Uuid>> {
-    use runs::Column;
-    let now = store.now().ms();
-    let scheduled = Column::Status
-        .eq(RunStatus::Queued.as_str())
-        .and(Expr::col(Column::Ready).not())
-        .and(Column::NotBefore.lte(now));
-    let lost = Column::Status
-        .eq(RunStatus::Running.as_str())
-        .and(Column::LeaseExpiresAt.lte(now));
-    let mut found = BTreeSet::new();
-    for past in [scheduled, lost] {
-        let some: Vec<Uuid> = runs::Entity::find()
-            .select_only()
-            .column(Column::PublisherId)
-            .distinct()
-            .filter(past)
-            .filter(Column::PublisherId.is_in(padded(publishers.iter().copied())))
-            .into_tuple()
-            .all(store.read())
-            .await?;
-        found.extend(some);
-    }
-    Ok(found)
-}
-
-/// Makes those runs of the publishers ready whose start has come, and takes back those whose lease
-/// is lost. Whoever waits for them hears of it.
-pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
-    for some in publishers.chunks(PUBLISHERS_A_LOOK) {
-        let due = due(store, some).await?;
-        if due.is_empty() {
-            continue;
-        }
-        let due = &due;
-        store
-            .write(|tx| async move {
-                let mut news = News::default();
-                take_back(&tx, Some(due), TAKEN_BACK, &mut news).await?;
-                if promote(&tx, due).await? {
-                    for publisher in due {
-                        tx.readies_runs_of(*publisher);
-                    }
-                }
-                news.write(&tx).await
-            })
-            .await?;
-    }
-    Ok(())
-}
-
-/// A pipeline that has runs to hand out, and how many, up to as many as a claim may take.
-#[derive(FromQueryResult)]
-struct Ready {
-    publisher_id: Uuid,
-    id: Uuid,
-    slug: String,
-    version: i64,
-    ready: i64,
-}
-
-fn ready_sql(now: Timestamp, wanted: &BTreeMap<Uuid, Option<Vec<Slug>>>) -> Sql {
-    let mut sql = Sql::new(
-        "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT COUNT(*) FROM (\
-         SELECT 1 FROM runs r WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
-         AND r.status = 'queued' AND r.ready AND (r.expires_at IS NULL OR r.expires_at > ",
-    );
-    sql.bind(now.ms())
-        .push(") LIMIT ")
-        .bind(i64::from(CLAIM_MAX))
-        .push(") AS first) AS ready FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL AND p.publisher_id IN (")
-        .bind_list(padded(wanted.keys().copied()))
-        .push(")");
-    let named = wanted.values().try_fold(BTreeSet::new(), |mut all, some| {
-        all.extend(some.as_ref()?.iter().map(Slug::as_str));
-        Some(all)
-    });
-    if let Some(named) = named.filter(|named| !named.is_empty()) {
-        sql.push(" AND p.live_slug IN (")
-            .bind_list(padded(named))
-            .push(")");
-    }
-    sql
-}
-
-/// How many runs the publishers' pipelines have to hand out, of those that are named or of all:
-/// what those that wait could be given. Pipelines that have none are left out.
-pub(crate) async fn open_runs(
-    store: &Store,
-    wanted: BTreeMap<Uuid, Option<Vec<Slug>>>,
-) -> Result<Vec<(Uuid, Open)>> {
-    let sql = ready_sql(store.now(), &wanted).statement(store.backend());
-    let mut found = Ready::find_by_statement(sql).all(store.read()).await?;
-    found.retain(|one| one.ready > 0);
-    let keys = found
-        .iter()
-        .map(|one| (one.publisher_id, one.id, one.version));
-    let definitions = store.inner.definitions.of(store.read(), keys).await?;
-    let limits = definitions
-        .into_iter()
-        .filter_map(|((publisher, pipeline, _), definition)| {
-            Some(((publisher, pipeline), definition.max_concurrent_runs?))
-        });
-    let places = Places::left(store.read(), limits.collect()).await?;
-    let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
-    for one in found {
-        let ready = places.up_to(one.id, u32::try_from(one.ready).unwrap_or(CLAIM_MAX));
-        let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
-            continue;
-        };
-        open.entry(one.publisher_id)
-            .or_default()
-            .insert(slug, ready);
-    }
-    Ok(open.into_iter().collect())
 }
 
 fn open_sql(claims: &[Arc<Claim>], publishers: &BTreeSet<Uuid>) -> Sql {

@@ -1,0 +1,165 @@
+//! What there is for claims that wait, found beside the write lane.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use domain::{Timestamp, limits::CLAIM_MAX, slug::Slug};
+use sea_orm::{
+    ColumnTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QuerySelect as _,
+    sea_query::{Expr, ExprTrait as _},
+};
+use uuid::Uuid;
+
+use super::{
+    RunStatus,
+    claims::{TAKEN_BACK, promote, take_back},
+    places::Places,
+    row::News,
+};
+use crate::{
+    Store,
+    entity::runs,
+    error::{Result, StoreError},
+    lane::Open,
+    sql::{Sql, padded},
+};
+
+/// Publishers that one statement looks at for what only time brings.
+const PUBLISHERS_A_LOOK: usize = 256;
+
+/// Which of the publishers have runs whose time has come: to start, or to be taken back.
+async fn due(store: &Store, publishers: &[Uuid]) -> Result<BTreeSet<Uuid>> {
+    use runs::Column;
+    let now = store.now().ms();
+    let scheduled = Column::Status
+        .eq(RunStatus::Queued.as_str())
+        .and(Expr::col(Column::Ready).not())
+        .and(Column::NotBefore.lte(now));
+    let lost = Column::Status
+        .eq(RunStatus::Running.as_str())
+        .and(Column::LeaseExpiresAt.lte(now));
+    let mut found = BTreeSet::new();
+    for past in [scheduled, lost] {
+        let some: Vec<Uuid> = runs::Entity::find()
+            .select_only()
+            .column(Column::PublisherId)
+            .distinct()
+            .filter(past)
+            .filter(Column::PublisherId.is_in(padded(publishers.iter().copied())))
+            .into_tuple()
+            .all(store.read())
+            .await?;
+        found.extend(some);
+    }
+    Ok(found)
+}
+
+/// Makes those runs of the publishers ready whose start has come, and takes back those whose lease
+/// is lost. Whoever waits for them hears of it.
+pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
+    for some in publishers.chunks(PUBLISHERS_A_LOOK) {
+        let due = due(store, some).await?;
+        if due.is_empty() {
+            continue;
+        }
+        let due = &due;
+        store
+            .write(|tx| async move {
+                let mut news = News::default();
+                take_back(&tx, Some(due), TAKEN_BACK, &mut news).await?;
+                if promote(&tx, due).await? {
+                    for publisher in due {
+                        tx.readies_runs_of(*publisher);
+                    }
+                }
+                news.write(&tx).await
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whose runs are looked for: of these pipelines, or of all.
+pub(crate) type Wanted = BTreeMap<Uuid, Option<Vec<Slug>>>;
+
+/// A pipeline that has runs to hand out, and how many, up to as many as a claim may take.
+#[derive(FromQueryResult)]
+struct Ready {
+    publisher_id: Uuid,
+    id: Uuid,
+    slug: String,
+    version: i64,
+    ready: i64,
+}
+
+fn ready_sql(now: Timestamp, wanted: &Wanted) -> Sql {
+    let mut sql = Sql::new(
+        "SELECT p.publisher_id, p.id, p.slug, p.version, (SELECT COUNT(*) FROM (\
+         SELECT 1 FROM runs r WHERE r.publisher_id = p.publisher_id AND r.pipeline_id = p.id \
+         AND r.status = 'queued' AND r.ready AND (r.expires_at IS NULL OR r.expires_at > ",
+    );
+    sql.bind(now.ms())
+        .push(") LIMIT ")
+        .bind(i64::from(CLAIM_MAX))
+        .push(") AS first) AS ready FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL AND p.publisher_id IN (")
+        .bind_list(padded(wanted.keys().copied()))
+        .push(")");
+    let named = wanted.values().try_fold(BTreeSet::new(), |mut all, some| {
+        all.extend(some.as_ref()?.iter().map(Slug::as_str));
+        Some(all)
+    });
+    if let Some(named) = named.filter(|named| !named.is_empty()) {
+        sql.push(" AND p.live_slug IN (")
+            .bind_list(padded(named))
+            .push(")");
+    }
+    sql
+}
+
+/// How many runs the publishers' pipelines have to hand out, of those that are named or of all:
+/// what those that wait could be given. Pipelines that have none are left out.
+pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> {
+    let sql = ready_sql(store.now(), &wanted).statement(store.backend());
+    let mut found = Ready::find_by_statement(sql).all(store.read()).await?;
+    found.retain(|one| one.ready > 0);
+    let keys = found
+        .iter()
+        .map(|one| (one.publisher_id, one.id, one.version));
+    let definitions = match store.inner.definitions.of(store.read(), keys).await {
+        // One that does not parse is its publisher's affair.
+        Err(StoreError::Internal(_)) if wanted.len() > 1 => return one_by_one(store, wanted).await,
+        other => other?,
+    };
+    let limits = definitions
+        .into_iter()
+        .filter_map(|((publisher, pipeline, _), definition)| {
+            Some(((publisher, pipeline), definition.max_concurrent_runs?))
+        });
+    let places = Places::left(store.read(), limits.collect()).await?;
+    let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
+    for one in found {
+        let ready = places.up_to(one.id, u32::try_from(one.ready).unwrap_or(CLAIM_MAX));
+        let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
+            continue;
+        };
+        open.entry(one.publisher_id)
+            .or_default()
+            .insert(slug, ready);
+    }
+    Ok(open.into_iter().collect())
+}
+
+/// The same for each publisher by itself, without those of whom it can't be read.
+async fn one_by_one(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> {
+    let mut all = Vec::new();
+    for (publisher, named) in wanted {
+        let alone = Wanted::from([(publisher, named)]);
+        match Box::pin(open_runs(store, alone)).await {
+            Ok(found) => all.extend(found),
+            Err(StoreError::Internal(error)) => {
+                tracing::warn!(%publisher, error, "what waits for its claims can't be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
