@@ -30,8 +30,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Held on PostgreSQL while rows are moved, so that of many processes one does it. The number is
 /// arbitrary; it spells "stm" followed by the purpose's number.
 const STEP_LOCK: i64 = 0x0073_746d_0002;
-/// How far a step may be wrong that was measured by the last sign of life of a process.
-const HEARTBEAT_MS: i64 = 2_000;
 
 /// Processes that were seen within this time have lived on when the time is moved.
 const PROCESS_SEEN_MS: i64 = 10_000;
@@ -99,6 +97,16 @@ async fn last_sign<C: ConnectionTrait>(db: &C) -> Result<Option<i64>> {
     Ok(row.map(|row| row.try_get("", "at")).transpose()?.flatten())
 }
 
+/// Whether another process has moved everything along already: then it is alive by the new time.
+async fn is_moved(tx: &Tx, new: i64) -> Result<bool> {
+    let mut sql = Sql::new("SELECT count(*) AS alive FROM processes WHERE heartbeat_at <= ");
+    sql.bind(new).push(" AND expires_at > ").bind(new);
+    let statement = sql.statement(tx.db().get_database_backend());
+    let row = tx.db().query_one_raw(statement).await?;
+    let alive: Option<i64> = row.map(|row| row.try_get("", "alive")).transpose()?;
+    Ok(alive.is_some_and(|alive| alive > 0))
+}
+
 /// Moves along what was written by the old time. Set back, whatever lies ahead is pulled in. Set
 /// forward, what is held is held for as long as before; what is due comes early, which harms nobody.
 async fn move_rows(tx: &Tx, old: i64, new: i64) -> Result<()> {
@@ -164,6 +172,9 @@ impl Store {
                 let Some(last) = ahead(last_sign(tx.db()).await?, now) else {
                     return Ok(None);
                 };
+                if is_moved(&tx, now).await? {
+                    return Ok(None);
+                }
                 move_rows(&tx, last, now).await?;
                 Ok(Some(last - now))
             })
@@ -200,13 +211,11 @@ impl Store {
             .write(|tx| async move {
                 lock(&tx).await?;
                 let (old, new) = (present(0).ms(), present(by).ms());
-                // Another process may have moved them already: then its sign of life is of now. On
-                // PostgreSQL the old time is told by the last sign of life, the same for all.
-                let last = last_sign(tx.db()).await?;
-                let ahead = last.filter(|last| (last - new).abs() > STEP_MS + HEARTBEAT_MS);
-                if let Some(last) = ahead {
-                    let from = if sqlite { old } else { last };
-                    move_rows(&tx, from, new).await?;
+                if !is_moved(&tx, new).await? {
+                    // On PostgreSQL the old time is told by the last sign of life, which is the
+                    // same whichever process does it.
+                    let last = last_sign(tx.db()).await?.filter(|_| !sqlite);
+                    move_rows(&tx, last.unwrap_or(old), new).await?;
                 }
                 // Before the commit, so that nobody writes by the old time after it.
                 self.clock().steer(present(by));
