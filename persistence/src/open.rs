@@ -178,8 +178,21 @@ pub async fn migrate(url: &str) -> Result<usize, OpenError> {
     migrate_target(&target).await
 }
 
+/// The error in words. One that only a pooler in transaction mode brings about names it: a session's
+/// prepared statements are then another's.
+fn or_a_pooler(error: &DbErr) -> String {
+    let text = error.to_string();
+    if text.contains("prepared statement \"sqlx_") {
+        format!(
+            "{text} (a connection pooler in transaction mode, such as PgBouncer, can't be used: set pool_mode to session)"
+        )
+    } else {
+        text
+    }
+}
+
 async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
-    let failed = |error: DbErr| OpenError::Migration(error.to_string());
+    let failed = |error: DbErr| OpenError::Migration(or_a_pooler(&error));
     // One connection: the lock belongs to it, and so does the transaction of every step.
     let db = connect(target).await?;
     let postgres = db.get_database_backend() == DbBackend::Postgres;
