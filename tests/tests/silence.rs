@@ -44,6 +44,8 @@ struct House {
 async fn house(world: &World) -> House {
     let site = world.site().await;
     site.tolerate("store");
+    // Of the connection that listens, whose session may not write.
+    site.tolerate("after_connect");
     let real = site.database.as_ref().unwrap().url.clone();
     let wire = Proxy::to(&real).await;
     let server = start(&site, &wire.url(&real)).await;
@@ -258,6 +260,7 @@ async fn a_path_that_stalls_is_waited_for(world: &World) {
     .await;
     let acknowledged = load.end().await;
     all_goes_on(&house, &acknowledged).await;
+    ends(&house.server).await;
 }
 
 async fn a_store_that_takes_no_writes_is_not_ready(world: &World) {
@@ -285,6 +288,7 @@ async fn a_store_that_takes_no_writes_is_not_ready(world: &World) {
     // This one session may write still; the server's own are closed, and new ones may write.
     run(&format!("{set} = off")).await;
     all_goes_on(&house, &[first]).await;
+    ends(&house.server).await;
 }
 
 async fn too_few_connections_are_told_at_the_start(world: &World) {
