@@ -126,27 +126,38 @@ impl OpenConnections {
         }
     }
 
-    /// Has those close that have been idle for longest: of this peer, or of all.
-    pub(super) fn close_idle(&self, of: Option<Peer>) {
+    /// Has those close that have been idle for longest: of this peer, or of all. Answers whether
+    /// some of them are closing now, so that there is room in a moment.
+    pub(super) fn close_idle(&self, of: Option<Peer>) -> bool {
         let now = self.0.now_ms();
         let none_until = &self.0.none_idle_until[usize::from(of.is_none())];
         if none_until.load(Relaxed) > now {
-            return;
+            return false;
         }
-        let (mut idle, at_a_time) = {
+        let mut closing = 0;
+        let mut idle: Vec<(u64, Arc<State>)> = Vec::new();
+        let at_a_time = {
             let open = self.0.open();
-            let idle = open
-                .values()
-                .filter(|state| of.is_none_or(|peer| state.peer == peer) && state.is_idle());
-            let idle: Vec<(u64, Arc<State>)> = idle
-                .map(|state| (state.idle_since.load(Relaxed), Arc::clone(state)))
-                .collect();
-            (idle, (open.len() / CLOSED_AT_A_TIME).max(1))
+            for state in open.values() {
+                if of.is_some_and(|peer| state.peer != peer) || !state.is_idle() {
+                    continue;
+                }
+                if state.closing.load(Relaxed) {
+                    closing += 1;
+                } else {
+                    idle.push((state.idle_since.load(Relaxed), Arc::clone(state)));
+                }
+            }
+            (open.len() / CLOSED_AT_A_TIME).max(1)
         };
+        // Whoever came before has had as many close as will do.
+        if closing >= at_a_time {
+            return true;
+        }
         if idle.is_empty() {
             let until = now + u64::try_from(LOOK_AGAIN.as_millis()).unwrap_or(u64::MAX);
             none_until.store(until, Relaxed);
-            return;
+            return closing > 0;
         }
         if idle.len() > at_a_time {
             idle.select_nth_unstable_by_key(at_a_time, |(since, _)| *since);
@@ -157,6 +168,7 @@ impl OpenConnections {
             state.closing.store(true, Relaxed);
             state.close.notify_one();
         }
+        true
     }
 }
 
@@ -195,9 +207,7 @@ impl State {
 
     /// Whether it waits for a request, with all of the answer before taken.
     fn is_idle(&self) -> bool {
-        self.under_way.load(Relaxed) == 0
-            && !self.closing.load(Relaxed)
-            && !self.stalled.get().is_some_and(Stalled::is_stalled)
+        self.under_way.load(Relaxed) == 0 && !self.stalled.get().is_some_and(Stalled::is_stalled)
     }
 }
 

@@ -97,6 +97,8 @@ impl Default for ConnectionLimits {
 pub const WAITING_FOR_ROOM: usize = 64;
 /// How often whoever waits for room has others closed.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
+/// How long accepting waits at most for connections of an address that are closing.
+const ROOM_SOON: Duration = Duration::from_millis(50);
 /// First and longest pause after the system refused to accept.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -239,7 +241,14 @@ async fn admit<E>(
     };
     let waiting = Arc::clone(&server.waiting);
     let waiting = match full {
-        Full::Owner => waiting.try_acquire_owned().ok(),
+        Full::Owner => match Arc::clone(&waiting).try_acquire_owned() {
+            Ok(waiting) => Some(waiting),
+            Err(_) if server.open.close_idle(Some(peer_owner)) => {
+                let soon = tokio::time::timeout(ROOM_SOON, waiting.acquire_owned());
+                soon.await.ok().and_then(Result::ok)
+            }
+            Err(_) => None,
+        },
         Full::Total => {
             server.open.close_idle(None);
             waiting.acquire_owned().await.ok()
