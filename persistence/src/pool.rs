@@ -118,18 +118,20 @@ impl Server {
     /// Greets a new session. One that may not write is refused: it is a standby's, or a demoted
     /// primary's, and new ones soon lead elsewhere.
     pub(crate) async fn greet(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.tell(connection).await? {
+            return Err(read_only());
+        }
+        Ok(())
+    }
+
+    /// Tells a new session what it needs; answers whether it is read-only.
+    pub(crate) async fn tell(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let rows = sqlx::raw_sql(AssertSqlSafe(self.greeting())).fetch_all(connection);
         let read_only: String = match rows.await?.last() {
             Some(row) => row.try_get(0)?,
             None => return Err(sqlx::Error::RowNotFound),
         };
-        if read_only == "on" {
-            return Err(failed(
-                io::ErrorKind::ReadOnlyFilesystem,
-                "the server takes no writes: new sessions are read-only".to_owned(),
-            ));
-        }
-        Ok(())
+        Ok(read_only == "on")
     }
 
     /// A new connection. One that the server does not take yet is tried again until the end of the
@@ -167,6 +169,14 @@ fn statement_limit(limit: Duration) -> Duration {
 
 fn failed(kind: io::ErrorKind, words: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(kind, words))
+}
+
+/// Why a session is closed that may not write.
+pub(crate) fn read_only() -> sqlx::Error {
+    failed(
+        io::ErrorKind::ReadOnlyFilesystem,
+        "the server takes no writes: its sessions are read-only".to_owned(),
+    )
 }
 
 fn late(limit: Duration, what: &str) -> sqlx::Error {

@@ -18,7 +18,7 @@ use domain::{
 use sea_orm::{
     ConnectionTrait as _, DbBackend, Statement,
     sqlx::{
-        self, Executor as _,
+        self, Executor as _, Row as _,
         postgres::{PgListener, PgPoolOptions},
     },
 };
@@ -33,7 +33,7 @@ use crate::{
     connections::Connections,
     dispatch::EndpointKey,
     effects::{Deliveries, Effects, Handed, HandedOver},
-    pool::{Pool, Server},
+    pool::{Pool, Server, read_only},
 };
 
 /// The channel of all notifications.
@@ -425,10 +425,13 @@ impl Wake {
             .acquire_timeout(limit)
             .after_connect(move |connection, _| {
                 let server = greeter.clone();
-                Box::pin(async move { server.greet(connection).await })
+                // sqlx would log a refusal here as an error; it is asked for below.
+                Box::pin(async move { server.tell(connection).await.map(|_| ()) })
             })
             .connect_lazy_with(server.options().clone());
         let mut listener = PgListener::connect_with(&line).await?;
+        let asked = timeout(limit, writes(&mut listener)).await;
+        asked.unwrap_or_else(|_| Err(within()))?;
         let listening = timeout(limit, listener.listen(CHANNEL)).await;
         listening.unwrap_or_else(|_| Err(within()))?;
         // What was committed before the listening began.
@@ -441,12 +444,22 @@ impl Wake {
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
-                    let asked = timeout(limit, listener.execute("SELECT 1")).await;
+                    let asked = timeout(limit, writes(&mut listener)).await;
                     asked.unwrap_or_else(|_| Err(within()))?;
                 }
             }
         }
     }
+}
+
+/// Asks the session that listens whether it lives, and may write: a standby tells nothing.
+async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
+    let row = listener.fetch_one("SHOW transaction_read_only").await?;
+    let answer: String = row.try_get(0)?;
+    if answer == "on" {
+        return Err(read_only());
+    }
+    Ok(())
 }
 
 /// `<process> [f] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.

@@ -44,8 +44,6 @@ struct House {
 async fn house(world: &World) -> House {
     let site = world.site().await;
     site.tolerate("store");
-    // Of the connection that listens, whose session may not write.
-    site.tolerate("after_connect");
     let real = site.database.as_ref().unwrap().url.clone();
     let wire = Proxy::to(&real).await;
     let server = start(&site, &wire.url(&real)).await;
