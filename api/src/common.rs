@@ -34,6 +34,7 @@ use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 use crate::{
     auth::Notices,
     http::{ApiError, RateLimits, RequestContext, share},
+    pipelines::schema::Schemas,
 };
 
 /// The parts that operations work with.
@@ -54,6 +55,8 @@ pub struct App {
     pub tasks: TaskTracker,
     /// Requests that wait for token endpoints.
     pub(crate) outside: Permits<PublisherId>,
+    /// Who judges by the schemas of publishers.
+    pub(crate) schemas: Schemas,
     pub(crate) notices: Notices,
 }
 
@@ -139,7 +142,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Refused(problem) => problem.into(),
-            StoreError::Unavailable(_) | StoreError::Conflict(_) => {
+            StoreError::Unavailable(_)
+            | StoreError::Conflict(_)
+            | StoreError::VersionChanged(_) => {
                 tracing::warn!(%error, "the store did not do what it was asked");
                 let detail = "The store is not available; nothing was changed.";
                 Problem::new(Code::StoreUnavailable, detail)

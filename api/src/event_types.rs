@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use domain::{
     Code, FieldError, JsonText, Problem,
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
+    id::PublisherId,
     limits::EXAMPLE_BYTES,
 };
 use persistence::{EventTypePut, PublishersType};
@@ -24,7 +25,7 @@ use crate::{
     contract::OperationDoc,
     events::EventView,
     http::{ApiError, Body, RequestContext},
-    pipelines::schema,
+    pipelines::schema::Schemas,
     verbatim::Verbatim,
 };
 
@@ -163,26 +164,33 @@ impl Example for EventTypeBody {
 
 impl EventTypeBody {
     /// Checks what the contract can't say.
-    fn checked(self) -> Result<EventTypePut, Problem> {
+    async fn checked(
+        self,
+        schemas: &Schemas,
+        publisher: PublisherId,
+    ) -> Result<EventTypePut, Problem> {
         let schema: Option<Value> = self.schema.map(|members| members.into_iter().collect());
+        let example = self.example.map(|example| example.0);
+        let is_long = |example: &JsonText| example.as_str().len() > EXAMPLE_BYTES;
         let mut faults = Vec::new();
-        if let Some(schema) = &schema {
-            faults.extend(schema::faults("/schema", schema));
+        if example.as_ref().is_some_and(is_long) {
+            let detail = format!("`example` may have at most {EXAMPLE_BYTES} bytes of JSON.");
+            faults.push(FieldError::new("/example", "too_long", detail));
         }
-        if let Some(Verbatim(example)) = &self.example {
-            if example.as_str().len() > EXAMPLE_BYTES {
-                let detail = format!("`example` may have at most {EXAMPLE_BYTES} bytes of JSON.");
-                faults.push(FieldError::new("/example", "too_long", detail));
-            } else if let (Some(schema), true) = (&schema, faults.is_empty()) {
-                faults.extend(schema::example_faults("/example", schema, example));
-            }
-        }
+        let judged = example.clone().filter(|_| faults.is_empty());
+        let schema_at = schema.iter().map(|schema| ("/schema", schema.clone()));
+        let found = schemas.faults(
+            publisher,
+            schema_at.collect(),
+            judged.map(|text| ("/example", text.into_string())),
+        );
+        faults.extend(found.await?);
         if !faults.is_empty() {
             return Err(Problem::invalid(faults));
         }
         Ok(EventTypePut {
             description: self.description,
-            example: self.example.map(|example| example.0),
+            example,
             schema,
         })
     }
@@ -307,7 +315,10 @@ impl EventTypesApi {
         body: Body<EventTypeBody>,
     ) -> Result<OkOrCreated<EventType>, ApiError> {
         let name = r#type.0.checked()?;
-        let new = body.0.checked()?;
+        let new = body
+            .0
+            .checked(&self.app.schemas, who.0.scope.publisher())
+            .await?;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
         let render = |(described, made): &(PublishersType, bool)| {

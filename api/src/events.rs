@@ -13,10 +13,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use domain::{
-    Code, JsonText, Timestamp,
+    Code, Problem, Timestamp,
     event::OwnType,
     id::{AccountId, EndpointId, EventId, Id as _, TokenId},
-    limits::PUBLISH_BYTES,
+    limits::{PAYLOAD_BYTES, PUBLISH_BYTES},
     run::RunStatus,
 };
 use persistence::{Answer, Event, NewOwnEvent, Scope};
@@ -24,11 +24,11 @@ use persistence::{Answer, Event, NewOwnEvent, Scope};
 use crate::{
     auth::AdminOrRunner,
     common::{App, Ok, Tag, Time, parse_id},
-    contract::OperationDoc,
+    contract::{FAULTS_MAX, OperationDoc},
     cursor::{List, Listed},
     http::{ApiError, Body, RequestContext},
     idempotency::Idempotency,
-    pipelines::schema::{Item, Schemas},
+    pipelines::schema::{Item, placed, too_long},
     runs::sample,
     verbatim::Verbatim,
 };
@@ -119,19 +119,9 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 /// The operations on events.
 pub struct Events {
     pub(crate) app: Arc<App>,
-    schemas: Schemas,
 }
 
 impl Events {
-    /// The operations over the application's parts.
-    #[must_use]
-    pub fn new(app: Arc<App>) -> Self {
-        Self {
-            app,
-            schemas: Schemas::new(),
-        }
-    }
-
     /// Judges events by what the contract can't say: their types and sizes, and the schemas that
     /// their publisher has given for those types.
     async fn checked(
@@ -143,24 +133,32 @@ impl Events {
         publish::check_types(&bodies, listed)?;
         let scoped = self.app.store.scoped(scope);
         let known = scoped.event_schemas().await?;
-        let (mut items, mut events) = (Vec::new(), Vec::new());
+        let mut events = Vec::with_capacity(bodies.len());
+        let mut faults = Vec::new();
         for (at, body) in bodies.into_iter().enumerate() {
-            items.push(Item {
-                pointer: publish::pointer(at, listed),
-                schema: known.get(&body.r#type.0).cloned(),
-                data: body.data.0,
-            });
+            let data = body.data.0;
+            if data.as_str().len() > PAYLOAD_BYTES {
+                faults.push(placed(&publish::pointer(at, listed), too_long("data")));
+            }
             events.push(NewOwnEvent {
                 event_type: body.r#type.0,
-                data: JsonText::null(),
+                data,
                 external_id: body.external_id,
                 pipeline: body.pipeline,
             });
         }
-        let texts = self.schemas.check_all(items).await?;
-        for (event, text) in events.iter_mut().zip(texts) {
-            event.data = text;
+        if !faults.is_empty() {
+            faults.truncate(FAULTS_MAX);
+            return Err(Problem::invalid(faults).into());
         }
+        let mut items = Vec::new();
+        for (at, event) in events.iter().enumerate() {
+            if let Some(schema) = known.get(&event.event_type) {
+                let pointer = publish::pointer(at, listed);
+                items.push(Item::of_event(pointer, schema, &event.data));
+            }
+        }
+        self.app.schemas.check(scope.publisher(), &items).await?;
         Ok(events)
     }
 }

@@ -131,12 +131,12 @@ fn operations(app: &Arc<App>) -> Operations {
         audit::Audit { app: app() },
         jobs::JobList { app: app() },
         pipelines::Pipelines { app: app() },
-        runs::Runs::new(app()),
+        runs::Runs { app: app() },
         runs::timeline::Timelines::new(app()),
         subcommands::Subcommands::new(app()),
         (
             event_types::EventTypesApi { app: app() },
-            events::Events::new(app()),
+            events::Events { app: app() },
         ),
         (
             endpoints::Endpoints { app: app() },
@@ -333,6 +333,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         outside: Permits::new(common::OUTSIDE),
+        schemas: pipelines::schema::Schemas::new(),
         notices: auth::Notices::default(),
     });
     // Not among the tasks that a shutdown waits for: it never ends.

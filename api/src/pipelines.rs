@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use domain::{
     Code, FieldError, Problem, Timestamp,
-    id::{Id as _, PipelineId},
+    id::{Id as _, PipelineId, PublisherId},
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
@@ -29,6 +29,8 @@ use crate::{
 };
 
 pub(crate) mod schema;
+
+use schema::Schemas;
 
 /// Longest name of a subcommand, characters.
 const SUBCOMMAND_CHARS: usize = 63;
@@ -99,8 +101,10 @@ pub struct PipelineDefinition {
     #[oai(nullable, validator(max_length = 1000))]
     description: Option<String>,
     /// JSON Schema (2020-12 unless `$schema` says draft 6, 7 or 2019-09) of a run's input; null
-    /// takes anything. References stay within the schema and make no circle; patterns have no
-    /// look-around; at most 64 KiB.
+    /// takes anything. At most 64 KiB. References stay within the schema and make no circle;
+    /// patterns have no look-around and no back-references, and at most 4096 bytes; a check takes
+    /// at most 4000 steps for each value, references resolved and what `unevaluated…` looks at
+    /// again counted again, and 1000 for each byte.
     #[oai(nullable, validator(max_properties = 1000))]
     input_schema: Option<BTreeMap<String, Value>>,
     /// The same of a run's output.
@@ -169,21 +173,25 @@ impl Example for PipelineDefinition {
 
 impl PipelineDefinition {
     /// Checks what the contract can't say.
-    fn checked(self, policy: &outbound::Policy) -> Result<Definition, Problem> {
-        let mut faults = Vec::new();
+    async fn checked(
+        self,
+        policy: &outbound::Policy,
+        schemas: &Schemas,
+        publisher: PublisherId,
+    ) -> Result<Definition, Problem> {
         let schema_of = |members: Option<BTreeMap<String, Value>>| {
             members.map(|members| Value::Object(members.into_iter().collect()))
         };
         let input_schema = schema_of(self.input_schema);
         let output_schema = schema_of(self.output_schema);
-        for (pointer, schema) in [
-            ("/input_schema", &input_schema),
-            ("/output_schema", &output_schema),
-        ] {
-            if let Some(schema) = schema {
-                faults.extend(schema::faults(pointer, schema));
-            }
-        }
+        let placed = [
+            ("/input_schema", input_schema.clone()),
+            ("/output_schema", output_schema.clone()),
+        ];
+        let there = placed
+            .into_iter()
+            .filter_map(|(pointer, schema)| Some((pointer, schema?)));
+        let mut faults = schemas.faults(publisher, there.collect(), None).await?;
         let mut refused = Vec::new();
         let mut subcommands = BTreeMap::new();
         for (name, subcommand) in self.subcommands {
@@ -451,7 +459,10 @@ impl Pipelines {
         body: Body<PipelineDefinition>,
     ) -> Result<OkOrCreated<PipelineView>, ApiError> {
         let slug = slug.0.checked()?;
-        let definition = body.0.checked(&self.app.policy)?;
+        let definition = body
+            .0
+            .checked(&self.app.policy, &self.app.schemas, who.0.scope.publisher())
+            .await?;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
         let answer = scoped
@@ -595,8 +606,14 @@ impl Pipelines {
 mod tests {
     use super::*;
 
-    fn faults_of(body: PipelineDefinition) -> (Code, Vec<(String, String)>) {
-        let problem = body.checked(&outbound::Policy::default()).unwrap_err();
+    async fn checked(body: PipelineDefinition) -> Result<Definition, Problem> {
+        let publisher = PublisherId::from_uuid(uuid::Uuid::nil());
+        let (policy, schemas) = (outbound::Policy::default(), Schemas::new());
+        body.checked(&policy, &schemas, publisher).await
+    }
+
+    async fn faults_of(body: PipelineDefinition) -> (Code, Vec<(String, String)>) {
+        let problem = checked(body).await.unwrap_err();
         let found = problem.errors.into_iter();
         (
             problem.code,
@@ -615,11 +632,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_example_is_taken() {
-        let definition = PipelineDefinition::example()
-            .checked(&outbound::Policy::default())
-            .unwrap();
+    #[tokio::test]
+    async fn the_example_is_taken() {
+        let definition = checked(PipelineDefinition::example()).await.unwrap();
         assert_eq!(
             definition.subcommands["archive"].url,
             "https://example.com/archive"
@@ -636,13 +651,13 @@ mod tests {
         assert_eq!(faults[0].pointer, "/list/1");
     }
 
-    #[test]
-    fn every_fault_is_named() {
+    #[tokio::test]
+    async fn every_fault_is_named() {
         let mut body = with_subcommand("Bad/Name", "https://example.com");
         body.input_schema = serde_json::from_value(json!({"type": 3})).unwrap();
         body.output_schema =
             serde_json::from_value(json!({"$ref": "https://example.com"})).unwrap();
-        let (code, found) = faults_of(body);
+        let (code, found) = faults_of(body).await;
         assert_eq!(code, Code::ValidationFailed);
         let found: Vec<_> = found
             .iter()
@@ -656,18 +671,19 @@ mod tests {
                 ("/subcommands/Bad~1Name", "pattern"),
             ]
         );
-        let (_, found) = faults_of(with_subcommand(&"x".repeat(64), "https://example.com"));
+        let long = with_subcommand(&"x".repeat(64), "https://example.com");
+        let (_, found) = faults_of(long).await;
         assert_eq!(found[0].0, "/subcommands");
     }
 
-    #[test]
-    fn a_subcommand_goes_only_where_it_may() {
+    #[tokio::test]
+    async fn a_subcommand_goes_only_where_it_may() {
         for url in [
             "http://example.com",
             "https://127.0.0.1",
             "https://u:p@example.com",
         ] {
-            let (code, found) = faults_of(with_subcommand("a", url));
+            let (code, found) = faults_of(with_subcommand("a", url)).await;
             assert_eq!(code, Code::DestinationRefused, "{url}");
             assert_eq!(
                 found,

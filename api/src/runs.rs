@@ -8,13 +8,12 @@ use poem_openapi::{
 };
 
 use domain::{
-    Code, JsonText, Problem,
-    id::{PipelineId, RunId},
-    limits::PROGRESS_BYTES,
-    run::RunStatus,
-    slug::Slug,
+    Code, JsonText, Problem, id::RunId, limits::PROGRESS_BYTES, run::RunStatus, slug::Slug,
 };
-use persistence::{Judge, NewRun, Patience, Pipeline, Run, RunFilter, Scoped, StoreError};
+use persistence::{
+    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Patience, Run, RunFilter, Scope,
+    StoreError,
+};
 
 use crate::{
     auth::{AdminOrRunner, Runner},
@@ -25,7 +24,7 @@ use crate::{
     http::{ApiError, Body, OptionalBody, RequestContext},
     idempotency::Idempotency,
     pipelines::{
-        schema::{Schemas, Side, payload_bytes},
+        schema::{Item, Side, check_payload_bytes},
         slugs,
     },
 };
@@ -38,6 +37,9 @@ use views::{
     CancelBody, CancelledRuns, ClaimBody, ClaimedRun, ClaimedRuns, CompleteBody, CreatedRunView,
     FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView, Status,
 };
+
+/// How often an input is judged by a pipeline that changes meanwhile.
+const VERSIONS_TRIED: u32 = 5;
 
 const FINISHING: [Code; 2] = [Code::IdempotencyKeyReused, Code::ClaimLost];
 
@@ -81,75 +83,89 @@ pub const DOCS: &[OperationDoc] = &[
 /// The operations on runs.
 pub struct Runs {
     pub(crate) app: Arc<App>,
-    schemas: Schemas,
 }
 
 impl Runs {
-    /// The operations over the application's parts.
-    #[must_use]
-    pub fn new(app: Arc<App>) -> Self {
-        Self {
-            app,
-            schemas: Schemas::new(),
+    /// What a version of a pipeline says of an input.
+    ///
+    /// # Errors
+    /// When it could not be judged.
+    async fn judged(
+        &self,
+        scope: &Scope,
+        found: &KeptVersion,
+        input: &JsonText,
+    ) -> Result<Judged, Problem> {
+        let mut verdict = Ok(());
+        if let Some(schema) = &found.definition.input_schema {
+            let version = (found.pipeline, found.version);
+            let item = Item::of_run(version, Side::Input, schema, input);
+            verdict = self.app.schemas.check(scope.publisher(), &[item]).await;
+        }
+        match verdict {
+            Err(problem) if problem.code != Code::ValidationFailed => Err(problem),
+            verdict => Ok(Judged {
+                pipeline: found.pipeline,
+                version: found.version,
+                verdict,
+            }),
         }
     }
 
-    /// Judges an input by the pipeline's present version, before the store is kept waiting. Which
-    /// version the run will keep is certain only within its transaction.
-    async fn prejudge(
+    /// Creates a run whose input was judged by the very version that it keeps. Nothing is judged
+    /// while a transaction waits: if the pipeline has changed by then, the transaction is given up
+    /// and the input judged once more.
+    async fn create_judged<A>(
         &self,
-        scoped: &Scoped,
-        pipeline: &Slug,
-        input: JsonText,
-    ) -> Result<(JsonText, Option<Verdict>), ApiError> {
-        let found = match scoped.likely_version(pipeline).await {
+        scope: &Scope,
+        context: &Context,
+        (slug, new): (&Slug, NewRun),
+        render: A,
+    ) -> Result<Answer, ApiError>
+    where
+        A: Fn(&CreatedRun) -> Answer + Send + Sync,
+    {
+        let scoped = self.app.store.scoped(scope);
+        check_payload_bytes("input", &new.input)?;
+        let new = Arc::new(new);
+        let mut version = match scoped.likely_version(slug).await {
             // Left to the transaction, which may have an answer kept from when it existed.
-            Err(StoreError::Refused(_)) => return Ok((input, None)),
-            found => found?,
+            Err(StoreError::Refused(_)) => None,
+            found => Some(found?),
         };
-        let schema = found.definition.input_schema.as_ref();
-        let version = (found.pipeline, found.version);
-        let checked = self.schemas.check(version, Side::Input, schema, input);
-        let (input, verdict) = checked.await;
-        Ok((input, Some((version, verdict))))
-    }
-
-    /// Whether the version that a new run will keep takes its input.
-    fn judge(&self, before: Option<Verdict>) -> Judge {
-        let schemas = self.schemas.clone();
-        Arc::new(move |pipeline: &Pipeline, input: &JsonText| {
-            let version = (pipeline.id, pipeline.version);
-            match &before {
-                Some((judged, verdict)) if *judged == version => verdict.clone(),
-                _ => {
-                    let schema = pipeline.definition.input_schema.as_ref();
-                    schemas.check_now(version, Side::Input, schema, input)
-                }
+        for _ in 0..VERSIONS_TRIED {
+            let judged = match &version {
+                Some(version) => Some(self.judged(scope, version, &new.input).await?),
+                None => None,
+            };
+            let created = scoped.create_run(context, Arc::clone(&new), judged, &render);
+            match created.await {
+                Err(StoreError::VersionChanged(now)) => version = Some(*now),
+                answered => return Ok(answered?),
             }
-        })
+        }
+        let detail = "The pipeline changes faster than the input can be checked.";
+        let problem = Problem::new(Code::Overloaded, detail).retry_after(1);
+        Err(problem.into())
     }
 
     /// The output of a run, judged by the version that the run was created with.
     async fn judged_output(
         &self,
-        scoped: &Scoped,
+        scope: &Scope,
         run: RunId,
         output: JsonText,
     ) -> Result<JsonText, ApiError> {
-        let kept = scoped.version_of_run(run).await?;
-        let schema = kept.definition.output_schema.as_ref();
-        let version = (kept.pipeline, kept.version);
-        let (output, verdict) = self
-            .schemas
-            .check(version, Side::Output, schema, output)
-            .await;
-        verdict?;
+        let kept = self.app.store.scoped(scope).version_of_run(run).await?;
+        check_payload_bytes("output", &output)?;
+        if let Some(schema) = &kept.definition.output_schema {
+            let version = (kept.pipeline, kept.version);
+            let item = Item::of_run(version, Side::Output, schema, &output);
+            self.app.schemas.check(scope.publisher(), &[item]).await?;
+        }
         Ok(output)
     }
 }
-
-/// What is to be said of an input, by which version.
-type Verdict = ((PipelineId, i64), Result<(), Problem>);
 
 /// A claim at once makes its holder a runner.
 fn check_may_claim(wanted: bool, may: bool) -> Result<(), Problem> {
@@ -186,36 +202,34 @@ impl Runs {
     ) -> Result<OkOrCreated<CreatedRunView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
         check_may_claim(body.0.claim, who.0.grants.runner)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
-        let (input, verdict) = self.prejudge(&scoped, &slug, body.0.input.0).await?;
         let new = NewRun {
             pipeline: slug.to_string(),
-            input,
+            input: body.0.input.0,
             external_id: body.0.external_id,
             priority: body.0.priority,
             not_before: body.0.not_before.map(|at| at.0),
             claim: body.0.claim,
         };
-        let judge = self.judge(verdict);
         let key = key.of("create_run", request);
         let context = self.app.context(request, who.0.actor(), key);
-        let answer = scoped
-            .create_run(&context, new, judge, |created| {
-                let view = CreatedRunView::from(created);
-                let revision = Some(created.run.revision);
-                let location = format!("/v1/runs/{}", created.run.id);
-                if created.existed {
-                    answer_text(200, &view, revision, None, false)
-                } else {
-                    answer_text(
-                        201,
-                        &view,
-                        revision,
-                        Some(location),
-                        created.claim.is_some(),
-                    )
-                }
-            })
+        let render = |created: &CreatedRun| {
+            let view = CreatedRunView::from(created);
+            let revision = Some(created.run.revision);
+            let location = format!("/v1/runs/{}", created.run.id);
+            if created.existed {
+                answer_text(200, &view, revision, None, false)
+            } else {
+                answer_text(
+                    201,
+                    &view,
+                    revision,
+                    Some(location),
+                    created.claim.is_some(),
+                )
+            }
+        };
+        let answer = self
+            .create_judged(&who.0.scope, &context, (&slug, new), render)
             .await?;
         Ok(answer.into())
     }
@@ -435,7 +449,9 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        let output = self.judged_output(&scoped, id, body.0.output.0).await?;
+        let output = self
+            .judged_output(&who.0.scope, id, body.0.output.0)
+            .await?;
         let key = key.of("complete_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         Ok(scoped
@@ -466,7 +482,7 @@ impl Runs {
         let id = parse_id::<RunId>(&id.0)?;
         let retryable = body.0.retryable;
         let error = body.0.error.0;
-        payload_bytes("error", &error)?;
+        check_payload_bytes("error", &error)?;
         let key = key.of("fail_run", request);
         let context = self.app.context(request, who.0.actor(), key);
         let scoped = self.app.store.scoped(&who.0.scope);
@@ -519,7 +535,7 @@ fn check_progress(progress: &JsonText) -> Result<(), Problem> {
 }
 
 /// A changed run.
-fn shown(run: &Run) -> persistence::Answer {
+fn shown(run: &Run) -> Answer {
     answer_text(200, &RunView::from(run), Some(run.revision), None, false)
 }
 

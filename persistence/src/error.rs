@@ -3,6 +3,8 @@
 use domain::{Code, Problem};
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
+use crate::KeptVersion;
+
 /// Why a store call did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -18,6 +20,10 @@ pub enum StoreError {
     /// The engine gave up this transaction in favour of another; it is run again.
     #[error("the transaction lost against another one: {0}")]
     Conflict(String),
+    /// The decision was made by another version of the pipeline than the one that it has now;
+    /// nothing was changed.
+    #[error("the pipeline has another version by now")]
+    VersionChanged(Box<KeptVersion>),
     /// A defect of ours, or a damaged store.
     #[error("the store failed: {0}")]
     Internal(String),
@@ -29,7 +35,10 @@ impl StoreError {
     #[must_use]
     pub const fn may_pass(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Uncertain(_) | Self::Conflict(_) => true,
+            Self::Unavailable(_)
+            | Self::Uncertain(_)
+            | Self::Conflict(_)
+            | Self::VersionChanged(_) => true,
             Self::Refused(_) | Self::Internal(_) => false,
         }
     }

@@ -151,7 +151,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T>) {
 
 fn copy_of(error: &StoreError) -> StoreError {
     match error {
-        StoreError::Refused(problem) => StoreError::Refused(problem.clone()),
+        StoreError::Refused(_) | StoreError::VersionChanged(_) => error.clone(),
         StoreError::Unavailable(text) | StoreError::Conflict(text) => {
             StoreError::Unavailable(text.clone())
         }
@@ -595,7 +595,7 @@ impl Worker {
 
     fn answer_all(&mut self, gathered: Gathered, done: Done) {
         for ((_, reply), result) in gathered.creates.into_iter().zip(done.creates) {
-            answer(reply, result.map_err(StoreError::from));
+            answer(reply, result);
         }
         for ((_, reply), result) in gathered.changes.into_iter().zip(done.changes) {
             answer(reply, result.map_err(StoreError::from));

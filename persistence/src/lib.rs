@@ -108,7 +108,7 @@ pub use publishers::{
 pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{
-    BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judge,
+    BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judged,
     timeline::TimelineEntry,
 };
 pub use scope::{Principal, Scope, Scoped, System};

@@ -43,7 +43,7 @@ mod row;
 pub(crate) mod timeline;
 pub(crate) mod waiting;
 
-use batch::{Batch, Change, Create, Judge, What, apply};
+use batch::{Batch, Change, Create, Judged, What, apply};
 use claims::Claim;
 use row::{News, save_all};
 
@@ -249,20 +249,21 @@ pub struct BulkCancelled {
     pub more: bool,
 }
 
-fn first<T>(results: Vec<Result<T, Problem>>) -> Result<T> {
+fn first<T, E: Into<StoreError>>(results: Vec<Result<T, E>>) -> Result<T> {
     let first = results.into_iter().next();
-    Ok(first.ok_or_else(|| damaged("batch of one"))??)
+    let first = first.ok_or_else(|| damaged("batch of one"))?;
+    first.map_err(Into::into)
 }
 
 impl Scoped {
-    /// Creates a run, or finds the one that has its external identifier already. `judge` says
-    /// whether the very version that the run is to keep takes its input; it must be quick, since
-    /// a transaction waits for it.
+    /// Creates a run, or finds the one that has its external identifier already. `judged` says
+    /// whether its input is taken. If that was another version than the one that the run is to
+    /// keep, nothing is done: the error names this one, for the caller to judge by.
     pub async fn create_run<A>(
         &self,
         context: &Context,
-        new: NewRun,
-        judge: Judge,
+        new: Arc<NewRun>,
+        judged: Option<Judged>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -276,7 +277,7 @@ impl Scoped {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
             new,
-            judge,
+            judged,
         });
         if context.idempotency.is_none() {
             return Ok(render(&self.store.inner.lane.create(create).await?));

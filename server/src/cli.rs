@@ -187,10 +187,16 @@ fn load(file: Option<&std::path::Path>) -> Result<Loaded, Failure> {
     config::load(std::env::vars_os(), file).map_err(|faults| Failure::Usage(faults.to_string()))
 }
 
+/// Longest wait, at the end, for threads that are at work still.
+const BLOCKED_AT_MOST: std::time::Duration = std::time::Duration::from_secs(3);
+
 fn in_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime can't start: {error}")))?;
-    runtime.block_on(work)
+    let done = runtime.block_on(work);
+    // What can't be stopped, such as an evaluation of a schema, has no say in when this ends.
+    runtime.shutdown_timeout(BLOCKED_AT_MOST);
+    done
 }

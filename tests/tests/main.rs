@@ -32,6 +32,7 @@ mod replicas;
 mod resolving;
 mod rotations;
 mod runs;
+mod schemas;
 mod secrets;
 mod shares;
 mod silence;

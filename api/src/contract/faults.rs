@@ -17,6 +17,7 @@ use super::{
     schema::{operations, refer, reference, references_in},
     sizes::{Sizes, is_large},
 };
+use crate::pipelines::schema::unique_items;
 
 /// Longest pointer that is answered, bytes; a longer one is cut after a whole step.
 const POINTER_BYTES: usize = 200;
@@ -67,8 +68,9 @@ pub(super) fn compile(
         .should_ignore_unknown_formats(true)
         // What we can keep, no more: nothing before 1970.
         .with_format("date-time", |text: &str| Timestamp::parse(text).is_some())
-        // Linear in the input, whatever the pattern.
+        // Linear in the input, whatever the pattern and the items.
         .with_pattern_options(PatternOptions::regex())
+        .with_keyword("uniqueItems", unique_items)
         .build(&schema)
 }
 
@@ -311,7 +313,10 @@ fn explain_one(error: &ValidationError<'_>) -> Option<(&'static str, String)> {
                 describe::one_of(&[(**expected_value).clone()])
             ),
         ),
-        Kind::UniqueItems => ("duplicate", "must not hold the same item twice".to_owned()),
+        // Checked by ourselves.
+        Kind::Custom { keyword, .. } if keyword == "uniqueItems" => {
+            ("duplicate", "must not hold the same item twice".to_owned())
+        }
         Kind::Format { format } => {
             let name = describe::format_name(format).unwrap_or("of the documented format");
             ("format", format!("must be {name}"))

@@ -1,75 +1,49 @@
 //! JSON Schemas of publishers: of a pipeline, obeyed by runs, and of a type of events, obeyed by
 //! what is published. They are checked when they are registered.
 //!
-//! They come from strangers and are evaluated on a shared machine, so everything that makes an
-//! evaluation expensive has a limit: size, patterns (linear ones only), references (local ones
-//! only, never in a circle) and the product of schema and payload. Nothing is ever fetched.
+//! They come from strangers and are evaluated on a shared machine, and an evaluation can't be
+//! stopped. So what it may cost is known before it begins: [`cost`] bounds the steps that a schema
+//! takes for each value and byte of a payload, and their product has a limit. What is more than a
+//! moment's work is done by [`workers`], of which every publisher has its share; never on a thread
+//! that answers requests, and never while a transaction waits. Nothing is ever fetched.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
-use jsonschema::{Draft, PatternOptions, Validator};
-use moka::sync::Cache;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use domain::{
-    Code, FieldError, JsonText, Problem,
-    id::{Id as _, PipelineId},
+    FieldError, JsonText, Problem,
+    id::{Id as _, PipelineId, PublisherId},
     limits::{PAYLOAD_BYTES, PAYLOAD_VALUES},
 };
 use persistence::TypeSchema;
 use uuid::Uuid;
 
-use crate::contract::{self, FAULTS_MAX, child};
+use crate::contract::{self, FAULTS_MAX};
 
-/// Largest schema, bytes of JSON.
-pub(crate) const SCHEMA_BYTES: usize = 64 * 1024;
-/// Most parts of a schema once each reference is replaced by what it refers to.
-const PARTS_MAX: u64 = 4_000;
-/// Deepest nesting of the same.
-const PARTS_DEEP_MAX: usize = 96;
-/// Most patterns of a schema.
-const PATTERNS_MAX: usize = 32;
-/// Largest compiled pattern, bytes.
-const PATTERN_BYTES: usize = 512 * 1024;
-/// Most work (parts of the schema × size of the payload) that one check may be.
+mod cache;
+mod compile;
+mod cost;
+mod pattern;
+mod unique;
+mod workers;
+
+use cache::{Cached, Known};
+use compile::{Compiled, compile};
+use cost::REGISTERED;
+pub(crate) use unique::unique_items;
+use workers::Workers;
+
+/// Most threads that evaluate schemas at once.
+const WORKERS_MAX: usize = 8;
+/// Most steps that one check may take: some tenths of a second.
 const WORK_MAX: u64 = 20_000_000;
-/// Above this a check leaves the threads that answer requests.
-const WORK_INLINE_MAX: u64 = 500_000;
+/// Up to this a check is made where it is asked for: about a millisecond at most.
+const WORK_INLINE_MAX: u64 = 50_000;
+/// Larger payloads than this are never looked at where they are asked for, bytes.
+const BYTES_INLINE_MAX: usize = 16 * 1024;
 /// Up to this every fault is looked for; above, the answer only says that there are some.
-const WORK_EXPLAINED_MAX: u64 = 200_000;
-/// Memory for compiled schemas, bytes, estimated.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Keywords whose value is a map from names to schemas.
-const NAMED: [&str; 6] = [
-    "properties",
-    "patternProperties",
-    "dependentSchemas",
-    "dependencies",
-    "$defs",
-    "definitions",
-];
-/// Keywords whose value is a schema, or a list of them.
-const APPLIED: [&str; 16] = [
-    "additionalItems",
-    "additionalProperties",
-    "allOf",
-    "anyOf",
-    "contains",
-    "else",
-    "if",
-    "items",
-    "not",
-    "oneOf",
-    "prefixItems",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "contentSchema",
-];
-/// Keywords whose value is data, whatever it looks like.
-const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
+const WORK_EXPLAINED_MAX: u64 = 1_000_000;
 
 /// What a schema judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,220 +75,242 @@ impl Side {
     }
 }
 
-/// A schema that passed [`compile`].
-pub(crate) struct Compiled {
-    validator: Validator,
-    parts: u64,
-    bytes: u64,
-}
-
 /// A schema: of which pipeline or type, in which version, and which of its schemas.
 type Key = (Uuid, i64, Side);
 
-/// An event's data, and the schema that judges it, if there is one.
-pub(crate) struct Item {
-    /// Where the event stands in its request: empty, or `/events/3`.
-    pub(crate) pointer: String,
-    pub(crate) schema: Option<TypeSchema>,
-    pub(crate) data: JsonText,
+/// A payload, and the schema that judges it.
+pub(crate) struct Item<'a> {
+    /// Where it stands in its request: empty, or `/events/3`.
+    pointer: Cow<'a, str>,
+    key: Key,
+    schema: Cow<'a, Value>,
+    /// The payload: JSON.
+    text: Cow<'a, str>,
+    /// How many values it consists of.
+    values: usize,
 }
 
-/// Compiled schemas by version, which never changes.
+impl<'a> Item<'a> {
+    /// A run's input or output, by the schema of a pipeline's version.
+    pub(crate) fn of_run(
+        version: (PipelineId, i64),
+        side: Side,
+        schema: &'a Value,
+        payload: &'a JsonText,
+    ) -> Self {
+        Self {
+            pointer: Cow::Borrowed(""),
+            key: (version.0.uuid(), version.1, side),
+            schema: Cow::Borrowed(schema),
+            text: Cow::Borrowed(payload.as_str()),
+            values: payload.values(),
+        }
+    }
+
+    /// The data of an event that stands at `pointer`.
+    pub(crate) fn of_event(pointer: String, schema: &'a TypeSchema, payload: &'a JsonText) -> Self {
+        Self {
+            pointer: Cow::Owned(pointer),
+            key: (schema.id, schema.revision, Side::Data),
+            schema: Cow::Borrowed(&schema.schema),
+            text: Cow::Borrowed(payload.as_str()),
+            values: payload.values(),
+        }
+    }
+
+    fn side(&self) -> Side {
+        self.key.2
+    }
+
+    /// The same for another thread. What is compiled already needs no copy of the schema.
+    fn owned(&self, known: &Known) -> Item<'static> {
+        let schema = match known.get(&self.key) {
+            Some(_) => Value::Null,
+            None => self.schema.clone().into_owned(),
+        };
+        Item {
+            pointer: Cow::Owned(self.pointer.clone().into_owned()),
+            key: self.key,
+            schema: Cow::Owned(schema),
+            text: Cow::Owned(self.text.clone().into_owned()),
+            values: self.values,
+        }
+    }
+}
+
+/// Judges by schemas. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Schemas(Cache<Key, Arc<Compiled>>);
+pub(crate) struct Schemas {
+    known: Arc<Known>,
+    workers: Workers,
+}
 
 impl Schemas {
     pub(crate) fn new() -> Self {
-        let weight =
-            |_: &_, schema: &Arc<Compiled>| u32::try_from(schema.bytes).unwrap_or(u32::MAX);
-        Self(
-            Cache::builder()
-                .max_capacity(CACHE_BYTES)
-                .weigher(weight)
-                .build(),
-        )
-    }
-
-    /// Judges a run's input or output. Hands the payload back, with what is to be said of it:
-    /// `validation_failed` with pointers under `/input` or `/output`.
-    pub(crate) async fn check(
-        &self,
-        version: (PipelineId, i64),
-        side: Side,
-        schema: Option<&Value>,
-        payload: JsonText,
-    ) -> (JsonText, Result<(), Problem>) {
-        let (job, tree) = match self.job(version, side, schema, &payload) {
-            Ok(Some(job)) => job,
-            Ok(None) => return (payload, Ok(())),
-            Err(problem) => return (payload, Err(problem)),
-        };
-        if job.work <= WORK_INLINE_MAX {
-            return (payload, job.run(&tree));
+        Self {
+            known: Arc::new(Known::new()),
+            workers: Workers::new(),
         }
-        let done = tokio::task::spawn_blocking(move || job.run(&tree));
-        let verdict = done.await.unwrap_or_else(|_| Err(Code::Internal.into()));
-        (payload, verdict)
     }
 
-    /// The same at once, on the thread that asks: for the rare case that a pipeline changed since
-    /// [`Schemas::check`].
+    /// Judges payloads of a publisher. All together have the limits of one check.
     ///
     /// # Errors
-    /// As there.
-    pub(crate) fn check_now(
+    /// `validation_failed` with pointers under `/input`, `/output` or `/data`; `share_exceeded` if
+    /// the publisher's checks under way leave no place for more in time.
+    pub(crate) async fn check(
         &self,
-        version: (PipelineId, i64),
-        side: Side,
-        schema: Option<&Value>,
-        payload: &JsonText,
+        publisher: PublisherId,
+        items: &[Item<'_>],
     ) -> Result<(), Problem> {
-        match self.job(version, side, schema, payload)? {
-            Some((job, tree)) => job.run(&tree),
-            None => Ok(()),
+        if items.is_empty() {
+            return Ok(());
         }
+        let many = items.iter().filter(|item| item.values > PAYLOAD_VALUES);
+        let faults: Vec<_> = many.take(FAULTS_MAX).map(too_many_values).collect();
+        if !faults.is_empty() {
+            return Err(Problem::invalid(faults));
+        }
+        if let Some(verdict) = self.check_at_once(items) {
+            return verdict;
+        }
+        let owned: Vec<_> = items.iter().map(|item| item.owned(&self.known)).collect();
+        let known = Arc::clone(&self.known);
+        let judged = self.workers.run(publisher, move || {
+            let jobs = owned.iter().map(|item| Job::of(&known, publisher, item));
+            judge_all(jobs, owned.len() > 1)
+        });
+        judged.await?
     }
 
-    /// Judges the data of all events of a request, each where it stands, and hands them back. All
-    /// checks together have the limits of one.
-    pub(crate) async fn check_all(&self, items: Vec<Item>) -> Result<Vec<JsonText>, Problem> {
-        let (mut faults, mut texts, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
-        let mut work = 0;
+    /// The same on this thread, if it is but a moment's work.
+    fn check_at_once(&self, items: &[Item<'_>]) -> Option<Result<(), Problem>> {
+        let bytes: usize = items.iter().map(|item| item.text.len()).sum();
+        if bytes > BYTES_INLINE_MAX {
+            return None;
+        }
+        let mut jobs = Vec::with_capacity(items.len());
+        let mut work = 0_u64;
         for item in items {
-            let bytes = item.data.as_str().len();
-            if bytes > PAYLOAD_BYTES {
-                faults.push(placed(&item.pointer, too_long("data")));
-            } else if let Some(schema) = &item.schema {
-                let key = (schema.id, schema.revision, Side::Data);
-                let tree = match tree_of("data", &item.data) {
-                    Ok(tree) => tree,
-                    Err(fault) => {
-                        faults.push(placed(&item.pointer, fault));
-                        continue;
-                    }
-                };
-                let job = self.prepared(key, &schema.schema, bytes, &tree)?;
-                work += job.work;
-                jobs.push((job, item.pointer, tree));
+            let job = Job::with(self.known.get(&item.key)?, item);
+            work = work
+                .saturating_add(job.work())
+                .saturating_add(job.explain());
+            jobs.push(job);
+        }
+        (work <= WORK_INLINE_MAX).then(|| judge_all(jobs.into_iter(), items.len() > 1))
+    }
+
+    /// The faults of schemas that are to be registered, each at its pointer of the request; and of
+    /// an example of the first one.
+    ///
+    /// # Errors
+    /// As [`Schemas::check`].
+    pub(crate) async fn faults(
+        &self,
+        publisher: PublisherId,
+        schemas: Vec<(&'static str, Value)>,
+        example: Option<(&'static str, String)>,
+    ) -> Result<Vec<FieldError>, Problem> {
+        if schemas.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.workers.run(publisher, move || {
+            let mut found = Vec::new();
+            let mut first = None;
+            for (pointer, schema) in &schemas {
+                match compile(schema, REGISTERED) {
+                    Ok(compiled) => first = first.or(Some(compiled)),
+                    Err(faults) => found.extend(faults.into_iter().map(|fault| FieldError {
+                        pointer: format!("{pointer}{}", fault.pointer),
+                        detail: shortened(fault.detail),
+                        ..fault
+                    })),
+                }
             }
-            texts.push(item.data);
-        }
-        if work > WORK_MAX {
-            let detail = "The events and their schemas are together too large to check.";
-            let pointer = if texts.len() > 1 { "/events" } else { "/data" };
-            faults.push(FieldError::new(pointer, "too_large", detail));
-        } else if work > WORK_INLINE_MAX {
-            let judged = tokio::task::spawn_blocking(move || judge_all(&jobs)).await;
-            faults.extend(judged.map_err(|_| Problem::from(Code::Internal))?);
-        } else {
-            faults.extend(judge_all(&jobs));
-        }
-        if faults.is_empty() {
-            return Ok(texts);
-        }
-        faults.truncate(FAULTS_MAX);
-        Err(Problem::invalid(faults))
-    }
-
-    /// What is to be done to judge a payload, and the payload as a tree; nothing without a schema.
-    fn job(
-        &self,
-        version: (PipelineId, i64),
-        side: Side,
-        schema: Option<&Value>,
-        payload: &JsonText,
-    ) -> Result<Option<(Job, Value)>, Problem> {
-        let bytes = payload_bytes(side.member(), payload)?;
-        let Some(schema) = schema else {
-            return Ok(None);
-        };
-        let key = (version.0.uuid(), version.1, side);
-        let tree =
-            tree_of(side.member(), payload).map_err(|fault| Problem::invalid(vec![fault]))?;
-        let job = self.prepared(key, schema, bytes, &tree)?;
-        Ok(Some((job, tree)))
-    }
-
-    fn prepared(
-        &self,
-        key: Key,
-        schema: &Value,
-        bytes: usize,
-        payload: &Value,
-    ) -> Result<Job, Problem> {
-        let compiled = match self.0.get(&key) {
-            Some(known) => known,
-            None => self.keep(key, schema)?,
-        };
-        let work = compiled.parts * (nodes(payload) + bytes as u64 / 16);
-        Ok(Job {
-            compiled,
-            side: key.2,
-            work,
-        })
-    }
-
-    fn keep(&self, key: Key, schema: &Value) -> Result<Arc<Compiled>, Problem> {
-        let fresh = compile(schema).map_err(|faults| {
-            let fault = faults.first().map(|fault| fault.detail.as_str());
-            tracing::error!(?key, fault, "a stored schema does not compile");
-            Problem::from(Code::Internal)
-        })?;
-        let fresh = Arc::new(fresh);
-        self.0.insert(key, Arc::clone(&fresh));
-        Ok(fresh)
+            if let (Some(compiled), Some((pointer, text)), true) =
+                (first, example, found.is_empty())
+            {
+                found = example_faults(compiled, pointer, &text);
+            }
+            found.truncate(FAULTS_MAX);
+            found
+        });
+        found.await
     }
 }
 
-/// The size of a payload as JSON, which has a limit.
+/// Refuses a payload that is too long.
 ///
 /// # Errors
 /// `validation_failed` at the request's `member`.
-pub(crate) fn payload_bytes(member: &str, payload: &JsonText) -> Result<usize, Problem> {
-    let bytes = payload.as_str().len();
-    if bytes > PAYLOAD_BYTES {
+pub(crate) fn check_payload_bytes(member: &str, payload: &JsonText) -> Result<(), Problem> {
+    if payload.as_str().len() > PAYLOAD_BYTES {
         return Err(Problem::invalid(vec![too_long(member)]));
     }
-    Ok(bytes)
+    Ok(())
 }
 
-/// A payload as a tree, to be judged: one of too many values would take too much room.
-fn tree_of(member: &str, payload: &JsonText) -> Result<Value, FieldError> {
-    if payload.values() > PAYLOAD_VALUES {
-        let detail = format!(
-            "`{member}` may have at most {PAYLOAD_VALUES} values where a schema judges it."
-        );
-        return Err(FieldError::new(
-            format!("/{member}"),
-            "too_many_values",
-            detail,
-        ));
-    }
-    Ok(payload.to_tree())
-}
-
-fn too_long(member: &str) -> FieldError {
+/// A payload that is longer than any may be.
+pub(crate) fn too_long(member: &str) -> FieldError {
     let detail = format!("`{member}` may have at most {PAYLOAD_BYTES} bytes of JSON.");
     FieldError::new(format!("/{member}"), "too_long", detail)
 }
 
-/// The faults of several payloads, each with the pointer of its event.
-fn judge_all(jobs: &[(Job, String, Value)]) -> Vec<FieldError> {
+/// A tree of too many values would take too much room.
+fn too_many_values(item: &Item<'_>) -> FieldError {
+    let member = item.side().member();
+    let detail =
+        format!("`{member}` may have at most {PAYLOAD_VALUES} values where a schema judges it.");
+    let fault = FieldError::new(format!("/{member}"), "too_many_values", detail);
+    placed(&item.pointer, fault)
+}
+
+/// The faults of an example that stands at `pointer`.
+fn example_faults(compiled: Compiled, pointer: &str, text: &str) -> Vec<FieldError> {
+    let item = Item {
+        pointer: Cow::Borrowed(""),
+        key: (Uuid::nil(), 0, Side::Data),
+        schema: Cow::Owned(Value::Null),
+        text: Cow::Borrowed(text),
+        values: 0,
+    };
+    let job = Job::with(Arc::new(Ok(compiled)), &item);
+    let found = judge_all(std::iter::once(job), false)
+        .err()
+        .map(|problem| problem.errors);
+    let found = found.into_iter().flatten().map(|fault| FieldError {
+        pointer: fault.pointer.replacen("/data", pointer, 1),
+        detail: fault.detail.replacen("`data", "`example", 1),
+        ..fault
+    });
+    found.collect()
+}
+
+/// Judges payloads one after the other, as far as they are not too much work together.
+fn judge_all<'a>(jobs: impl Iterator<Item = Job<'a>>, several: bool) -> Result<(), Problem> {
+    let (mut work, mut explained) = (WORK_MAX, WORK_EXPLAINED_MAX);
     let mut faults = Vec::new();
-    for (job, pointer, data) in jobs {
+    for job in jobs {
+        work = match work.checked_sub(job.work()) {
+            Some(left) => left,
+            None => return Err(job.too_large(several)),
+        };
+        let found = job.faults(&mut explained).into_iter();
+        faults.extend(found.map(|fault| placed(&job.item.pointer, fault)));
         if faults.len() >= FAULTS_MAX {
             break;
         }
-        if let Err(problem) = job.run(data) {
-            let found = problem.errors.into_iter();
-            faults.extend(found.map(|fault| placed(pointer, fault)));
-        }
     }
-    faults
+    if faults.is_empty() {
+        return Ok(());
+    }
+    faults.truncate(FAULTS_MAX);
+    Err(Problem::invalid(faults))
 }
 
 /// Moves a fault of an event to where the event stands in its request.
-fn placed(pointer: &str, fault: FieldError) -> FieldError {
+pub(crate) fn placed(pointer: &str, fault: FieldError) -> FieldError {
     if pointer.is_empty() {
         return fault;
     }
@@ -326,43 +322,90 @@ fn placed(pointer: &str, fault: FieldError) -> FieldError {
     }
 }
 
-/// One payload to judge by one schema.
-struct Job {
-    compiled: Arc<Compiled>,
-    side: Side,
-    work: u64,
+/// One payload to judge, with its tree and what that is going to cost.
+struct Job<'a> {
+    item: &'a Item<'a>,
+    compiled: Arc<Cached>,
+    payload: Value,
+    values: u64,
 }
 
-impl Job {
-    fn run(&self, payload: &Value) -> Result<(), Problem> {
-        let member = self.side.member();
-        let pointer = format!("/{member}");
-        if self.work > WORK_MAX {
-            let detail = format!(
-                "`{member}` and {} are together too large to check.",
-                self.side.owner()
-            );
-            return Err(Problem::field(&pointer, "too_large", detail));
+impl<'a> Job<'a> {
+    fn of(known: &Known, publisher: PublisherId, item: &'a Item<'a>) -> Self {
+        Self::with(
+            known.get_or_compile(publisher, item.key, &item.schema),
+            item,
+        )
+    }
+
+    fn with(compiled: Arc<Cached>, item: &'a Item<'a>) -> Self {
+        // It was parsed before, and taken.
+        let payload = serde_json::from_str(&item.text).unwrap_or_default();
+        Self {
+            item,
+            compiled,
+            values: values_of(&payload),
+            payload,
         }
-        let validator = &self.compiled.validator;
-        if validator.is_valid(payload) {
-            return Ok(());
+    }
+
+    /// Steps to learn whether it fits.
+    fn work(&self) -> u64 {
+        self.compiled.as_ref().as_ref().map_or(0, |compiled| {
+            compiled.check.of(self.values, self.item.text.len() as u64)
+        })
+    }
+
+    /// Steps to learn why it does not, on top.
+    fn explain(&self) -> u64 {
+        self.compiled.as_ref().as_ref().map_or(0, |compiled| {
+            compiled
+                .explain
+                .of(self.values, self.item.text.len() as u64)
+        })
+    }
+
+    fn too_large(&self, several: bool) -> Problem {
+        if several {
+            let detail = "The events and their schemas are together too large to check.";
+            return Problem::field("/events", "too_large", detail);
+        }
+        let side = self.item.side();
+        let (member, owner) = (side.member(), side.owner());
+        let detail = format!("`{member}` and {owner} are together too large to check.");
+        let fault = FieldError::new(format!("/{member}"), "too_large", detail);
+        Problem::invalid(vec![placed(&self.item.pointer, fault)])
+    }
+
+    /// Its faults. Takes the steps of looking for them from `explained`, unless it has too few.
+    fn faults(&self, explained: &mut u64) -> Vec<FieldError> {
+        let side = self.item.side();
+        let (member, owner) = (side.member(), side.owner());
+        let pointer = format!("/{member}");
+        let compiled = match &*self.compiled {
+            Ok(compiled) => compiled,
+            Err(fault) => {
+                let detail = format!(
+                    "{owner} can't be evaluated any more and has to be registered anew: at `{}`: {}",
+                    fault.pointer, fault.detail
+                );
+                return vec![FieldError::new(pointer, "invalid", capitalised(detail))];
+            }
+        };
+        if compiled.validator.is_valid(&self.payload) {
+            return Vec::new();
         }
         // The library collects every fault before it hands out the first one.
-        let found = if self.work <= WORK_EXPLAINED_MAX {
-            contract::faults_of(validator, payload)
-        } else {
-            Vec::new()
-        };
-        let mut faults: Vec<FieldError> = found
-            .into_iter()
-            .map(|fault| below(&pointer, member, fault))
-            .collect();
-        if faults.is_empty() {
-            let detail = format!("`{member}` is not what {} takes.", self.side.owner());
-            faults.push(FieldError::new(pointer, "invalid", detail));
+        if let Some(left) = explained.checked_sub(self.explain()) {
+            *explained = left;
+            let found = contract::faults_of(&compiled.validator, &self.payload);
+            if !found.is_empty() {
+                let found = found.into_iter();
+                return found.map(|fault| below(&pointer, member, fault)).collect();
+            }
         }
-        Err(Problem::invalid(faults))
+        let detail = format!("`{member}` is not what {owner} takes.");
+        vec![FieldError::new(pointer, "invalid", detail)]
     }
 }
 
@@ -379,6 +422,13 @@ fn below(pointer: &str, member: &str, fault: FieldError) -> FieldError {
     }
 }
 
+fn capitalised(mut detail: String) -> String {
+    if let Some(first) = detail.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    shortened(detail)
+}
+
 /// A schema's own words can be long.
 fn shortened(mut detail: String) -> String {
     const CHARS: usize = 300;
@@ -390,267 +440,11 @@ fn shortened(mut detail: String) -> String {
 }
 
 /// How many values a value consists of.
-fn nodes(value: &Value) -> u64 {
+fn values_of(value: &Value) -> u64 {
     1 + match value {
-        Value::Array(items) => items.iter().map(nodes).sum(),
-        Value::Object(members) => members.values().map(nodes).sum::<u64>(),
+        Value::Array(items) => items.iter().map(values_of).sum(),
+        Value::Object(members) => members.values().map(values_of).sum::<u64>(),
         _ => 0,
-    }
-}
-
-/// The faults of a schema that stands at `pointer` of a request; none if it can be registered.
-pub(crate) fn faults(pointer: &str, schema: &Value) -> Vec<FieldError> {
-    let Err(found) = compile(schema) else {
-        return Vec::new();
-    };
-    let placed = found.into_iter().map(|fault| FieldError {
-        pointer: format!("{pointer}{}", fault.pointer),
-        detail: shortened(fault.detail),
-        ..fault
-    });
-    placed.take(FAULTS_MAX).collect()
-}
-
-/// The faults of an example that stands at `pointer`, by a schema that can be registered.
-pub(crate) fn example_faults(pointer: &str, schema: &Value, example: &JsonText) -> Vec<FieldError> {
-    let Ok(compiled) = compile(schema) else {
-        return Vec::new();
-    };
-    let tree = example.to_tree();
-    let job = Job {
-        work: compiled.parts * (nodes(&tree) + example.as_str().len() as u64 / 16),
-        compiled: Arc::new(compiled),
-        side: Side::Data,
-    };
-    let found = job.run(&tree).err().map(|problem| problem.errors);
-    let found = found.into_iter().flatten().map(|fault| FieldError {
-        pointer: fault.pointer.replacen("/data", pointer, 1),
-        detail: fault.detail.replacen("`data", "`example", 1),
-        ..fault
-    });
-    found.collect()
-}
-
-/// Checks a schema and makes a validator of it.
-fn compile(schema: &Value) -> Result<Compiled, Vec<FieldError>> {
-    let one = |pointer: &str, code, detail: String| vec![FieldError::new(pointer, code, detail)];
-    let text_bytes = schema.to_string().len();
-    if text_bytes > SCHEMA_BYTES {
-        let detail = format!("A schema may have at most {SCHEMA_BYTES} bytes of JSON.");
-        return Err(one("", "too_long", detail));
-    }
-    let Some(draft) = draft_of(schema) else {
-        let detail = "`$schema` must name draft 6, 7, 2019-09 or 2020-12, or be left out.".into();
-        return Err(one("/$schema", "not_allowed", detail));
-    };
-    let mut scan = Scan::default();
-    scan.schema("", schema);
-    if scan.patterns > PATTERNS_MAX {
-        let detail = format!("A schema may have at most {PATTERNS_MAX} patterns.");
-        scan.faults.push(FieldError::new("", "too_long", detail));
-    }
-    if !scan.faults.is_empty() {
-        return Err(scan.faults);
-    }
-    if let Err(error) = jsonschema::meta::validate(schema) {
-        let detail = "That is not valid JSON Schema: a keyword has a value that it does not take.";
-        return Err(one(
-            error.instance_path().as_str(),
-            "invalid",
-            detail.into(),
-        ));
-    }
-    let parts = Unfold {
-        root: schema,
-        known: HashMap::new(),
-    }
-    .parts("", schema, 0)
-    .map_err(|fault| vec![fault])?;
-    let validator = jsonschema::options()
-        .with_draft(draft)
-        .should_validate_formats(true)
-        .should_ignore_unknown_formats(true)
-        .with_pattern_options(
-            PatternOptions::regex()
-                .size_limit(PATTERN_BYTES)
-                .dfa_size_limit(PATTERN_BYTES),
-        )
-        .offline()
-        .build(schema)
-        .map_err(|error| {
-            let detail = "The schema can't be used: a reference leads nowhere, or a pattern is too \
-                large or uses look-around or back-references.";
-            one(error.instance_path().as_str(), "invalid", detail.into())
-        })?;
-    let bytes = (text_bytes * 8 + scan.patterns * PATTERN_BYTES / 4) as u64;
-    Ok(Compiled {
-        validator,
-        parts,
-        bytes,
-    })
-}
-
-/// The dialect that a schema is written in; 2020-12 unless it says otherwise.
-fn draft_of(schema: &Value) -> Option<Draft> {
-    let Some(named) = schema.get("$schema") else {
-        return Some(Draft::Draft202012);
-    };
-    let name = named.as_str()?.trim_end_matches('#');
-    let name = name
-        .strip_prefix("https://")
-        .or_else(|| name.strip_prefix("http://"))?;
-    Some(match name {
-        "json-schema.org/draft-06/schema" => Draft::Draft6,
-        "json-schema.org/draft-07/schema" => Draft::Draft7,
-        "json-schema.org/draft/2019-09/schema" => Draft::Draft201909,
-        "json-schema.org/draft/2020-12/schema" => Draft::Draft202012,
-        _ => return None,
-    })
-}
-
-/// Looks for what is never taken.
-#[derive(Default)]
-struct Scan {
-    faults: Vec<FieldError>,
-    patterns: usize,
-}
-
-impl Scan {
-    fn refuse(&mut self, pointer: String, detail: &str) {
-        if self.faults.len() < FAULTS_MAX {
-            self.faults
-                .push(FieldError::new(pointer, "not_allowed", detail));
-        }
-    }
-
-    fn schema(&mut self, pointer: &str, schema: &Value) {
-        match schema {
-            Value::Object(members) => self.members(pointer, members),
-            Value::Array(items) => {
-                for (at, item) in items.iter().enumerate() {
-                    self.schema(&format!("{pointer}/{at}"), item);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn members(&mut self, pointer: &str, members: &Map<String, Value>) {
-        for (keyword, value) in members {
-            let at = child(pointer, keyword);
-            match (keyword.as_str(), value) {
-                ("$ref", Value::String(target)) if target != "#" && !target.starts_with("#/") => {
-                    self.refuse(
-                        at,
-                        "A `$ref` must be a JSON pointer within the same schema, `#/…`.",
-                    );
-                }
-                ("$dynamicRef" | "$recursiveRef", _) => {
-                    self.refuse(at, "Only `$ref` is taken for references.");
-                }
-                ("$id", Value::String(_)) if !pointer.is_empty() => {
-                    self.refuse(at, "Only the whole schema may have an `$id`.");
-                }
-                ("pattern", Value::String(_)) => self.patterns += 1,
-                (data, _) if DATA.contains(&data) => {}
-                (named, Value::Object(schemas)) if NAMED.contains(&named) => {
-                    self.patterns += if named == "patternProperties" {
-                        schemas.len()
-                    } else {
-                        0
-                    };
-                    for (name, schema) in schemas {
-                        self.schema(&child(&at, name), schema);
-                    }
-                }
-                (_, value) => self.schema(&at, value),
-            }
-        }
-    }
-}
-
-/// Counts the parts of a schema with each reference replaced by what it refers to. That number
-/// times the size of a payload bounds the work of a check, since without circles no part meets
-/// the same place of a payload twice.
-struct Unfold<'a> {
-    root: &'a Value,
-    /// Parts below a pointer; `None` while it is being counted.
-    known: HashMap<String, Option<u64>>,
-}
-
-impl Unfold<'_> {
-    fn parts(&mut self, pointer: &str, schema: &Value, depth: usize) -> Result<u64, FieldError> {
-        let Value::Object(members) = schema else {
-            return Ok(1);
-        };
-        match self.known.get(pointer) {
-            Some(Some(parts)) => return Ok(*parts),
-            Some(None) => {
-                let detail = "A schema may not contain itself.";
-                return Err(FieldError::new(pointer, "not_allowed", detail));
-            }
-            None => {}
-        }
-        if depth > PARTS_DEEP_MAX {
-            let detail = format!("A schema may be at most {PARTS_DEEP_MAX} levels deep.");
-            return Err(FieldError::new(pointer, "too_long", detail));
-        }
-        self.known.insert(pointer.to_owned(), None);
-        let mut parts = 1;
-        for (keyword, value) in members {
-            let at = child(pointer, keyword);
-            parts += match (keyword.as_str(), value) {
-                ("$ref", Value::String(target)) => self.referred(&at, target, depth)?,
-                // They count where they are referred to.
-                ("$defs" | "definitions", _) => 0,
-                ("enum" | "required", Value::Array(items)) => items.len() as u64,
-                (named, Value::Object(schemas)) if NAMED.contains(&named) => {
-                    let mut sum = 0;
-                    for (name, schema) in schemas {
-                        sum += self.parts(&child(&at, name), schema, depth + 1)?;
-                    }
-                    sum
-                }
-                (applied, Value::Array(schemas)) if APPLIED.contains(&applied) => {
-                    let mut sum = 0;
-                    for (index, schema) in schemas.iter().enumerate() {
-                        sum += self.parts(&format!("{at}/{index}"), schema, depth + 1)?;
-                    }
-                    sum
-                }
-                (applied, schema) if APPLIED.contains(&applied) => {
-                    self.parts(&at, schema, depth + 1)?
-                }
-                _ => 1,
-            };
-            if parts > PARTS_MAX {
-                let detail =
-                    format!("A schema may have at most {PARTS_MAX} parts, references resolved.");
-                return Err(FieldError::new(pointer, "too_long", detail));
-            }
-        }
-        self.known.insert(pointer.to_owned(), Some(parts));
-        Ok(parts)
-    }
-
-    fn referred(&mut self, at: &str, target: &str, depth: usize) -> Result<u64, FieldError> {
-        let pointer = target.strip_prefix('#').unwrap_or(target);
-        let leads_nowhere = || {
-            let detail = "The `$ref` leads to nothing within the schema.";
-            FieldError::new(at, "invalid", detail)
-        };
-        // One spelling for each place, or a circle could hide behind a percent-encoded step.
-        if pointer.contains('%') {
-            let detail = "A `$ref` may not be percent-encoded.";
-            return Err(FieldError::new(at, "not_allowed", detail));
-        }
-        let root = self.root;
-        let schema = root.pointer(pointer).ok_or_else(leads_nowhere)?;
-        self.parts(pointer, schema, depth + 1)
-            .map_err(|fault| FieldError {
-                pointer: at.to_owned(),
-                ..fault
-            })
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use domain::{
     Code, JsonText, Problem, Timestamp,
     audit::Actor,
-    id::{Id as _, RunId},
+    id::{Id as _, PipelineId, RunId},
     run::{Moment, RunChange},
     token::{self, Prefix, TokenHash},
 };
@@ -43,15 +43,40 @@ use crate::{
 /// without end.
 pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
-/// Says whether a version of a pipeline takes an input. Must be quick: a transaction waits.
-pub type Judge = Arc<dyn Fn(&Pipeline, &JsonText) -> Result<(), Problem> + Send + Sync>;
+/// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Of which pipeline.
+    pub pipeline: PipelineId,
+    /// Which version.
+    pub version: i64,
+    /// Whether it takes the input.
+    pub verdict: Result<(), Problem>,
+}
 
 /// A run to create.
 pub(crate) struct Create {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
-    pub(crate) new: NewRun,
-    pub(crate) judge: Judge,
+    pub(crate) new: Arc<NewRun>,
+    pub(crate) judged: Option<Judged>,
+}
+
+impl Create {
+    /// Whether the version that the run is to keep takes its input.
+    fn check_input(&self, pipeline: &Pipeline) -> Result<()> {
+        match &self.judged {
+            Some(judged)
+                if (judged.pipeline, judged.version) == (pipeline.id, pipeline.version) =>
+            {
+                Ok(judged.verdict.clone()?)
+            }
+            _ if pipeline.definition.input_schema.is_none() => Ok(()),
+            _ => Err(StoreError::VersionChanged(Box::new(KeptVersion::of(
+                pipeline,
+            )))),
+        }
+    }
 }
 
 /// Something to do to a run.
@@ -108,7 +133,7 @@ pub(crate) struct Batch {
 /// What became of them, in the same order.
 #[derive(Default)]
 pub(crate) struct Done {
-    pub(crate) creates: Vec<Result<CreatedRun, Problem>>,
+    pub(crate) creates: Vec<Result<CreatedRun>>,
     pub(crate) changes: Vec<Result<Run, Problem>>,
     pub(crate) claims: Vec<Vec<Claimed>>,
     pub(crate) publishes: Vec<Result<Vec<PublishedEvent>, Problem>>,
@@ -343,7 +368,7 @@ async fn create_all(
     tx: &Tx,
     creates: &[Arc<Create>],
     news: &mut News,
-) -> Result<Vec<Result<CreatedRun, Problem>>> {
+) -> Result<Vec<Result<CreatedRun>>> {
     if creates.is_empty() {
         return Ok(Vec::new());
     }
@@ -352,7 +377,7 @@ async fn create_all(
         .map(|create| (create.scope.uuid(), create.new.pipeline.clone()));
     let pipelines = hold_all(store, tx, names.collect()).await?;
     let mut places = Places::of(tx, creates, &pipelines).await?;
-    let mut done: Vec<Option<Result<CreatedRun, Problem>>> = Vec::new();
+    let mut done: Vec<Option<Result<CreatedRun>>> = Vec::new();
     let mut drafts = Vec::with_capacity(creates.len());
     for (at, create) in creates.iter().enumerate() {
         match draft(tx, create, &pipelines, &mut places) {
@@ -360,7 +385,9 @@ async fn create_all(
                 drafts.push(Draft { at, row, claim });
                 done.push(None);
             }
-            Err(StoreError::Refused(problem)) => done.push(Some(Err(problem))),
+            Err(refused @ (StoreError::Refused(_) | StoreError::VersionChanged(_))) => {
+                done.push(Some(Err(refused)));
+            }
             Err(error) => return Err(error),
         }
     }
@@ -427,7 +454,7 @@ fn draft(
         .get(&(owner, new.pipeline.clone()))
         .filter(|found| create.scope.reaches(&found.slug))
         .ok_or_else(Problem::not_found)?;
-    (create.judge)(pipeline, &new.input)?;
+    create.check_input(pipeline)?;
     let mut row = queued_row(create, pipeline, tx.now)?;
     if !new.claim {
         return Ok((row, None));

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    Expected, Pipeline, PublisherPatch, QuotasPatch, Scope,
+    Expected, KeptVersion, Pipeline, PublisherPatch, QuotasPatch, Scope,
     audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
 };
@@ -116,13 +116,27 @@ pub(crate) fn new_run(pipeline: &str) -> NewRun {
 }
 
 pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
-    let slot = Slot::new();
-    scoped
-        .create_run(&context(), new, Arc::new(|_, _| Ok(())), |created| {
-            slot.keep(created)
-        })
-        .await?;
-    Ok(slot.take())
+    let (slot, new, context) = (Slot::new(), Arc::new(new), context());
+    let mut judged = None;
+    loop {
+        let render = |created: &CreatedRun| slot.keep(created);
+        let created = scoped.create_run(&context, Arc::clone(&new), judged, render);
+        match created.await {
+            Err(StoreError::VersionChanged(now)) => judged = Some(taken_by(&now)),
+            created => {
+                created?;
+                return Ok(slot.take());
+            }
+        }
+    }
+}
+
+fn taken_by(version: &KeptVersion) -> Judged {
+    Judged {
+        pipeline: version.pipeline,
+        version: version.version,
+        verdict: Ok(()),
+    }
 }
 
 /// No patience at all.
@@ -592,6 +606,7 @@ async fn an_external_identifier_names_one_run_of_a_pipeline() {
 }
 
 mod claims;
+mod judged;
 mod model;
 
 /// What a process remembers of versions serves nobody who may not reach the pipeline, and gives

@@ -1,13 +1,22 @@
 //! Schemas of strangers, and what they judge.
 
 use super::*;
-use domain::id::Id;
-use serde_json::json;
+use domain::{Code, id::Id};
+use serde_json::{Map, json};
+
+use super::compile::SCHEMA_BYTES;
+
+fn publisher() -> PublisherId {
+    Id::from_uuid(Uuid::from_u128(1))
+}
 
 fn refused(schema: &Value) -> Vec<(String, String)> {
-    let found = faults("/input_schema", schema).into_iter();
+    let found = compile(schema, REGISTERED).err().into_iter().flatten();
     found
-        .map(|fault| (fault.pointer, fault.code.into_owned()))
+        .map(|fault| {
+            let pointer = format!("/input_schema{}", fault.pointer);
+            (pointer, fault.code.into_owned())
+        })
         .collect()
 }
 
@@ -105,12 +114,14 @@ fn what_is_no_schema_is_refused_where_it_is_wrong() {
 
 async fn check(schema: &Value, payload: Value) -> Result<(), Problem> {
     let (schemas, version) = (Schemas::new(), (Id::from_uuid(Uuid::nil()), 1));
-    let (back, verdict) = schemas
-        .check(version, Side::Input, Some(schema), payload.clone().into())
-        .await;
-    assert_eq!(back, payload.clone().into());
-    let now = schemas.check_now(version, Side::Input, Some(schema), &payload.into());
-    assert_eq!(now, verdict);
+    let text = JsonText::of(&payload);
+    let item = || [Item::of_run(version, Side::Input, schema, &text)];
+    let verdict = schemas.check(publisher(), &item()).await;
+    // Now that the schema is at hand, a small check is made at once, and says the same.
+    if let Some(at_once) = schemas.check_at_once(&item()) {
+        assert_eq!(at_once, verdict);
+    }
+    assert_eq!(schemas.check(publisher(), &item()).await, verdict);
     verdict
 }
 
@@ -135,27 +146,166 @@ async fn a_payload_is_judged_where_it_stands() {
     assert_eq!(problem.detail, "`input` must be an object, not a number.");
 }
 
-#[tokio::test]
-async fn payloads_are_bounded() {
-    let problem = check(&json!({}), json!("x".repeat(PAYLOAD_BYTES)))
-        .await
-        .unwrap_err();
+#[test]
+fn payloads_are_bounded() {
+    let of = |bytes| JsonText::of(&"x".repeat(bytes - 2));
+    let problem = check_payload_bytes("input", &of(PAYLOAD_BYTES + 1)).unwrap_err();
     assert_eq!(
         (problem.errors[0].pointer.as_str(), &*problem.errors[0].code),
         ("/input", "too_long")
     );
+    assert!(check_payload_bytes("input", &of(PAYLOAD_BYTES)).is_ok());
 }
 
 #[tokio::test]
 async fn a_check_that_would_take_long_is_not_made() {
     let all: Vec<Value> = (0..1000).map(|_| json!({"type": "string"})).collect();
     let schema = json!({"items": {"allOf": all}});
-    let problem = check(&schema, json!(vec![1; 100_000])).await.unwrap_err();
+    let problem = check(&schema, json!(vec![1; 40_000])).await.unwrap_err();
     assert_eq!(&*problem.errors[0].code, "too_large");
-    let schema = json!({"items": {"type": "string"}});
-    let problem = check(&schema, json!(vec![1; 100_000])).await.unwrap_err();
+    let schema =
+        json!({"items": {"type": "string", "minLength": 1, "maxLength": 9, "pattern": "^a"}});
+    let problem = check(&schema, json!(vec![1; 40_000])).await.unwrap_err();
     assert_eq!(
         (problem.errors.len(), &*problem.errors[0].code),
         (1, "invalid")
     );
+    let problem = check(&schema, json!(vec![1; PAYLOAD_VALUES]))
+        .await
+        .unwrap_err();
+    assert_eq!(&*problem.errors[0].code, "too_many_values");
+}
+
+#[tokio::test]
+async fn small_checks_are_made_at_once_and_large_ones_elsewhere() {
+    let (schemas, version) = (Schemas::new(), (Id::from_uuid(Uuid::nil()), 1));
+    let schema =
+        json!({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}});
+    let small = JsonText::of(&json!({"day": "2026-02-31"}));
+    let item = [Item::of_run(version, Side::Output, &schema, &small)];
+    assert!(schemas.check_at_once(&item).is_none(), "not compiled yet");
+    let problem = schemas.check(publisher(), &item).await.unwrap_err();
+    assert_eq!(problem.errors[0].pointer, "/output/day");
+    assert!(schemas.check_at_once(&item).is_some());
+    let large = JsonText::of(&vec![1; BYTES_INLINE_MAX / 2 + 1]);
+    let item = [Item::of_run(version, Side::Output, &schema, &large)];
+    assert!(schemas.check_at_once(&item).is_none());
+}
+
+#[tokio::test]
+async fn a_schema_of_older_rules_is_evaluated_as_far_as_it_can_be() {
+    let many: Vec<Value> = (0..2_500).map(|n| json!({"const": n})).collect();
+    let costly = json!({"anyOf": many});
+    assert_eq!(refused(&costly), one("", "too_long"));
+    check(&costly, json!(2_499)).await.unwrap();
+    let problem = check(&costly, json!(2_500)).await.unwrap_err();
+    assert_eq!(problem.errors[0].pointer, "/input");
+    let circle = json!({"items": {"$ref": "#"}});
+    let problem = check(&circle, json!([])).await.unwrap_err();
+    assert_eq!(
+        (problem.code, problem.errors[0].pointer.as_str()),
+        (Code::ValidationFailed, "/input")
+    );
+    assert!(
+        problem
+            .detail
+            .contains("has to be registered anew: at `/items/$ref`"),
+        "{}",
+        problem.detail
+    );
+}
+
+#[tokio::test]
+async fn events_are_judged_together_each_where_it_stands() {
+    let schemas = Schemas::new();
+    let schema = TypeSchema {
+        id: Uuid::nil(),
+        revision: 1,
+        schema: json!({"required": ["a"]}),
+    };
+    let texts = [json!({"a": 1}), json!({}), json!({})].map(|data| JsonText::of(&data));
+    let items: Vec<Item<'_>> = (0..3)
+        .map(|at| Item::of_event(format!("/events/{at}"), &schema, &texts[at]))
+        .collect();
+    let problem = schemas.check(publisher(), &items).await.unwrap_err();
+    let found: Vec<_> = problem
+        .errors
+        .iter()
+        .map(|fault| fault.pointer.as_str())
+        .collect();
+    assert_eq!(found, ["/events/1/data/a", "/events/2/data/a"]);
+    assert_eq!(problem.errors[0].detail, "`events.1.data.a` is required.");
+    let wide = TypeSchema {
+        id: Uuid::nil(),
+        revision: 2,
+        schema: json!({"items": {"allOf": vec![true; 1_900]}}),
+    };
+    let long = JsonText::of(&vec![1; 5_001]);
+    let items = [0, 1].map(|at| Item::of_event(format!("/events/{at}"), &wide, &long));
+    let problem = schemas.check(publisher(), &items).await.unwrap_err();
+    assert_eq!(
+        (problem.errors[0].pointer.as_str(), &*problem.errors[0].code),
+        ("/events", "too_large")
+    );
+}
+
+#[tokio::test]
+async fn what_is_registered_is_looked_at_with_its_example() {
+    let schemas = Schemas::new();
+    let fits = json!({"properties": {"n": {"maximum": 3}}});
+    let ask = |schema: Value, example: &str| {
+        let example = Some(("/example", example.to_owned()));
+        schemas.faults(publisher(), vec![("/schema", schema)], example)
+    };
+    assert_eq!(ask(fits.clone(), r#"{"n":3}"#).await.unwrap(), []);
+    let found = ask(fits, r#"{"n":4}"#).await.unwrap();
+    assert_eq!(
+        (found[0].pointer.as_str(), &*found[0].detail),
+        ("/example/n", "`example.n` may be at most 3.")
+    );
+    let found = ask(json!({"not": 1}), "1").await.unwrap();
+    assert_eq!(found[0].pointer, "/schema/not");
+}
+
+/// The schemas of the published document that `schema` refers to, and those that these do.
+fn needed(document: &Value, schema: &Value, found: &mut Map<String, Value>) {
+    match schema {
+        Value::Array(items) => items.iter().for_each(|item| needed(document, item, found)),
+        Value::Object(members) => {
+            for (keyword, value) in members {
+                let name = value.as_str().and_then(|to| to.rsplit('/').next());
+                if let ("$ref", Some(name)) = (keyword.as_str(), name)
+                    && !found.contains_key(name)
+                {
+                    let target = &document["components"]["schemas"][name];
+                    found.insert(name.to_owned(), target.clone());
+                    needed(document, target, found);
+                }
+                needed(document, value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn no_body_of_our_own_operations_costs_much() {
+    let document = crate::openapi_document();
+    let operations = document["paths"].as_object().unwrap().values();
+    let bodies: Vec<&Value> = operations
+        .filter_map(Value::as_object)
+        .flat_map(|methods| methods.values())
+        .map(|operation| &operation["requestBody"]["content"]["application/json"]["schema"])
+        .filter(|schema| schema.is_object())
+        .collect();
+    assert!(bodies.len() > 20, "{}", bodies.len());
+    for body in bodies {
+        let mut found = Map::new();
+        needed(&document, body, &mut found);
+        let whole = json!({"allOf": [body], "components": {"schemas": found}});
+        let cost =
+            cost::cost_of(&whole, cost::KEPT).unwrap_or_else(|faults| panic!("{body}: {faults:?}"));
+        let steps = cost.check.of(1, 0);
+        assert!(steps < 1_000, "{body}: {cost:?}");
+    }
 }
