@@ -313,8 +313,8 @@ pub(crate) async fn publish_all(
         rows: Vec::with_capacity(count),
         by_name: HashMap::new(),
     };
-    let publishers = publishes.iter().map(|publish| publish.scope.uuid());
-    let listeners = listeners(tx, publishers.collect()).await?;
+    let owners = publishes.iter().map(|publish| publish.scope.uuid());
+    let listeners = listeners(tx, owners.collect()).await?;
     let full = check_room(tx, publishes, &listeners).await?;
     let mut calls = Vec::with_capacity(count);
     let mut plans = Vec::with_capacity(publishes.len());
