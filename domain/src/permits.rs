@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
+use futures_channel::oneshot;
 
 /// How much there is, in the resource's own unit (requests, bytes, streams).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl<K: Eq + Hash + Clone> State<K> {
     fn next_granted(&mut self, bounds: Bounds) -> Option<(K, Waiter<K>)> {
         for at in 0..self.waiting.len() {
             let (owner, line) = &mut self.waiting[at];
-            while line.front().is_some_and(|first| first.grant.is_closed()) {
+            while line.front().is_some_and(|first| first.grant.is_canceled()) {
                 line.pop_front();
             }
             let Some(amount) = line.front().map(|first| first.amount) else {

@@ -30,11 +30,21 @@ struct Key {
 }
 
 impl Key {
-    fn read(&self) -> Result<SecretString, Failure> {
-        match (&self.secret_file, &self.secret_env) {
-            (Some(path), _) => files::secret_of_file(path),
-            (None, Some(name)) => files::secret_of_env(name),
-            (None, None) => Err(Failure::Usage("there is no secret".into())),
+    /// The key as it is, or the secret that it gives for calls of subcommands.
+    fn read(&self, subcommand: bool) -> Result<SecretString, Failure> {
+        let key = match (&self.secret_file, &self.secret_env) {
+            (Some(path), _) => files::secret_of_file(path)?,
+            (None, Some(name)) => files::secret_of_env(name)?,
+            (None, None) => return Err(Failure::Usage("there is no secret".into())),
+        };
+        if !subcommand {
+            return Ok(key);
+        }
+        match Verifier::of(&key) {
+            Ok(Verifier::Shared(..)) => Ok(signature::subcommand_secret(&key)),
+            _ => Err(Failure::Usage(
+                "only a secret (`whsec_…`) signs calls of subcommands".into(),
+            )),
         }
     }
 }
@@ -44,6 +54,9 @@ impl Key {
 pub struct Sign {
     #[command(flatten)]
     key: Key,
+    /// As a call of a subcommand: by the secret that is derived for calls
+    #[arg(long)]
+    subcommand: bool,
     /// The event's identifier (`webhook-id`); a fresh one if it is left out
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -60,6 +73,9 @@ pub struct Sign {
 pub struct Verify {
     #[command(flatten)]
     key: Key,
+    /// As a call of a subcommand: by the secret that is derived for calls
+    #[arg(long)]
+    subcommand: bool,
     /// The headers, one `name: value` on a line, as `sign` or a dump of a request has them; `-` is
     /// standard input
     #[arg(long, value_name = "FILE")]
@@ -91,7 +107,7 @@ fn one_input(paths: &[Option<&PathBuf>]) -> Result<(), Failure> {
 /// A file can't be read, or holds no secret.
 pub fn sign(options: &Sign) -> Result<(), Failure> {
     one_input(&[options.key.secret_file.as_ref(), Some(&options.body)])?;
-    let key = options.key.read()?;
+    let key = options.key.read(options.subcommand)?;
     let shared = match Verifier::of(&key) {
         Ok(Verifier::Shared(..)) => true,
         Ok(Verifier::Public(_)) if signature::is_private_key(&key) => false,
@@ -143,7 +159,7 @@ pub fn verify(options: &Verify) -> Result<(), Failure> {
         Some(&options.body),
     ];
     one_input(&inputs)?;
-    let key = options.key.read()?;
+    let key = options.key.read(options.subcommand)?;
     let headers = files::read(&options.headers)?;
     let headers = headers_of(&String::from_utf8_lossy(&headers));
     let body = files::read(&options.body)?;

@@ -99,7 +99,7 @@ fn the_vectors_are_judged_as_they_say() {
                 &STANDARD.decode(text(case, "body_base64")).unwrap(),
             );
         let now = case["now"].to_string();
-        let files = [
+        let mut files = vec![
             "--secret-file",
             "key",
             "--headers",
@@ -108,6 +108,9 @@ fn the_vectors_are_judged_as_they_say() {
             &now,
             "bytes",
         ];
+        if case["subcommand"] == true {
+            files.push("--subcommand");
+        }
         desk.verify(&files)
     };
     for case in cases("signatures.json") {

@@ -81,6 +81,7 @@ fn every_operation_lists_its_problems() {
             "overloaded",
             "publisher_suspended",
             "rate_limited",
+            "share_exceeded",
             "store_unavailable",
             "unauthenticated",
             "wrong_token_kind",
