@@ -324,12 +324,14 @@ impl Store {
             scope.uuid(),
             |tx| async move { Ok((work(tx).await?, Vec::new())) },
             render,
-            |answer| match answer.holds_secret {
-                true => Kept::Held {
-                    answer: answer.clone(),
-                    holder: context.actor.id.clone(),
-                },
-                false => Kept::Answer(answer.clone()),
+            |answer| {
+                let answer = answer.clone();
+                if answer.holds_secret {
+                    let holder = context.actor.id.clone();
+                    Kept::Held { answer, holder }
+                } else {
+                    Kept::Answer(answer)
+                }
             },
         )
         .await

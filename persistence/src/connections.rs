@@ -41,7 +41,12 @@ impl Connections {
             }
             Self::Postgres(pool) => {
                 let mut held = pool.checkout().await?;
-                held.begin().await?;
+                let mut begun = held.begin().await;
+                if begun.is_err() && held.ended_idle() {
+                    held = pool.checkout().await?;
+                    begun = held.begin().await;
+                }
+                begun?;
                 Ok(Work::Postgres(Mutex::new(held)))
             }
         }
@@ -84,6 +89,11 @@ impl Work {
     }
 }
 
+/// Whether a statement changes nothing, and so may be asked twice.
+fn reads(statement: &Statement) -> bool {
+    statement.sql.starts_with("SELECT ")
+}
+
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, DbErr>> + Send + 'a>>;
 
 /// Written out rather than with `async_trait`, whose box the engine's own would come on top of.
@@ -116,18 +126,30 @@ impl ConnectionTrait for Connections {
     fn query_one_raw<'a: 'r, 'r>(&'a self, query: Statement) -> Answer<'r, Option<QueryResult>> {
         match self {
             Self::Sqlite(pool) => pool.query_one_raw(query),
-            Self::Postgres(pool) => {
-                Box::pin(async move { pool.checkout().await?.one(query).await })
-            }
+            Self::Postgres(pool) => Box::pin(async move {
+                let mut held = pool.checkout().await?;
+                match held.one(query.clone()).await {
+                    Err(_) if held.ended_idle() && reads(&query) => {
+                        pool.checkout().await?.one(query).await
+                    }
+                    done => done,
+                }
+            }),
         }
     }
 
     fn query_all_raw<'a: 'r, 'r>(&'a self, query: Statement) -> Answer<'r, Vec<QueryResult>> {
         match self {
             Self::Sqlite(pool) => pool.query_all_raw(query),
-            Self::Postgres(pool) => {
-                Box::pin(async move { pool.checkout().await?.all(query).await })
-            }
+            Self::Postgres(pool) => Box::pin(async move {
+                let mut held = pool.checkout().await?;
+                match held.all(query.clone()).await {
+                    Err(_) if held.ended_idle() && reads(&query) => {
+                        pool.checkout().await?.all(query).await
+                    }
+                    done => done,
+                }
+            }),
         }
     }
 }

@@ -63,10 +63,13 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) call: usize,
 }
 
+/// A kind of event: whose, of which type, of which pipeline.
+type Kind<'a> = (Uuid, &'a str, Option<&'a str>);
+
 /// Which listeners want what, each kind of event judged once.
 pub(crate) struct Audience<'a> {
     listeners: &'a Listeners,
-    judged: HashMap<(Uuid, &'a str, Option<&'a str>), Arc<[usize]>>,
+    judged: HashMap<Kind<'a>, Arc<[usize]>>,
 }
 
 impl<'a> Audience<'a> {

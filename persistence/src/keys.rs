@@ -74,9 +74,10 @@ fn opened(master: &MasterKeys, row: &owner_keys::Model) -> Result<OwnerKeys, Clo
             .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
             .map_err(|_| ClosedKeys::of_row(master, row))
     };
-    let data = match is_destroyed(row) {
-        true => Key::generate(),
-        false => open("data_key", &row.data_key)?,
+    let data = if is_destroyed(row) {
+        Key::generate()
+    } else {
+        open("data_key", &row.data_key)?
     };
     Ok(OwnerKeys {
         data,

@@ -271,6 +271,8 @@ impl Pool {
             connection: Some(connection),
             made,
             sound: true,
+            reused: false,
+            ended: false,
             open: false,
             failed: false,
             pool: self.clone(),
@@ -302,7 +304,9 @@ impl Pool {
                     continue;
                 }
             }
-            return Ok(self.hold(idle.connection, idle.made, permit));
+            let mut held = self.hold(idle.connection, idle.made, permit);
+            held.reused = true;
+            return Ok(held);
         }
         let connection = shared.server.connect().await;
         let connection =
@@ -335,6 +339,9 @@ pub(crate) struct Held {
     made: Instant,
     /// Whether the last answer came in full, and was no sign of the connection's end.
     sound: bool,
+    /// Whether it had been idle, and whether its end was told in place of an answer.
+    reused: bool,
+    ended: bool,
     /// Whether a transaction is open, and whether a statement has failed in it.
     open: bool,
     failed: bool,
@@ -383,6 +390,11 @@ impl Held {
             Err(_) => false,
         };
         self.failed |= matches!(result, Err(sqlx::Error::Database(_)));
+        self.ended = match &result {
+            Err(sqlx::Error::Io(error)) => error.kind() != io::ErrorKind::TimedOut,
+            Err(sqlx::Error::Database(_)) => !self.sound,
+            _ => false,
+        };
         if !self.sound {
             let all = matches!(
                 result,
@@ -397,6 +409,12 @@ impl Held {
             self.connection = None;
         }
         result
+    }
+
+    /// Whether it had ended while it was idle. All that were idle then are in doubt, so the next
+    /// one is another: what changes nothing may be asked once more.
+    pub(crate) const fn ended_idle(&self) -> bool {
+        self.reused && self.ended
     }
 
     pub(crate) async fn begin(&mut self) -> Result<(), DbErr> {

@@ -302,6 +302,8 @@ async fn a_lost_database_is_answered_and_found_again(world: &World) {
         everything_works_again(&server, &publisher).await;
         consumer.count(round).await;
     }
+    // While its path is there: it writes down how deliveries went.
+    assert!(server.stop().await.success());
 }
 
 async fn a_database_that_ends_its_sessions_is_found_again(world: &World) {

@@ -116,31 +116,7 @@ impl Import {
             .of(db, self.owner())
             .await?
             .data;
-        self.compare(row, &key, wish)
-    }
-
-    fn compare(&self, row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
-        let id = AccountId::from_uuid(row.id);
-        let held = Credential::open(key, &sealed_for(&row), &row.sealed)
-            .map_err(|_| damaged("account's credential"))?;
-        let there = Account::of_row(row.clone())?;
-        let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
-        if !is_the_same(&there, &held, &new) {
-            return Ok(Step::Replace(id, Box::new(new), refreshed));
-        }
-        let patch = AccountPatch {
-            name: None,
-            enabled: wish.enabled.filter(|wish| *wish != there.enabled),
-            ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
-        };
-        if patch != AccountPatch::default() {
-            return Ok(Step::Update(Box::new(row), patch));
-        }
-        Ok(Step::Nothing(if refreshed {
-            Done::unchanged("Its tokens were refreshed since; those are kept.")
-        } else {
-            Done::of(Outcome::Unchanged)
-        }))
+        compare(row, &key, wish)
     }
 }
 
@@ -200,4 +176,29 @@ fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
         && there.header == new.header
         && (there.credential_type == CredentialType::ApiKey || oauth == new.oauth)
         && held.is(&new.credential)
+}
+
+/// What brings an account that is there to what is wished.
+fn compare(row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
+    let id = AccountId::from_uuid(row.id);
+    let held = Credential::open(key, &sealed_for(&row), &row.sealed)
+        .map_err(|_| damaged("account's credential"))?;
+    let there = Account::of_row(row.clone())?;
+    let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
+    if !is_the_same(&there, &held, &new) {
+        return Ok(Step::Replace(id, Box::new(new), refreshed));
+    }
+    let patch = AccountPatch {
+        name: None,
+        enabled: wish.enabled.filter(|wish| *wish != there.enabled),
+        ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
+    };
+    if patch != AccountPatch::default() {
+        return Ok(Step::Update(Box::new(row), patch));
+    }
+    Ok(Step::Nothing(if refreshed {
+        Done::unchanged("Its tokens were refreshed since; those are kept.")
+    } else {
+        Done::of(Outcome::Unchanged)
+    }))
 }

@@ -88,7 +88,7 @@ struct Ready {
     id: Uuid,
     slug: String,
     version: i64,
-    ready: i64,
+    count: i64,
 }
 
 fn ready_sql(now: Timestamp, wanted: &Wanted) -> Sql {
@@ -100,7 +100,7 @@ fn ready_sql(now: Timestamp, wanted: &Wanted) -> Sql {
     sql.bind(now.ms())
         .push(") LIMIT ")
         .bind(i64::from(CLAIM_MAX))
-        .push(") AS first) AS ready FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL AND p.publisher_id IN (")
+        .push(") AS first) AS count FROM pipelines p WHERE p.live_slug IS NOT NULL AND p.paused_at IS NULL AND p.publisher_id IN (")
         .bind_list(padded(wanted.keys().copied()))
         .push(")");
     let named = wanted.values().try_fold(BTreeSet::new(), |mut all, some| {
@@ -120,7 +120,7 @@ fn ready_sql(now: Timestamp, wanted: &Wanted) -> Sql {
 pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> {
     let sql = ready_sql(store.now(), &wanted).statement(store.backend());
     let mut found = Ready::find_by_statement(sql).all(store.read()).await?;
-    found.retain(|one| one.ready > 0);
+    found.retain(|one| one.count > 0);
     let keys = found
         .iter()
         .map(|one| (one.publisher_id, one.id, one.version));
@@ -137,7 +137,7 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
     let places = Places::left(store.read(), limits.collect()).await?;
     let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
     for one in found {
-        let ready = places.up_to(one.id, u32::try_from(one.ready).unwrap_or(CLAIM_MAX));
+        let ready = places.up_to(one.id, u32::try_from(one.count).unwrap_or(CLAIM_MAX));
         let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
             continue;
         };
