@@ -271,8 +271,7 @@ impl Pool {
             connection: Some(connection),
             made,
             sound: true,
-            reused: false,
-            ended: false,
+            state: State::Proven,
             open: false,
             failed: false,
             pool: self.clone(),
@@ -305,7 +304,7 @@ impl Pool {
                 }
             }
             let mut held = self.hold(idle.connection, idle.made, permit);
-            held.reused = true;
+            held.state = State::Idle;
             return Ok(held);
         }
         let connection = shared.server.connect().await;
@@ -333,15 +332,24 @@ impl Pool {
     }
 }
 
+/// What is known of a connection that was taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It was made, or has answered, since.
+    Proven,
+    /// It had been idle, and has not answered since.
+    Idle,
+    /// Instead of an answer came word of its end.
+    EndedIdle,
+}
+
 /// A connection in use.
 pub(crate) struct Held {
     connection: Option<PgConnection>,
     made: Instant,
     /// Whether the last answer came in full, and was no sign of the connection's end.
     sound: bool,
-    /// Whether it had been idle, and whether its end was told in place of an answer.
-    reused: bool,
-    ended: bool,
+    state: State,
     /// Whether a transaction is open, and whether a statement has failed in it.
     open: bool,
     failed: bool,
@@ -390,10 +398,14 @@ impl Held {
             Err(_) => false,
         };
         self.failed |= matches!(result, Err(sqlx::Error::Database(_)));
-        self.ended = match &result {
+        let ended = match &result {
             Err(sqlx::Error::Io(error)) => error.kind() != io::ErrorKind::TimedOut,
             Err(sqlx::Error::Database(_)) => !self.sound,
             _ => false,
+        };
+        self.state = match self.state {
+            State::Idle if ended => State::EndedIdle,
+            _ => State::Proven,
         };
         if !self.sound {
             let all = matches!(
@@ -414,7 +426,7 @@ impl Held {
     /// Whether it had ended while it was idle. All that were idle then are in doubt, so the next
     /// one is another: what changes nothing may be asked once more.
     pub(crate) const fn ended_idle(&self) -> bool {
-        self.reused && self.ended
+        matches!(self.state, State::EndedIdle)
     }
 
     pub(crate) async fn begin(&mut self) -> Result<(), DbErr> {

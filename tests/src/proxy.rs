@@ -83,6 +83,7 @@ impl Proxy {
 
     /// Every connection that is open goes silent for ever: neither end hears of the other again,
     /// not even of its end. New ones pass. Answers how many there are.
+    #[must_use]
     pub fn silence(&self) -> usize {
         let open = self.open.lock().unwrap();
         let open = open.iter().filter(|one| !one.task.is_finished());
