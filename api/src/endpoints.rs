@@ -135,7 +135,7 @@ impl From<&Endpoint> for EndpointView {
             rate_limit_per_second: endpoint.sending.rate_limit_per_second,
             retry_schedule_seconds: waits.map(Schedule::seconds),
             max_in_flight: endpoint.sending.max_in_flight,
-            health: HealthView::of(&endpoint),
+            health: HealthView::of(endpoint),
             created_at: endpoint.created_at.into(),
             updated_at: endpoint.updated_at.into(),
         }

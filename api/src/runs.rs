@@ -281,7 +281,7 @@ impl Runs {
             .scoped(scope)
             .runs(&filter, list.page()?)
             .await?;
-        Ok(list.answer_text(page, |run| RunView::from(run)))
+        Ok(list.answer_text(page, RunView::from))
     }
 
     /// Read a run

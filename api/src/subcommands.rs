@@ -296,6 +296,6 @@ mod tests {
 
     #[test]
     fn a_publisher_leaves_calls_to_the_others() {
-        assert!(4 * CALLS.per_owner <= CALLS.total);
+        const { assert!(4 * CALLS.per_owner <= CALLS.total) };
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn make(
         client
             .send(request(&target, &due, at))
             .await
-            .map_err(|failure| failure.code())
+            .map_err(Failure::code)
     };
     if sent.as_ref().err() == Some(&Failure::OwnShortage.code()) {
         return None;

@@ -113,7 +113,7 @@ impl Dispatcher {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn start(
-        store: Store,
+        store: &Store,
         client: outbound::Client,
         settings: Settings,
         stop: CancellationToken,

@@ -131,12 +131,8 @@ impl World {
 
     fn start_with(&self, client: Client) -> (Dispatcher, CancellationToken) {
         let stop = CancellationToken::new();
-        let dispatcher = Dispatcher::start(
-            self.store.clone(),
-            client,
-            self.settings.clone(),
-            stop.clone(),
-        );
+        let dispatcher =
+            Dispatcher::start(&self.store, client, self.settings.clone(), stop.clone());
         (dispatcher, stop)
     }
 

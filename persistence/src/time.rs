@@ -292,7 +292,7 @@ mod tests {
     async fn set_back_what_waits_is_pulled_in_and_what_is_held_ends_in_time() {
         for fixture in engines().await {
             let (store, system) = (&fixture.store, fixture.store.system());
-            let lease = Duration::from_secs(60);
+            let lease = Duration::from_mins(1);
             let next = START.plus(EVERY);
             assert!(system.take_job(JOB, "a", lease, next).await.is_ok());
             system.register_process().await.unwrap();
@@ -317,7 +317,7 @@ mod tests {
     async fn set_forward_what_is_held_is_held_as_long_as_before() {
         for fixture in engines().await {
             let (store, system) = (&fixture.store, fixture.store.system());
-            let lease = Duration::from_secs(60);
+            let lease = Duration::from_mins(1);
             let process = system.register_process().await.unwrap();
             let next = START.plus(EVERY);
             system.take_job(JOB, "a", lease, next).await.unwrap();

@@ -167,7 +167,7 @@ async fn answer(
     };
     let refresher = Refresher::new(store.clone(), client.clone());
     let dispatcher = Arc::new(dispatcher::Dispatcher::start(
-        store.clone(),
+        store,
         client,
         settings,
         stop.clone(),

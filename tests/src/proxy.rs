@@ -93,7 +93,7 @@ impl Proxy {
 
     /// Swallows all bytes from now on, of new connections too.
     pub fn swallow(&self) {
-        self.silence();
+        let _ = self.silence();
         self.path.send_replace(Path::Swallows);
     }
 

@@ -135,14 +135,14 @@ async fn what_is_sent_arrives_to_the_byte(world: &World) {
     let mut last = String::new();
     for payload in &payloads {
         let body = format!("{{\"type\":\"a.b\",\"data\": {payload}\n }}");
-        let published = call(&publisher, "/v1/events", None, body).await;
-        assert_eq!(published.status, 202, "{published}");
-        assert_holds(&text_of(&published), "data", payload);
-        let id = published.text("/id");
+        let sent = call(&publisher, "/v1/events", None, body).await;
+        assert_eq!(sent.status, 202, "{sent}");
+        assert_holds(&text_of(&sent), "data", payload);
+        let id = sent.text("/id");
         let read = publisher.admin.get(&format!("/v1/events/{id}"));
-        assert_eq!(read.expect(200).await.body, published.body);
+        assert_eq!(read.expect(200).await.body, sent.body);
         let delivered = consumer.find("the event", |one| one.id() == id).await;
-        assert_eq!(delivered.body, published.body);
+        assert_eq!(delivered.body, sent.body);
         verify(&secret, &delivered).unwrap();
         last.clone_from(&id);
         events.insert(id, payload);
@@ -152,12 +152,12 @@ async fn what_is_sent_arrives_to_the_byte(world: &World) {
         .map(|data| format!("{{\"data\":{data},\"type\":\"a.c\"}}"));
     let several = several.collect::<Vec<_>>().join(" , ");
     let body = format!("{{\"events\":[{several}]}}");
-    let published = call(&publisher, "/v1/events", None, body).await;
-    assert_eq!(published.status, 202, "{published}");
+    let sent = call(&publisher, "/v1/events", None, body).await;
+    assert_eq!(sent.status, 202, "{sent}");
     let listed = publisher.admin.get("/v1/events?type=a.b&limit=200");
     let listed = text_of(&listed.expect(200).await);
     for payload in &payloads {
-        assert_holds(&text_of(&published), "data", payload);
+        assert_holds(&text_of(&sent), "data", payload);
         assert_holds(&listed, "data", payload);
     }
     let heard = messages(&mut listener, &last).await;

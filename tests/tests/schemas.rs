@@ -23,7 +23,7 @@ fn chain(links: usize) -> Value {
     json!({"$ref": "#/$defs/a0", "$defs": defs})
 }
 
-fn with_input(schema: Value) -> Value {
+fn with_input(schema: &Value) -> Value {
     json!({"display_name": "x", "input_schema": schema})
 }
 
@@ -45,7 +45,7 @@ async fn a_schema_that_would_run_away_is_refused_at_its_place(world: &World) {
             "/input_schema/$ref",
         ),
     ] {
-        let put = acme.admin.put("/v1/pipelines/p").json(&with_input(schema));
+        let put = acme.admin.put("/v1/pipelines/p").json(&with_input(&schema));
         let refused = put.refused(422, "validation_failed").await;
         assert_eq!(refused.text("/errors/0/pointer"), at);
     }
@@ -60,7 +60,7 @@ async fn a_schema_that_would_run_away_is_refused_at_its_place(world: &World) {
     let put = acme
         .admin
         .put("/v1/pipelines/p")
-        .json(&with_input(chain(2)));
+        .json(&with_input(&chain(2)));
     put.expect(201).await;
     let run = |input: Value| {
         acme.runner
@@ -79,7 +79,7 @@ async fn costly(publisher: &Publisher) -> Value {
     let all: Vec<Value> = (0..190).map(|n| json!({"not": {"const": n}})).collect();
     let schema = json!({"items": {"allOf": all}});
     let put = publisher.admin.put("/v1/pipelines/costly");
-    put.json(&with_input(schema)).expect(201).await;
+    put.json(&with_input(&schema)).expect(201).await;
     json!({ "input": vec![-1; 2_000] })
 }
 
@@ -123,7 +123,7 @@ async fn a_run_is_judged_by_the_version_that_it_keeps(world: &World) {
     let acme = server.publisher("acme").await;
     let put = |most: i64| {
         let schema = json!({"properties": {"n": {"maximum": most}}});
-        acme.admin.put("/v1/pipelines/p").json(&with_input(schema))
+        acme.admin.put("/v1/pipelines/p").json(&with_input(&schema))
     };
     put(0).expect(201).await;
     let until = Instant::now() + Duration::from_secs(2);

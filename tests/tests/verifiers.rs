@@ -191,9 +191,10 @@ fn the_rust_sample_agrees_with_the_vectors() {
             .decode(case["body_base64"].as_str().unwrap())
             .unwrap();
         let secret = case["secret"].as_str().unwrap();
-        let secret = match case["subcommand"] == true {
-            true => sample::subcommand_secret(secret).unwrap(),
-            false => secret.to_owned(),
+        let secret = if case["subcommand"] == true {
+            sample::subcommand_secret(secret).unwrap()
+        } else {
+            secret.to_owned()
         };
         let found = sample::verify_delivery(&secret, header, &body, case["now"].as_i64().unwrap());
         assert_eq!(found.err(), case["refused"].as_str(), "{}", case["name"]);

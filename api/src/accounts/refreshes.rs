@@ -227,9 +227,10 @@ impl Refreshes {
     ) -> Result<Ok<RefreshesView>, ApiError> {
         let scope = &who.0.scope;
         let all = self.app.store.scoped(scope).refreshable().await?;
-        let _outside = match body.0.dry_run {
-            true => None,
-            false => Some(self.app.wait_outside(request, scope.publisher()).await?),
+        let _outside = if body.0.dry_run {
+            None
+        } else {
+            Some(self.app.wait_outside(request, scope.publisher()).await?)
         };
         let round = Round {
             app: Arc::clone(&self.app),

@@ -257,16 +257,15 @@ impl Arriving<'_> {
         let mut chunks = pin!(body.into_bytes_stream());
         loop {
             let chunk = if reserved {
-                match tokio::time::timeout_at(until, chunks.next()).await {
-                    Ok(chunk) => chunk,
-                    Err(_) => {
-                        reserved = false;
-                        let arrived = self.len();
-                        self.counted
-                            .as_mut()
-                            .map(|permit| permit.shrink_to(arrived));
-                        continue;
+                if let Ok(chunk) = tokio::time::timeout_at(until, chunks.next()).await {
+                    chunk
+                } else {
+                    reserved = false;
+                    let arrived = self.len();
+                    if let Some(permit) = self.counted.as_mut() {
+                        permit.shrink_to(arrived);
                     }
+                    continue;
                 }
             } else {
                 chunks.next().await

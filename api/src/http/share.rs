@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(20);
-    const LONG: Duration = Duration::from_secs(600);
+    const LONG: Duration = Duration::from_mins(10);
 
     fn publisher(number: u128) -> Owner {
         Owner::Publisher(PublisherId::from_uuid(uuid::Uuid::from_u128(number)))

@@ -145,7 +145,7 @@ async fn idle_connections_give_way_and_busy_ones_do_not() {
     let running = start(ConnectionLimits {
         open_max: 2,
         open_per_address: 2,
-        room_timeout: Duration::from_secs(60),
+        room_timeout: Duration::from_mins(1),
         ..ConnectionLimits::default()
     })
     .await;

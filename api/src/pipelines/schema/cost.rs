@@ -345,6 +345,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Adds what a keyword costs. Answers its longest place below itself.
+    #[expect(clippy::too_many_lines, reason = "an arm a keyword")]
     fn keyword(
         &mut self,
         whole: &mut Part,

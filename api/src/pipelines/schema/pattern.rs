@@ -70,7 +70,7 @@ fn too_large() -> String {
     format!("The pattern is too large: at most {PATTERN_BYTES} bytes once it is compiled.")
 }
 
-fn states_of(translated: &str, reverse: bool) -> Result<NFA, thompson::BuildError> {
+fn states_of(translated: &str, reverse: bool) -> Result<NFA, Box<thompson::BuildError>> {
     let config = thompson::Config::new()
         .nfa_size_limit(Some(PATTERN_BYTES))
         .which_captures(if reverse {
@@ -82,6 +82,7 @@ fn states_of(translated: &str, reverse: bool) -> Result<NFA, thompson::BuildErro
     thompson::Compiler::new()
         .configure(config)
         .build(translated)
+        .map_err(Box::new)
 }
 
 /// The size of a pattern's deterministic automata in bytes, if they are small.

@@ -79,7 +79,9 @@ fn write_canonical(value: &Value, text: &mut String) {
         Value::String(value) => write_text(value, text),
         Value::Array(items) => {
             text.push('[');
-            items.iter().for_each(|item| write_canonical(item, text));
+            for item in items {
+                write_canonical(item, text);
+            }
             text.push(']');
         }
         Value::Object(members) => {
@@ -109,7 +111,7 @@ fn write_number(number: &Number, text: &mut String) {
     let _ = match (number.as_i64(), number.as_u64(), number.as_f64()) {
         (Some(whole), _, _) => write!(text, "#{whole};"),
         (None, Some(whole), _) => write!(text, "#{whole};"),
-        (None, None, Some(float)) if float == 0.0 => write!(text, "#0;"),
+        (None, None, Some(0.0)) => write!(text, "#0;"),
         // What a whole number may equal is written as one.
         (None, None, Some(float)) if float.fract() == 0.0 && float.abs() < WHOLE_BELOW => {
             write!(text, "#{float:.0};")
