@@ -82,7 +82,7 @@ pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Resul
 pub struct IdempotencyKey {
     /// The operation's id.
     pub operation: &'static str,
-    /// What the caller sent, and below it whoever alone shares the key ([`IdempotencyKey::shared_by`]).
+    /// What the caller sent; in the store, whoever alone shares the key stands below it.
     pub key: String,
     /// SHA-256 over path, query and body.
     pub request_hash: [u8; 32],

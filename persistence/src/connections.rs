@@ -43,6 +43,8 @@ impl Connections {
                 let mut held = pool.checkout().await?;
                 let mut begun = held.begin().await;
                 if begun.is_err() && held.ended_idle() {
+                    // First its place: it may be the only one.
+                    drop(held);
                     held = pool.checkout().await?;
                     begun = held.begin().await;
                 }
@@ -130,6 +132,7 @@ impl ConnectionTrait for Connections {
                 let mut held = pool.checkout().await?;
                 match held.one(query.clone()).await {
                     Err(_) if held.ended_idle() && reads(&query) => {
+                        drop(held);
                         pool.checkout().await?.one(query).await
                     }
                     done => done,
@@ -145,6 +148,7 @@ impl ConnectionTrait for Connections {
                 let mut held = pool.checkout().await?;
                 match held.all(query.clone()).await {
                     Err(_) if held.ended_idle() && reads(&query) => {
+                        drop(held);
                         pool.checkout().await?.all(query).await
                     }
                     done => done,
