@@ -391,12 +391,10 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
 async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
     for fixture in engines().await {
         let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
-        let mut waiters = Vec::new();
+        let mut waiters = JoinSet::new();
         for _ in 0..domain::limits::WAITING_CLAIMS {
             let (mine, patience) = (mine.clone(), patient(&bearer));
-            waiters.push(tokio::spawn(async move {
-                mine.claim_runs(&context(), None, 1, patience).await
-            }));
+            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, patience).await });
         }
         let lane = &fixture.store.inner.lane;
         while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
@@ -415,12 +413,14 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         };
         let waited = other.claim_runs(&context(), None, 1, patience).await;
         assert!(waited.unwrap().is_empty());
-        // Each run is one waiter's, and each that is served makes room.
+        // Each run is one waiter's, and each that is served makes room. Which waiter gets it
+        // depends on who was first to begin its wait.
         for _ in 0..3 {
             create(&mine, new_run("nightly")).await.unwrap();
         }
-        for waiter in waiters.drain(..3) {
-            assert_eq!(waiter.await.unwrap().unwrap().len(), 1);
+        for _ in 0..3 {
+            let served = waiters.join_next().await.unwrap();
+            assert_eq!(served.unwrap().unwrap().len(), 1);
         }
         let patience = Patience {
             wait: Duration::from_millis(10),
@@ -429,8 +429,8 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         let waited = mine.claim_runs(&context(), None, 1, patience).await;
         assert!(waited.unwrap().is_empty());
         fixture.store.quiesce();
-        for waiter in waiters {
-            assert!(waiter.await.unwrap().unwrap().is_empty());
+        while let Some(waiter) = waiters.join_next().await {
+            assert!(waiter.unwrap().unwrap().is_empty());
         }
     }
 }
