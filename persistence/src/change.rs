@@ -25,6 +25,7 @@ use crate::{
     entity::{idempotency_keys, publishers},
     error::{Result, StoreError, damaged},
     keys::OPERATOR,
+    storage,
 };
 
 /// Who asks for a change, and under which request.
@@ -373,7 +374,11 @@ impl Store {
             ])
             .exec_without_returning(tx.db())
             .await?;
-        Ok(matches!(result, TryInsertResult::Inserted(1)))
+        let inserted = matches!(result, TryInsertResult::Inserted(1));
+        if inserted {
+            tx.stores(owner, storage::ANSWER);
+        }
+        Ok(inserted)
     }
 
     async fn keep_answer(
@@ -391,6 +396,7 @@ impl Store {
         let sealed = keys
             .data
             .seal(&answer_place(owner, &place_row(key)), &plain);
+        tx.stores(owner, sealed.len());
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
             operation: Set(key.operation.to_owned()),

@@ -1,6 +1,10 @@
 //! Pages of lists.
 
+use std::collections::HashMap;
+
 use domain::limits::PAGE_MAX;
+
+use crate::walk::Found;
 
 /// Which part of a list. `after` is the sort key of the last row of the page before.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,18 @@ impl<K> PageRequest<K> {
         rows.truncate(limit);
         let next = if more { rows.last().map(key) } else { None };
         Page { items: rows, next }
+    }
+}
+
+impl<M, K: Copy + Eq + std::hash::Hash> Page<M, K> {
+    /// The rows of keys that were found, in the keys' order. What is gone by now is left out.
+    pub(crate) fn of_found(found: Found<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
+        let mut rows: HashMap<K, M> = rows.into_iter().map(|row| (key(&row), row)).collect();
+        let items = found.keys.iter().filter_map(|key| rows.remove(key));
+        Self {
+            items: items.collect(),
+            next: found.next,
+        }
     }
 }
 
