@@ -281,7 +281,11 @@ fn items<T: Type>() -> MetaSchemaRef {
 
 fn next_cursor() -> MetaSchemaRef {
     MetaSchemaRef::Inline(Box::new(MetaSchema {
-        description: Some("Send it as `cursor` for the next part; null on the last one."),
+        description: Some(
+            "Send it as `cursor` for the next part; null on the last one. A part may have fewer rows \
+             than asked for, even none, and not be the last: looking for rows that several filters \
+             let through ends after a while, and goes on with the next part.",
+        ),
         nullable: true,
         ..MetaSchema::new("string")
     }))

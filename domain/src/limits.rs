@@ -108,6 +108,22 @@ pub struct Quotas {
     pub train_tokens: u32,
     /// Live tokens of one train.
     pub train_tokens_per_train: u32,
+    /// Bytes stored of events, runs, deliveries and kept answers. Left out where it is the usual
+    /// one: a program that does not know it refuses to read it.
+    #[serde(skip_serializing_if = "is_usual_storage")]
+    pub storage_bytes: u64,
+}
+
+/// Bytes that a publisher may store, unless the operator says otherwise: 10 GiB. Some thirty
+/// million small events, or a hundred a minute of 2 KiB kept for a month.
+pub const STORAGE_BYTES: u64 = 10 * 1024 * 1024 * 1024;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the shape that serde takes"
+)]
+const fn is_usual_storage(bytes: &u64) -> bool {
+    *bytes == STORAGE_BYTES
 }
 
 impl Default for Quotas {
@@ -120,6 +136,7 @@ impl Default for Quotas {
             trains: 100,
             train_tokens: 50,
             train_tokens_per_train: 10,
+            storage_bytes: STORAGE_BYTES,
         }
     }
 }

@@ -16,6 +16,7 @@ mod m0006_dispatch_by_endpoint;
 mod m0007_webhooks_in_full;
 mod m0008_trains;
 mod m0009_fan_outs;
+mod m0010_reads_by_index;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_webhooks_in_full::Migration),
             Box::new(m0008_trains::Migration),
             Box::new(m0009_fan_outs::Migration),
+            Box::new(m0010_reads_by_index::Migration),
         ]
     }
 }

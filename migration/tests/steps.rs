@@ -186,6 +186,11 @@ const ROWS: &[(usize, &str, &str)] = &[
         "fan_outs",
         "INSERT INTO fan_outs (publisher_id, seq, total, done, created_at, plan) VALUES ({u}, 1, 2, 1, 1, '{}')",
     ),
+    (
+        10,
+        "storage_usage",
+        "INSERT INTO storage_usage (publisher_id, bytes) VALUES ({u}, 1)",
+    ),
 ];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {

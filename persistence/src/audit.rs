@@ -1,6 +1,6 @@
 //! The audit log: appended in the change's own transaction, chained under a key of its owner.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use domain::{
     Timestamp,
@@ -10,7 +10,7 @@ use domain::{
 use sea_orm::{
     ActiveValue::Set,
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _,
+    QueryResult, QuerySelect as _,
     sea_query::{ExprTrait as _, LockType},
 };
 use uuid::Uuid;
@@ -24,6 +24,8 @@ use crate::{
     keys::OPERATOR,
     page::{Page, PageRequest},
     scope::{Scoped, System},
+    sql::padded,
+    walk::{Check, Path, Span, Walk},
 };
 
 /// Rows that one step of a verification or an export reads.
@@ -96,6 +98,26 @@ pub enum Fault {
     },
 }
 
+/// How far the clocks of processes, or of one that was set, may be apart for a log's times to be
+/// found by number.
+const CLOCKS_AGREE: Duration = Duration::from_hours(24);
+
+impl AuditFilter {
+    fn wants(&self, row: &QueryResult) -> Result<bool> {
+        let at: i64 = row.try_get("", "at")?;
+        let (action, actor, target): (String, String, String) = (
+            row.try_get("", "action")?,
+            row.try_get("", "actor_id")?,
+            row.try_get("", "target_id")?,
+        );
+        Ok(self.since.is_none_or(|since| since.ms() <= at)
+            && self.until.is_none_or(|until| at < until.ms())
+            && self.action.is_none_or(|wanted| wanted.as_str() == action)
+            && self.actor.as_ref().is_none_or(|wanted| *wanted == actor)
+            && self.target.as_ref().is_none_or(|wanted| *wanted == target))
+    }
+}
+
 fn row_of(model: audit_events::Model) -> (AuditRow, Vec<u8>) {
     let row = AuditRow {
         owner: model.owner_id,
@@ -117,6 +139,37 @@ fn row_of(model: audit_events::Model) -> (AuditRow, Vec<u8>) {
 
 fn mac_of(bytes: &[u8]) -> Result<[u8; 32]> {
     <[u8; 32]>::try_from(bytes).map_err(|_| damaged("audit code"))
+}
+
+/// The numbers between which rows of the times asked for can stand. Numbers follow the order
+/// of commits, and times the processes' clocks: within [`CLOCKS_AGREE`] both say the same.
+async fn audit_span(
+    db: &impl ConnectionTrait,
+    owner: Uuid,
+    filter: &AuditFilter,
+    after: Option<i64>,
+) -> Result<Span<i64>> {
+    use audit_events::Column;
+    let rows = || {
+        let rows = audit_events::Entity::find().filter(Column::OwnerId.eq(owner));
+        rows.select_only().column(Column::Seq).limit(1)
+    };
+    let mut span = Span::after(after);
+    if let Some(since) = filter.since {
+        let before = rows()
+            .filter(Column::At.lt(since.minus(CLOCKS_AGREE).ms()))
+            .order_by_desc(Column::At)
+            .order_by_desc(Column::Seq);
+        span = span.from(before.into_tuple().one(db).await?);
+    }
+    if let Some(until) = filter.until {
+        let beyond = rows()
+            .filter(Column::At.gte(until.plus(CLOCKS_AGREE).ms()))
+            .order_by_asc(Column::At)
+            .order_by_asc(Column::Seq);
+        span = span.to(beyond.into_tuple().one(db).await?);
+    }
+    Ok(span)
 }
 
 impl Store {
@@ -220,30 +273,44 @@ impl Store {
     ) -> Result<Page<AuditRow, i64>> {
         use audit_events::Column;
         let head = self.audit_head(owner).await?;
-        let mut query = audit_events::Entity::find()
-            .filter(Column::OwnerId.eq(owner))
-            .filter(Column::Seq.lte(head.seq))
-            .limit(page.fetch());
-        if let Some(action) = filter.action {
-            query = query.filter(Column::Action.eq(action.as_str()));
+        let scan = self.scan(owner).await?;
+        let db = scan.db();
+        let mut paths = Vec::new();
+        let by = |index, column, value: &str| Path::by(index, column, [value.into()]);
+        if let Some(target) = &filter.target {
+            paths.push(by("audit_events_by_target", &["target_id"], target));
         }
         if let Some(actor) = &filter.actor {
-            query = query.filter(Column::ActorId.eq(actor));
+            paths.push(by("audit_events_by_actor", &["actor_id"], actor));
         }
-        if let Some(target) = &filter.target {
-            query = query.filter(Column::TargetId.eq(target));
+        if let Some(action) = filter.action {
+            let action = action.as_str();
+            paths.push(by("audit_events_by_action", &["action"], action));
         }
-        if let Some(since) = filter.since {
-            query = query.filter(Column::At.gte(since.ms()));
+        if paths.is_empty() {
+            paths.push(Path::primary());
         }
-        if let Some(until) = filter.until {
-            query = query.filter(Column::At.lt(until.ms()));
-        }
-        if let Some(after) = page.after {
-            query = query.filter(Column::Seq.lt(after));
-        }
-        let rows = query.order_by_desc(Column::Seq).all(self.read()).await?;
-        let page = page.cut(rows, |row| row.seq);
+        let timed = filter.since.is_some() || filter.until.is_some();
+        let wants = |row: &QueryResult| filter.wants(row);
+        let check = Check {
+            columns: &["at", "action", "actor_id", "target_id"],
+            wants: &wants,
+        };
+        let walk = Walk {
+            owner: "owner_id",
+            check: (timed || paths.len() > 1).then_some(check),
+            ..Walk::over("audit_events", owner, paths)
+        };
+        let keys = audit_span(db, owner, filter, page.after).await?;
+        // What lies past the head is forged: it is not shown.
+        let keys = keys.to(Some(head.seq.saturating_add(1)));
+        let found = walk.part(db, &page, keys).await?;
+        let rows = audit_events::Entity::find()
+            .filter(Column::OwnerId.eq(owner))
+            .filter(Column::Seq.is_in(padded(found.keys.iter().copied())))
+            .all(db)
+            .await?;
+        let page = Page::of_found(found, rows, |row| row.seq);
         page.try_map(|row| Ok(row_of(row).0))
     }
 
@@ -255,13 +322,14 @@ impl Store {
         last: i64,
     ) -> Result<Vec<(AuditRow, Vec<u8>)>> {
         use audit_events::Column;
+        let scan = self.scan(owner).await?;
         let rows = audit_events::Entity::find()
             .filter(Column::OwnerId.eq(owner))
             .filter(Column::Seq.gt(after))
             .filter(Column::Seq.lte(last))
             .order_by_asc(Column::Seq)
             .limit(STEP_ROWS)
-            .all(self.read())
+            .all(scan.db())
             .await?;
         Ok(rows.into_iter().map(row_of).collect())
     }

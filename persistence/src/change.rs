@@ -29,6 +29,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     keys::OPERATOR,
     scope::Scope,
+    storage,
 };
 
 /// Who asks for a change, and under which request.
@@ -436,7 +437,11 @@ impl Store {
             ])
             .exec_without_returning(tx.db())
             .await?;
-        Ok(matches!(result, TryInsertResult::Inserted(1)))
+        let inserted = matches!(result, TryInsertResult::Inserted(1));
+        if inserted {
+            tx.stores(owner, storage::ANSWER);
+        }
+        Ok(inserted)
     }
 
     async fn keep_answer(
@@ -454,6 +459,7 @@ impl Store {
         let sealed = keys
             .data
             .seal(&answer_place(owner, &place_row(key)), &plain);
+        tx.stores(owner, sealed.len());
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
             operation: Set(key.operation.to_owned()),

@@ -13,11 +13,13 @@ use domain::{
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, EntityTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    QueryFilter as _,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use uuid::Uuid;
+
+mod list;
 
 use crate::{
     Store,
@@ -26,7 +28,6 @@ use crate::{
     db::Tx,
     entity::{credentials, token_hashes},
     error::{Result, StoreError, damaged},
-    page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     scope::Scoped,
 };
@@ -393,27 +394,6 @@ fn inherited(row: &credentials::Model) -> Result<NewCredential> {
 }
 
 impl Scoped {
-    /// The publisher's credentials that are not revoked, newest first.
-    pub async fn credentials(
-        &self,
-        kind: Option<CredentialKind>,
-        page: PageRequest<Uuid>,
-    ) -> Result<Page<Credential, Uuid>, StoreError> {
-        use credentials::Column;
-        let mut query = credentials::Entity::find()
-            .filter(Column::PublisherId.eq(self.scope.uuid()))
-            .filter(Column::RevokedAt.is_null());
-        if let Some(kind) = kind {
-            query = query.filter(of_kind(kind));
-        }
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(credential_of)
-    }
-
     /// Makes one more credential of a kind.
     pub async fn mint<A>(
         &self,

@@ -26,6 +26,8 @@ use sea_orm::{
 use tokio::{sync::Notify, time::timeout};
 use uuid::Uuid;
 
+mod readers;
+
 use crate::{
     checkpoint,
     connections::{Connections, Work},
@@ -49,8 +51,6 @@ const STATEMENTS_KEPT: usize = 200;
 const SQLITE_CACHE_KIB: &str = "-16384";
 /// How much of the file SQLite may map, bytes.
 const SQLITE_MMAP_BYTES: &str = "268435456";
-/// SQLite readers; more than cores cost CPU and buy little.
-const SQLITE_READERS_MAX: u32 = 8;
 
 /// Where the data is.
 #[derive(Clone)]
@@ -173,16 +173,8 @@ impl Target {
         options: &SqliteConnectOptions,
         limit: Duration,
     ) -> Result<Connections> {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let readers = u32::try_from(cores)
-            .unwrap_or(2)
-            .clamp(2, SQLITE_READERS_MAX);
-        SqlitePoolOptions::new()
-            .max_connections(readers)
+        readers::pool()
             .acquire_timeout(limit.min(ACQUIRE_TIMEOUT))
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
             .connect_with(options.clone().pragma("query_only", "ON"))
             .await
             .map(|pool| Connections::Sqlite(pool.into()))
@@ -282,6 +274,17 @@ impl Transaction {
         self.effects().listening.insert(publisher, endpoints);
     }
 
+    /// Notes that so many bytes of a publisher's are stored here.
+    pub(crate) fn stores(&self, publisher: Uuid, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        *self.effects().stored.entry(publisher).or_default() += bytes;
+    }
+
+    /// Notes that so many bytes of a publisher's are removed here.
+    pub(crate) fn removes(&self, publisher: Uuid, bytes: i64) {
+        *self.effects().stored.entry(publisher).or_default() -= bytes;
+    }
+
     /// Notes that messages about trains are written here.
     pub(crate) fn writes_notices(&self) {
         self.effects().notices = true;
@@ -306,6 +309,11 @@ pub(crate) struct Db {
     target: Target,
     /// Reads; on PostgreSQL writes too.
     pool: Connections,
+    /// SQLite only: reads that may take long have readers of their own.
+    scans: Option<Connections>,
+    /// SQLite only: steps that scans took.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests read it"))]
+    scan_steps: Arc<AtomicU64>,
     /// PostgreSQL only.
     own: Option<Own>,
     /// SQLite only.
@@ -347,9 +355,13 @@ impl Db {
                 (Connections::Postgres(pool), Some(own), None)
             }
         };
+        let scan_steps = Arc::new(AtomicU64::new(0));
+        let scans = readers::connect_scans(&target, &scan_steps).await?;
         Ok(Ok(Self {
             target,
             pool,
+            scans,
+            scan_steps,
             own,
             writer,
             committed: Notify::new(),
@@ -385,6 +397,27 @@ impl Db {
     /// How long an answer of the database is waited for.
     pub(crate) const fn limit(&self) -> Duration {
         self.target.limit()
+    }
+
+    /// What scans run on.
+    pub(crate) fn scan(&self) -> &Connections {
+        self.scans.as_ref().unwrap_or(&self.pool)
+    }
+
+    /// How many steps scans took in SQLite, to the thousand.
+    #[cfg(test)]
+    pub(crate) fn scan_steps(&self) -> u64 {
+        self.scan_steps.load(Ordering::Relaxed)
+    }
+
+    /// How many scans may run at a time: as many as there are connections for them, of the pool
+    /// half.
+    pub(crate) fn scanners(&self) -> usize {
+        let connections = match &self.target {
+            Target::Sqlite { .. } => readers::count(),
+            Target::Postgres { connections, .. } => connections / 2,
+        };
+        usize::try_from(connections).unwrap_or(1)
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {
@@ -633,7 +666,7 @@ impl Db {
             tracing::warn!(%error, "the writing connection did not close cleanly");
         }
         let own = self.own.iter().flat_map(Own::all);
-        for pool in [&self.pool].into_iter().chain(own) {
+        for pool in [&self.pool].into_iter().chain(&self.scans).chain(own) {
             if let Err(error) = pool.close().await {
                 tracing::warn!(%error, "the connections did not close cleanly");
             }

@@ -9,7 +9,7 @@ use domain::{
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, sea_query::LockType,
+    QueryOrder as _, QueryResult, QuerySelect as _, sea_query::LockType,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -21,6 +21,8 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     scope::Scoped,
+    sql::padded,
+    walk::{Check, Path, Span, Walk},
 };
 
 /// Most attempts that are shown; a delivery has more only after many retries by hand.
@@ -75,6 +77,43 @@ pub struct DeliveryFilter {
     pub event: Option<EventId>,
     /// Only those that stand here.
     pub status: Option<String>,
+}
+
+/// Whether deliveries of this status have an index of their own: those that arrived do without,
+/// since each would have to be entered there, and those that wait are few or have another one.
+fn was_not_made(status: &str) -> bool {
+    matches!(status, "failed" | "cancelled")
+}
+
+impl DeliveryFilter {
+    fn paths(&self) -> Vec<Path> {
+        let mut paths = Vec::new();
+        if let Some(event) = self.event {
+            let value = [event.uuid().into()];
+            paths.push(Path::by("deliveries_of_event", &["event_id"], value));
+        }
+        if let Some(endpoint) = self.endpoint {
+            let value = [endpoint.uuid().into()];
+            paths.push(Path::by("deliveries_by_endpoint", &["endpoint_id"], value));
+        }
+        if let Some(status) = self.status.as_deref().filter(|status| was_not_made(status)) {
+            let path = Path::by("deliveries_not_made", &["status"], [status.into()]);
+            paths.push(path.only("status IN ('failed', 'cancelled')"));
+        }
+        if paths.is_empty() {
+            paths.push(Path::primary());
+        }
+        paths
+    }
+
+    fn wants(&self, row: &QueryResult) -> Result<bool> {
+        let endpoint: Uuid = row.try_get("", "endpoint_id")?;
+        let event: Uuid = row.try_get("", "event_id")?;
+        let status: String = row.try_get("", "status")?;
+        Ok(self.endpoint.is_none_or(|wanted| wanted.uuid() == endpoint)
+            && self.event.is_none_or(|wanted| wanted.uuid() == event)
+            && self.status.as_ref().is_none_or(|wanted| *wanted == status))
+    }
 }
 
 fn delivery_of(row: deliveries::Model, event_type: String) -> Delivery {
@@ -152,27 +191,29 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Delivery, Uuid>, StoreError> {
         use deliveries::Column;
-        let (db, owner) = (self.store.read(), self.scope.uuid());
-        let mut query = deliveries::Entity::find().filter(Column::PublisherId.eq(owner));
-        if let Some(endpoint) = filter.endpoint {
-            query = query.filter(Column::EndpointId.eq(endpoint.uuid()));
-        }
-        if let Some(event) = filter.event {
-            query = query.filter(Column::EventId.eq(event.uuid()));
-        }
-        if let Some(status) = &filter.status {
-            query = query.filter(Column::Status.eq(status));
-        }
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let rows = query
-            .order_by_desc(Column::Id)
-            .limit(page.fetch())
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let paths = filter.paths();
+        let wants = |row: &QueryResult| filter.wants(row);
+        let said = paths.len() == 1 && filter.status.as_deref().is_none_or(was_not_made);
+        let walk = Walk {
+            check: (!said).then_some(Check {
+                columns: &["endpoint_id", "event_id", "status"],
+                wants: &wants,
+            }),
+            few: (filter.status.as_deref() == Some("pending"))
+                .then_some(("deliveries_waiting", "status = 'pending'")),
+            ..Walk::over("deliveries", owner, paths)
+        };
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let rows = deliveries::Entity::find()
+            .filter(Column::PublisherId.eq(owner))
+            .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
         let types = types_of(db, owner, rows.iter().map(|row| row.event_id)).await?;
-        page.cut(rows, |row| row.id).try_map(|row| {
+        Page::of_found(found, rows, |row| row.id).try_map(|row| {
             let event_type = types.get(&row.event_id).cloned();
             Ok(delivery_of(
                 row,

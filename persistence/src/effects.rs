@@ -148,6 +148,8 @@ pub(crate) struct Effects {
     pub(crate) runs_ready: BTreeSet<Uuid>,
     /// Which runs changed, and of which publishers there are new events.
     pub(crate) changed: BTreeSet<Uuid>,
+    /// How many bytes more of each publisher are stored; fewer where it is below zero.
+    pub(crate) stored: HashMap<Uuid, i64>,
     /// Whether messages about trains wait that were not there before.
     pub(crate) notices: bool,
     /// Whether fan-outs wait to be spread that were not there before.

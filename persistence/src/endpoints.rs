@@ -14,8 +14,8 @@ use domain::{
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _,
-    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Select, sea_query::Expr,
+    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Select,
+    sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -38,7 +38,9 @@ use crate::{
     quota::{over_quota, quotas_of},
     replays::{NewReplay, Replay, end_all_of, start_in},
     scope::Scoped,
+    sql::padded,
     unreadable,
+    walk::{Path, Span, Walk},
 };
 
 /// Why an endpoint is disabled that its publisher disabled.
@@ -530,16 +532,19 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Endpoint, Uuid>, StoreError> {
         use webhook_endpoints::Column;
-        let mut query = live(self.scope.uuid());
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        let mut page = page
-            .cut(rows, |row| row.id)
-            .try_map(|row| Ok::<_, StoreError>(Endpoint::of_row(row)))?;
-        let (db, now) = (self.store.read(), self.store.now());
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let either = [false.into(), true.into()];
+        let path = Path::by("webhook_endpoints_live", &["enabled"], either);
+        let path = path.only("deleted_at IS NULL");
+        let walk = Walk::over("webhook_endpoints", owner, vec![path]);
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let ids = padded(found.keys.iter().copied());
+        let rows = live(owner).filter(Column::Id.is_in(ids)).all(db).await?;
+        let page = Page::of_found(found, rows, |row| row.id);
+        let mut page = page.try_map(|row| Ok::<_, StoreError>(Endpoint::of_row(row)))?;
+        let now = self.store.now();
         with_health(db, self.scope.uuid(), &mut page.items, now).await?;
         Ok(page)
     }

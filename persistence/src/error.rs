@@ -90,8 +90,8 @@ fn classify(cause: &RuntimeErr, text: String) -> StoreError {
 /// SQLite result codes (sqlite.org/rescode.html); the primary code is the low byte.
 fn classify_sqlite(code: &str, text: String) -> StoreError {
     match code.parse::<i32>().unwrap_or(0) & 0xff {
-        // BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL
-        5 | 6 | 7 | 8 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
+        // BUSY, LOCKED, NOMEM, READONLY, INTERRUPT (out of time), IOERR, FULL, CANTOPEN, PROTOCOL
+        5 | 6 | 7 | 8 | 9 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
         _ => StoreError::Internal(text),
     }
 }

@@ -16,7 +16,7 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, Select,
+    QueryResult, QuerySelect as _, Select,
     sea_query::{Expr, ExprTrait as _},
 };
 use serde_json::Value;
@@ -32,7 +32,8 @@ use crate::{
     page::{Page, PageRequest, bytes_of},
     scope::Scoped,
     sql::{self, Sql},
-    unreadable,
+    storage, unreadable,
+    walk::{Check, Path, Span, Walk, distinct},
 };
 
 /// An event as consumers get it.
@@ -245,6 +246,7 @@ async fn place(
 async fn insert_events(tx: &Tx, rows: &[events::Model]) -> Result<()> {
     for row in rows {
         tx.tells_of(row.publisher_id);
+        tx.stores(row.publisher_id, storage::EVENT + row.body.len());
     }
     sql::insert(tx.db(), rows.to_vec(), "").await.map(drop)
 }
@@ -259,6 +261,9 @@ pub(crate) async fn insert_deliveries(
 ) -> Result<()> {
     place(tx, &mut rows, ordered).await?;
     tx.delivers(&rows, bodies);
+    for row in &rows {
+        tx.stores(row.publisher_id, storage::DELIVERY);
+    }
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
@@ -389,6 +394,19 @@ impl Scoped {
         query.filter(elsewhere.or(here))
     }
 
+    /// The same of one event, whose type and pipeline are these.
+    pub(crate) fn sees_event(&self, event_type: &str, pipeline: Option<&str>) -> bool {
+        let of_run = || {
+            RunStatus::ALL
+                .into_iter()
+                .any(|status| OwnType::of_run(status).as_str() == event_type)
+        };
+        match pipeline {
+            Some(slug) => self.scope.reaches(slug),
+            None => self.scope.pipelines().is_none() || !of_run(),
+        }
+    }
+
     /// The publisher's events, newest first; only of exactly one type if that is given.
     pub async fn events(
         &self,
@@ -396,17 +414,44 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Event, Uuid>, StoreError> {
         use events::Column;
-        let mut query = self.visible_events();
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let mut paths = Vec::new();
         if let Some(event_type) = event_type {
-            query = query.filter(Column::EventType.eq(event_type));
+            let value = [event_type.into()];
+            paths.push(Path::by("events_by_type", &["event_type"], value));
         }
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
+        if let Some(slugs) = self.scope.pipelines() {
+            let mut values = distinct(slugs.iter().map(Slug::to_string));
+            values.push(Option::<String>::None.into());
+            paths.push(Path::by("events_by_pipeline", &["pipeline_slug"], values));
         }
-        let query = query.order_by_desc(Column::Id);
+        if paths.is_empty() {
+            paths.push(Path::primary());
+        }
+        let wants = |row: &QueryResult| -> Result<bool> {
+            let of: String = row.try_get("", "event_type")?;
+            let pipeline: Option<String> = row.try_get("", "pipeline_slug")?;
+            let asked = event_type.is_none_or(|wanted| wanted == of);
+            Ok(asked && self.sees_event(&of, pipeline.as_deref()))
+        };
+        let limited = self.scope.pipelines().is_some();
+        let walk = Walk {
+            check: limited.then_some(Check {
+                columns: &["event_type", "pipeline_slug"],
+                wants: &wants,
+            }),
+            ..Walk::over("events", owner, paths)
+        };
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let query = events::Entity::find()
+            .filter(Column::PublisherId.eq(owner))
+            .filter(Column::Id.is_in(sql::padded(found.keys.iter().copied())))
+            .order_by_desc(Column::Id);
         let bytes = bytes_of(Expr::col(Column::Body));
         let size = |row: &events::Model| row.body.len();
-        page.read(query, self.store.read(), bytes, size, |row| row.id)
+        page.read_found(found, query, db, bytes, size, |row| row.id)
             .await?
             .try_map(|row| Ok(Event::of_row(row)))
     }

@@ -16,8 +16,8 @@ use domain::{
     id::{EventId, Id as _},
 };
 use sea_orm::{
-    ColumnTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Select,
+    ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Select,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -202,9 +202,12 @@ impl Feed {
             && self.filters.iter().any(|filter| filter.matches(event_type))
     }
 
+    /// Those out of reach too: what a token sees is not looked for among rows, but told of each.
     fn above(&self, id: Uuid) -> Select<events::Entity> {
-        let visible = self.scoped.visible_events();
-        visible.filter(events::Column::Id.gt(id))
+        let owner = self.scoped.scope.uuid();
+        events::Entity::find()
+            .filter(events::Column::PublisherId.eq(owner))
+            .filter(events::Column::Id.gt(id))
     }
 
     /// Reads on by one part; answers whether there is more.
@@ -218,20 +221,25 @@ impl Feed {
             Some(scan) => scan,
             None => self.begin(now).await?,
         };
-        let rows: Vec<(Uuid, String)> = self
+        let rows: Vec<(Uuid, String, Option<String>)> = self
             .above(scan.at)
             .select_only()
-            .columns([events::Column::Id, events::Column::EventType])
+            .columns([
+                events::Column::Id,
+                events::Column::EventType,
+                events::Column::PipelineSlug,
+            ])
             .order_by_asc(events::Column::Id)
             .limit(KEYS)
             .into_tuple()
             .all(self.scoped.store.read())
             .await?;
         let more = u64::try_from(rows.len()).is_ok_and(|found| found >= KEYS);
-        for (id, event_type) in rows {
+        for (id, event_type, pipeline) in rows {
             scan.at = id;
             self.head = self.head.max(id);
-            if self.seen.insert(id) && self.wants(&event_type) {
+            let in_reach = self.scoped.sees_event(&event_type, pipeline.as_deref());
+            if self.seen.insert(id) && in_reach && self.wants(&event_type) {
                 self.wanted.push_back(id);
             }
         }

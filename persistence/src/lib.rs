@@ -58,11 +58,13 @@ mod quota;
 mod refresh;
 mod replays;
 mod runs;
+mod scans;
 mod scope;
 mod seed;
 mod shares;
 mod sql;
 mod statistics;
+mod storage;
 mod subcommands;
 mod sweeps;
 mod time;
@@ -72,6 +74,7 @@ mod trains;
 mod unreadable;
 mod versions;
 mod wake;
+mod walk;
 
 pub use accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
@@ -130,6 +133,8 @@ use lane::{Inlet, Lane};
 use lending::Lending;
 use lines::Line;
 use runs::claims::Turns;
+use scans::Scans;
+use storage::Storage;
 use versions::Definitions;
 use wake::Wake;
 
@@ -163,6 +168,8 @@ struct Inner {
     definitions: Definitions,
     type_schemas: TypeSchemas,
     turns: Turns,
+    scans: Scans,
+    storage: Storage,
     lane: Lane,
     /// Transactions of the general write lane that publishers have under way.
     general: Permits<Uuid>,
@@ -192,6 +199,8 @@ impl Store {
             definitions: Definitions::new(),
             type_schemas: TypeSchemas::new(),
             turns: Turns::new(),
+            scans: Scans::new(db.scanners()),
+            storage: Storage::default(),
             lane,
             general: Permits::new(Bounds {
                 total: usize::MAX,
@@ -335,6 +344,9 @@ impl Store {
         if let Err(error) = self.flush_usage().await {
             tracing::warn!(%error, "the last use of accounts could not be written down");
         }
+        if let Err(error) = self.flush_storage().await {
+            tracing::warn!(%error, "the last sums of stored bytes could not be written down");
+        }
         self.inner.db.close().await;
     }
 
@@ -394,11 +406,14 @@ impl Store {
     }
 
     /// What follows a commit.
-    fn after<T>(&self, committed: Committed<T>) -> T {
+    fn after<T>(&self, mut committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
             self.forget_publisher(domain::id::Id::uuid(*publisher));
+            self.inner.storage.forget(domain::id::Id::uuid(*publisher));
         }
         self.inner.lane.listening(&committed.effects.listening);
+        let stored = std::mem::take(&mut committed.effects.stored);
+        self.inner.storage.add(stored);
         self.inner.wake.after(committed.effects, committed.since);
         committed.value
     }

@@ -280,6 +280,7 @@ impl Store {
         let tasks = &store.inner.tasks;
         tasks.spawn(store.watching().poll_loop(stop.clone()));
         tasks.spawn(store.working().time_loop(stop.clone()));
+        tasks.spawn(store.working().storage_loop(stop.clone()));
         tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
         if let Some(server) = store.inner.db.notifies() {
             let (inner, stop) = (Arc::clone(&store.inner), stop.clone());

@@ -1,12 +1,14 @@
 //! Pages of lists. They end by rows, and by the bytes of what their rows hold.
 
+use std::collections::HashMap;
+
 use domain::limits::{PAGE_BYTES, PAGE_MAX};
 use sea_orm::{
     ConnectionTrait, EntityTrait, FromQueryResult, QuerySelect as _, Select,
     sea_query::{Expr, Func, SimpleExpr},
 };
 
-use crate::error::Result;
+use crate::{error::Result, walk::Found};
 
 /// So many rows are read without a look at their sizes first.
 const UNSEEN: u64 = 8;
@@ -101,6 +103,41 @@ impl<K> PageRequest<K> {
             page.next = page.items.last().map(key);
         }
         Ok(page)
+    }
+
+    /// The rows of keys that were found, which `query` reads in the keys' order: as many as make
+    /// up a page by their bytes ([`Self::read`]).
+    pub(crate) async fn read_found<E>(
+        &self,
+        found: Found<K>,
+        query: Select<E>,
+        db: &impl ConnectionTrait,
+        bytes: SimpleExpr,
+        size: impl Fn(&E::Model) -> usize,
+        key: impl Fn(&E::Model) -> K,
+    ) -> Result<Page<E::Model, K>>
+    where
+        E: EntityTrait,
+        E::Model: FromQueryResult + Send + Sync,
+    {
+        let Found { keys, next } = found;
+        if keys.is_empty() {
+            let items = Vec::new();
+            return Ok(Page { items, next });
+        }
+        let mut page = self.read(query, db, bytes, size, key).await?;
+        page.next = page.next.or(next);
+        Ok(page)
+    }
+}
+
+impl<M, K: Copy + Eq + std::hash::Hash> Page<M, K> {
+    /// The rows of keys that were found, in the keys' order. What is gone by now is left out.
+    pub(crate) fn of_found(found: Found<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
+        let mut rows: HashMap<K, M> = rows.into_iter().map(|row| (key(&row), row)).collect();
+        let Found { keys, next } = found;
+        let items = keys.iter().filter_map(|key| rows.remove(key)).collect();
+        Self { items, next }
     }
 }
 

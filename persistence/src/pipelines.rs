@@ -7,13 +7,12 @@ use domain::{
     audit::Action,
     id::{Id as _, PipelineId},
     pipeline::Definition,
-    run::RunStatus,
     slug::Slug,
 };
 use sea_orm::{
-    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, EntityTrait as _, JoinType,
-    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, RelationDef,
-    sea_query::LockType,
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, DbBackend,
+    EntityTrait as _, JoinType, PaginatorTrait as _, QueryFilter as _, QueryResult,
+    QuerySelect as _, RelationDef, sea_query::LockType,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -22,11 +21,13 @@ use crate::{
     Store,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
-    entity::{pipeline_versions, pipelines, runs},
+    entity::{pipeline_versions, pipelines},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     scope::Scoped,
+    sql::{Sql, padded},
+    walk::{Check, Path, Span, Walk},
 };
 
 /// A pipeline in its current version.
@@ -199,21 +200,28 @@ async fn write_row(tx: &Tx, row: pipelines::Model) -> Result<pipelines::Model> {
         .await?)
 }
 
+/// Each part is a look into an index of the runs that wait or are held: a pipeline's past runs
+/// are not looked through.
 async fn has_unfinished_runs(tx: &Tx, row: &pipelines::Model) -> Result<bool> {
-    let unfinished = RunStatus::ALL
-        .into_iter()
-        .filter(|status| !status.is_final())
-        .map(RunStatus::as_str);
-    let found = runs::Entity::find()
-        .select_only()
-        .column(runs::Column::Id)
-        .filter(runs::Column::PublisherId.eq(row.publisher_id))
-        .filter(runs::Column::PipelineId.eq(row.id))
-        .filter(runs::Column::Status.is_in(unfinished))
-        .into_tuple::<Uuid>()
-        .one(tx.db())
-        .await?;
-    Ok(found.is_some())
+    let backend = tx.db().get_database_backend();
+    for (index, unfinished) in [
+        ("runs_ready", "status = 'queued' AND ready"),
+        ("runs_scheduled", "status = 'queued' AND NOT ready"),
+        ("runs_held", "status = 'running'"),
+    ] {
+        let mut sql = Sql::new("SELECT id FROM runs");
+        if backend == DbBackend::Sqlite {
+            sql.push(" INDEXED BY ").push(index);
+        }
+        sql.push(" WHERE publisher_id = ").bind(row.publisher_id);
+        sql.push(" AND pipeline_id = ").bind(row.id);
+        sql.push(" AND ").push(unfinished).push(" LIMIT 1");
+        let found = tx.db().query_one_raw(sql.statement(backend)).await?;
+        if found.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl Store {
@@ -310,21 +318,31 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Pipeline, Uuid>, StoreError> {
         use pipelines::Column;
-        let mut query = pipelines::Entity::find()
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let wants = |row: &QueryResult| -> Result<bool> {
+            let slug: Option<String> = row.try_get("", "live_slug")?;
+            Ok(slug.is_some_and(|slug| self.scope.reaches(&slug)))
+        };
+        let walk = Walk {
+            check: Some(Check {
+                columns: &["live_slug"],
+                wants: &wants,
+            }),
+            // There are as many as the publisher may have; deleted ones have no such slug.
+            few: Some(("pipelines_slug", "live_slug > ''")),
+            ..Walk::over("pipelines", owner, vec![Path::primary()])
+        };
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let rows = pipelines::Entity::find()
             .join(JoinType::InnerJoin, current_version())
             .select_also(pipeline_versions::Entity)
-            .filter(Column::PublisherId.eq(self.scope.uuid()))
-            .filter(Column::LiveSlug.is_not_null());
-        if let Some(slugs) = self.scope.pipelines() {
-            query = query.filter(Column::LiveSlug.is_in(slugs.iter().map(Slug::as_str)));
-        }
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |(row, _)| row.id)
-            .try_map(Pipeline::of_joined)
+            .filter(Column::PublisherId.eq(owner))
+            .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
+            .all(db)
+            .await?;
+        Page::of_found(found, rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
     }
 
     /// Stops a pipeline from handing out runs, or lets it again. Runs that are held go on, and new

@@ -25,7 +25,7 @@ use crate::{
     fan_outs::{self, Audience, CALL_MAX, Listeners, Outgoing, WAITING_MAX, reaches_ordered},
     runs::batch::{Batch, apply},
     scope::{Scope, Scoped},
-    sql,
+    sql, storage,
 };
 
 /// External identifiers that one statement looks for.
@@ -282,6 +282,7 @@ async fn deliver(
     let mut audience = Audience::of(listeners);
     let outgoing = rows.map(|(call, event)| {
         tx.tells_of(event.publisher_id);
+        tx.stores(event.publisher_id, storage::EVENT + event.body.len());
         let pipeline = event.pipeline_slug.as_deref();
         let to = audience.wanting(event.publisher_id, &event.event_type, pipeline);
         Outgoing { event, to, call }
@@ -383,16 +384,19 @@ impl Scoped {
     where
         A: Fn(&Vec<PublishedEvent>) -> Answer + Send + Sync,
     {
+        let room = self.store.storage_room(self.scope.uuid()).await?;
         let publish = Publish {
             scope: self.scope.clone(),
             events: events.into(),
             listed,
         };
         if context.idempotency.is_none() {
+            room.check()?;
             return Ok(render(&self.store.inner.lane.publish(publish).await?));
         }
-        let (store, publish) = (&self.store, &publish);
+        let (store, publish, room) = (&self.store, &publish, &room);
         let work = |tx: Tx| async move {
+            room.check()?;
             let batch = Batch {
                 publishes: vec![publish.clone()],
                 ..Batch::default()

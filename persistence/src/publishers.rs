@@ -174,6 +174,8 @@ pub struct QuotasPatch {
     pub train_tokens: Option<u32>,
     /// Live tokens of one train.
     pub train_tokens_per_train: Option<u32>,
+    /// Bytes stored of events, runs and deliveries.
+    pub storage_bytes: Option<u64>,
 }
 
 impl QuotasPatch {
@@ -190,6 +192,7 @@ impl QuotasPatch {
             train_tokens_per_train: self
                 .train_tokens_per_train
                 .unwrap_or(now.train_tokens_per_train),
+            storage_bytes: self.storage_bytes.unwrap_or(now.storage_bytes),
         }
     }
 }
@@ -209,6 +212,8 @@ pub struct Usage {
     pub trains: u64,
     /// Live tokens of all trains.
     pub train_tokens: u64,
+    /// Bytes stored of events, runs and deliveries, as last counted.
+    pub storage_bytes: u64,
     /// The limits.
     pub quotas: Quotas,
 }
@@ -644,6 +649,7 @@ impl Scoped {
             accounts: accounts::of(owner).count(db).await?,
             trains: trains::of(owner).count(db).await?,
             train_tokens: trains::live_tokens(owner, now).count(db).await?,
+            storage_bytes: u64::try_from(self.store.storage_of(owner).await?.0).unwrap_or(0),
             quotas: self.publisher().await?.quotas,
         })
     }

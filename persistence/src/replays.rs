@@ -34,8 +34,9 @@ use crate::{
     page::{Page, PageRequest},
     quota::over_quota,
     scope::{Scoped, System},
-    sql::Sql,
+    sql::{Sql, padded},
     unreadable,
+    walk::{Path, Span, Walk, first_id_at},
 };
 
 /// Events that one step looks at.
@@ -97,11 +98,6 @@ pub struct Worked {
     pub queued: u64,
     /// Whether any of them came further.
     pub moved: bool,
-}
-
-/// The smallest identifier that an event of this moment can have (`UUIDv7`, RFC 9562 §5.7).
-fn first_id_at(ms: i64) -> Uuid {
-    Uuid::from_u128(u128::try_from(ms).unwrap_or(0) << 80)
 }
 
 fn position_of(row: &replays::Model) -> Uuid {
@@ -444,7 +440,9 @@ impl Scoped {
         A: Fn(&(Replay, bool)) -> Answer + Send + Sync,
     {
         let (owner, new) = (self.scope.uuid(), &new);
+        let room = &self.store.storage_room(owner).await?;
         let work = |tx: Tx| async move {
+            room.check()?;
             let row = live_row(&tx, owner, endpoint).await?;
             if !row.enabled {
                 return Err(Code::EndpointDisabled.into());
@@ -474,19 +472,22 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Replay, Uuid>, StoreError> {
         use replays::Column;
-        let (db, owner) = (self.store.read(), self.scope.uuid());
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
         self.endpoint(endpoint).await?;
-        let mut query = replays::Entity::find()
+        let path = [endpoint.uuid().into()];
+        let path = Path::by("replays_by_endpoint", &["endpoint_id"], path);
+        let walk = Walk::over("replays", owner, vec![path]);
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let ids = found.keys.clone();
+        let rows = replays::Entity::find()
             .filter(Column::PublisherId.eq(owner))
-            .filter(Column::EndpointId.eq(endpoint.uuid()));
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(db).await?;
-        let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+            .filter(Column::Id.is_in(padded(ids.iter().copied())))
+            .all(db)
+            .await?;
         let pending = pending_of(db, owner, &ids).await?;
-        page.cut(rows, |row| row.id).try_map(|row| {
+        Page::of_found(found, rows, |row| row.id).try_map(|row| {
             let pending = pending.get(&row.id).copied().unwrap_or(0);
             replay_of(row, pending)
         })

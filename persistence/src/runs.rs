@@ -17,9 +17,8 @@ use domain::{
     token::TokenHash,
 };
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    QueryTrait as _, Select,
-    sea_query::{Expr, ExprTrait as _, LockType, SimpleExpr},
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QueryResult,
+    sea_query::{Expr, ExprTrait as _, SimpleExpr},
 };
 use secrecy::SecretString;
 use serde_json::json;
@@ -28,11 +27,13 @@ use uuid::Uuid;
 use crate::{
     change::{Answer, Audited, Context, entry},
     db::Tx,
-    entity::{pipelines, runs},
+    entity::runs,
     error::{Result, StoreError, damaged},
     lane::Patience,
     page::{Page, PageRequest, bytes_of},
     scope::{Scoped, System},
+    sql::padded,
+    walk::{Check, Path, Span, Walk, distinct, first_id_at},
 };
 
 pub(crate) mod batch;
@@ -203,39 +204,98 @@ pub struct RunFilter {
     pub until: Option<Timestamp>,
 }
 
+/// The index of runs that wait or are held, and its condition.
+const UNFINISHED: &str = "status IN ('queued', 'running')";
+/// The same of those that have ended.
+const ENDED: &str = "status IN ('succeeded', 'failed', 'cancelled', 'expired')";
+
+/// Runs that a bulk cancellation locks and writes at a time.
+const CANCEL_STEP: usize = 128;
+
+/// What a filter of runs looks at in a row.
+const CHECKED: &[&str] = &["status", "pipeline_slug", "external_id", "cancel_requested"];
+
 impl RunFilter {
-    /// The runs of a publisher that pass, out of those that a token may touch.
-    fn query(&self, scope: &crate::Scope) -> Select<runs::Entity> {
-        use runs::Column;
-        let owner = scope.uuid();
-        let mut query = runs::Entity::find().filter(Column::PublisherId.eq(owner));
-        if let Some(slugs) = scope.pipelines() {
-            query = query.filter(Column::PipelineSlug.is_in(slugs.iter().map(Slug::as_str)));
+    /// The slugs of pipelines that are asked for and in reach; `None` for all.
+    fn slugs(&self, scope: &crate::Scope) -> Option<Vec<String>> {
+        match (&self.pipeline, scope.pipelines()) {
+            (Some(slug), _) => Some(if scope.reaches(slug) {
+                vec![slug.clone()]
+            } else {
+                Vec::new()
+            }),
+            (None, some) => some.map(|slugs| slugs.iter().map(Slug::to_string).collect()),
         }
-        if let Some(slug) = &self.pipeline {
-            query = query.filter(Column::PipelineSlug.eq(slug));
-        }
-        if let Some(status) = self.status {
-            query = query.filter(Column::Status.eq(status.as_str()));
+    }
+
+    /// Identifiers tell when their runs were created.
+    fn span(&self, after: Option<Uuid>) -> Span<Uuid> {
+        Span::after(after)
+            .from(self.since.map(|at| first_id_at(at.ms())))
+            .to(self.until.map(|at| first_id_at(at.ms())))
+    }
+
+    /// The ways to what passes; `unfinished` for those runs alone.
+    fn paths(&self, slugs: Option<&[String]>, unfinished: bool) -> Vec<Path> {
+        let mut paths = Vec::new();
+        if let Some(slugs) = slugs {
+            let values = distinct(slugs.iter().cloned());
+            paths.push(Path::by("runs_by_slug", &["pipeline_slug"], values));
         }
         if let Some(external_id) = &self.external_id {
-            // Names all pipelines, so that the index of external identifiers serves.
-            let every = pipelines::Entity::find()
-                .select_only()
-                .column(pipelines::Column::Id)
-                .filter(pipelines::Column::PublisherId.eq(owner));
-            query = query
-                .filter(Column::PipelineId.in_subquery(every.into_query()))
-                .filter(Column::ExternalId.eq(external_id));
+            let value = [external_id.as_str().into()];
+            let path = Path::by("runs_by_external_id", &["external_id"], value);
+            paths.push(path.only("external_id IS NOT NULL"));
         }
-        if let Some(since) = self.since {
-            query = query.filter(Column::CreatedAt.gte(since.ms()));
+        match self.status {
+            Some(status) if status.is_final() => {
+                let value = [status.as_str().into()];
+                paths.push(Path::by("runs_ended", &["status"], value).only(ENDED));
+            }
+            None if !unfinished => {}
+            _ => {
+                let asked = [false.into(), true.into()];
+                let path = Path::by("runs_unfinished", &["cancel_requested"], asked);
+                paths.push(path.only(UNFINISHED));
+            }
         }
-        if let Some(until) = self.until {
-            query = query.filter(Column::CreatedAt.lt(until.ms()));
+        if paths.is_empty() {
+            paths.push(Path::primary());
         }
-        query
+        paths
     }
+
+    /// Whether a single path says all that the filter says.
+    fn is_said_by(&self, paths: &[Path], unfinished: bool) -> bool {
+        paths.len() == 1 && !unfinished && self.status.is_none_or(RunStatus::is_final)
+    }
+
+    fn passes(
+        &self,
+        slugs: Option<&[String]>,
+        slug: &str,
+        status: &str,
+        external_id: Option<&str>,
+    ) -> bool {
+        slugs.is_none_or(|slugs| slugs.iter().any(|wanted| wanted == slug))
+            && self.status.is_none_or(|wanted| wanted.as_str() == status)
+            && (self.external_id.is_none() || self.external_id.as_deref() == external_id)
+    }
+
+    fn wants(&self, slugs: Option<&[String]>, row: &QueryResult) -> Result<bool> {
+        let (slug, status): (String, String) = (
+            row.try_get("", "pipeline_slug")?,
+            row.try_get("", "status")?,
+        );
+        let external_id: Option<String> = row.try_get("", "external_id")?;
+        Ok(self.passes(slugs, &slug, &status, external_id.as_deref()))
+    }
+}
+
+/// Whether a run can be called off that was not yet.
+fn can_be_cancelled(status: &str, cancel_requested: bool) -> bool {
+    status == RunStatus::Queued.as_str()
+        || (status == RunStatus::Running.as_str() && !cancel_requested)
 }
 
 /// What a bulk cancellation did.
@@ -273,6 +333,7 @@ impl Scoped {
         if !self.scope.reaches(&new.pipeline) {
             return Err(Problem::not_found().into());
         }
+        let room = self.store.storage_room(self.scope.uuid()).await?;
         let create = Arc::new(Create {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
@@ -280,10 +341,12 @@ impl Scoped {
             judged,
         });
         if context.idempotency.is_none() {
+            room.check()?;
             return Ok(render(&self.store.inner.lane.create(create).await?));
         }
-        let (store, create) = (&self.store, &create);
+        let (store, create, room) = (&self.store, &create, &room);
         let work = |tx: Tx| async move {
+            room.check()?;
             let batch = Batch {
                 creates: vec![Arc::clone(create)],
                 ..Batch::default()
@@ -309,12 +372,29 @@ impl Scoped {
         page: PageRequest<Uuid>,
     ) -> Result<Page<Run, Uuid>, StoreError> {
         use runs::Column;
-        let mut query = filter.query(&self.scope);
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id);
-        page.read(query, self.store.read(), bytes(), size_of, |row| row.id)
+        let owner = self.scope.uuid();
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let slugs = filter.slugs(&self.scope);
+        let slugs = slugs.as_deref();
+        let paths = filter.paths(slugs, false);
+        let wants = |row: &QueryResult| filter.wants(slugs, row);
+        let check = Check {
+            columns: CHECKED,
+            wants: &wants,
+        };
+        let walk = Walk {
+            check: (!filter.is_said_by(&paths, false)).then_some(check),
+            few: (filter.status == Some(RunStatus::Running))
+                .then_some(("runs_held", "status = 'running'")),
+            ..Walk::over("runs", owner, paths)
+        };
+        let found = walk.part(db, &page, filter.span(page.after)).await?;
+        let query = runs::Entity::find()
+            .filter(Column::PublisherId.eq(owner))
+            .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
+            .order_by_desc(Column::Id);
+        page.read_found(found, query, db, bytes(), size_of, |row| row.id)
             .await?
             .try_map(Run::of_row)
     }
@@ -369,40 +449,47 @@ impl Scoped {
     where
         A: Fn(&BulkCancelled) -> Answer + Send + Sync,
     {
-        use runs::Column;
         let owner = self.scope.uuid();
+        // Looked for before the transaction, which then takes what it finds as it was found.
+        let (keys, more) = self.cancellable(filter).await?;
+        if keys.is_empty() && context.idempotency.is_none() {
+            return Ok(render(&BulkCancelled::default()));
+        }
+        let (slugs, keys) = (filter.slugs(&self.scope), &keys);
+        let slugs = slugs.as_deref();
         let work = |tx: Tx| async move {
-            let unfinished = Column::Status
-                .eq(RunStatus::Queued.as_str())
-                .or(Column::Status
-                    .eq(RunStatus::Running.as_str())
-                    .and(Column::CancelRequested.eq(false)));
-            let query = filter.query(&self.scope).filter(unfinished);
-            let mut rows = query
-                .order_by_asc(Column::Id)
-                .limit(BULK_CANCEL + 1)
-                .lock(LockType::NoKeyUpdate)
-                .all(tx.db())
-                .await?;
-            let keep = usize::try_from(BULK_CANCEL).unwrap_or(usize::MAX);
             let mut done = BulkCancelled {
-                more: rows.len() > keep,
+                more,
                 ..BulkCancelled::default()
             };
-            rows.truncate(keep);
             let mut news = News::default();
-            for row in &mut rows {
-                batch::cancel(&tx, row, Some(&context.actor), &mut news)?;
-                let ended = row.status == RunStatus::Cancelled.as_str();
-                *(if ended {
-                    &mut done.cancelled
-                } else {
-                    &mut done.requested
-                }) += 1;
+            for part in keys.chunks(CANCEL_STEP) {
+                let part = part.iter().map(|id| (owner, *id)).collect();
+                let rows = batch::held_rows(&tx, part).await?;
+                let mut rows: Vec<runs::Model> = rows.into_values().collect();
+                rows.retain(|row| {
+                    can_be_cancelled(&row.status, row.cancel_requested)
+                        && filter.passes(
+                            slugs,
+                            &row.pipeline_slug,
+                            &row.status,
+                            row.external_id.as_deref(),
+                        )
+                });
+                rows.sort_unstable_by_key(|row| row.id);
+                for row in &mut rows {
+                    batch::cancel(&tx, row, Some(&context.actor), &mut news)?;
+                    let ended = row.status == RunStatus::Cancelled.as_str();
+                    *(if ended {
+                        &mut done.cancelled
+                    } else {
+                        &mut done.requested
+                    }) += 1;
+                }
+                save_all(&tx, &rows.iter().collect::<Vec<_>>()).await?;
             }
-            save_all(&tx, &rows.iter().collect::<Vec<_>>()).await?;
             news.write(&tx).await?;
-            if rows.is_empty() {
+            if done.cancelled + done.requested == 0 {
                 return Ok(Audited::unchanged(done));
             }
             let facts = json!({
@@ -424,6 +511,47 @@ impl Scoped {
         };
         let context = &context.within(&self.scope);
         self.store.administer(context, owner, work, render).await
+    }
+
+    /// The first runs that pass and can be called off, and whether there are more. Each part of
+    /// the search ends, and waits for its turn among the publisher's other scans.
+    async fn cancellable(&self, filter: &RunFilter) -> Result<(Vec<Uuid>, bool)> {
+        let owner = self.scope.uuid();
+        if filter.status.is_some_and(RunStatus::is_final) {
+            return Ok((Vec::new(), false));
+        }
+        let slugs = filter.slugs(&self.scope);
+        let slugs = slugs.as_deref();
+        let wants = |row: &QueryResult| -> Result<bool> {
+            let status: String = row.try_get("", "status")?;
+            let asked: bool = row.try_get("", "cancel_requested")?;
+            Ok(can_be_cancelled(&status, asked) && filter.wants(slugs, row)?)
+        };
+        let walk = Walk {
+            check: Some(Check {
+                columns: CHECKED,
+                wants: &wants,
+            }),
+            ..Walk::over("runs", owner, filter.paths(slugs, true))
+        };
+        let most = usize::try_from(BULK_CANCEL).unwrap_or(usize::MAX);
+        let mut span = Span {
+            newest_first: false,
+            ..filter.span(None)
+        };
+        let mut keys: Vec<Uuid> = Vec::new();
+        loop {
+            let turn = self.store.scan(owner).await?;
+            let found = walk.keys(turn.db(), span, most - keys.len()).await?;
+            keys.extend(found.keys.into_iter().filter(|key| *key != span.from));
+            let Some(next) = found.next else {
+                return Ok((keys, false));
+            };
+            if keys.len() >= most {
+                return Ok((keys, true));
+            }
+            span.from = next;
+        }
     }
 
     /// Finishes a run well; `claim` is the text that the claim gave.

@@ -24,6 +24,7 @@ use crate::{
     error::{Result, StoreError},
     scope::System,
     sql::Sql,
+    storage,
 };
 
 /// How long the log of credential changes reaches back. A process that was out of touch for
@@ -51,6 +52,19 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
+    /// What the rows are counted for that are to go, by owner.
+    fn sizes(&self, size: &str, limit: u64) -> Sql {
+        let owner = self.key.split(',').next().unwrap_or(self.key);
+        let mut sql = Sql::new("SELECT owner, CAST(SUM(bytes) AS BIGINT) AS bytes FROM (SELECT ");
+        sql.push(owner).push(" AS owner, ").push(size);
+        sql.push(" AS bytes FROM ").push(self.table).push(" WHERE ");
+        (self.past)(&mut sql);
+        sql.push(" ORDER BY ").push(self.order).push(" LIMIT ");
+        sql.bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        sql.push(") AS gone GROUP BY owner");
+        sql
+    }
+
     fn sql(&self, limit: u64) -> Sql {
         let Self {
             table,
@@ -77,7 +91,14 @@ impl Sweep<'_> {
         if limit == 0 {
             return Ok(0);
         }
-        let statement = self.sql(limit).statement(tx.db().get_database_backend());
+        let backend = tx.db().get_database_backend();
+        if let Some(size) = storage::size_of(self.table) {
+            let sums = self.sizes(&size, limit).statement(backend);
+            for row in tx.db().query_all_raw(sums).await? {
+                tx.removes(row.try_get("", "owner")?, row.try_get("", "bytes")?);
+            }
+        }
+        let statement = self.sql(limit).statement(backend);
         Ok(tx.db().execute_raw(statement).await?.rows_affected())
     }
 }
@@ -141,7 +162,7 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
 }
 
 /// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 31] = [
+const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 32] = [
     (
         "delivery_attempts",
         "publisher_id",
@@ -208,6 +229,7 @@ const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 31] = [
     ("audit_events", "owner_id", "owner_id, seq"),
     ("audit_heads", "owner_id", "owner_id"),
     ("owner_keys", "owner_id", "owner_id"),
+    ("storage_usage", "publisher_id", "publisher_id"),
     ("publishers", "id", "id"),
 ];
 

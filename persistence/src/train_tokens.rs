@@ -10,8 +10,7 @@ use domain::{
 };
 use sea_orm::{
     ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DbErr,
-    EntityTrait as _, IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _,
+    EntityTrait as _, IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -25,7 +24,9 @@ use crate::{
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     scope::Scoped,
+    sql::padded,
     trains::{live_tokens, of as trains_of, row_of},
+    walk::{Path, Span, Walk},
 };
 
 /// The source of tokens that were made over the API.
@@ -180,16 +181,17 @@ impl Scoped {
             .one(self.store.read())
             .await?
             .ok_or_else(Problem::not_found)?;
-        let mut query = train_tokens::Entity::find()
+        let path = Path::by("train_tokens_by_train", &["train_id"], [train.id.into()]);
+        let walk = Walk::over("train_tokens", owner, vec![path]);
+        let scan = self.store.scan(owner).await?;
+        let db = scan.db();
+        let found = walk.part(db, &page, Span::after(page.after)).await?;
+        let rows = train_tokens::Entity::find()
             .filter(Column::PublisherId.eq(owner))
-            .filter(Column::TrainId.eq(train.id));
-        if let Some(after) = page.after {
-            query = query.filter(Column::Id.lt(after));
-        }
-        let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id)
-            .try_map(|row| Ok(token_of(row)))
+            .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
+            .all(db)
+            .await?;
+        Page::of_found(found, rows, |row| row.id).try_map(|row| Ok(token_of(row)))
     }
 
     /// Makes one more token of a train.

@@ -145,6 +145,9 @@ struct UsageView {
     trains: u64,
     /// Live tokens of all trains.
     train_tokens: u64,
+    /// Bytes stored of events, runs, deliveries and kept answers. Counted as rows are written and
+    /// removed, by each process for itself and summed up every second; row by row once a day.
+    storage_bytes: u64,
     /// How much it may have.
     quotas: QuotasView,
 }
@@ -163,6 +166,7 @@ impl Example for UsageView {
             accounts: 4,
             trains: 2,
             train_tokens: 3,
+            storage_bytes: 734_003_200,
             quotas: QuotasView::example(),
         }
     }
@@ -240,6 +244,7 @@ impl Own {
             accounts: usage.accounts,
             trains: usage.trains,
             train_tokens: usage.train_tokens,
+            storage_bytes: usage.storage_bytes,
             quotas: usage.quotas.into(),
         };
         Ok(Ok::show(&view, None))

@@ -47,6 +47,9 @@ pub(super) struct QuotasView {
     train_tokens: u32,
     /// Live tokens of one train.
     train_tokens_per_train: u32,
+    /// Bytes stored of events, runs, deliveries and kept answers. Over it, runs are not created,
+    /// events not published and replays not started; what is under way goes on.
+    storage_bytes: u64,
 }
 
 impl From<Quotas> for QuotasView {
@@ -59,6 +62,7 @@ impl From<Quotas> for QuotasView {
             trains: quotas.trains,
             train_tokens: quotas.train_tokens,
             train_tokens_per_train: quotas.train_tokens_per_train,
+            storage_bytes: quotas.storage_bytes,
         }
     }
 }
@@ -239,6 +243,9 @@ struct QuotasPatch {
     /// Live tokens of one train.
     #[oai(validator(minimum(value = "0"), maximum(value = "1000")))]
     train_tokens_per_train: Option<u32>,
+    /// Bytes stored of events, runs, deliveries and kept answers.
+    #[oai(validator(minimum(value = "0"), maximum(value = "1125899906842624")))]
+    storage_bytes: Option<u64>,
 }
 
 impl Example for QuotasPatch {
@@ -251,6 +258,7 @@ impl Example for QuotasPatch {
             trains: None,
             train_tokens: Some(200),
             train_tokens_per_train: None,
+            storage_bytes: None,
         }
     }
 }
@@ -265,6 +273,7 @@ impl From<QuotasPatch> for persistence::QuotasPatch {
             trains: patch.trains,
             train_tokens: patch.train_tokens,
             train_tokens_per_train: patch.train_tokens_per_train,
+            storage_bytes: patch.storage_bytes,
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     publish::{Publish, PublishedEvent, publish_all},
     sql::{self, padded},
+    storage,
 };
 
 /// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
@@ -157,7 +158,10 @@ pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done>
 
 /// Locks runs and reads them, always in the same order so that two batches can't block each
 /// other.
-async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid, runs::Model>> {
+pub(super) async fn held_rows(
+    tx: &Tx,
+    keys: BTreeSet<(Uuid, Uuid)>,
+) -> Result<HashMap<Uuid, runs::Model>> {
     use runs::Column;
     let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::Id)]);
     let rows = runs::Entity::find()
@@ -217,7 +221,10 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
         What::Complete { claim, output } => {
             check_claim(row, claim, now)?;
             row.output = Some(output.to_string());
-            step(tx, row, RunChange::Complete, actor, None, news)
+            step(tx, row, RunChange::Complete, actor, None, news)?;
+            let bytes = row.output.as_ref().map_or(0, String::len);
+            tx.stores(row.publisher_id, bytes);
+            Ok(())
         }
         What::Fail {
             claim,
@@ -225,10 +232,14 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             retryable,
         } => {
             check_claim(row, claim, now)?;
+            let replaced = row.error.as_ref().map_or(0, String::len);
             row.error = Some(error.to_string());
             let data = format!(r#"{{"error":{error}}}"#);
             let change = tries_of(row).at_failure(*retryable, now);
-            step(tx, row, change, actor, Some(data), news)
+            step(tx, row, change, actor, Some(data), news)?;
+            tx.stores(row.publisher_id, row.error.as_ref().map_or(0, String::len));
+            tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
+            Ok(())
         }
         What::Release { claim } => {
             check_claim(row, claim, now)?;
@@ -535,10 +546,16 @@ async fn insert_all(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Mod
     }
     let rows = drafts.iter().map(|draft| draft.row.clone()).collect();
     let inserted = sql::insert(tx.db(), rows, UNLESS_NAMED).await?;
-    if usize::try_from(inserted).is_ok_and(|inserted| inserted == drafts.len()) {
-        return Ok(HashMap::new());
+    let existing = if usize::try_from(inserted).is_ok_and(|inserted| inserted == drafts.len()) {
+        HashMap::new()
+    } else {
+        first_of_names(tx, drafts).await?
+    };
+    let new = drafts.iter().map(|draft| &draft.row);
+    for row in new.filter(|row| !existing.contains_key(&row.id)) {
+        tx.stores(row.publisher_id, storage::RUN + row.input.len());
     }
-    first_of_names(tx, drafts).await
+    Ok(existing)
 }
 
 async fn first_of_names(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {

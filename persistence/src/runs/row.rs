@@ -19,6 +19,7 @@ use crate::{
     error::{Result, damaged},
     events::{self, NewEvent},
     sql::{self, Sql},
+    storage,
 };
 
 /// What a run's next step is decided by.
@@ -146,6 +147,10 @@ impl News {
 
     /// Writes it all; the runs' rows must be there.
     pub(super) async fn write(self, tx: &Tx) -> Result<()> {
+        for row in &self.timeline {
+            let data = row.data.as_ref().map_or(0, String::len);
+            tx.stores(row.publisher_id, storage::ENTRY + data);
+        }
         sql::insert(tx.db(), self.timeline, "").await?;
         let news: Vec<(Uuid, NewEvent<'_>)> = self
             .arrivals

@@ -20,6 +20,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest, bytes_of},
     scope::Scoped,
+    storage,
 };
 
 /// An entry of a run's timeline.
@@ -126,6 +127,8 @@ impl Scoped {
                     actor_id: Some(context.actor.id.clone()),
                     data: Some(data.to_string()),
                 };
+                let bytes = entry.data.as_ref().map_or(0, String::len);
+                tx.stores(key.0, storage::ENTRY + bytes);
                 run_timeline::Entity::insert(entry.into_active_model().reset_all())
                     .exec_without_returning(tx.db())
                     .await?;

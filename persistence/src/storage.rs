@@ -1,0 +1,402 @@
+//! How much each publisher stores, and the refusal of more (docs/adr/0030-reads-by-index.md).
+//!
+//! Producers only insert, so no row counts what they write: each process adds up what its commits
+//! wrote and removed, and writes the sums down once a second. It refuses by what it last read and
+//! what it has added since. So a publisher may go over its quota by what it writes through other
+//! processes in a second or two. What a crash loses of a sum is found when rows are counted one by
+//! one, once a day, a few hundred at a time.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use domain::{Code, Problem, limits::Quotas};
+use sea_orm::ConnectionTrait as _;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    Store,
+    error::{Result, damaged},
+    sql::{Sql, padded, parts},
+    walk::first_id_at,
+};
+
+/// What a row is counted for beside its long texts: its other columns and its place in indexes.
+pub(crate) const EVENT: usize = 256;
+/// The same of a run.
+pub(crate) const RUN: usize = 512;
+/// Of an entry of a run's timeline.
+pub(crate) const ENTRY: usize = 160;
+/// Of a delivery with its tries.
+pub(crate) const DELIVERY: usize = 512;
+/// Of a kept answer.
+pub(crate) const ANSWER: usize = 256;
+
+/// How often sums are written down and read.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whose rows are to be counted; also how long after the start.
+const COUNT_EVERY: Duration = Duration::from_mins(1);
+/// How long a count of rows is good for.
+const COUNTED_FOR: Duration = Duration::from_hours(24);
+/// Rows that are counted at a time.
+const STEP: usize = 500;
+/// The pause after each.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The size of a table's rows, as the store computes it; `None` where rows are not counted. The
+/// same as what is noted when they are written.
+pub(crate) fn size_of(table: &str) -> Option<String> {
+    Some(match table {
+        "events" => format!("{EVENT} + octet_length(events.body)"),
+        "runs" => format!(
+            "{RUN} + octet_length(runs.input) + COALESCE(octet_length(runs.output), 0) \
+             + COALESCE(octet_length(runs.error), 0) \
+             + (SELECT COALESCE(SUM({ENTRY} + COALESCE(octet_length(t.data), 0)), 0) \
+             FROM run_timeline t WHERE t.publisher_id = runs.publisher_id AND t.run_id = runs.id)"
+        ),
+        "deliveries" => DELIVERY.to_string(),
+        "idempotency_keys" => format!("{ANSWER} + COALESCE(octet_length(answer), 0)"),
+        _ => return None,
+    })
+}
+
+/// What this process knows of one publisher.
+#[derive(Default)]
+struct Held {
+    /// As the store had it at the last look: bytes, and how many there may be.
+    known: Option<(i64, u64)>,
+    /// Counted since.
+    unwritten: i64,
+    /// Being written down.
+    writing: i64,
+    /// Whether anybody asked or changed anything since the last look.
+    active: bool,
+}
+
+/// What this process knows of all publishers.
+#[derive(Default)]
+pub(crate) struct Storage(Mutex<HashMap<Uuid, Held>>);
+
+impl Storage {
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what a commit wrote, less what it removed.
+    pub(crate) fn add(&self, stored: HashMap<Uuid, i64>) {
+        if stored.is_empty() {
+            return;
+        }
+        let mut all = self.all();
+        for (publisher, bytes) in stored {
+            let held = all.entry(publisher).or_default();
+            held.unwritten = held.unwritten.saturating_add(bytes);
+            held.active = true;
+        }
+    }
+
+    /// The publisher's quota may be another one now.
+    pub(crate) fn forget(&self, publisher: Uuid) {
+        if let Some(held) = self.all().get_mut(&publisher) {
+            held.known = None;
+        }
+    }
+
+    /// Bytes stored and allowed, if they are known.
+    fn of(&self, publisher: Uuid) -> Option<(i64, u64)> {
+        let mut all = self.all();
+        let held = all.entry(publisher).or_default();
+        held.active = true;
+        let (bytes, quota) = held.known?;
+        let bytes = bytes + held.unwritten + held.writing;
+        Some((bytes.max(0), quota))
+    }
+
+    /// Whom to look at again, with what is to be written down of them.
+    fn begin(&self) -> Vec<(Uuid, i64)> {
+        let mut all = self.all();
+        let active = all.iter_mut().filter(|(_, held)| held.active);
+        active
+            .map(|(publisher, held)| {
+                held.active = false;
+                held.writing += std::mem::take(&mut held.unwritten);
+                (*publisher, held.writing)
+            })
+            .collect()
+    }
+
+    /// It could not be written down.
+    fn undo(&self, written: &[(Uuid, i64)]) {
+        let mut all = self.all();
+        for (publisher, _) in written {
+            let held = all.entry(*publisher).or_default();
+            held.unwritten += std::mem::take(&mut held.writing);
+            held.active = true;
+        }
+    }
+
+    /// It is written down; this is what the store has now.
+    fn learn(&self, written: &[(Uuid, i64)], now: &HashMap<Uuid, (i64, u64)>) {
+        let mut all = self.all();
+        for (publisher, _) in written {
+            let held = all.entry(*publisher).or_default();
+            held.writing = 0;
+            held.known = now.get(publisher).copied();
+        }
+    }
+}
+
+/// Whether a publisher may store more; if not, what it is told.
+pub(crate) struct Room(Option<Problem>);
+
+impl Room {
+    /// # Errors
+    /// 409 `quota_exceeded` where the publisher stores as much as it may.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.0 {
+            Some(problem) => Err(problem.clone().into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Store {
+    async fn read_storage(
+        &self,
+        publishers: impl IntoIterator<Item = Uuid>,
+    ) -> Result<HashMap<Uuid, (i64, u64)>> {
+        let mut sql = Sql::new(
+            "SELECT p.id, p.quotas, COALESCE(s.bytes, 0) AS bytes FROM publishers p \
+             LEFT JOIN storage_usage s ON s.publisher_id = p.id WHERE p.id IN (",
+        );
+        sql.bind_list(padded(publishers)).push(")");
+        let statement = sql.statement(self.backend());
+        let mut found = HashMap::new();
+        for row in self.read().query_all_raw(statement).await? {
+            let quotas: String = row.try_get("", "quotas")?;
+            let quotas: Quotas = serde_json::from_str(&quotas).map_err(|_| damaged("quotas"))?;
+            let bytes: i64 = row.try_get("", "bytes")?;
+            found.insert(row.try_get("", "id")?, (bytes, quotas.storage_bytes));
+        }
+        Ok(found)
+    }
+
+    /// Bytes that a publisher stores, and how many it may.
+    pub(crate) async fn storage_of(&self, publisher: Uuid) -> Result<(i64, u64)> {
+        let storage = &self.inner.storage;
+        if let Some(known) = storage.of(publisher) {
+            return Ok(known);
+        }
+        let found = self.read_storage([publisher]).await?;
+        let known = found.get(&publisher).copied();
+        let known = known.ok_or_else(Problem::not_found)?;
+        storage.all().entry(publisher).or_default().known = Some(known);
+        Ok(storage.of(publisher).unwrap_or(known))
+    }
+
+    /// Whether a publisher may store more. It is found out before the transaction that stores,
+    /// and told there: a kept answer is answered in any case.
+    pub(crate) async fn storage_room(&self, publisher: Uuid) -> Result<Room> {
+        let (bytes, quota) = self.storage_of(publisher).await?;
+        if u64::try_from(bytes).is_ok_and(|bytes| bytes < quota) {
+            return Ok(Room(None));
+        }
+        let detail = format!(
+            "The publisher may store {quota} bytes of events, runs and deliveries, and stores {bytes}."
+        );
+        Ok(Room(Some(Problem::new(Code::QuotaExceeded, detail))))
+    }
+
+    /// Writes the sums down, and reads what other processes added.
+    pub(crate) async fn flush_storage(&self) -> Result<()> {
+        let storage = &self.inner.storage;
+        let begun = storage.begin();
+        if begun.is_empty() {
+            return Ok(());
+        }
+        let flushed = async {
+            let sums: Vec<_> = begun.iter().copied().filter(|(_, sum)| *sum != 0).collect();
+            if !sums.is_empty() {
+                self.write_sums(&sums).await?;
+            }
+            let mut now = HashMap::new();
+            for part in begun.chunks(256) {
+                now.extend(self.read_storage(part.iter().map(|(of, _)| *of)).await?);
+            }
+            Ok(now)
+        };
+        match flushed.await {
+            Ok(now) => {
+                storage.learn(&begun, &now);
+                Ok(())
+            }
+            Err(error) => {
+                storage.undo(&begun);
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_sums(&self, sums: &[(Uuid, i64)]) -> Result<()> {
+        let backend = self.backend();
+        self.write_unflushed(|tx| async move {
+            for part in parts(sums.to_vec()) {
+                let mut sql =
+                    Sql::new("INSERT INTO storage_usage (publisher_id, bytes) SELECT * FROM (");
+                let row = |(of, sum): (Uuid, i64)| vec![of.into(), sum.into()];
+                sql.values(part.into_iter().map(row)).push(
+                    ") AS new WHERE EXISTS (SELECT 1 FROM publishers p WHERE p.id = new.column1) \
+                     ON CONFLICT (publisher_id) DO UPDATE \
+                     SET bytes = storage_usage.bytes + excluded.bytes",
+                );
+                tx.db().execute_raw(sql.statement(backend)).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Keeps the sums until the store is closed.
+    pub(crate) async fn storage_loop(self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(FLUSH_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count =
+            tokio::time::interval_at(tokio::time::Instant::now() + COUNT_EVERY, COUNT_EVERY);
+        count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => self.flush_storage().await,
+                _ = count.tick() => tokio::select! {
+                    () = stop.cancelled() => return,
+                    done = self.count_storage() => done,
+                },
+            };
+            if let Err(error) = done {
+                tracing::debug!(%error, "stored bytes could not be counted");
+            }
+        }
+    }
+
+    /// Counts the rows of publishers whose last count is too long ago.
+    async fn count_storage(&self) -> Result<()> {
+        loop {
+            let due = self.now().minus(COUNTED_FOR).ms();
+            let mut sql = Sql::new(
+                "SELECT p.id FROM publishers p LEFT JOIN storage_usage s ON s.publisher_id = p.id \
+                 WHERE s.counted_at IS NULL OR s.counted_at <= ",
+            );
+            sql.bind(due).push(" LIMIT 1");
+            let row = self.read().query_one_raw(sql.statement(self.backend()));
+            let Some(row) = row.await? else {
+                return Ok(());
+            };
+            self.recount_storage(row.try_get("", "id")?).await?;
+        }
+    }
+
+    /// Counts a publisher's rows, and corrects the sum by what it was wrong. What is written
+    /// meanwhile is added as ever.
+    pub(crate) async fn recount_storage(&self, publisher: Uuid) -> Result<()> {
+        self.flush_storage().await?;
+        let (backend, now) = (self.backend(), self.now());
+        let due = now.minus(COUNTED_FOR).ms();
+        // Whoever writes this down first counts.
+        let ours = self
+            .write_unflushed(|tx| async move {
+                let mut sql = Sql::new(
+                    "INSERT INTO storage_usage (publisher_id, bytes, counted_at) VALUES (",
+                );
+                sql.bind(publisher).push(", 0, ").bind(now.ms());
+                sql.push(
+                    ") ON CONFLICT (publisher_id) DO UPDATE SET counted_at = excluded.counted_at \
+                     WHERE storage_usage.counted_at IS NULL OR storage_usage.counted_at <= ",
+                );
+                sql.bind(due);
+                let done = tx.db().execute_raw(sql.statement(backend)).await?;
+                Ok(done.rows_affected() > 0)
+            })
+            .await?;
+        if !ours {
+            return Ok(());
+        }
+        let before = self.read_storage([publisher]).await?;
+        let before = before.get(&publisher).map_or(0, |(bytes, _)| *bytes);
+        let end = first_id_at(now.ms().saturating_add(1));
+        let mut counted = 0;
+        for table in ["runs", "events", "deliveries"] {
+            counted += self.count_rows(table, publisher, end).await?;
+        }
+        counted += self.count_answers(publisher).await?;
+        let wrong = counted - before;
+        self.write_unflushed(|tx| async move {
+            let mut sql = Sql::new("UPDATE storage_usage SET bytes = bytes + ");
+            sql.bind(wrong).push(" WHERE publisher_id = ");
+            sql.bind(publisher);
+            tx.db().execute_raw(sql.statement(backend)).await?;
+            Ok(())
+        })
+        .await?;
+        self.inner.storage.forget(publisher);
+        Ok(())
+    }
+
+    async fn count_rows(&self, table: &'static str, publisher: Uuid, end: Uuid) -> Result<i64> {
+        let size = size_of(table).ok_or_else(|| damaged("table of counted rows"))?;
+        let (mut at, mut bytes) = (Uuid::nil(), 0);
+        loop {
+            let mut sql = Sql::new("SELECT id, CAST(");
+            sql.push(&size).push(" AS BIGINT) AS size FROM ");
+            sql.push(table).push(" WHERE publisher_id = ");
+            sql.bind(publisher).push(" AND id > ").bind(at);
+            sql.push(" AND id < ").bind(end);
+            sql.push(" ORDER BY id LIMIT ").push(&STEP.to_string());
+            let rows = {
+                let scan = self.scan(Uuid::nil()).await?;
+                let statement = sql.statement(self.backend());
+                scan.db().query_all_raw(statement).await?
+            };
+            for row in &rows {
+                at = row.try_get("", "id")?;
+                bytes += row.try_get::<i64>("", "size")?;
+            }
+            if rows.len() < STEP {
+                return Ok(bytes);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn count_answers(&self, publisher: Uuid) -> Result<i64> {
+        let size = size_of("idempotency_keys").ok_or_else(|| damaged("table of counted rows"))?;
+        let (mut at, mut bytes) = ((String::new(), String::new()), 0);
+        loop {
+            let mut sql = Sql::new("SELECT operation, key, CAST(");
+            sql.push(&size)
+                .push(" AS BIGINT) AS size FROM idempotency_keys WHERE owner_id = ");
+            sql.bind(publisher).push(" AND (operation, key) > (");
+            sql.bind(at.0.as_str()).push(", ").bind(at.1.as_str());
+            sql.push(") ORDER BY operation, key LIMIT ")
+                .push(&STEP.to_string());
+            let rows = {
+                let scan = self.scan(Uuid::nil()).await?;
+                let statement = sql.statement(self.backend());
+                scan.db().query_all_raw(statement).await?
+            };
+            for row in &rows {
+                at = (row.try_get("", "operation")?, row.try_get("", "key")?);
+                bytes += row.try_get::<i64>("", "size")?;
+            }
+            if rows.len() < STEP {
+                return Ok(bytes);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
