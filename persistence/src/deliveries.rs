@@ -17,11 +17,11 @@ use uuid::Uuid;
 use crate::{
     change::{Answer, Audited, Context, entry},
     db::Tx,
-    entity::{deliveries, delivery_attempts, events, webhook_endpoints},
+    entity::{deliveries, delivery_attempts, webhook_endpoints},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     scope::Scoped,
-    sql::padded,
+    sql::{Sql, by_primary_key, padded},
     walk::{Check, Path, Span, Walk},
 };
 
@@ -150,15 +150,19 @@ async fn types_of<C: ConnectionTrait>(
     let mut ids: Vec<Uuid> = events.collect();
     ids.sort_unstable();
     ids.dedup();
-    let rows: Vec<(Uuid, String)> = events::Entity::find()
-        .select_only()
-        .columns([events::Column::Id, events::Column::EventType])
-        .filter(events::Column::PublisherId.eq(publisher))
-        .filter(events::Column::Id.is_in(ids))
-        .into_tuple()
-        .all(db)
-        .await?;
-    Ok(rows.into_iter().collect())
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let backend = db.get_database_backend();
+    let mut sql = Sql::new("SELECT id, event_type FROM events");
+    sql.push(&by_primary_key("events", backend));
+    sql.push(" WHERE publisher_id = ").bind(publisher);
+    sql.push(" AND id IN (").bind_list(padded(ids)).push(")");
+    let rows = db.query_all_raw(sql.statement(backend)).await?;
+    let pairs = rows
+        .iter()
+        .map(|row| Ok((row.try_get("", "id")?, row.try_get("", "event_type")?)));
+    pairs.collect()
 }
 
 async fn with_type<C: ConnectionTrait>(db: &C, row: deliveries::Model) -> Result<Delivery> {

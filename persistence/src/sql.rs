@@ -43,6 +43,15 @@ pub(crate) fn padded<T: Clone>(keys: impl IntoIterator<Item = T>) -> Vec<T> {
     keys
 }
 
+/// What follows a table's name where its rows are read by their primary keys: SQLite would rather
+/// look through all of an owner's rows in another index, where that has every column asked for.
+pub(crate) fn by_primary_key(table: &str, backend: DbBackend) -> String {
+    match backend {
+        DbBackend::Sqlite => format!(" INDEXED BY sqlite_autoindex_{table}_1"),
+        _ => String::new(),
+    }
+}
+
 /// The length of the statement that takes so many rows: a power of two, or three quarters of one.
 fn room(rows: usize) -> usize {
     let power = rows.next_power_of_two();

@@ -200,8 +200,14 @@ impl Store {
     /// Whether a publisher may store more. It is found out before the transaction that stores,
     /// and told there: a kept answer is answered in any case.
     pub(crate) async fn storage_room(&self, publisher: Uuid) -> Result<Room> {
+        let fits = |(bytes, quota)| u64::try_from(bytes).is_ok_and(|bytes| bytes < quota);
+        if fits(self.storage_of(publisher).await?) {
+            return Ok(Room(None));
+        }
+        // What this process knows may be old, and nobody is refused by that: others removed rows.
+        self.inner.storage.forget(publisher);
         let (bytes, quota) = self.storage_of(publisher).await?;
-        if u64::try_from(bytes).is_ok_and(|bytes| bytes < quota) {
+        if fits((bytes, quota)) {
             return Ok(Room(None));
         }
         let detail = format!(

@@ -11,7 +11,11 @@ use std::collections::{HashMap, HashSet};
 use sea_orm::{ConnectionTrait, DbBackend, QueryResult, TryGetable, Value};
 use uuid::Uuid;
 
-use crate::{error::Result, page::PageRequest, sql::Sql};
+use crate::{
+    error::Result,
+    page::PageRequest,
+    sql::{Sql, by_primary_key},
+};
 
 /// Rows that are examined at a time.
 const STEP: usize = 256;
@@ -306,12 +310,17 @@ impl Walk<'_> {
         for column in check.columns {
             sql.push(", ").push(column);
         }
-        sql.push(" FROM ").push(self.table).push(" WHERE ");
-        sql.push(self.owner).push(" = ").bind(self.of);
+        let backend = db.get_database_backend();
+        sql.push(" FROM ").push(self.table);
+        sql.push(&by_primary_key(self.table, backend));
+        sql.push(" WHERE ")
+            .push(self.owner)
+            .push(" = ")
+            .bind(self.of);
         sql.push(" AND ").push(K::COLUMN).push(" IN (");
         sql.bind_list(crate::sql::padded(keys.iter().copied()));
         sql.push(")");
-        let statement = sql.statement(db.get_database_backend());
+        let statement = sql.statement(backend);
         let mut wanted: HashMap<K, bool> = HashMap::with_capacity(keys.len());
         for row in db.query_all_raw(statement).await? {
             wanted.insert(row.try_get("", K::COLUMN)?, (check.wants)(&row)?);

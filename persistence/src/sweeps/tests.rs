@@ -80,6 +80,7 @@ async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
         _ => "'\\x00'::bytea",
     };
     for sql in [
+        format!("INSERT INTO storage_usage (publisher_id, bytes) VALUES ({owner}, 1)"),
         format!("INSERT INTO fan_out_sequences (publisher_id, last) VALUES ({owner}, 1)"),
         format!(
             "INSERT INTO fan_outs (publisher_id, seq, total, done, created_at, plan) VALUES ({owner}, 1, 2, 1, 1, '{{}}')"

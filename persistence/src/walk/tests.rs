@@ -16,6 +16,7 @@ use crate::{
     AuditFilter, DeliveryFilter, RunFilter, Scope, Scoped,
     db::Target,
     fixture::{Fixture, START, engines},
+    runs,
 };
 
 /// Rows of each table that the lists could look through.
@@ -47,6 +48,13 @@ fn constant(backend: DbBackend, id: Uuid) -> String {
     match backend {
         DbBackend::Sqlite => format!("x'{}'", id.simple()),
         _ => format!("'{id}'::uuid"),
+    }
+}
+
+const fn bytes(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Sqlite => "x'00'",
+        _ => "'\\x00'::bytea",
     }
 }
 
@@ -103,21 +111,16 @@ fn rows_of(id: &str, pipeline: &str, endpoint: &str) -> [(&'static str, &'static
 
 /// A publisher with many runs, events, deliveries and audit rows, all alike.
 async fn house(fixture: Fixture) -> House {
-    let publisher = fixture.publisher("many").await.publisher.id;
+    let publisher = runs::tests::house(&fixture, "many", &["p"]).await;
+    let publisher = publisher.scope.publisher();
     let endpoint = fixture.endpoint(publisher, false).await;
     let backend = fixture.store.backend();
     let owner = constant(backend, publisher.uuid());
-    let pipeline = constant(backend, Uuid::from_u128(7));
+    let pipeline = "(SELECT id FROM pipelines WHERE slug = 'p')";
     let start = START.ms();
     let id = id_of(backend, &format!("({start} + n)"), "n");
     let to = constant(backend, endpoint.uuid());
-    fixture
-        .execute(&format!(
-            "INSERT INTO pipelines (publisher_id, id, slug, live_slug, version, revision, \
-             created_at, updated_at) VALUES ({owner}, {pipeline}, 'p', 'p', 1, 1, 1, 1)"
-        ))
-        .await;
-    for (table, columns, values) in rows_of(&id, &pipeline, &to) {
+    for (table, columns, values) in rows_of(&id, pipeline, &to) {
         fixture
             .execute(&format!(
                 "INSERT INTO {table} (publisher_id, {columns}) SELECT {owner}, {values} FROM {}",
@@ -125,12 +128,7 @@ async fn house(fixture: Fixture) -> House {
             ))
             .await;
     }
-    let bytes = constant(backend, Uuid::nil());
-    let bytes = if backend == DbBackend::Sqlite {
-        bytes
-    } else {
-        "'\\x00'::bytea".to_owned()
-    };
+    let bytes = bytes(backend);
     fixture
         .execute(&format!(
             "INSERT INTO audit_events (owner_id, seq, id, at, actor_kind, actor_id, action, \
@@ -347,11 +345,11 @@ const VARIETY: &[(&str, &str)] = &[
     ),
     (
         "runs",
-        "status = 'running', lease_expires_at = 9 WHERE created_at % 2 = 1",
+        "status = 'running', claim_hash = {bytes}, lease_expires_at = 9 WHERE created_at % 2 = 1",
     ),
     (
         "runs",
-        "status = 'failed', finished_at = 9 WHERE created_at % 500 = 7",
+        "status = 'failed', lease_expires_at = NULL, finished_at = 9, sweep_at = 9 WHERE created_at % 500 = 7",
     ),
     (
         "runs",
@@ -366,7 +364,7 @@ const VARIETY: &[(&str, &str)] = &[
     ("events", "pipeline_slug = NULL WHERE created_at % 3000 = 9"),
     (
         "deliveries",
-        "status = 'pending' WHERE created_at % 900 = 7",
+        "status = 'pending', finished_at = NULL, next_attempt_at = 9 WHERE created_at % 900 = 7",
     ),
 ];
 
@@ -441,13 +439,13 @@ impl House {
         house
             .fixture
             .execute(
-                "UPDATE runs SET status = 'succeeded', finished_at = 9 WHERE pipeline_slug = 'p'",
+                "UPDATE runs SET status = 'succeeded', lease_expires_at = NULL, finished_at = 9, sweep_at = 9 WHERE pipeline_slug = 'p'",
             )
             .await;
         house
             .fixture
             .execute(
-                "UPDATE runs SET pipeline_slug = 'q', status = 'queued' WHERE created_at % 2 = 0",
+                "UPDATE runs SET pipeline_slug = 'q', status = 'queued', lease_expires_at = NULL, finished_at = NULL, sweep_at = NULL WHERE created_at % 2 = 0",
             )
             .await;
         let filter = RunFilter {
@@ -476,7 +474,9 @@ impl House {
 async fn parts_that_end_early_lose_and_repeat_nothing() {
     for fixture in engines().await {
         let house = house(fixture).await;
+        let bytes = bytes(house.fixture.store.backend());
         for (table, change) in VARIETY {
+            let change = change.replace("{bytes}", bytes);
             house
                 .fixture
                 .execute(&format!("UPDATE {table} SET {change}"))
