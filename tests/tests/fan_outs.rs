@@ -4,19 +4,21 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
-use tests::{Consumer, Publisher, Server, World, on_both_stores, tools};
+use sqlx::PgConnection;
+use tests::{Consumer, Publisher, Server, World, on_both_stores, on_postgres, tools};
 
 on_both_stores!(
     a_fan_out_survives_a_kill_in_the_middle,
     others_are_served_while_a_fan_out_is_spread,
     many_keyed_calls_of_one_publisher_leave_room_for_others,
 );
+on_postgres!(fan_outs_that_stand_still_are_seen);
 
 /// Endpoints of the fan-outs here: enough for every call to be one, few enough for a slow machine.
-const ENDPOINTS: usize = 20;
+pub(crate) const ENDPOINTS: usize = 20;
 
 /// An endpoint; `more` are further members.
-async fn endpoint(publisher: &Publisher, consumer: &Consumer, more: &Value) -> String {
+pub(crate) async fn endpoint(publisher: &Publisher, consumer: &Consumer, more: &Value) -> String {
     let mut body = json!({"url": consumer.url, "event_types": ["order.*"]});
     for (name, value) in more.as_object().unwrap() {
         body[name] = value.clone();
@@ -26,14 +28,14 @@ async fn endpoint(publisher: &Publisher, consumer: &Consumer, more: &Value) -> S
 }
 
 /// Many endpoints that take few deliveries at a time, so that this machine is not busy with them.
-async fn crowd(publisher: &Publisher, consumer: &Consumer) {
+pub(crate) async fn crowd(publisher: &Publisher, consumer: &Consumer) {
     for _ in 1..ENDPOINTS {
         endpoint(publisher, consumer, &json!({"rate_limit_per_second": 1})).await;
     }
 }
 
 /// Publishes so many events in one call; answers their identifiers.
-async fn publish(publisher: &Publisher, events: usize) -> Vec<String> {
+pub(crate) async fn publish(publisher: &Publisher, events: usize) -> Vec<String> {
     let events: Vec<Value> = (0..events)
         .map(|n| json!({"type": "order.paid", "data": n}))
         .collect();
@@ -45,7 +47,7 @@ async fn publish(publisher: &Publisher, events: usize) -> Vec<String> {
         .collect()
 }
 
-async fn spread(server: &Server) {
+pub(crate) async fn spread(server: &Server) {
     let limit = Duration::from_mins(1);
     tools::eventually("all is spread", limit, async || {
         (server.site().count("fan_outs").await == 0).then_some(())
@@ -151,4 +153,43 @@ async fn many_keyed_calls_of_one_publisher_leave_room_for_others(world: &World) 
         taken += usize::from(status == 202);
     }
     assert_eq!(acme.admin.all("/v1/events").await.len(), taken);
+}
+
+/// Another session holds the table, so that nothing of it can be changed.
+async fn fan_outs_that_stand_still_are_seen(world: &World) {
+    let timeout = [("STATIONMASTER_DATABASE_TIMEOUT_SECONDS", "2")];
+    let server = world.start_with(&timeout).await;
+    let publisher = server.publisher("acme").await;
+    let consumer = Consumer::start().await;
+    crowd(&publisher, &consumer).await;
+    let mut connection = server.site().database.as_ref().unwrap().connect().await;
+    let run = async |statement: &'static str, connection: &mut PgConnection| {
+        sqlx::raw_sql(statement).execute(connection).await.unwrap();
+    };
+    // Until something is left to spread.
+    loop {
+        for _ in 0..3 {
+            publish(&publisher, 100).await;
+        }
+        let hold = "BEGIN; LOCK TABLE fan_outs IN EXCLUSIVE MODE";
+        run(hold, &mut connection).await;
+        if server.site().count("fan_outs").await > 0 {
+            break;
+        }
+        run("ROLLBACK", &mut connection).await;
+    }
+    let limit = Duration::from_secs(40);
+    let age = "stationmaster_progress_age_seconds{part=\"spreading\"}";
+    tools::eventually("it is named", limit, async || {
+        let answer = server.anon().get("/readyz").answer().await;
+        let parts = answer["stuck"].as_array().unwrap();
+        let named = parts.iter().any(|one| one["part"] == "spreading");
+        assert!(!named || answer.status == 503, "{answer}");
+        named.then_some(())
+    })
+    .await;
+    assert!(server.metrics().await.contains(age));
+    run("ROLLBACK", &mut connection).await;
+    spread(&server).await;
+    server.anon().get("/readyz").expect(200).await;
 }

@@ -37,6 +37,7 @@ mod secrets;
 mod shares;
 mod silence;
 mod slack;
+mod stopping;
 mod storms;
 mod subcommands;
 mod tokens;

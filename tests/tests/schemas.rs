@@ -75,7 +75,7 @@ async fn a_schema_that_would_run_away_is_refused_at_its_place(world: &World) {
 }
 
 /// Takes a check that is more than a moment's work.
-async fn costly(publisher: &Publisher) -> Value {
+pub(crate) async fn costly(publisher: &Publisher) -> Value {
     let all: Vec<Value> = (0..190).map(|n| json!({"not": {"const": n}})).collect();
     let schema = json!({"items": {"allOf": all}});
     let put = publisher.admin.put("/v1/pipelines/costly");

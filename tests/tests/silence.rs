@@ -31,17 +31,17 @@ const TIMEOUT_S: &str = "2";
 /// How soon all goes on after the cure.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How soon a process ends after SIGTERM.
-const END: Duration = Duration::from_secs(31);
+pub(crate) const END: Duration = Duration::from_secs(31);
 
-struct House {
-    wire: Proxy,
-    server: Server,
-    publisher: Publisher,
+pub(crate) struct House {
+    pub(crate) wire: Proxy,
+    pub(crate) server: Server,
+    pub(crate) publisher: Publisher,
     consumer: Consumer,
 }
 
 /// A server with a wire to its database, a publisher with a pipeline, and one who hears of runs.
-async fn house(world: &World) -> House {
+pub(crate) async fn house(world: &World) -> House {
     let site = world.site().await;
     site.tolerate("store");
     let real = site.database.as_ref().unwrap().url.clone();
@@ -59,6 +59,13 @@ async fn house(world: &World) -> House {
     }
 }
 
+/// Starts a server where the last one has ended.
+pub(crate) async fn start_again(house: &House) -> Server {
+    let site = house.server.site();
+    let real = &site.database.as_ref().unwrap().url;
+    start(site, &house.wire.url(real)).await
+}
+
 async fn start(site: &Arc<Site>, url: &str) -> Server {
     site.start(&[
         ("STATIONMASTER_DATABASE_URL", url),
@@ -68,22 +75,30 @@ async fn start(site: &Arc<Site>, url: &str) -> Server {
 }
 
 /// Creates runs, some at a time, until told to end.
-struct Load {
+pub(crate) struct Load {
     end: Arc<AtomicBool>,
+    /// Whether the server may be gone.
+    gone: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<String>>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(publisher: &Publisher) -> Self {
+    pub(crate) fn start(publisher: &Publisher) -> Self {
         let (end, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let gone: Arc<AtomicBool> = Arc::default();
         let tasks = (0..4).map(|_| {
             let (runner, end) = (publisher.runner.clone(), Arc::clone(&end));
             let acknowledged: Arc<Mutex<Vec<String>>> = Arc::clone(&acknowledged);
+            let gone = Arc::clone(&gone);
             tokio::spawn(async move {
                 while !end.load(Ordering::SeqCst) {
                     let call = runner.post("/v1/pipelines/nightly/runs");
-                    let answer = call.json(&json!({"input": {}})).answer().await;
+                    let answer = match call.json(&json!({"input": {}})).send().await {
+                        Ok(answer) => answer,
+                        Err(_) if gone.load(Ordering::SeqCst) => return,
+                        Err(error) => panic!("{error}"),
+                    };
                     if answer.status == 201 {
                         acknowledged.lock().unwrap().push(answer.text("/id"));
                     } else {
@@ -97,15 +112,21 @@ impl Load {
         Self {
             tasks: tasks.collect(),
             end,
+            gone,
             acknowledged,
         }
     }
 
-    fn count(&self) -> usize {
+    /// The server is about to end: who is not answered any more is done.
+    pub(crate) fn server_ends(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn count(&self) -> usize {
         self.acknowledged.lock().unwrap().len()
     }
 
-    async fn end(self) -> Vec<String> {
+    pub(crate) async fn end(self) -> Vec<String> {
         self.end.store(true, Ordering::SeqCst);
         for task in self.tasks {
             task.await.unwrap();
@@ -123,7 +144,7 @@ async fn create(publisher: &Publisher) -> Option<String> {
 
 /// Each kind of call works, and what is created now is delivered; all of `before` is there and
 /// delivered, too.
-async fn all_goes_on(house: &House, before: &[String]) {
+pub(crate) async fn all_goes_on(house: &House, before: &[String]) {
     let publisher = &house.publisher;
     let since = Instant::now();
     let left = || LIMIT.saturating_sub(since.elapsed());
@@ -198,7 +219,7 @@ async fn idle_connections_that_go_silent_are_given_up(world: &World) {
 }
 
 /// Asks until it is not ready; each answer has to come at once.
-async fn is_seen(server: &Server) {
+pub(crate) async fn is_seen(server: &Server) {
     eventually("not ready", LIMIT, async || {
         let asked = Instant::now();
         let answer = server.anon().get("/readyz").answer().await;
@@ -261,12 +282,12 @@ async fn a_path_that_stalls_is_waited_for(world: &World) {
     ends(&house.server).await;
 }
 
-async fn a_store_that_takes_no_writes_is_not_ready(world: &World) {
-    let house = house(world).await;
-    let first = create(&house.publisher).await.unwrap();
+/// Has the database take no writes, as when a failover leads every session elsewhere; or take some
+/// again, in new sessions.
+pub(crate) async fn take_no_writes(house: &House, on: bool) {
     let database = house.server.site().database.as_ref().unwrap();
     let name = url::Url::parse(&database.url).unwrap();
-    let name = name.path().trim_start_matches('/');
+    let name = name.path().trim_start_matches('/').to_owned();
     let mut connection = database.connect().await;
     let mut run = async |statement: &str| {
         let statement = sqlx::AssertSqlSafe(statement.to_owned());
@@ -275,16 +296,27 @@ async fn a_store_that_takes_no_writes_is_not_ready(world: &World) {
             .await
             .unwrap();
     };
-    let set = format!("ALTER DATABASE {name} SET default_transaction_read_only");
-    run(&format!("{set} = on")).await;
-    // As when a failover leads every session elsewhere.
-    run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-         WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    // This one session may write still.
+    run("SET default_transaction_read_only = off").await;
+    run(&format!(
+        "ALTER DATABASE {name} SET default_transaction_read_only = {on}"
+    ))
     .await;
+    if on {
+        run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        .await;
+    }
+}
+
+async fn a_store_that_takes_no_writes_is_not_ready(world: &World) {
+    let house = house(world).await;
+    let first = create(&house.publisher).await.unwrap();
+    take_no_writes(&house, true).await;
     is_seen(&house.server).await;
     assert_eq!(create(&house.publisher).await, None);
-    // This one session may write still; the server's own are closed, and new ones may write.
-    run(&format!("{set} = off")).await;
+    // The server's own sessions are closed, and new ones may write.
+    take_no_writes(&house, false).await;
     all_goes_on(&house, &[first]).await;
     ends(&house.server).await;
 }

@@ -165,10 +165,10 @@ async fn closing_receiver() -> String {
 }
 
 /// Lets the server open nothing more, until this is dropped.
-struct NoDescriptors(Pid, Rlimit);
+pub(crate) struct NoDescriptors(Pid, Rlimit);
 
 impl NoDescriptors {
-    fn of(server: &Server) -> Self {
+    pub(crate) fn of(server: &Server) -> Self {
         let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap()).unwrap();
         let hard = getrlimit(Resource::Nofile).maximum;
         let none = Rlimit {
