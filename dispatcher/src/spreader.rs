@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::id::PublisherId;
+use domain::{id::PublisherId, progress::Part};
 use persistence::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ const BROKEN_PAUSE: Duration = Duration::from_secs(30);
 struct Spreader {
     store: Store,
     stop: CancellationToken,
+    part: Part,
     /// Whose fan-outs can't be spread, and until when they are left alone.
     broken: HashMap<PublisherId, Instant>,
 }
@@ -31,10 +32,16 @@ pub(crate) async fn run(store: Store, stop: CancellationToken) {
     let mut spreader = Spreader {
         store: store.clone(),
         stop: stop.clone(),
+        part: store.progress().part("spreading"),
         broken: HashMap::new(),
     };
     while !stop.is_cancelled() {
-        let pause = match spreader.round().await {
+        let under_way = spreader.part.work();
+        let done = spreader.round().await;
+        // Before the piece of work ends: a failure is no step.
+        spreader.part.went(done.is_ok());
+        drop(under_way);
+        let pause = match done {
             Ok(true) => continue,
             Ok(false) => POLL,
             Err(error) => {
@@ -80,6 +87,7 @@ impl Spreader {
             Ok(count) => {
                 let count = u64::try_from(count).unwrap_or(0);
                 metrics::counter!("stationmaster_deliveries_spread_total").increment(count);
+                self.part.moved();
                 Ok(count > 0)
             }
             Err(StoreError::Internal(error)) => {
