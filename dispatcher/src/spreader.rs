@@ -1,5 +1,6 @@
-//! Spreads large fan-outs: in turns between publishers, a few deliveries at a time, each time once
-//! nothing else is written for a moment.
+//! Spreads large fan-outs: in turns between publishers, some deliveries at a time, each time once
+//! nothing else is written for a moment. While others write, they are fewer, with a rest after
+//! them: a fan-out has time.
 
 use std::{
     collections::HashMap,
@@ -17,6 +18,14 @@ const POLL: Duration = Duration::from_secs(1);
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How long a publisher whose fan-out can't be spread is left alone: it must not hold up others.
 const BROKEN_PAUSE: Duration = Duration::from_secs(30);
+
+/// Deliveries of a step while its publisher is alone.
+const ALONE: usize = 256;
+/// The same while others write: one or two milliseconds of the writer.
+const BESIDE: usize = 64;
+/// How many times as long as such a step its rest is, and how long at most.
+const REST: u32 = 4;
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// See the module.
 struct Spreader {
@@ -79,7 +88,13 @@ impl Spreader {
         let system = self.store.system();
         let work = async move {
             system.lull().await;
-            system.spread(publisher).await
+            if !system.others_write(publisher) {
+                return system.spread(publisher, ALONE).await;
+            }
+            let began = Instant::now();
+            let spread = system.spread(publisher, BESIDE).await;
+            tokio::time::sleep((began.elapsed() * REST).min(REST_MAX)).await;
+            spread
         };
         let done = tokio::spawn(work).await;
         let done = done.unwrap_or_else(|failed| Err(StoreError::Internal(failed.to_string())));

@@ -15,7 +15,7 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
     QueryResult, QuerySelect as _, Select,
     sea_query::{Expr, ExprTrait as _},
 };
@@ -131,8 +131,20 @@ pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> 
     Listener::of_row((Uuid::nil(), types.to_owned(), pipelines, false)).map(drop)
 }
 
-/// Who listens, by publisher.
+/// Who listens, by publisher; the lane hears how many they are.
 pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Listeners> {
+    let found = read_listeners(tx.db(), &publishers).await?;
+    for publisher in publishers {
+        tx.heard_by(publisher, found.get(&publisher).map_or(0, Vec::len));
+    }
+    Ok(found)
+}
+
+/// Who listens, by publisher.
+pub(crate) async fn read_listeners(
+    db: &impl ConnectionTrait,
+    publishers: &BTreeSet<Uuid>,
+) -> Result<Listeners> {
     use webhook_endpoints::Column;
     let rows: Vec<(Uuid, Uuid, String, Option<String>, bool)> = webhook_endpoints::Entity::find()
         .select_only()
@@ -147,7 +159,7 @@ pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Lis
         .filter(Column::Enabled.eq(true))
         .filter(Column::DeletedAt.is_null())
         .into_tuple()
-        .all(tx.db())
+        .all(db)
         .await?;
     let mut found = Listeners::new();
     for (publisher, endpoint, types, pipelines, ordered) in rows {
@@ -156,9 +168,6 @@ pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Lis
             // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
             Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
         }
-    }
-    for publisher in publishers {
-        tx.heard_by(publisher, found.get(&publisher).map_or(0, Vec::len));
     }
     Ok(found)
 }

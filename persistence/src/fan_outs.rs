@@ -43,8 +43,6 @@ pub(crate) const CALL_MAX: usize = 128;
 pub(crate) const TRANSACTION_MAX: usize = 1024;
 /// Events of one row, so that none grows large.
 const EVENTS_A_ROW: usize = 100;
-/// Deliveries that one transaction spreads.
-const STEP: usize = 256;
 /// Rows of which it does so, after the oldest: small ones line up behind large ones.
 const ROWS_A_STEP: u64 = 31;
 /// Deliveries of a publisher that may wait to be spread before it may publish more of the kind:
@@ -104,7 +102,10 @@ pub(crate) fn reaches_ordered(listeners: &[Listener], to: &[usize]) -> bool {
 }
 
 /// How many deliveries of these publishers wait to be spread; those of whom none do are left out.
-pub(crate) async fn waiting(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<HashMap<Uuid, i64>> {
+pub(crate) async fn waiting(
+    db: &impl ConnectionTrait,
+    publishers: BTreeSet<Uuid>,
+) -> Result<HashMap<Uuid, i64>> {
     let mut found = HashMap::new();
     if publishers.is_empty() {
         return Ok(found);
@@ -115,8 +116,8 @@ pub(crate) async fn waiting(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<HashM
     );
     sql.bind_list(padded(publishers))
         .push(") GROUP BY publisher_id");
-    let statement = sql.statement(tx.db().get_database_backend());
-    for row in tx.db().query_all_raw(statement).await? {
+    let statement = sql.statement(db.get_database_backend());
+    for row in db.query_all_raw(statement).await? {
         let publisher: Uuid = row.try_get("", "publisher_id")?;
         found.insert(publisher, row.try_get("", "waiting")?);
     }
@@ -166,7 +167,7 @@ pub(crate) async fn deliver(
             && of(one).is_some_and(|some| reaches_ordered(some, &one.to))
     });
     let in_order: BTreeSet<Uuid> = in_order.map(|one| one.event.publisher_id).collect();
-    let behind = waiting(tx, in_order).await?;
+    let behind = waiting(tx.db(), in_order).await?;
     let mut later: BTreeMap<Uuid, Vec<(Uuid, Vec<usize>)>> = BTreeMap::new();
     let (mut rows, mut ordered) = (Vec::new(), BTreeSet::new());
     for one in outgoing {
@@ -364,19 +365,19 @@ async fn after(tx: &Tx, first: &fan_outs::Model) -> Result<Vec<fan_outs::Model>>
     Ok(query.all(tx.db()).await?)
 }
 
-/// Writes some of the deliveries of a publisher's oldest fan-outs; answers how many there were to
-/// write, those to endpoints that are gone included.
-async fn step(tx: &Tx, publisher: Uuid) -> Result<usize> {
+/// Writes up to `most` of the deliveries of a publisher's oldest fan-outs; answers how many there
+/// were to write, those to endpoints that are gone included.
+async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
     let Some(first) = oldest(tx, publisher).await? else {
         return Ok(0);
     };
     let mut rows = Vec::new();
-    if first.total - first.done < whole(STEP) {
+    if first.total - first.done < whole(most) {
         rows = after(tx, &first).await?;
     }
     let (mut pairs, mut finished, mut begun) = (Vec::new(), None, None);
     for row in std::iter::once(first).chain(rows) {
-        let room = STEP - pairs.len();
+        let room = most - pairs.len();
         if room == 0 {
             break;
         }
@@ -445,12 +446,12 @@ impl System {
         Ok(found.map(PublisherId::from_uuid))
     }
 
-    /// Writes some deliveries of the publisher's oldest fan-outs, 256 at most, in a transaction;
-    /// answers how many. Several processes may do so: no two are at one publisher's.
-    pub async fn spread(&self, publisher: PublisherId) -> Result<usize, StoreError> {
+    /// Writes deliveries of the publisher's oldest fan-outs, up to `most` of them, in a
+    /// transaction; answers how many. Several processes may do so: no two are at one publisher's.
+    pub async fn spread(&self, publisher: PublisherId, most: usize) -> Result<usize, StoreError> {
         let publisher = publisher.uuid();
         self.store
-            .write(|tx| async move { step(&tx, publisher).await })
+            .write(|tx| async move { step(&tx, publisher, most).await })
             .await
     }
 }

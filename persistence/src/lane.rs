@@ -280,6 +280,7 @@ impl Worker {
             other => other,
         };
         let publisher = command.publisher();
+        self.store.inner.db.traffic.asks(publisher);
         let rows = command.rows(self.store.inner.lane.listening_to(publisher));
         match command {
             // Where there is more than one writer, nobody need wait for it.

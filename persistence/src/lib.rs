@@ -374,6 +374,7 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
+        self.inner.db.traffic.asks(publisher);
         let _share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
         self.write(work).await
     }

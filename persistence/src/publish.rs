@@ -11,7 +11,7 @@ use domain::{
     id::{EventId, Id as _},
 };
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QuerySelect as _,
     sea_query::{Expr, ExprTrait as _},
 };
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use crate::{
     db::Tx,
     entity::{events, pipelines},
     error::{Result, StoreError, damaged},
-    events::{Event, listeners},
+    events::{Event, listeners, read_listeners},
     fan_outs::{self, Audience, CALL_MAX, Listeners, Outgoing, WAITING_MAX, reaches_ordered},
     runs::batch::{Batch, apply},
     scope::{Scope, Scoped},
@@ -247,7 +247,7 @@ async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events:
 /// Which calls are refused because too much of their publisher's waits to be spread already: those
 /// that would add to it.
 async fn check_room(
-    tx: &Tx,
+    db: &impl ConnectionTrait,
     publishes: &[Publish],
     listeners: &Listeners,
 ) -> Result<Vec<Option<Problem>>> {
@@ -264,7 +264,7 @@ async fn check_room(
         }
         concerned.push((count > CALL_MAX || in_order).then_some(owner));
     }
-    let waiting = fan_outs::waiting(tx, concerned.iter().flatten().copied().collect()).await?;
+    let waiting = fan_outs::waiting(db, concerned.iter().flatten().copied().collect()).await?;
     let is_full = |owner: &Uuid| waiting.get(owner).is_some_and(|some| *some >= WAITING_MAX);
     let refused = concerned.into_iter();
     Ok(refused
@@ -300,6 +300,9 @@ pub(crate) async fn publish_all(
     if publishes.is_empty() {
         return Ok(Vec::new());
     }
+    let owners = publishes.iter().map(|publish| publish.scope.uuid());
+    let listeners = listeners(tx, owners.collect()).await?;
+    let full = check_room(tx.db(), publishes, &listeners).await?;
     let pipelines = known_pipelines(tx, publishes).await?;
     // Only a token that does not reach everything can meet an event that it must not see.
     let limited = publishes.iter().filter(|p| p.scope.pipelines().is_some());
@@ -314,9 +317,6 @@ pub(crate) async fn publish_all(
         rows: Vec::with_capacity(count),
         by_name: HashMap::new(),
     };
-    let owners = publishes.iter().map(|publish| publish.scope.uuid());
-    let listeners = listeners(tx, owners.collect()).await?;
-    let full = check_room(tx, publishes, &listeners).await?;
     let mut calls = Vec::with_capacity(count);
     let mut plans = Vec::with_capacity(publishes.len());
     for ((call, publish), full) in publishes.iter().enumerate().zip(full) {
@@ -392,6 +392,7 @@ impl Scoped {
         };
         if context.idempotency.is_none() {
             room.check()?;
+            self.check_room_to_spread(&publish).await?;
             return Ok(render(&self.store.inner.lane.publish(publish).await?));
         }
         let (store, publish, room) = (&self.store, &publish, &room);
@@ -406,6 +407,29 @@ impl Scoped {
             Ok(first.ok_or_else(|| damaged("batch of events"))??)
         };
         store.transact(context, &self.scope, work, render).await
+    }
+
+    /// Refuses a large call of a publisher of whom too much waits to be spread, before it takes
+    /// time of the writer, which decides in the end. Whoever is over its share often asks again.
+    async fn check_room_to_spread(&self, publish: &Publish) -> Result<()> {
+        let (owner, store) = (self.scope.uuid(), &self.store);
+        let listening = store.inner.lane.listening_to(owner);
+        if publish.events.len().saturating_mul(listening) <= CALL_MAX {
+            return Ok(());
+        }
+        let (db, owner) = (store.read(), BTreeSet::from([owner]));
+        let waiting = fan_outs::waiting(db, owner.clone()).await?;
+        if waiting.values().all(|some| *some < WAITING_MAX) {
+            return Ok(());
+        }
+        let listeners = read_listeners(db, &owner).await?;
+        let calls = std::slice::from_ref(publish);
+        let refused = check_room(db, calls, &listeners).await?;
+        refused
+            .into_iter()
+            .flatten()
+            .next()
+            .map_or(Ok(()), |problem| Err(problem.into()))
     }
 }
 

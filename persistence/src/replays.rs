@@ -323,7 +323,7 @@ async fn step(tx: &Tx, key: (Uuid, Uuid)) -> Result<(u64, bool)> {
         return Ok((0, false));
     };
     // What is still to be spread is on its way already, and must not be sent twice.
-    if !fan_outs::waiting(tx, BTreeSet::from([key.0]))
+    if !fan_outs::waiting(tx.db(), BTreeSet::from([key.0]))
         .await?
         .is_empty()
     {

@@ -1,4 +1,4 @@
-//! When nothing is written: the moments for work that is never urgent.
+//! When nothing is written, and who else writes: the moments for work that is never urgent.
 
 use std::{
     sync::{
@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use domain::id::{Id as _, PublisherId};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::scope::System;
 
@@ -18,12 +20,16 @@ const LULL: Duration = Duration::from_millis(2);
 /// A store that is never quiet is not waited for any longer.
 const PATIENCE: Duration = Duration::from_millis(20);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Whoever asked for a change in this time is at work.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// The transactions of this process.
 pub(crate) struct Traffic {
     under_way: AtomicUsize,
     /// When the last one ended.
     ended: Mutex<Instant>,
+    /// The two publishers that asked for changes last, and when; the last one first.
+    asked: Mutex<[Option<(Uuid, Instant)>; 2]>,
 }
 
 /// One of them.
@@ -34,7 +40,24 @@ impl Traffic {
         Self {
             under_way: AtomicUsize::new(0),
             ended: Mutex::new(Instant::now()),
+            asked: Mutex::default(),
         }
+    }
+
+    /// A publisher asks for a change.
+    pub(crate) fn asks(&self, publisher: Uuid) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked[0].is_none_or(|(last, _)| last != publisher) {
+            asked[1] = asked[0];
+        }
+        asked[0] = Some((publisher, Instant::now()));
+    }
+
+    /// Whether another publisher asked for a change lately.
+    fn others_ask(&self, publisher: Uuid) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = asked.iter().flatten().filter(|(one, _)| *one != publisher);
+        others.any(|(_, at)| at.elapsed() < LATELY)
     }
 
     /// A transaction waits or runs until the answer is dropped.
@@ -73,11 +96,35 @@ impl System {
     pub async fn lull(&self) -> bool {
         self.store.inner.db.traffic.lull().await
     }
+
+    /// Whether another publisher than this one had something written in the last second, by this
+    /// process.
+    #[must_use]
+    pub fn others_write(&self, publisher: PublisherId) -> bool {
+        self.store.inner.db.traffic.others_ask(publisher.uuid())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn others_are_at_work_for_a_second() {
+        let (mine, theirs) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let traffic = Traffic::new();
+        traffic.asks(mine);
+        assert!(!traffic.others_ask(mine));
+        assert!(traffic.others_ask(theirs));
+        traffic.asks(theirs);
+        traffic.asks(mine);
+        traffic.asks(mine);
+        assert!(traffic.others_ask(mine), "however often this one asks");
+        for (_, at) in traffic.asked.lock().unwrap().iter_mut().flatten() {
+            *at = at.checked_sub(LATELY).unwrap();
+        }
+        assert!(!traffic.others_ask(mine));
+    }
 
     #[tokio::test]
     async fn a_lull_begins_after_the_last_transaction() {

@@ -14,6 +14,9 @@ use crate::{
     scope::Scoped,
 };
 
+/// Deliveries of a step.
+const STEP: usize = 256;
+
 fn order(pipeline: Option<&str>) -> NewOwnEvent {
     NewOwnEvent {
         event_type: "order.paid".into(),
@@ -47,7 +50,7 @@ async fn spread(store: &Store) -> usize {
     let Some(publisher) = store.system().fanning_out(None).await.unwrap() else {
         return 0;
     };
-    store.system().spread(publisher).await.unwrap()
+    store.system().spread(publisher, STEP).await.unwrap()
 }
 
 async fn spread_all(store: &Store) -> usize {
@@ -186,9 +189,18 @@ async fn publishers_take_turns() {
         let second = system.fanning_out(Some(first)).await.unwrap().unwrap();
         assert_ne!(first, second);
         assert_eq!(system.fanning_out(Some(second)).await.unwrap(), None);
-        assert_eq!(system.spread(beta.scope.publisher()).await.unwrap(), 200);
-        assert_eq!(system.spread(beta.scope.publisher()).await.unwrap(), 0);
-        assert_eq!(system.spread(acme.scope.publisher()).await.unwrap(), STEP);
+        assert_eq!(
+            system.spread(beta.scope.publisher(), STEP).await.unwrap(),
+            200
+        );
+        assert_eq!(
+            system.spread(beta.scope.publisher(), STEP).await.unwrap(),
+            0
+        );
+        assert_eq!(
+            system.spread(acme.scope.publisher(), STEP).await.unwrap(),
+            STEP
+        );
     }
 }
 
@@ -203,14 +215,18 @@ async fn one_process_at_a_time_spreads_what_a_publisher_has() {
         let (owner, other) = (acme.scope.uuid(), fixture.beside(&fixture.keys).await);
         let (other, acme) = (&other, &acme);
         let work = |tx: Tx| async move {
-            assert_eq!(step(&tx, owner).await?, STEP);
+            assert_eq!(step(&tx, owner, STEP).await?, STEP);
             let publisher = acme.scope.publisher();
-            assert_eq!(other.system().spread(publisher).await?, 0, "it is held");
+            assert_eq!(
+                other.system().spread(publisher, STEP).await?,
+                0,
+                "it is held"
+            );
             Ok(())
         };
         fixture.store.write(work).await.unwrap();
         let publisher = acme.scope.publisher();
-        assert_eq!(other.system().spread(publisher).await.unwrap(), STEP);
+        assert_eq!(other.system().spread(publisher, STEP).await.unwrap(), STEP);
         other.close().await;
     }
 }
@@ -296,7 +312,11 @@ async fn what_is_damaged_is_an_error_of_its_publisher() {
         let (acme, _) = heard_by(&fixture, 2).await;
         publish(&acme, 100).await.unwrap();
         fixture.execute("UPDATE fan_outs SET plan = '{'").await;
-        let spread = fixture.store.system().spread(acme.scope.publisher()).await;
+        let spread = fixture
+            .store
+            .system()
+            .spread(acme.scope.publisher(), STEP)
+            .await;
         assert!(matches!(spread, Err(StoreError::Internal(_))), "{spread:?}");
     }
 }

@@ -216,7 +216,8 @@ impl Lane {
         known.extend(counts);
     }
 
-    pub(super) fn listening_to(&self, publisher: Uuid) -> usize {
+    /// How many endpoints listened to a publisher when it last told of something.
+    pub(crate) fn listening_to(&self, publisher: Uuid) -> usize {
         let known = self
             .listening
             .lock()

@@ -155,7 +155,7 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
         .await
         .unwrap();
         // So many at once are spread first.
-        while fixture.store.system().spread(of).await.unwrap() > 0 {}
+        while fixture.store.system().spread(of, 256).await.unwrap() > 0 {}
         end_all(&fixture, "failed").await;
         let (replay, _) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
         let limit = u64::try_from(REPLAY_PENDING).unwrap();
