@@ -82,6 +82,8 @@ debian_program() {
 need_rust() {
   have cargo || fail "cargo is missing: install the Rust toolchain (rust-version in Cargo.toml)"
   need cc gcc libc6-dev
+  # jemalloc is built by it.
+  need make make
 }
 
 # stamped FILE WORDS…: whether FILE says that exactly these words were installed before.
