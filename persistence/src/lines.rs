@@ -14,7 +14,7 @@ const WORKING: u32 = 2;
 const EXCHANGING: u32 = 2;
 /// Connections that a process has beside its pool: these, and one each for the lane, for
 /// outcomes, and for the heartbeat with the polls.
-pub(crate) const OWN: u32 = LOADING + WORKING + EXCHANGING + 3;
+pub const OWN: u32 = LOADING + WORKING + EXCHANGING + 3;
 
 /// For whom connections to PostgreSQL are kept apart, so that no load of requests takes the last
 /// one from what has to go on.

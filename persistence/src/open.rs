@@ -9,13 +9,14 @@ use sea_orm_migration::MigratorTrait as _;
 use tokio::time::timeout;
 
 use crate::{
-    Store,
+    Store, certificates,
     db::{Db, Target},
     entity::owner_keys,
     error::{Result, StoreError},
     keys::OPERATOR,
     lane,
-    lines::{OWN as OWN_CONNECTIONS, TooFew},
+    lines::{OWN as OWN_CONNECTIONS, Own, TooFew, open_all},
+    pool::Pool,
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.
@@ -48,6 +49,9 @@ pub enum OpenError {
     /// The URL is not one of ours.
     #[error("the database URL can't be read: {0}")]
     Url(String),
+    /// A file of certificates is not what it is to be.
+    #[error("the database can't be verified: {0}. Mend the file, or leave it out of the URL")]
+    Certificates(String),
     /// Nobody answers there, or not us.
     #[error(
         "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
@@ -168,13 +172,57 @@ async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     Ok(before.pending)
 }
 
+/// Where the data is; what is to verify the server is there and can be read.
+pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Target, OpenError> {
+    let target =
+        Target::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
+    if let Target::Postgres { server, .. } = &target {
+        let environment = |name: &str| std::env::var(name).ok();
+        let mode = server.options().get_ssl_mode();
+        let unused =
+            certificates::check(url, mode, environment).map_err(OpenError::Certificates)?;
+        if let Some(named) = unused {
+            tracing::warn!(
+                named,
+                ?mode,
+                "The database's certificate is not verified: that takes sslmode=verify-full or verify-ca"
+            );
+        }
+    }
+    Ok(target)
+}
+
+/// Opens all the connections that a process needs, and closes them again: answers how many they
+/// are, none on SQLite.
+///
+/// # Errors
+/// [`OpenError`] with how many there were.
+pub async fn try_connections(
+    url: &str,
+    connections: u32,
+    limit: Duration,
+) -> Result<u32, OpenError> {
+    let target = target_of(url, connections, true)?.within(limit);
+    let Target::Postgres { server, .. } = target else {
+        return Ok(0);
+    };
+    let (_, own) = Own::new(&server);
+    let pool = Pool::new(&server, connections, false);
+    let opened = open_all(&server, own.clone(), &pool).await;
+    for one in own.iter().chain([&pool]) {
+        one.close().await;
+    }
+    opened?;
+    Ok(OWN_CONNECTIONS + connections)
+}
+
 /// Takes every missing step, one process at a time; answers how many. A failed step changes
 /// nothing.
 ///
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn migrate(url: &str) -> Result<usize, OpenError> {
-    let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
+    let target = target_of(url, 1, true)?;
     migrate_target(&target).await
 }
 
@@ -215,7 +263,7 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
-    let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
+    let target = target_of(url, 1, true)?;
     state_within(&target).await
 }
 
@@ -243,12 +291,11 @@ impl Store {
     /// # Errors
     /// [`OpenError`] with what to do.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let target = Target::parse(
+        let target = target_of(
             &options.database_url,
             options.max_connections,
             options.sqlite_synchronous_full,
-        )
-        .map_err(|e| OpenError::Url(e.to_string()))?
+        )?
         .within(options.database_timeout);
         if options.migrate {
             let steps = migrate_target(&target).await?;

@@ -465,8 +465,7 @@ impl Scoped {
             let mut news = News::default();
             for part in keys.chunks(CANCEL_STEP) {
                 let part = part.iter().map(|id| (owner, *id)).collect();
-                let rows = batch::held_rows(&tx, part).await?;
-                let mut rows: Vec<runs::Model> = rows.into_values().collect();
+                let mut rows = batch::held_without_inputs(&tx, part).await?;
                 rows.retain(|row| {
                     can_be_cancelled(&row.status, row.cancel_requested)
                         && filter.passes(
@@ -476,7 +475,6 @@ impl Scoped {
                             row.external_id.as_deref(),
                         )
                 });
-                rows.sort_unstable_by_key(|row| row.id);
                 for row in &mut rows {
                     batch::cancel(&tx, row, Some(&context.actor), &mut news)?;
                     let ended = row.status == RunStatus::Cancelled.as_str();

@@ -62,9 +62,19 @@ fn room(rows: usize) -> usize {
     }
 }
 
+/// What fills a statement up is of the same types as a row, and carries nothing: texts may be large.
+fn filler(row: &[Value]) -> Vec<Value> {
+    let empty = row.iter().map(|value| match value {
+        Value::String(Some(_)) => Value::String(Some(String::new())),
+        Value::Bytes(Some(_)) => Value::Bytes(Some(Vec::new())),
+        other => other.clone(),
+    });
+    empty.collect()
+}
+
 /// Inserts rows, with `suffix` (our own text) after them; answers how many went in. One statement
-/// takes up to [`ROWS_MAX`]: the last row stands as often as it takes to fill up its text, and a
-/// limit keeps it from being written twice. Each statement would cost the way to the database.
+/// takes up to [`ROWS_MAX`]: empty rows fill up its text, and a limit keeps them from being
+/// written. Each statement would cost the way to the database.
 pub(crate) async fn insert<R: Row>(
     db: &impl ConnectionTrait,
     rows: Vec<R>,
@@ -76,7 +86,9 @@ pub(crate) async fn insert<R: Row>(
     while rows.peek().is_some() {
         let mut part: Vec<_> = rows.by_ref().take(ROWS_MAX).collect();
         let count = part.len();
-        part.resize(room(count), part[count - 1].clone());
+        if room(count) > count {
+            part.resize(room(count), filler(&part[count - 1]));
+        }
         let mut sql = Sql::new("INSERT INTO ");
         sql.push(R::TABLE).push(" (\"");
         sql.push(&R::COLUMNS.join("\", \""))
@@ -222,6 +234,15 @@ mod tests {
         lengths.dedup();
         assert_eq!(lengths[..7], [1, 2, 3, 4, 6, 8, 12]);
         assert_eq!(lengths.len(), 16);
+    }
+
+    #[test]
+    fn what_fills_a_statement_up_is_no_copy_of_large_texts() {
+        let row: Vec<Value> = vec!["x".repeat(1000).into(), 7.into(), vec![1_u8; 1000].into()];
+        let filler = filler(&row);
+        assert_eq!(filler, [Value::from(""), 7.into(), Vec::<u8>::new().into()]);
+        let none: Vec<Value> = vec![None::<String>.into()];
+        assert_eq!(super::filler(&none), none);
     }
 
     #[test]

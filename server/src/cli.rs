@@ -164,7 +164,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Keys(command) => in_runtime(keys::run(load()?, command)),
         Command::Import(command) => in_runtime(import::run(load()?, command)),
-        Command::Doctor => doctor::run(cli.config.as_deref()),
+        Command::Doctor => in_runtime(doctor::run(cli.config.as_deref())),
         Command::Config(files) => {
             let out = if files.docs {
                 config::markdown()

@@ -51,6 +51,21 @@ pub(crate) fn connections(wanted: u64, database: u64) -> usize {
     usize::try_from(fit).unwrap_or(usize::MAX)
 }
 
+/// In words, how many open files are wanted and may be, of the hard limit: a start takes all that it may.
+pub(crate) fn told(wanted: u64, database: u64) -> String {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let (fit, all) = (fitting(limit, wanted, database), wanted + database + OTHERS);
+    let of = format!(
+        "{all} that are wanted: {wanted} for connections, {database} for the database, {OTHERS} for all else"
+    );
+    match limit {
+        Some(limit) if fit < wanted => format!(
+            "{limit} may be open, of {of}. {fit} connections are taken; raise `ulimit -n` for more"
+        ),
+        limit => format!("{} may be open, of {of}", shown(limit)),
+    }
+}
+
 fn fitting(limit: Option<u64>, wanted: u64, database: u64) -> u64 {
     let Some(limit) = limit else { return wanted };
     let least = limit / LEAST_SHARE;

@@ -4,12 +4,17 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use persistence::OWN_CONNECTIONS;
+use secrecy::ExposeSecret as _;
 
 use crate::{
     cli::Failure,
     config::{self, Config},
-    data_dir::{Credentials, Survey},
+    data_dir::{Credentials, Database, Survey},
+    descriptors, operate,
     text::say,
 };
 
@@ -36,11 +41,12 @@ impl Report {
     }
 }
 
-/// Checks the configuration, the data directory and the keys.
+/// Checks the configuration, the data directory, the keys, and whether there are as many connections
+/// and open files as a process needs.
 ///
 /// # Errors
 /// How many checks failed; what they found is on standard output.
-pub fn run(file: Option<&Path>) -> Result<(), Failure> {
+pub async fn run(file: Option<&Path>) -> Result<(), Failure> {
     let mut report = Report::default();
     let loaded = config::load(std::env::vars_os(), file)
         .map(|loaded| (loaded.config, "every setting is valid".to_owned()))
@@ -51,6 +57,13 @@ pub fn run(file: Option<&Path>) -> Result<(), Failure> {
         }
         if let Some(survey) = report.line("data directory", survey(&config)) {
             report.line("keys", keys(&config, &survey));
+            let database = &survey.database;
+            if database.file.is_none() {
+                report.line("connections", connections(&config, database).await);
+            }
+            let to_database = operate::database_connections(&config, database);
+            let files = descriptors::told(config.max_connections.into(), to_database.into());
+            report.line("open files", Ok(((), files)));
         }
     }
     match report.failed {
@@ -90,6 +103,19 @@ fn survey(config: &Config) -> Result<(Survey, String), String> {
         _ => format!("{place}, not in use now"),
     };
     Ok((survey, words))
+}
+
+/// Opens what a start opens, and closes it again.
+async fn connections(config: &Config, database: &Database) -> Result<((), String), String> {
+    let limit = Duration::from_secs(u64::from(config.database_timeout_seconds));
+    let requests = config.database_connections;
+    let tried = persistence::try_connections(database.url.expose_secret(), requests, limit).await;
+    let had = tried.map_err(|error| error.to_string())?;
+    let words = format!(
+        "a process needs {} to the database ({requests} for requests, {OWN_CONNECTIONS} of its own), and had {had}",
+        operate::database_connections(config, database),
+    );
+    Ok(((), words))
 }
 
 fn keys(config: &Config, survey: &Survey) -> Result<((), String), String> {

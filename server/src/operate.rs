@@ -7,7 +7,7 @@ use domain::{
     id::{Id as _, PublisherId},
     seal::MasterKeys,
 };
-use persistence::{Options, PageRequest, Store, System, Verification};
+use persistence::{OWN_CONNECTIONS, Options, PageRequest, Store, System, Verification};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -37,6 +37,15 @@ pub(crate) fn store_options(
         write_batch_max: config.write_batch_max,
         database_timeout: Duration::from_secs(u64::from(config.database_timeout_seconds)),
         migrate,
+    }
+}
+
+/// How many connections a process has to its database; a file's are among its other descriptors.
+pub(crate) const fn database_connections(config: &Config, database: &Database) -> u32 {
+    if database.file.is_some() {
+        0
+    } else {
+        config.database_connections + OWN_CONNECTIONS
     }
 }
 

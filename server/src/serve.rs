@@ -199,7 +199,7 @@ async fn answer(
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
     });
-    let limits = connection_limits(config);
+    let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());
     tokio::spawn(async move {
         stopping.cancelled().await;
@@ -237,8 +237,9 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    let (wanted, database) = (config.max_connections, config.database_connections);
+fn connection_limits(config: &Config, database: &Database) -> ConnectionLimits {
+    let wanted = config.max_connections;
+    let database = operate::database_connections(config, database);
     ConnectionLimits {
         trusted_proxies: config.trusted_proxies.clone(),
         drain_timeout: CONNECTIONS_END,

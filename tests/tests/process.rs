@@ -28,6 +28,8 @@ on_sqlite!(
 on_postgres!(
     what_only_the_environment_can_say_must_be_given,
     an_old_schema_is_explained,
+    an_authority_that_cannot_be_read_is_told_at_the_start,
+    what_a_process_needs_is_counted_and_told,
     a_lost_database_is_answered_and_found_again,
     a_database_that_ends_its_sessions_is_found_again,
 );
@@ -222,6 +224,56 @@ async fn an_old_schema_is_explained(world: &World) {
     );
     migrate(&bare).await;
     bare.start(&[]).await.publisher("acme").await;
+}
+
+/// The authority of the database's certificate is never another than was asked for.
+async fn an_authority_that_cannot_be_read_is_told_at_the_start(world: &World) {
+    let site = world.site().await;
+    let real = &site.database.as_ref().unwrap().url;
+    let empty = site.home().join("empty.pem");
+    std::fs::write(&empty, "nothing of the kind\n").unwrap();
+    for (file, why) in [
+        (site.home().join("none.pem"), "No such file"),
+        (empty, "holds no certificate"),
+    ] {
+        let file = file.to_str().unwrap();
+        let url = format!("{real}?sslmode=verify-full&sslrootcert={file}");
+        let by_url = [("STATIONMASTER_DATABASE_URL", url.as_str())];
+        let strict = format!("{real}?sslmode=verify-ca");
+        let by_environment = [
+            ("STATIONMASTER_DATABASE_URL", strict.as_str()),
+            ("PGSSLROOTCERT", file),
+        ];
+        for (env, name) in [
+            (&by_url[..], "sslrootcert"),
+            (&by_environment[..], "PGSSLROOTCERT"),
+        ] {
+            let refused = site.refused(env).await;
+            assert_eq!(refused.code, Some(1), "{refused:?}");
+            for words in [name, file, why] {
+                assert!(refused.words.contains(words), "{words}: {refused:?}");
+            }
+        }
+    }
+}
+
+/// Descriptors for the store's own connections too, which are ten beside those for requests.
+async fn what_a_process_needs_is_counted_and_told(world: &World) {
+    let site = world.site().await;
+    let limit = ["prlimit", "--nofile=4096:4096"];
+    let server = site.start_within(&limit, &[]).await;
+    let log = server.log();
+    let taken = log.iter().find_map(|line| line["connections"].as_u64());
+    assert_eq!(taken, Some(4096 - 1024 - (8 + 10)));
+    let output = site.command(&limit).arg("doctor").output().await.unwrap();
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{words}");
+    for wanted in [
+        "ok      connections: a process needs 18 to the database (8 for requests, 10 of its own), and had 18",
+        "ok      open files: 4096 may be open, of 11042 that are wanted",
+    ] {
+        assert!(words.contains(wanted), "{words}");
+    }
 }
 
 async fn migrate(site: &Site) {

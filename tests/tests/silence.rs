@@ -345,6 +345,15 @@ async fn too_few_connections_are_told_at_the_start(world: &World) {
         "{refused:?}"
     );
     assert!(refused.words.contains("had 12"), "{refused:?}");
+    let mut doctor = site.command(&[]);
+    let told = doctor.arg("doctor").envs(env).output().await.unwrap();
+    let words = String::from_utf8_lossy(&told.stdout);
+    assert!(!told.status.success(), "{words}");
+    assert!(words.contains("FAILED  connections: "), "{words}");
+    assert!(
+        words.contains("one process needs 18, and had 12"),
+        "{words}"
+    );
     let enough = [env[0], ("STATIONMASTER_DATABASE_CONNECTIONS", "2")];
     let server = site.start(&enough).await;
     let publisher = server.publisher("acme").await;

@@ -21,10 +21,10 @@ use uuid::Uuid;
 use super::{OPERATOR, is_destroyed, opened, wrapped};
 use crate::{
     change::{Context, Entry, entry},
-    db::{Target, Tx},
+    db::Tx,
     entity::{owner_keys, processes},
     error::{Result, StoreError},
-    open::{OpenError, connect, state_of},
+    open::{OpenError, connect, state_of, target_of},
     scope::System,
 };
 
@@ -99,7 +99,7 @@ impl KeysSurvey {
 /// # Errors
 /// [`OpenError`] with what to do, if the database can't be read.
 pub async fn survey_keys(url: &str, master: &MasterKeys) -> Result<KeysSurvey, OpenError> {
-    let target = Target::parse(url, 1, true).map_err(|e| OpenError::Url(e.to_string()))?;
+    let target = target_of(url, 1, true)?;
     let db = connect(&target).await?;
     let found = survey(&db, master).await;
     let closed = db.close().await;

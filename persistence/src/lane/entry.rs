@@ -24,7 +24,7 @@ use crate::{
     publish::{Publish, PublishedEvent},
     runs::{
         Claimed, CreatedRun, Run,
-        batch::{Change, Create},
+        batch::{Change, Create, What},
         claims::Claim,
     },
     shares,
@@ -43,6 +43,8 @@ const WAITING: Bounds = Bounds {
 };
 /// Endpoints that a publisher is taken to have until its first event.
 const LISTENING: usize = 4;
+/// So much text costs about as much as a row of the usual kind.
+const BYTES_A_ROW: usize = 4096;
 /// Publishers whose number of endpoints is remembered.
 const REMEMBERED: usize = 20_000;
 
@@ -92,14 +94,36 @@ impl Command {
         }
     }
 
-    /// How many rows it writes, as far as can be told, where so many endpoints listen.
+    /// How much text it writes, bytes.
+    fn text(&self) -> usize {
+        match self {
+            Self::Create(create, _) => create.new.input.as_str().len(),
+            Self::Change(change, _) => match &change.what {
+                What::Complete { output: text, .. } | What::Fail { error: text, .. } => {
+                    text.as_str().len()
+                }
+                What::Heartbeat { progress, .. } => {
+                    progress.as_ref().map_or(0, |text| text.as_str().len())
+                }
+                What::Release { .. } | What::Cancel => 0,
+            },
+            Self::Claim(..) => 0,
+            Self::Publish(publish, _) => {
+                let texts = publish.events.iter().map(|event| event.data.as_str().len());
+                texts.sum()
+            }
+        }
+    }
+
+    /// How many rows it writes, as far as can be told, where so many endpoints listen; long texts
+    /// count as further ones.
     pub(super) fn rows(&self, listening: usize) -> usize {
         // More than that are spread later.
         let heard = |events: usize| {
             let deliveries = events.saturating_mul(listening);
             events + if deliveries > CALL_MAX { 0 } else { deliveries }
         };
-        match self {
+        let rows = match self {
             Self::Create(create, _) => 2 + heard(1) + usize::from(create.new.claim) * heard(1),
             Self::Change(..) => 2 + heard(1),
             // Often it finds fewer.
@@ -108,7 +132,8 @@ impl Command {
                 max.saturating_mul(2 + heard(1)).min(SHARE)
             }
             Self::Publish(publish, _) => heard(publish.events.len()),
-        }
+        };
+        rows + self.text() / BYTES_A_ROW
     }
 }
 
@@ -228,3 +253,34 @@ impl Lane {
 
 /// The lane's other end.
 pub(crate) struct Inlet(pub(super) mpsc::UnboundedReceiver<Command>);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{publish::NewOwnEvent, scope::Scope};
+
+    fn rows(events: usize, bytes: usize) -> usize {
+        let event = NewOwnEvent {
+            event_type: "order.paid".into(),
+            data: json!("x".repeat(bytes)).into(),
+            external_id: None,
+            pipeline: None,
+        };
+        let publish = Publish {
+            scope: Scope::of_row(Uuid::from_u128(1), None),
+            events: vec![event; events].into(),
+            listed: true,
+        };
+        Command::Publish(publish, oneshot::channel().0).rows(1)
+    }
+
+    #[test]
+    fn long_texts_cost_rows() {
+        assert_eq!(rows(1, 10), 2, "an event and a delivery");
+        assert_eq!(rows(100, 10), 200);
+        assert_eq!(rows(1, 64 * 1024), 2 + 16);
+        assert!(rows(17, 240 * 1024) > SHARE, "as one that goes alone");
+    }
+}

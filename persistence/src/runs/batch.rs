@@ -17,7 +17,8 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
-    EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    EntityTrait as _, IdenStatic as _, Iterable as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Select,
     sea_query::{Expr, ExprTrait as _, LockType},
 };
 use secrecy::SecretString;
@@ -158,20 +159,41 @@ pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done>
 
 /// Locks runs and reads them, always in the same order so that two batches can't block each
 /// other.
-pub(super) async fn held_rows(
+async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid, runs::Model>> {
+    let rows = hold(tx, runs::Entity::find(), keys).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+}
+
+/// The same for what needs no inputs, which are large: they are empty in the answer. In the order
+/// of the runs.
+pub(super) async fn held_without_inputs(
     tx: &Tx,
     keys: BTreeSet<(Uuid, Uuid)>,
-) -> Result<HashMap<Uuid, runs::Model>> {
+) -> Result<Vec<runs::Model>> {
+    use runs::Column;
+    let others = Column::iter().filter(|column| !matches!(column, Column::Input));
+    let find = runs::Entity::find()
+        .select_only()
+        .columns(others)
+        .column_as(Expr::val(""), Column::Input.as_str());
+    hold(tx, find, keys).await
+}
+
+async fn hold(
+    tx: &Tx,
+    find: Select<runs::Entity>,
+    keys: BTreeSet<(Uuid, Uuid)>,
+) -> Result<Vec<runs::Model>> {
     use runs::Column;
     let key = Expr::tuple([Expr::col(Column::PublisherId), Expr::col(Column::Id)]);
-    let rows = runs::Entity::find()
+    let rows = find
         .filter(key.in_tuples(padded(keys)))
         .order_by_asc(Column::PublisherId)
         .order_by_asc(Column::Id)
         .lock(LockType::NoKeyUpdate)
         .all(tx.db())
         .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+    Ok(rows)
 }
 
 async fn change_all(

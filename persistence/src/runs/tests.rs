@@ -605,6 +605,7 @@ async fn an_external_identifier_names_one_run_of_a_pipeline() {
     }
 }
 
+mod cancelling;
 mod claims;
 mod judged;
 mod model;

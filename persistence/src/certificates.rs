@@ -1,0 +1,157 @@
+//! The files of certificates that a connection to PostgreSQL is to go by. They are looked at before
+//! anything is connected: sqlx takes a file without a certificate for nothing to add to the
+//! authorities that it knows, and says of one that is missing no more than that.
+
+use sea_orm::sqlx::postgres::PgSslMode;
+use url::Url;
+
+/// What names a file: members of the URL, the last of which counts, or else the environment.
+struct Named {
+    members: [&'static str; 3],
+    variable: &'static str,
+    /// What a file of the kind holds.
+    holds: &'static str,
+    what: &'static str,
+}
+
+const AUTHORITY: Named = Named {
+    members: ["sslrootcert", "ssl-root-cert", "ssl-ca"],
+    variable: "PGSSLROOTCERT",
+    holds: "-----BEGIN CERTIFICATE-----",
+    what: "certificate",
+};
+const CERTIFICATE: Named = Named {
+    members: ["sslcert", "ssl-cert", "sslcert"],
+    variable: "PGSSLCERT",
+    ..AUTHORITY
+};
+const KEY: Named = Named {
+    members: ["sslkey", "ssl-key", "sslkey"],
+    variable: "PGSSLKEY",
+    holds: "PRIVATE KEY-----",
+    what: "private key",
+};
+
+impl Named {
+    /// By what it is named, and the file or the text itself.
+    fn found(
+        &self,
+        url: &Url,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Option<(String, String)> {
+        let members = url.query_pairs();
+        let members = members.filter(|(name, _)| self.members.contains(&name.as_ref()));
+        let member = members.last();
+        let member = member.map(|(name, value)| (name.into_owned(), value.into_owned()));
+        member.or_else(|| Some((self.variable.to_owned(), environment(self.variable)?)))
+    }
+
+    fn check(&self, name: &str, value: &str) -> Result<(), String> {
+        // sqlx takes such a value for the text itself.
+        if value.trim().starts_with("-----BEGIN") {
+            return self.judge(name, "the text", value);
+        }
+        let text = std::fs::read(value)
+            .map_err(|error| format!("{name} names {value}, which can't be read: {error}"))?;
+        self.judge(name, value, &String::from_utf8_lossy(&text))
+    }
+
+    fn judge(&self, name: &str, value: &str, text: &str) -> Result<(), String> {
+        if text.contains(self.holds) {
+            return Ok(());
+        }
+        let what = self.what;
+        Err(format!(
+            "{name} names {value}, which holds no {what} in PEM form"
+        ))
+    }
+}
+
+/// Checks every file that is named; answers what is named and is of no use under this mode.
+///
+/// # Errors
+/// What is wrong with which file.
+pub(crate) fn check(
+    url: &str,
+    mode: PgSslMode,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, String> {
+    let url = Url::parse(url).map_err(|error| error.to_string())?;
+    let mut unused = None;
+    for named in [AUTHORITY, CERTIFICATE, KEY] {
+        let Some((name, value)) = named.found(&url, &environment) else {
+            continue;
+        };
+        named.check(&name, &value)?;
+        if named.variable == AUTHORITY.variable
+            && !matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull)
+        {
+            unused = Some(name);
+        }
+    }
+    Ok(unused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+
+    fn checked(query: &str, variable: Option<(&str, &str)>) -> Result<Option<String>, String> {
+        let url = format!("postgres://u@h/d?{query}");
+        let environment = |name: &str| {
+            let (known, value) = variable?;
+            (known == name).then(|| value.to_owned())
+        };
+        check(&url, PgSslMode::VerifyFull, environment)
+    }
+
+    #[test]
+    fn each_file_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, empty, none) = (
+            dir.path().join("good.pem"),
+            dir.path().join("empty.pem"),
+            dir.path().join("none.pem"),
+        );
+        std::fs::write(&good, PEM).unwrap();
+        std::fs::write(&empty, "").unwrap();
+        let [good, empty, none] = [&good, &empty, &none].map(|path| path.to_str().unwrap());
+        assert_eq!(checked("", None), Ok(None));
+        assert_eq!(checked(&format!("sslrootcert={good}"), None), Ok(None));
+        assert_eq!(
+            checked(&format!("sslrootcert={none}&ssl-ca={good}"), None),
+            Ok(None)
+        );
+        for (query, variable) in [
+            (format!("sslrootcert={none}"), None),
+            (format!("sslrootcert={good}&ssl-ca={empty}"), None),
+            (format!("sslcert={empty}"), None),
+            // A certificate is no key.
+            (format!("sslkey={good}"), None),
+            (String::new(), Some(("PGSSLROOTCERT", empty))),
+            (String::new(), Some(("PGSSLKEY", none))),
+        ] {
+            assert!(checked(&query, variable).is_err(), "{query} {variable:?}");
+        }
+        assert_eq!(
+            checked(
+                &format!("sslrootcert={good}"),
+                Some(("PGSSLROOTCERT", none))
+            ),
+            Ok(None),
+            "the URL counts"
+        );
+        assert_eq!(checked("", Some(("PGSSLROOTCERT", PEM))), Ok(None));
+    }
+
+    #[test]
+    fn an_authority_that_nobody_is_judged_by_is_told() {
+        let url = "postgres://u@h/d";
+        let environment = |name: &str| (name == "PGSSLROOTCERT").then(|| PEM.to_owned());
+        let told = check(url, PgSslMode::Require, environment);
+        assert_eq!(told, Ok(Some("PGSSLROOTCERT".to_owned())));
+        assert_eq!(check(url, PgSslMode::Require, |_| None), Ok(None));
+    }
+}
