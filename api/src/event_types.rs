@@ -315,10 +315,8 @@ impl EventTypesApi {
         body: Body<EventTypeBody>,
     ) -> Result<OkOrCreated<EventType>, ApiError> {
         let name = r#type.0.checked()?;
-        let new = body
-            .0
-            .checked(&self.app.schemas, who.0.scope.publisher())
-            .await?;
+        let checked = body.0.checked(&self.app.schemas, who.0.scope.publisher());
+        let new = request.aside(checked).await??;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
         let render = |(described, made): &(PublishersType, bool)| {

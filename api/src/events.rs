@@ -126,7 +126,7 @@ impl Events {
     /// their publisher has given for those types.
     async fn checked(
         &self,
-        scope: &Scope,
+        (request, scope): (&RequestContext, &Scope),
         bodies: Vec<NewEventBody>,
         listed: bool,
     ) -> Result<Vec<NewOwnEvent>, ApiError> {
@@ -158,7 +158,8 @@ impl Events {
                 items.push(Item::of_event(pointer, schema, &event.data));
             }
         }
-        self.app.schemas.check(scope.publisher(), &items).await?;
+        let check = self.app.schemas.check(scope.publisher(), &items);
+        request.aside(check).await??;
         Ok(events)
     }
 }
@@ -186,7 +187,7 @@ impl Events {
     ) -> Result<Published, ApiError> {
         let scope = &who.0.scope;
         let (bodies, listed) = body.0.events();
-        let events = self.checked(scope, bodies, listed).await?;
+        let events = self.checked((request, scope), bodies, listed).await?;
         let key = key.of("publish_events", request);
         let context = self.app.context(request, who.0.actor(), key);
         let scoped = self.app.store.scoped(scope);

@@ -459,10 +459,9 @@ impl Pipelines {
         body: Body<PipelineDefinition>,
     ) -> Result<OkOrCreated<PipelineView>, ApiError> {
         let slug = slug.0.checked()?;
-        let definition = body
-            .0
-            .checked(&self.app.policy, &self.app.schemas, who.0.scope.publisher())
-            .await?;
+        let (app, publisher) = (&self.app, who.0.scope.publisher());
+        let checked = body.0.checked(&app.policy, &app.schemas, publisher);
+        let definition = request.aside(checked).await??;
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
         let answer = scoped

@@ -117,7 +117,7 @@ impl Runs {
     /// and the input judged once more.
     async fn create_judged<A>(
         &self,
-        scope: &Scope,
+        (request, scope): (&RequestContext, &Scope),
         context: &Context,
         (slug, new): (&Slug, NewRun),
         render: A,
@@ -135,7 +135,10 @@ impl Runs {
         };
         for _ in 0..VERSIONS_TRIED {
             let judged = match &version {
-                Some(version) => Some(self.judged(scope, version, &new.input).await?),
+                Some(version) => {
+                    let judged = self.judged(scope, version, &new.input);
+                    Some(request.aside(judged).await??)
+                }
                 None => None,
             };
             let created = scoped.create_run(context, Arc::clone(&new), judged, &render);
@@ -152,7 +155,7 @@ impl Runs {
     /// The output of a run, judged by the version that the run was created with.
     async fn judged_output(
         &self,
-        scope: &Scope,
+        (request, scope): (&RequestContext, &Scope),
         run: RunId,
         output: JsonText,
     ) -> Result<JsonText, ApiError> {
@@ -161,7 +164,9 @@ impl Runs {
         if let Some(schema) = &kept.definition.output_schema {
             let version = (kept.pipeline, kept.version);
             let item = Item::of_run(version, Side::Output, schema, &output);
-            self.app.schemas.check(scope.publisher(), &[item]).await?;
+            let items = [item];
+            let check = self.app.schemas.check(scope.publisher(), &items);
+            request.aside(check).await??;
         }
         Ok(output)
     }
@@ -229,7 +234,7 @@ impl Runs {
             }
         };
         let answer = self
-            .create_judged(&who.0.scope, &context, (&slug, new), render)
+            .create_judged((request, &who.0.scope), &context, (&slug, new), render)
             .await?;
         Ok(answer.into())
     }
@@ -450,7 +455,7 @@ impl Runs {
         let id = parse_id::<RunId>(&id.0)?;
         let scoped = self.app.store.scoped(&who.0.scope);
         let output = self
-            .judged_output(&who.0.scope, id, body.0.output.0)
+            .judged_output((request, &who.0.scope), id, body.0.output.0)
             .await?;
         let key = key.of("complete_run", request);
         let context = self.app.context(request, who.0.actor(), key);

@@ -8,6 +8,7 @@ use tests::{Publisher, World, on_both_stores};
 on_both_stores!(
     a_schema_that_would_run_away_is_refused_at_its_place,
     neighbours_are_answered_while_costly_inputs_are_checked,
+    checks_that_wait_leave_their_publisher_its_requests,
     a_run_is_judged_by_the_version_that_it_keeps,
 );
 
@@ -116,6 +117,38 @@ async fn neighbours_are_answered_while_costly_inputs_are_checked(world: &World) 
     let call = acme.runner.post("/v1/pipelines/costly/runs").json(&larger);
     let refused = call.refused(422, "validation_failed").await;
     assert_eq!(refused.text("/errors/0/code"), "too_large");
+}
+
+/// As many requests as a publisher may have at work wait for their checks, which come one after the
+/// other; another one is answered while they do.
+async fn checks_that_wait_leave_their_publisher_its_requests(world: &World) {
+    const AT_WORK: usize = 128;
+    let server = world.start().await;
+    let acme = server.publisher("acme").await;
+    let body = costly(&acme).await;
+    // A machine may be so slow that checks are given up, after four seconds, before all have come.
+    for _ in 0..5 {
+        let waiting: Vec<_> = (0..AT_WORK + 40)
+            .map(|_| {
+                let call = acme.runner.post("/v1/pipelines/costly/runs").json(&body);
+                tokio::spawn(async move {
+                    let status = call.answer().await.status;
+                    assert!([201, 429].contains(&status), "{status}");
+                })
+            })
+            .collect();
+        // All are on their way; each is at work or waits for its check when this one is.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        acme.admin.get("/v1/publishers/me").expect(200).await;
+        let left = waiting.iter().filter(|one| !one.is_finished()).count();
+        for one in waiting {
+            one.await.unwrap();
+        }
+        if left >= AT_WORK {
+            return;
+        }
+    }
+    panic!("it waited for a place");
 }
 
 async fn a_run_is_judged_by_the_version_that_it_keeps(world: &World) {

@@ -208,6 +208,23 @@ impl RequestContext {
         drop(place);
     }
 
+    /// Waits for something that is no work of its own and has bounds of its own: if it is not there
+    /// at once, without the place, which the request waits for again afterwards.
+    ///
+    /// # Errors
+    /// There is no place any more: 429 when the owner has its share, else 503.
+    pub(crate) async fn aside<T>(&self, wait: impl Future<Output = T>) -> Result<T, Problem> {
+        let mut asked = pin!(wait);
+        let now = poll_fn(|task| Poll::Ready(asked.as_mut().poll(task))).await;
+        if let Poll::Ready(done) = now {
+            return Ok(done);
+        }
+        self.leave_place();
+        let done = asked.await;
+        self.reenter().await?;
+        Ok(done)
+    }
+
     /// The work is done: nothing of it counts any more but its answer.
     pub(super) fn end_work(&self) {
         let (place, body) = {
