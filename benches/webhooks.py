@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import uuid
 
@@ -67,8 +68,11 @@ def percentile(values, part):
 def request(method, url, token=None, body=None):
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, method=method, headers=headers)) as answer:
-        return answer.read()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, method=method, headers=headers)) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as refused:
+        raise OSError(f"{method} {url}: {refused.code} {refused.read().decode(errors='replace')}") from None
 
 
 class Consumer:

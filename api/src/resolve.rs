@@ -117,7 +117,8 @@ async fn lend(
         }
         let renewed = app.refresher.living_token(&who.scope, lent.id, WAIT).await;
         if let Err(error) = renewed {
-            tracing::warn!(account = %lent.id, %error, "an access token could not be replaced before it is lent");
+            // The refresher warns once; this is said for each of those that waited for it.
+            tracing::debug!(account = %lent.id, %error, "an access token could not be replaced before it is lent");
             away = away.or(error.of_the_store());
         }
         // One that ended meanwhile is tried once more: that it is not fresh was said of a live one.

@@ -220,6 +220,7 @@ pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let (waits, idle) = (worker.waits(), worker.is_idle());
+        let rested = worker.rests_until();
         let end = worker.waiters.first_end();
         tokio::select! {
             biased;
@@ -236,7 +237,8 @@ pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
                 Some(command) => worker.hand_in(command),
                 None => return,
             },
-            () = std::future::ready(()), if !idle => {}
+            () = sleep_until(rested), if rested.is_some() => {}
+            () = std::future::ready(()), if !idle && rested.is_none() => {}
         }
         worker.end_waiting();
         worker.look();
@@ -263,6 +265,12 @@ impl Worker {
 
     fn is_idle(&self) -> bool {
         self.queue.len() == 0 && self.picked.is_empty()
+    }
+
+    /// When to go on, where all that is left to do belongs to publishers that rest.
+    fn rests_until(&self) -> Option<Instant> {
+        let rested = self.queue.rests_until();
+        rested.filter(|_| self.picked.is_empty())
     }
 
     /// Queues a command. A claim lines up behind those that wait for the same.
@@ -351,6 +359,7 @@ impl Worker {
             self.hand_in(command);
         }
         while !self.is_idle() {
+            self.queue.wake_all();
             self.serve().await;
         }
     }
@@ -562,7 +571,10 @@ impl Worker {
         }
         gathered.claims.sort_by_key(|tried| tried.number);
         if gathered.len() > 0 {
+            let began = Instant::now();
             self.commit(gathered).await;
+            let now = Instant::now();
+            self.queue.took(now - began, now);
         }
     }
 

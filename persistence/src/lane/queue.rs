@@ -4,7 +4,8 @@
 //! until there are as many rows as one transaction is to write. While several publishers are at
 //! work none fills more than its share. A call that alone is larger than that goes by itself, and
 //! never two of them in a row while others wait, so that nobody waits for more than one large and
-//! one usual transaction.
+//! one usual transaction. Whoever took much of the writer's time beside others rests in
+//! proportion, so that it is free for most of the time when they come.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,6 +21,12 @@ pub(super) const ROWS: usize = 1024;
 pub(super) const SHARE: usize = 256;
 /// Nobody else came for so long, and a publisher has the lane for itself.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
+
+/// Time of the writer in one transaction that costs no rest.
+const FREE: Duration = Duration::from_millis(5);
+/// How many times as long as the time beyond that the rest is, and how long at most.
+const REST: f64 = 2.0;
+const REST_MAX: Duration = Duration::from_millis(250);
 
 /// Something that a publisher wants done.
 struct Queued<T> {
@@ -64,6 +71,10 @@ pub(super) struct Queue<T> {
     /// Who came last, who else did before, and when that one last came.
     latest: Option<Uuid>,
     other: Option<Instant>,
+    /// The rows of the last batch, by publisher.
+    taken: HashMap<Uuid, usize>,
+    /// Who rests, and until when.
+    resting: HashMap<Uuid, Instant>,
 }
 
 impl<T> Queue<T> {
@@ -75,6 +86,8 @@ impl<T> Queue<T> {
             was_large: false,
             latest: None,
             other: None,
+            taken: HashMap::new(),
+            resting: HashMap::new(),
         }
     }
 
@@ -100,35 +113,78 @@ impl<T> Queue<T> {
         self.count
     }
 
-    /// What the next transaction is to do: at most so many changes.
+    /// Whether publishers share the lane.
+    fn is_shared(&self, now: Instant) -> bool {
+        (self.other).is_some_and(|at| now.duration_since(at) < ALONE_AFTER)
+    }
+
+    /// When the first of what waits may go on, if all of it rests.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        let lines = self.usual.0.iter().chain(&self.large.0);
+        let ends = lines.map(|(publisher, _)| self.resting.get(publisher).copied());
+        // Whoever does not rest comes before every moment.
+        ends.min().flatten()
+    }
+
+    /// Nobody rests any more.
+    pub(super) fn wake_all(&mut self) {
+        self.resting.clear();
+    }
+
+    /// The last batch took so long: whoever took more than is free beside others rests.
+    pub(super) fn took(&mut self, time: Duration, now: Instant) {
+        if !self.is_shared(now) {
+            return;
+        }
+        let all: usize = self.taken.values().sum();
+        for (publisher, rows) in &self.taken {
+            let own = time.mul_f64(to_f64(*rows) / to_f64(all.max(1)));
+            let rest = own.saturating_sub(FREE).mul_f64(REST).min(REST_MAX);
+            if !rest.is_zero() {
+                self.resting.insert(*publisher, now + rest);
+            }
+        }
+    }
+
+    /// What the next transaction is to do: at most so many changes, none while all rest.
     pub(super) fn next_batch(&mut self, most: usize, now: Instant) -> Vec<T> {
+        self.resting.retain(|_, until| *until > now);
+        self.taken.clear();
+        let resting = &self.resting;
         if !self.was_large || self.usual.0.is_empty() {
             self.was_large = true;
-            if let Some((_, large)) = self.large.pop(|_, _| true) {
+            let large = self
+                .large
+                .pop(|publisher, _| !resting.contains_key(&publisher));
+            if let Some((publisher, large)) = large {
                 self.count -= 1;
+                self.taken.insert(publisher, large.rows);
                 return vec![large.what];
             }
         }
         self.was_large = false;
-        let shared = (self.other).is_some_and(|at| now.duration_since(at) < ALONE_AFTER);
-        let share = if shared { SHARE } else { ROWS };
-        let mut taken: HashMap<Uuid, usize> = HashMap::new();
+        let share = if self.is_shared(now) { SHARE } else { ROWS };
         let (mut batch, mut all) = (Vec::new(), 0);
         while batch.len() < most {
+            let (taken, resting) = (&self.taken, &self.resting);
             let fits = |publisher, rows| {
                 let own = taken.get(&publisher).copied().unwrap_or(0);
-                own + rows <= share && all + rows <= ROWS
+                own + rows <= share && all + rows <= ROWS && !resting.contains_key(&publisher)
             };
             let Some((publisher, queued)) = self.usual.pop(fits) else {
                 break;
             };
             self.count -= 1;
             all += queued.rows;
-            *taken.entry(publisher).or_default() += queued.rows;
+            *self.taken.entry(publisher).or_default() += queued.rows;
             batch.push(queued.what);
         }
         batch
     }
+}
+
+fn to_f64(rows: usize) -> f64 {
+    f64::from(u32::try_from(rows).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -205,6 +261,35 @@ mod tests {
         assert_eq!(queue.next_batch(256, now), [id(3)]);
         assert_eq!(queue.next_batch(256, now), [id(1)]);
         assert_eq!(queue.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_took_long_beside_others_rests_and_they_do_not() {
+        let (mut queue, now) = (Queue::new(), Instant::now());
+        for publisher in [1, 1, 2] {
+            queue.push(id(publisher), id(publisher), SHARE + 1, now);
+        }
+        queue.push(id(1), id(1), 4, now);
+        assert_eq!(queue.next_batch(256, now), [id(1)]);
+        queue.took(FREE + Duration::from_millis(20), now);
+        // Its usual change rests as well; the other publisher's does not.
+        assert_eq!(queue.next_batch(256, now), [id(2)]);
+        queue.took(FREE, now);
+        let end = now + Duration::from_millis(40);
+        assert_eq!(queue.rests_until(), Some(end));
+        assert!(queue.next_batch(256, now).is_empty());
+        queue.push(id(3), id(3), 4, now);
+        assert_eq!(queue.rests_until(), None, "somebody may go on");
+        assert_eq!(queue.next_batch(256, now), [id(3)]);
+        assert_eq!(queue.next_batch(256, end), [id(1)]);
+        assert_eq!(queue.next_batch(256, end), [id(1)]);
+        // Alone it does not rest, however long it takes.
+        let later = end + ALONE_AFTER;
+        queue.push(id(3), id(3), 4, later);
+        assert_eq!(queue.next_batch(256, later), [id(3)]);
+        let later = later + ALONE_AFTER;
+        queue.took(Duration::from_secs(1), later);
+        assert_eq!(queue.rests_until(), None);
     }
 
     #[tokio::test]

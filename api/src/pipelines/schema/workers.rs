@@ -1,6 +1,12 @@
-//! Threads that compile and evaluate schemas, so that those that answer requests do not.
+//! Threads that compile and evaluate schemas, so that those that answer requests do not. Where the
+//! processors are taken, these come last.
 
-use std::{num::NonZero, time::Duration};
+use std::{
+    num::NonZero,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
 
 use domain::{
     Code, Problem,
@@ -15,13 +21,52 @@ const WAIT: Duration = Duration::from_secs(4);
 /// Longest wait for an evaluation that has a place. Its work has a limit of its own: this is for
 /// a machine that has no time for it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How much lower than the others' these threads' priority is, as `nice` counts.
+const NICE: i32 = 10;
 /// What there is a share of.
 const WHAT: &str = "checks against JSON Schemas at once";
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that do what comes, until nothing can come any more.
+fn start(count: usize) -> mpsc::Sender<Job> {
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let queue = Arc::new(Mutex::new(queue));
+    for _ in 0..count {
+        let queue = Arc::clone(&queue);
+        let work = move || {
+            come_last();
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(job) = next else {
+                    return;
+                };
+                // Whoever waits for it learns of a defect by getting no answer.
+                drop(catch_unwind(AssertUnwindSafe(job)));
+            }
+        };
+        let thread = std::thread::Builder::new().name("schemas".to_owned());
+        if let Err(error) = thread.spawn(work) {
+            tracing::error!(%error, "a thread for checks against schemas can't be started");
+        }
+    }
+    jobs
+}
+
+/// Lowers the priority of this thread: a request that only reads is not to wait for a processor
+/// behind somebody's check.
+fn come_last() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
+        tracing::debug!(%error, "checks against schemas keep their priority");
+    }
+}
 
 /// Places for evaluations: as many as there are processors, half of them for one publisher. Cheap
 /// to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
+    jobs: mpsc::Sender<Job>,
     places: Permits<PublisherId>,
     wait: Duration,
     answer_within: Duration,
@@ -39,6 +84,7 @@ impl Workers {
 
     fn within(bounds: Bounds) -> Self {
         Self {
+            jobs: start(bounds.total),
             places: Permits::new(bounds),
             wait: WAIT,
             answer_within: ANSWER_WITHIN,
@@ -59,10 +105,15 @@ impl Workers {
         let Ok(place) = tokio::time::timeout(self.wait, place).await else {
             return Err(self.full(publisher).problem(WHAT));
         };
-        let done = tokio::task::spawn_blocking(move || {
+        let (told, done) = tokio::sync::oneshot::channel();
+        let job = move || {
             let _place = place;
-            work()
-        });
+            // Whoever asked may have left.
+            drop(told.send(work()));
+        };
+        self.jobs
+            .send(Box::new(job))
+            .map_err(|_| Problem::from(Code::Internal))?;
         match tokio::time::timeout(self.answer_within, done).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) => Err(Code::Internal.into()),
@@ -126,6 +177,34 @@ mod tests {
         assert_eq!(workers.run(second, || 7).await.unwrap(), 7);
         go.send(()).unwrap();
         assert_eq!(workers.run(first, || 8).await.unwrap(), 8);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn checks_come_last_where_processors_are_taken() {
+        let workers = Workers::new();
+        let priority = || {
+            let thread = rustix::thread::gettid();
+            rustix::process::getpriority_process(Some(thread)).unwrap()
+        };
+        let own = priority();
+        let theirs = workers.run(publisher(1), priority).await.unwrap();
+        assert_eq!(theirs, NICE.max(own));
+        assert_eq!(priority(), own, "nobody else's changes");
+    }
+
+    #[tokio::test]
+    async fn a_defect_ends_its_check_alone() {
+        let workers = Workers::within(Bounds {
+            total: 1,
+            per_owner: 1,
+        });
+        for _ in 0..3 {
+            let failed = workers.run(publisher(1), || panic!("a defect")).await;
+            let failed: Problem = failed.map(|()| ()).unwrap_err();
+            assert_eq!(failed.code, Code::Internal);
+        }
+        assert_eq!(workers.run(publisher(1), || 7).await.unwrap(), 7);
     }
 
     #[tokio::test]
