@@ -150,19 +150,32 @@ impl<T> Queue<T> {
     pub(super) fn next_batch(&mut self, most: usize, now: Instant) -> Vec<T> {
         self.resting.retain(|_, until| *until > now);
         self.taken.clear();
-        let resting = &self.resting;
-        if !self.was_large || self.usual.0.is_empty() {
-            self.was_large = true;
-            let large = self
-                .large
-                .pop(|publisher, _| !resting.contains_key(&publisher));
-            if let Some((publisher, large)) = large {
-                self.count -= 1;
-                self.taken.insert(publisher, large.rows);
-                return vec![large.what];
-            }
+        let after_large = std::mem::take(&mut self.was_large);
+        let first = if after_large { None } else { self.large_call() };
+        if let Some(large) = first {
+            return vec![large];
         }
-        self.was_large = false;
+        let batch = self.usual_batch(most, now);
+        if batch.is_empty() && after_large {
+            return self.large_call().into_iter().collect();
+        }
+        batch
+    }
+
+    /// A large call whose publisher does not rest.
+    fn large_call(&mut self) -> Option<T> {
+        let resting = &self.resting;
+        let large = self
+            .large
+            .pop(|publisher, _| !resting.contains_key(&publisher));
+        let (publisher, large) = large?;
+        self.was_large = true;
+        self.count -= 1;
+        self.taken.insert(publisher, large.rows);
+        Some(large.what)
+    }
+
+    fn usual_batch(&mut self, most: usize, now: Instant) -> Vec<T> {
         let share = if self.is_shared(now) { SHARE } else { ROWS };
         let (mut batch, mut all) = (Vec::new(), 0);
         while batch.len() < most {

@@ -200,9 +200,9 @@ mod tests {
             per_owner: 1,
         });
         for _ in 0..3 {
-            let failed = workers.run(publisher(1), || panic!("a defect")).await;
-            let failed: Problem = failed.map(|()| ()).unwrap_err();
-            assert_eq!(failed.code, Code::Internal);
+            let failed = workers.run(publisher(1), || -> () { panic!("a defect") });
+            let failed = failed.await;
+            assert_eq!(failed.unwrap_err().code, Code::Internal);
         }
         assert_eq!(workers.run(publisher(1), || 7).await.unwrap(), 7);
     }
