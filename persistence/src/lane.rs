@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     Known, Principal, Store,
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError},
     publish::{Publish, PublishedEvent},
     runs::{
         CreatedRun, Run,
@@ -34,6 +34,7 @@ use crate::{
     },
 };
 
+mod beside;
 mod entry;
 mod queue;
 mod waiters;
@@ -41,6 +42,7 @@ mod waiters;
 pub use entry::Patience;
 use entry::{Command, Reply, Waiting};
 pub(crate) use entry::{Inlet, Lane};
+pub(crate) use queue::rest_after;
 use queue::{Queue, SHARE};
 pub(crate) use waiters::Open;
 use waiters::{Picked, Waiters};
@@ -295,30 +297,10 @@ impl Worker {
             Command::Publish(publish, reply)
                 if rows > SHARE && self.store.backend() == DbBackend::Postgres =>
             {
-                self.publish_beside(publish, reply);
+                beside::publish(&self.store, publish, reply);
             }
             other => self.queue.push(publisher, other, rows, now),
         }
-    }
-
-    /// Makes a large call on a connection of the pool, within its publisher's share.
-    fn publish_beside(&self, publish: Publish, reply: Reply<Vec<PublishedEvent>>) {
-        let store = self.store.clone();
-        self.store.inner.tasks.spawn(async move {
-            let publisher = publish.scope.uuid();
-            let batch = &Batch {
-                publishes: vec![publish],
-                ..Batch::default()
-            };
-            let lane = &store;
-            let work = |tx| async move { apply(lane, &tx, batch).await };
-            let done = store.write_for(publisher, work).await;
-            let first = done.and_then(|done| {
-                let first = done.publishes.into_iter().next();
-                Ok(first.ok_or_else(|| damaged("batch of events"))??)
-            });
-            answer(reply, first);
-        });
     }
 
     /// Whether a claim may wait, and others wait already for what it wants.

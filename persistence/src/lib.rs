@@ -5,11 +5,18 @@
 //! process's own commands may call it, and a test looks for others. Rows never leave this crate:
 //! callers get domain types.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use domain::{
     Timestamp,
-    permits::{Bounds, Permits},
+    permits::{Bounds, Permit, Permits},
     progress::Progress,
     seal::MasterKeys,
 };
@@ -377,8 +384,39 @@ impl Store {
         W: Future<Output = Result<T>> + Send,
     {
         self.inner.db.traffic.asks(publisher);
-        let _share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
-        self.write(work).await
+        let share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
+        self.write_resting(publisher, share, work).await
+    }
+
+    /// `work` in a transaction of its own, after which the publisher keeps `turn` for a rest if it
+    /// took long while others were at work.
+    pub(crate) async fn write_resting<T, F, W>(
+        &self,
+        publisher: Uuid,
+        turn: Permit<Uuid>,
+        work: F,
+    ) -> Result<T>
+    where
+        F: Fn(Tx) -> W + Send + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let (known, began) = (Instant::now(), AtomicU64::new(0));
+        // From when the transaction has begun: its wait for others is not its own doing.
+        let timed = |tx| {
+            let waited = u64::try_from(known.elapsed().as_micros()).unwrap_or(u64::MAX);
+            began.store(waited, Ordering::Relaxed);
+            work(tx)
+        };
+        let done = Box::pin(self.write(timed)).await;
+        let waited = Duration::from_micros(began.into_inner());
+        let rest = lane::rest_after(known.elapsed().saturating_sub(waited));
+        if !rest.is_zero() && self.inner.db.traffic.others_ask(publisher) {
+            tokio::spawn(async move {
+                tokio::time::sleep(rest).await;
+                drop(turn);
+            });
+        }
+        done
     }
 
     /// The same for removals of what is past its time, which may come back when the machine fails.

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::{Store, connections::Connections, error::Result};
 
-/// Most scans of one publisher at a time, where there are connections for twice as many.
+/// Most scans of one publisher at a time, where there are connections for twice as many, and twice
+/// as many processors: what is read is checked and rendered here.
 const PER_PUBLISHER: usize = 4;
 /// How long a scan waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,9 +23,15 @@ impl Scans {
         let total = connections.max(1);
         Self(Permits::new(Bounds {
             total,
-            per_owner: (total / 2).clamp(1, PER_PUBLISHER),
+            per_owner: share(total),
         }))
     }
+}
+
+/// A publisher's share of so many connections.
+fn share(connections: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    (connections.min(processors) / 2).clamp(1, PER_PUBLISHER)
 }
 
 /// A scan's turn. Held while statements run, not while their rows are rendered or sent.
@@ -85,9 +92,8 @@ mod tests {
             let mine = house(&fixture, "a", &["nightly"]).await;
             let theirs = house(&fixture, "b", &["nightly"]).await;
             let run = create(&mine, new_run("nightly")).await.unwrap().run.id;
-            let share = fixture.store.inner.db.scanners() / 2;
             let mut held = Vec::new();
-            for _ in 0..share.clamp(1, PER_PUBLISHER) {
+            for _ in 0..share(fixture.store.inner.db.scanners()) {
                 held.push(fixture.store.scan(mine.scope.uuid()).await.unwrap());
             }
             let filter = RunFilter::default();

@@ -54,7 +54,7 @@ impl Traffic {
     }
 
     /// Whether another publisher asked for a change lately.
-    fn others_ask(&self, publisher: Uuid) -> bool {
+    pub(crate) fn others_ask(&self, publisher: Uuid) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others = asked.iter().flatten().filter(|(one, _)| *one != publisher);
         others.any(|(_, at)| at.elapsed() < LATELY)

@@ -2,6 +2,8 @@
 //! everything in the opposite order.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -15,7 +17,7 @@ use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::Store;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,11 +41,26 @@ const CONNECTIONS_END: Duration = Duration::from_secs(20);
 const DRAIN_END: Duration = Duration::from_secs(25);
 /// How long after it the store is closed.
 const STORE_END: Duration = Duration::from_secs(28);
+/// Connections that the system keeps until they are accepted, if it may: somebody who opens many at
+/// once must not have others' dropped, which try again after a second.
+const BACKLOG: u32 = 4096;
 /// Failed uses of a bootstrap token, a minute and address.
 const BOOTSTRAP_FAILURES_PER_MINUTE: u32 = 5;
 
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // After a restart, what the last process answered may not be over yet.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Runs the server until the first SIGTERM or SIGINT. On SQLite the schema is brought up at the
@@ -67,7 +84,7 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let metrics_port = metrics::bind(config, &loaded.values)
         .await
         .map_err(Failure::Failed)?;
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let listener = listen(config.listen).map_err(|error| {
         failed(format!(
             "{} can't be listened on: {error}. Choose another STATIONMASTER_LISTEN",
             config.listen

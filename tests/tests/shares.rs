@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::json;
 use tests::{Server, User, World, on_both_stores, tools};
 use tokio::{
@@ -16,6 +16,7 @@ on_both_stores!(
     bodies_that_stay_away_half_way_are_counted_for_their_publisher,
     who_waits_for_a_token_endpoint_keeps_nobody_from_work,
     silent_connections_give_way,
+    many_connections_at_once_drop_nobodys,
     the_operator_is_not_locked_out_by_guesses,
     a_request_names_one_host,
 );
@@ -188,6 +189,33 @@ async fn silent_connections_give_way(world: &World) {
         metrics.contains("http_connections_closed_for_room_total"),
         "{metrics}"
     );
+}
+
+/// While the process does not come to accept them, the system keeps them.
+async fn many_connections_at_once_drop_nobodys(world: &World) {
+    many_files();
+    let kept = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let kept: usize = kept.trim().parse().unwrap();
+    let many = 3000.min(kept);
+    let server = world.start().await;
+    let address = server.url().trim_start_matches("http://").to_owned();
+    server.signal(Signal::STOP);
+    let mut opening = JoinSet::new();
+    for _ in 0..many {
+        let address = address.clone();
+        opening.spawn(async move { TcpStream::connect(address).await });
+    }
+    let mut open = Vec::new();
+    let all = async {
+        while let Some(one) = opening.join_next().await {
+            open.push(one.unwrap().unwrap());
+        }
+    };
+    let all = tokio::time::timeout(Duration::from_secs(20), all).await;
+    server.signal(Signal::CONT);
+    assert!(all.is_ok(), "{} of {many}", open.len());
+    drop(open);
+    server.operator().get("/v1/publishers").expect(200).await;
 }
 
 async fn the_operator_is_not_locked_out_by_guesses(world: &World) {

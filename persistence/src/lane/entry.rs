@@ -41,6 +41,11 @@ const WAITING: Bounds = Bounds {
     total: 10_000,
     per_owner: domain::limits::WAITING_CLAIMS,
 };
+/// Calls made beside the lane.
+const LARGE: Bounds = Bounds {
+    total: usize::MAX,
+    per_owner: 1,
+};
 /// Endpoints that a publisher is taken to have until its first event.
 const LISTENING: usize = 4;
 /// So much text costs about as much as a row of the usual kind.
@@ -142,6 +147,7 @@ pub(crate) struct Lane {
     commands: mpsc::UnboundedSender<Command>,
     places: Permits<Uuid>,
     waiting: Permits<Uuid>,
+    large: Permits<Uuid>,
     /// How many endpoints listened to each publisher when it last told of something.
     listening: Mutex<HashMap<Uuid, usize>>,
 }
@@ -153,6 +159,7 @@ impl Lane {
             commands,
             places: Permits::new(PLACES),
             waiting: Permits::new(WAITING),
+            large: Permits::new(LARGE),
             listening: Mutex::default(),
         };
         (lane, Inlet(inlet))
@@ -160,6 +167,11 @@ impl Lane {
 
     async fn place(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
         shares::one_of(&self.places, publisher, "changes that wait to be written").await
+    }
+
+    /// A turn for a call that is made beside the lane.
+    pub(super) async fn large_turn(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
+        shares::one_of(&self.large, publisher, "large calls at work").await
     }
 
     async fn hand_in<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {

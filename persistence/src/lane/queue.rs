@@ -139,7 +139,7 @@ impl<T> Queue<T> {
         let all: usize = self.taken.values().sum();
         for (publisher, rows) in &self.taken {
             let own = time.mul_f64(to_f64(*rows) / to_f64(all.max(1)));
-            let rest = own.saturating_sub(FREE).mul_f64(REST).min(REST_MAX);
+            let rest = rest_after(own);
             if !rest.is_zero() {
                 self.resting.insert(*publisher, now + rest);
             }
@@ -194,6 +194,12 @@ impl<T> Queue<T> {
         }
         batch
     }
+}
+
+/// How long a publisher rests that took the writer, or a connection beside it, for so long while
+/// others were at work.
+pub(crate) fn rest_after(time: Duration) -> Duration {
+    time.saturating_sub(FREE).mul_f64(REST).min(REST_MAX)
 }
 
 fn to_f64(rows: usize) -> f64 {
