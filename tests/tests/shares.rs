@@ -196,7 +196,9 @@ async fn many_connections_at_once_drop_nobodys(world: &World) {
     many_files();
     let kept = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let kept: usize = kept.trim().parse().unwrap();
-    let many = 3000.min(kept);
+    let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let many = 3000.min(kept).min(files - 500);
     let server = world.start().await;
     let address = server.url().trim_start_matches("http://").to_owned();
     server.signal(Signal::STOP);
