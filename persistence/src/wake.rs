@@ -391,13 +391,14 @@ impl Wake {
                 [CHANNEL.into(), payload.into()],
             );
             let under_way = part.work();
-            let told = line.execute_raw(notify).await;
-            part.went(told.is_ok());
-            drop(under_way);
-            if let Err(error) = told {
-                tracing::debug!(%error, "other processes were not told; their polls will find it");
+            // Until it is told: nothing else may come that would say that the way is good again.
+            while let Err(error) = line.execute_raw(notify.clone()).await {
+                part.failed();
+                tracing::debug!(%error, "other processes are not told yet; their polls find it");
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
+            part.moved();
+            drop(under_way);
             tokio::time::sleep_until(sent + NOTIFY_EVERY).await;
         }
     }
@@ -534,6 +535,68 @@ mod tests {
         assert!(watching.has_changed().unwrap());
         assert_eq!(there.ready().await, BTreeSet::from([Uuid::nil()]));
         assert!(there.written().await.others);
+    }
+
+    /// A way to PostgreSQL that is closed at first.
+    struct Gate {
+        open: std::sync::atomic::AtomicBool,
+        from: tokio::net::TcpListener,
+        to: String,
+    }
+
+    impl Gate {
+        async fn serve(&self) {
+            loop {
+                let (mut here, _) = self.from.accept().await.unwrap();
+                if self.open.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut there = tokio::net::TcpStream::connect(&self.to).await.unwrap();
+                    tokio::spawn(async move {
+                        tokio::io::copy_bidirectional(&mut here, &mut there).await
+                    });
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_told_is_told_later() {
+        use sea_orm::sqlx::postgres::PgConnectOptions;
+        for fixture in crate::fixture::engines().await {
+            if fixture.store.backend() != DbBackend::Postgres {
+                continue;
+            }
+            let options: PgConnectOptions = fixture.url.parse().unwrap();
+            let gate = std::sync::Arc::new(Gate {
+                open: false.into(),
+                from: tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+                to: format!("{}:{}", options.get_host(), options.get_port()),
+            });
+            let port = gate.from.local_addr().unwrap().port();
+            let options = options.host("127.0.0.1").port(port);
+            let server = Server::new(options, Duration::from_secs(5));
+            let serving = std::sync::Arc::clone(&gate);
+            tokio::spawn(async move { serving.serve().await });
+            let wake = std::sync::Arc::new(Wake::new(true));
+            let (progress, telling) = (Progress::default(), std::sync::Arc::clone(&wake));
+            let part = progress.part("notifying");
+            tokio::spawn(async move {
+                let stop = CancellationToken::new();
+                telling.exchange(server, &progress, stop).await;
+            });
+            lock(wake.outbox.as_ref().unwrap()).changed.insert(id(7));
+            wake.outbox_bell.notify_one();
+            let until = async |failing: bool| {
+                while part.standing().failing != failing {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            timeout(Duration::from_secs(20), until(true)).await.unwrap();
+            gate.open.store(true, std::sync::atomic::Ordering::Relaxed);
+            // Nothing else is to be told, and it must not stay behind as work that failed.
+            timeout(Duration::from_secs(20), until(false))
+                .await
+                .unwrap();
+        }
     }
 
     #[test]
