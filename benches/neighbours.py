@@ -54,12 +54,14 @@ def small_values(size):
 class Connection:
     """A kept HTTP/1.1 connection."""
 
-    def __init__(self, url):
+    def __init__(self, url, source=None):
+        self.source = source and (source, 0)
         self.host, port = url.removeprefix("http://").rsplit(":", 1)
         self.port, self.reader, self.writer = int(port), None, None
 
     async def open(self):
-        self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 25)
+        self.reader, self.writer = await asyncio.open_connection(
+            self.host, self.port, limit=1 << 25, local_addr=self.source)
 
     def head(self, method, path, token, length):
         return (f"{method} {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nAuthorization: Bearer {token}\r\n"
@@ -333,7 +335,8 @@ class Neighbour:
             "publish": self.publish,
         }
         self.published, seen, statuses = {}, {name: [] for name in turns}, {}
-        connection, until = Connection(self.url), time.monotonic() + seconds
+        # From an address of its own: connections have a share an address, too.
+        connection, until = Connection(self.url, "127.0.0.2"), time.monotonic() + seconds
         for name in itertools.cycle(turns):
             if time.monotonic() > until:
                 break
