@@ -578,7 +578,7 @@ mod tests {
             tokio::spawn(async move { serving.serve().await });
             let wake = std::sync::Arc::new(Wake::new(true));
             let (progress, telling) = (Progress::default(), std::sync::Arc::clone(&wake));
-            let part = progress.part("notifying");
+            let notifying = progress.part("notifying");
             tokio::spawn(async move {
                 let stop = CancellationToken::new();
                 telling.exchange(server, &progress, stop).await;
@@ -586,7 +586,7 @@ mod tests {
             lock(wake.outbox.as_ref().unwrap()).changed.insert(id(7));
             wake.outbox_bell.notify_one();
             let until = async |failing: bool| {
-                while part.standing().failing != failing {
+                while notifying.standing().failing != failing {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
