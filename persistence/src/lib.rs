@@ -400,8 +400,9 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let (known, began) = (Instant::now(), AtomicU64::new(0));
-        // From when the transaction has begun: its wait for others is not its own doing.
+        // From when the transaction has begun: its wait for others is not its own doing, and one
+        // that never began took nothing.
+        let (known, began) = (Instant::now(), AtomicU64::new(u64::MAX));
         let timed = |tx| {
             let waited = u64::try_from(known.elapsed().as_micros()).unwrap_or(u64::MAX);
             began.store(waited, Ordering::Relaxed);

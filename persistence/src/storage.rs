@@ -1,8 +1,8 @@
 //! How much each publisher stores, and the refusal of more (docs/adr/0030-reads-by-index.md).
 //!
 //! Producers only insert, so no row counts what they write: each process adds up what its commits
-//! wrote and removed, and writes the sums down once a second. It refuses by what it last read and
-//! what it has added since. So a publisher may go over its quota by what it writes through other
+//! wrote and removed, and writes the sums down once a second. It lets pass by what it last read and
+//! what it has added since, and reads once more before it refuses. So a publisher may go over its quota by what it writes through other
 //! processes in a second or two. What a crash loses of a sum is found when rows are counted one by
 //! one, once a day, a few hundred at a time.
 
@@ -142,9 +142,14 @@ impl Storage {
     fn learn(&self, written: &[(Uuid, i64)], now: &HashMap<Uuid, (i64, u64)>) {
         let mut all = self.all();
         for (publisher, _) in written {
+            let Some(known) = now.get(publisher) else {
+                // It was removed for good.
+                all.remove(publisher);
+                continue;
+            };
             let held = all.entry(*publisher).or_default();
             held.writing = 0;
-            held.known = now.get(publisher).copied();
+            held.known = Some(*known);
         }
     }
 }
