@@ -138,6 +138,13 @@ impl Target {
         }
     }
 
+    /// The process stops: from now on hardly anything is waited for that may not come.
+    pub(crate) fn stop_soon(&self) {
+        if let Self::Postgres { server, .. } = self {
+            server.stop_soon();
+        }
+    }
+
     /// One connection, for migrations and for SQLite's writer.
     pub(crate) async fn connect_one(&self) -> Result<DatabaseConnection> {
         match self {
@@ -422,6 +429,11 @@ impl Db {
 
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.clock
+    }
+
+    /// See [`Target::stop_soon`].
+    pub(crate) fn stop_soon(&self) {
+        self.target.stop_soon();
     }
 
     pub(crate) const fn progress(&self) -> &Progress {

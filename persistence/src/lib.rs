@@ -297,9 +297,11 @@ impl Store {
         self.inner.wake.fanned_out().await;
     }
 
-    /// Ends all waiting for runs, now and from now on: the process is about to stop.
+    /// Ends all waiting for runs, and nearly all for a database that takes no connections, now and
+    /// from now on: the process is about to stop.
     pub fn quiesce(&self) {
         self.inner.quiet.cancel();
+        self.inner.db.stop_soon();
     }
 
     /// Cancelled once [`Store::quiesce`] was called.

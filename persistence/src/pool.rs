@@ -29,11 +29,15 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{error::Elapsed, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::error::ends_its_connection;
 
 /// How long a caller waits for a place, and then for a new connection, unless less is set.
 const CHECKOUT_MAX: Duration = Duration::from_secs(5);
+/// How long a process that stops waits for a new connection: what it still has to write is written
+/// one after the other, and a server that is gone must not cost each of them the whole wait.
+const CONNECT_MAX_STOPPING: Duration = Duration::from_secs(1);
 /// The first pause before a server that does not take connections yet is asked again.
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// A connection that was idle for longer is asked whether it still lives.
@@ -78,6 +82,7 @@ pub(crate) struct Server {
     /// For one answer.
     limit: Duration,
     doubt: Doubt,
+    stopping: CancellationToken,
 }
 
 impl Server {
@@ -86,7 +91,14 @@ impl Server {
             options,
             limit,
             doubt: Doubt::default(),
+            stopping: CancellationToken::new(),
         }
+    }
+
+    /// The process stops: from now on a new connection is waited for a second at most. What waits
+    /// for one at this moment is told, too.
+    pub(crate) fn stop_soon(&self) {
+        self.stopping.cancel();
     }
 
     pub(crate) const fn options(&self) -> &PgConnectOptions {
@@ -137,7 +149,8 @@ impl Server {
     /// A new connection. One that the server does not take yet is tried again until the end of the
     /// wait.
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let end = tokio::time::Instant::now() + self.checkout_max();
+        let over = self.connect_wait_over();
+        tokio::pin!(over);
         let mut pause = CONNECT_PAUSE;
         let mut last = late(self.checkout_max(), "a connection");
         loop {
@@ -146,18 +159,30 @@ impl Server {
                 self.greet(&mut connection).await?;
                 Ok(connection)
             };
-            match tokio::time::timeout_at(end, attempt).await {
-                Err(Elapsed { .. }) => return Err(last),
-                Ok(Err(error)) if passes(&error) => last = error,
-                Ok(done) => return done,
+            tokio::select! {
+                () = &mut over => return Err(last),
+                attempted = attempt => match attempted {
+                    Err(error) if passes(&error) => last = error,
+                    done => return done,
+                },
             }
-            if tokio::time::timeout_at(end, tokio::time::sleep(pause))
-                .await
-                .is_err()
-            {
-                return Err(last);
+            tokio::select! {
+                () = &mut over => return Err(last),
+                () = tokio::time::sleep(pause) => pause *= 2,
             }
-            pause *= 2;
+        }
+    }
+
+    /// Ends with the wait for a new connection that begins now.
+    async fn connect_wait_over(&self) {
+        let begun = tokio::time::Instant::now();
+        let stopping = async {
+            self.stopping.cancelled().await;
+            tokio::time::sleep_until(begun + CONNECT_MAX_STOPPING).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(begun + self.checkout_max()) => {}
+            () = stopping => {}
         }
     }
 }

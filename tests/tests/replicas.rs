@@ -123,6 +123,8 @@ async fn a_process_that_hears_nothing_trusts_nothing(world: &World) {
     })
     .await;
     known(&two.user(publisher.admin.token())).await;
+    // While the wire is there: it goes with the story, and a stop would wait for the database.
+    assert!(two.stop().await.success());
 }
 
 async fn rotations_through_two_leave_one_live(world: &World) {

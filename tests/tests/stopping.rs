@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tests::{Consumer, Publisher, Server, User, World, on_both_stores, on_postgres, tools};
+use tests::{Consumer, Proxy, Publisher, Server, User, World, on_both_stores, on_postgres, tools};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -28,7 +28,10 @@ on_both_stores!(
     a_stop_while_all_is_busy_loses_nothing,
     a_stop_without_descriptors_loses_nothing,
 );
-on_postgres!(a_stop_with_a_store_in_trouble_loses_nothing);
+on_postgres!(
+    a_stop_with_a_store_in_trouble_loses_nothing,
+    a_stop_without_a_database_waits_for_it_only_shortly,
+);
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -388,4 +391,26 @@ async fn a_stop_with_a_store_in_trouble_loses_nothing(world: &World) {
             async |house| silence::take_no_writes(house, false).await,
         ),
     );
+}
+
+/// What is still to be written at the end is written one after the other: each of them must not
+/// wait for the database as long as a request may.
+async fn a_stop_without_a_database_waits_for_it_only_shortly(world: &World) {
+    let site = world.site().await;
+    site.tolerate("store");
+    let real = site.database.as_ref().unwrap().url.clone();
+    let mut wire = Proxy::to(&real).await;
+    let url = wire.url(&real);
+    let server = site
+        .start(&[("STATIONMASTER_DATABASE_URL", url.as_str())])
+        .await;
+    // There is a last use of a token to be written down.
+    server.publisher("acme").await;
+    wire.cut().await;
+    // Long enough for everything that asks it to be waiting.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let since = Instant::now();
+    assert!(stop(&server).await);
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(12), "it took {took:?}");
 }
