@@ -354,10 +354,18 @@ impl Site {
         }
     }
 
-    async fn file(&self) -> SqliteConnection {
+    /// The URL of the database behind the server.
+    #[must_use]
+    pub fn url(&self) -> String {
+        if let Some(database) = &self.database {
+            return database.url.clone();
+        }
         let path = self.data_dir.join("stationmaster.db");
-        let url = format!("sqlite://{}", path.display());
-        SqliteConnection::connect(&url).await.unwrap()
+        format!("sqlite://{}", path.display())
+    }
+
+    async fn file(&self) -> SqliteConnection {
+        SqliteConnection::connect(&self.url()).await.unwrap()
     }
 
     /// Looks for this text too, wherever no secret may be.
