@@ -1,4 +1,4 @@
-//! The jobs by name, and when each is due.
+//! When a job is due.
 
 use chrono::DateTime;
 use croner::{
@@ -6,71 +6,9 @@ use croner::{
     parser::{CronParser, Seconds},
 };
 use domain::Timestamp;
+use persistence::Job;
 
 use crate::StartError;
-
-/// What is done on a schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Credentials,
-    IdempotencyKeys,
-    Deliveries,
-    Events,
-    Runs,
-    Publishers,
-    Leases,
-    Endpoints,
-    Notices,
-    Accounts,
-}
-
-impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
-        Self::Credentials,
-        Self::IdempotencyKeys,
-        Self::Deliveries,
-        Self::Events,
-        Self::Runs,
-        Self::Publishers,
-        Self::Leases,
-        Self::Endpoints,
-        Self::Notices,
-        Self::Accounts,
-    ];
-
-    /// The name in the store, in logs and in metrics.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Credentials => "credentials",
-            Self::IdempotencyKeys => "idempotency_keys",
-            Self::Deliveries => "deliveries",
-            Self::Events => "events",
-            Self::Runs => "runs",
-            Self::Publishers => "publishers",
-            Self::Leases => "leases",
-            Self::Endpoints => "endpoints",
-            Self::Notices => "notices",
-            Self::Accounts => "accounts",
-        }
-    }
-
-    /// The name of its part in the process's progress. Refreshes of accounts are none: they wait for
-    /// others' token endpoints, each within a limit of its own.
-    pub(crate) const fn part(self) -> Option<&'static str> {
-        Some(match self {
-            Self::Credentials => "job_credentials",
-            Self::IdempotencyKeys => "job_idempotency_keys",
-            Self::Deliveries => "job_deliveries",
-            Self::Events => "job_events",
-            Self::Runs => "job_runs",
-            Self::Publishers => "job_publishers",
-            Self::Leases => "job_leases",
-            Self::Endpoints => "job_endpoints",
-            Self::Notices => "job_notices",
-            Self::Accounts => return None,
-        })
-    }
-}
 
 /// When a job is due.
 #[derive(Clone, Debug)]
@@ -78,9 +16,9 @@ pub(crate) struct Schedule(Cron);
 
 impl Schedule {
     /// Reads an expression as the scheduler does, and makes sure that it names a time after `now`.
-    pub(crate) fn parse(kind: Kind, cron: &str, now: Timestamp) -> Result<Self, StartError> {
+    pub(crate) fn parse(job: Job, cron: &str, now: Timestamp) -> Result<Self, StartError> {
         let refused = |cause: String| StartError::Cron {
-            job: kind.as_str(),
+            job: job.as_str(),
             cron: cron.to_owned(),
             cause,
         };
@@ -115,7 +53,7 @@ mod tests {
     #[test]
     fn schedules_are_in_utc_and_strictly_after_now() {
         let at = |text: &str| Timestamp::parse(text).unwrap();
-        let parse = |cron: &str| Schedule::parse(Kind::Runs, cron, at("2026-01-01T00:00:00Z"));
+        let parse = |cron: &str| Schedule::parse(Job::Runs, cron, at("2026-01-01T00:00:00Z"));
         for (cron, now, next) in [
             (
                 "0 23 2 * * *",

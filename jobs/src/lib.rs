@@ -20,12 +20,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use domain::Timestamp;
 use oauth::Refresher;
-use persistence::Store;
+use persistence::{Job, Retention, Store};
 use tokio::sync::Notify;
-use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
+use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use job::{Kind, Schedule};
+use job::Schedule;
 use worker::Worker;
 
 /// How often uses of tokens are written down, ages are measured and overdue jobs looked at.
@@ -37,59 +37,15 @@ const REPLAYS_IDLE: Duration = Duration::from_secs(1);
 const REPLAYS_WAITING: Duration = Duration::from_millis(250);
 const REPLAYS_MOVING: Duration = Duration::from_millis(10);
 
-/// When jobs run (six cron fields each, in UTC), and how long things are kept.
+/// When jobs run, and how long things are kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// When dead credentials are removed.
-    pub credentials: String,
-    /// When answers that hold a credential are wiped and stale idempotency keys removed.
-    pub idempotency_keys: String,
-    /// When old finished deliveries and their attempts are removed, and those to deleted
-    /// endpoints called off.
-    pub deliveries: String,
-    /// When old events are removed.
-    pub events: String,
-    /// When old finished runs are removed.
-    pub runs: String,
-    /// When publishers that were deleted long enough ago are removed for good.
-    pub publishers: String,
-    /// When runs whose lease ran out are taken back.
-    pub leases: String,
-    /// When endpoints are looked at: those that fail, and those that work again.
-    pub endpoints: String,
-    /// When old messages about trains are removed.
-    pub notices: String,
-    /// When accounts whose tokens near their end are refreshed.
-    pub accounts: String,
+    /// When each job runs: six cron fields, in UTC.
+    pub crons: Vec<(Job, String)>,
     /// Days of nothing but failures after which an endpoint is disabled.
     pub disable_endpoint_after_days: u32,
-    /// Days that expired and revoked credentials stay.
-    pub retention_credentials_days: u32,
-    /// Days that events stay.
-    pub retention_events_days: u32,
-    /// Days that finished deliveries stay.
-    pub retention_deliveries_days: u32,
-    /// Days that finished runs stay at most.
-    pub retention_runs_days: u32,
-    /// Days that finished messages about trains stay.
-    pub retention_notices_days: u32,
-}
-
-impl Settings {
-    fn cron(&self, kind: Kind) -> &str {
-        match kind {
-            Kind::Credentials => &self.credentials,
-            Kind::IdempotencyKeys => &self.idempotency_keys,
-            Kind::Deliveries => &self.deliveries,
-            Kind::Events => &self.events,
-            Kind::Runs => &self.runs,
-            Kind::Publishers => &self.publishers,
-            Kind::Leases => &self.leases,
-            Kind::Endpoints => &self.endpoints,
-            Kind::Notices => &self.notices,
-            Kind::Accounts => &self.accounts,
-        }
-    }
+    /// How long what has ended stays.
+    pub retention: Retention,
 }
 
 /// Why no jobs run.
@@ -134,12 +90,13 @@ pub async fn start(
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<Jobs, StartError> {
-    let mut known = HashMap::new();
-    for kind in Kind::ALL {
-        known.insert(
-            kind,
-            Schedule::parse(kind, settings.cron(kind), store.now())?,
-        );
+    let mut known = Vec::new();
+    for (job, cron) in &settings.crons {
+        known.push((
+            *job,
+            cron.clone(),
+            Schedule::parse(*job, cron, store.now())?,
+        ));
     }
     let store = store.working();
     let scheduler = JobScheduler::new().await?;
@@ -147,22 +104,22 @@ pub async fn start(
     let worker = Arc::new(Worker::new(
         store.clone(),
         refresher,
-        settings.clone(),
+        settings,
         stop.clone(),
     ));
     let mut bells = HashMap::new();
-    for (kind, schedule) in known {
+    for (job, cron, schedule) in known {
         let bell = Arc::new(Notify::new());
         // The first look is due at once.
         bell.notify_one();
         let rung = Arc::clone(&bell);
-        let tick = Job::new_async(settings.cron(kind), move |_, _| {
+        let tick = Tick::new_async(cron, move |_, _| {
             let rung = Arc::clone(&rung);
             Box::pin(async move { rung.notify_one() })
         })?;
         scheduler.add(tick).await?;
-        bells.insert(kind.as_str(), Arc::clone(&bell));
-        tasks.spawn(Arc::clone(&worker).serve(kind, schedule, bell));
+        bells.insert(job.as_str(), Arc::clone(&bell));
+        tasks.spawn(Arc::clone(&worker).serve(job, schedule, bell));
     }
     tasks.spawn(replays(store.clone(), stop.clone()));
     tasks.spawn(rounds(store, bells, stop));

@@ -2,32 +2,29 @@ use std::{sync::Arc, time::Duration};
 
 use domain::{Timestamp, clock::ManualClock, seal::MasterKeys};
 use oauth::Refresher;
-use persistence::{JobRow, Options, Store};
+use persistence::{Job, JobRow, Options, Retention, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Settings, StartError, job::Kind, start};
+use crate::{Settings, StartError, start};
 
 const DAILY: &str = "0 0 0 * * *";
 
 fn settings(leases: &str) -> Settings {
-    let daily = || DAILY.to_owned();
+    let cron = |job: &Job| {
+        let cron = if *job == Job::Leases { leases } else { DAILY };
+        (*job, cron.to_owned())
+    };
+    let month = Duration::from_hours(30 * 24);
     Settings {
-        credentials: daily(),
-        idempotency_keys: daily(),
-        deliveries: daily(),
-        events: daily(),
-        runs: daily(),
-        publishers: daily(),
-        leases: leases.to_owned(),
-        endpoints: daily(),
-        notices: daily(),
-        accounts: daily(),
+        crons: Job::ALL.iter().map(cron).collect(),
         disable_endpoint_after_days: 5,
-        retention_credentials_days: 30,
-        retention_events_days: 30,
-        retention_deliveries_days: 30,
-        retention_runs_days: 90,
-        retention_notices_days: 7,
+        retention: Retention {
+            credentials: month,
+            events: month,
+            deliveries: month,
+            runs: month,
+            notices: month,
+        },
     }
 }
 
@@ -80,7 +77,7 @@ async fn a_start_learns_the_schedule_and_a_later_one_catches_up() {
     )
     .await
     .unwrap();
-    let rows = until(&store, |rows| rows.len() == Kind::ALL.len()).await;
+    let rows = until(&store, |rows| rows.len() == Job::ALL.len()).await;
     assert!(
         rows.iter()
             .all(|row| row.due_at == midnight && row.finished_at.is_none())
@@ -136,7 +133,7 @@ async fn ticks_make_a_job_run() {
     )
     .await
     .unwrap();
-    until(&store, |rows| rows.len() == Kind::ALL.len()).await;
+    until(&store, |rows| rows.len() == Job::ALL.len()).await;
     let leases = |rows: &[JobRow]| {
         rows.iter()
             .find(|row| row.name == "leases")

@@ -6,18 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Timestamp, limits::UNDELETE_DAYS, progress::Part};
+use domain::{limits::UNDELETE_DAYS, progress::Part};
 use oauth::Refresher;
-use persistence::{Store, StoreError};
+use persistence::{Job, Store, StoreError};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    ROUND, Settings,
-    job::{Kind, Schedule},
-    rest::Batches,
-};
+use crate::{ROUND, Settings, job::Schedule, rest::Batches};
 
 /// How long a job is ours without a sign of life.
 const LEASE: Duration = Duration::from_mins(5);
@@ -35,6 +31,7 @@ const LEASES_BATCH: u64 = 100;
 type Counts = BTreeMap<&'static str, u64>;
 
 /// A batch's counts, and whether there may be more.
+#[derive(Default)]
 struct Batch {
     counts: Vec<(&'static str, u64)>,
     more: bool,
@@ -45,10 +42,6 @@ impl Batch {
     fn of(limit: u64, counts: Vec<(&'static str, u64)>) -> Self {
         let more = counts.iter().any(|(_, count)| *count >= limit);
         Self { counts, more }
-    }
-
-    fn removed(limit: u64, count: u64) -> Self {
-        Self::of(limit, vec![("removed", count)])
     }
 }
 
@@ -97,7 +90,7 @@ impl Worker {
     }
 
     /// Looks at one job whenever the bell rings, until the end.
-    pub(crate) async fn serve(self: Arc<Self>, kind: Kind, schedule: Schedule, bell: Arc<Notify>) {
+    pub(crate) async fn serve(self: Arc<Self>, job: Job, schedule: Schedule, bell: Arc<Notify>) {
         loop {
             // The scheduler waits by the machine's clock, and stands still for as long as that is set
             // back; this waits by one that nobody sets.
@@ -109,18 +102,20 @@ impl Worker {
                 () = tokio::time::sleep(wait.clamp(LOOK_MIN, ROUND)) => {}
             }
             // A task of its own, so that a panic ends this look and not the job for good.
-            let look = Arc::clone(&self).look(kind, schedule.clone());
+            let look = Arc::clone(&self).look(job, schedule.clone());
             if let Err(error) = tokio::spawn(look).await {
-                tracing::error!(job = kind.as_str(), %error, "a job broke down");
-                metrics::counter!("stationmaster_job_failures_total", "job" => kind.as_str())
+                tracing::error!(job = job.as_str(), %error, "a job broke down");
+                metrics::counter!("stationmaster_job_failures_total", "job" => job.as_str())
                     .increment(1);
             }
         }
     }
 
-    async fn look(self: Arc<Self>, kind: Kind, schedule: Schedule) {
+    async fn look(self: Arc<Self>, kind: Job, schedule: Schedule) {
         let (job, system) = (kind.as_str(), self.store.system());
-        let part = kind.part().map(|name| self.store.progress().part(name));
+        // Refreshes of accounts are no part of the process's progress: they wait for others' token
+        // endpoints, each within a limit of its own.
+        let part = (kind != Job::Accounts).then(|| self.store.progress().part(kind.part()));
         let _under_way = part.as_ref().map(Part::work);
         // Checked when it was read: there is always a next time.
         let Some(next) = schedule.next(self.store.now()) else {
@@ -145,7 +140,7 @@ impl Worker {
         let error = interrupted.map(|error| error.to_string());
         match &error {
             // They come so often that most looks find nothing.
-            None if matches!(kind, Kind::Leases | Kind::IdempotencyKeys | Kind::Accounts) => {
+            None if matches!(kind, Job::Leases | Job::IdempotencyKeys | Job::Accounts) => {
                 tracing::debug!(job, %counts, took_ms, "job done");
             }
             None => tracing::info!(job, %counts, took_ms, "job done"),
@@ -171,7 +166,7 @@ impl Worker {
     }
 
     /// Batch after batch, with rests, until nothing is left, the process stops, or something fails.
-    async fn work(&self, kind: Kind, part: Option<&Part>) -> (Counts, Option<Interruption>) {
+    async fn work(&self, job: Job, part: Option<&Part>) -> (Counts, Option<Interruption>) {
         let mut counts = Counts::new();
         let mut progress = Progress {
             kept: Instant::now(),
@@ -180,9 +175,9 @@ impl Worker {
         let mut batches = Batches::new();
         loop {
             let waits = Instant::now();
-            let lull = kind == Kind::Leases || self.store.system().lull().await;
+            let lull = job == Job::Leases || self.store.system().lull().await;
             let began = Instant::now();
-            match self.step(kind, batches.rows(lull), &mut progress).await {
+            match self.step(job, batches.rows(lull), &mut progress).await {
                 Ok(batch) => {
                     if let Some(part) = part {
                         part.moved();
@@ -196,7 +191,7 @@ impl Worker {
                 }
                 Err(error) => return (counts, Some(error)),
             }
-            if kind == Kind::Leases {
+            if job == Job::Leases {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -212,7 +207,7 @@ impl Worker {
 
     async fn step(
         &self,
-        kind: Kind,
+        job: Job,
         rows: u64,
         progress: &mut Progress,
     ) -> Result<Batch, Interruption> {
@@ -221,121 +216,92 @@ impl Worker {
             if !self
                 .store
                 .system()
-                .keep_job(kind.as_str(), &self.owner, LEASE)
+                .keep_job(job.as_str(), &self.owner, LEASE)
                 .await?
             {
                 return Err(Interruption::Lost);
             }
         }
-        Ok(self.batch(kind, rows, progress).await?)
+        Ok(self.batch(job, rows, progress).await?)
     }
 
-    fn before(&self, days: u32) -> Timestamp {
-        self.store
-            .now()
-            .minus(Duration::from_hours(u64::from(days) * 24))
-    }
-
-    /// As many accounts that are due as may be asked for at a time.
-    async fn refresh(&self, rows: u64) -> Result<Batch, StoreError> {
-        let system = self.store.system();
-        let (limit, each) = Refresher::BATCH;
-        let due = system.due_refreshes(limit, each).await?;
-        let (refreshed, failed) = self.refresher.refresh_due(&due).await;
-        let removed = system.sweep_logins(rows).await?;
-        let counts = vec![
-            ("refreshed", refreshed),
-            ("failed", failed),
-            ("logins_removed", removed),
-        ];
-        // Those that failed are not due for a while; without any other, that is all.
-        let more = refreshed > 0 || removed >= rows;
-        Ok(Batch { counts, more })
-    }
-
-    /// Tokens and secrets that ended, and what else is soon of no use to anybody.
-    async fn sweep_credentials(&self, rows: u64) -> Result<Batch, StoreError> {
-        let system = self.store.system();
-        let cutoff = self.before(self.settings.retention_credentials_days);
-        let counts = vec![
-            ("removed", system.sweep_credentials(cutoff, rows).await?),
-            (
-                "train_tokens_removed",
-                system.sweep_train_tokens(cutoff, rows).await?,
-            ),
-            (
-                "changes_removed",
-                system.sweep_credential_changes(rows).await?,
-            ),
-            ("usage_removed", system.sweep_account_usage(rows).await?),
-            ("cooldowns_removed", system.sweep_cooldowns(rows).await?),
-        ];
-        Ok(Batch::of(rows, counts))
-    }
-
+    /// One step of a job: what it does beside removing rows, and then the rows whose end has come.
     async fn batch(
         &self,
-        kind: Kind,
+        job: Job,
+        rows: u64,
+        progress: &mut Progress,
+    ) -> Result<Batch, StoreError> {
+        let mut batch = self.beside(job, rows, progress).await?;
+        let removed = self
+            .store
+            .system()
+            .sweep(job, &self.settings.retention, rows)
+            .await?;
+        batch.more |= removed.more;
+        batch.counts.extend(removed.counts);
+        Ok(batch)
+    }
+
+    async fn beside(
+        &self,
+        job: Job,
         rows: u64,
         progress: &mut Progress,
     ) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
-        Ok(match kind {
-            Kind::Credentials => self.sweep_credentials(rows).await?,
-            Kind::IdempotencyKeys => {
+        Ok(match job {
+            Job::Credentials | Job::Events | Job::Notices => Batch::default(),
+            Job::IdempotencyKeys => {
                 let wiped = system.wipe_secret_answers(rows).await?;
-                let removed = system.sweep_idempotency_keys(rows).await?;
-                Batch::of(rows, vec![("removed", removed), ("answers_wiped", wiped)])
+                Batch::of(rows, vec![("answers_wiped", wiped)])
             }
-            Kind::Deliveries => {
-                let cutoff = self.before(keep.retention_deliveries_days);
+            Job::Deliveries => {
                 let cancelled = if progress.orphans {
                     system.cancel_orphans(rows).await?
                 } else {
                     0
                 };
                 progress.orphans = cancelled >= rows;
-                let removed = system.sweep_deliveries(cutoff, rows).await?;
-                Batch::of(rows, vec![("removed", removed), ("cancelled", cancelled)])
+                Batch::of(rows, vec![("cancelled", cancelled)])
             }
-            Kind::Events => {
-                let cutoff = self.before(keep.retention_events_days);
-                Batch::removed(rows, system.sweep_events(cutoff, rows).await?)
-            }
-            Kind::Runs => {
-                let cutoff = self.before(keep.retention_runs_days);
+            Job::Runs => {
+                let cutoff = self.store.now().minus(keep.retention.runs);
                 let shortened = system.shorten_runs(cutoff, rows).await?;
-                let removed = system.sweep_runs(rows).await?;
-                Batch::of(rows, vec![("removed", removed), ("shortened", shortened)])
+                Batch::of(rows, vec![("shortened", shortened)])
             }
-            Kind::Notices => {
-                let cutoff = self.before(keep.retention_notices_days);
-                Batch::removed(rows, system.sweep_notices(cutoff, rows).await?)
-            }
-            Kind::Publishers => {
+            Job::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
                 let cutoff = self.store.now().minus(age);
-                Batch::removed(rows, system.sweep_publishers(cutoff, rows).await?)
+                let removed = system.sweep_publishers(cutoff, rows).await?;
+                Batch::of(rows, vec![("removed", removed)])
             }
-            Kind::Endpoints => {
+            Job::Endpoints => {
                 let days = u64::from(keep.disable_endpoint_after_days);
                 let after = Duration::from_hours(days * 24);
                 let settled = system.settle_endpoints(after, rows).await?;
-                let removed = system.sweep_endpoint_stats(rows).await?;
                 let counts = vec![
                     ("disabled", settled.disabled),
                     ("warned", settled.warned),
                     ("recovered", settled.recovered),
-                    ("stats_removed", removed),
                 ];
                 Batch::of(rows, counts)
             }
-            Kind::Accounts => self.refresh(rows).await?,
-            Kind::Leases => {
-                let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
-                let counts = vec![("requeued", requeued), ("expired", expired)];
+            Job::Accounts => {
+                // As many that are due as may be asked for at a time.
+                let (limit, each) = Refresher::BATCH;
+                let due = system.due_refreshes(limit, each).await?;
+                let (refreshed, failed) = self.refresher.refresh_due(&due).await;
                 Batch {
-                    counts,
+                    counts: vec![("refreshed", refreshed), ("failed", failed)],
+                    // Those that failed are not due for a while; without any other, that is all.
+                    more: refreshed > 0,
+                }
+            }
+            Job::Leases => {
+                let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
+                Batch {
+                    counts: vec![("requeued", requeued), ("expired", expired)],
                     more: requeued + expired >= LEASES_BATCH,
                 }
             }

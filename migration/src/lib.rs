@@ -17,6 +17,7 @@ mod m0007_webhooks_in_full;
 mod m0008_trains;
 mod m0009_fan_outs;
 mod m0010_reads_by_index;
+mod m0011_ends_by_index;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_trains::Migration),
             Box::new(m0009_fan_outs::Migration),
             Box::new(m0010_reads_by_index::Migration),
+            Box::new(m0011_ends_by_index::Migration),
         ]
     }
 }

@@ -633,7 +633,10 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
+                    // The row stays for its deliveries, which are listed for a while. What may be secret
+                    // of it does not.
                     let gone = webhook_endpoints::Model {
+                        headers: "{}".to_owned(),
                         enabled: false,
                         disabled_reason: reason(false),
                         deleted_at: Some(tx.now.ms()),

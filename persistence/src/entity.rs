@@ -1,7 +1,21 @@
-//! The rows as the store holds them. Private: everything outside speaks of domain types.
+//! The rows as the store holds them, and how they end: each table names the column with its
+//! publisher and the ways in which its rows go (`ends.rs`). Private: everything outside speaks of
+//! domain types.
+
+use crate::{
+    ends::{
+        CHANGES_KEPT, COOLDOWNS_KEPT, DELETED_WITHOUT_RUNS, Declared, End, Kept, NOT_THE_NEWEST,
+        OF_A_PIPELINE, OF_AN_ENDPOINT, STATS_KEPT, SUPERSEDED_WITHOUT_RUNS, Table, UNUSED,
+        USAGE_KEPT, WITH_PUBLISHER, WITHOUT_DELIVERIES, key_of, swept,
+    },
+    jobs::Job,
+};
 
 macro_rules! entity {
-    ($(#[$doc:meta])* $module:ident, $table:literal, { $($(#[$attr:meta])* $field:ident: $ty:ty,)* }) => {
+    (
+        $(#[$doc:meta])* $module:ident, $table:literal, $owner:expr, [$($end:expr),+ $(,)?],
+        { $($(#[$attr:meta])* $field:ident: $ty:ty,)* }
+    ) => {
         $(#[$doc])*
         pub(crate) mod $module {
             use sea_orm::entity::prelude::*;
@@ -24,10 +38,21 @@ macro_rules! entity {
                 }
             }
         }
+
+        impl Declared for $module::Entity {
+            const TABLE: Table = Table {
+                name: $table,
+                owner: $owner,
+                key: key_of::<Self>,
+                ends: &[$($end),+],
+            };
+        }
     };
 }
 
-entity!(publishers, "publishers", {
+entity!(publishers, "publishers", Some("id"), [
+    End::By("the job `publishers`, with all that the publisher had"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     id: Uuid,
     slug: String,
@@ -41,7 +66,10 @@ entity!(publishers, "publishers", {
     deleted_at: Option<i64>,
 });
 
-entity!(owner_keys, "owner_keys", {
+entity!(owner_keys, "owner_keys", Some("owner_id"), [
+    WITH_PUBLISHER,
+    End::Few("the operator has one"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     owner_id: Uuid,
     master_key_id: String,
@@ -50,7 +78,11 @@ entity!(owner_keys, "owner_keys", {
     created_at: i64,
 });
 
-entity!(credentials, "credentials", {
+entity!(credentials, "credentials", Some("publisher_id"), [
+    swept(Job::Credentials, "removed", "revoked_at", Kept::Credentials).only("source <> 'seed'"),
+    swept(Job::Credentials, "removed", "expires_at", Kept::Credentials).only("source <> 'seed'"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -70,34 +102,45 @@ entity!(credentials, "credentials", {
     last_used_at: Option<i64>,
 });
 
-entity!(token_hashes, "token_hashes", {
+entity!(token_hashes, "token_hashes", Some("publisher_id"), [End::With("credentials")], {
     #[sea_orm(primary_key, auto_increment = false)]
     hash: Vec<u8>,
     publisher_id: Uuid,
     token_id: Uuid,
 });
 
-entity!(cache_epoch, "cache_epoch", {
+entity!(cache_epoch, "cache_epoch", None, [End::Few("it is one row")], {
     #[sea_orm(primary_key, auto_increment = false)]
     id: i32,
     epoch: i64,
 });
 
-entity!(credential_changes, "credential_changes", {
+entity!(credential_changes, "credential_changes", Some("publisher_id"), [
+    // Epochs and times grow together, so the key is as good as an index on time.
+    swept(Job::Credentials, "changes_removed", "at", Kept::For(CHANGES_KEPT))
+        .only(NOT_THE_NEWEST)
+        .ordered_by("epoch"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     epoch: i64,
     publisher_id: Uuid,
     at: i64,
 });
 
-entity!(audit_heads, "audit_heads", {
+entity!(audit_heads, "audit_heads", Some("owner_id"), [
+    WITH_PUBLISHER,
+    End::Few("the operator has one"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     owner_id: Uuid,
     seq: i64,
     mac: Vec<u8>,
 });
 
-entity!(audit_events, "audit_events", {
+entity!(audit_events, "audit_events", Some("owner_id"), [
+    WITH_PUBLISHER,
+    End::Few("the operator's own log is kept as evidence"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     owner_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -116,7 +159,10 @@ entity!(audit_events, "audit_events", {
     mac: Vec<u8>,
 });
 
-entity!(idempotency_keys, "idempotency_keys", {
+entity!(idempotency_keys, "idempotency_keys", Some("owner_id"), [
+    swept(Job::IdempotencyKeys, "removed", "expires_at", Kept::Until),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     owner_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -130,7 +176,7 @@ entity!(idempotency_keys, "idempotency_keys", {
     expires_at: i64,
 });
 
-entity!(jobs, "jobs", {
+entity!(jobs, "jobs", None, [End::Few("each job has one")], {
     #[sea_orm(primary_key, auto_increment = false)]
     name: String,
     due_at: i64,
@@ -142,7 +188,12 @@ entity!(jobs, "jobs", {
     error: Option<String>,
 });
 
-entity!(pipelines, "pipelines", {
+entity!(pipelines, "pipelines", Some("publisher_id"), [
+    swept(Job::Runs, "pipelines_removed", "updated_at", Kept::Runs)
+        .only(DELETED_WITHOUT_RUNS)
+        .along(OF_A_PIPELINE),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -156,7 +207,11 @@ entity!(pipelines, "pipelines", {
     paused_at: Option<i64>,
 });
 
-entity!(pipeline_versions, "pipeline_versions", {
+entity!(pipeline_versions, "pipeline_versions", Some("publisher_id"), [
+    swept(Job::Runs, "versions_removed", "created_at", Kept::Runs).only(SUPERSEDED_WITHOUT_RUNS),
+    End::With("pipelines"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -167,7 +222,10 @@ entity!(pipeline_versions, "pipeline_versions", {
     created_at: i64,
 });
 
-entity!(runs, "runs", {
+entity!(runs, "runs", Some("publisher_id"), [
+    swept(Job::Runs, "removed", "sweep_at", Kept::Until),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -203,7 +261,7 @@ entity!(runs, "runs", {
     ready: bool,
 });
 
-entity!(run_timeline, "run_timeline", {
+entity!(run_timeline, "run_timeline", Some("publisher_id"), [End::With("runs"), WITH_PUBLISHER], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -218,7 +276,10 @@ entity!(run_timeline, "run_timeline", {
     data: Option<String>,
 });
 
-entity!(events, "events", {
+entity!(events, "events", Some("publisher_id"), [
+    swept(Job::Events, "removed", "created_at", Kept::Events).only(WITHOUT_DELIVERIES),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -230,7 +291,10 @@ entity!(events, "events", {
     external_id: Option<String>,
 });
 
-entity!(event_types, "event_types", {
+entity!(event_types, "event_types", Some("publisher_id"), [
+    End::By("deleteEventType"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -244,7 +308,12 @@ entity!(event_types, "event_types", {
     updated_at: i64,
 });
 
-entity!(webhook_endpoints, "webhook_endpoints", {
+entity!(webhook_endpoints, "webhook_endpoints", Some("publisher_id"), [
+    swept(Job::Deliveries, "endpoints_removed", "deleted_at", Kept::Deliveries)
+        .only(UNUSED)
+        .along(OF_AN_ENDPOINT),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -269,7 +338,12 @@ entity!(webhook_endpoints, "webhook_endpoints", {
     key_set: Option<Uuid>,
 });
 
-entity!(endpoint_secrets, "endpoint_secrets", {
+entity!(endpoint_secrets, "endpoint_secrets", Some("publisher_id"), [
+    swept(Job::Credentials, "endpoint_secrets_removed", "revoked_at", Kept::Credentials),
+    swept(Job::Credentials, "endpoint_secrets_removed", "expires_at", Kept::Credentials),
+    End::With("webhook_endpoints"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -285,7 +359,10 @@ entity!(endpoint_secrets, "endpoint_secrets", {
     revoked_at: Option<i64>,
 });
 
-entity!(endpoint_health, "endpoint_health", {
+entity!(endpoint_health, "endpoint_health", Some("publisher_id"), [
+    End::With("webhook_endpoints"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -300,7 +377,11 @@ entity!(endpoint_health, "endpoint_health", {
     gone_at: Option<i64>,
 });
 
-entity!(endpoint_stats, "endpoint_stats", {
+entity!(endpoint_stats, "endpoint_stats", Some("publisher_id"), [
+    swept(Job::Endpoints, "stats_removed", "bucket", Kept::For(STATS_KEPT)),
+    End::With("webhook_endpoints"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -313,7 +394,11 @@ entity!(endpoint_stats, "endpoint_stats", {
     latency_ms_max: i64,
 });
 
-entity!(replays, "replays", {
+entity!(replays, "replays", Some("publisher_id"), [
+    swept(Job::Deliveries, "replays_removed", "finished_at", Kept::Deliveries),
+    End::With("webhook_endpoints"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -333,7 +418,9 @@ entity!(replays, "replays", {
     finished_at: Option<i64>,
 });
 
-entity!(processes, "processes", {
+entity!(processes, "processes", None, [
+    End::By("the start of any process, once they count as dead"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     id: Uuid,
     started_at: i64,
@@ -341,7 +428,10 @@ entity!(processes, "processes", {
     expires_at: i64,
 });
 
-entity!(deliveries, "deliveries", {
+entity!(deliveries, "deliveries", Some("publisher_id"), [
+    swept(Job::Deliveries, "removed", "finished_at", Kept::Deliveries),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -358,7 +448,10 @@ entity!(deliveries, "deliveries", {
     precedence: i32,
 });
 
-entity!(delivery_attempts, "delivery_attempts", {
+entity!(delivery_attempts, "delivery_attempts", Some("publisher_id"), [
+    End::With("deliveries"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -372,7 +465,7 @@ entity!(delivery_attempts, "delivery_attempts", {
     response_excerpt: Option<String>,
 });
 
-entity!(accounts, "accounts", {
+entity!(accounts, "accounts", Some("publisher_id"), [End::By("deleteAccount"), WITH_PUBLISHER], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -405,7 +498,11 @@ entity!(accounts, "accounts", {
     updated_at: i64,
 });
 
-entity!(account_cooldowns, "account_cooldowns", {
+entity!(account_cooldowns, "account_cooldowns", Some("publisher_id"), [
+    swept(Job::Credentials, "cooldowns_removed", "until", Kept::For(COOLDOWNS_KEPT)),
+    End::With("accounts"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -417,7 +514,11 @@ entity!(account_cooldowns, "account_cooldowns", {
     reported_at: i64,
 });
 
-entity!(account_usage, "account_usage", {
+entity!(account_usage, "account_usage", Some("publisher_id"), [
+    swept(Job::Credentials, "usage_removed", "bucket", Kept::For(USAGE_KEPT)),
+    End::With("accounts"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -428,7 +529,7 @@ entity!(account_usage, "account_usage", {
     tokens: i64,
 });
 
-entity!(trains, "trains", {
+entity!(trains, "trains", Some("publisher_id"), [End::By("deleteTrain"), WITH_PUBLISHER], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -446,7 +547,10 @@ entity!(trains, "trains", {
     updated_at: i64,
 });
 
-entity!(fan_outs, "fan_outs", {
+entity!(fan_outs, "fan_outs", Some("publisher_id"), [
+    End::By("the spreader, once their deliveries are written"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -457,7 +561,10 @@ entity!(fan_outs, "fan_outs", {
     plan: String,
 });
 
-entity!(train_accounts, "train_accounts", {
+entity!(train_accounts, "train_accounts", Some("publisher_id"), [
+    End::With("trains"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -467,7 +574,12 @@ entity!(train_accounts, "train_accounts", {
     priority: i32,
 });
 
-entity!(train_tokens, "train_tokens", {
+entity!(train_tokens, "train_tokens", Some("publisher_id"), [
+    swept(Job::Credentials, "train_tokens_removed", "revoked_at", Kept::Credentials).only("source <> 'import'"),
+    swept(Job::Credentials, "train_tokens_removed", "expires_at", Kept::Credentials).only("source <> 'import'"),
+    End::With("trains"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -482,14 +594,19 @@ entity!(train_tokens, "train_tokens", {
     last_used_at: Option<i64>,
 });
 
-entity!(train_token_hashes, "train_token_hashes", {
+entity!(train_token_hashes, "train_token_hashes", Some("publisher_id"), [
+    End::With("train_tokens"),
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     hash: Vec<u8>,
     publisher_id: Uuid,
     token_id: Uuid,
 });
 
-entity!(oauth_logins, "oauth_logins", {
+entity!(oauth_logins, "oauth_logins", Some("publisher_id"), [
+    swept(Job::Accounts, "logins_removed", "expires_at", Kept::Until),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
@@ -500,7 +617,11 @@ entity!(oauth_logins, "oauth_logins", {
     expires_at: i64,
 });
 
-entity!(train_notices, "train_notices", {
+entity!(train_notices, "train_notices", Some("publisher_id"), [
+    swept(Job::Notices, "removed", "finished_at", Kept::Notices),
+    End::With("trains"),
+    WITH_PUBLISHER,
+], {
     #[sea_orm(primary_key, auto_increment = false)]
     publisher_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]

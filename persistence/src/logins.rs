@@ -312,7 +312,12 @@ mod tests {
             assert_eq!(refused(begin(&owner, "more").await), Code::QuotaExceeded);
             fixture.clock.advance(LOGIN_LIFE);
             begin(&owner, "more").await.unwrap();
-            let swept = fixture.store.system().sweep_logins(1000).await.unwrap();
+            let swept = fixture
+                .store
+                .system()
+                .sweep_table("oauth_logins", Timestamp::from_ms(0), 1000)
+                .await
+                .unwrap();
             assert_eq!(swept, u64::from(OAUTH_LOGINS));
             owner.take_login(&secret("more")).await.unwrap();
         }

@@ -27,6 +27,7 @@ use crate::{
     quota::{over_quota, quotas_of},
     scope::Scoped,
     sql::{Sql, padded},
+    storage::{Room, VERSION},
     walk::{Check, Path, Span, Walk},
 };
 
@@ -136,6 +137,7 @@ pub(crate) async fn check_known(
 async fn insert_version(tx: &Tx, row: &pipelines::Model, definition: &Definition) -> Result<()> {
     let text = serde_json::to_string(definition)
         .map_err(|error| StoreError::Internal(error.to_string()))?;
+    tx.stores(row.publisher_id, VERSION + text.len());
     pipeline_versions::Entity::insert(pipeline_versions::ActiveModel {
         publisher_id: Set(row.publisher_id),
         pipeline_id: Set(row.id),
@@ -232,6 +234,7 @@ impl Store {
         slug: &Slug,
         definition: &Definition,
         if_match: Option<Expected>,
+        room: &Room,
     ) -> Result<Audited<(Pipeline, bool)>> {
         let line = |action: Action, pipeline: &Pipeline| {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
@@ -241,6 +244,7 @@ impl Store {
             if if_match.is_some() {
                 return Err(Code::PreconditionFailed.into());
             }
+            room.check()?;
             let pipeline = register(tx, publisher, slug, definition).await?;
             let line = line(Action::PipelineCreated, &pipeline);
             return Ok(Audited::new((pipeline, true), publisher, line));
@@ -252,6 +256,7 @@ impl Store {
                 false,
             )));
         }
+        room.check()?;
         let row = pipelines::Model {
             version: row.version + 1,
             ..row
@@ -285,13 +290,14 @@ impl Scoped {
         }
         let (store, owner) = (&self.store, self.scope.uuid());
         let (slug, definition) = (&slug, &definition);
+        let room = &store.storage_room(owner).await?;
         store
             .administer(
                 context,
                 owner,
                 |tx| async move {
                     store
-                        .put_pipeline(&tx, owner, slug, definition, if_match)
+                        .put_pipeline(&tx, owner, slug, definition, if_match, room)
                         .await
                 },
                 render,

@@ -35,6 +35,9 @@ pub(crate) const DELIVERY: usize = 512;
 /// Of a kept answer.
 pub(crate) const ANSWER: usize = 256;
 
+/// Of a version of a pipeline.
+pub(crate) const VERSION: usize = 256;
+
 /// How often sums are written down and read.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whose rows are to be counted; also how long after the start.
@@ -59,6 +62,7 @@ pub(crate) fn size_of(table: &str) -> Option<String> {
         ),
         "deliveries" => DELIVERY.to_string(),
         "idempotency_keys" => format!("{ANSWER} + COALESCE(octet_length(answer), 0)"),
+        "pipeline_versions" => format!("{VERSION} + octet_length(pipeline_versions.definition)"),
         _ => return None,
     })
 }
@@ -216,7 +220,7 @@ impl Store {
             return Ok(Room(None));
         }
         let detail = format!(
-            "The publisher may store {quota} bytes of events, runs and deliveries, and stores {bytes}."
+            "The publisher may store {quota} bytes of events, runs, deliveries and versions of pipelines, and stores {bytes}."
         );
         Ok(Room(Some(Problem::new(Code::QuotaExceeded, detail))))
     }
@@ -342,6 +346,7 @@ impl Store {
             counted += self.count_rows(table, publisher, end).await?;
         }
         counted += self.count_answers(publisher).await?;
+        counted += self.count_versions(publisher).await?;
         let wrong = counted - before;
         self.write_unflushed(|tx| async move {
             let mut sql = Sql::new("UPDATE storage_usage SET bytes = bytes + ");
@@ -379,6 +384,19 @@ impl Store {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// They are few, beside the others: as many as were put within the retention of runs.
+    async fn count_versions(&self, publisher: Uuid) -> Result<i64> {
+        let size = size_of("pipeline_versions").ok_or_else(|| damaged("table of counted rows"))?;
+        let mut sql = Sql::new("SELECT CAST(COALESCE(SUM(");
+        sql.push(&size);
+        sql.push("), 0) AS BIGINT) AS bytes FROM pipeline_versions WHERE publisher_id = ");
+        sql.bind(publisher);
+        let scan = self.scan(Uuid::nil()).await?;
+        let statement = sql.statement(self.backend());
+        let row = scan.db().query_one_raw(statement).await?;
+        row.map_or(Ok(0), |row| Ok(row.try_get("", "bytes")?))
     }
 
     async fn count_answers(&self, publisher: Uuid) -> Result<i64> {

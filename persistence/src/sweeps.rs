@@ -6,8 +6,6 @@
 //! bother the writer. The condition stands beside the chosen keys too, so that a row which
 //! changed in between is kept.
 
-use std::time::Duration;
-
 use domain::{
     Timestamp,
     id::{Id as _, PublisherId},
@@ -20,35 +18,33 @@ use uuid::Uuid;
 
 use crate::{
     db::Tx,
+    ends::{End, Retention, Swept, TABLES, Table},
     entity::owner_keys,
     error::{Result, StoreError},
+    jobs::Job,
     scope::System,
     sql::Sql,
     storage,
 };
 
-/// How long the log of credential changes reaches back. A process that was out of touch for
-/// longer forgets its whole cache instead.
-const CHANGES_KEPT: Duration = Duration::from_hours(1);
-
-/// How long tries at endpoints stay counted: a day is shown, in spans of five minutes.
-const STATS_KEPT: Duration = Duration::from_hours(25);
-
-/// How long the use of accounts stays counted: ceilings look back 7 days.
-const USAGE_KEPT: Duration = Duration::from_hours(7 * 24 + 1);
-
-/// How long a cooldown stays after its end: what other processes hear of is looked for among rows.
-const COOLDOWNS_KEPT: Duration = Duration::from_hours(1);
+/// What one step of a job's sweeps removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// How many rows of what.
+    pub counts: Vec<(&'static str, u64)>,
+    /// Whether there may be more.
+    pub more: bool,
+}
 
 /// A table's rows that are past their time.
 struct Sweep<'a> {
     table: &'static str,
     /// The primary key's columns.
-    key: &'static str,
+    key: &'a str,
     /// Writes the condition, which must name the index's column.
     past: &'a (dyn Fn(&mut Sql) + Sync),
     /// The index's column.
-    order: &'static str,
+    order: &'a str,
 }
 
 impl Sweep<'_> {
@@ -113,7 +109,7 @@ fn is_past(sql: &mut Sql, at: &str, cutoff: Timestamp) {
 struct Amend<'a> {
     table: &'static str,
     /// The primary key's columns.
-    key: &'static [&'static str],
+    key: &'a [&'static str],
     /// Writes the condition, which must not hold for a changed row.
     past: &'a (dyn Fn(&mut Sql) + Sync),
     /// The column that says which rows come first.
@@ -150,6 +146,11 @@ impl Amend<'_> {
     }
 }
 
+/// A row's primary key.
+fn key_values(row: &QueryResult, key: &[&'static str]) -> Result<Vec<Value>> {
+    key.iter().map(|column| key_value(row, column)).collect()
+}
+
 /// A column of a primary key: the owner and identifiers are UUIDs, all others are texts.
 fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
     if column == "id" || column.ends_with("_id") {
@@ -161,90 +162,50 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
     }
 }
 
-/// A publisher's tables, those that refer to others first: the order in which they can go.
-const TABLES_OF_A_PUBLISHER: [(&str, &str, &str); 32] = [
-    (
-        "delivery_attempts",
-        "publisher_id",
-        "publisher_id, delivery_id, number",
-    ),
-    ("deliveries", "publisher_id", "publisher_id, id"),
-    ("replays", "publisher_id", "publisher_id, id"),
-    (
-        "endpoint_health",
-        "publisher_id",
-        "publisher_id, endpoint_id",
-    ),
-    (
-        "endpoint_stats",
-        "publisher_id",
-        "publisher_id, endpoint_id, bucket",
-    ),
-    ("endpoint_secrets", "publisher_id", "publisher_id, id"),
-    ("fan_outs", "publisher_id", "publisher_id, seq"),
-    ("fan_out_sequences", "publisher_id", "publisher_id"),
-    ("events", "publisher_id", "publisher_id, id"),
-    ("event_types", "publisher_id", "publisher_id, event_type"),
-    (
-        "dispatch_leases",
-        "publisher_id",
-        "publisher_id, endpoint_id",
-    ),
-    (
-        "endpoint_sequences",
-        "publisher_id",
-        "publisher_id, endpoint_id",
-    ),
-    ("webhook_endpoints", "publisher_id", "publisher_id, id"),
-    ("run_timeline", "publisher_id", "publisher_id, run_id, seq"),
-    ("runs", "publisher_id", "publisher_id, id"),
-    (
-        "pipeline_versions",
-        "publisher_id",
-        "publisher_id, pipeline_id, version",
-    ),
-    ("pipelines", "publisher_id", "publisher_id, id"),
-    ("train_notices", "publisher_id", "publisher_id, id"),
-    ("oauth_logins", "publisher_id", "publisher_id, state_hash"),
-    ("train_tokens", "publisher_id", "publisher_id, id"),
-    (
-        "train_accounts",
-        "publisher_id",
-        "publisher_id, train_id, account_id",
-    ),
-    ("trains", "publisher_id", "publisher_id, id"),
-    (
-        "account_cooldowns",
-        "publisher_id",
-        "publisher_id, account_id, model",
-    ),
-    (
-        "account_usage",
-        "publisher_id",
-        "publisher_id, account_id, bucket",
-    ),
-    ("accounts", "publisher_id", "publisher_id, id"),
-    ("credentials", "publisher_id", "publisher_id, id"),
-    ("idempotency_keys", "owner_id", "owner_id, operation, key"),
-    ("audit_events", "owner_id", "owner_id, seq"),
-    ("audit_heads", "owner_id", "owner_id"),
-    ("owner_keys", "owner_id", "owner_id"),
-    ("storage_usage", "publisher_id", "publisher_id"),
-    ("publishers", "id", "id"),
-];
+/// Removes the rows of a table whose columns have one of these values, where what `still` writes
+/// holds too, and takes what they were counted for off their publisher's sum.
+async fn remove(
+    tx: &Tx,
+    table: &'static str,
+    columns: &[&'static str],
+    keys: &[Vec<Value>],
+    still: &(dyn Fn(&mut Sql) + Sync),
+) -> Result<u64> {
+    let backend = tx.db().get_database_backend();
+    let these = |sql: &mut Sql| {
+        sql.push(" FROM ").push(table).push(" WHERE (");
+        sql.push(&columns.join(", ")).push(") IN (");
+        sql.values(keys.iter().cloned()).push(")");
+        still(sql);
+    };
+    if let Some(size) = storage::size_of(table) {
+        let mut sql = Sql::new("SELECT publisher_id, CAST(SUM(");
+        sql.push(&size).push(") AS BIGINT) AS bytes");
+        these(&mut sql);
+        sql.push(" GROUP BY publisher_id");
+        for row in tx.db().query_all_raw(sql.statement(backend)).await? {
+            tx.removes(row.try_get("", "publisher_id")?, row.try_get("", "bytes")?);
+        }
+    }
+    let mut sql = Sql::new("DELETE");
+    these(&mut sql);
+    let done = tx.db().execute_raw(sql.statement(backend)).await?;
+    Ok(done.rows_affected())
+}
 
 /// Removes up to `limit` rows of one publisher; its own row goes last.
 async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
     let mut removed = 0;
-    for (table, owner, key) in TABLES_OF_A_PUBLISHER {
+    for (table, owner) in tables_of_a_publisher() {
+        let key = (table.key)().join(", ");
         let past = |sql: &mut Sql| {
             sql.push(owner).push(" = ").bind(publisher);
         };
         let sweep = Sweep {
-            table,
-            key,
+            table: table.name,
+            key: &key,
             past: &past,
-            order: key,
+            order: &key,
         };
         removed += sweep.run(tx, limit - removed).await?;
         if removed >= limit {
@@ -254,19 +215,27 @@ async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
     Ok(removed)
 }
 
+/// The tables whose rows go with their publisher, and its own, in the order in which they can go.
+fn tables_of_a_publisher() -> impl Iterator<Item = (&'static Table, &'static str)> {
+    let goes = |table: &&'static Table| {
+        let with_it = |end: &End| matches!(end, End::WithPublisher);
+        table.name == "publishers" || table.ends.iter().any(with_it)
+    };
+    TABLES
+        .iter()
+        .filter(goes)
+        .filter_map(|table| Some((table, table.owner?)))
+}
+
 impl System {
     async fn amend(&self, amend: Amend<'_>, limit: u64) -> Result<u64> {
         let backend = self.store.backend();
         let statement = amend.find(limit).statement(backend);
         let rows = self.store.read().query_all_raw(statement).await?;
-        let of_row = |row| {
-            amend
-                .key
-                .iter()
-                .map(|column| key_value(row, column))
-                .collect()
-        };
-        let keys: Vec<Vec<Value>> = rows.iter().map(of_row).collect::<Result<_>>()?;
+        let keys: Vec<Vec<Value>> = rows
+            .iter()
+            .map(|row| key_values(row, amend.key))
+            .collect::<Result<_>>()?;
         if keys.is_empty() {
             return Ok(0);
         }
@@ -279,228 +248,132 @@ impl System {
             .await
     }
 
-    async fn sweep(&self, sweep: Sweep<'_>, limit: u64) -> Result<u64> {
-        let sweep = &sweep;
-        self.store
-            .write_unflushed(|tx| async move { sweep.run(&tx, limit).await })
-            .await
+    /// Removes the rows that a job's tables say are past their end, at most `limit` of each.
+    ///
+    /// # Errors
+    /// The store is not available. What was removed before that stays removed.
+    pub async fn sweep(
+        &self,
+        job: Job,
+        retention: &Retention,
+        limit: u64,
+    ) -> Result<Removed, StoreError> {
+        let mut all = Removed::default();
+        for table in &TABLES {
+            for swept in table.sweeps().filter(|swept| swept.job == job) {
+                let limit = swept.at_a_time(limit);
+                let removed = self.sweep_rows(table, swept, retention, limit).await?;
+                all.more |= removed >= limit;
+                match all
+                    .counts
+                    .iter_mut()
+                    .find(|(what, _)| *what == swept.counted)
+                {
+                    Some((_, count)) => *count += removed,
+                    None => all.counts.push((swept.counted, removed)),
+                }
+            }
+        }
+        Ok(all)
     }
 
-    /// Rows of a table whose time `at`, a column of an index, is `cutoff` or before.
-    async fn sweep_past(
+    /// Removes at most `limit` rows of one table that ended at or before `cutoff`, where the operator
+    /// sets that.
+    #[cfg(test)]
+    pub(crate) async fn sweep_table(
         &self,
-        table: &'static str,
-        key: &'static str,
-        at: &'static str,
+        table: &str,
         cutoff: Timestamp,
         limit: u64,
     ) -> Result<u64> {
-        let past = |sql: &mut Sql| is_past(sql, at, cutoff);
-        let sweep = Sweep {
-            table,
-            key,
-            past: &past,
-            order: at,
+        let kept = self.store.now().since(cutoff);
+        let retention = Retention {
+            credentials: kept,
+            events: kept,
+            deliveries: kept,
+            runs: kept,
+            notices: kept,
         };
-        self.sweep(sweep, limit).await
-    }
-
-    /// Credentials revoked or expired at or before `cutoff`, with the hashes of tokens. What the
-    /// boot seed wrote stays: its hash is how a revoked value is known when it comes back.
-    pub async fn sweep_credentials(
-        &self,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
-        self.sweep_ended("credentials", "source <> 'seed' AND ", cutoff, limit)
-            .await
-    }
-
-    /// Tokens of trains revoked or expired at or before `cutoff`, with their hashes. Imported ones
-    /// stay for the same reason: a file may still have them.
-    pub async fn sweep_train_tokens(
-        &self,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
-        self.sweep_ended("train_tokens", "source <> 'import' AND ", cutoff, limit)
-            .await
-    }
-
-    /// Counts of the use of accounts that no ceiling looks back to.
-    pub async fn sweep_account_usage(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(USAGE_KEPT);
-        self.sweep_past(
-            "account_usage",
-            "publisher_id, account_id, bucket",
-            "bucket",
-            cutoff,
-            limit,
-        )
-        .await
-    }
-
-    /// Cooldowns that are over for good.
-    pub async fn sweep_cooldowns(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(COOLDOWNS_KEPT);
-        self.sweep_past(
-            "account_cooldowns",
-            "publisher_id, account_id, model",
-            "until",
-            cutoff,
-            limit,
-        )
-        .await
-    }
-
-    /// The log of credential changes, but for the last hour and the newest row: the log's end
-    /// must stay known.
-    pub async fn sweep_credential_changes(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(CHANGES_KEPT).ms();
-        let past = |sql: &mut Sql| {
-            sql.push("at <= ").bind(cutoff);
-            sql.push(" AND epoch < (SELECT max(newest.epoch) FROM credential_changes newest)");
-        };
-        // Epochs and times grow together, so the key is as good as an index on time.
-        let sweep = Sweep {
-            table: "credential_changes",
-            key: "epoch",
-            past: &past,
-            order: "epoch",
-        };
-        self.sweep(sweep, limit).await
-    }
-
-    /// Idempotency keys that are no longer honoured.
-    pub async fn sweep_idempotency_keys(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now();
-        self.sweep_past(
-            "idempotency_keys",
-            "owner_id, operation, key",
-            "expires_at",
-            now,
-            limit,
-        )
-        .await
-    }
-
-    /// Deliveries that ended at or before `cutoff`, with their attempts.
-    pub async fn sweep_deliveries(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        self.sweep_past(
-            "deliveries",
-            "publisher_id, id",
-            "finished_at",
-            cutoff,
-            limit,
-        )
-        .await
-    }
-
-    /// Replays that ended at or before `cutoff`.
-    pub async fn sweep_replays(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        self.sweep_past("replays", "publisher_id, id", "finished_at", cutoff, limit)
-            .await
-    }
-
-    /// Counts of tries at endpoints that are older than what is shown of them.
-    pub async fn sweep_endpoint_stats(&self, limit: u64) -> Result<u64, StoreError> {
-        let cutoff = self.store.now().minus(STATS_KEPT);
-        self.sweep_past(
-            "endpoint_stats",
-            "publisher_id, endpoint_id, bucket",
-            "bucket",
-            cutoff,
-            limit,
-        )
-        .await
-    }
-
-    /// Secrets of endpoints revoked or expired at or before `cutoff`.
-    pub async fn sweep_endpoint_secrets(
-        &self,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
-        self.sweep_ended("endpoint_secrets", "", cutoff, limit)
-            .await
-    }
-
-    /// Rows of a table that were revoked or expired at or before `cutoff`. `among` says which of
-    /// them, and ends in `AND`.
-    async fn sweep_ended(
-        &self,
-        table: &'static str,
-        among: &'static str,
-        cutoff: Timestamp,
-        limit: u64,
-    ) -> Result<u64> {
         let mut removed = 0;
-        for order in ["revoked_at", "expires_at"] {
-            let past = |sql: &mut Sql| {
-                sql.push(among);
-                is_past(sql, order, cutoff);
-            };
-            let sweep = Sweep {
-                table,
-                key: "publisher_id, id",
-                past: &past,
-                order,
-            };
-            removed += self.sweep(sweep, limit - removed).await?;
+        for table in TABLES.iter().filter(|known| known.name == table) {
+            for swept in table.sweeps() {
+                let limit = swept.at_a_time(limit - removed);
+                removed += self.sweep_rows(table, swept, &retention, limit).await?;
+            }
         }
         Ok(removed)
     }
 
-    /// Logins at an upstream that nobody finished in time.
-    pub async fn sweep_logins(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now();
-        self.sweep_past(
-            "oauth_logins",
-            "publisher_id, state_hash",
-            "expires_at",
-            now,
-            limit,
-        )
-        .await
-    }
-
-    /// Events of `cutoff` or before of which no delivery is left, nor one to be written.
-    pub async fn sweep_events(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
+    async fn sweep_rows(
+        &self,
+        table: &Table,
+        swept: Swept,
+        retention: &Retention,
+        limit: u64,
+    ) -> Result<u64> {
+        let cutoff = swept.kept.cutoff(self.store.now(), retention);
         let past = |sql: &mut Sql| {
-            sql.push("created_at <= ").bind(cutoff.ms());
-            sql.push(
-                " AND NOT EXISTS (SELECT 1 FROM deliveries d \
-                 WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id) \
-                 AND NOT EXISTS (SELECT 1 FROM fan_outs f \
-                 WHERE f.publisher_id = events.publisher_id AND f.created_at = events.created_at)",
-            );
+            is_past(sql, swept.at, cutoff);
+            if let Some(only) = swept.only {
+                sql.push(" AND ").push(only);
+            }
         };
-        let key = "publisher_id, id";
-        let sweep = Sweep {
-            table: "events",
+        let key = (table.key)();
+        if swept.along.is_empty() {
+            let key = key.join(", ");
+            let sweep = &Sweep {
+                table: table.name,
+                key: &key,
+                past: &past,
+                order: swept.order,
+            };
+            return self
+                .store
+                .write_unflushed(|tx| async move { sweep.run(&tx, limit).await })
+                .await;
+        }
+        self.sweep_with(table, &key, swept, &past, limit).await
+    }
+
+    /// Removes rows to which rows of other tables belong. Which they are is found out first: the
+    /// condition is too much to be asked again for each of those tables.
+    async fn sweep_with(
+        &self,
+        table: &Table,
+        key: &[&'static str],
+        swept: Swept,
+        past: &(dyn Fn(&mut Sql) + Sync),
+        limit: u64,
+    ) -> Result<u64> {
+        let backend = self.store.backend();
+        let find = Amend {
+            table: table.name,
             key,
-            past: &past,
-            order: "created_at",
+            past,
+            order: swept.order,
+            set: &|_| {},
         };
-        self.sweep(sweep, limit).await
-    }
-
-    /// Messages about trains that were sent or given up at or before `cutoff`.
-    pub async fn sweep_notices(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        self.sweep_past(
-            "train_notices",
-            "publisher_id, id",
-            "finished_at",
-            cutoff,
-            limit,
-        )
-        .await
-    }
-
-    /// Runs past the time that their pipeline asks for.
-    pub async fn sweep_runs(&self, limit: u64) -> Result<u64, StoreError> {
-        let now = self.store.now();
-        self.sweep_past("runs", "publisher_id, id", "sweep_at", now, limit)
+        let statement = find.find(limit).statement(backend);
+        let rows = self.store.read().query_all_raw(statement).await?;
+        let keys: Vec<Vec<Value>> = rows
+            .iter()
+            .map(|row| key_values(row, key))
+            .collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let keys = &keys;
+        self.store
+            .write_unflushed(|tx| async move {
+                for (other, column) in swept.along {
+                    remove(&tx, other, &["publisher_id", column], keys, &|_| {}).await?;
+                }
+                let still = |sql: &mut Sql| {
+                    sql.push(" AND ");
+                    past(sql);
+                };
+                remove(&tx, table.name, key, keys, &still).await
+            })
             .await
     }
 
@@ -638,4 +511,4 @@ async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<V
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

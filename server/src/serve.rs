@@ -15,7 +15,7 @@ use api::{
 use domain::token::TokenHash;
 use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
-use persistence::Store;
+use persistence::{Job, Retention, Store};
 use tokio::{
     net::{TcpListener, TcpSocket},
     time::{Instant, timeout_at},
@@ -279,22 +279,31 @@ fn rates(config: &Config) -> RateSettings {
 }
 
 fn job_settings(config: &Config) -> jobs::Settings {
+    let cron = |job: &Job| {
+        let cron = match job {
+            Job::Credentials => &config.cron_credentials,
+            Job::IdempotencyKeys => &config.cron_idempotency_keys,
+            Job::Deliveries => &config.cron_deliveries,
+            Job::Events => &config.cron_events,
+            Job::Runs => &config.cron_runs,
+            Job::Publishers => &config.cron_publishers,
+            Job::Leases => &config.cron_leases,
+            Job::Endpoints => &config.cron_endpoints,
+            Job::Notices => &config.cron_notices,
+            Job::Accounts => &config.cron_accounts,
+        };
+        (*job, cron.0.clone())
+    };
+    let days = |days: u32| Duration::from_hours(u64::from(days) * 24);
     jobs::Settings {
-        credentials: config.cron_credentials.0.clone(),
-        idempotency_keys: config.cron_idempotency_keys.0.clone(),
-        deliveries: config.cron_deliveries.0.clone(),
-        events: config.cron_events.0.clone(),
-        runs: config.cron_runs.0.clone(),
-        publishers: config.cron_publishers.0.clone(),
-        leases: config.cron_leases.0.clone(),
-        endpoints: config.cron_endpoints.0.clone(),
-        notices: config.cron_notices.0.clone(),
-        accounts: config.cron_accounts.0.clone(),
+        crons: Job::ALL.iter().map(cron).collect(),
         disable_endpoint_after_days: config.disable_endpoint_after_days,
-        retention_credentials_days: config.retention_credentials_days,
-        retention_events_days: config.retention_events_days,
-        retention_deliveries_days: config.retention_deliveries_days,
-        retention_runs_days: config.retention_runs_days,
-        retention_notices_days: config.retention_notices_days,
+        retention: Retention {
+            credentials: days(config.retention_credentials_days),
+            events: days(config.retention_events_days),
+            deliveries: days(config.retention_deliveries_days),
+            runs: days(config.retention_runs_days),
+            notices: days(config.retention_notices_days),
+        },
     }
 }

@@ -11,6 +11,7 @@ mod cursors;
 mod deliveries;
 mod dispatch;
 mod endpoints;
+mod ends;
 mod events;
 mod fan_outs;
 mod first_minute;

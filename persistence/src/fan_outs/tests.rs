@@ -265,7 +265,7 @@ async fn events_that_are_still_to_be_spread_are_neither_swept_nor_replayed() {
         fixture.clock.advance(Duration::from_mins(1));
         let now = fixture.store.now();
         let system = fixture.store.system();
-        assert_eq!(system.sweep_events(now, 1000).await.unwrap(), 0);
+        assert_eq!(system.sweep_table("events", now, 1000).await.unwrap(), 0);
         let new = NewReplay {
             since,
             until: None,
@@ -284,7 +284,7 @@ async fn events_that_are_still_to_be_spread_are_neither_swept_nor_replayed() {
             "all are on their way"
         );
         fixture.execute("DELETE FROM deliveries").await;
-        assert_eq!(system.sweep_events(now, 1000).await.unwrap(), 100);
+        assert_eq!(system.sweep_table("events", now, 1000).await.unwrap(), 100);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Health, and what follows from it, on both engines.
 
-use domain::id::PublisherId;
+use domain::{Timestamp, id::PublisherId};
 
 use super::*;
 use crate::{
@@ -111,7 +111,7 @@ async fn tries_are_counted_by_endpoint_and_time() {
             fixture
                 .store
                 .system()
-                .sweep_endpoint_stats(10)
+                .sweep_table("endpoint_stats", Timestamp::from_ms(0), 10)
                 .await
                 .unwrap(),
             2

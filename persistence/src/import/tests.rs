@@ -213,7 +213,10 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
             .fixture
             .execute("UPDATE train_tokens SET revoked_at = 1")
             .await;
-        let swept = system.sweep_train_tokens(START, 500).await.unwrap();
+        let swept = system
+            .sweep_table("train_tokens", START, 500)
+            .await
+            .unwrap();
         assert_eq!(swept, 0);
         let again = import.client_key(&key).await.unwrap();
         assert_eq!(again.outcome, Outcome::Unchanged);

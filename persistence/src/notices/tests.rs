@@ -356,11 +356,23 @@ async fn the_sweep_takes_what_ended_long_ago() {
         fixture.clock.advance(Duration::from_secs(1));
         record(&fixture, &claimed[1], Some("status"), None).await;
         let system = fixture.store.system();
-        assert_eq!(system.sweep_notices(START, 10).await.unwrap(), 1);
+        assert_eq!(
+            system
+                .sweep_table("train_notices", START, 10)
+                .await
+                .unwrap(),
+            1
+        );
         assert_eq!(fixture.count("train_notices").await, 2);
         let now = fixture.store.now();
-        assert_eq!(system.sweep_notices(now, 10).await.unwrap(), 1);
-        assert_eq!(system.sweep_notices(now, 10).await.unwrap(), 0);
+        assert_eq!(
+            system.sweep_table("train_notices", now, 10).await.unwrap(),
+            1
+        );
+        assert_eq!(
+            system.sweep_table("train_notices", now, 10).await.unwrap(),
+            0
+        );
         let waits = "train_notices WHERE finished_at IS NULL";
         assert_eq!(fixture.count(waits).await, 1);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain::Code;
+use domain::{Code, Timestamp};
 use serde_json::json;
 
 use super::*;
@@ -78,11 +78,17 @@ async fn sums_say_what_the_rows_come_to() {
             .execute("UPDATE deliveries SET status = 'succeeded', next_attempt_at = NULL, finished_at = 1")
             .await;
         let (system, now) = (fixture.store.system(), fixture.store.now());
-        assert!(system.sweep_deliveries(now, 1000).await.unwrap() > 7);
+        assert!(system.sweep_table("deliveries", now, 1000).await.unwrap() > 7);
         confirmed(&fixture, &mine).await;
-        assert!(system.sweep_events(now, 1000).await.unwrap() > 7);
+        assert!(system.sweep_table("events", now, 1000).await.unwrap() > 7);
         fixture.clock.advance(Duration::from_hours(24 * 400));
-        assert_eq!(system.sweep_runs(1000).await.unwrap(), 1);
+        assert_eq!(
+            system
+                .sweep_table("runs", Timestamp::from_ms(0), 1000)
+                .await
+                .unwrap(),
+            1
+        );
         let less = confirmed(&fixture, &mine).await;
         assert!(0 < less && less < full / 2, "{less} of {full}");
     }
@@ -124,7 +130,7 @@ async fn who_stores_as_much_as_it_may_is_refused_until_rows_are_gone() {
             fixture
                 .store
                 .system()
-                .sweep_events(now, 1000)
+                .sweep_table("events", now, 1000)
                 .await
                 .unwrap()
                 > 5

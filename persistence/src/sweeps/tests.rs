@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
+    ends::Table,
     entity::{
         credential_changes, credentials, delivery_attempts, idempotency_keys, pipeline_versions,
         pipelines, run_timeline, runs,
@@ -21,7 +22,7 @@ use crate::{
 const DAY: Duration = Duration::from_hours(24);
 
 /// One of everything that a publisher can have.
-async fn furnish(fixture: &Fixture, publisher: PublisherId) {
+pub(crate) async fn furnish(fixture: &Fixture, publisher: PublisherId) {
     let (owner, now) = (publisher.uuid(), fixture.store.now());
     let endpoint = fixture.endpoint(publisher, true).await;
     let event = fixture.event(publisher).await;
@@ -268,7 +269,13 @@ async fn dead_credentials_go_and_live_ones_stay() {
                 .unwrap();
         }
         let (system, cutoff) = (fixture.store.system(), START.minus(30 * DAY));
-        assert_eq!(system.sweep_credentials(cutoff, 500).await.unwrap(), 2);
+        assert_eq!(
+            system
+                .sweep_table("credentials", cutoff, 500)
+                .await
+                .unwrap(),
+            2
+        );
         assert_eq!(fixture.count("credentials").await, 2);
         assert_eq!(fixture.count("credentials WHERE kind = 'runner'").await, 1);
         assert_eq!(
@@ -276,7 +283,13 @@ async fn dead_credentials_go_and_live_ones_stay() {
             1,
             "the admin token's hash went along"
         );
-        assert_eq!(system.sweep_credentials(cutoff, 500).await.unwrap(), 0);
+        assert_eq!(
+            system
+                .sweep_table("credentials", cutoff, 500)
+                .await
+                .unwrap(),
+            0
+        );
     }
 }
 
@@ -294,9 +307,27 @@ async fn the_log_of_changes_keeps_its_end() {
                 })
                 .await;
         }
-        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 3);
-        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 1);
-        assert_eq!(system.sweep_credential_changes(3).await.unwrap(), 0);
+        assert_eq!(
+            system
+                .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
+                .await
+                .unwrap(),
+            3
+        );
+        assert_eq!(
+            system
+                .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(
+            system
+                .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
+                .await
+                .unwrap(),
+            0
+        );
         assert_eq!(
             fixture.count("credential_changes WHERE epoch = 105").await,
             1
@@ -315,7 +346,7 @@ async fn idempotency_keys_go_at_their_hour() {
             fixture
                 .store
                 .system()
-                .sweep_idempotency_keys(500)
+                .sweep_table("idempotency_keys", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
             1
@@ -457,12 +488,12 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
         fixture.clock.advance(40 * DAY);
         let (system, cutoff) = (fixture.store.system(), START.plus(10 * DAY));
         assert_eq!(
-            system.sweep_deliveries(cutoff, 500).await.unwrap(),
+            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
             0,
             "all are pending"
         );
         assert_eq!(
-            system.sweep_events(cutoff, 500).await.unwrap(),
+            system.sweep_table("events", cutoff, 500).await.unwrap(),
             0,
             "all have deliveries"
         );
@@ -474,20 +505,26 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             ))
             .await;
         assert_eq!(
-            system.sweep_deliveries(START, 500).await.unwrap(),
+            system.sweep_table("deliveries", START, 500).await.unwrap(),
             0,
             "all are fresh"
         );
-        assert_eq!(system.sweep_deliveries(cutoff, 2).await.unwrap(), 2);
+        assert_eq!(
+            system.sweep_table("deliveries", cutoff, 2).await.unwrap(),
+            2
+        );
         assert_eq!(
             fixture.count("delivery_attempts").await,
             1,
             "attempts go along"
         );
         furnish_webhook(&fixture, publisher).await;
-        assert_eq!(system.sweep_events(cutoff, 500).await.unwrap(), 2);
-        assert_eq!(system.sweep_deliveries(cutoff, 500).await.unwrap(), 1);
-        assert_eq!(system.sweep_events(cutoff, 500).await.unwrap(), 1);
+        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 2);
+        assert_eq!(
+            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
+            1
+        );
+        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 1);
         assert_eq!(fixture.count("events").await, 1, "the new one");
         assert_eq!(fixture.count("deliveries").await, 1);
     }
@@ -528,8 +565,20 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
             fixture.insert(run_row(owner, pipeline, row)).await;
         }
         let system = fixture.store.system();
-        assert_eq!(system.sweep_runs(500).await.unwrap(), 1);
-        assert_eq!(system.sweep_runs(500).await.unwrap(), 0);
+        assert_eq!(
+            system
+                .sweep_table("runs", Timestamp::from_ms(0), 500)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(
+            system
+                .sweep_table("runs", Timestamp::from_ms(0), 500)
+                .await
+                .unwrap(),
+            0
+        );
         assert_eq!(
             system
                 .shorten_runs(START.minus(90 * DAY), 500)
@@ -544,7 +593,13 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
                 .unwrap(),
             1
         );
-        assert_eq!(system.sweep_runs(500).await.unwrap(), 1);
+        assert_eq!(
+            system
+                .sweep_table("runs", Timestamp::from_ms(0), 500)
+                .await
+                .unwrap(),
+            1
+        );
         assert_eq!(fixture.count("runs WHERE status = 'queued'").await, 1);
         assert_eq!(fixture.count("runs").await, 2);
     }
@@ -602,7 +657,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         assert_eq!(fixture.count("publishers").await, 2, "the row goes last");
         while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
 
-        for (table, owner, _) in super::TABLES_OF_A_PUBLISHER {
+        for (Table { name: table, .. }, owner) in super::tables_of_a_publisher() {
             let of = |id: PublisherId| {
                 format!("{table} WHERE {owner} = {}", literal(&fixture, id.uuid()))
             };
@@ -616,7 +671,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
 }
 
 /// An identifier as each engine writes it in SQL.
-fn literal(fixture: &Fixture, id: Uuid) -> String {
+pub(crate) fn literal(fixture: &Fixture, id: Uuid) -> String {
     match fixture.store.backend() {
         DbBackend::Sqlite => format!("x'{}'", id.simple()),
         _ => format!("'{id}'"),

@@ -119,13 +119,13 @@ settings! {
     }
     "Retention and scheduled work" {
         retention_credentials_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_CREDENTIALS_DAYS", "30" (""), Open,
-            "How long expired and revoked credentials stay listed, in days.";
+            "How long expired and revoked credentials and endpoint secrets stay listed, in days.";
         retention_events_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_EVENTS_DAYS", "30" (""), Open,
             "How long events are kept, in days.";
         retention_deliveries_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_DELIVERIES_DAYS", "30" (""), Open,
-            "How long finished deliveries and their attempts are kept, in days.";
+            "How long finished deliveries with their attempts, finished replays and deleted endpoints are kept, in days.";
         retention_runs_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_RUNS_DAYS", "90" (""), Open,
-            "How long finished runs are kept at most, in days. A pipeline may ask for less.";
+            "How long finished runs are kept at most, in days. A pipeline may ask for less. Deleted pipelines and superseded versions are kept as long, and until no run names them.";
         retention_notices_days: Whole<1, 36_500> = "STATIONMASTER_RETENTION_NOTICES_DAYS", "7" (""), Open,
             "How long Slack messages about trains are kept after they were sent or given up, in days.";
         cron_leases: Cron = "STATIONMASTER_CRON_LEASES", "*/10 * * * * *" (""), Open,
@@ -137,13 +137,13 @@ settings! {
         cron_idempotency_keys: Cron = "STATIONMASTER_CRON_IDEMPOTENCY_KEYS", "30 * * * * *" (""), Open,
             "When stored answers that hold a credential are wiped after their 10 minutes, and idempotency keys removed after their 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
-            "When expired and revoked credentials past their retention are removed.";
+            "When expired and revoked credentials and endpoint secrets past their retention are removed.";
         cron_deliveries: Cron = "STATIONMASTER_CRON_DELIVERIES", "0 23 2 * * *" (""), Open,
-            "When finished deliveries and attempts past their retention are removed, and pending ones to deleted endpoints called off.";
+            "When finished deliveries, replays and deleted endpoints past their retention are removed, and pending deliveries to deleted endpoints called off.";
         cron_events: Cron = "STATIONMASTER_CRON_EVENTS", "0 41 2 * * *" (""), Open,
             "When events past their retention are removed.";
         cron_runs: Cron = "STATIONMASTER_CRON_RUNS", "0 19 3 * * *" (""), Open,
-            "When finished runs past their retention are removed.";
+            "When finished runs, deleted pipelines and superseded versions past their retention are removed.";
         cron_notices: Cron = "STATIONMASTER_CRON_NOTICES", "0 37 3 * * *" (""), Open,
             "When Slack messages about trains past their retention are removed.";
         cron_publishers: Cron = "STATIONMASTER_CRON_PUBLISHERS", "0 53 3 * * *" (""), Open,

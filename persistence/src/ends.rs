@@ -1,0 +1,330 @@
+//! How the rows of each table end.
+//!
+//! A table says it where it is declared (`entity.rs`), and what removes rows follows from that: the
+//! sweeps of each job, the order in which a publisher's rows go, and the test that walks every table.
+//! No row may stay for ever because nobody thought of its end.
+
+use std::time::Duration;
+
+use domain::Timestamp;
+use sea_orm::{EntityTrait, IdenStatic as _, Iterable as _};
+
+use crate::{entity, jobs::Job};
+
+/// Rows to which others belong that are removed at a time.
+const WITH_OTHERS: u64 = 100;
+
+/// How long the log of credential changes reaches back. A process that was out of touch for
+/// longer forgets its whole cache instead.
+pub(crate) const CHANGES_KEPT: Duration = Duration::from_hours(1);
+
+/// The log's end must stay known.
+pub(crate) const NOT_THE_NEWEST: &str =
+    "epoch < (SELECT max(newest.epoch) FROM credential_changes newest)";
+
+/// How long tries at endpoints stay counted: a day is shown, in spans of five minutes.
+pub(crate) const STATS_KEPT: Duration = Duration::from_hours(25);
+
+/// How long the use of accounts stays counted: ceilings look back 7 days.
+pub(crate) const USAGE_KEPT: Duration = Duration::from_hours(7 * 24 + 1);
+
+/// How long a cooldown stays after its end: what other processes hear of is looked for among rows.
+pub(crate) const COOLDOWNS_KEPT: Duration = Duration::from_hours(1);
+
+/// Of an event no delivery is left, nor one to be written.
+pub(crate) const WITHOUT_DELIVERIES: &str = "NOT EXISTS (SELECT 1 FROM deliveries d \
+     WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id) \
+     AND NOT EXISTS (SELECT 1 FROM fan_outs f \
+     WHERE f.publisher_id = events.publisher_id AND f.created_at = events.created_at)";
+
+/// No delivery names the endpoint any more.
+pub(crate) const UNUSED: &str = "NOT EXISTS (SELECT 1 FROM deliveries d \
+     WHERE d.publisher_id = webhook_endpoints.publisher_id \
+     AND d.endpoint_id = webhook_endpoints.id)";
+
+/// What belongs to an endpoint beside its deliveries.
+pub(crate) const OF_AN_ENDPOINT: &[(&str, &str)] = &[
+    ("replays", "endpoint_id"),
+    ("endpoint_health", "endpoint_id"),
+    ("endpoint_stats", "endpoint_id"),
+    ("endpoint_secrets", "endpoint_id"),
+    ("dispatch_leases", "endpoint_id"),
+    ("endpoint_sequences", "endpoint_id"),
+];
+
+/// A pipeline is deleted, and no run names it any more.
+pub(crate) const DELETED_WITHOUT_RUNS: &str = "live_slug IS NULL \
+     AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.publisher_id = pipelines.publisher_id \
+     AND r.pipeline_id = pipelines.id)";
+
+/// What belongs to a pipeline beside its runs.
+pub(crate) const OF_A_PIPELINE: &[(&str, &str)] = &[("pipeline_versions", "pipeline_id")];
+
+/// A version is not its pipeline's current one, and no run was made of it that is still there.
+pub(crate) const SUPERSEDED_WITHOUT_RUNS: &str = "NOT EXISTS (SELECT 1 FROM pipelines p \
+     WHERE p.publisher_id = pipeline_versions.publisher_id \
+     AND p.id = pipeline_versions.pipeline_id AND p.version = pipeline_versions.version) \
+     AND NOT EXISTS (SELECT 1 FROM runs r \
+     WHERE r.publisher_id = pipeline_versions.publisher_id \
+     AND r.pipeline_id = pipeline_versions.pipeline_id \
+     AND r.pipeline_version = pipeline_versions.version)";
+
+/// How long what has ended stays, as the operator sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Credentials, train tokens and endpoint secrets, after they were revoked or expired.
+    pub credentials: Duration,
+    /// Events, after they were written.
+    pub events: Duration,
+    /// Deliveries and replays after they finished, endpoints after they were deleted.
+    pub deliveries: Duration,
+    /// Runs after they finished, at most; pipelines after they were deleted, and versions of them.
+    pub runs: Duration,
+    /// Messages about trains, after they were sent or given up.
+    pub notices: Duration,
+}
+
+/// For how long a row stays after the time in a column.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kept {
+    /// The column holds the time of the end itself.
+    Until,
+    /// The same time everywhere.
+    For(Duration),
+    /// As the operator sets it, for each of these.
+    Credentials,
+    Events,
+    Deliveries,
+    Runs,
+    Notices,
+}
+
+impl Kept {
+    /// Rows with this time in the column, or an earlier one, are past their end.
+    pub(crate) fn cutoff(self, now: Timestamp, retention: &Retention) -> Timestamp {
+        let kept = match self {
+            Self::Until => Duration::ZERO,
+            Self::For(time) => time,
+            Self::Credentials => retention.credentials,
+            Self::Events => retention.events,
+            Self::Deliveries => retention.deliveries,
+            Self::Runs => retention.runs,
+            Self::Notices => retention.notices,
+        };
+        now.minus(kept)
+    }
+}
+
+/// Rows that a job removes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Swept {
+    pub(crate) job: Job,
+    /// What the job's counts call them.
+    pub(crate) counted: &'static str,
+    /// The column whose time counts: the first of an index. No time is no end.
+    pub(crate) at: &'static str,
+    pub(crate) kept: Kept,
+    /// The column in whose order rows are looked for: that one, or another that grows with it.
+    pub(crate) order: &'static str,
+    /// A further condition that a row must meet, in SQL.
+    pub(crate) only: Option<&'static str>,
+    /// Tables whose rows go first, in this order, and their columns that name the row beside its
+    /// publisher.
+    pub(crate) along: &'static [(&'static str, &'static str)],
+}
+
+impl Swept {
+    /// How many rows are removed at a time where `limit` are wanted: each may take many along.
+    pub(crate) fn at_a_time(&self, limit: u64) -> u64 {
+        if self.along.is_empty() {
+            limit
+        } else {
+            limit.min(WITH_OTHERS)
+        }
+    }
+}
+
+/// One way in which rows of a table end. What the others than sweeps name is for readers, and for the
+/// test that looks whether there is such a thing.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "a test and readers ask for the names")
+)]
+pub(crate) enum End {
+    /// A job removes them.
+    Swept(Swept),
+    /// The row of another table takes them along when it is removed.
+    With(&'static str),
+    /// A job removes them with all that their publisher had, once that is deleted.
+    WithPublisher,
+    /// The operation that this names removes them.
+    By(&'static str),
+    /// There is never more than a fixed number of them: why.
+    Few(&'static str),
+}
+
+/// Shorter, where tables are declared.
+pub(crate) const WITH_PUBLISHER: End = End::WithPublisher;
+
+/// A table, as far as removing its rows is concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    /// The column with the publisher; `None` where rows belong to none.
+    pub(crate) owner: Option<&'static str>,
+    /// The columns of the primary key.
+    pub(crate) key: fn() -> Vec<&'static str>,
+    pub(crate) ends: &'static [End],
+}
+
+impl Table {
+    /// The sweeps that remove its rows.
+    pub(crate) fn sweeps(&self) -> impl Iterator<Item = Swept> {
+        self.ends.iter().filter_map(|end| match end {
+            End::Swept(swept) => Some(*swept),
+            _ => None,
+        })
+    }
+}
+
+/// Rows that a job removes once the time in the column `at` is past by what `kept` says.
+pub(crate) const fn swept(job: Job, counted: &'static str, at: &'static str, kept: Kept) -> End {
+    End::Swept(Swept {
+        job,
+        counted,
+        at,
+        kept,
+        order: at,
+        only: None,
+        along: &[],
+    })
+}
+
+impl End {
+    /// The same, of rows alone that meet a condition in SQL.
+    pub(crate) const fn only(self, condition: &'static str) -> Self {
+        match self {
+            Self::Swept(swept) => Self::Swept(Swept {
+                only: Some(condition),
+                ..swept
+            }),
+            other => other,
+        }
+    }
+
+    /// The same, looked for in the order of another column, that of an index.
+    pub(crate) const fn ordered_by(self, column: &'static str) -> Self {
+        match self {
+            Self::Swept(swept) => Self::Swept(Swept {
+                order: column,
+                ..swept
+            }),
+            other => other,
+        }
+    }
+
+    /// The same, with the rows of other tables that belong to them.
+    pub(crate) const fn along(self, tables: &'static [(&'static str, &'static str)]) -> Self {
+        match self {
+            Self::Swept(swept) => Self::Swept(Swept {
+                along: tables,
+                ..swept
+            }),
+            other => other,
+        }
+    }
+}
+
+/// The primary key's columns, as the entity declares them.
+pub(crate) fn key_of<E: EntityTrait>() -> Vec<&'static str> {
+    E::PrimaryKey::iter()
+        .map(|column| column.as_str())
+        .collect()
+}
+
+/// A table that is written in SQL alone.
+macro_rules! table {
+    ($name:literal, $owner:literal, [$($key:literal),+], $ends:expr) => {
+        Table { name: $name, owner: Some($owner), key: || vec![$($key),+], ends: $ends }
+    };
+}
+
+const DISPATCH_LEASES: Table = table!(
+    "dispatch_leases",
+    "publisher_id",
+    ["publisher_id", "endpoint_id"],
+    &[End::With("webhook_endpoints"), WITH_PUBLISHER]
+);
+const ENDPOINT_SEQUENCES: Table = table!(
+    "endpoint_sequences",
+    "publisher_id",
+    ["publisher_id", "endpoint_id"],
+    &[End::With("webhook_endpoints"), WITH_PUBLISHER]
+);
+const FAN_OUT_SEQUENCES: Table = table!(
+    "fan_out_sequences",
+    "publisher_id",
+    ["publisher_id"],
+    &[WITH_PUBLISHER]
+);
+const STORAGE_USAGE: Table = table!(
+    "storage_usage",
+    "publisher_id",
+    ["publisher_id"],
+    &[WITH_PUBLISHER]
+);
+
+/// An entity's table.
+pub(crate) trait Declared {
+    const TABLE: Table;
+}
+
+const fn of<E: Declared>() -> Table {
+    E::TABLE
+}
+
+/// Every table. Those that refer to others come first: in this order rows can go.
+pub(crate) const TABLES: [Table; 38] = [
+    of::<entity::delivery_attempts::Entity>(),
+    of::<entity::deliveries::Entity>(),
+    of::<entity::replays::Entity>(),
+    of::<entity::endpoint_health::Entity>(),
+    of::<entity::endpoint_stats::Entity>(),
+    of::<entity::endpoint_secrets::Entity>(),
+    of::<entity::fan_outs::Entity>(),
+    FAN_OUT_SEQUENCES,
+    of::<entity::events::Entity>(),
+    of::<entity::event_types::Entity>(),
+    DISPATCH_LEASES,
+    ENDPOINT_SEQUENCES,
+    of::<entity::webhook_endpoints::Entity>(),
+    of::<entity::run_timeline::Entity>(),
+    of::<entity::runs::Entity>(),
+    of::<entity::pipeline_versions::Entity>(),
+    of::<entity::pipelines::Entity>(),
+    of::<entity::train_notices::Entity>(),
+    of::<entity::oauth_logins::Entity>(),
+    of::<entity::train_token_hashes::Entity>(),
+    of::<entity::train_tokens::Entity>(),
+    of::<entity::train_accounts::Entity>(),
+    of::<entity::trains::Entity>(),
+    of::<entity::account_cooldowns::Entity>(),
+    of::<entity::account_usage::Entity>(),
+    of::<entity::accounts::Entity>(),
+    of::<entity::token_hashes::Entity>(),
+    of::<entity::credentials::Entity>(),
+    of::<entity::idempotency_keys::Entity>(),
+    of::<entity::audit_events::Entity>(),
+    of::<entity::audit_heads::Entity>(),
+    of::<entity::owner_keys::Entity>(),
+    STORAGE_USAGE,
+    of::<entity::publishers::Entity>(),
+    of::<entity::credential_changes::Entity>(),
+    of::<entity::cache_epoch::Entity>(),
+    of::<entity::jobs::Entity>(),
+    of::<entity::processes::Entity>(),
+];
+
+#[cfg(test)]
+mod tests;
