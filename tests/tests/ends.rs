@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tests::{Consumer, Site, World, on_both_stores, tools};
+use tests::{Consumer, Publisher, Site, World, on_both_stores, tools};
 
 use crate::tokens::mint;
 
@@ -49,20 +49,15 @@ async fn counts(site: &Site) -> Vec<i64> {
     counts
 }
 
-async fn what_is_gone_leaves_nothing_behind(world: &World) {
-    let server = world.start().await;
-    let publisher = server.publisher("acme").await;
+/// Has something of each kind revoked, deleted or finished; answers an endpoint that stays.
+async fn retire(publisher: &Publisher, consumer: &Consumer) -> String {
     let admin = &publisher.admin;
-    let consumer = Consumer::start().await;
-    let kept = publisher.endpoint(&consumer, &["*"]).await;
+    let kept = publisher.endpoint(consumer, &["*"]).await;
     let secrets = format!("/v1/webhook-endpoints/{kept}/secrets");
     admin.post(&secrets).json(&json!({})).expect(201).await;
     let secret = admin.post(&secrets).json(&json!({})).expect(201).await;
-    let secret = secret.text("/id");
-    admin
-        .delete(&format!("{secrets}/{secret}"))
-        .expect(204)
-        .await;
+    let secret = format!("{secrets}/{}", secret.text("/id"));
+    admin.delete(&secret).expect(204).await;
     let (token, _) = mint(admin, "runner", &json!({"name": "x"})).await;
     let token = format!("/v1/publishers/me/tokens/runner/{token}");
     admin.delete(&token).expect(204).await;
@@ -76,16 +71,23 @@ async fn what_is_gone_leaves_nothing_behind(world: &World) {
     })
     .await;
     for number in 0..5 {
-        let gone = publisher.endpoint(&consumer, &["*"]).await;
+        let gone = publisher.endpoint(consumer, &["*"]).await;
         let gone = format!("/v1/webhook-endpoints/{gone}");
         admin.delete(&gone).expect(204).await;
         let slug = format!("gone-{number}");
         publisher.pipeline(&slug).await;
-        admin
-            .delete(&format!("/v1/pipelines/{slug}"))
-            .expect(204)
-            .await;
+        let gone = format!("/v1/pipelines/{slug}");
+        admin.delete(&gone).expect(204).await;
     }
+    kept
+}
+
+async fn what_is_gone_leaves_nothing_behind(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let admin = &publisher.admin;
+    let consumer = Consumer::start().await;
+    let kept = retire(&publisher, &consumer).await;
     // One that goes through three versions, and has a run of the second.
     publisher.pipeline("nightly").await;
     let put = async |name: &str| {
@@ -127,6 +129,7 @@ async fn what_is_gone_leaves_nothing_behind(world: &World) {
         .get(&format!("/v1/webhook-endpoints/{kept}"))
         .expect(200)
         .await;
+    let secrets = format!("/v1/webhook-endpoints/{kept}/secrets");
     assert_eq!(admin.all(&secrets).await.len(), 1);
     let pipeline = admin.get("/v1/pipelines/nightly").expect(200).await;
     assert_eq!(pipeline.text("/display_name"), "third");
