@@ -169,6 +169,18 @@ pub(crate) struct Found<K> {
     pub(crate) next: Option<K>,
 }
 
+/// Writes that columns have these values.
+fn equal<'v>(sql: &mut Sql, named: impl Iterator<Item = (&'v &'static str, &'v Value)>) {
+    for (column, value) in named {
+        sql.push(" AND ").push(column);
+        if is_null(value) {
+            sql.push(" IS NULL");
+        } else {
+            sql.push(" = ").bind(value.clone());
+        }
+    }
+}
+
 impl Walk<'_> {
     /// Of a publisher, where each path says all.
     pub(crate) fn over(table: &'static str, of: Uuid, paths: Vec<Path>) -> Self {
@@ -194,43 +206,36 @@ impl Walk<'_> {
         let direction = if span.newest_first { " DESC" } else { "" };
         sql.push("SELECT ").push(K::COLUMN).push(" FROM ");
         sql.push(self.table);
-        let null = values.iter().any(is_null);
-        if backend == DbBackend::Sqlite || null {
-            if let Some(index) = path.index.filter(|_| backend == DbBackend::Sqlite) {
-                sql.push(" INDEXED BY ").push(index);
-            }
-            sql.push(" WHERE ").push(self.owner).push(" = ");
-            sql.bind(self.of);
-            for (column, value) in path.columns.iter().zip(values) {
-                sql.push(" AND ").push(column);
-                if is_null(value) {
-                    sql.push(" IS NULL");
-                } else {
-                    sql.push(" = ").bind(value.clone());
-                }
-            }
+        if let Some(index) = path.index.filter(|_| backend == DbBackend::Sqlite) {
+            sql.push(" INDEXED BY ").push(index);
+        }
+        sql.push(" WHERE ").push(self.owner).push(" = ");
+        sql.bind(self.of);
+        let named = path.columns.iter().zip(values);
+        if backend == DbBackend::Sqlite || values.iter().any(is_null) {
+            equal(sql, named);
+        } else if let Some((last, value)) = path.columns.last().zip(values.last()) {
+            // The last column is not compared for equality: the planner would then believe that the
+            // primary key has the same order, and look through all of the owner's rows where it
+            // believes that most of them match. As it is, only this very index has the order.
+            equal(sql, named.take(values.len() - 1));
+            let (column, key) = (*last, K::COLUMN);
+            // A scan begins at what rows are compared with, in every column, but on its way back it
+            // ends by the first column alone: that is compared by itself, and the caller leaves out
+            // keys beyond the span.
+            let (start, end, from) = if span.newest_first {
+                (") < (", " >= ", span.to)
+            } else {
+                (") >= (", " <= ", span.from)
+            };
+            sql.push(" AND (").push(column).push(", ").push(key);
+            sql.push(start).bind(value.clone()).push(", ").bind(from);
+            sql.push(") AND ").push(column).push(end);
+            sql.bind(value.clone());
+        }
+        if backend == DbBackend::Sqlite || path.columns.is_empty() || values.iter().any(is_null) {
             for (bound, key) in [(" >= ", span.from), (" < ", span.to)] {
                 sql.push(" AND ").push(K::COLUMN).push(bound).bind(key);
-            }
-        } else {
-            // Compared as rows, and ordered by all columns: only this very index serves. With the
-            // columns compared one by one, the planner would take the primary key and look
-            // through the owner's rows where it believes that most of them match.
-            for (at, (bound, key)) in [(" >= (", span.from), (" < (", span.to)]
-                .into_iter()
-                .enumerate()
-            {
-                sql.push(if at == 0 { " WHERE (" } else { " AND (" });
-                sql.push(self.owner);
-                for column in path.columns {
-                    sql.push(", ").push(column);
-                }
-                sql.push(", ").push(K::COLUMN).push(")").push(bound);
-                sql.bind(self.of);
-                for value in values {
-                    sql.push(", ").bind(value.clone());
-                }
-                sql.push(", ").bind(key).push(")");
             }
         }
         if let Some(only) = path.only {
@@ -291,6 +296,8 @@ impl Walk<'_> {
         let rows = db.query_all_raw(sql.statement(backend)).await?;
         let keys = rows.iter().map(|row| row.try_get("", K::COLUMN));
         let mut keys: Vec<K> = keys.collect::<Result<_, _>>()?;
+        // They are in order: what is beyond the span is at the end.
+        keys.retain(|key| span.from <= *key && *key < span.to);
         keys.truncate(limit);
         Ok(keys)
     }

@@ -318,6 +318,107 @@ async fn no_filter_of_any_list_looks_through_what_it_does_not_show() {
     }
 }
 
+/// A parameter as it is written in a text.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::Uuid(Some(id)) => format!("'{id}'"),
+        Value::String(Some(text)) => format!("'{text}'"),
+        Value::Bool(Some(yes)) => yes.to_string(),
+        Value::BigInt(Some(number)) => number.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The pages that PostgreSQL looks at for a statement whose plan knows no parameters, as that of a
+/// statement that was prepared long ago. The rows that it answers say nothing of those that it passes by.
+async fn pages(fixture: &Fixture, statement: Statement) -> u64 {
+    let db = Target::parse(&fixture.url, 1, true).unwrap();
+    let db = db.connect_one().await.unwrap();
+    let values: Vec<String> = statement
+        .values
+        .iter()
+        .flat_map(|all| &all.0)
+        .map(text_of)
+        .collect();
+    db.execute_unprepared("SET plan_cache_mode = force_generic_plan")
+        .await
+        .unwrap();
+    let prepare = format!("PREPARE asked AS {}", statement.sql);
+    db.execute_unprepared(&prepare).await.unwrap();
+    // The second time nothing has to be looked up in the catalogue.
+    let mut pages = 0;
+    for _ in 0..2 {
+        let sql = format!(
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE asked({})",
+            values.join(", ")
+        );
+        let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql));
+        let plan: serde_json::Value = row.await.unwrap().unwrap().try_get_by_index(0).unwrap();
+        let plan = &plan[0]["Plan"];
+        let of = |name: &str| plan[name].as_u64().unwrap();
+        pages = of("Shared Hit Blocks") + of("Shared Read Blocks");
+    }
+    db.close().await.unwrap();
+    pages
+}
+
+#[tokio::test]
+async fn a_way_passes_by_nothing_that_it_does_not_show() {
+    for fixture in engines().await {
+        if fixture.store.backend() != DbBackend::Postgres {
+            // There the steps are counted, of those passed by too.
+            continue;
+        }
+        let house = house(fixture).await;
+        let owner = house.mine.scope.uuid();
+        let text = |text: &str| -> Value { text.into() };
+        let span = Span::<Uuid>::after(None);
+        let last = START.ms() + i64::try_from(MANY).unwrap();
+        let newest = Some(first_id_at(last - 5));
+        let oldest = Some(first_id_at(START.ms() + 6));
+        let runs = [
+            Path::primary(),
+            Path::by("runs_by_slug", &["pipeline_slug"], [text("p")]),
+            Path::by("runs_by_slug", &["pipeline_slug"], [text("a")]),
+            Path::by("runs_by_slug", &["pipeline_slug"], [text("q")]),
+        ];
+        let events = [
+            Path::by("events_by_type", &["event_type"], [text("a.b")]),
+            Path::by("events_by_type", &["event_type"], [text("a.a")]),
+            Path::by("events_by_type", &["event_type"], [text("no.such")]),
+            Path::by(
+                "events_by_pipeline",
+                &["pipeline_slug"],
+                [text("a"), text("q")],
+            ),
+        ];
+        let all = runs
+            .map(|path| ("runs", path))
+            .into_iter()
+            .chain(events.map(|path| ("events", path)));
+        for (table, path) in all {
+            // Of all, of the newest few, and of the oldest few.
+            for span in [span, span.from(newest), span.to(oldest)] {
+                for newest_first in [true, false] {
+                    let span = Span {
+                        newest_first,
+                        ..span
+                    };
+                    let walk = Walk::over(table, owner, Vec::new());
+                    let sql = walk.statement(&path, span, 16, DbBackend::Postgres);
+                    let pages = pages(&house.fixture, sql.statement(DbBackend::Postgres)).await;
+                    // A part of 16 rows is on a handful of pages of an index, and each row may be on one
+                    // of its own.
+                    assert!(
+                        pages <= 40,
+                        "{pages} pages for {table} by {path:?}, {span:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Everything that a list shows, however many parts it takes, and how many were not full.
 async fn all_of<T, K: Copy>(
     limit: u64,
