@@ -60,10 +60,12 @@ pub(crate) const DELETED_WITHOUT_RUNS: &str = "live_slug IS NULL \
 /// What belongs to a pipeline beside its runs.
 pub(crate) const OF_A_PIPELINE: &[(&str, &str)] = &[("pipeline_versions", "pipeline_id")];
 
-/// A version is not its pipeline's current one, and no run was made of it that is still there.
-pub(crate) const SUPERSEDED_WITHOUT_RUNS: &str = "NOT EXISTS (SELECT 1 FROM pipelines p \
-     WHERE p.publisher_id = pipeline_versions.publisher_id \
-     AND p.id = pipeline_versions.pipeline_id AND p.version = pipeline_versions.version) \
+/// A newer version was there at the cutoff, and no run that is still there was made of this one. (A
+/// run that is being made may still take a version that has just been superseded.)
+pub(crate) const SUPERSEDED_WITHOUT_RUNS: &str = "EXISTS (SELECT 1 FROM pipeline_versions n \
+     WHERE n.publisher_id = pipeline_versions.publisher_id \
+     AND n.pipeline_id = pipeline_versions.pipeline_id \
+     AND n.version > pipeline_versions.version AND n.created_at <= CUTOFF) \
      AND NOT EXISTS (SELECT 1 FROM runs r \
      WHERE r.publisher_id = pipeline_versions.publisher_id \
      AND r.pipeline_id = pipeline_versions.pipeline_id \
@@ -126,7 +128,8 @@ pub(crate) struct Swept {
     pub(crate) kept: Kept,
     /// The column in whose order rows are looked for: that one, or another that grows with it.
     pub(crate) order: &'static str,
-    /// A further condition that a row must meet, in SQL.
+    /// A further condition that a row must meet, in SQL; `CUTOFF` stands for the time up to which rows
+    /// have ended.
     pub(crate) only: Option<&'static str>,
     /// Tables whose rows go first, in this order, and their columns that name the row beside its
     /// publisher.

@@ -314,8 +314,15 @@ impl System {
         let cutoff = swept.kept.cutoff(self.store.now(), retention);
         let past = |sql: &mut Sql| {
             is_past(sql, swept.at, cutoff);
-            if let Some(only) = swept.only {
-                sql.push(" AND ").push(only);
+            for (at, part) in swept
+                .only
+                .into_iter()
+                .flat_map(|only| only.split("CUTOFF").enumerate())
+            {
+                if at > 0 {
+                    sql.bind(cutoff.ms());
+                }
+                sql.push(if at == 0 { " AND " } else { "" }).push(part);
             }
         };
         let key = (table.key)();

@@ -162,6 +162,37 @@ async fn what_has_ended_goes_when_its_time_is_over() {
 }
 
 #[tokio::test]
+async fn a_version_ends_when_the_next_one_comes() {
+    for fixture in engines().await {
+        let acme = fixture.publisher("acme").await.publisher.id;
+        furnish(&fixture, acme).await;
+        fixture.execute("DELETE FROM run_timeline").await;
+        fixture.execute("DELETE FROM runs").await;
+        fixture.clock.advance(1000 * DAY);
+        let now = fixture.store.now().ms();
+        for sql in [
+            format!(
+                "INSERT INTO pipeline_versions SELECT publisher_id, pipeline_id, 2, definition, {now} \
+                 FROM pipeline_versions"
+            ),
+            "UPDATE pipelines SET version = 2".to_owned(),
+        ] {
+            fixture.execute(&sql).await;
+        }
+        // Old, and superseded a moment ago: a run of it may be on its way.
+        for (days, left) in [(0, 2), (9, 2), (2, 1)] {
+            fixture.clock.advance(days * DAY);
+            sweep_all(&fixture).await;
+            assert_eq!(fixture.count("pipeline_versions").await, left, "{days}");
+        }
+        assert_eq!(
+            fixture.count("pipeline_versions WHERE version = 2").await,
+            1
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_something_still_names_stays() {
     for fixture in engines().await {
         let acme = fixture.publisher("acme").await.publisher.id;
