@@ -97,7 +97,7 @@ fn request(target: &Target, due: &DueDelivery, at: Timestamp) -> Request {
         .iter()
         .any(|secret| !signature::is_private_key(secret));
     let own = shared.then(|| signature::stationmaster(&target.secrets, seconds, body));
-    let mut request = Request::post(target.url.as_str(), body.to_vec());
+    let mut request = Request::notice(target.url.as_str(), body.to_vec());
     let mut add = |name: &str, value: String| request.headers.push((name.to_owned(), value));
     add("content-type", "application/json".to_owned());
     add("webhook-id", id);

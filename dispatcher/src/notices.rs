@@ -227,7 +227,7 @@ fn ended(
 
 fn request(webhook: &SecretString, due: &DueNotice) -> Request {
     let body = notice::payload(&due.message, due.channel.as_deref());
-    let mut request = Request::post(webhook.expose_secret(), body);
+    let mut request = Request::notice(webhook.expose_secret(), body);
     let json = ("content-type".to_owned(), "application/json".to_owned());
     request.headers.push(json);
     request.keep_bytes = 0;

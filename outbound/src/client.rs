@@ -1,6 +1,7 @@
 //! One request out, one bounded answer back.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -17,7 +18,7 @@ use rustls::RootCertStore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::connect::{Connector, Credit};
-use crate::failure::{Failure, Phase};
+use crate::failure::{Failure, Phase, find};
 use crate::guard::{Destination, Policy};
 use crate::headers::is_connection_header;
 use crate::resolver::{Guarded, Resolver, SystemResolver};
@@ -35,6 +36,13 @@ const ANSWER_HEADER_LEN_MAX: usize = 256;
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 256 * 1024;
 const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
+/// An HTTP/2 connection with requests under way is asked whether it lives when it was silent for so
+/// long; without an answer for as long again it is closed, and takes no new ones.
+const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
+/// How many headers an answer may have; their bytes have a limit of their own.
+const HEADERS_MAX: usize = 512;
+/// How often a request is sent again which the peer said that it had not looked at.
+const UNPROCESSED_MAX: u32 = 8;
 /// What of an HTTP/1.1 answer is held before it is taken; its head may not be longer.
 const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -88,6 +96,8 @@ pub struct Request {
     pub body: Bytes,
     /// How many bytes of the answer's body to keep.
     pub keep_bytes: usize,
+    /// Whether it may arrive twice, and its answer's status says all: see [`Request::notice`].
+    pub is_notice: bool,
     /// Instead of [`ClientLimits::headers_timeout`].
     pub headers_timeout: Option<Duration>,
     /// Instead of [`ClientLimits::total_timeout`].
@@ -103,6 +113,7 @@ impl Request {
             headers: Vec::new(),
             body: body.into(),
             keep_bytes: KEEP_BYTES_DEFAULT,
+            is_notice: false,
             headers_timeout: None,
             total_timeout: None,
         }
@@ -111,6 +122,18 @@ impl Request {
     /// A `POST`.
     pub fn post(url: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self::new(Method::POST, url, body)
+    }
+
+    /// A `POST` that tells something, may arrive twice, and is answered by a status.
+    ///
+    /// It is sent once more, on a connection of its own, when a kept connection ends before an
+    /// answer: whether the receiver has got it is not known then. And a status that has come stands
+    /// even if the body after it breaks off or takes too long.
+    pub fn notice(url: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self {
+            is_notice: true,
+            ..Self::post(url, body)
+        }
     }
 }
 
@@ -178,6 +201,8 @@ impl fmt::Debug for Response {
 #[derive(Clone)]
 pub struct Client {
     http: Http,
+    /// Makes a new connection for each request.
+    fresh: Http,
     policy: Arc<Policy>,
     limits: ClientLimits,
 }
@@ -212,20 +237,29 @@ impl Client {
         };
         let connector = Connector::new(guarded, tls::config(roots), limits.connect_timeout);
         // It follows no redirect, obeys no proxy, keeps no cookie and unpacks nothing: bombs stay
-        // packed. One call is one request; a kept connection that turns out closed before anything
-        // was sent is replaced.
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        // packed. A kept connection that turns out closed before anything was sent is replaced.
+        let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+        builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.idle_timeout)
-            .pool_max_idle_per_host(limits.idle_per_host_max)
             .http1_max_buf_size(HTTP1_BUFFER_BYTES_MAX)
+            // What old servers send, and is not ambiguous in an answer (RFC 9112 §5.1, §5.2).
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_max_headers(HEADERS_MAX)
             .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
             .http2_max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
+            .http2_keep_alive_interval(HTTP2_PING_AFTER)
+            .http2_keep_alive_timeout(HTTP2_PING_AFTER);
+        let fresh = builder.pool_max_idle_per_host(0).build(connector.clone());
+        let http = builder
+            .pool_max_idle_per_host(limits.idle_per_host_max)
             .build(connector);
         Self {
             http,
+            fresh,
             policy,
             limits,
         }
@@ -243,30 +277,46 @@ impl Client {
             .unwrap_or(self.limits.headers_timeout)
     }
 
-    /// Sends a prepared request and waits for the head of its answer.
+    /// Sends a prepared request and waits for the head of its answer. What the peer has not looked at
+    /// is sent again at once; what it may have, once, if it may arrive twice.
     pub(crate) async fn head_of(
         &self,
         request: http::Request<Full<Bytes>>,
+        may_arrive_twice: bool,
         until: Instant,
     ) -> Result<Answering, Failure> {
-        let answer = timeout_at(until, self.http.request(request))
-            .await
-            .map_err(|_| Failure::Timeout(Phase::Headers))?
-            .map_err(|error| {
-                tracing::trace!(?error, "The HTTP library reported an error");
-                Failure::of(&error, error.is_connect())
-            })?;
-        if let Some(credit) = credit_of(&answer) {
-            credit.head();
+        let (mut client, mut unprocessed) = (&self.http, 0);
+        let mut once_more = may_arrive_twice;
+        loop {
+            let sent = timeout_at(until, client.request(request.clone()));
+            let sent = sent.await.map_err(|_| Failure::Timeout(Phase::Headers))?;
+            let error = match sent {
+                Ok(answer) => {
+                    if let Some(credit) = credit_of(&answer) {
+                        credit.head();
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            tracing::trace!(?error, "The HTTP library reported an error");
+            if unprocessed < UNPROCESSED_MAX && is_unprocessed(&error) {
+                unprocessed += 1;
+            } else if once_more && was_reused(&error) && broke_off(&error) {
+                once_more = false;
+                client = &self.fresh;
+            } else {
+                return Err(Failure::of(&error, error.is_connect()));
+            }
         }
-        Ok(answer)
     }
 
     /// Sends one request and reads a bounded part of the answer. Any status is an `Ok`.
     ///
     /// A body longer than the read limit is no failure: reading stops, the connection (HTTP/1.1)
     /// or stream (HTTP/2) is dropped, and the status stands. A body that breaks off, or is not
-    /// complete when the time is over, is a failure whatever the status said.
+    /// complete when the time is over, is a failure whatever the status said, but for a
+    /// [`Request::notice`].
     ///
     /// # Errors
     /// One [`Failure`] of the closed list.
@@ -277,15 +327,20 @@ impl Client {
         let headers = self.headers_timeout(&request);
         let ends = started + total;
         let headers_end = ends.min(started + headers);
-        let keep_bytes = request.keep_bytes;
+        let (keep_bytes, is_notice) = (request.keep_bytes, request.is_notice);
         let host = destination.host().to_owned();
         let outcome = async {
             let request = prepare(destination, request)?;
-            let mut answer = self.head_of(request, headers_end).await?;
+            let mut answer = self.head_of(request, is_notice, headers_end).await?;
+            let mut body = Body::up_to(keep_bytes);
             let read_max = self.limits.read_bytes_max.max(keep_bytes);
-            let body = timeout_at(ends, read_body(&mut answer, keep_bytes, read_max))
+            let read = timeout_at(ends, body.read(&mut answer, read_max))
                 .await
-                .map_err(|_| Failure::Timeout(Phase::Body))??;
+                .unwrap_or(Err(Failure::Timeout(Phase::Body)));
+            match read {
+                Err(_) if is_notice => body.truncated = true,
+                read => read?,
+            }
             Ok(into_response(&answer, body, started))
         }
         .await;
@@ -361,30 +416,82 @@ pub(crate) async fn chunk(answer: &mut Answering) -> Result<Option<Bytes>, Failu
     }
 }
 
+/// What is kept of an answer's body.
 pub(crate) struct Body {
     pub(crate) kept: Vec<u8>,
+    keep: usize,
     truncated: bool,
 }
 
-/// Reads up to `read_max` bytes and keeps the first `keep` of them. What is not kept is still read
-/// up to the limit, since an answer read to its end leaves the connection usable.
-pub(crate) async fn read_body(
-    answer: &mut Answering,
-    keep: usize,
-    read_max: usize,
-) -> Result<Body, Failure> {
-    let mut kept = Vec::new();
-    let mut read: usize = 0;
-    while let Some(chunk) = chunk(answer).await? {
-        let room = keep - kept.len();
-        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        read = read.saturating_add(chunk.len());
-        if read > read_max {
-            break;
+impl Body {
+    /// Nothing yet, and `keep` bytes at most.
+    pub(crate) const fn up_to(keep: usize) -> Self {
+        Self {
+            kept: Vec::new(),
+            keep,
+            truncated: false,
         }
     }
-    let truncated = read > kept.len();
-    Ok(Body { kept, truncated })
+
+    /// Reads up to `read_max` bytes. What is not kept is still read up to the limit, since an answer
+    /// read to its end leaves the connection usable. What was kept stays when it fails.
+    pub(crate) async fn read(
+        &mut self,
+        answer: &mut Answering,
+        read_max: usize,
+    ) -> Result<(), Failure> {
+        let mut read: usize = 0;
+        while let Some(chunk) = chunk(answer).await? {
+            let room = self.keep - self.kept.len();
+            self.kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            read = read.saturating_add(chunk.len());
+            self.truncated = read > self.kept.len();
+            if read > read_max {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the peer said, or the library knows, that it has not looked at the request: refused streams
+/// (RFC 9113 §8.7), streams behind the last that a connection still takes (§6.8; without an error, it
+/// closes in good order), and what was never written.
+fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = find::<h2::Error>(error) {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let leaving = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        return error.is_remote() && (refused || leaving);
+    }
+    find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
+}
+
+/// Whether the connection had brought an answer before.
+fn was_reused(error: &hyper_util::client::legacy::Error) -> bool {
+    let mut extras = http::Extensions::new();
+    if let Some(connected) = error.connect_info() {
+        connected.get_extras(&mut extras);
+    }
+    let credit = extras.get::<Arc<Credit>>();
+    credit.is_some_and(|credit| credit.has_answered())
+}
+
+/// Whether the connection ended, and not the peer sent something that it should not.
+fn broke_off(error: &(dyn std::error::Error + 'static)) -> bool {
+    if find::<Failure>(error).is_some() {
+        return false;
+    }
+    let incomplete = find::<hyper::Error>(error).is_some_and(hyper::Error::is_incomplete_message);
+    incomplete
+        || find::<io::Error>(error).is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            )
+        })
 }
 
 fn into_response(answer: &Answering, body: Body, started: Instant) -> Response {

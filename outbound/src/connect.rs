@@ -14,13 +14,14 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use http::Uri;
+use hyper::rt;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection, HttpConnector},
@@ -59,12 +60,29 @@ type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// How many more bytes a peer may send.
 #[derive(Debug)]
-pub(crate) struct Credit(AtomicI64);
+pub(crate) struct Credit {
+    left: AtomicI64,
+    /// Whether the connection has brought an answer.
+    answered: AtomicBool,
+}
 
 impl Credit {
+    const fn of(bytes: i64) -> Self {
+        Self {
+            left: AtomicI64::new(bytes),
+            answered: AtomicBool::new(false),
+        }
+    }
+
     /// The head of an answer has come.
     pub(crate) fn head(&self) {
+        self.answered.store(true, Ordering::Relaxed);
         self.give(HEAD);
+    }
+
+    /// Whether the head of any answer has come.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// So many bytes of a body were taken.
@@ -77,14 +95,14 @@ impl Credit {
         let more = |left: i64| Some(left.saturating_add(bytes).min(MOST));
         // It always gives something.
         let _ = self
-            .0
+            .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// Whether so many bytes were within it.
     fn take(&self, bytes: usize) -> bool {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.0.fetch_sub(bytes, Ordering::Relaxed) >= bytes
+        self.left.fetch_sub(bytes, Ordering::Relaxed) >= bytes
     }
 }
 
@@ -168,7 +186,7 @@ impl Service<Uri> for Counting {
         let connecting = self.0.call(uri);
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
-            let credit = Arc::new(Credit(AtomicI64::new(first)));
+            let credit = Arc::new(Credit::of(first));
             Ok(TokioIo::new(Counted { stream, credit }))
         })
     }
@@ -198,8 +216,61 @@ impl Connector {
     }
 }
 
+/// A connection whose end is an end, even where TLS did not say goodbye (RFC 8446 §6.1): many servers
+/// close so. What is cut short by it is noticed by HTTP's own lengths.
+pub(crate) struct Ended(MaybeHttpsStream<TokioIo<Counted>>);
+
+impl rt::Read for Ended {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match ready!(Pin::new(&mut self.0).poll_read(cx, buf)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => Poll::Ready(read),
+        }
+    }
+}
+
+impl rt::Write for Ended {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl Connection for Ended {
+    fn connected(&self) -> Connected {
+        self.0.connected()
+    }
+}
+
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<Counted>>;
+    type Response = Ended;
     type Error = BoxError;
     type Future = Connecting<Self::Response>;
 
@@ -211,7 +282,7 @@ impl Service<Uri> for Connector {
         let (connecting, within) = (self.inner.call(uri), self.within);
         Box::pin(async move {
             match timeout(within, connecting).await {
-                Ok(connected) => connected,
+                Ok(connected) => connected.map(Ended),
                 Err(_) => Err(Failure::Timeout(Phase::Connect).into()),
             }
         })
@@ -224,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_credit_grows_by_what_was_asked_for_and_never_beyond_its_bound() {
-        let credit = Credit(AtomicI64::new(10));
+        let credit = Credit::of(10);
         assert!(credit.take(10));
         assert!(!credit.take(1));
         credit.head();

@@ -135,7 +135,7 @@ fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// The first cause of type `T`, also inside I/O errors, whose payload is not in the source chain.
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<T>() {

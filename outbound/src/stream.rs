@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use tokio::time::timeout;
 
 use crate::{
-    client::{Answering, Client, Request, chunk, prepare, read_body},
+    client::{Answering, Body, Client, Request, chunk, prepare},
     failure::{Failure, Phase},
     shortage,
 };
@@ -43,7 +43,7 @@ impl Client {
         let headers_end = tokio::time::Instant::now() + self.headers_timeout(&request);
         let request = prepare(destination, request)?;
         let answer = self
-            .head_of(request, headers_end)
+            .head_of(request, false, headers_end)
             .await
             .inspect_err(|failure| {
                 if *failure == Failure::OwnShortage {
@@ -76,7 +76,8 @@ impl Incoming {
     /// # Errors
     /// The answer broke off, or took too long.
     pub async fn excerpt(mut self, bytes: usize) -> Result<Vec<u8>, Failure> {
-        let body = timeout(self.silence_max, read_body(&mut self.answer, bytes, bytes))
+        let mut body = Body::up_to(bytes);
+        timeout(self.silence_max, body.read(&mut self.answer, bytes))
             .await
             .map_err(|_| Failure::Timeout(Phase::Body))??;
         Ok(body.kept)

@@ -29,6 +29,7 @@ mod payloads;
 mod process;
 mod publishers;
 mod quotas;
+mod receivers;
 mod replicas;
 mod resolving;
 mod rotations;

@@ -3,7 +3,10 @@
 mod http2;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -105,6 +108,116 @@ async fn tls_is_verified_and_asked_for_by_name_while_the_checked_address_is_dial
     let answer = authority.client().send(Request::post(url, "{}")).await;
     assert_eq!(answer.unwrap().status, 200);
     assert_eq!(asked.await.unwrap().as_deref(), Some("hooks.example.test"));
+}
+
+/// Answers the first request of each connection, and ends each but the last of `ends` as the next
+/// one comes; tells how many connections there were.
+async fn closing(authority: &Authority, ends: usize) -> (String, Arc<AtomicUsize>) {
+    let acceptor = TlsAcceptor::from(Arc::new(authority.server_config("hooks.example.test")));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(socket).await.unwrap();
+                loop {
+                    let mut buffer = [0; 4096];
+                    if stream.read(&mut buffer).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    stream.write_all(answer).await.unwrap();
+                    stream.flush().await.unwrap();
+                    if number < ends {
+                        // The next request is read and nobody answers it.
+                        let _ = stream.read(&mut buffer).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (format!("https://hooks.example.test:{port}/x"), connections)
+}
+
+#[tokio::test]
+async fn a_notice_that_a_kept_connection_loses_is_sent_once_more() {
+    let authority = Authority::new();
+    let (url, connections) = closing(&authority, 1).await;
+    let client = authority.client();
+    for _ in 0..4 {
+        let answer = client.send(Request::notice(&url, "{}")).await;
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 3);
+    // What may not arrive twice is not.
+    let (url, _) = closing(&authority, 1).await;
+    let client = authority.client();
+    assert_eq!(
+        client.send(Request::post(&url, "{}")).await.unwrap().status,
+        200
+    );
+    let lost = client.send(Request::post(&url, "{}")).await;
+    assert_eq!(lost.unwrap_err(), Failure::Protocol);
+    // Nor is anything sent for ever.
+    let (url, connections) = closing(&authority, usize::MAX).await;
+    let client = authority.client();
+    for _ in 0..2 {
+        let answer = client.send(Request::notice(&url, "{}")).await;
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 2);
+}
+
+/// Answers one request with these bytes, and ends TCP without a word of TLS.
+async fn abrupt(authority: &Authority, answer: &'static [u8]) -> String {
+    let acceptor = TlsAcceptor::from(Arc::new(authority.server_config("hooks.example.test")));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(socket).await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(answer).await;
+        let _ = stream.flush().await;
+        let (mut socket, _) = stream.into_inner();
+        let _ = socket.shutdown().await;
+    });
+    format!("https://hooks.example.test:{port}/x")
+}
+
+#[tokio::test]
+async fn an_answer_that_is_whole_is_taken_however_its_connection_ends() {
+    let authority = Authority::new();
+    let answers: [&[u8]; 5] = [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-a: 1\r\n  2\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nx-a : 1\r\ncontent-length: 2\r\n\r\nok",
+    ];
+    for answer in answers {
+        let url = abrupt(&authority, answer).await;
+        let taken = authority.client().send(Request::post(url, "{}")).await;
+        let taken = taken.map(|taken| (taken.status, taken.body_excerpt));
+        let text = String::from_utf8_lossy(answer);
+        assert_eq!(taken, Ok((200, b"ok".to_vec())), "{text}");
+    }
+    // What is cut short is none, but a status says all that a notice asks.
+    let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok";
+    let url = abrupt(&authority, cut).await;
+    let taken = authority.client().send(Request::post(url, "{}")).await;
+    assert_eq!(taken.unwrap_err(), Failure::Protocol);
+    let url = abrupt(&authority, cut).await;
+    let taken = authority.client().send(Request::notice(url, "{}")).await;
+    let taken = taken.unwrap();
+    assert_eq!((taken.status, taken.truncated), (200, true));
+    assert_eq!(taken.body_excerpt, b"ok");
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ impl Forwarder {
 
 /// The same bytes and headers; answers what came of it.
 async fn send(client: &Client, url: &str, delivery: &Delivery) -> String {
-    let mut request = Request::post(url, delivery.body.clone());
+    let mut request = Request::notice(url, delivery.body.clone());
     request.headers = delivery.headers.clone().into_iter().collect();
     request.headers_timeout = Some(ANSWER_TIMEOUT);
     request.total_timeout = Some(ANSWER_TIMEOUT);

@@ -74,6 +74,113 @@ async fn a_server_that_speaks_only_http2_is_spoken_to() {
 }
 
 #[tokio::test]
+async fn what_a_server_refuses_to_look_at_is_sent_again_at_once() {
+    let authority = Authority::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let url = server(&authority, move |mut respond| {
+        let asked = counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            if asked < 3 {
+                respond.send_reset(Reason::REFUSED_STREAM);
+            } else {
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+        }
+    })
+    .await;
+    assert_eq!(send(&authority, url).await.unwrap().status, 200);
+    assert_eq!(asked.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn what_comes_as_a_connection_leaves_is_sent_on_another() {
+    let authority = Authority::new();
+    let mut config = authority.server_config("hooks.example.test");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&answered);
+    let (stop_reading, reading_stopped) = oneshot::channel();
+    let (leave, left) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let accept = async || {
+            let (socket, _) = listener.accept().await.unwrap();
+            let stream = acceptor.accept(socket).await.unwrap();
+            h2::server::handshake(stream).await.unwrap()
+        };
+        let answer = |mut respond: SendResponse<Bytes>| {
+            respond.send_response(Response::new(()), true).unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut first = accept().await;
+        let (_, respond) = first.accept().await.unwrap().unwrap();
+        answer(respond);
+        // Writes the answer; then nothing is read until the next request is on its way.
+        let _ = tokio::time::timeout(Duration::from_millis(200), first.accept()).await;
+        stop_reading.send(()).unwrap();
+        left.await.unwrap();
+        first.abrupt_shutdown(Reason::NO_ERROR);
+        tokio::spawn(async move { while first.accept().await.is_some() {} });
+        let mut second = accept().await;
+        while let Some(Ok((_, respond))) = second.accept().await {
+            answer(respond);
+        }
+    });
+    let client = authority.client();
+    let request = || Request::post(format!("https://hooks.example.test:{port}/x"), "{}");
+    assert_eq!(client.send(request()).await.unwrap().status, 200);
+    reading_stopped.await.unwrap();
+    let sent = tokio::spawn({
+        let (client, request) = (client.clone(), request());
+        async move { client.send(request).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    leave.send(()).unwrap();
+    assert_eq!(sent.await.unwrap().unwrap().status, 200);
+    assert_eq!(
+        answered.load(Ordering::Relaxed),
+        2,
+        "each was looked at once"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_dead_takes_no_new_request() {
+    let authority = Authority::new();
+    let mut config = authority.server_config("hooks.example.test");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let stream = acceptor.accept(socket).await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            if kept.is_empty() {
+                // Takes a request, and is never heard of again.
+                let _ = connection.accept().await;
+                kept.push(connection);
+                continue;
+            }
+            tokio::spawn(async move {
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_response(Response::new(()), true).unwrap();
+                }
+            });
+        }
+    });
+    let client = authority.client();
+    let request = || Request::post(format!("https://hooks.example.test:{port}/x"), "{}");
+    client.send(request()).await.unwrap_err();
+    assert_eq!(client.send(request()).await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn a_body_that_never_ends_is_cut_by_the_window() {
     let authority = Authority::new();
     let sent = Arc::new(AtomicUsize::new(0));
