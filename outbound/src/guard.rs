@@ -153,6 +153,7 @@ impl Policy {
             return Err(Refusal::UrlTooLong { max });
         }
         self.check_parts(&url)?;
+        check_authority(text)?;
         Ok(Destination { url })
     }
 
@@ -182,7 +183,8 @@ impl Policy {
                     self.check_address(Ipv6Addr::LOCALHOST.into())
                         .map_err(|_| refusal)
                 }),
-            Some(Host::Domain(_)) => Ok(()),
+            Some(Host::Domain(name)) if is_name(name) => Ok(()),
+            Some(Host::Domain(_)) => Err(Refusal::UrlInvalid),
         }
     }
 
@@ -198,6 +200,36 @@ impl Policy {
             _ => Ok(()),
         }
     }
+}
+
+/// Refuses a host that is not where it is looked for: the parser takes any number of slashes, and
+/// backslashes too, so that `https:///x` leads to a host `x`.
+fn check_authority(text: &str) -> Result<(), Refusal> {
+    let rest = text.split_once(':').map_or("", |(_, rest)| rest);
+    let rest = rest.strip_prefix("//").ok_or(Refusal::UrlInvalid)?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.is_empty() {
+        return Err(Refusal::HostMissing);
+    }
+    if authority.contains('\\') {
+        return Err(Refusal::UrlInvalid);
+    }
+    Ok(())
+}
+
+/// Whether this can be a host's name (RFC 1123 §2.1): labels of letters, digits and hyphens within.
+/// Underscores are taken, as private networks have them.
+fn is_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 fn is_localhost(name: &str) -> bool {

@@ -6,7 +6,10 @@ use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use poem::{Request, RequestBody, http::header};
+use poem::{
+    Request, RequestBody,
+    http::{HeaderValue, header},
+};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaMediaType, MetaRequest, Registry},
@@ -115,6 +118,7 @@ async fn take<T: ParseFromJSON>(
     bytes_max: usize,
 ) -> Result<T, Problem> {
     let context = RequestContext::of(request).map_err(Problem::from)?;
+    not_encoded(request)?;
     let declared = declared_type(request, rules)?;
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
     let bytes = read(request, body, bytes_max, BODY_TIMEOUT).await?;
@@ -153,6 +157,18 @@ fn declared_type(request: &Request, rules: &Rules) -> Result<bool, Problem> {
     } else {
         Err(unsupported(rules))
     }
+}
+
+/// Refuses what is packed (RFC 9110 §15.5.16): read as it is it would be no JSON, and the fault would
+/// not be named.
+fn not_encoded(request: &Request) -> Result<(), Problem> {
+    let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if encodings.all(plain) {
+        return Ok(());
+    }
+    let detail = "Send the body as it is, without `Content-Encoding`.";
+    Err(Problem::new(Code::UnsupportedMediaType, detail))
 }
 
 fn is_one_of(text: &str, types: &[&str]) -> bool {

@@ -221,6 +221,19 @@ fn urls_are_refused_for_the_rule_they_break() {
         ("https://[::1/", Refusal::UrlInvalid),
         ("https://[fe80::1%25eth0]/", Refusal::UrlInvalid),
         ("https://", Refusal::HostMissing),
+        ("https:///example.com/hook", Refusal::HostMissing),
+        ("https:////example.com/hook", Refusal::HostMissing),
+        ("https:/example.com/hook", Refusal::UrlInvalid),
+        ("https:example.com/hook", Refusal::UrlInvalid),
+        ("https:\\\\example.com/hook", Refusal::UrlInvalid),
+        ("https://example.com\\@other.example/", Refusal::UrlInvalid),
+        ("https://a..b/", Refusal::UrlInvalid),
+        ("https://.a.b/", Refusal::UrlInvalid),
+        ("https://a.b../", Refusal::UrlInvalid),
+        ("https://-/", Refusal::UrlInvalid),
+        ("https://-a.b/", Refusal::UrlInvalid),
+        ("https://a-.b/", Refusal::UrlInvalid),
+        ("https://a*.b/", Refusal::UrlInvalid),
         ("http://example.com/", Refusal::SchemeRefused),
         ("ftp://example.com/", Refusal::SchemeRefused),
         ("file:///etc/passwd", Refusal::SchemeRefused),
@@ -235,6 +248,28 @@ fn urls_are_refused_for_the_rule_they_break() {
     for (text, refusal) in cases {
         assert_eq!(strict.check_url(text), Err(*refusal), "{text:?}");
     }
+}
+
+#[test]
+fn names_that_hosts_have_are_taken() {
+    let strict = Policy::default();
+    for name in [
+        "a",
+        "a.b",
+        "a.b.",
+        "my_host.internal",
+        "xn--bcher-kva.example",
+        "b\u{fc}cher.example",
+        "a--b.c",
+        "1a.b",
+    ] {
+        let url = format!("https://{name}/hook");
+        assert!(strict.check_url(&url).is_ok(), "{name}");
+    }
+    let label = "a".repeat(63);
+    assert!(strict.check_url(&format!("https://{label}.b/")).is_ok());
+    let refused = strict.check_url(&format!("https://{label}a.b/"));
+    assert_eq!(refused, Err(Refusal::UrlInvalid));
 }
 
 #[test]

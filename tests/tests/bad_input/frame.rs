@@ -172,6 +172,15 @@ fn other_types() -> Vec<Case> {
         ),
         other_type("JSON with a parameter", "application/json; version=1"),
         other_type("no type", ""),
+        refused(
+            "a packed body",
+            "POST",
+            NEW_RUN,
+            Body::Text("application/json", "{\"input\": {}}".to_owned()),
+            (415, "unsupported_media_type", "-"),
+        )
+        .by(Who::Runner)
+        .header("content-encoding", "gzip"),
     ]
 }
 

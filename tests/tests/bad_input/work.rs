@@ -313,6 +313,24 @@ pub fn endpoints() -> Vec<Case> {
             "/url",
         ),
         at(
+            "a URL without a host",
+            "https:///hook",
+            "destination_refused",
+            "/url",
+        ),
+        at(
+            "a host with an empty label",
+            "https://a..b/",
+            "destination_refused",
+            "/url",
+        ),
+        at(
+            "a host that is a hyphen",
+            "https://-/",
+            "destination_refused",
+            "/url",
+        ),
+        at(
             "a file",
             "file:///etc/passwd",
             "destination_refused",
