@@ -193,6 +193,9 @@ const ROWS: &[(usize, &str, &str)] = &[
     ),
 ];
 
+/// Steps that make no table: what they keep are the rows of others.
+const WITHOUT_TABLES: [usize; 1] = [11];
+
 fn sql_for(backend: DbBackend, template: &str) -> String {
     let (id, bytes) = match backend {
         DbBackend::Sqlite => ("x'00000000000000000000000000000001'", "x'0102'"),
@@ -228,11 +231,13 @@ async fn assert_kept(db: &DatabaseConnection, up_to: usize) {
 
 async fn steps_keep_rows(db: &DatabaseConnection) {
     let steps = Migrator::migrations().len();
-    assert_eq!(
-        ROWS.iter().map(|(at, _, _)| *at).max(),
-        Some(steps),
-        "a step without rows here"
-    );
+    for step in 1..=steps {
+        let has_rows = ROWS.iter().any(|(at, _, _)| *at == step);
+        assert!(
+            has_rows || WITHOUT_TABLES.contains(&step),
+            "step {step} has no rows here"
+        );
+    }
     for step in 1..=steps {
         Migrator::up(db, Some(1)).await.unwrap();
         assert_kept(db, step - 1).await;
