@@ -147,12 +147,11 @@ impl Swept {
     }
 }
 
-/// One way in which rows of a table end. What the others than sweeps name is for readers, and for the
-/// test that looks whether there is such a thing.
+/// One way in which rows of a table end. The texts in its variants are for readers and tests.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     not(test),
-    expect(dead_code, reason = "a test and readers ask for the names")
+    expect(dead_code, reason = "readers and tests use the texts")
 )]
 pub(crate) enum End {
     /// A job removes them.

@@ -110,12 +110,17 @@ async fn tls_is_verified_and_asked_for_by_name_while_the_checked_address_is_dial
     assert_eq!(asked.await.unwrap().as_deref(), Some("hooks.example.test"));
 }
 
+/// A listener on a port of its own, and what speaks TLS with whoever comes.
+async fn listen(config: ServerConfig) -> (TlsAcceptor, TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (TlsAcceptor::from(Arc::new(config)), listener, port)
+}
+
 /// Answers the first request of each connection, and ends each but the last of `ends` as the next
 /// one comes; tells how many connections there were.
 async fn closing(authority: &Authority, ends: usize) -> (String, Arc<AtomicUsize>) {
-    let acceptor = TlsAcceptor::from(Arc::new(authority.server_config("hooks.example.test")));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (acceptor, listener, port) = listen(authority.server_config("hooks.example.test")).await;
     let connections = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&connections);
     tokio::spawn(async move {
@@ -176,9 +181,7 @@ async fn a_notice_that_a_kept_connection_loses_is_sent_once_more() {
 
 /// Answers one request with these bytes, and ends TCP without a word of TLS.
 async fn abrupt(authority: &Authority, answer: &'static [u8]) -> String {
-    let acceptor = TlsAcceptor::from(Arc::new(authority.server_config("hooks.example.test")));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (acceptor, listener, port) = listen(authority.server_config("hooks.example.test")).await;
     tokio::spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
         let mut stream = acceptor.accept(socket).await.unwrap();

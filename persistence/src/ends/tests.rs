@@ -93,6 +93,18 @@ async fn every_table_says_how_its_rows_end() {
                 assert!(!what.is_empty(), "{}", table.name);
             }
         }
+        // What a sweep takes along is what says that it goes with the row, and nothing else.
+        for swept in table.sweeps().filter(|swept| !swept.along.is_empty()) {
+            let along: BTreeSet<&str> = swept.along.iter().map(|(name, _)| *name).collect();
+            let with_it = |end: &End| matches!(end, End::With(other) if *other == table.name);
+            let declared = TABLES.iter().filter(|other| other.ends.iter().any(with_it));
+            assert_eq!(
+                along,
+                declared.map(|other| other.name).collect(),
+                "{}",
+                table.name
+            );
+        }
         // What a publisher has goes with it, by itself or with what it belongs to.
         let goes = |end: &End| {
             matches!(end, End::WithPublisher | End::With(_)) || table.name == "publishers"
@@ -107,7 +119,9 @@ async fn every_table_says_how_its_rows_end() {
 async fn what_has_ended_goes_when_its_time_is_over() {
     for fixture in engines().await {
         let acme = fixture.publisher("acme").await.publisher.id;
+        let other = fixture.publisher("other").await.publisher.id;
         furnish(&fixture, acme).await;
+        furnish(&fixture, other).await;
         sweep_all(&fixture).await;
         let lasting = |table: &&Table| !matches!(ended(table.name), "");
         let swept = TABLES
@@ -158,6 +172,14 @@ async fn what_has_ended_goes_when_its_time_is_over() {
             assert_eq!(left, 0, "{} has rows without an end", table.name);
         }
         assert_eq!(sweep_all(&fixture).await, 0);
+        // Another publisher's, as old, have not ended.
+        for table in swept.iter().filter(|table| lasting(table)) {
+            assert!(
+                count(&fixture, table, other, "").await > 0,
+                "{}",
+                table.name
+            );
+        }
     }
 }
 

@@ -15,19 +15,22 @@ use tokio_rustls::server::TlsStream;
 use super::*;
 use crate::Phase;
 
+async fn listen_for_http2(authority: &Authority) -> (TlsAcceptor, TcpListener, u16) {
+    let mut config = authority.server_config("hooks.example.test");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    listen(config).await
+}
+
 /// Does with one connection what it likes, once TLS is agreed upon.
 async fn bare_server<F, Fut>(authority: &Authority, serve: F) -> String
 where
     F: FnOnce(TlsStream<TcpStream>) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let mut config = authority.server_config("hooks.example.test");
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (acceptor, listener, port) = listen_for_http2(authority).await;
     tokio::spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
-        let stream = TlsAcceptor::from(Arc::new(config)).accept(socket).await;
+        let stream = acceptor.accept(socket).await;
         serve(stream.unwrap()).await;
     });
     format!("https://hooks.example.test:{port}/x")
@@ -96,11 +99,7 @@ async fn what_a_server_refuses_to_look_at_is_sent_again_at_once() {
 #[tokio::test]
 async fn what_comes_as_a_connection_leaves_is_sent_on_another() {
     let authority = Authority::new();
-    let mut config = authority.server_config("hooks.example.test");
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (acceptor, listener, port) = listen_for_http2(&authority).await;
     let answered = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&answered);
     let (stop_reading, reading_stopped) = oneshot::channel();
@@ -150,11 +149,7 @@ async fn what_comes_as_a_connection_leaves_is_sent_on_another() {
 #[tokio::test]
 async fn a_connection_that_is_dead_takes_no_new_request() {
     let authority = Authority::new();
-    let mut config = authority.server_config("hooks.example.test");
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (acceptor, listener, port) = listen_for_http2(&authority).await;
     tokio::spawn(async move {
         let mut kept = Vec::new();
         loop {
