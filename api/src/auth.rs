@@ -9,7 +9,7 @@ use std::{
 };
 
 use poem::{
-    Request, RequestBody,
+    PathPattern, Request, RequestBody,
     http::{HeaderName, header},
 };
 use poem_openapi::{
@@ -28,7 +28,7 @@ use persistence::{Known, Principal};
 
 use crate::{
     common::{App, context},
-    http::{ApiError, Owner, RequestContext},
+    http::{ApiError, Owner, RequestContext, of_query},
 };
 
 /// Where some clients send what others send as a bearer.
@@ -229,7 +229,9 @@ impl App {
         request: &Request,
         wanted: Wanted,
     ) -> Result<(Arc<Principal>, TokenHash), ApiError> {
-        self.holder(request, bearer(request), wanted).await
+        let holder = self.holder(request, bearer(request), wanted).await?;
+        has_known_query(request)?;
+        Ok(holder)
     }
 
     /// Who holds what was sent, if that is of a kind that is wanted.
@@ -283,6 +285,7 @@ impl App {
                 },
             };
             self.note_operator(context, hash, &operator);
+            has_known_query(request)?;
             return Ok(operator);
         }
         if matches!(self.store.known(hash), Known::Never) {
@@ -380,6 +383,17 @@ fn register(registry: &mut Registry, name: &'static str) {
             openid_connect_url: None,
         },
     );
+}
+
+/// Checks that the operation has every query parameter that was sent. A proxy's questions are not
+/// checked: their query may be the client's own.
+fn has_known_query(request: &Request) -> Result<(), ApiError> {
+    let routes = RequestContext::of(request)?.contract().routes();
+    let route = request
+        .data::<PathPattern>()
+        .and_then(|pattern| routes.get(&pattern.0));
+    let problem = route.and_then(|route| of_query(request.uri(), route, request.method()));
+    problem.map_or(Ok(()), |problem| Err(problem.into()))
 }
 
 /// A guard is an argument that an operation takes first.

@@ -123,6 +123,22 @@ impl Bench {
             .unwrap()
             .is_some()
     }
+
+    /// Looks a token up until it is known without a query: a change that the process made itself is
+    /// heard once more, from the database, and may come between.
+    async fn becomes_known(&self, token: &SecretString) {
+        for _ in 0..100 {
+            assert!(self.lives(token).await);
+            if matches!(
+                self.store.known(TokenHash::of_secret(token)),
+                Known::Live(_)
+            ) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it is never known without a query");
+    }
 }
 
 fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
@@ -212,7 +228,7 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let hash = TokenHash::of_secret(&token);
     assert!(matches!(bench.store.known(hash), Known::Never));
     let scoped = bench.scoped(&token).await;
-    assert!(matches!(bench.store.known(hash), Known::Live(_)));
+    bench.becomes_known(&token).await;
     // A change that leaves it alive: only the database can tell.
     let name = Some("Another".to_owned());
     scoped
@@ -220,8 +236,7 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
         .await
         .unwrap();
     assert!(matches!(bench.store.known(hash), Known::Once));
-    assert!(bench.lives(&token).await);
-    assert!(matches!(bench.store.known(hash), Known::Live(_)));
+    bench.becomes_known(&token).await;
     // One that ends it: the next look-up forgets it.
     let kind = CredentialKind::Admin;
     let zero = Duration::ZERO;

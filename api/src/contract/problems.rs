@@ -51,6 +51,7 @@ pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
     let kinds = kinds(operation);
     if !kinds.is_empty() {
         codes.extend([
+            Code::InvalidParameter,
             Code::Unauthenticated,
             Code::WrongTokenKind,
             Code::RateLimited,

@@ -139,6 +139,22 @@ impl Route {
         self.allow.clone()
     }
 
+    /// The names of the query parameters that the operation with `method` takes. `None` when there is
+    /// no such operation.
+    #[must_use]
+    pub fn query(&self, method: &Method) -> Option<Vec<&str>> {
+        let known = self.parameters.get(method.as_str());
+        let known = known.or_else(|| {
+            self.parameters
+                .get("GET")
+                .filter(|_| method == Method::HEAD)
+        });
+        let query = known?
+            .iter()
+            .filter(|parameter| parameter.location == Location::Query);
+        Some(query.map(|parameter| parameter.name.as_str()).collect())
+    }
+
     /// A parameter of the operation with `method`.
     #[must_use]
     pub fn parameter(&self, method: &Method, name: &str) -> Option<&Parameter> {
@@ -200,6 +216,10 @@ mod tests {
             (Location::Query, "an integer from 1 to 200")
         );
         assert!(route.parameter(&Method::DELETE, "limit").is_none());
+        let query = |method| route.query(&method);
+        assert_eq!(query(Method::HEAD), Some(vec!["limit"]));
+        assert_eq!(query(Method::DELETE), Some(Vec::new()));
+        assert_eq!(query(Method::POST), None);
         assert!(routes.get("/v1/a").is_none());
     }
 }

@@ -23,6 +23,7 @@ pub use context::RequestContext;
 pub use error::ApiError;
 pub use limit::{RateLimits, RateSettings, RateState};
 pub use raw::AnyBody;
+pub(crate) use refusal::of_query;
 pub use serve::{ConnectionLimits, serve};
 pub use share::{Owner, Shares};
 pub use stack::{Stack, StackOptions, wrap};

@@ -139,17 +139,51 @@ pub(super) fn of_uri(uri: &Uri) -> Option<Problem> {
     }
     let pair = uri.query()?.split('&').find(|pair| pair.contains("%00"))?;
     let name = pair.split('=').next().unwrap_or_default();
+    Some(Problem::parameter(
+        &pointer_to_query(name),
+        "The character U+0000 is not taken anywhere.",
+    ))
+}
+
+/// Refuses a query parameter that the operation does not have. A misspelt filter would otherwise be
+/// left out, and the list would show everything.
+pub(crate) fn of_query(uri: &Uri, route: &Route, method: &Method) -> Option<Problem> {
+    let query = uri.query()?;
+    let known = route.query(method)?;
+    let mut names = url::form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
+    let name = names.find(|name| !known.contains(&name.as_ref()))?;
+    let meant = known
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(&name, known), *known))
+        .filter(|(edits, known)| *edits <= known.len().div_ceil(3))
+        .min();
+    let detail = match meant {
+        Some((_, known)) => {
+            format!("This operation has no such query parameter. Did you mean `{known}`?")
+        }
+        None if known.is_empty() => "This operation has no query parameters.".to_owned(),
+        None => {
+            let known = known.join("`, `");
+            format!("This operation has no such query parameter. It has: `{known}`.")
+        }
+    };
+    let error = FieldError::new(pointer_to_query(&name), "unknown_parameter", detail.clone());
+    Some(Problem {
+        errors: vec![error],
+        ..Problem::new(Code::InvalidParameter, detail)
+    })
+}
+
+/// Where a query parameter stands. A name of a sender's own making is not repeated, unless it looks
+/// like the name of a parameter.
+fn pointer_to_query(name: &str) -> String {
     let plain = (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    let pointer = if plain {
+    if plain {
         format!("/query/{name}")
     } else {
         "/query".to_owned()
-    };
-    Some(Problem::parameter(
-        &pointer,
-        "The character U+0000 is not taken anywhere.",
-    ))
+    }
 }
 
 /// A parameter that doesn't parse. The contract says where it stands and what it takes; the

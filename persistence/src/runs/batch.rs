@@ -243,9 +243,12 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
         What::Complete { claim, output } => {
             check_claim(row, claim, now)?;
             row.output = Some(output.to_string());
+            // An earlier attempt's error stays in the timeline; a run that succeeded has none.
+            let replaced = row.error.take().map_or(0, |error| error.len());
             step(tx, row, RunChange::Complete, actor, None, news)?;
             let bytes = row.output.as_ref().map_or(0, String::len);
             tx.stores(row.publisher_id, bytes);
+            tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
             Ok(())
         }
         What::Fail {

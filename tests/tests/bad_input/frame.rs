@@ -44,6 +44,22 @@ pub fn queries() -> Vec<Case> {
             "/query/kind",
         ),
         get(
+            "a misspelt filter",
+            "/v1/runs?stauts=failed",
+            "/query/stauts",
+        ),
+        get(
+            "a filter with a name in percent-encoding",
+            "/v1/runs?stat%75s=queued&no%20such=1",
+            "/query",
+        ),
+        get(
+            "a parameter where there are none",
+            "/v1/publishers/me?limit=1",
+            "/query/limit",
+        ),
+        get("a value without a name", "/v1/events?=1", "/query"),
+        get(
             "NUL in a filter",
             "/v1/runs?external_id=a%00b",
             "/query/external_id",

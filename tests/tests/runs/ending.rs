@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::{World, on_both_stores, tools};
 
-use super::{Held, define, look, queue, queue_many, take, waiting, words};
+use super::{Held, define, look, queue, queue_many, take, timeline, waiting, words};
 
 on_both_stores!(
     a_failed_try_waits_longer_each_time,
+    a_run_that_succeeds_keeps_no_earlier_error,
     a_run_is_called_off_wherever_it_stands,
     many_are_called_off_at_once,
 );
@@ -74,6 +75,23 @@ async fn a_failed_try_waits_longer_each_time(world: &World) {
     let over = held.fail(&publisher.runner, false).expect(200).await;
     assert_eq!(over["status"], "failed", "{over}");
     assert!(over["finished_at"].is_string(), "{over}");
+}
+
+async fn a_run_that_succeeds_keeps_no_earlier_error(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    define(&publisher, "nightly", json!({"max_attempts": 2})).await;
+    queue(&publisher, "nightly", json!({})).await;
+    let first = take(&publisher.runner, json!({})).await.remove(0);
+    first.fail(&publisher.runner, true).expect(200).await;
+    let again = take(&publisher.runner, json!({"wait_seconds": 20})).await;
+    let over = again[0].complete(&publisher.runner).expect(200).await;
+    assert!(over["error"].is_null(), "{over}");
+    assert!(look(&publisher, &first.id).await["error"].is_null());
+    let entries = timeline(&publisher, &first.id).await;
+    let told = entries.iter().find(|one| one["kind"] == "attempt_failed");
+    let told = told.unwrap_or_else(|| panic!("{entries:?}"));
+    assert_eq!(told["data"]["error"]["message"], "no disk", "{told}");
 }
 
 async fn a_run_is_called_off_wherever_it_stands(world: &World) {
