@@ -9,12 +9,14 @@ mod audit;
 mod complete;
 mod describe;
 mod example;
+mod fault_list;
 mod faults;
 mod markdown;
 mod problems;
 mod routes;
 mod schema;
 mod sizes;
+mod unique_items;
 
 use std::collections::HashMap;
 
@@ -25,11 +27,10 @@ use domain::FieldError;
 
 pub use audit::audit;
 pub use complete::{OperationDoc, complete};
+pub use fault_list::{FAULTS_MAX, child};
 pub use markdown::{access_table_markdown, reference_markdown};
 pub use routes::{Location, Parameter, Route, Routes};
-
-/// Most faults that one answer lists.
-pub const FAULTS_MAX: usize = 20;
+pub use unique_items::unique_items;
 
 /// The published document, compiled.
 pub struct Contract {
@@ -98,12 +99,6 @@ pub fn text(document: &Value) -> String {
     let mut text = format!("{:#}", schema::sorted(document.clone()));
     text.push('\n');
     text
-}
-
-/// The JSON pointer (RFC 6901) to the member `name` of the thing at `pointer`.
-#[must_use]
-pub fn child(pointer: &str, name: &str) -> String {
-    format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 #[cfg(test)]

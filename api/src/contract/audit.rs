@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    child, faults,
+    fault_list::child,
+    faults,
     schema::{operations, refer, reference, resolve},
 };
 

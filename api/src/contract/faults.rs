@@ -13,14 +13,12 @@ use serde_json::{Map, Value, json};
 use domain::{FieldError, Timestamp};
 
 use super::{
-    FAULTS_MAX, child, describe,
+    describe,
+    fault_list::{FAULTS_MAX, Faults, child},
     schema::{operations, refer, reference, references_in},
     sizes::{Sizes, is_large},
+    unique_items::unique_items,
 };
-use crate::pipelines::schema::unique_items;
-
-/// Longest pointer that is answered, bytes; a longer one is cut after a whole step.
-const POINTER_BYTES: usize = 200;
 
 /// A validator for each schema that is a request's body.
 pub(super) fn validators(document: &Value) -> Result<HashMap<String, Validator>, String> {
@@ -124,33 +122,7 @@ pub(super) fn of_body(
     faults.list
 }
 
-/// The faults that were found so far.
-pub(super) struct Faults<'a> {
-    pub(super) body: &'a Value,
-    pub(super) list: Vec<FieldError>,
-    seen: HashSet<(String, &'static str)>,
-}
-
-impl<'a> Faults<'a> {
-    /// None of `body` yet.
-    pub(super) fn of(body: &'a Value) -> Self {
-        Self {
-            body,
-            list: Vec::new(),
-            seen: HashSet::new(),
-        }
-    }
-}
-
 impl Faults<'_> {
-    pub(super) fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
-        let pointer = bounded(pointer);
-        if self.seen.insert((pointer.to_owned(), code)) {
-            let detail = format!("{} {what}.", label(pointer));
-            self.list.push(FieldError::new(pointer, code, detail));
-        }
-    }
-
     fn explain(&mut self, error: &ValidationError<'_>) {
         let at = error.instance_path().as_str();
         match error.kind() {
@@ -191,20 +163,6 @@ impl Faults<'_> {
                     .unwrap_or(("invalid", "is not of the documented form".into()));
                 self.add(at, code, &what);
             }
-        }
-    }
-
-    pub(super) fn add_unknown(&mut self, at: &str, name: &str) {
-        let pointer = child(at, name);
-        if bounded(&pointer).len() < pointer.len() {
-            let chars = name.chars().count();
-            self.add(
-                at,
-                "unknown_field",
-                &format!("has an unknown member with a name of {chars} characters"),
-            );
-        } else {
-            self.add(&pointer, "unknown_field", "is not known here");
         }
     }
 
@@ -353,28 +311,6 @@ fn found(value: &Value) -> &'static str {
     }
 }
 
-/// The pointer, or its longest part of whole steps within the limit.
-fn bounded(pointer: &str) -> &str {
-    if pointer.len() <= POINTER_BYTES {
-        return pointer;
-    }
-    let mut end = POINTER_BYTES;
-    while !pointer.is_char_boundary(end) {
-        end -= 1;
-    }
-    &pointer[..pointer[..end].rfind('/').unwrap_or(0)]
-}
-
-fn label(pointer: &str) -> String {
-    match pointer.strip_prefix('/') {
-        None => "The body".to_owned(),
-        Some(path) => format!(
-            "`{}`",
-            path.replace('/', ".").replace("~1", "/").replace("~0", "~")
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,14 +375,5 @@ mod tests {
             faults(&schema, &json!([1, 2])),
             [(String::new(), "too_long".into())]
         );
-    }
-
-    #[test]
-    fn a_pointer_is_cut_after_a_whole_step() {
-        let key = "k".repeat(150);
-        let pointer = format!("/{key}/{key}/x");
-        assert_eq!(bounded(&pointer), format!("/{key}"));
-        assert_eq!(bounded(&format!("/{}", "ä".repeat(150))), "");
-        assert_eq!(bounded("/a/b"), "/a/b");
     }
 }

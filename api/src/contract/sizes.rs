@@ -6,7 +6,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{FAULTS_MAX, child, faults::Faults, schema::resolve};
+use super::{
+    fault_list::{FAULTS_MAX, Faults, child},
+    schema::resolve,
+};
 
 /// Values in a body, from which on it is large.
 const LARGE: usize = 10_000;

@@ -5,7 +5,7 @@
 //! (RFC 7239) is not read: a proxy that maintains one of the two passes the other on unchanged,
 //! so believing both would believe the client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use poem::{
@@ -70,6 +70,17 @@ fn parse(text: &str) -> Option<IpAddr> {
         .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()))
         .ok()
         .map(|address| address.to_canonical())
+}
+
+/// What counts as one caller: an IPv4 address, or the /64 of an IPv6 one.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 #[cfg(test)]

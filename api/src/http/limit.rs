@@ -5,12 +5,7 @@
 //! subscriber has), so nobody can fill them with keys of their own making. Somebody must call
 //! [`RateLimits::forget_idle`] on a timer, or they grow with every address ever seen.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    num::NonZeroU32,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use governor::{
     NotUntil, Quota, RateLimiter,
@@ -24,7 +19,7 @@ use uuid::Uuid;
 
 use domain::{Code, Problem, random, token::TokenHash};
 
-use super::stack::count_refusal;
+use super::address::network;
 
 /// What is left of the policy's quota (draft-ietf-httpapi-ratelimit-headers).
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -424,15 +419,9 @@ impl<C: Clock + Clone> Failures<C> {
     }
 }
 
-/// What counts as one caller: an IPv4 address, or the /64 of an IPv6 one.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
+/// Counts a refusal by the rate limit called `name`.
+fn count_refusal(name: &'static str) {
+    metrics::counter!("http_rate_limited_total", "limit" => name).increment(1);
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use domain::permits::{Bounds, Full, Permit, Permits};
 
-use super::{limit::network, serve::ConnectionLimits, stall::Stalled};
+use super::{address::network, stall::Stalled};
 
 /// Which part of all that are open is closed at a time: so looking through them is paid for by as
 /// many new connections.
@@ -66,14 +66,11 @@ impl Inner {
 }
 
 impl OpenConnections {
-    pub(super) fn new(limits: &ConnectionLimits) -> Self {
-        let bounds = Bounds {
-            total: limits.open_max,
-            per_owner: limits.open_per_address,
-        };
+    /// None are open yet. Those of `trusted` proxies have no bound of their own.
+    pub(super) fn new(bounds: Bounds, trusted: Vec<IpNet>) -> Self {
         Self(Arc::new(Inner {
             permits: Permits::new(bounds),
-            trusted: limits.trusted_proxies.clone(),
+            trusted,
             began: Instant::now(),
             numbers: AtomicU64::new(0),
             open: Mutex::default(),
@@ -278,12 +275,12 @@ mod tests {
     use super::*;
 
     fn connections(total: usize, per_address: usize, trusted: &[&str]) -> OpenConnections {
-        OpenConnections::new(&ConnectionLimits {
-            open_max: total,
-            open_per_address: per_address,
-            trusted_proxies: trusted.iter().map(|net| net.parse().unwrap()).collect(),
-            ..ConnectionLimits::default()
-        })
+        let bounds = Bounds {
+            total,
+            per_owner: per_address,
+        };
+        let trusted = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        OpenConnections::new(bounds, trusted)
     }
 
     fn told(connection: &OpenConnection) -> bool {

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use domain::permits::Full;
+use domain::permits::{Bounds, Full};
 
 use super::{
     context::RequestId,
@@ -116,11 +116,15 @@ pub async fn serve<E>(
 where
     E: Endpoint<Output = Response> + 'static,
 {
+    let bounds = Bounds {
+        total: limits.open_max,
+        per_owner: limits.open_per_address,
+    };
     let server = Arc::new(Server {
         app: Arc::new(app),
         local: LocalAddr(Addr::from(listener.local_addr()?)),
         http: protocol(&limits),
-        open: OpenConnections::new(&limits),
+        open: OpenConnections::new(bounds, limits.trusted_proxies.clone()),
         waiting: Arc::new(Semaphore::new(WAITING_FOR_ROOM)),
         limits,
         shutdown: shutdown.clone(),

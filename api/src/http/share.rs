@@ -18,7 +18,7 @@ use domain::{
     permits::{Bounds, Full, Permit, Permits},
 };
 
-use super::limit::network;
+use super::address::network;
 
 /// How long a request waits for its turn at most.
 pub const TURN_MAX: Duration = Duration::from_secs(4);

@@ -360,10 +360,5 @@ fn complete(response: &mut Response, context: &RequestContext, id: HeaderValue, 
     }
 }
 
-/// Counts a refusal by the rate limit called `name`.
-pub(super) fn count_refusal(name: &'static str) {
-    metrics::counter!("http_rate_limited_total", "limit" => name).increment(1);
-}
-
 #[cfg(test)]
 mod tests;

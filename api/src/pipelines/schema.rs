@@ -25,13 +25,11 @@ mod cache;
 mod compile;
 mod cost;
 mod pattern;
-mod unique;
 mod workers;
 
 use cache::{Cached, Known};
 use compile::{Compiled, compile};
 use cost::REGISTERED;
-pub(crate) use unique::unique_items;
 use workers::Workers;
 
 /// Most threads that evaluate schemas at once.

@@ -7,9 +7,9 @@ use domain::FieldError;
 
 use super::{
     cost::{self, Cost, Limits, Steps},
-    pattern::{MATCHER_BYTES, PATTERN_BYTES},
-    unique,
+    pattern::{self, MATCHER_BYTES, PATTERN_BYTES},
 };
+use crate::contract::unique_items;
 
 /// Largest schema, bytes of JSON.
 pub(crate) const SCHEMA_BYTES: usize = 64 * 1024;
@@ -59,8 +59,8 @@ pub(super) fn compile(schema: &Value, limits: Limits) -> Result<Compiled, Vec<Fi
                 .size_limit(2 * PATTERN_BYTES)
                 .dfa_size_limit(MATCHER_BYTES),
         )
-        .with_keyword("uniqueItems", unique::unique_items)
-        .with_format("regex", unique::is_regex)
+        .with_keyword("uniqueItems", unique_items)
+        .with_format("regex", pattern::is_regex)
         .offline()
         .build(schema)
         .map_err(|error| {

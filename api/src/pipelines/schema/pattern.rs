@@ -11,7 +11,7 @@ use regex_automata::{
 };
 
 /// Longest pattern, bytes. Some of what reads patterns takes time quadratic in their length.
-pub(super) const PATTERN_LENGTH: usize = 4096;
+const PATTERN_LENGTH: usize = 4096;
 /// Largest compiled pattern, bytes.
 pub(super) const PATTERN_BYTES: usize = 512 * 1024;
 /// Largest automaton, bytes, that counts as small.
@@ -106,9 +106,26 @@ fn determined(nfa: &NFA, start: StartKind) -> Option<usize> {
     built.ok().map(|automaton| automaton.memory_usage())
 }
 
+/// `"format": "regex"`. The library's own reader looks for each group's name among all others.
+pub(super) fn is_regex(text: &str) -> bool {
+    text.len() <= PATTERN_LENGTH && jsonschema_regex::is_valid_ecma_regex(text)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
+
+    #[test]
+    fn names_of_groups_are_not_looked_for_without_end() {
+        let mut text = String::new();
+        for at in 0..40_000 {
+            write!(text, "(?<a{at}>)").unwrap();
+        }
+        assert!(!is_regex(&text));
+        assert!(is_regex("^(?<year>[0-9]{4})$") && !is_regex("("));
+    }
 
     #[test]
     fn ordinary_patterns_take_a_step_for_each_byte() {

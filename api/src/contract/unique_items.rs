@@ -1,14 +1,11 @@
-//! Keywords and formats that the library checks in more than linear time, checked by ourselves.
+//! `uniqueItems`, checked by ourselves in linear time.
 //!
-//! Its `uniqueItems` compares all items that hash alike, and a stranger can write thousands that
-//! do; its reader of regular expressions looks for each group's name among all others.
+//! The library compares all items that hash alike, and a stranger can write thousands that do.
 
 use std::{collections::HashSet, fmt::Write as _};
 
 use jsonschema::{Keyword, ValidationError, paths::Location};
 use serde_json::{Map, Number, Value};
-
-use super::pattern::PATTERN_LENGTH;
 
 /// `uniqueItems`, in time linear in the array's size.
 struct UniqueItems;
@@ -18,7 +15,7 @@ struct UniqueItems;
     clippy::unnecessary_wraps,
     reason = "the form that the library asks for"
 )]
-pub(crate) fn unique_items<'a>(
+pub fn unique_items<'a>(
     _: &'a Map<String, Value>,
     wanted: &'a Value,
     _: Location,
@@ -121,15 +118,8 @@ fn write_number(number: &Number, text: &mut String) {
     };
 }
 
-/// `"format": "regex"`.
-pub(super) fn is_regex(text: &str) -> bool {
-    text.len() <= PATTERN_LENGTH && jsonschema_regex::is_valid_ecma_regex(text)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
-
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -167,16 +157,6 @@ mod tests {
             assert_eq!(are_unique(&both), !equal, "{both}");
         }
         assert!(are_unique(&json!({"a": 1})) && are_unique(&json!([])));
-    }
-
-    #[test]
-    fn names_of_groups_are_not_looked_for_without_end() {
-        let mut text = String::new();
-        for at in 0..40_000 {
-            write!(text, "(?<a{at}>)").unwrap();
-        }
-        assert!(!is_regex(&text));
-        assert!(is_regex("^(?<year>[0-9]{4})$") && !is_regex("("));
     }
 
     proptest! {
