@@ -77,6 +77,7 @@ fn every_operation_lists_its_problems() {
         codes("/v1/things/{slug}", "get"),
         [
             "internal",
+            "invalid_parameter",
             "not_found",
             "overloaded",
             "publisher_suspended",

@@ -17,9 +17,10 @@ use domain::{Code, Problem};
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// The words that `errors[].code` may hold. Programs branch on them; the contract lists them.
-pub const FAULT_CODES: [&str; 18] = [
+pub const FAULT_CODES: [&str; 19] = [
     "required",
     "unknown_field",
+    "unknown_parameter",
     "type",
     "too_short",
     "too_long",

@@ -89,7 +89,7 @@ async fn a_run_that_succeeds_keeps_no_earlier_error(world: &World) {
     assert!(over["error"].is_null(), "{over}");
     assert!(look(&publisher, &first.id).await["error"].is_null());
     let entries = timeline(&publisher, &first.id).await;
-    let told = entries.iter().find(|one| one["kind"] == "attempt_failed");
+    let told = entries.iter().find(|one| one["type"] == "attempt_failed");
     let told = told.unwrap_or_else(|| panic!("{entries:?}"));
     assert_eq!(told["data"]["error"]["message"], "no disk", "{told}");
 }
