@@ -4,8 +4,8 @@ work into `work`.
 
     STATIONMASTER_URL=https://… STATIONMASTER_TOKEN=stm_runner_… python3 runner.py
 
-STATIONMASTER_PIPELINES names pipelines, separated by commas; without it, all in the token's reach
-are served. SIGTERM gives the run at hand back and ends the runner. Any number of them may run.
+STATIONMASTER_PIPELINES names pipelines, separated by commas; without it, all that the token can access
+are served. On SIGTERM the runner releases its run and exits. Any number of runners may run at once.
 """
 
 import email.utils
@@ -26,16 +26,16 @@ WAIT_S = 20  # how long a claim waits for a run
 
 
 class TryAgain(Exception):
-    """Raised by `work` when another try may do better."""
+    """Raised by `work` when another attempt may succeed."""
 
 
 class Stop(Exception):
-    """Raised by `Job.check`: whatever is being done is no longer wanted here."""
+    """Raised by `Job.check` when this runner must stop working on the run."""
 
 
 def work(run, job):
-    """The work itself: takes a run, returns its output. Call `job.check()` often; whatever you
-    write elsewhere should carry `run["attempt"]`, so that a late writer can be told."""
+    """Does the work: takes a run, returns its output. Call `job.check()` often. Send `run["attempt"]`
+    with everything that you write to other systems, so that they can refuse a late writer."""
     given = run["input"]
     for step in range(given.get("steps", 1)):
         job.progress = {"step": step}
@@ -49,7 +49,7 @@ def work(run, job):
 
 
 def request(path, body, claim=None, key=None, timeout=30):
-    """One POST: the answer's status, body and headers. Raises OSError if none comes."""
+    """Sends one POST. Returns the answer's status, body and headers; raises OSError without one."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     if claim:
         headers["X-Stationmaster-Claim"] = claim
@@ -65,13 +65,13 @@ def request(path, body, claim=None, key=None, timeout=30):
 
 
 def seconds_between(date_header, expires_at):
-    """How long a lease holds, by the server's clock alone."""
+    """The length of a lease, computed from the server's clock only."""
     now = email.utils.parsedate_to_datetime(date_header)
     return (datetime.fromisoformat(expires_at.replace("Z", "+00:00")) - now).total_seconds()
 
 
 class Job:
-    """A run that is held: a thread keeps its lease alive."""
+    """A run that this runner holds. A thread extends its lease."""
 
     def __init__(self, run, lease_s):
         self.run, self.claim, self.lease_s = run, run["claim"]["token"], lease_s
@@ -81,11 +81,11 @@ class Job:
         threading.Thread(target=self.keep, daemon=True).start()
 
     def keep(self):
-        """A heartbeat every third of the lease: two may fail before it runs out."""
+        """Sends a heartbeat every third of the lease, so that two can fail before it expires."""
         held_until, told = time.monotonic() + self.lease_s, None
         while not self.over.wait(self.lease_s / 3):
             now = time.monotonic()
-            # What was told already need not be told again.
+            # This progress has been reported; do not send it again.
             news = {"progress": self.progress} if self.progress != told else {}
             try:
                 path = f"/v1/runs/{self.run['id']}/heartbeat"
@@ -105,8 +105,8 @@ class Job:
             raise Stop
 
     def finish(self, verb, body):
-        """Tells how the run ended. The key makes repeats harmless: they go on until there is an
-        answer, or until the lease is over in any case."""
+        """Reports how the run ended. Repeats until there is an answer or the lease has expired;
+        the idempotency key makes repeats harmless."""
         key = f"{verb}-{self.run['id']}-{self.run['attempt']}"
         path = f"/v1/runs/{self.run['id']}/{verb}"
         end = time.monotonic() + self.lease_s
@@ -156,7 +156,7 @@ waiting = False
 def stop(_signal, _frame):
     stopping.set()
     if waiting:
-        # Nothing is held. A claim whose connection closes takes no run with it.
+        # The runner holds no run. Closing the connection of a waiting claim claims none.
         sys.exit(0)
 
 

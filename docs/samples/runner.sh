@@ -4,19 +4,19 @@
 #   STATIONMASTER_URL=https://… STATIONMASTER_TOKEN=stm_runner_… bash runner.sh COMMAND [ARGUMENTS…]
 #
 # COMMAND does the work: it reads the run as JSON on standard input and writes the output as JSON to
-# standard output. Exit code 0: it is done; 75: another try may do better; any other: it failed. Its
-# standard error is the message. What it writes to the file $PROGRESS_FILE, as JSON, is reported.
-# SIGTERM gives the run at hand back and ends the runner; COMMAND gets SIGTERM too, and also when
-# the run is cancelled or lost. STATIONMASTER_PIPELINES names pipelines, separated by commas.
+# standard output. Exit code 0: success; 75: failure, and another attempt may succeed; any other: failure.
+# Its standard error is the error message. JSON that it writes to the file $PROGRESS_FILE is reported as
+# progress. On SIGTERM the runner releases its run, sends SIGTERM to COMMAND, and exits. COMMAND also gets
+# SIGTERM when the run is cancelled or its lease is lost. STATIONMASTER_PIPELINES names pipelines, separated by commas.
 
 set -uo pipefail
 readonly URL=${STATIONMASTER_URL%/} WAIT_S=20 TRY_AGAIN=75
 HOME_DIR=$(mktemp -d)
 readonly HOME_DIR
-# Only at the end of the runner itself: a child that is ended while it starts may come by here too.
+# Only when the runner itself exits: a child that is killed while it starts can run this trap too.
 trap '[[ $BASHPID != "$$" ]] || rm -rf "$HOME_DIR"' EXIT
 
-# The token goes through a file: the list of processes is for all to read.
+# The token is in a file, because every user can read the arguments in the process list.
 umask 077
 printf 'Authorization: Bearer %s\n' "$STATIONMASTER_TOKEN" >"$HOME_DIR/token"
 
@@ -27,12 +27,12 @@ stop() {
 }
 trap stop TERM INT
 
-# await PROCESS: waits for one that was started, and sets `code`. A signal ends the process, too.
+# await PROCESS: waits for a started process and sets `code`. A signal to the runner ends the process too.
 await() {
   waiting_for=$1 code=0
   $stopping || wait "$1" || code=$?
   if $stopping; then
-    # The signal has interrupted `wait`, and a process that was just starting may have missed it.
+    # The signal interrupted `wait`. A process that was just starting may have missed the kill.
     while kill "$1" 2>/dev/null; do sleep 0.2; done
     local last=0
     wait "$1" 2>/dev/null || last=$?
@@ -41,7 +41,7 @@ await() {
   waiting_for=''
 }
 
-# post PATH BODY SECONDS [CURL-ARGUMENTS…]: leaves the answer in answer.json, prints status and date.
+# post PATH BODY SECONDS [CURL-ARGUMENTS…]: writes the answer to answer.json, prints status and date.
 post() {
   ${EXEC:-} curl -sS --max-time "$3" -H @"$HOME_DIR/token" -H 'Content-Type: application/json' "${@:4}" \
     -d "$2" -o "$HOME_DIR/$ANSWER" -w '%{http_code} %header{date}\n' "$URL$1"
@@ -51,11 +51,11 @@ claim() {
   local body
   body=$(jq -cn --arg names "${STATIONMASTER_PIPELINES:-}" --argjson wait "$WAIT_S" \
     '{max: 1, wait_seconds: $wait} + if $names == "" then {} else {pipelines: ($names / ",")} end')
-  # The very process that is waited for, so that ending it closes the connection.
+  # `exec` makes curl the process that is waited for, so ending that process closes the connection.
   EXEC=exec ANSWER=claim.json post /v1/runs/claim "$body" $((WAIT_S + 10)) >"$HOME_DIR/claim.status"
 }
 
-# keep WORKER: a heartbeat every third of the lease; ends the worker when it is no longer wanted.
+# keep WORKER: sends a heartbeat every third of the lease; ends the worker when the run is cancelled or lost.
 keep() {
   local worker=$1 status body held_until=$((SECONDS + lease_s))
   while sleep "$(jq -n "$lease_s / 3")"; do
@@ -82,7 +82,7 @@ keep() {
   kill "$worker"
 }
 
-# finish VERB BODY: tells how the run ended. The key makes repeats harmless.
+# finish VERB BODY: reports how the run ended. The idempotency key makes repeats harmless.
 finish() {
   local end=$((SECONDS + lease_s)) status
   while true; do
@@ -102,13 +102,13 @@ finish() {
   done
 }
 
-# do_run COMMAND…: one run, from its claim to its end.
+# do_run COMMAND…: works on one run, from its claim to its end.
 do_run() {
   local run=$HOME_DIR/run.json code worker keeper id attempt lease_s now until
   jq -c '.items[0]' "$HOME_DIR/claim.json" >"$run"
   id=$(jq -r .id "$run") attempt=$(jq -r .attempt "$run")
   jq -r '"X-Stationmaster-Claim: " + .claim.token' "$run" >"$HOME_DIR/claim"
-  # The length of the lease, by the server's clock alone.
+  # The length of the lease, computed from the server's clock only.
   now=$(date -d "$(cut -d' ' -f2- "$HOME_DIR/claim.status")" +%s)
   until=$(date -d "$(jq -r .claim.expires_at "$run")" +%s)
   lease_s=$((until - now))

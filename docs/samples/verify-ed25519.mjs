@@ -1,16 +1,17 @@
-// Verifies a Stationmaster delivery that is signed by a pair of keys (Standard Webhooks, `v1a`),
+// Verifies a Stationmaster delivery that is signed with an Ed25519 key pair (Standard Webhooks,
+// `v1a`),
 // with Node's standard library alone. Copy what you need.
 //
 //   import { verifyDelivery } from "./verify-ed25519.mjs";
 //   verifyDelivery(publicKeys, request.headers, rawBody); // throws Refused
 //
 // `publicKeys` are the texts `whpk_…` that the endpoint's `public_keys` lists. Fetch them again
-// when none of those at hand fits: they change with a rotation.
+// when none of your keys fits: a rotation changes them.
 
 import { createPublicKey, verify } from "node:crypto";
 
 const TOLERANCE_S = 300;
-// What stands before the 32 bytes of a key in DER (RFC 8410 §4).
+// The DER prefix of a public key, before its 32 bytes (RFC 8410 §4).
 const DER = Buffer.from("302a300506032b6570032100", "hex");
 
 /** Why a delivery was refused: malformed, too_old, too_new, no_match or bad_key. */

@@ -4,7 +4,7 @@
 //   verifyDelivery(secret, request.headers, rawBody); // throws Refused
 //
 // Give it the raw bytes of the body, before any JSON parser has touched them. Answer 4xx when
-// it throws, and remember `webhook-id`: retries and replays carry the same one.
+// it throws, and store `webhook-id` to detect repeats: retries and replays have the same id.
 
 import { createHmac, timingSafeEqual } from "node:crypto";
 
@@ -47,7 +47,7 @@ export function verifyStandardWebhooks(secret, headers, body, now) {
     .split(" ")
     .filter((part) => part.startsWith("v1,"))
     .map((part) => part.slice(3));
-  // The signed parts are joined by dots, so an identifier has none.
+  // The signed parts are joined by dots, so an id that contains a dot is refused.
   if (!id || id.includes(".") || !time || signatures.length === 0) throw new Refused("malformed");
   checkAge(time, now);
   const key = Buffer.from(secret.slice("whsec_".length), "base64");
@@ -59,7 +59,7 @@ function hmac(key, prefix, body) {
   return createHmac("sha256", key).update(prefix).update(body).digest();
 }
 
-// Any one may match: while a secret rotates, a delivery is signed with the old and the new.
+// One match is enough: while a secret rotates, the old and the new secret both sign.
 function checkAny(signatures, expected) {
   const wanted = Buffer.from(expected);
   const matches = signatures.some((signature) => {
@@ -80,7 +80,7 @@ export function subcommandSecret(secret) {
   return `whsec_${hmac(secret, "stationmaster.subcommand.v1", "").toString("base64")}`;
 }
 
-// At least 24 bytes, as 32 characters of base64.
+// A secret has at least 24 bytes, which are 32 characters of base64.
 function checkSecret(secret) {
   if (!/^whsec_[A-Za-z0-9+/]{32,}={0,2}$/.test(secret)) throw new Refused("bad_secret");
 }

@@ -5,7 +5,7 @@
     verify_delivery(secret, request.headers, raw_body)  # raises Refused
 
 Give it the raw bytes of the body, before any JSON parser has touched them. Answer 4xx when it
-raises, and remember `webhook-id`: retries and replays carry the same one.
+raises, and store `webhook-id` to detect repeats: retries and replays have the same id.
 """
 
 import base64
@@ -20,7 +20,7 @@ TOLERANCE_S = 300
 
 
 class Refused(Exception):
-    """Why: no_signature, malformed, too_old, too_new, no_match or bad_secret."""
+    """Why a delivery was refused: no_signature, malformed, too_old, too_new, no_match or bad_secret."""
 
 
 def verify_delivery(secret, headers, body, now=None):
@@ -57,7 +57,7 @@ def verify_standard_webhooks(secret, headers, body, now):
     sent_at = headers.get("webhook-timestamp")
     parts = headers.get("webhook-signature", "").split(" ")
     signatures = [part[3:] for part in parts if part.startswith("v1,")]
-    # The signed parts are joined by dots, so an identifier has none.
+    # The signed parts are joined by dots, so an id that contains a dot is refused.
     if not event_id or "." in event_id or not sent_at or not signatures:
         raise Refused("malformed")
     check_age(sent_at, now)
@@ -68,7 +68,7 @@ def verify_standard_webhooks(secret, headers, body, now):
 
 
 def check_any(signatures, expected):
-    """Any one may match: while a secret rotates, a delivery is signed with the old and the new."""
+    """One match is enough: while a secret rotates, the old and the new secret both sign."""
     wanted = expected.encode()
     if not any(hmac.compare_digest(signature.encode(), wanted) for signature in signatures):
         raise Refused("no_match")
@@ -84,13 +84,13 @@ def check_age(sent_at, now):
 
 
 def subcommand_secret(secret):
-    """The secret that signs calls of subcommands: verify those with this one."""
+    """The secret that signs subcommand calls; use it to verify them."""
     derived = hmac.new(secret.encode(), b"stationmaster.subcommand.v1", hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(derived).decode()
 
 
 def check_secret(secret):
-    """At least 24 bytes, as 32 characters of base64."""
+    """A secret has at least 24 bytes, which are 32 characters of base64."""
     if not re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", secret):
         raise Refused("bad_secret")
 

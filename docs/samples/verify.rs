@@ -1,8 +1,8 @@
 //! Verifies a Stationmaster delivery with the crates `hmac` 0.13, `sha2` 0.11 and `base64`.
-//! Copy what you need; `main` is for tests and alone needs `serde_json`.
+//! Copy what you need; `main` is for tests; only `main` needs `serde_json`.
 //!
 //! Give [`verify_delivery`] the raw bytes of the body, before any JSON parser has touched them.
-//! Answer 4xx when it refuses, and remember `webhook-id`: retries and replays carry the same one.
+//! Answer 4xx when it refuses, and store `webhook-id` to detect repeats: retries and replays have the same id.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -75,7 +75,7 @@ pub fn verify_standard_webhooks(
     now: i64,
 ) -> Result<(), Refused> {
     let key = decoded_key(secret)?;
-    // The signed parts are joined by dots, so an identifier has none.
+    // The signed parts are joined by dots, so an id that contains a dot is refused.
     if id.contains('.') {
         return Err("malformed");
     }
@@ -93,8 +93,8 @@ pub fn verify_standard_webhooks(
     )
 }
 
-/// Any one may match: while a secret rotates, a delivery is signed with the old and the new.
-/// `None` is a signature that is not even well formed.
+/// One match is enough: while a secret rotates, the old and the new secret both sign.
+/// `None` stands for a malformed signature.
 fn check_any(
     key: &[u8],
     prefix: &[&[u8]],
@@ -141,7 +141,7 @@ fn decoded_key(secret: &str) -> Result<Vec<u8>, Refused> {
     Ok(key)
 }
 
-/// The secret that signs calls of subcommands: verify those with this one.
+/// The secret that signs subcommand calls; use it to verify them.
 pub fn subcommand_secret(secret: &str) -> Result<String, Refused> {
     let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).map_err(|_| "bad_secret")?;
     let derived = mac.chain_update(b"stationmaster.subcommand.v1").finalize();

@@ -6,7 +6,7 @@
 #   verify_standard_webhooks SECRET ID TIMESTAMP SIGNATURE_HEADER BODY_FILE   || echo "refused: $reason"
 #
 # The body comes from a file that holds its raw bytes: a shell variable would lose NUL bytes and
-# closing newlines. Remember `webhook-id`: retries and replays carry the same one.
+# closing newlines. Store `webhook-id` to detect repeats: retries and replays have the same id.
 #
 # `reason` is one of no_signature, malformed, too_old, too_new, no_match, bad_secret.
 
@@ -43,7 +43,7 @@ verify_standard_webhooks() {
   for part in "${parts[@]}"; do
     if [[ $part == v1,* ]]; then signatures+=("${part#v1,}"); fi
   done
-  # The signed parts are joined by dots, so an identifier has none.
+  # The signed parts are joined by dots, so an id that contains a dot is refused.
   if [[ -z $id || $id == *.* || -z $time ]] || ((${#signatures[@]} == 0)); then
     refuse malformed || return 1
   fi
@@ -56,7 +56,7 @@ verify_standard_webhooks() {
 }
 
 # hmac_sha256 KEY_IN_HEX: message on standard input, raw digest on standard output (RFC 2104).
-# `openssl dgst -hmac` would put the secret into the list of processes, for all to read.
+# `openssl dgst -hmac` would show the secret in the process list, which every user can read.
 hmac_sha256() {
   local key=$1 inner='' outer='' i
   if ((${#key} > 128)); then
@@ -76,12 +76,12 @@ hmac_sha256() {
 to_hex() { od -An -tx1 -v | tr -d ' \n'; }
 
 from_hex() {
-  # shellcheck disable=SC2001 # every pair of digits, not the first one
+  # shellcheck disable=SC2001 # replaces every pair of digits, not only the first
   printf '%b' "$(sed 's/../\\x&/g' <<<"$1")"
 }
 
-# Any one may match: while a secret rotates, a delivery is signed with the old and the new.
-# bash stops comparing at the first difference, so it only gets to see salted hashes.
+# One match is enough: while a secret rotates, the old and the new secret both sign.
+# bash stops comparing at the first difference, so the code compares salted hashes, not signatures.
 check_any() {
   local expected=$1 salt signature
   shift
@@ -112,7 +112,7 @@ subcommand_secret() {
     hmac_sha256 "$(printf '%s' "$1" | to_hex)" | openssl base64 -A)"
 }
 
-# At least 24 bytes, as 32 characters of base64.
+# A secret has at least 24 bytes, which are 32 characters of base64.
 check_secret() {
   [[ $1 =~ ^whsec_[A-Za-z0-9+/]{32,}={0,2}$ ]] || refuse bad_secret
 }
