@@ -86,6 +86,14 @@ need_rust() {
   need make make
 }
 
+# build_server: builds target/debug/stationmaster. With the whole workspace's features, as the tests
+# are built: for this package alone they are others, and much would be compiled twice.
+build_server() {
+  need_rust
+  say "building the server (minutes the first time, seconds after that)"
+  cargo build --workspace --bin stationmaster
+}
+
 # stamped FILE WORDS…: whether FILE says that exactly these words were installed before.
 stamped() {
   local file=$1

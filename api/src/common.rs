@@ -61,10 +61,11 @@ pub struct App {
 }
 
 /// Requests that wait for token endpoints, in a process. Those that wait for one account's token
-/// share one request to its endpoint; each waits in memory, with its connection.
+/// share one request to its endpoint; each waits in memory, with its connection. A thousand of one
+/// publisher wait when the token ends that all its gateway's clients use.
 pub(crate) const OUTSIDE: Bounds = Bounds {
-    total: 4096,
-    per_owner: 256,
+    total: 8192,
+    per_owner: 1024,
 };
 
 impl App {

@@ -140,8 +140,12 @@ async fn a_store_that_fails_at_a_tokens_end_is_no_exhausted_train(world: &World)
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     answers.dedup();
-    let away = (503, json!("store_unavailable"));
-    assert_eq!(answers, [(200, Value::Null), away]);
+    // Two seconds before its end a token is no longer lent: there may be no time for a 200.
+    let refused = answers.iter().skip_while(|(status, _)| *status == 200);
+    assert_eq!(
+        Vec::from_iter(refused),
+        [&(503, json!("store_unavailable"))]
+    );
 }
 
 /// Whoever reads accounts hears that the store can't be reached now.
