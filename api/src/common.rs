@@ -32,9 +32,9 @@ use oauth::Refresher;
 use persistence::{Answer, Context, Expected, IdempotencyKey, Store, StoreError};
 
 use crate::{
-    auth::Notices,
     http::{ApiError, RateLimits, RequestContext, share},
     pipelines::schema::Schemas,
+    shared::Notices,
 };
 
 /// The parts that operations work with.

@@ -46,6 +46,7 @@ mod replays;
 pub mod resolve;
 mod runs;
 mod sent;
+mod shared;
 mod subcommands;
 mod train_tokens;
 mod trains;
@@ -334,7 +335,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         tasks: deps.tasks.clone(),
         outside: Permits::new(common::OUTSIDE),
         schemas: pipelines::schema::Schemas::new(),
-        notices: auth::Notices::default(),
+        notices: shared::Notices::default(),
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());
