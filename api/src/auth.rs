@@ -24,8 +24,8 @@ use domain::{
 use persistence::{Known, Principal};
 
 use crate::{
-    common::{App, context},
     http::{ApiError, Owner, RequestContext},
+    shared::{App, context},
 };
 
 /// Where some clients send what others send as a bearer.

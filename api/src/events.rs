@@ -23,13 +23,14 @@ use persistence::{Answer, Event, NewOwnEvent, Scope};
 
 use crate::{
     auth::AdminOrRunner,
-    common::{App, Ok, Tag, Time, parse_id},
+    common::{Ok, Tag, Time, parse_id},
     contract::{FAULTS_MAX, OperationDoc},
     cursor::{List, Listed},
     http::{ApiError, Body, RequestContext},
     idempotency::Idempotency,
     pipelines::schema::{Item, placed, too_long},
     runs::sample,
+    shared::App,
     verbatim::Verbatim,
 };
 

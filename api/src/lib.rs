@@ -32,6 +32,7 @@ pub mod idempotency;
 pub mod import;
 pub mod jobs;
 pub mod publishers;
+pub mod shared;
 
 mod accounts;
 mod deliveries;
@@ -46,7 +47,6 @@ mod replays;
 pub mod resolve;
 mod runs;
 mod sent;
-mod shared;
 mod subcommands;
 mod train_tokens;
 mod trains;
@@ -57,9 +57,9 @@ mod probe;
 #[cfg(test)]
 mod sample;
 
-use common::App;
 use contract::{Contract, OperationDoc, complete};
 use http::{RateLimits, RateSettings, StackOptions, wrap};
+use shared::App;
 
 /// What the surface is made of.
 pub struct Deps {
@@ -333,7 +333,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         refresher: deps.refresher,
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
-        outside: Permits::new(common::OUTSIDE),
+        outside: Permits::new(shared::OUTSIDE),
         schemas: pipelines::schema::Schemas::new(),
         notices: shared::Notices::default(),
     });

@@ -1,5 +1,8 @@
 //! What stands below authentication and below every resource.
 
+mod app;
 mod notices;
 
+pub use app::App;
+pub(crate) use app::{OUTSIDE, context};
 pub(crate) use notices::Notices;

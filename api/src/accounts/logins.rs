@@ -17,12 +17,13 @@ use persistence::{Login, LoginSecrets, NewAccount, OauthClient};
 
 use crate::{
     auth::Admin,
-    common::{App, Created, Ok, Tag, Time, parse_id},
+    common::{Created, Ok, Tag, Time, parse_id},
     contract::OperationDoc,
     destination,
     http::{ApiError, Body, RequestContext},
     publishers::EXAMPLE_AT,
     sent::Sent,
+    shared::App,
 };
 
 use super::{

@@ -12,9 +12,10 @@ use persistence::{Context, Refreshable, Scope, StoreError};
 
 use crate::{
     auth::Admin,
-    common::{App, Ok, Tag, parse_id},
+    common::{Ok, Tag, parse_id},
     contract::OperationDoc,
     http::{ApiError, OptionalBody, RequestContext},
+    shared::App,
 };
 
 use super::{AccountView, example_id};

@@ -10,9 +10,10 @@ use persistence::{Principal, Publisher};
 use super::views::{EXAMPLE_AT, EXAMPLE_ID, QuotasView, StatusName};
 use crate::{
     auth::{Admin, AdminOrRunner},
-    common::{App, IfMatch, Ok, Tag, Time, answer},
+    common::{IfMatch, Ok, Tag, Time, answer},
     credentials::{EXAMPLE_TOKEN_ID, KindName},
     http::{ApiError, Patch, RequestContext},
+    shared::App,
 };
 
 /// Which token asks.
