@@ -25,8 +25,8 @@ use crate::{
     cursor::{List, Listed},
     http::{ApiError, Body, Patch, RequestContext},
     idempotency::Idempotency,
-    publishers::EXAMPLE_AT,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};

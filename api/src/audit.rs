@@ -27,8 +27,8 @@ use crate::{
     common::{Ok, Tag, Time},
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
-    publishers::EXAMPLE_AT,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// Steps of an export that wait for a slow reader.

@@ -25,8 +25,8 @@ use crate::{
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
     pipelines,
-    publishers::EXAMPLE_AT,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// The problems of these operations.

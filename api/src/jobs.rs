@@ -11,8 +11,8 @@ use crate::{
     auth::Operator,
     common::{Ok, Tag, Time},
     http::ApiError,
-    publishers::EXAMPLE_AT,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// A regular piece of work and how it last went.

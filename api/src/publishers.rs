@@ -30,7 +30,6 @@ use crate::{
 };
 
 pub(crate) use own::Own;
-pub(crate) use views::EXAMPLE_AT;
 use views::{CreatedView, NewPublisherRequest, PatchRequest, PublisherView, ResumeRequest};
 
 /// The problems of these operations.

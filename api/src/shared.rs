@@ -1,6 +1,7 @@
 //! What stands below authentication and below every resource.
 
 mod app;
+pub(crate) mod examples;
 mod notices;
 
 pub use app::App;

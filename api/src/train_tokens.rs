@@ -20,8 +20,8 @@ use crate::{
     cursor::{List, Listed},
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
-    publishers::EXAMPLE_AT,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// The problems of these operations' own.

@@ -21,9 +21,9 @@ use crate::{
     contract::OperationDoc,
     destination,
     http::{ApiError, Body, RequestContext},
-    publishers::EXAMPLE_AT,
     sent::Sent,
     shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 use super::{
