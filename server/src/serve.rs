@@ -23,10 +23,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Database},
     descriptors,
+    failure::Failure,
     key_file::KeyFile,
     logging, metrics, operate,
     signals::{self, Unfinished},
