@@ -25,7 +25,7 @@ use crate::{
     contract::OperationDoc,
     cursor::{List, Listed},
     endpoint_secrets::SigningName,
-    events::{self, EventView},
+    events::{self, views::EventView},
     http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
     shared::App,

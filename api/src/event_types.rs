@@ -23,7 +23,7 @@ use crate::{
     auth::{Admin, AdminOrRunner},
     common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
     contract::OperationDoc,
-    events::EventView,
+    events::views::EventView,
     http::{ApiError, Body, RequestContext},
     pipelines::schema::Schemas,
     shared::App,

@@ -35,7 +35,7 @@ use crate::{
     auth::{Admin, still_good},
     common::{Tag, Time},
     contract::OperationDoc,
-    events::EventView,
+    events::views::EventView,
     http::ApiError,
     shared::App,
 };
