@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use domain::{permits::Permits, token::TokenHash};
-use oauth::Refresher;
 use persistence::Store;
+use upstream::Refresher;
 
 pub mod audit;
 pub mod auth;

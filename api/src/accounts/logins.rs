@@ -9,11 +9,11 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
-    oauth::{Ask, Client, Grant, LoginRequest},
+    upstream::{Ask, Client, Grant, LoginRequest},
 };
-use oauth::AskError;
 use outbound::Policy;
 use persistence::{Login, LoginSecrets, NewAccount, OauthClient};
+use upstream::AskError;
 
 use crate::{
     auth::Admin,

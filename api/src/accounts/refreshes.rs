@@ -7,8 +7,8 @@ use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 use tokio::time::Instant;
 
 use domain::{Code, account::CredentialType, id::AccountId};
-use oauth::RefreshError;
 use persistence::{Context, Refreshable, Scope, StoreError};
+use upstream::RefreshError;
 
 use crate::{
     auth::Admin,

@@ -10,8 +10,8 @@ use domain::{
     permits::{Bounds, Permit, Permits},
     token::TokenHash,
 };
-use oauth::Refresher;
 use persistence::{Context, IdempotencyKey, Store};
+use upstream::Refresher;
 
 use super::notices::Notices;
 use crate::{
