@@ -20,12 +20,13 @@ use persistence::{Account, AccountHealth, OauthClient};
 
 use crate::{
     auth::Admin,
-    common::{App, Created, IfMatch, Ok, Tag, Time, answer, parse_id},
+    common::{Created, IfMatch, Ok, Tag, Time, answer, parse_id},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, Body, Patch, RequestContext},
     idempotency::Idempotency,
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};

@@ -24,10 +24,11 @@ use persistence::{AuditFilter, Checkpoint, Fault, Verification};
 
 use crate::{
     auth::{Admin, Operator, still_good},
-    common::{App, Ok, Tag, Time},
+    common::{Ok, Tag, Time},
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// Steps of an export that wait for a slow reader.

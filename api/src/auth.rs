@@ -3,10 +3,7 @@
 //! Missing, malformed, unknown, expired and revoked tokens are one and the same 401. A live token
 //! of another kind is a 403 before anything of the request is looked at.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
 use poem::{
     PathPattern, Request, RequestBody,
@@ -18,7 +15,7 @@ use poem_openapi::{
 };
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, Problem,
     audit::{Actor, ActorKind},
     credential::CredentialKind,
     id::Id as _,
@@ -27,16 +24,12 @@ use domain::{
 use persistence::{Known, Principal};
 
 use crate::{
-    common::{App, context},
     http::{ApiError, Owner, RequestContext, of_query},
+    shared::{App, context},
 };
 
 /// Where some clients send what others send as a bearer.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// What is written down at most once in so long.
-const NOTICE_EVERY_MS: i64 = 60_000;
-/// Most tokens whose notices are remembered; beyond, old ones go first.
-const NOTICES_MAX: usize = 10_000;
 /// Characters of a bootstrap token's hash that name it in the log.
 const FINGERPRINT_CHARS: usize = 16;
 
@@ -344,31 +337,6 @@ fn fingerprint(hash: &TokenHash) -> String {
     "boot_".chars().chain(hex.take(FINGERPRINT_CHARS)).collect()
 }
 
-type Noticed = HashMap<([u8; 32], &'static str), Timestamp>;
-
-/// When which notice was last written.
-#[derive(Debug, Default)]
-pub(crate) struct Notices(Mutex<Noticed>);
-
-impl Notices {
-    /// Whether the notice of `reason` about `who` is due; then it counts as written.
-    fn due(&self, who: [u8; 32], reason: &'static str, now: Timestamp) -> bool {
-        let mut noticed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |at: Timestamp| now.ms() - at.ms() < NOTICE_EVERY_MS;
-        if noticed.get(&(who, reason)).is_some_and(|at| fresh(*at)) {
-            return false;
-        }
-        if noticed.len() >= NOTICES_MAX {
-            noticed.retain(|_, at| fresh(*at));
-            if noticed.len() >= NOTICES_MAX {
-                return false;
-            }
-        }
-        noticed.insert((who, reason), now);
-        true
-    }
-}
-
 fn register(registry: &mut Registry, name: &'static str) {
     registry.create_security_scheme(
         name,
@@ -548,16 +516,6 @@ mod tests {
         assert!(!may_be_token(&ours, foreign) && !may_be_token(&ours, imported));
         let theirs = format!("ptk_{}", "x".repeat(49));
         assert!(!may_be_token(&theirs, none) && may_be_token(&theirs, imported));
-    }
-
-    #[test]
-    fn a_notice_is_due_once_a_minute() {
-        let notices = Notices::default();
-        let at = Timestamp::from_ms;
-        assert!(notices.due([1; 32], "a", at(0)));
-        assert!(!notices.due([1; 32], "a", at(59_999)));
-        assert!(notices.due([1; 32], "b", at(1)) && notices.due([2; 32], "a", at(1)));
-        assert!(notices.due([1; 32], "a", at(60_000)));
     }
 
     #[test]

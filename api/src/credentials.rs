@@ -19,13 +19,14 @@ use persistence::{Answer, Credential, Minted, NewCredential, Replaced};
 
 use crate::{
     auth::Admin,
-    common::{App, Created, NoContent, Ok, Tag, Time, answer, no_content},
+    common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
     pipelines,
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// The problems of these operations.

@@ -25,8 +25,9 @@ use domain::{Code, limits::PAGE_DEFAULT};
 use persistence::{Page, PageRequest, Scope};
 
 use crate::{
-    common::{App, text_header},
+    common::text_header,
     http::{ApiError, RequestContext},
+    shared::App,
 };
 
 /// What the key is derived for.

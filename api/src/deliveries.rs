@@ -16,11 +16,12 @@ use persistence::{Attempt, Delivery, DeliveryFilter};
 
 use crate::{
     auth::Admin,
-    common::{App, Ok, Tag, Time, answer, parse_id},
+    common::{Ok, Tag, Time, answer, parse_id},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 /// The problems of these operations' own.

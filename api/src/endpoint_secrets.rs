@@ -16,11 +16,12 @@ use persistence::{Answer, EndpointSecret, MintedEndpointSecret, PublicKey, Store
 
 use crate::{
     auth::Admin,
-    common::{App, Created, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
+    common::{Created, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
     contract::OperationDoc,
     credentials::ReplacedCredential,
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 /// The problems of these operations' own.

@@ -21,15 +21,14 @@ use persistence::{Endpoint, NewReplay};
 
 use crate::{
     auth::Admin,
-    common::{
-        Accepted, App, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id,
-    },
+    common::{Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
     contract::OperationDoc,
     cursor::{List, Listed},
     endpoint_secrets::SigningName,
-    events::{self, EventView},
+    events::{self, views::EventView},
     http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 use body::{EndpointPatchBody, NewEndpointBody};

@@ -21,11 +21,12 @@ use persistence::{EventTypePut, PublishersType};
 
 use crate::{
     auth::{Admin, AdminOrRunner},
-    common::{App, IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
+    common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
     contract::OperationDoc,
-    events::EventView,
+    events::views::EventView,
     http::{ApiError, Body, RequestContext},
     pipelines::schema::Schemas,
+    shared::App,
     verbatim::Verbatim,
 };
 

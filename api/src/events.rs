@@ -1,114 +1,35 @@
 //! Events: what happened, as consumers get it, and as publishers tell of it.
 
 mod publish;
+pub(crate) mod views;
 
 use std::sync::Arc;
 
 use poem_openapi::{
-    Object, OpenApi,
+    OpenApi,
     param::{Path, Query},
-    types::Example,
 };
-use serde::Serialize;
-use serde_json::{Value, json};
 
 use domain::{
-    Code, Problem, Timestamp,
-    event::OwnType,
-    id::{AccountId, EndpointId, EventId, Id as _, TokenId},
+    Code, Problem,
+    id::EventId,
     limits::{PAYLOAD_BYTES, PUBLISH_BYTES},
-    run::RunStatus,
 };
 use persistence::{Answer, Event, NewOwnEvent, Scope};
 
 use crate::{
     auth::AdminOrRunner,
-    common::{App, Ok, Tag, Time, parse_id},
+    common::{Ok, Tag, parse_id},
     contract::{FAULTS_MAX, OperationDoc},
     cursor::{List, Listed},
     http::{ApiError, Body, RequestContext},
     idempotency::Idempotency,
     pipelines::schema::{Item, placed, too_long},
-    runs::sample,
-    verbatim::Verbatim,
+    shared::App,
 };
 
 use publish::{NewEventBody, PublishBody, Published};
-
-/// An event.
-#[derive(Object, Serialize, Clone, Debug)]
-#[oai(rename = "Event", example)]
-pub struct EventView {
-    /// `evt_…`, also the `webhook-id` of its deliveries: by it consumers know a repeat.
-    id: String,
-    /// Its type.
-    r#type: String,
-    /// When it happened.
-    timestamp: Time,
-    /// What happened; for a run's events `{"run": …}`, the run without its input.
-    data: Verbatim,
-}
-
-impl EventView {
-    /// An example of one of the service's own types.
-    pub(crate) fn of_type(own: OwnType) -> Self {
-        Self::sample(own.as_str(), example_data(own).into())
-    }
-
-    /// An example of any type.
-    pub(crate) fn sample(event_type: &str, data: Verbatim) -> Self {
-        Self {
-            id: EventId::from_uuid(uuid::Uuid::nil()).to_string(),
-            r#type: event_type.to_owned(),
-            timestamp: Timestamp::from_ms(1_769_860_800_000).into(),
-            data,
-        }
-    }
-}
-
-impl Example for EventView {
-    fn example() -> Self {
-        Self::of_type(OwnType::RunSucceeded)
-    }
-}
-
-fn example_data(own: OwnType) -> Value {
-    let run = |status| json!({ "run": sample(status).without_input().to_tree() });
-    let endpoint = EndpointId::from_uuid(uuid::Uuid::nil()).to_string();
-    match own {
-        OwnType::RunCreated => run(RunStatus::Queued),
-        OwnType::RunStarted => run(RunStatus::Running),
-        OwnType::RunSucceeded => run(RunStatus::Succeeded),
-        OwnType::RunFailed => run(RunStatus::Failed),
-        OwnType::RunCancelled => run(RunStatus::Cancelled),
-        OwnType::RunExpired => run(RunStatus::Expired),
-        OwnType::TokenRotated | OwnType::TokenRevoked => {
-            json!({ "id": TokenId::from_uuid(uuid::Uuid::nil()).to_string(), "kind": "admin" })
-        }
-        OwnType::EndpointDisabled => json!({
-            "endpoint_id": endpoint,
-            "reason": "failing",
-            "failing_since": "2026-01-26T12:00:00.000Z",
-            "last_error": "timeout",
-        }),
-        OwnType::EndpointFailing => json!({
-            "endpoint_id": endpoint,
-            "failing_since": "2026-01-30T12:00:00.000Z",
-            "last_error": "timeout",
-            "disabled_after": "2026-02-04T12:00:00.000Z",
-        }),
-        OwnType::AccountRefreshFailed => json!({
-            "account_id": AccountId::from_uuid(uuid::Uuid::nil()).to_string(),
-            "name": "team-one",
-            "reason": "invalid_grant",
-        }),
-        OwnType::TrainExhausted => json!({
-            "train": "chat",
-            "available_at": "2026-01-31T12:05:00.000Z",
-        }),
-        OwnType::EndpointRecovered | OwnType::Test => json!({ "endpoint_id": endpoint }),
-    }
-}
+use views::EventView;
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[OperationDoc {
@@ -249,23 +170,5 @@ pub(crate) fn shown(status: u16, event: &Event) -> Answer {
         location: None,
         holds_secret: false,
         replayed: false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use domain::event;
-    use poem_openapi::types::ToJSON as _;
-
-    #[test]
-    fn an_event_is_shown_as_it_is_delivered() {
-        for own in OwnType::ALL {
-            let at = Timestamp::from_ms(1_769_860_800_000);
-            let id = EventId::from_uuid(uuid::Uuid::nil());
-            let delivered = event::body(id, own.as_str(), at, &example_data(own).to_string());
-            let described = EventView::of_type(own).to_json();
-            assert_eq!(described, serde_json::from_str(&delivered).unwrap());
-        }
     }
 }

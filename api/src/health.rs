@@ -10,7 +10,7 @@ use poem::{
 };
 use serde_json::json;
 
-use crate::common::App;
+use crate::shared::App;
 
 /// Tells whether a part of the process does its work.
 pub type Probe = Arc<dyn Fn() -> bool + Send + Sync>;

@@ -9,9 +9,10 @@ use persistence::JobRow;
 
 use crate::{
     auth::Operator,
-    common::{App, Ok, Tag, Time},
+    common::{Ok, Tag, Time},
     http::ApiError,
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// A regular piece of work and how it last went.

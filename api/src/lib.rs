@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use domain::{permits::Permits, token::TokenHash};
-use oauth::Refresher;
 use persistence::Store;
+use upstream::Refresher;
 
 pub mod audit;
 pub mod auth;
@@ -32,6 +32,7 @@ pub mod idempotency;
 pub mod import;
 pub mod jobs;
 pub mod publishers;
+pub mod shared;
 
 mod accounts;
 mod deliveries;
@@ -56,9 +57,9 @@ mod probe;
 #[cfg(test)]
 mod sample;
 
-use common::App;
 use contract::{Contract, OperationDoc, complete};
 use http::{RateLimits, RateSettings, StackOptions, wrap};
+use shared::App;
 
 /// What the surface is made of.
 pub struct Deps {
@@ -332,9 +333,9 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         refresher: deps.refresher,
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
-        outside: Permits::new(common::OUTSIDE),
+        outside: Permits::new(shared::OUTSIDE),
         schemas: pipelines::schema::Schemas::new(),
-        notices: auth::Notices::default(),
+        notices: shared::Notices::default(),
     });
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());

@@ -33,10 +33,11 @@ use persistence::{Event, Feed, Place, Principal, StoreError};
 
 use crate::{
     auth::{Admin, still_good},
-    common::{App, Tag, Time},
+    common::{Tag, Time},
     contract::OperationDoc,
-    events::EventView,
+    events::views::EventView,
     http::ApiError,
+    shared::App,
 };
 
 /// Most listeners in one process, and of a publisher.

@@ -20,12 +20,13 @@ use persistence::{IdempotencyKey, Pipeline};
 
 use crate::{
     auth::{Admin, AdminOrRunner},
-    common::{App, IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content, parse_slug},
+    common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content, parse_slug},
     contract::{OperationDoc, child},
     cursor::{List, Listed},
     destination,
     http::{ApiError, Body, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 pub(crate) mod schema;

@@ -20,16 +20,16 @@ use persistence::{Answer, NewPublisher, Publisher};
 
 use crate::{
     auth::Operator,
-    common::{App, Created, IfMatch, NoContent, Ok, Tag, answer, no_content, parse_id},
+    common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content, parse_id},
     contract::OperationDoc,
     credentials::{IssuedCredential, NewCredentialRequest},
     cursor::{List, Listed},
     http::{ApiError, Body, OptionalBody, Patch, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 pub(crate) use own::Own;
-pub(crate) use views::EXAMPLE_AT;
 use views::{CreatedView, NewPublisherRequest, PatchRequest, PublisherView, ResumeRequest};
 
 /// The problems of these operations.

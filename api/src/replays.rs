@@ -16,11 +16,12 @@ use persistence::{NewReplay, Replay};
 
 use crate::{
     auth::Admin,
-    common::{Accepted, App, Ok, Tag, Time, answer, parse_id},
+    common::{Accepted, Ok, Tag, Time, answer, parse_id},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, Body, RequestContext},
     idempotency::Idempotency,
+    shared::App,
 };
 
 /// The problems of these operations' own.

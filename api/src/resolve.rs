@@ -16,9 +16,10 @@ use persistence::{Exhausted, Lent, LentBy, Principal, Report, StoreError, Wish};
 
 use crate::{
     auth::TrainToken,
-    common::{App, NoContent, Ok, Tag, no_content},
+    common::{NoContent, Ok, Tag, no_content},
     contract::OperationDoc,
     http::{ApiError, Body, OptionalBody, RequestContext},
+    shared::App,
 };
 
 pub(crate) mod forward;

@@ -17,7 +17,7 @@ use persistence::{
 
 use crate::{
     auth::{AdminOrRunner, Runner},
-    common::{App, Ok, OkOrCreated, Tag, Time, answer, answer_text, parse_id, parse_slug},
+    common::{Ok, OkOrCreated, Tag, Time, answer, answer_text, parse_id, parse_slug},
     contract::OperationDoc,
     cursor::{List, Listed},
     destination,
@@ -27,6 +27,7 @@ use crate::{
         schema::{Item, Side, check_payload_bytes},
         slugs,
     },
+    shared::App,
 };
 
 pub(crate) mod timeline;

@@ -27,9 +27,10 @@ use persistence::{Answer, SubcommandCall};
 
 use crate::{
     auth::Runner,
-    common::{App, Ok, Tag, parse_id},
+    common::{Ok, Tag, parse_id},
     contract::OperationDoc,
     http::{AnyBody, ApiError, RequestContext},
+    shared::App,
 };
 
 mod envelope;

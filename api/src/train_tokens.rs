@@ -14,13 +14,14 @@ use persistence::{Answer, MintedTrainToken, NewTrainToken, TrainToken};
 
 use crate::{
     auth::Admin,
-    common::{App, Created, NoContent, Tag, Time, answer, no_content, parse_id, parse_slug},
+    common::{Created, NoContent, Tag, Time, answer, no_content, parse_id, parse_slug},
     contract::OperationDoc,
     credentials::EXAMPLE_TOKEN_ID,
     cursor::{List, Listed},
     http::{ApiError, OptionalBody, RequestContext},
     idempotency::Idempotency,
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// The problems of these operations' own.

@@ -19,12 +19,13 @@ use persistence::{LastNotice, Slack, Train, TrainAccount};
 use crate::{
     accounts,
     auth::Admin,
-    common::{App, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
+    common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, Body, Patch, RequestContext},
     idempotency::Idempotency,
-    publishers::EXAMPLE_AT,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 use body::{NewTrainBody, NoticeName, PlacesBody, TrainPatchBody};

@@ -15,8 +15,7 @@ use std::{
 
 use domain::Timestamp;
 use persistence::{
-    EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Target, Verdict, Waiting,
-    Written,
+    EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Verdict, Waiting, Written,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,13 +24,13 @@ use crate::{
     Settings, Turned, attempt,
     board::{Board, Limits, Start},
     meters::{gauge, lost},
+    note::{Found, Note, Recorded, Targets},
     process::Alive,
-    recorder::Recorded,
 };
 
 mod load;
 
-use load::{Found, load};
+use load::load;
 
 /// How old a target may grow while it is in use before it is read again.
 const REFRESH: Duration = Duration::from_millis(400);
@@ -54,30 +53,6 @@ const LEASES_MAX: usize = 20_000;
 const TIMERS_MAX: usize = 100_000;
 /// Leases given back by one statement.
 const GIVE_BACK_MAX: usize = 500;
-
-/// Something that happened.
-pub(crate) enum Note {
-    /// The store answered which of the asked endpoints this registration holds now.
-    Leased(ProcessId, Vec<EndpointKey>, Option<Vec<Lease>>),
-    /// Pages were loaded, by what was read since then.
-    Loaded(Vec<EndpointKey>, Instant, Option<Found>),
-    /// Targets were read, beginning then.
-    Refreshed(Vec<EndpointKey>, Instant, Option<Targets>),
-    /// All endpoints were looked at.
-    Polled(Option<Vec<Waiting>>),
-    /// Leases were given back, or not.
-    GivenBack,
-    /// A request has ended.
-    Ended(u64, Option<Outcome>),
-    /// A request was not made.
-    Unsent(u64),
-    /// A request could not be made for want of something of our own.
-    Short(u64),
-    /// Outcomes were recorded, or not.
-    Recorded(Vec<Recorded>),
-}
-
-pub(crate) type Targets = HashMap<EndpointKey, Arc<Target>>;
 
 /// An endpoint that another process holds.
 struct Elsewhere {

@@ -19,6 +19,7 @@ mod bucket;
 mod control;
 mod endpoint;
 mod meters;
+mod note;
 mod notices;
 mod process;
 mod recorder;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use domain::id::DeliveryId;
-use persistence::{EndpointKey, Next, Outcome, Store, Verdict};
+use persistence::{Outcome, Store, Verdict};
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::control::Note;
+use crate::note::{Note, Recorded};
 
 /// How long a batch waits for as many outcomes as the last one had.
 const GATHER: Duration = Duration::from_millis(5);
@@ -14,17 +13,6 @@ const GATHER: Duration = Duration::from_millis(5);
 const BATCH_MAX: usize = 256;
 /// The first and the longest pause before a batch is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// An outcome that is dealt with.
-#[derive(Clone, Debug)]
-pub(crate) struct Recorded {
-    pub(crate) key: EndpointKey,
-    pub(crate) fence: i64,
-    pub(crate) id: DeliveryId,
-    pub(crate) next: Next,
-    /// Nothing where the store refused it.
-    pub(crate) verdict: Option<Verdict>,
-}
 
 /// Records until the sender is gone.
 pub(crate) async fn run(

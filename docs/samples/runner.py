@@ -4,8 +4,9 @@ work into `work`.
 
     STATIONMASTER_URL=https://… STATIONMASTER_TOKEN=stm_runner_… python3 runner.py
 
-STATIONMASTER_PIPELINES names pipelines, separated by commas; without it, all that the token can access
-are served. On SIGTERM the runner releases its run and exits. Any number of runners may run at once.
+STATIONMASTER_PIPELINES names pipelines, separated by commas. Without it, the runner serves all
+pipelines that the token can access. On SIGTERM it releases its run and exits. Any number of
+runners may run at once.
 """
 
 import email.utils

@@ -4,10 +4,11 @@
 #   STATIONMASTER_URL=https://… STATIONMASTER_TOKEN=stm_runner_… bash runner.sh COMMAND [ARGUMENTS…]
 #
 # COMMAND does the work: it reads the run as JSON on standard input and writes the output as JSON to
-# standard output. Exit code 0: success; 75: failure, and another attempt may succeed; any other: failure.
-# Its standard error is the error message. JSON that it writes to the file $PROGRESS_FILE is reported as
-# progress. On SIGTERM the runner releases its run, sends SIGTERM to COMMAND, and exits. COMMAND also gets
-# SIGTERM when the run is cancelled or its lease is lost. STATIONMASTER_PIPELINES names pipelines, separated by commas.
+# standard output. Its standard error is the error message. Its exit codes: 0 success; 75 failure, and
+# another attempt may succeed; any other: failure. JSON that it writes to the file $PROGRESS_FILE is
+# reported as progress. On SIGTERM the runner sends SIGTERM to COMMAND, releases its run, and exits.
+# COMMAND also gets SIGTERM when the run is cancelled or its lease is lost. STATIONMASTER_PIPELINES
+# names pipelines, separated by commas.
 
 set -uo pipefail
 readonly URL=${STATIONMASTER_URL%/} WAIT_S=20 TRY_AGAIN=75
@@ -27,7 +28,7 @@ stop() {
 }
 trap stop TERM INT
 
-# await PROCESS: waits for a started process and sets `code`. A signal to the runner ends the process too.
+# await PROCESS: waits for a started process and sets `code`. A signal to the runner ends it too.
 await() {
   waiting_for=$1 code=0
   $stopping || wait "$1" || code=$?
@@ -55,7 +56,8 @@ claim() {
   EXEC=exec ANSWER=claim.json post /v1/runs/claim "$body" $((WAIT_S + 10)) >"$HOME_DIR/claim.status"
 }
 
-# keep WORKER: sends a heartbeat every third of the lease; ends the worker when the run is cancelled or lost.
+# keep WORKER: sends a heartbeat every third of the lease; ends the worker when the run is cancelled
+# or its lease is lost.
 keep() {
   local worker=$1 status body held_until=$((SECONDS + lease_s))
   while sleep "$(jq -n "$lease_s / 3")"; do

@@ -20,7 +20,7 @@ TOLERANCE_S = 300
 
 
 class Refused(Exception):
-    """Why a delivery was refused: no_signature, malformed, too_old, too_new, no_match or bad_secret."""
+    """A delivery was refused: no_signature, malformed, too_old, too_new, no_match or bad_secret."""
 
 
 def verify_delivery(secret, headers, body, now=None):

@@ -2,7 +2,8 @@
 //! Copy what you need; `main` is for tests; only `main` needs `serde_json`.
 //!
 //! Give [`verify_delivery`] the raw bytes of the body, before any JSON parser has touched them.
-//! Answer 4xx when it refuses, and store `webhook-id` to detect repeats: retries and replays have the same id.
+//! Answer 4xx when it refuses, and store `webhook-id` to detect repeats: retries and replays have
+//! the same id.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};

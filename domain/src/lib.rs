@@ -14,7 +14,6 @@ pub mod json;
 pub mod lending;
 pub mod limits;
 pub mod notice;
-pub mod oauth;
 pub mod permits;
 pub mod pipeline;
 pub mod problem;
@@ -27,6 +26,7 @@ pub mod signature;
 pub mod slug;
 pub mod token;
 pub mod train;
+pub mod upstream;
 
 pub use clock::{Clock, Timestamp};
 pub use json::JsonText;

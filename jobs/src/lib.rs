@@ -19,11 +19,11 @@ mod worker;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use domain::Timestamp;
-use oauth::Refresher;
 use persistence::{Job, Retention, Store};
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use upstream::Refresher;
 
 use job::Schedule;
 use worker::Worker;

@@ -1,9 +1,9 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{Timestamp, clock::ManualClock, seal::MasterKeys};
-use oauth::Refresher;
 use persistence::{Job, JobRow, Options, Retention, Store};
 use tokio_util::sync::CancellationToken;
+use upstream::Refresher;
 
 use crate::{Settings, StartError, start};
 

@@ -7,11 +7,11 @@ use std::{
 };
 
 use domain::{limits::UNDELETE_DAYS, progress::Part};
-use oauth::Refresher;
 use persistence::{Job, Store, StoreError};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use upstream::Refresher;
 
 use crate::{ROUND, Settings, job::Schedule, rest::Batches};
 

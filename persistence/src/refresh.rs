@@ -15,7 +15,7 @@ use domain::{
     audit::Action,
     event::OwnType,
     id::{AccountId, Id as _},
-    oauth::{Grant, TokenError, ends_soon},
+    upstream::{Grant, TokenError, ends_soon},
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait as _, EntityTrait as _,
@@ -427,7 +427,7 @@ impl Scoped {
             updated_at: Set(tx.now.ms()),
             ..after_failure(tx, &row, error)
         };
-        if error.kind == domain::oauth::ErrorKind::Spent {
+        if error.kind == domain::upstream::ErrorKind::Spent {
             // Nothing but a login helps; whoever knows better may ask by hand.
             change.refresh_due_at = Set(None);
         }

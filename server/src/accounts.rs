@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::Failure,
+    failure::Failure,
     text::{say, shortened},
 };
 

@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     accounts::{self, Accounts},
     config::{self, Loaded},
-    demo, doctor, import, keys, listen, operate, serve, sign, text,
+    demo, doctor,
+    failure::Failure,
+    import, keys, listen, operate, serve, sign, text,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -107,17 +109,6 @@ struct Files {
     /// Write .env.example to standard output
     #[arg(long)]
     env_example: bool,
-}
-
-/// Why a command did not do its work, in sentences that say what to do.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Wrong usage or configuration.
-    Usage(String),
-    /// It went wrong.
-    Failed(String),
-    /// It was not done, by a command that fails too when it is done and finds something wrong.
-    Fatal(String),
 }
 
 /// Reads the process's arguments and environment and does what they say.

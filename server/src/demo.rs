@@ -13,7 +13,7 @@ use std::{path::Path, time::Duration};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli::Failure, signals, text::say};
+use crate::{failure::Failure, signals, text::say};
 use child::{Consumer, Server};
 use story::Story;
 

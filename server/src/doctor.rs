@@ -11,10 +11,11 @@ use persistence::OWN_CONNECTIONS;
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    cli::Failure,
     config::{self, Config},
     data_dir::{Credentials, Database, Survey},
-    descriptors, operate,
+    descriptors,
+    failure::Failure,
+    operate,
     text::say,
 };
 

@@ -8,7 +8,7 @@ use std::{
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// The largest file that is read, bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;

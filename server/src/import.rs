@@ -26,9 +26,9 @@ use persistence::{Done, Import, ImportOutcome, Store, StoreError};
 use zeroize::Zeroizing;
 
 use crate::{
-    cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Survey},
+    failure::Failure,
     operate, text,
 };
 use files::Sources;

@@ -15,9 +15,9 @@ use persistence::{KeysSurvey, RewrapPlace, Rewrapped, Store, StoreError, System}
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    cli::Failure,
     config::{Config, Loaded, Source},
     data_dir::{Credentials, Database, Survey},
+    failure::Failure,
     key_file::{self, KeyFile},
     operate,
     progress::Progress,

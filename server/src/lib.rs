@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod demo;
 mod descriptors;
 pub mod doctor;
+pub mod failure;
 mod files;
 pub mod import;
 pub mod key_file;

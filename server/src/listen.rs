@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 use crate::{
-    cli::Failure,
+    failure::Failure,
     files, signals,
     text::{say, shortened},
 };

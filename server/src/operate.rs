@@ -11,9 +11,9 @@ use persistence::{OWN_CONNECTIONS, Options, PageRequest, Store, System, Verifica
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Database},
+    failure::Failure,
     text::say,
 };
 

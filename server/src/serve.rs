@@ -13,7 +13,6 @@ use api::{
     http::{ConnectionLimits, RateSettings},
 };
 use domain::token::TokenHash;
-use oauth::Refresher;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::{Job, Retention, Store};
 use tokio::{
@@ -21,12 +20,13 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use upstream::Refresher;
 
 use crate::{
-    cli::Failure,
     config::{Config, Loaded},
     data_dir::{Credentials, Database},
     descriptors,
+    failure::Failure,
     key_file::KeyFile,
     logging, metrics, operate,
     signals::{self, Unfinished},

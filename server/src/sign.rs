@@ -11,7 +11,7 @@ use domain::{
 use secrecy::SecretString;
 
 use crate::{
-    cli::Failure,
+    failure::Failure,
     files,
     text::{put, say},
 };

@@ -44,7 +44,7 @@ fn only_those_who_may_ask_for_the_store_without_a_scope() {
         "api",
         "dispatcher",
         "jobs",
-        "oauth",
+        "upstream",
         "outbound",
         "server",
         "domain",

@@ -15,8 +15,8 @@ use persistence::{AccountPatch, NewAccount, OauthClient};
 use crate::{
     common::{Time, change},
     destination,
-    publishers::EXAMPLE_AT,
     sent::Sent,
+    shared::examples::EXAMPLE_AT,
 };
 
 /// What sort of credential an account holds.

@@ -9,20 +9,21 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
-    oauth::{Ask, Client, Grant, LoginRequest},
+    upstream::{Ask, Client, Grant, LoginRequest},
 };
-use oauth::AskError;
 use outbound::Policy;
 use persistence::{Login, LoginSecrets, NewAccount, OauthClient};
+use upstream::AskError;
 
 use crate::{
     auth::Admin,
-    common::{App, Created, Ok, Tag, Time, parse_id},
+    common::{Created, Ok, Tag, Time, parse_id},
     contract::OperationDoc,
     destination,
     http::{ApiError, Body, RequestContext},
-    publishers::EXAMPLE_AT,
     sent::Sent,
+    shared::App,
+    shared::examples::EXAMPLE_AT,
 };
 
 use super::{

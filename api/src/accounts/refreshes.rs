@@ -7,14 +7,15 @@ use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 use tokio::time::Instant;
 
 use domain::{Code, account::CredentialType, id::AccountId};
-use oauth::RefreshError;
 use persistence::{Context, Refreshable, Scope, StoreError};
+use upstream::RefreshError;
 
 use crate::{
     auth::Admin,
-    common::{App, Ok, Tag, parse_id},
+    common::{Ok, Tag, parse_id},
     contract::OperationDoc,
     http::{ApiError, OptionalBody, RequestContext},
+    shared::App,
 };
 
 use super::{AccountView, example_id};

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use domain::{FieldError, Problem, event};
 use persistence::{Answer, PublishedEvent};
 
-use super::EventView;
+use super::views::EventView;
 use crate::{
     common::{described, respond},
     contract::FAULTS_MAX,

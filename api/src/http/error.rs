@@ -42,7 +42,8 @@ pub const FAULT_CODES: [&str; 19] = [
 
 /// A refusal on its way out. Handlers return `Result<_, ApiError>`.
 ///
-/// The request's identifier is filled in by the [stack](super::stack), which every answer passes.
+/// The request's identifier is filled in by the [middleware](super::middleware), which every
+/// answer passes.
 #[derive(Clone, Debug)]
 pub struct ApiError(Box<Problem>);
 

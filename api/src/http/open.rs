@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use domain::permits::{Bounds, Full, Permit, Permits};
 
-use super::{address::network, stall::Stalled};
+use super::{address::network, slow_client::Stalled};
 
 /// Which part of all that are open is closed at a time: so looking through them is paid for by as
 /// many new connections.

@@ -35,7 +35,7 @@ use super::{
     error,
     open::{Answering, OpenConnection, OpenConnections, Peer},
     share::Owner,
-    stall::Watched,
+    slow_client::Watched,
 };
 
 /// Limits on connections.

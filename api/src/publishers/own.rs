@@ -7,12 +7,14 @@ use poem_openapi::{Object, OpenApi, types::Example};
 use domain::{credential::CredentialKind, slug::Slug};
 use persistence::{Principal, Publisher};
 
-use super::views::{EXAMPLE_AT, EXAMPLE_ID, QuotasView, StatusName};
+use super::views::{QuotasView, StatusName};
 use crate::{
     auth::{Admin, AdminOrRunner},
-    common::{App, IfMatch, Ok, Tag, Time, answer},
+    common::{IfMatch, Ok, Tag, Time, answer},
     credentials::{EXAMPLE_TOKEN_ID, KindName},
     http::{ApiError, Patch, RequestContext},
+    shared::App,
+    shared::examples::{EXAMPLE_AT, EXAMPLE_ID},
 };
 
 /// Which token asks.

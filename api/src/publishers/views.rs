@@ -2,10 +2,14 @@
 
 use poem_openapi::{Enum, Object, types::Example};
 
-use domain::{Timestamp, credential::CredentialKind, limits::Quotas};
+use domain::{credential::CredentialKind, limits::Quotas};
 use persistence::{CreatedPublisher, Publisher, PublisherPatch, PublisherStatus};
 
-use crate::{common::Time, credentials::IssuedCredential};
+use crate::{
+    common::Time,
+    credentials::IssuedCredential,
+    shared::examples::{EXAMPLE_AT, EXAMPLE_ID},
+};
 
 /// Whether a publisher's tokens work.
 #[derive(Clone, Copy, Enum)]
@@ -110,10 +114,6 @@ impl From<&Publisher> for PublisherView {
         }
     }
 }
-
-pub(super) const EXAMPLE_ID: &str = "pub_01h455vb4pex5vsknk084sn02q";
-/// A moment for examples: 2026-01-31T12:00:00Z.
-pub(crate) const EXAMPLE_AT: Time = Time(Timestamp::from_ms(1_769_860_800_000));
 
 impl Example for PublisherView {
     fn example() -> Self {

@@ -24,9 +24,10 @@ use persistence::Lent;
 use super::{Asked, lend};
 use crate::{
     auth::{API_KEY, ProxiedTrainToken},
-    common::{App, Tag, text_header},
+    common::{Tag, text_header},
     contract::OperationDoc,
     http::{ApiError, RequestContext, error},
+    shared::App,
 };
 
 /// The problems of these operations' own.

@@ -9,7 +9,7 @@ use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
 use persistence::{Lent, Report};
 
 use super::{ask_again_at, seconds};
-use crate::{common::Time, http::ApiError, publishers::EXAMPLE_AT};
+use crate::{common::Time, http::ApiError, shared::examples::EXAMPLE_AT};
 
 const EXAMPLE_ACCOUNT: &str = "acc_01h455vb4pex5vsknk084sn02q";
 

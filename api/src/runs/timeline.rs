@@ -27,10 +27,11 @@ use persistence::{PageRequest, Scoped, TimelineEntry};
 use super::views::Creator;
 use crate::{
     auth::{AdminOrRunner, still_good},
-    common::{App, Tag, Time, parse_id},
+    common::{Tag, Time, parse_id},
     contract::OperationDoc,
     cursor::{List, Listed},
     http::{ApiError, RequestContext},
+    shared::App,
     verbatim::Verbatim,
 };
 

@@ -4,16 +4,7 @@ use std::collections::BTreeSet;
 
 use persistence::{Ask, DuePage, EndpointKey, Store, StoreError};
 
-use super::Targets;
-use crate::board::Load;
-
-/// What a load found.
-pub(crate) struct Found {
-    /// Of which endpoints the targets were read.
-    pub(super) read: Vec<EndpointKey>,
-    pub(super) targets: Targets,
-    pub(super) pages: Vec<DuePage>,
-}
+use crate::{board::Load, note::Found};
 
 /// Targets and pages of some endpoints.
 pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {

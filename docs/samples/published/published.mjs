@@ -1,10 +1,10 @@
-// Verifies one delivery with a published library, to show that nobody needs code of ours.
+// Verifies one delivery with a published library, to show that consumers need no code from Stationmaster.
 //
 //   node published.mjs standardwebhooks|stripe < case.json
 //
-// The case is {"secret", "headers", "body_base64"}; "now" is ignored, for these libraries read
-// the system's clock. The libraries are looked for in STATIONMASTER_TEST_NODE_PATH
-// (a node_modules directory), else beside this file.
+// The case is {"secret", "headers", "body_base64"}; "now" is ignored, because these libraries read
+// the system's clock. The script looks for the libraries in STATIONMASTER_TEST_NODE_PATH
+// (a node_modules directory) if it is set, otherwise beside this file.
 
 import { createRequire } from "node:module";
 import { join } from "node:path";

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Verifies one delivery with a published library, to show that nobody needs code of ours.
+"""Verifies one delivery with a published library, to show that consumers need no code from
+Stationmaster.
 
     python published.py standardwebhooks|stripe < case.json
 
-The case is {"secret", "headers", "body_base64"}; "now" is ignored, for these libraries read the
+The case is {"secret", "headers", "body_base64"}; "now" is ignored, because these libraries read the
 system's clock.
 """
 

@@ -4,7 +4,7 @@ use domain::{
     Code, Timestamp,
     account::{Credential, OauthTokens, SealedFor},
     id::{AccountId, Id as _, PublisherId},
-    oauth::{Grant, TokenError, read_answer},
+    upstream::{Grant, TokenError, read_answer},
 };
 use sea_orm::ActiveValue::Set;
 use secrecy::{ExposeSecret as _, SecretString};

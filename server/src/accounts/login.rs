@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::Failure,
+    failure::Failure,
     files,
     text::{say, shortened},
 };

@@ -7,7 +7,7 @@ use outbound::{Client, ClientLimits, Method, Policy, Request};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use crate::{cli::Failure, files, text::shortened};
+use crate::{failure::Failure, files, text::shortened};
 
 use super::Reach;
 

@@ -19,7 +19,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli::Failure, text::say};
+use crate::{failure::Failure, text::say};
 
 /// How far a signature's time may be from ours, in seconds, so that an old one can't be replayed.
 const TOLERANCE_S: i64 = 300;

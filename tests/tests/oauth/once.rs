@@ -142,10 +142,8 @@ async fn a_store_that_fails_at_a_tokens_end_is_no_exhausted_train(world: &World)
     answers.dedup();
     // Two seconds before its end a token is no longer lent: there may be no time for a 200.
     let refused = answers.iter().skip_while(|(status, _)| *status == 200);
-    assert_eq!(
-        Vec::from_iter(refused),
-        [&(503, json!("store_unavailable"))]
-    );
+    let refused: Vec<_> = refused.collect();
+    assert_eq!(refused, [&(503, json!("store_unavailable"))]);
 }
 
 /// Whoever reads accounts hears that the store can't be reached now.

@@ -41,8 +41,8 @@ use super::{
     address,
     context::{self, REQUEST_ID, RequestContext, RequestId},
     error::{self, ApiError},
+    error_mapping::{self, Outcome},
     meters::Meters,
-    refusal::{self, Outcome},
     share::{LARGE_ANSWER, Owner, Shares},
 };
 
@@ -125,7 +125,8 @@ where
         let health = HEALTH.contains(&path);
         let versioned = path.starts_with("/v1/");
 
-        let refusal = refusal::of_host(&request).or_else(|| refusal::of_uri(request.uri()));
+        let refusal =
+            error_mapping::of_host(&request).or_else(|| error_mapping::of_uri(request.uri()));
         let result = match refusal {
             Some(problem) => Err(ApiError::from(problem).into()),
             None => self.work(request, &context).await,
@@ -185,13 +186,13 @@ where
                 match tokio::time::timeout(left, task).await {
                     Ok(Ok(result)) => result,
                     // The runtime is going away.
-                    Ok(Err(_)) => return Err(ApiError::from(refusal::overloaded()).into()),
+                    Ok(Err(_)) => return Err(ApiError::from(error_mapping::overloaded()).into()),
                     Err(_) => {
                         tracing::warn!(
                             request_id = id.as_str(),
                             "a request took too long; its work goes on"
                         );
-                        return Err(ApiError::from(refusal::unfinished()).into());
+                        return Err(ApiError::from(error_mapping::unfinished()).into());
                     }
                 }
             }
@@ -271,12 +272,14 @@ fn answer(
     method: &Method,
     id: &RequestId,
 ) -> Response {
-    let problem = match result.map_err(|error| refusal::of_error(error, route, method)) {
+    let problem = match result.map_err(|error| error_mapping::of_error(error, route, method)) {
         Err(Outcome::Problem(problem)) => problem,
-        Ok(response) | Err(Outcome::Response(response)) => match refusal::of_response(&response) {
-            Some(problem) => problem,
-            None => return response,
-        },
+        Ok(response) | Err(Outcome::Response(response)) => {
+            match error_mapping::of_response(&response) {
+                Some(problem) => problem,
+                None => return response,
+            }
+        }
     };
     let mut response = error::render(&problem, id.as_str());
     if problem.code == Code::MethodNotAllowed {

@@ -13,9 +13,9 @@ use std::{
 use domain::{
     Code, Problem, Timestamp,
     id::{AccountId, PublisherId},
-    oauth::{Ask, Client, ErrorKind, Grant, TokenError},
     permits::{Bounds, Permits},
     random,
+    upstream::{Ask, Client, ErrorKind, Grant, TokenError},
 };
 use moka::sync::Cache;
 use persistence::{

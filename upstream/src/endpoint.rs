@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use domain::oauth::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
+use domain::upstream::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
 use outbound::{Failure, Request};
 use secrecy::ExposeSecret as _;
 

@@ -7,23 +7,23 @@ pub mod body;
 pub mod context;
 pub mod error;
 pub mod limit;
+pub mod middleware;
 pub mod raw;
 pub mod serve;
 pub mod share;
-pub mod stack;
 
+mod error_mapping;
 pub(crate) mod json;
 mod meters;
 mod open;
-mod refusal;
-mod stall;
+mod slow_client;
 
 pub use body::{Body, OptionalBody, Patch};
 pub use context::RequestContext;
 pub use error::ApiError;
+pub(crate) use error_mapping::of_query;
 pub use limit::{RateLimits, RateSettings, RateState};
+pub use middleware::{Stack, StackOptions, wrap};
 pub use raw::AnyBody;
-pub(crate) use refusal::of_query;
 pub use serve::{ConnectionLimits, serve};
 pub use share::{Owner, Shares};
-pub use stack::{Stack, StackOptions, wrap};

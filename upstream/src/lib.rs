@@ -11,7 +11,7 @@ mod refresher;
 pub use endpoint::AskError;
 pub use refresher::{RefreshError, Refresher};
 
-use domain::oauth::{Ask, Client, Grant};
+use domain::upstream::{Ask, Client, Grant};
 
 impl Refresher {
     /// Trades the code of a login for tokens.
