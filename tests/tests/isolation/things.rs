@@ -265,7 +265,6 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         "/v1/pipelines",
         "/v1/runs",
         "/v1/events",
-        "/v1/event-types",
         "/v1/webhook-endpoints",
         "/v1/deliveries",
         "/v1/accounts",
@@ -282,6 +281,8 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
             .collect();
         all.push((path.to_owned(), json!(items)));
     }
+    let types = publisher.admin.get("/v1/event-types").expect(200).await;
+    all.push(("/v1/event-types".to_owned(), types["items"].clone()));
     for run in [&things.running, &things.queued] {
         let path = format!("/v1/runs/{run}/timeline");
         let entries = publisher.admin.all(&path).await;
