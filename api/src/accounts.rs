@@ -251,7 +251,7 @@ pub(crate) fn all(app: &Arc<App>) -> All {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Accounts {
-    /// Make an account
+    /// Create an account
     ///
     /// The credential is sealed, and no answer shows it again.
     #[oai(path = "/accounts", method = "post", operation_id = "create_account")]
@@ -280,10 +280,10 @@ impl Accounts {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<AccountView>, ApiError> {
@@ -293,7 +293,7 @@ impl Accounts {
         Ok(list.answer(page, |account| AccountView::from(&account)))
     }
 
-    /// Read an account
+    /// Get an account
     #[oai(path = "/accounts/:id", method = "get", operation_id = "get_account")]
     async fn get(
         &self,
@@ -310,7 +310,7 @@ impl Accounts {
         ))
     }
 
-    /// Change an account
+    /// Update an account
     ///
     /// A JSON Merge Patch (RFC 7396). Its credential stays what it is.
     #[oai(
@@ -325,7 +325,7 @@ impl Accounts {
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// The revision that is to be changed.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Patch<AccountPatchBody>,
@@ -357,7 +357,7 @@ impl Accounts {
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// The revision that is to be deleted.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<Ok<DeletedAccount>, ApiError> {
@@ -387,7 +387,7 @@ impl Accounts {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// The identifier of the account that goes.
+        /// The identifier of the account that is replaced.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
         /// Makes repeats of the request harmless for 24 hours.

@@ -323,20 +323,20 @@ macro_rules! listing {
                 context: &RequestContext,
                 /// Only this action.
                 action: Query<Option<ActionName>>,
-                /// Only what this credential did.
+                /// Only actions of this credential.
                 #[oai(validator(max_length = 100))]
                 actor: Query<Option<String>>,
-                /// Only what was done to this thing.
+                /// Only actions on this target.
                 #[oai(validator(max_length = 100))]
                 target: Query<Option<String>>,
                 /// Only at or after this moment.
                 since: Query<Option<Time>>,
                 /// Only before this moment.
                 until: Query<Option<Time>>,
-                /// How many at most.
+                /// Page size.
                 #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
                 limit: Query<Option<u64>>,
-                /// `next_cursor` of the part before.
+                /// Cursor: the `next_cursor` of the previous page.
                 #[oai(validator(max_length = 200))]
                 cursor: Query<Option<String>>,
             ) -> Result<Listed<AuditEntry>, ApiError> {
@@ -354,7 +354,7 @@ macro_rules! listing {
 }
 
 listing! {
-    /// List the own audit log
+    /// List the publisher's audit log
     ///
     /// Every change of configuration, credentials and access, and refusals of the own tokens
     /// (one a minute for each token and reason). Newest first.
@@ -403,7 +403,7 @@ pub(crate) struct Audit {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Audit")]
 impl Audit {
-    /// Export the own audit log
+    /// Export the publisher's audit log
     ///
     /// All of it, oldest first, one JSON object a line. The stream ends early when the token that
     /// asked is revoked; compare the last `seq` with the log's.
@@ -442,7 +442,7 @@ impl Audit {
         Ok(Export(receiver))
     }
 
-    /// Check the own audit log for tampering
+    /// Verify the publisher's audit log
     ///
     /// Walks the whole chain. It finds rows that were edited, moved or removed; with a checkpoint
     /// of an earlier check also a tail that was cut off since.

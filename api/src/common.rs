@@ -254,9 +254,9 @@ impl<T: Type> ApiResponse for OkOrCreated<T> {
 
 pub(crate) fn described<T: Type>(status: u16) -> MetaResponse {
     let (description, headers) = match status {
-        201 => ("Made.", vec![text_header("LOCATION")]),
-        202 => ("Taken.", Vec::new()),
-        _ => ("Done.", Vec::new()),
+        201 => ("Created.", vec![text_header("LOCATION")]),
+        202 => ("Accepted.", Vec::new()),
+        _ => ("OK.", Vec::new()),
     };
     MetaResponse {
         description,
@@ -300,7 +300,7 @@ impl ApiResponse for NoContent {
     fn meta() -> MetaResponses {
         MetaResponses {
             responses: vec![MetaResponse {
-                description: "Done.",
+                description: "No content.",
                 status: Some(204),
                 status_range: None,
                 content: Vec::new(),

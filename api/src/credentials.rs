@@ -456,10 +456,10 @@ impl Credentials {
         context: &RequestContext,
         /// Only this kind.
         kind: Query<Option<KindName>>,
-        /// How many at most.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<CredentialView>, ApiError> {
@@ -470,7 +470,7 @@ impl Credentials {
         Ok(list.answer(page.await?, Into::into))
     }
 
-    /// Make one more credential of a kind
+    /// Create a credential
     #[oai(
         path = "/publishers/me/tokens/:kind",
         method = "post",
@@ -480,7 +480,7 @@ impl Credentials {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which kind.
+        /// The kind of credential.
         kind: Path<KindName>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
@@ -498,7 +498,7 @@ impl Credentials {
             .into())
     }
 
-    /// Replace all live credentials of a kind
+    /// Rotate all credentials of a kind
     ///
     /// One new credential takes the place of all of them. Without an overlap the old ones stop
     /// working before the answer is sent.
@@ -511,7 +511,7 @@ impl Credentials {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which kind.
+        /// The kind of credential.
         kind: Path<KindName>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
@@ -529,7 +529,7 @@ impl Credentials {
         Ok(answer.await?.into())
     }
 
-    /// Replace one credential
+    /// Rotate one credential
     ///
     /// The new one has the old one's name, pipelines and expiry.
     #[oai(
@@ -541,9 +541,9 @@ impl Credentials {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which kind.
+        /// The kind of credential.
         kind: Path<KindName>,
-        /// Which credential.
+        /// The credential's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
@@ -561,7 +561,7 @@ impl Credentials {
         Ok(answer.await?.into())
     }
 
-    /// Take a credential away
+    /// Revoke a credential
     ///
     /// It has stopped working when the answer arrives. An older token with several rights loses
     /// the one of `kind` and keeps the others.
@@ -574,9 +574,9 @@ impl Credentials {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which kind.
+        /// The kind of credential.
         kind: Path<KindName>,
-        /// Which credential.
+        /// The credential's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
     ) -> Result<NoContent, ApiError> {

@@ -249,7 +249,7 @@ impl<T: Type> ApiResponse for Listed<T> {
     fn meta() -> MetaResponses {
         MetaResponses {
             responses: vec![MetaResponse {
-                description: "A part of the list.",
+                description: "A page of the list.",
                 status: Some(200),
                 status_range: None,
                 content: vec![MetaMediaType {

@@ -227,12 +227,12 @@ impl Deliveries {
         /// Only deliveries of this event.
         #[oai(validator(max_length = 40))]
         event: Query<Option<String>>,
-        /// Only deliveries that stand here.
+        /// Only deliveries with this status.
         status: Query<Option<Status>>,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<DeliveryView>, ApiError> {
@@ -252,7 +252,7 @@ impl Deliveries {
         Ok(list.answer(page, |delivery| DeliveryView::from(&delivery)))
     }
 
-    /// Read a delivery with its attempts
+    /// Get a delivery with its attempts
     #[oai(
         path = "/deliveries/:id",
         method = "get",
@@ -274,7 +274,7 @@ impl Deliveries {
         Ok(Ok::show(&view, None))
     }
 
-    /// Try a delivery once more
+    /// Retry a delivery
     ///
     /// Makes a finished delivery pending again, due at once; a pending one stays as it is.
     #[oai(

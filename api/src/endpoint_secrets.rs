@@ -279,7 +279,7 @@ impl EndpointSecretsApi {
         Ok(Ok::show(&list, None))
     }
 
-    /// Make a secret of an endpoint's own
+    /// Create a secret for an endpoint
     ///
     /// Of the kind that the endpoint's `signing` says. From then on the publisher's secrets don't
     /// sign its deliveries: whoever receives here can't forge what others get.
@@ -308,7 +308,7 @@ impl EndpointSecretsApi {
         Ok(minted.await?.into())
     }
 
-    /// Replace an endpoint's secrets
+    /// Rotate an endpoint's secrets
     ///
     /// One new secret, of the kind that the endpoint's `signing` says, takes the place of all of
     /// that kind. During the overlap every live one signs.
@@ -340,7 +340,7 @@ impl EndpointSecretsApi {
         Ok(rotated.await?.into())
     }
 
-    /// Take a secret of an endpoint away
+    /// Revoke an endpoint's secret
     ///
     /// Without any, the publisher's secrets sign its deliveries again. The last pair of keys stays
     /// while the endpoint signs by one.
@@ -368,7 +368,7 @@ impl EndpointSecretsApi {
         Ok(gone.await?.into())
     }
 
-    /// Read public keys
+    /// Get an endpoint's public keys
     ///
     /// Those that verify the deliveries of one endpoint that signs by `ed25519`. Needs no token:
     /// the name can't be guessed, and tells nothing of whose it is. Who tries many names is held

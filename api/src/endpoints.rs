@@ -175,7 +175,7 @@ pub struct Endpoints {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
 impl Endpoints {
-    /// Make a webhook endpoint
+    /// Create a webhook endpoint
     #[oai(
         path = "/webhook-endpoints",
         method = "post",
@@ -216,10 +216,10 @@ impl Endpoints {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<EndpointView>, ApiError> {
@@ -229,7 +229,7 @@ impl Endpoints {
         Ok(list.answer(page, |endpoint| EndpointView::from(&endpoint)))
     }
 
-    /// Read a webhook endpoint
+    /// Get a webhook endpoint
     #[oai(
         path = "/webhook-endpoints/:id",
         method = "get",
@@ -250,7 +250,7 @@ impl Endpoints {
         ))
     }
 
-    /// Change a webhook endpoint
+    /// Update a webhook endpoint
     ///
     /// A JSON Merge Patch (RFC 7396), so `headers` are changed one by one. What is disabled keeps
     /// its deliveries waiting.
@@ -266,7 +266,7 @@ impl Endpoints {
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// The revision that is to be changed.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Patch<EndpointPatchBody>,
@@ -297,7 +297,7 @@ impl Endpoints {
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// The revision that is to be deleted.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
@@ -347,7 +347,7 @@ impl Endpoints {
         Ok(enabled.await?.into())
     }
 
-    /// Read an endpoint's statistics
+    /// Get an endpoint's statistics
     ///
     /// How its tries went in the last day, in spans of five minutes.
     #[oai(

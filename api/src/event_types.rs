@@ -65,7 +65,7 @@ const fn description(own: OwnType) -> &'static str {
 #[derive(Object, Serialize, Clone, Debug)]
 #[oai(example)]
 pub struct EventType {
-    /// The type.
+    /// The event type.
     r#type: String,
     /// What it tells.
     #[oai(nullable)]
@@ -293,7 +293,7 @@ impl EventTypesApi {
         ))
     }
 
-    /// Describe an event type
+    /// Create or update an event type's description
     ///
     /// One of the publisher's own. Types need not be described to be published; those with a
     /// schema take only data that fits it. A change counts for whatever is published after the
@@ -307,7 +307,7 @@ impl EventTypesApi {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// The type.
+        /// The event type.
         r#type: Path<OwnTypeName>,
         /// The revision that is to be replaced; `*` for any, but not for a type that is not
         /// described.
@@ -333,7 +333,7 @@ impl EventTypesApi {
         Ok(put.await?.into())
     }
 
-    /// Read an event type
+    /// Get an event type
     #[oai(
         path = "/event-types/:type",
         method = "get",
@@ -342,7 +342,7 @@ impl EventTypesApi {
     async fn get(
         &self,
         who: Admin,
-        /// The type.
+        /// The event type.
         #[oai(validator(max_length = 128))]
         r#type: Path<String>,
     ) -> Result<Ok<EventType>, ApiError> {
@@ -360,7 +360,7 @@ impl EventTypesApi {
         Ok(Ok::text(&EventType::from(&described), revision))
     }
 
-    /// Forget what is said of an event type
+    /// Delete an event type's description
     ///
     /// Events of the type stay, and it may still be published.
     #[oai(
@@ -372,10 +372,10 @@ impl EventTypesApi {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// The type.
+        /// The event type.
         #[oai(validator(max_length = 128))]
         r#type: Path<String>,
-        /// The revision that is to be deleted.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {

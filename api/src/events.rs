@@ -132,10 +132,10 @@ impl Events {
         /// Only events of exactly this type.
         #[oai(name = "type", validator(max_length = 128))]
         event_type: Query<Option<String>>,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<EventView>, ApiError> {
@@ -146,7 +146,7 @@ impl Events {
         Ok(list.written(page, |event, answer| answer.push_str(&event.body)))
     }
 
-    /// Read an event
+    /// Get an event
     #[oai(path = "/events/:id", method = "get", operation_id = "get_event")]
     async fn get(
         &self,

@@ -285,7 +285,7 @@ impl Listen {
             pattern = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)(,(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)){0,49}$"
         ))]
         event_types: Query<Option<String>>,
-        /// After how many seconds the stream ends.
+        /// The number of seconds after which the stream ends.
         #[oai(validator(minimum(value = "1"), maximum(value = "900")))]
         seconds: Query<Option<u64>>,
         /// The `id` of the last message, or the identifier of an event, to go on from there.

@@ -439,7 +439,7 @@ impl Pipelines {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Pipelines")]
 impl Pipelines {
-    /// Register a pipeline, or change it
+    /// Create or update a pipeline
     ///
     /// The body is the whole definition. A definition that differs makes a new version; the same
     /// one again changes nothing.
@@ -485,7 +485,7 @@ impl Pipelines {
         Ok(answer.into())
     }
 
-    /// Read a pipeline
+    /// Get a pipeline
     #[oai(
         path = "/pipelines/:slug",
         method = "get",
@@ -515,10 +515,10 @@ impl Pipelines {
         &self,
         who: AdminOrRunner,
         request: &RequestContext,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<PipelineView>, ApiError> {
@@ -588,7 +588,7 @@ impl Pipelines {
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
-        /// The revision that is to be deleted.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {

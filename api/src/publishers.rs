@@ -75,7 +75,7 @@ pub(crate) struct Publishers {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Operator")]
 impl Publishers {
-    /// Make a publisher
+    /// Create a publisher
     ///
     /// The answer is the only one that shows its first two tokens and two secrets.
     #[oai(
@@ -122,10 +122,10 @@ impl Publishers {
         &self,
         _who: Operator,
         context: &RequestContext,
-        /// How many at most.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<PublisherView>, ApiError> {
@@ -134,7 +134,7 @@ impl Publishers {
         Ok(list.answer(page, |publisher| PublisherView::from(&publisher)))
     }
 
-    /// Read a publisher
+    /// Get a publisher
     #[oai(
         path = "/publishers/:id",
         method = "get",
@@ -143,7 +143,7 @@ impl Publishers {
     async fn get(
         &self,
         _who: Operator,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
     ) -> Result<Ok<PublisherView>, ApiError> {
@@ -152,7 +152,7 @@ impl Publishers {
         Ok(show(&publisher).into())
     }
 
-    /// Change a publisher
+    /// Update a publisher
     ///
     /// Name and quotas. A quota below what the publisher has takes nothing away.
     #[oai(
@@ -164,7 +164,7 @@ impl Publishers {
         &self,
         who: Operator,
         context: &RequestContext,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// Only if the publisher still has this `ETag`.
@@ -196,7 +196,7 @@ impl Publishers {
         &self,
         who: Operator,
         context: &RequestContext,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// The publisher's slug, as a confirmation.
@@ -227,7 +227,7 @@ impl Publishers {
         &self,
         who: Operator,
         context: &RequestContext,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// Makes a repeat of the request harmless for 24 hours.
@@ -253,7 +253,7 @@ impl Publishers {
         &self,
         who: Operator,
         context: &RequestContext,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// Makes a repeat of the request harmless for 24 hours.
@@ -272,7 +272,7 @@ impl Publishers {
             .into())
     }
 
-    /// Make an admin token for a publisher
+    /// Create an admin token for a publisher
     ///
     /// For a publisher that has lost its own. It stands in the publisher's audit log too.
     #[oai(
@@ -284,7 +284,7 @@ impl Publishers {
         &self,
         who: Operator,
         context: &RequestContext,
-        /// Which publisher.
+        /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows

@@ -241,10 +241,10 @@ impl Replays {
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<ReplayView>, ApiError> {
@@ -260,7 +260,7 @@ impl Replays {
         Ok(list.answer(page, |replay| ReplayView::from(&replay)))
     }
 
-    /// Read a replay
+    /// Get a replay
     #[oai(
         path = "/webhook-endpoints/:id/replays/:replay",
         method = "get",

@@ -190,7 +190,7 @@ pub(crate) struct Resolve {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Resolve {
-    /// Ask which account to use now
+    /// Resolve the account to use now
     ///
     /// Of the token's train: the account with the lowest priority number that is enabled, healthy
     /// and not cooling down, with the header to send upstream. The answer may be used until
@@ -206,7 +206,7 @@ impl Resolve {
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 
-    /// Report how a request with a lent credential went
+    /// Report the outcome of an upstream request
     ///
     /// `rate_limited` lets the account, or the account for `model` alone, cool down for
     /// `retry_after` seconds, 60 if that is not said; `unauthorized` for five minutes, and an

@@ -256,7 +256,7 @@ impl Runs {
         /// Only runs of this pipeline.
         #[oai(validator(max_length = 63))]
         pipeline: Query<Option<String>>,
-        /// Only runs that stand here.
+        /// Only runs with this status.
         status: Query<Option<Status>>,
         /// Only runs of this external identifier.
         #[oai(validator(max_length = 200))]
@@ -265,10 +265,10 @@ impl Runs {
         since: Query<Option<Time>>,
         /// Only runs created before this time.
         until: Query<Option<Time>>,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<RunView>, ApiError> {
@@ -290,7 +290,7 @@ impl Runs {
         Ok(list.answer_text(page, RunView::from))
     }
 
-    /// Read a run
+    /// Get a run
     #[oai(path = "/runs/:id", method = "get", operation_id = "get_run")]
     async fn get(
         &self,
@@ -397,7 +397,7 @@ impl Runs {
         Ok(Ok::text(&ClaimedRuns { items }, None))
     }
 
-    /// Keep a run
+    /// Send a heartbeat for a run
     ///
     /// Extends the claim by its pipeline's `lease_seconds` from now. To be sent every third of
     /// that; the answer tells whether the run is to be cancelled.
@@ -466,7 +466,7 @@ impl Runs {
             .into())
     }
 
-    /// Report that a run failed
+    /// Fail a run
     ///
     /// For good, unless `retryable` is true and tries are left.
     #[oai(path = "/runs/:id/fail", method = "post", operation_id = "fail_run")]
@@ -498,7 +498,7 @@ impl Runs {
             .into())
     }
 
-    /// Give a run back
+    /// Release a run
     ///
     /// It is queued again, and another runner may claim it at once; no try is used up.
     #[oai(

@@ -333,10 +333,10 @@ impl Sample {
     async fn list(
         &self,
         _who: AdminOrRunner,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 500))]
         cursor: Query<Option<String>>,
     ) -> Result<Json<Things>, ApiError> {

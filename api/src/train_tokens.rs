@@ -182,13 +182,13 @@ impl TrainTokens {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which train.
+        /// The train's slug.
         #[oai(validator(max_length = 64))]
         slug: Path<String>,
-        /// How many at most.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TrainTokenView>, ApiError> {
@@ -200,7 +200,7 @@ impl TrainTokens {
         Ok(list.answer(page, Into::into))
     }
 
-    /// Make one more token of a train
+    /// Create a token for a train
     #[oai(
         path = "/trains/:slug/tokens",
         method = "post",
@@ -210,7 +210,7 @@ impl TrainTokens {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which train.
+        /// The train's slug.
         #[oai(validator(max_length = 64))]
         slug: Path<String>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
@@ -231,7 +231,7 @@ impl TrainTokens {
         Ok(answer.await?.into())
     }
 
-    /// Take a train's token away
+    /// Revoke a train's token
     ///
     /// It has stopped working when the answer arrives.
     #[oai(
@@ -243,10 +243,10 @@ impl TrainTokens {
         &self,
         who: Admin,
         context: &RequestContext,
-        /// Which train.
+        /// The train's slug.
         #[oai(validator(max_length = 64))]
         slug: Path<String>,
-        /// Which token.
+        /// The token's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
     ) -> Result<NoContent, ApiError> {

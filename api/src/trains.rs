@@ -205,7 +205,7 @@ pub struct Trains {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Trains {
-    /// Make a train
+    /// Create a train
     ///
     /// It lends nothing until it is given accounts.
     #[oai(path = "/trains", method = "post", operation_id = "create_train")]
@@ -238,10 +238,10 @@ impl Trains {
         &self,
         who: Admin,
         request: &RequestContext,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TrainView>, ApiError> {
@@ -251,7 +251,7 @@ impl Trains {
         Ok(list.answer(page, |train| TrainView::from(&train)))
     }
 
-    /// Read a train
+    /// Get a train
     #[oai(path = "/trains/:slug", method = "get", operation_id = "get_train")]
     async fn get(
         &self,
@@ -271,7 +271,7 @@ impl Trains {
         Ok(Ok::show(&view, Some(train.revision)))
     }
 
-    /// Change a train
+    /// Update a train
     ///
     /// A JSON Merge Patch (RFC 7396).
     #[oai(
@@ -286,7 +286,7 @@ impl Trains {
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
-        /// The revision that is to be changed.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Patch<TrainPatchBody>,
@@ -314,7 +314,7 @@ impl Trains {
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
-        /// The revision that is to be deleted.
+        /// The expected revision (`ETag`).
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
@@ -325,7 +325,7 @@ impl Trains {
         Ok(answer.await?.into())
     }
 
-    /// Set a train's accounts
+    /// Set the accounts of a train
     ///
     /// The list as a whole: what is not in it, the train lends no longer. Priority 0 is tried
     /// first; of two alike the one with the smaller identifier.
@@ -341,7 +341,7 @@ impl Trains {
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
-        /// The revision of the train that is to be changed.
+        /// The expected revision (`ETag`) of the train.
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Body<PlacesBody>,

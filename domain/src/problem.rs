@@ -59,8 +59,8 @@ codes! {
     Unauthenticated = "unauthenticated", 401, "A valid token is needed",
         "Send a live token as `Authorization: Bearer`. Missing, malformed, unknown, expired and revoked tokens are answered alike.";
     /// The token is live but of the wrong kind.
-    WrongTokenKind = "wrong_token_kind", 403, "This kind of token may not do that",
-        "The detail names the kinds that may.";
+    WrongTokenKind = "wrong_token_kind", 403, "This kind of token may not call this operation",
+        "The detail names the kinds of token that may.";
     /// The publisher is suspended.
     PublisherSuspended = "publisher_suspended", 403, "The publisher is suspended",
         "Ask the operator. Nothing is lost meanwhile.";
@@ -68,11 +68,11 @@ codes! {
     TrainDisabled = "train_disabled", 403, "The train is disabled",
         "Its publisher can enable it.";
     /// Said to a proxy that knows no other status.
-    NothingToLend = "nothing_to_lend", 403, "Nothing can be lent now",
+    NothingToLend = "nothing_to_lend", 403, "No credential can be lent now",
         "`X-Stationmaster-Status` says which status it would be for a caller that knows more of them.";
     /// Nothing of the caller's has that name.
-    NotFound = "not_found", 404, "There is no such thing",
-        "Check path and identifier. Another publisher's things are answered the same way.";
+    NotFound = "not_found", 404, "Not found",
+        "Check the path and the identifier. What belongs to another publisher is answered in the same way.";
     /// The run's pipeline has no subcommand of that name.
     UnknownSubcommand = "unknown_subcommand", 404, "The pipeline has no such subcommand",
         "The detail lists the names that there are. A run keeps the version of its pipeline that it was created with.";
@@ -107,19 +107,19 @@ codes! {
     PipelinePaused = "pipeline_paused", 409, "The pipeline is paused",
         "Create the run without `claim`: it waits until the pipeline is resumed.";
     /// As many of its runs are held as may be.
-    ConcurrencyLimit = "concurrency_limit", 409, "As many of the pipeline's runs are held as may be at once",
+    ConcurrencyLimit = "concurrency_limit", 409, "The pipeline's concurrency limit is reached",
         "Create the run without `claim`, or wait until one of them ends.";
     /// The run is finished already.
-    RunFinished = "run_finished", 409, "The run is finished already",
+    RunFinished = "run_finished", 409, "The run has already finished",
         "A finished run never changes.";
     /// The claim is not, or no longer, the run's.
-    ClaimLost = "claim_lost", 409, "The claim does not hold the run any more",
+    ClaimLost = "claim_lost", 409, "The claim no longer holds the run",
         "Stop working on this run: another claim may hold it, or it is finished.";
     /// The endpoint takes no deliveries.
     EndpointDisabled = "endpoint_disabled", 409, "The endpoint is disabled",
         "Enable it first.";
     /// The account holds the other type of credential.
-    WrongCredentialType = "wrong_credential_type", 409, "The account's type of credential does not allow that",
+    WrongCredentialType = "wrong_credential_type", 409, "The account's credential type does not allow this",
         "Only an `oauth` account can be refreshed.";
     /// The upstream gave no new token.
     RefreshFailed = "refresh_failed", 409, "The upstream did not give a new token",
@@ -128,10 +128,10 @@ codes! {
     LoginFailed = "login_failed", 409, "The upstream did not accept the login",
         "Start the login again.";
     /// The publisher is in a state that the change does not fit.
-    WrongPublisherState = "wrong_publisher_state", 409, "The publisher's state does not allow that",
+    WrongPublisherState = "wrong_publisher_state", 409, "The publisher's state does not allow this",
         "The detail says which state it is in.";
     /// `If-Match` names another revision.
-    PreconditionFailed = "precondition_failed", 412, "The thing has changed meanwhile",
+    PreconditionFailed = "precondition_failed", 412, "The resource has changed since that revision",
         "Read it again and send its current `ETag` as `If-Match`.";
     /// The body is too large.
     BodyTooLarge = "body_too_large", 413, "The body is too large",
@@ -140,7 +140,7 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The body must be JSON",
         "Send `Content-Type: application/json`.";
     /// The body is JSON but not what the operation takes.
-    ValidationFailed = "validation_failed", 422, "The body is not what the operation takes",
+    ValidationFailed = "validation_failed", 422, "The body does not match the operation's schema",
         "`errors` lists every fault with a JSON pointer (RFC 6901) to it.";
     /// The key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The Idempotency-Key belongs to another request",
@@ -152,14 +152,14 @@ codes! {
     RateLimited = "rate_limited", 429, "Too many requests",
         "Wait as long as `Retry-After` says.";
     /// The publisher has as much of something in use as one publisher may.
-    ShareExceeded = "share_exceeded", 429, "The publisher's share is in use",
-        "The detail says of what. Wait as long as `Retry-After` says; other publishers are not affected.";
+    ShareExceeded = "share_exceeded", 429, "The publisher's share of a resource is in use",
+        "The detail names the resource. Wait as long as `Retry-After` says; other publishers are not affected.";
     /// No account of the train is usable now.
     TrainExhausted = "train_exhausted", 429, "No account of the train is usable now",
         "Wait as long as `Retry-After` says. `errors` lists why for each account.";
     /// Something on our side.
     Internal = "internal", 500, "Something went wrong on our side",
-        "Try again; if it stays, give the operator the request id.";
+        "Try again. If it fails again, tell the operator the request id.";
     /// The store can't be reached or can't write.
     StoreUnavailable = "store_unavailable", 503, "The store is not available",
         "The detail says whether nothing was changed, or whether that is not known. Wait as long as `Retry-After` says and send the request again, with its `Idempotency-Key` if it had one.";
@@ -228,7 +228,7 @@ impl Problem {
     pub fn not_found() -> Self {
         Self::new(
             Code::NotFound,
-            "There is no such thing, or it is not yours.",
+            "Nothing has this path or identifier, or it belongs to another publisher.",
         )
     }
 

@@ -30,37 +30,37 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server (what happens without a command, too)
+    /// Run the server (the default)
     Serve(Serve),
-    /// Bring the database's schema up to this program
+    /// Migrate the database to this version's schema
     Migrate,
-    /// Write the API's contract, or what follows from it
+    /// Print the API's OpenAPI document, or a page that is generated from it
     Openapi(Contract),
-    /// The operator's view of the audit logs
+    /// Verify the audit logs
     #[command(subcommand)]
     Audit(Audit),
-    /// The master keys: what they wrap, a new one, the move to it
+    /// Show and rotate the master keys, and rewrap what they encrypt
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Bring in from files what another service held
+    /// Import accounts, trains and client keys from another service's files
     #[command(subcommand)]
     Import(import::Command),
-    /// Write the files that follow from the table of settings
+    /// Print the files that are generated from the list of settings
     Config(Files),
-    /// Try out the configuration, the data directory and the keys, and say what was found
+    /// Check the configuration, the data directory and the keys, and report what was found
     Doctor,
-    /// Receive events on this machine as an endpoint would, and pass them on
+    /// Receive events on this machine as an endpoint would, and forward them to a local URL
     Listen(listen::Options),
-    /// Upstream accounts, through a running server
+    /// Manage upstream accounts through a running server
     #[command(subcommand)]
     Accounts(Accounts),
-    /// Write the headers that a delivery of a body would have
+    /// Sign a body, and print the headers of its delivery
     Sign(sign::Sign),
-    /// Judge whether a delivery is genuine, from files
+    /// Verify the signature of a delivery
     Verify(sign::Verify),
-    /// Show the first minute: a server, a publisher, a run, a verified webhook, a rotated token
+    /// Run a demo: a server, a publisher, a run, a verified webhook, a rotated token
     Demo {
-        /// Leave the server running, and print its address and tokens
+        /// Keep the server running, and print its address and tokens
         #[arg(long)]
         keep: bool,
     },
@@ -71,10 +71,10 @@ enum Command {
 
 #[derive(Debug, Default, Args)]
 struct Serve {
-    /// Show the settings in force, without secrets, and do nothing else
+    /// Print the settings in force, without secrets, and exit
     #[arg(long)]
     print_config: bool,
-    /// Bring the schema up first (SQLite always does)
+    /// Migrate the schema first (SQLite always does)
     #[arg(long)]
     migrate: bool,
 }
@@ -82,17 +82,17 @@ struct Serve {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct Contract {
-    /// Write docs/reference.md instead
+    /// Print docs/reference.md instead
     #[arg(long)]
     reference: bool,
-    /// Write docs/access.md instead
+    /// Print docs/access.md instead
     #[arg(long)]
     access: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Audit {
-    /// Check that no row of a log was changed, moved or removed
+    /// Verify that no row of a log was changed, moved or removed
     Verify {
         /// Only this publisher's log; without it the operator's and every publisher's
         #[arg(long, value_name = "ID")]
@@ -103,10 +103,10 @@ enum Audit {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Files {
-    /// Write docs/configuration.md to standard output
+    /// Print docs/configuration.md
     #[arg(long)]
     docs: bool,
-    /// Write .env.example to standard output
+    /// Print .env.example
     #[arg(long)]
     env_example: bool,
 }

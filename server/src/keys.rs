@@ -31,21 +31,21 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// What can be done with master keys.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say which master key wraps how many owners' keys, and whose do not open
+    /// Show how many data keys each master key encrypts, and which can't be decrypted
     Status,
     /// Make a new master key and put it first in the key file, or take an old one out of it
     Rotate(Rotate),
-    /// Wrap every owner's keys by the first master key; may be broken off and begun again
+    /// Encrypt every data key with the first master key; may be interrupted and repeated
     Rewrap(Rewrap),
 }
 
 /// Options of `keys rotate`.
 #[derive(Debug, Args)]
 pub struct Rotate {
-    /// Make no key, but take this one out: only if it wraps nobody's keys any more
+    /// Remove this key instead, which must not encrypt any data key
     #[arg(long, value_name = "ID")]
     retire: Option<String>,
-    /// Write the keys to this new file, and leave alone where they are now
+    /// Write the keys to this new file, and leave the present file unchanged
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -53,10 +53,10 @@ pub struct Rotate {
 /// Options of `keys rewrap`.
 #[derive(Debug, Args)]
 pub struct Rewrap {
-    /// Say what would be done, and change nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Owners in one transaction
+    /// Number of owners in one transaction
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch_size: u16,
     /// Every running server was started again with the first master key in its list; needed only

@@ -49,18 +49,18 @@ impl Key {
     }
 }
 
-/// What to sign, with what.
+/// Options of `sign`.
 #[derive(Debug, Args)]
 pub struct Sign {
     #[command(flatten)]
     key: Key,
-    /// As a call of a subcommand: by the secret that is derived for calls
+    /// For a subcommand call: use the secret that is derived for calls
     #[arg(long)]
     subcommand: bool,
-    /// The event's identifier (`webhook-id`); a fresh one if it is left out
+    /// The event's identifier (`webhook-id`); a new one by default
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// When it is signed, in Unix seconds; now if it is left out
+    /// The time of signing in Unix seconds; now by default
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..1_000_000_000_000))]
     timestamp: Option<i64>,
     /// The exact body; `-` is standard input
@@ -68,22 +68,22 @@ pub struct Sign {
     body: PathBuf,
 }
 
-/// What to judge, with what.
+/// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
     #[command(flatten)]
     key: Key,
-    /// As a call of a subcommand: by the secret that is derived for calls
+    /// For a subcommand call: use the secret that is derived for calls
     #[arg(long)]
     subcommand: bool,
     /// The headers, one `name: value` on a line, as `sign` or a dump of a request has them; `-` is
     /// standard input
     #[arg(long, value_name = "FILE")]
     headers: PathBuf,
-    /// How far the time of signing may be from now, in seconds
+    /// The maximum age of the signature in seconds, in either direction
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     tolerance_seconds: u32,
-    /// Judge as of this time, in Unix seconds, instead of now
+    /// The time to compare with, in Unix seconds, instead of now
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..1_000_000_000_000))]
     at: Option<i64>,
     /// The exact body; `-` is standard input

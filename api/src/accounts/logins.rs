@@ -275,7 +275,7 @@ pub struct Logins {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Logins {
-    /// Begin a login at an upstream
+    /// Start an upstream login
     ///
     /// Answers where a person logs in (authorization code with PKCE, RFC 7636). Nothing is made yet;
     /// whoever does not finish within 10 minutes begins anew. At most 20 logins wait.
@@ -308,7 +308,7 @@ impl Logins {
         Ok(Ok::show(&view, None))
     }
 
-    /// Finish a login at an upstream
+    /// Finish an upstream login
     ///
     /// Trades the code for tokens and makes the account. A state counts once, whatever comes of it,
     /// as a code does: after a refusal, begin anew.

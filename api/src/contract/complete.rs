@@ -128,7 +128,7 @@ fn drop_noise(operation: &mut Value) {
     }
     for answer in members_mut(&mut operation["responses"]) {
         if answer["description"] == "" {
-            answer["description"] = json!("Done.");
+            answer["description"] = json!("OK.");
         }
         if let Some(headers) = answer.get_mut("headers") {
             members_mut(headers).for_each(drop);

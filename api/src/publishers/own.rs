@@ -182,7 +182,7 @@ pub(crate) struct Own {
 #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Publisher")]
 impl Own {
-    /// Read the own publisher
+    /// Get the token's own publisher
     ///
     /// `credential` says which token asks. Answered without asking the store.
     #[oai(
@@ -196,7 +196,7 @@ impl Own {
         Ok(Ok::show(&view, Some(publisher.revision)))
     }
 
-    /// Change the own publisher
+    /// Update the token's own publisher
     #[oai(
         path = "/publishers/me",
         method = "patch",
@@ -222,7 +222,7 @@ impl Own {
         Ok(answer.await?.into())
     }
 
-    /// Read what is used of the quotas
+    /// Get quotas and their use
     #[oai(
         path = "/publishers/me/usage",
         method = "get",

@@ -218,7 +218,7 @@ macro_rules! operations {
         #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
         impl ForwardAuth {
             $(
-                /// Ask for a proxy which credential to put into a request
+                /// Resolve a credential for a proxied request
                 ///
                 /// For nginx `auth_request`, Envoy, Traefik and Caddy. The headers of the answer
                 /// take the place of the request's own.

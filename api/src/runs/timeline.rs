@@ -166,7 +166,7 @@ impl Timelines {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Runs")]
 impl Timelines {
-    /// Read a run's timeline
+    /// List a run's timeline
     ///
     /// Everything that happened to it, oldest first. A part also ends at about 4 MiB.
     #[oai(
@@ -181,10 +181,10 @@ impl Timelines {
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// How many.
+        /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u64>>,
-        /// Where to go on: `next_cursor` of the part before.
+        /// Cursor: the `next_cursor` of the previous page.
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TimelineView>, ApiError> {
@@ -209,7 +209,7 @@ impl Timelines {
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
-        /// The last event that is known already.
+        /// The identifier of the last event that the caller has.
         #[oai(
             name = "Last-Event-ID",
             validator(minimum(value = "0"), maximum(value = "9007199254740991"))
