@@ -138,8 +138,11 @@ async fn a_call_carries_the_bearer_and_both_signatures(world: &World) {
     consumer.reply_always(archived);
     let publisher = server.publisher("acme").await;
     let held = Held::new(publisher, &[("archive", &consumer.url, 5000)]).await;
+    // The endpoint would not get it.
+    let queried = held.call("archive?path=/etc").json(&json!({}));
+    queried.refused(400, "invalid_parameter").await;
     let answer = held
-        .call("archive?path=/etc")
+        .call("archive")
         .json(&json!({"file": "a.csv"}))
         .header("x-request-id", "a-request")
         .expect(200)
@@ -157,7 +160,7 @@ async fn a_call_carries_the_bearer_and_both_signatures(world: &World) {
     let [call] = seen.as_slice() else {
         panic!("one call, one request: {seen:?}");
     };
-    assert_eq!(call.path, "/hook", "the query stays behind");
+    assert_eq!(call.path, "/hook");
     assert_eq!(&call.body[..], br#"{"file":"a.csv"}"#);
     assert_eq!(bearer(call), held.publisher.secret("subcommand_bearer"));
     verify_call(&held.publisher.secret("webhook_signing"), call).unwrap();
