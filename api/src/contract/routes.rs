@@ -143,25 +143,27 @@ impl Route {
     /// no such operation.
     #[must_use]
     pub fn query(&self, method: &Method) -> Option<Vec<&str>> {
-        let known = self.parameters.get(method.as_str());
-        let known = known.or_else(|| {
-            self.parameters
-                .get("GET")
-                .filter(|_| method == Method::HEAD)
-        });
-        let query = known?
-            .iter()
-            .filter(|parameter| parameter.location == Location::Query);
+        let parameters = self.parameters_of(method)?.iter();
+        let query = parameters.filter(|parameter| parameter.location == Location::Query);
         Some(query.map(|parameter| parameter.name.as_str()).collect())
     }
 
     /// A parameter of the operation with `method`.
     #[must_use]
     pub fn parameter(&self, method: &Method, name: &str) -> Option<&Parameter> {
-        self.parameters
-            .get(method.as_str())?
+        self.parameters_of(method)?
             .iter()
             .find(|parameter| parameter.name == name)
+    }
+
+    /// HEAD takes what GET takes, where it is no operation of its own.
+    fn parameters_of(&self, method: &Method) -> Option<&[Parameter]> {
+        let own = self.parameters.get(method.as_str());
+        let parameters = match method {
+            &Method::HEAD => own.or_else(|| self.parameters.get("GET")),
+            _ => own,
+        };
+        parameters.map(Vec::as_slice)
     }
 }
 
@@ -215,6 +217,7 @@ mod tests {
             (limit.location, limit.takes.as_str()),
             (Location::Query, "an integer from 1 to 200")
         );
+        assert!(route.parameter(&Method::HEAD, "limit").is_some());
         assert!(route.parameter(&Method::DELETE, "limit").is_none());
         let query = |method| route.query(&method);
         assert_eq!(query(Method::HEAD), Some(vec!["limit"]));

@@ -147,13 +147,14 @@ pub(super) fn of_uri(uri: &Uri) -> Option<Problem> {
 
 /// Refuses a query parameter that the operation does not have. A misspelt filter would otherwise be
 /// left out, and the list would show everything.
-pub(crate) fn of_query(uri: &Uri, route: &Route, method: &Method) -> Option<Problem> {
-    let query = uri.query()?;
+pub(crate) fn of_query(query: &str, route: &Route, method: &Method) -> Option<Problem> {
     let known = route.query(method)?;
     let mut names = url::form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
     let name = names.find(|name| !known.contains(&name.as_ref()))?;
     let meant = known
         .iter()
+        // Of a long name no parameter is meant, and to compare it would cost time and memory.
+        .filter(|_| is_plain(&name))
         .map(|known| (strsim::damerau_levenshtein(&name, known), *known))
         .filter(|(edits, known)| *edits <= known.len().div_ceil(3))
         .min();
@@ -174,16 +175,18 @@ pub(crate) fn of_query(uri: &Uri, route: &Route, method: &Method) -> Option<Prob
     })
 }
 
-/// Where a query parameter stands. A name of a sender's own making is not repeated, unless it looks
-/// like the name of a parameter.
+/// Where a query parameter stands. A name that no parameter could have is not repeated.
 fn pointer_to_query(name: &str) -> String {
-    let plain = (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if plain {
+    if is_plain(name) {
         format!("/query/{name}")
     } else {
         "/query".to_owned()
     }
+}
+
+/// Whether a parameter could have this name.
+fn is_plain(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// A parameter that doesn't parse. The contract says where it stands and what it takes; the
@@ -201,5 +204,33 @@ fn of_parameter(name: &str, route: Option<&Route>, method: &Method) -> Problem {
             }
         }
         None => Problem::parameter(&format!("/query/{name}"), format!("`{name}` is not valid.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::contract::Routes;
+
+    #[test]
+    fn a_near_miss_is_named_and_a_long_name_is_not_repeated() {
+        let document = json!({"paths": {"/v1/runs": {"get": {"parameters": [
+            {"name": "status", "in": "query", "schema": {"type": "string"}},
+            {"name": "If-Match", "in": "header", "schema": {"type": "string"}},
+        ]}}}});
+        let routes = Routes::of(&document);
+        let route = routes.get("/v1/runs").unwrap();
+        let refused = |query: &str| of_query(query, route, &Method::GET);
+        assert!(refused("status=failed&&status=queued").is_none());
+        let near = refused("status=failed&stauts=queued").unwrap();
+        assert_eq!(near.errors[0].pointer, "/query/stauts");
+        assert!(near.detail.ends_with("Did you mean `status`?"), "{near:?}");
+        let header = refused("If-Match=1").unwrap();
+        assert!(header.detail.ends_with("It has: `status`."), "{header:?}");
+        let long = refused(&"s".repeat(60_000)).unwrap();
+        assert_eq!(long.errors[0].pointer, "/query");
+        assert!(long.detail.len() < 100, "{long:?}");
     }
 }
