@@ -64,6 +64,7 @@ mod pool;
 mod publish;
 mod publishers;
 mod quota;
+mod recovery;
 mod refresh;
 mod replays;
 mod runs;
@@ -119,6 +120,7 @@ pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
+pub use recovery::Enabled;
 pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
 pub use replays::{NewReplay, Replay, Worked};
 pub use runs::{

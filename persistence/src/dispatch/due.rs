@@ -110,8 +110,12 @@ pub struct DueDelivery {
     pub body: Arc<str>,
     /// Which try comes next, from 1.
     pub attempt: i32,
+    /// How many of those before were answered by asking for a pause.
+    pub throttled: i32,
     /// Since when it is due; in an order, when it will be.
     pub due: Timestamp,
+    /// When it was written.
+    pub created_at: Timestamp,
 }
 
 /// A waiting delivery's row.
@@ -120,7 +124,9 @@ struct Row {
     id: Uuid,
     event: Uuid,
     attempts: i32,
+    throttled: i32,
     due: i64,
+    created_at: i64,
     precedence: i32,
     seq: i64,
 }
@@ -132,7 +138,9 @@ impl Row {
             id: row.try_get("", "id")?,
             event: row.try_get("", "event_id")?,
             attempts: row.try_get("", "attempts")?,
+            throttled: row.try_get("", "throttled")?,
             due: row.try_get("", "next_attempt_at")?,
+            created_at: row.try_get("", "created_at")?,
             precedence: row.try_get("", "precedence")?,
             seq: row.try_get("", "seq")?,
         })
@@ -189,7 +197,7 @@ const UNORDERED: [Branch; 3] = [
 const REPLAYED: &str = " AND replay_id IS NOT NULL AND seq = 0 AND precedence > 0";
 
 const SELECT: &str = "SELECT publisher_id, endpoint_id, id, event_id, attempts, \
-     next_attempt_at, seq, precedence FROM deliveries";
+     throttled, next_attempt_at, created_at, seq, precedence FROM deliveries";
 const WHERE: &str = " WHERE status = 'pending' AND publisher_id = ";
 
 /// How many rows to read to find as many as are asked for among those that are known.
@@ -456,7 +464,9 @@ impl Row {
             event: EventId::from_uuid(self.event),
             body: body.unwrap_or_default(),
             attempt: self.attempts.saturating_add(1),
+            throttled: self.throttled,
             due: Timestamp::from_ms(self.due),
+            created_at: Timestamp::from_ms(self.created_at),
         }
     }
 }
