@@ -17,7 +17,7 @@ its own. Resident memory is read throughout, and a minute after.
   storage    events of 250 KiB, as fast as they are taken
   interim    receivers that answer `100 Continue` for ever
 
-Wanted (ARCHITECTURE.md): no 5xx for the neighbour, p50 at most 2 times and p99 at most 5 times as long,
+Wanted (docs/benchmarks.md): no 5xx for the neighbour, p50 at most 2 times and p99 at most 5 times as long,
 resident memory at most 512 MiB throughout and at most 120 MiB a minute after.
 """
 

@@ -127,7 +127,7 @@ impl Sender {
                 self.poll.max(PAUSE)
             }
             Err(error) => {
-                tracing::error!(%error, "the look for messages about trains broke down");
+                tracing::error!(%error, "the search for messages about trains panicked");
                 self.poll.max(PAUSE)
             }
         }

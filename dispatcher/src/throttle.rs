@@ -22,11 +22,13 @@ const PATIENCE: u32 = 3;
 const BACKOFF_MAX: Duration = Duration::from_mins(5);
 /// What is kept of the rate that was taken before a refusal.
 const BELOW: f64 = 0.95;
+/// What is kept of the last rate at least, when the refusal comes before a whole window was counted.
+const EARLY: f64 = 0.7;
 /// Refusals at rates that differ by less than this share meet the same limit.
 const SAME: f64 = 0.3;
 /// The time in which the rate doubles: at first, and at most. It grows each time that the same
 /// limit is met.
-const SPAN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
+const SPAN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_mins(5));
 /// The limit is forgotten when the rate has grown to so many times what it was.
 const FORGOTTEN: f64 = 64.0;
 
@@ -116,7 +118,13 @@ impl Throttle {
         let backoff = (doublings > 0).then(|| PAUSE_MIN * (1 << doublings));
         let pause = asked.max(backoff.unwrap_or_default().min(BACKOFF_MAX));
         let resumes = now + pause;
-        let base = (f64::from(self.taken.0.max(self.taken.1)) * BELOW).max(1.0);
+        let counted = f64::from(self.taken.0.max(self.taken.1)) * BELOW;
+        let resumed = self
+            .paused_until
+            .map(|at| now.saturating_duration_since(at));
+        let early = resumed.is_some_and(|since| since < WINDOW);
+        let last = self.per_second().filter(|_| early).unwrap_or_default();
+        let base = counted.max(EARLY * last).max(1.0);
         let same = self
             .pace
             .filter(|pace| (pace.base - base).abs() < SAME * pace.base);

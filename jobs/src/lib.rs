@@ -163,7 +163,7 @@ async fn replays(store: Store, stop: CancellationToken) {
                 REPLAYS_IDLE
             }
             Err(error) => {
-                tracing::error!(%error, "the work on replays broke down");
+                tracing::error!(%error, "the work on replays panicked");
                 REPLAYS_IDLE
             }
         };

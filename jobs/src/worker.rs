@@ -104,7 +104,7 @@ impl Worker {
             // A task of its own, so that a panic ends this look and not the job for good.
             let look = Arc::clone(&self).look(job, schedule.clone());
             if let Err(error) = tokio::spawn(look).await {
-                tracing::error!(job = job.as_str(), %error, "a job broke down");
+                tracing::error!(job = job.as_str(), %error, "a job panicked");
                 metrics::counter!("stationmaster_job_failures_total", "job" => job.as_str())
                     .increment(1);
             }

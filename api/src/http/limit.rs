@@ -150,7 +150,7 @@ where
                 Problem::new(
                     Code::RateLimited,
                     format!(
-                        "The allowance \"{}\" is used up; wait {wait_s} s.",
+                        "The rate limit \"{}\" is used up; wait {wait_s} s.",
                         self.name
                     ),
                 )

@@ -118,7 +118,7 @@ fn unknown(name: &str) -> Fault {
     );
     Fault::of_file(
         text::shortened(name),
-        format!("is no file of an import; {hint}"),
+        format!("can't be imported; {hint}"),
     )
 }
 
