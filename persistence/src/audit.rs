@@ -21,9 +21,8 @@ use crate::{
     db::Tx,
     entity::{audit_events, audit_heads},
     error::{Result, StoreError, damaged},
-    keys::OPERATOR,
     page::{Page, PageRequest},
-    scope::{Scoped, System},
+    scope::{OPERATOR, Scoped, System},
     sql::padded,
     walk::{Check, Path, Span, Walk},
 };

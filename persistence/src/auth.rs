@@ -13,7 +13,6 @@ use domain::{
     Timestamp,
     credential::{Grants, Source},
     id::{Id as _, TokenId, TrainId},
-    slug::Slug,
     token::TokenHash,
 };
 use moka::sync::Cache;
@@ -22,9 +21,10 @@ use uuid::Uuid;
 
 use crate::{
     Store,
+    columns::slugs_of,
     db::Tx,
     entity::{credentials, publishers, token_hashes, train_token_hashes, train_tokens},
-    error::{Result, damaged},
+    error::Result,
     freshness::{Cell, Reading},
     publishers::Publisher,
     scope::{Principal, Scope},
@@ -357,15 +357,6 @@ fn principal_of_train(
         expires_at: row.expires_at.map(Timestamp::from_ms),
         publisher: Arc::new(Publisher::of_row(publisher)?),
     })
-}
-
-/// A stored JSON list of slugs.
-pub(crate) fn slugs_of(text: &str) -> Result<Vec<Slug>> {
-    let words: Vec<String> = serde_json::from_str(text).map_err(|_| damaged("list of slugs"))?;
-    words
-        .iter()
-        .map(|word| Slug::parse(word).ok_or_else(|| damaged("slug")))
-        .collect()
 }
 
 #[cfg(test)]

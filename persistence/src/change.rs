@@ -27,8 +27,7 @@ use crate::{
     db::Tx,
     entity::{idempotency_keys, publishers},
     error::{Result, StoreError, damaged},
-    keys::OPERATOR,
-    scope::Scope,
+    scope::{OPERATOR, Scope},
     storage,
 };
 

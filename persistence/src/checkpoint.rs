@@ -21,10 +21,6 @@ const PAGES: u64 = 1000;
 const AT_LATEST: Duration = Duration::from_secs(5);
 /// How often commits are counted meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Pages in the log (32 MiB) at which the commit itself writes them back: a writer that never
-/// pauses leaves no moment in which all is written back and the log can start anew.
-pub(crate) const PAGES_MAX: &str = "8000";
-
 /// When the next checkpoint is due: SQLite says how long the log is only to who makes one.
 struct Pace {
     /// Commits to wait for.

@@ -23,8 +23,8 @@ mod list;
 
 use crate::{
     Store,
-    auth::slugs_of,
     change::{Answer, Audited, Context, entry},
+    columns::slugs_of,
     db::Tx,
     entity::{credentials, token_hashes},
     error::{Result, StoreError, damaged},

@@ -29,7 +29,6 @@ use uuid::Uuid;
 mod readers;
 
 use crate::{
-    checkpoint,
     connections::{Connections, Work},
     effects::{Bodies, Effects},
     entity::deliveries,
@@ -51,6 +50,10 @@ const STATEMENTS_KEPT: usize = 200;
 const SQLITE_CACHE_KIB: &str = "-16384";
 /// How much of the file SQLite may map, bytes.
 const SQLITE_MMAP_BYTES: &str = "268435456";
+
+/// Pages in the log (32 MiB) at which the commit itself writes them back: a writer that never
+/// pauses leaves no moment in which all is written back and the log can start anew.
+const LOG_PAGES_MAX: &str = "8000";
 
 /// Where the data is.
 #[derive(Clone)]
@@ -90,7 +93,7 @@ impl Target {
                 .busy_timeout(Duration::from_secs(5))
                 .pragma("cache_size", SQLITE_CACHE_KIB)
                 .pragma("mmap_size", SQLITE_MMAP_BYTES)
-                .pragma("wal_autocheckpoint", checkpoint::PAGES_MAX)
+                .pragma("wal_autocheckpoint", LOG_PAGES_MAX)
                 .statement_cache_capacity(STATEMENTS_KEPT)
                 .disable_statement_logging();
             return Ok(Self::Sqlite {

@@ -5,11 +5,9 @@
 //! of holder counts the lease's `fence` up; an outcome counts only under the present number, so
 //! that a late writer changes nothing. A lease is good for as long as its process renews its row.
 
-use domain::id::{EndpointId, Id as _, PublisherId};
-use sea_orm::{QueryResult, Value};
-use uuid::Uuid;
+use sea_orm::Value;
 
-use crate::{error::Result, sql::padded};
+use crate::{effects::EndpointKey, sql::padded};
 
 mod due;
 mod leases;
@@ -17,42 +15,13 @@ mod outcomes;
 mod processes;
 mod targets;
 
-pub use due::{Ask, DueDelivery, Page, Waiting};
+pub use due::{Ask, Page, Waiting};
 pub use leases::{Handover, Lease};
 pub use outcomes::{Next, Outcome, Verdict};
 pub use processes::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed};
 pub use targets::Target;
 
 pub(crate) use targets::SecretCache;
-
-/// Which endpoint of which publisher.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EndpointKey {
-    /// Whose.
-    pub publisher: PublisherId,
-    /// Which.
-    pub endpoint: EndpointId,
-}
-
-impl EndpointKey {
-    pub(crate) fn of_uuids(publisher: Uuid, endpoint: Uuid) -> Self {
-        Self {
-            publisher: PublisherId::from_uuid(publisher),
-            endpoint: EndpointId::from_uuid(endpoint),
-        }
-    }
-
-    fn of_row(row: &QueryResult) -> Result<Self> {
-        Ok(Self::of_uuids(
-            row.try_get("", "publisher_id")?,
-            row.try_get("", "endpoint_id")?,
-        ))
-    }
-
-    fn values(self) -> [Value; 2] {
-        [self.publisher.uuid().into(), self.endpoint.uuid().into()]
-    }
-}
 
 /// The keys for an `IN (…)`.
 fn rows_of(keys: &[EndpointKey]) -> impl Iterator<Item = Vec<Value>> {

@@ -11,19 +11,64 @@ use std::{
 
 use domain::{
     Timestamp,
-    id::{DeliveryId, EventId, Id as _, PublisherId},
+    id::{DeliveryId, EndpointId, EventId, Id as _, PublisherId},
 };
+use sea_orm::{QueryResult, Value};
 use uuid::Uuid;
 
 use crate::{
-    dispatch::{DueDelivery, EndpointKey},
     entity::{deliveries, events},
+    error::Result,
 };
 
 /// Most deliveries that are handed over before anybody takes them.
 const HANDED_MAX: usize = 4096;
 /// The same in bytes of their bodies, each counted as often as it is to be sent.
 const HANDED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Which endpoint of which publisher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointKey {
+    /// Whose.
+    pub publisher: PublisherId,
+    /// Which.
+    pub endpoint: EndpointId,
+}
+
+impl EndpointKey {
+    pub(crate) fn of_uuids(publisher: Uuid, endpoint: Uuid) -> Self {
+        Self {
+            publisher: PublisherId::from_uuid(publisher),
+            endpoint: EndpointId::from_uuid(endpoint),
+        }
+    }
+
+    pub(crate) fn of_row(row: &QueryResult) -> Result<Self> {
+        Ok(Self::of_uuids(
+            row.try_get("", "publisher_id")?,
+            row.try_get("", "endpoint_id")?,
+        ))
+    }
+
+    pub(crate) fn values(self) -> [Value; 2] {
+        [self.publisher.uuid().into(), self.endpoint.uuid().into()]
+    }
+}
+
+/// A delivery that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueDelivery {
+    /// Which.
+    pub id: DeliveryId,
+    /// What it tells of.
+    pub event: EventId,
+    /// The exact text to send and sign. Empty, as no event's is, where it can't be read.
+    pub body: Arc<str>,
+    /// Which try comes next, from 1.
+    pub attempt: i32,
+    /// Since when it is due; in an order, when it will be.
+    pub due: Timestamp,
+}
 
 /// A delivery that a commit of this process wrote, for its own dispatcher (ADR 0022).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::{
         OF_A_PIPELINE, OF_AN_ENDPOINT, STATS_KEPT, SUPERSEDED_WITHOUT_RUNS, Table, UNUSED,
         USAGE_KEPT, WITH_PUBLISHER, WITHOUT_DELIVERIES, key_of, swept,
     },
-    jobs::Job,
+    job::Job,
 };
 
 macro_rules! entity {

@@ -1,9 +1,20 @@
 //! What a store call can answer besides its result.
 
-use domain::{Code, Problem};
+use std::sync::Arc;
+
+use domain::{Code, Problem, id::PipelineId, pipeline::Definition};
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
-use crate::KeptVersion;
+/// A version of a pipeline. It never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptVersion {
+    /// Of which pipeline.
+    pub pipeline: PipelineId,
+    /// Which version.
+    pub version: i64,
+    /// What the pipeline was then.
+    pub definition: Arc<Definition>,
+}
 
 /// Why a store call did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]

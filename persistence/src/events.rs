@@ -23,7 +23,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    auth::slugs_of,
+    columns::slugs_of,
     db::Tx,
     effects::Bodies,
     entity::{deliveries, events, webhook_endpoints},

@@ -5,13 +5,17 @@
 //! keys are wrapped by it, whatever stands first in a process's list. So no process wraps by a key
 //! that another has not been given yet, and none by one that is being given up (ADR 0020).
 
-use std::sync::{
-    Arc, OnceLock, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use domain::{
     Timestamp,
+    id::{Id as _, PublisherId},
     seal::{Key, MasterKeys, Place},
 };
 use moka::sync::Cache;
@@ -23,23 +27,57 @@ use uuid::Uuid;
 use crate::{
     entity::owner_keys,
     error::{Result, StoreError},
-    scope::System,
+    scope::OPERATOR,
 };
 
-mod rewrap;
 #[cfg(test)]
 mod tests;
-
-pub use rewrap::{ClosedKeys, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 
 /// Reads the master keys anew from where a process has them; a failure in words.
 pub type KeySource = Arc<dyn Fn() -> Result<MasterKeys, String> + Send + Sync>;
 
-/// The operator, as the owner of keys, audit rows and idempotency keys.
-pub(crate) const OPERATOR: Uuid = Uuid::nil();
-
 /// Most owners whose keys are kept unwrapped.
 const CACHED_OWNERS: u64 = 10_000;
+
+/// An owner's keys that do not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClosedKeys {
+    /// Whose they are; the operator's if `None`.
+    pub publisher: Option<PublisherId>,
+    /// The master key that wraps them, as their row says.
+    pub master_key_id: String,
+    /// Whether that master key is known: if it is, the row is damaged.
+    pub known: bool,
+}
+
+impl ClosedKeys {
+    fn of_row(master: &MasterKeys, row: &owner_keys::Model) -> Self {
+        let owner = row.owner_id;
+        Self {
+            publisher: (owner != OPERATOR).then(|| PublisherId::from_uuid(owner)),
+            master_key_id: row.master_key_id.clone(),
+            known: master.knows(&row.master_key_id),
+        }
+    }
+}
+
+impl fmt::Display for ClosedKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.publisher {
+            Some(id) => write!(f, "the keys of {id} ")?,
+            None => f.write_str("the operator's keys ")?,
+        }
+        let id = &self.master_key_id;
+        if self.known {
+            write!(
+                f,
+                "do not open with master key {id:?}: their row is damaged"
+            )
+        } else {
+            write!(f, "are wrapped by master key {id:?}, which is not given")
+        }
+    }
+}
 
 /// An owner's keys, unwrapped.
 #[derive(Clone)]
@@ -68,7 +106,10 @@ fn place(owner: Uuid, column: &'static str) -> Place<'static> {
 
 /// Both keys of a row, unless they don't open. Where the data key is destroyed, in its place one
 /// that nothing was ever sealed with.
-fn opened(master: &MasterKeys, row: &owner_keys::Model) -> Result<OwnerKeys, ClosedKeys> {
+pub(crate) fn opened(
+    master: &MasterKeys,
+    row: &owner_keys::Model,
+) -> Result<OwnerKeys, ClosedKeys> {
     let open = |column, wrapped: &[u8]| {
         master
             .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
@@ -87,13 +128,13 @@ fn opened(master: &MasterKeys, row: &owner_keys::Model) -> Result<OwnerKeys, Clo
 
 /// Whether an owner's data key is destroyed. Its chain key stays as long as its audit log does, so
 /// that the log can be verified until it is removed.
-fn is_destroyed(row: &owner_keys::Model) -> bool {
+pub(crate) fn is_destroyed(row: &owner_keys::Model) -> bool {
     row.data_key.is_empty()
 }
 
 /// Both keys under the master key of that identifier, as a row holds them; nothing where there
 /// is no such master key.
-fn wrapped(
+pub(crate) fn wrapped(
     master: &MasterKeys,
     id: &str,
     owner: Uuid,
@@ -110,7 +151,7 @@ fn no_keys(owner: Uuid) -> StoreError {
     StoreError::Internal(format!("owner {owner} has no keys"))
 }
 
-fn not_given(id: &str) -> StoreError {
+pub(crate) fn not_given(id: &str) -> StoreError {
     StoreError::Internal(format!(
         "master key {id:?} is in use and is not among those that this process was given; give it, too"
     ))
@@ -127,7 +168,7 @@ impl KeyRing {
     }
 
     /// The master keys that are known.
-    fn master(&self) -> Arc<MasterKeys> {
+    pub(crate) fn master(&self) -> Arc<MasterKeys> {
         Arc::clone(&self.master.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -157,6 +198,12 @@ impl KeyRing {
                 known
             }
         }
+    }
+
+    /// From now on `source` is asked whenever keys are met that no known master key wraps. The first
+    /// source stays.
+    pub(crate) fn reread_from(&self, source: KeySource) {
+        let _ = self.source.set(source);
     }
 
     /// Makes and stores the keys of a new owner.
@@ -273,13 +320,4 @@ async fn in_force<C: ConnectionTrait>(db: &C) -> Result<Option<String>> {
         .one(db)
         .await?;
     Ok(row.map(|row| row.master_key_id))
-}
-
-impl System {
-    /// From now on `source` is asked whenever keys are met that no known master key wraps, so
-    /// that a running process follows when its key file changes. What is known is not forgotten.
-    /// The first source stays.
-    pub fn reread_master_keys_from(&self, source: KeySource) {
-        let _ = self.store.inner.keys.source.set(source);
-    }
 }

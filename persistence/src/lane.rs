@@ -42,7 +42,6 @@ mod waiters;
 pub use entry::Patience;
 use entry::{Command, Reply, Waiting};
 pub(crate) use entry::{Inlet, Lane};
-pub(crate) use queue::rest_after;
 use queue::{Queue, SHARE};
 pub(crate) use waiters::Open;
 use waiters::{Picked, Waiters};

@@ -16,6 +16,7 @@ use std::{
 
 use domain::{
     Timestamp,
+    id::{Id as _, PublisherId},
     permits::{Bounds, Permit, Permits},
     progress::Progress,
     seal::MasterKeys,
@@ -30,6 +31,7 @@ mod auth;
 mod certificates;
 mod change;
 mod checkpoint;
+mod columns;
 mod connections;
 mod credentials;
 mod db;
@@ -50,6 +52,7 @@ mod fixture;
 mod freshness;
 mod health;
 mod import;
+mod job;
 mod jobs;
 mod keys;
 mod lane;
@@ -66,6 +69,7 @@ mod publishers;
 mod quota;
 mod refresh;
 mod replays;
+mod rewrap;
 mod runs;
 mod scans;
 mod scope;
@@ -76,6 +80,7 @@ mod statistics;
 mod storage;
 mod subcommands;
 mod sweeps;
+mod tables;
 mod time;
 mod traffic;
 mod train_tokens;
@@ -92,21 +97,22 @@ pub use change::{Answer, Context, Expected, IdempotencyKey};
 pub use credentials::{Credential, Minted, NewCredential, Replaced};
 pub use deliveries::{Attempt, Delivery, DeliveryFilter};
 pub use dispatch::{
-    Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
-    Page as DuePage, ProcessId, Renewed, Target, Verdict, Waiting,
+    Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
+    Renewed, Target, Verdict, Waiting,
 };
-pub use effects::HandedOver;
+pub use effects::{DueDelivery, EndpointKey, HandedOver};
 pub use endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
 pub use endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 pub use ends::Retention;
-pub use error::StoreError;
+pub use error::{KeptVersion, StoreError};
 pub use event_types::{EventTypePut, PublishersType, TypeSchema};
 pub use events::Event;
 pub use feed::{Feed, Place};
 pub use health::{BUCKET_MS, Bucket, Health, Settled};
 pub use import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish};
-pub use jobs::{Job, JobRow};
-pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
+pub use job::Job;
+pub use jobs::JobRow;
+pub use keys::{ClosedKeys, KeySource};
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
 pub use lines::OWN as OWN_CONNECTIONS;
@@ -121,6 +127,7 @@ pub use publishers::{
 };
 pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
 pub use replays::{NewReplay, Replay, Worked};
+pub use rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judged,
     timeline::TimelineEntry,
@@ -130,7 +137,6 @@ pub use subcommands::{CallRecord, SubcommandCall};
 pub use sweeps::Removed;
 pub use train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
 pub use trains::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
-pub use versions::KeptVersion;
 pub use wake::Written;
 
 use auth::AuthCache;
@@ -146,7 +152,9 @@ use lending::Lending;
 use lines::Line;
 use runs::claims::Turns;
 use scans::Scans;
+use scope::OPERATOR;
 use storage::Storage;
+use traffic::rest_after;
 use versions::Definitions;
 use wake::Wake;
 
@@ -340,7 +348,7 @@ impl Store {
     /// A key for signing what is handed to a publisher and comes back (cursors): the same on
     /// every process, different for each owner and purpose.
     pub async fn derived_key(&self, scope: Option<&Scope>, purpose: &str) -> Result<[u8; 32]> {
-        let owner = scope.map_or(keys::OPERATOR, Scope::uuid);
+        let owner = scope.map_or(OPERATOR, Scope::uuid);
         let keys = self.inner.keys.of(self.read(), owner).await?;
         Ok(keys
             .data
@@ -415,7 +423,7 @@ impl Store {
         };
         let done = Box::pin(self.write(timed)).await;
         let waited = Duration::from_micros(began.into_inner());
-        let rest = lane::rest_after(known.elapsed().saturating_sub(waited));
+        let rest = rest_after(known.elapsed().saturating_sub(waited));
         if !rest.is_zero() && self.inner.db.traffic.others_ask(publisher) {
             tokio::spawn(async move {
                 tokio::time::sleep(rest).await;
@@ -455,8 +463,8 @@ impl Store {
     /// What follows a commit.
     fn after<T>(&self, mut committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
-            self.forget_publisher(domain::id::Id::uuid(*publisher));
-            self.inner.storage.forget(domain::id::Id::uuid(*publisher));
+            self.forget_publisher(publisher.uuid());
+            self.inner.storage.forget(publisher.uuid());
         }
         self.inner.lane.listening(&committed.effects.listening);
         let stored = std::mem::take(&mut committed.effects.stored);
@@ -467,6 +475,19 @@ impl Store {
 }
 
 impl System {
+    /// Waits for a moment in which this process writes nothing, for 20 ms at most; answers whether
+    /// one came.
+    pub async fn lull(&self) -> bool {
+        self.store.inner.db.traffic.lull().await
+    }
+
+    /// Whether another publisher than this one had something written in the last second, by this
+    /// process.
+    #[must_use]
+    pub fn others_write(&self, publisher: PublisherId) -> bool {
+        self.store.inner.db.traffic.others_ask(publisher.uuid())
+    }
+
     /// Writes down when tokens were last used; answers how many.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await

@@ -13,10 +13,10 @@ use crate::{
     db::{Db, Target},
     entity::owner_keys,
     error::{Result, StoreError},
-    keys::OPERATOR,
     lane,
     lines::{OWN as OWN_CONNECTIONS, Own, TooFew, open_all},
     pool::Pool,
+    scope::OPERATOR,
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.

@@ -8,7 +8,7 @@ use sea_orm::{
     sea_query::{Expr, Func, SimpleExpr},
 };
 
-use crate::{error::Result, walk::Found};
+use crate::error::Result;
 
 /// So many rows are read without a look at their sizes first.
 const UNSEEN: u64 = 8;
@@ -29,6 +29,14 @@ pub struct Page<T, K> {
     pub items: Vec<T>,
     /// Where the next page goes on; `None` on the last one.
     pub next: Option<K>,
+}
+
+/// Keys in the list's order.
+#[derive(Debug)]
+pub(crate) struct Found<K> {
+    pub(crate) keys: Vec<K>,
+    /// Where to go on; `None` at the list's end.
+    pub(crate) next: Option<K>,
 }
 
 /// The bytes of a text column, without reading the text: nothing counts as none.

@@ -24,9 +24,9 @@ use crate::{
     db::Tx,
     entity::{credentials, pipelines, publishers, webhook_endpoints},
     error::{Result, StoreError, damaged},
-    keys::OPERATOR,
     page::{Page, PageRequest},
-    scope::{Scoped, System},
+    quota::quotas_in,
+    scope::{OPERATOR, Scoped, System},
     trains,
 };
 
@@ -94,7 +94,7 @@ impl Publisher {
             id: PublisherId::from_uuid(row.id),
             status: PublisherStatus::parse(&row.status)
                 .ok_or_else(|| damaged("publisher status"))?,
-            quotas: quotas_of(&row)?,
+            quotas: quotas_in(&row)?,
             slug: row.slug,
             display_name: row.display_name,
             revision: row.revision,
@@ -118,10 +118,6 @@ impl Publisher {
             deleted_at: None,
         }
     }
-}
-
-pub(crate) fn quotas_of(row: &publishers::Model) -> Result<Quotas> {
-    serde_json::from_str(&row.quotas).map_err(|_| damaged("quotas"))
 }
 
 /// What a new publisher is given.
@@ -351,7 +347,7 @@ impl System {
                 facts["display_name"] = json!(name);
                 changed = true;
             }
-            let before = quotas_of(row)?;
+            let before = quotas_in(row)?;
             let quotas = patch.quotas.over(before);
             if quotas != before {
                 row.quotas = serde_json::to_string(&quotas).map_err(|_| damaged("quotas"))?;

@@ -7,8 +7,13 @@ use uuid::Uuid;
 use crate::{
     db::Tx,
     entity::publishers,
-    error::{Result, StoreError},
+    error::{Result, StoreError, damaged},
 };
+
+/// What a publisher may have, as its row says.
+pub(crate) fn quotas_in(row: &publishers::Model) -> Result<Quotas> {
+    serde_json::from_str(&row.quotas).map_err(|_| damaged("quotas"))
+}
 
 /// What a publisher may have, as it stands in this transaction.
 pub(crate) async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
@@ -16,7 +21,7 @@ pub(crate) async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
         .one(tx.db())
         .await?;
     let row = row.ok_or_else(Problem::not_found)?;
-    crate::publishers::quotas_of(&row)
+    quotas_in(&row)
 }
 
 pub(crate) fn over_quota(what: &str, limit: u32) -> StoreError {

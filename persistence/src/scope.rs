@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 use crate::{Store, publishers::Publisher};
 
+/// The operator, as the owner of keys, audit rows and idempotency keys.
+pub(crate) const OPERATOR: Uuid = Uuid::nil();
+
 /// The publisher that a request acts for, and the pipelines that it may touch.
 ///
 /// Its fields are private: only this crate makes one, from a row that it has read. So a tenant

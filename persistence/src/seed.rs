@@ -17,9 +17,8 @@ use crate::{
     db::Tx,
     entity::{credentials, publishers, token_hashes},
     error::{Result, StoreError},
-    keys::OPERATOR,
     publishers::NewPublisher,
-    scope::System,
+    scope::{OPERATOR, System},
 };
 
 /// The slug of the publisher that the seed makes; with a number behind it where that is taken.

@@ -18,13 +18,14 @@ use uuid::Uuid;
 
 use crate::{
     db::Tx,
-    ends::{End, Retention, Swept, TABLES, Table},
+    ends::{End, Retention, Swept, Table},
     entity::owner_keys,
     error::{Result, StoreError},
-    jobs::Job,
+    job::Job,
     scope::System,
     sql::Sql,
     storage,
+    tables::TABLES,
 };
 
 /// What one step of a job's sweeps removed.

@@ -8,11 +8,8 @@ use std::{
     time::Duration,
 };
 
-use domain::id::{Id as _, PublisherId};
 use tokio::time::Instant;
 use uuid::Uuid;
-
-use crate::scope::System;
 
 /// Nothing has been written for so long: what the last transaction brought about, an answer and
 /// the first tries of its deliveries, is over.
@@ -22,6 +19,12 @@ const PATIENCE: Duration = Duration::from_millis(20);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Whoever asked for a change in this time is at work.
 const LATELY: Duration = Duration::from_secs(1);
+
+/// Time of the writer in one transaction that costs no rest.
+pub(crate) const FREE: Duration = Duration::from_millis(5);
+/// How many times as long as the time beyond that the rest is, and how long at most.
+const REST: f64 = 2.0;
+const REST_MAX: Duration = Duration::from_millis(250);
 
 /// The transactions of this process.
 pub(crate) struct Traffic {
@@ -71,7 +74,8 @@ impl Traffic {
         self.under_way.load(Ordering::Relaxed) == 0 && ended.elapsed() >= LULL
     }
 
-    async fn lull(&self) -> bool {
+    /// Waits for a moment in which nothing is written; answers whether one came.
+    pub(crate) async fn lull(&self) -> bool {
         let end = Instant::now() + PATIENCE;
         while !self.is_quiet() {
             if Instant::now() >= end {
@@ -90,19 +94,10 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-impl System {
-    /// Waits for a moment in which this process writes nothing, for 20 ms at most; answers whether
-    /// one came.
-    pub async fn lull(&self) -> bool {
-        self.store.inner.db.traffic.lull().await
-    }
-
-    /// Whether another publisher than this one had something written in the last second, by this
-    /// process.
-    #[must_use]
-    pub fn others_write(&self, publisher: PublisherId) -> bool {
-        self.store.inner.db.traffic.others_ask(publisher.uuid())
-    }
+/// How long a publisher rests that took the writer, or a connection beside it, for so long while
+/// others were at work.
+pub(crate) fn rest_after(time: Duration) -> Duration {
+    time.saturating_sub(FREE).mul_f64(REST).min(REST_MAX)
 }
 
 #[cfg(test)]

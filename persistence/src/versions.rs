@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     Pipeline,
     entity::{pipeline_versions, runs},
-    error::{Result, StoreError, damaged},
+    error::{KeptVersion, Result, StoreError, damaged},
     pipelines::definition_of,
     scope::Scoped,
 };
@@ -110,17 +110,6 @@ impl Definitions {
         }
         Ok(found)
     }
-}
-
-/// A version of a pipeline. It never changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptVersion {
-    /// Of which pipeline.
-    pub pipeline: PipelineId,
-    /// Which version.
-    pub version: i64,
-    /// What the pipeline was then.
-    pub definition: Arc<Definition>,
 }
 
 impl Scoped {

@@ -31,8 +31,7 @@ use uuid::Uuid;
 
 use crate::{
     connections::Connections,
-    dispatch::EndpointKey,
-    effects::{Deliveries, Effects, Handed, HandedOver},
+    effects::{Deliveries, Effects, EndpointKey, Handed, HandedOver},
     pool::{Pool, Server, read_only},
 };
 

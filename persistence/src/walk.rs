@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     error::Result,
-    page::PageRequest,
+    page::{Found, PageRequest},
     sql::{Sql, by_primary_key},
 };
 
@@ -159,14 +159,6 @@ pub(crate) struct Walk<'a> {
     /// Literal conditions, each of an index of few rows: those that they let through may be all
     /// that there is to examine.
     pub(crate) few: Option<(&'static str, &'static str)>,
-}
-
-/// Keys in the list's order.
-#[derive(Debug)]
-pub(crate) struct Found<K> {
-    pub(crate) keys: Vec<K>,
-    /// Where to go on; `None` at the list's end.
-    pub(crate) next: Option<K>,
 }
 
 /// Writes that columns have these values.

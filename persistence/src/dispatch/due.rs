@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{EndpointKey, ProcessId, whole};
 use crate::{
+    effects::DueDelivery,
     error::{Result, StoreError, damaged},
     lines::Line,
     scope::System,
@@ -97,21 +98,6 @@ pub struct Page {
     pub due: Vec<DueDelivery>,
     /// Whether there may be more.
     pub more: bool,
-}
-
-/// A delivery that is to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DueDelivery {
-    /// Which.
-    pub id: DeliveryId,
-    /// What it tells of.
-    pub event: EventId,
-    /// The exact text to send and sign. Empty, as no event's is, where it can't be read.
-    pub body: Arc<str>,
-    /// Which try comes next, from 1.
-    pub attempt: i32,
-    /// Since when it is due; in an order, when it will be.
-    pub due: Timestamp,
 }
 
 /// A waiting delivery's row.

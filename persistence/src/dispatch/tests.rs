@@ -11,11 +11,11 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::{
-    Ask, DueDelivery, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER,
-    ProcessId, Renewed, Verdict, outcomes::record_sql,
+    Ask, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, ProcessId, Renewed,
+    Verdict, outcomes::record_sql,
 };
 use crate::{
-    CreatedPublisher, NewCredential, StoreError, System,
+    CreatedPublisher, DueDelivery, NewCredential, StoreError, System,
     entity::{deliveries, delivery_attempts},
     events,
     fixture::{Fixture, START, context, engines, no_content},

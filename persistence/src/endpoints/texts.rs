@@ -6,7 +6,7 @@ use domain::{retry::Schedule, signature::Signing, slug::Slug};
 
 use super::Sending;
 use crate::{
-    auth::slugs_of,
+    columns::slugs_of,
     entity::webhook_endpoints,
     error::{Result, damaged},
     events::Listener,

@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     AuditFilter, NewPublisher, PageRequest, Store,
     fixture::{Fixture, context, engines, no_content},
+    survey_keys,
 };
 
 const DAY: Duration = Duration::from_hours(24);

@@ -15,18 +15,14 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::traffic::rest_after;
+
 /// Rows of one transaction, as they are estimated: some 15 milliseconds of the writer.
 pub(super) const ROWS: usize = 1024;
 /// Of them those of one publisher, while others are at work too.
 pub(super) const SHARE: usize = 256;
 /// Nobody else came for so long, and a publisher has the lane for itself.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
-
-/// Time of the writer in one transaction that costs no rest.
-const FREE: Duration = Duration::from_millis(5);
-/// How many times as long as the time beyond that the rest is, and how long at most.
-const REST: f64 = 2.0;
-const REST_MAX: Duration = Duration::from_millis(250);
 
 /// Something that a publisher wants done.
 struct Queued<T> {
@@ -196,12 +192,6 @@ impl<T> Queue<T> {
     }
 }
 
-/// How long a publisher rests that took the writer, or a connection beside it, for so long while
-/// others were at work.
-pub(crate) fn rest_after(time: Duration) -> Duration {
-    time.saturating_sub(FREE).mul_f64(REST).min(REST_MAX)
-}
-
 fn to_f64(rows: usize) -> f64 {
     f64::from(u32::try_from(rows).unwrap_or(u32::MAX))
 }
@@ -209,6 +199,7 @@ fn to_f64(rows: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traffic::FREE;
 
     fn id(number: u128) -> Uuid {
         Uuid::from_u128(number)

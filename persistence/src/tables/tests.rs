@@ -5,7 +5,9 @@ use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 
 use super::*;
 use crate::{
+    ends::Retention,
     fixture::{Fixture, engines},
+    job::Job,
     sweeps::tests::{furnish, literal},
 };
 

@@ -4,13 +4,9 @@
 //! first and with it the master key that is in force. A row is changed only if it is still what
 //! was read: whoever deletes an owner, or moves it too, at the same time is not overruled.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use domain::{
-    audit::Action,
-    id::{Id as _, PublisherId},
-    seal::MasterKeys,
-};
+use domain::{audit::Action, seal::MasterKeys};
 use sea_orm::{
     ColumnTrait as _, DatabaseConnection, EntityTrait as _, PaginatorTrait as _, QueryFilter as _,
     QueryOrder as _, QuerySelect as _, sea_query::Expr,
@@ -18,58 +14,18 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{OPERATOR, is_destroyed, opened, wrapped};
 use crate::{
     change::{Context, Entry, entry},
     db::Tx,
     entity::{owner_keys, processes},
     error::{Result, StoreError},
+    keys::{ClosedKeys, KeySource, is_destroyed, not_given, opened, wrapped},
     open::{OpenError, connect, state_of, target_of},
-    scope::System,
+    scope::{OPERATOR, System},
 };
 
 /// Owners that a survey reads at a time.
 const SURVEY_ROWS: u64 = 500;
-
-/// An owner's keys that do not open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClosedKeys {
-    /// Whose they are; the operator's if `None`.
-    pub publisher: Option<PublisherId>,
-    /// The master key that wraps them, as their row says.
-    pub master_key_id: String,
-    /// Whether that master key is known: if it is, the row is damaged.
-    pub known: bool,
-}
-
-impl ClosedKeys {
-    pub(super) fn of_row(master: &MasterKeys, row: &owner_keys::Model) -> Self {
-        let owner = row.owner_id;
-        Self {
-            publisher: (owner != OPERATOR).then(|| PublisherId::from_uuid(owner)),
-            master_key_id: row.master_key_id.clone(),
-            known: master.knows(&row.master_key_id),
-        }
-    }
-}
-
-impl fmt::Display for ClosedKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.publisher {
-            Some(id) => write!(f, "the keys of {id} ")?,
-            None => f.write_str("the operator's keys ")?,
-        }
-        let id = &self.master_key_id;
-        if self.known {
-            write!(
-                f,
-                "do not open with master key {id:?}: their row is damaged"
-            )
-        } else {
-            write!(f, "are wrapped by master key {id:?}, which is not given")
-        }
-    }
-}
 
 /// What wraps whose keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,6 +137,13 @@ impl Move {
 }
 
 impl System {
+    /// From now on `source` is asked whenever keys are met that no known master key wraps, so
+    /// that a running process follows when its key file changes. What is known is not forgotten.
+    /// The first source stays.
+    pub fn reread_master_keys_from(&self, source: KeySource) {
+        self.store.inner.keys.reread_from(source);
+    }
+
     /// The master key that a move comes to: the first one that this store was opened with.
     #[must_use]
     pub fn first_master_key(&self) -> String {
@@ -226,7 +189,7 @@ impl System {
             match opened(&master, &old) {
                 Ok(keys) => {
                     let made = wrapped(&master, id, old.owner_id, &keys);
-                    let (mut data_key, chain_key) = made.ok_or_else(|| super::not_given(id))?;
+                    let (mut data_key, chain_key) = made.ok_or_else(|| not_given(id))?;
                     if is_destroyed(&old) {
                         data_key.clear();
                     }
