@@ -28,7 +28,7 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// Whether an account's credential still works, as far as is known.

@@ -22,8 +22,9 @@ use crate::{
     entity::{audit_events, audit_heads},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
-    scope::{OPERATOR, Scoped, System},
+    scope::OPERATOR,
     sql::padded,
+    store::{Scoped, System},
     walk::{Check, Path, Span, Walk},
 };
 

@@ -11,6 +11,7 @@ use std::{
 
 use domain::{
     Timestamp,
+    audit::{Actor, ActorKind},
     credential::{Grants, Source},
     id::{Id as _, TokenId, TrainId},
     token::TokenHash,
@@ -20,15 +21,16 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFil
 use uuid::Uuid;
 
 use crate::{
-    Store,
     columns::slugs_of,
     db::Tx,
     entity::{credentials, publishers, token_hashes, train_token_hashes, train_tokens},
-    error::Result,
+    error::{Result, StoreError},
     freshness::{Cell, Reading},
+    plane_state::PlaneState,
     publishers::Publisher,
-    scope::{Principal, Scope},
+    scope::Scope,
     sql::Sql,
+    store::{Store, System},
     train_tokens::IMPORTED,
 };
 
@@ -45,6 +47,41 @@ struct Entry {
     principal: Arc<Principal>,
     cell: Arc<Cell>,
     last_used_ms: AtomicI64,
+}
+
+/// An authenticated token of a publisher or of one of its trains.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// What it acts for.
+    pub scope: Scope,
+    /// Which token.
+    pub credential: TokenId,
+    /// What it may do of what a publisher's tokens may; nothing if it is a train's.
+    pub grants: Grants,
+    /// The train that it is a token of, if it is none of its publisher's own.
+    pub train: Option<TrainId>,
+    /// When it stops working.
+    pub expires_at: Option<Timestamp>,
+    /// The publisher, as of the last change that this process has heard of.
+    pub publisher: Arc<Publisher>,
+}
+
+impl Principal {
+    /// The actor that audit rows and runs name.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        let kind = if self.train.is_some() {
+            ActorKind::Train
+        } else if self.grants.admin {
+            ActorKind::Admin
+        } else {
+            ActorKind::Runner
+        };
+        Actor {
+            kind,
+            id: self.credential.to_string(),
+        }
+    }
 }
 
 /// Which token was used: whether it is a train's, of which publisher, and which one.
@@ -67,10 +104,6 @@ impl AuthCache {
             foreign: AtomicBool::new(false),
             imported: AtomicBool::new(false),
         }
-    }
-
-    pub(crate) fn clear(&self) {
-        self.tokens.invalidate_all();
     }
 
     fn keep(
@@ -124,6 +157,12 @@ impl AuthCache {
     }
 }
 
+impl PlaneState for AuthCache {
+    fn forget_all(&self) {
+        self.tokens.invalidate_all();
+    }
+}
+
 /// What this process knows of a token without asking the database.
 #[derive(Clone, Debug)]
 pub enum Known {
@@ -142,14 +181,20 @@ impl Store {
         let now = self.now();
         match self.cached(hash, now).filter(|p| is_live(p, now)) {
             Some(principal) => Known::Live(principal),
-            None if self.inner.auth.tokens.contains_key(hash.as_bytes()) => Known::Once,
+            None if self
+                .state::<AuthCache>()
+                .tokens
+                .contains_key(hash.as_bytes()) =>
+            {
+                Known::Once
+            }
             None => Known::Never,
         }
     }
 
     /// What the cache holds, if it can be trusted.
     fn cached(&self, hash: TokenHash, now: Timestamp) -> Option<Arc<Principal>> {
-        let cache = &self.inner.auth;
+        let cache = self.state::<AuthCache>();
         self.inner
             .freshness
             .trusted(now)
@@ -171,7 +216,7 @@ impl Store {
     }
 
     async fn look_up(&self, hash: TokenHash, now: Timestamp) -> Result<Option<Arc<Principal>>> {
-        let cache = &self.inner.auth;
+        let cache = self.state::<AuthCache>();
         let reading = self.inner.freshness.begin();
         let Some(principal) = self.read_principal(hash).await? else {
             cache.tokens.invalidate(hash.as_bytes());
@@ -239,19 +284,19 @@ impl Store {
     /// while there are live ones, which came with the boot seed.
     #[must_use]
     pub fn knows_foreign_tokens(&self) -> bool {
-        self.inner.auth.foreign.load(Ordering::Acquire)
+        self.state::<AuthCache>().foreign.load(Ordering::Acquire)
     }
 
     /// The same as a train's token: only while there are live ones that were imported.
     #[must_use]
     pub fn knows_imported_tokens(&self) -> bool {
-        self.inner.auth.imported.load(Ordering::Acquire)
+        self.state::<AuthCache>().imported.load(Ordering::Acquire)
     }
 
     /// Looks whether there are tokens that don't have our form. Imported ones, which no index finds,
     /// are looked for among `changed` publishers alone while none is known; `None` means all.
     pub(crate) async fn look_for_foreign_tokens(&self, changed: Option<&[Uuid]>) -> Result<()> {
-        let auth = &self.inner.auth;
+        let auth = self.state::<AuthCache>();
         let seeded = credentials::Entity::find()
             .filter(credentials::Column::Source.eq(Source::Seed.as_str()))
             .filter(credentials::Column::Sealed.is_null())
@@ -276,7 +321,7 @@ impl Store {
     /// Writes down when tokens were last used; called now and then, off every request's path.
     pub(crate) async fn flush_uses(&self) -> Result<u64> {
         let taken = {
-            let used = &self.inner.auth.used;
+            let used = &self.state::<AuthCache>().used;
             std::mem::take(&mut *used.lock().unwrap_or_else(PoisonError::into_inner))
         };
         let mut by_minute: HashMap<(bool, i64), Vec<(Uuid, Uuid)>> = HashMap::new();
@@ -357,6 +402,13 @@ fn principal_of_train(
         expires_at: row.expires_at.map(Timestamp::from_ms),
         publisher: Arc::new(Publisher::of_row(publisher)?),
     })
+}
+
+impl System {
+    /// Writes down when tokens were last used; answers how many.
+    pub async fn flush_uses(&self) -> Result<u64, StoreError> {
+        self.store.flush_uses().await
+    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     db::Tx,
     entity::{idempotency_keys, publishers},
     error::{Result, StoreError, damaged},
+    freshness::publish_credential_changes,
     scope::{OPERATOR, Scope},
     storage,
 };
@@ -294,7 +295,7 @@ impl Store {
             |tx| async move {
                 lock_publisher(&tx, owner).await?;
                 let audited = work(Arc::clone(&tx)).await?;
-                self.publish_credential_changes(&tx).await?;
+                publish_credential_changes(&tx).await?;
                 Ok((audited.value, audited.entries))
             },
             render,

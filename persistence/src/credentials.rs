@@ -29,7 +29,7 @@ use crate::{
     entity::{credentials, token_hashes},
     error::{Result, StoreError, damaged},
     quota::{over_quota, quotas_of},
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// A credential, without what it is.

@@ -20,8 +20,8 @@ use crate::{
     entity::{deliveries, delivery_attempts, webhook_endpoints},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
-    scope::Scoped,
     sql::{Sql, by_primary_key, padded},
+    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

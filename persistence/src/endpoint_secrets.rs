@@ -35,7 +35,7 @@ use crate::{
     entity::{endpoint_secrets, webhook_endpoints},
     error::{Result, StoreError, damaged},
     quota::over_quota,
-    scope::{Scoped, System},
+    store::{Scoped, System},
     unreadable,
 };
 

@@ -37,8 +37,8 @@ use crate::{
     pipelines::check_known,
     quota::{over_quota, quotas_of},
     replays::{NewReplay, Replay, end_all_of, start_in},
-    scope::Scoped,
     sql::padded,
+    store::Scoped,
     unreadable,
     walk::{Path, Span, Walk},
 };

@@ -16,8 +16,9 @@ use crate::{
     db::Tx,
     entity::event_types,
     error::{Result, StoreError, damaged},
+    plane_state::PlaneState,
     quota::over_quota,
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// How long schemas are taken from memory. A change counts at once on the process that made it,
@@ -83,6 +84,8 @@ impl TypeSchemas {
         Self(cache)
     }
 }
+
+impl PlaneState for TypeSchemas {}
 
 impl PublishersType {
     fn of_row(row: event_types::Model) -> Result<Self> {
@@ -208,7 +211,7 @@ impl Scoped {
     /// The schemas of the publisher's types, as they were within the last second.
     pub async fn event_schemas(&self) -> Result<Known, StoreError> {
         use event_types::Column;
-        let (owner, cache) = (self.scope.uuid(), &self.store.inner.type_schemas.0);
+        let (owner, cache) = (self.scope.uuid(), &self.store.state::<TypeSchemas>().0);
         if let Some((known, _)) = cache.get(&owner) {
             return Ok(known);
         }
@@ -260,7 +263,7 @@ impl Scoped {
         let (owner, new) = (self.scope.uuid(), &new);
         let work = |tx: Tx| async move { put(&tx, owner, event_type, new, if_match).await };
         let answer = self.store.administer(context, owner, work, render).await;
-        self.store.inner.type_schemas.0.invalidate(&owner);
+        self.store.state::<TypeSchemas>().0.invalidate(&owner);
         answer
     }
 
@@ -292,7 +295,7 @@ impl Scoped {
             Ok(Audited::new((), owner, line))
         };
         let answer = self.store.administer(context, owner, work, render).await;
-        self.store.inner.type_schemas.0.invalidate(&owner);
+        self.store.state::<TypeSchemas>().0.invalidate(&owner);
         answer
     }
 }

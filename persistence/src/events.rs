@@ -30,9 +30,10 @@ use crate::{
     error::{Result, StoreError, damaged},
     fan_outs::{self, Audience, Listeners, Outgoing},
     page::{Page, PageRequest, bytes_of},
-    scope::Scoped,
     sql::{self, Sql},
-    storage, unreadable,
+    storage,
+    store::Scoped,
+    unreadable,
     walk::{Check, Path, Span, Walk, distinct},
 };
 

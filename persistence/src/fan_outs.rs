@@ -30,8 +30,8 @@ use crate::{
     entity::{deliveries, events, fan_outs, webhook_endpoints},
     error::{Result, StoreError, damaged},
     events::{Listener, delivery_row, insert_deliveries},
-    scope::System,
     sql::{self, Sql, padded},
+    store::System,
 };
 
 /// Deliveries of one call that are written with its events. The writer takes one or two

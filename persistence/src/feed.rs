@@ -26,7 +26,7 @@ use crate::{
     entity::events,
     error::{Result, StoreError},
     events::Event,
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// How long after its first moment a transaction may still bring events, milliseconds, the

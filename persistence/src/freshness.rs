@@ -16,30 +16,23 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use domain::{Timestamp, id::Id as _};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, sea_query::Expr,
+    sea_query::Expr,
 };
 use uuid::Uuid;
 
 use crate::{
-    Store,
     db::Tx,
     entity::{cache_epoch, credential_changes},
     error::{Result, damaged},
 };
 
-/// How often the log of changes is read.
-const POLL_EVERY: Duration = Duration::from_millis(250);
 /// When the last good poll began longer ago than this, nothing that is kept is trusted.
 const TRUST_FOR_MS: i64 = 750;
-/// Changes read in one poll.
-const POLL_ROWS: u64 = 1000;
-
 /// What all that is kept of a publisher shares.
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
@@ -122,8 +115,18 @@ impl Freshness {
         (0..=TRUST_FOR_MS).contains(&(now.ms() - self.last_poll_began_ms.load(Ordering::Acquire)))
     }
 
-    fn polled(&self, began: Timestamp) {
+    /// The poll that began then has read all changes.
+    pub(crate) fn polled(&self, began: Timestamp) {
         self.last_poll_began_ms.store(began.ms(), Ordering::Release);
+    }
+
+    /// The last change that this process has heard of.
+    pub(crate) fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn heard_of(&self, epoch: i64) {
+        self.epoch.store(epoch, Ordering::Release);
     }
 
     #[cfg(test)]
@@ -156,128 +159,34 @@ impl Drop for Reading<'_> {
     }
 }
 
-impl Store {
-    /// Logs, in the transaction that changes them, whose credentials change.
-    pub(crate) async fn publish_credential_changes(&self, tx: &Tx) -> Result<()> {
-        let mut touched = tx.touched();
-        touched.sort_unstable();
-        touched.dedup();
-        for publisher in touched {
-            cache_epoch::Entity::update_many()
-                .col_expr(
-                    cache_epoch::Column::Epoch,
-                    Expr::col(cache_epoch::Column::Epoch).add(1),
-                )
-                .filter(cache_epoch::Column::Id.eq(1))
-                .exec(tx.db())
-                .await?;
-            let epoch = cache_epoch::Entity::find_by_id(1)
-                .one(tx.db())
-                .await?
-                .ok_or_else(|| damaged("cache epoch"))?
-                .epoch;
-            credential_changes::Entity::insert(credential_changes::ActiveModel {
-                epoch: Set(epoch),
-                publisher_id: Set(publisher.uuid()),
-                at: Set(tx.now.ms()),
-            })
-            .exec_without_returning(tx.db())
+/// Logs, in the transaction that changes them, whose credentials change.
+pub(crate) async fn publish_credential_changes(tx: &Tx) -> Result<()> {
+    let mut touched = tx.touched();
+    touched.sort_unstable();
+    touched.dedup();
+    for publisher in touched {
+        cache_epoch::Entity::update_many()
+            .col_expr(
+                cache_epoch::Column::Epoch,
+                Expr::col(cache_epoch::Column::Epoch).add(1),
+            )
+            .filter(cache_epoch::Column::Id.eq(1))
+            .exec(tx.db())
             .await?;
-        }
-        Ok(())
+        let epoch = cache_epoch::Entity::find_by_id(1)
+            .one(tx.db())
+            .await?
+            .ok_or_else(|| damaged("cache epoch"))?
+            .epoch;
+        credential_changes::Entity::insert(credential_changes::ActiveModel {
+            epoch: Set(epoch),
+            publisher_id: Set(publisher.uuid()),
+            at: Set(tx.now.ms()),
+        })
+        .exec_without_returning(tx.db())
+        .await?;
     }
-
-    /// Kills everything kept of a publisher in this process.
-    pub(crate) fn forget_publisher(&self, publisher: Uuid) {
-        self.inner.freshness.invalidate(publisher);
-        self.inner.secrets.invalidate(publisher);
-    }
-
-    fn forget_everybody(&self) {
-        self.inner.freshness.invalidate_all();
-        self.inner.auth.clear();
-        self.inner.secrets.invalidate_all();
-        self.inner.keys.forget_all();
-    }
-
-    /// Reads the log of changes once.
-    pub(crate) async fn poll_credential_changes(&self) -> Result<()> {
-        let freshness = &self.inner.freshness;
-        let began = self.now();
-        loop {
-            let known = freshness.epoch.load(Ordering::Acquire);
-            let rows = credential_changes::Entity::find()
-                .filter(credential_changes::Column::Epoch.gt(known))
-                .order_by_asc(credential_changes::Column::Epoch)
-                .limit(POLL_ROWS)
-                .all(self.read())
-                .await?;
-            let Some(last) = rows.last().map(|row| row.epoch) else {
-                break;
-            };
-            if rows.first().is_some_and(|first| first.epoch != known + 1) {
-                // Rows that this process never saw were swept: nothing kept is known to hold.
-                self.forget_everybody();
-                self.look_for_foreign_tokens(None).await?;
-            }
-            self.inner
-                .keys
-                .forget(rows.iter().map(|row| row.publisher_id));
-            for row in &rows {
-                self.forget_publisher(row.publisher_id);
-            }
-            let changed: Vec<Uuid> = rows.iter().map(|row| row.publisher_id).collect();
-            self.look_for_foreign_tokens(Some(&changed)).await?;
-            freshness.epoch.store(last, Ordering::Release);
-            if u64::try_from(rows.len()).unwrap_or(0) < POLL_ROWS {
-                break;
-            }
-        }
-        freshness.polled(began);
-        Ok(())
-    }
-
-    /// Starts at the present end of the log: an empty cache has nothing to invalidate.
-    pub(crate) async fn start_at_current_epoch(&self) -> Result<()> {
-        let began = self.now();
-        let row = cache_epoch::Entity::find_by_id(1).one(self.read()).await?;
-        let epoch = row.ok_or_else(|| damaged("cache epoch"))?.epoch;
-        self.look_for_foreign_tokens(None).await?;
-        self.inner.freshness.epoch.store(epoch, Ordering::Release);
-        self.inner.freshness.polled(began);
-        Ok(())
-    }
-
-    /// Polls until the store is dropped or closed.
-    pub(crate) async fn poll_loop(self, stop: tokio_util::sync::CancellationToken) {
-        let mut tick = tokio::time::interval(POLL_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut failing = false;
-        let changes = self.progress().part(crate::POLLS);
-        let cooldowns = self.progress().part("cooldowns");
-        let _at_work = (changes.work(), cooldowns.work());
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = tick.tick() => {}
-            }
-            let polled = tokio::select! {
-                () = stop.cancelled() => return,
-                polled = self.poll_credential_changes() => polled,
-            };
-            changes.went(polled.is_ok());
-            match polled {
-                Ok(()) => failing = false,
-                Err(error) if !failing => {
-                    failing = true;
-                    tracing::warn!(%error, "credential changes can't be read: tokens are looked up anew");
-                }
-                Err(_) => {}
-            }
-            // Errors are told of above: it is the same store.
-            cooldowns.went(self.poll_cooldowns().await.is_ok());
-        }
-    }
+    Ok(())
 }
 
 /// The tests of the race need to stop a reading half-way.

@@ -29,8 +29,8 @@ use crate::{
     entity::{endpoint_health, endpoint_stats},
     error::{Result, StoreError},
     events::emit_beside,
-    scope::{Scoped, System},
     sql::Sql,
+    store::{Scoped, System},
     unreadable,
 };
 

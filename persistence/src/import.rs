@@ -26,7 +26,8 @@ use crate::{
     entity::publishers,
     error::{Result, StoreError},
     publishers::{Publisher, PublisherStatus},
-    scope::{Scope, Scoped, System},
+    scope::Scope,
+    store::{Scoped, System},
     trains::NewSlack,
 };
 

@@ -12,7 +12,7 @@ use crate::{
     db::Tx,
     entity::jobs::{ActiveModel, Column, Entity},
     error::{Result, StoreError},
-    scope::System,
+    store::System,
 };
 
 /// A job as the store knows it.

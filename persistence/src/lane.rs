@@ -290,7 +290,7 @@ impl Worker {
         };
         let publisher = command.publisher();
         self.store.inner.db.traffic.asks(publisher);
-        let rows = command.rows(self.store.inner.lane.listening_to(publisher));
+        let rows = command.rows(self.store.state::<Lane>().listening_to(publisher));
         match command {
             // Where there is more than one writer, nobody need wait for it.
             Command::Publish(publish, reply)

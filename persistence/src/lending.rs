@@ -28,7 +28,9 @@ use crate::{
     Store,
     error::{Result, StoreError},
     freshness::Cell,
-    scope::{Scope, Scoped},
+    plane_state::PlaneState,
+    scope::Scope,
+    store::Scoped,
 };
 
 mod cooldowns;
@@ -68,11 +70,6 @@ impl Lending {
         }
     }
 
-    /// Forgets what is kept of everybody; it is read anew.
-    pub(crate) fn forget_all(&self) {
-        self.tenants.invalidate_all();
-    }
-
     fn tenant(&self, publisher: Uuid) -> Arc<Tenant> {
         // Before anything is read: a look that misses this began before it.
         if !self.used.load(Ordering::SeqCst) {
@@ -80,6 +77,12 @@ impl Lending {
         }
         self.tenants
             .get_with(publisher, || Arc::new(Tenant::new(publisher)))
+    }
+}
+
+impl PlaneState for Lending {
+    fn time_was_set(&self) {
+        self.tenants.invalidate_all();
     }
 }
 
@@ -342,7 +345,7 @@ impl Scoped {
 impl Store {
     /// What a publisher's trains lend: what is kept, if that can be believed, else from the store.
     async fn lent_by(&self, scope: &Scope) -> Result<(Arc<Tenant>, Arc<Snapshot>)> {
-        let tenant = self.inner.lending.tenant(scope.uuid());
+        let tenant = self.state::<Lending>().tenant(scope.uuid());
         let kept = self.inner.freshness.trusted(self.now());
         let snapshot = match tenant.fresh().filter(|_| kept) {
             Some(snapshot) => snapshot,
@@ -380,7 +383,7 @@ impl Store {
         // Put in again, it is weighed again.
         let bytes = bytes.saturating_add(TENANT_BYTES);
         if tenant.bytes.swap(bytes, Ordering::Relaxed) != bytes {
-            let tenants = &self.inner.lending.tenants;
+            let tenants = &self.state::<Lending>().tenants;
             tenants.insert(tenant.publisher, Arc::clone(tenant));
         }
         Ok(snapshot)

@@ -24,7 +24,7 @@ use crate::{
     },
     error::{Result, StoreError, damaged},
     quota::over_quota,
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// How long a login may take.

@@ -28,8 +28,8 @@ use crate::{
     db::Tx,
     entity::train_notices,
     error::{Result, StoreError, damaged},
-    scope::{Scoped, System},
     sql::{self, Sql, padded},
+    store::{Scoped, System},
     trains::notices_of,
     unreadable,
 };

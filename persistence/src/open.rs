@@ -9,14 +9,23 @@ use sea_orm_migration::MigratorTrait as _;
 use tokio::time::timeout;
 
 use crate::{
-    Store, certificates,
+    auth::AuthCache,
+    certificates,
     db::{Db, Target},
+    dispatch::SecretCache,
     entity::owner_keys,
     error::{Result, StoreError},
-    lane,
+    event_types::TypeSchemas,
+    lane::{self, Lane},
+    lending::Lending,
     lines::{OWN as OWN_CONNECTIONS, Own, TooFew, open_all},
+    plane_state::PlaneStates,
     pool::Pool,
+    runs::claims::Turns,
     scope::OPERATOR,
+    storage::Storage,
+    store::Store,
+    versions::Definitions,
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.
@@ -314,7 +323,17 @@ impl Store {
             .await
             .map_err(|e| OpenError::Unreachable(e.to_string()))?
             .map_err(OpenError::from)?;
-        let (store, inlet) = Self::assemble(db, options.master_keys);
+        let (lane, inlet) = Lane::new();
+        let planes = PlaneStates::default()
+            .with(AuthCache::new())
+            .with(Definitions::new())
+            .with(Turns::new())
+            .with(lane)
+            .with(SecretCache::default())
+            .with(TypeSchemas::new())
+            .with(Lending::new())
+            .with(Storage::default());
+        let store = Self::assemble(db, options.master_keys, planes);
         store.start_time().await?;
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
@@ -338,6 +357,23 @@ impl Store {
             None => tasks.spawn(store.clone().analyze_loop(stop)),
         };
         Ok(store)
+    }
+
+    /// Ends background work, waits for it, and closes the connections.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        if let Err(error) = self.flush_uses().await {
+            tracing::warn!(%error, "the last uses of tokens could not be written down");
+        }
+        if let Err(error) = self.flush_usage().await {
+            tracing::warn!(%error, "the last use of accounts could not be written down");
+        }
+        if let Err(error) = self.flush_storage().await {
+            tracing::warn!(%error, "the last sums of stored bytes could not be written down");
+        }
+        self.inner.db.close().await;
     }
 
     async fn check_master_key(&self) -> Result<(), OpenError> {

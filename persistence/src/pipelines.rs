@@ -25,9 +25,9 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
-    scope::Scoped,
     sql::{Sql, padded},
     storage::{Room, VERSION},
+    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

@@ -23,9 +23,11 @@ use crate::{
     error::{Result, StoreError, damaged},
     events::{Event, listeners, read_listeners},
     fan_outs::{self, Audience, CALL_MAX, Listeners, Outgoing, WAITING_MAX, reaches_ordered},
+    lane::Lane,
     runs::batch::{Batch, apply},
-    scope::{Scope, Scoped},
+    scope::Scope,
     sql, storage,
+    store::Scoped,
 };
 
 /// External identifiers that one statement looks for.
@@ -393,7 +395,7 @@ impl Scoped {
         if context.idempotency.is_none() {
             room.check()?;
             self.check_room_to_spread(&publish).await?;
-            return Ok(render(&self.store.inner.lane.publish(publish).await?));
+            return Ok(render(&self.store.state::<Lane>().publish(publish).await?));
         }
         let (store, publish, room) = (&self.store, &publish, &room);
         let work = |tx: Tx| async move {
@@ -413,7 +415,7 @@ impl Scoped {
     /// time of the writer, which decides in the end. Whoever is over its share often asks again.
     async fn check_room_to_spread(&self, publish: &Publish) -> Result<()> {
         let (owner, store) = (self.scope.uuid(), &self.store);
-        let listening = store.inner.lane.listening_to(owner);
+        let listening = store.state::<Lane>().listening_to(owner);
         if publish.events.len().saturating_mul(listening) <= CALL_MAX {
             return Ok(());
         }

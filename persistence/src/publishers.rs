@@ -26,7 +26,8 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::quotas_in,
-    scope::{OPERATOR, Scoped, System},
+    scope::OPERATOR,
+    store::{Scoped, System},
     trains,
 };
 

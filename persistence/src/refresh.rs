@@ -32,8 +32,9 @@ use crate::{
     entity::accounts::{ActiveModel, Column, Entity, Model},
     error::{Result, StoreError, damaged},
     notices::{News, notify},
-    scope::{Scope, Scoped, System},
+    scope::Scope,
     sql::Sql,
+    store::{Scoped, System},
     unreadable,
 };
 

@@ -33,8 +33,8 @@ use crate::{
     fan_outs,
     page::{Page, PageRequest},
     quota::over_quota,
-    scope::{Scoped, System},
     sql::{Sql, padded},
+    store::{Scoped, System},
     unreadable,
     walk::{Path, Span, Walk, first_id_at},
 };

@@ -21,7 +21,8 @@ use crate::{
     error::{Result, StoreError},
     keys::{ClosedKeys, KeySource, is_destroyed, not_given, opened, wrapped},
     open::{OpenError, connect, state_of, target_of},
-    scope::{OPERATOR, System},
+    scope::OPERATOR,
+    store::System,
 };
 
 /// Owners that a survey reads at a time.

@@ -29,10 +29,10 @@ use crate::{
     db::Tx,
     entity::runs,
     error::{Result, StoreError, damaged},
-    lane::Patience,
+    lane::{Lane, Patience},
     page::{Page, PageRequest, bytes_of},
-    scope::{Scoped, System},
     sql::padded,
+    store::{Scoped, System},
     walk::{Check, Path, Span, Walk, distinct, first_id_at},
 };
 
@@ -342,7 +342,7 @@ impl Scoped {
         });
         if context.idempotency.is_none() {
             room.check()?;
-            return Ok(render(&self.store.inner.lane.create(create).await?));
+            return Ok(render(&self.store.state::<Lane>().create(create).await?));
         }
         let (store, create, room) = (&self.store, &create, &room);
         let work = |tx: Tx| async move {
@@ -422,7 +422,7 @@ impl Scoped {
             max,
             actor: context.actor.clone(),
         };
-        self.store.inner.lane.claim(claim, patience).await
+        self.store.state::<Lane>().claim(claim, patience).await
     }
 
     /// Calls a run off: at once if nobody holds it; else its holder learns of it with its next
@@ -622,7 +622,7 @@ impl Scoped {
             progress,
         };
         let change = Arc::new(self.change(context, id, what));
-        self.store.inner.lane.change(change).await
+        self.store.state::<Lane>().change(change).await
     }
 
     fn change(&self, context: &Context, run: RunId, what: What) -> Change {
@@ -647,7 +647,7 @@ impl Scoped {
         let by_holder = what.claim().map(|claim| context.by_holder(claim));
         let change = Arc::new(self.change(context, id, what));
         if context.idempotency.is_none() {
-            return Ok(render(&self.store.inner.lane.change(change).await?));
+            return Ok(render(&self.store.state::<Lane>().change(change).await?));
         }
         let (store, change) = (&self.store, &change);
         let work = |tx: Tx| async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use domain::permits::{Bounds, Full, Permit, Permits};
 use uuid::Uuid;
 
-use crate::{Store, connections::Connections, error::Result};
+use crate::{connections::Connections, error::Result};
 
 /// Most scans of one publisher at a time, where there are connections for twice as many, and twice
 /// as many processors: what is read is checked and rendered here.
@@ -26,6 +26,25 @@ impl Scans {
             per_owner: share(total),
         }))
     }
+
+    /// Waits for a turn of `owner` on `db`.
+    pub(crate) async fn turn<'a>(&self, db: &'a Connections, owner: Uuid) -> Result<Scan<'a>> {
+        self.turn_within(db, owner, PATIENCE).await
+    }
+
+    async fn turn_within<'a>(
+        &self,
+        db: &'a Connections,
+        owner: Uuid,
+        patience: Duration,
+    ) -> Result<Scan<'a>> {
+        let turn = tokio::time::timeout(patience, self.0.acquire(owner, 1)).await;
+        let turn = turn.map_err(|_| {
+            let own = self.0.in_use_by(&owner) > 0;
+            (if own { Full::Owner } else { Full::Total }).problem("scans")
+        })?;
+        Ok(Scan { db, _turn: turn })
+    }
 }
 
 /// A publisher's share of so many connections.
@@ -44,29 +63,6 @@ impl Scan<'_> {
     /// What its statements run on.
     pub(crate) const fn db(&self) -> &Connections {
         self.db
-    }
-}
-
-impl Store {
-    /// Waits for a scan's turn; the operator's are counted under the nil owner.
-    ///
-    /// # Errors
-    /// 429 `share_exceeded` where the publisher's other scans are what it waited for.
-    pub(crate) async fn scan(&self, owner: Uuid) -> Result<Scan<'_>> {
-        self.scan_within(owner, PATIENCE).await
-    }
-
-    async fn scan_within(&self, owner: Uuid, patience: Duration) -> Result<Scan<'_>> {
-        let scans = &self.inner.scans.0;
-        let turn = tokio::time::timeout(patience, scans.acquire(owner, 1)).await;
-        let turn = turn.map_err(|_| {
-            let own = scans.in_use_by(&owner) > 0;
-            (if own { Full::Owner } else { Full::Total }).problem("scans")
-        })?;
-        Ok(Scan {
-            db: self.inner.db.scan(),
-            _turn: turn,
-        })
     }
 }
 
@@ -104,7 +100,10 @@ mod tests {
             assert!(theirs.runs(&filter, PAGE).await.unwrap().items.is_empty());
             // It is refused when its turn does not come.
             let short = Duration::from_millis(20);
-            let refused = fixture.store.scan_within(mine.scope.uuid(), short);
+            let inner = &fixture.store.inner;
+            let refused = inner
+                .scans
+                .turn_within(inner.db.scan(), mine.scope.uuid(), short);
             let refused = refused.await.err();
             let refused = match refused {
                 Some(StoreError::Refused(problem)) => problem,

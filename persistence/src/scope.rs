@@ -1,17 +1,9 @@
-//! Who a request acts for, and the two handles to the store.
+//! Who a request acts for.
 
 use std::sync::Arc;
 
-use domain::{
-    Timestamp,
-    audit::{Actor, ActorKind},
-    credential::Grants,
-    id::{PublisherId, TokenId, TrainId},
-    slug::Slug,
-};
+use domain::{id::PublisherId, slug::Slug};
 use uuid::Uuid;
-
-use crate::{Store, publishers::Publisher};
 
 /// The operator, as the owner of keys, audit rows and idempotency keys.
 pub(crate) const OPERATOR: Uuid = Uuid::nil();
@@ -55,52 +47,4 @@ impl Scope {
             .as_ref()
             .is_none_or(|some| some.iter().any(|slug| slug.as_str() == pipeline))
     }
-}
-
-/// An authenticated token of a publisher or of one of its trains.
-#[derive(Clone, Debug)]
-pub struct Principal {
-    /// What it acts for.
-    pub scope: Scope,
-    /// Which token.
-    pub credential: TokenId,
-    /// What it may do of what a publisher's tokens may; nothing if it is a train's.
-    pub grants: Grants,
-    /// The train that it is a token of, if it is none of its publisher's own.
-    pub train: Option<TrainId>,
-    /// When it stops working.
-    pub expires_at: Option<Timestamp>,
-    /// The publisher, as of the last change that this process has heard of.
-    pub publisher: Arc<Publisher>,
-}
-
-impl Principal {
-    /// The actor that audit rows and runs name.
-    #[must_use]
-    pub fn actor(&self) -> Actor {
-        let kind = if self.train.is_some() {
-            ActorKind::Train
-        } else if self.grants.admin {
-            ActorKind::Admin
-        } else {
-            ActorKind::Runner
-        };
-        Actor {
-            kind,
-            id: self.credential.to_string(),
-        }
-    }
-}
-
-/// The store as one publisher sees it: nothing of another's is in reach.
-#[derive(Clone)]
-pub struct Scoped {
-    pub(crate) store: Store,
-    pub(crate) scope: Scope,
-}
-
-/// The store without a scope: for the operator's routes, the dispatcher, jobs and the process.
-#[derive(Clone)]
-pub struct System {
-    pub(crate) store: Store,
 }

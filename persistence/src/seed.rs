@@ -18,7 +18,8 @@ use crate::{
     entity::{credentials, publishers, token_hashes},
     error::{Result, StoreError},
     publishers::NewPublisher,
-    scope::{OPERATOR, System},
+    scope::OPERATOR,
+    store::System,
 };
 
 /// The slug of the publisher that the seed makes; with a number behind it where that is taken.

@@ -12,14 +12,16 @@ use std::{
     time::Duration,
 };
 
-use domain::{Code, Problem, limits::Quotas};
+use domain::{Code, Problem, id::Id as _, limits::Quotas};
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     Store,
+    effects::Effects,
     error::{Result, damaged},
+    plane_state::PlaneState,
     sql::{Sql, padded, parts},
     walk::first_id_at,
 };
@@ -89,21 +91,8 @@ impl Storage {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what a commit wrote, less what it removed.
-    pub(crate) fn add(&self, stored: HashMap<Uuid, i64>) {
-        if stored.is_empty() {
-            return;
-        }
-        let mut all = self.all();
-        for (publisher, bytes) in stored {
-            let held = all.entry(publisher).or_default();
-            held.unwritten = held.unwritten.saturating_add(bytes);
-            held.active = true;
-        }
-    }
-
     /// The publisher's quota may be another one now.
-    pub(crate) fn forget(&self, publisher: Uuid) {
+    pub(crate) fn look_again(&self, publisher: Uuid) {
         if let Some(held) = self.all().get_mut(&publisher) {
             held.known = None;
         }
@@ -158,6 +147,24 @@ impl Storage {
     }
 }
 
+impl PlaneState for Storage {
+    /// Adds what a commit wrote, less what it removed.
+    fn committed(&self, effects: &Effects) {
+        for publisher in &effects.credentials_of {
+            self.look_again(publisher.uuid());
+        }
+        if effects.stored.is_empty() {
+            return;
+        }
+        let mut all = self.all();
+        for (publisher, bytes) in &effects.stored {
+            let held = all.entry(*publisher).or_default();
+            held.unwritten = held.unwritten.saturating_add(*bytes);
+            held.active = true;
+        }
+    }
+}
+
 /// Whether a publisher may store more; if not, what it is told.
 pub(crate) struct Room(Option<Problem>);
 
@@ -195,7 +202,7 @@ impl Store {
 
     /// Bytes that a publisher stores, and how many it may.
     pub(crate) async fn storage_of(&self, publisher: Uuid) -> Result<(i64, u64)> {
-        let storage = &self.inner.storage;
+        let storage = self.state::<Storage>();
         if let Some(known) = storage.of(publisher) {
             return Ok(known);
         }
@@ -214,7 +221,7 @@ impl Store {
             return Ok(Room(None));
         }
         // What this process knows may be old, and nobody is refused by that: others removed rows.
-        self.inner.storage.forget(publisher);
+        self.state::<Storage>().look_again(publisher);
         let (bytes, quota) = self.storage_of(publisher).await?;
         if fits((bytes, quota)) {
             return Ok(Room(None));
@@ -227,7 +234,7 @@ impl Store {
 
     /// Writes the sums down, and reads what other processes added.
     pub(crate) async fn flush_storage(&self) -> Result<()> {
-        let storage = &self.inner.storage;
+        let storage = self.state::<Storage>();
         let begun = storage.begin();
         if begun.is_empty() {
             return Ok(());
@@ -356,7 +363,7 @@ impl Store {
             Ok(())
         })
         .await?;
-        self.inner.storage.forget(publisher);
+        self.state::<Storage>().look_again(publisher);
         Ok(())
     }
 

@@ -19,7 +19,8 @@ use crate::{
     entity::runs,
     error::{Result, StoreError, damaged},
     runs::batch::check_held,
-    scope::Scoped,
+    store::Scoped,
+    versions::Definitions,
 };
 
 /// A call that the claim's holder may make, with everything that its request needs.
@@ -95,7 +96,7 @@ impl Scoped {
         let claimed = (held.claim_hash.as_deref(), held.lease_expires_at);
         check_held(claimed, &TokenHash::of(claim), self.store.now())?;
         let key = (owner, held.pipeline_id, held.pipeline_version);
-        let definitions = &self.store.inner.definitions;
+        let definitions = self.store.state::<Definitions>();
         let definitions = definitions.of(self.store.read(), [key]).await?;
         let definition = definitions.get(&key);
         let subcommands = &definition

@@ -21,10 +21,11 @@ use crate::{
     ends::{End, Retention, Swept, Table},
     entity::owner_keys,
     error::{Result, StoreError},
+    freshness::publish_credential_changes,
     job::Job,
-    scope::System,
     sql::Sql,
     storage,
+    store::System,
     tables::TABLES,
 };
 
@@ -490,7 +491,7 @@ impl System {
                 for publisher in &gone {
                     tx.touches_credentials_of(PublisherId::from_uuid(*publisher));
                 }
-                store.publish_credential_changes(&tx).await?;
+                publish_credential_changes(&tx).await?;
                 Ok(gone)
             })
             .await?;

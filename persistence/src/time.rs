@@ -226,8 +226,7 @@ impl Store {
             self.clock().steer(present(0));
             return Err(error);
         }
-        self.inner.lending.forget_all();
-        self.inner.wake.stepped();
+        self.time_was_set();
         tell(by);
         Ok(())
     }

@@ -23,8 +23,8 @@ use crate::{
     error::{Result, StoreError},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
-    scope::Scoped,
     sql::padded,
+    store::Scoped,
     trains::{live_tokens, of as trains_of, row_of},
     walk::{Path, Span, Walk},
 };

@@ -24,8 +24,8 @@ use crate::{
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
-    scope::Scoped,
     sql::Sql,
+    store::Scoped,
 };
 
 /// Where a train's people read, without the URL that leads there.

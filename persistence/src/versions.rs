@@ -23,7 +23,8 @@ use crate::{
     entity::{pipeline_versions, runs},
     error::{KeptVersion, Result, StoreError, damaged},
     pipelines::definition_of,
-    scope::Scoped,
+    plane_state::PlaneState,
+    store::Scoped,
 };
 
 /// Most versions whose definitions are kept at hand.
@@ -112,11 +113,13 @@ impl Definitions {
     }
 }
 
+impl PlaneState for Definitions {}
+
 impl Scoped {
     /// The version that a run was created with; its pipeline may be deleted since.
     pub async fn version_of_run(&self, id: RunId) -> Result<KeptVersion, StoreError> {
         let key = self.version_key_of_run(id).await?;
-        let definitions = &self.store.inner.definitions;
+        let definitions = self.store.state::<Definitions>();
         let mut found = definitions.of(self.store.read(), [key]).await?;
         Ok(KeptVersion {
             pipeline: PipelineId::from_uuid(key.1),
@@ -130,7 +133,7 @@ impl Scoped {
     async fn version_key_of_run(&self, id: RunId) -> Result<VersionKey, StoreError> {
         use runs::Column;
         let owner = self.scope.uuid();
-        let remembered = self.store.inner.definitions.of_runs.get(&id.uuid());
+        let remembered = self.store.state::<Definitions>().of_runs.get(&id.uuid());
         if let Some(kept) = remembered
             && kept.0.0 == owner
             && self.scope.reaches(&kept.1)
@@ -157,7 +160,7 @@ impl Scoped {
     /// this process saw it last, else as the database has it.
     pub async fn likely_version(&self, slug: &Slug) -> Result<KeptVersion, StoreError> {
         let owner = self.scope.uuid();
-        let definitions = &self.store.inner.definitions;
+        let definitions = self.store.state::<Definitions>();
         if self.scope.reaches(slug.as_str())
             && let Some(version) = definitions.last_seen.get(&(owner, slug.to_string()))
         {

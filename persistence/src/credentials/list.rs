@@ -9,8 +9,8 @@ use crate::{
     entity::credentials,
     error::{Result, StoreError},
     page::{Page, PageRequest},
-    scope::Scoped,
     sql::padded,
+    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

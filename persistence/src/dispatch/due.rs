@@ -17,8 +17,8 @@ use crate::{
     effects::DueDelivery,
     error::{Result, StoreError, damaged},
     lines::Line,
-    scope::System,
     sql::{Sql, padded},
+    store::System,
     unreadable,
 };
 

@@ -6,8 +6,8 @@ use sea_orm::{ConnectionTrait as _, QueryResult, Value};
 use super::{EndpointKey, ProcessId, rows_of};
 use crate::{
     error::{Result, StoreError},
-    scope::System,
     sql::Sql,
+    store::System,
 };
 
 /// An endpoint that this process alone sends to.

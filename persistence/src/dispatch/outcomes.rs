@@ -15,8 +15,8 @@ use crate::{
     entity::delivery_attempts,
     error::{Result, StoreError},
     health::{Try, note_outcomes},
-    scope::System,
     sql::{self, Sql, padded},
+    store::System,
 };
 
 /// Outcomes that one statement writes.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     entity::processes,
     error::{Result, StoreError},
-    scope::System,
+    store::System,
 };
 
 /// How long a process counts as alive after its last renewal. Longer than clocks differ.

@@ -24,8 +24,9 @@ use crate::{
     entity::credentials,
     error::{Result, StoreError, damaged},
     events::check_filters,
-    scope::System,
+    plane_state::PlaneState,
     sql::Sql,
+    store::System,
     unreadable,
 };
 
@@ -101,18 +102,6 @@ impl SecretCache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn invalidate(&self, publisher: Uuid) {
-        let mut entries = self.entries();
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        entries.remove(&publisher);
-    }
-
-    pub(crate) fn invalidate_all(&self) {
-        let mut entries = self.entries();
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        entries.clear();
-    }
-
     fn get(&self, publisher: Uuid, now: Timestamp) -> Option<Arc<Secrets>> {
         let found = self.entries().get(&publisher).cloned()?;
         let holds = found.until.is_none_or(|until| until > now);
@@ -128,6 +117,20 @@ impl SecretCache {
             entries.clear();
         }
         entries.insert(publisher, Arc::clone(opened));
+    }
+}
+
+impl PlaneState for SecretCache {
+    fn forget(&self, publisher: Uuid) {
+        let mut entries = self.entries();
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        entries.remove(&publisher);
+    }
+
+    fn forget_all(&self) {
+        let mut entries = self.entries();
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        entries.clear();
     }
 }
 
@@ -237,7 +240,7 @@ impl System {
     /// The live secrets of all these endpoints' publishers. One whose secrets do not open does
     /// not hold up the others.
     async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Arc<Secrets>>> {
-        let (now, cache) = (self.store.now(), &self.store.inner.secrets);
+        let (now, cache) = (self.store.now(), self.store.state::<SecretCache>());
         let trusted = self.store.inner.freshness.trusted(now);
         let mut all = HashMap::new();
         let mut missing = Vec::new();

@@ -11,7 +11,7 @@ use crate::{
     NewOwnEvent, NewReplay, Store,
     fixture::{Fixture, context, engines, no_content},
     runs::tests::{Slot, code, house},
-    scope::Scoped,
+    store::Scoped,
 };
 
 /// Deliveries of a step.

@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     AuditFilter, NewPublisher, PageRequest, Store,
     fixture::{Fixture, context, engines, no_content},
+    freshness::publish_credential_changes,
     survey_keys,
 };
 
@@ -302,7 +303,7 @@ async fn after_a_gap_in_the_log_nobody_s_keys_are_believed() {
         let store = &fixture.store;
         let changed = store.write(|tx| async move {
             tx.touches_credentials_of(other);
-            store.publish_credential_changes(&tx).await
+            publish_credential_changes(&tx).await
         });
         changed.await.unwrap();
         store.poll_credential_changes().await.unwrap();

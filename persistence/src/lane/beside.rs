@@ -1,7 +1,7 @@
 //! Large calls where there is more than one writer: on connections of the pool, so that the lane does
 //! not wait for them.
 
-use super::{Reply, answer};
+use super::{Lane, Reply, answer};
 use crate::{
     Store,
     error::damaged,
@@ -20,7 +20,7 @@ pub(super) fn publish(store: &Store, publish: Publish, reply: Reply<Vec<Publishe
         };
         let lane = &store;
         let work = |tx| async move { apply(lane, &tx, batch).await };
-        let done = match store.inner.lane.large_turn(publisher).await {
+        let done = match store.state::<Lane>().large_turn(publisher).await {
             Ok(turn) => store.write_resting(publisher, turn, work).await,
             Err(error) => Err(error),
         };

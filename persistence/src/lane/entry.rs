@@ -19,8 +19,10 @@ use uuid::Uuid;
 
 use super::queue::SHARE;
 use crate::{
+    effects::Effects,
     error::{Result, StoreError},
     fan_outs::CALL_MAX,
+    plane_state::PlaneState,
     publish::{Publish, PublishedEvent},
     runs::{
         Claimed, CreatedRun, Run,
@@ -238,8 +240,20 @@ impl Lane {
         self.waiting.in_use_by(&publisher)
     }
 
+    /// How many endpoints listened to a publisher when it last told of something.
+    pub(crate) fn listening_to(&self, publisher: Uuid) -> usize {
+        let known = self
+            .listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.get(&publisher).copied().unwrap_or(LISTENING)
+    }
+}
+
+impl PlaneState for Lane {
     /// Remembers how many endpoints listen to whom.
-    pub(crate) fn listening(&self, counts: &HashMap<Uuid, usize>) {
+    fn committed(&self, effects: &Effects) {
+        let counts = &effects.listening;
         if counts.is_empty() {
             return;
         }
@@ -251,15 +265,6 @@ impl Lane {
             known.clear();
         }
         known.extend(counts);
-    }
-
-    /// How many endpoints listened to a publisher when it last told of something.
-    pub(crate) fn listening_to(&self, publisher: Uuid) -> usize {
-        let known = self
-            .listening
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        known.get(&publisher).copied().unwrap_or(LISTENING)
     }
 }
 

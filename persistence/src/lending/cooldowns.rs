@@ -21,14 +21,14 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Lent, LentBy, Tenant};
+use super::{Lending, Lent, LentBy, Tenant};
 use crate::{
     Store,
     db::Tx,
     entity::account_cooldowns,
     error::{Result, StoreError, damaged},
-    scope::Scoped,
     sql::Sql,
+    store::Scoped,
     unreadable,
 };
 
@@ -357,7 +357,7 @@ impl Store {
 
     /// Lets `tell` tell what was written of a publisher, if anything is kept of it now.
     fn hear(&self, publisher: Uuid, tell: impl FnOnce(&mut Cooldowns)) {
-        if let Some(tenant) = self.inner.lending.tenants.get(&publisher) {
+        if let Some(tenant) = self.state::<Lending>().tenants.get(&publisher) {
             tell(&mut tenant.cooldowns_mut());
         }
     }
@@ -384,7 +384,7 @@ impl Store {
     /// Looks for what gateways reported to other processes of late. On SQLite there are none.
     pub(crate) async fn poll_cooldowns(&self) -> Result<()> {
         use account_cooldowns::Column;
-        let lending = &self.inner.lending;
+        let lending = self.state::<Lending>();
         if self.inner.db.notifies().is_none() {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::{
     entity::trains,
     error::{Result, StoreError},
     notices::{News, notify},
-    scope::Scoped,
+    store::Scoped,
 };
 
 impl Scoped {

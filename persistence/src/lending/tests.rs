@@ -108,7 +108,7 @@ impl House {
 
     /// The present snapshot, if it is still believed.
     fn kept(&self) -> Option<Arc<Snapshot>> {
-        let lending = &self.acme.store.inner.lending;
+        let lending = self.acme.store.state::<Lending>();
         lending.tenant(self.acme.scope.uuid()).fresh()
     }
 }
@@ -176,7 +176,7 @@ async fn what_was_read_before_a_change_is_not_kept_after_it() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 1).await;
         let store = &house.acme.store;
-        let tenant = store.inner.lending.tenant(house.acme.scope.uuid());
+        let tenant = store.state::<Lending>().tenant(house.acme.scope.uuid());
         let reading = store.inner.freshness.begin();
         let (old, _) = store
             .read_snapshot(&house.acme.scope, &tenant)
@@ -194,7 +194,10 @@ async fn what_was_read_before_a_change_is_not_kept_after_it() {
 async fn many_who_ask_at_once_are_served_by_one_reading() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 1).await;
-        let tenant = fixture.store.inner.lending.tenant(house.acme.scope.uuid());
+        let tenant = fixture
+            .store
+            .state::<Lending>()
+            .tenant(house.acme.scope.uuid());
         let asked: Vec<_> = (0..50)
             .map(|_| {
                 let (acme, train) = (house.acme.clone(), house.train.id);
@@ -228,7 +231,7 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         // What is written outlives what is kept.
         house.says(1, Outcome::Unauthorized).await;
         house.says(0, Outcome::Unauthorized).await;
-        fixture.store.inner.lending.tenants.invalidate_all();
+        fixture.store.state::<Lending>().tenants.invalidate_all();
         let out = house.choose(Wish::default()).await.unwrap_err();
         assert!(out.is_whole());
         assert_eq!(
@@ -314,7 +317,7 @@ async fn another_process_hears_of_a_report() {
         };
         let now = fixture.store.now().ms();
         fixture.execute(&row(now + 60_000, now)).await;
-        fixture.store.inner.lending.tenants.run_pending_tasks();
+        fixture.store.state::<Lending>().tenants.run_pending_tasks();
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(1));
         // And that it works again.
@@ -343,10 +346,10 @@ async fn an_account_near_its_ceiling_comes_last() {
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 0);
         let written = "account_usage WHERE requests = 9 AND tokens = 10";
         assert_eq!(fixture.count(written).await, 1);
-        fixture.store.inner.lending.tenants.invalidate_all();
+        fixture.store.state::<Lending>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(1));
         fixture.clock.advance(Duration::from_hours(6));
-        fixture.store.inner.lending.tenants.invalidate_all();
+        fixture.store.state::<Lending>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(0));
         // What is counted of an account that was removed meanwhile is in nobody's way.
         house.report(house.report_of(1, Outcome::Ok)).await;

@@ -14,14 +14,15 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Lent, LentBy, Report, Snapshot, Tenant};
+use super::{Lending, Lent, LentBy, Report, Snapshot, Tenant};
 use crate::{
     Store,
     db::Tx,
     entity::account_usage,
-    error::Result,
+    error::{Result, StoreError},
     health::BUCKET_MS,
     sql::{self, Row, Sql},
+    store::System,
 };
 
 /// Most spans that wait to be written down; the use of further accounts is not counted until then.
@@ -105,7 +106,7 @@ impl Store {
         let bucket = self.now().ms() / BUCKET_MS * BUCKET_MS;
         let span = (by.tenant.publisher, account, bucket);
         let counts = (i64::from(requests), i64::from(tokens));
-        self.inner.lending.usage.add(span, counts);
+        self.state::<Lending>().usage.add(span, counts);
         if by.snapshot.has_ceilings {
             let mut used = by.tenant.used();
             let used = used.entry(account).or_default();
@@ -115,7 +116,7 @@ impl Store {
 
     /// Writes down what was counted. What can't be written now is kept for the next time.
     pub(crate) async fn flush_usage(&self) -> Result<u64> {
-        let pending = &self.inner.lending.usage;
+        let pending = &self.state::<Lending>().usage;
         let taken = std::mem::take(&mut *pending.spans());
         if taken.is_empty() {
             return Ok(0);
@@ -148,7 +149,7 @@ impl Store {
         let mut all = HashMap::new();
         for account in limited {
             let used = self.used_of(tenant.publisher, account, now).await?;
-            let pending = self.inner.lending.usage.of(tenant.publisher, account);
+            let pending = self.state::<Lending>().usage.of(tenant.publisher, account);
             all.insert(account, used.and(pending.0, pending.1));
         }
         *tenant.used() = all;
@@ -209,5 +210,12 @@ impl Store {
                 tracing::warn!(%error, "the use of accounts could not be read again");
             }
         });
+    }
+}
+
+impl System {
+    /// Writes down what gateways reported to have used; answers of how many accounts.
+    pub async fn flush_usage(&self) -> Result<u64, StoreError> {
+        self.store.flush_usage().await
     }
 }

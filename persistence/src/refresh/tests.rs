@@ -14,7 +14,8 @@ use crate::{
     StoreError,
     entity::accounts,
     fixture::{Fixture, START, context, engines},
-    scope::{Scope, Scoped},
+    scope::Scope,
+    store::Scoped,
 };
 
 const LEASE: Duration = Duration::from_secs(45);

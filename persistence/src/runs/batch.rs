@@ -39,6 +39,7 @@ use crate::{
     publish::{Publish, PublishedEvent, publish_all},
     sql::{self, padded},
     storage,
+    versions::Definitions,
 };
 
 /// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
@@ -378,7 +379,7 @@ async fn hold_all(
     let keys = rows
         .iter()
         .map(|row| (row.publisher_id, row.id, row.version));
-    let definitions = store.inner.definitions.of(tx.db(), keys).await?;
+    let definitions = store.state::<Definitions>().of(tx.db(), keys).await?;
     rows.into_iter()
         .map(|row| {
             let definition = definitions.get(&(row.publisher_id, row.id, row.version));
@@ -386,7 +387,7 @@ async fn hold_all(
             let name = (row.publisher_id, row.slug.clone());
             let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
             let version = KeptVersion::of(&pipeline);
-            store.inner.definitions.saw(name.0, &name.1, version);
+            store.state::<Definitions>().saw(name.0, &name.1, version);
             Ok((name, pipeline))
         })
         .collect()

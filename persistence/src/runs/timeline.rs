@@ -19,8 +19,8 @@ use crate::{
     entity::{run_timeline, runs},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest, bytes_of},
-    scope::Scoped,
     storage,
+    store::Scoped,
 };
 
 /// An entry of a run's timeline.

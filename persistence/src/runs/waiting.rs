@@ -21,6 +21,7 @@ use crate::{
     error::{Result, StoreError},
     lane::Open,
     sql::{Sql, padded},
+    versions::Definitions,
 };
 
 /// Publishers that one statement looks at for what only time brings.
@@ -124,7 +125,7 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
     let keys = found
         .iter()
         .map(|one| (one.publisher_id, one.id, one.version));
-    let definitions = match store.inner.definitions.of(store.read(), keys).await {
+    let definitions = match store.state::<Definitions>().of(store.read(), keys).await {
         // One that does not parse is its publisher's affair.
         Err(StoreError::Internal(_)) if wanted.len() > 1 => return one_by_one(store, wanted).await,
         other => other?,

@@ -103,7 +103,10 @@ async fn who_stores_as_much_as_it_may_is_refused_until_rows_are_gone() {
         fixture
             .execute("UPDATE publishers SET quotas = '{\"storage_bytes\": 20000}' WHERE slug = 'a'")
             .await;
-        fixture.store.inner.storage.forget(mine.scope.uuid());
+        fixture
+            .store
+            .state::<Storage>()
+            .look_again(mine.scope.uuid());
         let mut published = 0;
         let refused = loop {
             match publish(&mine, 1).await {
