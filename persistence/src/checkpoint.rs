@@ -108,8 +108,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        db::Target,
         fixture::{Fixture, engines},
+        target::Target,
     };
 
     async fn sqlite() -> Fixture {

@@ -5,15 +5,12 @@
 //! of holder counts the lease's `fence` up; an outcome counts only under the present number, so
 //! that a late writer changes nothing. A lease is good for as long as its process renews its row.
 
-use sea_orm::Value;
-
-use crate::{effects::EndpointKey, sql::padded};
-
 mod due;
 mod leases;
 mod outcomes;
 mod processes;
 mod targets;
+mod values;
 
 pub use due::{Ask, Page, Waiting};
 pub use leases::{Handover, Lease};
@@ -22,16 +19,6 @@ pub use processes::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed};
 pub use targets::Target;
 
 pub(crate) use targets::SecretCache;
-
-/// The keys for an `IN (…)`.
-fn rows_of(keys: &[EndpointKey]) -> impl Iterator<Item = Vec<Value>> {
-    let keys = padded(keys.iter().copied()).into_iter();
-    keys.map(|key| key.values().to_vec())
-}
-
-fn whole(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
 
 #[cfg(test)]
 mod tests;

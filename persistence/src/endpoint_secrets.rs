@@ -31,7 +31,7 @@ use crate::{
     change::{Answer, Audited, Context, Entry, entry},
     credentials::Replaced,
     db::Tx,
-    endpoints::live_row,
+    endpoint_rows::live_row,
     entity::{endpoint_secrets, webhook_endpoints},
     error::{Result, StoreError, damaged},
     quota::over_quota,

@@ -14,13 +14,14 @@ use domain::{
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _,
-    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Select,
-    sea_query::Expr,
+    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
 
 mod texts;
+
+pub use texts::Sending;
 
 use texts::Texts;
 
@@ -28,6 +29,7 @@ use crate::{
     Store,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     db::Tx,
+    endpoint_rows::{live, live_row, write_row},
     endpoint_secrets::{equip, name_keys},
     entity::{credentials, deliveries, webhook_endpoints},
     error::{Result, StoreError},
@@ -45,20 +47,6 @@ use crate::{
 
 /// Why an endpoint is disabled that its publisher disabled.
 const REQUESTED: &str = "requested";
-
-/// How an endpoint's deliveries go out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sending {
-    /// One after the other, in the order of their events; a failed one holds up the others until
-    /// it arrives or its last try is over.
-    pub ordered: bool,
-    /// Most a second, at least 1.
-    pub rate_limit_per_second: Option<u32>,
-    /// Waits between tries, instead of the operator's.
-    pub retry_schedule: Option<Schedule>,
-    /// Most under way, at least 1, instead of the dispatcher's own limit.
-    pub max_in_flight: Option<u32>,
-}
 
 /// A webhook destination with its filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,40 +241,6 @@ async fn is_seeded(tx: &Tx, publisher: Uuid) -> Result<bool> {
         .one(tx.db())
         .await?;
     Ok(found.is_some())
-}
-
-fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {
-    webhook_endpoints::Entity::find()
-        .filter(webhook_endpoints::Column::PublisherId.eq(publisher))
-        .filter(webhook_endpoints::Column::DeletedAt.is_null())
-}
-
-pub(crate) async fn live_row(
-    tx: &Tx,
-    publisher: Uuid,
-    id: EndpointId,
-) -> Result<webhook_endpoints::Model> {
-    let query = live(publisher).filter(webhook_endpoints::Column::Id.eq(id.uuid()));
-    query
-        .one(tx.db())
-        .await?
-        .ok_or_else(|| Problem::not_found().into())
-}
-
-pub(crate) async fn write_row(
-    tx: &Tx,
-    row: webhook_endpoints::Model,
-) -> Result<webhook_endpoints::Model> {
-    let row = webhook_endpoints::Model {
-        revision: row.revision + 1,
-        updated_at: tx.now.ms(),
-        ..row
-    };
-    tx.touches_endpoints_of(row.publisher_id);
-    let active = row.into_active_model().reset_all();
-    Ok(webhook_endpoints::Entity::update(active)
-        .exec(tx.db())
-        .await?)
 }
 
 async fn insert(

@@ -5,35 +5,31 @@
 //! exception: there producers take places one after the other. Many deliveries at once are the
 //! other: that they are to be written is written down (see [`crate::fan_outs`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use domain::{
     Problem, Timestamp,
-    event::{self, Filter, OwnType},
-    id::{DeliveryId, EventId, Id as _},
+    event::{self, OwnType},
+    id::{EventId, Id as _},
     run::RunStatus,
     slug::Slug,
 };
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QueryResult, QuerySelect as _, Select,
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QueryResult, Select,
     sea_query::{Expr, ExprTrait as _},
 };
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    columns::slugs_of,
     db::Tx,
-    effects::Bodies,
-    entity::{deliveries, events, webhook_endpoints},
-    error::{Result, StoreError, damaged},
-    fan_outs::{self, Audience, Listeners, Outgoing},
+    entity::events,
+    error::{Result, StoreError},
+    fan_outs::{self, Audience, Outgoing},
+    listeners::{Listener, Listeners, listeners},
     page::{Page, PageRequest, bytes_of},
-    sql::{self, Sql},
-    storage,
+    sql, storage,
     store::Scoped,
-    unreadable,
     walk::{Check, Path, Span, Walk, distinct},
 };
 
@@ -70,109 +66,6 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) pipeline: Option<&'a str>,
 }
 
-/// What an endpoint wants to hear.
-pub(crate) struct Listener {
-    pub(crate) endpoint: Uuid,
-    pub(crate) ordered: bool,
-    types: Vec<Filter>,
-    pipelines: Option<Vec<Slug>>,
-}
-
-impl Listener {
-    fn of_row(
-        (endpoint, types, pipelines, ordered): (Uuid, String, Option<String>, bool),
-    ) -> Result<Self> {
-        let words: Vec<String> =
-            serde_json::from_str(&types).map_err(|_| damaged("list of event types"))?;
-        let types = words
-            .iter()
-            .map(|word| Filter::parse(word).ok_or_else(|| damaged("event type filter")))
-            .collect::<Result<_>>()?;
-        let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
-        Ok(Self {
-            endpoint,
-            ordered,
-            types,
-            pipelines,
-        })
-    }
-
-    #[cfg(test)]
-    pub(crate) fn for_test(endpoint: Uuid) -> Self {
-        Self {
-            endpoint,
-            ordered: false,
-            types: Vec::new(),
-            pipelines: None,
-        }
-    }
-
-    /// What one endpoint wants, whether it is enabled or not.
-    pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
-        Self::of_row((
-            row.id,
-            row.event_types.clone(),
-            row.pipelines.clone(),
-            row.ordered,
-        ))
-    }
-
-    /// An endpoint that is limited to pipelines hears only what happens in those.
-    pub(crate) fn wants(&self, event_type: &str, pipeline: Option<&str>) -> bool {
-        let in_reach = self.pipelines.as_ref().is_none_or(|some| {
-            pipeline.is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
-        });
-        in_reach && self.types.iter().any(|filter| filter.matches(event_type))
-    }
-}
-
-/// Whether what an endpoint wants can be read.
-pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> {
-    let pipelines = pipelines.map(str::to_owned);
-    Listener::of_row((Uuid::nil(), types.to_owned(), pipelines, false)).map(drop)
-}
-
-/// Who listens, by publisher; the lane hears how many they are.
-pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Listeners> {
-    let found = read_listeners(tx.db(), &publishers).await?;
-    for publisher in publishers {
-        tx.heard_by(publisher, found.get(&publisher).map_or(0, Vec::len));
-    }
-    Ok(found)
-}
-
-/// Who listens, by publisher.
-pub(crate) async fn read_listeners(
-    db: &impl ConnectionTrait,
-    publishers: &BTreeSet<Uuid>,
-) -> Result<Listeners> {
-    use webhook_endpoints::Column;
-    let rows: Vec<(Uuid, Uuid, String, Option<String>, bool)> = webhook_endpoints::Entity::find()
-        .select_only()
-        .columns([
-            Column::PublisherId,
-            Column::Id,
-            Column::EventTypes,
-            Column::Pipelines,
-            Column::Ordered,
-        ])
-        .filter(Column::PublisherId.is_in(sql::padded(publishers.iter().copied())))
-        .filter(Column::Enabled.eq(true))
-        .filter(Column::DeletedAt.is_null())
-        .into_tuple()
-        .all(db)
-        .await?;
-    let mut found = Listeners::new();
-    for (publisher, endpoint, types, pipelines, ordered) in rows {
-        match Listener::of_row((endpoint, types, pipelines, ordered)) {
-            Ok(listener) => found.entry(publisher).or_default().push(listener),
-            // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
-            Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
-        }
-    }
-    Ok(found)
-}
-
 fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> events::Model {
     events::Model {
         publisher_id: publisher,
@@ -185,96 +78,12 @@ fn event_row(tx: &Tx, publisher: Uuid, id: EventId, new: &NewEvent<'_>) -> event
     }
 }
 
-pub(crate) fn delivery_row(
-    tx: &Tx,
-    publisher: Uuid,
-    event: EventId,
-    endpoint: Uuid,
-) -> deliveries::Model {
-    deliveries::Model {
-        publisher_id: publisher,
-        id: DeliveryId::generate(tx.now).uuid(),
-        event_id: event.uuid(),
-        endpoint_id: endpoint,
-        status: "pending".to_owned(),
-        attempts: 0,
-        next_attempt_at: Some(tx.now.ms()),
-        created_at: tx.now.ms(),
-        finished_at: None,
-        replay_id: None,
-        precedence: 0,
-        seq: 0,
-    }
-}
-
-/// Gives deliveries to ordered endpoints their places, in the order in which they stand here.
-///
-/// An endpoint's places are counted in a row that stays locked until the transaction ends, so
-/// they are given out in the order of commits. Taken as late as can be, and always in the order
-/// of keys, so that two producers wait for each other for a moment only, and never in a circle.
-async fn place(
-    tx: &Tx,
-    rows: &mut [deliveries::Model],
-    ordered: &BTreeSet<(Uuid, Uuid)>,
-) -> Result<()> {
-    let key = |row: &deliveries::Model| (row.publisher_id, row.endpoint_id);
-    let mut counts: BTreeMap<(Uuid, Uuid), i64> = BTreeMap::new();
-    for row in rows.iter().filter(|row| ordered.contains(&key(row))) {
-        *counts.entry(key(row)).or_default() += 1;
-    }
-    if counts.is_empty() {
-        return Ok(());
-    }
-    let mut sql = Sql::new("INSERT INTO endpoint_sequences (publisher_id, endpoint_id, last) ");
-    sql.values(counts.iter().map(|((publisher, endpoint), count)| {
-        vec![(*publisher).into(), (*endpoint).into(), (*count).into()]
-    }));
-    sql.push(
-        " ON CONFLICT (publisher_id, endpoint_id) DO UPDATE \
-         SET last = endpoint_sequences.last + excluded.last \
-         RETURNING publisher_id, endpoint_id, last",
-    );
-    let statement = sql.statement(tx.db().get_database_backend());
-    let mut next: HashMap<(Uuid, Uuid), i64> = HashMap::with_capacity(counts.len());
-    for taken in tx.db().query_all_raw(statement).await? {
-        let of: (Uuid, Uuid) = (
-            taken.try_get("", "publisher_id")?,
-            taken.try_get("", "endpoint_id")?,
-        );
-        let last: i64 = taken.try_get("", "last")?;
-        next.insert(of, last - counts.get(&of).copied().unwrap_or(0));
-    }
-    for row in rows {
-        if let Some(last) = next.get_mut(&(row.publisher_id, row.endpoint_id)) {
-            *last += 1;
-            row.seq = *last;
-        }
-    }
-    Ok(())
-}
-
 async fn insert_events(tx: &Tx, rows: &[events::Model]) -> Result<()> {
     for row in rows {
         tx.tells_of(row.publisher_id);
         tx.stores(row.publisher_id, storage::EVENT + row.body.len());
     }
     sql::insert(tx.db(), rows.to_vec(), "").await.map(drop)
-}
-
-/// Inserts deliveries; those to the endpoints named get their places first. The others are handed
-/// over after the commit, where it is known what their events say.
-pub(crate) async fn insert_deliveries(
-    tx: &Tx,
-    mut rows: Vec<deliveries::Model>,
-    ordered: &BTreeSet<(Uuid, Uuid)>,
-    bodies: &Bodies,
-) -> Result<()> {
-    place(tx, &mut rows, ordered).await?;
-    tx.delivers(&rows, bodies);
-    for row in &rows {
-        tx.stores(row.publisher_id, storage::DELIVERY);
-    }
-    sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
 /// Writes one event and a delivery for each endpoint that wants it.
@@ -367,12 +176,7 @@ pub(crate) async fn emit_to(
     };
     let rows = [event_row(tx, publisher, id, &new)];
     insert_events(tx, &rows).await?;
-    let only = Listener {
-        endpoint,
-        ordered,
-        types: Vec::new(),
-        pipelines: None,
-    };
+    let only = Listener::alone(endpoint, ordered);
     let outgoing = rows.each_ref().map(|event| Outgoing {
         event,
         to: [0].into(),

@@ -26,10 +26,11 @@ use uuid::Uuid;
 
 use crate::{
     db::Tx,
+    delivery_rows::{delivery_row, insert_deliveries},
     effects::Bodies,
     entity::{deliveries, events, fan_outs, webhook_endpoints},
     error::{Result, StoreError, damaged},
-    events::{Listener, delivery_row, insert_deliveries},
+    listeners::{Listener, Listeners},
     sql::{self, Sql, padded},
     store::System,
 };
@@ -48,9 +49,6 @@ const ROWS_A_STEP: u64 = 31;
 /// Deliveries of a publisher that may wait to be spread before it may publish more of the kind:
 /// ten calls of 1 000 events to 100 endpoints.
 pub(crate) const WAITING_MAX: i64 = 1_000_000;
-
-/// Who listens, by publisher.
-pub(crate) type Listeners = HashMap<Uuid, Vec<Listener>>;
 
 /// An event, and which of its publisher's listeners want it.
 pub(crate) struct Outgoing<'a> {

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     change::{Audited, Context, entry},
     db::Tx,
-    endpoints::{live_row, write_row},
+    endpoint_rows::{live_row, write_row},
     entity::{endpoint_health, endpoint_stats},
     error::{Result, StoreError},
     events::emit_beside,

@@ -30,7 +30,7 @@ use crate::{
         CreatedRun, Run,
         batch::{Batch, Change, Create, Done, apply},
         claims::Claim,
-        waiting::{bring, open_runs},
+        waiting::{Open, bring, open_runs},
     },
 };
 
@@ -40,10 +40,9 @@ mod queue;
 mod waiters;
 
 pub use entry::Patience;
-use entry::{Command, Reply, Waiting};
+use entry::{Command, Reply, Waiting, answer};
 pub(crate) use entry::{Inlet, Lane};
 use queue::{Queue, SHARE};
-pub(crate) use waiters::Open;
 use waiters::{Picked, Waiters};
 
 /// Most changes of one transaction, whatever is set.
@@ -143,11 +142,6 @@ impl Gathered {
         }
         fresh
     }
-}
-
-/// An answer whose caller has left is nobody's loss but the caller's: what was committed stays.
-fn answer<T>(reply: Reply<T>, result: Result<T>) {
-    drop(reply.send(result));
 }
 
 fn copy_of(error: &StoreError) -> StoreError {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::{
     auth::AuthCache,
     certificates,
-    db::{Db, Target},
+    db::Db,
     dispatch::SecretCache,
     entity::owner_keys,
     error::{Result, StoreError},
@@ -25,6 +25,7 @@ use crate::{
     scope::OPERATOR,
     storage::Storage,
     store::Store,
+    target::Target,
     versions::Definitions,
 };
 

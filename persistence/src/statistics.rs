@@ -75,7 +75,7 @@ mod tests {
     use sea_orm::{ConnectionTrait as _, DbBackend};
 
     use super::analyze_grown;
-    use crate::{connections::Connections, db::Target, fixture::engines, pool::Pool};
+    use crate::{connections::Connections, fixture::engines, pool::Pool, target::Target};
 
     /// One connection, whose session is always the same.
     fn one(url: &str) -> Connections {

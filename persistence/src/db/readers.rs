@@ -8,10 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::sqlx::sqlite::{SqliteConnection, SqlitePoolOptions};
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOptions};
 
-use super::{ACQUIRE_TIMEOUT, Target, unavailable};
-use crate::{connections::Connections, error::Result};
+use crate::{
+    connections::Connections,
+    error::Result,
+    target::{ACQUIRE_TIMEOUT, Target, unavailable},
+};
 
 /// The same of a connection for scans, which read much once.
 const SQLITE_SCAN_CACHE_KIB: &str = "-4096";
@@ -21,6 +24,19 @@ const SQLITE_SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 const SQLITE_STEPS: i32 = 1000;
 /// SQLite readers; more than cores cost CPU and buy little.
 const SQLITE_READERS_MAX: u32 = 8;
+
+/// SQLite's readers for single rows.
+pub(super) async fn connect(
+    options: &SqliteConnectOptions,
+    limit: Duration,
+) -> Result<Connections> {
+    pool()
+        .acquire_timeout(limit.min(ACQUIRE_TIMEOUT))
+        .connect_with(options.clone().pragma("query_only", "ON"))
+        .await
+        .map(|pool| Connections::Sqlite(pool.into()))
+        .map_err(unavailable)
+}
 
 /// SQLite's readers for scans, which count their steps in `steps`; PostgreSQL's scans take
 /// turns on the pool.
@@ -56,7 +72,7 @@ pub(super) fn count() -> u32 {
 }
 
 /// A pool of them.
-pub(super) fn pool() -> SqlitePoolOptions {
+fn pool() -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(count())
         .acquire_timeout(ACQUIRE_TIMEOUT)

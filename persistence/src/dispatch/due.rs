@@ -12,9 +12,9 @@ use domain::{
 use sea_orm::{ConnectionTrait as _, DbBackend, QueryResult, Value};
 use uuid::Uuid;
 
-use super::{EndpointKey, ProcessId, whole};
+use super::{processes::ProcessId, values::whole};
 use crate::{
-    effects::DueDelivery,
+    effects::{DueDelivery, EndpointKey},
     error::{Result, StoreError, damaged},
     lines::Line,
     sql::{Sql, padded},

@@ -3,8 +3,9 @@
 use domain::Timestamp;
 use sea_orm::{ConnectionTrait as _, QueryResult, Value};
 
-use super::{EndpointKey, ProcessId, rows_of};
+use super::{processes::ProcessId, values::rows_of};
 use crate::{
+    effects::EndpointKey,
     error::{Result, StoreError},
     sql::Sql,
     store::System,

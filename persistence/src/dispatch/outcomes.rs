@@ -9,9 +9,10 @@ use domain::{
 use sea_orm::{ConnectionTrait as _, Value};
 use uuid::Uuid;
 
-use super::{EndpointKey, rows_of, whole};
+use super::values::{rows_of, whole};
 use crate::{
     db::Tx,
+    effects::EndpointKey,
     entity::delivery_attempts,
     error::{Result, StoreError},
     health::{Try, note_outcomes},

@@ -16,14 +16,15 @@ use sea_orm::{
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{EndpointKey, rows_of};
+use super::values::rows_of;
 use crate::{
     Store,
     credentials::{live_at, open_secret},
+    effects::EndpointKey,
     endpoint_secrets::OwnSecrets,
     entity::credentials,
     error::{Result, StoreError, damaged},
-    events::check_filters,
+    listeners::check_filters,
     plane_state::PlaneState,
     sql::Sql,
     store::System,

@@ -11,11 +11,11 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::{
-    Ask, EndpointKey, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, ProcessId, Renewed,
-    Verdict, outcomes::record_sql,
+    Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, ProcessId, Renewed, Verdict,
+    outcomes::record_sql,
 };
 use crate::{
-    CreatedPublisher, DueDelivery, NewCredential, StoreError, System,
+    CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System,
     entity::{deliveries, delivery_attempts},
     events,
     fixture::{Fixture, START, context, engines, no_content},

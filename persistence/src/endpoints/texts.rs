@@ -4,13 +4,26 @@ use std::collections::BTreeMap;
 
 use domain::{retry::Schedule, signature::Signing, slug::Slug};
 
-use super::Sending;
 use crate::{
     columns::slugs_of,
     entity::webhook_endpoints,
     error::{Result, damaged},
-    events::Listener,
+    listeners::Listener,
 };
+
+/// How an endpoint's deliveries go out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sending {
+    /// One after the other, in the order of their events; a failed one holds up the others until
+    /// it arrives or its last try is over.
+    pub ordered: bool,
+    /// Most a second, at least 1.
+    pub rate_limit_per_second: Option<u32>,
+    /// Waits between tries, instead of the operator's.
+    pub retry_schedule: Option<Schedule>,
+    /// Most under way, at least 1, instead of the dispatcher's own limit.
+    pub max_in_flight: Option<u32>,
+}
 
 impl Sending {
     fn of_row(row: &webhook_endpoints::Model) -> Result<Self> {

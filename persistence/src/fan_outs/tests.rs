@@ -327,7 +327,7 @@ proptest! {
         sets in proptest::collection::vec(proptest::collection::btree_set(0_usize..9, 1..9), 1..20),
         length in 1_usize..40,
     ) {
-        let listeners: Vec<Listener> = (0..9).map(|n| Listener::for_test(Uuid::from_u128(n))).collect();
+        let listeners: Vec<Listener> = (0..9).map(|n| Listener::alone(Uuid::from_u128(n), false)).collect();
         let lines: Vec<(Uuid, Vec<usize>)> = (100..)
             .map(Uuid::from_u128)
             .zip(sets.into_iter().map(|set| set.into_iter().collect()))
@@ -352,7 +352,7 @@ proptest! {
 
 #[test]
 fn the_stored_form_stays() {
-    let listeners = [Listener::for_test(Uuid::from_u128(1))];
+    let listeners = [Listener::alone(Uuid::from_u128(1), false)];
     let lines = [(Uuid::from_u128(2), vec![0])];
     let text = serde_json::to_string(&Plan::of(&listeners, &lines)).unwrap();
     assert_eq!(

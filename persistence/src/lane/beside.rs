@@ -1,7 +1,7 @@
 //! Large calls where there is more than one writer: on connections of the pool, so that the lane does
 //! not wait for them.
 
-use super::{Lane, Reply, answer};
+use super::entry::{Lane, Reply, answer};
 use crate::{
     Store,
     error::damaged,

@@ -268,6 +268,11 @@ impl PlaneState for Lane {
     }
 }
 
+/// An answer whose caller has left is nobody's loss but the caller's: what was committed stays.
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T>) {
+    drop(reply.send(result));
+}
+
 /// The lane's other end.
 pub(crate) struct Inlet(pub(super) mpsc::UnboundedReceiver<Command>);
 

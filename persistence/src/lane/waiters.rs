@@ -9,10 +9,8 @@ use domain::slug::Slug;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Waiting;
-
-/// How many runs pipelines of a publisher have to hand out, by slug.
-pub(crate) type Open = BTreeMap<Slug, u32>;
+use super::entry::Waiting;
+use crate::runs::waiting::Open;
 
 /// Of a publisher: who waits for any pipeline, and who for which.
 #[derive(Default)]

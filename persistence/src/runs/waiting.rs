@@ -19,7 +19,6 @@ use crate::{
     Store,
     entity::runs,
     error::{Result, StoreError},
-    lane::Open,
     sql::{Sql, padded},
     versions::Definitions,
 };
@@ -78,6 +77,9 @@ pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
     }
     Ok(())
 }
+
+/// How many runs pipelines of a publisher have to hand out, by slug.
+pub(crate) type Open = BTreeMap<Slug, u32>;
 
 /// Whose runs are looked for: of these pipelines, or of all.
 pub(crate) type Wanted = BTreeMap<Uuid, Option<Vec<Slug>>>;

@@ -14,9 +14,9 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     AuditFilter, DeliveryFilter, RunFilter, Scope, Scoped,
-    db::Target,
     fixture::{Fixture, START, engines},
     runs,
+    target::Target,
 };
 
 /// Rows of each table that the lists could look through.
