@@ -25,10 +25,11 @@ use uuid::Uuid;
 use crate::{
     Known, Principal, Store,
     error::{Result, StoreError},
-    publish::{Publish, PublishedEvent},
+    own_events::{Publish, PublishedEvent},
     runs::{
         CreatedRun, Run,
-        batch::{Batch, Change, Create, Done, apply},
+        batch::{Batch, Done, apply},
+        changes::{Change, Create},
         claims::Claim,
         waiting::{Open, bring, open_runs},
     },

@@ -45,6 +45,7 @@ mod listeners;
 mod logins;
 mod notices;
 mod open;
+mod own_events;
 mod page;
 mod pipelines;
 mod plane_state;
@@ -106,9 +107,9 @@ pub use lines::OWN as OWN_CONNECTIONS;
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections};
+pub use own_events::{NewOwnEvent, PublishedEvent};
 pub use page::{Page, PageRequest};
 pub use pipelines::Pipeline;
-pub use publish::{NewOwnEvent, PublishedEvent};
 pub use publishers::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
@@ -116,8 +117,7 @@ pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Wan
 pub use replays::{NewReplay, Replay, Worked};
 pub use rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use runs::{
-    BulkCancelled, Claimed, CreatedRun, NewRun, Run, RunFilter, batch::Judged,
-    timeline::TimelineEntry,
+    BulkCancelled, Claimed, CreatedRun, Judged, NewRun, Run, RunFilter, timeline::TimelineEntry,
 };
 pub use scope::Scope;
 pub use store::{HEARTBEAT, Scoped, Store, System};

@@ -5,7 +5,7 @@ use super::entry::{Lane, Reply, answer};
 use crate::{
     Store,
     error::damaged,
-    publish::{Publish, PublishedEvent},
+    own_events::{Publish, PublishedEvent},
     runs::batch::{Batch, apply},
 };
 

@@ -22,11 +22,11 @@ use crate::{
     effects::Effects,
     error::{Result, StoreError},
     fan_outs::CALL_MAX,
+    own_events::{Publish, PublishedEvent},
     plane_state::PlaneState,
-    publish::{Publish, PublishedEvent},
     runs::{
         Claimed, CreatedRun, Run,
-        batch::{Change, Create, What},
+        changes::{Change, Create, What},
         claims::Claim,
     },
     shares,
@@ -281,7 +281,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{publish::NewOwnEvent, scope::Scope};
+    use crate::{own_events::NewOwnEvent, scope::Scope};
 
     fn rows(events: usize, bytes: usize) -> usize {
         let event = NewOwnEvent {

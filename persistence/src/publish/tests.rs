@@ -1,11 +1,13 @@
 //! Publishing, on both engines.
 
+use std::sync::Arc;
+
 use domain::{Code, slug::Slug};
 use serde_json::json;
 
 use super::*;
 use crate::{
-    DeliveryFilter, Store,
+    DeliveryFilter, Scope, Store,
     fixture::{context, engines},
     runs::tests::{PAGE, Slot, code, house},
 };

@@ -16,7 +16,7 @@ use domain::{
     Timestamp,
     audit::Actor,
     limits::{CLAIM_MAX, PAGE_BYTES},
-    run::{Moment, RunChange},
+    run::{Moment, RunChange, RunStatus},
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
@@ -26,10 +26,9 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Claimed, Run, RunStatus,
-    batch::step,
     places::Places,
-    row::{News, save_all, tries_of},
+    row::{News, save_all, step, tries_of},
+    run::{Claimed, Run},
 };
 use crate::{
     Store,

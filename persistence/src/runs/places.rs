@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::batch::Create;
+use super::changes::Create;
 use crate::{
     Pipeline,
     db::Tx,

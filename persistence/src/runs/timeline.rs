@@ -13,7 +13,7 @@ use sea_orm::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::batch::TIMELINE_REVISIONS;
+use super::row::TIMELINE_REVISIONS;
 use crate::{
     Context,
     entity::{run_timeline, runs},

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use domain::{Timestamp, limits::CLAIM_MAX, slug::Slug};
+use domain::{Timestamp, limits::CLAIM_MAX, run::RunStatus, slug::Slug};
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QuerySelect as _,
     sea_query::{Expr, ExprTrait as _},
@@ -10,7 +10,6 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    RunStatus,
     claims::{TAKEN_BACK, promote, take_back},
     places::Places,
     row::News,

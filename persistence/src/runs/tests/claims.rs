@@ -1,5 +1,7 @@
 //! Claims, on both engines.
 
+use secrecy::SecretString;
+
 use super::*;
 
 #[tokio::test]
