@@ -36,11 +36,12 @@ use crate::{
 mod cooldowns;
 mod exhausted;
 mod load;
+mod pending;
+pub(crate) mod reports;
 mod usage;
 
-pub use cooldowns::Report;
-
 use cooldowns::Cooldowns;
+use pending::Pending;
 
 /// Most memory for what trains lend, bytes; beyond it, what is asked for least goes.
 const KEPT_BYTES: u64 = 64 * 1024 * 1024;
@@ -50,7 +51,7 @@ const TENANT_BYTES: u32 = 512;
 /// What this process keeps of all publishers.
 pub(crate) struct Lending {
     tenants: Cache<Uuid, Arc<Tenant>>,
-    usage: usage::Pending,
+    usage: Pending,
     cooldowns_polled_ms: AtomicI64,
     /// Whether anything was ever asked for here. The cache's own count is an estimate, which may
     /// be none for as long as it likes.
@@ -64,7 +65,7 @@ impl Lending {
                 .max_capacity(KEPT_BYTES)
                 .weigher(|_, tenant: &Arc<Tenant>| tenant.bytes.load(Ordering::Relaxed))
                 .build(),
-            usage: usage::Pending::default(),
+            usage: Pending::default(),
             cooldowns_polled_ms: AtomicI64::new(0),
             used: AtomicBool::new(false),
         }
@@ -293,7 +294,7 @@ impl LentBy {
                 enabled: lent.enabled,
                 healthy: lent.healthy,
                 expires_at: lent.expires_at,
-                resting_until: cooldowns.until(lent, wish.model),
+                resting_until: cooldowns.until(lent.id.uuid(), lent.refreshed_at, wish.model),
                 near_ceiling: self.is_near_ceiling(lent),
                 excluded: wish.exclude.contains(&lent.id),
                 renewable: lent.is_oauth && !wish.tried.contains(&lent.id),

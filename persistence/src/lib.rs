@@ -102,7 +102,7 @@ pub use job::Job;
 pub use jobs::JobRow;
 pub use keys::{ClosedKeys, KeySource};
 pub use lane::Patience;
-pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
+pub use lending::{Exhausted, Lent, LentBy, Wish, reports::Report};
 pub use lines::OWN as OWN_CONNECTIONS;
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};

@@ -9,7 +9,7 @@ use domain::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::*;
+use super::{reports::Report, *};
 use crate::{
     MintedTrainToken, NewTrainToken, Train as StoredTrain,
     accounts::tests::{make as make_account, new_account},

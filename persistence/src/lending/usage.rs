@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Lending, Lent, LentBy, Report, Snapshot, Tenant};
+use super::{Lending, Lent, LentBy, Snapshot, Tenant, pending::Span, reports::Report};
 use crate::{
     Store,
     db::Tx,
@@ -25,46 +25,8 @@ use crate::{
     store::System,
 };
 
-/// Most spans that wait to be written down; the use of further accounts is not counted until then.
-const PENDING_MAX: usize = 100_000;
 /// How often the use of a publisher's accounts is read again.
 const READ_EVERY_MS: i64 = 60_000;
-
-/// Publisher, account, and where the span of time begins.
-type Span = (Uuid, Uuid, i64);
-
-/// What is counted and not yet written down: requests and tokens.
-#[derive(Default)]
-pub(super) struct Pending(Mutex<BTreeMap<Span, (i64, i64)>>);
-
-impl Pending {
-    fn spans(&self) -> MutexGuard<'_, BTreeMap<Span, (i64, i64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, span: Span, (requests, tokens): (i64, i64)) {
-        let mut spans = self.spans();
-        if spans.len() < PENDING_MAX || spans.contains_key(&span) {
-            let sums = spans.entry(span).or_default();
-            *sums = (
-                sums.0.saturating_add(requests),
-                sums.1.saturating_add(tokens),
-            );
-        }
-    }
-
-    /// What waits of one account.
-    fn of(&self, publisher: Uuid, account: Uuid) -> (u64, u64) {
-        let spans = self.spans();
-        let own = spans.range((publisher, account, i64::MIN)..=(publisher, account, i64::MAX));
-        own.fold((0, 0), |sums: (u64, u64), (_, (requests, tokens))| {
-            (
-                sums.0.saturating_add_signed(*requests),
-                sums.1.saturating_add_signed(*tokens),
-            )
-        })
-    }
-}
 
 /// Adds counts to their spans; those of accounts that were removed are left out.
 async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
