@@ -5,6 +5,7 @@
 //! process's own commands may call it, and a test looks for others. Rows never leave this crate:
 //! callers get domain types.
 
+mod account_authorizations;
 mod accounts;
 mod audit;
 mod auth;
@@ -42,7 +43,6 @@ mod lane;
 mod lending;
 mod lines;
 mod listeners;
-mod logins;
 mod notices;
 mod open;
 mod own_events;
@@ -78,6 +78,7 @@ mod versions;
 mod wake;
 mod walk;
 
+pub use account_authorizations::{AccountAuthorization, AuthorizationSecrets};
 pub use accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
 pub use audit::{AuditFilter, Checkpoint, Fault, Verification};
 pub use auth::{Known, Principal};
@@ -104,7 +105,6 @@ pub use keys::{ClosedKeys, KeySource};
 pub use lane::Patience;
 pub use lending::{Exhausted, Lent, LentBy, Wish, reports::Report};
 pub use lines::OWN as OWN_CONNECTIONS;
-pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections};
 pub use own_events::{NewOwnEvent, PublishedEvent};

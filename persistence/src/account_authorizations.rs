@@ -1,5 +1,5 @@
-//! Logins at an upstream that were begun: what the account is to be, and what only its beginner
-//! knows, until a code comes back (RFC 7636).
+//! Authorizations of accounts at an upstream that were begun: what the account is to be, and what
+//! only its beginner knows, until a code comes back (RFC 7636).
 
 use std::time::Duration;
 
@@ -27,12 +27,13 @@ use crate::{
     store::Scoped,
 };
 
-/// How long a login may take.
-pub const LOGIN_LIFE: Duration = Duration::from_mins(10);
+/// How long an authorization may take.
+const AUTHORIZATION_LIFE: Duration = Duration::from_mins(10);
 
-/// A login: what the account is to be, and where its tokens come from. No credential is in it.
+/// An authorization: what the account is to be, and where its tokens come from. No credential is in
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Login {
+pub struct AccountAuthorization {
     /// The account's name.
     pub name: String,
     /// Its provider.
@@ -53,7 +54,7 @@ pub struct Login {
     pub replaces: Option<Uuid>,
 }
 
-impl Login {
+impl AccountAuthorization {
     /// The header that carries the account's token.
     #[must_use]
     pub fn header(&self) -> UpstreamHeader {
@@ -64,9 +65,9 @@ impl Login {
     }
 }
 
-/// What only the beginner of a login knows. Nothing of it shows in `Debug`.
+/// What only the beginner of an authorization knows. Nothing of it shows in `Debug`.
 #[derive(Clone, Debug)]
-pub struct LoginSecrets {
+pub struct AuthorizationSecrets {
     /// What the challenge was made of.
     pub verifier: SecretString,
     /// What the client authenticates with.
@@ -101,8 +102,8 @@ fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
 }
 
 /// Refuses, before anybody logs in, what would be refused afterwards.
-async fn check_account(tx: &Tx, owner: Uuid, login: &Login) -> Result<()> {
-    if let Some(old) = login.replaces {
+async fn check_account(tx: &Tx, owner: Uuid, authorization: &AccountAuthorization) -> Result<()> {
+    if let Some(old) = authorization.replaces {
         let found = accounts::Entity::find_by_id((owner, old))
             .one(tx.db())
             .await?;
@@ -110,27 +111,27 @@ async fn check_account(tx: &Tx, owner: Uuid, login: &Login) -> Result<()> {
     }
     let same = accounts::Entity::find()
         .filter(accounts::Column::PublisherId.eq(owner))
-        .filter(accounts::Column::Name.eq(&login.name))
+        .filter(accounts::Column::Name.eq(&authorization.name))
         .one(tx.db())
         .await?;
     match same {
-        Some(row) if login.replaces != Some(row.id) => Err(Code::NameTaken.into()),
+        Some(row) if authorization.replaces != Some(row.id) => Err(Code::NameTaken.into()),
         _ => Ok(()),
     }
 }
 
 impl Scoped {
-    /// Keeps a login that begins, under the hash of its state; answers until when.
+    /// Keeps an authorization that begins, under the hash of its state; answers until when.
     ///
     /// # Errors
     /// `quota_exceeded` while [`OAUTH_LOGINS`] others wait; what would refuse the account in the
     /// end, as far as it can be told: `name_taken`, 404 for an account to replace.
-    pub async fn begin_login(
+    pub async fn begin_account_authorization(
         &self,
         context: &Context,
         state: &SecretString,
-        login: &Login,
-        secrets: &LoginSecrets,
+        authorization: &AccountAuthorization,
+        secrets: &AuthorizationSecrets,
     ) -> Result<Timestamp, StoreError> {
         let (owner, state) = (self.scope.uuid(), hash(state));
         let plain = Plain {
@@ -142,14 +143,14 @@ impl Scoped {
         };
         let internal = |error: serde_json::Error| StoreError::Internal(error.to_string());
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(internal)?);
-        let account = serde_json::to_string(login).map_err(internal)?;
+        let account = serde_json::to_string(authorization).map_err(internal)?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         let sealed = keys.data.seal(&place(owner, &state), &plain);
-        let until = self.store.now().plus(LOGIN_LIFE);
+        let until = self.store.now().plus(AUTHORIZATION_LIFE);
         let (account, sealed) = (&account, &sealed);
         let work = |tx: Tx| async move {
-            // Under the publisher's lock, so that the count holds. A login that is never finished
-            // changes nothing, so none is in the audit log.
+            // Under the publisher's lock, so that the count holds. An authorization that is never
+            // finished changes nothing, so none is in the audit log.
             let waiting = Entity::find()
                 .filter(Column::PublisherId.eq(owner))
                 .filter(Column::ExpiresAt.gt(tx.now.ms()))
@@ -158,7 +159,7 @@ impl Scoped {
             if waiting >= u64::from(OAUTH_LOGINS) {
                 return Err(over_quota("logins that wait", OAUTH_LOGINS));
             }
-            check_account(&tx, owner, login).await?;
+            check_account(&tx, owner, authorization).await?;
             let row = ActiveModel {
                 publisher_id: Set(owner),
                 state_hash: Set(state.to_vec()),
@@ -176,14 +177,14 @@ impl Scoped {
         Ok(until)
     }
 
-    /// Takes a login out, for good: a state counts once, whatever comes of it.
+    /// Takes an authorization out, for good: a state counts once, whatever comes of it.
     ///
     /// # Errors
     /// 404 for a state that is unknown, another publisher's, used, or past its time.
-    pub async fn take_login(
+    pub async fn take_account_authorization(
         &self,
         state: &SecretString,
-    ) -> Result<(Login, LoginSecrets), StoreError> {
+    ) -> Result<(AccountAuthorization, AuthorizationSecrets), StoreError> {
         let (owner, state) = (self.scope.uuid(), hash(state));
         let row = self
             .store
@@ -202,7 +203,7 @@ impl Scoped {
                 Ok(row)
             })
             .await?;
-        let login = serde_json::from_str(&row.account).map_err(|_| damaged("login"))?;
+        let authorization = serde_json::from_str(&row.account).map_err(|_| damaged("login"))?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         let plain = keys
             .data
@@ -210,11 +211,11 @@ impl Scoped {
             .map_err(|_| damaged("login"))?;
         let opened: Opened = serde_json::from_slice(&plain).map_err(|_| damaged("login"))?;
         let secret = |text: &Zeroizing<String>| SecretString::from(text.as_str().to_owned());
-        let secrets = LoginSecrets {
+        let secrets = AuthorizationSecrets {
             verifier: secret(&opened.verifier),
             client_secret: opened.client_secret.as_ref().map(secret),
         };
-        Ok((login, secrets))
+        Ok((authorization, secrets))
     }
 }
 
@@ -232,8 +233,8 @@ mod tests {
         SecretString::from(text.to_owned())
     }
 
-    fn login() -> Login {
-        Login {
+    fn authorization() -> AccountAuthorization {
+        AccountAuthorization {
             name: "team".into(),
             provider: "acme".into(),
             base_url: "https://api.example".into(),
@@ -252,13 +253,13 @@ mod tests {
     }
 
     async fn begin(scoped: &Scoped, state: &str) -> Result<Timestamp> {
-        let secrets = LoginSecrets {
+        let secrets = AuthorizationSecrets {
             verifier: secret("verifier-of-the-test"),
             client_secret: Some(secret("cs")),
         };
-        let (context, login) = (context(), login());
+        let (context, authorization) = (context(), authorization());
         scoped
-            .begin_login(&context, &secret(state), &login, &secrets)
+            .begin_account_authorization(&context, &secret(state), &authorization, &secrets)
             .await
     }
 
@@ -277,25 +278,28 @@ mod tests {
             let (owner, other) = (scoped(&fixture, owner), scoped(&fixture, other));
             begin(&owner, "one").await.unwrap();
             assert_eq!(
-                refused(other.take_login(&secret("one")).await),
+                refused(other.take_account_authorization(&secret("one")).await),
                 Code::NotFound
             );
             assert_eq!(
-                refused(owner.take_login(&secret("two")).await),
+                refused(owner.take_account_authorization(&secret("two")).await),
                 Code::NotFound
             );
-            let (found, secrets) = owner.take_login(&secret("one")).await.unwrap();
-            assert_eq!(found, login());
+            let (found, secrets) = owner
+                .take_account_authorization(&secret("one"))
+                .await
+                .unwrap();
+            assert_eq!(found, authorization());
             assert_eq!(secrets.verifier.expose_secret(), "verifier-of-the-test");
             assert_eq!(
-                refused(owner.take_login(&secret("one")).await),
+                refused(owner.take_account_authorization(&secret("one")).await),
                 Code::NotFound
             );
 
             begin(&owner, "late").await.unwrap();
-            fixture.clock.advance(LOGIN_LIFE);
+            fixture.clock.advance(AUTHORIZATION_LIFE);
             assert_eq!(
-                refused(owner.take_login(&secret("late")).await),
+                refused(owner.take_account_authorization(&secret("late")).await),
                 Code::NotFound
             );
         }
@@ -310,7 +314,7 @@ mod tests {
                 begin(&owner, &number.to_string()).await.unwrap();
             }
             assert_eq!(refused(begin(&owner, "more").await), Code::QuotaExceeded);
-            fixture.clock.advance(LOGIN_LIFE);
+            fixture.clock.advance(AUTHORIZATION_LIFE);
             begin(&owner, "more").await.unwrap();
             let swept = fixture
                 .store
@@ -319,7 +323,10 @@ mod tests {
                 .await
                 .unwrap();
             assert_eq!(swept, u64::from(OAUTH_LOGINS));
-            owner.take_login(&secret("more")).await.unwrap();
+            owner
+                .take_account_authorization(&secret("more"))
+                .await
+                .unwrap();
         }
     }
 }
