@@ -8,6 +8,7 @@
 mod account_authorizations;
 mod accounts;
 mod audit;
+mod audit_log;
 mod auth;
 mod certificates;
 mod change;
@@ -53,6 +54,7 @@ mod pool;
 mod publish;
 mod publishers;
 mod quota;
+mod recount;
 mod refresh;
 mod replays;
 mod rewrap;
