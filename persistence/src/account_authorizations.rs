@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::{
+use crate::store::{
+    Scoped,
     change::{Audited, Context, nothing},
     db::Tx,
     entity::{
@@ -24,7 +25,6 @@ use crate::{
     },
     error::{Result, StoreError, damaged},
     quota::over_quota,
-    store::Scoped,
 };
 
 /// How long an authorization may take.
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::{
         fixture::{Fixture, context, engines},
-        scope::Scope,
+        store::scope::Scope,
     };
 
     fn secret(text: &str) -> SecretString {

@@ -20,15 +20,14 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::{accounts, train_accounts, trains},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
-    store::Scoped,
 };
 
 /// Whether an account's credential still works, as far as is known.

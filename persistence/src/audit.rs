@@ -12,8 +12,8 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store, System,
     audit_log::mac_of,
     change::{Context, Entry, entry},
     entity::{audit_events, audit_heads},
@@ -21,7 +21,6 @@ use crate::{
     page::{Page, PageRequest},
     scope::OPERATOR,
     sql::padded,
-    store::{Scoped, System},
     walk::{Check, Path, Span, Walk},
 };
 

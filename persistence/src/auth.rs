@@ -1,5 +1,5 @@
 //! From a presented token to a principal, through a cache that a revocation can't be outrun by
-//! (see [`crate::freshness`]). The tokens of publishers and those of trains are kept alike.
+//! (see [`crate::store::freshness`]). The tokens of publishers and those of trains are kept alike.
 
 use std::{
     collections::HashMap,
@@ -21,16 +21,18 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFil
 use uuid::Uuid;
 
 use crate::{
-    columns::slugs_of,
-    db::Tx,
-    entity::{credentials, publishers, token_hashes, train_token_hashes, train_tokens},
-    error::{Result, StoreError},
-    freshness::{Cell, Reading},
-    plane_state::PlaneState,
     publishers::Publisher,
-    scope::Scope,
-    sql::Sql,
-    store::{Store, System},
+    store::{
+        Store, System,
+        columns::slugs_of,
+        db::Tx,
+        entity::{credentials, publishers, token_hashes, train_token_hashes, train_tokens},
+        error::{Result, StoreError},
+        freshness::{Cell, Reading},
+        plane_state::PlaneState,
+        scope::Scope,
+        sql::Sql,
+    },
     train_tokens::IMPORTED,
 };
 
@@ -414,7 +416,7 @@ impl System {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::freshness::Freshness;
+    use crate::store::freshness::Freshness;
 
     fn principal(publisher: u128) -> Arc<Principal> {
         let now = Timestamp::from_ms(1);

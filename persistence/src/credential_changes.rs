@@ -1,4 +1,4 @@
-//! The log of credential changes, as this process follows it (see [`crate::freshness`]).
+//! The log of credential changes, as this process follows it (see [`crate::store::freshness`]).
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    POLLS, Store,
     entity::{cache_epoch, credential_changes},
     error::{Result, damaged},
-    store::{POLLS, Store},
 };
 
 /// How often the log of changes is read.

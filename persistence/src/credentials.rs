@@ -21,15 +21,14 @@ use uuid::Uuid;
 
 mod list;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     change::{Answer, Audited, Context, entry},
     columns::slugs_of,
     db::Tx,
     entity::{credentials, token_hashes},
     error::{Result, StoreError, damaged},
     quota::{over_quota, quotas_of},
-    store::Scoped,
 };
 
 /// A credential, without what it is.

@@ -14,14 +14,14 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    Scoped,
     change::{Answer, Audited, Context, entry},
     db::Tx,
     entity::{deliveries, delivery_attempts, webhook_endpoints},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest},
     sql::{Sql, by_primary_key, padded},
-    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

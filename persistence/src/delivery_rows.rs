@@ -6,7 +6,7 @@ use domain::id::{DeliveryId, EventId, Id as _};
 use sea_orm::ConnectionTrait as _;
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
     db::Tx,
     effects::Bodies,
     entity::deliveries,

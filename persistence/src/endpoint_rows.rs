@@ -10,7 +10,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{db::Tx, entity::webhook_endpoints, error::Result};
+use crate::store::{db::Tx, entity::webhook_endpoints, error::Result};
 
 /// The endpoints of a publisher that are not deleted.
 pub(crate) fn live(publisher: Uuid) -> Select<webhook_endpoints::Entity> {

@@ -27,16 +27,17 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    Store,
-    change::{Answer, Audited, Context, Entry, entry},
     credentials::Replaced,
-    db::Tx,
     endpoint_rows::live_row,
-    entity::{endpoint_secrets, webhook_endpoints},
-    error::{Result, StoreError, damaged},
-    quota::over_quota,
-    store::{Scoped, System},
-    unreadable,
+    store::{
+        Scoped, Store, System,
+        change::{Answer, Audited, Context, Entry, entry},
+        db::Tx,
+        entity::{endpoint_secrets, webhook_endpoints},
+        error::{Result, StoreError, damaged},
+        quota::over_quota,
+        unreadable,
+    },
 };
 
 /// A secret of an endpoint, without what it is.

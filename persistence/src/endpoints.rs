@@ -26,23 +26,24 @@ pub use texts::Sending;
 use texts::Texts;
 
 use crate::{
-    Store,
-    change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
-    db::Tx,
     endpoint_rows::{live, live_row, write_row},
     endpoint_secrets::{equip, name_keys},
-    entity::{credentials, deliveries, webhook_endpoints},
-    error::{Result, StoreError},
     events::{Event, emit_to},
     health::{Health, forget_failures, health_of},
-    page::{Page, PageRequest},
     pipelines::check_known,
-    quota::{over_quota, quotas_of},
     replays::{NewReplay, Replay, end_all_of, start_in},
-    sql::padded,
-    store::Scoped,
-    unreadable,
-    walk::{Path, Span, Walk},
+    store::{
+        Scoped, Store,
+        change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
+        db::Tx,
+        entity::{credentials, deliveries, webhook_endpoints},
+        error::{Result, StoreError},
+        page::{Page, PageRequest},
+        quota::{over_quota, quotas_of},
+        sql::padded,
+        unreadable,
+        walk::{Path, Span, Walk},
+    },
 };
 
 /// Why an endpoint is disabled that its publisher disabled.

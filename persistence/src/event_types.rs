@@ -11,14 +11,14 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    Scoped,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::event_types,
     error::{Result, StoreError, damaged},
     plane_state::PlaneState,
     quota::over_quota,
-    store::Scoped,
 };
 
 /// How long schemas are taken from memory. A change counts at once on the process that made it,

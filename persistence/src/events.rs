@@ -22,15 +22,17 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    db::Tx,
-    entity::events,
-    error::{Result, StoreError},
     fan_outs::{self, Audience, Outgoing},
     listeners::{Listener, Listeners, listeners},
-    page::{Page, PageRequest, bytes_of},
-    sql, storage,
-    store::Scoped,
-    walk::{Check, Path, Span, Walk, distinct},
+    store::{
+        Scoped,
+        db::Tx,
+        entity::events,
+        error::{Result, StoreError},
+        page::{Page, PageRequest, bytes_of},
+        sql, storage,
+        walk::{Check, Path, Span, Walk, distinct},
+    },
 };
 
 /// An event as consumers get it.

@@ -25,14 +25,16 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    db::Tx,
     delivery_rows::{delivery_row, insert_deliveries},
-    effects::Bodies,
-    entity::{deliveries, events, fan_outs, webhook_endpoints},
-    error::{Result, StoreError, damaged},
     listeners::{Listener, Listeners},
-    sql::{self, Sql, padded},
-    store::System,
+    store::{
+        System,
+        db::Tx,
+        effects::Bodies,
+        entity::{deliveries, events, fan_outs, webhook_endpoints},
+        error::{Result, StoreError, damaged},
+        sql::{self, Sql, padded},
+    },
 };
 
 /// Deliveries of one call that are written with its events. The writer takes one or two

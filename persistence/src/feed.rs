@@ -23,10 +23,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
-    entity::events,
-    error::{Result, StoreError},
     events::Event,
-    store::Scoped,
+    store::{
+        Scoped,
+        entity::events,
+        error::{Result, StoreError},
+    },
 };
 
 /// How long after its first moment a transaction may still bring events, milliseconds, the

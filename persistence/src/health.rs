@@ -23,15 +23,17 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Audited, Context, entry},
-    db::Tx,
     endpoint_rows::{live_row, write_row},
-    entity::{endpoint_health, endpoint_stats},
-    error::{Result, StoreError},
     events::emit_beside,
-    sql::Sql,
-    store::{Scoped, System},
-    unreadable,
+    store::{
+        Scoped, System,
+        change::{Audited, Context, entry},
+        db::Tx,
+        entity::{endpoint_health, endpoint_stats},
+        error::{Result, StoreError},
+        sql::Sql,
+        unreadable,
+    },
 };
 
 /// The span that tries are counted by, milliseconds.
@@ -438,7 +440,7 @@ impl System {
             let Some(health) = health else {
                 return Ok(Audited::unchanged(false));
             };
-            let row = crate::entity::webhook_endpoints::Model {
+            let row = crate::store::entity::webhook_endpoints::Model {
                 enabled: false,
                 disabled_reason: Some(reason.to_owned()),
                 ..row
@@ -464,7 +466,7 @@ impl System {
         let done = std::sync::atomic::AtomicBool::new(false);
         let render = |disabled: &bool| {
             done.store(*disabled, std::sync::atomic::Ordering::Relaxed);
-            crate::change::nothing()
+            crate::store::change::nothing()
         };
         match self.store.administer(&context, owner, work, render).await {
             Ok(_) => Ok(done.into_inner()),

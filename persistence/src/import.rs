@@ -21,13 +21,15 @@ use uuid::Uuid;
 
 use crate::{
     accounts::NewAccount,
-    change::{Audited, Context, nothing},
-    db::Tx,
-    entity::publishers,
-    error::{Result, StoreError},
     publishers::{Publisher, PublisherStatus},
-    scope::Scope,
-    store::{Scoped, System},
+    store::{
+        Scoped, System,
+        change::{Audited, Context, nothing},
+        db::Tx,
+        entity::publishers,
+        error::{Result, StoreError},
+        scope::Scope,
+    },
     trains::NewSlack,
 };
 

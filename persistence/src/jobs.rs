@@ -8,11 +8,11 @@ use sea_orm::{
     QueryOrder as _,
 };
 
-use crate::{
+use crate::store::{
+    System,
     db::Tx,
     entity::jobs::{ActiveModel, Column, Entity},
     error::{Result, StoreError},
-    store::System,
 };
 
 /// A job as the store knows it.

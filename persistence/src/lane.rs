@@ -23,8 +23,7 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    Known, Principal, Store,
-    error::{Result, StoreError},
+    Known, Principal,
     own_events::{Publish, PublishedEvent},
     runs::{
         CreatedRun, Run,
@@ -32,6 +31,10 @@ use crate::{
         changes::{Change, Create},
         claims::Claim,
         waiting::{Open, bring, open_runs},
+    },
+    store::{
+        Store,
+        error::{Result, StoreError},
     },
 };
 

@@ -1,7 +1,7 @@
 //! Which account a train lends, answered from memory.
 //!
 //! All that a publisher's trains lend is kept opened, as one snapshot, and believed exactly as
-//! long as its tokens are (see [`crate::freshness`]): a change of its trains or accounts kills it
+//! long as its tokens are (see [`crate::store::freshness`]): a change of its trains or accounts kills it
 //! before the call that made the change returns, and elsewhere within one second. What gateways
 //! report (cooldowns, use) is kept beside the snapshot and outlives it: it changes often, and is no
 //! question of access. A store that does not answer is an error, never an older snapshot.
@@ -24,13 +24,12 @@ use moka::sync::Cache;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     error::{Result, StoreError},
     freshness::Cell,
     plane_state::PlaneState,
     scope::Scope,
-    store::Scoped,
 };
 
 mod cooldowns;

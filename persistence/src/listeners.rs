@@ -8,7 +8,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
     columns::slugs_of,
     db::Tx,
     entity::webhook_endpoints,

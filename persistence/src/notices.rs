@@ -24,14 +24,15 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    Store,
-    db::Tx,
-    entity::train_notices,
-    error::{Result, StoreError, damaged},
-    sql::{self, Sql, padded},
-    store::{Scoped, System},
+    store::{
+        Scoped, Store, System,
+        db::Tx,
+        entity::train_notices,
+        error::{Result, StoreError, damaged},
+        sql::{self, Sql, padded},
+        unreadable,
+    },
     trains::notices_of,
-    unreadable,
 };
 
 /// Due messages among which one claim chooses.

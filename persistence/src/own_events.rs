@@ -17,14 +17,16 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    db::Tx,
-    entity::{events, pipelines},
-    error::{Result, StoreError, damaged},
     events::Event,
     fan_outs::{self, Audience, CALL_MAX, Outgoing, WAITING_MAX, reaches_ordered},
     listeners::{Listeners, listeners},
-    scope::Scope,
-    sql, storage,
+    store::{
+        db::Tx,
+        entity::{events, pipelines},
+        error::{Result, StoreError, damaged},
+        scope::Scope,
+        sql, storage,
+    },
 };
 
 /// External identifiers that one statement looks for.

@@ -17,8 +17,8 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::{pipeline_versions, pipelines},
@@ -27,7 +27,6 @@ use crate::{
     quota::{over_quota, quotas_of},
     sql::{Sql, padded},
     storage::{Room, VERSION},
-    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    change::{Answer, Context},
-    db::Tx,
-    error::{Result, StoreError, damaged},
     fan_outs::{self, CALL_MAX, WAITING_MAX},
     lane::Lane,
     listeners::read_listeners,
     own_events::{NewOwnEvent, Publish, PublishedEvent, check_room, publish_all},
-    store::Scoped,
+    store::{
+        Scoped,
+        change::{Answer, Context},
+        db::Tx,
+        error::{Result, StoreError, damaged},
+    },
 };
 
 impl Scoped {

@@ -18,16 +18,18 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    Store, accounts,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    accounts,
     credentials::{Minted, NewCredential, insert_first_four},
-    db::Tx,
-    entity::{credentials, pipelines, publishers, webhook_endpoints},
-    error::{Result, StoreError, damaged},
-    page::{Page, PageRequest},
-    quota::quotas_in,
-    scope::OPERATOR,
-    store::{Scoped, System},
+    store::{
+        Scoped, Store, System,
+        change::{Answer, Audited, Context, Expected, check_revision, entry},
+        db::Tx,
+        entity::{credentials, pipelines, publishers, webhook_endpoints},
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest},
+        quota::quotas_in,
+        scope::OPERATOR,
+    },
     trains,
 };
 

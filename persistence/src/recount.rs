@@ -6,11 +6,11 @@ use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    Store,
     error::{Result, damaged},
     sql::Sql,
     storage::{Storage, size_of},
-    store::Store,
     walk::first_id_at,
 };
 

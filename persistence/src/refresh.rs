@@ -27,15 +27,17 @@ use uuid::Uuid;
 
 use crate::{
     accounts::sealed_for,
-    change::{Audited, Context, entry, nothing},
-    db::Tx,
-    entity::accounts::{ActiveModel, Column, Entity, Model},
-    error::{Result, StoreError, damaged},
     notices::{News, notify},
-    scope::Scope,
-    sql::Sql,
-    store::{Scoped, System},
-    unreadable,
+    store::{
+        Scoped, System,
+        change::{Audited, Context, entry, nothing},
+        db::Tx,
+        entity::accounts::{ActiveModel, Column, Entity, Model},
+        error::{Result, StoreError, damaged},
+        scope::Scope,
+        sql::Sql,
+        unreadable,
+    },
 };
 
 /// An account whose time to be refreshed has come.

@@ -23,21 +23,23 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Answer, Audited, Context, Entry, entry},
-    db::Tx,
     delivery_rows::{delivery_row, insert_deliveries},
-    effects::Bodies,
     endpoint_rows::live_row,
-    entity::{deliveries, events, replays, webhook_endpoints},
-    error::{Result, StoreError, damaged},
     fan_outs,
     listeners::Listener,
-    page::{Page, PageRequest},
-    quota::over_quota,
-    sql::{Sql, padded},
-    store::{Scoped, System},
-    unreadable,
-    walk::{Path, Span, Walk, first_id_at},
+    store::{
+        Scoped, System,
+        change::{Answer, Audited, Context, Entry, entry},
+        db::Tx,
+        effects::Bodies,
+        entity::{deliveries, events, replays, webhook_endpoints},
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest},
+        quota::over_quota,
+        sql::{Sql, padded},
+        unreadable,
+        walk::{Path, Span, Walk, first_id_at},
+    },
 };
 
 /// Events that one step looks at.

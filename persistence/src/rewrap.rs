@@ -15,14 +15,16 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Context, Entry, entry},
-    db::Tx,
-    entity::{owner_keys, processes},
-    error::{Result, StoreError},
-    keys::{ClosedKeys, KeySource, is_destroyed, not_given, opened, wrapped},
     open::{OpenError, connect, state_of, target_of},
-    scope::OPERATOR,
-    store::System,
+    store::{
+        System,
+        change::{Context, Entry, entry},
+        db::Tx,
+        entity::{owner_keys, processes},
+        error::{Result, StoreError},
+        keys::{ClosedKeys, KeySource, is_destroyed, not_given, opened, wrapped},
+        scope::OPERATOR,
+    },
 };
 
 /// Owners that a survey reads at a time.

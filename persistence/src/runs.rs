@@ -21,15 +21,17 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Answer, Audited, Context, entry},
-    db::Tx,
-    entity::runs,
-    error::{Result, StoreError, damaged},
     lane::{Lane, Patience},
-    page::{Page, PageRequest},
-    sql::padded,
-    store::{Scoped, System},
-    walk::{Check, Path, Span, Walk, distinct, first_id_at},
+    store::{
+        Scoped, System,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        entity::runs,
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest},
+        sql::padded,
+        walk::{Check, Path, Span, Walk, distinct, first_id_at},
+    },
 };
 
 pub(crate) mod batch;

@@ -12,14 +12,16 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use crate::{
-    change::{Answer, Audited, Context, entry},
     credentials::{Insert, NewCredential, insert},
-    db::Tx,
-    entity::{credentials, publishers, token_hashes},
-    error::{Result, StoreError},
     publishers::NewPublisher,
-    scope::OPERATOR,
-    store::System,
+    store::{
+        System,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        entity::{credentials, publishers, token_hashes},
+        error::{Result, StoreError},
+        scope::OPERATOR,
+    },
 };
 
 /// The slug of the publisher that the seed makes; with a number behind it where that is taken.

@@ -20,7 +20,7 @@ use sea_orm::DbBackend;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
     connections::Connections,
     db::{Committed, Db, Tx},
     error::Result,
@@ -30,10 +30,42 @@ use crate::{
     plane_state::{PlaneState, PlaneStates},
     scans::{Scan, Scans},
     scope::{OPERATOR, Scope},
-    shares,
     traffic::rest_after,
     wake::{Wake, Written},
 };
+
+pub(crate) mod audit_log;
+pub(crate) mod certificates;
+pub(crate) mod change;
+mod checkpoint;
+pub(crate) mod columns;
+mod connections;
+pub(crate) mod db;
+pub(crate) mod effects;
+pub(crate) mod ends;
+pub(crate) mod entity;
+pub(crate) mod error;
+pub(crate) mod freshness;
+pub(crate) mod job;
+pub(crate) mod keys;
+pub(crate) mod lines;
+pub(crate) mod page;
+pub(crate) mod plane_state;
+pub(crate) mod pool;
+pub(crate) mod quota;
+mod scans;
+pub(crate) mod scope;
+pub(crate) mod shares;
+pub(crate) mod sql;
+mod statistics;
+pub(crate) mod storage;
+pub(crate) mod tables;
+pub(crate) mod target;
+mod time;
+pub(crate) mod traffic;
+pub(crate) mod unreadable;
+pub(crate) mod wake;
+pub(crate) mod walk;
 
 /// Names of parts in [`Store::progress`]: the poll of changes, and what the dispatcher says to live.
 pub(crate) const POLLS: &str = "changes";

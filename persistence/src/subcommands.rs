@@ -16,10 +16,12 @@ use uuid::Uuid;
 
 use crate::{
     Context,
-    entity::runs,
-    error::{Result, StoreError, damaged},
     runs::batch::check_held,
-    store::Scoped,
+    store::{
+        Scoped,
+        entity::runs,
+        error::{Result, StoreError, damaged},
+    },
     versions::Definitions,
 };
 

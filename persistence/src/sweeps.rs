@@ -16,7 +16,8 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    System,
     db::Tx,
     ends::{End, Retention, Swept, Table},
     entity::owner_keys,
@@ -25,7 +26,6 @@ use crate::{
     job::Job,
     sql::Sql,
     storage,
-    store::System,
     tables::TABLES,
 };
 

@@ -17,16 +17,18 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Answer, Audited, Context, entry},
-    db::Tx,
-    entity::{train_token_hashes, train_tokens, trains},
-    error::{Result, StoreError},
-    page::{Page, PageRequest},
-    quota::{over_quota, quotas_of},
-    sql::padded,
-    store::Scoped,
+    store::{
+        Scoped,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        entity::{train_token_hashes, train_tokens, trains},
+        error::{Result, StoreError},
+        page::{Page, PageRequest},
+        quota::{over_quota, quotas_of},
+        sql::padded,
+        walk::{Path, Span, Walk},
+    },
     trains::{live_tokens, of as trains_of, row_of},
-    walk::{Path, Span, Walk},
 };
 
 /// The source of tokens that were made over the API.

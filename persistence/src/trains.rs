@@ -16,8 +16,8 @@ use secrecy::SecretString;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     db::Tx,
     entity::{accounts, train_accounts, train_tokens, trains},
@@ -25,7 +25,6 @@ use crate::{
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     sql::Sql,
-    store::Scoped,
 };
 
 /// Where a train's people read, without the URL that leads there.

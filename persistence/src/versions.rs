@@ -20,11 +20,13 @@ use uuid::Uuid;
 
 use crate::{
     Pipeline,
-    entity::{pipeline_versions, runs},
-    error::{KeptVersion, Result, StoreError, damaged},
     pipelines::definition_of,
-    plane_state::PlaneState,
-    store::Scoped,
+    store::{
+        Scoped,
+        entity::{pipeline_versions, runs},
+        error::{KeptVersion, Result, StoreError, damaged},
+        plane_state::PlaneState,
+    },
 };
 
 /// Most versions whose definitions are kept at hand.

@@ -5,12 +5,12 @@ use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryResult}
 use uuid::Uuid;
 
 use super::{Credential, credential_of};
-use crate::{
+use crate::store::{
+    Scoped,
     entity::credentials,
     error::{Result, StoreError},
     page::{Page, PageRequest},
     sql::padded,
-    store::Scoped,
     walk::{Check, Path, Span, Walk},
 };
 

@@ -13,12 +13,12 @@ use sea_orm::{ConnectionTrait as _, DbBackend, QueryResult, Value};
 use uuid::Uuid;
 
 use super::{processes::ProcessId, values::whole};
-use crate::{
+use crate::store::{
+    System,
     effects::{DueDelivery, EndpointKey},
     error::{Result, StoreError, damaged},
     lines::Line,
     sql::{Sql, padded},
-    store::System,
     unreadable,
 };
 

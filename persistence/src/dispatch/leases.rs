@@ -4,11 +4,11 @@ use domain::Timestamp;
 use sea_orm::{ConnectionTrait as _, QueryResult, Value};
 
 use super::{processes::ProcessId, values::rows_of};
-use crate::{
+use crate::store::{
+    System,
     effects::EndpointKey,
     error::{Result, StoreError},
     sql::Sql,
-    store::System,
 };
 
 /// An endpoint that this process alone sends to.

@@ -11,13 +11,15 @@ use uuid::Uuid;
 
 use super::values::{rows_of, whole};
 use crate::{
-    db::Tx,
-    effects::EndpointKey,
-    entity::delivery_attempts,
-    error::{Result, StoreError},
     health::{Try, note_outcomes},
-    sql::{self, Sql, padded},
-    store::System,
+    store::{
+        System,
+        db::Tx,
+        effects::EndpointKey,
+        entity::delivery_attempts,
+        error::{Result, StoreError},
+        sql::{self, Sql, padded},
+    },
 };
 
 /// Outcomes that one statement writes.

@@ -9,10 +9,10 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
+    System,
     entity::processes,
     error::{Result, StoreError},
-    store::System,
 };
 
 /// How long a process counts as alive after its last renewal. Longer than clocks differ.

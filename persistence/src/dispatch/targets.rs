@@ -18,17 +18,18 @@ use uuid::Uuid;
 
 use super::values::rows_of;
 use crate::{
-    Store,
     credentials::{live_at, open_secret},
-    effects::EndpointKey,
     endpoint_secrets::OwnSecrets,
-    entity::credentials,
-    error::{Result, StoreError, damaged},
     listeners::check_filters,
-    plane_state::PlaneState,
-    sql::Sql,
-    store::System,
-    unreadable,
+    store::{
+        Store, System,
+        effects::EndpointKey,
+        entity::credentials,
+        error::{Result, StoreError, damaged},
+        plane_state::PlaneState,
+        sql::Sql,
+        unreadable,
+    },
 };
 
 /// Most publishers whose secrets are kept opened.

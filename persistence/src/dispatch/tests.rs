@@ -15,11 +15,12 @@ use super::{
     outcomes::record_sql,
 };
 use crate::{
-    CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System,
-    entity::{deliveries, delivery_attempts},
-    events,
+    CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System, events,
     fixture::{Fixture, START, context, engines, no_content},
-    sql::Sql,
+    store::{
+        entity::{deliveries, delivery_attempts},
+        sql::Sql,
+    },
 };
 
 mod targets;

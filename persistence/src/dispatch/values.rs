@@ -2,7 +2,7 @@
 
 use sea_orm::Value;
 
-use crate::{effects::EndpointKey, sql::padded};
+use crate::store::{effects::EndpointKey, sql::padded};
 
 /// The keys for an `IN (…)`.
 pub(super) fn rows_of(keys: &[EndpointKey]) -> impl Iterator<Item = Vec<Value>> {

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use domain::{retry::Schedule, signature::Signing, slug::Slug};
 
 use crate::{
-    columns::slugs_of,
-    entity::webhook_endpoints,
-    error::{Result, damaged},
     listeners::Listener,
+    store::{
+        columns::slugs_of,
+        entity::webhook_endpoints,
+        error::{Result, damaged},
+    },
 };
 
 /// How an endpoint's deliveries go out.

@@ -169,7 +169,7 @@ async fn much_is_read_in_parts() {
         fixture
             .store
             .write(|tx| async move {
-                crate::sql::insert(tx.db(), rows.clone(), "")
+                crate::store::sql::insert(tx.db(), rows.clone(), "")
                     .await
                     .map(drop)
             })

@@ -15,11 +15,13 @@ use crate::{
     accounts::{
         Account, AccountPatch, NewAccount, create_within, replace_within, sealed_for, update_within,
     },
-    change::Audited,
-    db::Tx,
-    entity::accounts,
-    error::{Result, StoreError, damaged},
-    quota::over_quota,
+    store::{
+        change::Audited,
+        db::Tx,
+        entity::accounts,
+        error::{Result, StoreError, damaged},
+        quota::over_quota,
+    },
 };
 
 /// The number of the credential from which on it is one that the service itself got.

@@ -10,10 +10,12 @@ use uuid::Uuid;
 
 use super::{ClientKeyWish, Done, Import, Outcome, refuse, told};
 use crate::{
-    change::{Audited, entry},
-    db::Tx,
-    entity::{token_hashes, train_token_hashes, train_tokens, trains},
-    error::{Result, StoreError, damaged},
+    store::{
+        change::{Audited, entry},
+        db::Tx,
+        entity::{token_hashes, train_token_hashes, train_tokens, trains},
+        error::{Result, StoreError, damaged},
+    },
     train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
 };
 

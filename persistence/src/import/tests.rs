@@ -10,8 +10,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::*;
 use crate::{
     accounts::{OauthClient, sealed_for},
-    entity::accounts as rows,
     fixture::{Fixture, START, engines},
+    store::entity::accounts as rows,
 };
 
 fn tokens(text: &str) -> Credential {

@@ -14,11 +14,13 @@ use uuid::Uuid;
 
 use super::{Done, Import, Outcome, TrainWish, refuse, told};
 use crate::{
-    change::Audited,
-    db::Tx,
-    entity::{accounts, train_accounts, trains},
-    error::{Result, StoreError, damaged},
-    quota::over_quota,
+    store::{
+        change::Audited,
+        db::Tx,
+        entity::{accounts, train_accounts, trains},
+        error::{Result, StoreError, damaged},
+        quota::over_quota,
+    },
     trains::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
 };
 

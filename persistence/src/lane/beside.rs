@@ -3,10 +3,9 @@
 
 use super::entry::{Lane, Reply, answer};
 use crate::{
-    Store,
-    error::damaged,
     own_events::{Publish, PublishedEvent},
     runs::batch::{Batch, apply},
+    store::{Store, error::damaged},
 };
 
 /// Makes the call, one at a time of a publisher, and answers.

@@ -19,17 +19,19 @@ use uuid::Uuid;
 
 use super::queue::SHARE;
 use crate::{
-    effects::Effects,
-    error::{Result, StoreError},
     fan_outs::CALL_MAX,
     own_events::{Publish, PublishedEvent},
-    plane_state::PlaneState,
     runs::{
         Claimed, CreatedRun, Run,
         changes::{Change, Create, What},
         claims::Claim,
     },
-    shares,
+    store::{
+        effects::Effects,
+        error::{Result, StoreError},
+        plane_state::PlaneState,
+        shares,
+    },
 };
 
 /// Callers whose changes may wait to be written, and those of one publisher. More wait to be let
@@ -281,7 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{own_events::NewOwnEvent, scope::Scope};
+    use crate::{own_events::NewOwnEvent, store::scope::Scope};
 
     fn rows(events: usize, bytes: usize) -> usize {
         let event = NewOwnEvent {

@@ -6,7 +6,7 @@ use domain::{Timestamp, lending::Outcome};
 use sea_orm::QueryResult;
 use uuid::Uuid;
 
-use crate::{
+use crate::store::{
     entity::account_cooldowns,
     error::{Result, damaged},
     unreadable,

@@ -12,10 +12,12 @@ use sea_orm::{
 use serde_json::json;
 
 use crate::{
-    entity::trains,
-    error::{Result, StoreError},
     notices::{News, notify},
-    store::Scoped,
+    store::{
+        Scoped,
+        entity::trains,
+        error::{Result, StoreError},
+    },
 };
 
 impl Scoped {

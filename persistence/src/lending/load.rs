@@ -17,12 +17,14 @@ use uuid::Uuid;
 
 use super::{Lent, Snapshot, Tenant, Train};
 use crate::{
-    Store,
     accounts::sealed_for,
-    entity::{accounts, train_accounts, trains},
-    error::{Result, damaged},
-    scope::Scope,
-    unreadable,
+    store::{
+        Store,
+        entity::{accounts, train_accounts, trains},
+        error::{Result, damaged},
+        scope::Scope,
+        unreadable,
+    },
 };
 
 /// What a train, or a place of an account in one, takes in memory beside its texts, bytes.

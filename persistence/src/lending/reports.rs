@@ -21,13 +21,12 @@ use super::{
     Lending, LentBy, Tenant,
     cooldowns::{Cooldown, Cooldowns, REMEMBERED_MS, WHOLE, readable},
 };
-use crate::{
-    Store,
+use crate::store::{
+    Scoped, Store,
     db::Tx,
     entity::account_cooldowns,
     error::{Result, StoreError},
     sql::Sql,
-    store::Scoped,
 };
 
 /// A rest that a report would make longer by no more than this is long enough.

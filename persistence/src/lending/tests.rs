@@ -395,7 +395,7 @@ async fn that_a_train_is_exhausted_is_told_once_in_five_minutes() {
 
 /// Rows as an import writes them.
 async fn import(fixture: &Fixture, house: &House, text: &str) {
-    use crate::entity::{train_token_hashes, train_tokens};
+    use crate::store::entity::{train_token_hashes, train_tokens};
     use sea_orm::ActiveValue::Set;
     let id = domain::id::TokenId::generate(fixture.store.now()).uuid();
     let publisher = house.acme.scope.uuid();

@@ -16,13 +16,14 @@ use uuid::Uuid;
 
 use super::{Lending, Lent, LentBy, Snapshot, Tenant, pending::Span, reports::Report};
 use crate::{
-    Store,
-    db::Tx,
-    entity::account_usage,
-    error::{Result, StoreError},
     health::BUCKET_MS,
-    sql::{self, Row, Sql},
-    store::System,
+    store::{
+        Store, System,
+        db::Tx,
+        entity::account_usage,
+        error::{Result, StoreError},
+        sql::{self, Row, Sql},
+    },
 };
 
 /// How often the use of a publisher's accounts is read again.

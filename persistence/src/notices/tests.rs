@@ -5,9 +5,11 @@ use secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::{
-    entity::{accounts, train_accounts, trains},
     fixture::{Fixture, START, engines},
-    scope::Scope,
+    store::{
+        entity::{accounts, train_accounts, trains},
+        scope::Scope,
+    },
 };
 
 const LEASE: Duration = Duration::from_secs(30);

@@ -12,10 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{RefreshLease, Turn, Want};
 use crate::{
     StoreError,
-    entity::accounts,
     fixture::{Fixture, START, context, engines},
-    scope::Scope,
-    store::Scoped,
+    store::{Scoped, entity::accounts, scope::Scope},
 };
 
 const LEASE: Duration = Duration::from_secs(45);

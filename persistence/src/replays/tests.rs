@@ -150,7 +150,7 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
             pipeline: None,
         });
         acme.publish(&context(), events.collect(), true, |_| {
-            crate::change::nothing()
+            crate::store::change::nothing()
         })
         .await
         .unwrap();
@@ -214,9 +214,11 @@ async fn a_replay_waits_for_its_endpoint_and_is_nobody_elses() {
             .execute("UPDATE webhook_endpoints SET enabled = TRUE")
             .await;
         assert_eq!(work(&fixture).await, 1);
-        acme.delete_endpoint(&context(), endpoint, None, |()| crate::change::nothing())
-            .await
-            .unwrap();
+        acme.delete_endpoint(&context(), endpoint, None, |()| {
+            crate::store::change::nothing()
+        })
+        .await
+        .unwrap();
         assert_eq!(fixture.count("replays WHERE status = 'running'").await, 0);
     }
 }

@@ -32,13 +32,16 @@ use super::{
     run::{Claimed, CreatedRun, Run},
 };
 use crate::{
-    KeptVersion, Pipeline, Store,
-    db::Tx,
-    entity::{pipelines, runs},
-    error::{Result, StoreError, damaged},
+    KeptVersion, Pipeline,
     own_events::{Publish, PublishedEvent, publish_all},
-    sql::{self, padded},
-    storage,
+    store::{
+        Store,
+        db::Tx,
+        entity::{pipelines, runs},
+        error::{Result, StoreError, damaged},
+        sql::{self, padded},
+        storage,
+    },
     versions::Definitions,
 };
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::run::Run;
-use crate::{
+use crate::store::{
     entity::runs,
     error::{Result, damaged},
 };

@@ -12,8 +12,10 @@ use domain::{
 use super::run::NewRun;
 use crate::{
     Pipeline,
-    error::{KeptVersion, Result, StoreError},
-    scope::Scope,
+    store::{
+        error::{KeptVersion, Result, StoreError},
+        scope::Scope,
+    },
 };
 
 /// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.

@@ -31,13 +31,15 @@ use super::{
     run::{Claimed, Run},
 };
 use crate::{
-    Store,
-    db::Tx,
-    entity::runs,
-    error::{Result, StoreError, damaged},
-    plane_state::PlaneState,
-    sql::{self, Sql, padded, parts},
-    unreadable,
+    store::{
+        Store,
+        db::Tx,
+        entity::runs,
+        error::{Result, StoreError, damaged},
+        plane_state::PlaneState,
+        sql::{self, Sql, padded, parts},
+        unreadable,
+    },
     versions::Definitions,
 };
 

@@ -16,9 +16,11 @@ use uuid::Uuid;
 use super::changes::Create;
 use crate::{
     Pipeline,
-    db::Tx,
-    entity::{pipelines, runs},
-    error::Result,
+    store::{
+        db::Tx,
+        entity::{pipelines, runs},
+        error::Result,
+    },
 };
 
 /// How many more runs of a pipeline may be held; pipelines without a limit are not in it.

@@ -14,12 +14,14 @@ use uuid::Uuid;
 
 use super::{carried, run::status_of};
 use crate::{
-    db::Tx,
-    entity::{run_timeline, runs},
-    error::{Result, damaged},
     events::{self, NewEvent},
-    sql::{self, Sql},
-    storage,
+    store::{
+        db::Tx,
+        entity::{run_timeline, runs},
+        error::{Result, damaged},
+        sql::{self, Sql},
+        storage,
+    },
 };
 
 /// Progress and calls beyond this revision of a run are not told of, so that no timeline grows

@@ -8,7 +8,7 @@ use domain::{
 use sea_orm::sea_query::{Expr, ExprTrait as _, SimpleExpr};
 use secrecy::SecretString;
 
-use crate::{
+use crate::store::{
     entity::runs,
     error::{Result, damaged},
     page::bytes_of,

@@ -16,11 +16,13 @@ use tokio::sync::watch;
 use super::row::TIMELINE_REVISIONS;
 use crate::{
     Context,
-    entity::{run_timeline, runs},
-    error::{Result, StoreError, damaged},
-    page::{Page, PageRequest, bytes_of},
-    storage,
-    store::Scoped,
+    store::{
+        Scoped,
+        entity::{run_timeline, runs},
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest, bytes_of},
+        storage,
+    },
 };
 
 /// An entry of a run's timeline.

@@ -15,10 +15,12 @@ use super::{
     row::News,
 };
 use crate::{
-    Store,
-    entity::runs,
-    error::{Result, StoreError},
-    sql::{Sql, padded},
+    store::{
+        Store,
+        entity::runs,
+        error::{Result, StoreError},
+        sql::{Sql, padded},
+    },
     versions::Definitions,
 };
 

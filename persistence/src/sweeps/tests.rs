@@ -9,14 +9,16 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
-    ends::Table,
-    entity::{
-        credential_changes, credentials, delivery_attempts, idempotency_keys, pipeline_versions,
-        pipelines, run_timeline, runs,
-    },
     events::emit,
     fixture::{Fixture, START, context, engines, no_content},
-    scope::Scope,
+    store::{
+        ends::Table,
+        entity::{
+            credential_changes, credentials, delivery_attempts, idempotency_keys,
+            pipeline_versions, pipelines, run_timeline, runs,
+        },
+        scope::Scope,
+    },
 };
 
 const DAY: Duration = Duration::from_hours(24);
