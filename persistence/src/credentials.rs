@@ -549,7 +549,7 @@ impl Scoped {
             "overlap_seconds": overlap.as_secs(),
             "replaced": ids,
         });
-        crate::events::emit(
+        crate::webhooks::events::emit(
             tx,
             owner,
             domain::event::OwnType::TokenRotated.as_str(),
@@ -606,7 +606,7 @@ impl Scoped {
                     }
                     retire(&tx, &row, kind, Duration::ZERO).await?;
                     tx.touches_credentials_of(self.scope.publisher());
-                    crate::events::emit(
+                    crate::webhooks::events::emit(
                         &tx,
                         owner,
                         domain::event::OwnType::TokenRevoked.as_str(),

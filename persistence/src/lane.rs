@@ -24,7 +24,6 @@ use uuid::Uuid;
 
 use crate::{
     Known, Principal,
-    own_events::{Publish, PublishedEvent},
     runs::{
         CreatedRun, Run,
         batch::{Batch, Done, apply},
@@ -36,6 +35,7 @@ use crate::{
         Store,
         error::{Result, StoreError},
     },
+    webhooks::own_events::{Publish, PublishedEvent},
 };
 
 mod beside;

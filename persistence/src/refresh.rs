@@ -443,7 +443,7 @@ impl Scoped {
                 "reason": error.reason,
             });
             let event_type = OwnType::AccountRefreshFailed.as_str();
-            crate::events::emit(tx, owner, event_type, &data, None).await?;
+            crate::webhooks::events::emit(tx, owner, event_type, &data, None).await?;
             let news = News::RefreshFailed {
                 account: lease.account,
                 name: &row.name,

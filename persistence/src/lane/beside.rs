@@ -3,9 +3,9 @@
 
 use super::entry::{Lane, Reply, answer};
 use crate::{
-    own_events::{Publish, PublishedEvent},
     runs::batch::{Batch, apply},
     store::{Store, error::damaged},
+    webhooks::own_events::{Publish, PublishedEvent},
 };
 
 /// Makes the call, one at a time of a publisher, and answers.

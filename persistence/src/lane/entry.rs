@@ -19,8 +19,6 @@ use uuid::Uuid;
 
 use super::queue::SHARE;
 use crate::{
-    fan_outs::CALL_MAX,
-    own_events::{Publish, PublishedEvent},
     runs::{
         Claimed, CreatedRun, Run,
         changes::{Change, Create, What},
@@ -31,6 +29,10 @@ use crate::{
         error::{Result, StoreError},
         plane_state::PlaneState,
         shares,
+    },
+    webhooks::{
+        fan_outs::CALL_MAX,
+        own_events::{Publish, PublishedEvent},
     },
 };
 
@@ -283,7 +285,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{own_events::NewOwnEvent, store::scope::Scope};
+    use crate::{store::scope::Scope, webhooks::own_events::NewOwnEvent};
 
     fn rows(events: usize, bytes: usize) -> usize {
         let event = NewOwnEvent {

@@ -54,7 +54,7 @@ impl Scoped {
                     "available_at": available_at.map(|at| at.to_string()),
                 });
                 let word = OwnType::TrainExhausted.as_str();
-                crate::events::emit(&tx, owner, word, &data, None).await?;
+                crate::webhooks::events::emit(&tx, owner, word, &data, None).await?;
                 let news = News::Exhausted(train, available_at);
                 notify(&tx, self.scope.publisher(), &news).await?;
                 Ok(true)

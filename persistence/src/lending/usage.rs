@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 use super::{Lending, Lent, LentBy, Snapshot, Tenant, pending::Span, reports::Report};
 use crate::{
-    health::BUCKET_MS,
     store::{
         Store, System,
         db::Tx,
@@ -24,6 +23,7 @@ use crate::{
         error::{Result, StoreError},
         sql::{self, Row, Sql},
     },
+    webhooks::health::BUCKET_MS,
 };
 
 /// How often the use of a publisher's accounts is read again.

@@ -33,7 +33,6 @@ use super::{
 };
 use crate::{
     KeptVersion, Pipeline,
-    own_events::{Publish, PublishedEvent, publish_all},
     store::{
         Store,
         db::Tx,
@@ -43,6 +42,7 @@ use crate::{
         storage,
     },
     versions::Definitions,
+    webhooks::own_events::{Publish, PublishedEvent, publish_all},
 };
 
 /// Changes to be made together.

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::{carried, run::status_of};
 use crate::{
-    events::{self, NewEvent},
     store::{
         db::Tx,
         entity::{run_timeline, runs},
@@ -22,6 +21,7 @@ use crate::{
         sql::{self, Sql},
         storage,
     },
+    webhooks::events::{self, NewEvent},
 };
 
 /// Progress and calls beyond this revision of a run are not told of, so that no timeline grows

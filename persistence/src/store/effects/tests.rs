@@ -4,8 +4,9 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    Ask, ProcessId, StoreError, Written, events,
+    Ask, ProcessId, StoreError, Written,
     fixture::{Fixture, engines},
+    webhooks::events,
 };
 
 struct House {

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     NewOwnEvent, Scoped,
     fixture::{Fixture, context, engines, no_content},
-    recount::COUNTED_FOR,
+    operations::recount::COUNTED_FOR,
     runs::tests::{at_once, code, create, house, new_run},
 };
 

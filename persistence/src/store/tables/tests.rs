@@ -6,8 +6,8 @@ use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use super::*;
 use crate::{
     fixture::{Fixture, engines},
+    operations::sweeps::tests::{furnish, literal},
     store::{ends::Retention, job::Job},
-    sweeps::tests::{furnish, literal},
 };
 
 const DAY: Duration = Duration::from_hours(24);

@@ -15,12 +15,13 @@ use super::{
     outcomes::record_sql,
 };
 use crate::{
-    CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System, events,
+    CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System,
     fixture::{Fixture, START, context, engines, no_content},
     store::{
         entity::{deliveries, delivery_attempts},
         sql::Sql,
     },
+    webhooks::events,
 };
 
 mod targets;

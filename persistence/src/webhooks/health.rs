@@ -23,8 +23,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    endpoint_rows::{live_row, write_row},
-    events::emit_beside,
     store::{
         Scoped, System,
         change::{Audited, Context, entry},
@@ -33,6 +31,10 @@ use crate::{
         error::{Result, StoreError},
         sql::Sql,
         unreadable,
+    },
+    webhooks::{
+        endpoint_rows::{live_row, write_row},
+        events::emit_beside,
     },
 };
 

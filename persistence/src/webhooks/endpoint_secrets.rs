@@ -28,7 +28,6 @@ use uuid::Uuid;
 
 use crate::{
     credentials::Replaced,
-    endpoint_rows::live_row,
     store::{
         Scoped, Store, System,
         change::{Answer, Audited, Context, Entry, entry},
@@ -38,6 +37,7 @@ use crate::{
         quota::over_quota,
         unreadable,
     },
+    webhooks::endpoint_rows::live_row,
 };
 
 /// A secret of an endpoint, without what it is.

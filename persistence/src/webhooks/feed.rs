@@ -23,12 +23,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
-    events::Event,
     store::{
         Scoped,
         entity::events,
         error::{Result, StoreError},
     },
+    webhooks::events::Event,
 };
 
 /// How long after its first moment a transaction may still bring events, milliseconds, the

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    fan_outs::{self, CALL_MAX, WAITING_MAX},
     lane::Lane,
-    listeners::read_listeners,
-    own_events::{NewOwnEvent, Publish, PublishedEvent, check_room, publish_all},
     store::{
         Scoped,
         change::{Answer, Context},
         db::Tx,
         error::{Result, StoreError, damaged},
+    },
+    webhooks::{
+        fan_outs::{self, CALL_MAX, WAITING_MAX},
+        listeners::read_listeners,
+        own_events::{NewOwnEvent, Publish, PublishedEvent, check_room, publish_all},
     },
 };
 

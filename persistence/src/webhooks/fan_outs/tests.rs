@@ -113,7 +113,7 @@ async fn what_one_transaction_tells_is_bounded_however_it_comes_about() {
         let (acme, _) = heard_by(&fixture, 20).await;
         let owner = acme.scope.uuid();
         let news: Vec<_> = (0..60)
-            .map(|_| crate::events::NewEvent {
+            .map(|_| crate::webhooks::events::NewEvent {
                 event_type: "run.created",
                 data: "{}",
                 pipeline: None,
@@ -124,7 +124,8 @@ async fn what_one_transaction_tells_is_bounded_however_it_comes_about() {
             let store = &fixture.store;
             async move {
                 let some = &news[..count];
-                let work = |tx| async move { crate::events::emit_all(&tx, owner, some).await };
+                let work =
+                    |tx| async move { crate::webhooks::events::emit_all(&tx, owner, some).await };
                 store.write(work).await.unwrap();
             }
         };

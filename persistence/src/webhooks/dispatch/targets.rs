@@ -19,8 +19,6 @@ use uuid::Uuid;
 use super::values::rows_of;
 use crate::{
     credentials::{live_at, open_secret},
-    endpoint_secrets::OwnSecrets,
-    listeners::check_filters,
     store::{
         Store, System,
         effects::EndpointKey,
@@ -30,6 +28,7 @@ use crate::{
         sql::Sql,
         unreadable,
     },
+    webhooks::{endpoint_secrets::OwnSecrets, listeners::check_filters},
 };
 
 /// Most publishers whose secrets are kept opened.

@@ -10,8 +10,6 @@ use tokio::time::timeout;
 
 use crate::{
     auth::AuthCache,
-    dispatch::SecretCache,
-    event_types::TypeSchemas,
     lane::{self, Lane},
     lending::Lending,
     runs::claims::Turns,
@@ -28,6 +26,7 @@ use crate::{
         target::Target,
     },
     versions::Definitions,
+    webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
 };
 
 /// Held while migrations run on PostgreSQL, so that replicas wait for each other.

@@ -23,10 +23,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    delivery_rows::{delivery_row, insert_deliveries},
-    endpoint_rows::live_row,
-    fan_outs,
-    listeners::Listener,
     store::{
         Scoped, System,
         change::{Answer, Audited, Context, Entry, entry},
@@ -39,6 +35,12 @@ use crate::{
         sql::{Sql, padded},
         unreadable,
         walk::{Path, Span, Walk, first_id_at},
+    },
+    webhooks::{
+        delivery_rows::{delivery_row, insert_deliveries},
+        endpoint_rows::live_row,
+        fan_outs,
+        listeners::Listener,
     },
 };
 

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use domain::{retry::Schedule, signature::Signing, slug::Slug};
 
 use crate::{
-    listeners::Listener,
     store::{
         columns::slugs_of,
         entity::webhook_endpoints,
         error::{Result, damaged},
     },
+    webhooks::listeners::Listener,
 };
 
 /// How an endpoint's deliveries go out.

@@ -11,7 +11,6 @@ use uuid::Uuid;
 
 use super::values::{rows_of, whole};
 use crate::{
-    health::{Try, note_outcomes},
     store::{
         System,
         db::Tx,
@@ -20,6 +19,7 @@ use crate::{
         error::{Result, StoreError},
         sql::{self, Sql, padded},
     },
+    webhooks::health::{Try, note_outcomes},
 };
 
 /// Outcomes that one statement writes.

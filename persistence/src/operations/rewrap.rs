@@ -15,7 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    open::{OpenError, connect, state_of, target_of},
+    operations::open::{OpenError, connect, state_of, target_of},
     store::{
         System,
         change::{Context, Entry, entry},

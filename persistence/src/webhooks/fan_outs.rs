@@ -25,8 +25,6 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    delivery_rows::{delivery_row, insert_deliveries},
-    listeners::{Listener, Listeners},
     store::{
         System,
         db::Tx,
@@ -34,6 +32,10 @@ use crate::{
         entity::{deliveries, events, fan_outs, webhook_endpoints},
         error::{Result, StoreError, damaged},
         sql::{self, Sql, padded},
+    },
+    webhooks::{
+        delivery_rows::{delivery_row, insert_deliveries},
+        listeners::{Listener, Listeners},
     },
 };
 

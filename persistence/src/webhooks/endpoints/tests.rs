@@ -7,8 +7,8 @@ use domain::id::{DeliveryId, EventId};
 use super::*;
 use crate::{
     Delivery, DeliveryFilter, Expected, PublisherPatch, QuotasPatch,
-    audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
+    operations::audit::AuditFilter,
     runs::tests::{PAGE, Slot, at_once, code, create, house, new_run, slug},
 };
 
@@ -198,15 +198,15 @@ async fn events_of_one_moment_keep_their_order() {
         let (owner, types) = (mine.scope.uuid(), &types);
         mine.store
             .write(|tx| async move {
-                let news: Vec<crate::events::NewEvent<'_>> = types
+                let news: Vec<crate::webhooks::events::NewEvent<'_>> = types
                     .iter()
-                    .map(|event_type| crate::events::NewEvent {
+                    .map(|event_type| crate::webhooks::events::NewEvent {
                         event_type,
                         data: "{}",
                         pipeline: None,
                     })
                     .collect();
-                crate::events::emit_all(&tx, owner, &news).await
+                crate::webhooks::events::emit_all(&tx, owner, &news).await
             })
             .await
             .unwrap();

@@ -26,12 +26,7 @@ pub use texts::Sending;
 use texts::Texts;
 
 use crate::{
-    endpoint_rows::{live, live_row, write_row},
-    endpoint_secrets::{equip, name_keys},
-    events::{Event, emit_to},
-    health::{Health, forget_failures, health_of},
     pipelines::check_known,
-    replays::{NewReplay, Replay, end_all_of, start_in},
     store::{
         Scoped, Store,
         change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
@@ -43,6 +38,13 @@ use crate::{
         sql::padded,
         unreadable,
         walk::{Path, Span, Walk},
+    },
+    webhooks::{
+        endpoint_rows::{live, live_row, write_row},
+        endpoint_secrets::{equip, name_keys},
+        events::{Event, emit_to},
+        health::{Health, forget_failures, health_of},
+        replays::{NewReplay, Replay, end_all_of, start_in},
     },
 };
 

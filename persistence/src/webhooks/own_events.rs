@@ -17,15 +17,17 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    events::Event,
-    fan_outs::{self, Audience, CALL_MAX, Outgoing, WAITING_MAX, reaches_ordered},
-    listeners::{Listeners, listeners},
     store::{
         db::Tx,
         entity::{events, pipelines},
         error::{Result, StoreError, damaged},
         scope::Scope,
         sql, storage,
+    },
+    webhooks::{
+        events::Event,
+        fan_outs::{self, Audience, CALL_MAX, Outgoing, WAITING_MAX, reaches_ordered},
+        listeners::{Listeners, listeners},
     },
 };
 

@@ -9,7 +9,6 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
-    events::emit,
     fixture::{Fixture, START, context, engines, no_content},
     store::{
         ends::Table,
@@ -19,6 +18,7 @@ use crate::{
         },
         scope::Scope,
     },
+    webhooks::events::emit,
 };
 
 const DAY: Duration = Duration::from_hours(24);

@@ -3,7 +3,7 @@
 //! Both are written in the transaction of the change that they tell of, and only inserted: no
 //! two producers ever wait for one row. An endpoint that wants its deliveries in order is an
 //! exception: there producers take places one after the other. Many deliveries at once are the
-//! other: that they are to be written is written down (see [`crate::fan_outs`]).
+//! other: that they are to be written is written down (see [`crate::webhooks::fan_outs`]).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -22,8 +22,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    fan_outs::{self, Audience, Outgoing},
-    listeners::{Listener, Listeners, listeners},
     store::{
         Scoped,
         db::Tx,
@@ -32,6 +30,10 @@ use crate::{
         page::{Page, PageRequest, bytes_of},
         sql, storage,
         walk::{Check, Path, Span, Walk, distinct},
+    },
+    webhooks::{
+        fan_outs::{self, Audience, Outgoing},
+        listeners::{Listener, Listeners, listeners},
     },
 };
 
