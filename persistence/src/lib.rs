@@ -5,37 +5,15 @@
 //! process's own commands may call it, and a test looks for others. Rows never leave this crate:
 //! callers get domain types.
 
-mod account_authorizations;
-mod accounts;
-mod auth;
-mod credentials;
 #[cfg(test)]
 mod fixture;
-mod import;
-mod lane;
-mod lending;
-mod notices;
 mod operations;
-mod pipelines;
 mod publishers;
-mod refresh;
 mod runs;
-mod seed;
 mod store;
-mod subcommands;
-mod train_tokens;
 mod trains;
-mod versions;
 mod webhooks;
 
-pub use account_authorizations::{AccountAuthorization, AuthorizationSecrets};
-pub use accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
-pub use auth::{Known, Principal};
-pub use credentials::{Credential, Minted, NewCredential, Replaced};
-pub use import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish};
-pub use lane::Patience;
-pub use lending::{Exhausted, Lent, LentBy, Wish, reports::Report};
-pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
 pub use operations::audit::{AuditFilter, Checkpoint, Fault, Verification};
 pub use operations::jobs::JobRow;
 pub use operations::open::{
@@ -43,11 +21,14 @@ pub use operations::open::{
 };
 pub use operations::rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use operations::sweeps::Removed;
-pub use pipelines::Pipeline;
-pub use publishers::{
+pub use publishers::auth::{Known, Principal};
+pub use publishers::credentials::{Credential, Minted, NewCredential, Replaced};
+pub use publishers::publisher::{
     CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
 };
-pub use refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
+pub use runs::lane::Patience;
+pub use runs::pipelines::Pipeline;
+pub use runs::subcommands::{CallRecord, SubcommandCall};
 pub use runs::{
     BulkCancelled, Claimed, CreatedRun, Judged, NewRun, Run, RunFilter, timeline::TimelineEntry,
 };
@@ -62,9 +43,16 @@ pub use store::page::{Page, PageRequest};
 pub use store::scope::Scope;
 pub use store::wake::Written;
 pub use store::{HEARTBEAT, Scoped, Store, System};
-pub use subcommands::{CallRecord, SubcommandCall};
-pub use train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
-pub use trains::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
+pub use trains::account_authorizations::{AccountAuthorization, AuthorizationSecrets};
+pub use trains::accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
+pub use trains::import::{
+    AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish,
+};
+pub use trains::lending::{Exhausted, Lent, LentBy, Wish, reports::Report};
+pub use trains::notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
+pub use trains::refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
+pub use trains::train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
+pub use trains::train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
 pub use webhooks::deliveries::{Attempt, Delivery, DeliveryFilter};
 pub use webhooks::dispatch::{
     Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,

@@ -2,7 +2,7 @@
 //!
 //! Every change of state goes through the table of [`domain::run`] and tells of itself, in the
 //! same transaction, by an entry of the run's timeline and, where the run arrives somewhere new,
-//! by an event. [`batch`] makes the changes, many at once; [`crate::lane`] gathers them. A change
+//! by an event. [`batch`] makes the changes, many at once; [`crate::runs::lane`] gathers them. A change
 //! under an `Idempotency-Key` is a batch of its own.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    lane::{Lane, Patience},
+    runs::lane::{Lane, Patience},
     store::{
         Scoped, System,
         change::{Answer, Audited, Context, entry},
@@ -38,10 +38,14 @@ pub(crate) mod batch;
 mod carried;
 pub(crate) mod changes;
 pub(crate) mod claims;
+pub(crate) mod lane;
+pub(crate) mod pipelines;
 mod places;
 mod row;
 mod run;
+pub(crate) mod subcommands;
 pub(crate) mod timeline;
+pub(crate) mod versions;
 pub(crate) mod waiting;
 
 pub use changes::Judged;

@@ -9,10 +9,12 @@ use sea_orm_migration::MigratorTrait as _;
 use tokio::time::timeout;
 
 use crate::{
-    auth::AuthCache,
-    lane::{self, Lane},
-    lending::Lending,
-    runs::claims::Turns,
+    publishers::auth::AuthCache,
+    runs::{
+        claims::Turns,
+        lane::{self, Lane},
+        versions::Definitions,
+    },
     store::{
         Store, certificates,
         db::Db,
@@ -25,7 +27,7 @@ use crate::{
         storage::Storage,
         target::Target,
     },
-    versions::Definitions,
+    trains::lending::Lending,
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
 };
 

@@ -32,16 +32,15 @@ use super::{
     run::{Claimed, CreatedRun, Run},
 };
 use crate::{
-    KeptVersion, Pipeline,
+    runs::{pipelines::Pipeline, versions::Definitions},
     store::{
         Store,
         db::Tx,
         entity::{pipelines, runs},
-        error::{Result, StoreError, damaged},
+        error::{KeptVersion, Result, StoreError, damaged},
         sql::{self, padded},
         storage,
     },
-    versions::Definitions,
     webhooks::own_events::{Publish, PublishedEvent, publish_all},
 };
 

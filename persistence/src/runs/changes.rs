@@ -11,7 +11,7 @@ use domain::{
 
 use super::run::NewRun;
 use crate::{
-    Pipeline,
+    runs::pipelines::Pipeline,
     store::{
         error::{KeptVersion, Result, StoreError},
         scope::Scope,

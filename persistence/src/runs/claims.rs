@@ -31,6 +31,7 @@ use super::{
     run::{Claimed, Run},
 };
 use crate::{
+    runs::versions::Definitions,
     store::{
         Store,
         db::Tx,
@@ -40,7 +41,6 @@ use crate::{
         sql::{self, Sql, padded, parts},
         unreadable,
     },
-    versions::Definitions,
 };
 
 /// Runs whose time has come that one transaction makes ready.

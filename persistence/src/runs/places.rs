@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::changes::Create;
 use crate::{
-    Pipeline,
+    runs::pipelines::Pipeline,
     store::{
         db::Tx,
         entity::{pipelines, runs},

@@ -14,15 +14,13 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::row::TIMELINE_REVISIONS;
-use crate::{
-    Context,
-    store::{
-        Scoped,
-        entity::{run_timeline, runs},
-        error::{Result, StoreError, damaged},
-        page::{Page, PageRequest, bytes_of},
-        storage,
-    },
+use crate::store::{
+    Scoped,
+    change::Context,
+    entity::{run_timeline, runs},
+    error::{Result, StoreError, damaged},
+    page::{Page, PageRequest, bytes_of},
+    storage,
 };
 
 /// An entry of a run's timeline.

@@ -15,13 +15,13 @@ use super::{
     row::News,
 };
 use crate::{
+    runs::versions::Definitions,
     store::{
         Store,
         entity::runs,
         error::{Result, StoreError},
         sql::{Sql, padded},
     },
-    versions::Definitions,
 };
 
 /// Publishers that one statement looks at for what only time brings.

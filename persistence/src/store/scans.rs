@@ -72,9 +72,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        PageRequest, RunFilter, StoreError,
         fixture::engines,
-        runs::tests::{create, house, new_run},
+        runs::{
+            RunFilter,
+            tests::{create, house, new_run},
+        },
+        store::{error::StoreError, page::PageRequest},
     };
 
     const PAGE: PageRequest<Uuid> = PageRequest {

@@ -27,7 +27,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    credentials::Replaced,
+    publishers::credentials::Replaced,
     store::{
         Scoped, Store, System,
         change::{Answer, Audited, Context, Entry, entry},

@@ -26,7 +26,7 @@ pub use texts::Sending;
 use texts::Texts;
 
 use crate::{
-    pipelines::check_known,
+    runs::pipelines::check_known,
     store::{
         Scoped, Store,
         change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},

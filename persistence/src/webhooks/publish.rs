@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    lane::Lane,
+    runs::lane::Lane,
     store::{
         Scoped,
         change::{Answer, Context},

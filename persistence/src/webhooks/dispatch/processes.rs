@@ -120,7 +120,7 @@ impl System {
         self.store
             .write(|tx| async move {
                 tx.db().execute_unprepared("DELETE FROM processes").await?;
-                crate::refresh::release_all(&tx).await
+                crate::trains::refresh::release_all(&tx).await
             })
             .await
     }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::values::rows_of;
 use crate::{
-    credentials::{live_at, open_secret},
+    publishers::credentials::{live_at, open_secret},
     store::{
         Store, System,
         effects::EndpointKey,

@@ -12,10 +12,12 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{reports::Report, *};
 use crate::{
     MintedTrainToken, NewTrainToken, Train as StoredTrain,
-    accounts::tests::{make as make_account, new_account},
     fixture::{Fixture, context, engines, no_content},
     runs::tests::{Slot, code, house, slug},
-    trains::tests::{lend, make as make_train},
+    trains::{
+        accounts::tests::{make as make_account, new_account},
+        train::tests::{lend, make as make_train},
+    },
 };
 
 const MINUTE: Duration = Duration::from_mins(1);

@@ -12,15 +12,15 @@ use sea_orm::{
 
 use super::{AccountWish, Done, Import, Outcome, told};
 use crate::{
-    accounts::{
-        Account, AccountPatch, NewAccount, create_within, replace_within, sealed_for, update_within,
-    },
     store::{
         change::Audited,
         db::Tx,
         entity::accounts,
         error::{Result, StoreError, damaged},
         quota::over_quota,
+    },
+    trains::accounts::{
+        Account, AccountPatch, NewAccount, create_within, replace_within, sealed_for, update_within,
     },
 };
 
@@ -103,7 +103,7 @@ impl Import {
     }
 
     async fn account_step<C: ConnectionTrait>(&self, db: &C, wish: &AccountWish) -> Result<Step> {
-        let row = crate::accounts::of(self.owner())
+        let row = crate::trains::accounts::of(self.owner())
             .filter(accounts::Column::Name.eq(&wish.new.name))
             .one(db)
             .await?;

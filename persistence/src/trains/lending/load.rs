@@ -17,7 +17,6 @@ use uuid::Uuid;
 
 use super::{Lent, Snapshot, Tenant, Train};
 use crate::{
-    accounts::sealed_for,
     store::{
         Store,
         entity::{accounts, train_accounts, trains},
@@ -25,6 +24,7 @@ use crate::{
         scope::Scope,
         unreadable,
     },
+    trains::accounts::sealed_for,
 };
 
 /// What a train, or a place of an account in one, takes in memory beside its texts, bytes.

@@ -19,8 +19,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    Pipeline,
-    pipelines::definition_of,
+    runs::pipelines::{Pipeline, definition_of},
     store::{
         Scoped,
         entity::{pipeline_versions, runs},

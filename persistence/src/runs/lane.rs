@@ -23,12 +23,12 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    Known, Principal,
+    publishers::auth::{Known, Principal},
     runs::{
-        CreatedRun, Run,
         batch::{Batch, Done, apply},
         changes::{Change, Create},
         claims::Claim,
+        run::{CreatedRun, Run},
         waiting::{Open, bring, open_runs},
     },
     store::{

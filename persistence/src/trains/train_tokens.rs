@@ -28,7 +28,7 @@ use crate::{
         sql::padded,
         walk::{Path, Span, Walk},
     },
-    trains::{live_tokens, of as trains_of, row_of},
+    trains::train::{live_tokens, of as trains_of, row_of},
 };
 
 /// The source of tokens that were made over the API.

@@ -9,9 +9,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::*;
 use crate::{
-    accounts::{OauthClient, sealed_for},
     fixture::{Fixture, START, engines},
     store::entity::accounts as rows,
+    trains::accounts::{OauthClient, sealed_for},
 };
 
 fn tokens(text: &str) -> Credential {

@@ -20,8 +20,7 @@ use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _};
 use uuid::Uuid;
 
 use crate::{
-    accounts::NewAccount,
-    publishers::{Publisher, PublisherStatus},
+    publishers::publisher::{Publisher, PublisherStatus},
     store::{
         Scoped, System,
         change::{Audited, Context, nothing},
@@ -30,7 +29,7 @@ use crate::{
         error::{Result, StoreError},
         scope::Scope,
     },
-    trains::NewSlack,
+    trains::{accounts::NewAccount, train::NewSlack},
 };
 
 mod accounts;

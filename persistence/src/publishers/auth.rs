@@ -21,7 +21,7 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFil
 use uuid::Uuid;
 
 use crate::{
-    publishers::Publisher,
+    publishers::publisher::Publisher,
     store::{
         Store, System,
         columns::slugs_of,
@@ -33,7 +33,7 @@ use crate::{
         scope::Scope,
         sql::Sql,
     },
-    train_tokens::IMPORTED,
+    trains::train_tokens::IMPORTED,
 };
 
 /// Most tokens that are kept verified.

@@ -273,7 +273,7 @@ async fn check_new(
         let detail = "Only a runner token can be limited to pipelines.";
         return Err(Problem::field("/pipelines", "not_allowed", detail).into());
     }
-    crate::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
+    crate::runs::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
 }
 
 /// Bounds what rotations leave to run out, which would otherwise grow past the quota with each

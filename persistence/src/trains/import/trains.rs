@@ -21,7 +21,7 @@ use crate::{
         error::{Result, StoreError, damaged},
         quota::over_quota,
     },
-    trains::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
+    trains::train::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
 };
 
 /// The accounts that a train is to lend, with their priorities.
@@ -116,7 +116,7 @@ impl Import {
             Some(accounts) => Some(self.places(db, accounts).await?),
             None => None,
         };
-        let row = crate::trains::of(self.owner())
+        let row = crate::trains::train::of(self.owner())
             .filter(trains::Column::Slug.eq(wish.slug.as_str()))
             .one(db)
             .await?;
@@ -151,7 +151,7 @@ impl Import {
     /// stands for it, since nothing is written.
     async fn places<C: ConnectionTrait>(&self, db: &C, wish: &[(String, u16)]) -> Result<Places> {
         let names = wish.iter().map(|(name, _)| name.as_str());
-        let known: HashMap<String, Uuid> = crate::accounts::of(self.owner())
+        let known: HashMap<String, Uuid> = crate::trains::accounts::of(self.owner())
             .filter(accounts::Column::Name.is_in(names))
             .select_only()
             .columns([accounts::Column::Name, accounts::Column::Id])
@@ -238,7 +238,7 @@ impl Import {
                 .map_err(|_| damaged("train's webhook"))?;
             same_url = TokenHash::of_secret(&url).matches(&TokenHash::of_secret(&wish.webhook_url));
         }
-        let events = crate::trains::events_column(&wish.events);
+        let events = crate::trains::train::events_column(&wish.events);
         let same = same_url
             && row.slack_channel == wish.channel
             && row.slack_events.as_ref() == Some(&events);

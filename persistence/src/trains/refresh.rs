@@ -26,8 +26,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    accounts::sealed_for,
-    notices::{News, notify},
     store::{
         Scoped, System,
         change::{Audited, Context, entry, nothing},
@@ -37,6 +35,10 @@ use crate::{
         scope::Scope,
         sql::Sql,
         unreadable,
+    },
+    trains::{
+        accounts::sealed_for,
+        notices::{News, notify},
     },
 };
 

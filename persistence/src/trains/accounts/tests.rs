@@ -11,7 +11,7 @@ use crate::{
     PublisherPatch, QuotasPatch,
     fixture::{Fixture, START, context, engines, no_content},
     runs::tests::{PAGE, Slot, code, house, slug},
-    trains::tests::{lend, make as make_train},
+    trains::train::tests::{lend, make as make_train},
 };
 
 fn secret(text: &str) -> SecretString {

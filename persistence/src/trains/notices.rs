@@ -32,7 +32,7 @@ use crate::{
         sql::{self, Sql, padded},
         unreadable,
     },
-    trains::notices_of,
+    trains::train::notices_of,
 };
 
 /// Due messages among which one claim chooses.

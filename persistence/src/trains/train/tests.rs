@@ -7,9 +7,9 @@ use secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::{
-    accounts::tests::{make as make_account, new_account},
     fixture::{context, engines, no_content},
     runs::tests::{PAGE, Slot, code, house, slug},
+    trains::accounts::tests::{make as make_account, new_account},
 };
 
 fn new_train(name: &str) -> NewTrain {

@@ -20,9 +20,9 @@ use uuid::Uuid;
 use super::queue::SHARE;
 use crate::{
     runs::{
-        Claimed, CreatedRun, Run,
         changes::{Change, Create, What},
         claims::Claim,
+        run::{Claimed, CreatedRun, Run},
     },
     store::{
         effects::Effects,

@@ -12,8 +12,10 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use crate::{
-    credentials::{Insert, NewCredential, insert},
-    publishers::NewPublisher,
+    publishers::{
+        credentials::{Insert, NewCredential, insert},
+        publisher::NewPublisher,
+    },
     store::{
         System,
         change::{Answer, Audited, Context, entry},

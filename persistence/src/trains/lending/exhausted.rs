@@ -12,12 +12,12 @@ use sea_orm::{
 use serde_json::json;
 
 use crate::{
-    notices::{News, notify},
     store::{
         Scoped,
         entity::trains,
         error::{Result, StoreError},
     },
+    trains::notices::{News, notify},
 };
 
 impl Scoped {

@@ -16,7 +16,7 @@ use crate::{
         entity::{token_hashes, train_token_hashes, train_tokens, trains},
         error::{Result, StoreError, damaged},
     },
-    train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
+    trains::train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
 };
 
 /// What is to be done about a key.
@@ -66,7 +66,7 @@ impl Import {
         if self.reserved.iter().any(|hash| hash.matches(&wish.hash)) {
             return Err(used_elsewhere());
         }
-        let train = crate::trains::of(self.owner())
+        let train = crate::trains::train::of(self.owner())
             .filter(trains::Column::Slug.eq(wish.train.as_str()))
             .one(db)
             .await?

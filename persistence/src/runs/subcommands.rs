@@ -15,14 +15,13 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    Context,
-    runs::batch::check_held,
+    runs::{batch::check_held, versions::Definitions},
     store::{
         Scoped,
+        change::Context,
         entity::runs,
         error::{Result, StoreError, damaged},
     },
-    versions::Definitions,
 };
 
 /// A call that the claim's holder may make, with everything that its request needs.
