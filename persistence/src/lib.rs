@@ -4,6 +4,12 @@
 //! can make. [`Store::system`] sees everything; operator routes, the dispatcher, jobs and the
 //! process's own commands may call it, and a test looks for others. Rows never leave this crate:
 //! callers get domain types.
+//!
+//! `store` is what everything builds on: the engines, transactions, keys, tables, lists and
+//! administrative changes. It knows none of the planes above it: `trains`, `publishers`, `webhooks`
+//! and `runs`. What a plane keeps in memory, the store holds for it as a `PlaneState`. `operations`
+//! is above them all; it opens the store. People, who belong to no publisher, will have a plane
+//! `identity` beside the others. No file is part of a circle of imports.
 
 #[cfg(test)]
 mod fixture;
@@ -14,55 +20,65 @@ mod store;
 mod trains;
 mod webhooks;
 
-pub use operations::audit::{AuditFilter, Checkpoint, Fault, Verification};
-pub use operations::jobs::JobRow;
-pub use operations::open::{
-    OpenError, Options, SchemaState, migrate, schema_state, try_connections,
+pub use operations::{
+    audit::{AuditFilter, Checkpoint, Fault, Verification},
+    jobs::JobRow,
+    open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections},
+    rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys},
+    sweeps::Removed,
 };
-pub use operations::rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
-pub use operations::sweeps::Removed;
-pub use publishers::auth::{Known, Principal};
-pub use publishers::credentials::{Credential, Minted, NewCredential, Replaced};
-pub use publishers::publisher::{
-    CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch, Usage,
+pub use publishers::{
+    auth::{Known, Principal},
+    credentials::{Credential, Minted, NewCredential, Replaced},
+    publisher::{
+        CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch,
+        Usage,
+    },
 };
-pub use runs::lane::Patience;
-pub use runs::pipelines::Pipeline;
-pub use runs::subcommands::{CallRecord, SubcommandCall};
 pub use runs::{
-    BulkCancelled, Claimed, CreatedRun, Judged, NewRun, Run, RunFilter, timeline::TimelineEntry,
+    BulkCancelled, RunFilter,
+    changes::Judged,
+    lane::Patience,
+    pipelines::Pipeline,
+    run::{Claimed, CreatedRun, NewRun, Run},
+    subcommands::{CallRecord, SubcommandCall},
+    timeline::TimelineEntry,
 };
-pub use store::change::{Answer, Context, Expected, IdempotencyKey};
-pub use store::effects::{DueDelivery, EndpointKey, HandedOver};
-pub use store::ends::Retention;
-pub use store::error::{KeptVersion, StoreError};
-pub use store::job::Job;
-pub use store::keys::{ClosedKeys, KeySource};
-pub use store::lines::OWN as OWN_CONNECTIONS;
-pub use store::page::{Page, PageRequest};
-pub use store::scope::Scope;
-pub use store::wake::Written;
-pub use store::{HEARTBEAT, Scoped, Store, System};
-pub use trains::account_authorizations::{AccountAuthorization, AuthorizationSecrets};
-pub use trains::accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient};
-pub use trains::import::{
-    AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish,
+pub use store::{
+    HEARTBEAT, Scoped, Store, System,
+    change::{Answer, Context, Expected, IdempotencyKey},
+    effects::{DueDelivery, EndpointKey, HandedOver},
+    ends::Retention,
+    error::{KeptVersion, StoreError},
+    job::Job,
+    keys::{ClosedKeys, KeySource},
+    lines::OWN as OWN_CONNECTIONS,
+    page::{Page, PageRequest},
+    scope::Scope,
+    wake::Written,
 };
-pub use trains::lending::{Exhausted, Lent, LentBy, Wish, reports::Report};
-pub use trains::notices::{DueNotice, LastNotice, NoticeOutcome, Notices};
-pub use trains::refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want};
-pub use trains::train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch};
-pub use trains::train_tokens::{MintedTrainToken, NewTrainToken, TrainToken};
-pub use webhooks::deliveries::{Attempt, Delivery, DeliveryFilter};
-pub use webhooks::dispatch::{
-    Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
-    Renewed, Target, Verdict, Waiting,
+pub use trains::{
+    account_authorizations::{AccountAuthorization, AuthorizationSecrets},
+    accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
+    import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish},
+    lending::{Exhausted, Lent, LentBy, Wish, reports::Report},
+    notices::{DueNotice, LastNotice, NoticeOutcome, Notices},
+    refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want},
+    train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch},
+    train_tokens::{MintedTrainToken, NewTrainToken, TrainToken},
 };
-pub use webhooks::endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey};
-pub use webhooks::endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending};
-pub use webhooks::event_types::{EventTypePut, PublishersType, TypeSchema};
-pub use webhooks::events::Event;
-pub use webhooks::feed::{Feed, Place};
-pub use webhooks::health::{BUCKET_MS, Bucket, Health, Settled};
-pub use webhooks::own_events::{NewOwnEvent, PublishedEvent};
-pub use webhooks::replays::{NewReplay, Replay, Worked};
+pub use webhooks::{
+    deliveries::{Attempt, Delivery, DeliveryFilter},
+    dispatch::{
+        Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
+        Renewed, Target, Verdict, Waiting,
+    },
+    endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey},
+    endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending},
+    event_types::{EventTypePut, PublishersType, TypeSchema},
+    events::Event,
+    feed::{Feed, Place},
+    health::{BUCKET_MS, Bucket, Health, Settled},
+    own_events::{NewOwnEvent, PublishedEvent},
+    replays::{NewReplay, Replay, Worked},
+};

@@ -2,8 +2,8 @@
 //!
 //! Every change of state goes through the table of [`domain::run`] and tells of itself, in the
 //! same transaction, by an entry of the run's timeline and, where the run arrives somewhere new,
-//! by an event. [`batch`] makes the changes, many at once; [`crate::runs::lane`] gathers them. A change
-//! under an `Idempotency-Key` is a batch of its own.
+//! by an event. [`batch`] makes the changes, many at once; [`lane`] gathers them. A change under an
+//! `Idempotency-Key` is a batch of its own.
 
 use std::sync::Arc;
 
@@ -42,20 +42,17 @@ pub(crate) mod lane;
 pub(crate) mod pipelines;
 mod places;
 mod row;
-mod run;
+pub(crate) mod run;
 pub(crate) mod subcommands;
 pub(crate) mod timeline;
 pub(crate) mod versions;
 pub(crate) mod waiting;
 
-pub use changes::Judged;
-pub use run::{Claimed, CreatedRun, NewRun, Run};
-
 use batch::{Batch, apply};
-use changes::{Change, Create, What};
+use changes::{Change, Create, Judged, What};
 use claims::Claim;
 use row::{News, save_all};
-use run::{bytes, size_of};
+use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
 
 /// What a listing of runs is narrowed to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
