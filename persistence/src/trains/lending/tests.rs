@@ -431,6 +431,8 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         let minted = house.token(NewTrainToken::default()).await;
         let hash = TokenHash::of_secret(&minted.text);
         let store = &fixture.store;
+        // What was changed so far is heard of before, not meanwhile.
+        store.poll_credential_changes().await.unwrap();
         let who = store.authenticate(hash).await.unwrap().unwrap();
         assert_eq!(who.train, Some(house.train.id));
         assert!(who.grants.is_empty());
