@@ -276,7 +276,8 @@ impl Deliveries {
 
     /// Retry a delivery
     ///
-    /// Makes a finished delivery pending again, due at once; a pending one stays as it is.
+    /// Makes a delivery due at once, whether it has ended or waits for a later attempt. A pause that
+    /// the receiver asked for ends. On an ordered endpoint, the deliveries before it go first.
     #[oai(
         path = "/deliveries/:id/retry",
         method = "post",

@@ -312,8 +312,9 @@ impl Endpoints {
 
     /// Enable a webhook endpoint
     ///
-    /// Gives it another chance: its failures are forgotten, what waited goes out, and if that is
-    /// wished everything since a time is sent to it again. One that is enabled stays so.
+    /// Gives it another chance, also one that is enabled. Its failures are forgotten. Deliveries
+    /// that wait for a later attempt are due at once, and a pause that the receiver asked for
+    /// ends. If that is wished, everything since a time is sent to it again.
     #[oai(
         path = "/webhook-endpoints/:id/enable",
         method = "post",
@@ -336,6 +337,7 @@ impl Endpoints {
             since: since.0,
             until: None,
             only_failed: false,
+            include_pending: false,
             event_types: None,
         });
         let key = key.of("enable_webhook_endpoint", request);

@@ -79,6 +79,8 @@ pub struct ReplayView {
     until: Time,
     /// Whether only events are sent of which a delivery failed and none succeeded.
     only_failed: bool,
+    /// Whether deliveries of these events that wait for a later attempt are made due at once.
+    include_pending: bool,
     /// Only events that one of these filters lets through, besides the endpoint's own.
     #[oai(nullable)]
     event_types: Option<Vec<String>>,
@@ -88,6 +90,8 @@ pub struct ReplayView {
     queued: i64,
     /// Those that have ended.
     done: i64,
+    /// Waiting deliveries that were made due so far.
+    made_due: i64,
     /// When it was started.
     created_at: Time,
     /// When it ended.
@@ -104,10 +108,12 @@ impl From<&Replay> for ReplayView {
             since: replay.since.into(),
             until: replay.until.into(),
             only_failed: replay.only_failed,
+            include_pending: replay.include_pending,
             event_types: replay.event_types.clone(),
             matched: replay.matched,
             queued: replay.queued,
             done: replay.done,
+            made_due: replay.made_due,
             created_at: replay.created_at.into(),
             finished_at: replay.finished_at.map(Time),
         }
@@ -125,10 +131,12 @@ impl Example for ReplayView {
             since: Timestamp::from_ms(1_769_774_400_000).into(),
             until: at.into(),
             only_failed: true,
+            include_pending: true,
             event_types: None,
             matched: 1200,
             queued: 340,
             done: 120,
+            made_due: 12,
             created_at: at.into(),
             finished_at: None,
         }
@@ -151,6 +159,10 @@ pub struct NewReplayBody {
     /// Whether to send only events of which a delivery to the endpoint failed and none succeeded.
     #[oai(default)]
     only_failed: bool,
+    /// Whether to make due at once the deliveries of these events that wait for a later attempt.
+    /// Otherwise they are left as they are. A pause that the receiver asked for ends with it.
+    #[oai(default)]
+    include_pending: bool,
     /// Only events that one of these lets through: `*`, `prefix.*` or types. The endpoint's own
     /// filters hold besides.
     #[oai(validator(
@@ -169,6 +181,7 @@ impl From<NewReplayBody> for NewReplay {
             since: body.since.0,
             until: body.until.map(|at| at.0),
             only_failed: body.only_failed,
+            include_pending: body.include_pending,
             event_types: body.event_types,
         }
     }
@@ -180,6 +193,7 @@ impl Example for NewReplayBody {
             since: Timestamp::from_ms(1_769_774_400_000).into(),
             until: None,
             only_failed: true,
+            include_pending: true,
             event_types: Some(vec!["order.*".into()]),
         }
     }
@@ -195,8 +209,8 @@ impl Replays {
     /// Replay events
     ///
     /// Sends to this endpoint, once more, the events since a time that its filters let through:
-    /// each with a new delivery, under the `webhook-id` that it always had. What is on its way
-    /// already is left out. It goes on by itself, a part at a time and after what just happened,
+    /// each with a new delivery, under the `webhook-id` that it always had. An event whose delivery
+    /// is still pending gets no second one; `include_pending` makes that one due at once. It goes on by itself, a part at a time and after what just happened,
     /// also after a restart. A replay of the same filter that is running is answered instead of
     /// another one.
     #[oai(

@@ -7,10 +7,14 @@ use outbound::{Client, Failure, Request, Response, safe_excerpt};
 use persistence::{DueDelivery, Next, Outcome, Store, Target};
 use secrecy::ExposeSecret as _;
 
-use crate::board::Start;
+use crate::{board::Start, note::Tried};
 
 /// The longest wait that a receiver can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+
+/// For so long after it was written a delivery's tries may be answered by asking for a pause
+/// without using up its schedule; for longer where the schedule itself takes longer.
+const THROTTLED_FREE: Duration = Duration::from_hours(1);
 
 /// The answer that an endpoint is gone for good (RFC 9110 §15.5.11).
 const GONE: u16 = 410;
@@ -30,7 +34,7 @@ pub(crate) async fn make(
     client: &Client,
     schedule: &Schedule,
     start: Start,
-) -> Option<Outcome> {
+) -> Option<Tried> {
     let at = store.now();
     let began = Instant::now();
     let Start {
@@ -64,17 +68,26 @@ pub(crate) async fn make(
     };
     measure(error, latency);
     let response = sent.ok();
-    let next = if error.is_none() {
-        Next::Succeeded
-    } else {
-        let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
-        let made = u32::try_from(attempt).unwrap_or(0);
-        after_failure(schedule, made, response.as_ref(), store.now())
+    let now = store.now();
+    let schedule = target.retry_schedule.as_ref().unwrap_or(schedule);
+    let pause = response
+        .as_ref()
+        .and_then(|response| asked_pause(response, now));
+    let next = match pause {
+        _ if error.is_none() => Next::Succeeded,
+        Some(pause) if now.since(due.created_at) < schedule.total().max(THROTTLED_FREE) => {
+            Next::Throttled(now.plus(pause))
+        }
+        _ => {
+            let made = attempt.saturating_sub(due.throttled);
+            let made = u32::try_from(made).unwrap_or(0);
+            after_failure(schedule, made, response.as_ref(), now)
+        }
     };
     let excerpt = response
         .as_ref()
         .map(|response| safe_excerpt(&response.body_excerpt));
-    Some(Outcome {
+    let outcome = Outcome {
         key,
         fence,
         id,
@@ -85,7 +98,8 @@ pub(crate) async fn make(
         latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
         excerpt: excerpt.filter(|text| !text.is_empty()),
         next,
-    })
+    };
+    Some(Tried { outcome, pause })
 }
 
 /// The request, signed for this moment.
@@ -134,11 +148,15 @@ pub(crate) fn after_failure(
     let Some(wait) = schedule.wait_after(attempt) else {
         return Next::Failed;
     };
-    let asked = response
-        .filter(|response| matches!(response.status, 429 | 503))
-        .and_then(|response| response.asked_wait(now.ms()))
-        .unwrap_or_default();
-    Next::RetryAt(now.plus(wait.max(asked.min(RETRY_AFTER_MAX))))
+    let asked = response.and_then(|response| asked_pause(response, now));
+    Next::RetryAt(now.plus(wait.max(asked.unwrap_or_default())))
+}
+
+/// The pause that an overloaded receiver asks for (429 or 503 with `Retry-After`), at most a day.
+fn asked_pause(response: &Response, now: Timestamp) -> Option<Duration> {
+    let overloaded = matches!(response.status, 429 | 503);
+    let asked = overloaded.then(|| response.asked_wait(now.ms()))?;
+    Some(asked?.min(RETRY_AFTER_MAX))
 }
 
 fn measure(error: Option<&'static str>, latency: Duration) {

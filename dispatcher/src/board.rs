@@ -19,7 +19,7 @@ use persistence::{DueDelivery, EndpointKey, HandedOver, Lease, Target};
 
 use crate::{
     breaker::Breaker,
-    endpoint::{Endpoint, Go, Pace, SLOW},
+    endpoint::{End, Endpoint, Go, Pace, SLOW},
     yielding::Yielding,
 };
 use lines::{Line, Lines};
@@ -226,6 +226,11 @@ impl Board {
     /// There may be more of an endpoint than is loaded.
     pub(crate) fn rung(&mut self, key: EndpointKey) {
         self.with(key, Endpoint::rung);
+    }
+
+    /// An endpoint's deliveries go out whatever its receiver did before.
+    pub(crate) fn resume(&mut self, key: EndpointKey, now: Instant) {
+        self.with(key, |endpoint| endpoint.resume(now));
     }
 
     /// What to load next, of at most so many endpoints; a target that was read within `fresh`
@@ -493,7 +498,7 @@ impl Board {
     pub(crate) fn ended(
         &mut self,
         flight: u64,
-        success: bool,
+        end: End,
         now: Instant,
     ) -> Option<(EndpointKey, DeliveryId)> {
         let Flight {
@@ -506,7 +511,7 @@ impl Board {
         self.unrecorded += 1;
         let slow_now = now.saturating_duration_since(began) >= SLOW;
         self.with(key, |endpoint| {
-            endpoint.ended(success, probe, slow_now, now);
+            endpoint.ended(end, probe, slow_now, now);
         });
         self.make_room(key.publisher);
         Some((key, id))

@@ -93,6 +93,18 @@ impl Breaker {
         }
     }
 
+    /// The next probe goes out at once, and is the first of its kind.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        *self = match *self {
+            Self::Closed { .. } => Self::Closed { failures: 0 },
+            Self::Open { .. } => Self::Open {
+                failed_probes: 0,
+                until: now,
+            },
+            Self::Probing { .. } => Self::Probing { failed_probes: 0 },
+        };
+    }
+
     /// Any success tells that the endpoint lives.
     pub(crate) fn succeeded(&mut self) {
         *self = Self::Closed { failures: 0 };

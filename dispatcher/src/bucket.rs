@@ -20,8 +20,8 @@ fn capacity(per_second: f64) -> f64 {
 
 impl Bucket {
     /// As another holder left it, so long ago; full if there was none.
-    pub(crate) fn new(per_second: u32, left: Option<(f64, Duration)>, now: Instant) -> Self {
-        let per_second = f64::from(per_second.max(1));
+    pub(crate) fn new(per_second: f64, left: Option<(f64, Duration)>, now: Instant) -> Self {
+        let per_second = per_second.max(1.0);
         let full = capacity(per_second);
         let tokens = left.map_or(full, |(tokens, ago)| {
             ago.as_secs_f64().mul_add(per_second, tokens).min(full)
@@ -34,9 +34,9 @@ impl Bucket {
     }
 
     /// Fills from here on at another rate.
-    pub(crate) fn set_rate(&mut self, per_second: u32, now: Instant) {
+    pub(crate) fn set_rate(&mut self, per_second: f64, now: Instant) {
         self.fill(now);
-        self.per_second = f64::from(per_second.max(1));
+        self.per_second = per_second.max(1.0);
         self.tokens = self.tokens.min(capacity(self.per_second));
     }
 
@@ -102,7 +102,7 @@ mod tests {
     fn no_second_sees_more_than_the_limit_and_a_tenth() {
         for limit in [1, 2, 5, 10, 100, 2500] {
             let now = Instant::now();
-            let mut bucket = Bucket::new(limit, None, now);
+            let mut bucket = Bucket::new(limit.into(), None, now);
             let first = sent(&mut bucket, now, Duration::from_secs(1));
             assert!(first <= limit + limit / 10 + 1, "{first} of {limit}");
             let long = sent(
@@ -120,22 +120,22 @@ mod tests {
     #[test]
     fn what_one_holder_took_the_next_does_not_have() {
         let now = Instant::now();
-        let mut bucket = Bucket::new(10, None, now);
+        let mut bucket = Bucket::new(10.0, None, now);
         bucket.take();
         let left = bucket.tokens(now);
-        let mut next = Bucket::new(10, Some((left, Duration::ZERO)), now);
+        let mut next = Bucket::new(10.0, Some((left, Duration::ZERO)), now);
         assert!(next.ready(now).is_err());
         assert!(next.ready(now + Duration::from_millis(101)).is_ok());
-        let mut later = Bucket::new(10, Some((left, Duration::from_secs(1))), now);
+        let mut later = Bucket::new(10.0, Some((left, Duration::from_secs(1))), now);
         assert!(later.ready(now).is_ok());
     }
 
     #[test]
     fn another_rate_counts_from_its_moment_on() {
         let now = Instant::now();
-        let mut bucket = Bucket::new(1, None, now);
+        let mut bucket = Bucket::new(1.0, None, now);
         bucket.take();
-        bucket.set_rate(100, now);
+        bucket.set_rate(100.0, now);
         assert!(bucket.ready(now).is_err());
         assert!(bucket.ready(now + Duration::from_millis(11)).is_ok());
     }

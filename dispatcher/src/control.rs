@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Settings, Turned, attempt,
     board::{Board, Limits, Start},
+    endpoint::End,
     meters::{gauge, lost},
-    note::{Found, Note, Recorded, Targets},
+    note::{Found, Note, Recorded, Targets, Tried},
     process::Alive,
 };
 
@@ -207,6 +208,9 @@ impl Control {
         for key in written.endpoints {
             self.rung(key);
         }
+        for key in written.resumed {
+            self.board.resume(key, Instant::now());
+        }
         let now = Instant::now();
         for handed in written.handed {
             let key = handed.key;
@@ -251,7 +255,7 @@ impl Control {
             Note::GivenBack => {
                 self.busy.jobs.remove(&Job::GiveBack);
             }
-            Note::Ended(flight, outcome) => self.ended(flight, outcome),
+            Note::Ended(flight, tried) => self.ended(flight, tried),
             Note::Unsent(flight) => self.board.unsent(flight, Instant::now()),
             Note::Short(flight) => {
                 let now = Instant::now();
@@ -341,13 +345,19 @@ impl Control {
         }
     }
 
-    fn ended(&mut self, flight: u64, outcome: Option<Outcome>) {
-        let success = outcome.as_ref().is_some_and(|one| one.error.is_none());
-        let ended = self.board.ended(flight, success, Instant::now());
-        match (outcome, ended) {
-            (Some(outcome), _) => {
+    fn ended(&mut self, flight: u64, tried: Option<Tried>) {
+        let end = match &tried {
+            Some(tried) if tried.outcome.error.is_none() => End::Succeeded,
+            Some(Tried {
+                pause: Some(pause), ..
+            }) => End::Throttled(*pause),
+            _ => End::Failed,
+        };
+        let ended = self.board.ended(flight, end, Instant::now());
+        match (tried, ended) {
+            (Some(tried), _) => {
                 // The recorder lives for as long as there is a sender.
-                let _ = self.outcomes.send(outcome);
+                let _ = self.outcomes.send(tried.outcome);
             }
             // A defect of ours; the delivery is still due, and comes again.
             (None, Some((key, id))) => self.board.settled(key, id, false, true),
@@ -357,12 +367,14 @@ impl Control {
 
     fn recorded(&mut self, one: &Recorded) {
         let counted = one.verdict == Some(Verdict::Recorded);
-        let retried = matches!(one.next, Next::RetryAt(_));
+        let retried = matches!(one.next, Next::RetryAt(_) | Next::Throttled(_));
         let again = matches!(one.verdict, None | Some(Verdict::LeaseLost));
         self.board
             .settled(one.key, one.id, counted && retried, again);
         match (one.verdict, one.next) {
-            (Some(Verdict::Recorded), Next::RetryAt(at)) => self.timer(at, one.key),
+            (Some(Verdict::Recorded), Next::RetryAt(at) | Next::Throttled(at)) => {
+                self.timer(at, one.key);
+            }
             (Some(Verdict::Recorded), Next::Gone) => self.board.doubt(one.key),
             (Some(Verdict::Recorded), _) => {}
             (Some(Verdict::LeaseLost), _) => {
@@ -626,7 +638,7 @@ impl Control {
         };
         tokio::spawn(async move {
             let note = match tokio::spawn(make).await {
-                Ok(Some(Some(outcome))) => Note::Ended(flight, Some(outcome)),
+                Ok(Some(Some(tried))) => Note::Ended(flight, Some(tried)),
                 Ok(Some(None)) => Note::Short(flight),
                 Ok(None) => Note::Unsent(flight),
                 Err(error) => {

@@ -14,6 +14,7 @@ use persistence::{DueDelivery, EndpointKey, Handover, Lease, Target};
 use crate::{
     breaker::{Breaker, Gate},
     bucket::Bucket,
+    throttle::Throttle,
     yielding::is_late,
 };
 use handed::Shown;
@@ -50,6 +51,15 @@ pub(crate) enum Go {
     Wait,
     /// The target has to be read first.
     Stale,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Succeeded,
+    Failed,
+    /// The receiver asks for a pause of this length (429 or 503 with `Retry-After`).
+    Throttled(Duration),
 }
 
 /// In which lines an endpoint stands.
@@ -94,6 +104,8 @@ pub(crate) struct Endpoint {
     overtaken: bool,
     left: Handover,
     bucket: Option<Bucket>,
+    /// What the receiver asked for.
+    throttle: Throttle,
     pub(crate) breaker: Breaker,
     pub(crate) pace: Pace,
     pub(crate) lines: Lines,
@@ -128,6 +140,7 @@ impl Endpoint {
             overtaken: false,
             left: Handover::default(),
             bucket: None,
+            throttle: Throttle::new(now),
             breaker: Breaker::Closed { failures: 0 },
             pace: Pace::Unknown,
             lines: Lines::default(),
@@ -143,6 +156,10 @@ impl Endpoint {
         self.left = lease.state;
         let probe_in = lease.state.probe_at.map(|at| at.since(wall));
         self.breaker = Breaker::restored(lease.state.failures, probe_in, now);
+        self.throttle.reset(now);
+        if let (Some(pause), Breaker::Closed { .. }) = (probe_in, self.breaker) {
+            self.throttle.paused_for(pause, now);
+        }
         // Both are made anew once the target is read.
         self.bucket = None;
         (self.target, self.target_read) = (None, None);
@@ -193,6 +210,14 @@ impl Endpoint {
         self.dirty = true;
     }
 
+    /// Forgets what the receiver asked for and did. What is queued is read again: it may have been
+    /// due later.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        self.throttle.reset(now);
+        self.breaker.resume(now);
+        self.read_anew();
+    }
+
     pub(crate) fn rung(&mut self) {
         self.dirty = true;
     }
@@ -204,14 +229,16 @@ impl Endpoint {
     /// How many to have loaded.
     fn page(&self) -> usize {
         let probing = !matches!(self.breaker, Breaker::Closed { .. });
-        let rate = self.bucket.map_or(PAGE, |bucket| {
+        let own = self.bucket.map(|bucket| bucket.per_second());
+        let rates = own.into_iter().chain(self.throttle.per_second());
+        let rate = rates.reduce(f64::min).map_or(PAGE, |rate| {
             // A second's worth is loaded many times a second where nothing holds it up.
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "clamped"
             )]
-            let worth = bucket.per_second().clamp(1.0, 128.0) as usize;
+            let worth = rate.clamp(1.0, 128.0) as usize;
             worth
         });
         match self.pace {
@@ -304,7 +331,7 @@ impl Endpoint {
             None => self.bucket = None,
             Some(rate) => match &mut self.bucket {
                 Some(bucket) if (bucket.per_second() - f64::from(rate)).abs() < 0.5 => {}
-                Some(bucket) => bucket.set_rate(rate, now),
+                Some(bucket) => bucket.set_rate(rate.into(), now),
                 None => self.bucket = None,
             },
         }
@@ -325,7 +352,7 @@ impl Endpoint {
                 .tokens
                 .take()
                 .map(|(milli, at)| (milli as f64 / 1000.0, wall.since(at)));
-            self.bucket = Some(Bucket::new(rate, left, now));
+            self.bucket = Some(Bucket::new(rate.into(), left, now));
         }
     }
 
@@ -400,11 +427,9 @@ impl Endpoint {
             Gate::At(later) => return Go::At(later),
             Gate::Shut => return Go::Wait,
         };
-        match self
-            .bucket
-            .as_mut()
-            .map_or(Ok(()), |bucket| bucket.ready(now))
-        {
+        let own = self.bucket.as_mut();
+        let own = own.map_or(Ok(()), |bucket| bucket.ready(now));
+        match own.and_then(|()| self.throttle.ready(now)) {
             Ok(()) => Go::Now { probe },
             Err(later) => Go::At(later),
         }
@@ -425,21 +450,31 @@ impl Endpoint {
         if let Some(bucket) = &mut self.bucket {
             bucket.take();
         }
+        self.throttle.take();
         self.in_flight += 1;
         self.busy_at = now;
         Some((fence, target, due))
     }
 
     /// A request has ended; its outcome is not recorded yet.
-    pub(crate) fn ended(&mut self, success: bool, probe: bool, slow: bool, now: Instant) {
+    pub(crate) fn ended(&mut self, end: End, probe: bool, slow: bool, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.unrecorded += 1;
         self.busy_at = now;
         self.pace = if slow { Pace::Slow } else { Pace::Quick };
-        if success {
-            self.breaker.succeeded();
-        } else {
-            self.breaker.failed(probe, now);
+        match end {
+            End::Succeeded => {
+                self.breaker.succeeded();
+                self.throttle.succeeded(now);
+            }
+            End::Failed => self.breaker.failed(probe, now),
+            End::Throttled(pause) => {
+                self.throttle.refused(pause, now);
+                // The receiver lives; but while it takes nothing it is still only probed.
+                if probe {
+                    self.breaker.failed(probe, now);
+                }
+            }
         }
     }
 
@@ -497,6 +532,7 @@ impl Endpoint {
     /// What to give back.
     pub(crate) fn lease(&mut self, now: Instant, wall: Timestamp) -> Option<Lease> {
         let (failures, wait) = self.breaker.left(now);
+        let wait = wait.or_else(|| self.throttle.pause(now));
         #[expect(clippy::cast_possible_truncation, reason = "a few thousand at most")]
         let tokens = self
             .bucket

@@ -26,6 +26,7 @@ mod recorder;
 mod spreader;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod yielding;
 
 use std::{

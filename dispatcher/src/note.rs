@@ -1,6 +1,10 @@
 //! What the tasks of the dispatcher tell the loop that decides.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use domain::id::DeliveryId;
 use persistence::{
@@ -20,13 +24,22 @@ pub(crate) enum Note {
     /// Leases were given back, or not.
     GivenBack,
     /// A request has ended.
-    Ended(u64, Option<Outcome>),
+    Ended(u64, Option<Tried>),
     /// A request was not made.
     Unsent(u64),
     /// A request could not be made for want of something of our own.
     Short(u64),
     /// Outcomes were recorded, or not.
     Recorded(Vec<Recorded>),
+}
+
+/// A try that was made.
+#[derive(Debug)]
+pub(crate) struct Tried {
+    /// What is to be written down.
+    pub(crate) outcome: Outcome,
+    /// The pause that the receiver asked for.
+    pub(crate) pause: Option<Duration>,
 }
 
 /// What endpoints are sent by.

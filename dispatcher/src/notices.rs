@@ -220,7 +220,7 @@ fn ended(
     };
     let retry_at = match after_failure(schedule, attempt, response, now) {
         Next::RetryAt(at) => Some(at),
-        Next::Succeeded | Next::Failed | Next::Gone => None,
+        Next::Throttled(_) | Next::Succeeded | Next::Failed | Next::Gone => None,
     };
     (Some(error), retry_at)
 }

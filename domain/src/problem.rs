@@ -49,6 +49,9 @@ codes! {
     /// The body is not JSON.
     MalformedJson = "malformed_json", 400, "The body is not valid JSON",
         "Send one JSON value in UTF-8, nested at most 32 levels deep, without repeated member names.";
+    /// What came is no HTTP request.
+    MalformedRequest = "malformed_request", 400, "The request is not valid HTTP",
+        "Check the request line and the header fields. The connection is closed after this answer.";
     /// A header or query parameter is wrong.
     InvalidParameter = "invalid_parameter", 400, "A parameter is not valid",
         "`errors` names the parameter and what it takes.";
@@ -148,6 +151,9 @@ codes! {
     /// The URL points where the service may not go.
     DestinationRefused = "destination_refused", 422, "The URL is not an allowed destination",
         "Use an https URL on a public address without credentials in it.";
+    /// The request's head is too large.
+    HeadTooLarge = "head_too_large", 431, "The head of the request is too large",
+        "Send fewer or shorter header fields. The connection is closed after this answer.";
     /// Too many requests.
     RateLimited = "rate_limited", 429, "Too many requests",
         "Wait as long as `Retry-After` says.";

@@ -75,6 +75,12 @@ impl Schedule {
             .map(|wait| wait.mul_f64(random::jitter(JITTER)))
     }
 
+    /// All waits together, without jitter.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.0.iter().sum()
+    }
+
     /// How many tries there are in all.
     #[must_use]
     pub fn tries(&self) -> u32 {

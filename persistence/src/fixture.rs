@@ -237,6 +237,7 @@ impl Fixture {
             replay_id: Set(None),
             precedence: Set(0),
             seq: Set(0),
+            throttled: Set(0),
         })
         .await;
         id

@@ -80,5 +80,6 @@ pub use webhooks::{
     feed::{Feed, Place},
     health::{BUCKET_MS, Bucket, Health, Settled},
     own_events::{NewOwnEvent, PublishedEvent},
+    recovery::Enabled,
     replays::{NewReplay, Replay, Worked},
 };

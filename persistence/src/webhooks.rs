@@ -15,4 +15,5 @@ pub(crate) mod health;
 mod listeners;
 pub(crate) mod own_events;
 mod publish;
+pub(crate) mod recovery;
 pub(crate) mod replays;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -92,6 +92,27 @@ struct State {
     otherwise: Reply,
     /// From which delivery on, counted from 0, none is answered for now.
     held_from: usize,
+    /// Most deliveries that are taken within a second, and when the last ones were.
+    limit: Option<(usize, VecDeque<Instant>)>,
+}
+
+impl State {
+    /// Whether one more is too many.
+    fn is_over(&mut self) -> bool {
+        let Some((limit, taken)) = &mut self.limit else {
+            return false;
+        };
+        let now = Instant::now();
+        let gone = |at: &Instant| now.duration_since(*at) >= Duration::from_secs(1);
+        while taken.front().is_some_and(gone) {
+            taken.pop_front();
+        }
+        let over = taken.len() >= *limit;
+        if !over {
+            taken.push_back(now);
+        }
+        over
+    }
 }
 
 /// The consumer. Gone when dropped.
@@ -114,6 +135,7 @@ impl Consumer {
             next: VecDeque::new(),
             otherwise: Reply::status(204),
             held_from: usize::MAX,
+            limit: None,
         }));
         let releases = watch::channel(0).0;
         let app = Receiver(Arc::clone(&state), releases.clone());
@@ -137,6 +159,12 @@ impl Consumer {
     /// Answers like this from now on.
     pub fn reply_always(&self, reply: Reply) {
         self.state.lock().unwrap().otherwise = reply;
+    }
+
+    /// Takes at most so many deliveries within a second from now on. Others are answered 429, with a
+    /// `Retry-After` of one second.
+    pub fn take_a_second(&self, limit: usize) {
+        self.state.lock().unwrap().limit = Some((limit, VecDeque::new()));
     }
 
     /// Answers so many deliveries more, and holds those that come then until [`Self::release`].
@@ -206,7 +234,15 @@ impl Endpoint for Receiver {
             let mut state = self.0.lock().unwrap();
             let held = state.seen.len() >= state.held_from;
             let otherwise = state.otherwise.clone();
-            let reply = state.next.pop_front().unwrap_or(otherwise);
+            let reply = if state.is_over() {
+                let wait = ("retry-after", "1".to_owned());
+                Reply {
+                    headers: vec![wait],
+                    ..Reply::status(429)
+                }
+            } else {
+                state.next.pop_front().unwrap_or(otherwise)
+            };
             state.seen.push(Delivery {
                 at_s: now_s(),
                 path: request.uri().to_string(),

@@ -30,6 +30,7 @@ mod process;
 mod publishers;
 mod quotas;
 mod receivers;
+mod recovery;
 mod replicas;
 mod resolving;
 mod rotations;

@@ -3,7 +3,7 @@
 use poem_openapi::{Enum, Object, types::Example};
 
 use domain::{Timestamp, id::EndpointId};
-use persistence::{BUCKET_MS, Bucket, Endpoint, Health, Replay};
+use persistence::{BUCKET_MS, Bucket, Enabled, Endpoint, Health};
 
 use super::EndpointView;
 use crate::{common::Time, replays::ReplayView};
@@ -141,16 +141,19 @@ impl Example for EnableBody {
 pub struct EnabledEndpoint {
     #[oai(flatten)]
     endpoint: EndpointView,
+    /// Deliveries that waited for a later attempt, and are due now.
+    deliveries_due: u64,
     /// The replay that was asked for.
     #[oai(nullable)]
     replay: Option<ReplayView>,
 }
 
-impl From<&(Endpoint, Option<Replay>)> for EnabledEndpoint {
-    fn from((endpoint, replay): &(Endpoint, Option<Replay>)) -> Self {
+impl From<&Enabled> for EnabledEndpoint {
+    fn from(enabled: &Enabled) -> Self {
         Self {
-            endpoint: endpoint.into(),
-            replay: replay.as_ref().map(Into::into),
+            endpoint: (&enabled.endpoint).into(),
+            deliveries_due: enabled.deliveries_due,
+            replay: enabled.replay.as_ref().map(Into::into),
         }
     }
 }
@@ -159,6 +162,7 @@ impl Example for EnabledEndpoint {
     fn example() -> Self {
         Self {
             endpoint: EndpointView::example(),
+            deliveries_due: 12,
             replay: Some(ReplayView::example()),
         }
     }

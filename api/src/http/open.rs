@@ -108,6 +108,7 @@ impl OpenConnections {
             peer,
             all: Arc::clone(&self.0),
             under_way: AtomicU32::new(0),
+            steps: AtomicU64::new(0),
             spoken: AtomicBool::new(false),
             idle_since: AtomicU64::new(self.0.now_ms()),
             closing: AtomicBool::new(false),
@@ -175,6 +176,8 @@ pub(super) struct State {
     all: Arc<Inner>,
     /// Requests that are not answered yet.
     under_way: AtomicU32,
+    /// Counts the beginnings and ends of requests.
+    steps: AtomicU64,
     spoken: AtomicBool,
     /// Since when it was idle the last time, milliseconds.
     idle_since: AtomicU64,
@@ -189,7 +192,19 @@ impl State {
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.spoken.store(true, Relaxed);
         self.under_way.fetch_add(1, Relaxed);
+        self.steps.fetch_add(1, Relaxed);
         Busy(Arc::clone(self))
+    }
+
+    /// Whether a request is not answered as a whole yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.load(Relaxed) > 0
+    }
+
+    /// How many requests have begun, and how many of them have ended, together. It stays the same
+    /// while nothing is answered.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
     }
 
     /// Whether a request has ever come.
@@ -215,6 +230,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.all.now_ms(), Relaxed);
         self.0.under_way.fetch_sub(1, Relaxed);
+        self.0.steps.fetch_add(1, Relaxed);
     }
 }
 

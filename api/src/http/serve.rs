@@ -33,6 +33,7 @@ use domain::permits::{Bounds, Full};
 use super::{
     context::RequestId,
     error,
+    malformed::Explained,
     open::{Answering, OpenConnection, OpenConnections, Peer},
     share::Owner,
     slow_client::Watched,
@@ -160,7 +161,8 @@ fn protocol(limits: &ConnectionLimits) -> http1::Builder {
         .max_header_size(limits.header_bytes_max)
         .max_buf_size(limits.buffer_bytes_max)
         .keep_alive(true)
-        .pipeline_flush(true);
+        // One buffer for head and body: answers are small, and one write is enough.
+        .writev(false);
     http
 }
 
@@ -308,6 +310,7 @@ impl<E: Endpoint<Output = Response> + 'static> Server<E> {
         open.watch(stalled.clone());
         let peer = RemoteAddr(Addr::from(peer));
         let state = open.state();
+        let socket = Explained::new(socket, state);
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let busy = state.begin();
             let request = (request, self.local.clone(), peer.clone(), Scheme::HTTP);

@@ -92,7 +92,9 @@ impl Game {
             event: EventId::from_uuid(uuid(self.last_id)),
             body: "{}".into(),
             attempt: 1,
+            throttled: 0,
             due,
+            created_at: due,
         }
     }
 
@@ -129,7 +131,8 @@ impl Game {
     /// Ends a request and has its outcome recorded.
     fn end(&mut self, at: usize, success: bool) -> EndpointKey {
         let start = self.flights.swap_remove(at);
-        self.board.ended(start.flight, success, self.now);
+        let end = if success { End::Succeeded } else { End::Failed };
+        self.board.ended(start.flight, end, self.now);
         let retried = !success;
         self.board.settled(start.key, start.due.id, retried, false);
         start.key
@@ -284,12 +287,12 @@ fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
     game.give(one, 3);
     assert_eq!(game.start_all(), 1);
     let first = game.flights.remove(0);
-    game.board.ended(first.flight, true, game.now);
+    game.board.ended(first.flight, End::Succeeded, game.now);
     assert_eq!(game.start_all(), 0, "its outcome is not recorded yet");
     game.board.settled(one, first.due.id, false, false);
     assert_eq!(game.start_all(), 1);
     let second = game.flights.remove(0);
-    game.board.ended(second.flight, false, game.now);
+    game.board.ended(second.flight, End::Failed, game.now);
     game.board.settled(one, second.due.id, true, false);
     assert_eq!(game.start_all(), 0, "the third waits for the second");
     // It comes back from the store with its retry at the head.
@@ -324,7 +327,7 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
         let first = game.flights.remove(0);
         let loads = game.board.loads(1, game.now, Duration::ZERO);
         assert_eq!(loads[0].known.len(), 3);
-        game.board.ended(first.flight, false, game.now);
+        game.board.ended(first.flight, End::Failed, game.now);
         game.board.settled(one, first.due.id, retried, again);
         // The page goes on behind what was known when it was asked for.
         game.board.loaded(one, all[3..].to_vec(), false, game.now);

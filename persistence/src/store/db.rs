@@ -87,6 +87,13 @@ impl Transaction {
         self.effects().deliveries.look_for((publisher, endpoint));
     }
 
+    /// Notes that deliveries to an endpoint go out from now on, whatever its receiver did before.
+    pub(crate) fn resumes(&self, publisher: Uuid, endpoint: Uuid) {
+        let deliveries = &mut self.effects().deliveries;
+        deliveries.look_for((publisher, endpoint));
+        deliveries.resumed.insert((publisher, endpoint));
+    }
+
     /// Notes that deliveries are written, whose events say this.
     pub(crate) fn delivers(&self, rows: &[deliveries::Model], bodies: &Bodies) {
         self.effects().deliveries.wrote(rows, bodies);

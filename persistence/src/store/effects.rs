@@ -66,8 +66,12 @@ pub struct DueDelivery {
     pub body: Arc<str>,
     /// Which try comes next, from 1.
     pub attempt: i32,
+    /// How many of those before were answered by asking for a pause.
+    pub throttled: i32,
     /// Since when it is due; in an order, when it will be.
     pub due: Timestamp,
+    /// When it was written.
+    pub created_at: Timestamp,
 }
 
 /// A delivery that a commit of this process wrote, for its own dispatcher (ADR 0022).
@@ -125,6 +129,8 @@ pub(crate) struct Deliveries {
     /// To which of them some are not handed over, and have to be looked for.
     pub(crate) looked_for: BTreeSet<(Uuid, Uuid)>,
     pub(crate) handed: Handed<(EndpointKey, DueDelivery)>,
+    /// To which endpoints they go out whatever the receivers did before.
+    pub(crate) resumed: BTreeSet<(Uuid, Uuid)>,
 }
 
 impl Deliveries {
@@ -140,7 +146,9 @@ impl Deliveries {
             event: EventId::from_uuid(row.event_id),
             body: Arc::clone(body),
             attempt: row.attempts.saturating_add(1),
+            throttled: row.throttled,
             due: Timestamp::from_ms(row.next_attempt_at.unwrap_or(row.created_at)),
+            created_at: Timestamp::from_ms(row.created_at),
         };
         let key = EndpointKey::of_uuids(endpoint.0, endpoint.1);
         self.endpoints.insert(endpoint);

@@ -416,6 +416,8 @@ entity!(replays, "replays", Some("publisher_id"), [
     looked_at: i64,
     created_at: i64,
     finished_at: Option<i64>,
+    include_pending: bool,
+    made_due: i64,
 });
 
 entity!(processes, "processes", None, [
@@ -446,6 +448,7 @@ entity!(deliveries, "deliveries", Some("publisher_id"), [
     seq: i64,
     replay_id: Option<Uuid>,
     precedence: i32,
+    throttled: i32,
 });
 
 entity!(delivery_attempts, "delivery_attempts", Some("publisher_id"), [

@@ -45,6 +45,9 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
 const NAMES_MAX: usize = 200;
+/// Most endpoints that a notification names whose deliveries go out whatever their receivers did;
+/// of others the holder learns nothing before a pause ends by itself.
+const RESUMED_MAX: usize = 16;
 /// Most endpoints that are remembered until the dispatcher asks; more count as any.
 const WRITTEN_MAX: usize = 10_000;
 
@@ -55,6 +58,8 @@ pub struct Written {
     pub endpoints: BTreeSet<EndpointKey>,
     /// And perhaps for others, which only the store can tell.
     pub others: bool,
+    /// And to these, whatever their receivers did before.
+    pub resumed: BTreeSet<EndpointKey>,
     /// And these, with all that is to be sent.
     pub handed: Vec<HandedOver>,
     /// By this process: endpoints or secrets of these changed, so that what was read of them
@@ -79,10 +84,12 @@ impl Untold {
             endpoints,
             others,
             changed,
+            resumed,
             stepped,
-            ..
+            handed: _,
         } = &self.written;
-        !stepped && endpoints.is_empty() && !others && changed.is_empty() && self.handed.is_empty()
+        let named = endpoints.is_empty() && resumed.is_empty() && changed.is_empty();
+        !stepped && !others && named && self.handed.is_empty()
     }
 
     fn look_for(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
@@ -94,12 +101,18 @@ impl Untold {
         }
     }
 
+    fn resume(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
+        let room = WRITTEN_MAX.saturating_sub(self.written.resumed.len());
+        self.written.resumed.extend(endpoints.take(room));
+    }
+
     /// What there is no room for is to be looked for.
     fn wrote(&mut self, deliveries: Deliveries, since: std::time::Instant) {
         let keys = |some: BTreeSet<(Uuid, Uuid)>| {
             let some = some.into_iter();
             some.map(|(owner, id)| EndpointKey::of_uuids(owner, id))
         };
+        self.resume(keys(deliveries.resumed));
         if !self.asked {
             self.look_for(keys(deliveries.endpoints));
             return;
@@ -130,6 +143,8 @@ impl Untold {
 #[derive(Default)]
 struct News {
     deliveries: BTreeSet<(Uuid, Uuid)>,
+    /// Endpoints whose deliveries go out whatever their receivers did before.
+    resumed: BTreeSet<(Uuid, Uuid)>,
     ready: BTreeSet<Uuid>,
     /// Runs, and publishers with new events.
     changed: BTreeSet<Uuid>,
@@ -140,7 +155,10 @@ struct News {
 impl News {
     fn is_empty(&self) -> bool {
         let named = [&self.ready, &self.changed];
-        !self.fan_outs && self.deliveries.is_empty() && named.iter().all(|some| some.is_empty())
+        let endpoints = [&self.deliveries, &self.resumed];
+        !self.fan_outs
+            && endpoints.iter().all(|some| some.is_empty())
+            && named.iter().all(|some| some.is_empty())
     }
 }
 
@@ -187,8 +205,9 @@ impl Wake {
     /// Wakes whom a commit concerns that began after `since`.
     pub(crate) fn after(&self, effects: Effects, since: std::time::Instant) {
         if let Some(outbox) = &self.outbox {
-            let endpoints = &effects.deliveries.endpoints;
-            lock(outbox).deliveries.extend(endpoints);
+            let mut outbox = lock(outbox);
+            outbox.deliveries.extend(&effects.deliveries.endpoints);
+            outbox.resumed.extend(&effects.deliveries.resumed);
         }
         // Changes with deliveries, so that whoever makes one after a change finds the change known.
         let retargeted = effects.targets_of.iter().copied();
@@ -229,9 +248,16 @@ impl Wake {
         self.tell(|untold| untold.written.stepped = true);
     }
 
-    fn wrote(&self, endpoints: impl Iterator<Item = (Uuid, Uuid)>) {
-        let keys = endpoints.map(|(owner, id)| EndpointKey::of_uuids(owner, id));
-        self.tell(|untold| untold.look_for(keys));
+    fn wrote(
+        &self,
+        endpoints: impl Iterator<Item = (Uuid, Uuid)>,
+        resumed: impl Iterator<Item = (Uuid, Uuid)>,
+    ) {
+        let key = |(owner, id)| EndpointKey::of_uuids(owner, id);
+        self.tell(|untold| {
+            untold.look_for(endpoints.map(key));
+            untold.resume(resumed.map(key));
+        });
     }
 
     /// Waits until deliveries were written or endpoints changed, and says which. From the first
@@ -333,15 +359,16 @@ impl Wake {
         if parts.next() == Some(self.process.simple().to_string().as_str()) {
             return;
         }
-        let (mut ready, mut written) = (Vec::new(), Vec::new());
+        let (mut ready, mut written, mut resumed) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             let (kind, rest) = part.split_at_checked(1).unwrap_or((part, ""));
             let id = Uuid::try_parse(rest).ok();
             let pair = rest.split_once(':').and_then(|(owner, id)| {
                 Some((Uuid::try_parse(owner).ok()?, Uuid::try_parse(id).ok()?))
             });
-            if let ("d", Some(endpoint)) = (kind, pair) {
+            if let Some(endpoint) = pair.filter(|_| matches!(kind, "d" | "n")) {
                 written.push(endpoint);
+                resumed.extend((kind == "n").then_some(endpoint));
                 continue;
             }
             match (kind, id) {
@@ -352,7 +379,7 @@ impl Wake {
             }
         }
         self.readied(ready.into_iter());
-        self.wrote(written.into_iter());
+        self.wrote(written.into_iter(), resumed.into_iter());
     }
 
     /// Something may have been missed.
@@ -462,19 +489,23 @@ async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// `<process> [f] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
+/// `<process> [f] [n<publisher>:<endpoint>…] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
 fn written(process: Uuid, news: &News) -> String {
     use std::fmt::Write as _;
+    // Writing to a string can't fail.
     let mut text = process.simple().to_string();
     if news.fan_outs {
         text.push_str(" f");
+    }
+    // First and whatever else there is: nothing but this tells of them.
+    for (publisher, endpoint) in news.resumed.iter().take(RESUMED_MAX) {
+        let _ = write!(text, " n{}:{}", publisher.simple(), endpoint.simple());
     }
     // An endpoint is named by two.
     if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
         text.push_str(" *");
         return text;
     }
-    // Writing to a string can't fail.
     for (publisher, endpoint) in &news.deliveries {
         let _ = write!(text, " d{}:{}", publisher.simple(), endpoint.simple());
     }
@@ -501,6 +532,7 @@ mod tests {
         let mut watching = there.watch(id(7));
         let news = News {
             deliveries: BTreeSet::from([(id(3), id(4))]),
+            resumed: BTreeSet::from([(id(5), id(6))]),
             ready: BTreeSet::from([id(1), id(2)]),
             changed: BTreeSet::from([id(7)]),
             fan_outs: true,
@@ -512,7 +544,9 @@ mod tests {
         watching.mark_unchanged();
         let written = there.written().await;
         let endpoint = EndpointKey::of_uuids(id(3), id(4));
-        assert_eq!(written.endpoints, BTreeSet::from([endpoint]));
+        let resumed = EndpointKey::of_uuids(id(5), id(6));
+        assert_eq!(written.endpoints, BTreeSet::from([endpoint, resumed]));
+        assert_eq!(written.resumed, BTreeSet::from([resumed]));
         assert!(!written.others);
         there.fanned_out().await;
         // What comes back to its sender is no news.
@@ -607,6 +641,7 @@ mod tests {
         let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));
         let deliveries = News {
             deliveries: endpoints.collect(),
+            resumed: (0..100).map(|at| (id(1), id(at))).collect(),
             ..News::default()
         };
         for news in [runs, deliveries] {
@@ -618,7 +653,8 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_asks_for_is_bounded() {
         let wake = Wake::new(false);
-        wake.wrote((0..=WRITTEN_MAX as u128).map(|at| (id(1), id(at))));
+        let endpoints = (0..=WRITTEN_MAX as u128).map(|at| (id(1), id(at)));
+        wake.wrote(endpoints, std::iter::empty());
         let written = wake.written().await;
         assert!(written.others && written.endpoints.is_empty());
     }

@@ -14,15 +14,18 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::store::{
-    Scoped,
-    change::{Answer, Audited, Context, entry},
-    db::Tx,
-    entity::{deliveries, delivery_attempts, webhook_endpoints},
-    error::{Result, StoreError, damaged},
-    page::{Page, PageRequest},
-    sql::{Sql, by_primary_key, padded},
-    walk::{Check, Path, Span, Walk},
+use crate::{
+    store::{
+        Scoped,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        entity::{deliveries, delivery_attempts, webhook_endpoints},
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest},
+        sql::{Sql, by_primary_key, padded},
+        walk::{Check, Path, Span, Walk},
+    },
+    webhooks::recovery::resume,
 };
 
 /// Most attempts that are shown; a delivery has more only after many retries by hand.
@@ -245,7 +248,8 @@ impl Scoped {
         Ok((with_type(db, row).await?, attempts))
     }
 
-    /// Makes a finished delivery pending again, due at once; a pending one stays as it is.
+    /// Makes a delivery due at once, also one that has ended. What held its endpoint's deliveries
+    /// back ends too: a pause that the receiver asked for, and that of the breaker.
     pub async fn retry_delivery<A>(
         &self,
         context: &Context,
@@ -267,9 +271,6 @@ impl Scoped {
                         .await?
                         .ok_or_else(Problem::not_found)?;
                     check_endpoint(&tx, &row).await?;
-                    if row.finished_at.is_none() {
-                        return Ok(Audited::unchanged(with_type(tx.db(), row).await?));
-                    }
                     let row = deliveries::Entity::update(deliveries::ActiveModel {
                         publisher_id: Set(owner),
                         id: Set(row.id),
@@ -280,7 +281,7 @@ impl Scoped {
                     })
                     .exec(tx.db())
                     .await?;
-                    tx.delivers_to(owner, row.endpoint_id);
+                    resume(&tx, owner, row.endpoint_id).await?;
                     let delivery = with_type(tx.db(), row).await?;
                     let facts = json!({ "endpoint_id": delivery.endpoint_id.to_string() });
                     let line = entry(Action::DeliveryRetried, "delivery", id, facts);

@@ -34,6 +34,7 @@ pub(crate) fn delivery_row(
         replay_id: None,
         precedence: 0,
         seq: 0,
+        throttled: 0,
     }
 }
 

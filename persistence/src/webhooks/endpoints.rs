@@ -43,8 +43,9 @@ use crate::{
         endpoint_rows::{live, live_row, write_row},
         endpoint_secrets::{equip, name_keys},
         events::{Event, emit_to},
-        health::{Health, forget_failures, health_of},
-        replays::{NewReplay, Replay, end_all_of, start_in},
+        health::{Health, health_of},
+        recovery::recover,
+        replays::end_all_of,
     },
 };
 
@@ -369,15 +370,23 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
         .collect()
 }
 
+/// What a change did.
+pub(crate) struct Changed {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) lines: Vec<Entry>,
+    /// Deliveries that waited for a later try, and are due now.
+    pub(crate) deliveries_due: u64,
+}
+
 /// The change itself. Values do not stand in the audit log, since URLs and headers may hold
 /// what is not for every reader of it.
-async fn change(
+pub(crate) async fn change(
     store: &Store,
     tx: &Tx,
     publisher: Uuid,
     mut row: webhook_endpoints::Model,
     patch: &EndpointPatch,
-) -> Result<(Endpoint, Vec<Entry>)> {
+) -> Result<Changed> {
     if let Some(types) = &patch.event_types {
         check_types(types)?;
     }
@@ -391,7 +400,8 @@ async fn change(
         let facts = json!({ "changed": members });
         lines.push(entry(Action::EndpointUpdated, "endpoint", id, facts));
     }
-    if replace(&mut row.enabled, patch.enabled) {
+    let switched = replace(&mut row.enabled, patch.enabled);
+    if switched {
         row.disabled_reason = reason(row.enabled);
         let action = if row.enabled {
             Action::EndpointEnabled
@@ -399,11 +409,11 @@ async fn change(
             Action::EndpointDisabled
         };
         lines.push(entry(action, "endpoint", id, json!({})));
-        if row.enabled {
-            forget_failures(tx, publisher, row.id).await?;
-            // What waited may be due.
-            tx.delivers_to(publisher, row.id);
-        }
+    }
+    let mut deliveries_due = 0;
+    if row.enabled && (switched || members.contains(&"url")) {
+        // What failed was another receiver, or one that is to be tried again.
+        deliveries_due = recover(tx, publisher, row.id).await?;
     }
     if !lines.is_empty() {
         name_keys(&mut row);
@@ -417,7 +427,11 @@ async fn change(
     let mut changed = [Endpoint::of_row(row)];
     with_health(tx.db(), publisher, &mut changed, tx.now).await?;
     let [endpoint] = changed;
-    Ok((endpoint, lines))
+    Ok(Changed {
+        endpoint,
+        lines,
+        deliveries_due,
+    })
 }
 
 /// Ends what is on its way to an endpoint; the outcome of an attempt under way changes nothing
@@ -529,46 +543,14 @@ impl Scoped {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
                     let patch = wish(&Endpoint::of_row(row.clone()))?;
-                    let (endpoint, lines) = change(&self.store, &tx, owner, row, &patch).await?;
-                    let audited = Audited::unchanged(endpoint);
-                    let lines = lines.into_iter();
+                    let changed = change(&self.store, &tx, owner, row, &patch).await?;
+                    let audited = Audited::unchanged(changed.endpoint);
+                    let lines = changed.lines.into_iter();
                     Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
                 },
                 render,
             )
             .await
-    }
-
-    /// Lets deliveries to an endpoint flow again, as if it had never failed, and starts a replay
-    /// if one is wanted. One that is enabled already is left as it is, but for the replay.
-    pub async fn enable_endpoint<A>(
-        &self,
-        context: &Context,
-        id: EndpointId,
-        replay: Option<NewReplay>,
-        render: A,
-    ) -> Result<Answer, StoreError>
-    where
-        A: Fn(&(Endpoint, Option<Replay>)) -> Answer + Send + Sync,
-    {
-        let (owner, replay) = (self.scope.uuid(), &replay);
-        let work = |tx: Tx| async move {
-            let row = live_row(&tx, owner, id).await?;
-            let patch = EndpointPatch {
-                enabled: Some(true),
-                ..EndpointPatch::default()
-            };
-            let (endpoint, lines) = change(&self.store, &tx, owner, row.clone(), &patch).await?;
-            let (mut started, mut line) = (None, None);
-            if let Some(new) = replay {
-                let (replay, entry) = start_in(&tx, &row, new).await?;
-                (started, line) = (Some(replay), entry);
-            }
-            let audited = Audited::unchanged((endpoint, started));
-            let lines = lines.into_iter().chain(line);
-            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
-        };
-        self.store.administer(context, owner, work, render).await
     }
 
     /// Removes an endpoint and calls off what is on its way to it.

@@ -41,6 +41,7 @@ use crate::{
         endpoint_rows::live_row,
         fan_outs,
         listeners::Listener,
+        recovery::{make_due, resume},
     },
 };
 
@@ -67,12 +68,16 @@ pub struct Replay {
     pub until: Timestamp,
     /// Only events of which a delivery to the endpoint failed and none succeeded.
     pub only_failed: bool,
+    /// Whether deliveries of these events that wait for a later try are made due at once.
+    pub include_pending: bool,
     /// Only events that one of these filters lets through.
     pub event_types: Option<Vec<String>>,
     /// Events that were found so far.
     pub matched: i64,
     /// Deliveries that were written so far.
     pub queued: i64,
+    /// Waiting deliveries that were made due so far.
+    pub made_due: i64,
     /// Those that ended.
     pub done: i64,
     /// When it was started.
@@ -90,6 +95,8 @@ pub struct NewReplay {
     pub until: Option<Timestamp>,
     /// Only events of which a delivery to the endpoint failed and none succeeded.
     pub only_failed: bool,
+    /// Whether deliveries of these events that wait for a later try are made due at once.
+    pub include_pending: bool,
     /// Only events that one of these filters lets through, besides the endpoint's own.
     pub event_types: Option<Vec<String>>,
 }
@@ -123,6 +130,8 @@ fn replay_of(row: replays::Model, pending: i64) -> Result<Replay> {
         since: Timestamp::from_ms(row.since),
         until: Timestamp::from_ms(row.until),
         only_failed: row.only_failed,
+        include_pending: row.include_pending,
+        made_due: row.made_due,
         event_types: types.transpose().map_err(|_| damaged("replay"))?,
         matched: row.matched,
         queued: row.queued,
@@ -199,13 +208,16 @@ pub(crate) async fn start_in(
         .event_types
         .as_ref()
         .map(|types| json!(types).to_string());
-    let filter = json!({
+    let mut filter = json!({
         "since": new.since.ms(),
         "until": new.until.map(Timestamp::ms),
         "only_failed": new.only_failed,
         "event_types": new.event_types,
-    })
-    .to_string();
+    });
+    if new.include_pending {
+        filter["include_pending"] = json!(true);
+    }
+    let filter = filter.to_string();
     let owner = endpoint.publisher_id;
     let running = running_of(tx.db(), owner, endpoint.id).await?;
     if let Some(same) = running.iter().find(|row| row.filter == filter) {
@@ -231,7 +243,12 @@ pub(crate) async fn start_in(
         looked_at: tx.now.ms(),
         created_at: tx.now.ms(),
         finished_at: None,
+        include_pending: new.include_pending,
+        made_due: 0,
     };
+    if new.include_pending {
+        resume(tx, owner, endpoint.id).await?;
+    }
     let active = row.clone().into_active_model().reset_all();
     replays::Entity::insert(active)
         .exec_without_returning(tx.db())
@@ -242,6 +259,7 @@ pub(crate) async fn start_in(
         "since": replay.since.to_string(),
         "until": replay.until.to_string(),
         "only_failed": replay.only_failed,
+        "include_pending": replay.include_pending,
     });
     let line = entry(Action::ReplayStarted, "replay", replay.id, facts);
     Ok((replay, Some(line)))
@@ -284,8 +302,13 @@ async fn cancel_deliveries(tx: &Tx, row: &replays::Model) -> Result<u64> {
 }
 
 /// Which of these events are to be sent: not those on their way to the endpoint already, and if
-/// only failures are wanted, those that failed and never arrived.
-async fn wanted(tx: &Tx, row: &replays::Model, found: &[Uuid]) -> Result<HashSet<Uuid>> {
+/// only failures are wanted, those that failed and never arrived. Those on their way are the
+/// second answer.
+async fn wanted(
+    tx: &Tx,
+    row: &replays::Model,
+    found: &[Uuid],
+) -> Result<(HashSet<Uuid>, HashSet<Uuid>)> {
     use deliveries::Column;
     let mut all: HashSet<Uuid> = found.iter().copied().collect();
     let standing: Vec<(Uuid, String)> = deliveries::Entity::find()
@@ -307,7 +330,7 @@ async fn wanted(tx: &Tx, row: &replays::Model, found: &[Uuid]) -> Result<HashSet
         let arrived = with("succeeded");
         all.retain(|event| failed.contains(event) && !arrived.contains(event));
     }
-    Ok(all)
+    Ok((all, pending))
 }
 
 /// Works on one replay: writes the deliveries that there is room for, or ends it once all of them
@@ -399,10 +422,10 @@ async fn queue(
     };
     let found = seen.iter().filter(|(_, t, p)| matches(t, p.as_deref()));
     let found: Vec<Uuid> = found.map(|(id, ..)| *id).collect();
-    let wanted = wanted(tx, row, &found).await?;
+    let (wanted, pending) = wanted(tx, row, &found).await?;
     let whole = u64::try_from(seen.len()).unwrap_or(0) < STEP;
     let matching: HashSet<Uuid> = found.into_iter().collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut waiting) = (Vec::new(), Vec::new());
     let mut full = false;
     for (id, ..) in &seen {
         if wanted.contains(id) {
@@ -416,11 +439,17 @@ async fn queue(
                 ..delivery_row(tx, row.publisher_id, EventId::from_uuid(*id), endpoint.id)
             });
         }
+        waiting.extend(pending.contains(id).then_some(*id));
         row.matched += i64::from(matching.contains(id));
         row.position = Some(*id);
     }
     if whole && !full {
         row.position = Some(end_of(row));
+    }
+    if row.include_pending && !waiting.is_empty() {
+        let made = make_due(tx, row.publisher_id, endpoint.id, Some(&waiting)).await?;
+        row.made_due += i64::try_from(made).unwrap_or(i64::MAX);
+        tx.delivers_to(row.publisher_id, endpoint.id);
     }
     let queued = u64::try_from(rows.len()).unwrap_or(0);
     row.queued += i64::try_from(rows.len()).unwrap_or(0);

@@ -113,31 +113,100 @@ async fn a_silent_connection_is_closed() {
     assert_eq!(answer(&mut stream).await, "", "one that spoke once");
 }
 
+/// Sends bytes and reads until the connection is closed.
+async fn exchange(running: &Running, bytes: &[u8]) -> String {
+    let mut stream = connect(running).await;
+    stream.write_all(bytes).await.unwrap();
+    let mut text = Vec::new();
+    let all = stream.read_to_end(&mut text);
+    let limit = Duration::from_secs(5);
+    tokio::time::timeout(limit, all).await.unwrap().unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// The problem that an answer holds.
+fn problem(text: &str, status: u16) -> String {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{text:?}");
+    assert!(
+        head.contains("content-type: application/problem+json"),
+        "{text:?}"
+    );
+    assert!(head.contains("connection: close"), "{text:?}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["status"], status);
+    let id = format!("x-request-id: {}", body["request_id"].as_str().unwrap());
+    assert!(head.contains(&id), "{text:?}");
+    body["code"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn a_huge_head_is_refused() {
     let running = start(ConnectionLimits::default()).await;
+    let long = "a".repeat(60_000);
+    let huge = format!("GET / HTTP/1.1\r\nhost: x\r\nx-a: {long}\r\n\r\n");
+    let many = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\n{}\r\n",
+        "x-a: 1\r\n".repeat(200)
+    );
+    let path = format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n");
+    for head in [huge, many, path] {
+        let text = exchange(&running, head.as_bytes()).await;
+        assert_eq!(problem(&text, 431), "head_too_large", "{head:.30}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_in_words() {
+    let running = start(ConnectionLimits::default()).await;
+    for head in [
+        "GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost : x\r\n\r\n",
+        "GET / HTTP/1.1\r\nh(o)st: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: x\r\nx-a: a\0b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: x\r\n x-a: folded\r\n\r\n",
+        "GET / HTTP/1.7\r\nhost: x\r\n\r\n",
+        "GET / HTTPS/1.1\r\nhost: x\r\n\r\n",
+        "GET /\r\nhost: x\r\n\r\n",
+        "G(E)T / HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET / a b HTTP/1.1\r\nhost: x\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1x\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\n",
+        "\u{16}\u{3}\u{1}\0\u{5}\u{1}\0\0\u{1}\u{3}\u{3}",
+    ] {
+        let text = exchange(&running, head.as_bytes()).await;
+        assert_eq!(problem(&text, 400), "malformed_request", "{head:?}");
+    }
+    // After a request that was answered, too; and its answer is whole.
     let mut stream = connect(&running).await;
-    let huge = format!(
-        "GET / HTTP/1.1\r\nhost: x\r\nx-a: {}\r\n\r\n",
-        "a".repeat(20_000)
-    );
-    // The server may close before it has read everything.
-    let _ = stream.write_all(huge.as_bytes()).await;
-    let text = answer(&mut stream).await;
-    assert!(
-        text.is_empty() || text.starts_with("HTTP/1.1 431"),
-        "{text}"
-    );
-    let mut stream = connect(&running).await;
-    let fields = "x-a: 1\r\n".repeat(200);
-    let _ = stream
-        .write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n").as_bytes())
-        .await;
-    let text = answer(&mut stream).await;
-    assert!(
-        text.is_empty() || text.starts_with("HTTP/1.1 431"),
-        "{text}"
-    );
+    ask(&mut stream, "/").await;
+    assert!(answer(&mut stream).await.contains("200 OK"));
+    stream.write_all(b"GET\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(problem(&text, 400), "malformed_request");
+}
+
+#[tokio::test]
+async fn an_answer_goes_out_whatever_follows_its_request() {
+    let running = start(ConnectionLimits::default()).await;
+    for after in [
+        "\r\n",
+        "GET /",
+        "GET / HTTP/1.1\r\nhost: x\r\nx-a: ",
+        "\0\0",
+    ] {
+        let mut stream = connect(&running).await;
+        let request = format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{after}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let soon = tokio::time::timeout(Duration::from_secs(2), answer(&mut stream));
+        let text = soon.await.unwrap();
+        assert!(
+            text.contains("200 OK") && text.contains("127.0.0.1"),
+            "{after:?}: {text:?}"
+        );
+    }
 }
 
 #[tokio::test]

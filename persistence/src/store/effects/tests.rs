@@ -121,6 +121,7 @@ async fn what_has_a_place_in_an_order_or_waits_already_is_looked_for() {
         replay_id: None,
         precedence,
         seq,
+        throttled: 0,
     };
     let bodies = Bodies(HashMap::from([(Uuid::nil(), "{}".into())]));
     let none = Bodies::default();

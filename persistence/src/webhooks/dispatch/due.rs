@@ -106,7 +106,9 @@ struct Row {
     id: Uuid,
     event: Uuid,
     attempts: i32,
+    throttled: i32,
     due: i64,
+    created_at: i64,
     precedence: i32,
     seq: i64,
 }
@@ -118,7 +120,9 @@ impl Row {
             id: row.try_get("", "id")?,
             event: row.try_get("", "event_id")?,
             attempts: row.try_get("", "attempts")?,
+            throttled: row.try_get("", "throttled")?,
             due: row.try_get("", "next_attempt_at")?,
+            created_at: row.try_get("", "created_at")?,
             precedence: row.try_get("", "precedence")?,
             seq: row.try_get("", "seq")?,
         })
@@ -175,7 +179,7 @@ const UNORDERED: [Branch; 3] = [
 const REPLAYED: &str = " AND replay_id IS NOT NULL AND seq = 0 AND precedence > 0";
 
 const SELECT: &str = "SELECT publisher_id, endpoint_id, id, event_id, attempts, \
-     next_attempt_at, seq, precedence FROM deliveries";
+     throttled, next_attempt_at, created_at, seq, precedence FROM deliveries";
 const WHERE: &str = " WHERE status = 'pending' AND publisher_id = ";
 
 /// How many rows to read to find as many as are asked for among those that are known.
@@ -442,7 +446,9 @@ impl Row {
             event: EventId::from_uuid(self.event),
             body: body.unwrap_or_default(),
             attempt: self.attempts.saturating_add(1),
+            throttled: self.throttled,
             due: Timestamp::from_ms(self.due),
+            created_at: Timestamp::from_ms(self.created_at),
         }
     }
 }

@@ -57,6 +57,8 @@ pub enum Next {
     Succeeded,
     /// It is tried again then.
     RetryAt(Timestamp),
+    /// The receiver asked for a pause until then. It is tried again, and this try does not count.
+    Throttled(Timestamp),
     /// That was the last try.
     Failed,
     /// The receiver said that the endpoint is gone for good (410): no further try.
@@ -67,14 +69,14 @@ impl Next {
     const fn status(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
-            Self::RetryAt(_) => "pending",
+            Self::RetryAt(_) | Self::Throttled(_) => "pending",
             Self::Failed | Self::Gone => "failed",
         }
     }
 
     const fn due(self) -> Option<i64> {
         match self {
-            Self::RetryAt(at) => Some(at.ms()),
+            Self::RetryAt(at) | Self::Throttled(at) => Some(at.ms()),
             Self::Succeeded | Self::Failed | Self::Gone => None,
         }
     }
@@ -93,8 +95,9 @@ pub enum Verdict {
 
 /// The statement that writes outcomes where lease and try are still theirs.
 pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
-    let mut sql =
-        Sql::new("WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries) AS (");
+    let mut sql = Sql::new(
+        "WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries, slowed) AS (",
+    );
     // What is repeated to fill up changes its row no second time.
     sql.values(padded(outcomes).into_iter().map(|outcome| {
         let [publisher, endpoint] = outcome.key.values();
@@ -108,6 +111,7 @@ pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
             Value::from(due),
             Value::from(if due.is_none() { Some(now.ms()) } else { None }),
             Value::from(outcome.attempt),
+            Value::from(i32::from(matches!(outcome.next, Next::Throttled(_)))),
         ]
     }));
     // Leases are looked at first and apart, and deliveries by their key alone: as one join, and by
@@ -116,7 +120,7 @@ pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
         "), good AS MATERIALIZED (SELECT outcome.* FROM outcome JOIN dispatch_leases l \
          ON l.publisher_id = owner AND l.endpoint_id = target AND l.fence = claim) \
          UPDATE deliveries SET status = becomes, next_attempt_at = due, finished_at = ended, \
-         attempts = tries FROM good WHERE publisher_id = owner AND id = delivery \
+         attempts = tries, throttled = throttled + slowed FROM good WHERE publisher_id = owner AND id = delivery \
          AND finished_at IS NULL AND attempts = tries - 1 RETURNING publisher_id, id",
     );
     sql

@@ -484,22 +484,26 @@ async fn outcomes_end_a_delivery_or_move_it() {
 
         world.fixture.clock.advance(Duration::from_secs(5));
         let due = world.load(10, &[], false).await.0.remove(0);
-        assert_eq!(due.attempt, 2);
+        assert_eq!((due.attempt, due.throttled), (2, 0));
+        let now = world.fixture.store.now();
+        world.record(&lease, &due, Next::Throttled(now)).await;
+        let due = world.load(10, &[], false).await.0.remove(0);
+        assert_eq!((due.attempt, due.throttled), (3, 1));
         world.record(&lease, &due, Next::Succeeded).await;
         let row = world.row(id).await;
-        assert_eq!((row.status.as_str(), row.attempts), ("succeeded", 2));
+        assert_eq!((row.status.as_str(), row.attempts), ("succeeded", 3));
         assert_eq!(
             (row.next_attempt_at, row.finished_at),
             (None, Some(later.ms()))
         );
 
         let attempts = world.attempts().await;
-        assert_eq!(attempts.len(), 2);
+        assert_eq!(attempts.len(), 3);
         assert_eq!(attempts[0].status_code, Some(500));
         assert_eq!(attempts[0].error.as_deref(), Some("status"));
-        assert_eq!(attempts[1].error, None);
-        assert_eq!(attempts[1].response_excerpt.as_deref(), Some("said"));
-        assert_eq!(attempts[1].latency_ms, 12);
+        assert_eq!(attempts[2].error, None);
+        assert_eq!(attempts[2].response_excerpt.as_deref(), Some("said"));
+        assert_eq!(attempts[2].latency_ms, 12);
 
         for next in [Next::Failed, Next::Gone] {
             let last = world.delivery(START).await;

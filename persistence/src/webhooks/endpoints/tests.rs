@@ -411,8 +411,9 @@ async fn a_finished_delivery_can_be_tried_once_more() {
         create(&mine, new_run("nightly")).await.unwrap();
         let first = to(&mine, &endpoint).await.remove(0);
         fixture.clock.advance(Duration::from_secs(5));
-        // A pending one stays as it is.
-        assert_eq!(retry(&mine, first.id).await.unwrap(), first);
+        let hastened = retry(&mine, first.id).await.unwrap();
+        assert_eq!(hastened.next_attempt_at, Some(mine.store.now()));
+        assert_eq!((hastened.status, hastened.attempts), (first.status, 0));
         finish(&fixture, "failed").await;
         let again = retry(&mine, first.id).await.unwrap();
         assert_eq!((again.status.as_str(), again.attempts), ("pending", 1));

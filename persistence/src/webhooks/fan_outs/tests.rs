@@ -271,6 +271,7 @@ async fn events_that_are_still_to_be_spread_are_neither_swept_nor_replayed() {
             since,
             until: None,
             only_failed: false,
+            include_pending: false,
             event_types: None,
         };
         let by = context();

@@ -4,7 +4,7 @@ use domain::{Timestamp, id::PublisherId};
 
 use super::*;
 use crate::{
-    Endpoint, NewReplay, Replay,
+    Enabled, Endpoint, NewReplay, Replay,
     fixture::{Fixture, context, engines},
     runs::tests::{PAGE, Slot, house},
 };
@@ -63,7 +63,8 @@ async fn enable(
         .enable_endpoint(&context(), id, replay, |enabled| slot.keep(enabled))
         .await
         .unwrap();
-    slot.take()
+    let enabled: Enabled = slot.take();
+    (enabled.endpoint, enabled.replay)
 }
 
 #[tokio::test]
@@ -204,6 +205,7 @@ async fn what_is_gone_is_disabled_at_once_and_can_be_enabled_with_a_replay() {
             since: fixture.store.now().minus(DAY),
             until: None,
             only_failed: false,
+            include_pending: false,
             event_types: None,
         };
         let (endpoint, replay) = enable(&acme, one, Some(replay)).await;

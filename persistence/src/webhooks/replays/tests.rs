@@ -32,6 +32,7 @@ fn since(fixture: &Fixture, ago: Duration) -> NewReplay {
         since: fixture.store.now().minus(ago),
         until: None,
         only_failed: false,
+        include_pending: false,
         event_types: None,
     }
 }
@@ -118,6 +119,7 @@ async fn only_what_failed_and_never_arrived_is_sent_if_that_is_wished() {
         fixture.clock.advance(HOUR);
         let failed = NewReplay {
             only_failed: true,
+            include_pending: false,
             ..since(&fixture, 2 * HOUR)
         };
         start(&acme, endpoint, failed).await.unwrap();

@@ -1,0 +1,158 @@
+//! How fast a receiver wants to be sent to, learned from its refusals.
+//!
+//! A receiver that answers 429 or 503 with `Retry-After` (RFC 6585 §4, RFC 9110 §10.2.3) says how
+//! long to wait, but not how many deliveries it takes after that. So the endpoint pauses, and then
+//! goes on a little below the rate that the receiver took before it refused. The rate grows again
+//! as the cube of the time since: slowly where the last refusal was, and fast beyond it.
+
+use std::time::{Duration, Instant};
+
+use crate::bucket::Bucket;
+
+/// Successes are counted over this time.
+const WINDOW: Duration = Duration::from_secs(1);
+/// The shortest pause, for a receiver that asks for none.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause that a receiver can ask for.
+const PAUSE_MAX: Duration = Duration::from_hours(24);
+/// Pauses in a row, without a success between them, after which each is at least twice as long as
+/// the last, up to [`BACKOFF_MAX`].
+const PATIENCE: u32 = 3;
+/// See [`PATIENCE`].
+const BACKOFF_MAX: Duration = Duration::from_mins(5);
+/// What is kept of the rate that was taken before a refusal.
+const BELOW: f64 = 0.95;
+/// Refusals at rates that differ by less than this share meet the same limit.
+const SAME: f64 = 0.3;
+/// The time in which the rate doubles: at first, and at most. It grows each time that the same
+/// limit is met.
+const SPAN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
+/// The limit is forgotten when the rate has grown to so many times what it was.
+const FORGOTTEN: f64 = 64.0;
+
+/// The rate after a refusal.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Deliveries a second at the end of the pause.
+    base: f64,
+    /// The time in which that doubles.
+    span: Duration,
+    bucket: Bucket,
+}
+
+/// What is known of an endpoint's receiver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Throttle {
+    window_began: Instant,
+    /// Successes in this window, and in the one before.
+    taken: (u32, u32),
+    /// Pauses in a row without a success between them.
+    pauses: u32,
+    paused_until: Option<Instant>,
+    pace: Option<Pace>,
+}
+
+impl Throttle {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            window_began: now,
+            taken: (0, 0),
+            pauses: 0,
+            paused_until: None,
+            pace: None,
+        }
+    }
+
+    /// Goes on with a pause that the endpoint's last holder left.
+    pub(crate) fn paused_for(&mut self, pause: Duration, now: Instant) {
+        self.paused_until = Some(now + pause.min(PAUSE_MAX));
+    }
+
+    /// Forgets all limits, and ends the pause.
+    pub(crate) fn reset(&mut self, now: Instant) {
+        *self = Self::new(now);
+    }
+
+    /// What is left of the pause, if there is one.
+    pub(crate) fn pause(&self, now: Instant) -> Option<Duration> {
+        let until = self.paused_until.filter(|until| *until > now)?;
+        Some(until.saturating_duration_since(now))
+    }
+
+    /// Deliveries a second at most; nothing while no limit is known.
+    pub(crate) fn per_second(&self) -> Option<f64> {
+        self.pace.map(|pace| pace.bucket.per_second())
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let windows =
+            now.saturating_duration_since(self.window_began).as_millis() / WINDOW.as_millis();
+        match windows {
+            0 => return,
+            1 => self.taken = (0, self.taken.0),
+            _ => self.taken = (0, 0),
+        }
+        self.window_began = now;
+    }
+
+    /// A delivery succeeded.
+    pub(crate) fn succeeded(&mut self, now: Instant) {
+        self.roll(now);
+        self.taken.0 = self.taken.0.saturating_add(1);
+        self.pauses = 0;
+    }
+
+    /// The receiver refused a delivery and asks for a pause of `asked`.
+    pub(crate) fn refused(&mut self, asked: Duration, now: Instant) {
+        let asked = asked.clamp(PAUSE_MIN, PAUSE_MAX);
+        if self.pause(now).is_some() {
+            // It was under way when the pause began, and says nothing of another rate.
+            self.paused_until = self.paused_until.max(Some(now + asked));
+            return;
+        }
+        self.roll(now);
+        self.pauses = self.pauses.saturating_add(1);
+        let doublings = self.pauses.saturating_sub(PATIENCE).min(16);
+        let backoff = (doublings > 0).then(|| PAUSE_MIN * (1 << doublings));
+        let pause = asked.max(backoff.unwrap_or_default().min(BACKOFF_MAX));
+        let resumes = now + pause;
+        let base = (f64::from(self.taken.0.max(self.taken.1)) * BELOW).max(1.0);
+        let same = self
+            .pace
+            .filter(|pace| (pace.base - base).abs() < SAME * pace.base);
+        let span = same.map_or(SPAN.0, |pace| (pace.span * 2).min(SPAN.1));
+        // With one in it: a full one would let the first second exceed the rate.
+        let bucket = Bucket::new(base, Some((1.0, Duration::ZERO)), resumes);
+        self.pace = Some(Pace { base, span, bucket });
+        self.paused_until = Some(resumes);
+        (self.window_began, self.taken) = (resumes, (0, 0));
+    }
+
+    /// Whether a delivery may go out, or when. Takes nothing.
+    pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Instant> {
+        if let Some(until) = self.paused_until.filter(|until| *until > now) {
+            return Err(until);
+        }
+        let (Some(resumed), Some(pace)) = (self.paused_until, &mut self.pace) else {
+            return Ok(());
+        };
+        let spans = now.saturating_duration_since(resumed).as_secs_f64() / pace.span.as_secs_f64();
+        let grown = 1.0 + spans.powi(3);
+        if grown >= FORGOTTEN {
+            self.pace = None;
+            return Ok(());
+        }
+        pace.bucket.set_rate(pace.base * grown, now);
+        pace.bucket.ready(now)
+    }
+
+    /// One goes out.
+    pub(crate) fn take(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.bucket.take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
