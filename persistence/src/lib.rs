@@ -73,6 +73,7 @@ pub use webhooks::{
         Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
         Renewed, Target, Verdict, Waiting,
     },
+    enabling::Enabled,
     endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey},
     endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending},
     event_types::{EventTypePut, PublishersType, TypeSchema},
@@ -80,6 +81,5 @@ pub use webhooks::{
     feed::{Feed, Place},
     health::{BUCKET_MS, Bucket, Health, Settled},
     own_events::{NewOwnEvent, PublishedEvent},
-    recovery::Enabled,
     replays::{NewReplay, Replay, Worked},
 };

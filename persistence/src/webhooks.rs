@@ -4,6 +4,7 @@
 pub(crate) mod deliveries;
 mod delivery_rows;
 pub(crate) mod dispatch;
+pub(crate) mod enabling;
 mod endpoint_rows;
 pub(crate) mod endpoint_secrets;
 pub(crate) mod endpoints;
@@ -15,5 +16,5 @@ pub(crate) mod health;
 mod listeners;
 pub(crate) mod own_events;
 mod publish;
-pub(crate) mod recovery;
+mod recovery;
 pub(crate) mod replays;

@@ -5,40 +5,15 @@
 //! the breaker keeps. Both end here. Whoever holds the endpoint hears of it after the commit;
 //! whoever takes it later finds nothing left of the pause in the lease.
 
-use domain::{audit::Action, id::EndpointId};
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, sea_query::Expr,
 };
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    store::{
-        Scoped,
-        change::{Answer, Audited, Context, entry},
-        db::Tx,
-        entity::deliveries,
-        error::{Result, StoreError},
-        sql::Sql,
-    },
-    webhooks::{
-        endpoint_rows::live_row,
-        endpoints::{Endpoint, EndpointPatch, change},
-        health::forget_failures,
-        replays::{NewReplay, Replay, start_in},
-    },
+    store::{db::Tx, entity::deliveries, error::Result, sql::Sql},
+    webhooks::health::forget_failures,
 };
-
-/// An endpoint that was enabled, and what follows from that.
-#[derive(Clone, Debug)]
-pub struct Enabled {
-    /// The endpoint as it is now.
-    pub endpoint: Endpoint,
-    /// Deliveries that waited for a later time, and are due now.
-    pub deliveries_due: u64,
-    /// The replay that was asked for.
-    pub replay: Option<Replay>,
-}
 
 /// Lets an endpoint's deliveries go out that are due, whatever its receiver did before.
 pub(crate) async fn resume(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<()> {
@@ -79,53 +54,4 @@ pub(crate) async fn recover(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<u64>
     let waited = make_due(tx, owner, endpoint, None).await?;
     resume(tx, owner, endpoint).await?;
     Ok(waited)
-}
-
-impl Scoped {
-    /// Lets deliveries to an endpoint flow again, as if it had never failed: those that waited for
-    /// a later try are due now. Starts a replay if one is wanted. The same for one that is enabled
-    /// already.
-    pub async fn enable_endpoint<A>(
-        &self,
-        context: &Context,
-        id: EndpointId,
-        replay: Option<NewReplay>,
-        render: A,
-    ) -> Result<Answer, StoreError>
-    where
-        A: Fn(&Enabled) -> Answer + Send + Sync,
-    {
-        let (owner, replay) = (self.scope.uuid(), &replay);
-        let work = |tx: Tx| async move {
-            let row = live_row(&tx, owner, id).await?;
-            let patch = EndpointPatch {
-                enabled: Some(true),
-                ..EndpointPatch::default()
-            };
-            let (mut lines, mut deliveries_due) = (Vec::new(), 0);
-            if row.enabled {
-                deliveries_due = recover(&tx, owner, row.id).await?;
-            }
-            if deliveries_due > 0 {
-                let facts = json!({ "deliveries_due": deliveries_due });
-                lines.push(entry(Action::EndpointEnabled, "endpoint", id, facts));
-            }
-            let changed = change(&self.store, &tx, owner, row.clone(), &patch).await?;
-            lines.extend(changed.lines);
-            let mut started = None;
-            if let Some(new) = replay {
-                let (replay, line) = start_in(&tx, &row, new).await?;
-                started = Some(replay);
-                lines.extend(line);
-            }
-            let audited = Audited::unchanged(Enabled {
-                endpoint: changed.endpoint,
-                deliveries_due: deliveries_due + changed.deliveries_due,
-                replay: started,
-            });
-            let lines = lines.into_iter();
-            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
-        };
-        self.store.administer(context, owner, work, render).await
-    }
 }
