@@ -17,8 +17,10 @@ use uuid::Uuid;
 
 use crate::{
     Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
-    db::Target,
-    entity::{deliveries, events, webhook_endpoints},
+    store::{
+        entity::{deliveries, events, webhook_endpoints},
+        target::Target,
+    },
 };
 
 /// When tests begin.

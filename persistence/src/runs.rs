@@ -2,8 +2,8 @@
 //!
 //! Every change of state goes through the table of [`domain::run`] and tells of itself, in the
 //! same transaction, by an entry of the run's timeline and, where the run arrives somewhere new,
-//! by an event. [`batch`] makes the changes, many at once; [`crate::lane`] gathers them. A change
-//! under an `Idempotency-Key` is a batch of its own.
+//! by an event. [`batch`] makes the changes, many at once; [`lane`] gathers them. A change under an
+//! `Idempotency-Key` is a batch of its own.
 
 use std::sync::Arc;
 
@@ -16,178 +16,43 @@ use domain::{
     slug::Slug,
     token::TokenHash,
 };
-use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QueryResult,
-    sea_query::{Expr, ExprTrait as _, SimpleExpr},
-};
-use secrecy::SecretString;
+use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QueryResult};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    change::{Answer, Audited, Context, entry},
-    db::Tx,
-    entity::runs,
-    error::{Result, StoreError, damaged},
-    lane::Patience,
-    page::{Page, PageRequest, bytes_of},
-    scope::{Scoped, System},
-    sql::padded,
-    walk::{Check, Path, Span, Walk, distinct, first_id_at},
+    runs::lane::{Lane, Patience},
+    store::{
+        Scoped, System,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        entity::runs,
+        error::{Result, StoreError, damaged},
+        page::{Page, PageRequest},
+        sql::padded,
+        walk::{Check, Path, Span, Walk, distinct, first_id_at},
+    },
 };
 
 pub(crate) mod batch;
 mod carried;
+pub(crate) mod changes;
 pub(crate) mod claims;
+pub(crate) mod lane;
+pub(crate) mod pipelines;
 mod places;
 mod row;
+pub(crate) mod run;
+pub(crate) mod subcommands;
 pub(crate) mod timeline;
+pub(crate) mod versions;
 pub(crate) mod waiting;
 
-use batch::{Batch, Change, Create, Judged, What, apply};
+use batch::{Batch, apply};
+use changes::{Change, Create, Judged, What};
 use claims::Claim;
 use row::{News, save_all};
-
-/// One execution of a pipeline.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    /// Which one.
-    pub id: RunId,
-    /// The pipeline's slug.
-    pub pipeline: String,
-    /// The version of the pipeline that it was created with.
-    pub pipeline_version: i64,
-    /// Where it stands.
-    pub status: RunStatus,
-    /// What it was given.
-    pub input: JsonText,
-    /// What it gave, once it succeeded.
-    pub output: Option<JsonText>,
-    /// Why it failed, once it did.
-    pub error: Option<JsonText>,
-    /// The caller's name for it, unique within the pipeline.
-    pub external_id: Option<String>,
-    /// 0 to 9; 0 goes first.
-    pub priority: i32,
-    /// When it may be claimed at the earliest.
-    pub not_before: Timestamp,
-    /// How often it was claimed. It only grows, so it also tells an older holder's writes from a
-    /// newer one's.
-    pub attempt: i32,
-    /// What its holder last reported.
-    pub progress: Option<JsonText>,
-    /// Whether somebody wants it called off.
-    pub cancel_requested: bool,
-    /// Until when its present claim holds.
-    pub lease_expires_at: Option<Timestamp>,
-    /// The credential that created it.
-    pub created_by_id: String,
-    /// That credential's kind.
-    pub created_by_kind: String,
-    /// Counts changes of this row.
-    pub revision: i64,
-    /// When it was created.
-    pub created_at: Timestamp,
-    /// When it was first claimed.
-    pub started_at: Option<Timestamp>,
-    /// When it reached a final status.
-    pub finished_at: Option<Timestamp>,
-}
-
-fn parsed(text: String) -> Result<JsonText> {
-    JsonText::parse(text).ok_or_else(|| damaged("JSON text of a run"))
-}
-
-/// What a run's own JSON takes, in bytes: as the database says it, and of a row that was read.
-fn bytes() -> SimpleExpr {
-    use runs::Column;
-    bytes_of(Expr::col(Column::Input))
-        .add(bytes_of(Expr::col(Column::Output)))
-        .add(bytes_of(Expr::col(Column::Error)))
-        .add(bytes_of(Expr::col(Column::Progress)))
-}
-
-fn size_of(row: &runs::Model) -> usize {
-    let results = [&row.output, &row.error, &row.progress];
-    let results = results.into_iter().flatten();
-    row.input.len() + results.map(String::len).sum::<usize>()
-}
-
-fn status_of(row: &runs::Model) -> Result<RunStatus> {
-    RunStatus::parse(&row.status).ok_or_else(|| damaged("run status"))
-}
-
-impl Run {
-    fn of_row(row: runs::Model) -> Result<Self> {
-        Ok(Self {
-            id: RunId::from_uuid(row.id),
-            status: status_of(&row)?,
-            pipeline: row.pipeline_slug,
-            pipeline_version: row.pipeline_version,
-            input: parsed(row.input)?,
-            output: row.output.map(parsed).transpose()?,
-            error: row.error.map(parsed).transpose()?,
-            external_id: row.external_id,
-            priority: row.priority,
-            not_before: Timestamp::from_ms(row.not_before),
-            attempt: row.attempt,
-            progress: row.progress.map(parsed).transpose()?,
-            cancel_requested: row.cancel_requested,
-            lease_expires_at: row.lease_expires_at.map(Timestamp::from_ms),
-            created_by_id: row.created_by_id,
-            created_by_kind: row.created_by_kind,
-            revision: row.revision,
-            created_at: Timestamp::from_ms(row.created_at),
-            started_at: row.started_at.map(Timestamp::from_ms),
-            finished_at: row.finished_at.map(Timestamp::from_ms),
-        })
-    }
-
-    /// The run as its events carry it: the members that the API shows, less the input.
-    #[must_use]
-    pub fn without_input(&self) -> JsonText {
-        carried::of_run(self)
-    }
-}
-
-/// A run together with the proof that one holds it: the only time that it is at hand.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// The run.
-    pub run: Run,
-    /// What finishing it takes.
-    pub token: SecretString,
-    /// Until when the claim holds.
-    pub expires_at: Timestamp,
-}
-
-/// What a new run is given.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NewRun {
-    /// The pipeline's slug.
-    pub pipeline: String,
-    /// Any JSON.
-    pub input: JsonText,
-    /// The caller's name for it, unique within the pipeline.
-    pub external_id: Option<String>,
-    /// 0 to 9; 0 goes first.
-    pub priority: i32,
-    /// When it may be claimed at the earliest; at once if absent.
-    pub not_before: Option<Timestamp>,
-    /// Whether whoever creates it also claims it.
-    pub claim: bool,
-}
-
-/// A run that was asked for.
-#[derive(Clone, Debug)]
-pub struct CreatedRun {
-    /// The run.
-    pub run: Run,
-    /// The claim, if it was asked for and the run is new, and until when it holds.
-    pub claim: Option<(SecretString, Timestamp)>,
-    /// Whether the pipeline had a run of that external identifier already: this one.
-    pub existed: bool,
-}
+use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
 
 /// What a listing of runs is narrowed to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -342,7 +207,7 @@ impl Scoped {
         });
         if context.idempotency.is_none() {
             room.check()?;
-            return Ok(render(&self.store.inner.lane.create(create).await?));
+            return Ok(render(&self.store.state::<Lane>().create(create).await?));
         }
         let (store, create, room) = (&self.store, &create, &room);
         let work = |tx: Tx| async move {
@@ -422,7 +287,7 @@ impl Scoped {
             max,
             actor: context.actor.clone(),
         };
-        self.store.inner.lane.claim(claim, patience).await
+        self.store.state::<Lane>().claim(claim, patience).await
     }
 
     /// Calls a run off: at once if nobody holds it; else its holder learns of it with its next
@@ -476,7 +341,7 @@ impl Scoped {
                         )
                 });
                 for row in &mut rows {
-                    batch::cancel(&tx, row, Some(&context.actor), &mut news)?;
+                    row::cancel(&tx, row, Some(&context.actor), &mut news)?;
                     let ended = row.status == RunStatus::Cancelled.as_str();
                     *(if ended {
                         &mut done.cancelled
@@ -622,7 +487,7 @@ impl Scoped {
             progress,
         };
         let change = Arc::new(self.change(context, id, what));
-        self.store.inner.lane.change(change).await
+        self.store.state::<Lane>().change(change).await
     }
 
     fn change(&self, context: &Context, run: RunId, what: What) -> Change {
@@ -647,7 +512,7 @@ impl Scoped {
         let by_holder = what.claim().map(|claim| context.by_holder(claim));
         let change = Arc::new(self.change(context, id, what));
         if context.idempotency.is_none() {
-            return Ok(render(&self.store.inner.lane.change(change).await?));
+            return Ok(render(&self.store.state::<Lane>().change(change).await?));
         }
         let (store, change) = (&self.store, &change);
         let work = |tx: Tx| async move {

@@ -69,6 +69,29 @@ fn only_those_who_may_ask_for_the_store_without_a_scope() {
 }
 
 #[test]
+fn the_store_knows_none_of_its_planes() {
+    let mut files = Vec::new();
+    sources(&root().join("persistence/src/store"), &mut files);
+    assert!(
+        files.len() > 30,
+        "the sources are not where this test looks"
+    );
+    for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+        let text = std::fs::read_to_string(file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let imports = code
+            .split("\n\n")
+            .filter(|part| part.contains("use crate::"));
+        let imports: String = imports.collect();
+        for plane in ["operations", "publishers", "runs", "trains", "webhooks"] {
+            let names = code.contains(&format!("crate::{plane}"))
+                || imports.contains(&format!("{plane}::"));
+            assert!(!names, "{} names the plane {plane}", file.display());
+        }
+    }
+}
+
+#[test]
 fn the_rules_know_neither_database_nor_network() {
     let manifest = std::fs::read_to_string(root().join("domain/Cargo.toml")).unwrap();
     for name in ["sea-orm", "sqlx", "poem", "tokio", "reqwest", "hyper"] {

@@ -12,7 +12,7 @@ use domain::{
     upstream::{Ask, Client, Grant, LoginRequest},
 };
 use outbound::Policy;
-use persistence::{Login, LoginSecrets, NewAccount, OauthClient};
+use persistence::{AccountAuthorization, AuthorizationSecrets, NewAccount, OauthClient};
 use upstream::AskError;
 
 use crate::{
@@ -187,7 +187,7 @@ fn redirect(uri: &str) -> Result<(), FieldError> {
 
 impl StartBody {
     /// Checks what the contract can't say; also where people log in.
-    fn checked(self, policy: &Policy) -> Result<(Login, Asked), ApiError> {
+    fn checked(self, policy: &Policy) -> Result<(AccountAuthorization, Asked), ApiError> {
         let (mut faults, mut refused) = (Vec::new(), Vec::new());
         let wanted = (self.provider.as_str(), CredentialType::Oauth);
         let own = (self.base_url.as_deref(), self.header);
@@ -208,7 +208,7 @@ impl StartBody {
             return Err(destination::refusal(faults, refused).into());
         };
         let replaces = self.replaces.as_deref().map(parse_id::<AccountId>);
-        let login = Login {
+        let login = AccountAuthorization {
             name: self.name,
             provider: self.provider,
             base_url,
@@ -237,8 +237,8 @@ struct Asked {
 
 /// The account that a login makes.
 fn account(
-    login: &Login,
-    secrets: LoginSecrets,
+    login: &AccountAuthorization,
+    secrets: AuthorizationSecrets,
     grant: Grant,
     at: Timestamp,
 ) -> Option<NewAccount> {
@@ -293,13 +293,13 @@ impl Logins {
         let (login, asked) = body.0.checked(&self.app.policy)?;
         let (client, back) = (&login.client_id, &login.redirect_uri);
         let begun = LoginRequest::new(&asked.authorize_url, client, back, &asked.scopes);
-        let secrets = LoginSecrets {
+        let secrets = AuthorizationSecrets {
             verifier: begun.verifier,
             client_secret: asked.client_secret.map(|secret| secret.0),
         };
         let context = self.app.context(request, who.0.actor(), None);
         let scoped = self.app.store.scoped(&who.0.scope);
-        let until = scoped.begin_login(&context, &begun.state, &login, &secrets);
+        let until = scoped.begin_account_authorization(&context, &begun.state, &login, &secrets);
         let view = LoginView {
             expires_at: until.await?.into(),
             state: begun.state.expose_secret().to_owned(),
@@ -327,7 +327,7 @@ impl Logins {
         // Before the state is taken, which counts once.
         let _outside = self.app.wait_outside(request, publisher).await?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        let (login, secrets) = scoped.take_login(&body.0.state.0).await?;
+        let (login, secrets) = scoped.take_account_authorization(&body.0.state.0).await?;
         let client = Client {
             id: &login.client_id,
             secret: secrets.client_secret.as_ref(),

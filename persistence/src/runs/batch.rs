@@ -12,8 +12,8 @@ use std::{
 use domain::{
     Code, JsonText, Problem, Timestamp,
     audit::Actor,
-    id::{Id as _, PipelineId, RunId},
-    run::{Moment, RunChange},
+    id::{Id as _, RunId},
+    run::{Moment, RunChange, RunStatus},
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
@@ -25,103 +25,24 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Claimed, CreatedRun, NewRun, Run, RunStatus,
+    changes::{Change, Create, What},
     claims::{self, Claim},
     places::Places,
-    row::{News, advance, save_all, take, tries_of},
-    status_of,
+    row::{News, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
+    run::{Claimed, CreatedRun, Run},
 };
 use crate::{
-    KeptVersion, Pipeline, Scope, Store,
-    db::Tx,
-    entity::{pipelines, runs},
-    error::{Result, StoreError, damaged},
-    publish::{Publish, PublishedEvent, publish_all},
-    sql::{self, padded},
-    storage,
+    runs::{pipelines::Pipeline, versions::Definitions},
+    store::{
+        Store,
+        db::Tx,
+        entity::{pipelines, runs},
+        error::{KeptVersion, Result, StoreError, damaged},
+        sql::{self, padded},
+        storage,
+    },
+    webhooks::own_events::{Publish, PublishedEvent, publish_all},
 };
-
-/// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
-/// without end.
-pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
-
-/// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.
-#[derive(Clone, Debug)]
-pub struct Judged {
-    /// Of which pipeline.
-    pub pipeline: PipelineId,
-    /// Which version.
-    pub version: i64,
-    /// Whether it takes the input.
-    pub verdict: Result<(), Problem>,
-}
-
-/// A run to create.
-pub(crate) struct Create {
-    pub(crate) scope: Scope,
-    pub(crate) actor: Actor,
-    pub(crate) new: Arc<NewRun>,
-    pub(crate) judged: Option<Judged>,
-}
-
-impl Create {
-    /// Whether the version that the run is to keep takes its input.
-    fn check_input(&self, pipeline: &Pipeline) -> Result<()> {
-        match &self.judged {
-            Some(judged)
-                if (judged.pipeline, judged.version) == (pipeline.id, pipeline.version) =>
-            {
-                Ok(judged.verdict.clone()?)
-            }
-            _ if pipeline.definition.input_schema.is_none() => Ok(()),
-            _ => Err(StoreError::VersionChanged(Box::new(KeptVersion::of(
-                pipeline,
-            )))),
-        }
-    }
-}
-
-/// Something to do to a run.
-pub(crate) struct Change {
-    pub(crate) scope: Scope,
-    pub(crate) actor: Actor,
-    pub(crate) run: RunId,
-    pub(crate) what: What,
-}
-
-/// What is to be done to a run.
-pub(crate) enum What {
-    /// By the holder: it is done.
-    Complete { claim: TokenHash, output: JsonText },
-    /// By the holder: it could not be done.
-    Fail {
-        claim: TokenHash,
-        error: JsonText,
-        retryable: bool,
-    },
-    /// By the holder: somebody else may do it.
-    Release { claim: TokenHash },
-    /// By the holder: it is at work.
-    Heartbeat {
-        claim: TokenHash,
-        progress: Option<JsonText>,
-    },
-    /// By the publisher: it need not be done.
-    Cancel,
-}
-
-impl What {
-    /// The claim by which it is done, if it is done by the run's holder.
-    pub(super) const fn claim(&self) -> Option<&TokenHash> {
-        match self {
-            Self::Complete { claim, .. }
-            | Self::Fail { claim, .. }
-            | Self::Release { claim }
-            | Self::Heartbeat { claim, .. } => Some(claim),
-            Self::Cancel => None,
-        }
-    }
-}
 
 /// Changes to be made together.
 #[derive(Default)]
@@ -279,22 +200,6 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
     }
 }
 
-/// Calls a run off, or asks its holder to.
-pub(super) fn cancel(
-    tx: &Tx,
-    row: &mut runs::Model,
-    actor: Option<&Actor>,
-    news: &mut News,
-) -> Result<()> {
-    match status_of(row)? {
-        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, news),
-        // Asked for already: the request stands as it is.
-        RunStatus::Running if row.cancel_requested => Ok(()),
-        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, news),
-        _ => Err(Code::RunFinished.into()),
-    }
-}
-
 fn heartbeat(
     tx: &Tx,
     row: &mut runs::Model,
@@ -314,21 +219,6 @@ fn heartbeat(
         news.tell(tx, row, Moment::Progress, actor, Some(data))?;
     }
     Ok(())
-}
-
-/// One change of state, and word of it.
-pub(super) fn step(
-    tx: &Tx,
-    row: &mut runs::Model,
-    change: RunChange,
-    actor: Option<&Actor>,
-    data: Option<String>,
-    news: &mut News,
-) -> Result<()> {
-    if !advance(row, change, tx.now)? {
-        return Err(Code::ClaimLost.into());
-    }
-    news.tell(tx, row, Moment::of(change), actor, data)
 }
 
 /// Refuses a claim that is not the run's, or not any more.
@@ -378,7 +268,7 @@ async fn hold_all(
     let keys = rows
         .iter()
         .map(|row| (row.publisher_id, row.id, row.version));
-    let definitions = store.inner.definitions.of(tx.db(), keys).await?;
+    let definitions = store.state::<Definitions>().of(tx.db(), keys).await?;
     rows.into_iter()
         .map(|row| {
             let definition = definitions.get(&(row.publisher_id, row.id, row.version));
@@ -386,7 +276,7 @@ async fn hold_all(
             let name = (row.publisher_id, row.slug.clone());
             let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
             let version = KeptVersion::of(&pipeline);
-            store.inner.definitions.saw(name.0, &name.1, version);
+            store.state::<Definitions>().saw(name.0, &name.1, version);
             Ok((name, pipeline))
         })
         .collect()

@@ -8,8 +8,8 @@ use domain::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::Run;
-use crate::{
+use super::run::Run;
+use crate::store::{
     entity::runs,
     error::{Result, damaged},
 };
@@ -47,31 +47,34 @@ struct Data<'a> {
     run: Carried<'a>,
 }
 
-/// The run itself.
-pub(super) fn of_run(run: &Run) -> JsonText {
-    let at = |at: Option<Timestamp>| at.map(|at| at.to_string());
-    JsonText::of(&Carried {
-        attempt: run.attempt,
-        cancel_requested: run.cancel_requested,
-        created_at: run.created_at.to_string(),
-        created_by: Creator {
-            id: &run.created_by_id,
-            kind: &run.created_by_kind,
-        },
-        error: run.error.as_ref().map(JsonText::as_raw),
-        external_id: run.external_id.as_deref(),
-        finished_at: at(run.finished_at),
-        id: run.id.to_string(),
-        lease_expires_at: at(run.lease_expires_at),
-        not_before: run.not_before.to_string(),
-        output: run.output.as_ref().map(JsonText::as_raw),
-        pipeline: &run.pipeline,
-        pipeline_version: run.pipeline_version,
-        priority: run.priority,
-        progress: run.progress.as_ref().map(JsonText::as_raw),
-        started_at: at(run.started_at),
-        status: run.status.as_str(),
-    })
+impl Run {
+    /// The run as its events carry it: the members that the API shows, less the input.
+    #[must_use]
+    pub fn without_input(&self) -> JsonText {
+        let at = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        JsonText::of(&Carried {
+            attempt: self.attempt,
+            cancel_requested: self.cancel_requested,
+            created_at: self.created_at.to_string(),
+            created_by: Creator {
+                id: &self.created_by_id,
+                kind: &self.created_by_kind,
+            },
+            error: self.error.as_ref().map(JsonText::as_raw),
+            external_id: self.external_id.as_deref(),
+            finished_at: at(self.finished_at),
+            id: self.id.to_string(),
+            lease_expires_at: at(self.lease_expires_at),
+            not_before: self.not_before.to_string(),
+            output: self.output.as_ref().map(JsonText::as_raw),
+            pipeline: &self.pipeline,
+            pipeline_version: self.pipeline_version,
+            priority: self.priority,
+            progress: self.progress.as_ref().map(JsonText::as_raw),
+            started_at: at(self.started_at),
+            status: self.status.as_str(),
+        })
+    }
 }
 
 fn at(ms: i64) -> String {

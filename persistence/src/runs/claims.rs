@@ -16,7 +16,7 @@ use domain::{
     Timestamp,
     audit::Actor,
     limits::{CLAIM_MAX, PAGE_BYTES},
-    run::{Moment, RunChange},
+    run::{Moment, RunChange, RunStatus},
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
@@ -26,18 +26,21 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Claimed, Run, RunStatus,
-    batch::step,
     places::Places,
-    row::{News, save_all, tries_of},
+    row::{News, save_all, step, tries_of},
+    run::{Claimed, Run},
 };
 use crate::{
-    Store,
-    db::Tx,
-    entity::runs,
-    error::{Result, StoreError, damaged},
-    sql::{self, Sql, padded, parts},
-    unreadable,
+    runs::versions::Definitions,
+    store::{
+        Store,
+        db::Tx,
+        entity::runs,
+        error::{Result, StoreError, damaged},
+        plane_state::PlaneState,
+        sql::{self, Sql, padded, parts},
+        unreadable,
+    },
 };
 
 /// Runs whose time has come that one transaction makes ready.
@@ -111,6 +114,8 @@ impl Turns {
     }
 }
 
+impl PlaneState for Turns {}
+
 /// A pipeline that hands out runs and has some.
 #[derive(FromQueryResult)]
 struct Source {
@@ -162,7 +167,7 @@ pub(super) async fn claim_all(
     take_back(tx, Some(&publishers), TAKEN_BACK, news).await?;
     promote(tx, &publishers).await?;
     let open = open_pipelines(tx, claims, &publishers).await?;
-    let turns = &store.inner.turns;
+    let turns = store.state::<Turns>();
     let open = best_of(claims, open, turns);
     let mut places = places_of(store, tx, &open).await?;
     let found = candidates(tx, claims, &open, &places).await?;
@@ -324,7 +329,7 @@ fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &Turns) -> Vec<Sourc
 
 async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
     let keys = open.iter().map(|o| (o.publisher_id, o.id, o.version));
-    let definitions = store.inner.definitions.of(tx.db(), keys).await?;
+    let definitions = store.state::<Definitions>().of(tx.db(), keys).await?;
     let limits = definitions
         .into_iter()
         .filter_map(|((publisher, pipeline, _), definition)| {
@@ -431,7 +436,7 @@ async fn hand_out(
     let mut rows = HashMap::new();
     for part in parts(picks.iter().collect()) {
         for row in mark_claimed(tx, claims, &part).await? {
-            store.inner.definitions.claimed(&row);
+            store.state::<Definitions>().claimed(&row);
             rows.insert(row.id, row);
         }
     }

@@ -13,12 +13,14 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::batch::Create;
+use super::changes::Create;
 use crate::{
-    Pipeline,
-    db::Tx,
-    entity::{pipelines, runs},
-    error::Result,
+    runs::pipelines::Pipeline,
+    store::{
+        db::Tx,
+        entity::{pipelines, runs},
+        error::Result,
+    },
 };
 
 /// How many more runs of a pipeline may be held; pipelines without a limit are not in it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::{
-    Timestamp,
+    Code, Timestamp,
     audit::Actor,
     event::OwnType,
     run::{Moment, RunChange, RunStatus, Tries, backoff},
@@ -12,15 +12,21 @@ use domain::{
 use sea_orm::ConnectionTrait as _;
 use uuid::Uuid;
 
-use super::{carried, status_of};
+use super::{carried, run::status_of};
 use crate::{
-    db::Tx,
-    entity::{run_timeline, runs},
-    error::{Result, damaged},
-    events::{self, NewEvent},
-    sql::{self, Sql},
-    storage,
+    store::{
+        db::Tx,
+        entity::{run_timeline, runs},
+        error::{Result, damaged},
+        sql::{self, Sql},
+        storage,
+    },
+    webhooks::events::{self, NewEvent},
 };
+
+/// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
+/// without end.
+pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
 /// What a run's next step is decided by.
 pub(super) fn tries_of(row: &runs::Model) -> Tries {
@@ -166,6 +172,37 @@ impl News {
             .collect();
         let news: Vec<(Uuid, &NewEvent<'_>)> = news.iter().map(|(of, new)| (*of, new)).collect();
         events::emit_many(tx, &news).await
+    }
+}
+
+/// One change of state, and word of it.
+pub(super) fn step(
+    tx: &Tx,
+    row: &mut runs::Model,
+    change: RunChange,
+    actor: Option<&Actor>,
+    data: Option<String>,
+    news: &mut News,
+) -> Result<()> {
+    if !advance(row, change, tx.now)? {
+        return Err(Code::ClaimLost.into());
+    }
+    news.tell(tx, row, Moment::of(change), actor, data)
+}
+
+/// Calls a run off, or asks its holder to.
+pub(super) fn cancel(
+    tx: &Tx,
+    row: &mut runs::Model,
+    actor: Option<&Actor>,
+    news: &mut News,
+) -> Result<()> {
+    match status_of(row)? {
+        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, news),
+        // Asked for already: the request stands as it is.
+        RunStatus::Running if row.cancel_requested => Ok(()),
+        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, news),
+        _ => Err(Code::RunFinished.into()),
     }
 }
 

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     Expected, KeptVersion, Pipeline, PublisherPatch, QuotasPatch, Scope,
-    audit::AuditFilter,
     fixture::{Fixture, context, engines, no_content},
+    operations::audit::AuditFilter,
 };
 
 /// What a change's answer was made from.

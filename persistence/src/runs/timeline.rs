@@ -13,13 +13,13 @@ use sea_orm::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::batch::TIMELINE_REVISIONS;
-use crate::{
-    Context,
+use super::row::TIMELINE_REVISIONS;
+use crate::store::{
+    Scoped,
+    change::Context,
     entity::{run_timeline, runs},
     error::{Result, StoreError, damaged},
     page::{Page, PageRequest, bytes_of},
-    scope::Scoped,
     storage,
 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use domain::{Timestamp, limits::CLAIM_MAX, slug::Slug};
+use domain::{Timestamp, limits::CLAIM_MAX, run::RunStatus, slug::Slug};
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QuerySelect as _,
     sea_query::{Expr, ExprTrait as _},
@@ -10,17 +10,18 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    RunStatus,
     claims::{TAKEN_BACK, promote, take_back},
     places::Places,
     row::News,
 };
 use crate::{
-    Store,
-    entity::runs,
-    error::{Result, StoreError},
-    lane::Open,
-    sql::{Sql, padded},
+    runs::versions::Definitions,
+    store::{
+        Store,
+        entity::runs,
+        error::{Result, StoreError},
+        sql::{Sql, padded},
+    },
 };
 
 /// Publishers that one statement looks at for what only time brings.
@@ -78,6 +79,9 @@ pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
     Ok(())
 }
 
+/// How many runs pipelines of a publisher have to hand out, by slug.
+pub(crate) type Open = BTreeMap<Slug, u32>;
+
 /// Whose runs are looked for: of these pipelines, or of all.
 pub(crate) type Wanted = BTreeMap<Uuid, Option<Vec<Slug>>>;
 
@@ -124,7 +128,7 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
     let keys = found
         .iter()
         .map(|one| (one.publisher_id, one.id, one.version));
-    let definitions = match store.inner.definitions.of(store.read(), keys).await {
+    let definitions = match store.state::<Definitions>().of(store.read(), keys).await {
         // One that does not parse is its publisher's affair.
         Err(StoreError::Internal(_)) if wanted.len() > 1 => return one_by_one(store, wanted).await,
         other => other?,

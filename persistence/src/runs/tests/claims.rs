@@ -1,5 +1,7 @@
 //! Claims, on both engines.
 
+use secrecy::SecretString;
+
 use super::*;
 
 #[tokio::test]
@@ -396,7 +398,7 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
             let (mine, patience) = (mine.clone(), patient(&bearer));
             waiters.spawn(async move { mine.claim_runs(&context(), None, 1, patience).await });
         }
-        let lane = &fixture.store.inner.lane;
+        let lane = fixture.store.state::<Lane>();
         while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
             tokio::task::yield_now().await;
         }

@@ -1,0 +1,415 @@
+//! Opening the store: connect, check or bring up the schema, check the master key.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use domain::{Clock, seal::MasterKeys};
+use migration::Migrator;
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, EntityTrait as _};
+use sea_orm_migration::MigratorTrait as _;
+use tokio::time::timeout;
+
+use crate::{
+    publishers::auth::AuthCache,
+    runs::{
+        claims::Turns,
+        lane::{self, Lane},
+        versions::Definitions,
+    },
+    store::{
+        Store, certificates,
+        db::Db,
+        entity::owner_keys,
+        error::{Result, StoreError},
+        lines::{OWN as OWN_CONNECTIONS, Own, TooFew, open_all},
+        plane_state::PlaneStates,
+        pool::Pool,
+        scope::OPERATOR,
+        storage::Storage,
+        target::Target,
+    },
+    trains::lending::Lending,
+    webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
+};
+
+/// Held while migrations run on PostgreSQL, so that replicas wait for each other.
+/// The number is arbitrary; it spells "stm" followed by the purpose's number.
+const MIGRATION_LOCK: i64 = 0x0073_746d_0001;
+
+/// How to open the store.
+pub struct Options {
+    /// `sqlite://FILE` or `postgres://…`.
+    pub database_url: String,
+    /// Opens and seals the owners' keys.
+    pub master_keys: MasterKeys,
+    /// Where the present moment comes from.
+    pub clock: Arc<dyn Clock>,
+    /// PostgreSQL's pool.
+    pub max_connections: u32,
+    /// SQLite: whether every commit reaches the disk before it is acknowledged.
+    pub sqlite_synchronous_full: bool,
+    /// Most changes of runs in one transaction; from 1 to 256.
+    pub write_batch_max: u32,
+    /// How long an answer of the database is waited for.
+    pub database_timeout: Duration,
+    /// Whether to bring an old schema up.
+    pub migrate: bool,
+}
+
+/// Why the store did not open, in words that say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is not one of ours.
+    #[error("the database URL can't be read: {0}")]
+    Url(String),
+    /// A file of certificates is not what it is to be.
+    #[error("the database can't be verified: {0}. Mend the file, or leave it out of the URL")]
+    Certificates(String),
+    /// Nobody answers there, or not us.
+    #[error(
+        "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
+    )]
+    Unreachable(String),
+    /// The server grants fewer connections than a process needs.
+    #[error(
+        "the database grants too few connections: one process needs {needed}, and had {had} when the next was refused ({why}). Raise the limit of the role, the database or the server (max_connections), or set STATIONMASTER_DATABASE_CONNECTIONS to {spare} or less; {own} more are needed for deliveries, notifications and jobs"
+    )]
+    TooFewConnections {
+        /// How many are needed.
+        needed: u32,
+        /// How many there were.
+        had: u32,
+        /// Why there were no more.
+        why: String,
+        /// How many of those are not for requests.
+        own: u32,
+        /// How many that leaves for requests.
+        spare: u32,
+    },
+    /// Steps are missing and nobody allowed us to take them.
+    #[error(
+        "the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)"
+    )]
+    OldSchema {
+        /// How many.
+        pending: usize,
+    },
+    /// A step failed; it left nothing behind.
+    #[error(
+        "the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again"
+    )]
+    Migration(String),
+    /// The database was sealed under other keys.
+    #[error(
+        "the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced"
+    )]
+    WrongMasterKey {
+        /// The identifier of the key that is needed.
+        id: String,
+    },
+    /// Something else.
+    #[error("the store could not be opened: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl From<TooFew> for OpenError {
+    fn from(few: TooFew) -> Self {
+        let TooFew { needed, had, why } = few;
+        if had == 0 {
+            return Self::Unreachable(why);
+        }
+        let spare = had.saturating_sub(OWN_CONNECTIONS);
+        Self::TooFewConnections {
+            needed,
+            had,
+            why,
+            own: OWN_CONNECTIONS,
+            spare,
+        }
+    }
+}
+
+/// How a database's schema stands to this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaState {
+    /// Steps that this program knows and the database has.
+    pub applied: usize,
+    /// Steps that this program knows and the database lacks.
+    pub pending: usize,
+    /// Steps of a newer program; an older one works with them.
+    pub newer: usize,
+}
+
+pub(crate) async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbErr> {
+    let known: BTreeSet<String> = Migrator::migrations()
+        .iter()
+        .map(|step| step.name().to_owned())
+        .collect();
+    // The listing fails where the database knows newer steps, so the names are read here.
+    let exists = match db.get_database_backend() {
+        DbBackend::Sqlite => {
+            "SELECT name AS version FROM sqlite_master WHERE type = 'table' AND name = 'seaql_migrations'"
+        }
+        _ => {
+            "SELECT table_name::text AS version FROM information_schema.tables \
+             WHERE table_schema = current_schema() AND table_name = 'seaql_migrations'"
+        }
+    };
+    let mut found = BTreeSet::new();
+    if !names(db, exists).await?.is_empty() {
+        found = names(db, "SELECT version FROM seaql_migrations").await?;
+    }
+    Ok(SchemaState {
+        applied: known.intersection(&found).count(),
+        pending: known.difference(&found).count(),
+        newer: found.difference(&known).count(),
+    })
+}
+
+async fn names(db: &DatabaseConnection, sql: &str) -> Result<BTreeSet<String>, DbErr> {
+    let rows = db.query_all_raw(sea_orm::Statement::from_string(
+        db.get_database_backend(),
+        sql,
+    ));
+    rows.await?
+        .iter()
+        .map(|row| row.try_get("", "version"))
+        .collect()
+}
+
+async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
+    let before = state_of(db).await?;
+    if before.pending > 0 {
+        Migrator::up(db, None).await?;
+    }
+    Ok(before.pending)
+}
+
+/// Where the data is; what is to verify the server is there and can be read.
+pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Target, OpenError> {
+    let target =
+        Target::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
+    if let Target::Postgres { server, .. } = &target {
+        let environment = |name: &str| std::env::var(name).ok();
+        let mode = server.options().get_ssl_mode();
+        let unused =
+            certificates::check(url, mode, environment).map_err(OpenError::Certificates)?;
+        if let Some(named) = unused {
+            tracing::warn!(
+                named,
+                ?mode,
+                "The database's certificate is not verified: that takes sslmode=verify-full or verify-ca"
+            );
+        }
+    }
+    Ok(target)
+}
+
+/// Opens all the connections that a process needs, and closes them again: answers how many they
+/// are, none on SQLite.
+///
+/// # Errors
+/// [`OpenError`] with how many there were.
+pub async fn try_connections(
+    url: &str,
+    connections: u32,
+    limit: Duration,
+) -> Result<u32, OpenError> {
+    let target = target_of(url, connections, true)?.within(limit);
+    let Target::Postgres { server, .. } = target else {
+        return Ok(0);
+    };
+    let (_, own) = Own::new(&server);
+    let pool = Pool::new(&server, connections, false);
+    let opened = open_all(&server, own.clone(), &pool).await;
+    for one in own.iter().chain([&pool]) {
+        one.close().await;
+    }
+    opened?;
+    Ok(OWN_CONNECTIONS + connections)
+}
+
+/// Takes every missing step, one process at a time; answers how many. A failed step changes
+/// nothing.
+///
+/// # Errors
+/// [`OpenError`] with what to do.
+pub async fn migrate(url: &str) -> Result<usize, OpenError> {
+    let target = target_of(url, 1, true)?;
+    migrate_target(&target).await
+}
+
+/// The error in words. One that only a pooler in transaction mode brings about names it: a session's
+/// prepared statements are then another's.
+fn or_a_pooler(error: &DbErr) -> String {
+    let text = error.to_string();
+    if text.contains("prepared statement \"sqlx_") {
+        format!(
+            "{text} (a connection pooler in transaction mode, such as PgBouncer, can't be used: set pool_mode to session)"
+        )
+    } else {
+        text
+    }
+}
+
+async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
+    let failed = |error: DbErr| OpenError::Migration(or_a_pooler(&error));
+    // One connection: the lock belongs to it, and so does the transaction of every step.
+    let db = connect(target).await?;
+    let postgres = db.get_database_backend() == DbBackend::Postgres;
+    if postgres {
+        // Waiting for another process's migrations may take longer than a statement may.
+        let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
+        db.execute_unprepared("SET statement_timeout = 0")
+            .await
+            .map_err(failed)?;
+        db.execute_unprepared(&lock).await.map_err(failed)?;
+    }
+    let result = bring_up(&db).await.map_err(failed);
+    // Closing the connection gives the lock back.
+    db.close().await.map_err(failed)?;
+    result
+}
+
+/// Compares a database's schema with this program's, changing nothing.
+///
+/// # Errors
+/// [`OpenError`] with what to do.
+pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
+    let target = target_of(url, 1, true)?;
+    state_within(&target).await
+}
+
+async fn state_within(target: &Target) -> Result<SchemaState, OpenError> {
+    let late = |_| OpenError::Unreachable("it does not answer".to_owned());
+    let db = connect(target).await?;
+    let state = timeout(target.limit(), state_of(&db)).await.map_err(late)?;
+    let closed = timeout(target.limit(), db.close()).await.map_err(late)?;
+    closed.map_err(|e| OpenError::Store(e.into()))?;
+    state.map_err(|e| OpenError::Store(e.into()))
+}
+
+pub(crate) async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
+    target
+        .connect_one()
+        .await
+        .map_err(|e| OpenError::Unreachable(e.to_string()))
+}
+
+impl Store {
+    /// Connects, checks the schema (or brings it up), and checks that the master keys open the
+    /// operator's keys, which it makes on the very first start. Then follows the log of
+    /// credential changes until [`Store::close`].
+    ///
+    /// # Errors
+    /// [`OpenError`] with what to do.
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let target = target_of(
+            &options.database_url,
+            options.max_connections,
+            options.sqlite_synchronous_full,
+        )?
+        .within(options.database_timeout);
+        if options.migrate {
+            let steps = migrate_target(&target).await?;
+            if steps > 0 {
+                tracing::info!(steps, "the schema was brought up");
+            }
+        } else {
+            let state = state_within(&target).await?;
+            if state.pending > 0 {
+                return Err(OpenError::OldSchema {
+                    pending: state.pending,
+                });
+            }
+        }
+        let db = Db::connect(target, options.clock)
+            .await
+            .map_err(|e| OpenError::Unreachable(e.to_string()))?
+            .map_err(OpenError::from)?;
+        let (lane, inlet) = Lane::new();
+        let planes = PlaneStates::default()
+            .with(AuthCache::new())
+            .with(Definitions::new())
+            .with(Turns::new())
+            .with(lane)
+            .with(SecretCache::default())
+            .with(TypeSchemas::new())
+            .with(Lending::new())
+            .with(Storage::default());
+        let store = Self::assemble(db, options.master_keys, planes);
+        store.start_time().await?;
+        store.check_master_key().await?;
+        store.start_at_current_epoch().await?;
+        // Before anything is spawned that would outlive a failure.
+        let aside = match store.backend() {
+            DbBackend::Sqlite => Some(store.inner.db.connect_aside().await?),
+            _ => None,
+        };
+        let stop = store.inner.stop.clone();
+        let tasks = &store.inner.tasks;
+        tasks.spawn(store.watching().poll_loop(stop.clone()));
+        tasks.spawn(store.working().time_loop(stop.clone()));
+        tasks.spawn(store.working().storage_loop(stop.clone()));
+        tasks.spawn(lane::work(store.clone(), inlet, options.write_batch_max));
+        if let Some(server) = store.inner.db.notifies() {
+            let (inner, stop) = (Arc::clone(&store.inner), stop.clone());
+            tasks.spawn(async move { inner.wake.exchange(server, &inner.progress, stop).await });
+        }
+        match aside {
+            Some(db) => tasks.spawn(store.clone().checkpoint_loop(db, stop)),
+            None => tasks.spawn(store.clone().analyze_loop(stop)),
+        };
+        Ok(store)
+    }
+
+    /// Ends background work, waits for it, and closes the connections.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        if let Err(error) = self.flush_uses().await {
+            tracing::warn!(%error, "the last uses of tokens could not be written down");
+        }
+        if let Err(error) = self.flush_usage().await {
+            tracing::warn!(%error, "the last use of accounts could not be written down");
+        }
+        if let Err(error) = self.flush_storage().await {
+            tracing::warn!(%error, "the last sums of stored bytes could not be written down");
+        }
+        self.inner.db.close().await;
+    }
+
+    async fn check_master_key(&self) -> Result<(), OpenError> {
+        let row = owner_keys::Entity::find_by_id(OPERATOR)
+            .one(self.read())
+            .await
+            .map_err(StoreError::from)?;
+        match row {
+            Some(row) => {
+                let opened = self.inner.keys.of(self.read(), OPERATOR).await;
+                opened.map(|_| ()).map_err(|_| OpenError::WrongMasterKey {
+                    id: row.master_key_id,
+                })
+            }
+            None => Ok(self.make_operator().await?),
+        }
+    }
+
+    /// Two replicas may start on an empty database at once: the second one's insert fails, and
+    /// what the first one made counts.
+    async fn make_operator(&self) -> Result<()> {
+        let made = self
+            .write(|tx| async move {
+                self.inner.keys.create(tx.db(), OPERATOR, tx.now).await?;
+                self.start_audit(tx.db(), OPERATOR).await
+            })
+            .await;
+        match made {
+            Ok(()) => Ok(()),
+            Err(error) => match self.inner.keys.find(self.read(), OPERATOR).await? {
+                Some(_) => Ok(()),
+                None => Err(error),
+            },
+        }
+    }
+}

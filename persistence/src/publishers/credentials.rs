@@ -1,0 +1,667 @@
+//! The four kinds of credential of a publisher: list, mint, rotate, revoke.
+
+use std::time::Duration;
+
+use domain::{
+    Code, Problem, Timestamp,
+    audit::Action,
+    credential::{CredentialKind, Grants, Source},
+    id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
+    seal::{Key, Place},
+    slug::Slug,
+    token::{TokenHash, last_four},
+};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, Condition, EntityTrait as _, PaginatorTrait as _,
+    QueryFilter as _,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+use uuid::Uuid;
+
+mod list;
+
+use crate::store::{
+    Scoped, Store,
+    change::{Answer, Audited, Context, entry},
+    columns::slugs_of,
+    db::Tx,
+    entity::{credentials, token_hashes},
+    error::{Result, StoreError, damaged},
+    quota::{over_quota, quotas_of},
+};
+
+/// A credential, without what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// Which one.
+    pub id: CredentialId,
+    /// Of which kind; a legacy token's first.
+    pub kind: CredentialKind,
+    /// A token's rights.
+    pub grants: Grants,
+    /// For people.
+    pub name: Option<String>,
+    /// Its last four characters.
+    pub last_four: String,
+    /// Where it came from.
+    pub source: Source,
+    /// The only pipelines that a runner token reaches.
+    pub pipelines: Option<Vec<Slug>>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it stops working.
+    pub expires_at: Option<Timestamp>,
+    /// When a rotation replaced it; until `expires_at` it still works.
+    pub superseded_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// A new credential: the only time that its text is at hand.
+#[derive(Clone, Debug)]
+pub struct Minted {
+    /// Its description.
+    pub credential: Credential,
+    /// What it is.
+    pub text: SecretString,
+    /// What it replaces.
+    pub replaced: Vec<Replaced>,
+}
+
+/// A credential that a rotation replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// Which one.
+    pub id: CredentialId,
+    /// Until when it still works; the moment of rotation if there is no overlap.
+    pub valid_until: Timestamp,
+    /// When it was last used.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// What a new credential is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewCredential {
+    /// For people.
+    pub name: Option<String>,
+    /// When it stops working.
+    pub expires_at: Option<Timestamp>,
+    /// The only pipelines that a runner token reaches.
+    pub pipelines: Option<Vec<Slug>>,
+}
+
+pub(crate) fn kind_of(row: &credentials::Model) -> Result<CredentialKind> {
+    CredentialKind::parse(&row.kind).ok_or_else(|| damaged("credential kind"))
+}
+
+fn id_of(kind: CredentialKind, id: Uuid) -> CredentialId {
+    if kind.is_token() {
+        CredentialId::Token(TokenId::from_uuid(id))
+    } else {
+        CredentialId::Secret(SecretId::from_uuid(id))
+    }
+}
+
+fn credential_of(row: credentials::Model) -> Result<Credential> {
+    let kind = kind_of(&row)?;
+    Ok(Credential {
+        id: id_of(kind, row.id),
+        kind,
+        grants: Grants {
+            admin: row.grants_admin,
+            runner: row.grants_runner,
+        },
+        name: row.name,
+        last_four: row.last_four,
+        source: Source::parse(&row.source).ok_or_else(|| damaged("credential source"))?,
+        pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
+        created_at: Timestamp::from_ms(row.created_at),
+        expires_at: row.expires_at.map(Timestamp::from_ms),
+        superseded_at: row.superseded_at.map(Timestamp::from_ms),
+        last_used_at: row.last_used_at.map(Timestamp::from_ms),
+    })
+}
+
+fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
+    Place {
+        owner: publisher,
+        table: "credentials",
+        row: id,
+        column: "sealed",
+    }
+}
+
+/// Neither revoked nor expired at `now`.
+pub(crate) fn live_at(now: Timestamp) -> Condition {
+    use credentials::Column;
+    Condition::all().add(Column::RevokedAt.is_null()).add(
+        Condition::any()
+            .add(Column::ExpiresAt.is_null())
+            .add(Column::ExpiresAt.gt(now.ms())),
+    )
+}
+
+/// Of this kind; a token counts under each of its rights.
+fn of_kind(kind: CredentialKind) -> Condition {
+    use credentials::Column;
+    match kind {
+        CredentialKind::Admin => Condition::all().add(Column::GrantsAdmin.eq(true)),
+        CredentialKind::Runner => Condition::all().add(Column::GrantsRunner.eq(true)),
+        secret => Condition::all().add(Column::Kind.eq(secret.as_str())),
+    }
+}
+
+/// What is written for a new credential.
+pub(crate) struct Insert<'a> {
+    pub(crate) kind: CredentialKind,
+    pub(crate) grants: Grants,
+    pub(crate) text: SecretString,
+    pub(crate) source: Source,
+    pub(crate) new: &'a NewCredential,
+}
+
+/// Writes a credential: a token's hash, or a secret sealed with the publisher's data key.
+pub(crate) async fn insert(
+    tx: &Tx,
+    publisher: Uuid,
+    data_key: &Key,
+    insert: Insert<'_>,
+) -> Result<Minted> {
+    let Insert {
+        kind,
+        grants,
+        text,
+        source,
+        new,
+    } = insert;
+    let id = TokenId::generate(tx.now).uuid();
+    let sealed = (!kind.is_token()).then(|| {
+        data_key.seal(
+            &sealed_place(publisher, id.as_bytes()),
+            text.expose_secret().as_bytes(),
+        )
+    });
+    let slugs = new
+        .pipelines
+        .as_ref()
+        .map(|some| json!(some.iter().map(Slug::as_str).collect::<Vec<_>>()).to_string());
+    let row = credentials::Model {
+        publisher_id: publisher,
+        id,
+        kind: kind.as_str().to_owned(),
+        grants_admin: grants.admin,
+        grants_runner: grants.runner,
+        sealed,
+        last_four: last_four(text.expose_secret()),
+        name: new.name.clone(),
+        source: source.as_str().to_owned(),
+        pipelines: slugs,
+        created_at: tx.now.ms(),
+        expires_at: new.expires_at.map(Timestamp::ms),
+        superseded_at: None,
+        revoked_at: None,
+        last_used_at: None,
+    };
+    let active: credentials::ActiveModel = row.clone().into();
+    credentials::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active))
+        .exec_without_returning(tx.db())
+        .await?;
+    if kind.is_token() {
+        token_hashes::Entity::insert(token_hashes::ActiveModel {
+            hash: Set(TokenHash::of_secret(&text).as_bytes().to_vec()),
+            publisher_id: Set(publisher),
+            token_id: Set(id),
+        })
+        .exec_without_returning(tx.db())
+        .await?;
+    }
+    Ok(Minted {
+        credential: credential_of(row)?,
+        text,
+        replaced: Vec::new(),
+    })
+}
+
+async fn live_of_kind(
+    tx: &Tx,
+    publisher: Uuid,
+    kind: CredentialKind,
+) -> Result<Vec<credentials::Model>> {
+    Ok(credentials::Entity::find()
+        .filter(credentials::Column::PublisherId.eq(publisher))
+        .filter(of_kind(kind))
+        .filter(live_at(tx.now))
+        .all(tx.db())
+        .await?)
+}
+
+const fn actions(kind: CredentialKind) -> (Action, Action, Action) {
+    if kind.is_token() {
+        (
+            Action::TokenMinted,
+            Action::TokenRotated,
+            Action::TokenRevoked,
+        )
+    } else {
+        (
+            Action::SecretMinted,
+            Action::SecretRotated,
+            Action::SecretRevoked,
+        )
+    }
+}
+
+const fn target_kind(kind: CredentialKind) -> &'static str {
+    if kind.is_token() { "token" } else { "secret" }
+}
+
+/// What of `new` does not fit the kind, the clock or the publisher's pipelines.
+async fn check_new(
+    tx: &Tx,
+    publisher: Uuid,
+    kind: CredentialKind,
+    new: &NewCredential,
+) -> Result<()> {
+    if new.expires_at.is_some_and(|at| at <= tx.now) {
+        return Err(Problem::field("/expires_at", "too_small", "The time has passed.").into());
+    }
+    let Some(slugs) = &new.pipelines else {
+        return Ok(());
+    };
+    if kind != CredentialKind::Runner {
+        let detail = "Only a runner token can be limited to pipelines.";
+        return Err(Problem::field("/pipelines", "not_allowed", detail).into());
+    }
+    crate::runs::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
+}
+
+/// Bounds what rotations leave to run out, which would otherwise grow past the quota with each
+/// one. Those at hand are counted, not those about to be left: a first rotation always may.
+async fn check_running_out(tx: &Tx, publisher: Uuid, kind: CredentialKind) -> Result<()> {
+    let limit = quotas_of(tx, publisher).await?.credentials_per_kind;
+    let running_out = credentials::Entity::find()
+        .filter(credentials::Column::PublisherId.eq(publisher))
+        .filter(of_kind(kind))
+        .filter(live_at(tx.now))
+        .filter(credentials::Column::SupersededAt.is_not_null())
+        .count(tx.db())
+        .await?;
+    if running_out >= u64::from(limit) {
+        return Err(over_quota(
+            &format!("replaced {kind} credentials that still run out"),
+            limit,
+        ));
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Mints within an open administrative transaction.
+    pub(crate) async fn mint_in(
+        &self,
+        tx: &Tx,
+        publisher: Uuid,
+        kind: CredentialKind,
+        new: &NewCredential,
+    ) -> Result<Minted> {
+        check_new(tx, publisher, kind, new).await?;
+        let limit = quotas_of(tx, publisher).await?.credentials_per_kind;
+        let live = credentials::Entity::find()
+            .filter(credentials::Column::PublisherId.eq(publisher))
+            .filter(of_kind(kind))
+            .filter(live_at(tx.now))
+            .count(tx.db())
+            .await?;
+        if live >= u64::from(limit) {
+            return Err(over_quota(&format!("live {kind} credentials"), limit));
+        }
+        let keys = self.inner.keys.of(tx.db(), publisher).await?;
+        let values = Insert {
+            kind,
+            grants: Grants::of(kind),
+            text: kind.generate(),
+            source: Source::Api,
+            new,
+        };
+        insert(tx, publisher, &keys.data, values).await
+    }
+}
+
+/// Opens a stored secret.
+pub(crate) fn open_secret(data_key: &Key, row: &credentials::Model) -> Result<SecretString> {
+    let sealed = row.sealed.as_deref().ok_or_else(|| damaged("secret"))?;
+    let place = sealed_place(row.publisher_id, row.id.as_bytes());
+    let plain = data_key
+        .open(&place, sealed)
+        .map_err(|_| damaged("secret"))?;
+    let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret"))?;
+    Ok(SecretString::from(text.to_owned()))
+}
+
+/// Takes one kind's right from a credential: at once, or at the end of an overlap.
+///
+/// A token that has another right keeps it. With an overlap such a token can't expire as a
+/// whole, so its right goes at once.
+async fn retire(
+    tx: &Tx,
+    row: &credentials::Model,
+    kind: CredentialKind,
+    overlap: Duration,
+) -> Result<Replaced> {
+    let left = Grants {
+        admin: row.grants_admin,
+        runner: row.grants_runner,
+    }
+    .without(kind);
+    let mut change = credentials::ActiveModel {
+        publisher_id: Set(row.publisher_id),
+        id: Set(row.id),
+        ..Default::default()
+    };
+    let mut valid_until = tx.now;
+    if kind.is_token() && !left.is_empty() {
+        change.grants_admin = Set(left.admin);
+        change.grants_runner = Set(left.runner);
+        let first = left.kinds().first().copied().unwrap_or(kind);
+        change.kind = Set(first.as_str().to_owned());
+    } else if overlap.is_zero() {
+        change.revoked_at = Set(Some(tx.now.ms()));
+        change.superseded_at = Set(row.superseded_at.or(Some(tx.now.ms())));
+    } else {
+        let until = tx.now.plus(overlap).ms();
+        // A rotation never makes a life longer.
+        let until = row.expires_at.map_or(until, |at| at.min(until));
+        valid_until = Timestamp::from_ms(until);
+        change.expires_at = Set(Some(until));
+        change.superseded_at = Set(row.superseded_at.or(Some(tx.now.ms())));
+    }
+    credentials::Entity::update(change).exec(tx.db()).await?;
+    Ok(Replaced {
+        id: id_of(kind, row.id),
+        valid_until,
+        last_used_at: row.last_used_at.map(Timestamp::from_ms),
+    })
+}
+
+fn inherited(row: &credentials::Model) -> Result<NewCredential> {
+    Ok(NewCredential {
+        name: row.name.clone(),
+        expires_at: row.expires_at.map(Timestamp::from_ms),
+        pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
+    })
+}
+
+impl Scoped {
+    /// Makes one more credential of a kind.
+    pub async fn mint<A>(
+        &self,
+        context: &Context,
+        kind: CredentialKind,
+        new: NewCredential,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Minted) -> Answer + Send + Sync,
+    {
+        let (owner, new, store) = (self.scope.uuid(), &new, &self.store);
+        store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let minted = store.mint_in(&tx, owner, kind, new).await?;
+                    let secret = matches!(
+                        kind,
+                        CredentialKind::WebhookSigning | CredentialKind::SubcommandBearer
+                    );
+                    if secret {
+                        // Opened secrets are cached with the tokens; new ones sign at once.
+                        tx.touches_credentials_of(self.scope.publisher());
+                    }
+                    let line = entry(
+                        actions(kind).0,
+                        target_kind(kind),
+                        minted.credential.id,
+                        json!({ "kind": kind.as_str() }),
+                    );
+                    Ok(Audited::new(minted, owner, line))
+                },
+                render,
+            )
+            .await
+    }
+
+    /// Replaces all live credentials of a kind by one new one. It inherits name, pipelines and
+    /// expiry when it replaces exactly one, as far as `new` says nothing else.
+    pub async fn rotate_all<A>(
+        &self,
+        context: &Context,
+        kind: CredentialKind,
+        overlap: Duration,
+        new: NewCredential,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Minted) -> Answer + Send + Sync,
+    {
+        let (owner, new) = (self.scope.uuid(), &new);
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let old = live_of_kind(&tx, owner, kind).await?;
+                    // What an earlier rotation left to run out is not what is being replaced.
+                    let standing: Vec<_> = old
+                        .iter()
+                        .filter(|row| row.superseded_at.is_none())
+                        .collect();
+                    let from = match standing.as_slice() {
+                        [one] => inherited(one)?,
+                        _ => NewCredential::default(),
+                    };
+                    let new = NewCredential {
+                        name: new.name.clone().or(from.name),
+                        expires_at: new.expires_at.or(from.expires_at),
+                        pipelines: new.pipelines.clone().or(from.pipelines),
+                    };
+                    self.replace(&tx, kind, &old, overlap, &new).await
+                },
+                render,
+            )
+            .await
+    }
+
+    /// Replaces one live credential; the new one keeps its name, pipelines and expiry.
+    pub async fn rotate_one<A>(
+        &self,
+        context: &Context,
+        kind: CredentialKind,
+        id: CredentialId,
+        overlap: Duration,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Minted) -> Answer + Send + Sync,
+    {
+        let owner = self.scope.uuid();
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let row = self.live_one(&tx, kind, id).await?;
+                    let new = inherited(&row)?;
+                    self.replace(&tx, kind, std::slice::from_ref(&row), overlap, &new)
+                        .await
+                },
+                render,
+            )
+            .await
+    }
+
+    async fn replace(
+        &self,
+        tx: &Tx,
+        kind: CredentialKind,
+        old: &[credentials::Model],
+        overlap: Duration,
+        new: &NewCredential,
+    ) -> Result<Audited<Minted>> {
+        let owner = self.scope.uuid();
+        // A pipeline that was removed since stays in the limit: a rotation widens nothing.
+        check_new(
+            tx,
+            owner,
+            kind,
+            &NewCredential {
+                pipelines: None,
+                ..new.clone()
+            },
+        )
+        .await?;
+        if !overlap.is_zero() {
+            check_running_out(tx, owner, kind).await?;
+        }
+        let mut replaced = Vec::with_capacity(old.len());
+        for row in old {
+            replaced.push(retire(tx, row, kind, overlap).await?);
+        }
+        let keys = self.store.inner.keys.of(tx.db(), owner).await?;
+        let values = Insert {
+            kind,
+            grants: Grants::of(kind),
+            text: kind.generate(),
+            source: Source::Api,
+            new,
+        };
+        let minted = insert(tx, owner, &keys.data, values).await?;
+        let minted = Minted { replaced, ..minted };
+        tx.touches_credentials_of(self.scope.publisher());
+        let ids: Vec<String> = minted
+            .replaced
+            .iter()
+            .map(|one| one.id.to_string())
+            .collect();
+        let facts = json!({
+            "kind": kind.as_str(),
+            "overlap_seconds": overlap.as_secs(),
+            "replaced": ids,
+        });
+        crate::webhooks::events::emit(
+            tx,
+            owner,
+            domain::event::OwnType::TokenRotated.as_str(),
+            &json!({ "id": minted.credential.id.to_string(), "kind": kind.as_str() }),
+            None,
+        )
+        .await?;
+        let line = entry(
+            actions(kind).1,
+            target_kind(kind),
+            minted.credential.id,
+            facts,
+        );
+        Ok(Audited::new(minted, owner, line))
+    }
+
+    async fn live_one(
+        &self,
+        tx: &Tx,
+        kind: CredentialKind,
+        id: CredentialId,
+    ) -> Result<credentials::Model> {
+        if matches!(id, CredentialId::Token(_)) != kind.is_token() {
+            return Err(Problem::not_found().into());
+        }
+        credentials::Entity::find_by_id((self.scope.uuid(), id.uuid()))
+            .filter(of_kind(kind))
+            .filter(live_at(tx.now))
+            .one(tx.db())
+            .await?
+            .ok_or_else(|| Problem::not_found().into())
+    }
+
+    /// Takes a credential away; from a token with several rights only that of `kind`.
+    pub async fn revoke<A>(
+        &self,
+        context: &Context,
+        kind: CredentialKind,
+        id: CredentialId,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&()) -> Answer + Send + Sync,
+    {
+        let owner = self.scope.uuid();
+        self.store
+            .administer(
+                context,
+                owner,
+                |tx| async move {
+                    let row = self.live_one(&tx, kind, id).await?;
+                    if row.superseded_at.is_none() {
+                        guard_last(&tx, owner, kind, row.id).await?;
+                    }
+                    retire(&tx, &row, kind, Duration::ZERO).await?;
+                    tx.touches_credentials_of(self.scope.publisher());
+                    crate::webhooks::events::emit(
+                        &tx,
+                        owner,
+                        domain::event::OwnType::TokenRevoked.as_str(),
+                        &json!({ "id": id.to_string(), "kind": kind.as_str() }),
+                        None,
+                    )
+                    .await?;
+                    let facts = json!({ "kind": kind.as_str() });
+                    let line = entry(actions(kind).2, target_kind(kind), id, facts);
+                    Ok(Audited::new((), owner, line))
+                },
+                render,
+            )
+            .await
+    }
+}
+
+/// Refuses to take away the last credential of a kind that must not be without one. What a
+/// rotation left to run out does not count as remaining.
+async fn guard_last(tx: &Tx, publisher: Uuid, kind: CredentialKind, id: Uuid) -> Result<()> {
+    let code = match kind {
+        CredentialKind::Runner => return Ok(()),
+        CredentialKind::Admin => Code::LastAdminToken,
+        CredentialKind::WebhookSigning | CredentialKind::SubcommandBearer => Code::LastSecret,
+    };
+    let others = live_of_kind(tx, publisher, kind)
+        .await?
+        .into_iter()
+        .filter(|row| row.id != id && row.superseded_at.is_none())
+        .count();
+    if others == 0 {
+        Err(code.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// The four credentials that every publisher begins with.
+pub(crate) async fn insert_first_four(
+    tx: &Tx,
+    publisher: PublisherId,
+    data_key: &Key,
+) -> Result<[Minted; 4]> {
+    let new = NewCredential::default();
+    let mut made = Vec::with_capacity(4);
+    for kind in CredentialKind::ALL {
+        let values = Insert {
+            kind,
+            grants: Grants::of(kind),
+            text: kind.generate(),
+            source: Source::Bootstrap,
+            new: &new,
+        };
+        made.push(insert(tx, publisher.uuid(), data_key, values).await?);
+    }
+    made.try_into()
+        .map_err(|_| StoreError::Internal("there are four kinds".into()))
+}

@@ -1,0 +1,679 @@
+//! The hot write lane: changes of runs and published events, gathered from many callers and committed together.
+//!
+//! A commit costs a flush to the disk whatever is in it, so callers that come while one is under
+//! way share the next (ADR 0016). Each is answered after the commit that holds its change. One
+//! that is refused does not touch its neighbours; a batch that fails as a whole is taken apart and
+//! tried one by one. Publishers take turns, by rows to write, and each has a share of the places
+//! here (ADR 0029).
+//!
+//! Claims that find nothing wait here. They are served by the very transaction that makes a run
+//! ready, or after a look at what there is to hand out: as many are tried as there are runs.
+//! Nothing here waits for a reading connection; what reads does so in a task of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+
+use domain::{Code, Timestamp, slug::Slug};
+use sea_orm::DbBackend;
+use tokio::{sync::mpsc, time::Instant};
+use uuid::Uuid;
+
+use crate::{
+    publishers::auth::{Known, Principal},
+    runs::{
+        batch::{Batch, Done, apply},
+        changes::{Change, Create},
+        claims::Claim,
+        run::{CreatedRun, Run},
+        waiting::{Open, bring, open_runs},
+    },
+    store::{
+        Store,
+        error::{Result, StoreError},
+    },
+    webhooks::own_events::{Publish, PublishedEvent},
+};
+
+mod beside;
+mod entry;
+mod queue;
+mod waiters;
+
+pub use entry::Patience;
+use entry::{Command, Reply, Waiting, answer};
+pub(crate) use entry::{Inlet, Lane};
+use queue::{Queue, SHARE};
+use waiters::{Picked, Waiters};
+
+/// Most changes of one transaction, whatever is set.
+const BATCH_MAX: usize = 256;
+/// Longest wait for more to come, once a batch has begun.
+const GATHER: Duration = Duration::from_millis(2);
+/// How often waiting claims are looked at for what only time brings.
+const LOOK: Duration = Duration::from_millis(500);
+/// Every how many of these times all of them are looked at, whatever was heard.
+const LOOK_AT_ALL: u32 = 4;
+/// Publishers that one look is for.
+const LOOK_MAX: usize = 64;
+/// Runs that waiting claims of one publisher are tried for at a time.
+const PICKED_MAX: u32 = 64;
+/// A claim of a batch: the place that it came with, and what is tried of it.
+struct Tried {
+    number: u64,
+    waiting: Waiting,
+    claim: Arc<Claim>,
+}
+
+impl Tried {
+    /// All that it wants.
+    fn whole(number: u64, waiting: Waiting) -> Self {
+        let claim = Arc::clone(&waiting.claim);
+        Self {
+            number,
+            waiting,
+            claim,
+        }
+    }
+
+    /// Only the pipelines that have runs for it.
+    fn narrowed(picked: Picked) -> Self {
+        let claim = Arc::new(picked.waiting.claim.within(picked.pipelines));
+        Self {
+            number: picked.number,
+            waiting: picked.waiting,
+            claim,
+        }
+    }
+}
+
+/// A batch, and whom to answer.
+#[derive(Default)]
+struct Gathered {
+    creates: Vec<(Arc<Create>, Reply<CreatedRun>)>,
+    changes: Vec<(Arc<Change>, Reply<Run>)>,
+    claims: Vec<Tried>,
+    publishes: Vec<(Publish, Reply<Vec<PublishedEvent>>)>,
+}
+
+impl Gathered {
+    fn len(&self) -> usize {
+        self.creates.len() + self.changes.len() + self.claims.len() + self.publishes.len()
+    }
+
+    fn add(&mut self, command: Command) {
+        match command {
+            Command::Create(create, reply) => self.creates.push((create, reply)),
+            Command::Change(change, reply) => self.changes.push((change, reply)),
+            Command::Claim(number, waiting, _) => {
+                self.claims.push(Tried::whole(number, *waiting));
+            }
+            Command::Publish(publish, reply) => self.publishes.push((publish, reply)),
+        }
+    }
+
+    fn batch(&self) -> Batch {
+        let creates = self.creates.iter().map(|(create, _)| Arc::clone(create));
+        let changes = self.changes.iter().map(|(change, _)| Arc::clone(change));
+        let claims = self.claims.iter().map(|tried| Arc::clone(&tried.claim));
+        Batch {
+            creates: creates.collect(),
+            changes: changes.collect(),
+            claims: claims.collect(),
+            publishes: self.publishes.iter().map(|(p, _)| p.clone()).collect(),
+        }
+    }
+
+    /// How many runs the batch makes that wait for somebody, by publisher and pipeline.
+    fn fresh(&self, now: Timestamp) -> BTreeMap<Uuid, Open> {
+        let mut fresh: BTreeMap<Uuid, Open> = BTreeMap::new();
+        let waiting = self
+            .creates
+            .iter()
+            .map(|(create, _)| create)
+            .filter(|create| {
+                let new = &create.new;
+                !new.claim && new.not_before.is_none_or(|at| at <= now)
+            });
+        for create in waiting {
+            if let Some(slug) = Slug::parse(&create.new.pipeline) {
+                let open = fresh.entry(create.scope.uuid()).or_default();
+                *open.entry(slug).or_default() += 1;
+            }
+        }
+        fresh
+    }
+}
+
+fn copy_of(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Refused(_) | StoreError::VersionChanged(_) => error.clone(),
+        StoreError::Unavailable(text) | StoreError::Conflict(text) => {
+            StoreError::Unavailable(text.clone())
+        }
+        StoreError::Uncertain(text) => StoreError::Uncertain(text.clone()),
+        StoreError::Internal(text) => StoreError::Internal(text.clone()),
+    }
+}
+
+/// What a task of the lane found.
+enum Note {
+    /// What there is to hand out to those whose claims wait.
+    Looked(Result<Vec<(Uuid, Open)>>),
+    /// Whether claims that are to be tried may still be served.
+    Checked(Vec<(Picked, Result<()>)>),
+    /// What only time brings was brought.
+    Brought(Result<()>),
+}
+
+/// The worker of the lane.
+struct Worker {
+    store: Store,
+    inlet: mpsc::UnboundedReceiver<Command>,
+    notes: mpsc::UnboundedSender<Note>,
+    queue: Queue<Command>,
+    waiters: Waiters,
+    /// Waiting claims that go into the next batch.
+    picked: Vec<Picked>,
+    /// How many claims of whom are being checked or tried.
+    out: HashMap<Uuid, usize>,
+    /// Who is to be looked at.
+    to_look_at: BTreeSet<Uuid>,
+    /// The last one that was.
+    looked_at: Uuid,
+    looking: bool,
+    bringing: bool,
+    /// Most changes of one transaction.
+    most: usize,
+    /// How many changes the last batch held: so many are expected again.
+    last: usize,
+    looks: u32,
+}
+
+/// Works until the store closes; what was handed in before is done.
+pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
+    let most = usize::try_from(most).map_or(BATCH_MAX, |most| most.clamp(1, BATCH_MAX));
+    let stop = store.inner.stop.clone();
+    let inner = Arc::clone(&store.inner);
+    let (notes, mut heard) = mpsc::unbounded_channel();
+    let mut worker = Worker {
+        store,
+        inlet: inlet.0,
+        notes,
+        queue: Queue::new(),
+        waiters: Waiters::default(),
+        picked: Vec::new(),
+        out: HashMap::new(),
+        to_look_at: BTreeSet::new(),
+        looked_at: Uuid::nil(),
+        looking: false,
+        bringing: false,
+        most,
+        last: 0,
+        looks: 0,
+    };
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let (waits, idle) = (worker.waits(), worker.is_idle());
+        let rested = worker.rests_until();
+        let end = worker.waiters.first_end();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                worker.finish().await;
+                return;
+            }
+            Some(note) = heard.recv() => worker.take(note),
+            some = inner.wake.ready(), if waits => worker.readied(&some),
+            () = sleep_until(end), if end.is_some() => {}
+            _ = look.tick(), if waits => worker.tick(),
+            () = inner.quiet.cancelled(), if end.is_some() => {}
+            command = worker.inlet.recv() => match command {
+                Some(command) => worker.hand_in(command),
+                None => return,
+            },
+            () = sleep_until(rested), if rested.is_some() => {}
+            () = std::future::ready(()), if !idle && rested.is_none() => {}
+        }
+        worker.end_waiting();
+        worker.look();
+        worker.gather().await;
+        worker.serve().await;
+        if !worker.waits() {
+            inner.wake.forget_ready();
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Worker {
+    /// Whether somebody waits for runs.
+    fn waits(&self) -> bool {
+        !self.waiters.is_empty() || !self.out.is_empty()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.len() == 0 && self.picked.is_empty()
+    }
+
+    /// When to go on, where all that is left to do belongs to publishers that rest.
+    fn rests_until(&self) -> Option<Instant> {
+        let rested = self.queue.rests_until();
+        rested.filter(|_| self.picked.is_empty())
+    }
+
+    /// Queues a command. A claim lines up behind those that wait for the same.
+    fn hand_in(&mut self, command: Command) {
+        let now = Instant::now();
+        let command = match command {
+            Command::Claim(_, waiting, place) => {
+                let number = self.waiters.number();
+                if self.lines_up(&waiting, now) {
+                    self.line_up(number, *waiting);
+                    return;
+                }
+                Command::Claim(number, waiting, place)
+            }
+            other => other,
+        };
+        let publisher = command.publisher();
+        self.store.inner.db.traffic.asks(publisher);
+        let rows = command.rows(self.store.state::<Lane>().listening_to(publisher));
+        match command {
+            // Where there is more than one writer, nobody need wait for it.
+            Command::Publish(publish, reply)
+                if rows > SHARE && self.store.backend() == DbBackend::Postgres =>
+            {
+                beside::publish(&self.store, publish, reply);
+            }
+            other => self.queue.push(publisher, other, rows, now),
+        }
+    }
+
+    /// Whether a claim may wait, and others wait already for what it wants.
+    fn lines_up(&self, waiting: &Waiting, now: Instant) -> bool {
+        waiting.until > now && self.waiters.is_behind(waiting)
+    }
+
+    /// Lets it wait behind them; there may be something for it that they do not want.
+    fn line_up(&mut self, number: u64, waiting: Waiting) {
+        self.to_look_at.insert(waiting.claim.publisher);
+        self.waiters.insert(number, waiting);
+    }
+
+    /// Takes what is there, and waits a moment for as much as came last time.
+    async fn gather(&mut self) {
+        if self.queue.len() == 0 {
+            return;
+        }
+        let until = Instant::now() + GATHER;
+        loop {
+            while let Ok(command) = self.inlet.try_recv() {
+                self.hand_in(command);
+            }
+            if self.queue.len() >= self.last {
+                return;
+            }
+            match tokio::time::timeout_at(until, self.inlet.recv()).await {
+                Ok(Some(command)) => self.hand_in(command),
+                _ => return,
+            }
+        }
+    }
+
+    /// Does what was handed in before the end.
+    async fn finish(&mut self) {
+        self.inlet.close();
+        while let Ok(command) = self.inlet.try_recv() {
+            self.hand_in(command);
+        }
+        while !self.is_idle() {
+            self.queue.wake_all();
+            self.serve().await;
+        }
+    }
+
+    /// Answers those that have waited for long enough, and everybody once the process stops.
+    fn end_waiting(&mut self) {
+        let ended = if self.store.inner.quiet.is_cancelled() {
+            self.waiters.take_all()
+        } else {
+            self.waiters.ended(Instant::now())
+        };
+        for waiting in ended {
+            answer(waiting.reply, Ok(Vec::new()));
+        }
+    }
+
+    /// There is word that these publishers may have runs to hand out; nil is any.
+    fn readied(&mut self, publishers: &BTreeSet<Uuid>) {
+        if publishers.contains(&Uuid::nil()) {
+            self.to_look_at.extend(self.waiters.publishers());
+            self.to_look_at.extend(self.out.keys());
+        }
+        let (waiters, out) = (&self.waiters, &self.out);
+        let waiting = publishers.iter().copied();
+        let waiting = waiting.filter(|one| waiters.has(*one) || out.contains_key(one));
+        self.to_look_at.extend(waiting);
+    }
+
+    /// What only time brings: runs whose start has come, or whose lease is lost. Now and then
+    /// everybody is looked at.
+    fn tick(&mut self) {
+        self.waiters.forget_gone();
+        self.looks = self.looks.wrapping_add(1);
+        if self.looks.is_multiple_of(LOOK_AT_ALL) {
+            self.to_look_at.extend(self.waiters.publishers());
+        }
+        if self.bringing {
+            return;
+        }
+        self.bringing = true;
+        let publishers: Vec<Uuid> = self.waiters.publishers().collect();
+        let store = self.store.clone();
+        let work = async move { bring(&store, &publishers).await };
+        self.spawn(work, |done| Note::Brought(done.and_then(|done| done)));
+    }
+
+    /// Works beside the lane, and tells it how that ended: a defect, too.
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+        tell: impl FnOnce(Result<T>) -> Note + Send + 'static,
+    ) {
+        let notes = self.notes.clone();
+        let work = tokio::spawn(work);
+        tokio::spawn(async move {
+            let done = work.await;
+            let done = done.map_err(|failed| StoreError::Internal(failed.to_string()));
+            // The lane may have ended.
+            let _ = notes.send(tell(done));
+        });
+    }
+
+    /// Begins to look at what there is to hand out, unless that is under way.
+    fn look(&mut self) {
+        if self.looking || self.to_look_at.is_empty() {
+            return;
+        }
+        let (waiters, out) = (&self.waiters, &self.out);
+        self.to_look_at
+            .retain(|one| waiters.has(*one) || out.contains_key(one));
+        // In turns: those after the last one that was looked at come first.
+        let (before, after): (Vec<Uuid>, Vec<Uuid>) = self
+            .to_look_at
+            .iter()
+            .copied()
+            .filter(|one| waiters.has(*one))
+            .partition(|one| *one <= self.looked_at);
+        let some = after.into_iter().chain(before).take(LOOK_MAX);
+        let wanted: BTreeMap<Uuid, _> = some.map(|one| (one, waiters.named(one))).collect();
+        for publisher in wanted.keys() {
+            self.to_look_at.remove(publisher);
+        }
+        let Some(last) = wanted.keys().last() else {
+            return;
+        };
+        self.looked_at = *last;
+        self.looking = true;
+        let store = self.store.clone();
+        let work = async move { open_runs(&store, wanted).await };
+        self.spawn(work, |done| Note::Looked(done.and_then(|done| done)));
+    }
+
+    fn take(&mut self, note: Note) {
+        match note {
+            Note::Looked(found) => {
+                self.looking = false;
+                match found {
+                    Ok(found) => self.pick(found),
+                    Err(error) => {
+                        tracing::debug!(%error, "what there is for waiting claims can't be read");
+                    }
+                }
+            }
+            Note::Checked(all) => {
+                for (picked, checked) in all {
+                    match checked {
+                        Ok(()) => self.picked.push(picked),
+                        Err(error) => {
+                            self.came_back(picked.waiting.claim.publisher);
+                            answer(picked.waiting.reply, Err(error));
+                        }
+                    }
+                }
+            }
+            Note::Brought(done) => {
+                self.bringing = false;
+                if let Err(error) = done {
+                    tracing::debug!(%error, "waiting claims can't be looked at");
+                }
+            }
+        }
+    }
+
+    /// Lets those be checked and tried for whom there are runs.
+    fn pick(&mut self, found: Vec<(Uuid, Open)>) {
+        let mut unknown = Vec::new();
+        for (publisher, mut open) in found {
+            for picked in self.waiters.pick(publisher, &mut open, PICKED_MAX) {
+                self.goes_out(publisher);
+                match self.known_good(&picked.waiting) {
+                    Some(Ok(())) => self.picked.push(picked),
+                    _ => unknown.push(picked),
+                }
+            }
+        }
+        if unknown.is_empty() {
+            return;
+        }
+        let store = self.store.clone();
+        let work = async move {
+            let mut all = Vec::with_capacity(unknown.len());
+            for picked in unknown {
+                let checked = still_good(&store, &picked.waiting).await;
+                all.push((picked, checked));
+            }
+            all
+        };
+        self.spawn(work, |done| Note::Checked(done.unwrap_or_default()));
+    }
+
+    /// The same as [`still_good`], where that is known without asking the database.
+    fn known_good(&self, waiting: &Waiting) -> Option<Result<()>> {
+        match self.store.known(waiting.patience.token) {
+            Known::Live(principal) => Some(may_claim(Some(&principal))),
+            _ => None,
+        }
+    }
+
+    /// A claim is being checked or tried.
+    fn goes_out(&mut self, publisher: Uuid) {
+        *self.out.entry(publisher).or_default() += 1;
+    }
+
+    /// It is so no more.
+    fn came_back(&mut self, publisher: Uuid) {
+        if let Some(count) = self.out.get_mut(&publisher) {
+            *count -= 1;
+            if *count == 0 {
+                self.out.remove(&publisher);
+            }
+        }
+    }
+
+    /// Commits a batch, together with the waiting claims that it may serve, and answers.
+    async fn serve(&mut self) {
+        let _under_way = self.store.progress().part("lane").work();
+        let mut gathered = Gathered::default();
+        let now = Instant::now();
+        for command in self.queue.next_batch(self.most, now) {
+            match command {
+                Command::Claim(number, waiting, _) if self.lines_up(&waiting, now) => {
+                    self.line_up(number, *waiting);
+                }
+                other => gathered.add(other),
+            }
+        }
+        self.last = gathered.len();
+        for tried in &gathered.claims {
+            self.goes_out(tried.claim.publisher);
+        }
+        for picked in std::mem::take(&mut self.picked) {
+            if picked.waiting.is_gone() {
+                self.came_back(picked.waiting.claim.publisher);
+            } else {
+                gathered.claims.push(Tried::narrowed(picked));
+            }
+        }
+        for (publisher, mut open) in gathered.fresh(self.store.now()) {
+            for picked in self.waiters.pick(publisher, &mut open, PICKED_MAX) {
+                match self.known_good(&picked.waiting) {
+                    Some(Ok(())) => {
+                        self.goes_out(publisher);
+                        gathered.claims.push(Tried::narrowed(picked));
+                    }
+                    // It is looked at after the commit.
+                    _ => self.waiters.insert(picked.number, picked.waiting),
+                }
+            }
+        }
+        gathered.claims.sort_by_key(|tried| tried.number);
+        if gathered.len() > 0 {
+            let began = Instant::now();
+            self.commit(gathered).await;
+            let now = Instant::now();
+            self.queue.took(now - began, now);
+        }
+    }
+
+    async fn commit(&mut self, gathered: Gathered) {
+        let several = gathered.len() > 1;
+        match self.run(gathered.batch()).await {
+            Ok(done) => self.answer_all(gathered, done),
+            Err(StoreError::Internal(text)) if several => {
+                tracing::warn!(
+                    error = text,
+                    "a batch failed; its changes are made one by one"
+                );
+                self.one_by_one(gathered).await;
+            }
+            Err(error) => self.refuse_all(gathered, &error),
+        }
+    }
+
+    /// In a task of its own, so that a defect ends the batch and not the lane.
+    async fn run(&self, batch: Batch) -> Result<Done> {
+        let (store, batch) = (self.store.clone(), Arc::new(batch));
+        let task = tokio::spawn(async move {
+            let (lane, batch) = (&store, &batch);
+            store
+                .write_batch(|tx| async move { apply(lane, &tx, batch).await })
+                .await
+        });
+        task.await
+            .unwrap_or_else(|failed| Err(StoreError::Internal(failed.to_string())))
+    }
+
+    fn answer_all(&mut self, gathered: Gathered, done: Done) {
+        for ((_, reply), result) in gathered.creates.into_iter().zip(done.creates) {
+            answer(reply, result);
+        }
+        for ((_, reply), result) in gathered.changes.into_iter().zip(done.changes) {
+            answer(reply, result.map_err(StoreError::from));
+        }
+        for ((_, reply), result) in gathered.publishes.into_iter().zip(done.publishes) {
+            answer(reply, result.map_err(StoreError::from));
+        }
+        let now = Instant::now();
+        for (tried, claimed) in gathered.claims.into_iter().zip(done.claims) {
+            let publisher = tried.claim.publisher;
+            self.came_back(publisher);
+            if claimed.is_empty() && tried.waiting.until > now {
+                self.waiters.insert(tried.number, tried.waiting);
+                continue;
+            }
+            if !claimed.is_empty() {
+                // There may be more than were tried for.
+                self.to_look_at.insert(publisher);
+            }
+            answer(tried.waiting.reply, Ok(claimed));
+        }
+    }
+
+    async fn one_by_one(&mut self, gathered: Gathered) {
+        let mut alone = Vec::new();
+        for create in gathered.creates {
+            alone.push(Gathered {
+                creates: vec![create],
+                ..Gathered::default()
+            });
+        }
+        for change in gathered.changes {
+            alone.push(Gathered {
+                changes: vec![change],
+                ..Gathered::default()
+            });
+        }
+        for claim in gathered.claims {
+            alone.push(Gathered {
+                claims: vec![claim],
+                ..Gathered::default()
+            });
+        }
+        for publish in gathered.publishes {
+            alone.push(Gathered {
+                publishes: vec![publish],
+                ..Gathered::default()
+            });
+        }
+        for one in alone {
+            match self.run(one.batch()).await {
+                Ok(done) => self.answer_all(one, done),
+                Err(error) => self.refuse_all(one, &error),
+            }
+        }
+    }
+
+    fn refuse_all(&mut self, gathered: Gathered, error: &StoreError) {
+        for (_, reply) in gathered.creates {
+            answer(reply, Err(copy_of(error)));
+        }
+        for (_, reply) in gathered.changes {
+            answer(reply, Err(copy_of(error)));
+        }
+        for tried in gathered.claims {
+            self.came_back(tried.claim.publisher);
+            answer(tried.waiting.reply, Err(copy_of(error)));
+        }
+        for (_, reply) in gathered.publishes {
+            answer(reply, Err(copy_of(error)));
+        }
+    }
+}
+
+/// A token may have been revoked, or its publisher suspended, while its claim waited.
+async fn still_good(store: &Store, waiting: &Waiting) -> Result<()> {
+    let principal = store.authenticate(waiting.patience.token).await?;
+    may_claim(principal.as_deref())
+}
+
+fn may_claim(principal: Option<&Principal>) -> Result<()> {
+    let Some(principal) = principal.filter(|p| p.grants.runner) else {
+        return Err(Code::Unauthenticated.into());
+    };
+    if !principal.publisher.is_active() {
+        return Err(Code::PublisherSuspended.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! Texts that columns hold, read back.
+
+use domain::slug::Slug;
+
+use crate::store::error::{Result, damaged};
+
+/// A stored JSON list of slugs.
+pub(crate) fn slugs_of(text: &str) -> Result<Vec<Slug>> {
+    let words: Vec<String> = serde_json::from_str(text).map_err(|_| damaged("list of slugs"))?;
+    words
+        .iter()
+        .map(|word| Slug::parse(word).ok_or_else(|| damaged("slug")))
+        .collect()
+}

@@ -1,0 +1,533 @@
+//! The two engines behind one face: pools, transactions, and what follows a commit.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use domain::{
+    Clock, Timestamp,
+    id::{Id as _, PublisherId},
+    progress::Progress,
+};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend};
+use tokio::{sync::Notify, time::timeout};
+use uuid::Uuid;
+
+mod readers;
+
+use crate::store::{
+    connections::{Connections, Work},
+    effects::{Bodies, Effects},
+    entity::deliveries,
+    error::{Result, StoreError, uncommitted},
+    lines::{Line, Own, TooFew, open_all},
+    pool::{Pool, Server},
+    target::Target,
+    traffic::Traffic,
+};
+
+/// How often a transaction that lost against another one is run again.
+const CONFLICT_RETRIES: u32 = 8;
+/// When a commit reaches the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// Before it answers, as the store is set.
+    Commit,
+    /// With the next commit that waits, or when the engine sees fit.
+    Later,
+}
+
+/// SQLite's one writing connection.
+struct Writer {
+    connection: Option<Connections>,
+    /// Set while a transaction is open. Found set by the next one, the last was cut off.
+    open: bool,
+}
+
+/// A transaction under way.
+pub(crate) struct Transaction {
+    inner: Work,
+    /// The one moment that everything in this transaction happens at.
+    pub(crate) now: Timestamp,
+    effects: Mutex<Effects>,
+}
+
+/// A handle to a transaction, for the closure that works in it.
+pub(crate) type Tx = Arc<Transaction>;
+
+impl Transaction {
+    /// What statements run on.
+    pub(crate) fn db(&self) -> &Work {
+        &self.inner
+    }
+
+    fn effects(&self) -> std::sync::MutexGuard<'_, Effects> {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a publisher's credentials, or its row, change here.
+    pub(crate) fn touches_credentials_of(&self, publisher: PublisherId) {
+        let mut effects = self.effects();
+        effects.credentials_of.push(publisher);
+        effects.targets_of.insert(publisher.uuid());
+    }
+
+    /// Notes that something of a publisher's endpoints changes here.
+    pub(crate) fn touches_endpoints_of(&self, publisher: Uuid) {
+        self.effects().targets_of.insert(publisher);
+    }
+
+    /// Notes that deliveries to an endpoint can go out from now on, and have to be looked for.
+    pub(crate) fn delivers_to(&self, publisher: Uuid, endpoint: Uuid) {
+        self.effects().deliveries.look_for((publisher, endpoint));
+    }
+
+    /// Notes that deliveries to an endpoint go out from now on, whatever its receiver did before.
+    pub(crate) fn resumes(&self, publisher: Uuid, endpoint: Uuid) {
+        let deliveries = &mut self.effects().deliveries;
+        deliveries.look_for((publisher, endpoint));
+        deliveries.resumed.insert((publisher, endpoint));
+    }
+
+    /// Notes that deliveries are written, whose events say this.
+    pub(crate) fn delivers(&self, rows: &[deliveries::Model], bodies: &Bodies) {
+        self.effects().deliveries.wrote(rows, bodies);
+    }
+
+    /// Notes that a publisher may have runs to hand out that were not there before.
+    pub(crate) fn readies_runs_of(&self, publisher: Uuid) {
+        self.effects().runs_ready.insert(publisher);
+    }
+
+    /// Notes that a run changes here.
+    pub(crate) fn changes_run(&self, run: Uuid) {
+        self.effects().changed.insert(run);
+    }
+
+    /// Notes that events of a publisher are written here.
+    pub(crate) fn tells_of(&self, publisher: Uuid) {
+        self.effects().changed.insert(publisher);
+    }
+
+    /// Notes that a fan-out is written here that has to be spread.
+    pub(crate) fn fans_out(&self) {
+        self.effects().fan_outs = true;
+    }
+
+    /// Notes how many endpoints of a publisher listen.
+    pub(crate) fn heard_by(&self, publisher: Uuid, endpoints: usize) {
+        self.effects().listening.insert(publisher, endpoints);
+    }
+
+    /// Notes that so many bytes of a publisher's are stored here.
+    pub(crate) fn stores(&self, publisher: Uuid, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        *self.effects().stored.entry(publisher).or_default() += bytes;
+    }
+
+    /// Notes that so many bytes of a publisher's are removed here.
+    pub(crate) fn removes(&self, publisher: Uuid, bytes: i64) {
+        *self.effects().stored.entry(publisher).or_default() -= bytes;
+    }
+
+    /// Notes that messages about trains are written here.
+    pub(crate) fn writes_notices(&self) {
+        self.effects().notices = true;
+    }
+
+    /// Whose credentials change here.
+    pub(crate) fn touched(&self) -> Vec<PublisherId> {
+        self.effects().credentials_of.clone()
+    }
+}
+
+/// What a commit brought about.
+pub(crate) struct Committed<T> {
+    pub(crate) value: T,
+    pub(crate) effects: Effects,
+    /// The moment before the commit began: nobody can have seen any of it earlier.
+    pub(crate) since: Instant,
+}
+
+/// The connected store.
+pub(crate) struct Db {
+    target: Target,
+    /// Reads; on PostgreSQL writes too.
+    pool: Connections,
+    /// SQLite only: reads that may take long have readers of their own.
+    scans: Option<Connections>,
+    /// SQLite only: steps that scans took.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests read it"))]
+    scan_steps: Arc<AtomicU64>,
+    /// PostgreSQL only.
+    own: Option<Own>,
+    /// SQLite only.
+    writer: Option<tokio::sync::Mutex<Writer>>,
+    /// SQLite only: something was committed, and how many transactions were.
+    committed: Notify,
+    commits: AtomicU64,
+    pub(crate) traffic: Traffic,
+    progress: Progress,
+    /// SQLite only: when the engine last failed to write.
+    unwritten: Mutex<Option<Instant>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Db {
+    pub(crate) async fn connect(
+        target: Target,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Result<Self, TooFew>> {
+        let (pool, own, writer) = match &target {
+            Target::Sqlite { options, limit, .. } => {
+                // The writer goes first: it makes the file that the readers open.
+                let writer = Writer {
+                    connection: Some(Connections::Sqlite(target.connect_one().await?)),
+                    open: false,
+                };
+                let readers = readers::connect(options, *limit).await?;
+                (readers, None, Some(tokio::sync::Mutex::new(writer)))
+            }
+            Target::Postgres {
+                server,
+                connections,
+            } => {
+                let (own, first) = Own::new(server);
+                let pool = Pool::new(server, *connections, false);
+                if let Err(few) = open_all(server, first, &pool).await {
+                    return Ok(Err(few));
+                }
+                (Connections::Postgres(pool), Some(own), None)
+            }
+        };
+        let scan_steps = Arc::new(AtomicU64::new(0));
+        let scans = readers::connect_scans(&target, &scan_steps).await?;
+        Ok(Ok(Self {
+            target,
+            pool,
+            scans,
+            scan_steps,
+            own,
+            writer,
+            committed: Notify::new(),
+            commits: AtomicU64::new(0),
+            traffic: Traffic::new(),
+            progress: Progress::default(),
+            unwritten: Mutex::default(),
+            clock,
+        }))
+    }
+
+    /// What reads run on; on PostgreSQL writes too.
+    pub(crate) fn line(&self, line: Line) -> &Connections {
+        match (&self.own, line) {
+            (Some(own), Line::Work) => &own.work,
+            (Some(own), Line::Load) => &own.load,
+            (Some(own), Line::Watch) => &own.watch,
+            _ => &self.pool,
+        }
+    }
+
+    /// How many transactions of one publisher may be under way in the general write lane: SQLite has
+    /// one writer, and a quarter of PostgreSQL's connections is enough for anybody.
+    pub(crate) fn writers_a_publisher(&self) -> usize {
+        match &self.target {
+            Target::Sqlite { .. } => 1,
+            Target::Postgres { connections, .. } => {
+                usize::try_from(*connections / 4).map_or(1, |share| share.max(1))
+            }
+        }
+    }
+
+    /// How long an answer of the database is waited for.
+    pub(crate) const fn limit(&self) -> Duration {
+        self.target.limit()
+    }
+
+    /// What scans run on.
+    pub(crate) fn scan(&self) -> &Connections {
+        self.scans.as_ref().unwrap_or(&self.pool)
+    }
+
+    /// How many steps scans took in SQLite, to the thousand.
+    #[cfg(test)]
+    pub(crate) fn scan_steps(&self) -> u64 {
+        self.scan_steps.load(Ordering::Relaxed)
+    }
+
+    /// How many scans may run at a time: as many as there are connections for them, of the pool
+    /// half.
+    pub(crate) fn scanners(&self) -> usize {
+        let connections = match &self.target {
+            Target::Sqlite { .. } => readers::count(),
+            Target::Postgres { connections, .. } => connections / 2,
+        };
+        usize::try_from(connections).unwrap_or(1)
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// See [`Target::stop_soon`].
+    pub(crate) fn stop_soon(&self) {
+        self.target.stop_soon();
+    }
+
+    pub(crate) const fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whether SQLite failed to write something less than so long ago.
+    pub(crate) fn failed_to_write_within(&self, time: Duration) -> bool {
+        let last = *self
+            .unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < time)
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// How to reach the engine's notifications, where it has some and other processes may listen.
+    pub(crate) fn notifies(&self) -> Option<Server> {
+        match &self.target {
+            Target::Sqlite { .. } => None,
+            Target::Postgres { server, .. } => Some((**server).clone()),
+        }
+    }
+
+    /// A connection of its own to SQLite, for checkpoints.
+    pub(crate) async fn connect_aside(&self) -> Result<DatabaseConnection> {
+        self.target.connect_one().await
+    }
+
+    /// Waits until something was committed to SQLite since the last call, or may have been.
+    pub(crate) async fn committed(&self) {
+        self.committed.notified().await;
+    }
+
+    /// How many transactions SQLite has committed, or may have.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    /// Runs `work` in a transaction of its own and commits it; on an error nothing is changed.
+    ///
+    /// `work` may run several times: a transaction that PostgreSQL gives up in favour of another
+    /// starts anew. The future must not be dropped half-way, or nobody hears what became of it:
+    /// callers run in a task of their own.
+    pub(crate) async fn write<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        self.write_on(self.line(line), Flush::Commit, work).await
+    }
+
+    /// The same for removals of what is past its time, which may come back when the machine fails.
+    pub(crate) async fn write_unflushed<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        self.write_on(self.line(line), Flush::Later, work).await
+    }
+
+    /// The same for the hot write lane, whose transactions come one after the other.
+    pub(crate) async fn write_batch<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let own = self.own.as_ref().map_or(&self.pool, |own| &own.lane);
+        self.write_on(own, Flush::Commit, work).await
+    }
+
+    /// The same for the dispatcher's outcomes, whose transactions come one after the other too.
+    pub(crate) async fn write_outcomes<T, F, W>(&self, work: F) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let own = self.own.as_ref().map_or(&self.pool, |own| &own.record);
+        self.write_on(own, Flush::Commit, work).await
+    }
+
+    async fn write_on<T, F, W>(
+        &self,
+        connections: &Connections,
+        flush: Flush,
+        work: F,
+    ) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let _under_way = self.traffic.enter();
+        let mut attempt = 0;
+        loop {
+            let result = if let Some(writer) = &self.writer {
+                self.write_sqlite(writer, flush, &work).await
+            } else {
+                let tx = self.begin(connections).await?;
+                if flush == Flush::Later {
+                    let later = "SET LOCAL synchronous_commit = off";
+                    tx.db().execute_unprepared(later).await?;
+                }
+                Self::run(tx, &work).await.0
+            };
+            match result {
+                Err(StoreError::Conflict(_)) if attempt < CONFLICT_RETRIES => {
+                    attempt += 1;
+                    let wait_ms = f64::from(attempt * 4) * domain::random::jitter(0.5);
+                    tokio::time::sleep(Duration::from_secs_f64(wait_ms / 1000.0)).await;
+                }
+                Err(StoreError::Conflict(text)) => return Err(StoreError::Unavailable(text)),
+                other => return other,
+            }
+        }
+    }
+
+    /// On SQLite a failed write leaves sqlx's idea of the connection wrong: a later commit may
+    /// report success although nothing was stored. So the connection is thrown away after any
+    /// failure of the engine, and after a transaction that was cut off.
+    async fn write_sqlite<T, F, W>(
+        &self,
+        writer: &tokio::sync::Mutex<Writer>,
+        flush: Flush,
+        work: &F,
+    ) -> Result<Committed<T>>
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let waited = timeout(self.limit(), writer.lock()).await;
+        let mut writer = waited.map_err(|_| {
+            let words = "SQLite's writing connection was not free in time";
+            StoreError::Unavailable(words.into())
+        })?;
+        if writer.open {
+            Self::discard(&mut writer);
+        }
+        if writer.connection.is_none() {
+            writer.connection = Some(Connections::Sqlite(self.target.connect_one().await?));
+        }
+        let Some(connection) = writer.connection.clone() else {
+            return Err(StoreError::Internal("the writer has no connection".into()));
+        };
+        // It can't be set within a transaction, and must not stay as it is for a removal.
+        let eased =
+            flush == Flush::Later && matches!(self.target, Target::Sqlite { full: true, .. });
+        writer.open = true;
+        let begin = async {
+            if eased {
+                let normal = "PRAGMA synchronous = NORMAL";
+                connection.execute_unprepared(normal).await?;
+            }
+            self.begin(&connection).await
+        };
+        let (result, mut clean) = match begin.await {
+            Ok(tx) => Self::run(tx, work).await,
+            Err(error) => (Err(error), false),
+        };
+        if eased && clean {
+            let full = connection.execute_unprepared("PRAGMA synchronous = FULL");
+            clean = full.await.is_ok();
+        }
+        writer.open = false;
+        if !clean {
+            Self::discard(&mut writer);
+            let mut unwritten = self
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *unwritten = Some(Instant::now());
+        }
+        drop(writer);
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.committed.notify_one();
+        result
+    }
+
+    fn discard(writer: &mut Writer) {
+        writer.open = false;
+        if let Some(old) = writer.connection.take() {
+            tracing::warn!("the writing connection to SQLite is replaced after a failure");
+            tokio::spawn(async move { old.close().await });
+        }
+    }
+
+    async fn begin(&self, connections: &Connections) -> Result<Tx> {
+        Ok(Arc::new(Transaction {
+            inner: connections.begin().await?,
+            now: self.now(),
+            effects: Mutex::default(),
+        }))
+    }
+
+    /// Also tells whether the connection can be used again.
+    async fn run<T, F, W>(tx: Tx, work: &F) -> (Result<Committed<T>>, bool)
+    where
+        F: Fn(Tx) -> W + Sync,
+        W: Future<Output = Result<T>> + Send,
+    {
+        let result = work(Arc::clone(&tx)).await;
+        let Some(tx) = Arc::into_inner(tx) else {
+            let error = StoreError::Internal("a transaction outlived its closure".into());
+            return (Err(error), false);
+        };
+        let effects = tx
+            .effects
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(value) => {
+                let since = Instant::now();
+                let committed = Committed {
+                    value,
+                    effects,
+                    since,
+                };
+                match tx.inner.commit().await {
+                    Ok(()) => (Ok(committed), true),
+                    Err(error) => (Err(uncommitted(error)), false),
+                }
+            }
+            Err(error) => {
+                let engine_failed = matches!(error, StoreError::Unavailable(_));
+                let rolled_back = tx.inner.rollback().await.is_ok();
+                (Err(error), rolled_back && !engine_failed)
+            }
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Some(writer) = &self.writer
+            && let Some(connection) = writer.lock().await.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "the writing connection did not close cleanly");
+        }
+        let own = self.own.iter().flat_map(Own::all);
+        for pool in [&self.pool].into_iter().chain(&self.scans).chain(own) {
+            if let Err(error) = pool.close().await {
+                tracing::warn!(%error, "the connections did not close cleanly");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,549 @@
+//! Connections to PostgreSQL. Each wait for one, and each wait for an answer on one, has an end.
+//!
+//! sqlx's own pool waits without an end: it pings a connection that comes back before it gives its
+//! place up, and a connection whose answers never come (a path that swallows bytes sends neither
+//! FIN nor RST) keeps that place for as long as the system retransmits, a quarter of an hour. It also
+//! takes a connection back whose `begin` was cancelled, on which later writes are lost
+//! (docs/adr/0031-every-wait-for-the-database-ends.md). So connections are kept here. The rule is
+//! one: a connection goes back only after its last answer has come in full and was no sign of its
+//! end. Any other is dropped, which closes its socket at once.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sea_orm::{
+    ConnAcquireErr, DbErr, ExecResult, QueryResult, RuntimeErr, Statement,
+    sqlx::{
+        self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection,
+        Postgres, Row as _, postgres::PgConnectOptions, query::Query,
+    },
+};
+use sea_query_sqlx::SqlxValues;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{error::Elapsed, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::error::ends_its_connection;
+
+/// How long a caller waits for a place, and then for a new connection, unless less is set.
+const CHECKOUT_MAX: Duration = Duration::from_secs(5);
+/// How long a process that stops waits for a new connection: what it still has to write is written
+/// one after the other, and a server that is gone must not cost each of them the whole wait.
+const CONNECT_MAX_STOPPING: Duration = Duration::from_secs(1);
+/// The first pause before a server that does not take connections yet is asked again.
+const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// A connection that was idle for longer is asked whether it still lives.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
+/// How long that may take.
+const PING_MAX: Duration = Duration::from_secs(2);
+/// A connection that was idle for longer is not asked: some firewall has forgotten it.
+const IDLE_MAX: Duration = Duration::from_mins(10);
+/// No connection is used for longer, so that what changes in the server's settings is noticed.
+const LIFE_MAX: Duration = Duration::from_mins(30);
+/// How long a goodbye to the server may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// PostgreSQL ends a transaction that does nothing for so long, and frees what it has locked. Ours
+/// never wait for anything else than the store, so their process stands still or is gone, and
+/// whoever takes its work over must not find the rows locked: shorter than
+/// [`crate::PROCESS_EXPIRES_AFTER`].
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+
+/// When one connection of this process was last found dead. All that have been idle since before
+/// are doubted: one fault of the path, or one change of the server, befalls all of them.
+#[derive(Clone, Default)]
+pub(crate) struct Doubt(Arc<Mutex<Option<Instant>>>);
+
+impl Doubt {
+    fn raise(&self) {
+        *lock(&self.0) = Some(Instant::now());
+    }
+
+    fn befalls(&self, idle_since: Instant) -> bool {
+        lock(&self.0).is_some_and(|raised| idle_since <= raised)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How to reach the server, and how long to wait for it.
+#[derive(Clone)]
+pub(crate) struct Server {
+    options: PgConnectOptions,
+    /// For one answer.
+    limit: Duration,
+    doubt: Doubt,
+    stopping: CancellationToken,
+}
+
+impl Server {
+    pub(crate) fn new(options: PgConnectOptions, limit: Duration) -> Self {
+        Self {
+            options,
+            limit,
+            doubt: Doubt::default(),
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// The process stops: from now on a new connection is waited for a second at most. What waits
+    /// for one at this moment is told, too.
+    pub(crate) fn stop_soon(&self) {
+        self.stopping.cancel();
+    }
+
+    pub(crate) const fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    pub(crate) const fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    fn checkout_max(&self) -> Duration {
+        self.limit.min(CHECKOUT_MAX)
+    }
+
+    /// What each session is told first. The server ends a statement a tenth sooner than we give it
+    /// up, so that what we give up is a matter of the path. It also notices by itself that we are
+    /// gone: a dead session counts against its connection limits. (Said by statements, as poolers
+    /// refuse most start-up parameters.)
+    fn greeting(&self) -> String {
+        format!(
+            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; \
+             SET tcp_keepalives_count = 3; SHOW transaction_read_only",
+            statement_limit(self.limit).as_millis(),
+            IDLE_IN_TRANSACTION.as_millis(),
+        )
+    }
+
+    /// Greets a new session. One that may not write is refused: it is a standby's, or a demoted
+    /// primary's, and new ones soon lead elsewhere.
+    pub(crate) async fn greet(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.tell(connection).await? {
+            return Err(read_only());
+        }
+        Ok(())
+    }
+
+    /// Tells a new session what it needs; answers whether it is read-only.
+    pub(crate) async fn tell(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let rows = sqlx::raw_sql(AssertSqlSafe(self.greeting())).fetch_all(connection);
+        let read_only: String = match rows.await?.last() {
+            Some(row) => row.try_get(0)?,
+            None => return Err(sqlx::Error::RowNotFound),
+        };
+        Ok(read_only == "on")
+    }
+
+    /// A new connection. One that the server does not take yet is tried again until the end of the
+    /// wait.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let over = self.connect_wait_over();
+        tokio::pin!(over);
+        let mut pause = CONNECT_PAUSE;
+        let mut last = late(self.checkout_max(), "a connection");
+        loop {
+            let attempt = async {
+                let mut connection = self.options.connect().await?;
+                self.greet(&mut connection).await?;
+                Ok(connection)
+            };
+            tokio::select! {
+                () = &mut over => return Err(last),
+                attempted = attempt => match attempted {
+                    Err(error) if passes(&error) => last = error,
+                    done => return done,
+                },
+            }
+            tokio::select! {
+                () = &mut over => return Err(last),
+                () = tokio::time::sleep(pause) => pause *= 2,
+            }
+        }
+    }
+
+    /// Ends with the wait for a new connection that begins now.
+    async fn connect_wait_over(&self) {
+        let begun = tokio::time::Instant::now();
+        let stopping = async {
+            self.stopping.cancelled().await;
+            tokio::time::sleep_until(begun + CONNECT_MAX_STOPPING).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(begun + self.checkout_max()) => {}
+            () = stopping => {}
+        }
+    }
+}
+
+/// The time after which the server ends a statement by itself.
+fn statement_limit(limit: Duration) -> Duration {
+    limit * 9 / 10
+}
+
+fn failed(kind: io::ErrorKind, words: String) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(kind, words))
+}
+
+/// Why a session is closed that may not write.
+pub(crate) fn read_only() -> sqlx::Error {
+    failed(
+        io::ErrorKind::ReadOnlyFilesystem,
+        "the server takes no writes: its sessions are read-only".to_owned(),
+    )
+}
+
+fn late(limit: Duration, what: &str) -> sqlx::Error {
+    let seconds = limit.as_secs_f64();
+    failed(
+        io::ErrorKind::TimedOut,
+        format!("the database did not give {what} within {seconds} s"),
+    )
+}
+
+/// Whether a server that refused a connection so may take one soon.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+        ),
+        // too_many_connections, cannot_connect_now
+        sqlx::Error::Database(error) => {
+            matches!(error.code().as_deref(), Some("53300" | "57P03"))
+        }
+        _ => false,
+    }
+}
+
+struct Idle {
+    connection: PgConnection,
+    made: Instant,
+    since: Instant,
+}
+
+struct Shared {
+    server: Server,
+    size: u32,
+    places: Arc<Semaphore>,
+    /// The one used last is used next, so that few know most statements.
+    idle: Mutex<Vec<Idle>>,
+    /// Whether connections are asked each time whether they live: what is lost is a whole batch.
+    asked_always: bool,
+    closed: AtomicBool,
+}
+
+/// Some connections to PostgreSQL. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pool(Arc<Shared>);
+
+impl Pool {
+    pub(crate) fn new(server: &Server, size: u32, asked_always: bool) -> Self {
+        Self(Arc::new(Shared {
+            server: server.clone(),
+            size,
+            places: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
+            idle: Mutex::default(),
+            asked_always,
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// How many connections it has at most.
+    pub(crate) fn size(&self) -> u32 {
+        self.0.size
+    }
+
+    /// Opens all its connections; fails with how many there are and why there are no more.
+    pub(crate) async fn fill(&self) -> Result<(), (u32, sqlx::Error)> {
+        let mut opening = tokio::task::JoinSet::new();
+        for _ in 0..self.0.size {
+            let pool = self.clone();
+            opening.spawn(async move {
+                let permit = Arc::clone(&pool.0.places).acquire_owned().await;
+                let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
+                let connection = pool.0.server.connect().await?;
+                Ok(pool.hold(connection, Instant::now(), permit))
+            });
+        }
+        // None goes back before the last was opened.
+        let (mut all, mut why) = (Vec::new(), None);
+        while let Some(opened) = opening.join_next().await {
+            match opened.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
+                Ok(held) => all.push(held),
+                Err(error) => why = Some(error),
+            }
+        }
+        let had = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        why.map_or(Ok(()), |why| Err((had, why)))
+    }
+
+    fn hold(&self, connection: PgConnection, made: Instant, permit: OwnedSemaphorePermit) -> Held {
+        Held {
+            connection: Some(connection),
+            made,
+            sound: true,
+            state: State::Proven,
+            open: false,
+            failed: false,
+            pool: self.clone(),
+            _permit: permit,
+        }
+    }
+
+    /// A connection that lives, as far as one can know.
+    pub(crate) async fn checkout(&self) -> Result<Held, DbErr> {
+        let shared = &self.0;
+        let places = Arc::clone(&shared.places).acquire_owned();
+        let permit = match timeout(shared.server.checkout_max(), places).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
+            Err(Elapsed { .. }) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)),
+        };
+        while let Some(mut idle) = self.pop() {
+            let idle_for = idle.since.elapsed();
+            if idle_for > IDLE_MAX
+                || idle.made.elapsed() > LIFE_MAX
+                || shared.server.doubt.befalls(idle.since)
+            {
+                continue;
+            }
+            if shared.asked_always || idle_for > PING_AFTER_IDLE {
+                let ping = timeout(PING_MAX.min(shared.server.limit), idle.connection.ping());
+                if !matches!(ping.await, Ok(Ok(()))) {
+                    shared.server.doubt.raise();
+                    continue;
+                }
+            }
+            let mut held = self.hold(idle.connection, idle.made, permit);
+            held.state = State::Idle;
+            return Ok(held);
+        }
+        let connection = shared.server.connect().await;
+        let connection =
+            connection.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+        Ok(self.hold(connection, Instant::now(), permit))
+    }
+
+    fn pop(&self) -> Option<Idle> {
+        lock(&self.0.idle).pop()
+    }
+
+    /// Says goodbye to the server; connections that are in use are closed when they come back.
+    pub(crate) async fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+        self.0.places.close();
+        let idle = std::mem::take(&mut *lock(&self.0.idle));
+        let goodbyes = async {
+            for one in idle {
+                // One that is dead is closed either way.
+                let _ = one.connection.close().await;
+            }
+        };
+        let _ = timeout(GOODBYE, goodbyes).await;
+    }
+}
+
+/// What is known of a connection that was taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It was made, or has answered, since.
+    Proven,
+    /// It had been idle, and has not answered since.
+    Idle,
+    /// Instead of an answer came word of its end.
+    EndedIdle,
+}
+
+/// A connection in use.
+pub(crate) struct Held {
+    connection: Option<PgConnection>,
+    made: Instant,
+    /// Whether the last answer came in full, and was no sign of the connection's end.
+    sound: bool,
+    state: State,
+    /// Whether a transaction is open, and whether a statement has failed in it.
+    open: bool,
+    failed: bool,
+    pool: Pool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let shared = &self.pool.0;
+        if let Some(connection) = self.connection.take()
+            && self.sound
+            && !self.open
+            && !shared.closed.load(Ordering::SeqCst)
+        {
+            lock(&shared.idle).push(Idle {
+                connection,
+                made: self.made,
+                since: Instant::now(),
+            });
+        }
+    }
+}
+
+impl Held {
+    /// The connection, for one answer. Until [`Held::came`] it counts as broken, so that a caller
+    /// who goes away in between takes it along.
+    fn ask(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.sound = false;
+        let gone = || failed(io::ErrorKind::NotConnected, "no connection".to_owned());
+        self.connection.as_mut().ok_or_else(gone)
+    }
+
+    /// What came of it, or that nothing came in time.
+    fn came<T>(
+        &mut self,
+        limit: Duration,
+        answer: Result<Result<T, sqlx::Error>, Elapsed>,
+    ) -> Result<T, sqlx::Error> {
+        let result = answer.unwrap_or_else(|_| Err(late(limit, "an answer")));
+        self.sound = match &result {
+            Ok(_) | Err(sqlx::Error::RowNotFound) => true,
+            Err(sqlx::Error::Database(error)) => {
+                !ends_its_connection(&error.code().unwrap_or_default())
+            }
+            Err(_) => false,
+        };
+        self.failed |= matches!(result, Err(sqlx::Error::Database(_)));
+        let ended = match &result {
+            Err(sqlx::Error::Io(error)) => error.kind() != io::ErrorKind::TimedOut,
+            Err(sqlx::Error::Database(_)) => !self.sound,
+            _ => false,
+        };
+        self.state = match self.state {
+            State::Idle if ended => State::EndedIdle,
+            _ => State::Proven,
+        };
+        if !self.sound {
+            let all = matches!(
+                result,
+                Err(sqlx::Error::Database(_)
+                    | sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_))
+            );
+            if all {
+                self.pool.0.server.doubt.raise();
+            }
+            self.connection = None;
+        }
+        result
+    }
+
+    /// Whether it had ended while it was idle. All that were idle then are in doubt, so the next
+    /// one is another: what changes nothing may be asked once more.
+    pub(crate) const fn ended_idle(&self) -> bool {
+        matches!(self.state, State::EndedIdle)
+    }
+
+    pub(crate) async fn begin(&mut self) -> Result<(), DbErr> {
+        self.failed = false;
+        self.execute_unprepared("BEGIN").await?;
+        self.open = true;
+        Ok(())
+    }
+
+    /// After a failure it is not known whether the changes stand, but for a statement's failure:
+    /// PostgreSQL would answer a commit of its transaction as if all were well.
+    pub(crate) async fn commit(mut self) -> Result<(), DbErr> {
+        if self.failed {
+            self.rollback().await?;
+            let words = "a statement of the transaction had failed".to_owned();
+            return Err(DbErr::Custom(words));
+        }
+        self.execute_unprepared("COMMIT").await?;
+        self.open = false;
+        Ok(())
+    }
+
+    pub(crate) async fn rollback(mut self) -> Result<(), DbErr> {
+        self.execute_unprepared("ROLLBACK").await?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Something that takes longer than others: `limit` holds for it in place of the usual one. In a
+    /// transaction, whose setting no pooler carries over to another session.
+    pub(crate) async fn long(mut self, sql: &str, limit: Duration) -> Result<(), DbErr> {
+        let server = statement_limit(limit).as_millis();
+        self.begin().await?;
+        self.execute_unprepared(&format!("SET LOCAL statement_timeout = {server}"))
+            .await?;
+        self.unprepared(sql, limit).await?;
+        self.commit().await
+    }
+
+    async fn unprepared(&mut self, sql: &str, limit: Duration) -> Result<ExecResult, DbErr> {
+        let asked = self.ask().map_err(exec)?;
+        let answer = timeout(limit, asked.execute(AssertSqlSafe(sql.to_owned()))).await;
+        self.came(limit, answer).map(Into::into).map_err(exec)
+    }
+
+    pub(crate) async fn execute_unprepared(&mut self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.unprepared(sql, self.pool.0.server.limit).await
+    }
+
+    pub(crate) async fn execute(&mut self, statement: Statement) -> Result<ExecResult, DbErr> {
+        let (sql, values) = parts(statement);
+        let limit = self.pool.0.server.limit;
+        let asked = self.ask().map_err(exec)?;
+        let answer = timeout(limit, prepared(&sql, values).execute(asked)).await;
+        self.came(limit, answer).map(Into::into).map_err(exec)
+    }
+
+    pub(crate) async fn one(&mut self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        let (sql, values) = parts(statement);
+        let limit = self.pool.0.server.limit;
+        let asked = self.ask().map_err(query)?;
+        let answer = timeout(limit, prepared(&sql, values).fetch_one(asked)).await;
+        match self.came(limit, answer) {
+            Ok(row) => Ok(Some(row.into())),
+            Err(sqlx::Error::RowNotFound) => Ok(None),
+            Err(error) => Err(query(error)),
+        }
+    }
+
+    pub(crate) async fn all(&mut self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let (sql, values) = parts(statement);
+        let limit = self.pool.0.server.limit;
+        let asked = self.ask().map_err(query)?;
+        let answer = timeout(limit, prepared(&sql, values).fetch_all(asked)).await;
+        let rows = self.came(limit, answer).map_err(query)?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+}
+
+fn exec(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
+}
+
+fn query(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+fn parts(statement: Statement) -> (String, SqlxValues) {
+    let values = statement.values.unwrap_or(sea_orm::Values(Vec::new()));
+    (statement.sql, SqlxValues(values))
+}
+
+fn prepared(sql: &str, values: SqlxValues) -> Query<'_, Postgres, SqlxValues> {
+    sqlx::query_with(AssertSqlSafe(sql), values)
+}

@@ -1,0 +1,59 @@
+//! Stored rows that can't be read: a secret that does not open, a text that does not parse.
+//!
+//! Whoever reads rows of several owners in one go leaves such a row out, or marks it, so that it
+//! hurts its owner alone, and tells of it here: in the log and by a metric.
+
+use std::{
+    collections::HashMap,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use domain::id::{Id as _, PublisherId};
+use uuid::Uuid;
+
+use crate::store::error::StoreError;
+
+/// The same row is told of once in this time, however often it is met.
+const TELL_EVERY: Duration = Duration::from_mins(5);
+/// Rows that are remembered; when there are more, all are forgotten and told of again.
+const REMEMBERED: usize = 1000;
+
+type Row = (&'static str, Uuid, Uuid);
+
+static TOLD: LazyLock<Mutex<HashMap<Row, Instant>>> = LazyLock::new(Mutex::default);
+
+fn is_news(row: Row, now: Instant) -> bool {
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let lately = |at: &Instant| now.saturating_duration_since(*at) < TELL_EVERY;
+    if told.get(&row).is_some_and(lately) {
+        return false;
+    }
+    if told.len() >= REMEMBERED {
+        told.clear();
+    }
+    told.insert(row, now);
+    true
+}
+
+/// Tells that a row of `owner` can't be read. `what` names its kind; it is a label of the metric.
+pub(crate) fn tell(what: &'static str, owner: Uuid, row: Uuid, error: &StoreError) {
+    metrics::counter!("stationmaster_unreadable_rows_total", "what" => what).increment(1);
+    if is_news((what, owner, row), Instant::now()) {
+        let publisher = PublisherId::from_uuid(owner);
+        tracing::error!(what, %publisher, %row, %error, "a stored row can't be read; it hurts its owner alone");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_told_of_once_in_a_while() {
+        let (now, row) = (Instant::now(), ("test", Uuid::nil(), Uuid::nil()));
+        assert!(is_news(row, now));
+        assert!(!is_news(row, now + Duration::from_secs(1)));
+        assert!(is_news(row, now + TELL_EVERY));
+    }
+}

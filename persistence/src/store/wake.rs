@@ -1,0 +1,669 @@
+//! Who is to be woken by a commit: the dispatcher, waiting claims, watchers of runs and of
+//! publishers' events, in this process and, on PostgreSQL, in the others.
+//!
+//! Other processes hear by `NOTIFY`, sent after the commit on a connection of its own: inside the
+//! transaction it would make all commits wait for one lock. A notification only hastens what a
+//! slow poll would find, so a lost one does no harm.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use domain::{
+    id::{Id as _, PublisherId},
+    progress::{Part, Progress},
+};
+use sea_orm::{
+    ConnectionTrait as _, DbBackend, Statement,
+    sqlx::{
+        self, Executor as _, Row as _,
+        postgres::{PgListener, PgPoolOptions},
+    },
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::store::{
+    connections::Connections,
+    effects::{Deliveries, Effects, EndpointKey, Handed, HandedOver},
+    pool::{Pool, Server, read_only},
+};
+
+/// The channel of all notifications.
+const CHANNEL: &str = "stationmaster";
+/// The shortest time between two notifications of a process.
+const NOTIFY_EVERY: Duration = Duration::from_millis(5);
+/// The wait before a lost connection is tried again.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// After so long a silence the connection that hears is asked whether it still lives.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
+const NAMES_MAX: usize = 200;
+/// Most endpoints that a notification names whose deliveries go out whatever their receivers did;
+/// of others the holder learns nothing before a pause ends by itself.
+const RESUMED_MAX: usize = 16;
+/// Most endpoints that are remembered until the dispatcher asks; more count as any.
+const WRITTEN_MAX: usize = 10_000;
+
+/// For which endpoints deliveries were written, and whose endpoints changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// For these.
+    pub endpoints: BTreeSet<EndpointKey>,
+    /// And perhaps for others, which only the store can tell.
+    pub others: bool,
+    /// And to these, whatever their receivers did before.
+    pub resumed: BTreeSet<EndpointKey>,
+    /// And these, with all that is to be sent.
+    pub handed: Vec<HandedOver>,
+    /// By this process: endpoints or secrets of these changed, so that what was read of them
+    /// before no longer holds.
+    pub changed: BTreeSet<PublisherId>,
+    /// The time was set: what was read of when deliveries are due no longer holds.
+    pub stepped: bool,
+}
+
+/// What the dispatcher is to be told.
+#[derive(Default)]
+struct Untold {
+    written: Written,
+    handed: Handed<HandedOver>,
+    /// Whether a dispatcher has ever asked: before, nothing is handed over.
+    asked: bool,
+}
+
+impl Untold {
+    fn is_empty(&self) -> bool {
+        let Written {
+            endpoints,
+            others,
+            changed,
+            resumed,
+            stepped,
+            handed: _,
+        } = &self.written;
+        let named = endpoints.is_empty() && resumed.is_empty() && changed.is_empty();
+        !stepped && !others && named && self.handed.is_empty()
+    }
+
+    fn look_for(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
+        let known = &mut self.written.endpoints;
+        known.extend(endpoints);
+        if known.len() > WRITTEN_MAX {
+            known.clear();
+            self.written.others = true;
+        }
+    }
+
+    fn resume(&mut self, endpoints: impl Iterator<Item = EndpointKey>) {
+        let room = WRITTEN_MAX.saturating_sub(self.written.resumed.len());
+        self.written.resumed.extend(endpoints.take(room));
+    }
+
+    /// What there is no room for is to be looked for.
+    fn wrote(&mut self, deliveries: Deliveries, since: std::time::Instant) {
+        let keys = |some: BTreeSet<(Uuid, Uuid)>| {
+            let some = some.into_iter();
+            some.map(|(owner, id)| EndpointKey::of_uuids(owner, id))
+        };
+        self.resume(keys(deliveries.resumed));
+        if !self.asked {
+            self.look_for(keys(deliveries.endpoints));
+            return;
+        }
+        self.look_for(keys(deliveries.looked_for));
+        for (key, due) in deliveries.handed.into_all() {
+            let bytes = due.body.len();
+            if !self.handed.push(HandedOver { key, due, since }, bytes) {
+                self.look_for(std::iter::once(key));
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<Written> {
+        self.asked = true;
+        if self.is_empty() {
+            return None;
+        }
+        let handed = std::mem::take(&mut self.handed).into_all();
+        Some(Written {
+            handed,
+            ..std::mem::take(&mut self.written)
+        })
+    }
+}
+
+/// News that is collected until somebody takes it.
+#[derive(Default)]
+struct News {
+    deliveries: BTreeSet<(Uuid, Uuid)>,
+    /// Endpoints whose deliveries go out whatever their receivers did before.
+    resumed: BTreeSet<(Uuid, Uuid)>,
+    ready: BTreeSet<Uuid>,
+    /// Runs, and publishers with new events.
+    changed: BTreeSet<Uuid>,
+    /// Whether there are fan-outs to spread.
+    fan_outs: bool,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        let named = [&self.ready, &self.changed];
+        let endpoints = [&self.deliveries, &self.resumed];
+        !self.fan_outs
+            && endpoints.iter().all(|some| some.is_empty())
+            && named.iter().all(|some| some.is_empty())
+    }
+}
+
+/// What wakes those who wait.
+pub(crate) struct Wake {
+    process: Uuid,
+    untold: Mutex<Untold>,
+    /// Rings when there may be deliveries to make.
+    written_bell: Notify,
+    ready: Mutex<BTreeSet<Uuid>>,
+    /// Rings when somebody may have runs to hand out.
+    ready_bell: Notify,
+    /// Rings when there are messages about trains to send. Other processes are not told: whoever
+    /// writes some sends them, and what it can't send the others find.
+    notices_bell: Notify,
+    /// Rings when there are fan-outs to spread.
+    fan_outs_bell: Notify,
+    watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
+    /// What other processes have not been told yet; `None` where there are none.
+    outbox: Option<Mutex<News>>,
+    outbox_bell: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wake {
+    pub(crate) fn new(others: bool) -> Self {
+        Self {
+            process: Uuid::from_bytes(domain::random::bytes()),
+            untold: Mutex::default(),
+            written_bell: Notify::new(),
+            ready: Mutex::default(),
+            ready_bell: Notify::new(),
+            notices_bell: Notify::new(),
+            fan_outs_bell: Notify::new(),
+            watched: Mutex::default(),
+            outbox: others.then(Mutex::default),
+            outbox_bell: Notify::new(),
+        }
+    }
+
+    /// Wakes whom a commit concerns that began after `since`.
+    pub(crate) fn after(&self, effects: Effects, since: std::time::Instant) {
+        if let Some(outbox) = &self.outbox {
+            let mut outbox = lock(outbox);
+            outbox.deliveries.extend(&effects.deliveries.endpoints);
+            outbox.resumed.extend(&effects.deliveries.resumed);
+        }
+        // Changes with deliveries, so that whoever makes one after a change finds the change known.
+        let retargeted = effects.targets_of.iter().copied();
+        self.tell(|untold| {
+            let changed = &mut untold.written.changed;
+            changed.extend(retargeted.map(PublisherId::from_uuid));
+            untold.wrote(effects.deliveries, since);
+        });
+        self.readied(effects.runs_ready.iter().copied());
+        self.changed(effects.changed.iter());
+        if effects.notices {
+            self.notices_bell.notify_one();
+        }
+        if effects.fan_outs {
+            self.fan_outs_bell.notify_one();
+        }
+        let Some(outbox) = &self.outbox else { return };
+        let mut outbox = lock(outbox);
+        outbox.ready.extend(&effects.runs_ready);
+        outbox.changed.extend(&effects.changed);
+        outbox.fan_outs |= effects.fan_outs;
+        if !outbox.is_empty() {
+            self.outbox_bell.notify_one();
+        }
+    }
+
+    /// Tells the dispatcher, if there is anything to tell.
+    fn tell(&self, what: impl FnOnce(&mut Untold)) {
+        let mut untold = lock(&self.untold);
+        what(&mut untold);
+        if !untold.is_empty() {
+            self.written_bell.notify_one();
+        }
+    }
+
+    /// The time was set.
+    pub(crate) fn stepped(&self) {
+        self.tell(|untold| untold.written.stepped = true);
+    }
+
+    fn wrote(
+        &self,
+        endpoints: impl Iterator<Item = (Uuid, Uuid)>,
+        resumed: impl Iterator<Item = (Uuid, Uuid)>,
+    ) {
+        let key = |(owner, id)| EndpointKey::of_uuids(owner, id);
+        self.tell(|untold| {
+            untold.look_for(endpoints.map(key));
+            untold.resume(resumed.map(key));
+        });
+    }
+
+    /// Waits until deliveries were written or endpoints changed, and says which. From the first
+    /// call on, deliveries of this process are handed over.
+    pub(crate) async fn written(&self) -> Written {
+        loop {
+            let taken = lock(&self.untold).take();
+            if let Some(written) = taken {
+                return written;
+            }
+            self.written_bell.notified().await;
+        }
+    }
+
+    /// Waits until messages about trains were written.
+    pub(crate) async fn noticed(&self) {
+        self.notices_bell.notified().await;
+    }
+
+    /// Waits until there are fan-outs to spread.
+    pub(crate) async fn fanned_out(&self) {
+        self.fan_outs_bell.notified().await;
+    }
+
+    fn readied(&self, publishers: impl Iterator<Item = Uuid>) {
+        let mut ready = lock(&self.ready);
+        ready.extend(publishers);
+        if !ready.is_empty() {
+            self.ready_bell.notify_one();
+        }
+    }
+
+    fn changed<'a>(&self, runs: impl Iterator<Item = &'a Uuid>) {
+        let mut watched = lock(&self.watched);
+        if watched.is_empty() {
+            return;
+        }
+        for run in runs {
+            if let Some(sender) = watched.get(run) {
+                sender.send_modify(|count| *count += 1);
+                if sender.receiver_count() == 0 {
+                    watched.remove(run);
+                }
+            }
+        }
+    }
+
+    fn all_changed(&self) {
+        let mut watched = lock(&self.watched);
+        watched.retain(|_, sender| {
+            sender.send_modify(|count| *count += 1);
+            sender.receiver_count() > 0
+        });
+    }
+
+    /// Changes whenever the run does, or there are new events of the publisher.
+    pub(crate) fn watch(&self, of: Uuid) -> watch::Receiver<u64> {
+        let mut watched = lock(&self.watched);
+        // Those whose watchers have left, and whose runs never change again, go here.
+        if watched.len() >= 1024 && watched.len().is_power_of_two() {
+            watched.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        watched
+            .entry(of)
+            .or_insert_with(|| watch::channel(0).0)
+            .subscribe()
+    }
+
+    /// Waits until somebody may have runs to hand out, and says who.
+    pub(crate) async fn ready(&self) -> BTreeSet<Uuid> {
+        loop {
+            let taken = std::mem::take(&mut *lock(&self.ready));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.ready_bell.notified().await;
+        }
+    }
+
+    /// Forgets who has runs to hand out: nobody waits.
+    pub(crate) fn forget_ready(&self) {
+        lock(&self.ready).clear();
+    }
+
+    /// The next notification to send, after there is something to tell.
+    async fn outgoing(&self, outbox: &Mutex<News>) -> String {
+        loop {
+            let news = std::mem::take(&mut *lock(outbox));
+            if !news.is_empty() {
+                return written(self.process, &news);
+            }
+            self.outbox_bell.notified().await;
+        }
+    }
+
+    /// Takes in another process's notification.
+    fn incoming(&self, payload: &str) {
+        let mut parts = payload.split(' ');
+        if parts.next() == Some(self.process.simple().to_string().as_str()) {
+            return;
+        }
+        let (mut ready, mut written, mut resumed) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            let (kind, rest) = part.split_at_checked(1).unwrap_or((part, ""));
+            let id = Uuid::try_parse(rest).ok();
+            let pair = rest.split_once(':').and_then(|(owner, id)| {
+                Some((Uuid::try_parse(owner).ok()?, Uuid::try_parse(id).ok()?))
+            });
+            if let Some(endpoint) = pair.filter(|_| matches!(kind, "d" | "n")) {
+                written.push(endpoint);
+                resumed.extend((kind == "n").then_some(endpoint));
+                continue;
+            }
+            match (kind, id) {
+                ("f", _) => self.fan_outs_bell.notify_one(),
+                ("w", Some(publisher)) => ready.push(publisher),
+                ("r", Some(run)) => self.changed([run].iter()),
+                _ => self.everything(),
+            }
+        }
+        self.readied(ready.into_iter());
+        self.wrote(written.into_iter(), resumed.into_iter());
+    }
+
+    /// Something may have been missed.
+    fn everything(&self) {
+        self.tell(|untold| untold.written.others = true);
+        self.all_changed();
+        self.readied([Uuid::nil()].into_iter());
+        self.fan_outs_bell.notify_one();
+    }
+
+    /// Tells other processes and hears from them until `stop`.
+    pub(crate) async fn exchange(
+        &self,
+        server: Server,
+        progress: &Progress,
+        stop: CancellationToken,
+    ) {
+        let Some(outbox) = &self.outbox else { return };
+        let (notifying, listening) = (progress.part("notifying"), progress.part("listening"));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.send(outbox, &server, &notifying) => {}
+            () = self.hear(&server, &listening) => {}
+        }
+    }
+
+    async fn send(&self, outbox: &Mutex<News>, server: &Server, part: &Part) {
+        let line = Connections::Postgres(Pool::new(server, 1, false));
+        loop {
+            let payload = self.outgoing(outbox).await;
+            let sent = Instant::now();
+            let notify = Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                "SELECT pg_notify($1, $2)",
+                [CHANNEL.into(), payload.into()],
+            );
+            let under_way = part.work();
+            // Until it is told: nothing else may come that would say that the way is good again.
+            while let Err(error) = line.execute_raw(notify.clone()).await {
+                part.failed();
+                tracing::debug!(%error, "other processes are not told yet; their polls find it");
+                tokio::time::sleep(RECONNECT_AFTER).await;
+            }
+            part.moved();
+            drop(under_way);
+            tokio::time::sleep_until(sent + NOTIFY_EVERY).await;
+        }
+    }
+
+    async fn hear(&self, server: &Server, part: &Part) {
+        let _at_work = part.work();
+        loop {
+            if let Err(error) = self.listen(server, part).await {
+                part.failed();
+                tracing::debug!(%error, "other processes are not heard; polls go on");
+            }
+            self.everything();
+            tokio::time::sleep(RECONNECT_AFTER).await;
+        }
+    }
+
+    async fn listen(&self, server: &Server, part: &Part) -> Result<(), sqlx::Error> {
+        let limit = server.limit();
+        let within = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        // One that is given up says its goodbye in a task of sqlx's, for as long as the system
+        // tries to send it: there is one of them for each loss of the path.
+        let greeter = server.clone();
+        let line = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(limit)
+            .after_connect(move |connection, _| {
+                let server = greeter.clone();
+                // sqlx would log a refusal here as an error; it is asked for below.
+                Box::pin(async move { server.tell(connection).await.map(|_| ()) })
+            })
+            .connect_lazy_with(server.options().clone());
+        let mut listener = PgListener::connect_with(&line).await?;
+        let asked = timeout(limit, writes(&mut listener)).await;
+        asked.unwrap_or_else(|_| Err(within()))?;
+        let listening = timeout(limit, listener.listen(CHANNEL)).await;
+        listening.unwrap_or_else(|_| Err(within()))?;
+        // What was committed before the listening began.
+        self.everything();
+        loop {
+            part.moved();
+            // May be dropped: what has come in part stays in the connection's buffer.
+            match timeout(ASK_AFTER, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => self.incoming(notification.payload()),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    let asked = timeout(limit, writes(&mut listener)).await;
+                    asked.unwrap_or_else(|_| Err(within()))?;
+                }
+            }
+        }
+    }
+}
+
+/// Asks the session that listens whether it lives, and may write: a standby tells nothing.
+async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
+    let row = listener.fetch_one("SHOW transaction_read_only").await?;
+    let answer: String = row.try_get(0)?;
+    if answer == "on" {
+        return Err(read_only());
+    }
+    Ok(())
+}
+
+/// `<process> [f] [n<publisher>:<endpoint>…] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
+fn written(process: Uuid, news: &News) -> String {
+    use std::fmt::Write as _;
+    // Writing to a string can't fail.
+    let mut text = process.simple().to_string();
+    if news.fan_outs {
+        text.push_str(" f");
+    }
+    // First and whatever else there is: nothing but this tells of them.
+    for (publisher, endpoint) in news.resumed.iter().take(RESUMED_MAX) {
+        let _ = write!(text, " n{}:{}", publisher.simple(), endpoint.simple());
+    }
+    // An endpoint is named by two.
+    if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
+        text.push_str(" *");
+        return text;
+    }
+    for (publisher, endpoint) in &news.deliveries {
+        let _ = write!(text, " d{}:{}", publisher.simple(), endpoint.simple());
+    }
+    for publisher in &news.ready {
+        let _ = write!(text, " w{}", publisher.simple());
+    }
+    for run in &news.changed {
+        let _ = write!(text, " r{}", run.simple());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    #[tokio::test]
+    async fn what_one_process_writes_another_reads() {
+        let (here, there) = (Wake::new(true), Wake::new(true));
+        let mut watching = there.watch(id(7));
+        let news = News {
+            deliveries: BTreeSet::from([(id(3), id(4))]),
+            resumed: BTreeSet::from([(id(5), id(6))]),
+            ready: BTreeSet::from([id(1), id(2)]),
+            changed: BTreeSet::from([id(7)]),
+            fan_outs: true,
+        };
+        let payload = written(here.process, &news);
+        there.incoming(&payload);
+        assert_eq!(there.ready().await, news.ready);
+        assert!(watching.has_changed().unwrap());
+        watching.mark_unchanged();
+        let written = there.written().await;
+        let endpoint = EndpointKey::of_uuids(id(3), id(4));
+        let resumed = EndpointKey::of_uuids(id(5), id(6));
+        assert_eq!(written.endpoints, BTreeSet::from([endpoint, resumed]));
+        assert_eq!(written.resumed, BTreeSet::from([resumed]));
+        assert!(!written.others);
+        there.fanned_out().await;
+        // What comes back to its sender is no news.
+        here.incoming(&payload);
+        assert!(lock(&here.ready).is_empty());
+    }
+
+    #[tokio::test]
+    async fn too_much_to_name_is_told_as_everything() {
+        let (here, there) = (Wake::new(true), Wake::new(true));
+        let news = News {
+            changed: (0..1000).map(id).collect(),
+            ..News::default()
+        };
+        let payload = written(here.process, &news);
+        assert!(payload.len() < 8000);
+        let watching = there.watch(id(5000));
+        there.incoming(&payload);
+        assert!(watching.has_changed().unwrap());
+        assert_eq!(there.ready().await, BTreeSet::from([Uuid::nil()]));
+        assert!(there.written().await.others);
+    }
+
+    /// A way to PostgreSQL that is closed at first.
+    struct Gate {
+        open: std::sync::atomic::AtomicBool,
+        from: tokio::net::TcpListener,
+        to: String,
+    }
+
+    impl Gate {
+        async fn serve(&self) {
+            loop {
+                let (mut here, _) = self.from.accept().await.unwrap();
+                if self.open.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut there = tokio::net::TcpStream::connect(&self.to).await.unwrap();
+                    tokio::spawn(async move {
+                        tokio::io::copy_bidirectional(&mut here, &mut there).await
+                    });
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_told_is_told_later() {
+        use sea_orm::sqlx::postgres::PgConnectOptions;
+        for fixture in crate::fixture::engines().await {
+            if fixture.store.backend() != DbBackend::Postgres {
+                continue;
+            }
+            let options: PgConnectOptions = fixture.url.parse().unwrap();
+            let gate = std::sync::Arc::new(Gate {
+                open: false.into(),
+                from: tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+                to: format!("{}:{}", options.get_host(), options.get_port()),
+            });
+            let port = gate.from.local_addr().unwrap().port();
+            let options = options.host("127.0.0.1").port(port);
+            let server = Server::new(options, Duration::from_secs(5));
+            let serving = std::sync::Arc::clone(&gate);
+            tokio::spawn(async move { serving.serve().await });
+            let wake = std::sync::Arc::new(Wake::new(true));
+            let (progress, telling) = (Progress::default(), std::sync::Arc::clone(&wake));
+            let notifying = progress.part("notifying");
+            tokio::spawn(async move {
+                let stop = CancellationToken::new();
+                telling.exchange(server, &progress, stop).await;
+            });
+            lock(wake.outbox.as_ref().unwrap()).changed.insert(id(7));
+            wake.outbox_bell.notify_one();
+            let until = async |failing: bool| {
+                while notifying.standing().failing != failing {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            timeout(Duration::from_secs(20), until(true)).await.unwrap();
+            gate.open.store(true, std::sync::atomic::Ordering::Relaxed);
+            // Nothing else is to be told, and it must not stay behind as work that failed.
+            timeout(Duration::from_secs(20), until(false))
+                .await
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn the_longest_payload_fits() {
+        let runs = News {
+            changed: (0..NAMES_MAX as u128).map(id).collect(),
+            ..News::default()
+        };
+        let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));
+        let deliveries = News {
+            deliveries: endpoints.collect(),
+            resumed: (0..100).map(|at| (id(1), id(at))).collect(),
+            ..News::default()
+        };
+        for news in [runs, deliveries] {
+            let text = written(id(1), &news);
+            assert!(text.len() < 8000 && !text.ends_with('*'), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asks_for_is_bounded() {
+        let wake = Wake::new(false);
+        let endpoints = (0..=WRITTEN_MAX as u128).map(|at| (id(1), id(at)));
+        wake.wrote(endpoints, std::iter::empty());
+        let written = wake.written().await;
+        assert!(written.others && written.endpoints.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_remembered_for_ever() {
+        let wake = Wake::new(false);
+        drop(wake.watch(id(1)));
+        wake.changed([id(1)].iter());
+        assert!(lock(&wake.watched).is_empty());
+    }
+}

@@ -1,0 +1,206 @@
+//! Accounts of an import.
+
+use domain::{
+    Timestamp,
+    account::{Credential, CredentialType, OauthTokens},
+    id::{AccountId, Id as _, PublisherId},
+    seal::Key,
+};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, sea_query::Expr,
+};
+
+use super::{AccountWish, Done, Import, Outcome, told};
+use crate::{
+    store::{
+        change::Audited,
+        db::Tx,
+        entity::accounts,
+        error::{Result, StoreError, damaged},
+        quota::over_quota,
+    },
+    trains::accounts::{
+        Account, AccountPatch, NewAccount, create_within, replace_within, sealed_for, update_within,
+    },
+};
+
+/// The number of the credential from which on it is one that the service itself got.
+const REFRESHED: i64 = 2;
+
+/// What is to be done about an account.
+enum Step {
+    Create,
+    Update(Box<accounts::Model>, AccountPatch),
+    /// The last says whether the new one gets tokens that the service got for the old one.
+    Replace(AccountId, Box<NewAccount>, bool),
+    Nothing(Done),
+}
+
+impl Step {
+    fn done(&self) -> Done {
+        match self {
+            Self::Create => Done::of(Outcome::Created),
+            Self::Update(..) => Done::of(Outcome::Updated),
+            Self::Replace(..) => Done::of(Outcome::Replaced),
+            Self::Nothing(done) => done.clone(),
+        }
+    }
+}
+
+impl Import {
+    /// Brings an account to what the wish says. Found by its name.
+    ///
+    /// # Errors
+    /// The store's own; what is refused is an outcome.
+    pub async fn account(&mut self, wish: &AccountWish) -> Result<Done, StoreError> {
+        told(self.bring_account(wish).await)
+    }
+
+    async fn bring_account(&mut self, wish: &AccountWish) -> Result<Done> {
+        let step = self.account_step(self.scoped.store.read(), wish).await?;
+        if matches!(step, Step::Nothing(_)) {
+            return Ok(step.done());
+        }
+        if self.pretended.is_some() {
+            if matches!(step, Step::Create) {
+                self.pretend_account(&wish.new.name).await?;
+            }
+            return Ok(step.done());
+        }
+        let this = &*self;
+        let work = |tx: Tx| async move {
+            let step = this.account_step(tx.db(), wish).await?;
+            let done = step.done();
+            let (store, publisher) = (&this.scoped.store, this.publisher());
+            let changed: Audited<Account> = match step {
+                Step::Create => create_within(store, &tx, publisher, &wish.new).await?,
+                Step::Update(row, patch) => update_within(&tx, *row, &patch).await?,
+                Step::Replace(old, new, refreshed) => {
+                    let made = replace_within(store, &tx, publisher, old, &new).await?;
+                    if refreshed {
+                        note_refreshed(&tx, publisher, made.value()).await?;
+                    }
+                    made
+                }
+                Step::Nothing(done) => return Ok(Audited::unchanged(done)),
+            };
+            Ok(changed.with(done))
+        };
+        this.commit(work).await
+    }
+
+    async fn pretend_account(&mut self, name: &str) -> Result<()> {
+        let usage = self.scoped.usage().await?;
+        let Some(pretended) = &mut self.pretended else {
+            return Ok(());
+        };
+        let ahead = u64::try_from(pretended.accounts.len()).unwrap_or(u64::MAX);
+        if usage.accounts.saturating_add(ahead) >= u64::from(usage.quotas.accounts) {
+            return Err(over_quota("accounts", usage.quotas.accounts));
+        }
+        pretended.accounts.insert(name.to_owned());
+        Ok(())
+    }
+
+    async fn account_step<C: ConnectionTrait>(&self, db: &C, wish: &AccountWish) -> Result<Step> {
+        let row = crate::trains::accounts::of(self.owner())
+            .filter(accounts::Column::Name.eq(&wish.new.name))
+            .one(db)
+            .await?;
+        let Some(row) = row else {
+            return Ok(Step::Create);
+        };
+        let key = self
+            .scoped
+            .store
+            .inner
+            .keys
+            .of(db, self.owner())
+            .await?
+            .data;
+        compare(row, &key, wish)
+    }
+}
+
+/// Notes that an account holds other tokens than the files have: the next import has to know.
+async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> Result<()> {
+    use accounts::Column;
+    accounts::Entity::update_many()
+        .col_expr(Column::CredentialVersion, Expr::value(REFRESHED))
+        .filter(Column::PublisherId.eq(publisher.uuid()))
+        .filter(Column::Id.eq(account.id.uuid()))
+        .exec(tx.db())
+        .await?;
+    Ok(())
+}
+
+/// What the account is to be, and whether it keeps tokens that the service itself got: once
+/// refreshed, those of a file are spent, and going back to them would lose the account. An account
+/// whose refresh failed has nothing to lose.
+fn wanted(
+    row: &accounts::Model,
+    there: &Account,
+    held: Credential,
+    wish: &AccountWish,
+) -> (NewAccount, bool) {
+    let mut new = NewAccount {
+        enabled: wish.enabled.unwrap_or(there.enabled),
+        ceilings: wish.ceilings.unwrap_or(there.ceilings),
+        ..wish.new.clone()
+    };
+    let refreshed = row.credential_version >= REFRESHED && row.health == "ok";
+    let keeps = match (&there.oauth, &new.oauth) {
+        (Some(old), Some((client, _))) => {
+            refreshed && old.token_url == client.token_url && old.client_id == client.client_id
+        }
+        _ => false,
+    };
+    if let (true, Credential::Oauth(own), Credential::Oauth(given)) = (keeps, held, &new.credential)
+    {
+        new.credential = Credential::Oauth(OauthTokens {
+            client_secret: given.client_secret.clone(),
+            ..own
+        });
+        let expires_at = there.expires_at;
+        new.oauth = new
+            .oauth
+            .map(|(client, given)| (client, expires_at.unwrap_or(given)));
+        return (new, true);
+    }
+    (new, false)
+}
+
+/// Whether all that only another account could change is as it is to be.
+fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
+    let oauth: Option<(_, Timestamp)> = there.oauth.clone().zip(there.expires_at);
+    there.provider == new.provider
+        && there.base_url == new.base_url
+        && there.header == new.header
+        && (there.credential_type == CredentialType::ApiKey || oauth == new.oauth)
+        && held.is(&new.credential)
+}
+
+/// What brings an account that is there to what is wished.
+fn compare(row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
+    let id = AccountId::from_uuid(row.id);
+    let held = Credential::open(key, &sealed_for(&row), &row.sealed)
+        .map_err(|_| damaged("account's credential"))?;
+    let there = Account::of_row(row.clone())?;
+    let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
+    if !is_the_same(&there, &held, &new) {
+        return Ok(Step::Replace(id, Box::new(new), refreshed));
+    }
+    let patch = AccountPatch {
+        name: None,
+        enabled: wish.enabled.filter(|wish| *wish != there.enabled),
+        ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
+    };
+    if patch != AccountPatch::default() {
+        return Ok(Step::Update(Box::new(row), patch));
+    }
+    Ok(Step::Nothing(if refreshed {
+        Done::unchanged("Its tokens were refreshed since; those are kept.")
+    } else {
+        Done::of(Outcome::Unchanged)
+    }))
+}

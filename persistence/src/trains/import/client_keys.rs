@@ -1,0 +1,156 @@
+//! Keys that clients of trains have already, of an import.
+
+use domain::{
+    audit::Action,
+    id::{Id as _, TokenId},
+};
+use sea_orm::{ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, SqlErr};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{ClientKeyWish, Done, Import, Outcome, refuse, told};
+use crate::{
+    store::{
+        change::{Audited, entry},
+        db::Tx,
+        entity::{token_hashes, train_token_hashes, train_tokens, trains},
+        error::{Result, StoreError, damaged},
+    },
+    trains::train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
+};
+
+/// What is to be done about a key.
+enum Step {
+    /// Of this train, which a dry run may only pretend to have.
+    Create(Option<Uuid>),
+    Nothing(Done),
+}
+
+/// The same words whoever has it: they are not to tell whose it is.
+fn used_elsewhere() -> StoreError {
+    refuse("The key is in use already, for something else.")
+}
+
+impl Import {
+    /// Makes a key known as one of its train's. What is known already stays as it is: a key that
+    /// was revoked stays revoked.
+    ///
+    /// # Errors
+    /// The store's own; what is refused is an outcome.
+    pub async fn client_key(&mut self, wish: &ClientKeyWish) -> Result<Done, StoreError> {
+        told(self.bring_key(wish).await)
+    }
+
+    async fn bring_key(&mut self, wish: &ClientKeyWish) -> Result<Done> {
+        let step = self.key_step(self.scoped.store.read(), wish).await?;
+        let train = match step {
+            Step::Nothing(done) => return Ok(done),
+            Step::Create(train) => train,
+        };
+        if self.pretended.is_some() {
+            self.pretend_key(wish.train.as_str(), train).await?;
+            return Ok(Done::of(Outcome::Created));
+        }
+        let this = &*self;
+        let work = |tx: Tx| async move {
+            match this.key_step(tx.db(), wish).await? {
+                Step::Nothing(done) => Ok(Audited::unchanged(done)),
+                Step::Create(None) => Err(no_train(wish)),
+                Step::Create(Some(train)) => this.insert_key(&tx, train, wish).await,
+            }
+        };
+        this.commit(work).await
+    }
+
+    async fn key_step<C: ConnectionTrait>(&self, db: &C, wish: &ClientKeyWish) -> Result<Step> {
+        if self.reserved.iter().any(|hash| hash.matches(&wish.hash)) {
+            return Err(used_elsewhere());
+        }
+        let train = crate::trains::train::of(self.owner())
+            .filter(trains::Column::Slug.eq(wish.train.as_str()))
+            .one(db)
+            .await?
+            .map(|train| train.id);
+        let slug = wish.train.as_str();
+        let pretended = self.pretended.as_ref();
+        if train.is_none() && !pretended.is_some_and(|all| all.trains.contains(slug)) {
+            return Err(no_train(wish));
+        }
+        let hash = wish.hash.as_bytes().to_vec();
+        let of_publisher = token_hashes::Entity::find_by_id(hash.clone());
+        if of_publisher.one(db).await?.is_some() {
+            return Err(used_elsewhere());
+        }
+        let known = train_token_hashes::Entity::find_by_id(hash).one(db).await?;
+        let Some(known) = known else {
+            return Ok(Step::Create(train));
+        };
+        if known.publisher_id != self.owner() {
+            return Err(used_elsewhere());
+        }
+        let token = train_tokens::Entity::find_by_id((known.publisher_id, known.token_id))
+            .one(db)
+            .await?
+            .ok_or_else(|| damaged("hash of a train's token"))?;
+        if Some(token.train_id) != train {
+            return Err(used_elsewhere());
+        }
+        Ok(Step::Nothing(if token.revoked_at.is_some() {
+            Done::unchanged("It was revoked, and stays so.")
+        } else {
+            Done::of(Outcome::Unchanged)
+        }))
+    }
+
+    async fn pretend_key(&mut self, slug: &str, train: Option<Uuid>) -> Result<()> {
+        let quotas = self.scoped.publisher().await?.quotas;
+        let (db, now) = (self.scoped.store.read(), self.scoped.store.now());
+        let (all, of_train) = live_counts(db, self.owner(), train, now).await?;
+        let Some(pretended) = &mut self.pretended else {
+            return Ok(());
+        };
+        let all = all + pretended.keys.values().sum::<u64>();
+        let ahead = pretended.keys.entry(slug.to_owned()).or_default();
+        check_room(&quotas, (all, of_train + *ahead))?;
+        *ahead += 1;
+        Ok(())
+    }
+
+    async fn insert_key(
+        &self,
+        tx: &Tx,
+        train: Uuid,
+        wish: &ClientKeyWish,
+    ) -> Result<Audited<Done>> {
+        let owner = self.owner();
+        check_quotas(tx, owner, train).await?;
+        let row = train_tokens::Model {
+            publisher_id: owner,
+            id: TokenId::generate(tx.now).uuid(),
+            train_id: train,
+            name: wish.name.clone(),
+            last_four: wish.last_four.clone(),
+            source: IMPORTED.to_owned(),
+            created_at: tx.now.ms(),
+            expires_at: None,
+            revoked_at: None,
+            last_used_at: None,
+        };
+        let token =
+            insert_row(tx, row, &wish.hash)
+                .await
+                .map_err(|error| match error.sql_err() {
+                    // Somebody else's, since a moment ago.
+                    Some(SqlErr::UniqueConstraintViolation(_)) => used_elsewhere(),
+                    _ => error.into(),
+                })?;
+        tx.touches_credentials_of(self.publisher());
+        let facts = json!({ "train": wish.train.as_str(), "source": IMPORTED });
+        let line = entry(Action::TrainTokenMinted, "train_token", token.id, facts);
+        Ok(Audited::new(Done::of(Outcome::Created), owner, line))
+    }
+}
+
+fn no_train(wish: &ClientKeyWish) -> StoreError {
+    refuse(format!("The publisher has no train {}.", wish.train))
+}

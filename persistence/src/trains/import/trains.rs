@@ -1,0 +1,253 @@
+//! Trains of an import, with what they lend.
+
+use std::collections::HashMap;
+
+use domain::{
+    id::{AccountId, Id as _, TrainId},
+    token::TokenHash,
+    train::open_webhook,
+};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+};
+use uuid::Uuid;
+
+use super::{Done, Import, Outcome, TrainWish, refuse, told};
+use crate::{
+    store::{
+        change::Audited,
+        db::Tx,
+        entity::{accounts, train_accounts, trains},
+        error::{Result, StoreError, damaged},
+        quota::over_quota,
+    },
+    trains::train::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
+};
+
+/// The accounts that a train is to lend, with their priorities.
+type Places = Vec<(AccountId, u16)>;
+
+/// What is to be done about a train.
+enum Step {
+    Create(Option<Places>),
+    Update(Box<trains::Model>, Box<TrainPatch>, Option<Places>),
+    Nothing,
+}
+
+impl Step {
+    const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Create(_) => Outcome::Created,
+            Self::Update(..) => Outcome::Updated,
+            Self::Nothing => Outcome::Unchanged,
+        }
+    }
+}
+
+impl TrainWish {
+    fn new_train(&self) -> NewTrain {
+        NewTrain {
+            slug: self.slug.clone(),
+            description: self.description.clone().flatten(),
+            enabled: self.enabled.unwrap_or(true),
+            sticky: self.sticky.unwrap_or(false),
+            slack: self.slack.clone().flatten(),
+        }
+    }
+}
+
+impl Import {
+    /// Brings a train to what the wish says. Found by its slug.
+    ///
+    /// # Errors
+    /// The store's own; what is refused is an outcome.
+    pub async fn train(&mut self, wish: &TrainWish) -> Result<Done, StoreError> {
+        told(self.bring_train(wish).await)
+    }
+
+    async fn bring_train(&mut self, wish: &TrainWish) -> Result<Done> {
+        let step = self.train_step(self.scoped.store.read(), wish).await?;
+        let done = Done::of(step.outcome());
+        if matches!(step, Step::Nothing) {
+            return Ok(done);
+        }
+        if self.pretended.is_some() {
+            if matches!(step, Step::Create(_)) {
+                self.pretend_train(wish.slug.as_str()).await?;
+            }
+            return Ok(done);
+        }
+        let this = &*self;
+        let work = |tx: Tx| async move {
+            let step = this.train_step(tx.db(), wish).await?;
+            let done = Done::of(step.outcome());
+            let (store, publisher) = (&this.scoped.store, this.publisher());
+            let changed = match step {
+                Step::Create(places) => {
+                    let new = wish.new_train();
+                    let places = places.unwrap_or_default();
+                    create_within(store, &tx, publisher, &new, &places).await?
+                }
+                Step::Update(row, patch, places) => {
+                    update_within(store, &tx, *row, &patch, places.as_deref()).await?
+                }
+                Step::Nothing => return Ok(Audited::unchanged(done)),
+            };
+            Ok(changed.with(done))
+        };
+        this.commit(work).await
+    }
+
+    async fn pretend_train(&mut self, slug: &str) -> Result<()> {
+        let usage = self.scoped.usage().await?;
+        let Some(pretended) = &mut self.pretended else {
+            return Ok(());
+        };
+        let ahead = u64::try_from(pretended.trains.len()).unwrap_or(u64::MAX);
+        if usage.trains.saturating_add(ahead) >= u64::from(usage.quotas.trains) {
+            return Err(over_quota("trains", usage.quotas.trains));
+        }
+        pretended.trains.insert(slug.to_owned());
+        Ok(())
+    }
+
+    async fn train_step<C: ConnectionTrait>(&self, db: &C, wish: &TrainWish) -> Result<Step> {
+        let places = match &wish.accounts {
+            Some(accounts) => Some(self.places(db, accounts).await?),
+            None => None,
+        };
+        let row = crate::trains::train::of(self.owner())
+            .filter(trains::Column::Slug.eq(wish.slug.as_str()))
+            .one(db)
+            .await?;
+        let Some(row) = row else {
+            return Ok(Step::Create(places));
+        };
+        let places = match places {
+            Some(places) => self.other_places(db, row.id, places).await?,
+            None => None,
+        };
+        let patch = TrainPatch {
+            description: wish
+                .description
+                .clone()
+                .filter(|wish| *wish != row.description),
+            enabled: wish.enabled.filter(|wish| *wish != row.enabled),
+            sticky: wish.sticky.filter(|wish| *wish != row.sticky),
+            slack: self.other_slack(db, &row, wish.slack.as_ref()).await?,
+        };
+        let settled = patch.description.is_none()
+            && patch.enabled.is_none()
+            && patch.sticky.is_none()
+            && patch.slack.is_none();
+        Ok(if settled && places.is_none() {
+            Step::Nothing
+        } else {
+            Step::Update(Box::new(row), Box::new(patch), places)
+        })
+    }
+
+    /// The accounts of these names. What a dry run would have made has no identifier yet; any
+    /// stands for it, since nothing is written.
+    async fn places<C: ConnectionTrait>(&self, db: &C, wish: &[(String, u16)]) -> Result<Places> {
+        let names = wish.iter().map(|(name, _)| name.as_str());
+        let known: HashMap<String, Uuid> = crate::trains::accounts::of(self.owner())
+            .filter(accounts::Column::Name.is_in(names))
+            .select_only()
+            .columns([accounts::Column::Name, accounts::Column::Id])
+            .into_tuple::<(String, Uuid)>()
+            .all(db)
+            .await?
+            .into_iter()
+            .collect();
+        let pretended = |name: &str| {
+            let pretended = self.pretended.as_ref()?;
+            pretended
+                .accounts
+                .contains(name)
+                .then(|| AccountId::generate(self.scoped.store.now()))
+        };
+        let mut places = Places::with_capacity(wish.len());
+        let mut missing = Vec::new();
+        for (name, priority) in wish {
+            let known = known.get(name).copied().map(AccountId::from_uuid);
+            match known.or_else(|| pretended(name)) {
+                Some(account) => places.push((account, *priority)),
+                None => missing.push(format!("{name:?}")),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(places);
+        }
+        Err(refuse(format!(
+            "The publisher has no account {}.",
+            missing.join(", ")
+        )))
+    }
+
+    /// The places, if others are there.
+    async fn other_places<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        train: Uuid,
+        mut wish: Places,
+    ) -> Result<Option<Places>> {
+        use train_accounts::Column;
+        let there = train_accounts::Entity::find()
+            .filter(Column::PublisherId.eq(self.owner()))
+            .filter(Column::TrainId.eq(train))
+            .all(db)
+            .await?;
+        let mut there: Vec<(Uuid, i32)> = there
+            .into_iter()
+            .map(|place| (place.account_id, place.priority))
+            .collect();
+        there.sort_unstable();
+        wish.sort_unstable_by_key(|(account, _)| account.uuid());
+        let same = wish
+            .iter()
+            .map(|(account, priority)| (account.uuid(), i32::from(*priority)))
+            .eq(there);
+        Ok((!same).then_some(wish))
+    }
+
+    /// What to change of where its people read, if anything.
+    async fn other_slack<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        row: &trains::Model,
+        wish: Option<&Option<NewSlack>>,
+    ) -> Result<Option<Option<SlackPatch>>> {
+        let (wish, sealed) = match (wish, &row.slack_webhook) {
+            (None, _) | (Some(None), None) => return Ok(None),
+            (Some(None), Some(_)) => return Ok(Some(None)),
+            (Some(Some(wish)), sealed) => (wish, sealed),
+        };
+        let mut same_url = false;
+        if let Some(sealed) = sealed {
+            let key = self
+                .scoped
+                .store
+                .inner
+                .keys
+                .of(db, self.owner())
+                .await?
+                .data;
+            let train = TrainId::from_uuid(row.id);
+            let url = open_webhook(&key, self.publisher(), train, sealed)
+                .map_err(|_| damaged("train's webhook"))?;
+            same_url = TokenHash::of_secret(&url).matches(&TokenHash::of_secret(&wish.webhook_url));
+        }
+        let events = crate::trains::train::events_column(&wish.events);
+        let same = same_url
+            && row.slack_channel == wish.channel
+            && row.slack_events.as_ref() == Some(&events);
+        Ok((!same).then(|| {
+            Some(SlackPatch {
+                webhook_url: (!same_url).then(|| wish.webhook_url.clone()),
+                channel: Some(wish.channel.clone()),
+                events: Some(wish.events.clone()),
+            })
+        }))
+    }
+}

@@ -1,0 +1,127 @@
+//! Which accounts rest, and until when, as this process knows it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use domain::{Timestamp, lending::Outcome};
+use sea_orm::QueryResult;
+use uuid::Uuid;
+
+use crate::store::{
+    entity::account_cooldowns,
+    error::{Result, damaged},
+    unreadable,
+};
+
+/// The name of an account as a whole, where a model's would stand.
+pub(super) const WHOLE: &str = "";
+/// Most models of an account that rest by themselves. Beyond them it rests as a whole, so that
+/// made-up names fill nothing.
+pub(super) const MODELS_MAX: usize = 100;
+/// How long a rest that is over is remembered: a reading of older rows can't bring it back.
+pub(super) const REMEMBERED_MS: i64 = 60_000;
+/// A row, as far as it counts here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cooldown {
+    pub(super) until: i64,
+    pub(super) reason: Outcome,
+    pub(super) reported_at: i64,
+}
+
+impl Cooldown {
+    fn of(until: i64, reason: &str, reported_at: i64) -> Result<Self> {
+        Ok(Self {
+            until,
+            reason: Outcome::parse(reason).ok_or_else(|| damaged("cooldown's reason"))?,
+            reported_at,
+        })
+    }
+
+    pub(super) fn of_row(row: &QueryResult) -> Result<Self> {
+        let reason: String = row.try_get("", "reason")?;
+        Self::of(
+            row.try_get("", "until")?,
+            &reason,
+            row.try_get("", "reported_at")?,
+        )
+    }
+}
+
+/// One that can't be read keeps nobody's others from being heard.
+pub(super) fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
+    Cooldown::of(row.until, &row.reason, row.reported_at)
+        .inspect_err(|error| {
+            unreadable::tell("cooldown", row.publisher_id, row.account_id, error);
+        })
+        .ok()
+}
+
+/// By account and model.
+#[derive(Default)]
+pub(super) struct Cooldowns(HashMap<Uuid, BTreeMap<Box<str>, Cooldown>>);
+
+impl Cooldowns {
+    pub(super) fn get(&self, account: Uuid, model: &str) -> Option<&Cooldown> {
+        self.0.get(&account)?.get(model)
+    }
+
+    /// Takes over what a row says, unless something newer of the same row is known.
+    pub(super) fn hear(&mut self, account: Uuid, model: &str, heard: Cooldown) {
+        let models = self.0.entry(account).or_default();
+        match models.get_mut(model) {
+            Some(known) if known.reported_at >= heard.reported_at => {}
+            Some(known) => *known = heard,
+            None => {
+                models.insert(model.into(), heard);
+            }
+        }
+    }
+
+    /// Until when an account rests, for a model if one is asked for. That its credential was
+    /// refused is over once it was renewed.
+    pub(super) fn until(
+        &self,
+        account: Uuid,
+        renewed: Option<Timestamp>,
+        model: Option<&str>,
+    ) -> Option<Timestamp> {
+        let models = self.0.get(&account)?;
+        let renewed_ms = renewed.map_or(0, Timestamp::ms);
+        [Some(WHOLE), model]
+            .into_iter()
+            .flatten()
+            .filter_map(|model| models.get(model))
+            .filter(|one| one.reason != Outcome::Unauthorized || one.reported_at >= renewed_ms)
+            .map(|one| Timestamp::from_ms(one.until))
+            .max()
+    }
+
+    pub(super) fn forget_old(&mut self, now: Timestamp) {
+        let oldest = now.ms() - REMEMBERED_MS;
+        for models in self.0.values_mut() {
+            models.retain(|_, one| one.until > oldest || one.reported_at > oldest);
+        }
+        self.0.retain(|_, models| !models.is_empty());
+    }
+
+    /// How many models of an account are known, resting or not.
+    pub(super) fn models(&self, account: Uuid) -> usize {
+        self.0.get(&account).map_or(0, BTreeMap::len)
+    }
+
+    /// Under which name an account's rest for a model is to be written, and what is known of it.
+    pub(super) fn place<'a>(
+        &mut self,
+        account: Uuid,
+        model: &'a str,
+        now: Timestamp,
+    ) -> (&'a str, Option<Cooldown>) {
+        if self.get(account, model).is_none() && self.models(account) >= MODELS_MAX {
+            self.forget_old(now);
+        }
+        let known = self.get(account, model).copied();
+        if known.is_none() && self.models(account) >= MODELS_MAX {
+            return (WHOLE, self.get(account, WHOLE).copied());
+        }
+        (model, known)
+    }
+}

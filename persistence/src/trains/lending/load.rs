@@ -1,0 +1,167 @@
+//! Reads all that a publisher's trains lend, and opens it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::AtomicI64},
+};
+
+use domain::{
+    Timestamp,
+    account::{Ceilings, Credential, CredentialType, UpstreamHeader},
+    id::{AccountId, Id as _},
+    seal::Key,
+};
+use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _};
+use secrecy::{ExposeSecret as _, SecretString};
+use uuid::Uuid;
+
+use super::{Lent, Snapshot, Tenant, Train};
+use crate::{
+    store::{
+        Store,
+        entity::{accounts, train_accounts, trains},
+        error::{Result, damaged},
+        scope::Scope,
+        unreadable,
+    },
+    trains::accounts::sealed_for,
+};
+
+/// What a train, or a place of an account in one, takes in memory beside its texts, bytes.
+const ENTRY_BYTES: usize = 128;
+/// What an account takes.
+const ACCOUNT_BYTES: usize = 512;
+
+impl Store {
+    /// The snapshot of a publisher as the store has it, and roughly how many bytes it takes. Its
+    /// cooldowns, and the use of accounts with ceilings, are read along.
+    pub(super) async fn read_snapshot(
+        &self,
+        scope: &Scope,
+        tenant: &Tenant,
+    ) -> Result<(Snapshot, u32)> {
+        let owner = scope.uuid();
+        let trains = trains::Entity::find()
+            .filter(trains::Column::PublisherId.eq(owner))
+            .all(self.read())
+            .await?;
+        let places = train_accounts::Entity::find()
+            .filter(train_accounts::Column::PublisherId.eq(owner))
+            .all(self.read())
+            .await?;
+        let rows = accounts::Entity::find()
+            .filter(accounts::Column::PublisherId.eq(owner))
+            .all(self.read())
+            .await?;
+        let keys = self.inner.keys.of(self.read(), owner).await?;
+        let mut accounts = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let id = row.id;
+            match open(row, scope, &keys.data) {
+                Ok(lent) => {
+                    accounts.insert(id, Arc::new(lent));
+                }
+                // The others are lent.
+                Err(error) => unreadable::tell("account", owner, id, &error),
+            }
+        }
+        self.read_cooldowns(tenant).await?;
+        let has_ceilings = accounts
+            .values()
+            .any(|lent| lent.ceilings != Ceilings::default());
+        if has_ceilings {
+            self.read_usage(tenant, &accounts).await?;
+        }
+        let bytes = bytes_of(&trains, &places, &accounts);
+        let snapshot = Snapshot {
+            trains: assemble(trains, places, &accounts)?,
+            has_ceilings,
+        };
+        Ok((snapshot, bytes))
+    }
+}
+
+fn assemble(
+    trains: Vec<trains::Model>,
+    places: Vec<train_accounts::Model>,
+    accounts: &HashMap<Uuid, Arc<Lent>>,
+) -> Result<HashMap<Uuid, Train>> {
+    let mut by_train: HashMap<Uuid, BTreeMap<(u16, AccountId), Arc<Lent>>> = HashMap::new();
+    for place in places {
+        // One that is gone was removed between two of the readings, which is heard of.
+        let Some(lent) = accounts.get(&place.account_id) else {
+            continue;
+        };
+        let priority = u16::try_from(place.priority).map_err(|_| damaged("priority"))?;
+        by_train
+            .entry(place.train_id)
+            .or_default()
+            .insert((priority, lent.id), Arc::clone(lent));
+    }
+    let train_of = |row: trains::Model| {
+        let lent = by_train.remove(&row.id).unwrap_or_default();
+        let train = Train {
+            slug: row.slug,
+            enabled: row.enabled,
+            sticky: row.sticky,
+            told_ms: AtomicI64::new(row.exhausted_at.unwrap_or(0)),
+            accounts: lent
+                .into_iter()
+                .map(|((priority, _), lent)| (priority, lent))
+                .collect(),
+        };
+        (row.id, train)
+    };
+    Ok(trains.into_iter().map(train_of).collect())
+}
+
+/// An account with its credential opened. One that does not open is not lent, and does not keep
+/// the others from being lent.
+fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
+    let id = AccountId::from_uuid(row.id);
+    let kind =
+        CredentialType::parse(&row.credential_type).ok_or_else(|| damaged("type of credential"))?;
+    let opened = Credential::open(key, &sealed_for(&row), &row.sealed);
+    if opened.is_err() {
+        let publisher = scope.publisher();
+        tracing::error!(%publisher, account = %id, "an account is not lent: its credential does not open");
+    }
+    let header = UpstreamHeader {
+        name: row.header_name,
+        scheme: row.header_scheme,
+    };
+    let ceilings = row.ceilings.as_deref().map(serde_json::from_str);
+    Ok(Lent {
+        id,
+        healthy: row.health == "ok" && opened.is_ok(),
+        value: opened.map_or_else(
+            |_| SecretString::default(),
+            |credential| header.value(credential.bearer()),
+        ),
+        header,
+        provider: row.provider,
+        base_url: row.base_url,
+        expires_at: row.expires_at.map(Timestamp::from_ms),
+        is_oauth: kind == CredentialType::Oauth,
+        enabled: row.enabled,
+        refreshed_at: row.refreshed_at.map(Timestamp::from_ms),
+        ceilings: ceilings
+            .transpose()
+            .map_err(|_| damaged("account's ceilings"))?
+            .unwrap_or_default(),
+    })
+}
+
+fn bytes_of(
+    trains: &[trains::Model],
+    places: &[train_accounts::Model],
+    accounts: &HashMap<Uuid, Arc<Lent>>,
+) -> u32 {
+    let of_account = |lent: &Arc<Lent>| {
+        ACCOUNT_BYTES + lent.value.expose_secret().len() + lent.provider.len() + lent.base_url.len()
+    };
+    let accounts: usize = accounts.values().map(of_account).sum();
+    let trains: usize = trains.iter().map(|row| ENTRY_BYTES + row.slug.len()).sum();
+    let bytes = accounts + trains + places.len() * ENTRY_BYTES;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

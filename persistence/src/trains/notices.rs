@@ -1,0 +1,458 @@
+//! Messages about trains, for where their people read.
+//!
+//! They are written in the transaction of the event that they tell of, one for each train that
+//! asked, and only inserted. A sender claims a few by moving their next try forward: what it does
+//! not live to record comes due again for whoever looks next.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use domain::{
+    Timestamp,
+    event::OwnType,
+    id::{AccountId, Id as _, NoticeId, PublisherId, TrainId},
+    notice,
+    train::{self, Notice},
+};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult,
+    QueryFilter as _, QueryOrder as _, QueryResult, Value,
+};
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use crate::{
+    store::{
+        Scoped, Store, System,
+        db::Tx,
+        entity::train_notices,
+        error::{Result, StoreError, damaged},
+        sql::{self, Sql, padded},
+        unreadable,
+    },
+    trains::train::notices_of,
+};
+
+/// Due messages among which one claim chooses.
+const REACH: i64 = 1000;
+
+/// What happened.
+pub(crate) enum News<'a> {
+    /// No account of a train is usable, until then if that is known.
+    Exhausted(TrainId, Option<Timestamp>),
+    /// An account can't be refreshed any more.
+    RefreshFailed {
+        account: AccountId,
+        name: &'a str,
+        /// A class of ours.
+        reason: &'a str,
+    },
+}
+
+impl News<'_> {
+    const fn notice(&self) -> Notice {
+        match self {
+            Self::Exhausted(..) => Notice::TrainExhausted,
+            Self::RefreshFailed { .. } => Notice::AccountRefreshFailed,
+        }
+    }
+
+    const fn event_type(&self) -> OwnType {
+        match self {
+            Self::Exhausted(..) => OwnType::TrainExhausted,
+            Self::RefreshFailed { .. } => OwnType::AccountRefreshFailed,
+        }
+    }
+
+    fn message(&self, slug: &str) -> String {
+        match self {
+            Self::Exhausted(_, usable_at) => notice::train_exhausted(slug, *usable_at),
+            Self::RefreshFailed { name, reason, .. } => notice::refresh_failed(name, slug, reason),
+        }
+    }
+
+    /// The trains that it is about and that are told of anything. They stay until the commit:
+    /// their messages could not be written otherwise.
+    fn trains_sql(&self, publisher: Uuid, backend: DbBackend) -> Sql {
+        let mut sql = Sql::new("SELECT t.id, t.slug, t.slack_events FROM trains t ");
+        sql.push("WHERE t.publisher_id = ").bind(publisher);
+        sql.push(" AND t.slack_events IS NOT NULL AND ");
+        match self {
+            Self::Exhausted(train, _) => sql.push("t.id = ").bind(train.uuid()),
+            Self::RefreshFailed { account, .. } => sql
+                .push("t.id IN (SELECT m.train_id FROM train_accounts m WHERE m.publisher_id = ")
+                .bind(publisher)
+                .push(" AND m.account_id = ")
+                .bind(account.uuid())
+                .push(")"),
+        };
+        sql.push(" ORDER BY t.id");
+        if backend == DbBackend::Postgres {
+            sql.push(" FOR KEY SHARE");
+        }
+        sql
+    }
+}
+
+/// A train that is told of something.
+#[derive(FromQueryResult)]
+struct Told {
+    id: Uuid,
+    slug: String,
+    slack_events: String,
+}
+
+/// Writes a message for each train that is concerned and asked to be told. Call it where the
+/// event is emitted, in the same transaction.
+pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> Result<()> {
+    let backend = tx.db().get_database_backend();
+    let statement = news
+        .trains_sql(publisher.uuid(), backend)
+        .statement(backend);
+    let told = Told::find_by_statement(statement).all(tx.db()).await?;
+    let mut rows = Vec::new();
+    for train in &told {
+        if !notices_of(&train.slack_events)?.contains(&news.notice()) {
+            continue;
+        }
+        rows.push(train_notices::Model {
+            publisher_id: publisher.uuid(),
+            id: NoticeId::generate(tx.now).uuid(),
+            train_id: train.id,
+            event_type: news.event_type().as_str().to_owned(),
+            message: news.message(&train.slug),
+            attempts: 0,
+            next_attempt_at: Some(tx.now.ms()),
+            last_error: None,
+            created_at: tx.now.ms(),
+            finished_at: None,
+        });
+    }
+    if !rows.is_empty() {
+        sql::insert(tx.db(), rows, "").await?;
+        tx.writes_notices();
+    }
+    Ok(())
+}
+
+/// A message that its claimer is to send now.
+#[derive(Clone, Debug)]
+pub struct DueNotice {
+    /// Whose.
+    pub publisher: PublisherId,
+    /// Which.
+    pub id: NoticeId,
+    /// About which train.
+    pub train: TrainId,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+    /// What to say.
+    pub message: String,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// Where to send it; none if the train is not told any more.
+    pub webhook: Option<SecretString>,
+    /// The channel to name, if there is one.
+    pub channel: Option<String>,
+}
+
+/// What a look found.
+#[derive(Debug, Default)]
+pub struct Notices {
+    /// Those that are the caller's until its lease ends.
+    pub claimed: Vec<DueNotice>,
+    /// When the next one is due that the caller may have.
+    pub next: Option<Timestamp>,
+}
+
+/// How a try ended.
+#[derive(Clone, Copy, Debug)]
+pub struct NoticeOutcome {
+    /// Whose.
+    pub publisher: PublisherId,
+    /// Which.
+    pub id: NoticeId,
+    /// Which try it was.
+    pub attempt: u32,
+    /// The class of error; none if it arrived.
+    pub error: Option<&'static str>,
+    /// When the next try is due; none if there is none.
+    pub retry_at: Option<Timestamp>,
+}
+
+/// How the last message about a train stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastNotice {
+    /// The type of the event that it tells of.
+    pub event_type: String,
+    /// Tries that were begun.
+    pub attempts: u32,
+    /// The class of error of the last try, if that failed.
+    pub error: Option<String>,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// When it was sent or given up; none while it waits.
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Scoped {
+    /// The last message about a train, if there was one within the time that they are kept.
+    pub async fn last_notice(&self, train: TrainId) -> Result<Option<LastNotice>, StoreError> {
+        use train_notices::Column;
+        let row = train_notices::Entity::find()
+            .filter(Column::PublisherId.eq(self.scope.uuid()))
+            .filter(Column::TrainId.eq(train.uuid()))
+            .order_by_desc(Column::Id)
+            .one(self.store.read())
+            .await?;
+        Ok(row.map(|row| LastNotice {
+            event_type: row.event_type,
+            attempts: u32::try_from(row.attempts).unwrap_or(u32::MAX),
+            error: row.last_error,
+            created_at: Timestamp::from_ms(row.created_at),
+            finished_at: row.finished_at.map(Timestamp::from_ms),
+        }))
+    }
+}
+
+/// A claimed row.
+#[derive(FromQueryResult)]
+struct Row {
+    publisher_id: Uuid,
+    id: Uuid,
+    train_id: Uuid,
+    attempts: i32,
+    message: String,
+    created_at: i64,
+}
+
+/// How trains are told: the opened URL, and the channel.
+type Destinations = HashMap<(Uuid, Uuid), (SecretString, Option<String>)>;
+
+/// `FROM … WHERE …`: what waits, of publishers that are active and not `busy`. Those of a
+/// suspended or deleted one wait for it to come back.
+fn waiting(sql: &mut Sql, busy: &[PublisherId]) {
+    sql.push(
+        " FROM train_notices n JOIN publishers p ON p.id = n.publisher_id \
+         WHERE n.next_attempt_at IS NOT NULL AND p.status = 'active'",
+    );
+    if !busy.is_empty() {
+        let busy = padded(busy.iter().map(|publisher| publisher.uuid()));
+        sql.push(" AND n.publisher_id NOT IN (").bind_list(busy);
+        sql.push(")");
+    }
+}
+
+/// Takes at most `limit` due messages, and of one publisher at most `each`.
+fn claim_sql(
+    backend: DbBackend,
+    now: Timestamp,
+    until: Timestamp,
+    busy: &[PublisherId],
+    (limit, each): (i64, i64),
+) -> Sql {
+    let mut sql = Sql::new("WITH due AS MATERIALIZED (SELECT n.publisher_id, n.id");
+    sql.push(", n.next_attempt_at AS at");
+    waiting(&mut sql, busy);
+    sql.push(" AND n.next_attempt_at <= ").bind(now.ms());
+    sql.push(" ORDER BY n.next_attempt_at LIMIT ").bind(REACH);
+    sql.push(
+        "), placed AS MATERIALIZED (SELECT publisher_id, id, \
+         row_number() OVER (PARTITION BY publisher_id ORDER BY at, id) AS place FROM due), \
+         chosen AS MATERIALIZED (SELECT n.publisher_id AS owner, n.id AS notice \
+         FROM train_notices n \
+         JOIN placed ON placed.publisher_id = n.publisher_id AND placed.id = n.id \
+         WHERE placed.place <= ",
+    );
+    sql.bind(each).push(" AND n.next_attempt_at <= ");
+    sql.bind(now.ms())
+        .push(" ORDER BY n.next_attempt_at LIMIT ");
+    sql.bind(limit);
+    if backend == DbBackend::Postgres {
+        sql.push(" FOR UPDATE OF n SKIP LOCKED");
+    }
+    sql.push(") UPDATE train_notices SET attempts = attempts + 1, next_attempt_at = ");
+    sql.bind(until.ms()).push(
+        " FROM chosen WHERE publisher_id = owner AND id = notice \
+         RETURNING publisher_id, id, train_id, attempts, message, created_at",
+    );
+    sql
+}
+
+impl System {
+    /// Claims messages that are due until `lease` from now: at most `limit`, of one publisher at
+    /// most `each`, and none of those in `busy`. Costs the writer nothing where none is due.
+    pub async fn claim_notices(
+        &self,
+        busy: &[PublisherId],
+        (limit, each): (u32, u32),
+        lease: Duration,
+    ) -> Result<Notices, StoreError> {
+        let next = self.next_notice(busy).await?;
+        if next.is_none_or(|at| at > self.store.now()) {
+            let claimed = Vec::new();
+            return Ok(Notices { claimed, next });
+        }
+        let store = &self.store;
+        let bounds = (limit.into(), each.into());
+        let claimed = store
+            .write(|tx| async move { claim(store, &tx, busy, bounds, lease).await })
+            .await?;
+        Ok(Notices { claimed, next })
+    }
+
+    async fn next_notice(&self, busy: &[PublisherId]) -> Result<Option<Timestamp>> {
+        let mut sql = Sql::new("SELECT n.next_attempt_at");
+        waiting(&mut sql, busy);
+        sql.push(" ORDER BY n.next_attempt_at LIMIT 1");
+        let statement = sql.statement(self.store.backend());
+        let row = self.store.read().query_one_raw(statement).await?;
+        let at = |row: QueryResult| row.try_get("", "next_attempt_at");
+        Ok(row.map(at).transpose()?.map(Timestamp::from_ms))
+    }
+
+    /// Gives back a claimed message that could not be sent for no fault of its receiver: it is due
+    /// again after `wait`, and the try does not count.
+    pub async fn return_notice(&self, due: &DueNotice, wait: Duration) -> Result<(), StoreError> {
+        let backend = self.store.backend();
+        self.store
+            .write(|tx| async move {
+                let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = ");
+                sql.bind(tx.now.plus(wait).ms())
+                    .push(", attempts = attempts - 1 WHERE publisher_id = ")
+                    .bind(due.publisher.uuid())
+                    .push(" AND id = ")
+                    .bind(due.id.uuid())
+                    .push(" AND finished_at IS NULL AND attempts = ")
+                    .bind(i64::from(due.attempt));
+                tx.db().execute_raw(sql.statement(backend)).await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Writes down how a try ended; answers whether it counted. It does not where the claim ran
+    /// out and somebody else has the message, or where it is gone with its train.
+    pub async fn record_notice(&self, outcome: NoticeOutcome) -> Result<bool, StoreError> {
+        let backend = self.store.backend();
+        self.store
+            .write(|tx| async move {
+                let finished = outcome.retry_at.is_none().then_some(tx.now.ms());
+                let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = ");
+                sql.bind(outcome.retry_at.map(Timestamp::ms))
+                    .push(", finished_at = ")
+                    .bind(finished)
+                    .push(", last_error = ")
+                    .bind(outcome.error)
+                    .push(" WHERE publisher_id = ")
+                    .bind(outcome.publisher.uuid())
+                    .push(" AND id = ")
+                    .bind(outcome.id.uuid())
+                    .push(" AND finished_at IS NULL AND attempts = ")
+                    .bind(i64::from(outcome.attempt));
+                let done = tx.db().execute_raw(sql.statement(backend)).await?;
+                Ok(done.rows_affected() > 0)
+            })
+            .await
+    }
+}
+
+/// Ends a message that can't be read: no try of it could be made.
+async fn give_up(tx: &Tx, (owner, id): (Uuid, Uuid)) -> Result<()> {
+    let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = NULL, finished_at = ");
+    sql.bind(tx.now.ms())
+        .push(", last_error = 'unreadable' WHERE publisher_id = ")
+        .bind(owner)
+        .push(" AND id = ")
+        .bind(id);
+    let statement = sql.statement(tx.db().get_database_backend());
+    tx.db().execute_raw(statement).await?;
+    Ok(())
+}
+
+async fn claim(
+    store: &Store,
+    tx: &Tx,
+    busy: &[PublisherId],
+    bounds: (i64, i64),
+    lease: Duration,
+) -> Result<Vec<DueNotice>> {
+    let backend = tx.db().get_database_backend();
+    let statement = claim_sql(backend, tx.now, tx.now.plus(lease), busy, bounds);
+    let found = tx.db().query_all_raw(statement.statement(backend)).await?;
+    let mut rows = Vec::with_capacity(found.len());
+    for row in &found {
+        match Row::from_query_result(row, "") {
+            Ok(row) => rows.push(row),
+            Err(error) => {
+                let key = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
+                unreadable::tell("notice", key.0, key.1, &error.into());
+                give_up(tx, key).await?;
+            }
+        }
+    }
+    let destinations = destinations(store, tx, &rows).await?;
+    let due = |row: Row| {
+        let to = destinations.get(&(row.publisher_id, row.train_id)).cloned();
+        let (webhook, channel) = to.unzip();
+        DueNotice {
+            publisher: PublisherId::from_uuid(row.publisher_id),
+            id: NoticeId::from_uuid(row.id),
+            train: TrainId::from_uuid(row.train_id),
+            attempt: u32::try_from(row.attempts).unwrap_or(u32::MAX),
+            message: row.message,
+            created_at: Timestamp::from_ms(row.created_at),
+            webhook,
+            channel: channel.flatten(),
+        }
+    };
+    Ok(rows.into_iter().map(due).collect())
+}
+
+/// Where messages go. A URL that does not open is left out: it must not hold up the others.
+async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinations> {
+    let trains = rows.iter().map(|row| (row.publisher_id, row.train_id));
+    let trains: BTreeSet<(Uuid, Uuid)> = trains.collect();
+    if trains.is_empty() {
+        return Ok(Destinations::new());
+    }
+    let mut sql = Sql::new(
+        "SELECT publisher_id, id, slack_webhook, slack_channel FROM trains \
+         WHERE slack_webhook IS NOT NULL AND (publisher_id, id) IN (",
+    );
+    let keys = padded(trains).into_iter();
+    sql.values(keys.map(|(owner, id)| vec![Value::from(owner), Value::from(id)]));
+    sql.push(")");
+    let statement = sql.statement(tx.db().get_database_backend());
+    let mut found = Destinations::new();
+    for row in tx.db().query_all_raw(statement).await? {
+        let (owner, id): (Uuid, Uuid) = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
+        let (publisher, train) = (PublisherId::from_uuid(owner), TrainId::from_uuid(id));
+        let sealed: Vec<u8> = row.try_get("", "slack_webhook")?;
+        match open(store, tx, (publisher, train), &sealed).await {
+            Ok(url) => {
+                found.insert((owner, id), (url, row.try_get("", "slack_channel")?));
+            }
+            Err(error) if error.may_pass() => return Err(error),
+            Err(error) => {
+                unreadable::tell("train", owner, id, &error);
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn open(
+    store: &Store,
+    tx: &Tx,
+    (publisher, train): (PublisherId, TrainId),
+    sealed: &[u8],
+) -> Result<SecretString> {
+    let keys = store.inner.keys.of(tx.db(), publisher.uuid()).await?;
+    train::open_webhook(&keys.data, publisher, train, sealed).map_err(|_| damaged("webhook"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,607 @@
+//! The refresh of OAuth accounts: who is at it, and what came of it.
+//!
+//! A refresh token may be spent only once, so at most one process asks for an account at a time:
+//! the one that wrote its lease into the row. Nothing is locked while it asks. The answer is
+//! stored, under the lease and the number of the credential that was replaced, before anybody
+//! gets the new token. A process that dies between the endpoint's answer and that commit leaves a
+//! lease that runs out; if the endpoint rotates refresh tokens, the next try then finds the old
+//! one spent, and the account needs a new login (docs/adr/0005).
+
+use std::time::Duration;
+
+use domain::{
+    Code, Problem, Timestamp,
+    account::{Credential, CredentialType, OauthTokens, SealedFor, refresh_due, refresh_jitter},
+    audit::Action,
+    event::OwnType,
+    id::{AccountId, Id as _},
+    upstream::{Grant, TokenError, ends_soon},
+};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait as _, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
+};
+use secrecy::SecretString;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    store::{
+        Scoped, System,
+        change::{Audited, Context, entry, nothing},
+        db::Tx,
+        entity::accounts::{ActiveModel, Column, Entity, Model},
+        error::{Result, StoreError, damaged},
+        scope::Scope,
+        sql::Sql,
+        unreadable,
+    },
+    trains::{
+        accounts::sealed_for,
+        notices::{News, notify},
+    },
+};
+
+/// An account whose time to be refreshed has come.
+#[derive(Clone, Debug)]
+pub struct DueRefresh {
+    /// Whose it is.
+    pub scope: Scope,
+    /// Which one.
+    pub account: AccountId,
+    /// The number of the credential that is to be replaced.
+    pub version: i64,
+}
+
+/// The present token of an OAuth account. The token does not show in `Debug`.
+#[derive(Clone, Debug)]
+pub struct AccountToken {
+    /// The number of the credential; it grows with every refresh.
+    pub version: i64,
+    /// What goes out.
+    pub access_token: SecretString,
+    /// When it ends, if that is known.
+    pub expires_at: Option<Timestamp>,
+    /// Whether it is near enough to its end to be replaced before it is used.
+    pub ends_soon: bool,
+    /// Whether the upstream refused the account for good.
+    pub failed: bool,
+}
+
+/// An account that is ours to refresh. The tokens do not show in `Debug`.
+#[derive(Clone, Debug)]
+pub struct RefreshLease {
+    /// Which one.
+    pub account: AccountId,
+    /// Where to ask.
+    pub token_url: String,
+    /// As whom.
+    pub client_id: String,
+    /// What to ask for; none for what was granted first.
+    pub scopes: Option<String>,
+    /// With what.
+    pub tokens: OauthTokens,
+    base_url: String,
+    lease: Uuid,
+    version: i64,
+}
+
+/// Whose turn a refresh is.
+#[derive(Debug)]
+pub enum Turn {
+    /// The caller's.
+    Ours(Box<RefreshLease>),
+    /// Somebody else is at it; so often it had failed before.
+    Another {
+        /// Failures in a row that were on record when it was looked at.
+        failures: u32,
+    },
+    /// The credential that the caller knows was replaced meanwhile.
+    Done,
+    /// It failed lately, and is not to be tried again before this moment.
+    Later {
+        /// When.
+        at: Timestamp,
+        /// Why it failed.
+        reason: String,
+    },
+}
+
+/// Which refresh is wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want {
+    /// The number of the credential that the caller knows, and wants another one for.
+    pub seen: i64,
+    /// Whether to try also before the wait that followed a failure is over.
+    pub force: bool,
+    /// Failures in a row when the caller began to wait for somebody else's try. One more means that
+    /// it failed.
+    pub waited: Option<u32>,
+}
+
+/// An account as a refresh of all sees it.
+#[derive(Clone, Debug)]
+pub struct Refreshable {
+    /// Which one.
+    pub account: AccountId,
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub credential_type: CredentialType,
+    /// Whether it is in use.
+    pub enabled: bool,
+    /// The number of its credential.
+    pub version: i64,
+}
+
+fn at(ms: Option<i64>) -> Option<Timestamp> {
+    ms.map(Timestamp::from_ms)
+}
+
+fn one(owner: Uuid, account: AccountId) -> Select<Entity> {
+    Entity::find_by_id((owner, account.uuid()))
+}
+
+fn lease_free(now: Timestamp) -> Condition {
+    Condition::any()
+        .add(Column::RefreshLease.is_null())
+        .add(Column::RefreshLeaseUntil.lte(now.ms()))
+}
+
+/// The row as `lease` left it: what was read under a lease is stored under it, or not at all.
+fn held(owner: Uuid, lease: &RefreshLease) -> Condition {
+    Condition::all()
+        .add(Column::PublisherId.eq(owner))
+        .add(Column::Id.eq(lease.account.uuid()))
+        .add(Column::RefreshLease.eq(lease.lease))
+        .add(Column::CredentialVersion.eq(lease.version))
+}
+
+fn failures_of(row: &Model) -> u32 {
+    u32::try_from(row.refresh_failures).unwrap_or(0)
+}
+
+/// Refuses what can't be refreshed, as its owner meets it.
+fn oauth_only(row: Option<Model>) -> Result<Model> {
+    let row = row.ok_or_else(Problem::not_found)?;
+    if row.credential_type != CredentialType::Oauth.as_str() {
+        return Err(Code::WrongCredentialType.into());
+    }
+    Ok(row)
+}
+
+/// The lease was lost to somebody else, or the account is gone.
+fn lost() -> StoreError {
+    let words = "Somebody else has taken the refresh of this account over.";
+    Problem::new(Code::RefreshFailed, words).into()
+}
+
+impl Scoped {
+    fn token_of(&self, row: &Model, opened: &Credential) -> AccountToken {
+        let since = at(row.refreshed_at).unwrap_or(Timestamp::from_ms(row.created_at));
+        let expires_at = at(row.expires_at);
+        AccountToken {
+            version: row.credential_version,
+            access_token: opened.bearer().clone(),
+            expires_at,
+            ends_soon: expires_at.is_some_and(|at| ends_soon(self.store.now(), since, at)),
+            failed: row.health == "failed",
+        }
+    }
+
+    async fn opened(&self, row: &Model) -> Result<Credential> {
+        let owner = self.scope.uuid();
+        let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
+        Credential::open(&keys.data, &sealed_for(row), &row.sealed)
+            .map_err(|_| damaged("account's credential"))
+    }
+
+    /// The number of an OAuth account's credential.
+    ///
+    /// # Errors
+    /// 404; `wrong_credential_type`.
+    pub async fn credential_version(&self, account: AccountId) -> Result<i64, StoreError> {
+        let found = one(self.scope.uuid(), account)
+            .one(self.store.read())
+            .await?;
+        Ok(oauth_only(found)?.credential_version)
+    }
+
+    /// The present token of an OAuth account.
+    ///
+    /// # Errors
+    /// 404; `wrong_credential_type`.
+    pub async fn account_token(&self, account: AccountId) -> Result<AccountToken, StoreError> {
+        let found = one(self.scope.uuid(), account)
+            .one(self.store.read())
+            .await?;
+        let row = oauth_only(found)?;
+        let opened = self.opened(&row).await?;
+        Ok(self.token_of(&row, &opened))
+    }
+
+    /// Forgets what this process keeps of the publisher, so that it is read anew: whoever has just
+    /// read one of its rows may know better.
+    pub fn read_anew(&self) {
+        self.store.forget_publisher(self.scope.uuid());
+    }
+
+    /// All accounts, by name.
+    pub async fn refreshable(&self) -> Result<Vec<Refreshable>, StoreError> {
+        let rows: Vec<(Uuid, String, String, bool, i64)> = Entity::find()
+            .select_only()
+            .columns([
+                Column::Id,
+                Column::Name,
+                Column::CredentialType,
+                Column::Enabled,
+                Column::CredentialVersion,
+            ])
+            .filter(Column::PublisherId.eq(self.scope.uuid()))
+            .order_by_asc(Column::Name)
+            .into_tuple()
+            .all(self.store.read())
+            .await?;
+        let read = |(id, name, word, enabled, version): (Uuid, String, String, bool, i64)| {
+            let credential_type = CredentialType::parse(&word);
+            Ok(Refreshable {
+                account: AccountId::from_uuid(id),
+                name,
+                credential_type: credential_type.ok_or_else(|| damaged("credential type"))?,
+                enabled,
+                version,
+            })
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Takes the refresh of an account for `life`, if the credential is still the one that the
+    /// caller knows and nobody else is at it.
+    ///
+    /// # Errors
+    /// 404; `wrong_credential_type`.
+    pub async fn take_refresh(
+        &self,
+        account: AccountId,
+        want: Want,
+        life: Duration,
+    ) -> Result<Turn, StoreError> {
+        let owner = self.scope.uuid();
+        // Most who look find that there is nothing to take; they need not bother the writer.
+        let found = one(owner, account).one(self.store.read()).await?;
+        let row = oauth_only(found)?;
+        if let Some(turn) = turn_of(&row, want, self.store.now()) {
+            return Ok(turn);
+        }
+        let lease = Uuid::from_bytes(domain::random::bytes());
+        let judged = &row;
+        let taken = self
+            .store
+            .write_for(
+                owner,
+                |tx| async move { take(&tx, judged, (lease, life)).await },
+            )
+            .await?;
+        let Some(row) = taken else {
+            // It has changed since it was read: the caller looks again.
+            let failures = failures_of(&row);
+            return Ok(Turn::Another { failures });
+        };
+        let Credential::Oauth(tokens) = self.opened(&row).await? else {
+            return Err(damaged("account's credential"));
+        };
+        Ok(Turn::Ours(Box::new(RefreshLease {
+            account,
+            token_url: row.token_url.ok_or_else(|| damaged("token URL"))?,
+            client_id: row.client_id.ok_or_else(|| damaged("client id"))?,
+            scopes: row.scopes,
+            tokens,
+            base_url: row.base_url,
+            lease,
+            version: row.credential_version,
+        })))
+    }
+
+    /// Writes new tokens over the old ones and gives the lease back. `asked_at` is when the
+    /// request went out: a token's life is counted from there. The refresh token stays unless the
+    /// endpoint gave another one (RFC 6749 §6).
+    ///
+    /// # Errors
+    /// `refresh_failed` when the lease was lost; nothing is stored then.
+    pub async fn keep_refreshed(
+        &self,
+        context: &Context,
+        lease: &RefreshLease,
+        grant: &Grant,
+        asked_at: Timestamp,
+    ) -> Result<AccountToken, StoreError> {
+        let owner = self.scope.uuid();
+        let expires_at = asked_at.plus(grant.life);
+        let refresh_token = grant.refresh_token.as_ref();
+        let tokens = Credential::Oauth(OauthTokens {
+            access_token: grant.access_token.clone(),
+            refresh_token: refresh_token.unwrap_or(&lease.tokens.refresh_token).clone(),
+            client_secret: lease.tokens.client_secret.clone(),
+        });
+        let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
+        let sealed_for = SealedFor {
+            publisher: self.scope.publisher(),
+            account: lease.account,
+            base_url: &lease.base_url,
+            token_url: Some(&lease.token_url),
+        };
+        let sealed = tokens.seal(&keys.data, &sealed_for);
+        let (tokens, sealed) = (&tokens, &sealed);
+        let work = |tx: Tx| async move {
+            let now = tx.now;
+            let change = ActiveModel {
+                sealed: Set(sealed.clone()),
+                credential_version: Set(lease.version + 1),
+                last_four: Set(tokens.last_four()),
+                expires_at: Set(Some(expires_at.ms())),
+                refreshed_at: Set(Some(now.ms())),
+                refresh_due_at: Set(Some(refresh_due(now, expires_at, refresh_jitter()).ms())),
+                refresh_failures: Set(0),
+                refresh_lease: Set(None),
+                refresh_lease_until: Set(None),
+                health: Set("ok".to_owned()),
+                health_reason: Set(None),
+                failed_at: Set(None),
+                updated_at: Set(now.ms()),
+                ..Default::default()
+            };
+            store_under(&tx, owner, lease, change).await?;
+            tx.touches_credentials_of(self.scope.publisher());
+            let facts = json!({
+                "expires_at": expires_at.to_string(),
+                "refresh_token_rotated": refresh_token.is_some(),
+            });
+            let line = entry(Action::AccountRefreshed, "account", lease.account, facts);
+            Ok(Audited::new((), owner, line))
+        };
+        self.store
+            .administer(context, owner, work, |()| nothing())
+            .await?;
+        Ok(AccountToken {
+            version: lease.version + 1,
+            access_token: grant.access_token.clone(),
+            expires_at: Some(expires_at),
+            ends_soon: false,
+            failed: false,
+        })
+    }
+
+    /// Gives a refresh back that was not made, for no fault of the endpoint: nothing counts.
+    ///
+    /// # Errors
+    /// `refresh_failed` when the lease was lost.
+    pub async fn return_refresh(&self, lease: &RefreshLease) -> Result<(), StoreError> {
+        let owner = self.scope.uuid();
+        self.store
+            .write(|tx| async move {
+                let change = ActiveModel {
+                    refresh_lease: Set(None),
+                    refresh_lease_until: Set(None),
+                    ..Default::default()
+                };
+                store_under(&tx, owner, lease, change).await
+            })
+            .await
+    }
+
+    /// Writes down that a refresh failed and gives the lease back. An account that can't be
+    /// refreshed any more is marked so, in the audit log too, and its publisher told by an event;
+    /// any other is due again after a wait.
+    ///
+    /// # Errors
+    /// `refresh_failed` when the lease was lost; nothing is stored then.
+    pub async fn keep_refresh_failure(
+        &self,
+        context: &Context,
+        lease: &RefreshLease,
+        error: &TokenError,
+    ) -> Result<(), StoreError> {
+        let owner = self.scope.uuid();
+        let found = one(owner, lease.account).one(self.store.read()).await?;
+        let expires_at = found.as_ref().and_then(|row| at(row.expires_at));
+        if error.ends_account(self.store.now(), expires_at) {
+            let work = |tx: Tx| async move { self.end(&tx, lease, error).await };
+            let ended = self.store.administer(context, owner, work, |()| nothing());
+            return ended.await.map(|_| ());
+        }
+        self.store
+            .write_for(owner, |tx| async move {
+                let row = leased(&tx, owner, lease).await?;
+                let mut change = after_failure(&tx, &row, error);
+                if row.health != "failed" {
+                    change.health_reason = Set(Some(error.reason.to_owned()));
+                }
+                store_under(&tx, owner, lease, change).await
+            })
+            .await
+    }
+
+    async fn end(&self, tx: &Tx, lease: &RefreshLease, error: &TokenError) -> Result<Audited<()>> {
+        let owner = self.scope.uuid();
+        let row = leased(tx, owner, lease).await?;
+        let known = row.health == "failed";
+        let mut change = ActiveModel {
+            health: Set("failed".to_owned()),
+            health_reason: Set(Some(error.reason.to_owned())),
+            failed_at: Set(row.failed_at.or(Some(tx.now.ms()))),
+            updated_at: Set(tx.now.ms()),
+            ..after_failure(tx, &row, error)
+        };
+        if error.kind == domain::upstream::ErrorKind::Spent {
+            // Nothing but a login helps; whoever knows better may ask by hand.
+            change.refresh_due_at = Set(None);
+        }
+        store_under(tx, owner, lease, change).await?;
+        tx.touches_credentials_of(self.scope.publisher());
+        if !known {
+            let data = json!({
+                "account_id": lease.account.to_string(),
+                "name": row.name,
+                "reason": error.reason,
+            });
+            let event_type = OwnType::AccountRefreshFailed.as_str();
+            crate::webhooks::events::emit(tx, owner, event_type, &data, None).await?;
+            let news = News::RefreshFailed {
+                account: lease.account,
+                name: &row.name,
+                reason: error.reason,
+            };
+            notify(tx, self.scope.publisher(), &news).await?;
+        }
+        let facts = json!({ "reason": error.reason });
+        let line = entry(
+            Action::AccountRefreshFailed,
+            "account",
+            lease.account,
+            facts,
+        );
+        Ok(Audited::new((), owner, line))
+    }
+}
+
+/// What can be said of a turn from the row alone; `None` if it may be there to take.
+fn turn_of(row: &Model, want: Want, now: Timestamp) -> Option<Turn> {
+    if row.credential_version > want.seen {
+        return Some(Turn::Done);
+    }
+    let failures = failures_of(row);
+    if row
+        .refresh_lease_until
+        .is_some_and(|until| until > now.ms())
+    {
+        return Some(Turn::Another { failures });
+    }
+    let in_vain = want.waited.is_some_and(|before| failures > before);
+    let waits = failures > 0 && row.refresh_due_at.is_none_or(|due| due > now.ms());
+    (in_vain || (waits && !want.force)).then(|| Turn::Later {
+        at: at(row.refresh_due_at).unwrap_or(now),
+        reason: row.health_reason.clone().unwrap_or_default(),
+    })
+}
+
+/// Writes a lease into a row that is still as it was judged.
+async fn take(tx: &Tx, judged: &Model, (lease, life): (Uuid, Duration)) -> Result<Option<Model>> {
+    let taken = Entity::update_many()
+        .col_expr(Column::RefreshLease, lease.into())
+        .col_expr(Column::RefreshLeaseUntil, tx.now.plus(life).ms().into())
+        .filter(Column::PublisherId.eq(judged.publisher_id))
+        .filter(Column::Id.eq(judged.id))
+        .filter(Column::CredentialVersion.eq(judged.credential_version))
+        .filter(Column::RefreshFailures.eq(judged.refresh_failures))
+        .filter(lease_free(tx.now))
+        .exec(tx.db())
+        .await?;
+    if taken.rows_affected == 0 {
+        return Ok(None);
+    }
+    let key = (judged.publisher_id, judged.id);
+    Ok(Entity::find_by_id(key).one(tx.db()).await?)
+}
+
+async fn leased(tx: &Tx, owner: Uuid, lease: &RefreshLease) -> Result<Model> {
+    let row = Entity::find()
+        .filter(held(owner, lease))
+        .one(tx.db())
+        .await?;
+    row.ok_or_else(lost)
+}
+
+fn after_failure(tx: &Tx, row: &Model, error: &TokenError) -> ActiveModel {
+    let failures = row.refresh_failures.saturating_add(1);
+    let wait = error.wait(u32::try_from(failures).unwrap_or(1));
+    ActiveModel {
+        refresh_failures: Set(failures),
+        refresh_due_at: Set(Some(tx.now.plus(wait).ms())),
+        refresh_lease: Set(None),
+        refresh_lease_until: Set(None),
+        ..Default::default()
+    }
+}
+
+async fn store_under(
+    tx: &Tx,
+    owner: Uuid,
+    lease: &RefreshLease,
+    change: ActiveModel,
+) -> Result<()> {
+    let stored = Entity::update_many()
+        .set(change)
+        .filter(held(owner, lease))
+        .exec(tx.db())
+        .await?;
+    if stored.rows_affected == 1 {
+        Ok(())
+    } else {
+        Err(lost())
+    }
+}
+
+/// Gives back every lease, for a process that knows itself to be alone.
+pub(crate) async fn release_all(tx: &Tx) -> Result<()> {
+    let change = ActiveModel {
+        refresh_lease: Set(None),
+        refresh_lease_until: Set(None),
+        ..Default::default()
+    };
+    Entity::update_many()
+        .set(change)
+        .filter(Column::RefreshLease.is_not_null())
+        .exec(tx.db())
+        .await?;
+    Ok(())
+}
+
+impl System {
+    /// Up to `limit` accounts that are due, at most `each` of one publisher, those whose refresh
+    /// did not fail lately first: endpoints that hang hold up their own accounts only. Those of
+    /// publishers that are suspended or deleted wait.
+    pub async fn due_refreshes(
+        &self,
+        limit: u64,
+        each: u64,
+    ) -> Result<Vec<DueRefresh>, StoreError> {
+        let now = self.store.now().ms();
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let mut sql = Sql::new(
+            "SELECT due.publisher_id, due.id, due.credential_version FROM \
+             (SELECT a.publisher_id, a.id, a.credential_version, a.refresh_due_at, \
+             CASE WHEN a.refresh_failures > 0 THEN 1 ELSE 0 END AS failing, \
+             row_number() OVER (PARTITION BY a.publisher_id ORDER BY \
+             CASE WHEN a.refresh_failures > 0 THEN 1 ELSE 0 END, a.refresh_due_at) AS place \
+             FROM accounts a JOIN publishers p ON p.id = a.publisher_id \
+             WHERE a.refresh_due_at IS NOT NULL AND p.status = 'active' \
+             AND p.deleted_at IS NULL AND a.refresh_due_at <= ",
+        );
+        sql.bind(now);
+        sql.push(" AND (a.refresh_lease_until IS NULL OR a.refresh_lease_until <= ")
+            .bind(now);
+        sql.push(")) due WHERE due.place <= ").bind(count(each));
+        sql.push(" ORDER BY due.failing, due.refresh_due_at LIMIT ")
+            .bind(count(limit));
+        let statement = sql.statement(self.store.backend());
+        let rows = self.store.read().query_all_raw(statement).await?;
+        let read = |row: sea_orm::QueryResult| {
+            Ok(DueRefresh {
+                scope: Scope::of_row(row.try_get("", "publisher_id")?, None),
+                account: AccountId::from_uuid(row.try_get("", "id")?),
+                version: row.try_get("", "credential_version")?,
+            })
+        };
+        // One that can't be read keeps nobody else's from being refreshed.
+        let due = rows.into_iter().map(read).filter_map(|one: Result<_>| {
+            one.inspect_err(|error| {
+                unreadable::tell("account", Uuid::nil(), Uuid::nil(), error);
+            })
+            .ok()
+        });
+        Ok(due.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! An endpoint is enabled: its deliveries flow again, and a replay may start.
+
+use domain::{audit::Action, id::EndpointId};
+use serde_json::json;
+
+use crate::{
+    store::{
+        Scoped,
+        change::{Answer, Audited, Context, entry},
+        db::Tx,
+        error::StoreError,
+    },
+    webhooks::{
+        endpoint_rows::live_row,
+        endpoints::{Endpoint, EndpointPatch, change},
+        recovery::recover,
+        replays::{NewReplay, Replay, start_in},
+    },
+};
+
+/// An endpoint that was enabled, and what follows from that.
+#[derive(Clone, Debug)]
+pub struct Enabled {
+    /// The endpoint as it is now.
+    pub endpoint: Endpoint,
+    /// Deliveries that waited for a later time, and are due now.
+    pub deliveries_due: u64,
+    /// The replay that was asked for.
+    pub replay: Option<Replay>,
+}
+
+impl Scoped {
+    /// Lets deliveries to an endpoint flow again, as if it had never failed: those that waited for
+    /// a later try are due now. Starts a replay if one is wanted. The same for one that is enabled
+    /// already.
+    pub async fn enable_endpoint<A>(
+        &self,
+        context: &Context,
+        id: EndpointId,
+        replay: Option<NewReplay>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Enabled) -> Answer + Send + Sync,
+    {
+        let (owner, replay) = (self.scope.uuid(), &replay);
+        let work = |tx: Tx| async move {
+            let row = live_row(&tx, owner, id).await?;
+            let patch = EndpointPatch {
+                enabled: Some(true),
+                ..EndpointPatch::default()
+            };
+            let (mut lines, mut deliveries_due) = (Vec::new(), 0);
+            if row.enabled {
+                deliveries_due = recover(&tx, owner, row.id).await?;
+            }
+            if deliveries_due > 0 {
+                let facts = json!({ "deliveries_due": deliveries_due });
+                lines.push(entry(Action::EndpointEnabled, "endpoint", id, facts));
+            }
+            let changed = change(&self.store, &tx, owner, row.clone(), &patch).await?;
+            lines.extend(changed.lines);
+            let mut started = None;
+            if let Some(new) = replay {
+                let (replay, line) = start_in(&tx, &row, new).await?;
+                started = Some(replay);
+                lines.extend(line);
+            }
+            let audited = Audited::unchanged(Enabled {
+                endpoint: changed.endpoint,
+                deliveries_due: deliveries_due + changed.deliveries_due,
+                replay: started,
+            });
+            let lines = lines.into_iter();
+            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+        };
+        self.store.administer(context, owner, work, render).await
+    }
+}

@@ -1,0 +1,324 @@
+//! A publisher's events as they are committed, for whoever follows them.
+//!
+//! An identifier tells when its transaction began, not when it committed: a later commit may bring
+//! an earlier identifier. So a feed keeps what it has seen of the last minute, counts once a
+//! second whether there is more by now, and if so reads that minute again. Nothing is written for
+//! a feed, and no producer knows of it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use domain::{
+    Timestamp,
+    event::{Filter, OwnType},
+    id::{EventId, Id as _},
+};
+use sea_orm::{
+    ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Select,
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::{
+    store::{
+        Scoped,
+        entity::events,
+        error::{Result, StoreError},
+    },
+    webhooks::events::Event,
+};
+
+/// How long after its first moment a transaction may still bring events, milliseconds, the
+/// difference between processes' clocks included. PostgreSQL ends a statement after 30 s and a
+/// transaction that stands still after 5 s.
+const SETTLED_AFTER_MS: i64 = 60_000;
+/// How far a resumed feed goes back beyond that: what was about to be looked for.
+const RESUME_MARGIN_MS: i64 = 5_000;
+/// Events may be older than the feed, milliseconds, if they were committed after it began.
+const STRADDLE_MS: i64 = 5_000;
+/// What is read again at every look: commits that overtook each other are mostly this close.
+const RECENT_MS: i64 = 1_000;
+/// How often is counted whether something came late, milliseconds.
+const COUNT_EVERY_MS: i64 = 1_000;
+/// A clock that shows so much less than at the last look was set back.
+const SET_BACK: Duration = Duration::from_secs(2);
+/// How long it may take after that until a feed looks, and what may have been written meanwhile.
+const LOOKED_BY: Duration = Duration::from_secs(1);
+const REWIND: Duration = Duration::from_secs(10);
+/// Most identifiers remembered. Beyond, those count as settled that have waited longest.
+const SEEN_MAX: usize = 100_000;
+/// Identifiers read at once.
+const KEYS: u64 = 1_000;
+/// Events read at once; each may have 256 KiB.
+const READ: usize = 16;
+
+/// Where a feed stands, for another one to go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The last event that was handed out.
+    pub event: EventId,
+    /// When the first feed began.
+    pub since: Timestamp,
+}
+
+/// A scan under way.
+struct Scan {
+    at: Uuid,
+    /// Whether nothing was left out below where it began, so that what it has passed and what is
+    /// below the horizon needs no further look.
+    full: bool,
+    /// What stands below it when the scan began has been committed, or never will be.
+    horizon: Uuid,
+}
+
+/// Hands out a publisher's events as they appear, each once. One that goes on from another's place
+/// hands out again what came shortly before it.
+pub struct Feed {
+    scoped: Scoped,
+    filters: Vec<Filter>,
+    since: Timestamp,
+    /// Up to here everything was looked at, and nothing more appears.
+    floor: Uuid,
+    /// The highest that was looked at.
+    head: Uuid,
+    /// What was looked at above the floor.
+    seen: BTreeSet<Uuid>,
+    /// Wanted, but not handed out yet.
+    wanted: VecDeque<Uuid>,
+    scan: Option<Scan>,
+    counted_at: Option<Timestamp>,
+    /// When it last looked.
+    looked_at: Timestamp,
+}
+
+/// The lowest identifier of a moment.
+fn first_of(ms: i64) -> Uuid {
+    let ms = u64::try_from(ms).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(ms, &[0; 10]).into_uuid()
+}
+
+/// The moment in an identifier, milliseconds.
+fn ms_of(id: Uuid) -> i64 {
+    i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)
+}
+
+impl Scoped {
+    /// Changes whenever events of the publisher were committed, on whatever process; now and then
+    /// it changes for nothing.
+    #[must_use]
+    pub fn watch_events(&self) -> watch::Receiver<u64> {
+        self.store.inner.wake.watch(self.scope.uuid())
+    }
+
+    /// Follows the events in reach that one of the filters matches and that endpoints are sent:
+    /// those committed from now on, or those that appeared after `from`, and some before it again.
+    pub async fn feed(
+        &self,
+        filters: Vec<Filter>,
+        from: Option<Place>,
+    ) -> Result<Feed, StoreError> {
+        let now = self.store.now();
+        let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |place| {
+            let back = ms_of(place.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
+            let back = back.max(place.since.ms() - STRADDLE_MS);
+            // A place that lies ahead is from before the clock was set back.
+            if back > now.ms() {
+                now.ms() - SETTLED_AFTER_MS
+            } else {
+                back
+            }
+        });
+        let mut feed = Feed {
+            scoped: self.clone(),
+            filters,
+            since: from.map_or(now, |place| place.since),
+            floor: first_of(start),
+            head: first_of(start),
+            seen: BTreeSet::new(),
+            wanted: VecDeque::new(),
+            scan: None,
+            counted_at: None,
+            looked_at: now,
+        };
+        if from.is_none() {
+            // What is there already was before.
+            while feed.look().await? {}
+            feed.wanted.clear();
+        }
+        Ok(feed)
+    }
+}
+
+impl Feed {
+    /// Where a feed would stand that began with this one and handed out everything up to now.
+    #[must_use]
+    pub fn beginning(&self) -> Place {
+        let event = EventId::from_uuid(first_of(self.scoped.store.now().ms()));
+        self.after(event)
+    }
+
+    /// Where it stands after it handed out this event.
+    #[must_use]
+    pub const fn after(&self, event: EventId) -> Place {
+        Place {
+            event,
+            since: self.since,
+        }
+    }
+
+    /// Whether there may be more to hand out at once.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.scan.is_some() || !self.wanted.is_empty()
+    }
+
+    /// Some of the next events; none when there are none now, or when none was found so far and
+    /// the feed [is behind](Self::is_behind).
+    pub async fn next(&mut self) -> Result<Vec<Event>, StoreError> {
+        if self.wanted.is_empty() {
+            self.look().await?;
+        }
+        let count = self.wanted.len().min(READ);
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let ids = self.wanted.iter().take(count).copied();
+        let rows = self
+            .scoped
+            .visible_events()
+            .filter(events::Column::Id.is_in(ids))
+            .order_by_asc(events::Column::Id)
+            .all(self.scoped.store.read())
+            .await?;
+        self.wanted.drain(..count);
+        Ok(rows.into_iter().map(Event::of_row).collect())
+    }
+
+    /// Whether an endpoint with these filters would be sent it. A test event goes to the one
+    /// endpoint that was asked for.
+    fn wants(&self, event_type: &str) -> bool {
+        event_type != OwnType::Test.as_str()
+            && self.filters.iter().any(|filter| filter.matches(event_type))
+    }
+
+    /// Those out of reach too: what a token sees is not looked for among rows, but told of each.
+    fn above(&self, id: Uuid) -> Select<events::Entity> {
+        let owner = self.scoped.scope.uuid();
+        events::Entity::find()
+            .filter(events::Column::PublisherId.eq(owner))
+            .filter(events::Column::Id.gt(id))
+    }
+
+    /// Reads on by one part; answers whether there is more.
+    async fn look(&mut self) -> Result<bool> {
+        let now = self.scoped.store.now();
+        if now.plus(SET_BACK) < self.looked_at {
+            self.rewind(now).await?;
+        }
+        self.looked_at = now;
+        let mut scan = match self.scan.take() {
+            Some(scan) => scan,
+            None => self.begin(now).await?,
+        };
+        let rows: Vec<(Uuid, String, Option<String>)> = self
+            .above(scan.at)
+            .select_only()
+            .columns([
+                events::Column::Id,
+                events::Column::EventType,
+                events::Column::PipelineSlug,
+            ])
+            .order_by_asc(events::Column::Id)
+            .limit(KEYS)
+            .into_tuple()
+            .all(self.scoped.store.read())
+            .await?;
+        let more = u64::try_from(rows.len()).is_ok_and(|found| found >= KEYS);
+        for (id, event_type, pipeline) in rows {
+            scan.at = id;
+            self.head = self.head.max(id);
+            let in_reach = self.scoped.sees_event(&event_type, pipeline.as_deref());
+            if self.seen.insert(id) && in_reach && self.wants(&event_type) {
+                self.wanted.push_back(id);
+            }
+        }
+        if scan.full {
+            let passed = if more { scan.at } else { scan.horizon };
+            self.settle(passed.min(scan.horizon));
+        }
+        while self.seen.len() > SEEN_MAX {
+            if let Some(oldest) = self.seen.pop_first() {
+                self.floor = oldest;
+            }
+        }
+        if more {
+            self.scan = Some(scan);
+        } else if scan.full {
+            self.counted_at = Some(now);
+        }
+        Ok(more)
+    }
+
+    /// The clock was set back: new events sort below what was looked at. What lies ahead of the
+    /// clock is from before, and counts as seen.
+    async fn rewind(&mut self, now: Timestamp) -> Result<()> {
+        let ahead = first_of(now.plus(LOOKED_BY).ms());
+        let before: Vec<Uuid> = self
+            .above(ahead)
+            .select_only()
+            .column(events::Column::Id)
+            .order_by_desc(events::Column::Id)
+            .limit(u64::try_from(SEEN_MAX).unwrap_or(u64::MAX))
+            .into_tuple()
+            .all(self.scoped.store.read())
+            .await?;
+        self.seen.extend(before);
+        self.floor = self.floor.min(first_of(now.minus(REWIND).ms()));
+        self.scan = None;
+        self.counted_at = None;
+        Ok(())
+    }
+
+    async fn begin(&mut self, now: Timestamp) -> Result<Scan> {
+        let horizon = first_of(now.ms() - SETTLED_AFTER_MS);
+        let due = self
+            .counted_at
+            .is_none_or(|at| (now.ms() - at.ms()).abs() >= COUNT_EVERY_MS);
+        if due {
+            let known = self.above(self.floor);
+            let known = known.filter(events::Column::Id.lte(self.head));
+            let count = known.count(self.scoped.store.read()).await?;
+            let nothing_late = usize::try_from(count).is_ok_and(|count| count == self.seen.len());
+            if self.counted_at.is_none() || !nothing_late {
+                return Ok(Scan {
+                    at: self.floor,
+                    full: true,
+                    horizon,
+                });
+            }
+            self.counted_at = Some(now);
+            self.settle(horizon.min(self.head));
+        }
+        let recent = first_of(ms_of(self.head) - RECENT_MS);
+        Ok(Scan {
+            at: recent.max(self.floor),
+            full: due,
+            horizon,
+        })
+    }
+
+    fn settle(&mut self, floor: Uuid) {
+        if floor > self.floor {
+            self.floor = floor;
+            let above = self.seen.split_off(&floor);
+            self.seen = above;
+            self.seen.remove(&floor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

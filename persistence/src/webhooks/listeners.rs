@@ -1,0 +1,123 @@
+//! Which endpoints listen to a publisher's events, and what each wants to hear.
+
+use std::collections::{BTreeSet, HashMap};
+
+use domain::{event::Filter, slug::Slug};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+};
+use uuid::Uuid;
+
+use crate::store::{
+    columns::slugs_of,
+    db::Tx,
+    entity::webhook_endpoints,
+    error::{Result, damaged},
+    sql, unreadable,
+};
+
+/// Who listens, by publisher.
+pub(crate) type Listeners = HashMap<Uuid, Vec<Listener>>;
+
+/// What an endpoint wants to hear.
+pub(crate) struct Listener {
+    pub(crate) endpoint: Uuid,
+    pub(crate) ordered: bool,
+    types: Vec<Filter>,
+    pipelines: Option<Vec<Slug>>,
+}
+
+impl Listener {
+    fn of_row(
+        (endpoint, types, pipelines, ordered): (Uuid, String, Option<String>, bool),
+    ) -> Result<Self> {
+        let words: Vec<String> =
+            serde_json::from_str(&types).map_err(|_| damaged("list of event types"))?;
+        let types = words
+            .iter()
+            .map(|word| Filter::parse(word).ok_or_else(|| damaged("event type filter")))
+            .collect::<Result<_>>()?;
+        let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
+        Ok(Self {
+            endpoint,
+            ordered,
+            types,
+            pipelines,
+        })
+    }
+
+    /// One that is written to whatever it wants.
+    pub(crate) fn alone(endpoint: Uuid, ordered: bool) -> Self {
+        Self {
+            endpoint,
+            ordered,
+            types: Vec::new(),
+            pipelines: None,
+        }
+    }
+
+    /// What one endpoint wants, whether it is enabled or not.
+    pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
+        Self::of_row((
+            row.id,
+            row.event_types.clone(),
+            row.pipelines.clone(),
+            row.ordered,
+        ))
+    }
+
+    /// An endpoint that is limited to pipelines hears only what happens in those.
+    pub(crate) fn wants(&self, event_type: &str, pipeline: Option<&str>) -> bool {
+        let in_reach = self.pipelines.as_ref().is_none_or(|some| {
+            pipeline.is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
+        });
+        in_reach && self.types.iter().any(|filter| filter.matches(event_type))
+    }
+}
+
+/// Whether what an endpoint wants can be read.
+pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> {
+    let pipelines = pipelines.map(str::to_owned);
+    Listener::of_row((Uuid::nil(), types.to_owned(), pipelines, false)).map(drop)
+}
+
+/// Who listens, by publisher; the lane hears how many they are.
+pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Listeners> {
+    let found = read_listeners(tx.db(), &publishers).await?;
+    for publisher in publishers {
+        tx.heard_by(publisher, found.get(&publisher).map_or(0, Vec::len));
+    }
+    Ok(found)
+}
+
+/// Who listens, by publisher.
+pub(crate) async fn read_listeners(
+    db: &impl ConnectionTrait,
+    publishers: &BTreeSet<Uuid>,
+) -> Result<Listeners> {
+    use webhook_endpoints::Column;
+    let rows: Vec<(Uuid, Uuid, String, Option<String>, bool)> = webhook_endpoints::Entity::find()
+        .select_only()
+        .columns([
+            Column::PublisherId,
+            Column::Id,
+            Column::EventTypes,
+            Column::Pipelines,
+            Column::Ordered,
+        ])
+        .filter(Column::PublisherId.is_in(sql::padded(publishers.iter().copied())))
+        .filter(Column::Enabled.eq(true))
+        .filter(Column::DeletedAt.is_null())
+        .into_tuple()
+        .all(db)
+        .await?;
+    let mut found = Listeners::new();
+    for (publisher, endpoint, types, pipelines, ordered) in rows {
+        match Listener::of_row((endpoint, types, pipelines, ordered)) {
+            Ok(listener) => found.entry(publisher).or_default().push(listener),
+            // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
+            Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
+        }
+    }
+    Ok(found)
+}
