@@ -66,7 +66,7 @@ pub const DOCS: &[OperationDoc] = &[
 enum HealthStatus {
     /// It does.
     Ok,
-    /// It does not.
+    /// It can't be refreshed any more.
     Failed,
 }
 
@@ -82,6 +82,10 @@ struct HealthView {
     /// Since when it does not.
     #[oai(nullable)]
     failed_at: Option<Time>,
+    /// Of an account that failed: when the access token expires that it still has. Until then
+    /// trains lend it. Null if that was over when it failed.
+    #[oai(nullable)]
+    lent_until: Option<Time>,
 }
 
 impl From<&AccountHealth> for HealthView {
@@ -91,11 +95,17 @@ impl From<&AccountHealth> for HealthView {
                 status: HealthStatus::Ok,
                 reason: None,
                 failed_at: None,
+                lent_until: None,
             },
-            AccountHealth::Failed { reason, at } => Self {
+            AccountHealth::Failed {
+                reason,
+                at,
+                lent_until,
+            } => Self {
                 status: HealthStatus::Failed,
                 reason: reason.clone(),
                 failed_at: Some(Time(*at)),
+                lent_until: lent_until.map(Time),
             },
         }
     }

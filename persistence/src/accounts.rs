@@ -36,12 +36,14 @@ use crate::{
 pub enum AccountHealth {
     /// It does.
     Ok,
-    /// It does not.
+    /// It can't be refreshed.
     Failed {
         /// Why, if that is known.
         reason: Option<String>,
         /// Since when.
         at: Timestamp,
+        /// Until when the token that it has is lent all the same; `None` if that was over then.
+        lent_until: Option<Timestamp>,
     },
 }
 
@@ -158,9 +160,16 @@ fn health_of(row: &accounts::Model) -> Result<AccountHealth> {
         ("failed", Some(at)) => Ok(AccountHealth::Failed {
             reason: row.health_reason.clone(),
             at: Timestamp::from_ms(at),
+            lent_until: lent_after(at, row.expires_at),
         }),
         _ => Err(damaged("account's health")),
     }
+}
+
+/// Until when a token is lent that can't be replaced since `failed_at`.
+pub(crate) fn lent_after(failed_at: i64, expires_at: Option<i64>) -> Option<Timestamp> {
+    let lives = expires_at.filter(|expires_at| *expires_at > failed_at);
+    lives.map(Timestamp::from_ms)
 }
 
 fn ceilings_of(text: Option<&str>) -> Result<Ceilings> {

@@ -182,6 +182,7 @@ pub struct Lent {
     /// Whether it holds tokens that can be refreshed.
     pub is_oauth: bool,
     enabled: bool,
+    /// Whether it can be refreshed, if it has to be.
     healthy: bool,
     refreshed_at: Option<Timestamp>,
     ceilings: Ceilings,
