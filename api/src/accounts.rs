@@ -1,6 +1,7 @@
 //! Accounts: upstream credentials that come in and never go out again, but to a train's gateway.
 
 pub(crate) mod body;
+pub mod cooldowns;
 pub mod logins;
 pub mod refreshes;
 
@@ -28,6 +29,8 @@ use crate::{
     shared::App,
     shared::examples::EXAMPLE_AT,
 };
+
+use cooldowns::CooldownView;
 
 use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};
 
@@ -157,6 +160,14 @@ pub struct AccountView {
     health: HealthView,
     /// How much of it is to be used.
     ceilings: CeilingsBody,
+    /// That trains do not lend it for any model, for a time; null if they do. See `model_cooldowns`
+    /// too.
+    #[oai(nullable)]
+    cooldown: Option<CooldownView>,
+    /// Models for which trains do not lend it, for a time. Only where one account is read, and
+    /// where there are any.
+    #[oai(skip_serializing_if_is_none)]
+    model_cooldowns: Option<Vec<CooldownView>>,
     /// How it is refreshed; null for an `api_key`.
     #[oai(nullable)]
     oauth: Option<ClientView>,
@@ -174,6 +185,7 @@ pub struct AccountView {
 
 impl From<&Account> for AccountView {
     fn from(account: &Account) -> Self {
+        let (cooldown, model_cooldowns) = cooldowns::parted(account);
         Self {
             id: account.id.to_string(),
             name: account.name.clone(),
@@ -185,6 +197,8 @@ impl From<&Account> for AccountView {
             enabled: account.enabled,
             health: HealthView::from(&account.health),
             ceilings: account.ceilings.into(),
+            cooldown,
+            model_cooldowns: Some(model_cooldowns).filter(|models| !models.is_empty()),
             oauth: account.oauth.as_ref().map(ClientView::from),
             expires_at: account.expires_at.map(Time),
             refreshed_at: account.refreshed_at.map(Time),
@@ -216,6 +230,8 @@ impl Example for AccountView {
             enabled: true,
             health: HealthView::from(&AccountHealth::Ok),
             ceilings: CeilingsBody::default(),
+            cooldown: None,
+            model_cooldowns: None,
             oauth: None,
             expires_at: None,
             refreshed_at: None,
@@ -247,7 +263,12 @@ pub struct Accounts {
 }
 
 /// Everything that concerns accounts.
-pub(crate) type All = (Accounts, refreshes::Refreshes, logins::Logins);
+pub(crate) type All = (
+    Accounts,
+    refreshes::Refreshes,
+    cooldowns::Cooldowns,
+    logins::Logins,
+);
 
 /// See [`All`].
 pub(crate) fn all(app: &Arc<App>) -> All {
@@ -255,6 +276,7 @@ pub(crate) fn all(app: &Arc<App>) -> All {
     (
         Accounts { app: app() },
         refreshes::Refreshes { app: app() },
+        cooldowns::Cooldowns { app: app() },
         logins::Logins { app: app() },
     )
 }

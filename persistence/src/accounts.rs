@@ -26,6 +26,7 @@ use crate::{
     db::Tx,
     entity::{accounts, train_accounts, trains},
     error::{Result, StoreError, damaged},
+    lending::{AccountCooldown, Shown, cooldowns_of, cooldowns_shown},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     scope::Scoped,
@@ -81,6 +82,9 @@ pub struct Account {
     pub health: AccountHealth,
     /// How much of it is to be used.
     pub ceilings: Ceilings,
+    /// For how long it is not lent, and why: as a whole first, then by model where one account is
+    /// read.
+    pub cooldowns: Vec<AccountCooldown>,
     /// How it is refreshed, if it is of that type.
     pub oauth: Option<OauthClient>,
     /// When its access token expires.
@@ -135,6 +139,7 @@ impl Account {
                 .ok_or_else(|| damaged("account's type"))?,
             health: health_of(&row)?,
             ceilings: ceilings_of(row.ceilings.as_deref())?,
+            cooldowns: Vec::new(),
             oauth: client_of(&row),
             name: row.name,
             provider: row.provider,
@@ -212,7 +217,7 @@ pub(crate) fn of(publisher: Uuid) -> Select<accounts::Entity> {
     accounts::Entity::find().filter(accounts::Column::PublisherId.eq(publisher))
 }
 
-async fn row_of(tx: &Tx, publisher: Uuid, id: AccountId) -> Result<accounts::Model> {
+pub(crate) async fn row_of(tx: &Tx, publisher: Uuid, id: AccountId) -> Result<accounts::Model> {
     let row = accounts::Entity::find_by_id((publisher, id.uuid()));
     row.one(tx.db())
         .await?
@@ -502,10 +507,16 @@ impl Scoped {
 
     /// One account.
     pub async fn account(&self, id: AccountId) -> Result<Account, StoreError> {
-        let row = accounts::Entity::find_by_id((self.scope.uuid(), id.uuid()))
-            .one(self.store.read())
+        let (db, owner) = (self.store.read(), self.scope.uuid());
+        let row = accounts::Entity::find_by_id((owner, id.uuid()))
+            .one(db)
             .await?;
-        Account::of_row(row.ok_or_else(Problem::not_found)?)
+        let account = Account::of_row(row.ok_or_else(Problem::not_found)?)?;
+        let cooldowns = cooldowns_of(db, owner, id.uuid(), self.store.now()).await?;
+        Ok(Account {
+            cooldowns,
+            ..account
+        })
     }
 
     /// The publisher's accounts, newest first.
@@ -519,8 +530,18 @@ impl Scoped {
             query = query.filter(Column::Id.lt(after));
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(Account::of_row)
+        let db = self.store.read();
+        let page = page.cut(query.all(db).await?, |row| row.id);
+        let ids: Vec<Uuid> = page.items.iter().map(|row| row.id).collect();
+        let (shown, now) = (Shown::OfAccounts(&ids), self.store.now());
+        let resting = cooldowns_shown(db, self.scope.uuid(), shown, now).await?;
+        page.try_map(|row| {
+            let cooldowns = resting.get(&row.id).cloned().unwrap_or_default();
+            Ok(Account {
+                cooldowns,
+                ..Account::of_row(row)?
+            })
+        })
     }
 
     /// Changes an account. `wish` is given the account as it stands, which nobody else changes
@@ -542,7 +563,13 @@ impl Scoped {
             let row = row_of(&tx, owner, id).await?;
             check_revision(if_match, row.revision)?;
             let patch = wish(&Account::of_row(row.clone())?);
-            update_within(&tx, row, &patch).await
+            let updated = update_within(&tx, row, &patch).await?;
+            let cooldowns = cooldowns_of(tx.db(), owner, id.uuid(), tx.now).await?;
+            let account = Account {
+                cooldowns,
+                ..updated.value().clone()
+            };
+            Ok(updated.with(account))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -34,9 +34,13 @@ use crate::{
 mod cooldowns;
 mod exhausted;
 mod load;
+mod shown;
 mod usage;
 
 pub use cooldowns::Report;
+pub use shown::{AccountCooldown, Reporter};
+
+pub(crate) use shown::{Shown, cooldowns as cooldowns_shown, cooldowns_of};
 
 use cooldowns::Cooldowns;
 

@@ -108,7 +108,7 @@ pub use import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutc
 pub use jobs::{Job, JobRow};
 pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
-pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
+pub use lending::{AccountCooldown, Exhausted, Lent, LentBy, Report, Reporter, Wish};
 pub use lines::OWN as OWN_CONNECTIONS;
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};

@@ -22,7 +22,7 @@ use remote::Remote;
 pub enum Accounts {
     /// Log in at an upstream in a browser, and make an account of what it grants
     Login(login::Login),
-    /// Show accounts: their health, and until when their tokens live
+    /// Show accounts: their health, their cooldowns, and until when their tokens live
     Status {
         /// Only this one, by id or by name
         account: Option<String>,
@@ -100,6 +100,9 @@ fn row(account: &Value) -> [String; 5] {
     }
     if account["enabled"] == false {
         health.push_str(", disabled");
+    }
+    if let Some(until) = account["cooldown"]["until"].as_str() {
+        health = format!("{health}, cools down until {}", shortened(until));
     }
     [
         text("name"),
