@@ -85,8 +85,8 @@ struct HealthView {
     /// Since when it does not.
     #[oai(nullable)]
     failed_at: Option<Time>,
-    /// Of an account that failed: when the access token expires that it still has. Until then
-    /// trains lend it. Null if that was over when it failed.
+    /// If it failed: until when trains lend the access token that it still has. Null if that token
+    /// had expired by then.
     #[oai(nullable)]
     lent_until: Option<Time>,
 }
@@ -160,12 +160,11 @@ pub struct AccountView {
     health: HealthView,
     /// How much of it is to be used.
     ceilings: CeilingsBody,
-    /// That trains do not lend it for any model, for a time; null if they do. See `model_cooldowns`
-    /// too.
+    /// The cooldown of the account as a whole: no train lends it until then. Null if there is none.
     #[oai(nullable)]
     cooldown: Option<CooldownView>,
-    /// Models for which trains do not lend it, for a time. Only where one account is read, and
-    /// where there are any.
+    /// The cooldowns for single models. Only in answers with one account, and only if there are
+    /// any.
     #[oai(skip_serializing_if_is_none)]
     model_cooldowns: Option<Vec<CooldownView>>,
     /// How it is refreshed; null for an `api_key`.

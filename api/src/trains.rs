@@ -115,8 +115,8 @@ struct PlaceView {
     name: String,
     /// 0 is tried first.
     priority: u16,
-    /// That it is not lent for any model, for a time; null if it is. For single models, see the
-    /// account.
+    /// The cooldown of the account as a whole; null if there is none. The account itself also shows
+    /// those for single models.
     #[oai(nullable)]
     cooldown: Option<CooldownView>,
 }

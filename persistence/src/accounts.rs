@@ -82,8 +82,8 @@ pub struct Account {
     pub health: AccountHealth,
     /// How much of it is to be used.
     pub ceilings: Ceilings,
-    /// For how long it is not lent, and why: as a whole first, then by model where one account is
-    /// read.
+    /// Its cooldowns: first that of the account as a whole, then those for single models, which are
+    /// read with one account alone.
     pub cooldowns: Vec<AccountCooldown>,
     /// How it is refreshed, if it is of that type.
     pub oauth: Option<OauthClient>,

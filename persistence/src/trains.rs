@@ -47,7 +47,7 @@ pub struct TrainAccount {
     pub name: String,
     /// 0 is tried first.
     pub priority: u16,
-    /// For how long it is not lent for any model, and why.
+    /// The cooldown of the account as a whole.
     pub cooldown: Option<AccountCooldown>,
 }
 

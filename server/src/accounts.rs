@@ -98,6 +98,9 @@ fn row(account: &Value) -> [String; 5] {
     if let Some(reason) = account["health"]["reason"].as_str() {
         health = format!("{health} ({})", shortened(reason));
     }
+    if let Some(until) = account["health"]["lent_until"].as_str() {
+        health = format!("{health}, lent until {}", shortened(until));
+    }
     if account["enabled"] == false {
         health.push_str(", disabled");
     }

@@ -76,7 +76,7 @@ impl From<&Reporter> for ReporterView {
     }
 }
 
-/// That trains do not lend an account for a time.
+/// A time in which trains do not lend an account.
 #[derive(Object, Clone, Debug)]
 #[oai(rename = "Cooldown", example)]
 pub(crate) struct CooldownView {
@@ -163,9 +163,9 @@ pub struct Cooldowns {
 impl Cooldowns {
     /// End the cooldown of an account
     ///
-    /// Trains lend the account again: this process when the answer arrives, others within half a
-    /// second. Later reports let it cool down anew. An account that does not cool down is answered
-    /// as it is.
+    /// Ends all of its cooldowns, or the one for `model`. When the answer arrives, trains lend the
+    /// account again; other processes follow within half a second. A later report starts a new
+    /// cooldown. If the account does not cool down, nothing changes.
     #[oai(
         path = "/accounts/:id/end-cooldown",
         method = "post",

@@ -33,7 +33,7 @@ pub struct Reporter {
     pub train: Option<String>,
 }
 
-/// That an account is not lent for a time.
+/// A time in which an account is not lent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountCooldown {
     /// The model that it is about; `None` for the account as a whole.
