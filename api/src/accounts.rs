@@ -1,6 +1,7 @@
 //! Accounts: upstream credentials that come in and never go out again, but to a train's gateway.
 
 pub(crate) mod body;
+pub mod cooldowns;
 pub mod logins;
 pub mod refreshes;
 
@@ -28,6 +29,8 @@ use crate::{
     shared::App,
     shared::examples::EXAMPLE_AT,
 };
+
+use cooldowns::CooldownView;
 
 use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};
 
@@ -66,7 +69,7 @@ pub const DOCS: &[OperationDoc] = &[
 enum HealthStatus {
     /// It does.
     Ok,
-    /// It does not.
+    /// It can't be refreshed any more.
     Failed,
 }
 
@@ -82,6 +85,10 @@ struct HealthView {
     /// Since when it does not.
     #[oai(nullable)]
     failed_at: Option<Time>,
+    /// If it failed: until when trains lend the access token that it still has. Null if that token
+    /// had expired by then.
+    #[oai(nullable)]
+    lent_until: Option<Time>,
 }
 
 impl From<&AccountHealth> for HealthView {
@@ -91,11 +98,17 @@ impl From<&AccountHealth> for HealthView {
                 status: HealthStatus::Ok,
                 reason: None,
                 failed_at: None,
+                lent_until: None,
             },
-            AccountHealth::Failed { reason, at } => Self {
+            AccountHealth::Failed {
+                reason,
+                at,
+                lent_until,
+            } => Self {
                 status: HealthStatus::Failed,
                 reason: reason.clone(),
                 failed_at: Some(Time(*at)),
+                lent_until: lent_until.map(Time),
             },
         }
     }
@@ -147,6 +160,13 @@ pub struct AccountView {
     health: HealthView,
     /// How much of it is to be used.
     ceilings: CeilingsBody,
+    /// The cooldown of the account as a whole: no train lends it until then. Null if there is none.
+    #[oai(nullable)]
+    cooldown: Option<CooldownView>,
+    /// The cooldowns for single models. Only in answers with one account, and only if there are
+    /// any.
+    #[oai(skip_serializing_if_is_none)]
+    model_cooldowns: Option<Vec<CooldownView>>,
     /// How it is refreshed; null for an `api_key`.
     #[oai(nullable)]
     oauth: Option<ClientView>,
@@ -164,6 +184,7 @@ pub struct AccountView {
 
 impl From<&Account> for AccountView {
     fn from(account: &Account) -> Self {
+        let (cooldown, model_cooldowns) = cooldowns::parted(account);
         Self {
             id: account.id.to_string(),
             name: account.name.clone(),
@@ -175,6 +196,8 @@ impl From<&Account> for AccountView {
             enabled: account.enabled,
             health: HealthView::from(&account.health),
             ceilings: account.ceilings.into(),
+            cooldown,
+            model_cooldowns: Some(model_cooldowns).filter(|models| !models.is_empty()),
             oauth: account.oauth.as_ref().map(ClientView::from),
             expires_at: account.expires_at.map(Time),
             refreshed_at: account.refreshed_at.map(Time),
@@ -206,6 +229,8 @@ impl Example for AccountView {
             enabled: true,
             health: HealthView::from(&AccountHealth::Ok),
             ceilings: CeilingsBody::default(),
+            cooldown: None,
+            model_cooldowns: None,
             oauth: None,
             expires_at: None,
             refreshed_at: None,
@@ -237,7 +262,12 @@ pub struct Accounts {
 }
 
 /// Everything that concerns accounts.
-pub(crate) type All = (Accounts, refreshes::Refreshes, logins::Logins);
+pub(crate) type All = (
+    Accounts,
+    refreshes::Refreshes,
+    cooldowns::Cooldowns,
+    logins::Logins,
+);
 
 /// See [`All`].
 pub(crate) fn all(app: &Arc<App>) -> All {
@@ -245,6 +275,7 @@ pub(crate) fn all(app: &Arc<App>) -> All {
     (
         Accounts { app: app() },
         refreshes::Refreshes { app: app() },
+        cooldowns::Cooldowns { app: app() },
         logins::Logins { app: app() },
     )
 }

@@ -173,6 +173,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         listen::DOCS,
         accounts::DOCS,
         accounts::refreshes::DOCS,
+        accounts::cooldowns::DOCS,
         accounts::logins::DOCS,
         trains::DOCS,
         train_tokens::DOCS,

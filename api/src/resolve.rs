@@ -221,7 +221,8 @@ impl Resolve {
         lending(&self.app, &who.0).await?;
         let report: Report = body.0.parse()?;
         let scoped = self.app.store.scoped(&who.0.scope);
-        scoped.report(train_of(&who.0)?, &report).await?;
+        let (train, token) = (train_of(&who.0)?, who.0.credential);
+        scoped.report(train, token, &report).await?;
         Ok(no_content().into())
     }
 }

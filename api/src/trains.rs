@@ -17,7 +17,7 @@ use domain::{
 use persistence::{LastNotice, Slack, Train, TrainAccount};
 
 use crate::{
-    accounts,
+    accounts::{self, cooldowns::CooldownView},
     auth::Admin,
     common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
     contract::OperationDoc,
@@ -115,6 +115,10 @@ struct PlaceView {
     name: String,
     /// 0 is tried first.
     priority: u16,
+    /// The cooldown of the account as a whole; null if there is none. The account itself also shows
+    /// those for single models.
+    #[oai(nullable)]
+    cooldown: Option<CooldownView>,
 }
 
 impl From<&TrainAccount> for PlaceView {
@@ -123,6 +127,7 @@ impl From<&TrainAccount> for PlaceView {
             account_id: place.account.to_string(),
             name: place.name.clone(),
             priority: place.priority,
+            cooldown: place.cooldown.as_ref().map(CooldownView::from),
         }
     }
 }
@@ -190,6 +195,7 @@ impl Example for TrainView {
                 account_id: accounts::example_id(),
                 name: "Anthropic, team A".into(),
                 priority: 0,
+                cooldown: None,
             }],
             last_notice: None,
             created_at: EXAMPLE_AT,

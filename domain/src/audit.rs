@@ -112,6 +112,8 @@ words! {
         AccountReplaced = "account.replaced",
         /// An upstream credential was removed.
         AccountDeleted = "account.deleted",
+        /// An admin ended its cooldowns, or that for one model.
+        AccountCooldownEnded = "account.cooldown_ended",
         /// Its tokens were refreshed.
         AccountRefreshed = "account.refreshed",
         /// Its tokens can't be refreshed any more.

@@ -132,7 +132,7 @@ pub struct Candidate {
     pub priority: u16,
     /// Whether its publisher lets it be lent.
     pub enabled: bool,
-    /// Whether it works; a failed one can't be refreshed any more.
+    /// Whether it works; one that can't be refreshed any more is lent until its token expires.
     pub healthy: bool,
     /// When its access token expires.
     pub expires_at: Option<Timestamp>,
@@ -151,7 +151,7 @@ pub struct Candidate {
 pub enum Out {
     /// Its publisher disabled it.
     Disabled,
-    /// It can't be refreshed any more, or its credential does not open.
+    /// It can't be refreshed any more and its token is expired, or its credential does not open.
     Failed,
     /// Its access token is expired and was not replaced.
     Expired,
@@ -189,9 +189,10 @@ impl Candidate {
     #[must_use]
     pub fn out(&self, now: Timestamp) -> Option<Out> {
         let expired = self.expires_at.is_some_and(|at| at <= now);
+        let lives = self.expires_at.is_some_and(|at| at > now);
         if !self.enabled {
             Some(Out::Disabled)
-        } else if !self.healthy {
+        } else if !self.healthy && !lives {
             Some(Out::Failed)
         } else if expired && !self.renewable {
             Some(Out::Expired)

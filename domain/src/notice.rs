@@ -46,13 +46,23 @@ pub fn train_exhausted(train: &str, usable_at: Option<Timestamp>) -> String {
     )
 }
 
-/// That an account of a train can't be refreshed any more; `reason` is a class of ours.
+/// That an account of a train can't be refreshed any more, and until when it is lent all the same;
+/// `reason` is a class of ours.
 #[must_use]
-pub fn refresh_failed(account: &str, train: &str, reason: &str) -> String {
+pub fn refresh_failed(
+    account: &str,
+    train: &str,
+    reason: &str,
+    lent_until: Option<Timestamp>,
+) -> String {
     let (account, train, reason) = (code(account), code(train), code(reason));
+    let until = lent_until.map_or_else(String::new, |at| {
+        format!(" Its access token is still used until {at}.")
+    });
+    let then = if until.is_empty() { "" } else { " then" };
     format!(
-        "Account {account} of train {train} can't be refreshed any more ({reason}). The train goes on with its other accounts, if it has any. Log in again, or replace \
-         the account."
+        "Account {account} of train {train} can't be refreshed any more ({reason}).{until} The train \
+         goes on{then} with its other accounts, if it has any. Log in again, or replace the account."
     )
 }
 
@@ -116,7 +126,10 @@ mod tests {
         assert!(text.contains("`night&amp;day`") && text.contains("2027-05-05T12:00:00"));
         assert!(text.contains("map another account"), "{text}");
         assert!(train_exhausted("x", None).contains("by itself"));
-        let text = refresh_failed("main <prod>", "gateway", "invalid_grant");
+        let text = refresh_failed("main <prod>", "gateway", "invalid_grant", Some(at));
+        assert!(text.contains("still used until 2027-05-05T12:00:00"));
+        let text = refresh_failed("main <prod>", "gateway", "invalid_grant", None);
+        assert!(!text.contains("until"), "{text}");
         assert!(text.contains("`main &lt;prod&gt;`") && text.contains("`gateway`"));
         assert!(
             text.contains("(`invalid_grant`)") && text.contains("Log in again"),

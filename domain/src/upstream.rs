@@ -10,192 +10,17 @@ use base64::{
     Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD,
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::{Timestamp, limits::CREDENTIAL_CHARS, random};
+use crate::{Timestamp, random};
 
-/// Shortest access token that is taken, bytes: its last four are shown.
-const TOKEN_BYTES_MIN: usize = 8;
-/// Largest answer of a token endpoint that is read, bytes.
-pub const ANSWER_BYTES: usize = 64 * 1024;
-/// How long a token lives whose answer does not say (RFC 6749 §5.1 only recommends that it does).
-const LIFE_DEFAULT: Duration = Duration::from_hours(1);
-/// No token is believed to live longer.
-const LIFE_MAX: Duration = Duration::from_hours(365 * 24);
+pub use answer::{ANSWER_BYTES, ErrorKind, Grant, TokenError, read_answer};
+
+mod answer;
+
 /// A token this near to its end is replaced before it is handed out.
 const MARGIN: Duration = Duration::from_mins(1);
-/// Waits between tries at an endpoint that gives no tokens: the first, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
-/// No endpoint makes us wait longer by its `Retry-After`.
-const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
-/// Spread of waits, so that many accounts do not come back at once.
-const SPREAD: f64 = 0.2;
-
-/// What a token endpoint granted. Nothing of it shows in `Debug`.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// The new access token.
-    pub access_token: SecretString,
-    /// The refresh token to use from now on; none if the old one stays (RFC 6749 §6).
-    pub refresh_token: Option<SecretString>,
-    /// How long the access token lives from the request on.
-    pub life: Duration,
-}
-
-/// Why a token endpoint granted nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenError {
-    /// What it means for the account.
-    pub kind: ErrorKind,
-    /// One of a closed list of words.
-    pub reason: &'static str,
-    /// How long the endpoint asks to be left alone.
-    pub retry_after: Option<Duration>,
-}
-
-/// What a failure means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The grant is spent or revoked: only a new login helps.
-    Spent,
-    /// The endpoint understood, and refuses this client or request.
-    Refused,
-    /// Another try may go better.
-    Passing,
-}
-
-impl TokenError {
-    /// A failure that says nothing about the grant.
-    #[must_use]
-    pub const fn passing(reason: &'static str) -> Self {
-        Self {
-            kind: ErrorKind::Passing,
-            reason,
-            retry_after: None,
-        }
-    }
-
-    const fn refused(reason: &'static str) -> Self {
-        Self {
-            kind: ErrorKind::Refused,
-            reason,
-            retry_after: None,
-        }
-    }
-
-    /// Whether the account can't be used any more. One that is only refused is used while its
-    /// token lives; the client may be put right in time.
-    #[must_use]
-    pub fn ends_account(&self, now: Timestamp, expires_at: Option<Timestamp>) -> bool {
-        match self.kind {
-            ErrorKind::Spent => true,
-            ErrorKind::Refused => expires_at.is_none_or(|at| at <= now),
-            ErrorKind::Passing => false,
-        }
-    }
-
-    /// How long to wait before the next try, when this was the `failures`-th in a row (from 1).
-    #[must_use]
-    pub fn wait(&self, failures: u32) -> Duration {
-        let doubled = BACKOFF.0 * 2_u32.pow(failures.saturating_sub(1).min(10));
-        let wait = doubled.min(BACKOFF.1).mul_f64(random::jitter(SPREAD));
-        let asked = self.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
-        wait.max(asked)
-    }
-}
-
-#[derive(Deserialize)]
-struct Granted {
-    access_token: Zeroizing<String>,
-    #[serde(default)]
-    token_type: Option<String>,
-    #[serde(default)]
-    refresh_token: Option<Zeroizing<String>>,
-    #[serde(default)]
-    expires_in: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct Refused {
-    error: String,
-}
-
-/// Reads a token endpoint's answer (RFC 6749 §5.1, §5.2).
-///
-/// # Errors
-/// Why it is no grant. A 5xx, a 429, and whatever is not as the RFC has it are passing; so is a
-/// redirect, which is never followed.
-pub fn read_answer(status: u16, body: &[u8]) -> Result<Grant, TokenError> {
-    match status {
-        200 => granted(body).ok_or(TokenError::passing("malformed_answer")),
-        429 => Err(TokenError::passing("rate_limited")),
-        400..500 => Err(refusal(status, body)),
-        500.. => Err(TokenError::passing("unavailable")),
-        _ => Err(TokenError::passing("unexpected_status")),
-    }
-}
-
-fn granted(body: &[u8]) -> Option<Grant> {
-    let found: Granted = serde_json::from_slice(body).ok()?;
-    let bearer = found.token_type.as_deref().unwrap_or("bearer");
-    if !bearer.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let refresh_token = match &found.refresh_token {
-        Some(text) if text.is_empty() => None,
-        Some(text) => Some(token(text, 1)?),
-        None => None,
-    };
-    Some(Grant {
-        access_token: token(&found.access_token, TOKEN_BYTES_MIN)?,
-        refresh_token,
-        life: life(found.expires_in.as_ref())?,
-    })
-}
-
-/// A token that can stand in a header (RFC 6749 appendix A.12 allows spaces; no header would).
-fn token(text: &Zeroizing<String>, bytes_min: usize) -> Option<SecretString> {
-    let sane = (bytes_min..=CREDENTIAL_CHARS).contains(&text.len());
-    let sane = sane && text.bytes().all(|byte| byte.is_ascii_graphic());
-    sane.then(|| SecretString::from(text.as_str().to_owned()))
-}
-
-/// Some endpoints write the number as a text.
-fn life(seconds: Option<&serde_json::Value>) -> Option<Duration> {
-    let seconds = match seconds {
-        None | Some(serde_json::Value::Null) => return Some(LIFE_DEFAULT),
-        Some(serde_json::Value::String(text)) => text.parse().ok()?,
-        Some(number) => number.as_f64()?,
-    };
-    if !seconds.is_finite() || seconds < 1.0 {
-        return None;
-    }
-    Some(Duration::from_secs_f64(seconds.min(LIFE_MAX.as_secs_f64())))
-}
-
-fn refusal(status: u16, body: &[u8]) -> TokenError {
-    let error = serde_json::from_slice::<Refused>(body).ok();
-    match error.as_ref().map(|found| found.error.as_str()) {
-        Some("invalid_grant") => TokenError {
-            kind: ErrorKind::Spent,
-            reason: "invalid_grant",
-            retry_after: None,
-        },
-        Some("invalid_client") => TokenError::refused("invalid_client"),
-        Some("unauthorized_client") => TokenError::refused("unauthorized_client"),
-        Some("invalid_request") => TokenError::refused("invalid_request"),
-        Some("invalid_scope") => TokenError::refused("invalid_scope"),
-        Some("unsupported_grant_type") => TokenError::refused("unsupported_grant_type"),
-        // Codes that RFC 6749 §4.1.2.1 has for the other endpoint, and which some send here.
-        Some("temporarily_unavailable" | "server_error") => TokenError::passing("unavailable"),
-        Some(_) => TokenError::refused("refused"),
-        None if status == 401 => TokenError::refused("invalid_client"),
-        None => TokenError::passing("malformed_answer"),
-    }
-}
-
 /// Whether a token is so near to its end that it is replaced before it is handed out: within its
 /// last minute, or the last fifth of a life that is short. `since` is when it was had.
 #[must_use]
@@ -390,103 +215,6 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_read_with_its_defaults() {
-        let grant =
-            read_answer(200, br#"{"access_token":"access-1","token_type":"Bearer"}"#).unwrap();
-        assert_eq!(grant.life, LIFE_DEFAULT);
-        assert!(grant.refresh_token.is_none());
-        let body = br#"{"access_token":"access-1","token_type":"bearer","expires_in":"60",
-            "refresh_token":"r","scope":"a b","more":[1]}"#;
-        let grant = read_answer(200, body).unwrap();
-        assert_eq!(grant.life, Duration::from_mins(1));
-        assert_eq!(grant.refresh_token.unwrap().expose_secret(), "r");
-        let body = br#"{"access_token":"access-1","expires_in":1e300,"refresh_token":""}"#;
-        let grant = read_answer(200, body).unwrap();
-        assert_eq!(grant.life, LIFE_MAX);
-        assert!(grant.refresh_token.is_none());
-    }
-
-    #[test]
-    fn what_is_no_grant_is_passing() {
-        for body in [
-            "",
-            "<html>",
-            "{}",
-            r#"{"access_token":""}"#,
-            r#"{"access_token":"short"}"#,
-            r#"{"access_token":"access 1"}"#,
-            r#"{"access_token":"access\r\nx: y"}"#,
-            r#"{"access_token":"access-1","token_type":"mac"}"#,
-            r#"{"access_token":"access-1","expires_in":0}"#,
-            r#"{"access_token":"access-1","expires_in":-5}"#,
-            r#"{"access_token":"access-1","expires_in":"soon"}"#,
-            r#"{"access_token":"access-1","refresh_token":"\n"}"#,
-        ] {
-            let error = read_answer(200, body.as_bytes()).unwrap_err();
-            assert_eq!(error, TokenError::passing("malformed_answer"), "{body}");
-        }
-        let long = format!(
-            r#"{{"access_token":"{}"}}"#,
-            "a".repeat(CREDENTIAL_CHARS + 1)
-        );
-        assert!(read_answer(200, long.as_bytes()).is_err());
-    }
-
-    #[test]
-    fn refusals_say_whether_a_login_is_needed() {
-        let kind = |status, body: &str| {
-            let error = read_answer(status, body.as_bytes()).unwrap_err();
-            (error.kind, error.reason)
-        };
-        let spent = r#"{"error":"invalid_grant","error_description":"secret-looking"}"#;
-        assert_eq!(kind(400, spent), (ErrorKind::Spent, "invalid_grant"));
-        assert_eq!(kind(401, spent), (ErrorKind::Spent, "invalid_grant"));
-        let client = r#"{"error":"invalid_client"}"#;
-        assert_eq!(kind(401, client), (ErrorKind::Refused, "invalid_client"));
-        assert_eq!(kind(401, ""), (ErrorKind::Refused, "invalid_client"));
-        assert_eq!(
-            kind(400, r#"{"error":"made_up"}"#),
-            (ErrorKind::Refused, "refused")
-        );
-        assert_eq!(
-            kind(400, "<html>"),
-            (ErrorKind::Passing, "malformed_answer")
-        );
-        assert_eq!(
-            kind(404, "not here"),
-            (ErrorKind::Passing, "malformed_answer")
-        );
-        assert_eq!(kind(429, spent), (ErrorKind::Passing, "rate_limited"));
-        assert_eq!(kind(503, spent), (ErrorKind::Passing, "unavailable"));
-        assert_eq!(kind(302, ""), (ErrorKind::Passing, "unexpected_status"));
-        assert_eq!(kind(204, ""), (ErrorKind::Passing, "unexpected_status"));
-    }
-
-    #[test]
-    fn a_refused_client_ends_the_account_only_with_its_token() {
-        let now = Timestamp::from_ms(10_000);
-        let (past, future) = (Timestamp::from_ms(9_999), Timestamp::from_ms(10_001));
-        let refused = TokenError::refused("invalid_client");
-        assert!(!refused.ends_account(now, Some(future)));
-        assert!(refused.ends_account(now, Some(past)));
-        assert!(!TokenError::passing("unavailable").ends_account(now, Some(past)));
-    }
-
-    #[test]
-    fn waits_grow_and_heed_the_endpoint() {
-        let error = TokenError::passing("unavailable");
-        assert!(error.wait(1) < Duration::from_secs(3));
-        let longest = BACKOFF.1.mul_f64(1.0 + SPREAD);
-        assert!(error.wait(u32::MAX) <= longest && error.wait(20) >= BACKOFF.1 / 2);
-        let told = |seconds| TokenError {
-            retry_after: Some(Duration::from_secs(seconds)),
-            ..error.clone()
-        };
-        assert_eq!(told(600).wait(1), Duration::from_mins(10));
-        assert_eq!(told(u64::MAX).wait(1), RETRY_AFTER_MAX);
-    }
-
-    #[test]
     fn a_short_life_is_not_always_near_its_end() {
         let at = |seconds: i64| Timestamp::from_ms(seconds * 1000);
         assert!(!ends_soon(at(3539), at(0), at(3600)));
@@ -564,11 +292,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn no_answer_breaks_the_reader(status in 100_u16..1000, body: Vec<u8>) {
-            let _ = read_answer(status, &body);
-        }
-
         #[test]
         fn forms_have_no_byte_that_means_something(text: String) {
             let form = encoded(&text);

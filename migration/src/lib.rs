@@ -18,6 +18,7 @@ mod m0008_trains;
 mod m0009_fan_outs;
 mod m0010_reads_by_index;
 mod m0011_ends_by_index;
+mod m0012_cooldown_reporters;
 mod m0013_waiting_deliveries;
 
 /// All steps, in order.
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_fan_outs::Migration),
             Box::new(m0010_reads_by_index::Migration),
             Box::new(m0011_ends_by_index::Migration),
+            Box::new(m0012_cooldown_reporters::Migration),
             Box::new(m0013_waiting_deliveries::Migration),
         ]
     }

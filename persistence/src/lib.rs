@@ -61,7 +61,11 @@ pub use trains::{
     account_authorizations::{AccountAuthorization, AuthorizationSecrets},
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
     import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish},
-    lending::{Exhausted, Lent, LentBy, Wish, reports::Report},
+    lending::{
+        Exhausted, Lent, LentBy, Wish,
+        reports::Report,
+        shown::{AccountCooldown, Reporter},
+    },
     notices::{DueNotice, LastNotice, NoticeOutcome, Notices},
     refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want},
     train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch},

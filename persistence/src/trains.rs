@@ -3,6 +3,7 @@
 
 pub(crate) mod account_authorizations;
 pub(crate) mod accounts;
+mod end_cooldown;
 pub(crate) mod import;
 pub(crate) mod lending;
 pub(crate) mod notices;

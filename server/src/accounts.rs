@@ -22,7 +22,7 @@ use remote::Remote;
 pub enum Accounts {
     /// Log in at an upstream in a browser, and make an account of what it grants
     Login(login::Login),
-    /// Show accounts: their health, and until when their tokens live
+    /// Show accounts: their health, their cooldowns, and until when their tokens live
     Status {
         /// Only this one, by id or by name
         account: Option<String>,
@@ -98,8 +98,14 @@ fn row(account: &Value) -> [String; 5] {
     if let Some(reason) = account["health"]["reason"].as_str() {
         health = format!("{health} ({})", shortened(reason));
     }
+    if let Some(until) = account["health"]["lent_until"].as_str() {
+        health = format!("{health}, lent until {}", shortened(until));
+    }
     if account["enabled"] == false {
         health.push_str(", disabled");
+    }
+    if let Some(until) = account["cooldown"]["until"].as_str() {
+        health = format!("{health}, cools down until {}", shortened(until));
     }
     [
         text("name"),

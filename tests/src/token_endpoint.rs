@@ -36,6 +36,22 @@ pub enum Mood {
     Granting,
     /// With this status and body.
     Saying(u16, String),
+    /// As it should, but with this status, with these members in place of its own, and with this
+    /// text before them.
+    Oddly {
+        /// The status.
+        status: u16,
+        /// Members of the answer.
+        members: Value,
+        /// What comes before it.
+        before: &'static str,
+    },
+    /// As it should, but as a form.
+    Form,
+    /// As it should to a client that has its secret in the body; else with this status and body.
+    SecretInBody(u16, String),
+    /// With this status and body, and that it does not know a client without a header.
+    SecretInHeader(u16, String),
 }
 
 struct State {
@@ -222,11 +238,48 @@ struct Receiver {
 impl Receiver {
     /// Status and body.
     fn judge(&self, form: &HashMap<String, String>) -> (u16, String) {
-        let mut state = self.state.lock().unwrap();
-        if let Mood::Saying(status, body) = &state.mood {
-            return (*status, body.clone());
+        let mood = self.state.lock().unwrap().mood.clone();
+        match mood {
+            Mood::Saying(status, body) => (status, body),
+            Mood::SecretInBody(status, body) if !form.contains_key("client_secret") => {
+                (status, body)
+            }
+            Mood::SecretInHeader(status, body) if !form.contains_key("client_id") => (status, body),
+            Mood::SecretInHeader(..) => (401, json!({"error": "invalid_client"}).to_string()),
+            Mood::Granting | Mood::SecretInBody(..) => {
+                let (status, answer) = self.properly(form);
+                (status, answer.to_string())
+            }
+            Mood::Oddly {
+                status,
+                members,
+                before,
+            } => {
+                let (granted, mut answer) = self.properly(form);
+                for (name, value) in members.as_object().unwrap() {
+                    answer[name] = value.clone();
+                }
+                let status = if granted == 200 { status } else { granted };
+                (status, format!("{before}{answer}"))
+            }
+            Mood::Form => {
+                let (status, answer) = self.properly(form);
+                let mut form = url::form_urlencoded::Serializer::new(String::new());
+                for (name, value) in answer.as_object().unwrap() {
+                    let text = value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned);
+                    form.append_pair(name, &text);
+                }
+                (status, form.finish())
+            }
         }
-        let refused = |error: &str| (400, json!({"error": error}).to_string());
+    }
+
+    /// What RFC 6749 has for such a request.
+    fn properly(&self, form: &HashMap<String, String>) -> (u16, Value) {
+        let mut state = self.state.lock().unwrap();
+        let refused = |error: &str| (400, json!({"error": error}));
         let family = match form.get("grant_type").map(String::as_str) {
             Some("refresh_token") => {
                 let token = form.get("refresh_token").cloned().unwrap_or_default();
@@ -255,7 +308,7 @@ impl Receiver {
             self.vault.add(&refresh);
             answer["refresh_token"] = json!(refresh);
         }
-        (200, answer.to_string())
+        (200, answer)
     }
 }
 

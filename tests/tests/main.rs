@@ -7,6 +7,7 @@ mod audit;
 mod bad_input;
 mod concurrency;
 mod contract;
+mod cooldowns;
 mod cursors;
 mod deliveries;
 mod dispatch;

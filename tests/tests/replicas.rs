@@ -21,6 +21,7 @@ on_postgres!(
     an_idempotency_key_holds_across_two,
     a_trains_token_taken_away_by_one_is_refused_by_the_other,
     what_a_train_lends_changes_for_the_other,
+    a_cooldown_that_an_admin_ends_is_over_for_the_other,
 );
 
 const ME: &str = "/v1/publishers/me";
@@ -248,4 +249,29 @@ async fn what_a_train_lends_changes_for_the_other(world: &World) {
     resolves_otherwise_within_a_second(&there, first, second).await;
     crate::resolving::report(&gateway, first, "ok", json!({})).await;
     resolves_otherwise_within_a_second(&there, second, first).await;
+}
+
+async fn a_cooldown_that_an_admin_ends_is_over_for_the_other(world: &World) {
+    let (one, two) = two(world).await;
+    let publisher = one.publisher("acme").await;
+    let (accounts, gateway) = crate::resolving::house(&publisher, &["one", "two"]).await;
+    let (first, second) = (accounts[0].as_str(), accounts[1].as_str());
+    let there = two.user(gateway.token());
+    let admins = [publisher.admin.clone(), two.user(publisher.admin.token())];
+    resolves_otherwise_within_a_second(&there, first, first).await;
+    // Whoever ends it may be who heard the report, or not.
+    for admin in &admins {
+        let more = json!({"retry_after": 3600});
+        crate::resolving::report(&gateway, first, "rate_limited", more).await;
+        resolves_otherwise_within_a_second(&there, first, second).await;
+        let path = format!("/v1/accounts/{first}");
+        let shown = two.user(publisher.admin.token()).get(&path);
+        let shown = shown.expect(200).await;
+        assert_eq!(shown["cooldown"]["reason"], "rate_limited", "{shown}");
+        let end = admin.post(&format!("{path}/end-cooldown"));
+        end.expect(200).await;
+        for user in [&there, &gateway] {
+            resolves_otherwise_within_a_second(user, second, first).await;
+        }
+    }
 }

@@ -85,7 +85,7 @@ async fn an_account_shows_all_but_its_credential(world: &World) {
         ("enabled", json!(true)),
         (
             "health",
-            json!({"status": "ok", "reason": null, "failed_at": null}),
+            json!({"status": "ok", "reason": null, "failed_at": null, "lent_until": null}),
         ),
         ("expires_at", body["oauth"]["expires_at"].clone()),
         ("refreshed_at", json!(null)),

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use domain::upstream::{ANSWER_BYTES, Ask, Client, ClientAuth, Grant, TokenError, read_answer};
+use domain::upstream::{
+    ANSWER_BYTES, Ask, Client, ClientAuth, ErrorKind, Grant, TokenError, read_answer,
+};
 use outbound::{Failure, Request};
 use secrecy::ExposeSecret as _;
 
@@ -38,9 +40,10 @@ impl From<TokenError> for AskError {
     }
 }
 
-/// Asks once, and a second time only if the endpoint does not know a client by its header: some
-/// take the secret in the body alone (RFC 6749 §2.3.1 leaves that to them). A client that is not
-/// known spends nothing.
+/// Asks once. If that is refused and the client has a secret, it asks a second time with the
+/// secret in the other place: RFC 6749 §2.3.1 leaves it to endpoints whether they take one in the
+/// body, and some take it there alone. What they call their refusal then is not settled, so any
+/// refusal counts that may be about the client. A client that is not known spends nothing.
 ///
 /// # Errors
 /// Why there is no grant, in words of ours.
@@ -51,17 +54,26 @@ pub(crate) async fn ask(
     ask: Ask<'_>,
 ) -> Result<Grant, AskError> {
     let began = Instant::now();
-    let mut answer = once(refresher, url, client, ask, ClientAuth::Basic).await;
-    if client.secret.is_some()
-        && let Err(AskError::Endpoint(error)) = &answer
-        && error.reason == "invalid_client"
-    {
-        answer = once(refresher, url, client, ask, ClientAuth::Body).await;
-    }
+    let answer = match once(refresher, url, client, ask, ClientAuth::Basic).await {
+        Err(AskError::Endpoint(first)) if asks_again(client, &first) => {
+            match once(refresher, url, client, ask, ClientAuth::Body).await {
+                Err(AskError::Endpoint(second)) => Err(first.or(second).into()),
+                // That the grant is dead is known all the same.
+                Err(AskError::OwnShortage) if first.kind == ErrorKind::Spent => Err(first.into()),
+                other => other,
+            }
+        }
+        other => other,
+    };
     let outcome = answer.as_ref().map_or_else(AskError::reason, |_| "granted");
     metrics::histogram!("stationmaster_token_endpoint_seconds", "outcome" => outcome)
         .record(began.elapsed().as_secs_f64());
     answer
+}
+
+/// Not an endpoint that asks to be left alone.
+fn asks_again(client: Client<'_>, first: &TokenError) -> bool {
+    client.secret.is_some() && first.other_place && first.retry_after.is_none()
 }
 
 async fn once(

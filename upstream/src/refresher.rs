@@ -331,8 +331,19 @@ impl Refresher {
             ErrorKind::Passing => "passing",
         });
         tracing::warn!(%account, reason, "an account could not be refreshed");
-        if let Err(error) = scoped.keep_refresh_failure(context, lease, error).await {
-            tracing::warn!(%account, %error, "a failed refresh could not be written down");
+        let mut tries = 1;
+        loop {
+            match scoped.keep_refresh_failure(context, lease, error).await {
+                Ok(()) => return,
+                // No other copy exists of a refresh token that came.
+                Err(failure) if error.refresh_token.is_some() && may_try(&failure, tries) => {}
+                Err(error) => {
+                    tracing::warn!(%account, %error, "a failed refresh could not be written down");
+                    return;
+                }
+            }
+            tries += 1;
+            tokio::time::sleep(STORE_AGAIN).await;
         }
     }
 
@@ -355,6 +366,11 @@ impl Refresher {
     }
 }
 
+/// Whether a store that stumbled is asked once more.
+fn may_try(error: &StoreError, tries: u32) -> bool {
+    error.may_pass() && tries < STORE_TRIES
+}
+
 /// Stores what was granted. The old refresh token may be spent, and no other copy of the new one
 /// exists: a store that stumbles is asked again.
 async fn keep(
@@ -373,7 +389,7 @@ async fn keep(
                 tracing::info!(%account, "an account was refreshed");
                 return Ok(token);
             }
-            Err(error) if error.may_pass() && tries < STORE_TRIES => {
+            Err(error) if may_try(&error, tries) => {
                 tries += 1;
                 tokio::time::sleep(STORE_AGAIN).await;
             }

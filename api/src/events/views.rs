@@ -78,6 +78,7 @@ fn example_data(own: OwnType) -> Value {
             "account_id": AccountId::from_uuid(uuid::Uuid::nil()).to_string(),
             "name": "team-one",
             "reason": "invalid_grant",
+            "lent_until": "2026-01-31T12:40:00.000Z",
         }),
         OwnType::TrainExhausted => json!({
             "train": "chat",

@@ -57,6 +57,23 @@ fn each_reason_keeps_an_account_from_being_lent() {
         ),
         (
             Candidate {
+                healthy: false,
+                expires_at: Some(NOW),
+                renewable: true,
+                ..good
+            },
+            Some(Out::Failed),
+        ),
+        (
+            Candidate {
+                healthy: false,
+                expires_at: Some(later(1)),
+                ..good
+            },
+            None,
+        ),
+        (
+            Candidate {
                 expires_at: Some(NOW),
                 ..good
             },

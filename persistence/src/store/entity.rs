@@ -515,6 +515,7 @@ entity!(account_cooldowns, "account_cooldowns", Some("publisher_id"), [
     until: i64,
     reason: String,
     reported_at: i64,
+    reported_by: Option<Uuid>,
 });
 
 entity!(account_usage, "account_usage", Some("publisher_id"), [

@@ -20,6 +20,7 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+use super::lending::shown::{AccountCooldown, Shown, cooldowns, cooldowns_of};
 use crate::store::{
     Scoped, Store,
     change::{Answer, Audited, Context, Expected, check_revision, entry},
@@ -35,12 +36,14 @@ use crate::store::{
 pub enum AccountHealth {
     /// It does.
     Ok,
-    /// It does not.
+    /// It can't be refreshed.
     Failed {
         /// Why, if that is known.
         reason: Option<String>,
         /// Since when.
         at: Timestamp,
+        /// Until when the token that it has is lent all the same; `None` if that was over then.
+        lent_until: Option<Timestamp>,
     },
 }
 
@@ -78,6 +81,9 @@ pub struct Account {
     pub health: AccountHealth,
     /// How much of it is to be used.
     pub ceilings: Ceilings,
+    /// Its cooldowns: first that of the account as a whole, then those for single models, which are
+    /// read with one account alone.
+    pub cooldowns: Vec<AccountCooldown>,
     /// How it is refreshed, if it is of that type.
     pub oauth: Option<OauthClient>,
     /// When its access token expires.
@@ -132,6 +138,7 @@ impl Account {
                 .ok_or_else(|| damaged("account's type"))?,
             health: health_of(&row)?,
             ceilings: ceilings_of(row.ceilings.as_deref())?,
+            cooldowns: Vec::new(),
             oauth: client_of(&row),
             name: row.name,
             provider: row.provider,
@@ -157,9 +164,16 @@ fn health_of(row: &accounts::Model) -> Result<AccountHealth> {
         ("failed", Some(at)) => Ok(AccountHealth::Failed {
             reason: row.health_reason.clone(),
             at: Timestamp::from_ms(at),
+            lent_until: lent_after(at, row.expires_at),
         }),
         _ => Err(damaged("account's health")),
     }
+}
+
+/// Until when a token is lent that can't be replaced since `failed_at`.
+pub(crate) fn lent_after(failed_at: i64, expires_at: Option<i64>) -> Option<Timestamp> {
+    let lives = expires_at.filter(|expires_at| *expires_at > failed_at);
+    lives.map(Timestamp::from_ms)
 }
 
 fn ceilings_of(text: Option<&str>) -> Result<Ceilings> {
@@ -202,7 +216,7 @@ pub(crate) fn of(publisher: Uuid) -> Select<accounts::Entity> {
     accounts::Entity::find().filter(accounts::Column::PublisherId.eq(publisher))
 }
 
-async fn row_of(tx: &Tx, publisher: Uuid, id: AccountId) -> Result<accounts::Model> {
+pub(crate) async fn row_of(tx: &Tx, publisher: Uuid, id: AccountId) -> Result<accounts::Model> {
     let row = accounts::Entity::find_by_id((publisher, id.uuid()));
     row.one(tx.db())
         .await?
@@ -492,10 +506,16 @@ impl Scoped {
 
     /// One account.
     pub async fn account(&self, id: AccountId) -> Result<Account, StoreError> {
-        let row = accounts::Entity::find_by_id((self.scope.uuid(), id.uuid()))
-            .one(self.store.read())
+        let (db, owner) = (self.store.read(), self.scope.uuid());
+        let row = accounts::Entity::find_by_id((owner, id.uuid()))
+            .one(db)
             .await?;
-        Account::of_row(row.ok_or_else(Problem::not_found)?)
+        let account = Account::of_row(row.ok_or_else(Problem::not_found)?)?;
+        let cooldowns = cooldowns_of(db, owner, id.uuid(), self.store.now()).await?;
+        Ok(Account {
+            cooldowns,
+            ..account
+        })
     }
 
     /// The publisher's accounts, newest first.
@@ -509,8 +529,18 @@ impl Scoped {
             query = query.filter(Column::Id.lt(after));
         }
         let query = query.order_by_desc(Column::Id).limit(page.fetch());
-        let rows = query.all(self.store.read()).await?;
-        page.cut(rows, |row| row.id).try_map(Account::of_row)
+        let db = self.store.read();
+        let page = page.cut(query.all(db).await?, |row| row.id);
+        let ids: Vec<Uuid> = page.items.iter().map(|row| row.id).collect();
+        let (shown, now) = (Shown::OfAccounts(&ids), self.store.now());
+        let resting = cooldowns(db, self.scope.uuid(), shown, now).await?;
+        page.try_map(|row| {
+            let cooldowns = resting.get(&row.id).cloned().unwrap_or_default();
+            Ok(Account {
+                cooldowns,
+                ..Account::of_row(row)?
+            })
+        })
     }
 
     /// Changes an account. `wish` is given the account as it stands, which nobody else changes
@@ -532,7 +562,13 @@ impl Scoped {
             let row = row_of(&tx, owner, id).await?;
             check_revision(if_match, row.revision)?;
             let patch = wish(&Account::of_row(row.clone())?);
-            update_within(&tx, row, &patch).await
+            let updated = update_within(&tx, row, &patch).await?;
+            let cooldowns = cooldowns_of(tx.db(), owner, id.uuid(), tx.now).await?;
+            let account = Account {
+                cooldowns,
+                ..updated.value().clone()
+            };
+            Ok(updated.with(account))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -37,6 +37,7 @@ mod exhausted;
 mod load;
 mod pending;
 pub(crate) mod reports;
+pub(crate) mod shown;
 mod usage;
 
 use cooldowns::Cooldowns;
@@ -185,6 +186,7 @@ pub struct Lent {
     /// Whether it holds tokens that can be refreshed.
     pub is_oauth: bool,
     enabled: bool,
+    /// Whether it can be refreshed, if it has to be.
     healthy: bool,
     refreshed_at: Option<Timestamp>,
     ceilings: Ceilings,

@@ -48,6 +48,8 @@ pub(crate) enum News<'a> {
         name: &'a str,
         /// A class of ours.
         reason: &'a str,
+        /// Until when it is lent all the same.
+        lent_until: Option<Timestamp>,
     },
 }
 
@@ -69,7 +71,12 @@ impl News<'_> {
     fn message(&self, slug: &str) -> String {
         match self {
             Self::Exhausted(_, usable_at) => notice::train_exhausted(slug, *usable_at),
-            Self::RefreshFailed { name, reason, .. } => notice::refresh_failed(name, slug, reason),
+            Self::RefreshFailed {
+                name,
+                reason,
+                lent_until,
+                ..
+            } => notice::refresh_failed(name, slug, reason, *lent_until),
         }
     }
 

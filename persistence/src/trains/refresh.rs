@@ -15,7 +15,7 @@ use domain::{
     audit::Action,
     event::OwnType,
     id::{AccountId, Id as _},
-    upstream::{Grant, TokenError, ends_soon},
+    upstream::{ErrorKind, Grant, TokenError, ends_soon},
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait as _, EntityTrait as _,
@@ -37,7 +37,7 @@ use crate::{
         unreadable,
     },
     trains::{
-        accounts::sealed_for,
+        accounts::{lent_after, sealed_for},
         notices::{News, notify},
     },
 };
@@ -318,19 +318,8 @@ impl Scoped {
         let owner = self.scope.uuid();
         let expires_at = asked_at.plus(grant.life);
         let refresh_token = grant.refresh_token.as_ref();
-        let tokens = Credential::Oauth(OauthTokens {
-            access_token: grant.access_token.clone(),
-            refresh_token: refresh_token.unwrap_or(&lease.tokens.refresh_token).clone(),
-            client_secret: lease.tokens.client_secret.clone(),
-        });
-        let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let sealed_for = SealedFor {
-            publisher: self.scope.publisher(),
-            account: lease.account,
-            base_url: &lease.base_url,
-            token_url: Some(&lease.token_url),
-        };
-        let sealed = tokens.seal(&keys.data, &sealed_for);
+        let access_token = &grant.access_token;
+        let (tokens, sealed) = self.sealed(lease, access_token, refresh_token).await?;
         let (tokens, sealed) = (&tokens, &sealed);
         let work = |tx: Tx| async move {
             let now = tx.now;
@@ -371,6 +360,32 @@ impl Scoped {
         })
     }
 
+    /// The credential of a leased account with this access token, and with this refresh token if
+    /// there is a new one; and the same sealed.
+    async fn sealed(
+        &self,
+        lease: &RefreshLease,
+        access_token: &SecretString,
+        refresh_token: Option<&SecretString>,
+    ) -> Result<(Credential, Vec<u8>)> {
+        let held = &lease.tokens;
+        let tokens = Credential::Oauth(OauthTokens {
+            access_token: access_token.clone(),
+            refresh_token: refresh_token.unwrap_or(&held.refresh_token).clone(),
+            client_secret: held.client_secret.clone(),
+        });
+        let owner = self.scope.uuid();
+        let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
+        let sealed_for = SealedFor {
+            publisher: self.scope.publisher(),
+            account: lease.account,
+            base_url: &lease.base_url,
+            token_url: Some(&lease.token_url),
+        };
+        let sealed = tokens.seal(&keys.data, &sealed_for);
+        Ok((tokens, sealed))
+    }
+
     /// Gives a refresh back that was not made, for no fault of the endpoint: nothing counts.
     ///
     /// # Errors
@@ -391,7 +406,9 @@ impl Scoped {
 
     /// Writes down that a refresh failed and gives the lease back. An account that can't be
     /// refreshed any more is marked so, in the audit log too, and its publisher told by an event;
-    /// any other is due again after a wait.
+    /// any other is due again after a wait. A refresh token that came without an access token takes
+    /// the place of the old one, which may be spent; the number of the credential stays, since what
+    /// is lent does.
     ///
     /// # Errors
     /// `refresh_failed` when the lease was lost; nothing is stored then.
@@ -409,12 +426,26 @@ impl Scoped {
             let ended = self.store.administer(context, owner, work, |()| nothing());
             return ended.await.map(|_| ());
         }
+        let sealed = match &error.refresh_token {
+            Some(token) => {
+                let access_token = &lease.tokens.access_token;
+                Some(self.sealed(lease, access_token, Some(token)).await?.1)
+            }
+            None => None,
+        };
+        let sealed = &sealed;
         self.store
             .write_for(owner, |tx| async move {
                 let row = leased(&tx, owner, lease).await?;
                 let mut change = after_failure(&tx, &row, error);
                 if row.health != "failed" {
                     change.health_reason = Set(Some(error.reason.to_owned()));
+                } else if row.refresh_due_at.is_none() {
+                    // Its grant is dead, and it was tried by hand alone.
+                    change.refresh_due_at = Set(None);
+                }
+                if let Some(sealed) = sealed {
+                    change.sealed = Set(sealed.clone());
                 }
                 store_under(&tx, owner, lease, change).await
             })
@@ -425,24 +456,27 @@ impl Scoped {
         let owner = self.scope.uuid();
         let row = leased(tx, owner, lease).await?;
         let known = row.health == "failed";
+        let failed_at = row.failed_at.unwrap_or(tx.now.ms());
         let mut change = ActiveModel {
             health: Set("failed".to_owned()),
             health_reason: Set(Some(error.reason.to_owned())),
-            failed_at: Set(row.failed_at.or(Some(tx.now.ms()))),
+            failed_at: Set(Some(failed_at)),
             updated_at: Set(tx.now.ms()),
             ..after_failure(tx, &row, error)
         };
-        if error.kind == domain::upstream::ErrorKind::Spent {
+        if error.kind == ErrorKind::Spent {
             // Nothing but a login helps; whoever knows better may ask by hand.
             change.refresh_due_at = Set(None);
         }
         store_under(tx, owner, lease, change).await?;
         tx.touches_credentials_of(self.scope.publisher());
         if !known {
+            let lent_until = lent_after(failed_at, row.expires_at);
             let data = json!({
                 "account_id": lease.account.to_string(),
                 "name": row.name,
                 "reason": error.reason,
+                "lent_until": lent_until.map(|at| at.to_string()),
             });
             let event_type = OwnType::AccountRefreshFailed.as_str();
             crate::webhooks::events::emit(tx, owner, event_type, &data, None).await?;
@@ -450,6 +484,7 @@ impl Scoped {
                 account: lease.account,
                 name: &row.name,
                 reason: error.reason,
+                lent_until,
             };
             notify(tx, self.scope.publisher(), &news).await?;
         }

@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::lending::shown::{AccountCooldown, Shown, cooldowns};
 use crate::store::{
     Scoped, Store,
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
@@ -45,6 +46,8 @@ pub struct TrainAccount {
     pub name: String,
     /// 0 is tried first.
     pub priority: u16,
+    /// The cooldown of the account as a whole.
+    pub cooldown: Option<AccountCooldown>,
 }
 
 /// A named client of a gateway.
@@ -213,7 +216,8 @@ const COLUMNS: &str = "SELECT t.publisher_id, t.id, t.slug, t.enabled, t.sticky,
      CASE WHEN row_number() OVER (PARTITION BY t.id ORDER BY m.priority, m.account_id) = 1 \
      THEN t.description END AS description";
 
-/// Trains with what they lend, newest first: one query, however many there are.
+/// Trains with what they lend, newest first: one query, however many there are. What of it cools
+/// down is one more.
 fn query(publisher: Uuid, which: &Which<'_>) -> Sql {
     let mut sql = Sql::new(COLUMNS);
     sql.push(" FROM (SELECT * FROM trains WHERE publisher_id = ");
@@ -247,6 +251,7 @@ fn account_of(row: &QueryResult) -> Result<Option<TrainAccount>> {
         account: AccountId::from_uuid(id),
         name: row.try_get("", "account_name")?,
         priority: u16::try_from(priority).map_err(|_| damaged("account's priority"))?,
+        cooldown: None,
     }))
 }
 
@@ -254,6 +259,7 @@ async fn load<C: ConnectionTrait>(
     db: &C,
     publisher: Uuid,
     which: &Which<'_>,
+    now: Timestamp,
 ) -> Result<Vec<Train>> {
     let statement = query(publisher, which).statement(db.get_database_backend());
     let mut found: Vec<Train> = Vec::new();
@@ -267,11 +273,22 @@ async fn load<C: ConnectionTrait>(
             last.accounts.extend(account_of(&row)?);
         }
     }
+    let trains: Vec<Uuid> = found.iter().map(|train| train.id.uuid()).collect();
+    let resting = cooldowns(db, publisher, Shown::OfTrains(&trains), now).await?;
+    for place in found.iter_mut().flat_map(|train| &mut train.accounts) {
+        let cooldowns = resting.get(&place.account.uuid());
+        place.cooldown = cooldowns.and_then(|all| all.first()).cloned();
+    }
     Ok(found)
 }
 
-async fn load_one<C: ConnectionTrait>(db: &C, publisher: Uuid, slug: &str) -> Result<Train> {
-    let found = load(db, publisher, &Which::One(slug)).await?;
+async fn load_one<C: ConnectionTrait>(
+    db: &C,
+    publisher: Uuid,
+    slug: &str,
+    now: Timestamp,
+) -> Result<Train> {
+    let found = load(db, publisher, &Which::One(slug), now).await?;
     found
         .into_iter()
         .next()
@@ -472,7 +489,7 @@ pub(crate) async fn create_within(
     }
     let row = row_of(tx, owner, &new.slug).await?;
     write_accounts(tx, &row, places).await?;
-    let train = load_one(tx.db(), owner, new.slug.as_str()).await?;
+    let train = load_one(tx.db(), owner, new.slug.as_str(), tx.now).await?;
     let set = accounts_set(&train);
     Ok(Audited::new(train, owner, line).and(&[owner], set))
 }
@@ -493,11 +510,11 @@ pub(crate) async fn update_within(
         None => false,
     };
     if changed.is_empty() && !moved {
-        let train = load_one(tx.db(), owner, &slug).await?;
+        let train = load_one(tx.db(), owner, &slug, tx.now).await?;
         return Ok(Audited::unchanged(train));
     }
     write_row(tx, row).await?;
-    let train = load_one(tx.db(), owner, &slug).await?;
+    let train = load_one(tx.db(), owner, &slug, tx.now).await?;
     let (updated, set) = (
         entry(
             Action::TrainUpdated,
@@ -536,12 +553,14 @@ impl Scoped {
 
     /// One train, with what it lends.
     pub async fn train(&self, slug: &Slug) -> Result<Train, StoreError> {
-        load_one(self.store.read(), self.scope.uuid(), slug.as_str()).await
+        let (db, now) = (self.store.read(), self.store.now());
+        load_one(db, self.scope.uuid(), slug.as_str(), now).await
     }
 
     /// The publisher's trains with what they lend, newest first.
     pub async fn trains(&self, page: PageRequest<Uuid>) -> Result<Page<Train, Uuid>, StoreError> {
-        let found = load(self.store.read(), self.scope.uuid(), &Which::Part(&page)).await?;
+        let (db, now) = (self.store.read(), self.store.now());
+        let found = load(db, self.scope.uuid(), &Which::Part(&page), now).await?;
         Ok(page.cut(found, |train| train.id.uuid()))
     }
 

@@ -116,10 +116,7 @@ fn unknown(name: &str) -> Fault {
         || format!("an import takes {}", NAMES.join(", ")),
         |nearest| format!("did you mean {nearest}?"),
     );
-    Fault::of_file(
-        text::shortened(name),
-        format!("can't be imported; {hint}"),
-    )
+    Fault::of_file(text::shortened(name), format!("can't be imported; {hint}"))
 }
 
 /// What is in a file, and its mode. The room for it is made at once: a vector that grows leaves

@@ -58,6 +58,15 @@ fn accounts() -> Vec<Case> {
     let header = |what, name: &str| new(what, json!({"header": {"name": name}}), "/header/name");
     let patch =
         |what, body, pointer| invalid(what, "PATCH", "/v1/accounts/{account}", body, pointer);
+    let end = |what, body, pointer| {
+        invalid(
+            what,
+            "POST",
+            "/v1/accounts/{account}/end-cooldown",
+            body,
+            pointer,
+        )
+    };
     let inside = Body::Json(account(&json!({"base_url": "https://10.1.2.3/v1"})));
     let to = (422, "destination_refused", "/base_url");
     vec![
@@ -161,6 +170,22 @@ fn accounts() -> Vec<Case> {
             "POST",
             "/v1/accounts/acc_01h455vb4pex5vsknk084sn02q/replace",
             Body::Json(account(&json!({}))),
+            (404, "not_found", "-"),
+        ),
+        end("a model that is empty", json!({"model": ""}), "/model"),
+        end(
+            "a model of 201 characters",
+            json!({"model": "x".repeat(201)}),
+            "/model",
+        ),
+        end("a model that is a number", json!({"model": 7}), "/model"),
+        end("a model that is null", json!({"model": null}), "/model"),
+        end("a cooldown's time", json!({"until": "now"}), "/until"),
+        refused(
+            "a cooldown of nothing",
+            "POST",
+            "/v1/accounts/acc_01h455vb4pex5vsknk084sn02q/end-cooldown",
+            Body::Json(json!({})),
             (404, "not_found", "-"),
         ),
         absent(

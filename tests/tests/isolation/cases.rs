@@ -393,6 +393,8 @@ fn trains(operation: &str, things: &Things) -> Option<Target> {
             account(201, "/v1/accounts/{}/replace", &things.spare_account).body(&new_account(&slug))
         }
         "refresh_account" => account(200, "/v1/accounts/{}/refresh", &things.oauth_account),
+        "end_account_cooldown" => account(200, "/v1/accounts/{}/end-cooldown", &things.account)
+            .body(&json!({"model": "any"})),
         "refresh_accounts" => plain(200, "/v1/accounts/refresh").body(&json!({"dry_run": true})),
         "start_oauth_login" => {
             let login = |replaces: &str| {

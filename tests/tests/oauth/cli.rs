@@ -243,6 +243,10 @@ async fn people_log_in_and_accounts_are_refreshed(world: &World) {
     let (_, one, _) = run(&server, &publisher, &["status", "basic"]).await;
     assert_eq!(one.lines().count(), 2, "{one}");
     assert!(one.contains("oauth") && one.contains(" ok "), "{one}");
+    let resting = resolve(&gateway, &json!({})).await.text("/account_id");
+    crate::resolving::report(&gateway, &resting, "rate_limited", json!({})).await;
+    let (_, shown, _) = run(&server, &publisher, &["status", &resting]).await;
+    assert!(shown.contains(" ok, cools down until 20"), "{shown}");
 }
 
 async fn a_login_that_is_denied_is_said(world: &World) {
@@ -297,6 +301,12 @@ async fn what_can_not_be_done_is_said_with_an_exit_code(world: &World) {
     expect(&["refresh", "one"], 1, "refresh_failed").await;
     let said = expect(&["refresh-all"], 1, "1 accounts could not be refreshed").await;
     assert!(said.contains("failed   unavailable"), "{said}");
+    let body = json!({"error": "invalid_grant"}).to_string();
+    endpoint.mood(tests::Mood::Saying(400, body));
+    expect(&["refresh", "one"], 1, "refresh_failed").await;
+    let said = expect(&["status", "one"], 0, "").await;
+    let health = "failed (invalid_grant), lent until 20";
+    assert!(said.contains(health), "{said}");
     expect(&["status", "--token-env", "NOT_SET"], 2, "NOT_SET").await;
     let runner = Publisher {
         admin: publisher.runner.clone(),

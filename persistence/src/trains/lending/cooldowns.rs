@@ -21,7 +21,7 @@ pub(super) const MODELS_MAX: usize = 100;
 pub(super) const REMEMBERED_MS: i64 = 60_000;
 /// A row, as far as it counts here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cooldown {
+pub(crate) struct Cooldown {
     pub(super) until: i64,
     pub(super) reason: Outcome,
     pub(super) reported_at: i64,

@@ -131,6 +131,8 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
         scheme: row.header_scheme,
     };
     let ceilings = row.ceilings.as_deref().map(serde_json::from_str);
+    // A token that does not open has no time left.
+    let expires_at = row.expires_at.filter(|_| opened.is_ok());
     Ok(Lent {
         id,
         healthy: row.health == "ok" && opened.is_ok(),
@@ -141,7 +143,7 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
         header,
         provider: row.provider,
         base_url: row.base_url,
-        expires_at: row.expires_at.map(Timestamp::from_ms),
+        expires_at: expires_at.map(Timestamp::from_ms),
         is_oauth: kind == CredentialType::Oauth,
         enabled: row.enabled,
         refreshed_at: row.refreshed_at.map(Timestamp::from_ms),

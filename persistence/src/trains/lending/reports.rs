@@ -8,7 +8,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use domain::{
     Problem, Timestamp,
-    id::{AccountId, Id as _, TrainId},
+    id::{AccountId, Id as _, TokenId, TrainId},
     lending::Outcome,
 };
 use sea_orm::{
@@ -63,6 +63,7 @@ struct Rest<'a> {
     model: &'a str,
     outcome: Outcome,
     length: Duration,
+    reporter: TokenId,
     /// Whether a token that was refused is to be refreshed.
     refresh: bool,
 }
@@ -75,16 +76,18 @@ impl Rest<'_> {
         }
         let mut sql = Sql::new(
             "INSERT INTO account_cooldowns \
-             (publisher_id, account_id, model, until, reason, reported_at) VALUES (",
+             (publisher_id, account_id, model, until, reason, reported_at, reported_by) VALUES (",
         );
         sql.bind(self.publisher).push(", ").bind(self.account);
         sql.push(", ").bind(self.model).push(", ");
         sql.bind(tx.now.plus(self.length).ms()).push(", ");
         sql.bind(self.outcome.as_str()).push(", ").bind(tx.now.ms());
+        sql.push(", ").bind(self.reporter.uuid());
         // Its time counts the changes of a row too, however the clocks of processes differ.
         sql.push(
             ") ON CONFLICT (publisher_id, account_id, model) DO UPDATE SET \
-             until = excluded.until, reason = excluded.reason, reported_at = \
+             until = excluded.until, reason = excluded.reason, \
+             reported_by = excluded.reported_by, reported_at = \
              CASE WHEN account_cooldowns.reported_at >= excluded.reported_at \
              THEN account_cooldowns.reported_at + 1 ELSE excluded.reported_at END \
              WHERE account_cooldowns.until < excluded.until \
@@ -124,12 +127,23 @@ fn gone(error: DbErr) -> StoreError {
     }
 }
 
-/// Ends the rest of an account and of one of its models; answers the rows as they are then.
-async fn end_rest(
+/// Which rests of an account end.
+#[derive(Clone, Copy)]
+pub(crate) enum Ending<'a> {
+    /// That of the account as a whole, and that for a model.
+    WholeAnd(&'a str),
+    /// That for a model alone.
+    Model(&'a str),
+    /// All.
+    Everything,
+}
+
+/// Ends rests of an account; answers the rows as they are then.
+pub(crate) async fn end_rest(
     tx: &Tx,
     publisher: Uuid,
     account: Uuid,
-    model: &str,
+    ending: Ending<'_>,
 ) -> Result<Vec<(String, Cooldown)>> {
     let now = tx.now.ms();
     let mut sql = Sql::new("UPDATE account_cooldowns SET until = ");
@@ -138,8 +152,17 @@ async fn end_rest(
     sql.bind(now).push(" THEN reported_at + 1 ELSE ").bind(now);
     sql.push(" END WHERE publisher_id = ").bind(publisher);
     sql.push(" AND account_id = ").bind(account);
-    sql.push(" AND model IN (").bind_list([WHOLE, model]);
-    sql.push(") AND until > ").bind(now);
+    match ending {
+        Ending::WholeAnd(model) => {
+            sql.push(" AND model IN (").bind_list([WHOLE, model]);
+            sql.push(")");
+        }
+        Ending::Model(model) => {
+            sql.push(" AND model = ").bind(model);
+        }
+        Ending::Everything => {}
+    }
+    sql.push(" AND until > ").bind(now);
     sql.push(" RETURNING model, until, reason, reported_at");
     let statement = sql.statement(tx.db().get_database_backend());
     let rows = tx.db().query_all_raw(statement).await?;
@@ -163,13 +186,22 @@ async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
 }
 
 impl Scoped {
-    /// Takes a gateway's report. The account must be one of the train's.
-    pub async fn report(&self, train: TrainId, report: &Report) -> Result<(), StoreError> {
+    /// Takes a gateway's report, which it made with this token of the train. The account must be one
+    /// of the train's.
+    pub async fn report(
+        &self,
+        train: TrainId,
+        reporter: TokenId,
+        report: &Report,
+    ) -> Result<(), StoreError> {
         let by = self.lending(train).await?.ok_or_else(Problem::not_found)?;
         by.account(report.account).ok_or_else(Problem::not_found)?;
         match report.outcome.rest(report.retry_after) {
             None => self.store.end_rest(&by, report).await?,
-            Some(length) => self.store.begin_rest(&by, report, length).await?,
+            Some(length) => {
+                let reported = (report, reporter);
+                self.store.begin_rest(&by, reported, length).await?;
+            }
         }
         self.store.note_usage(&by, report);
         Ok(())
@@ -194,7 +226,7 @@ impl Store {
         let publisher = by.tenant.publisher;
         let ended = self
             .write_for(publisher, |tx| async move {
-                end_rest(&tx, publisher, account, model).await
+                end_rest(&tx, publisher, account, Ending::WholeAnd(model)).await
             })
             .await?;
         self.hear(publisher, |cooldowns| {
@@ -205,7 +237,12 @@ impl Store {
         Ok(())
     }
 
-    async fn begin_rest(&self, by: &LentBy, report: &Report, length: Duration) -> Result<()> {
+    async fn begin_rest(
+        &self,
+        by: &LentBy,
+        (report, reporter): (&Report, TokenId),
+        length: Duration,
+    ) -> Result<()> {
         let now = self.now();
         let (publisher, account) = (by.tenant.publisher, report.account.uuid());
         let wanted = report.model.as_deref().unwrap_or(WHOLE);
@@ -224,6 +261,7 @@ impl Store {
             model,
             outcome: report.outcome,
             length,
+            reporter,
             refresh: report.outcome == Outcome::Unauthorized && !refused,
         };
         let rest = &rest;
@@ -248,6 +286,25 @@ impl Store {
         if let Some(tenant) = self.state::<Lending>().tenants.get(&publisher) {
             tell(&mut tenant.cooldowns_mut());
         }
+    }
+
+    /// Reads an account's rows, also those whose end has come, so that what is known here is what
+    /// they say.
+    pub(crate) async fn hear_anew(&self, publisher: Uuid, account: Uuid) -> Result<()> {
+        use account_cooldowns::Column;
+        let rows = account_cooldowns::Entity::find()
+            .filter(Column::PublisherId.eq(publisher))
+            .filter(Column::AccountId.eq(account))
+            .all(self.read())
+            .await?;
+        self.hear(publisher, |cooldowns| {
+            for row in &rows {
+                if let Some(one) = readable(row) {
+                    cooldowns.hear(account, &row.model, one);
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Reads what rests of a publisher's accounts.

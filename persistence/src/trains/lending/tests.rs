@@ -49,6 +49,11 @@ async fn with_accounts(fixture: &Fixture, count: u16) -> House {
 }
 
 impl House {
+    /// A token that is there no more.
+    fn reporter(&self) -> domain::id::TokenId {
+        domain::id::TokenId::from_uuid(self.train.id.uuid())
+    }
+
     async fn by(&self) -> LentBy {
         self.acme.lending(self.train.id).await.unwrap().unwrap()
     }
@@ -84,7 +89,9 @@ impl House {
     }
 
     async fn report(&self, report: Report) {
-        self.acme.report(self.train.id, &report).await.unwrap();
+        let token = self.reporter();
+        let reported = self.acme.report(self.train.id, token, &report);
+        reported.await.unwrap();
     }
 
     async fn says(&self, at: usize, outcome: Outcome) {
@@ -294,7 +301,10 @@ async fn only_an_account_of_the_train_is_reported_of() {
             account: stranger.id,
             ..house.report_of(0, Outcome::Failed)
         };
-        let refused = house.acme.report(house.train.id, &report).await;
+        let refused = house
+            .acme
+            .report(house.train.id, house.reporter(), &report)
+            .await;
         assert_eq!(code(refused), domain::Code::NotFound);
         assert_eq!(fixture.count("account_cooldowns").await, 0);
     }
@@ -311,8 +321,10 @@ async fn another_process_hears_of_a_report() {
         let account = house.accounts[0].uuid();
         let row = |until: i64, reported_at: i64| {
             format!(
-                "INSERT INTO account_cooldowns VALUES ('{}', '{account}', '', {until}, \
-                 'rate_limited', {reported_at}) ON CONFLICT (publisher_id, account_id, model) \
+                "INSERT INTO account_cooldowns \
+                 (publisher_id, account_id, model, until, reason, reported_at) \
+                 VALUES ('{}', '{account}', '', {until}, 'rate_limited', {reported_at}) \
+                 ON CONFLICT (publisher_id, account_id, model) \
                  DO UPDATE SET until = excluded.until, reported_at = excluded.reported_at",
                 house.acme.scope.uuid()
             )

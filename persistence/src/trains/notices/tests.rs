@@ -147,6 +147,7 @@ async fn those_are_told_that_asked() {
         let account = account(&fixture, acme, &[both, one, silent]).await;
 
         let news = News::RefreshFailed {
+            lent_until: None,
             account,
             name: "main <a>",
             reason: "invalid_grant",

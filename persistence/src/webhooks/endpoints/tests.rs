@@ -425,7 +425,7 @@ async fn a_finished_delivery_can_be_tried_once_more() {
         assert_eq!(to(&mine, &endpoint).await, [again]);
         assert_eq!(
             logged(&mine).await,
-            ["endpoint.created", "delivery.retried"]
+            ["endpoint.created", "delivery.retried", "delivery.retried"]
         );
 
         finish(&fixture, "succeeded").await;

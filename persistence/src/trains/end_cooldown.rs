@@ -1,0 +1,62 @@
+//! How an admin ends an account's cooldowns.
+
+use domain::{
+    audit::Action,
+    id::{AccountId, Id as _},
+};
+use serde_json::json;
+
+use super::{
+    accounts::{Account, row_of},
+    lending::{
+        reports::{Ending, end_rest},
+        shown::{AccountCooldown, cooldowns_of},
+    },
+};
+use crate::store::{
+    Scoped,
+    change::{Answer, Audited, Context, entry},
+    db::Tx,
+    error::StoreError,
+};
+
+impl Scoped {
+    /// Ends an account's cooldowns: all of them, or that for one model. What does not cool down
+    /// changes nothing. Other processes hear of it as they hear of reports.
+    pub async fn end_cooldown<A>(
+        &self,
+        context: &Context,
+        id: AccountId,
+        model: Option<&str>,
+        render: A,
+    ) -> Result<Answer, StoreError>
+    where
+        A: Fn(&Account) -> Answer + Send + Sync,
+    {
+        let owner = self.scope.uuid();
+        let work = |tx: Tx| async move {
+            let row = row_of(&tx, owner, id).await?;
+            let mut account = Account::of_row(row)?;
+            let held = cooldowns_of(tx.db(), owner, id.uuid(), tx.now).await?;
+            let is_meant = |one: &AccountCooldown| model.is_none() || one.model.as_deref() == model;
+            let (ended, left): (Vec<_>, Vec<_>) = held.into_iter().partition(is_meant);
+            account.cooldowns = left;
+            let Some(until) = ended.iter().map(|one| one.until).max() else {
+                return Ok(Audited::unchanged(account));
+            };
+            let ending = model.map_or(Ending::Everything, Ending::Model);
+            end_rest(&tx, owner, id.uuid(), ending).await?;
+            let facts = json!({
+                "model": model,
+                "ended": ended.len(),
+                "until": until.to_string(),
+            });
+            let line = entry(Action::AccountCooldownEnded, "account", id, facts);
+            Ok(Audited::new(account, owner, line))
+        };
+        let answer = self.store.administer(context, owner, work, render).await?;
+        // Also for a repeat: whoever asked first may not have lived to hear of it.
+        self.store.hear_anew(owner, id.uuid()).await?;
+        Ok(answer)
+    }
+}
