@@ -57,23 +57,6 @@ fn each_reason_keeps_an_account_from_being_lent() {
         ),
         (
             Candidate {
-                healthy: false,
-                expires_at: Some(NOW),
-                renewable: true,
-                ..good
-            },
-            Some(Out::Failed),
-        ),
-        (
-            Candidate {
-                healthy: false,
-                expires_at: Some(later(1)),
-                ..good
-            },
-            None,
-        ),
-        (
-            Candidate {
                 expires_at: Some(NOW),
                 ..good
             },
@@ -113,6 +96,19 @@ fn each_reason_keeps_an_account_from_being_lent() {
         assert_eq!(one.out(NOW), out, "{one:?}");
         assert_eq!(choose(&[one], NOW, None).is_some(), out.is_none());
     }
+}
+
+#[test]
+fn one_that_can_not_be_refreshed_is_lent_until_its_token_expires() {
+    let failed = |expires_at| Candidate {
+        healthy: false,
+        renewable: true,
+        expires_at,
+        ..candidate(1, 0)
+    };
+    assert_eq!(failed(Some(later(1))).out(NOW), None);
+    assert_eq!(failed(Some(NOW)).out(NOW), Some(Out::Failed));
+    assert_eq!(failed(None).out(NOW), Some(Out::Failed));
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl TokenError {
 pub fn read_answer(status: u16, body: &[u8]) -> Result<Grant, TokenError> {
     let found = Found::read(body);
     match status {
-        200..300 => granted(status, found),
+        200..300 => granted(status, &found),
         429 => Err(TokenError::passing("rate_limited")),
         400..500 => Err(refusal(status, &found)),
         500.. => Err(TokenError::passing("unavailable")),
@@ -141,7 +141,7 @@ pub fn read_answer(status: u16, body: &[u8]) -> Result<Grant, TokenError> {
     }
 }
 
-fn granted(status: u16, found: Found) -> Result<Grant, TokenError> {
+fn granted(status: u16, found: &Found) -> Result<Grant, TokenError> {
     let token_type = found.token_type.as_deref().unwrap_or_default();
     let sendable = !NO_BEARERS.contains(&token_type.to_ascii_lowercase().as_str());
     let access_token = found.access_token.as_ref().filter(|_| sendable);
@@ -153,7 +153,7 @@ fn granted(status: u16, found: Found) -> Result<Grant, TokenError> {
         });
     }
     let error = if found.is_object || status == 200 {
-        refusal(status, &found)
+        refusal(status, found)
     } else {
         TokenError::passing("unexpected_status")
     };

@@ -17,7 +17,7 @@ pub(super) enum Fault {
 }
 
 /// Codes of a dead grant: RFC 6749 §5.2; then those by which endpoints ask for the person
-/// (OpenID Connect Core §3.1.2.6), or say that the login was taken back.
+/// (`OpenID` Connect Core §3.1.2.6), or say that the login was taken back.
 const SPENT: [&str; 8] = [
     "invalidgrant",
     "grantexpired",

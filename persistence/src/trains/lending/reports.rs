@@ -199,8 +199,8 @@ impl Scoped {
         match report.outcome.rest(report.retry_after) {
             None => self.store.end_rest(&by, report).await?,
             Some(length) => {
-                let reported = (report, reporter);
-                self.store.begin_rest(&by, reported, length).await?;
+                let from = (report, reporter);
+                self.store.begin_rest(&by, from, length).await?;
             }
         }
         self.store.note_usage(&by, report);
