@@ -108,7 +108,7 @@ pub use import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutc
 pub use jobs::{Job, JobRow};
 pub use keys::{ClosedKeys, KeySource, KeysSurvey, RewrapPlace, Rewrapped, survey_keys};
 pub use lane::Patience;
-pub use lending::{Exhausted, Lent, LentBy, Report, Wish};
+pub use lending::{Exhausted, Lent, LentBy, Report, Upstream, Upstreams, Wish};
 pub use lines::OWN as OWN_CONNECTIONS;
 pub use logins::{LOGIN_LIFE, Login, LoginSecrets};
 pub use notices::{DueNotice, LastNotice, NoticeOutcome, Notices};

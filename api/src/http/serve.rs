@@ -159,8 +159,7 @@ fn protocol(limits: &ConnectionLimits) -> http1::Builder {
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes_max)
         .max_buf_size(limits.buffer_bytes_max)
-        .keep_alive(true)
-        .pipeline_flush(true);
+        .keep_alive(true);
     http
 }
 
