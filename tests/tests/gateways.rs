@@ -17,6 +17,7 @@ use house::{API_KEY, Gateway, OTHER_KEY, Proxy, Upstream, account, ask, program}
 on_both_stores!(
     nginx_lends_a_credential_and_never_shows_it,
     caddy_lends_a_credential_and_never_shows_it,
+    envoy_lends_a_credential_and_never_shows_it,
     the_page_leads_from_an_api_key_to_a_gateway,
 );
 
@@ -164,6 +165,13 @@ async fn caddy_lends_a_credential_and_never_shows_it(world: &World) {
     }
 }
 
+async fn envoy_lends_a_credential_and_never_shows_it(world: &World) {
+    let house = Proxy::Envoy.house("envoy_lends_a_credential", world).await;
+    if let Some((server, upstream, gateway)) = house {
+        story(&server, &upstream, &gateway).await;
+    }
+}
+
 /// The shell of docs/trains.md, from its first heading to the next, as one script.
 fn page() -> String {
     let text = std::fs::read_to_string(tools::root().join("docs/trains.md")).unwrap();
@@ -193,8 +201,7 @@ async fn the_page_leads_from_an_api_key_to_a_gateway(world: &World) {
     std::fs::create_dir_all(home.join("docs/gateways")).unwrap();
     std::fs::create_dir_all(home.join("bin")).unwrap();
     std::os::unix::fs::symlink(program, home.join("bin/nginx")).unwrap();
-    let url = format!("http://{}", upstream.address);
-    let config = Proxy::Nginx.shipped(&server, &url, &listen);
+    let config = Proxy::Nginx.config(&server, &upstream, &listen);
     std::fs::write(home.join("docs/gateways/nginx.conf"), config).unwrap();
     let script = page()
         .replace("127.0.0.1:8080", &here)

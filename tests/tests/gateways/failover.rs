@@ -10,6 +10,7 @@ on_both_stores!(
     nginx_goes_on_with_the_next_account,
     nginx_tries_four_accounts_at_most,
     caddy_lets_the_client_go_on_with_the_next_account,
+    envoy_lets_the_client_go_on_with_the_next_account,
     a_fault_of_the_request_rests_no_account,
 );
 
@@ -139,8 +140,16 @@ async fn nginx_tries_four_accounts_at_most(world: &World) {
 }
 
 async fn caddy_lets_the_client_go_on_with_the_next_account(world: &World) {
-    let name = "caddy_lets_the_client_go_on_with_the_next_account";
-    let Some((server, upstream, proxy)) = Proxy::Caddy.house(name, world).await else {
+    the_client_goes_on_with_the_next_account(world, Proxy::Caddy).await;
+}
+
+async fn envoy_lets_the_client_go_on_with_the_next_account(world: &World) {
+    the_client_goes_on_with_the_next_account(world, Proxy::Envoy).await;
+}
+
+async fn the_client_goes_on_with_the_next_account(world: &World, proxy: Proxy) {
+    let name = "the_client_goes_on_with_the_next_account";
+    let Some((server, upstream, proxy)) = proxy.house(name, world).await else {
         return;
     };
     let train = train(&server, 3).await;
@@ -175,7 +184,7 @@ async fn caddy_lets_the_client_go_on_with_the_next_account(world: &World) {
 }
 
 async fn a_fault_of_the_request_rests_no_account(world: &World) {
-    for proxy in [Proxy::Nginx, Proxy::Caddy] {
+    for proxy in Proxy::ALL {
         let name = "a_fault_of_the_request_rests_no_account";
         let Some((server, upstream, running)) = proxy.house(name, world).await else {
             return;

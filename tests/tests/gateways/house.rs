@@ -21,6 +21,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use crate::verifiers::python;
+
 pub const API_KEY: &str = "sk-upstream-9f8e7d6c5b4a39281706f5e4d3c2b1a0";
 pub const OTHER_KEY: &str = "sk-upstream-00112233445566778899aabbccddeeff";
 
@@ -208,6 +210,7 @@ impl Gateway {
 pub enum Proxy {
     Nginx,
     Caddy,
+    Envoy,
 }
 
 /// Where a proxy is, by the variable that the test script sets.
@@ -219,44 +222,35 @@ pub fn program(variable: &str) -> Result<PathBuf, String> {
 }
 
 impl Proxy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nginx, Self::Caddy, Self::Envoy];
+
     /// Its program; a skip of the test if there is none.
     fn program(self, test: &str) -> Option<PathBuf> {
-        let variable = match self {
-            Self::Nginx => "STATIONMASTER_TEST_NGINX",
-            Self::Caddy => "STATIONMASTER_TEST_CADDY",
+        let found = match self {
+            Self::Nginx => program("STATIONMASTER_TEST_NGINX"),
+            Self::Caddy => program("STATIONMASTER_TEST_CADDY"),
+            Self::Envoy => envoy_program(),
         };
-        let found = program(variable);
         found.map_err(|reason| skip(test, &reason)).ok()
     }
 
     /// A configuration of docs/gateways, with these addresses in place of its own.
-    pub fn shipped(self, server: &Server, upstream: &str, listen: &str) -> String {
-        let (file, place) = match self {
-            Self::Nginx => (
-                "nginx.conf",
-                ("listen 127.0.0.1:8088;", format!("listen {listen};")),
-            ),
-            Self::Caddy => {
-                let (_, port) = listen.rsplit_once(':').unwrap();
-                (
-                    "Caddyfile",
-                    ("http://:8088 {", format!("http://:{port} {{")),
-                )
-            }
-        };
-        let path = tools::root().join("docs/gateways").join(file);
-        let mut text = std::fs::read_to_string(path).unwrap();
+    pub fn config(self, server: &Server, upstream: &Upstream, listen: &str) -> String {
         let here = server.url().trim_start_matches("http://").to_owned();
-        let changes = [
-            ("127.0.0.1:8080", here),
-            place,
-            ("https://api.anthropic.com", upstream.to_owned()),
-        ];
-        for (from, to) in changes {
-            assert!(text.contains(from), "{file} names no {from}");
-            text = text.replace(from, &to);
+        let (url, port) = (format!("http://{}", upstream.address), port(listen));
+        let known = [("127.0.0.1:8080", here), ("https://api.anthropic.com", url)];
+        match self {
+            Self::Nginx => {
+                let place = ("listen 127.0.0.1:8088;", format!("listen {listen};"));
+                changed("nginx.conf", &[&known[..], &[place]].concat())
+            }
+            Self::Caddy => {
+                let place = ("http://:8088 {", format!("http://:{port} {{"));
+                changed("Caddyfile", &[&known[..], &[place]].concat())
+            }
+            Self::Envoy => envoy_config(server, upstream, listen),
         }
-        text
     }
 
     /// Runs it with a configuration made of the shipped one.
@@ -269,8 +263,7 @@ impl Proxy {
     ) -> Option<Gateway> {
         let program = self.program(test)?;
         let listen = tools::lasting_address();
-        let url = format!("http://{}", upstream.address);
-        let text = change(self.shipped(server, &url, &listen));
+        let text = change(self.config(server, upstream, &listen));
         let home = server
             .site()
             .home()
@@ -279,6 +272,7 @@ impl Proxy {
         let command = match self {
             Self::Nginx => nginx(&program, &home, &text),
             Self::Caddy => caddy(&program, &home, &text),
+            Self::Envoy => envoy(&program, &home, &text),
         };
         Some(started(command, home.join("log"), &listen).await)
     }
@@ -290,6 +284,56 @@ impl Proxy {
         let gateway = self.start(test, &server, &upstream, |text| text).await?;
         Some((server, upstream, gateway))
     }
+}
+
+/// A file of docs/gateways with other words in place of these, all of which it has.
+fn changed(file: &str, changes: &[(&str, String)]) -> String {
+    let path = tools::root().join("docs/gateways").join(file);
+    let mut text = std::fs::read_to_string(path).unwrap();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{file} names no {from}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').unwrap().1
+}
+
+/// The test script installs it beside Python.
+fn envoy_program() -> Result<PathBuf, String> {
+    let path = python().with_file_name("envoy");
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{} is missing; scripts/test installs it",
+            path.display()
+        ))
+    }
+}
+
+/// Without TLS, which comes last in the file: the upstream of the tests has none.
+fn envoy_config(server: &Server, upstream: &Upstream, listen: &str) -> String {
+    let at = |address: &str| format!("address: 127.0.0.1, port_value: {}", port(address));
+    let url = server.url();
+    let name = "host_rewrite_literal: api.anthropic.com";
+    let text = changed(
+        "envoy.yaml",
+        &[
+            ("http://127.0.0.1:8080", url.clone()),
+            ("address: 127.0.0.1, port_value: 8080", at(&url)),
+            ("address: 127.0.0.1, port_value: 8088", at(listen)),
+            (
+                "address: api.anthropic.com, port_value: 443",
+                at(&upstream.address),
+            ),
+            (name, format!("host_rewrite_literal: {}", upstream.address)),
+        ],
+    );
+    let (plain, _) = text.split_once("      # TLS,").unwrap();
+    plain.to_owned()
 }
 
 async fn started(mut command: Command, log: PathBuf, listen: &str) -> Gateway {
@@ -342,6 +386,22 @@ fn caddy(program: &Path, home: &Path, shipped: &str) -> Command {
         .env("HOME", home)
         .env("XDG_DATA_HOME", home)
         .env("XDG_CONFIG_HOME", home);
+    command
+}
+
+fn envoy(program: &Path, home: &Path, shipped: &str) -> Command {
+    let file = home.join("envoy.yaml");
+    std::fs::write(&file, shipped).unwrap();
+    let mut command = Command::new(program);
+    command.arg("-c").arg(&file);
+    // Others may run beside it.
+    command.args([
+        "--use-dynamic-base-id",
+        "--concurrency",
+        "1",
+        "-l",
+        "warning",
+    ]);
     command
 }
 

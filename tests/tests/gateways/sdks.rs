@@ -12,6 +12,7 @@ use crate::verifiers::{installed, python};
 on_both_stores!(
     every_call_of_an_sdk_succeeds_behind_nginx,
     every_call_of_an_sdk_succeeds_behind_caddy,
+    every_call_of_an_sdk_succeeds_behind_envoy,
 );
 
 const CALLS: usize = 20;
@@ -76,5 +77,11 @@ async fn every_call_of_an_sdk_succeeds_behind_nginx(world: &World) {
 async fn every_call_of_an_sdk_succeeds_behind_caddy(world: &World) {
     for sdk in ["anthropic", "openai", "litellm-openai"] {
         every_call_succeeds(world, Proxy::Caddy, sdk, 2).await;
+    }
+}
+
+async fn every_call_of_an_sdk_succeeds_behind_envoy(world: &World) {
+    for sdk in ["anthropic", "openai"] {
+        every_call_succeeds(world, Proxy::Envoy, sdk, 2).await;
     }
 }
