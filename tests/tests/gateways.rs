@@ -63,6 +63,42 @@ async fn streams(gateway: &Gateway, upstream: &Upstream, bearer: &str) {
     assert_eq!(second, "data: two\n\n");
 }
 
+/// The train's only account is replaced by one with another header, and by another vendor's.
+async fn credentials_keep_to_their_header_and_upstream(
+    admin: &User,
+    account: &str,
+    upstream: &Upstream,
+    url: &str,
+    token: &str,
+) {
+    // A credential in the other header leaves nothing in the first one's.
+    let replace = async |from: &str, to: &serde_json::Value| {
+        let call = admin.post(&format!("/v1/accounts/{from}/replace"));
+        call.json(to).expect(201).await.text("/id")
+    };
+    let mut other = json!({
+        "name": "one", "provider": "anthropic", "header": {"name": "authorization", "scheme": "Bearer"},
+        "credential_type": "api_key", "api_key": OTHER_KEY,
+    });
+    let account = replace(account, &other).await;
+    assert_eq!(ask(url, &[("x-api-key", token)]).await.status, 200);
+    assert_eq!(upstream.last("x-api-key"), Vec::<String>::new());
+    let lent = format!("bearer {OTHER_KEY}");
+    assert_eq!(upstream.last("authorization"), [lent.as_str()]);
+
+    // Another vendor's key does not go to this upstream.
+    let passed = upstream.heads().len();
+    other["provider"] = json!("openai");
+    let account = replace(&account, &other).await;
+    let got = ask(url, &[("x-api-key", token)]).await;
+    assert_eq!(got.status, 403, "{got:?}");
+    assert_eq!(got.problem()["code"], "no_account_of_upstream", "{got:?}");
+    assert_eq!(upstream.heads().len(), passed, "a credential went astray");
+    other["provider"] = json!("anthropic");
+    replace(&account, &other).await;
+    assert_eq!(ask(url, &[("x-api-key", token)]).await.status, 200);
+}
+
 async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     let Line {
         admin,
@@ -113,32 +149,7 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     assert_eq!(upstream.heads().len(), passed, "a refused request went on");
     assert_eq!(ask(&url, &[("authorization", &bearer)]).await.status, 200);
 
-    // A credential in the other header leaves nothing in the first one's.
-    let replace = async |from: &str, to: &serde_json::Value| {
-        let call = admin.post(&format!("/v1/accounts/{from}/replace"));
-        call.json(to).expect(201).await.text("/id")
-    };
-    let mut other = json!({
-        "name": "one", "provider": "anthropic", "header": {"name": "authorization", "scheme": "Bearer"},
-        "credential_type": "api_key", "api_key": OTHER_KEY,
-    });
-    let account = replace(&account, &other).await;
-    assert_eq!(ask(&url, &[("x-api-key", &token)]).await.status, 200);
-    assert_eq!(upstream.last("x-api-key"), Vec::<String>::new());
-    let lent = format!("bearer {OTHER_KEY}");
-    assert_eq!(upstream.last("authorization"), [lent.as_str()]);
-
-    // Another vendor's key does not go to this upstream.
-    let passed = upstream.heads().len();
-    other["provider"] = json!("openai");
-    let account = replace(&account, &other).await;
-    let got = ask(&url, &[("x-api-key", &token)]).await;
-    assert_eq!(got.status, 403, "{got:?}");
-    assert_eq!(got.problem()["code"], "no_account_of_upstream", "{got:?}");
-    assert_eq!(upstream.heads().len(), passed, "a credential went astray");
-    other["provider"] = json!("anthropic");
-    replace(&account, &other).await;
-    assert_eq!(ask(&url, &[("x-api-key", &token)]).await.status, 200);
+    credentials_keep_to_their_header_and_upstream(&admin, &account, upstream, &url, &token).await;
 
     let passed = upstream.heads().len();
     let path = format!("/v1/trains/chat/tokens/{token_id}");

@@ -342,6 +342,7 @@ macro_rules! operations {
                     method = $name,
                     operation_id = $id
                 )]
+                #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
                 async fn $method(
                     &self,
                     who: ProxiedTrainToken,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -131,7 +132,7 @@ async fn answer(stream: TcpStream, manners: Arc<Manners>) {
         .find_map(|l| l.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |text| text.parse().unwrap())];
     stream.read_exact(&mut body).await.unwrap();
-    head.push_str(&format!("body-bytes: {}\n", body.len()));
+    writeln!(head, "body-bytes: {}", body.len()).unwrap();
     let streams = head.starts_with("get /stream");
     let answer = answer_to(&head, &manners);
     manners.heads.lock().unwrap().push(head);
@@ -263,16 +264,16 @@ impl Proxy {
     ) -> Option<Gateway> {
         let program = self.program(test)?;
         let listen = tools::lasting_address();
-        let text = change(self.config(server, upstream, &listen));
+        let config = change(self.config(server, upstream, &listen));
         let home = server
             .site()
             .home()
             .join(format!("{self:?}-{}", tools::word()));
         std::fs::create_dir_all(&home).unwrap();
         let command = match self {
-            Self::Nginx => nginx(&program, &home, &text),
-            Self::Caddy => caddy(&program, &home, &text),
-            Self::Envoy => envoy(&program, &home, &text),
+            Self::Nginx => nginx(&program, &home, &config),
+            Self::Caddy => caddy(&program, &home, &config),
+            Self::Envoy => envoy(&program, &home, &config),
         };
         Some(started(command, home.join("log"), &listen).await)
     }

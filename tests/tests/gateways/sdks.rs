@@ -73,7 +73,7 @@ async fn every_call_of_an_sdk_succeeds_behind_nginx(world: &World) {
     }
 }
 
-/// With the two tries more that the SDKs of Anthropic and OpenAI have by default.
+/// With the two tries more that these SDKs have by default.
 async fn every_call_of_an_sdk_succeeds_behind_caddy(world: &World) {
     for sdk in ["anthropic", "openai", "litellm-openai"] {
         every_call_succeeds(world, Proxy::Caddy, sdk, 2).await;

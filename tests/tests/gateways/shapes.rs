@@ -158,7 +158,7 @@ async fn whatever_name_a_client_asks_for_it_needs_a_token(world: &World) {
                 (200, "{\"ok\":true}"),
                 "{proxy:?} {host}"
             );
-            assert_eq!(upstream.last("host"), [upstream.address.clone()]);
+            assert_eq!(upstream.last("host"), [upstream.address.as_str()]);
         }
     }
 }

@@ -24,7 +24,7 @@ async fn account(publisher: &Publisher, name: &str, provider: &str, url: &str) -
     made.expect(201).await.text("/id")
 }
 
-/// A train with two accounts of OpenAI's and one of Anthropic's behind them.
+/// A train with two accounts of one provider and one of another behind them.
 async fn mixed(publisher: &Publisher) -> (Vec<String>, User) {
     let accounts = vec![
         account(publisher, "o1", "openai", OPENAI).await,
