@@ -12,7 +12,10 @@ use domain::{
     id::{AccountId, Id as _, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
 };
-use persistence::{Exhausted, Lent, LentBy, Principal, Report, StoreError, Wish};
+use persistence::{
+    Exhausted, Lent, LentBy, Principal, Report, StoreError, Upstream, Upstreams, Wish,
+};
+use url::Url;
 
 use crate::{
     auth::TrainToken,
@@ -31,7 +34,11 @@ use views::{Lending, ReportRequest, ResolveRequest};
 pub const DOCS: &[OperationDoc] = &[
     OperationDoc {
         operation_id: "resolve",
-        codes: &[Code::TrainDisabled, Code::TrainExhausted],
+        codes: &[
+            Code::TrainDisabled,
+            Code::TrainExhausted,
+            Code::NoAccountOfUpstream,
+        ],
     },
     OperationDoc {
         operation_id: "report",
@@ -42,24 +49,64 @@ pub const DOCS: &[OperationDoc] = &[
 /// What a caller asks for.
 #[derive(Debug, Default)]
 struct Asked {
+    provider: Option<String>,
+    /// Without a slash at its end, as accounts have it.
+    base_url: Option<String>,
+    /// Whether the caller sends all its requests to one upstream, whatever the answer says of it.
+    has_one_upstream: bool,
     model: Option<String>,
     exclude: Vec<AccountId>,
     client_key: Option<String>,
 }
 
-impl From<ResolveRequest> for Asked {
+impl Asked {
     /// An identifier that is none of ours excludes as little as one of nothing.
-    fn from(request: ResolveRequest) -> Self {
+    fn of(request: ResolveRequest) -> Result<Self, ApiError> {
         let exclude = request.exclude.unwrap_or_default();
-        Self {
+        let base_url = request.base_url.as_deref().map(base_url).transpose();
+        let fault = || Problem::field("/base_url", "format", NO_URL);
+        Ok(Self {
+            provider: request.provider,
+            base_url: base_url.map_err(|NoUrl| fault())?,
+            has_one_upstream: false,
             model: request.model,
             exclude: exclude
                 .iter()
                 .filter_map(|id| AccountId::parse(id))
                 .collect(),
             client_key: request.client_key,
+        })
+    }
+
+    fn upstream(&self) -> Upstream<'_> {
+        Upstream {
+            provider: self.provider.as_deref(),
+            base_url: self.base_url.as_deref(),
         }
     }
+
+    /// Refuses what no account of the train may be lent for: a credential goes to its own upstream
+    /// and to no other (docs/adr/0035-a-gateway-names-its-upstream.md).
+    fn check(&self, by: &LentBy) -> Result<(), ApiError> {
+        let upstream = self.upstream();
+        let is_named = upstream != Upstream::default();
+        match by.upstreams(&upstream) {
+            Upstreams::None if is_named => Err(Code::NoAccountOfUpstream.into()),
+            Upstreams::Several if self.has_one_upstream => Err(Code::SeveralUpstreams.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// It is no URL.
+struct NoUrl;
+
+const NO_URL: &str = "It is no URL.";
+
+/// A base URL in the form that accounts have.
+fn base_url(text: &str) -> Result<String, NoUrl> {
+    let url = Url::parse(text).map_err(|_| NoUrl)?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 fn train_of(who: &Principal) -> Result<TrainId, ApiError> {
@@ -95,7 +142,9 @@ async fn lend(
     let (mut tried, mut away, mut outside) = (Vec::new(), None::<StoreError>, None);
     loop {
         let (by, now) = (lending(app, who).await?, app.store.now());
+        asked.check(&by)?;
         let wish = Wish {
+            upstream: asked.upstream(),
             model: asked.model.as_deref(),
             exclude: &asked.exclude,
             client: asked.client_key.as_deref(),
@@ -177,6 +226,15 @@ fn describe(out: Out) -> String {
     }
 }
 
+/// Takes a report of one of the train's accounts.
+async fn report(app: &App, who: &Principal, report: &Report) -> Result<(), ApiError> {
+    let scoped = app.store.scoped(&who.scope);
+    scoped
+        .report(train_of(who)?, who.credential, report)
+        .await?;
+    Ok(())
+}
+
 /// When the caller should ask again: soon, and before the credential expires.
 fn ask_again_at(lent: &Lent, now: Timestamp) -> Timestamp {
     let soon = now.plus(ASK_AGAIN_AFTER);
@@ -202,7 +260,8 @@ impl Resolve {
         request: &RequestContext,
         body: OptionalBody<ResolveRequest>,
     ) -> Result<Ok<Lending>, ApiError> {
-        let lent = lend(&self.app, request, &who.0, &body.0.into()).await?;
+        let asked = Asked::of(body.0)?;
+        let lent = lend(&self.app, request, &who.0, &asked).await?;
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 
@@ -219,10 +278,7 @@ impl Resolve {
         body: Body<ReportRequest>,
     ) -> Result<NoContent, ApiError> {
         lending(&self.app, &who.0).await?;
-        let report: Report = body.0.parse()?;
-        let scoped = self.app.store.scoped(&who.0.scope);
-        let (train, token) = (train_of(&who.0)?, who.0.credential);
-        scoped.report(train, token, &report).await?;
+        report(&self.app, &who.0, &body.0.parse()?).await?;
         Ok(no_content().into())
     }
 }

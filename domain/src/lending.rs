@@ -64,6 +64,18 @@ impl Outcome {
         Self::ALL.into_iter().find(|one| one.as_str() == text)
     }
 
+    /// What the status of an upstream's answer says about the account that was used; `None` if it
+    /// says nothing.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Option<Self> {
+        match status {
+            429 | 529 => Some(Self::RateLimited),
+            401 | 403 => Some(Self::Unauthorized),
+            500..=599 => Some(Self::Failed),
+            _ => None,
+        }
+    }
+
     /// How long the account rests after it; `None` if it need not.
     #[must_use]
     pub fn rest(self, retry_after: Option<Duration>) -> Option<Duration> {

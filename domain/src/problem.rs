@@ -58,6 +58,9 @@ codes! {
     /// A list cursor was not made by us, for this list.
     InvalidCursor = "invalid_cursor", 400, "The cursor is not valid for this list",
         "Start again without a cursor; keep the other parameters the same from page to page.";
+    /// Two tokens of trains came with one request.
+    TwoTokens = "two_tokens", 400, "Two different train tokens were sent",
+        "Send one train token, as `Authorization: Bearer` or as `x-api-key`.";
     /// No credential, or none that is live.
     Unauthenticated = "unauthenticated", 401, "A valid token is needed",
         "Send a live token as `Authorization: Bearer`. Missing, malformed, unknown, expired and revoked tokens are answered alike.";
@@ -70,6 +73,12 @@ codes! {
     /// The train lends nothing for now.
     TrainDisabled = "train_disabled", 403, "The train is disabled",
         "Its publisher can enable it.";
+    /// None of the train's accounts is of the upstream that was asked for.
+    NoAccountOfUpstream = "no_account_of_upstream", 403, "The train has no account of that upstream",
+        "Add an account of that provider or base URL to the train, or use the gateway of another upstream.";
+    /// A proxy serves one upstream, and did not say which.
+    SeveralUpstreams = "several_upstreams", 403, "The train has accounts of several upstreams",
+        "Let the proxy say with `provider` or `base_url` which upstream it serves.";
     /// Said to a proxy that knows no other status.
     NothingToLend = "nothing_to_lend", 403, "No credential can be lent now",
         "`X-Stationmaster-Status` says which status it would be for a caller that knows more of them.";

@@ -171,15 +171,21 @@ impl Response {
     /// is past; nothing for what is neither. Unbounded: callers have limits of their own.
     #[must_use]
     pub fn asked_wait(&self, now_ms: i64) -> Option<Duration> {
-        let text = self.retry_after.as_deref()?.trim();
-        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            // More digits than fit mean more than anybody waits.
-            return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-        }
-        let at = httpdate::parse_http_date(text).ok()?;
-        let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(now_ms).unwrap_or(0));
-        Some(at.duration_since(now).unwrap_or_default())
+        asked_wait(self.retry_after.as_deref()?, now_ms)
     }
+}
+
+/// How long a `Retry-After` asks to wait; see [`Response::asked_wait`].
+#[must_use]
+pub fn asked_wait(retry_after: &str, now_ms: i64) -> Option<Duration> {
+    let text = retry_after.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit mean more than anybody waits.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(now_ms).unwrap_or(0));
+    Some(at.duration_since(now).unwrap_or_default())
 }
 
 impl fmt::Debug for Response {

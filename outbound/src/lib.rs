@@ -25,7 +25,7 @@ mod stream;
 mod tls;
 
 pub use client::{
-    Client, ClientLimits, KEEP_BYTES_DEFAULT, READ_BYTES_MAX_DEFAULT, Request, Response,
+    Client, ClientLimits, KEEP_BYTES_DEFAULT, READ_BYTES_MAX_DEFAULT, Request, Response, asked_wait,
 };
 pub use excerpt::{EXCERPT_BYTES_MAX, mask_secrets, safe_excerpt};
 pub use failure::{Failure, Phase};

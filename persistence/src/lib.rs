@@ -62,7 +62,7 @@ pub use trains::{
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
     import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish},
     lending::{
-        Exhausted, Lent, LentBy, Wish,
+        Exhausted, Lent, LentBy, Upstream, Upstreams, Wish,
         reports::Report,
         shown::{AccountCooldown, Reporter},
     },

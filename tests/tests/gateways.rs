@@ -1,225 +1,25 @@
 //! AI gateways: real proxies, with the configurations that docs/gateways ships, between clients
 //! that hold a train token and an upstream that is to see an account's credential and nothing else.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod failover;
+mod house;
+mod sdks;
+mod shapes;
+
+use std::{process::Stdio, time::Duration};
 
 use serde_json::json;
 use tests::{Publisher, Server, User, World, keeping_client, on_both_stores, skip, tools};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
-    process::{Child, Command},
-    sync::Notify,
-    task::JoinHandle,
-};
+use tokio::process::Command;
+
+use house::{API_KEY, Gateway, OTHER_KEY, Proxy, Upstream, account, ask, program};
 
 on_both_stores!(
     nginx_lends_a_credential_and_never_shows_it,
     caddy_lends_a_credential_and_never_shows_it,
+    envoy_lends_a_credential_and_never_shows_it,
     the_page_leads_from_an_api_key_to_a_gateway,
 );
-
-const API_KEY: &str = "sk-upstream-9f8e7d6c5b4a39281706f5e4d3c2b1a0";
-const OTHER_KEY: &str = "sk-upstream-00112233445566778899aabbccddeeff";
-
-/// What an upstream was asked: the head, in lower case.
-type Heads = Arc<Mutex<Vec<String>>>;
-
-/// An upstream that notes what it is asked. At `/stream` it sends one event, and another one once
-/// it is told to.
-struct Upstream {
-    address: String,
-    heads: Heads,
-    go_on: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Upstream {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (heads, go_on) = (Heads::default(), Arc::new(Notify::new()));
-        let (noted, told) = (Arc::clone(&heads), Arc::clone(&go_on));
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(stream, Arc::clone(&noted), Arc::clone(&told)));
-            }
-        });
-        Self {
-            address,
-            heads,
-            go_on,
-            task,
-        }
-    }
-
-    fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
-    }
-
-    /// The values of a header in the last request.
-    fn last(&self, header: &str) -> Vec<String> {
-        let head = self.heads().pop().unwrap();
-        let lines = head.lines();
-        let values = lines.filter_map(|line| line.strip_prefix(&format!("{header}: ")));
-        values.map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn answer(stream: TcpStream, heads: Heads, go_on: Arc<Notify>) {
-    let mut stream = BufReader::new(stream);
-    let mut head = String::new();
-    loop {
-        let mut line = String::new();
-        match stream.read_line(&mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) if line == "\r\n" => break,
-            Ok(_) => head.push_str(&line.to_lowercase().replace("\r\n", "\n")),
-        }
-    }
-    let length = head
-        .lines()
-        .find_map(|l| l.strip_prefix("content-length: "));
-    let mut body = vec![0; length.map_or(0, |text| text.parse().unwrap())];
-    stream.read_exact(&mut body).await.unwrap();
-    let streams = head.starts_with("get /stream");
-    heads.lock().unwrap().push(head);
-    let stream = stream.get_mut();
-    if streams {
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(b"b\r\ndata: one\n\n\r\n").await.unwrap();
-        go_on.notified().await;
-        let rest = b"b\r\ndata: two\n\n\r\n0\r\n\r\n";
-        stream.write_all(rest).await.unwrap();
-    } else {
-        let text = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\nconnection: close\r\n\r\n{\"ok\":true}";
-        stream.write_all(text.as_bytes()).await.unwrap();
-    }
-    let _ = stream.shutdown().await;
-}
-
-/// A proxy that runs. Ended when dropped.
-struct Gateway {
-    url: String,
-    _child: Child,
-}
-
-/// A configuration of docs/gateways, with the addresses of this test.
-fn shipped(file: &str, server: &Server, upstream: &Upstream, listen: &str) -> String {
-    let path = tools::root().join("docs/gateways").join(file);
-    let mut text = std::fs::read_to_string(path).unwrap();
-    let here = server.url().trim_start_matches("http://").to_owned();
-    let changes = [
-        ("127.0.0.1:8080", here),
-        ("127.0.0.1:8088", listen.to_owned()),
-        (
-            "https://api.anthropic.com",
-            format!("http://{}", upstream.address),
-        ),
-    ];
-    for (from, to) in changes {
-        assert!(text.contains(from), "{file} names no {from}");
-        text = text.replace(from, &to);
-    }
-    text
-}
-
-/// Where a proxy is, by the variable that the test script sets.
-fn program(variable: &str) -> Result<PathBuf, String> {
-    let found = std::env::var_os(variable);
-    found
-        .map(PathBuf::from)
-        .ok_or_else(|| format!("{variable} names no program"))
-}
-
-async fn started(mut command: Command, log: &Path, listen: &str) -> Gateway {
-    let file = std::fs::File::create(log).unwrap();
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().unwrap())
-        .stderr(file)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let said = || std::fs::read_to_string(log).unwrap_or_default();
-    for _ in 0..3000 {
-        if TcpStream::connect(listen).await.is_ok() {
-            return Gateway {
-                url: format!("http://{listen}"),
-                _child: child,
-            };
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the proxy does not listen: {}", said());
-}
-
-async fn nginx(program: PathBuf, server: &Server, upstream: &Upstream) -> Gateway {
-    let home = server.site().home().join("nginx");
-    std::fs::create_dir_all(&home).unwrap();
-    let listen = tools::lasting_address();
-    let here = home.display();
-    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("    {kind}_temp_path {here}/{kind};\n"))
-        .concat();
-    let shipped = shipped("nginx.conf", server, upstream, &listen);
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {here}/pid;\nerror_log stderr warn;\n\
-         events {{ worker_connections 256; }}\n\
-         http {{\n    access_log off;\n{temporary}{shipped}}}\n"
-    );
-    let file = home.join("nginx.conf");
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new(program);
-    command.arg("-p").arg(&home).arg("-c").arg(&file);
-    started(command, &home.join("log"), &listen).await
-}
-
-async fn caddy(program: PathBuf, server: &Server, upstream: &Upstream) -> Gateway {
-    let home = server.site().home().join("caddy");
-    std::fs::create_dir_all(&home).unwrap();
-    let listen = tools::lasting_address();
-    let file = home.join("Caddyfile");
-    std::fs::write(&file, shipped("Caddyfile", server, upstream, &listen)).unwrap();
-    let mut command = Command::new(program);
-    command
-        .args(["run", "--adapter", "caddyfile", "--config"])
-        .arg(&file)
-        .env("HOME", &home)
-        .env("XDG_DATA_HOME", &home)
-        .env("XDG_CONFIG_HOME", &home);
-    started(command, &home.join("log"), &listen).await
-}
-
-/// What a client got: status, `Retry-After`, body.
-async fn ask(url: &str, headers: &[(&str, &str)]) -> (u16, Option<String>, String) {
-    let mut request = keeping_client().post(url).body("{\"model\":\"m\"}");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let answer = request.send().await.unwrap();
-    let status = answer.status().as_u16();
-    let headers = format!("{:?}", answer.headers());
-    let retry = answer.headers().get("retry-after");
-    let retry = retry.map(|value| value.to_str().unwrap().to_owned());
-    let body = answer.text().await.unwrap();
-    for key in [API_KEY, OTHER_KEY] {
-        assert!(!headers.contains(key) && !body.contains(key), "{status}");
-    }
-    (status, retry, body)
-}
 
 /// A train with one account that sends `x-api-key`; its token's text and identifier.
 struct Line {
@@ -229,16 +29,10 @@ struct Line {
     token_id: String,
 }
 
-async fn line(server: &Server, upstream: &Upstream) -> Line {
+async fn line(server: &Server) -> Line {
     let publisher = Publisher::create(&server.operator(), "acme").await;
     let admin = publisher.admin;
-    let base_url = format!("http://{}", upstream.address);
-    let account = json!({
-        "name": "one", "provider": "anthropic", "base_url": base_url,
-        "credential_type": "api_key", "api_key": API_KEY,
-    });
-    let account = admin.post("/v1/accounts").json(&account).expect(201).await;
-    let account = account.text("/id");
+    let account = account(&admin, "anthropic", "one", API_KEY).await;
     let train = json!({"slug": "chat"});
     admin.post("/v1/trains").json(&train).expect(201).await;
     let mapping = json!([{"account_id": account, "priority": 0}]);
@@ -264,9 +58,45 @@ async fn streams(gateway: &Gateway, upstream: &Upstream, bearer: &str) {
     assert_eq!(answer.status(), 200);
     let first = answer.chunk().await.unwrap().unwrap();
     assert_eq!(first, "data: one\n\n");
-    upstream.go_on.notify_one();
+    upstream.go_on();
     let second = answer.chunk().await.unwrap().unwrap();
     assert_eq!(second, "data: two\n\n");
+}
+
+/// The train's only account is replaced by one with another header, and by another vendor's.
+async fn credentials_keep_to_their_header_and_upstream(
+    admin: &User,
+    account: &str,
+    upstream: &Upstream,
+    url: &str,
+    token: &str,
+) {
+    // A credential in the other header leaves nothing in the first one's.
+    let replace = async |from: &str, to: &serde_json::Value| {
+        let call = admin.post(&format!("/v1/accounts/{from}/replace"));
+        call.json(to).expect(201).await.text("/id")
+    };
+    let mut other = json!({
+        "name": "one", "provider": "anthropic", "header": {"name": "authorization", "scheme": "Bearer"},
+        "credential_type": "api_key", "api_key": OTHER_KEY,
+    });
+    let account = replace(account, &other).await;
+    assert_eq!(ask(url, &[("x-api-key", token)]).await.status, 200);
+    assert_eq!(upstream.last("x-api-key"), Vec::<String>::new());
+    let lent = format!("bearer {OTHER_KEY}");
+    assert_eq!(upstream.last("authorization"), [lent.as_str()]);
+
+    // Another vendor's key does not go to this upstream.
+    let passed = upstream.heads().len();
+    other["provider"] = json!("openai");
+    let account = replace(&account, &other).await;
+    let got = ask(url, &[("x-api-key", token)]).await;
+    assert_eq!(got.status, 403, "{got:?}");
+    assert_eq!(got.problem()["code"], "no_account_of_upstream", "{got:?}");
+    assert_eq!(upstream.heads().len(), passed, "a credential went astray");
+    other["provider"] = json!("anthropic");
+    replace(&account, &other).await;
+    assert_eq!(ask(url, &[("x-api-key", token)]).await.status, 200);
 }
 
 async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
@@ -275,16 +105,16 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
         account,
         token,
         token_id,
-    } = line(server, upstream).await;
+    } = line(server).await;
     let url = format!("{}/v1/messages", gateway.url);
     let bearer = format!("Bearer {token}");
 
-    let (status, _, body) = ask(&url, &[("authorization", &bearer)]).await;
-    assert_eq!((status, body.as_str()), (200, "{\"ok\":true}"));
+    let got = ask(&url, &[("authorization", &bearer)]).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "{\"ok\":true}"));
     assert_eq!(upstream.last("x-api-key"), [API_KEY]);
     assert_eq!(upstream.last("authorization"), Vec::<String>::new());
     // The form in which Anthropic's own clients send it.
-    assert_eq!(ask(&url, &[("x-api-key", &token)]).await.0, 200);
+    assert_eq!(ask(&url, &[("x-api-key", &token)]).await.status, 200);
     assert_eq!(upstream.last("x-api-key"), [API_KEY]);
     streams(gateway, upstream, &bearer).await;
     for head in upstream.heads() {
@@ -292,8 +122,11 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
     }
 
     let passed = upstream.heads().len();
-    assert_eq!(ask(&url, &[]).await.0, 401);
-    assert_eq!(ask(&url, &[("authorization", "Bearer ptk_x")]).await.0, 401);
+    assert_eq!(ask(&url, &[]).await.status, 401);
+    assert_eq!(
+        ask(&url, &[("authorization", "Bearer ptk_x")]).await.status,
+        401
+    );
     // No account is left: the client is told when to come again.
     let report = json!({"account_id": account, "outcome": "rate_limited", "retry_after": 120});
     let client = admin.with_token(&token);
@@ -302,9 +135,10 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
         .json(&report)
         .expect(204)
         .await;
-    let (status, retry, _) = ask(&url, &[("authorization", &bearer)]).await;
-    assert_eq!(status, 429);
-    let seconds: u64 = retry.unwrap().parse().unwrap();
+    let got = ask(&url, &[("authorization", &bearer)]).await;
+    assert_eq!(got.status, 429, "{got:?}");
+    assert_eq!(got.problem()["code"], "train_exhausted", "{got:?}");
+    let seconds: u64 = got.retry_after.unwrap().parse().unwrap();
     assert!((1..=120).contains(&seconds), "{seconds}");
     let report = json!({"account_id": account, "outcome": "ok"});
     client
@@ -313,26 +147,14 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
         .expect(204)
         .await;
     assert_eq!(upstream.heads().len(), passed, "a refused request went on");
-    assert_eq!(ask(&url, &[("authorization", &bearer)]).await.0, 200);
+    assert_eq!(ask(&url, &[("authorization", &bearer)]).await.status, 200);
 
-    // Another provider's header takes the first one's place.
-    let other = json!({
-        "name": "one", "provider": "openai", "base_url": format!("http://{}", upstream.address),
-        "credential_type": "api_key", "api_key": OTHER_KEY,
-    });
-    let call = admin.post(&format!("/v1/accounts/{account}/replace"));
-    call.json(&other).expect(201).await;
-    assert_eq!(ask(&url, &[("x-api-key", &token)]).await.0, 200);
-    assert_eq!(upstream.last("x-api-key"), Vec::<String>::new());
-    assert_eq!(
-        upstream.last("authorization"),
-        [format!("bearer {OTHER_KEY}")]
-    );
+    credentials_keep_to_their_header_and_upstream(&admin, &account, upstream, &url, &token).await;
 
     let passed = upstream.heads().len();
     let path = format!("/v1/trains/chat/tokens/{token_id}");
     admin.delete(&path).expect(204).await;
-    assert_eq!(ask(&url, &[("authorization", &bearer)]).await.0, 401);
+    assert_eq!(ask(&url, &[("authorization", &bearer)]).await.status, 401);
     assert_eq!(
         upstream.heads().len(),
         passed,
@@ -341,24 +163,23 @@ async fn story(server: &Server, upstream: &Upstream, gateway: &Gateway) {
 }
 
 async fn nginx_lends_a_credential_and_never_shows_it(world: &World) {
-    match program("STATIONMASTER_TEST_NGINX") {
-        Err(reason) => skip("nginx_lends_a_credential", &reason),
-        Ok(program) => {
-            let (server, upstream) = (world.start().await, Upstream::start().await);
-            let gateway = nginx(program, &server, &upstream).await;
-            story(&server, &upstream, &gateway).await;
-        }
+    let house = Proxy::Nginx.house("nginx_lends_a_credential", world).await;
+    if let Some((server, upstream, gateway)) = house {
+        story(&server, &upstream, &gateway).await;
     }
 }
 
 async fn caddy_lends_a_credential_and_never_shows_it(world: &World) {
-    match program("STATIONMASTER_TEST_CADDY") {
-        Err(reason) => skip("caddy_lends_a_credential", &reason),
-        Ok(program) => {
-            let (server, upstream) = (world.start().await, Upstream::start().await);
-            let gateway = caddy(program, &server, &upstream).await;
-            story(&server, &upstream, &gateway).await;
-        }
+    let house = Proxy::Caddy.house("caddy_lends_a_credential", world).await;
+    if let Some((server, upstream, gateway)) = house {
+        story(&server, &upstream, &gateway).await;
+    }
+}
+
+async fn envoy_lends_a_credential_and_never_shows_it(world: &World) {
+    let house = Proxy::Envoy.house("envoy_lends_a_credential", world).await;
+    if let Some((server, upstream, gateway)) = house {
+        story(&server, &upstream, &gateway).await;
     }
 }
 
@@ -391,7 +212,7 @@ async fn the_page_leads_from_an_api_key_to_a_gateway(world: &World) {
     std::fs::create_dir_all(home.join("docs/gateways")).unwrap();
     std::fs::create_dir_all(home.join("bin")).unwrap();
     std::os::unix::fs::symlink(program, home.join("bin/nginx")).unwrap();
-    let config = shipped("nginx.conf", &server, &upstream, &listen);
+    let config = Proxy::Nginx.config(&server, &upstream, &listen);
     std::fs::write(home.join("docs/gateways/nginx.conf"), config).unwrap();
     let script = page()
         .replace("127.0.0.1:8080", &here)

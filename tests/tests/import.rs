@@ -561,6 +561,12 @@ async fn clients_keep_their_keys_until_they_are_revoked(world: &World) {
             },
         );
         assert_eq!(lent.await["headers"]["x-api-key"], upstream);
+        // In either header, whatever the other one holds.
+        for (bearer, beside) in [(key.as_str(), "sk-other"), ("sk-other", key.as_str())] {
+            let call = server.user(bearer).get("/v1/forward-auth/train");
+            let call = call.header("x-api-key", beside).repeats_a_secret();
+            assert_eq!(call.expect(200).await.header("x-api-key"), upstream);
+        }
     }
 
     // Revoked is revoked, whatever the files say.

@@ -144,7 +144,7 @@ async fn ask_program(name: &str, (program, arguments): (PathBuf, &[&str]), case:
     said
 }
 
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let given = std::env::var_os("STATIONMASTER_TEST_PYTHON").map(PathBuf::from);
     given.unwrap_or_else(|| tools::root().join("target/venv/bin/python"))
 }

@@ -22,6 +22,12 @@ const EXAMPLE_ACCOUNT: &str = "acc_01h455vb4pex5vsknk084sn02q";
     skip_serializing_if_is_none
 )]
 pub(super) struct ResolveRequest {
+    /// Only accounts of this provider.
+    #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    pub(super) provider: Option<String>,
+    /// Only accounts with this base URL.
+    #[oai(validator(min_length = 1, max_length = 2048))]
+    pub(super) base_url: Option<String>,
     /// The model that it will use: accounts that cool down for it are left out.
     #[oai(validator(min_length = 1, max_length = 200))]
     pub(super) model: Option<String>,
@@ -37,6 +43,8 @@ pub(super) struct ResolveRequest {
 impl Example for ResolveRequest {
     fn example() -> Self {
         Self {
+            provider: None,
+            base_url: None,
             model: Some("claude-opus-4-1".into()),
             exclude: None,
             client_key: Some("user-17".into()),

@@ -201,9 +201,38 @@ impl Lent {
     }
 }
 
+/// Which accounts a caller can use at all: those of the upstream to which it sends requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upstream<'a> {
+    /// Whose credential it has to be.
+    pub provider: Option<&'a str>,
+    /// Where requests go, without a slash at the end.
+    pub base_url: Option<&'a str>,
+}
+
+impl Upstream<'_> {
+    fn takes(&self, lent: &Lent) -> bool {
+        self.provider.is_none_or(|name| name == lent.provider)
+            && self.base_url.is_none_or(|url| url == lent.base_url)
+    }
+}
+
+/// To how many upstreams a train's accounts belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstreams {
+    /// There is no account.
+    None,
+    /// All have the same base URL.
+    One,
+    /// Their base URLs differ.
+    Several,
+}
+
 /// What a caller asks of a train.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish<'a> {
+    /// The upstream that it can use.
+    pub upstream: Upstream<'a>,
     /// The model that it will use.
     pub model: Option<&'a str>,
     /// Accounts that it does not want.
@@ -260,6 +289,24 @@ impl LentBy {
         self.train().enabled
     }
 
+    /// To how many upstreams those of its accounts belong that the caller can use, whether or not
+    /// they can be lent now.
+    #[must_use]
+    pub fn upstreams(&self, of: &Upstream<'_>) -> Upstreams {
+        let accounts = self.train().accounts.iter();
+        let mut urls = accounts
+            .filter(|(_, lent)| of.takes(lent))
+            .map(|(_, lent)| lent.base_url.as_str());
+        let Some(first) = urls.next() else {
+            return Upstreams::None;
+        };
+        if urls.all(|url| url == first) {
+            Upstreams::One
+        } else {
+            Upstreams::Several
+        }
+    }
+
     /// Its account of that identifier.
     fn account(&self, id: AccountId) -> Option<&Arc<Lent>> {
         let mut accounts = self.train().accounts.iter();
@@ -289,6 +336,7 @@ impl LentBy {
         let cooldowns = self.tenant.cooldowns();
         let accounts = self.train().accounts.iter();
         accounts
+            .filter(|(_, lent)| wish.upstream.takes(lent))
             .map(|(priority, lent)| Candidate {
                 account: lent.id,
                 priority: *priority,

@@ -1,13 +1,15 @@
 //! What reverse proxies ask.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{Answer, World, new_account, on_both_stores};
 
 use super::{house, lent, report};
 
+mod questions;
+
 on_both_stores!(
     a_proxy_gets_headers_to_put_in_place_of_the_clients,
-    a_client_may_send_its_token_as_a_key,
+    a_train_token_counts_in_either_header,
     a_proxy_that_knows_no_429_gets_a_403,
 );
 
@@ -21,6 +23,11 @@ fn both(answer: &Answer) -> (String, String) {
         value.to_str().unwrap().to_owned()
     };
     (header("authorization"), header("x-api-key"))
+}
+
+/// The problem in a refusal's header.
+fn told(answer: &Answer) -> Value {
+    serde_json::from_str(answer.header("x-stationmaster-problem")).unwrap()
 }
 
 async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
@@ -77,7 +84,7 @@ async fn a_proxy_gets_headers_to_put_in_place_of_the_clients(world: &World) {
     }
 }
 
-async fn a_client_may_send_its_token_as_a_key(world: &World) {
+async fn a_train_token_counts_in_either_header(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
     let (accounts, gateway) = house(&publisher, &["one"]).await;
@@ -85,11 +92,49 @@ async fn a_client_may_send_its_token_as_a_key(world: &World) {
     let by_key = |key: &str| anon.get(PATH).header("x-api-key", key).repeats_a_secret();
     let answer = by_key(gateway.token()).expect(200).await;
     assert_eq!(answer.header("x-stationmaster-account"), accounts[0]);
-    // A bearer counts alone, whatever stands beside it.
-    let beside = gateway.get(PATH).header("x-api-key", "sk-own");
-    beside.repeats_a_secret().expect(200).await;
-    let beside = by_key(gateway.token()).authorization(Some("Bearer ptk_x"));
-    beside.refused(401, "unauthenticated").await;
+    // What stands beside it is meant for somebody else, or is nothing.
+    let admin = format!("Bearer {}", publisher.admin.token());
+    for foreign in [
+        "Bearer sk-ant-own",
+        "Bearer ptk_x",
+        "",
+        "Bearer",
+        "Basic YTpi",
+        &admin,
+    ] {
+        let beside = by_key(gateway.token()).authorization(Some(foreign));
+        let answer = beside.expect(200).await;
+        assert_eq!(
+            both(&answer),
+            both(&by_key(gateway.token()).expect(200).await)
+        );
+    }
+    for foreign in ["sk-own", "", "ptk_x", publisher.admin.token()] {
+        let beside = gateway.get(PATH).header("x-api-key", foreign);
+        beside.repeats_a_secret().expect(200).await;
+    }
+    // The same token twice is one; two tokens of trains are one too many, live or not.
+    let same = gateway.get(PATH).header("x-api-key", gateway.token());
+    same.repeats_a_secret().expect(200).await;
+    let (_, other) = publisher.train_token("chat").await;
+    let two = || {
+        gateway
+            .get(PATH)
+            .header("x-api-key", other.token())
+            .repeats_a_secret()
+    };
+    two().refused(400, "two_tokens").await;
+    let id = publisher
+        .admin
+        .get("/v1/trains/chat/tokens")
+        .expect(200)
+        .await;
+    let id = id["items"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/trains/chat/tokens/{id}");
+    publisher.admin.delete(&path).expect(204).await;
+    two().refused(400, "two_tokens").await;
+    let neither = by_key("ptk_x").authorization(Some("Bearer sk-own"));
+    neither.refused(401, "unauthenticated").await;
     by_key("ptk_x").refused(401, "unauthenticated").await;
     let admin = publisher.admin.token();
     by_key(admin).refused(403, "wrong_token_kind").await;
@@ -127,6 +172,20 @@ async fn a_proxy_that_knows_no_429_gets_a_403(world: &World) {
     }
     // A refusal of the token stays what it is.
     let wrong = gateway.with_token("ptk_x").get(&format!("{PATH}?deny=403"));
-    wrong.refused(401, "unauthenticated").await;
+    let answer = wrong.refused(401, "unauthenticated").await;
+    assert_eq!(told(&answer), *answer.json());
     assert_eq!(lent(&gateway, &json!({})).await, accounts[0]);
+    // A proxy that throws a refusal's body away has the problem in a header.
+    let answer = get("model=large&deny=403").expect(403).await;
+    let problem = told(&answer);
+    assert_eq!(problem["status"], 429, "{problem}");
+    assert_eq!(problem["code"], "train_exhausted", "{problem}");
+    assert_eq!(problem["errors"], answer["errors"], "{problem}");
+    assert_eq!(problem["request_id"], answer["request_id"], "{problem}");
+    let two = get("deny=403").header("x-api-key", publisher.train_token("chat").await.1.token());
+    let answer = two.refused(403, "nothing_to_lend").await;
+    assert_eq!(answer.header("x-stationmaster-status"), "400");
+    assert_eq!(told(&answer)["code"], "two_tokens");
+    let plain = get("model=large").expect(429).await;
+    assert_eq!(plain.header("x-stationmaster-problem"), "");
 }
