@@ -11,6 +11,7 @@ on_both_stores!(
     a_train_without_such_an_account_says_so,
     a_refused_account_rests_and_the_next_one_is_lent,
     a_report_in_a_question_reaches_the_trains_accounts_alone,
+    a_long_problem_leaves_its_errors_out_of_the_header,
 );
 
 const ANTHROPIC: &str = "https://api.anthropic.com";
@@ -262,4 +263,27 @@ async fn a_report_in_a_question_reaches_the_trains_accounts_alone(world: &World)
         .await;
     let lent: Value = json!(lent(&gateway, &json!({})).await);
     assert_eq!(lent, accounts[0]);
+}
+
+async fn a_long_problem_leaves_its_errors_out_of_the_header(world: &World) {
+    let server = world.start().await;
+    let publisher = server.publisher("acme").await;
+    let mut accounts = Vec::new();
+    for at in 0..50 {
+        let mut body = new_account(&format!("account {at}"));
+        body["enabled"] = json!(false);
+        let made = publisher.admin.post("/v1/accounts").json(&body);
+        accounts.push(made.expect(201).await.text("/id"));
+    }
+    let order: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    publisher.train("chat", &order).await;
+    let (_, gateway) = publisher.train_token("chat").await;
+    let answer = ask(&gateway, "deny=403").await;
+    assert_eq!(answer.status, 403, "{answer}");
+    assert_eq!(answer.pointers().len(), accounts.len());
+    // A proxy has little room for a head.
+    let problem = told(&answer);
+    assert_eq!(problem["code"], "train_exhausted", "{problem}");
+    assert_eq!(problem["detail"], answer["detail"], "{problem}");
+    assert_eq!(problem["errors"], json!(null), "{problem}");
 }
