@@ -186,6 +186,20 @@ async fn running_of<C: ConnectionTrait>(
         .await?)
 }
 
+fn check_filters<'a>(filters: impl Iterator<Item = &'a String>) -> Result<(), Problem> {
+    for (at, filter) in filters.enumerate() {
+        if Filter::parse(filter).is_none() {
+            let detail = "It takes `*`, an event type, or `prefix.*`.";
+            return Err(Problem::field(
+                &format!("/event_types/{at}"),
+                "invalid",
+                detail,
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Starts a replay, or finds the one that runs already with the same filter: then there is no line
 /// for the log. The publisher's row must be locked, and the endpoint live.
 pub(crate) async fn start_in(
@@ -198,12 +212,7 @@ pub(crate) async fn start_in(
         let detail = "It must be before `until`, and not in the future.";
         return Err(Problem::field("/since", "too_large", detail).into());
     }
-    for (at, filter) in new.event_types.iter().flatten().enumerate() {
-        if Filter::parse(filter).is_none() {
-            let detail = "It takes `*`, an event type, or `prefix.*`.";
-            return Err(Problem::field(&format!("/event_types/{at}"), "invalid", detail).into());
-        }
-    }
+    check_filters(new.event_types.iter().flatten())?;
     let types = new
         .event_types
         .as_ref()
@@ -380,6 +389,20 @@ async fn step(tx: &Tx, key: (Uuid, Uuid)) -> Result<(u64, bool)> {
     Ok((queued, true))
 }
 
+fn filters_of(row: &replays::Model) -> Result<Option<Vec<Filter>>> {
+    let words: Option<Vec<String>> = row
+        .event_types
+        .as_deref()
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(|_| damaged("replay"))?;
+    let filters = |words: Vec<String>| {
+        let filters = words.iter().filter_map(|word| Filter::parse(word));
+        filters.collect()
+    };
+    Ok(words.map(filters))
+}
+
 /// Goes on where the replay stands, for at most `room` deliveries.
 async fn queue(
     tx: &Tx,
@@ -389,18 +412,7 @@ async fn queue(
 ) -> Result<u64> {
     use events::Column;
     let listener = Listener::of_endpoint(endpoint)?;
-    let filters: Option<Vec<String>> = row
-        .event_types
-        .as_deref()
-        .map(serde_json::from_str)
-        .transpose()
-        .map_err(|_| damaged("replay"))?;
-    let filters: Option<Vec<Filter>> = filters.map(|words| {
-        words
-            .iter()
-            .filter_map(|word| Filter::parse(word))
-            .collect()
-    });
+    let filters = filters_of(row)?;
     let seen: Vec<(Uuid, String, Option<String>)> = events::Entity::find()
         .select_only()
         .columns([Column::Id, Column::EventType, Column::PipelineSlug])

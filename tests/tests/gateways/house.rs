@@ -247,7 +247,8 @@ impl Proxy {
                 changed("nginx.conf", &[&known[..], &[place]].concat())
             }
             Self::Caddy => {
-                let place = ("http://:8088 {", format!("http://:{port} {{"));
+                let names = "http://127.0.0.1:8088, http://:8088 {";
+                let place = (names, format!("http://127.0.0.1:{port}, http://:{port} {{"));
                 changed("Caddyfile", &[&known[..], &[place]].concat())
             }
             Self::Envoy => envoy_config(server, upstream, listen),
