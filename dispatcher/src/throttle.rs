@@ -119,10 +119,10 @@ impl Throttle {
         let pause = asked.max(backoff.unwrap_or_default().min(BACKOFF_MAX));
         let resumes = now + pause;
         let counted = f64::from(self.taken.0.max(self.taken.1)) * BELOW;
-        let resumed = self
+        let running = self
             .paused_until
             .map(|at| now.saturating_duration_since(at));
-        let early = resumed.is_some_and(|since| since < WINDOW);
+        let early = running.is_some_and(|since| since < WINDOW);
         let last = self.per_second().filter(|_| early).unwrap_or_default();
         let base = counted.max(EARLY * last).max(1.0);
         let same = self
