@@ -122,7 +122,7 @@ class Consumer:
 class Server:
     """A server on a store of its own, which can be stopped and started again."""
 
-    def __init__(self, store, directory, cluster):
+    def __init__(self, store, directory, cluster, **more):
         _, _, binary = store.partition("@")
         self.binary, self.cluster, self.publishers = binary or RELEASE / "stationmaster", cluster, []
         self.directory = pathlib.Path(directory) / f"store-{len(os.listdir(directory))}"
@@ -134,7 +134,7 @@ class Server:
             self.keys = self.directory / "keys"
             self.keys.write_text("bench:" + base64.b64encode(os.urandom(32)).decode() + "\n")
             self.keys.chmod(0o600)
-        self.start()
+        self.start(**more)
 
     def start(self, **more):
         environment = {

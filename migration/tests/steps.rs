@@ -194,7 +194,7 @@ const ROWS: &[(usize, &str, &str)] = &[
 ];
 
 /// Steps that make no table: what they keep are the rows of others.
-const WITHOUT_TABLES: [usize; 2] = [11, 12];
+const WITHOUT_TABLES: [usize; 3] = [11, 12, 13];
 
 fn sql_for(backend: DbBackend, template: &str) -> String {
     let (id, bytes) = match backend {
