@@ -1,8 +1,20 @@
 //! How everything changes: one transaction for the idempotency key, the change, its audit rows
 //! and the news for other processes' caches.
 //!
-//! Order of locks: idempotency key, publisher row, the change's own rows, cache epoch, audit
-//! heads. Nothing takes them in another order.
+//! Order of locks:
+//!
+//! 1. the idempotency key;
+//! 2. the publisher's row;
+//! 3. the rows of the change;
+//! 4. fan-out numbers, in the order of publishers;
+//! 5. sequence numbers of ordered endpoints, in the order of their keys;
+//! 6. the cache epoch;
+//! 7. audit heads, the operator's last.
+//!
+//! A transaction leaves out what it does not need. One case departs from the order: a batch of the
+//! write lane takes 4 and 5 for the events of its runs, and then 3 to 5 for published events. On
+//! PostgreSQL the batches of two processes can wait for each other for that reason. The database
+//! then refuses one of the two, and it runs again.
 
 use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
