@@ -18,7 +18,7 @@ type Operation<'a> = (&'a str, &'a str, &'a Value);
 #[must_use]
 pub fn reference_markdown(document: &Value) -> String {
     let mut page = format!(
-        "# {} reference\n\nGenerated from `openapi/openapi.json`; edits are lost.\n\n{}\n",
+        "# {} reference\n\nGenerated from `openapi/stationmaster.json`; edits are lost.\n\n{}\n",
         document["info"]["title"].as_str().unwrap_or("API"),
         document["info"]["description"].as_str().unwrap_or_default(),
     );
