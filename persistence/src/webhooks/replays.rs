@@ -310,9 +310,9 @@ async fn cancel_deliveries(tx: &Tx, row: &replays::Model) -> Result<u64> {
     Ok(done.rows_affected)
 }
 
-/// Which of these events are to be sent: not those on their way to the endpoint already, and if
-/// only failures are wanted, those that failed and never arrived. Those on their way are the
-/// second answer.
+/// Which of these events are to be sent: not those on their way to the endpoint when the replay
+/// was started or now, and if only failures are wanted, those that failed and never arrived. Those
+/// on their way now are the second answer.
 async fn wanted(
     tx: &Tx,
     row: &replays::Model,
@@ -320,9 +320,9 @@ async fn wanted(
 ) -> Result<(HashSet<Uuid>, HashSet<Uuid>)> {
     use deliveries::Column;
     let mut all: HashSet<Uuid> = found.iter().copied().collect();
-    let standing: Vec<(Uuid, String)> = deliveries::Entity::find()
+    let standing: Vec<(Uuid, String, Option<i64>)> = deliveries::Entity::find()
         .select_only()
-        .columns([Column::EventId, Column::Status])
+        .columns([Column::EventId, Column::Status, Column::FinishedAt])
         .filter(Column::PublisherId.eq(row.publisher_id))
         .filter(Column::EventId.is_in(found.iter().copied()))
         .filter(Column::EndpointId.eq(row.endpoint_id))
@@ -330,11 +330,17 @@ async fn wanted(
         .all(tx.db())
         .await?;
     let with = |status: &str| -> HashSet<Uuid> {
-        let some = standing.iter().filter(|(_, at)| at == status);
-        some.map(|(event, _)| *event).collect()
+        let some = standing.iter().filter(|(_, at, _)| at == status);
+        some.map(|(event, ..)| *event).collect()
     };
     let (pending, failed) = (with("pending"), with("failed"));
     all.retain(|event| !pending.contains(event));
+    // What arrived since the replay was started was on its way then, and is not sent twice.
+    for (event, status, finished) in &standing {
+        if status == "succeeded" && finished.is_some_and(|at| at > row.created_at) {
+            all.remove(event);
+        }
+    }
     if row.only_failed {
         let arrived = with("succeeded");
         all.retain(|event| failed.contains(event) && !arrived.contains(event));
