@@ -300,6 +300,9 @@ impl Client {
                 Ok(answer) => {
                     if let Some(credit) = credit_of(&answer) {
                         credit.head();
+                        if let Some(timeout) = keep_alive_timeout(answer.headers()) {
+                            credit.closes_after(timeout);
+                        }
                     }
                     return Ok(answer);
                 }
@@ -399,6 +402,17 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
+/// For how long the peer keeps a connection that nobody uses, if it says so.
+fn keep_alive_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let words = headers.get("keep-alive")?.to_str().ok()?;
+    words.split(',').find_map(|word| {
+        let (name, seconds) = word.split_once('=')?;
+        let is_timeout = name.trim().eq_ignore_ascii_case("timeout");
+        let seconds = is_timeout.then(|| seconds.trim().parse().ok())?;
+        seconds.map(Duration::from_secs)
+    })
+}
+
 fn credit_of(answer: &Answering) -> Option<Arc<Credit>> {
     answer.extensions().get::<Arc<Credit>>().cloned()
 }
@@ -407,6 +421,9 @@ fn credit_of(answer: &Answering) -> Option<Arc<Credit>> {
 pub(crate) async fn chunk(answer: &mut Answering) -> Result<Option<Bytes>, Failure> {
     loop {
         let Some(frame) = answer.body_mut().frame().await else {
+            if let Some(credit) = credit_of(answer) {
+                credit.answer_ended();
+            }
             return Ok(None);
         };
         let frame = frame.map_err(|error| {

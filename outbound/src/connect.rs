@@ -6,6 +6,10 @@
 //! stops it soon enough. So each connection has a credit of bytes, counted below TLS. It grows by
 //! what a request was after: the head of an answer, and the bytes of a body once they were taken.
 //! A peer that sends beyond it has broken off its answer.
+//!
+//! A peer may also say for how long it keeps a connection that nobody uses (`Keep-Alive: timeout`,
+//! RFC 2068 §19.7.1.1). The connection ends a little sooner on our side, so that no request crosses
+//! the peer's close.
 
 use std::{
     error::Error,
@@ -13,10 +17,10 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -31,7 +35,7 @@ use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 use tower_service::Service;
 
@@ -52,6 +56,9 @@ const PART: i64 = 64;
 /// The most that is kept of what a peer did not use.
 const MOST: i64 = 512 * 1024;
 
+/// How much sooner than its peer a connection ends that nobody uses.
+const SOONER: Duration = Duration::from_secs(1);
+
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_TRIES: u32 = 3;
 
@@ -64,14 +71,70 @@ pub(crate) struct Credit {
     left: AtomicI64,
     /// Whether the connection has brought an answer.
     answered: AtomicBool,
+    unused: Mutex<Unused>,
+}
+
+/// For how long a connection may go unused.
+#[derive(Debug, Default)]
+struct Unused {
+    /// Counts the writes, so that the end of an answer is told from that of the one before.
+    writes: u64,
+    /// What the peer said with an answer, and how many writes there had been by then.
+    allowed: Option<(Duration, u64)>,
+    /// When the connection ends, unless something is written before.
+    ends: Option<Instant>,
+    /// Who reads, and has to look again when that is known.
+    reader: Option<Waker>,
 }
 
 impl Credit {
-    const fn of(bytes: i64) -> Self {
+    fn of(bytes: i64) -> Self {
         Self {
             left: AtomicI64::new(bytes),
             answered: AtomicBool::new(false),
+            unused: Mutex::default(),
         }
+    }
+
+    fn unused(&self) -> MutexGuard<'_, Unused> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The peer said with its answer that it closes the connection when it goes unused for so long.
+    pub(crate) fn closes_after(&self, unused_for: Duration) {
+        let mut unused = self.unused();
+        unused.allowed = Some((unused_for.saturating_sub(SOONER), unused.writes));
+    }
+
+    /// The answer was read to its end: from now on the connection is not used.
+    pub(crate) fn answer_ended(&self) {
+        let mut unused = self.unused();
+        let Some((allowed, writes)) = unused.allowed.take() else {
+            return;
+        };
+        // Otherwise the next request is under way already.
+        if writes == unused.writes {
+            unused.ends = Some(Instant::now() + allowed);
+            if let Some(reader) = unused.reader.take() {
+                reader.wake();
+            }
+        }
+    }
+
+    /// Something is written: the connection is used.
+    fn wrote(&self) {
+        let mut unused = self.unused();
+        unused.writes += 1;
+        (unused.allowed, unused.ends) = (None, None);
+    }
+
+    /// When the connection ends for want of use. Wakes the reader when that changes to a time.
+    fn ends(&self, reader: &Waker) -> Option<Instant> {
+        let mut unused = self.unused();
+        if unused.ends.is_none() {
+            unused.reader = Some(reader.clone());
+        }
+        unused.ends
     }
 
     /// The head of an answer has come.
@@ -111,6 +174,22 @@ impl Credit {
 pub(crate) struct Counted {
     stream: TcpStream,
     credit: Arc<Credit>,
+    /// Wakes the reader when the connection ends for want of use.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Counted {
+    /// Whether the connection ends now for want of use.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(ends) = self.credit.ends(cx.waker()) else {
+            return Poll::Pending;
+        };
+        let end = self.end.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        if end.deadline() != ends {
+            end.as_mut().reset(ends);
+        }
+        end.as_mut().poll(cx)
+    }
 }
 
 impl AsyncRead for Counted {
@@ -120,7 +199,11 @@ impl AsyncRead for Counted {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(read) => read?,
+            // Nothing was read, which is how a stream says that it has ended.
+            Poll::Pending => return self.poll_end(cx).map(Ok),
+        }
         if !self.credit.take(buf.filled().len() - before) {
             return Poll::Ready(Err(io::Error::other(Failure::Protocol)));
         }
@@ -134,6 +217,7 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.credit.wrote();
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -150,6 +234,7 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.credit.wrote();
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -187,7 +272,11 @@ impl Service<Uri> for Counting {
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
             let credit = Arc::new(Credit::of(first));
-            Ok(TokioIo::new(Counted { stream, credit }))
+            Ok(TokioIo::new(Counted {
+                stream,
+                credit,
+                end: None,
+            }))
         })
     }
 }

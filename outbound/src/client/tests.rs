@@ -1,6 +1,7 @@
 //! TLS against real servers: the name is what is verified, the checked address what is dialled.
 
 mod http2;
+mod keep_alive;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{
