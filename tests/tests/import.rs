@@ -163,7 +163,8 @@ async fn rows(site: &Site) -> Vec<i64> {
         "train_accounts",
         "train_tokens",
         "train_token_hashes",
-        "audit_events",
+        // That the operator's token was used is written beside the request, and perhaps later.
+        "audit_events WHERE action <> 'bootstrap.used'",
         "credential_changes",
     ] {
         counts.push(site.count(table).await);
