@@ -14,6 +14,7 @@ pub mod share;
 
 mod error_mapping;
 pub(crate) mod json;
+mod last_answer;
 mod malformed;
 mod meters;
 mod open;

@@ -7,10 +7,7 @@ use outbound::{Client, Failure, Request, Response, safe_excerpt};
 use persistence::{DueDelivery, Next, Outcome, Store, Target};
 use secrecy::ExposeSecret as _;
 
-use crate::{board::Start, note::Tried};
-
-/// The longest wait that a receiver can ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+use crate::{board::Start, note::Tried, throttle::PAUSE_MAX};
 
 /// For so long after it was written a delivery's tries may be answered by asking for a pause
 /// without using up its schedule; for longer where the schedule itself takes longer.
@@ -156,7 +153,7 @@ pub(crate) fn after_failure(
 fn asked_pause(response: &Response, now: Timestamp) -> Option<Duration> {
     let overloaded = matches!(response.status, 429 | 503);
     let asked = overloaded.then(|| response.asked_wait(now.ms()))?;
-    Some(asked?.min(RETRY_AFTER_MAX))
+    Some(asked?.min(PAUSE_MAX))
 }
 
 fn measure(error: Option<&'static str>, latency: Duration) {

@@ -14,7 +14,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// The shortest pause, for a receiver that asks for none.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause that a receiver can ask for.
-const PAUSE_MAX: Duration = Duration::from_hours(24);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_hours(24);
 /// Pauses in a row, without a success between them, after which each is at least twice as long as
 /// the last, up to [`BACKOFF_MAX`].
 const PATIENCE: u32 = 3;

@@ -19,7 +19,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{context::RequestId, error, open::State};
+use super::{last_answer::last_answer, open::State};
 
 /// How long a refused connection is read on, for nothing. One that is closed with bytes unread is
 /// reset, and the refusal may be lost with it (RFC 9112 §9.6).
@@ -75,22 +75,12 @@ fn refusal(bytes: &[u8]) -> Option<Code> {
 
 /// The whole answer, after which the connection is closed.
 fn answer(code: Code) -> Vec<u8> {
-    let id = RequestId::generate();
     let detail = match code {
         Code::HeadTooLarge => "A request's head takes at most 16 KiB and 100 header fields.",
         _ => "The head of the request can't be read as HTTP/1.1.",
     };
-    let body = error::body(&Problem::new(code, detail), id.as_str());
-    let head = [
-        &format!("HTTP/1.1 {} ", code.status()),
-        "connection: close",
-        &format!("content-type: {}", error::PROBLEM_JSON),
-        &format!("content-length: {}", body.len()),
-        &format!("x-request-id: {}", id.as_str()),
-        "\r\n",
-    ];
     metrics::counter!("http_malformed_requests_total").increment(1);
-    [head.join("\r\n").into_bytes(), body].concat()
+    last_answer(&Problem::new(code, detail), &[])
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Explained<S> {

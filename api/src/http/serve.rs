@@ -31,8 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use domain::permits::{Bounds, Full};
 
 use super::{
-    context::RequestId,
-    error,
+    last_answer::last_answer,
     malformed::Explained,
     open::{Answering, OpenConnection, OpenConnections, Peer},
     share::Owner,
@@ -182,16 +181,7 @@ struct Server<E> {
 fn refusal(full: Full) -> Vec<u8> {
     let owner = Owner::address(IpAddr::from([0; 4]));
     let problem = owner.refusal(full, "connections");
-    let body = error::body(&problem, RequestId::generate().as_str());
-    let head = [
-        &format!("HTTP/1.1 {} ", problem.code.status()),
-        "connection: close",
-        "retry-after: 1",
-        &format!("content-type: {}", error::PROBLEM_JSON),
-        &format!("content-length: {}", body.len()),
-        "\r\n",
-    ];
-    [head.join("\r\n").into_bytes(), body].concat()
+    last_answer(&problem, &["retry-after: 1"])
 }
 
 /// Tells a connection that there is no room for it, as far as that can be done without waiting.
