@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use domain::{Code, Problem, Timestamp, id::Id, slug::Slug};
-use persistence::{Answer, Expected, StoreError};
+use persistence::{Answer, Expected};
 
 use crate::http::ApiError;
 
@@ -45,36 +45,6 @@ pub enum Tag {
     Webhooks,
     /// Upstream credentials, and the trains that lend them to gateways.
     Trains,
-}
-
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Refused(problem) => problem.into(),
-            StoreError::Unavailable(_)
-            | StoreError::Conflict(_)
-            | StoreError::VersionChanged(_) => {
-                tracing::warn!(%error, "the store did not do what it was asked");
-                let detail = "The store is not available; nothing was changed.";
-                Problem::new(Code::StoreUnavailable, detail)
-                    .retry_after(1)
-                    .into()
-            }
-            StoreError::Uncertain(_) => {
-                tracing::warn!(%error, "the store did not say whether it did what it was asked");
-                let detail = "The connection to the store was lost before it confirmed the change, \
-                              which may have been made. Look, or repeat the request with its \
-                              `Idempotency-Key`.";
-                Problem::new(Code::StoreUnavailable, detail)
-                    .retry_after(1)
-                    .into()
-            }
-            StoreError::Internal(_) => {
-                tracing::error!(%error, "the store failed");
-                Code::Internal.into()
-            }
-        }
-    }
 }
 
 /// An identifier from a path. One that isn't in canonical form names nothing.

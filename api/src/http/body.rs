@@ -117,7 +117,7 @@ async fn take<T: ParseFromJSON>(
     rules: &Rules,
     bytes_max: usize,
 ) -> Result<T, Problem> {
-    let context = RequestContext::of(request).map_err(Problem::from)?;
+    let context = RequestContext::of(request).map_err(ApiError::into_problem)?;
     not_encoded(request)?;
     let declared = declared_type(request, rules)?;
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;

@@ -53,23 +53,19 @@ impl ApiError {
     pub fn problem(&self) -> &Problem {
         &self.0
     }
-}
 
-impl From<Problem> for ApiError {
-    fn from(problem: Problem) -> Self {
-        Self(Box::new(problem))
+    /// What it says, taken out. There is no `From` for it: it would forbid the one below, which
+    /// takes everything that becomes a problem.
+    #[must_use]
+    pub fn into_problem(self) -> Problem {
+        *self.0
     }
 }
 
-impl From<Code> for ApiError {
-    fn from(code: Code) -> Self {
-        Problem::from(code).into()
-    }
-}
-
-impl From<ApiError> for Problem {
-    fn from(error: ApiError) -> Self {
-        *error.0
+/// Whatever can be said as a problem: a code, or what a crate below answers.
+impl<T: Into<Problem>> From<T> for ApiError {
+    fn from(cause: T) -> Self {
+        Self(Box::new(cause.into()))
     }
 }
 

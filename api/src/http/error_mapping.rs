@@ -32,7 +32,7 @@ impl From<Problem> for Outcome {
 /// Maps an error. `route` is the matched path of the contract.
 pub(super) fn of_error(error: poem::Error, route: Option<&Route>, method: &Method) -> Outcome {
     let error = match error.downcast::<ApiError>() {
-        Ok(ours) => return Problem::from(ours).into(),
+        Ok(ours) => return ours.into_problem().into(),
         Err(other) => other,
     };
     if error.is::<NotFoundError>()
