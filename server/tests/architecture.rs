@@ -14,8 +14,10 @@ const MAY_SEE_EVERYTHING: &[&str] = &[
     "api/src/publishers.rs",
     "api/src/audit.rs",
     "api/src/jobs.rs",
+    // hands it to the operator's routes
+    "api/src/auth/caller.rs",
     // notes each minute that a bootstrap token was used
-    "api/src/auth.rs",
+    "api/src/auth/bootstrap.rs",
 ];
 
 fn root() -> PathBuf {
