@@ -18,10 +18,8 @@ use domain::{
 };
 use persistence::{Known, Principal};
 
-use crate::{
-    http::{ApiError, Owner, RequestContext},
-    shared::{App, context},
-};
+use crate::shared::{App, context};
+use web::http::{ApiError, Owner, RequestContext};
 
 mod bearer;
 mod bootstrap;

@@ -14,10 +14,8 @@ use domain::{
 use persistence::{Known, Principal};
 
 use super::{Outcome, Sent};
-use crate::{
-    http::{ApiError, Owner, RequestContext},
-    shared::App,
-};
+use crate::shared::App;
+use web::http::{ApiError, Owner, RequestContext};
 
 /// Where some clients send what others send as a bearer.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");

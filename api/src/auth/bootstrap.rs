@@ -6,10 +6,8 @@ use domain::{
 };
 
 use super::{Outcome, Sent};
-use crate::{
-    http::RequestContext,
-    shared::{App, context},
-};
+use crate::shared::{App, context};
+use web::http::RequestContext;
 
 /// Characters of a bootstrap token's hash that name it in the log.
 const FINGERPRINT_CHARS: usize = 16;

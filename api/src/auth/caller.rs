@@ -13,10 +13,8 @@ use domain::{Code, audit::Actor, id::PublisherId, permission::Required, token::T
 use persistence::{Context, IdempotencyKey, Principal, Scope, Scoped, System};
 
 use super::{Standing, bearer, proxied};
-use crate::{
-    http::{ApiError, RequestContext, of_query},
-    shared::App,
-};
+use crate::shared::App;
+use web::http::{ApiError, RequestContext, of_query};
 
 /// The scheme of a train's token that comes as `x-api-key`.
 const TRAIN_KEY: &str = "train_key";
@@ -126,7 +124,7 @@ fn has_known_query(context: &RequestContext, request: &Request) -> Result<(), Ap
     problem.map_or(Ok(()), |problem| Err(problem.into()))
 }
 
-/// Names a permission in the draft of the document, where [the contract](crate::contract::complete)
+/// Names a permission in the draft of the document, where [the contract](web::contract::complete)
 /// reads it.
 fn register(registry: &mut Registry, name: &'static str) {
     registry.create_security_scheme(

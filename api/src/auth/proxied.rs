@@ -13,10 +13,8 @@ use domain::{
 use persistence::Principal;
 
 use super::bearer;
-use crate::{
-    http::{ApiError, RequestContext},
-    shared::App,
-};
+use crate::shared::App;
+use web::http::{ApiError, RequestContext};
 
 /// Who holds the train token that came in one of the two headers.
 pub(super) async fn principal(

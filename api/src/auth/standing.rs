@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use domain::{Code, permission::Permission, token::TokenHash};
 
-use crate::{http::ApiError, shared::App};
+use crate::shared::App;
+use web::http::ApiError;
 
 /// The token of a request, and what it is used for.
 #[derive(Clone)]
