@@ -11,6 +11,7 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     id::{AccountId, Id as _, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
+    permission::TrainsResolve,
 };
 use persistence::{
     Exhausted, Lent, LentBy, Principal, Report, StoreError, Upstream, Upstreams, Wish,
@@ -18,7 +19,7 @@ use persistence::{
 use url::Url;
 
 use crate::{
-    auth::TrainToken,
+    auth::Caller,
     shared::{
         App,
         common::{NoContent, Ok, Tag, no_content},
@@ -260,12 +261,12 @@ impl Resolve {
     #[oai(path = "/resolve", method = "post", operation_id = "resolve")]
     async fn resolve(
         &self,
-        who: TrainToken,
+        who: Caller<TrainsResolve>,
         request: &RequestContext,
         body: OptionalBody<ResolveRequest>,
     ) -> Result<Ok<Lending>, ApiError> {
         let asked = Asked::of(body.0)?;
-        let lent = lend(&self.app, request, &who.0, &asked).await?;
+        let lent = lend(&self.app, request, &who.principal, &asked).await?;
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 
@@ -278,11 +279,11 @@ impl Resolve {
     #[oai(path = "/resolve/report", method = "post", operation_id = "report")]
     async fn report(
         &self,
-        who: TrainToken,
+        who: Caller<TrainsResolve>,
         body: Body<ReportRequest>,
     ) -> Result<NoContent, ApiError> {
-        lending(&self.app, &who.0).await?;
-        report(&self.app, &who.0, &body.0.parse()?).await?;
+        lending(&self.app, &who.principal).await?;
+        report(&self.app, &who.principal, &body.0.parse()?).await?;
         Ok(no_content().into())
     }
 }

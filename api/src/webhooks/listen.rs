@@ -22,17 +22,16 @@ use tokio_util::sync::CancellationToken;
 
 use domain::{
     Code, Problem, Timestamp,
-    credential::CredentialKind,
     event::{Filter, OwnType},
     id::{EventId, Id as _, PublisherId},
+    permission::WebhooksListen,
     permits::{Bounds, Full, Permit, Permits},
     signature,
-    token::TokenHash,
 };
 use persistence::{Event, Feed, Place, Principal, StoreError};
 
 use crate::{
-    auth::{Admin, still_good},
+    auth::{Caller, Standing},
     shared::{
         App,
         common::{Tag, Time},
@@ -279,7 +278,7 @@ impl Listen {
     #[oai(path = "/listen", method = "get", operation_id = "listen")]
     async fn listen(
         &self,
-        who: Admin,
+        who: Caller<WebhooksListen>,
         /// `*` (the default), `prefix.*` or event types, up to 50, separated by commas.
         #[oai(validator(
             max_length = 2000,
@@ -306,7 +305,7 @@ impl Listen {
                 Problem::parameter("/header/Last-Event-ID", "It names no place in a stream.")
             })?),
         };
-        let publisher = who.0.scope.publisher();
+        let publisher = who.publisher();
         let permit = self.listeners.try_acquire(publisher, 1);
         let permit = permit.map_err(|full| match full {
             Full::Owner => {
@@ -330,16 +329,16 @@ impl Listen {
 impl Listen {
     async fn begin(
         &self,
-        who: &Admin,
+        who: &Caller<WebhooksListen>,
         filters: Vec<Filter>,
         from: Option<Place>,
         seconds: u64,
         permit: Permit<PublisherId>,
     ) -> Result<Listener, ApiError> {
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
         let changes = scoped.watch_events();
-        let secret = self.secret(&who.0).await?;
+        let secret = self.secret(&who.principal).await?;
         let life = Duration::from_secs(seconds);
         let event_types = filters.iter().map(Filter::to_string).collect();
         let feed = scoped.feed(filters, from).await?;
@@ -352,7 +351,7 @@ impl Listen {
         });
         Ok(Listener {
             app: Arc::clone(&self.app),
-            token: who.1,
+            standing: who.standing(),
             secret,
             feed,
             known: VecDeque::new(),
@@ -380,7 +379,7 @@ fn sent(message: &Message) -> sse::Event {
 /// Hands out a feed for as long as its token is good.
 struct Listener {
     app: Arc<App>,
-    token: TokenHash,
+    standing: Standing,
     secret: SecretString,
     feed: Feed,
     known: VecDeque<Event>,
@@ -421,8 +420,7 @@ impl Listener {
                 return Err(Reason::TimeOver);
             }
             // Before each, since whoever reads slowly may take long between two.
-            let kind = Some(CredentialKind::Admin);
-            let asked = still_good(&self.app, self.token, kind).await;
+            let asked = self.standing.check().await;
             asked.map_err(|error| reason_of(&error))?;
             if let Some(event) = self.known.pop_front() {
                 let place = place_text(self.feed.after(event.id));

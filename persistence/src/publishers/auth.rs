@@ -14,6 +14,7 @@ use domain::{
     audit::{Actor, ActorKind},
     credential::{Grants, Source},
     id::{Id as _, TokenId, TrainId},
+    permission::{Permission, TokenKind},
     token::TokenHash,
 };
 use moka::sync::Cache;
@@ -69,6 +70,17 @@ pub struct Principal {
 }
 
 impl Principal {
+    /// Whether the token is of a kind that holds the permission.
+    #[must_use]
+    pub fn holds(&self, permission: Permission) -> bool {
+        permission.holders().iter().any(|kind| match kind {
+            TokenKind::Admin => self.grants.admin,
+            TokenKind::Runner => self.grants.runner,
+            TokenKind::Train => self.train.is_some(),
+            TokenKind::Bootstrap => false,
+        })
+    }
+
     /// The actor that audit rows and runs name.
     #[must_use]
     pub fn actor(&self) -> Actor {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{Code, Timestamp, slug::Slug};
+use domain::{Code, Timestamp, permission::Permission, slug::Slug};
 use sea_orm::DbBackend;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
@@ -669,7 +669,7 @@ async fn still_good(store: &Store, waiting: &Waiting) -> Result<()> {
 }
 
 fn may_claim(principal: Option<&Principal>) -> Result<()> {
-    let Some(principal) = principal.filter(|p| p.grants.runner) else {
+    let Some(principal) = principal.filter(|p| p.holds(Permission::RunsClaim)) else {
         return Err(Code::Unauthenticated.into());
     };
     if !principal.publisher.is_active() {

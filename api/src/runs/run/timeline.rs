@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use domain::{
     Code, Problem, Timestamp,
     id::{Id as _, PublisherId, RunId, TokenId},
+    permission::RunsRead,
     permits::{Bounds, Full, Permit, Permits},
     run::Moment,
-    token::TokenHash,
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
 
 use super::views::Creator;
 use crate::{
-    auth::{AdminOrRunner, still_good},
+    auth::{Caller, Standing},
     shared::{
         App,
         common::{Tag, Time, parse_id},
@@ -180,7 +180,7 @@ impl Timelines {
     )]
     async fn list(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -193,7 +193,7 @@ impl Timelines {
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TimelineView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.timeline(id, list.page()?).await?;
@@ -209,7 +209,7 @@ impl Timelines {
     #[oai(path = "/runs/:id/stream", method = "get", operation_id = "stream_run")]
     async fn stream(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -221,13 +221,12 @@ impl Timelines {
         last: Header<Option<i64>>,
     ) -> Result<EventStream<BoxStream<'static, TimelineView>>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
         let changes = scoped.watch_run(id);
         let mut follower = Follower {
-            app: Arc::clone(&self.app),
             scoped,
-            token: who.1,
+            standing: who.standing(),
             run: id,
             after: last.0.unwrap_or(0),
             known: VecDeque::new(),
@@ -238,7 +237,7 @@ impl Timelines {
             permit: None,
         };
         follower.read().await?;
-        let permit = self.streams.try_acquire(who.0.scope.publisher(), 1);
+        let permit = self.streams.try_acquire(who.publisher(), 1);
         let permit = permit.map_err(|full| match full {
             Full::Owner => {
                 let detail = format!("At most {} streams at once.", STREAMS.per_owner);
@@ -276,9 +275,8 @@ fn streamed(entry: &TimelineView) -> String {
 
 /// Reads a timeline to its end, waiting for what comes.
 struct Follower {
-    app: Arc<App>,
     scoped: Scoped,
-    token: TokenHash,
+    standing: Standing,
     run: RunId,
     after: i64,
     known: VecDeque<TimelineEntry>,
@@ -323,7 +321,7 @@ impl Follower {
                 () = tokio::time::sleep_until(self.until) => return None,
                 () = self.quiet.cancelled() => return None,
             }
-            still_good(&self.app, self.token, None).await.ok()?;
+            self.standing.check().await.ok()?;
             self.read().await.ok()?;
         }
     }

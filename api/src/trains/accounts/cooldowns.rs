@@ -1,20 +1,18 @@
 //! Cooldowns of accounts, which gateways report: how they are shown, and how an admin ends them.
 
-use std::sync::Arc;
-
 use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 
 use domain::{
     Code,
     id::{AccountId, Id as _, TokenId},
     lending::Outcome,
+    permission::AccountsWrite,
 };
 use persistence::{Account, AccountCooldown, Reporter};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
-        App,
         common::{Ok, Tag, Time, answer, parse_id},
         examples::EXAMPLE_AT,
         idempotency::Idempotency,
@@ -159,9 +157,7 @@ impl Example for EndBody {
 }
 
 /// The operation.
-pub struct Cooldowns {
-    pub(crate) app: Arc<App>,
-}
+pub struct Cooldowns;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Cooldowns {
@@ -177,7 +173,7 @@ impl Cooldowns {
     )]
     async fn end(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
@@ -189,8 +185,8 @@ impl Cooldowns {
     ) -> Result<Ok<AccountView>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
         let key = key.of("end_account_cooldown", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let model = body.0.model.as_deref();
         let shown = |account: &Account| {
             let view = AccountView::from(account);

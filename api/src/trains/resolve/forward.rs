@@ -22,12 +22,13 @@ use domain::{
     Code, Problem, Timestamp,
     id::{AccountId, Id as _},
     lending::Outcome,
+    permission::TrainsResolve,
 };
 use persistence::{Lent, Principal, Report};
 
 use super::{Asked, NO_URL, NoUrl, base_url, lend, lending, report};
 use crate::{
-    auth::{API_KEY, ProxiedTrainToken},
+    auth::{API_KEY, Proxied},
     shared::{
         App,
         common::{Tag, text_header},
@@ -257,13 +258,13 @@ pub(crate) struct ForwardAuth {
 impl ForwardAuth {
     async fn answer(
         &self,
-        who: ProxiedTrainToken,
+        who: Proxied<TrainsResolve>,
         context: &RequestContext,
         asked: Asked,
         failed: Option<Failed>,
         deny: Option<Deny>,
     ) -> Result<Forwarded, ApiError> {
-        let lent = match who.0 {
+        let lent = match who.principal {
             Ok(who) => self.lend(context, &who, asked, failed).await,
             Err(refusal) => Err(refusal),
         };
@@ -349,7 +350,7 @@ macro_rules! operations {
                 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
                 async fn $method(
                     &self,
-                    who: ProxiedTrainToken,
+                    who: Proxied<TrainsResolve>,
                     context: &RequestContext,
                     /// The provider of the upstream that the proxy serves.
                     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
