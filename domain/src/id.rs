@@ -84,6 +84,12 @@ macro_rules! ids {
             }
         }
 
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Display::fmt(self, f)
@@ -161,6 +167,12 @@ impl fmt::Display for CredentialId {
             Self::Token(id) => id.fmt(f),
             Self::Secret(id) => id.fmt(f),
         }
+    }
+}
+
+impl From<CredentialId> for String {
+    fn from(id: CredentialId) -> Self {
+        id.to_string()
     }
 }
 

@@ -34,6 +34,12 @@ impl fmt::Display for Slug {
     }
 }
 
+impl From<Slug> for String {
+    fn from(slug: Slug) -> Self {
+        slug.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Slug;

@@ -9,10 +9,11 @@ use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::Query,
     registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
-    types::{Example, ParseError, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{ParseError, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use view_derive::{Example, View};
 
 use domain::{
     Problem,
@@ -24,11 +25,11 @@ use persistence::{AuditFilter, Checkpoint, Fault, Verification};
 
 use crate::{
     auth::{Caller, Operator},
+    publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
         App,
         common::{Ok, Tag, Time},
         cursor::{List, Listed},
-        examples::EXAMPLE_AT,
     },
 };
 use web::http::{ApiError, RequestContext};
@@ -77,96 +78,77 @@ impl ParseFromParameter for ActionName {
 }
 
 /// Who acted.
-#[derive(Object)]
+#[derive(Object, View, Example)]
+#[view(of = AuditRow)]
 struct AuditActor {
     /// `bootstrap`, `admin`, `runner` or `system`.
+    #[view(field = actor_kind)]
+    #[example("admin")]
     kind: String,
     /// The credential's identifier, or the name of a part of the service.
+    #[view(field = actor_id)]
+    #[example(EXAMPLE_TOKEN_ID)]
     id: String,
 }
 
 /// What was changed.
-#[derive(Object)]
+#[derive(Object, View, Example)]
+#[view(of = AuditRow)]
 struct AuditTarget {
     /// What kind of thing.
+    #[view(field = target_kind)]
+    #[example("token")]
     kind: String,
     /// Its identifier.
+    #[view(field = target_id)]
+    #[example("tok_01h455vb4pex5vsknk084sn02r")]
     id: String,
 }
 
 /// One line of the log.
-#[derive(Object)]
+#[derive(Object, View, Example)]
 #[oai(example)]
+#[view(of = AuditRow)]
 pub(crate) struct AuditEntry {
     /// `aud_…`
+    #[example("aud_01h455vb4pex5vsknk084sn02q")]
+    #[view(from = AuditId::from_uuid(of.id).into())]
     id: String,
     /// Counts from 1 without gaps.
+    #[example(42)]
     seq: i64,
     /// When.
     at: Time,
     /// Who did it.
+    #[view(from = of.into())]
     actor: AuditActor,
     /// What was done.
+    #[example(Action::TokenMinted.as_str())]
     action: String,
     /// To what.
+    #[view(from = of.into())]
     target: AuditTarget,
     /// The request that did it.
     #[oai(nullable)]
+    #[example("req_01h455vb4pex5vsknk084sn02q")]
     request_id: Option<String>,
     /// The caller's address.
     #[oai(nullable)]
+    #[example("203.0.113.9")]
     address: Option<String>,
     /// The caller's program, in its own words.
     #[oai(nullable)]
+    #[example("curl/8.5.0")]
     user_agent: Option<String>,
     /// Further facts; never a credential.
+    #[example(json!({ "kind": "runner" }))]
+    #[view(from = tree_of(&of.metadata))]
     metadata: Value,
 }
 
-impl From<AuditRow> for AuditEntry {
-    fn from(row: AuditRow) -> Self {
-        Self {
-            id: AuditId::from_uuid(row.id).to_string(),
-            seq: row.seq,
-            at: row.at.into(),
-            actor: AuditActor {
-                kind: row.actor_kind,
-                id: row.actor_id,
-            },
-            action: row.action,
-            target: AuditTarget {
-                kind: row.target_kind,
-                id: row.target_id,
-            },
-            request_id: row.request_id,
-            address: row.address,
-            user_agent: row.user_agent,
-            metadata: serde_json::from_str(&row.metadata).unwrap_or(Value::String(row.metadata)),
-        }
-    }
-}
-
-impl Example for AuditEntry {
-    fn example() -> Self {
-        Self {
-            id: "aud_01h455vb4pex5vsknk084sn02q".into(),
-            seq: 42,
-            at: EXAMPLE_AT,
-            actor: AuditActor {
-                kind: "admin".into(),
-                id: crate::publishers::credentials::EXAMPLE_TOKEN_ID.into(),
-            },
-            action: Action::TokenMinted.as_str().into(),
-            target: AuditTarget {
-                kind: "token".into(),
-                id: "tok_01h455vb4pex5vsknk084sn02r".into(),
-            },
-            request_id: Some("req_01h455vb4pex5vsknk084sn02q".into()),
-            address: Some("203.0.113.9".into()),
-            user_agent: Some("curl/8.5.0".into()),
-            metadata: json!({ "kind": "runner" }),
-        }
-    }
+/// JSON as a tree; text that is none as a string.
+fn tree_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
 /// What is wrong with a log.
@@ -195,15 +177,18 @@ struct AuditFault {
 }
 
 /// What a verification found.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example)]
 struct AuditVerification {
     /// Whether the log is as it was written.
+    #[example(true)]
     ok: bool,
     /// Rows that were checked.
+    #[example(42)]
     checked: u64,
     /// The log's end. Keep it elsewhere and send it with a later verification: a log whose tail
     /// was cut off can't be told from a shorter one without it.
+    #[example(checkpoint_text(&Checkpoint { seq: 42, mac: [0xa5; 32] }))]
     checkpoint: String,
     /// The first fault.
     #[oai(nullable)]
@@ -227,20 +212,6 @@ impl From<Verification> for AuditVerification {
             checked: found.checked,
             checkpoint: checkpoint_text(&found.head),
             fault,
-        }
-    }
-}
-
-impl Example for AuditVerification {
-    fn example() -> Self {
-        Self {
-            ok: true,
-            checked: 42,
-            checkpoint: checkpoint_text(&Checkpoint {
-                seq: 42,
-                mac: [0xa5; 32],
-            }),
-            fault: None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The service's own regular work, for the operator.
 
-use poem_openapi::{Object, OpenApi, types::Example};
+use poem_openapi::{Object, OpenApi};
 use serde_json::{Value, json};
+use view_derive::{Example, View};
 
 use domain::permission::OperatorRead;
 use persistence::JobRow;
@@ -16,67 +17,39 @@ use crate::{
 use web::http::ApiError;
 
 /// A regular piece of work and how it last went.
-#[derive(Object)]
+#[derive(Object, View, Example)]
 #[oai(rename = "Job", example)]
+#[view(of = JobRow)]
 struct JobView {
     /// Its name.
+    #[example("expire_leases")]
     name: String,
     /// When it is due next.
     due_at: Time,
     /// When it last began.
     #[oai(nullable)]
+    #[example(EXAMPLE_AT)]
     started_at: Option<Time>,
     /// When it last ended well.
     #[oai(nullable)]
+    #[example(EXAMPLE_AT)]
     finished_at: Option<Time>,
     /// What it then did.
     #[oai(nullable)]
+    #[example(json!({ "requeued": 2 }))]
     counts: Option<Value>,
     /// Why it last failed; null once it went well.
     #[oai(nullable)]
     error: Option<String>,
 }
 
-impl From<JobRow> for JobView {
-    fn from(row: JobRow) -> Self {
-        Self {
-            name: row.name,
-            due_at: row.due_at.into(),
-            started_at: row.started_at.map(Time),
-            finished_at: row.finished_at.map(Time),
-            counts: row.counts,
-            error: row.error,
-        }
-    }
-}
-
-impl Example for JobView {
-    fn example() -> Self {
-        Self {
-            name: "expire_leases".into(),
-            due_at: EXAMPLE_AT,
-            started_at: Some(EXAMPLE_AT),
-            finished_at: Some(EXAMPLE_AT),
-            counts: Some(json!({ "requeued": 2 })),
-            error: None,
-        }
-    }
-}
-
 /// Every job.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example)]
 struct Jobs {
     /// All of them, by name.
+    #[example([JobView::example()])]
     items: Vec<JobView>,
-}
-
-impl Example for Jobs {
-    fn example() -> Self {
-        Self {
-            items: vec![JobView::example()],
-        }
-    }
 }
 
 /// The operator's view of the jobs.

@@ -8,13 +8,13 @@ use poem_openapi::{
     types::Example,
 };
 use secrecy::ExposeSecret as _;
+use view_derive::{Example, View};
 
 use domain::{
     Code, Problem,
     credential::{CredentialKind, Source},
     id::CredentialId,
     permission::{CredentialsRead, CredentialsWrite},
-    slug::Slug,
 };
 use persistence::{Answer, Credential, Minted, NewCredential, Replaced};
 
@@ -58,8 +58,9 @@ pub(crate) const EXAMPLE_TOKEN_ID: &str = "tok_01h455vb4pex5vsknk084sn02q";
 const EXAMPLE_SECRET_ID: &str = "sec_01h455vb4pex5vsknk084sn02q";
 
 /// A kind of credential.
-#[derive(Clone, Copy, Enum)]
+#[derive(Clone, Copy, Enum, View)]
 #[oai(rename = "CredentialKind", rename_all = "snake_case")]
+#[view(of = CredentialKind, into = CredentialKind)]
 pub(crate) enum KindName {
     /// Comes in; may do everything within its publisher.
     Admin,
@@ -71,31 +72,10 @@ pub(crate) enum KindName {
     SubcommandBearer,
 }
 
-impl From<CredentialKind> for KindName {
-    fn from(kind: CredentialKind) -> Self {
-        match kind {
-            CredentialKind::Admin => Self::Admin,
-            CredentialKind::Runner => Self::Runner,
-            CredentialKind::WebhookSigning => Self::WebhookSigning,
-            CredentialKind::SubcommandBearer => Self::SubcommandBearer,
-        }
-    }
-}
-
-impl From<KindName> for CredentialKind {
-    fn from(name: KindName) -> Self {
-        match name {
-            KindName::Admin => Self::Admin,
-            KindName::Runner => Self::Runner,
-            KindName::WebhookSigning => Self::WebhookSigning,
-            KindName::SubcommandBearer => Self::SubcommandBearer,
-        }
-    }
-}
-
 /// Where a credential came from.
-#[derive(Clone, Copy, Enum)]
+#[derive(Clone, Copy, Enum, View)]
 #[oai(rename = "CredentialSource", rename_all = "snake_case")]
+#[view(of = Source)]
 pub(crate) enum SourceName {
     /// Made with its publisher.
     Bootstrap,
@@ -105,35 +85,34 @@ pub(crate) enum SourceName {
     Seed,
 }
 
-impl From<Source> for SourceName {
-    fn from(source: Source) -> Self {
-        match source {
-            Source::Bootstrap => Self::Bootstrap,
-            Source::Api => Self::Api,
-            Source::Seed => Self::Seed,
-        }
-    }
-}
-
 /// A credential, without what it is.
-#[derive(Object)]
+#[derive(Object, View, Example)]
 #[oai(rename = "Credential", example)]
+#[view(of = Credential)]
 pub(crate) struct CredentialView {
     /// `tok_…` or `sec_…`
+    #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// Its kind; of an older token with several rights the first.
+    #[example(KindName::Runner)]
     kind: KindName,
     /// What it may do: more than one kind only for an older token.
+    #[example([KindName::Runner])]
+    #[view(from = kinds(of))]
     kinds: Vec<KindName>,
     /// Its name for people.
     #[oai(nullable)]
+    #[example("importer")]
     name: Option<String>,
     /// Its last four characters.
+    #[example("9kQz")]
     last_four: String,
     /// Where it came from.
+    #[example(SourceName::Api)]
     source: SourceName,
     /// The only pipelines that a runner token reaches; null for all.
     #[oai(nullable)]
+    #[example(["nightly-import"])]
     pipelines: Option<Vec<String>>,
     /// When it was made.
     created_at: Time,
@@ -145,56 +124,13 @@ pub(crate) struct CredentialView {
     superseded_at: Option<Time>,
     /// When it was last used, to the minute.
     #[oai(nullable)]
+    #[example(EXAMPLE_AT)]
     last_used_at: Option<Time>,
 }
 
-fn slugs(some: Option<&[Slug]>) -> Option<Vec<String>> {
-    some.map(|slugs| slugs.iter().map(Slug::to_string).collect())
-}
-
-impl From<Credential> for CredentialView {
-    fn from(credential: Credential) -> Self {
-        let kinds = if credential.kind.is_token() {
-            credential.grants.kinds()
-        } else {
-            vec![credential.kind]
-        };
-        Self {
-            id: credential.id.to_string(),
-            kind: credential.kind.into(),
-            kinds: kinds.into_iter().map(KindName::from).collect(),
-            pipelines: slugs(credential.pipelines.as_deref()),
-            name: credential.name,
-            last_four: credential.last_four,
-            source: credential.source.into(),
-            created_at: credential.created_at.into(),
-            expires_at: credential.expires_at.map(Time),
-            superseded_at: credential.superseded_at.map(Time),
-            last_used_at: credential.last_used_at.map(Time),
-        }
-    }
-}
-
-impl Example for CredentialView {
-    fn example() -> Self {
-        Self {
-            id: EXAMPLE_TOKEN_ID.into(),
-            kind: KindName::Runner,
-            kinds: vec![KindName::Runner],
-            name: Some("importer".into()),
-            last_four: "9kQz".into(),
-            source: SourceName::Api,
-            pipelines: Some(vec!["nightly-import".into()]),
-            created_at: EXAMPLE_AT,
-            expires_at: None,
-            superseded_at: None,
-            last_used_at: Some(EXAMPLE_AT),
-        }
-    }
-}
-
 /// A credential that a rotation replaced.
-#[derive(Object)]
+#[derive(Object, View)]
+#[view(of = Replaced)]
 pub(crate) struct ReplacedCredential {
     /// `tok_…` or `sec_…`
     id: String,
@@ -205,69 +141,60 @@ pub(crate) struct ReplacedCredential {
     last_used_at: Option<Time>,
 }
 
-impl From<&Replaced> for ReplacedCredential {
-    fn from(replaced: &Replaced) -> Self {
-        Self {
-            id: replaced.id.to_string(),
-            valid_until: replaced.valid_until.into(),
-            last_used_at: replaced.last_used_at.map(Time),
-        }
-    }
+/// What a credential may do.
+fn kinds(credential: &Credential) -> Vec<KindName> {
+    let kinds = if credential.kind.is_token() {
+        credential.grants.kinds()
+    } else {
+        vec![credential.kind]
+    };
+    kinds.into_iter().map(KindName::from).collect()
+}
+
+/// The text of a new credential, in the member that is for its kind.
+fn text_if(wanted: bool, minted: &Minted) -> Option<String> {
+    wanted.then(|| minted.text.expose_secret().to_owned())
 }
 
 /// A new credential: this answer alone shows what it is.
-#[derive(Object)]
+#[derive(Object, View)]
 #[oai(example)]
+#[view(of = Minted)]
 pub(crate) struct IssuedCredential {
     /// `tok_…` or `sec_…`
+    #[view(field = credential.id)]
     id: String,
     /// Its kind.
+    #[view(field = credential.kind)]
     kind: KindName,
     /// The token itself; only of admin and runner tokens.
     #[oai(skip_serializing_if_is_none)]
+    #[view(from = text_if(of.credential.kind.is_token(), of))]
     token: Option<String>,
     /// The secret itself; only of the two kinds of secret.
     #[oai(skip_serializing_if_is_none)]
+    #[view(from = text_if(!of.credential.kind.is_token(), of))]
     secret: Option<String>,
     /// Its last four characters, by which lists show it.
+    #[view(field = credential.last_four)]
     last_four: String,
     /// Its name for people.
     #[oai(nullable)]
+    #[view(field = credential.name)]
     name: Option<String>,
     /// The only pipelines that a runner token reaches; null for all.
     #[oai(nullable)]
+    #[view(field = credential.pipelines)]
     pipelines: Option<Vec<String>>,
     /// When it was made.
+    #[view(field = credential.created_at)]
     created_at: Time,
     /// When it stops working.
     #[oai(nullable)]
+    #[view(field = credential.expires_at)]
     expires_at: Option<Time>,
     /// What a rotation replaced.
     replaced: Vec<ReplacedCredential>,
-}
-
-impl From<&Minted> for IssuedCredential {
-    fn from(minted: &Minted) -> Self {
-        let credential = &minted.credential;
-        let text = minted.text.expose_secret().to_owned();
-        let (token, secret) = if credential.kind.is_token() {
-            (Some(text), None)
-        } else {
-            (None, Some(text))
-        };
-        Self {
-            id: credential.id.to_string(),
-            kind: credential.kind.into(),
-            token,
-            secret,
-            last_four: credential.last_four.clone(),
-            name: credential.name.clone(),
-            pipelines: slugs(credential.pipelines.as_deref()),
-            created_at: credential.created_at.into(),
-            expires_at: credential.expires_at.map(Time),
-            replaced: minted.replaced.iter().map(Into::into).collect(),
-        }
-    }
 }
 
 impl IssuedCredential {
@@ -315,7 +242,7 @@ impl Example for IssuedCredential {
 }
 
 /// What a new credential is given; everything may be left out.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(
     rename = "NewCredential",
     example,
@@ -325,6 +252,7 @@ impl Example for IssuedCredential {
 pub(crate) struct NewCredentialRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
+    #[example("importer")]
     name: Option<String>,
     /// When it stops working; by default never.
     expires_at: Option<Time>,
@@ -335,6 +263,7 @@ pub(crate) struct NewCredentialRequest {
         unique_items,
         pattern = "^[a-z0-9][a-z0-9-]{0,62}$"
     ))]
+    #[example(["nightly-import"])]
     pipelines: Option<Vec<String>>,
 }
 
@@ -361,23 +290,14 @@ fn new_credential(
     })
 }
 
-impl Example for NewCredentialRequest {
-    fn example() -> Self {
-        Self {
-            name: Some("importer".into()),
-            expires_at: None,
-            pipelines: Some(vec!["nightly-import".into()]),
-        }
-    }
-}
-
 /// How all credentials of a kind are replaced.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct RotateCredentials {
     /// How long the old ones still work, seconds: 7 days at most. Never longer than they would
     /// have without the rotation.
     #[oai(validator(minimum(value = "0"), maximum(value = "604800")))]
+    #[example(3600)]
     overlap_seconds: Option<u32>,
     /// The new one's name; by default the old one's if there is exactly one.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -395,33 +315,15 @@ struct RotateCredentials {
     pipelines: Option<Vec<String>>,
 }
 
-impl Example for RotateCredentials {
-    fn example() -> Self {
-        Self {
-            overlap_seconds: Some(3600),
-            name: None,
-            expires_at: None,
-            pipelines: None,
-        }
-    }
-}
-
 /// How one credential is replaced.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct RotateCredential {
     /// How long the old one still works, seconds: 7 days at most. Never longer than it would
     /// have without the rotation.
     #[oai(validator(minimum(value = "0"), maximum(value = "604800")))]
+    #[example(3600)]
     overlap_seconds: Option<u32>,
-}
-
-impl Example for RotateCredential {
-    fn example() -> Self {
-        Self {
-            overlap_seconds: Some(3600),
-        }
-    }
 }
 
 fn overlap(seconds: Option<u32>) -> Duration {

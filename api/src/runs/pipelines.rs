@@ -6,13 +6,14 @@ use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
     registry::{MetaSchema, MetaSchemaRef},
-    types::{Example, ParseFromParameter, ParseResult, Type},
+    types::{ParseFromParameter, ParseResult, Type},
 };
 use serde_json::{Value, json};
+use view_derive::{Example, View};
 
 use domain::{
-    Code, FieldError, Problem, Timestamp,
-    id::{Id as _, PipelineId, PublisherId},
+    Code, FieldError, Problem,
+    id::PublisherId,
     permission::{PipelinesRead, PipelinesWrite},
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
@@ -27,6 +28,7 @@ use crate::{
         common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content, parse_slug},
         cursor::{List, Listed},
         destination,
+        examples::{EXAMPLE_AT, nil_id},
         idempotency::Idempotency,
     },
 };
@@ -63,8 +65,9 @@ pub const DOCS: &[OperationDoc] = &[
 ];
 
 /// An endpoint of the publisher that a run may call through the control plane.
-#[derive(Object, Clone, Debug, PartialEq, Eq)]
+#[derive(Object, View, Clone, Debug, PartialEq, Eq)]
 #[oai(rename = "Subcommand", deny_unknown_fields)]
+#[view(of = Subcommand)]
 pub struct SubcommandBody {
     /// Where it is called: an https URL on a public address.
     #[oai(validator(min_length = 1, max_length = 2048))]
@@ -94,8 +97,10 @@ const fn retention_days_default() -> u32 {
 }
 
 /// What a pipeline is. Whatever is left out has its default, also when the pipeline exists.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(example, deny_unknown_fields)]
+#[view(of = Definition)]
+#[example(sample().definition.as_ref())]
 pub struct PipelineDefinition {
     /// For people.
     #[oai(validator(min_length = 1, max_length = 120))]
@@ -109,9 +114,11 @@ pub struct PipelineDefinition {
     /// at most 4000 steps for each value, references resolved and what `unevaluated…` looks at
     /// again counted again, and 1000 for each byte.
     #[oai(nullable, validator(max_properties = 1000))]
+    #[view(from = members(of.input_schema.as_ref()))]
     input_schema: Option<BTreeMap<String, Value>>,
     /// The same of a run's output.
     #[oai(nullable, validator(max_properties = 1000))]
+    #[view(from = members(of.output_schema.as_ref()))]
     output_schema: Option<BTreeMap<String, Value>>,
     /// By name (`[a-z0-9_-]{1,63}`).
     #[oai(default, validator(max_properties = 50))]
@@ -141,37 +148,6 @@ pub struct PipelineDefinition {
         validator(minimum(value = "1"), maximum(value = "365"))
     )]
     retention_days: u32,
-}
-
-impl Example for PipelineDefinition {
-    fn example() -> Self {
-        let schema = |value: Value| serde_json::from_value(value).ok();
-        Self {
-            display_name: "Nightly import".into(),
-            description: Some("Reads the day's files.".into()),
-            input_schema: schema(json!({
-                "type": "object",
-                "required": ["day"],
-                "properties": {"day": {"type": "string", "format": "date"}},
-            })),
-            output_schema: schema(json!({
-                "type": "object",
-                "properties": {"rows": {"type": "integer", "minimum": 0}},
-            })),
-            subcommands: BTreeMap::from([(
-                "archive".into(),
-                SubcommandBody {
-                    url: "https://example.com/archive".into(),
-                    timeout_ms: timeout_ms_default(),
-                },
-            )]),
-            lease_seconds: lease_seconds_default(),
-            max_attempts: max_attempts_default(),
-            max_concurrent_runs: None,
-            time_to_live_seconds: None,
-            retention_days: retention_days_default(),
-        }
-    }
 }
 
 impl PipelineDefinition {
@@ -263,8 +239,10 @@ fn subcommand_pointer(name: &str, faults: &mut Vec<FieldError>) -> Option<String
 }
 
 /// A pipeline.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Pipeline", example)]
+#[view(of = Pipeline)]
+#[example(sample())]
 pub struct PipelineView {
     /// `pl_…`
     id: String,
@@ -273,29 +251,39 @@ pub struct PipelineView {
     /// Counts changes of the definition. A run keeps the version that it was created with.
     version: i64,
     /// For people.
+    #[view(field = definition.display_name)]
     display_name: String,
     /// For people.
     #[oai(nullable)]
+    #[view(field = definition.description)]
     description: Option<String>,
     /// JSON Schema of a run's input; null takes anything.
     #[oai(nullable)]
+    #[view(from = members(of.definition.input_schema.as_ref()))]
     input_schema: Option<BTreeMap<String, Value>>,
     /// JSON Schema of a run's output; null takes anything.
     #[oai(nullable)]
+    #[view(from = members(of.definition.output_schema.as_ref()))]
     output_schema: Option<BTreeMap<String, Value>>,
     /// By name.
+    #[view(field = definition.subcommands)]
     subcommands: BTreeMap<String, SubcommandBody>,
     /// How long a claim holds, seconds.
+    #[view(field = definition.lease_seconds)]
     lease_seconds: u32,
     /// How many tries of a run may fail, or lose their lease.
+    #[view(field = definition.max_attempts)]
     max_attempts: u32,
     /// How many of its runs may be held at once; null sets no limit.
     #[oai(nullable)]
+    #[view(field = definition.max_concurrent_runs)]
     max_concurrent_runs: Option<u32>,
     /// How long after its creation a run may still be queued, seconds; null sets no limit.
     #[oai(nullable)]
+    #[view(field = definition.time_to_live_seconds)]
     time_to_live_seconds: Option<u32>,
     /// How long finished runs are kept, days.
+    #[view(field = definition.retention_days)]
     retention_days: u32,
     /// Since when it hands out no runs; null while it does.
     #[oai(nullable)]
@@ -306,68 +294,50 @@ pub struct PipelineView {
     updated_at: Time,
 }
 
-impl From<&Pipeline> for PipelineView {
-    fn from(pipeline: &Pipeline) -> Self {
-        let definition = &pipeline.definition;
-        let members = |schema: &Option<Value>| {
-            let members = schema.as_ref()?.as_object()?;
-            Some(
-                members
-                    .iter()
-                    .map(|(k, v)| (k.clone(), v.clone()))
-                    .collect(),
-            )
-        };
-        let subcommands = definition.subcommands.iter().map(|(name, subcommand)| {
-            let body = SubcommandBody {
-                url: subcommand.url.clone(),
-                timeout_ms: subcommand.timeout_ms,
-            };
-            (name.clone(), body)
-        });
-        Self {
-            id: pipeline.id.to_string(),
-            slug: pipeline.slug.clone(),
-            version: pipeline.version,
-            display_name: definition.display_name.clone(),
-            description: definition.description.clone(),
-            input_schema: members(&definition.input_schema),
-            output_schema: members(&definition.output_schema),
-            subcommands: subcommands.collect(),
-            lease_seconds: definition.lease_seconds,
-            max_attempts: definition.max_attempts,
-            max_concurrent_runs: definition.max_concurrent_runs,
-            time_to_live_seconds: definition.time_to_live_seconds,
-            retention_days: definition.retention_days,
-            paused_at: pipeline.paused_at.map(Time),
-            created_at: pipeline.created_at.into(),
-            updated_at: pipeline.updated_at.into(),
-        }
-    }
+/// The members of a schema. What is not an object is shown as none.
+fn members(schema: Option<&Value>) -> Option<BTreeMap<String, Value>> {
+    let members = schema?.as_object()?.iter();
+    Some(
+        members
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+    )
 }
 
-impl Example for PipelineView {
-    fn example() -> Self {
-        let body = PipelineDefinition::example();
-        let at = Timestamp::from_ms(1_769_860_800_000);
-        Self {
-            id: PipelineId::from_uuid(uuid::Uuid::nil()).to_string(),
-            slug: "nightly-import".into(),
-            version: 1,
-            display_name: body.display_name,
-            description: body.description,
-            input_schema: body.input_schema,
-            output_schema: body.output_schema,
-            subcommands: body.subcommands,
-            lease_seconds: body.lease_seconds,
-            max_attempts: body.max_attempts,
-            max_concurrent_runs: body.max_concurrent_runs,
-            time_to_live_seconds: body.time_to_live_seconds,
-            retention_days: body.retention_days,
-            paused_at: None,
-            created_at: at.into(),
-            updated_at: at.into(),
-        }
+/// A pipeline as examples show it.
+fn sample() -> Pipeline {
+    let archive = Subcommand {
+        url: "https://example.com/archive".into(),
+        timeout_ms: timeout_ms_default(),
+    };
+    let definition = Definition {
+        display_name: "Nightly import".into(),
+        description: Some("Reads the day's files.".into()),
+        input_schema: Some(json!({
+            "type": "object",
+            "required": ["day"],
+            "properties": {"day": {"type": "string", "format": "date"}},
+        })),
+        output_schema: Some(json!({
+            "type": "object",
+            "properties": {"rows": {"type": "integer", "minimum": 0}},
+        })),
+        subcommands: BTreeMap::from([("archive".into(), archive)]),
+        lease_seconds: lease_seconds_default(),
+        max_attempts: max_attempts_default(),
+        max_concurrent_runs: None,
+        time_to_live_seconds: None,
+        retention_days: retention_days_default(),
+    };
+    Pipeline {
+        id: nil_id(),
+        slug: "nightly-import".into(),
+        version: 1,
+        definition: Arc::new(definition),
+        paused_at: None,
+        revision: 1,
+        created_at: EXAMPLE_AT.0,
+        updated_at: EXAMPLE_AT.0,
     }
 }
 
@@ -604,10 +574,12 @@ impl Pipelines {
 
 #[cfg(test)]
 mod tests {
+    use poem_openapi::types::Example;
+
     use super::*;
 
     async fn checked(body: PipelineDefinition) -> Result<Definition, Problem> {
-        let publisher = PublisherId::from_uuid(uuid::Uuid::nil());
+        let publisher = nil_id::<PublisherId>();
         let (policy, schemas) = (outbound::Policy::default(), Schemas::new());
         body.checked(&policy, &schemas, publisher).await
     }

@@ -13,7 +13,8 @@ use poem_openapi::{
         MetaSchemaRef, Registry,
     },
     types::{
-        MaybeUndefined, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type,
+        Example, MaybeUndefined, ParseError, ParseFromJSON, ParseFromParameter, ParseResult,
+        ToJSON, Type,
     },
 };
 use serde::{Serialize, Serializer};
@@ -22,6 +23,7 @@ use serde_json::Value;
 use domain::{Problem, Timestamp, id::Id, slug::Slug};
 use persistence::{Answer, Expected};
 
+use crate::shared::examples::EXAMPLE_AT;
 use web::http::ApiError;
 
 /// The chapters of the reference.
@@ -289,6 +291,18 @@ pub struct Time(pub Timestamp);
 impl From<Timestamp> for Time {
     fn from(at: Timestamp) -> Self {
         Self(at)
+    }
+}
+
+impl From<Time> for Timestamp {
+    fn from(time: Time) -> Self {
+        time.0
+    }
+}
+
+impl Example for Time {
+    fn example() -> Self {
+        EXAMPLE_AT
     }
 }
 

@@ -16,6 +16,12 @@ use domain::JsonText;
 #[serde(transparent)]
 pub struct Verbatim(pub(crate) JsonText);
 
+impl From<JsonText> for Verbatim {
+    fn from(text: JsonText) -> Self {
+        Self(text)
+    }
+}
+
 impl From<Value> for Verbatim {
     fn from(tree: Value) -> Self {
         Self(tree.into())

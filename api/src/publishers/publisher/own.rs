@@ -1,6 +1,7 @@
 //! A publisher as it sees and changes itself.
 
-use poem_openapi::{Object, OpenApi, types::Example};
+use poem_openapi::{Object, OpenApi};
+use view_derive::{Example, View};
 
 use domain::{
     credential::CredentialKind,
@@ -15,20 +16,27 @@ use crate::{
     publishers::credentials::{EXAMPLE_TOKEN_ID, KindName},
     shared::{
         common::{IfMatch, Ok, Tag, Time, answer},
-        examples::{EXAMPLE_AT, EXAMPLE_ID},
+        examples::EXAMPLE_ID,
     },
 };
 use web::http::{ApiError, Patch};
 
 /// Which token asks.
-#[derive(Object)]
+#[derive(Object, View, Example)]
+#[view(of = Principal)]
 struct Asking {
     /// `tok_…`
+    #[view(field = credential)]
+    #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// What it may do.
+    #[view(from = of.grants.kinds().into_iter().map(KindName::from).collect())]
+    #[example([KindName::Runner])]
     kinds: Vec<KindName>,
     /// The only pipelines that it reaches; null for all.
     #[oai(nullable)]
+    #[view(from = of.scope.pipelines().map(|all| all.iter().map(Slug::to_string).collect()))]
+    #[example(["nightly-import"])]
     pipelines: Option<Vec<String>>,
     /// When it stops working.
     #[oai(nullable)]
@@ -36,16 +44,20 @@ struct Asking {
 }
 
 /// A publisher as it sees itself.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(rename = "OwnPublisher", example)]
 struct OwnView {
     /// `pub_…`
+    #[example(EXAMPLE_ID)]
     id: String,
     /// Its name in the operator's hands.
+    #[example("acme")]
     slug: String,
     /// Its name for people.
+    #[example("Acme Media")]
     display_name: String,
     /// Whether its tokens work.
+    #[example(StatusName::Active)]
     status: StatusName,
     /// How much it may have.
     quotas: QuotasView,
@@ -59,8 +71,6 @@ struct OwnView {
 
 impl OwnView {
     fn of(publisher: &Publisher, who: &Principal) -> Self {
-        let kinds = who.grants.kinds();
-        let pipelines = who.scope.pipelines();
         Self {
             id: publisher.id.to_string(),
             slug: publisher.slug.clone(),
@@ -69,38 +79,13 @@ impl OwnView {
             quotas: publisher.quotas.into(),
             created_at: publisher.created_at.into(),
             updated_at: publisher.updated_at.into(),
-            credential: Asking {
-                id: who.credential.to_string(),
-                kinds: kinds.into_iter().map(KindName::from).collect(),
-                pipelines: pipelines.map(|some| some.iter().map(Slug::to_string).collect()),
-                expires_at: who.expires_at.map(Time),
-            },
-        }
-    }
-}
-
-impl Example for OwnView {
-    fn example() -> Self {
-        Self {
-            id: EXAMPLE_ID.into(),
-            slug: "acme".into(),
-            display_name: "Acme Media".into(),
-            status: StatusName::Active,
-            quotas: QuotasView::example(),
-            created_at: EXAMPLE_AT,
-            updated_at: EXAMPLE_AT,
-            credential: Asking {
-                id: EXAMPLE_TOKEN_ID.into(),
-                kinds: vec![KindName::Runner],
-                pipelines: Some(vec!["nightly-import".into()]),
-                expires_at: None,
-            },
+            credential: who.into(),
         }
     }
 }
 
 /// What a publisher changes of itself.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(
     rename = "OwnPublisherPatch",
     example,
@@ -110,71 +95,54 @@ impl Example for OwnView {
 struct OwnPatchRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
+    #[example("Acme Media Group")]
     display_name: Option<String>,
 }
 
-impl Example for OwnPatchRequest {
-    fn example() -> Self {
-        Self {
-            display_name: Some("Acme Media Group".into()),
-        }
-    }
-}
-
 /// How many credentials of each kind are live.
-#[derive(Object)]
+#[derive(Object, Example)]
 struct CredentialCounts {
     /// Admin tokens.
+    #[example(1)]
     admin: u64,
     /// Runner tokens.
+    #[example(3)]
     runner: u64,
     /// Webhook secrets.
+    #[example(1)]
     webhook_signing: u64,
     /// Subcommand bearers.
+    #[example(1)]
     subcommand_bearer: u64,
 }
 
 /// How much a publisher has, beside how much it may have.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(rename = "Usage", example)]
 struct UsageView {
     /// Live credentials by kind.
     credentials: CredentialCounts,
     /// Pipelines.
+    #[example(12)]
     pipelines: u64,
     /// Webhook endpoints.
+    #[example(2)]
     webhook_endpoints: u64,
     /// Upstream accounts.
+    #[example(4)]
     accounts: u64,
     /// Trains.
+    #[example(2)]
     trains: u64,
     /// Live tokens of all trains.
+    #[example(3)]
     train_tokens: u64,
     /// Bytes stored of events, runs, deliveries and kept answers. Counted as rows are written and
     /// removed, by each process for itself and summed up every second; row by row once a day.
+    #[example(734_003_200)]
     storage_bytes: u64,
     /// How much it may have.
     quotas: QuotasView,
-}
-
-impl Example for UsageView {
-    fn example() -> Self {
-        Self {
-            credentials: CredentialCounts {
-                admin: 1,
-                runner: 3,
-                webhook_signing: 1,
-                subcommand_bearer: 1,
-            },
-            pipelines: 12,
-            webhook_endpoints: 2,
-            accounts: 4,
-            trains: 2,
-            train_tokens: 3,
-            storage_bytes: 734_003_200,
-            quotas: QuotasView::example(),
-        }
-    }
 }
 
 /// The operations of a publisher on itself.

@@ -8,23 +8,24 @@ use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Header, Path, Query},
     payload::EventStream,
-    types::{Example, ToJSON as _},
+    types::ToJSON as _,
 };
 use serde::Serialize;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use view_derive::{Example, View};
 
 use domain::{
-    Code, Problem, Timestamp,
-    id::{Id as _, PublisherId, RunId, TokenId},
+    Code, Problem,
+    id::{PublisherId, RunId},
     permission::RunsRead,
     permits::{Bounds, Full, Permit, Permits},
-    run::Moment,
+    run::{Moment, RunStatus},
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
 
-use super::views::Creator;
+use super::views::{Creator, sample};
 use crate::{
     auth::{Caller, Standing},
     shared::{
@@ -59,23 +60,12 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
     codes: &[Code::RateLimited],
 }];
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $variant:ident,)*) => {
-        /// What happened.
-        #[derive(Enum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-        #[oai(rename = "TimelineType", rename_all = "snake_case")]
-        #[serde(rename_all = "snake_case")]
-        pub enum Kind { $($(#[$doc])* $variant,)* }
-
-        impl From<Moment> for Kind {
-            fn from(moment: Moment) -> Self {
-                match moment { $(Moment::$variant => Self::$variant,)* }
-            }
-        }
-    };
-}
-
-kinds! {
+/// What happened.
+#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[oai(rename = "TimelineType", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+#[view(of = Moment)]
+pub enum Kind {
     /// It was created.
     Created,
     /// A runner took it.
@@ -103,52 +93,30 @@ kinds! {
 }
 
 /// Something that happened to a run.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, View, Example, Serialize, Clone, Debug)]
 #[oai(rename = "TimelineEntry", example)]
+#[view(of = TimelineEntry)]
 pub struct TimelineView {
     /// Sorts the entries as they happened; not without gaps. Also the `id` of the stream's events.
+    #[example(2)]
     seq: i64,
     /// When it happened.
     at: Time,
     /// What happened.
+    #[example(Kind::Claimed)]
+    #[view(field = moment)]
     r#type: Kind,
     /// How often the run had been claimed then.
+    #[example(1)]
     attempt: i32,
     /// The credential that did it; null for the service itself.
     #[oai(nullable)]
+    #[example(Creator::from(&sample(RunStatus::Running)))]
+    #[view(from = of.actor.clone().map(|(kind, id)| Creator { id, kind }))]
     actor: Option<Creator>,
     /// Further facts.
     #[oai(nullable)]
     data: Option<Verbatim>,
-}
-
-impl From<TimelineEntry> for TimelineView {
-    fn from(entry: TimelineEntry) -> Self {
-        Self {
-            seq: entry.seq,
-            at: entry.at.into(),
-            r#type: entry.moment.into(),
-            attempt: entry.attempt,
-            actor: entry.actor.map(|(kind, id)| Creator { id, kind }),
-            data: entry.data.map(Verbatim),
-        }
-    }
-}
-
-impl Example for TimelineView {
-    fn example() -> Self {
-        Self {
-            seq: 2,
-            at: Timestamp::from_ms(1_769_860_800_000).into(),
-            r#type: Kind::Claimed,
-            attempt: 1,
-            actor: Some(Creator {
-                id: TokenId::from_uuid(uuid::Uuid::nil()).to_string(),
-                kind: "runner".into(),
-            }),
-            data: None,
-        }
-    }
 }
 
 /// The operations on timelines.

@@ -5,20 +5,21 @@ use std::borrow::Cow;
 use poem_openapi::{
     Enum, Object,
     registry::{MetaSchema, MetaSchemaRef, Registry},
-    types::{Example, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
+    types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::{Value, json};
+use view_derive::{Example, View};
 
-use domain::{
-    JsonText, Timestamp,
-    id::{Id as _, RunId, TokenId},
-    run::RunStatus,
-};
+use domain::{JsonText, Timestamp, id::TokenId, run::RunStatus};
 use persistence::{BulkCancelled, Claimed, CreatedRun, Run, RunFilter};
 
-use crate::shared::{common::Time, verbatim::Verbatim};
+use crate::shared::{
+    common::Time,
+    examples::{EXAMPLE_SOON, nil_id},
+    verbatim::Verbatim,
+};
 
 /// Longest message of a failure, characters.
 const MESSAGE_CHARS: usize = 1000;
@@ -26,9 +27,10 @@ const MESSAGE_CHARS: usize = 1000;
 const ERROR_MEMBERS: usize = 50;
 
 /// Where a run stands.
-#[derive(Enum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "RunStatus", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
+#[view(of = RunStatus, into = RunStatus)]
 pub enum Status {
     /// Waits for a runner.
     Queued,
@@ -44,36 +46,16 @@ pub enum Status {
     Expired,
 }
 
-impl From<RunStatus> for Status {
-    fn from(status: RunStatus) -> Self {
-        match status {
-            RunStatus::Queued => Self::Queued,
-            RunStatus::Running => Self::Running,
-            RunStatus::Succeeded => Self::Succeeded,
-            RunStatus::Failed => Self::Failed,
-            RunStatus::Cancelled => Self::Cancelled,
-            RunStatus::Expired => Self::Expired,
-        }
-    }
-}
-
-impl From<Status> for RunStatus {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Queued => Self::Queued,
-            Status::Running => Self::Running,
-            Status::Succeeded => Self::Succeeded,
-            Status::Failed => Self::Failed,
-            Status::Cancelled => Self::Cancelled,
-            Status::Expired => Self::Expired,
-        }
-    }
-}
-
 /// Why a run failed: a message, and whatever else its runner wants to say.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(transparent)]
 pub struct RunError(pub(super) JsonText);
+
+impl From<JsonText> for RunError {
+    fn from(text: JsonText) -> Self {
+        Self(text)
+    }
+}
 
 impl RunError {
     fn schema() -> MetaSchema {
@@ -138,17 +120,22 @@ impl ToJSON for RunError {
 }
 
 /// The credential that created a run.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, View, Serialize, Clone, Debug)]
+#[view(of = Run)]
 pub struct Creator {
     /// Its identifier.
+    #[view(field = created_by_id)]
     pub(super) id: String,
     /// Its kind: `admin` or `runner`.
+    #[view(field = created_by_kind)]
     pub(super) kind: String,
 }
 
 /// A run.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, View, Example, Serialize, Clone, Debug)]
 #[oai(rename = "Run", example)]
+#[view(of = Run)]
+#[example(sample(RunStatus::Succeeded))]
 pub struct RunView {
     /// `run_…`
     id: String,
@@ -185,6 +172,7 @@ pub struct RunView {
     #[oai(nullable)]
     lease_expires_at: Option<Time>,
     /// Who created it.
+    #[view(from = Creator::from(of))]
     created_by: Creator,
     /// When it was created.
     created_at: Time,
@@ -196,46 +184,12 @@ pub struct RunView {
     finished_at: Option<Time>,
 }
 
-impl From<&Run> for RunView {
-    fn from(run: &Run) -> Self {
-        Self::from(run.clone())
-    }
-}
-
-impl From<Run> for RunView {
-    fn from(run: Run) -> Self {
-        Self {
-            id: run.id.to_string(),
-            pipeline: run.pipeline,
-            pipeline_version: run.pipeline_version,
-            status: run.status.into(),
-            input: Verbatim(run.input),
-            output: run.output.map(Verbatim),
-            error: run.error.map(RunError),
-            external_id: run.external_id,
-            priority: run.priority,
-            not_before: run.not_before.into(),
-            attempt: run.attempt,
-            progress: run.progress.map(Verbatim),
-            cancel_requested: run.cancel_requested,
-            lease_expires_at: run.lease_expires_at.map(Time),
-            created_by: Creator {
-                id: run.created_by_id,
-                kind: run.created_by_kind,
-            },
-            created_at: run.created_at.into(),
-            started_at: run.started_at.map(Time),
-            finished_at: run.finished_at.map(Time),
-        }
-    }
-}
-
 /// A run as examples show it.
 pub(crate) fn sample(status: RunStatus) -> Run {
     let at = Timestamp::from_ms(1_769_860_800_000);
     let started = !matches!(status, RunStatus::Queued);
     Run {
-        id: RunId::from_uuid(uuid::Uuid::nil()),
+        id: nil_id(),
         pipeline: "nightly-import".into(),
         pipeline_version: 1,
         status,
@@ -251,7 +205,7 @@ pub(crate) fn sample(status: RunStatus) -> Run {
         cancel_requested: status == RunStatus::Cancelled,
         lease_expires_at: (status == RunStatus::Running)
             .then(|| at.plus(std::time::Duration::from_mins(5))),
-        created_by_id: TokenId::from_uuid(uuid::Uuid::nil()).to_string(),
+        created_by_id: nil_id::<TokenId>().into(),
         created_by_kind: "runner".into(),
         revision: 1,
         created_at: at,
@@ -260,19 +214,15 @@ pub(crate) fn sample(status: RunStatus) -> Run {
     }
 }
 
-impl Example for RunView {
-    fn example() -> Self {
-        Self::from(&sample(RunStatus::Succeeded))
-    }
-}
-
 /// The proof that one holds a run. It is shown once.
-#[derive(Object, Serialize, Clone)]
+#[derive(Object, Example, Serialize, Clone)]
 #[oai(example)]
 pub struct Claim {
     /// To send as `X-Stationmaster-Claim` when the run is finished.
+    #[example("stm_claim_…")]
     token: String,
     /// When the claim ends, unless the run is finished before.
+    #[example(EXAMPLE_SOON)]
     expires_at: Time,
 }
 
@@ -285,101 +235,56 @@ impl Claim {
     }
 }
 
-impl Example for Claim {
-    fn example() -> Self {
-        Self {
-            token: "stm_claim_…".into(),
-            expires_at: Timestamp::from_ms(1_769_861_100_000).into(),
-        }
-    }
-}
-
 /// A run, with its claim if that was asked for.
-#[derive(Object, Serialize, Clone)]
+#[derive(Object, View, Example, Serialize, Clone)]
 #[oai(example)]
+#[view(of = CreatedRun)]
 pub struct CreatedRunView {
     #[oai(flatten)]
     #[serde(flatten)]
+    #[example(sample(RunStatus::Queued))]
     run: RunView,
     /// The claim; absent unless `claim` was true and the run is new.
     #[oai(skip_serializing_if_is_none)]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[view(from = of.claim.as_ref().map(|(token, expires_at)| Claim::of(token, *expires_at)))]
     claim: Option<Claim>,
 }
 
-impl From<&CreatedRun> for CreatedRunView {
-    fn from(created: &CreatedRun) -> Self {
-        let claim = created.claim.as_ref();
-        Self {
-            run: RunView::from(&created.run),
-            claim: claim.map(|(token, expires_at)| Claim::of(token, *expires_at)),
-        }
-    }
-}
-
-impl Example for CreatedRunView {
-    fn example() -> Self {
-        Self {
-            run: RunView::from(&sample(RunStatus::Queued)),
-            claim: None,
-        }
-    }
-}
-
 /// A run and its claim.
-#[derive(Object, Serialize, Clone)]
+#[derive(Object, View, Example, Serialize, Clone)]
 #[oai(example)]
+#[view(of = Claimed)]
 pub struct ClaimedRun {
     #[oai(flatten)]
     #[serde(flatten)]
+    #[example(sample(RunStatus::Running))]
     run: RunView,
     /// The claim.
+    #[view(from = Claim::of(&of.token, of.expires_at))]
     claim: Claim,
 }
 
-impl From<Claimed> for ClaimedRun {
-    fn from(claimed: Claimed) -> Self {
-        Self {
-            run: RunView::from(claimed.run),
-            claim: Claim::of(&claimed.token, claimed.expires_at),
-        }
-    }
-}
-
-impl Example for ClaimedRun {
-    fn example() -> Self {
-        Self {
-            run: RunView::from(&sample(RunStatus::Running)),
-            claim: Claim::example(),
-        }
-    }
-}
-
 /// Claimed runs, the one to do first at the head.
-#[derive(Object, Serialize, Clone)]
+#[derive(Object, Example, Serialize, Clone)]
 #[oai(example)]
 pub struct ClaimedRuns {
     /// As many as there were, up to `max`; none is an ordinary answer.
+    #[example([ClaimedRun::example()])]
     pub(super) items: Vec<ClaimedRun>,
 }
 
-impl Example for ClaimedRuns {
-    fn example() -> Self {
-        Self {
-            items: vec![ClaimedRun::example()],
-        }
-    }
-}
-
 /// A run to create.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 pub struct NewRunBody {
     /// What the run is given: any JSON that the pipeline's input schema takes, at most 256 KiB, and
     /// 50 000 values where there is a schema. It is handed on as it came, to the byte.
+    #[example(json!({"day": "2026-01-31"}))]
     pub(super) input: Verbatim,
     /// The caller's name for the run, unique within the pipeline.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("import-2026-01-31")]
     pub(super) external_id: Option<String>,
     /// 0 goes first.
     #[oai(
@@ -398,20 +303,8 @@ const fn priority_default() -> i32 {
     5
 }
 
-impl Example for NewRunBody {
-    fn example() -> Self {
-        Self {
-            input: json!({"day": "2026-01-31"}).into(),
-            external_id: Some("import-2026-01-31".into()),
-            priority: priority_default(),
-            not_before: None,
-            claim: false,
-        }
-    }
-}
-
 /// Which runs to claim.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example, deny_unknown_fields)]
 pub struct ClaimBody {
     /// Only runs of these; of all in reach if it is left out.
@@ -421,6 +314,7 @@ pub struct ClaimBody {
         unique_items,
         pattern = "^[a-z0-9][a-z0-9-]{0,62}$"
     ))]
+    #[example(["nightly-import"])]
     pub(super) pipelines: Option<Vec<String>>,
     /// At most so many.
     #[oai(
@@ -430,6 +324,7 @@ pub struct ClaimBody {
     pub(super) max: u32,
     /// How long to wait for one if there is none now, seconds.
     #[oai(default, validator(minimum(value = "0"), maximum(value = "60")))]
+    #[example(20)]
     pub(super) wait_seconds: u32,
 }
 
@@ -437,31 +332,14 @@ const fn max_default() -> u32 {
     1
 }
 
-impl Example for ClaimBody {
-    fn example() -> Self {
-        Self {
-            pipelines: Some(vec!["nightly-import".into()]),
-            max: max_default(),
-            wait_seconds: 20,
-        }
-    }
-}
-
 /// How a run ended well.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example, deny_unknown_fields)]
 pub struct CompleteBody {
     /// What it gives: any JSON that its pipeline version's output schema takes, at most 256 KiB, and
     /// 50 000 values where there is a schema. It is handed on as it came, to the byte.
+    #[example(json!({"rows": 1024}))]
     pub(super) output: Verbatim,
-}
-
-impl Example for CompleteBody {
-    fn example() -> Self {
-        Self {
-            output: json!({"rows": 1024}).into(),
-        }
-    }
 }
 
 /// How a run ended badly.
@@ -477,28 +355,22 @@ pub struct FailBody {
 }
 
 /// What a runner at work reports.
-#[derive(Object, Clone, Debug, Default)]
+#[derive(Object, Example, Clone, Debug, Default)]
 #[oai(example, deny_unknown_fields)]
 pub struct HeartbeatBody {
     /// How far it is: any JSON but null, at most 16 KiB. Shown with the run; the next holder
     /// finds it there.
     #[oai(skip_serializing_if_is_none)]
+    #[example(json!({"percent": 40}))]
     pub(super) progress: Option<Verbatim>,
 }
 
-impl Example for HeartbeatBody {
-    fn example() -> Self {
-        Self {
-            progress: Some(json!({"percent": 40}).into()),
-        }
-    }
-}
-
 /// A lease that was extended.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "Heartbeat", example)]
 pub struct HeartbeatView {
     /// Until when the claim holds now.
+    #[example(EXAMPLE_SOON)]
     lease_expires_at: Time,
     /// Whether somebody wants the run cancelled: its holder should stop, and release or fail it.
     cancel_requested: bool,
@@ -514,23 +386,17 @@ impl HeartbeatView {
     }
 }
 
-impl Example for HeartbeatView {
-    fn example() -> Self {
-        Self {
-            lease_expires_at: Timestamp::from_ms(1_769_861_100_000).into(),
-            cancel_requested: false,
-        }
-    }
-}
-
 /// Which runs to cancel: those that pass all that is given. An empty object means every one.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
+#[view(into = RunFilter)]
 pub struct CancelBody {
     /// Only runs of this pipeline.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    #[example("nightly-import")]
     pipeline: Option<String>,
     /// Only runs that stand here; finished ones can't be cancelled.
+    #[example(Unfinished::Queued)]
     status: Option<Unfinished>,
     /// Only runs of this external identifier.
     #[oai(validator(min_length = 1, max_length = 200))]
@@ -541,36 +407,10 @@ pub struct CancelBody {
     until: Option<Time>,
 }
 
-impl From<CancelBody> for RunFilter {
-    fn from(body: CancelBody) -> Self {
-        Self {
-            pipeline: body.pipeline,
-            status: body.status.map(|status| match status {
-                Unfinished::Queued => RunStatus::Queued,
-                Unfinished::Running => RunStatus::Running,
-            }),
-            external_id: body.external_id,
-            since: body.since.map(|at| at.0),
-            until: body.until.map(|at| at.0),
-        }
-    }
-}
-
-impl Example for CancelBody {
-    fn example() -> Self {
-        Self {
-            pipeline: Some("nightly-import".into()),
-            status: Some(Unfinished::Queued),
-            external_id: None,
-            since: None,
-            until: None,
-        }
-    }
-}
-
 /// Where a run that is not finished stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Enum, View, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "UnfinishedStatus", rename_all = "snake_case")]
+#[view(into = RunStatus)]
 pub enum Unfinished {
     /// Waits for a runner.
     Queued,
@@ -579,35 +419,18 @@ pub enum Unfinished {
 }
 
 /// What a bulk cancellation did.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "CancelledRuns", example)]
+#[view(of = BulkCancelled)]
 pub struct CancelledRuns {
     /// Runs that waited, and are cancelled.
+    #[example(12)]
     cancelled: u64,
     /// Runs that are held: their holders learn of it with their next heartbeat.
+    #[example(1)]
     requested: u64,
     /// Whether there are more: the same request again goes on.
     more: bool,
-}
-
-impl From<&BulkCancelled> for CancelledRuns {
-    fn from(done: &BulkCancelled) -> Self {
-        Self {
-            cancelled: done.cancelled,
-            requested: done.requested,
-            more: done.more,
-        }
-    }
-}
-
-impl Example for CancelledRuns {
-    fn example() -> Self {
-        Self {
-            cancelled: 12,
-            requested: 1,
-            more: false,
-        }
-    }
 }
 
 #[cfg(test)]

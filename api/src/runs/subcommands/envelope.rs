@@ -2,18 +2,16 @@
 
 use aho_corasick::AhoCorasick;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use poem_openapi::{Enum, Object, types::Example};
+use poem_openapi::{Enum, Object};
 use serde::Serialize;
 use serde_json::json;
+use view_derive::Example;
 
-use domain::{
-    JsonText,
-    id::{CallId, Id as _},
-};
+use domain::{JsonText, id::CallId};
 use outbound::{Failure, Response};
 use persistence::CallRecord;
 
-use crate::shared::verbatim::Verbatim;
+use crate::shared::{examples::nil_id, verbatim::Verbatim};
 
 /// Stands where an endpoint repeated the bearer that it was sent.
 const MASK: &str = "[masked]";
@@ -103,11 +101,12 @@ impl From<Failure> for CallError {
 }
 
 /// Of the publisher's headers, those that a runner needs; null where it sent none.
-#[derive(Object, Serialize, Clone, Default)]
+#[derive(Object, Example, Serialize, Clone, Default)]
 pub struct SubcommandHeaders {
     /// The body's type.
     #[oai(rename = "content-type", nullable)]
     #[serde(rename = "content-type")]
+    #[example("application/json")]
     content_type: Option<String>,
     /// How long the publisher wants to be left alone: seconds, or an HTTP date.
     #[oai(rename = "retry-after", nullable)]
@@ -116,23 +115,28 @@ pub struct SubcommandHeaders {
 }
 
 /// What came of a call.
-#[derive(Object, Serialize, Clone)]
+#[derive(Object, Example, Serialize, Clone)]
 #[oai(example)]
 pub struct SubcommandAnswer {
     /// `call_…`; the endpoint was sent it as `webhook-id`.
+    #[example(nil_id::<CallId>())]
     id: String,
     /// Who speaks.
+    #[example(AnsweredBy::Publisher)]
     answered_by: AnsweredBy,
     /// The publisher's status; null if none came.
     #[oai(nullable, validator(minimum(value = "200"), maximum(value = "999")))]
+    #[example(200)]
     status_code: Option<u16>,
     /// The publisher's headers.
     headers: SubcommandHeaders,
     /// The publisher's body, as `body_encoding` says.
     #[oai(nullable)]
+    #[example(json!({"archived": 1}))]
     body: Option<Verbatim>,
     /// How `body` is to be read; null if there is none to read.
     #[oai(nullable)]
+    #[example(BodyEncoding::Json)]
     body_encoding: Option<BodyEncoding>,
     /// Why there is no answer, or no body; null if all went well between us and the endpoint,
     /// whatever its status.
@@ -140,6 +144,7 @@ pub struct SubcommandAnswer {
     error: Option<CallError>,
     /// From the start of the call to its end, milliseconds.
     #[oai(validator(minimum(value = "0")))]
+    #[example(41)]
     latency_ms: u64,
 }
 
@@ -212,24 +217,6 @@ impl SubcommandAnswer {
     pub(super) fn text(&self) -> String {
         // Strings, numbers and JSON that parsed always serialise.
         serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
-impl Example for SubcommandAnswer {
-    fn example() -> Self {
-        Self {
-            id: CallId::from_uuid(uuid::Uuid::nil()).to_string(),
-            answered_by: AnsweredBy::Publisher,
-            status_code: Some(200),
-            headers: SubcommandHeaders {
-                content_type: Some("application/json".into()),
-                retry_after: None,
-            },
-            body: Some(json!({"archived": 1}).into()),
-            body_encoding: Some(BodyEncoding::Json),
-            error: None,
-            latency_ms: 41,
-        }
     }
 }
 
@@ -311,7 +298,7 @@ mod tests {
             truncated: false,
             latency_ms: 1,
         };
-        let id = CallId::from_uuid(uuid::Uuid::nil());
+        let id = nil_id::<CallId>();
         let answer = SubcommandAnswer::of_publisher(id, response, &[BEARER, SIGNATURE]);
         serde_json::from_str(&answer.text()).unwrap()
     }
@@ -321,11 +308,8 @@ mod tests {
         let example = SubcommandAnswer::example();
         let sent: Value = serde_json::from_str(&example.text()).unwrap();
         assert_eq!(Some(sent), example.to_json());
-        let none = SubcommandAnswer::of_failure(
-            CallId::from_uuid(uuid::Uuid::nil()),
-            CallError::NoSubcommandBearer,
-            7,
-        );
+        let none =
+            SubcommandAnswer::of_failure(nil_id::<CallId>(), CallError::NoSubcommandBearer, 7);
         let sent: Value = serde_json::from_str(&none.text()).unwrap();
         assert_eq!(Some(&sent), none.to_json().as_ref());
         assert_eq!(sent["error"], none.outcome());
@@ -385,7 +369,7 @@ mod tests {
             truncated: false,
             latency_ms: 1,
         };
-        let id = CallId::from_uuid(uuid::Uuid::nil());
+        let id = nil_id::<CallId>();
         let text = SubcommandAnswer::of_publisher(id, response, &[BEARER, SIGNATURE]).text();
         assert!(text.contains(std::str::from_utf8(body).unwrap()), "{text}");
     }

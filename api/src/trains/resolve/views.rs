@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 
-use poem_openapi::{Enum, Object, types::Example};
+use poem_openapi::{Enum, Object};
 use secrecy::ExposeSecret as _;
+use view_derive::{Example, View};
 
 use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
 use persistence::{Lent, Report};
 
 use super::{ask_again_at, seconds};
-use crate::shared::{common::Time, examples::EXAMPLE_AT};
+use crate::shared::common::Time;
 use web::http::ApiError;
 
 const EXAMPLE_ACCOUNT: &str = "acc_01h455vb4pex5vsknk084sn02q";
 
 /// What a caller wants; everything may be left out.
-#[derive(Object, Default)]
+#[derive(Object, Example, Default)]
 #[oai(
     rename = "Resolve",
     example,
@@ -31,6 +32,7 @@ pub(super) struct ResolveRequest {
     pub(super) base_url: Option<String>,
     /// The model that it will use: accounts that cool down for it are left out.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("claude-opus-4-1")]
     pub(super) model: Option<String>,
     /// Accounts that it does not want, such as those that it has just tried.
     #[oai(validator(max_items = 100, max_length = 64))]
@@ -38,32 +40,25 @@ pub(super) struct ResolveRequest {
     /// The client that it asks for, in words of its own. A sticky train gives one client the same
     /// account as long as that can be used.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("user-17")]
     pub(super) client_key: Option<String>,
 }
 
-impl Example for ResolveRequest {
-    fn example() -> Self {
-        Self {
-            provider: None,
-            base_url: None,
-            model: Some("claude-opus-4-1".into()),
-            exclude: None,
-            client_key: Some("user-17".into()),
-        }
-    }
-}
-
 /// An account to use now, with its credential.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example)]
 pub(super) struct Lending {
     /// Which account, for the report.
+    #[example(EXAMPLE_ACCOUNT)]
     account_id: String,
     /// Whose credential it is.
+    #[example("anthropic")]
     provider: String,
     /// Where to send requests.
+    #[example("https://api.anthropic.com")]
     base_url: String,
     /// The header that carries the credential, by its name in lower case: send it as it is.
+    #[example(HashMap::from([("x-api-key".into(), format!("sk-ant-{}", "x".repeat(20)))]))]
     headers: HashMap<String, String>,
     /// When the credential expires; null for never.
     #[oai(nullable)]
@@ -86,23 +81,10 @@ impl Lending {
     }
 }
 
-impl Example for Lending {
-    fn example() -> Self {
-        let value = format!("sk-ant-{}", "x".repeat(20));
-        Self {
-            account_id: EXAMPLE_ACCOUNT.into(),
-            provider: "anthropic".into(),
-            base_url: "https://api.anthropic.com".into(),
-            headers: HashMap::from([("x-api-key".into(), value)]),
-            expires_at: None,
-            ask_again_at: EXAMPLE_AT,
-        }
-    }
-}
-
 /// How a request ended.
-#[derive(Clone, Copy, Enum)]
+#[derive(Clone, Copy, Enum, View)]
 #[oai(rename = "ReportOutcome", rename_all = "snake_case")]
+#[view(into = Outcome)]
 pub(super) enum OutcomeName {
     /// Well.
     Ok,
@@ -114,19 +96,8 @@ pub(super) enum OutcomeName {
     Failed,
 }
 
-impl From<OutcomeName> for Outcome {
-    fn from(name: OutcomeName) -> Self {
-        match name {
-            OutcomeName::Ok => Self::Ok,
-            OutcomeName::RateLimited => Self::RateLimited,
-            OutcomeName::Unauthorized => Self::Unauthorized,
-            OutcomeName::Failed => Self::Failed,
-        }
-    }
-}
-
 /// What was used of an account.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(
     rename = "ReportedUse",
     example,
@@ -136,23 +107,16 @@ impl From<OutcomeName> for Outcome {
 pub(super) struct UseRequest {
     /// Requests; none by default.
     #[oai(validator(minimum(value = "0"), maximum(value = "1000000")))]
+    #[example(1)]
     requests: Option<u32>,
     /// Tokens of a model, of input and output together; none by default.
     #[oai(validator(minimum(value = "0"), maximum(value = "1000000000")))]
+    #[example(1834)]
     tokens: Option<u32>,
 }
 
-impl Example for UseRequest {
-    fn example() -> Self {
-        Self {
-            requests: Some(1),
-            tokens: Some(1834),
-        }
-    }
-}
-
 /// How a request with a lent credential went.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(
     rename = "Report",
     example,
@@ -162,16 +126,21 @@ impl Example for UseRequest {
 pub(super) struct ReportRequest {
     /// The account that was used; one of the token's train.
     #[oai(validator(max_length = 64))]
+    #[example(EXAMPLE_ACCOUNT)]
     account_id: String,
     /// How the request ended.
+    #[example(OutcomeName::RateLimited)]
     outcome: OutcomeName,
     /// The model that it is about; without it, it is about the account as a whole.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("claude-opus-4-1")]
     model: Option<String>,
     /// How long the upstream asked to wait, seconds: 7 days at most. Only with `rate_limited`.
     #[oai(validator(minimum(value = "0"), maximum(value = "604800")))]
+    #[example(120)]
     retry_after: Option<u32>,
     /// What was used of the account's soft ceilings.
+    #[example(UseRequest::example())]
     usage: Option<UseRequest>,
 }
 
@@ -191,17 +160,5 @@ impl ReportRequest {
             tokens: usage.and_then(|usage| usage.tokens).unwrap_or(0),
             model: self.model,
         })
-    }
-}
-
-impl Example for ReportRequest {
-    fn example() -> Self {
-        Self {
-            account_id: EXAMPLE_ACCOUNT.into(),
-            outcome: OutcomeName::RateLimited,
-            model: Some("claude-opus-4-1".into()),
-            retry_after: Some(120),
-            usage: Some(UseRequest::example()),
-        }
     }
 }
