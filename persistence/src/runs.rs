@@ -27,7 +27,7 @@ use crate::{
         change::{Answer, Audited, Context, entry},
         db::Tx,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         sql::padded,
         walk::{Check, Path, Span, Walk, distinct, first_id_at},
@@ -176,7 +176,7 @@ pub struct BulkCancelled {
 
 fn first<T, E: Into<StoreError>>(results: Vec<Result<T, E>>) -> Result<T> {
     let first = results.into_iter().next();
-    let first = first.ok_or_else(|| damaged("batch of one"))?;
+    let first = first.ok_or_else(|| corrupt_row("batch of one"))?;
     first.map_err(Into::into)
 }
 

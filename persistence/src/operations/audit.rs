@@ -17,7 +17,7 @@ use crate::store::{
     audit_log::mac_of,
     change::{Context, Entry, entry},
     entity::{audit_events, audit_heads},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     scope::OPERATOR,
     sql::padded,
@@ -168,7 +168,7 @@ impl Store {
         audit_heads::Entity::find_by_id(owner)
             .one(self.read())
             .await?
-            .ok_or_else(|| damaged("audit head"))
+            .ok_or_else(|| corrupt_row("audit head"))
     }
 
     async fn list_audit(

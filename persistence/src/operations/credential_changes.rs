@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::store::{
     POLLS, Store,
     entity::{cache_epoch, credential_changes},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
 /// How often the log of changes is read.
@@ -61,7 +61,7 @@ impl Store {
     pub(crate) async fn start_at_current_epoch(&self) -> Result<()> {
         let began = self.now();
         let row = cache_epoch::Entity::find_by_id(1).one(self.read()).await?;
-        let epoch = row.ok_or_else(|| damaged("cache epoch"))?.epoch;
+        let epoch = row.ok_or_else(|| corrupt_row("cache epoch"))?.epoch;
         self.look_for_foreign_tokens(None).await?;
         self.inner.freshness.heard_of(epoch);
         self.inner.freshness.polled(began);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql::Sql,
     storage::{Storage, size_of},
     walk::first_id_at,
@@ -113,7 +113,7 @@ impl Store {
     }
 
     async fn count_rows(&self, table: &'static str, publisher: Uuid, end: Uuid) -> Result<i64> {
-        let size = size_of(table).ok_or_else(|| damaged("table of counted rows"))?;
+        let size = size_of(table).ok_or_else(|| corrupt_row("table of counted rows"))?;
         let (mut at, mut bytes) = (Uuid::nil(), 0);
         loop {
             let mut sql = Sql::new("SELECT id, CAST(");
@@ -140,7 +140,8 @@ impl Store {
 
     /// They are few, beside the others: as many as were put within the retention of runs.
     async fn count_versions(&self, publisher: Uuid) -> Result<i64> {
-        let size = size_of("pipeline_versions").ok_or_else(|| damaged("table of counted rows"))?;
+        let size =
+            size_of("pipeline_versions").ok_or_else(|| corrupt_row("table of counted rows"))?;
         let mut sql = Sql::new("SELECT CAST(COALESCE(SUM(");
         sql.push(&size);
         sql.push("), 0) AS BIGINT) AS bytes FROM pipeline_versions WHERE publisher_id = ");
@@ -152,7 +153,8 @@ impl Store {
     }
 
     async fn count_answers(&self, publisher: Uuid) -> Result<i64> {
-        let size = size_of("idempotency_keys").ok_or_else(|| damaged("table of counted rows"))?;
+        let size =
+            size_of("idempotency_keys").ok_or_else(|| corrupt_row("table of counted rows"))?;
         let (mut at, mut bytes) = ((String::new(), String::new()), 0);
         loop {
             let mut sql = Sql::new("SELECT operation, key, CAST(");

@@ -27,7 +27,7 @@ use crate::store::{
     columns::slugs_of,
     db::Tx,
     entity::{credentials, token_hashes},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     quota::{over_quota, quotas_of},
 };
 
@@ -92,7 +92,7 @@ pub struct NewCredential {
 }
 
 pub(crate) fn kind_of(row: &credentials::Model) -> Result<CredentialKind> {
-    CredentialKind::parse(&row.kind).ok_or_else(|| damaged("credential kind"))
+    CredentialKind::parse(&row.kind).ok_or_else(|| corrupt_row("credential kind"))
 }
 
 fn id_of(kind: CredentialKind, id: Uuid) -> CredentialId {
@@ -114,7 +114,7 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
         },
         name: row.name,
         last_four: row.last_four,
-        source: Source::parse(&row.source).ok_or_else(|| damaged("credential source"))?,
+        source: Source::parse(&row.source).ok_or_else(|| corrupt_row("credential source"))?,
         pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
         created_at: Timestamp::from_ms(row.created_at),
         expires_at: row.expires_at.map(Timestamp::from_ms),
@@ -330,12 +330,12 @@ impl Store {
 
 /// Opens a stored secret.
 pub(crate) fn open_secret(data_key: &Key, row: &credentials::Model) -> Result<SecretString> {
-    let sealed = row.sealed.as_deref().ok_or_else(|| damaged("secret"))?;
+    let sealed = row.sealed.as_deref().ok_or_else(|| corrupt_row("secret"))?;
     let place = sealed_place(row.publisher_id, row.id.as_bytes());
     let plain = data_key
         .open(&place, sealed)
-        .map_err(|_| damaged("secret"))?;
-    let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret"))?;
+        .map_err(|_| corrupt_row("secret"))?;
+    let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret"))?;
     Ok(SecretString::from(text.to_owned()))
 }
 

@@ -24,7 +24,7 @@ use crate::{
         change::{Answer, Audited, Context, Expected, check_revision, entry},
         db::Tx,
         entity::{credentials, pipelines, publishers, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         quota::quotas_in,
         scope::OPERATOR,
@@ -95,7 +95,7 @@ impl Publisher {
         Ok(Self {
             id: PublisherId::from_uuid(row.id),
             status: PublisherStatus::parse(&row.status)
-                .ok_or_else(|| damaged("publisher status"))?,
+                .ok_or_else(|| corrupt_row("publisher status"))?,
             quotas: quotas_in(&row)?,
             slug: row.slug,
             display_name: row.display_name,
@@ -352,7 +352,7 @@ impl System {
             let before = quotas_in(row)?;
             let quotas = patch.quotas.over(before);
             if quotas != before {
-                row.quotas = serde_json::to_string(&quotas).map_err(|_| damaged("quotas"))?;
+                row.quotas = serde_json::to_string(&quotas).map_err(|_| corrupt_row("quotas"))?;
                 facts["quotas"] = json!(quotas);
                 line = Action::PublisherQuotaSet;
                 changed = true;

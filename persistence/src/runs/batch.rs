@@ -37,7 +37,7 @@ use crate::{
         Store,
         db::Tx,
         entity::{pipelines, runs},
-        error::{KeptVersion, Result, StoreError, damaged},
+        error::{KeptVersion, Result, StoreError, corrupt_row},
         sql::{self, padded},
         storage,
     },
@@ -272,7 +272,7 @@ async fn hold_all(
     rows.into_iter()
         .map(|row| {
             let definition = definitions.get(&(row.publisher_id, row.id, row.version));
-            let definition = definition.ok_or_else(|| damaged("pipeline version"))?;
+            let definition = definition.ok_or_else(|| corrupt_row("pipeline version"))?;
             let name = (row.publisher_id, row.slug.clone());
             let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
             let version = KeptVersion::of(&pipeline);
@@ -330,7 +330,7 @@ async fn create_all(
         done[draft.at] = Some(Ok(result));
     }
     done.into_iter()
-        .map(|done| done.ok_or_else(|| damaged("batch of runs")))
+        .map(|done| done.ok_or_else(|| corrupt_row("batch of runs")))
         .collect()
 }
 
@@ -357,7 +357,7 @@ fn told(
         };
         news.tell(tx, &queued, Moment::Created, Some(actor), None)?;
         news.tell(tx, &row, Moment::Claimed, Some(actor), None)?;
-        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         claimed = Some((token, Timestamp::from_ms(until)));
     } else {
         news.tell(tx, &row, Moment::Created, Some(actor), None)?;
@@ -406,7 +406,7 @@ fn draft(
 }
 
 fn bounded(value: u32, what: &str) -> Result<i32> {
-    i32::try_from(value).map_err(|_| damaged(what))
+    i32::try_from(value).map_err(|_| corrupt_row(what))
 }
 
 /// The row of a new run that waits in the queue.

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::run::Run;
 use crate::store::{
     entity::runs,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
 /// In the order of their names.
@@ -83,7 +83,7 @@ fn at(ms: i64) -> String {
 
 fn raw(text: Option<&String>) -> Result<Option<&RawValue>> {
     let parsed = text.map(|text| serde_json::from_str(text)).transpose();
-    parsed.map_err(|_| damaged("JSON text of a run"))
+    parsed.map_err(|_| corrupt_row("JSON text of a run"))
 }
 
 /// The data of an event that tells of a run.
@@ -112,5 +112,5 @@ pub(super) fn event_data(row: &runs::Model) -> Result<String> {
             status: &row.status,
         },
     };
-    serde_json::to_string(&data).map_err(|_| damaged("run"))
+    serde_json::to_string(&data).map_err(|_| corrupt_row("run"))
 }

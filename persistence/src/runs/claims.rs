@@ -36,7 +36,7 @@ use crate::{
         Store,
         db::Tx,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         plane_state::PlaneState,
         sql::{self, Sql, padded, parts},
         unreadable,
@@ -441,9 +441,9 @@ async fn hand_out(
         }
     }
     for (at, pick, token) in picks {
-        let row = rows.remove(&pick.id).ok_or_else(|| damaged("claim"))?;
+        let row = rows.remove(&pick.id).ok_or_else(|| corrupt_row("claim"))?;
         news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
-        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         answers[at].push(Claimed {
             run: Run::of_row(row)?,
             token,

@@ -22,7 +22,7 @@ use crate::store::{
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::{pipeline_versions, pipelines},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     sql::{Sql, padded},
@@ -68,13 +68,13 @@ impl Pipeline {
     fn of_joined(
         (row, version): (pipelines::Model, Option<pipeline_versions::Model>),
     ) -> Result<Self> {
-        let version = version.ok_or_else(|| damaged("pipeline version"))?;
+        let version = version.ok_or_else(|| corrupt_row("pipeline version"))?;
         Ok(Self::of_rows(row, Arc::new(definition_of(&version)?)))
     }
 }
 
 pub(crate) fn definition_of(row: &pipeline_versions::Model) -> Result<Definition> {
-    serde_json::from_str(&row.definition).map_err(|_| damaged("pipeline definition"))
+    serde_json::from_str(&row.definition).map_err(|_| corrupt_row("pipeline definition"))
 }
 
 /// From a pipeline to the version that new runs take.
@@ -106,7 +106,7 @@ async fn definition_at(tx: &Tx, row: &pipelines::Model) -> Result<Definition> {
     let version = pipeline_versions::Entity::find_by_id(key)
         .one(tx.db())
         .await?;
-    definition_of(&version.ok_or_else(|| damaged("pipeline version"))?)
+    definition_of(&version.ok_or_else(|| corrupt_row("pipeline version"))?)
 }
 
 /// Refuses slugs that name no pipeline of the publisher; `pointer` is where the list stands.

@@ -17,7 +17,7 @@ use crate::{
     store::{
         db::Tx,
         entity::{run_timeline, runs},
-        error::{Result, damaged},
+        error::{Result, corrupt_row},
         sql::{self, Sql},
         storage,
     },
@@ -99,7 +99,7 @@ pub(super) fn take(
     now: Timestamp,
 ) -> Result<()> {
     if !advance(row, RunChange::Claim, now)? {
-        return Err(damaged("run that waits"));
+        return Err(corrupt_row("run that waits"));
     }
     row.claim_hash = Some(hash.as_bytes().to_vec());
     row.claimed_by = Some(actor.id.clone());

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use crate::store::{
     entity::runs,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     page::bytes_of,
 };
 
@@ -61,7 +61,7 @@ pub struct Run {
 }
 
 fn parsed(text: String) -> Result<JsonText> {
-    JsonText::parse(text).ok_or_else(|| damaged("JSON text of a run"))
+    JsonText::parse(text).ok_or_else(|| corrupt_row("JSON text of a run"))
 }
 
 /// What a run's own JSON takes, in bytes: as the database says it, and of a row that was read.
@@ -80,7 +80,7 @@ pub(super) fn size_of(row: &runs::Model) -> usize {
 }
 
 pub(super) fn status_of(row: &runs::Model) -> Result<RunStatus> {
-    RunStatus::parse(&row.status).ok_or_else(|| damaged("run status"))
+    RunStatus::parse(&row.status).ok_or_else(|| corrupt_row("run status"))
 }
 
 impl Run {

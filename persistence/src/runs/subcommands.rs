@@ -20,7 +20,7 @@ use crate::{
         Scoped,
         change::Context,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
 };
 
@@ -101,7 +101,7 @@ impl Scoped {
         let definitions = definitions.of(self.store.read(), [key]).await?;
         let definition = definitions.get(&key);
         let subcommands = &definition
-            .ok_or_else(|| damaged("pipeline version"))?
+            .ok_or_else(|| corrupt_row("pipeline version"))?
             .subcommands;
         let Some(found) = subcommands.get(name) else {
             return Err(unknown(subcommands.keys()).into());

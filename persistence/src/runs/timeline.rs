@@ -18,7 +18,7 @@ use crate::store::{
     Scoped,
     change::Context,
     entity::{run_timeline, runs},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest, bytes_of},
     storage,
 };
@@ -42,11 +42,11 @@ pub struct TimelineEntry {
 
 impl TimelineEntry {
     fn of_row(row: run_timeline::Model) -> Result<Self> {
-        let parsed = |text| JsonText::parse(text).ok_or_else(|| damaged("timeline"));
+        let parsed = |text| JsonText::parse(text).ok_or_else(|| corrupt_row("timeline"));
         Ok(Self {
             seq: row.seq,
             at: Timestamp::from_ms(row.at),
-            moment: Moment::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
+            moment: Moment::parse(&row.moment).ok_or_else(|| corrupt_row("timeline"))?,
             attempt: row.attempt,
             actor: row.actor_kind.zip(row.actor_id),
             data: row.data.map(parsed).transpose()?,

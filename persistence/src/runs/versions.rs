@@ -23,7 +23,7 @@ use crate::{
     store::{
         Scoped,
         entity::{pipeline_versions, runs},
-        error::{KeptVersion, Result, StoreError, damaged},
+        error::{KeptVersion, Result, StoreError, corrupt_row},
         plane_state::PlaneState,
     },
 };
@@ -102,7 +102,7 @@ impl Definitions {
             .all(db)
             .await?;
         if rows.len() != wanted {
-            return Err(damaged("pipeline version"));
+            return Err(corrupt_row("pipeline version"));
         }
         for row in rows {
             let key = (row.publisher_id, row.pipeline_id, row.version);
@@ -127,7 +127,7 @@ impl Scoped {
             version: key.2,
             definition: found
                 .remove(&key)
-                .ok_or_else(|| damaged("pipeline version"))?,
+                .ok_or_else(|| corrupt_row("pipeline version"))?,
         })
     }
 

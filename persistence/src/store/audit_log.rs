@@ -20,7 +20,7 @@ use crate::store::{
     change::{Context, Entry, entry},
     db::Tx,
     entity::{audit_events, audit_heads},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
 /// Forged rows that are named in the log at a time.
@@ -28,7 +28,7 @@ const FORGED_SHOWN: u64 = 20;
 
 /// A row's code, as it is stored.
 pub(crate) fn mac_of(bytes: &[u8]) -> Result<[u8; 32]> {
-    <[u8; 32]>::try_from(bytes).map_err(|_| damaged("audit code"))
+    <[u8; 32]>::try_from(bytes).map_err(|_| corrupt_row("audit code"))
 }
 
 impl Store {
@@ -65,7 +65,7 @@ impl Store {
             .lock(LockType::NoKeyUpdate)
             .one(tx.db())
             .await?
-            .ok_or_else(|| damaged("audit head"))?;
+            .ok_or_else(|| corrupt_row("audit head"))?;
         let mut seq = head.seq;
         let mut mac = mac_of(&head.mac)?;
         let forged = remove_past(tx, owner, head.seq).await?;

@@ -38,7 +38,7 @@ use crate::store::{
     Store,
     db::Tx,
     entity::{idempotency_keys, publishers},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     freshness::publish_credential_changes,
     scope::{OPERATOR, Scope},
     storage,
@@ -416,13 +416,14 @@ impl Store {
             if row.answer_until.is_some_and(|until| until <= tx.now.ms()) {
                 return Err(Code::SecretNoLongerAvailable.into());
             }
-            let sealed = row.answer.ok_or_else(|| damaged("idempotent answer"))?;
+            let sealed = row.answer.ok_or_else(|| corrupt_row("idempotent answer"))?;
             let keys = self.inner.keys.of(tx.db(), owner).await?;
             let plain = keys
                 .data
                 .open(&answer_place(owner, &place_row(key)), &sealed)
-                .map_err(|_| damaged("idempotent answer"))?;
-            let kept = serde_json::from_slice(&plain).map_err(|_| damaged("idempotent answer"))?;
+                .map_err(|_| corrupt_row("idempotent answer"))?;
+            let kept =
+                serde_json::from_slice(&plain).map_err(|_| corrupt_row("idempotent answer"))?;
             return Ok(Begun::Repeat(kept));
         }
     }
@@ -534,7 +535,7 @@ impl Kept {
                 detail,
                 errors,
             } => {
-                let code = Code::parse(&code).ok_or_else(|| damaged("refusal"))?;
+                let code = Code::parse(&code).ok_or_else(|| corrupt_row("refusal"))?;
                 let errors = errors
                     .into_iter()
                     .map(|(pointer, code, detail)| FieldError {

@@ -160,6 +160,6 @@ fn classify_postgres(code: &str, text: String) -> StoreError {
 pub(crate) type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// A stored text that only we write does not parse: the store is damaged.
-pub(crate) fn damaged(what: &str) -> StoreError {
+pub(crate) fn corrupt_row(what: &str) -> StoreError {
     StoreError::Internal(format!("a stored {what} does not parse"))
 }

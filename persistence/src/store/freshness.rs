@@ -28,7 +28,7 @@ use uuid::Uuid;
 use crate::store::{
     db::Tx,
     entity::{cache_epoch, credential_changes},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
 /// When the last good poll began longer ago than this, nothing that is kept is trusted.
@@ -176,7 +176,7 @@ pub(crate) async fn publish_credential_changes(tx: &Tx) -> Result<()> {
         let epoch = cache_epoch::Entity::find_by_id(1)
             .one(tx.db())
             .await?
-            .ok_or_else(|| damaged("cache epoch"))?
+            .ok_or_else(|| corrupt_row("cache epoch"))?
             .epoch;
         credential_changes::Entity::insert(credential_changes::ActiveModel {
             epoch: Set(epoch),

@@ -7,12 +7,12 @@ use uuid::Uuid;
 use crate::store::{
     db::Tx,
     entity::publishers,
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
 };
 
 /// What a publisher may have, as its row says.
 pub(crate) fn quotas_in(row: &publishers::Model) -> Result<Quotas> {
-    serde_json::from_str(&row.quotas).map_err(|_| damaged("quotas"))
+    serde_json::from_str(&row.quotas).map_err(|_| corrupt_row("quotas"))
 }
 
 /// What a publisher may have, as it stands in this transaction.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::store::{
     Store,
     effects::Effects,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     plane_state::PlaneState,
     sql::{Sql, padded, parts},
 };
@@ -179,7 +179,8 @@ impl Store {
         let mut found = HashMap::new();
         for row in self.read().query_all_raw(statement).await? {
             let quotas: String = row.try_get("", "quotas")?;
-            let quotas: Quotas = serde_json::from_str(&quotas).map_err(|_| damaged("quotas"))?;
+            let quotas: Quotas =
+                serde_json::from_str(&quotas).map_err(|_| corrupt_row("quotas"))?;
             let bytes: i64 = row.try_get("", "bytes")?;
             found.insert(row.try_get("", "id")?, (bytes, quotas.storage_bytes));
         }

@@ -23,7 +23,7 @@ use crate::store::{
         accounts,
         oauth_logins::{ActiveModel, Column, Entity},
     },
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     quota::over_quota,
 };
 
@@ -203,13 +203,13 @@ impl Scoped {
                 Ok(row)
             })
             .await?;
-        let authorization = serde_json::from_str(&row.account).map_err(|_| damaged("login"))?;
+        let authorization = serde_json::from_str(&row.account).map_err(|_| corrupt_row("login"))?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         let plain = keys
             .data
             .open(&place(owner, &state), &row.sealed)
-            .map_err(|_| damaged("login"))?;
-        let opened: Opened = serde_json::from_slice(&plain).map_err(|_| damaged("login"))?;
+            .map_err(|_| corrupt_row("login"))?;
+        let opened: Opened = serde_json::from_slice(&plain).map_err(|_| corrupt_row("login"))?;
         let secret = |text: &Zeroizing<String>| SecretString::from(text.as_str().to_owned());
         let secrets = AuthorizationSecrets {
             verifier: secret(&opened.verifier),

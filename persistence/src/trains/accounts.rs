@@ -26,7 +26,7 @@ use crate::store::{
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::{accounts, train_accounts, trains},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
 };
@@ -135,7 +135,7 @@ impl Account {
         Ok(Self {
             id: AccountId::from_uuid(row.id),
             credential_type: CredentialType::parse(&row.credential_type)
-                .ok_or_else(|| damaged("account's type"))?,
+                .ok_or_else(|| corrupt_row("account's type"))?,
             health: health_of(&row)?,
             ceilings: ceilings_of(row.ceilings.as_deref())?,
             cooldowns: Vec::new(),
@@ -166,7 +166,7 @@ fn health_of(row: &accounts::Model) -> Result<AccountHealth> {
             at: Timestamp::from_ms(at),
             lent_until: lent_after(at, row.expires_at),
         }),
-        _ => Err(damaged("account's health")),
+        _ => Err(corrupt_row("account's health")),
     }
 }
 
@@ -179,7 +179,7 @@ pub(crate) fn lent_after(failed_at: i64, expires_at: Option<i64>) -> Option<Time
 fn ceilings_of(text: Option<&str>) -> Result<Ceilings> {
     text.map_or_else(
         || Ok(Ceilings::default()),
-        |text| serde_json::from_str(text).map_err(|_| damaged("account's ceilings")),
+        |text| serde_json::from_str(text).map_err(|_| corrupt_row("account's ceilings")),
     )
 }
 

@@ -28,7 +28,7 @@ use crate::{
         Scoped, Store, System,
         db::Tx,
         entity::train_notices,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         sql::{self, Sql, padded},
         unreadable,
     },
@@ -458,7 +458,7 @@ async fn open(
     sealed: &[u8],
 ) -> Result<SecretString> {
     let keys = store.inner.keys.of(tx.db(), publisher.uuid()).await?;
-    train::open_webhook(&keys.data, publisher, train, sealed).map_err(|_| damaged("webhook"))
+    train::open_webhook(&keys.data, publisher, train, sealed).map_err(|_| corrupt_row("webhook"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::{
         change::{Audited, Context, entry, nothing},
         db::Tx,
         entity::accounts::{ActiveModel, Column, Entity, Model},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         scope::Scope,
         sql::Sql,
         unreadable,
@@ -193,7 +193,7 @@ impl Scoped {
         let owner = self.scope.uuid();
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         Credential::open(&keys.data, &sealed_for(row), &row.sealed)
-            .map_err(|_| damaged("account's credential"))
+            .map_err(|_| corrupt_row("account's credential"))
     }
 
     /// The number of an OAuth account's credential.
@@ -247,7 +247,7 @@ impl Scoped {
             Ok(Refreshable {
                 account: AccountId::from_uuid(id),
                 name,
-                credential_type: credential_type.ok_or_else(|| damaged("credential type"))?,
+                credential_type: credential_type.ok_or_else(|| corrupt_row("credential type"))?,
                 enabled,
                 version,
             })
@@ -288,12 +288,12 @@ impl Scoped {
             return Ok(Turn::Another { failures });
         };
         let Credential::Oauth(tokens) = self.opened(&row).await? else {
-            return Err(damaged("account's credential"));
+            return Err(corrupt_row("account's credential"));
         };
         Ok(Turn::Ours(Box::new(RefreshLease {
             account,
-            token_url: row.token_url.ok_or_else(|| damaged("token URL"))?,
-            client_id: row.client_id.ok_or_else(|| damaged("client id"))?,
+            token_url: row.token_url.ok_or_else(|| corrupt_row("token URL"))?,
+            client_id: row.client_id.ok_or_else(|| corrupt_row("client id"))?,
             scopes: row.scopes,
             tokens,
             base_url: row.base_url,

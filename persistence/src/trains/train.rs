@@ -22,7 +22,7 @@ use crate::store::{
     change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
     db::Tx,
     entity::{accounts, train_accounts, train_tokens, trains},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     sql::Sql,
@@ -154,7 +154,7 @@ fn slack_of(channel: Option<String>, events: Option<&str>) -> Result<Option<Slac
 pub(crate) fn notices_of(column: &str) -> Result<Vec<Notice>> {
     let notices = column.split(' ').map(Notice::parse);
     let notices: Option<Vec<Notice>> = notices.collect();
-    notices.ok_or_else(|| damaged("train's notices"))
+    notices.ok_or_else(|| corrupt_row("train's notices"))
 }
 
 pub(crate) fn events_column(events: &[Notice]) -> String {
@@ -250,7 +250,7 @@ fn account_of(row: &QueryResult) -> Result<Option<TrainAccount>> {
     Ok(Some(TrainAccount {
         account: AccountId::from_uuid(id),
         name: row.try_get("", "account_name")?,
-        priority: u16::try_from(priority).map_err(|_| damaged("account's priority"))?,
+        priority: u16::try_from(priority).map_err(|_| corrupt_row("account's priority"))?,
         cooldown: None,
     }))
 }

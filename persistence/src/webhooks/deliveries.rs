@@ -20,7 +20,7 @@ use crate::{
         change::{Answer, Audited, Context, entry},
         db::Tx,
         entity::{deliveries, delivery_attempts, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         sql::{Sql, by_primary_key, padded},
         walk::{Check, Path, Span, Walk},
@@ -172,7 +172,7 @@ async fn with_type<C: ConnectionTrait>(db: &C, row: deliveries::Model) -> Result
     let mut types = types_of(db, row.publisher_id, std::iter::once(row.event_id)).await?;
     let event_type = types
         .remove(&row.event_id)
-        .ok_or_else(|| damaged("delivery"))?;
+        .ok_or_else(|| corrupt_row("delivery"))?;
     Ok(delivery_of(row, event_type))
 }
 
@@ -224,7 +224,7 @@ impl Scoped {
             let event_type = types.get(&row.event_id).cloned();
             Ok(delivery_of(
                 row,
-                event_type.ok_or_else(|| damaged("delivery"))?,
+                event_type.ok_or_else(|| corrupt_row("delivery"))?,
             ))
         })
     }

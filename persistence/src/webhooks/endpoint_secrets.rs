@@ -33,7 +33,7 @@ use crate::{
         change::{Answer, Audited, Context, Entry, entry},
         db::Tx,
         entity::{endpoint_secrets, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
         unreadable,
     },
@@ -91,7 +91,7 @@ pub(crate) struct OwnSecrets {
 }
 
 fn kind_of(row: &endpoint_secrets::Model) -> Result<Signing> {
-    Signing::parse(&row.kind).ok_or_else(|| damaged("secret of an endpoint"))
+    Signing::parse(&row.kind).ok_or_else(|| corrupt_row("secret of an endpoint"))
 }
 
 fn secret_of(row: endpoint_secrets::Model) -> Result<EndpointSecret> {
@@ -128,8 +128,8 @@ fn open(data_key: &Key, row: &endpoint_secrets::Model) -> Result<SecretString> {
     let place = sealed_row(row.endpoint_id, row.id);
     let plain = data_key
         .open(&sealed_place(row.publisher_id, &place), &row.sealed)
-        .map_err(|_| damaged("secret of an endpoint"))?;
-    let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret of an endpoint"))?;
+        .map_err(|_| corrupt_row("secret of an endpoint"))?;
+    let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret of an endpoint"))?;
     Ok(SecretString::from(text.to_owned()))
 }
 
@@ -153,7 +153,7 @@ fn live_of(owner: Uuid, endpoint: Uuid, now: Timestamp) -> Select<endpoint_secre
 }
 
 fn signing_of(endpoint: &webhook_endpoints::Model) -> Result<Signing> {
-    Signing::parse(&endpoint.signing).ok_or_else(|| damaged("endpoint's signing"))
+    Signing::parse(&endpoint.signing).ok_or_else(|| corrupt_row("endpoint's signing"))
 }
 
 /// Writes a new secret, sealed with the publisher's data key.

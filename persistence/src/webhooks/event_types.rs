@@ -16,7 +16,7 @@ use crate::store::{
     change::{Answer, Audited, Context, Expected, check_revision, entry},
     db::Tx,
     entity::event_types,
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     plane_state::PlaneState,
     quota::over_quota,
 };
@@ -102,12 +102,12 @@ impl PublishersType {
 }
 
 fn value_of(text: Option<&str>) -> Result<Option<Value>> {
-    text.map(|text| serde_json::from_str(text).map_err(|_| damaged("description of a type")))
+    text.map(|text| serde_json::from_str(text).map_err(|_| corrupt_row("description of a type")))
         .transpose()
 }
 
 fn example_of(text: String) -> Result<JsonText> {
-    JsonText::parse(text).ok_or_else(|| damaged("description of a type"))
+    JsonText::parse(text).ok_or_else(|| corrupt_row("description of a type"))
 }
 
 fn text_of(value: Option<&Value>) -> Option<String> {
@@ -232,7 +232,8 @@ impl Scoped {
         let mut known = HashMap::with_capacity(rows.len());
         for (event_type, id, revision, text) in rows {
             bytes += event_type.len() + text.len();
-            let schema = serde_json::from_str(&text).map_err(|_| damaged("schema of a type"))?;
+            let schema =
+                serde_json::from_str(&text).map_err(|_| corrupt_row("schema of a type"))?;
             let schema = TypeSchema {
                 id,
                 revision,

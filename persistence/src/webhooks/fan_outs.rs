@@ -30,7 +30,7 @@ use crate::{
         db::Tx,
         effects::Bodies,
         entity::{deliveries, events, fan_outs, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         sql::{self, Sql, padded},
     },
     webhooks::{
@@ -232,7 +232,7 @@ impl Plan {
 
     /// Events and endpoints from a place on, the oldest event first: at most as many as asked for.
     fn pairs(&self, from: usize, most: usize) -> Result<Vec<(Uuid, Uuid)>> {
-        let parse = |text: &str| Uuid::try_parse(text).map_err(|_| damaged("fan-out"));
+        let parse = |text: &str| Uuid::try_parse(text).map_err(|_| corrupt_row("fan-out"));
         let endpoints: Vec<Uuid> = self
             .endpoints
             .iter()
@@ -240,14 +240,14 @@ impl Plan {
             .collect::<Result<_>>()?;
         let (mut found, mut passed) = (Vec::new(), 0);
         for (event, set) in &self.events {
-            let set = self.sets.get(*set).ok_or_else(|| damaged("fan-out"))?;
+            let set = self.sets.get(*set).ok_or_else(|| corrupt_row("fan-out"))?;
             let skipped = from.saturating_sub(passed).min(set.len());
             passed += set.len();
             for at in &set[skipped..] {
                 if found.len() == most {
                     return Ok(found);
                 }
-                let endpoint = endpoints.get(*at).ok_or_else(|| damaged("fan-out"))?;
+                let endpoint = endpoints.get(*at).ok_or_else(|| corrupt_row("fan-out"))?;
                 found.push((parse(event)?, *endpoint));
             }
         }
@@ -383,7 +383,7 @@ async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
         if room == 0 {
             break;
         }
-        let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| damaged("fan-out"))?;
+        let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| corrupt_row("fan-out"))?;
         let some = plan.pairs(usize::try_from(row.done).unwrap_or(0), room)?;
         let done = row.done + whole(some.len());
         if done >= row.total || some.is_empty() {

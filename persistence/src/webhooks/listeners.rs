@@ -12,7 +12,7 @@ use crate::store::{
     columns::slugs_of,
     db::Tx,
     entity::webhook_endpoints,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql, unreadable,
 };
 
@@ -32,10 +32,10 @@ impl Listener {
         (endpoint, types, pipelines, ordered): (Uuid, String, Option<String>, bool),
     ) -> Result<Self> {
         let words: Vec<String> =
-            serde_json::from_str(&types).map_err(|_| damaged("list of event types"))?;
+            serde_json::from_str(&types).map_err(|_| corrupt_row("list of event types"))?;
         let types = words
             .iter()
-            .map(|word| Filter::parse(word).ok_or_else(|| damaged("event type filter")))
+            .map(|word| Filter::parse(word).ok_or_else(|| corrupt_row("event type filter")))
             .collect::<Result<_>>()?;
         let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
         Ok(Self {

@@ -20,7 +20,7 @@ use crate::{
     store::{
         db::Tx,
         entity::{events, pipelines},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         scope::Scope,
         sql, storage,
     },
@@ -132,7 +132,10 @@ async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, event
             .all(tx.db())
             .await?;
         for row in rows {
-            let name = row.external_id.clone().ok_or_else(|| damaged("event"))?;
+            let name = row
+                .external_id
+                .clone()
+                .ok_or_else(|| corrupt_row("event"))?;
             found.insert((row.publisher_id, name), row);
         }
     }
@@ -173,7 +176,7 @@ impl Drafts {
                 places.push((*first, true));
                 continue;
             }
-            let id = ids.next().ok_or_else(|| damaged("batch of events"))?;
+            let id = ids.next().ok_or_else(|| corrupt_row("batch of events"))?;
             places.push((self.rows.len(), false));
             if let Some(name) = name {
                 self.by_name.insert(name, self.rows.len());

@@ -8,7 +8,7 @@ use crate::{
         Scoped,
         change::{Answer, Context},
         db::Tx,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
     webhooks::{
         fan_outs::{self, CALL_MAX, WAITING_MAX},
@@ -48,7 +48,7 @@ impl Scoped {
             room.check()?;
             let done = publish_all(&tx, std::slice::from_ref(publish)).await?;
             let first = done.into_iter().next();
-            Ok(first.ok_or_else(|| damaged("batch of events"))??)
+            Ok(first.ok_or_else(|| corrupt_row("batch of events"))??)
         };
         store.transact(context, &self.scope, work, render).await
     }

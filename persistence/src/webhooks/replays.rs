@@ -29,7 +29,7 @@ use crate::{
         db::Tx,
         effects::Bodies,
         entity::{deliveries, events, replays, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         quota::over_quota,
         sql::{Sql, padded},
@@ -132,7 +132,7 @@ fn replay_of(row: replays::Model, pending: i64) -> Result<Replay> {
         only_failed: row.only_failed,
         include_pending: row.include_pending,
         made_due: row.made_due,
-        event_types: types.transpose().map_err(|_| damaged("replay"))?,
+        event_types: types.transpose().map_err(|_| corrupt_row("replay"))?,
         matched: row.matched,
         queued: row.queued,
         done: row.queued - pending,
@@ -401,7 +401,7 @@ fn filters_of(row: &replays::Model) -> Result<Option<Vec<Filter>>> {
         .as_deref()
         .map(serde_json::from_str)
         .transpose()
-        .map_err(|_| damaged("replay"))?;
+        .map_err(|_| corrupt_row("replay"))?;
     let filters = |words: Vec<String>| {
         let filters = words.iter().filter_map(|word| Filter::parse(word));
         filters.collect()

@@ -4,7 +4,7 @@
 use super::entry::{Lane, Reply, answer};
 use crate::{
     runs::batch::{Batch, apply},
-    store::{Store, error::damaged},
+    store::{Store, error::corrupt_row},
     webhooks::own_events::{Publish, PublishedEvent},
 };
 
@@ -25,7 +25,7 @@ pub(super) fn publish(store: &Store, publish: Publish, reply: Reply<Vec<Publishe
         };
         let first = done.and_then(|done| {
             let first = done.publishes.into_iter().next();
-            Ok(first.ok_or_else(|| damaged("batch of events"))??)
+            Ok(first.ok_or_else(|| corrupt_row("batch of events"))??)
         });
         answer(reply, first);
     });

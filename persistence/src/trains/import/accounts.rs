@@ -16,7 +16,7 @@ use crate::{
         change::Audited,
         db::Tx,
         entity::accounts,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
     },
     trains::accounts::{
@@ -184,7 +184,7 @@ fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
 fn compare(row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
     let id = AccountId::from_uuid(row.id);
     let held = Credential::open(key, &sealed_for(&row), &row.sealed)
-        .map_err(|_| damaged("account's credential"))?;
+        .map_err(|_| corrupt_row("account's credential"))?;
     let there = Account::of_row(row.clone())?;
     let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
     if !is_the_same(&there, &held, &new) {

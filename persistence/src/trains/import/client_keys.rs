@@ -14,7 +14,7 @@ use crate::{
         change::{Audited, entry},
         db::Tx,
         entity::{token_hashes, train_token_hashes, train_tokens, trains},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
     trains::train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
 };
@@ -91,7 +91,7 @@ impl Import {
         let token = train_tokens::Entity::find_by_id((known.publisher_id, known.token_id))
             .one(db)
             .await?
-            .ok_or_else(|| damaged("hash of a train's token"))?;
+            .ok_or_else(|| corrupt_row("hash of a train's token"))?;
         if Some(token.train_id) != train {
             return Err(used_elsewhere());
         }

@@ -18,7 +18,7 @@ use crate::{
         change::Audited,
         db::Tx,
         entity::{accounts, train_accounts, trains},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
     },
     trains::train::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
@@ -235,7 +235,7 @@ impl Import {
                 .data;
             let train = TrainId::from_uuid(row.id);
             let url = open_webhook(&key, self.publisher(), train, sealed)
-                .map_err(|_| damaged("train's webhook"))?;
+                .map_err(|_| corrupt_row("train's webhook"))?;
             same_url = TokenHash::of_secret(&url).matches(&TokenHash::of_secret(&wish.webhook_url));
         }
         let events = crate::trains::train::events_column(&wish.events);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::store::{
     entity::account_cooldowns,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     unreadable,
 };
 
@@ -31,7 +31,7 @@ impl Cooldown {
     fn of(until: i64, reason: &str, reported_at: i64) -> Result<Self> {
         Ok(Self {
             until,
-            reason: Outcome::parse(reason).ok_or_else(|| damaged("cooldown's reason"))?,
+            reason: Outcome::parse(reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
             reported_at,
         })
     }

@@ -20,7 +20,7 @@ use crate::{
     store::{
         Store,
         entity::{accounts, train_accounts, trains},
-        error::{Result, damaged},
+        error::{Result, corrupt_row},
         scope::Scope,
         unreadable,
     },
@@ -92,7 +92,7 @@ fn assemble(
         let Some(lent) = accounts.get(&place.account_id) else {
             continue;
         };
-        let priority = u16::try_from(place.priority).map_err(|_| damaged("priority"))?;
+        let priority = u16::try_from(place.priority).map_err(|_| corrupt_row("priority"))?;
         by_train
             .entry(place.train_id)
             .or_default()
@@ -119,8 +119,8 @@ fn assemble(
 /// the others from being lent.
 fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
     let id = AccountId::from_uuid(row.id);
-    let kind =
-        CredentialType::parse(&row.credential_type).ok_or_else(|| damaged("type of credential"))?;
+    let kind = CredentialType::parse(&row.credential_type)
+        .ok_or_else(|| corrupt_row("type of credential"))?;
     let opened = Credential::open(key, &sealed_for(&row), &row.sealed);
     if opened.is_err() {
         let publisher = scope.publisher();
@@ -149,7 +149,7 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
         refreshed_at: row.refreshed_at.map(Timestamp::from_ms),
         ceilings: ceilings
             .transpose()
-            .map_err(|_| damaged("account's ceilings"))?
+            .map_err(|_| corrupt_row("account's ceilings"))?
             .unwrap_or_default(),
     })
 }

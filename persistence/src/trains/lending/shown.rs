@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::cooldowns::WHOLE;
 use crate::store::{
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql::{Sql, padded},
     unreadable,
 };
@@ -105,7 +105,7 @@ fn cooldown_of(row: &QueryResult) -> Result<AccountCooldown> {
     Ok(AccountCooldown {
         model: Some(model).filter(|model| model != WHOLE),
         until: time("until")?,
-        reason: Outcome::parse(&reason).ok_or_else(|| damaged("cooldown's reason"))?,
+        reason: Outcome::parse(&reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
         reported_at: time("reported_at")?,
         reported_by: token.map(|token| Reporter {
             token: TokenId::from_uuid(token),

@@ -16,7 +16,7 @@ use super::{processes::ProcessId, values::whole};
 use crate::store::{
     System,
     effects::{DueDelivery, EndpointKey},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     lines::Line,
     sql::{Sql, padded},
     unreadable,
@@ -438,7 +438,7 @@ impl Row {
     fn due(self, bodies: &HashMap<(PublisherId, Uuid), Arc<str>>) -> DueDelivery {
         let body = bodies.get(&(self.key.publisher, self.event)).cloned();
         if body.is_none() {
-            let (owner, error) = (self.key.publisher.uuid(), damaged("event"));
+            let (owner, error) = (self.key.publisher.uuid(), corrupt_row("event"));
             unreadable::tell("event", owner, self.event, &error);
         }
         DueDelivery {

@@ -23,7 +23,7 @@ use crate::{
         Store, System,
         effects::EndpointKey,
         entity::credentials,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         plane_state::PlaneState,
         sql::Sql,
         unreadable,
@@ -171,14 +171,15 @@ impl Row {
         let signing = own.as_ref().map_or(signing, |own| own.unreadable);
         Ok(Target {
             url: self.url,
-            headers: serde_json::from_str(&self.headers).map_err(|_| damaged("map of headers"))?,
+            headers: serde_json::from_str(&self.headers)
+                .map_err(|_| corrupt_row("map of headers"))?,
             bearer: secrets.bearer.clone().filter(|_| self.send_bearer),
             secrets: own.map_or_else(|| secrets.signing.clone(), |own| own.signing),
             ordered: self.ordered,
             rate_limit_per_second: limit(self.rate_limit_per_second),
             retry_schedule: schedule
                 .transpose()
-                .map_err(|_| damaged("schedule of retries"))?,
+                .map_err(|_| corrupt_row("schedule of retries"))?,
             max_in_flight: limit(self.max_in_flight),
             unreadable: signing || (self.send_bearer && bearer),
         })
@@ -285,7 +286,7 @@ impl Store {
         let rows = self.live_secrets(&[owner]).await?;
         let secrets = self.open_secrets(owner, rows.iter()).await?;
         if secrets.unreadable.0 || secrets.unreadable.1 {
-            return Err(damaged("secret"));
+            return Err(corrupt_row("secret"));
         }
         Ok(secrets)
     }
