@@ -60,7 +60,7 @@ pub use store::{
 pub use trains::{
     account_authorizations::{AccountAuthorization, AuthorizationSecrets},
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
-    import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish},
+    import::{AccountSpec, ClientKeySpec, Import, ImportOutcome, ImportResult, TrainSpec},
     lending::{
         Exhausted, Lent, LentBy, Upstream, Upstreams, Wish,
         reports::Report,

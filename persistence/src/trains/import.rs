@@ -41,7 +41,7 @@ const ACTOR: &str = "import";
 
 /// What an import did about one thing, or, in a dry run, would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
+pub enum ImportOutcome {
     /// It was not there.
     Created,
     /// Its settings were others.
@@ -54,7 +54,7 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl ImportOutcome {
     /// All of them, in the order in which they are counted.
     pub const ALL: [Self; 5] = [
         Self::Created,
@@ -79,15 +79,15 @@ impl Outcome {
 
 /// An outcome, with a sentence about it where there is something to say. Holds no credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
+pub struct ImportResult {
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: ImportOutcome,
     /// Why, or what to know.
     pub note: Option<String>,
 }
 
-impl Done {
-    const fn of(outcome: Outcome) -> Self {
+impl ImportResult {
+    const fn of(outcome: ImportOutcome) -> Self {
         Self {
             outcome,
             note: None,
@@ -96,7 +96,7 @@ impl Done {
 
     fn unchanged(note: &str) -> Self {
         Self {
-            outcome: Outcome::Unchanged,
+            outcome: ImportOutcome::Unchanged,
             note: Some(note.to_owned()),
         }
     }
@@ -104,7 +104,7 @@ impl Done {
 
 /// An account as a file describes it; the caller has checked its URLs.
 #[derive(Clone, Debug)]
-pub struct AccountWish {
+pub struct AccountSpec {
     /// What it is, if it has to be made.
     pub new: NewAccount,
     /// Whether trains lend it; `None` leaves that as it is.
@@ -116,7 +116,7 @@ pub struct AccountWish {
 /// A train as a file describes it; the caller has checked its URL. `None` leaves a member as it
 /// is, `Some(None)` empties it.
 #[derive(Clone, Debug)]
-pub struct TrainWish {
+pub struct TrainSpec {
     /// Which one.
     pub slug: Slug,
     /// For people.
@@ -133,7 +133,7 @@ pub struct TrainWish {
 
 /// A key that a train's clients have already, in whatever form.
 #[derive(Clone, Debug)]
-pub struct ClientKeyWish {
+pub struct ClientKeySpec {
     /// Whose.
     pub train: Slug,
     /// The key.
@@ -146,7 +146,7 @@ pub struct ClientKeyWish {
 
 /// What a dry run takes to be there by now, since the real one would have made it.
 #[derive(Default)]
-struct Pretended {
+struct DryRun {
     accounts: BTreeSet<String>,
     trains: BTreeSet<String>,
     /// How many keys, by the train's slug.
@@ -158,7 +158,7 @@ pub struct Import {
     scoped: Scoped,
     context: Context,
     reserved: Vec<TokenHash>,
-    pretended: Option<Pretended>,
+    pretended: Option<DryRun>,
 }
 
 fn refuse(detail: impl Into<String>) -> StoreError {
@@ -166,10 +166,10 @@ fn refuse(detail: impl Into<String>) -> StoreError {
 }
 
 /// What is refused is a failure of one thing; anything else ends the import.
-fn told(result: Result<Done>) -> Result<Done> {
+fn told(result: Result<ImportResult>) -> Result<ImportResult> {
     match result {
-        Err(StoreError::Refused(problem)) => Ok(Done {
-            outcome: Outcome::Failed,
+        Err(StoreError::Refused(problem)) => Ok(ImportResult {
+            outcome: ImportOutcome::Failed,
             note: Some(problem.detail),
         }),
         other => other,
@@ -202,7 +202,7 @@ impl System {
             scoped: self.store.scoped(&scope),
             context: Context::system(ACTOR),
             reserved,
-            pretended: dry_run.then(Pretended::default),
+            pretended: dry_run.then(DryRun::default),
         }
     }
 }
@@ -217,13 +217,13 @@ impl Import {
     }
 
     /// Makes a change with its audit rows, and answers what became of the thing.
-    async fn commit<F, W>(&self, work: F) -> Result<Done>
+    async fn commit<F, W>(&self, work: F) -> Result<ImportResult>
     where
         F: Fn(Tx) -> W + Send + Sync,
-        W: Future<Output = Result<Audited<Done>>> + Send,
+        W: Future<Output = Result<Audited<ImportResult>>> + Send,
     {
         let kept = Mutex::new(None);
-        let render = |done: &Done| {
+        let render = |done: &ImportResult| {
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(done.clone());
             nothing()
         };

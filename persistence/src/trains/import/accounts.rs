@@ -10,7 +10,7 @@ use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, sea_query::Expr,
 };
 
-use super::{AccountWish, Done, Import, Outcome, told};
+use super::{AccountSpec, Import, ImportOutcome, ImportResult, told};
 use crate::{
     store::{
         change::Audited,
@@ -33,47 +33,47 @@ enum Step {
     Update(Box<accounts::Model>, AccountPatch),
     /// The last says whether the new one gets tokens that the service got for the old one.
     Replace(AccountId, Box<NewAccount>, bool),
-    Nothing(Done),
+    Nothing(ImportResult),
 }
 
 impl Step {
-    fn done(&self) -> Done {
+    fn done(&self) -> ImportResult {
         match self {
-            Self::Create => Done::of(Outcome::Created),
-            Self::Update(..) => Done::of(Outcome::Updated),
-            Self::Replace(..) => Done::of(Outcome::Replaced),
+            Self::Create => ImportResult::of(ImportOutcome::Created),
+            Self::Update(..) => ImportResult::of(ImportOutcome::Updated),
+            Self::Replace(..) => ImportResult::of(ImportOutcome::Replaced),
             Self::Nothing(done) => done.clone(),
         }
     }
 }
 
 impl Import {
-    /// Brings an account to what the wish says. Found by its name.
+    /// Brings an account to the state that `spec` describes. The name identifies it.
     ///
     /// # Errors
     /// The store's own; what is refused is an outcome.
-    pub async fn account(&mut self, wish: &AccountWish) -> Result<Done, StoreError> {
-        told(self.bring_account(wish).await)
+    pub async fn account(&mut self, spec: &AccountSpec) -> Result<ImportResult, StoreError> {
+        told(self.bring_account(spec).await)
     }
 
-    async fn bring_account(&mut self, wish: &AccountWish) -> Result<Done> {
-        let step = self.account_step(self.scoped.store.read(), wish).await?;
+    async fn bring_account(&mut self, spec: &AccountSpec) -> Result<ImportResult> {
+        let step = self.account_step(self.scoped.store.read(), spec).await?;
         if matches!(step, Step::Nothing(_)) {
             return Ok(step.done());
         }
         if self.pretended.is_some() {
             if matches!(step, Step::Create) {
-                self.pretend_account(&wish.new.name).await?;
+                self.pretend_account(&spec.new.name).await?;
             }
             return Ok(step.done());
         }
         let this = &*self;
         let work = |tx: Tx| async move {
-            let step = this.account_step(tx.db(), wish).await?;
+            let step = this.account_step(tx.db(), spec).await?;
             let done = step.done();
             let (store, publisher) = (&this.scoped.store, this.publisher());
             let changed: Audited<Account> = match step {
-                Step::Create => create_within(store, &tx, publisher, &wish.new).await?,
+                Step::Create => create_within(store, &tx, publisher, &spec.new).await?,
                 Step::Update(row, patch) => update_within(&tx, *row, &patch).await?,
                 Step::Replace(old, new, refreshed) => {
                     let made = replace_within(store, &tx, publisher, old, &new).await?;
@@ -102,9 +102,9 @@ impl Import {
         Ok(())
     }
 
-    async fn account_step<C: ConnectionTrait>(&self, db: &C, wish: &AccountWish) -> Result<Step> {
+    async fn account_step<C: ConnectionTrait>(&self, db: &C, spec: &AccountSpec) -> Result<Step> {
         let row = crate::trains::accounts::of(self.owner())
-            .filter(accounts::Column::Name.eq(&wish.new.name))
+            .filter(accounts::Column::Name.eq(&spec.new.name))
             .one(db)
             .await?;
         let Some(row) = row else {
@@ -118,7 +118,7 @@ impl Import {
             .of(db, self.owner())
             .await?
             .data;
-        compare(row, &key, wish)
+        compare(row, &key, spec)
     }
 }
 
@@ -141,12 +141,12 @@ fn wanted(
     row: &accounts::Model,
     there: &Account,
     held: Credential,
-    wish: &AccountWish,
+    spec: &AccountSpec,
 ) -> (NewAccount, bool) {
     let mut new = NewAccount {
-        enabled: wish.enabled.unwrap_or(there.enabled),
-        ceilings: wish.ceilings.unwrap_or(there.ceilings),
-        ..wish.new.clone()
+        enabled: spec.enabled.unwrap_or(there.enabled),
+        ceilings: spec.ceilings.unwrap_or(there.ceilings),
+        ..spec.new.clone()
     };
     let refreshed = row.credential_version >= REFRESHED && row.health == "ok";
     let keeps = match (&there.oauth, &new.oauth) {
@@ -181,26 +181,26 @@ fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
 }
 
 /// What brings an account that is there to what is wished.
-fn compare(row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
+fn compare(row: accounts::Model, key: &Key, spec: &AccountSpec) -> Result<Step> {
     let id = AccountId::from_uuid(row.id);
     let held = Credential::open(key, &sealed_for(&row), &row.sealed)
         .map_err(|_| corrupt_row("account's credential"))?;
     let there = Account::of_row(row.clone())?;
-    let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
+    let (new, refreshed) = wanted(&row, &there, held.clone(), spec);
     if !is_the_same(&there, &held, &new) {
         return Ok(Step::Replace(id, Box::new(new), refreshed));
     }
     let patch = AccountPatch {
         name: None,
-        enabled: wish.enabled.filter(|wish| *wish != there.enabled),
-        ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
+        enabled: spec.enabled.filter(|wanted| *wanted != there.enabled),
+        ceilings: spec.ceilings.filter(|wanted| *wanted != there.ceilings),
     };
     if patch != AccountPatch::default() {
         return Ok(Step::Update(Box::new(row), patch));
     }
     Ok(Step::Nothing(if refreshed {
-        Done::unchanged("Its tokens were refreshed since; those are kept.")
+        ImportResult::unchanged("Its tokens were refreshed since; those are kept.")
     } else {
-        Done::of(Outcome::Unchanged)
+        ImportResult::of(ImportOutcome::Unchanged)
     }))
 }

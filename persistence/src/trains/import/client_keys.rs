@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter a
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{ClientKeyWish, Done, Import, Outcome, refuse, told};
+use super::{ClientKeySpec, Import, ImportOutcome, ImportResult, refuse, told};
 use crate::{
     store::{
         change::{Audited, entry},
@@ -23,7 +23,7 @@ use crate::{
 enum Step {
     /// Of this train, which a dry run may only pretend to have.
     Create(Option<Uuid>),
-    Nothing(Done),
+    Nothing(ImportResult),
 }
 
 /// The same words whoever has it: they are not to tell whose it is.
@@ -37,46 +37,46 @@ impl Import {
     ///
     /// # Errors
     /// The store's own; what is refused is an outcome.
-    pub async fn client_key(&mut self, wish: &ClientKeyWish) -> Result<Done, StoreError> {
-        told(self.bring_key(wish).await)
+    pub async fn client_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult, StoreError> {
+        told(self.bring_key(spec).await)
     }
 
-    async fn bring_key(&mut self, wish: &ClientKeyWish) -> Result<Done> {
-        let step = self.key_step(self.scoped.store.read(), wish).await?;
+    async fn bring_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult> {
+        let step = self.key_step(self.scoped.store.read(), spec).await?;
         let train = match step {
             Step::Nothing(done) => return Ok(done),
             Step::Create(train) => train,
         };
         if self.pretended.is_some() {
-            self.pretend_key(wish.train.as_str(), train).await?;
-            return Ok(Done::of(Outcome::Created));
+            self.pretend_key(spec.train.as_str(), train).await?;
+            return Ok(ImportResult::of(ImportOutcome::Created));
         }
         let this = &*self;
         let work = |tx: Tx| async move {
-            match this.key_step(tx.db(), wish).await? {
+            match this.key_step(tx.db(), spec).await? {
                 Step::Nothing(done) => Ok(Audited::unchanged(done)),
-                Step::Create(None) => Err(no_train(wish)),
-                Step::Create(Some(train)) => this.insert_key(&tx, train, wish).await,
+                Step::Create(None) => Err(no_train(spec)),
+                Step::Create(Some(train)) => this.insert_key(&tx, train, spec).await,
             }
         };
         this.commit(work).await
     }
 
-    async fn key_step<C: ConnectionTrait>(&self, db: &C, wish: &ClientKeyWish) -> Result<Step> {
-        if self.reserved.iter().any(|hash| hash.matches(&wish.hash)) {
+    async fn key_step<C: ConnectionTrait>(&self, db: &C, spec: &ClientKeySpec) -> Result<Step> {
+        if self.reserved.iter().any(|hash| hash.matches(&spec.hash)) {
             return Err(used_elsewhere());
         }
         let train = crate::trains::train::of(self.owner())
-            .filter(trains::Column::Slug.eq(wish.train.as_str()))
+            .filter(trains::Column::Slug.eq(spec.train.as_str()))
             .one(db)
             .await?
             .map(|train| train.id);
-        let slug = wish.train.as_str();
+        let slug = spec.train.as_str();
         let pretended = self.pretended.as_ref();
         if train.is_none() && !pretended.is_some_and(|all| all.trains.contains(slug)) {
-            return Err(no_train(wish));
+            return Err(no_train(spec));
         }
-        let hash = wish.hash.as_bytes().to_vec();
+        let hash = spec.hash.as_bytes().to_vec();
         let of_publisher = token_hashes::Entity::find_by_id(hash.clone());
         if of_publisher.one(db).await?.is_some() {
             return Err(used_elsewhere());
@@ -96,9 +96,9 @@ impl Import {
             return Err(used_elsewhere());
         }
         Ok(Step::Nothing(if token.revoked_at.is_some() {
-            Done::unchanged("It was revoked, and stays so.")
+            ImportResult::unchanged("It was revoked, and stays so.")
         } else {
-            Done::of(Outcome::Unchanged)
+            ImportResult::of(ImportOutcome::Unchanged)
         }))
     }
 
@@ -120,16 +120,16 @@ impl Import {
         &self,
         tx: &Tx,
         train: Uuid,
-        wish: &ClientKeyWish,
-    ) -> Result<Audited<Done>> {
+        spec: &ClientKeySpec,
+    ) -> Result<Audited<ImportResult>> {
         let owner = self.owner();
         check_quotas(tx, owner, train).await?;
         let row = train_tokens::Model {
             publisher_id: owner,
             id: TokenId::generate(tx.now).uuid(),
             train_id: train,
-            name: wish.name.clone(),
-            last_four: wish.last_four.clone(),
+            name: spec.name.clone(),
+            last_four: spec.last_four.clone(),
             source: IMPORTED.to_owned(),
             created_at: tx.now.ms(),
             expires_at: None,
@@ -137,7 +137,7 @@ impl Import {
             last_used_at: None,
         };
         let token =
-            insert_row(tx, row, &wish.hash)
+            insert_row(tx, row, &spec.hash)
                 .await
                 .map_err(|error| match error.sql_err() {
                     // Somebody else's, since a moment ago.
@@ -145,12 +145,16 @@ impl Import {
                     _ => error.into(),
                 })?;
         tx.touches_credentials_of(self.publisher());
-        let facts = json!({ "train": wish.train.as_str(), "source": IMPORTED });
+        let facts = json!({ "train": spec.train.as_str(), "source": IMPORTED });
         let line = entry(Action::TrainTokenMinted, "train_token", token.id, facts);
-        Ok(Audited::new(Done::of(Outcome::Created), owner, line))
+        Ok(Audited::new(
+            ImportResult::of(ImportOutcome::Created),
+            owner,
+            line,
+        ))
     }
 }
 
-fn no_train(wish: &ClientKeyWish) -> StoreError {
-    refuse(format!("The publisher has no train {}.", wish.train))
+fn no_train(spec: &ClientKeySpec) -> StoreError {
+    refuse(format!("The publisher has no train {}.", spec.train))
 }
