@@ -62,8 +62,8 @@ pub use trains::{
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
     import::{AccountSpec, ClientKeySpec, Import, ImportOutcome, ImportResult, TrainSpec},
     lending::{
-        Exhausted, Lent, LentBy, Upstream, Upstreams, Wish,
-        reports::Report,
+        AccountCriteria, CredentialPool, Exhausted, ResolvedAccount, Upstream, Upstreams,
+        reports::AccountReport,
         shown::{AccountCooldown, Reporter},
     },
     notices::{DueNotice, LastNotice, NoticeOutcome, Notices},

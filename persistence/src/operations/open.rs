@@ -27,7 +27,7 @@ use crate::{
         storage::Storage,
         target::Target,
     },
-    trains::lending::Lending,
+    trains::lending::PoolCache,
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
 };
 
@@ -334,7 +334,7 @@ impl Store {
             .with(lane)
             .with(SecretCache::default())
             .with(TypeSchemas::new())
-            .with(Lending::new())
+            .with(PoolCache::new())
             .with(Storage::default());
         let store = Self::assemble(db, options.master_keys, planes);
         store.start_time().await?;

@@ -543,25 +543,25 @@ impl Scoped {
         })
     }
 
-    /// Changes an account. `wish` is given the account as it stands, which nobody else changes
+    /// Changes an account. `patch_of` is given the account as it stands, which nobody else changes
     /// meanwhile, and answers what to change of it. What it already is changes nothing.
     pub async fn update_account<C, A>(
         &self,
         context: &Context,
         id: AccountId,
         if_match: Option<Expected>,
-        wish: C,
+        patch_of: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         C: Fn(&Account) -> AccountPatch + Send + Sync,
         A: Fn(&Account) -> Answer + Send + Sync,
     {
-        let (owner, wish) = (self.scope.uuid(), &wish);
+        let (owner, patch_of) = (self.scope.uuid(), &patch_of);
         let work = |tx: Tx| async move {
             let row = row_of(&tx, owner, id).await?;
             check_revision(if_match, row.revision)?;
-            let patch = wish(&Account::of_row(row.clone())?);
+            let patch = patch_of(&Account::of_row(row.clone())?);
             let updated = update_within(&tx, row, &patch).await?;
             let cooldowns = cooldowns_of(tx.db(), owner, id.uuid(), tx.now).await?;
             let account = Account {

@@ -49,7 +49,7 @@ const KEPT_BYTES: u64 = 64 * 1024 * 1024;
 const TENANT_BYTES: u32 = 512;
 
 /// What this process keeps of all publishers.
-pub(crate) struct Lending {
+pub(crate) struct PoolCache {
     tenants: Cache<Uuid, Arc<Tenant>>,
     usage: Pending,
     cooldowns_polled_ms: AtomicI64,
@@ -58,7 +58,7 @@ pub(crate) struct Lending {
     used: AtomicBool,
 }
 
-impl Lending {
+impl PoolCache {
     pub(crate) fn new() -> Self {
         Self {
             tenants: Cache::builder()
@@ -81,7 +81,7 @@ impl Lending {
     }
 }
 
-impl PlaneState for Lending {
+impl PlaneState for PoolCache {
     fn time_was_set(&self) {
         self.tenants.invalidate_all();
     }
@@ -165,12 +165,12 @@ struct Train {
     sticky: bool,
     /// When its publisher was last told that it is exhausted.
     told_ms: AtomicI64,
-    accounts: Vec<(u16, Arc<Lent>)>,
+    accounts: Vec<(u16, Arc<ResolvedAccount>)>,
 }
 
 /// An account as it is lent. Its credential does not show in `Debug` and is wiped when dropped.
 #[derive(Debug)]
-pub struct Lent {
+pub struct ResolvedAccount {
     /// Which one.
     pub id: AccountId,
     /// Whose credential it is.
@@ -192,7 +192,7 @@ pub struct Lent {
     ceilings: Ceilings,
 }
 
-impl Lent {
+impl ResolvedAccount {
     /// Whether its access token is expired, or nearly.
     #[must_use]
     pub fn expires_soon(&self, now: Timestamp) -> bool {
@@ -211,9 +211,9 @@ pub struct Upstream<'a> {
 }
 
 impl Upstream<'_> {
-    fn takes(&self, lent: &Lent) -> bool {
-        self.provider.is_none_or(|name| name == lent.provider)
-            && self.base_url.is_none_or(|url| url == lent.base_url)
+    fn takes(&self, account: &ResolvedAccount) -> bool {
+        self.provider.is_none_or(|name| name == account.provider)
+            && self.base_url.is_none_or(|url| url == account.base_url)
     }
 }
 
@@ -230,7 +230,7 @@ pub enum Upstreams {
 
 /// What a caller asks of a train.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wish<'a> {
+pub struct AccountCriteria<'a> {
     /// The upstream that it can use.
     pub upstream: Upstream<'a>,
     /// The model that it will use.
@@ -265,14 +265,14 @@ impl Exhausted {
 }
 
 /// A train, as it lends now.
-pub struct LentBy {
+pub struct CredentialPool {
     tenant: Arc<Tenant>,
     snapshot: Arc<Snapshot>,
     train: Uuid,
 }
 
-impl LentBy {
-    /// There is one: whoever makes a `LentBy` has looked.
+impl CredentialPool {
+    /// There is one: whoever makes a `CredentialPool` has looked.
     fn train(&self) -> &Train {
         &self.snapshot.trains[&self.train]
     }
@@ -295,8 +295,8 @@ impl LentBy {
     pub fn upstreams(&self, of: &Upstream<'_>) -> Upstreams {
         let accounts = self.train().accounts.iter();
         let mut urls = accounts
-            .filter(|(_, lent)| of.takes(lent))
-            .map(|(_, lent)| lent.base_url.as_str());
+            .filter(|(_, account)| of.takes(account))
+            .map(|(_, account)| account.base_url.as_str());
         let Some(first) = urls.next() else {
             return Upstreams::None;
         };
@@ -308,19 +308,23 @@ impl LentBy {
     }
 
     /// Its account of that identifier.
-    fn account(&self, id: AccountId) -> Option<&Arc<Lent>> {
+    fn account(&self, id: AccountId) -> Option<&Arc<ResolvedAccount>> {
         let mut accounts = self.train().accounts.iter();
-        accounts.find_map(|(_, lent)| (lent.id == id).then_some(lent))
+        accounts.find_map(|(_, account)| (account.id == id).then_some(account))
     }
 
     /// The account to use now.
     ///
     /// # Errors
     /// [`Exhausted`] when there is none.
-    pub fn choose(&self, wish: &Wish<'_>, now: Timestamp) -> Result<Arc<Lent>, Exhausted> {
+    pub fn choose(
+        &self,
+        criteria: &AccountCriteria<'_>,
+        now: Timestamp,
+    ) -> Result<Arc<ResolvedAccount>, Exhausted> {
         let train = self.train();
-        let candidates = self.candidates(wish);
-        let client = wish.client.filter(|_| train.sticky);
+        let candidates = self.candidates(criteria);
+        let client = criteria.client.filter(|_| train.sticky);
         choose(&candidates, now, client)
             .and_then(|id| self.account(id))
             .cloned()
@@ -332,39 +336,43 @@ impl LentBy {
             })
     }
 
-    fn candidates(&self, wish: &Wish<'_>) -> Vec<Candidate> {
+    fn candidates(&self, criteria: &AccountCriteria<'_>) -> Vec<Candidate> {
         let cooldowns = self.tenant.cooldowns();
         let accounts = self.train().accounts.iter();
         accounts
-            .filter(|(_, lent)| wish.upstream.takes(lent))
-            .map(|(priority, lent)| Candidate {
-                account: lent.id,
+            .filter(|(_, account)| criteria.upstream.takes(account))
+            .map(|(priority, account)| Candidate {
+                account: account.id,
                 priority: *priority,
-                enabled: lent.enabled,
-                healthy: lent.healthy,
-                expires_at: lent.expires_at,
-                resting_until: cooldowns.until(lent.id.uuid(), lent.refreshed_at, wish.model),
-                near_ceiling: self.is_near_ceiling(lent),
-                excluded: wish.exclude.contains(&lent.id),
-                renewable: lent.is_oauth && !wish.tried.contains(&lent.id),
+                enabled: account.enabled,
+                healthy: account.healthy,
+                expires_at: account.expires_at,
+                resting_until: cooldowns.until(
+                    account.id.uuid(),
+                    account.refreshed_at,
+                    criteria.model,
+                ),
+                near_ceiling: self.is_near_ceiling(account),
+                excluded: criteria.exclude.contains(&account.id),
+                renewable: account.is_oauth && !criteria.tried.contains(&account.id),
             })
             .collect()
     }
 
-    fn is_near_ceiling(&self, lent: &Lent) -> bool {
-        lent.ceilings != Ceilings::default()
+    fn is_near_ceiling(&self, account: &ResolvedAccount) -> bool {
+        account.ceilings != Ceilings::default()
             && self
                 .tenant
                 .used()
-                .get(&lent.id.uuid())
+                .get(&account.id.uuid())
                 .copied()
                 .unwrap_or_default()
-                .is_near(&lent.ceilings)
+                .is_near(&account.ceilings)
     }
 
     /// Whether it is time to tell that the train is exhausted; if so, it counts as told.
     #[must_use]
-    pub fn is_news(&self, now: Timestamp) -> bool {
+    pub fn claim_exhausted_notice(&self, now: Timestamp) -> bool {
         let told = &self.train().told_ms;
         let last = told.load(Ordering::Relaxed);
         let every = i64::try_from(EXHAUSTED_EVERY.as_millis()).unwrap_or(i64::MAX);
@@ -377,25 +385,31 @@ impl LentBy {
 
 impl Scoped {
     /// A train as it lends now; `None` if there is no such train (any more).
-    pub async fn lending(&self, train: TrainId) -> Result<Option<LentBy>, StoreError> {
-        let (tenant, mut snapshot) = self.store.lent_by(&self.scope).await?;
+    pub async fn credential_pool(
+        &self,
+        train: TrainId,
+    ) -> Result<Option<CredentialPool>, StoreError> {
+        let (tenant, mut snapshot) = self.store.pool_snapshot(&self.scope).await?;
         let train = train.uuid();
         if !snapshot.trains.contains_key(&train) {
             // Made since, maybe by another process: its token was read from the store.
             snapshot = self.store.load(&self.scope, &tenant).await?;
         }
-        Ok(snapshot.trains.contains_key(&train).then(|| LentBy {
-            tenant,
-            snapshot,
-            train,
-        }))
+        Ok(snapshot
+            .trains
+            .contains_key(&train)
+            .then(|| CredentialPool {
+                tenant,
+                snapshot,
+                train,
+            }))
     }
 }
 
 impl Store {
     /// What a publisher's trains lend: what is kept, if that can be believed, else from the store.
-    async fn lent_by(&self, scope: &Scope) -> Result<(Arc<Tenant>, Arc<Snapshot>)> {
-        let tenant = self.state::<Lending>().tenant(scope.uuid());
+    async fn pool_snapshot(&self, scope: &Scope) -> Result<(Arc<Tenant>, Arc<Snapshot>)> {
+        let tenant = self.state::<PoolCache>().tenant(scope.uuid());
         let kept = self.inner.freshness.trusted(self.now());
         let snapshot = match tenant.fresh().filter(|_| kept) {
             Some(snapshot) => snapshot,
@@ -433,7 +447,7 @@ impl Store {
         // Put in again, it is weighed again.
         let bytes = bytes.saturating_add(TENANT_BYTES);
         if tenant.bytes.swap(bytes, Ordering::Relaxed) != bytes {
-            let tenants = &self.state::<Lending>().tenants;
+            let tenants = &self.state::<PoolCache>().tenants;
             tenants.insert(tenant.publisher, Arc::clone(tenant));
         }
         Ok(snapshot)

@@ -393,12 +393,12 @@ async fn apply(
         row.description.clone_from(description);
         changed.push("description");
     }
-    for (name, member, wish) in [
+    for (name, member, wanted) in [
         ("enabled", &mut row.enabled, patch.enabled),
         ("sticky", &mut row.sticky, patch.sticky),
     ] {
-        if let Some(wish) = wish.filter(|wish| wish != member) {
-            *member = wish;
+        if let Some(wanted) = wanted.filter(|wanted| wanted != member) {
+            *member = wanted;
             changed.push(name);
         }
     }
@@ -411,24 +411,28 @@ async fn apply(
 }
 
 /// All of them must be the publisher's. Which of them is not is not said.
-async fn check_accounts(tx: &Tx, publisher: Uuid, wish: &[(AccountId, u16)]) -> Result<()> {
-    let ids = wish.iter().map(|(account, _)| account.uuid());
+async fn check_accounts(tx: &Tx, publisher: Uuid, accounts: &[(AccountId, u16)]) -> Result<()> {
+    let ids = accounts.iter().map(|(account, _)| account.uuid());
     let there = accounts::Entity::find()
         .filter(accounts::Column::PublisherId.eq(publisher))
         .filter(accounts::Column::Id.is_in(ids))
         .count(tx.db())
         .await?;
-    if there != u64::try_from(wish.len()).unwrap_or(u64::MAX) {
+    if there != u64::try_from(accounts.len()).unwrap_or(u64::MAX) {
         return Err(Problem::not_found().into());
     }
     Ok(())
 }
 
 /// Writes which accounts a train lends; answers whether that differs from what was there.
-async fn write_accounts(tx: &Tx, train: &trains::Model, wish: &[(AccountId, u16)]) -> Result<bool> {
+async fn write_accounts(
+    tx: &Tx,
+    train: &trains::Model,
+    accounts: &[(AccountId, u16)],
+) -> Result<bool> {
     use train_accounts::Column;
     let (publisher, id) = (train.publisher_id, train.id);
-    let mut new: Vec<train_accounts::Model> = wish
+    let mut new: Vec<train_accounts::Model> = accounts
         .iter()
         .map(|(account, priority)| train_accounts::Model {
             publisher_id: publisher,
@@ -585,25 +589,25 @@ impl Scoped {
         store.administer(context, owner, work, render).await
     }
 
-    /// Sets which accounts a train lends, as a whole. No account may stand twice in `wish`; one
+    /// Sets which accounts a train lends, as a whole. No account may stand twice in `accounts`; one
     /// that is not the publisher's is answered like one that never was.
     pub async fn set_train_accounts<A>(
         &self,
         context: &Context,
         slug: &Slug,
-        wish: Vec<(AccountId, u16)>,
+        accounts: Vec<(AccountId, u16)>,
         if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         A: Fn(&Train) -> Answer + Send + Sync,
     {
-        let (store, owner, wish) = (&self.store, self.scope.uuid(), &wish);
+        let (store, owner, accounts) = (&self.store, self.scope.uuid(), &accounts);
         let work = |tx: Tx| async move {
             let row = row_of(&tx, owner, slug).await?;
             check_revision(if_match, row.revision)?;
-            check_accounts(&tx, owner, wish).await?;
-            update_within(store, &tx, row, &TrainPatch::default(), Some(wish)).await
+            check_accounts(&tx, owner, accounts).await?;
+            update_within(store, &tx, row, &TrainPatch::default(), Some(accounts)).await
         };
         store.administer(context, owner, work, render).await
     }

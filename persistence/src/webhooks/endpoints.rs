@@ -263,7 +263,7 @@ async fn insert(
     .await?;
     check_quota(tx, publisher).await?;
     let send_bearer = match new.send_bearer {
-        Some(wish) => wish,
+        Some(given) => given,
         None => is_seeded(tx, publisher).await?,
     };
     let mut row = webhook_endpoints::Model {
@@ -520,21 +520,21 @@ impl Scoped {
         Ok(page)
     }
 
-    /// Changes an endpoint. `wish` is given the endpoint as it stands, which nobody else changes
+    /// Changes an endpoint. `patch_of` is given the endpoint as it stands, which nobody else changes
     /// meanwhile, and answers what to change of it. What it already is changes nothing.
     pub async fn update_endpoint<C, A>(
         &self,
         context: &Context,
         id: EndpointId,
         if_match: Option<Expected>,
-        wish: C,
+        patch_of: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         C: Fn(&Endpoint) -> Result<EndpointPatch, Problem> + Send + Sync,
         A: Fn(&Endpoint) -> Answer + Send + Sync,
     {
-        let (owner, wish) = (self.scope.uuid(), &wish);
+        let (owner, patch_of) = (self.scope.uuid(), &patch_of);
         self.store
             .administer(
                 context,
@@ -542,7 +542,7 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    let patch = wish(&Endpoint::of_row(row.clone()))?;
+                    let patch = patch_of(&Endpoint::of_row(row.clone()))?;
                     let changed = change(&self.store, &tx, owner, row, &patch).await?;
                     let audited = Audited::unchanged(changed.endpoint);
                     let lines = changed.lines.into_iter();

@@ -58,9 +58,9 @@ pub(crate) async fn make(scoped: &Scoped, new: NewAccount) -> Result<Account> {
 
 async fn change(scoped: &Scoped, id: AccountId, patch: AccountPatch) -> Result<Account> {
     let (slot, context) = (Slot::new(), context());
-    let wish = |_: &Account| patch.clone();
+    let patch_of = |_: &Account| patch.clone();
     // It is too large for the stacks of its callers.
-    let changed = scoped.update_account(&context, id, None, wish, |account| slot.keep(account));
+    let changed = scoped.update_account(&context, id, None, patch_of, |account| slot.keep(account));
     Box::pin(changed).await?;
     Ok(slot.take())
 }

@@ -18,7 +18,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Lending, LentBy, Tenant,
+    CredentialPool, PoolCache, Tenant,
     cooldowns::{Cooldown, Cooldowns, REMEMBERED_MS, WHOLE, readable},
 };
 use crate::store::{
@@ -41,7 +41,7 @@ const POLL_ROWS: u64 = 10_000;
 
 /// What a gateway reports of a request that it made with a lent credential.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct AccountReport {
     /// The account that it used.
     pub account: AccountId,
     /// How it ended.
@@ -192,9 +192,12 @@ impl Scoped {
         &self,
         train: TrainId,
         reporter: TokenId,
-        report: &Report,
+        report: &AccountReport,
     ) -> Result<(), StoreError> {
-        let by = self.lending(train).await?.ok_or_else(Problem::not_found)?;
+        let by = self
+            .credential_pool(train)
+            .await?
+            .ok_or_else(Problem::not_found)?;
         by.account(report.account).ok_or_else(Problem::not_found)?;
         match report.outcome.rest(report.retry_after) {
             None => self.store.end_rest(&by, report).await?,
@@ -210,7 +213,7 @@ impl Scoped {
 
 impl Store {
     /// An account that works need not rest. Nothing is written where nothing is known to rest.
-    async fn end_rest(&self, by: &LentBy, report: &Report) -> Result<()> {
+    async fn end_rest(&self, by: &CredentialPool, report: &AccountReport) -> Result<()> {
         let now = self.now().ms();
         let account = report.account.uuid();
         let model = report.model.as_deref().unwrap_or(WHOLE);
@@ -239,8 +242,8 @@ impl Store {
 
     async fn begin_rest(
         &self,
-        by: &LentBy,
-        (report, reporter): (&Report, TokenId),
+        by: &CredentialPool,
+        (report, reporter): (&AccountReport, TokenId),
         length: Duration,
     ) -> Result<()> {
         let now = self.now();
@@ -283,7 +286,7 @@ impl Store {
 
     /// Lets `tell` tell what was written of a publisher, if anything is kept of it now.
     fn hear(&self, publisher: Uuid, tell: impl FnOnce(&mut Cooldowns)) {
-        if let Some(tenant) = self.state::<Lending>().tenants.get(&publisher) {
+        if let Some(tenant) = self.state::<PoolCache>().tenants.get(&publisher) {
             tell(&mut tenant.cooldowns_mut());
         }
     }
@@ -329,7 +332,7 @@ impl Store {
     /// Looks for what gateways reported to other processes of late. On SQLite there are none.
     pub(crate) async fn poll_cooldowns(&self) -> Result<()> {
         use account_cooldowns::Column;
-        let lending = self.state::<Lending>();
+        let lending = self.state::<PoolCache>();
         if self.inner.db.notifies().is_none() {
             return Ok(());
         }

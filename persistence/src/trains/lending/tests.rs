@@ -1,4 +1,4 @@
-//! Lending on both engines: what is kept, for how long, and what reports bring about.
+//! PoolCache on both engines: what is kept, for how long, and what reports bring about.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use domain::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{reports::Report, *};
+use super::{reports::AccountReport, *};
 use crate::{
     MintedTrainToken, NewTrainToken, Train as StoredTrain,
     fixture::{Fixture, context, engines, no_content},
@@ -54,31 +54,38 @@ impl House {
         domain::id::TokenId::from_uuid(self.train.id.uuid())
     }
 
-    async fn by(&self) -> LentBy {
-        self.acme.lending(self.train.id).await.unwrap().unwrap()
+    async fn by(&self) -> CredentialPool {
+        self.acme
+            .credential_pool(self.train.id)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
-    async fn choose(&self, wish: Wish<'_>) -> Result<AccountId, Exhausted> {
+    async fn choose(&self, criteria: AccountCriteria<'_>) -> Result<AccountId, Exhausted> {
         let now = self.acme.store.now();
-        self.by().await.choose(&wish, now).map(|lent| lent.id)
+        self.by()
+            .await
+            .choose(&criteria, now)
+            .map(|account| account.id)
     }
 
     async fn chosen(&self) -> Option<usize> {
-        let chosen = self.choose(Wish::default()).await.ok()?;
+        let chosen = self.choose(AccountCriteria::default()).await.ok()?;
         self.accounts.iter().position(|id| *id == chosen)
     }
 
     async fn chosen_for(&self, model: &str) -> Option<usize> {
-        let wish = Wish {
+        let criteria = AccountCriteria {
             model: Some(model),
-            ..Wish::default()
+            ..AccountCriteria::default()
         };
-        let chosen = self.choose(wish).await.ok()?;
+        let chosen = self.choose(criteria).await.ok()?;
         self.accounts.iter().position(|id| *id == chosen)
     }
 
-    fn report_of(&self, at: usize, outcome: Outcome) -> Report {
-        Report {
+    fn report_of(&self, at: usize, outcome: Outcome) -> AccountReport {
+        AccountReport {
             account: self.accounts[at],
             outcome,
             model: None,
@@ -88,7 +95,7 @@ impl House {
         }
     }
 
-    async fn report(&self, report: Report) {
+    async fn report(&self, report: AccountReport) {
         let token = self.reporter();
         let reported = self.acme.report(self.train.id, token, &report);
         reported.await.unwrap();
@@ -117,7 +124,7 @@ impl House {
 
     /// The present snapshot, if it is still believed.
     fn kept(&self) -> Option<Arc<Snapshot>> {
-        let lending = self.acme.store.state::<Lending>();
+        let lending = self.acme.store.state::<PoolCache>();
         lending.tenant(self.acme.scope.uuid()).fresh()
     }
 }
@@ -130,8 +137,8 @@ async fn a_train_that_was_just_made_lends_at_once() {
         house.settled().await;
         let new = make_train(&house.acme, "new").await.unwrap().id;
         assert!(house.kept().is_some(), "what was read is not for nothing");
-        assert!(house.acme.lending(new).await.unwrap().is_some());
-        assert!(other.lending(new).await.unwrap().is_none());
+        assert!(house.acme.credential_pool(new).await.unwrap().is_some());
+        assert!(other.credential_pool(new).await.unwrap().is_none());
     }
 }
 
@@ -140,19 +147,29 @@ async fn what_is_lent_is_the_credential_in_its_header() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 2).await;
         let now = fixture.store.now();
-        let lent = house.by().await.choose(&Wish::default(), now).unwrap();
-        assert_eq!(lent.id, house.accounts[0]);
-        assert_eq!(lent.value.expose_secret(), "Bearer sk-0123456789-0000");
-        assert!(!format!("{lent:?}").contains("0123456789"));
+        let account = house
+            .by()
+            .await
+            .choose(&AccountCriteria::default(), now)
+            .unwrap();
+        assert_eq!(account.id, house.accounts[0]);
+        assert_eq!(account.value.expose_secret(), "Bearer sk-0123456789-0000");
+        assert!(!format!("{account:?}").contains("0123456789"));
         let exclude = [house.accounts[0]];
-        let other = house.choose(Wish {
+        let other = house.choose(AccountCriteria {
             exclude: &exclude,
-            ..Wish::default()
+            ..AccountCriteria::default()
         });
         assert_eq!(other.await.unwrap(), house.accounts[1]);
         // Another publisher's train is none, whatever it is called.
         let other = crate::runs::tests::house(&fixture, "other", &[]).await;
-        assert!(other.lending(house.train.id).await.unwrap().is_none());
+        assert!(
+            other
+                .credential_pool(house.train.id)
+                .await
+                .unwrap()
+                .is_none()
+        );
     }
 }
 
@@ -185,7 +202,7 @@ async fn what_was_read_before_a_change_is_not_kept_after_it() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 1).await;
         let store = &house.acme.store;
-        let tenant = store.state::<Lending>().tenant(house.acme.scope.uuid());
+        let tenant = store.state::<PoolCache>().tenant(house.acme.scope.uuid());
         let reading = store.inner.freshness.begin();
         let (old, _) = store
             .read_snapshot(&house.acme.scope, &tenant)
@@ -205,12 +222,12 @@ async fn many_who_ask_at_once_are_served_by_one_reading() {
         let house = with_accounts(&fixture, 1).await;
         let tenant = fixture
             .store
-            .state::<Lending>()
+            .state::<PoolCache>()
             .tenant(house.acme.scope.uuid());
         let asked: Vec<_> = (0..50)
             .map(|_| {
                 let (acme, train) = (house.acme.clone(), house.train.id);
-                tokio::spawn(async move { acme.lending(train).await.unwrap().is_some() })
+                tokio::spawn(async move { acme.credential_pool(train).await.unwrap().is_some() })
             })
             .collect();
         for one in asked {
@@ -240,8 +257,8 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         // What is written outlives what is kept.
         house.says(1, Outcome::Unauthorized).await;
         house.says(0, Outcome::Unauthorized).await;
-        fixture.store.state::<Lending>().tenants.invalidate_all();
-        let out = house.choose(Wish::default()).await.unwrap_err();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
+        let out = house.choose(AccountCriteria::default()).await.unwrap_err();
         assert!(out.is_whole());
         assert_eq!(
             out.available_at(),
@@ -297,7 +314,7 @@ async fn only_an_account_of_the_train_is_reported_of() {
         let stranger = make_account(&house.acme, new_account("spare"))
             .await
             .unwrap();
-        let report = Report {
+        let report = AccountReport {
             account: stranger.id,
             ..house.report_of(0, Outcome::Failed)
         };
@@ -331,7 +348,11 @@ async fn another_process_hears_of_a_report() {
         };
         let now = fixture.store.now().ms();
         fixture.execute(&row(now + 60_000, now)).await;
-        fixture.store.state::<Lending>().tenants.run_pending_tasks();
+        fixture
+            .store
+            .state::<PoolCache>()
+            .tenants
+            .run_pending_tasks();
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(1));
         // And that it works again.
@@ -360,10 +381,10 @@ async fn an_account_near_its_ceiling_comes_last() {
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 0);
         let written = "account_usage WHERE requests = 9 AND tokens = 10";
         assert_eq!(fixture.count(written).await, 1);
-        fixture.store.state::<Lending>().tenants.invalidate_all();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(1));
         fixture.clock.advance(Duration::from_hours(6));
-        fixture.store.state::<Lending>().tenants.invalidate_all();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(0));
         // What is counted of an account that was removed meanwhile is in nobody's way.
         house.report(house.report_of(1, Outcome::Ok)).await;
@@ -395,7 +416,7 @@ async fn that_a_train_is_exhausted_is_told_once_in_five_minutes() {
         let house = with_accounts(&fixture, 0).await;
         let (train, now) = (house.train.id, fixture.store.now());
         let by = house.by().await;
-        assert!(by.is_news(now) && !by.is_news(now));
+        assert!(by.claim_exhausted_notice(now) && !by.claim_exhausted_notice(now));
         let tell = || house.acme.tell_exhausted(train, "chat", Some(now));
         assert!(tell().await.unwrap());
         assert!(!tell().await.unwrap());

@@ -14,7 +14,10 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Lending, Lent, LentBy, Snapshot, Tenant, pending::Span, reports::Report};
+use super::{
+    CredentialPool, PoolCache, ResolvedAccount, Snapshot, Tenant, pending::Span,
+    reports::AccountReport,
+};
 use crate::{
     store::{
         Store, System,
@@ -60,7 +63,7 @@ async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
 
 impl Store {
     /// Counts what a report says was used.
-    pub(super) fn note_usage(&self, by: &LentBy, report: &Report) {
+    pub(super) fn note_usage(&self, by: &CredentialPool, report: &AccountReport) {
         let (requests, tokens) = (report.requests, report.tokens);
         if requests == 0 && tokens == 0 {
             return;
@@ -69,7 +72,7 @@ impl Store {
         let bucket = self.now().ms() / BUCKET_MS * BUCKET_MS;
         let span = (by.tenant.publisher, account, bucket);
         let counts = (i64::from(requests), i64::from(tokens));
-        self.state::<Lending>().usage.add(span, counts);
+        self.state::<PoolCache>().usage.add(span, counts);
         if by.snapshot.has_ceilings {
             let mut used = by.tenant.used();
             let used = used.entry(account).or_default();
@@ -79,7 +82,7 @@ impl Store {
 
     /// Writes down what was counted. What can't be written now is kept for the next time.
     pub(crate) async fn flush_usage(&self) -> Result<u64> {
-        let pending = &self.state::<Lending>().usage;
+        let pending = &self.state::<PoolCache>().usage;
         let taken = std::mem::take(&mut *pending.spans());
         if taken.is_empty() {
             return Ok(0);
@@ -101,18 +104,21 @@ impl Store {
     pub(super) async fn read_usage(
         &self,
         tenant: &Tenant,
-        accounts: &HashMap<Uuid, Arc<Lent>>,
+        accounts: &HashMap<Uuid, Arc<ResolvedAccount>>,
     ) -> Result<()> {
         let now = self.now();
         tenant.used_read_ms.store(now.ms(), Ordering::Relaxed);
         let limited = accounts
             .iter()
-            .filter(|(_, lent)| lent.ceilings != Ceilings::default())
+            .filter(|(_, account)| account.ceilings != Ceilings::default())
             .map(|(id, _)| *id);
         let mut all = HashMap::new();
         for account in limited {
             let used = self.used_of(tenant.publisher, account, now).await?;
-            let pending = self.state::<Lending>().usage.of(tenant.publisher, account);
+            let pending = self
+                .state::<PoolCache>()
+                .usage
+                .of(tenant.publisher, account);
             all.insert(account, used.and(pending.0, pending.1));
         }
         *tenant.used() = all;
@@ -167,8 +173,8 @@ impl Store {
         }
         let (store, tenant, snapshot) = (self.clone(), Arc::clone(tenant), Arc::clone(snapshot));
         self.inner.tasks.spawn(async move {
-            let lent = snapshot.trains.values().flat_map(|train| &train.accounts);
-            let accounts = lent.map(|(_, lent)| (lent.id.uuid(), Arc::clone(lent)));
+            let members = snapshot.trains.values().flat_map(|train| &train.accounts);
+            let accounts = members.map(|(_, account)| (account.id.uuid(), Arc::clone(account)));
             if let Err(error) = store.read_usage(&tenant, &accounts.collect()).await {
                 tracing::warn!(%error, "the use of accounts could not be read again");
             }

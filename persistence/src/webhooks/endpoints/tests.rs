@@ -356,11 +356,11 @@ async fn a_seeded_publishers_endpoints_send_the_bearer_by_default() {
             .execute("UPDATE credentials SET source = 'seed' WHERE kind = 'admin'")
             .await;
         assert!(make(&mine, new_endpoint(&["*"])).await.unwrap().send_bearer);
-        let wish = NewEndpoint {
+        let new = NewEndpoint {
             send_bearer: Some(false),
             ..new_endpoint(&["*"])
         };
-        assert!(!make(&mine, wish).await.unwrap().send_bearer);
+        assert!(!make(&mine, new).await.unwrap().send_bearer);
     }
 }
 
