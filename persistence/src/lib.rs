@@ -67,7 +67,7 @@ pub use trains::{
         shown::{AccountCooldown, Reporter},
     },
     notices::{DueNotice, LastNotice, NoticeOutcome, Notices},
-    refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want},
+    refresh::{AccountToken, DueRefresh, RefreshClaim, RefreshLease, RefreshRequest, Refreshable},
     train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch},
     train_tokens::{MintedTrainToken, NewTrainToken, TrainToken},
 };

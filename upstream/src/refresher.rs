@@ -19,7 +19,8 @@ use domain::{
 };
 use moka::sync::Cache;
 use persistence::{
-    AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn, Want,
+    AccountToken, Context, DueRefresh, RefreshClaim, RefreshLease, RefreshRequest, Scope, Scoped,
+    Store, StoreError,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -263,22 +264,24 @@ impl Refresher {
         context: &Context,
     ) -> Outcome {
         let end = Instant::now() + PATIENCE;
-        let mut want = Want {
+        let mut request = RefreshRequest {
             seen,
             force,
             waited: None,
         };
         loop {
-            match scoped.take_refresh(account, want, LEASE).await? {
-                Turn::Ours(lease) => return self.ask(scoped, &lease, context).await,
-                Turn::Done => {
+            match scoped.take_refresh(account, request, LEASE).await? {
+                RefreshClaim::Claimed(lease) => return self.ask(scoped, &lease, context).await,
+                RefreshClaim::Replaced => {
                     // Another process may have done it, of whose commit this one has yet to hear.
                     scoped.read_anew();
                     return Ok(scoped.account_token(account).await?);
                 }
-                Turn::Later { reason, .. } => return Err(RefreshError::Upstream(reason)),
-                Turn::Another { failures } => {
-                    want.waited.get_or_insert(failures);
+                RefreshClaim::BackingOff { reason, .. } => {
+                    return Err(RefreshError::Upstream(reason));
+                }
+                RefreshClaim::InProgress { failures } => {
+                    request.waited.get_or_insert(failures);
                 }
             }
             if Instant::now() >= end {

@@ -88,18 +88,18 @@ pub struct RefreshLease {
 
 /// Whose turn a refresh is.
 #[derive(Debug)]
-pub enum Turn {
+pub enum RefreshClaim {
     /// The caller's.
-    Ours(Box<RefreshLease>),
+    Claimed(Box<RefreshLease>),
     /// Somebody else is at it; so often it had failed before.
-    Another {
+    InProgress {
         /// Failures in a row that were on record when it was looked at.
         failures: u32,
     },
     /// The credential that the caller knows was replaced meanwhile.
-    Done,
+    Replaced,
     /// It failed lately, and is not to be tried again before this moment.
-    Later {
+    BackingOff {
         /// When.
         at: Timestamp,
         /// Why it failed.
@@ -109,7 +109,7 @@ pub enum Turn {
 
 /// Which refresh is wanted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Want {
+pub struct RefreshRequest {
     /// The number of the credential that the caller knows, and wants another one for.
     pub seen: i64,
     /// Whether to try also before the wait that followed a failure is over.
@@ -263,15 +263,15 @@ impl Scoped {
     pub async fn take_refresh(
         &self,
         account: AccountId,
-        want: Want,
+        request: RefreshRequest,
         life: Duration,
-    ) -> Result<Turn, StoreError> {
+    ) -> Result<RefreshClaim, StoreError> {
         let owner = self.scope.uuid();
         // Most who look find that there is nothing to take; they need not bother the writer.
         let found = one(owner, account).one(self.store.read()).await?;
         let row = oauth_only(found)?;
-        if let Some(turn) = turn_of(&row, want, self.store.now()) {
-            return Ok(turn);
+        if let Some(claim) = claim_without_writing(&row, request, self.store.now()) {
+            return Ok(claim);
         }
         let lease = Uuid::from_bytes(domain::random::bytes());
         let judged = &row;
@@ -285,12 +285,12 @@ impl Scoped {
         let Some(row) = taken else {
             // It has changed since it was read: the caller looks again.
             let failures = failures_of(&row);
-            return Ok(Turn::Another { failures });
+            return Ok(RefreshClaim::InProgress { failures });
         };
         let Credential::Oauth(tokens) = self.opened(&row).await? else {
             return Err(corrupt_row("account's credential"));
         };
-        Ok(Turn::Ours(Box::new(RefreshLease {
+        Ok(RefreshClaim::Claimed(Box::new(RefreshLease {
             account,
             token_url: row.token_url.ok_or_else(|| corrupt_row("token URL"))?,
             client_id: row.client_id.ok_or_else(|| corrupt_row("client id"))?,
@@ -500,20 +500,24 @@ impl Scoped {
 }
 
 /// What can be said of a turn from the row alone; `None` if it may be there to take.
-fn turn_of(row: &Model, want: Want, now: Timestamp) -> Option<Turn> {
-    if row.credential_version > want.seen {
-        return Some(Turn::Done);
+fn claim_without_writing(
+    row: &Model,
+    request: RefreshRequest,
+    now: Timestamp,
+) -> Option<RefreshClaim> {
+    if row.credential_version > request.seen {
+        return Some(RefreshClaim::Replaced);
     }
     let failures = failures_of(row);
     if row
         .refresh_lease_until
         .is_some_and(|until| until > now.ms())
     {
-        return Some(Turn::Another { failures });
+        return Some(RefreshClaim::InProgress { failures });
     }
-    let in_vain = want.waited.is_some_and(|before| failures > before);
+    let in_vain = request.waited.is_some_and(|before| failures > before);
     let waits = failures > 0 && row.refresh_due_at.is_none_or(|due| due > now.ms());
-    (in_vain || (waits && !want.force)).then(|| Turn::Later {
+    (in_vain || (waits && !request.force)).then(|| RefreshClaim::BackingOff {
         at: at(row.refresh_due_at).unwrap_or(now),
         reason: row.health_reason.clone().unwrap_or_default(),
     })
