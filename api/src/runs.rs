@@ -11,8 +11,8 @@ use domain::{
     Code, JsonText, Problem, id::RunId, limits::PROGRESS_BYTES, run::RunStatus, slug::Slug,
 };
 use persistence::{
-    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Patience, Run, RunFilter, Scope,
-    StoreError,
+    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Run, RunFilter, Scope, StoreError,
+    WaitOptions,
 };
 
 use crate::{
@@ -385,7 +385,7 @@ impl Runs {
         if !wait.is_zero() {
             request.leave_place();
         }
-        let patience = Patience {
+        let patience = WaitOptions {
             wait,
             gone: request.gone(),
             token: who.1,

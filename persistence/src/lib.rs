@@ -38,7 +38,7 @@ pub use publishers::{
 pub use runs::{
     BulkCancelled, RunFilter,
     changes::Judged,
-    lane::Patience,
+    lane::WaitOptions,
     pipelines::Pipeline,
     run::{Claimed, CreatedRun, NewRun, Run},
     subcommands::{CallRecord, SubcommandCall},

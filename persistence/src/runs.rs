@@ -21,7 +21,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    runs::lane::{Lane, Patience},
+    runs::lane::{Lane, WaitOptions},
     store::{
         Scoped, System,
         change::{Answer, Audited, Context, entry},
@@ -266,13 +266,13 @@ impl Scoped {
 
     /// Claims up to `max` (1 to 100) due runs of the pipelines named, or of all in reach: by
     /// priority, then in turns between pipelines, then by when they may start and by age. Waits
-    /// for some as long as `patience` says, and answers none after that.
+    /// for some as long as `options` says, and answers none after that.
     pub async fn claim_runs(
         &self,
         context: &Context,
         pipelines: Option<&[Slug]>,
         max: u32,
-        patience: Patience,
+        options: WaitOptions,
     ) -> Result<Vec<Claimed>, StoreError> {
         let asked = pipelines.or(self.scope.pipelines());
         let reach: Option<Vec<Slug>> = asked.map(|slugs| {
@@ -287,7 +287,7 @@ impl Scoped {
             max,
             actor: context.actor.clone(),
         };
-        self.store.state::<Lane>().claim(claim, patience).await
+        self.store.state::<Lane>().claim(claim, options).await
     }
 
     /// Calls a run off: at once if nobody holds it; else its holder learns of it with its next

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::{
     publishers::auth::AuthCache,
     runs::{
-        claims::Turns,
+        claims::RoundRobin,
         lane::{self, Lane},
         versions::Definitions,
     },
@@ -330,7 +330,7 @@ impl Store {
         let planes = PlaneStates::default()
             .with(AuthCache::new())
             .with(Definitions::new())
-            .with(Turns::new())
+            .with(RoundRobin::new())
             .with(lane)
             .with(SecretCache::default())
             .with(TypeSchemas::new())

@@ -91,12 +91,12 @@ impl Claim {
 }
 
 /// When each pipeline last had its turn in this process.
-pub(crate) struct Turns {
+pub(crate) struct RoundRobin {
     count: AtomicU64,
     last: Cache<Uuid, u64>,
 }
 
-impl Turns {
+impl RoundRobin {
     pub(crate) fn new() -> Self {
         Self {
             count: AtomicU64::new(0),
@@ -114,7 +114,7 @@ impl Turns {
     }
 }
 
-impl PlaneState for Turns {}
+impl PlaneState for RoundRobin {}
 
 /// A pipeline that hands out runs and has some.
 #[derive(FromQueryResult)]
@@ -167,7 +167,7 @@ pub(super) async fn claim_all(
     take_back(tx, Some(&publishers), TAKEN_BACK, news).await?;
     promote(tx, &publishers).await?;
     let open = open_pipelines(tx, claims, &publishers).await?;
-    let turns = store.state::<Turns>();
+    let turns = store.state::<RoundRobin>();
     let open = best_of(claims, open, turns);
     let mut places = places_of(store, tx, &open).await?;
     let found = candidates(tx, claims, &open, &places).await?;
@@ -211,7 +211,7 @@ fn next(
     mine: &[Uuid],
     queues: &mut BTreeMap<Uuid, VecDeque<Candidate>>,
     places: &mut Places,
-    turns: &Turns,
+    turns: &RoundRobin,
 ) -> Option<Candidate> {
     let best = mine
         .iter()
@@ -302,7 +302,7 @@ async fn open_pipelines(
 
 /// Those that the claims could be served from: of each claim's pipelines as many as it wants
 /// runs, since each has at least one.
-fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &Turns) -> Vec<Source> {
+fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &RoundRobin) -> Vec<Source> {
     let mut order: Vec<(Option<i32>, u64, Uuid, usize)> = open
         .iter()
         .enumerate()

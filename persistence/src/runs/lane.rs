@@ -43,7 +43,7 @@ mod entry;
 mod queue;
 mod waiters;
 
-pub use entry::Patience;
+pub use entry::WaitOptions;
 use entry::{Command, Reply, Waiting, answer};
 pub(crate) use entry::{Inlet, Lane};
 use queue::{Queue, SHARE};
@@ -491,7 +491,7 @@ impl Worker {
 
     /// The same as [`still_good`], where that is known without asking the database.
     fn known_good(&self, waiting: &Waiting) -> Option<Result<()>> {
-        match self.store.known(waiting.patience.token) {
+        match self.store.known(waiting.options.token) {
             Known::Live(principal) => Some(may_claim(Some(&principal))),
             _ => None,
         }
@@ -664,7 +664,7 @@ impl Worker {
 
 /// A token may have been revoked, or its publisher suspended, while its claim waited.
 async fn still_good(store: &Store, waiting: &Waiting) -> Result<()> {
-    let principal = store.authenticate(waiting.patience.token).await?;
+    let principal = store.authenticate(waiting.options.token).await?;
     may_claim(principal.as_deref())
 }
 

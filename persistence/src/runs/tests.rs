@@ -139,9 +139,9 @@ fn taken_by(version: &KeptVersion) -> Judged {
     }
 }
 
-/// No patience at all.
-pub(crate) fn at_once() -> Patience {
-    Patience {
+/// Does not wait at all.
+pub(crate) fn at_once() -> WaitOptions {
+    WaitOptions {
         wait: Duration::ZERO,
         gone: CancellationToken::new(),
         token: TokenHash::of("nobody's"),

@@ -62,7 +62,7 @@ const REMEMBERED: usize = 20_000;
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// How long a claim waits for runs, and what ends it early.
-pub struct Patience {
+pub struct WaitOptions {
     /// How long.
     pub wait: Duration,
     /// Cancelled when nobody is there any more to take the runs.
@@ -75,7 +75,7 @@ pub struct Patience {
 pub(super) struct Waiting {
     pub(super) claim: Arc<Claim>,
     pub(super) until: Instant,
-    pub(super) patience: Patience,
+    pub(super) options: WaitOptions,
     pub(super) reply: Reply<Vec<Claimed>>,
     /// Given back with the answer.
     _permit: Option<Permit<Uuid>>,
@@ -83,7 +83,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_gone(&self) -> bool {
-        self.patience.gone.is_cancelled() || self.reply.is_closed()
+        self.options.gone.is_cancelled() || self.reply.is_closed()
     }
 }
 
@@ -216,9 +216,9 @@ impl Lane {
     }
 
     /// A publisher with too many waiting claims is refused at once: its clients wait as it is.
-    pub(crate) async fn claim(&self, claim: Claim, patience: Patience) -> Result<Vec<Claimed>> {
-        let until = Instant::now() + patience.wait;
-        let permit = if patience.wait.is_zero() {
+    pub(crate) async fn claim(&self, claim: Claim, options: WaitOptions) -> Result<Vec<Claimed>> {
+        let until = Instant::now() + options.wait;
+        let permit = if options.wait.is_zero() {
             None
         } else {
             let permit = self.waiting.try_acquire(claim.publisher, 1);
@@ -229,7 +229,7 @@ impl Lane {
             let waiting = Waiting {
                 claim: Arc::new(claim),
                 until,
-                patience,
+                options,
                 reply,
                 _permit: permit,
             };

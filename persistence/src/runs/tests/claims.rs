@@ -250,8 +250,8 @@ async fn lists_narrow_and_page() {
     }
 }
 
-fn patient(token: &SecretString) -> Patience {
-    Patience {
+fn waiting_with(token: &SecretString) -> WaitOptions {
+    WaitOptions {
         wait: Duration::from_secs(20),
         gone: CancellationToken::new(),
         token: TokenHash::of_secret(token),
@@ -273,11 +273,11 @@ async fn staffed(fixture: &Fixture, pipelines: &[&str]) -> (Scoped, SecretString
 async fn a_claim_waits_for_the_run_that_comes() {
     for fixture in engines().await {
         let (mine, bearer) = staffed(&fixture, &["nightly", "weekly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&bearer));
+        let (waiting, options) = (mine.clone(), waiting_with(&bearer));
         let weekly = [slug("weekly")];
         let waiter = tokio::spawn(async move {
             let by = context();
-            waiting.claim_runs(&by, Some(&weekly), 5, patience).await
+            waiting.claim_runs(&by, Some(&weekly), 5, options).await
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
@@ -294,12 +294,12 @@ async fn a_claim_waits_for_the_run_that_comes() {
 
 /// A claim of one run that waits. It has its place once this is answered: the test has one thread.
 async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Waiter {
-    let (mine, patience) = (mine.clone(), patient(bearer));
+    let (mine, options) = (mine.clone(), waiting_with(bearer));
     let pipelines: Vec<Slug> = pipelines.iter().map(|name| slug(name)).collect();
     let waiter = tokio::spawn(async move {
         let by = context();
         let pipelines = Some(pipelines.as_slice()).filter(|some| !some.is_empty());
-        mine.claim_runs(&by, pipelines, 1, patience).await
+        mine.claim_runs(&by, pipelines, 1, options).await
     });
     // So that the lane has tried it.
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -395,25 +395,27 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
         let mut waiters = JoinSet::new();
         for _ in 0..domain::limits::WAITING_CLAIMS {
-            let (mine, patience) = (mine.clone(), patient(&bearer));
-            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, patience).await });
+            let (mine, options) = (mine.clone(), waiting_with(&bearer));
+            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, options).await });
         }
         let lane = fixture.store.state::<Lane>();
         while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
             tokio::task::yield_now().await;
         }
-        let refused = mine.claim_runs(&context(), None, 1, patient(&bearer)).await;
+        let refused = mine
+            .claim_runs(&context(), None, 1, waiting_with(&bearer))
+            .await;
         assert_eq!(code(refused), Code::ShareExceeded);
         assert!(
             claim(&mine, 1).await.is_empty(),
             "who does not wait may ask"
         );
         let other = house(&fixture, "other", &["nightly"]).await;
-        let patience = Patience {
+        let options = WaitOptions {
             wait: Duration::from_millis(10),
-            ..patient(&bearer)
+            ..waiting_with(&bearer)
         };
-        let waited = other.claim_runs(&context(), None, 1, patience).await;
+        let waited = other.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
         // Each run is one waiter's, and each that is served makes room. Which waiter gets it
         // depends on who was first to begin its wait.
@@ -424,11 +426,11 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
             let served = waiters.join_next().await.unwrap();
             assert_eq!(served.unwrap().unwrap().len(), 1);
         }
-        let patience = Patience {
+        let options = WaitOptions {
             wait: Duration::from_millis(10),
-            ..patient(&bearer)
+            ..waiting_with(&bearer)
         };
-        let waited = mine.claim_runs(&context(), None, 1, patience).await;
+        let waited = mine.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
         fixture.store.quiesce();
         while let Some(waiter) = waiters.join_next().await {
@@ -441,10 +443,10 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
 async fn nobody_who_left_gets_a_run() {
     for fixture in engines().await {
         let (mine, token) = staffed(&fixture, &["nightly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&token));
-        let gone = patience.gone.clone();
+        let (waiting, options) = (mine.clone(), waiting_with(&token));
+        let gone = options.gone.clone();
         let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         gone.cancel();
         let run = create(&mine, new_run("nightly")).await.unwrap().run;
@@ -457,9 +459,12 @@ async fn nobody_who_left_gets_a_run() {
 async fn a_claim_of_a_dead_token_ends_with_nothing() {
     for fixture in engines().await {
         let (mine, _) = staffed(&fixture, &["nightly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&"stm_runner_no".to_owned().into()));
+        let (waiting, options) = (
+            mine.clone(),
+            waiting_with(&"stm_runner_no".to_owned().into()),
+        );
         let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
         assert_eq!(code(waiter.await.unwrap()), Code::Unauthenticated);
