@@ -266,7 +266,7 @@ pub(crate) fn entry(
 
 /// What a repeat finds.
 #[derive(Serialize, Deserialize)]
-enum Kept {
+enum StoredResponse {
     Answer(Answer),
     /// An answer with a claim in it: for the credential that it was given to.
     Held {
@@ -280,9 +280,9 @@ enum Kept {
     },
 }
 
-enum Begun {
-    First,
-    Repeat(Kept),
+enum KeyState {
+    Claimed,
+    Answered(StoredResponse),
 }
 
 impl Store {
@@ -311,7 +311,7 @@ impl Store {
                 Ok((audited.value, audited.entries))
             },
             render,
-            |answer| Kept::Answer(answer.clone()),
+            |answer| StoredResponse::Answer(answer.clone()),
         )
         .await
     }
@@ -341,9 +341,9 @@ impl Store {
                 let answer = answer.clone();
                 if answer.holds_secret {
                     let holder = context.actor.id.clone();
-                    Kept::Held { answer, holder }
+                    StoredResponse::Held { answer, holder }
                 } else {
-                    Kept::Answer(answer)
+                    StoredResponse::Answer(answer)
                 }
             },
         )
@@ -356,22 +356,23 @@ impl Store {
         owner: Uuid,
         work: F,
         render: A,
-        keep: K,
+        to_stored: K,
     ) -> Result<Answer>
     where
         T: Send,
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<(T, Vec<Entry>)>> + Send,
         A: Fn(&T) -> Answer + Send + Sync,
-        K: Fn(&Answer) -> Kept + Send + Sync,
+        K: Fn(&Answer) -> StoredResponse + Send + Sync,
     {
-        let (work, render, keep) = (&work, &render, &keep);
+        let (work, render, to_stored) = (&work, &render, &to_stored);
         let result = self
             .write_for(owner, |tx| async move {
                 if let Some(key) = &context.idempotency
-                    && let Begun::Repeat(kept) = self.begin_once(&tx, owner, key).await?
+                    && let KeyState::Answered(response) =
+                        self.claim_idempotency_key(&tx, owner, key).await?
                 {
-                    return kept.replay(&context.actor);
+                    return response.replay(&context.actor);
                 }
                 let (value, entries) = work(Arc::clone(&tx)).await?;
                 let answer = render(&value);
@@ -380,7 +381,7 @@ impl Store {
                         tx.now
                             .plus(Duration::from_secs(60 * limits::IDEMPOTENCY_SECRET_MINUTES))
                     });
-                    self.keep_answer(&tx, owner, key, &keep(&answer), until)
+                    self.store_response(&tx, owner, key, &to_stored(&answer), until)
                         .await?;
                 }
                 self.append_audit(&tx, context, entries).await?;
@@ -388,16 +389,21 @@ impl Store {
             })
             .await;
         if let (Err(StoreError::Refused(problem)), Some(key)) = (&result, &context.idempotency) {
-            self.keep_refusal(owner, key, problem).await;
+            self.store_refusal(owner, key, problem).await;
         }
         result
     }
 
     /// Claims the key, waiting for a request under way with the same one, or finds its answer.
-    async fn begin_once(&self, tx: &Tx, owner: Uuid, key: &IdempotencyKey) -> Result<Begun> {
+    async fn claim_idempotency_key(
+        &self,
+        tx: &Tx,
+        owner: Uuid,
+        key: &IdempotencyKey,
+    ) -> Result<KeyState> {
         loop {
             if self.insert_key(tx, owner, key).await? {
-                return Ok(Begun::First);
+                return Ok(KeyState::Claimed);
             }
             let by_key = (owner, key.operation.to_owned(), key.key.clone());
             let found = idempotency_keys::Entity::find_by_id(by_key.clone())
@@ -422,9 +428,9 @@ impl Store {
                 .data
                 .open(&answer_place(owner, &place_row(key)), &sealed)
                 .map_err(|_| corrupt_row("idempotent answer"))?;
-            let kept =
+            let response =
                 serde_json::from_slice(&plain).map_err(|_| corrupt_row("idempotent answer"))?;
-            return Ok(Begun::Repeat(kept));
+            return Ok(KeyState::Answered(response));
         }
     }
 
@@ -457,17 +463,17 @@ impl Store {
         Ok(inserted)
     }
 
-    async fn keep_answer(
+    async fn store_response(
         &self,
         tx: &Tx,
         owner: Uuid,
         key: &IdempotencyKey,
-        kept: &Kept,
+        response: &StoredResponse,
         until: Option<Timestamp>,
     ) -> Result<()> {
         let keys = self.inner.keys.of(tx.db(), owner).await?;
         let plain = zeroize::Zeroizing::new(
-            serde_json::to_vec(kept).map_err(|e| StoreError::Internal(e.to_string()))?,
+            serde_json::to_vec(response).map_err(|e| StoreError::Internal(e.to_string()))?,
         );
         let sealed = keys
             .data
@@ -488,27 +494,27 @@ impl Store {
 
     /// Keeps a refusal for a repeat, in a transaction of its own since the change's was undone.
     /// Best effort: without it the repeat is simply tried anew.
-    async fn keep_refusal(&self, owner: Uuid, key: &IdempotencyKey, problem: &Problem) {
+    async fn store_refusal(&self, owner: Uuid, key: &IdempotencyKey, problem: &Problem) {
         let ours = [Code::IdempotencyKeyReused, Code::SecretNoLongerAvailable];
         if !matches!(problem.code.status(), 404 | 409 | 412 | 422) || ours.contains(&problem.code) {
             return;
         }
-        let kept = &Kept::refusal(problem);
+        let response = &StoredResponse::refusal(problem);
         let stored = self
             .write_for(owner, |tx| async move {
                 if self.insert_key(&tx, owner, key).await? {
-                    self.keep_answer(&tx, owner, key, kept, None).await?;
+                    self.store_response(&tx, owner, key, response, None).await?;
                 }
                 Ok(())
             })
             .await;
         if let Err(error) = stored {
-            tracing::warn!(%error, "a refusal could not be kept under its idempotency key");
+            tracing::warn!(%error, "a refusal could not be stored under its idempotency key");
         }
     }
 }
 
-impl Kept {
+impl StoredResponse {
     fn refusal(problem: &Problem) -> Self {
         let errors = problem.errors.iter();
         Self::Refusal {

@@ -88,7 +88,7 @@ pub struct Retention {
 
 /// For how long a row stays after the time in a column.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kept {
+pub(crate) enum RetentionPeriod {
     /// The column holds the time of the end itself.
     Until,
     /// The same time everywhere.
@@ -101,7 +101,7 @@ pub(crate) enum Kept {
     Notices,
 }
 
-impl Kept {
+impl RetentionPeriod {
     /// Rows with this time in the column, or an earlier one, are past their end.
     pub(crate) fn cutoff(self, now: Timestamp, retention: &Retention) -> Timestamp {
         let kept = match self {
@@ -125,7 +125,7 @@ pub(crate) struct Swept {
     pub(crate) counted: &'static str,
     /// The column whose time counts: the first of an index. No time is no end.
     pub(crate) at: &'static str,
-    pub(crate) kept: Kept,
+    pub(crate) kept: RetentionPeriod,
     /// The column in whose order rows are looked for: that one, or another that grows with it.
     pub(crate) order: &'static str,
     /// A further condition that a row must meet, in SQL; `CUTOFF` stands for the time up to which rows
@@ -191,7 +191,12 @@ impl Table {
 }
 
 /// Rows that a job removes once the time in the column `at` is past by what `kept` says.
-pub(crate) const fn swept(job: Job, counted: &'static str, at: &'static str, kept: Kept) -> End {
+pub(crate) const fn swept(
+    job: Job,
+    counted: &'static str,
+    at: &'static str,
+    kept: RetentionPeriod,
+) -> End {
     End::Swept(Swept {
         job,
         counted,
