@@ -211,7 +211,7 @@ fn line(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Durati
 }
 
 /// Gives an endpoint that signs by a pair of keys a name under which the public halves are served.
-pub(crate) fn name_keys(endpoint: &mut webhook_endpoints::Model) {
+pub(crate) fn ensure_key_set_id(endpoint: &mut webhook_endpoints::Model) {
     if endpoint.signing == Signing::Ed25519.as_str() {
         endpoint
             .key_set
@@ -220,7 +220,7 @@ pub(crate) fn name_keys(endpoint: &mut webhook_endpoints::Model) {
 }
 
 /// Makes a pair of keys for an endpoint that signs by one and has none.
-pub(crate) async fn equip(
+pub(crate) async fn ensure_signing_key(
     store: &Store,
     tx: &Tx,
     endpoint: &webhook_endpoints::Model,

@@ -41,7 +41,7 @@ use crate::{
     },
     webhooks::{
         endpoint_rows::{live, live_row, write_row},
-        endpoint_secrets::{equip, name_keys},
+        endpoint_secrets::{ensure_key_set_id, ensure_signing_key},
         events::{Event, emit_to},
         health::{Health, health_of},
         recovery::recover,
@@ -288,12 +288,12 @@ async fn insert(
         retry_schedule: schedule_column(new.sending.retry_schedule.as_ref()),
         max_in_flight: limit_column(new.sending.max_in_flight),
     };
-    name_keys(&mut row);
+    ensure_key_set_id(&mut row);
     let active = row.clone().into_active_model().reset_all();
     webhook_endpoints::Entity::insert(active)
         .exec_without_returning(tx.db())
         .await?;
-    let line = equip(store, tx, &row).await?;
+    let line = ensure_signing_key(store, tx, &row).await?;
     Ok((Endpoint::of_row(row), line))
 }
 
@@ -416,9 +416,9 @@ pub(crate) async fn change(
         deliveries_due = recover(tx, publisher, row.id).await?;
     }
     if !lines.is_empty() {
-        name_keys(&mut row);
+        ensure_key_set_id(&mut row);
         row = write_row(tx, row).await?;
-        lines.extend(equip(store, tx, &row).await?);
+        lines.extend(ensure_signing_key(store, tx, &row).await?);
     }
     if patch.signing.is_some() {
         // Whoever has the endpoint's secrets at hand reads them anew.
