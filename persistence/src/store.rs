@@ -312,7 +312,7 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.inner.db.traffic.asks(publisher);
+        self.inner.db.activity.note_request(publisher);
         let share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
         self.write_resting(publisher, share, work).await
     }
@@ -340,7 +340,7 @@ impl Store {
         let done = Box::pin(self.write(timed)).await;
         let waited = Duration::from_micros(began.into_inner());
         let rest = rest_after(known.elapsed().saturating_sub(waited));
-        if !rest.is_zero() && self.inner.db.traffic.others_ask(publisher) {
+        if !rest.is_zero() && self.inner.db.activity.others_are_active(publisher) {
             tokio::spawn(async move {
                 tokio::time::sleep(rest).await;
                 drop(turn);
@@ -405,14 +405,18 @@ pub struct System {
 impl System {
     /// Waits for a moment in which this process writes nothing, for 20 ms at most; answers whether
     /// one came.
-    pub async fn lull(&self) -> bool {
-        self.store.inner.db.traffic.lull().await
+    pub async fn wait_for_idle(&self) -> bool {
+        self.store.inner.db.activity.wait_for_idle().await
     }
 
     /// Whether another publisher than this one had something written in the last second, by this
     /// process.
     #[must_use]
-    pub fn others_write(&self, publisher: PublisherId) -> bool {
-        self.store.inner.db.traffic.others_ask(publisher.uuid())
+    pub fn others_are_active(&self, publisher: PublisherId) -> bool {
+        self.store
+            .inner
+            .db
+            .activity
+            .others_are_active(publisher.uuid())
     }
 }

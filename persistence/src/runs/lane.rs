@@ -287,7 +287,7 @@ impl Worker {
             other => other,
         };
         let publisher = command.publisher();
-        self.store.inner.db.traffic.asks(publisher);
+        self.store.inner.db.activity.note_request(publisher);
         let rows = command.rows(self.store.state::<Lane>().listening_to(publisher));
         match command {
             // Where there is more than one writer, nobody need wait for it.

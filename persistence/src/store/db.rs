@@ -28,7 +28,7 @@ use crate::store::{
     lines::{Line, Own, TooFew, open_all},
     pool::{Pool, Server},
     target::Target,
-    traffic::Traffic,
+    traffic::WriteActivity,
 };
 
 /// How often a transaction that lost against another one is run again.
@@ -171,7 +171,7 @@ pub(crate) struct Db {
     /// SQLite only: something was committed, and how many transactions were.
     committed: Notify,
     commits: AtomicU64,
-    pub(crate) traffic: Traffic,
+    pub(crate) activity: WriteActivity,
     progress: Progress,
     /// SQLite only: when the engine last failed to write.
     unwritten: Mutex<Option<Instant>>,
@@ -216,7 +216,7 @@ impl Db {
             writer,
             committed: Notify::new(),
             commits: AtomicU64::new(0),
-            traffic: Traffic::new(),
+            activity: WriteActivity::new(),
             progress: Progress::default(),
             unwritten: Mutex::default(),
             clock,
@@ -375,7 +375,7 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let _under_way = self.traffic.enter();
+        let _active = self.activity.enter();
         let mut attempt = 0;
         loop {
             let result = if let Some(writer) = &self.writer {
