@@ -30,8 +30,8 @@ use crate::store::{
     plane_state::{PlaneState, PlaneStates},
     scans::{Scan, Scans},
     scope::{OPERATOR, Scope},
-    traffic::rest_after,
     wake::{Wake, Written},
+    write_activity::rest_after,
 };
 
 pub(crate) mod audit_log;
@@ -62,10 +62,10 @@ pub(crate) mod storage;
 pub(crate) mod tables;
 pub(crate) mod target;
 mod time;
-pub(crate) mod traffic;
 pub(crate) mod unreadable;
 pub(crate) mod wake;
 pub(crate) mod walk;
+pub(crate) mod write_activity;
 
 /// Names of parts in [`Store::progress`]: the poll of changes, and what the dispatcher says to live.
 pub(crate) const POLLS: &str = "changes";

@@ -28,7 +28,7 @@ use crate::store::{
     lines::{Line, Own, TooFew, open_all},
     pool::{Pool, Server},
     target::Target,
-    traffic::WriteActivity,
+    write_activity::WriteActivity,
 };
 
 /// How often a transaction that lost against another one is run again.

@@ -15,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::store::traffic::rest_after;
+use crate::store::write_activity::rest_after;
 
 /// Rows of one transaction, as they are estimated: some 15 milliseconds of the writer.
 pub(super) const ROWS: usize = 1024;
@@ -199,7 +199,7 @@ fn to_f64(rows: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::traffic::FREE;
+    use crate::store::write_activity::FREE;
 
     fn id(number: u128) -> Uuid {
         Uuid::from_u128(number)
