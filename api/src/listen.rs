@@ -358,7 +358,7 @@ impl Listen {
             first: Some(first),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + life,
             looked: Instant::now(),
             _permit: permit,

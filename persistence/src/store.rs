@@ -95,7 +95,7 @@ pub(crate) struct Inner {
     pub(crate) wake: Wake,
     pub(crate) progress: Progress,
     /// Cancelled when nobody is to wait any more.
-    pub(crate) quiet: CancellationToken,
+    pub(crate) stopping: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) scans: Scans,
@@ -118,7 +118,7 @@ impl Store {
             freshness: Freshness::default(),
             wake: Wake::new(db.notifies().is_some()),
             progress: db.progress().clone(),
-            quiet: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             scans: Scans::new(db.scanners()),
@@ -205,15 +205,15 @@ impl Store {
 
     /// Ends all waiting for runs, and nearly all for a database that takes no connections, now and
     /// from now on: the process is about to stop.
-    pub fn quiesce(&self) {
-        self.inner.quiet.cancel();
+    pub fn stop_waiters(&self) {
+        self.inner.stopping.cancel();
         self.inner.db.stop_soon();
     }
 
-    /// Cancelled once [`Store::quiesce`] was called.
+    /// Cancelled once [`Store::stop_waiters`] was called.
     #[must_use]
-    pub fn quiet(&self) -> CancellationToken {
-        self.inner.quiet.clone()
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.stopping.clone()
     }
 
     /// How the parts of this process that work with the store come on; the dispatcher and the jobs

@@ -229,7 +229,7 @@ impl Timelines {
             known: VecDeque::new(),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + STREAM_LIFE,
             permit: None,
         };

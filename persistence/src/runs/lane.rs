@@ -231,7 +231,7 @@ pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
             some = inner.wake.ready(), if waits => worker.readied(&some),
             () = sleep_until(end), if end.is_some() => {}
             _ = look.tick(), if waits => worker.tick(),
-            () = inner.quiet.cancelled(), if end.is_some() => {}
+            () = inner.stopping.cancelled(), if end.is_some() => {}
             command = worker.inlet.recv() => match command {
                 Some(command) => worker.hand_in(command),
                 None => return,
@@ -345,7 +345,7 @@ impl Worker {
 
     /// Answers those that have waited for long enough, and everybody once the process stops.
     fn end_waiting(&mut self) {
-        let ended = if self.store.inner.quiet.is_cancelled() {
+        let ended = if self.store.inner.stopping.is_cancelled() {
             self.waiters.take_all()
         } else {
             self.waiters.ended(Instant::now())

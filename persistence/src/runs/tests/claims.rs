@@ -432,7 +432,7 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         };
         let waited = mine.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
-        fixture.store.quiesce();
+        fixture.store.stop_waiters();
         while let Some(waiter) = waiters.join_next().await {
             assert!(waiter.unwrap().unwrap().is_empty());
         }
