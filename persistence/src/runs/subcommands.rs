@@ -71,7 +71,7 @@ pub struct CallRecord<'a> {
 
 /// Of a run, what decides whether a call may be made, and where to. Its input stays where it is.
 #[derive(FromQueryResult)]
-struct Held {
+struct ClaimRow {
     pipeline_id: Uuid,
     pipeline_version: i64,
     pipeline_slug: String,
@@ -136,7 +136,7 @@ impl Scoped {
             .await
     }
 
-    async fn held(&self, run: RunId) -> Result<Held> {
+    async fn held(&self, run: RunId) -> Result<ClaimRow> {
         use runs::Column;
         runs::Entity::find_by_id((self.scope.uuid(), run.uuid()))
             .select_only()
@@ -148,7 +148,7 @@ impl Scoped {
                 Column::ClaimHash,
                 Column::LeaseExpiresAt,
             ])
-            .into_model::<Held>()
+            .into_model::<ClaimRow>()
             .one(self.store.read())
             .await?
             .filter(|held| self.scope.reaches(&held.pipeline_slug))

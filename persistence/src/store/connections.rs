@@ -8,7 +8,7 @@ use sea_orm::{
 };
 use tokio::sync::Mutex;
 
-use crate::store::pool::{Held, Pool};
+use crate::store::pool::{Pool, PooledConnection};
 
 /// Some connections, of which each statement takes one.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ pub(crate) enum Connections {
 /// One connection, on which a transaction is open.
 pub(crate) enum Work {
     Sqlite(DatabaseTransaction),
-    Postgres(Mutex<Held>),
+    Postgres(Mutex<PooledConnection>),
 }
 
 impl Connections {

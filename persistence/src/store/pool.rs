@@ -57,17 +57,17 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
 /// When one connection of this process was last found dead. All that have been idle since before
-/// are doubted: one fault of the path, or one change of the server, befalls all of them.
+/// are replaced: one fault of the path, or one change of the server, befalls all of them.
 #[derive(Clone, Default)]
-pub(crate) struct Doubt(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct LastFailure(Arc<Mutex<Option<Instant>>>);
 
-impl Doubt {
-    fn raise(&self) {
+impl LastFailure {
+    fn record(&self) {
         *lock(&self.0) = Some(Instant::now());
     }
 
-    fn befalls(&self, idle_since: Instant) -> bool {
-        lock(&self.0).is_some_and(|raised| idle_since <= raised)
+    fn concerns(&self, idle_since: Instant) -> bool {
+        lock(&self.0).is_some_and(|at| idle_since <= at)
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Server {
     options: PgConnectOptions,
     /// For one answer.
     limit: Duration,
-    doubt: Doubt,
+    last_failure: LastFailure,
     stopping: CancellationToken,
 }
 
@@ -90,7 +90,7 @@ impl Server {
         Self {
             options,
             limit,
-            doubt: Doubt::default(),
+            last_failure: LastFailure::default(),
             stopping: CancellationToken::new(),
         }
     }
@@ -238,7 +238,7 @@ struct Idle {
 struct Shared {
     server: Server,
     size: u32,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// The one used last is used next, so that few know most statements.
     idle: Mutex<Vec<Idle>>,
     /// Whether connections are asked each time whether they live: what is lost is a whole batch.
@@ -255,7 +255,7 @@ impl Pool {
         Self(Arc::new(Shared {
             server: server.clone(),
             size,
-            places: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
+            permits: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
             idle: Mutex::default(),
             asked_always,
             closed: AtomicBool::new(false),
@@ -273,7 +273,7 @@ impl Pool {
         for _ in 0..self.0.size {
             let pool = self.clone();
             opening.spawn(async move {
-                let permit = Arc::clone(&pool.0.places).acquire_owned().await;
+                let permit = Arc::clone(&pool.0.permits).acquire_owned().await;
                 let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
                 let connection = pool.0.server.connect().await?;
                 Ok(pool.hold(connection, Instant::now(), permit))
@@ -291,8 +291,13 @@ impl Pool {
         why.map_or(Ok(()), |why| Err((had, why)))
     }
 
-    fn hold(&self, connection: PgConnection, made: Instant, permit: OwnedSemaphorePermit) -> Held {
-        Held {
+    fn hold(
+        &self,
+        connection: PgConnection,
+        made: Instant,
+        permit: OwnedSemaphorePermit,
+    ) -> PooledConnection {
+        PooledConnection {
             connection: Some(connection),
             made,
             sound: true,
@@ -305,10 +310,10 @@ impl Pool {
     }
 
     /// A connection that lives, as far as one can know.
-    pub(crate) async fn checkout(&self) -> Result<Held, DbErr> {
+    pub(crate) async fn checkout(&self) -> Result<PooledConnection, DbErr> {
         let shared = &self.0;
-        let places = Arc::clone(&shared.places).acquire_owned();
-        let permit = match timeout(shared.server.checkout_max(), places).await {
+        let permits = Arc::clone(&shared.permits).acquire_owned();
+        let permit = match timeout(shared.server.checkout_max(), permits).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
             Err(Elapsed { .. }) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)),
@@ -317,14 +322,14 @@ impl Pool {
             let idle_for = idle.since.elapsed();
             if idle_for > IDLE_MAX
                 || idle.made.elapsed() > LIFE_MAX
-                || shared.server.doubt.befalls(idle.since)
+                || shared.server.last_failure.concerns(idle.since)
             {
                 continue;
             }
             if shared.asked_always || idle_for > PING_AFTER_IDLE {
                 let ping = timeout(PING_MAX.min(shared.server.limit), idle.connection.ping());
                 if !matches!(ping.await, Ok(Ok(()))) {
-                    shared.server.doubt.raise();
+                    shared.server.last_failure.record();
                     continue;
                 }
             }
@@ -345,7 +350,7 @@ impl Pool {
     /// Says goodbye to the server; connections that are in use are closed when they come back.
     pub(crate) async fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
-        self.0.places.close();
+        self.0.permits.close();
         let idle = std::mem::take(&mut *lock(&self.0.idle));
         let goodbyes = async {
             for one in idle {
@@ -369,7 +374,7 @@ enum State {
 }
 
 /// A connection in use.
-pub(crate) struct Held {
+pub(crate) struct PooledConnection {
     connection: Option<PgConnection>,
     made: Instant,
     /// Whether the last answer came in full, and was no sign of the connection's end.
@@ -382,7 +387,7 @@ pub(crate) struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Held {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let shared = &self.pool.0;
         if let Some(connection) = self.connection.take()
@@ -399,8 +404,8 @@ impl Drop for Held {
     }
 }
 
-impl Held {
-    /// The connection, for one answer. Until [`Held::came`] it counts as broken, so that a caller
+impl PooledConnection {
+    /// The connection, for one answer. Until [`PooledConnection::came`] it counts as broken, so that a caller
     /// who goes away in between takes it along.
     fn ask(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         self.sound = false;
@@ -441,14 +446,14 @@ impl Held {
                     | sqlx::Error::Protocol(_))
             );
             if all {
-                self.pool.0.server.doubt.raise();
+                self.pool.0.server.last_failure.record();
             }
             self.connection = None;
         }
         result
     }
 
-    /// Whether it had ended while it was idle. All that were idle then are in doubt, so the next
+    /// Whether it had ended while it was idle. All that were idle then are replaced, so the next
     /// one is another: what changes nothing may be asked once more.
     pub(crate) const fn ended_idle(&self) -> bool {
         matches!(self.state, State::EndedIdle)

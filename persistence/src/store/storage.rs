@@ -57,7 +57,7 @@ pub(crate) fn size_of(table: &str) -> Option<String> {
 
 /// What this process knows of one publisher.
 #[derive(Default)]
-struct Held {
+struct StorageUse {
     /// As the store had it at the last look: bytes, and how many there may be.
     known: Option<(i64, u64)>,
     /// Counted since.
@@ -70,39 +70,39 @@ struct Held {
 
 /// What this process knows of all publishers.
 #[derive(Default)]
-pub(crate) struct Storage(Mutex<HashMap<Uuid, Held>>);
+pub(crate) struct Storage(Mutex<HashMap<Uuid, StorageUse>>);
 
 impl Storage {
-    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, StorageUse>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The publisher's quota may be another one now.
     pub(crate) fn look_again(&self, publisher: Uuid) {
-        if let Some(held) = self.all().get_mut(&publisher) {
-            held.known = None;
+        if let Some(used) = self.all().get_mut(&publisher) {
+            used.known = None;
         }
     }
 
     /// Bytes stored and allowed, if they are known.
     fn of(&self, publisher: Uuid) -> Option<(i64, u64)> {
         let mut all = self.all();
-        let held = all.entry(publisher).or_default();
-        held.active = true;
-        let (bytes, quota) = held.known?;
-        let bytes = bytes + held.unwritten + held.writing;
+        let used = all.entry(publisher).or_default();
+        used.active = true;
+        let (bytes, quota) = used.known?;
+        let bytes = bytes + used.unwritten + used.writing;
         Some((bytes.max(0), quota))
     }
 
     /// Whom to look at again, with what is to be written down of them.
     fn begin(&self) -> Vec<(Uuid, i64)> {
         let mut all = self.all();
-        let active = all.iter_mut().filter(|(_, held)| held.active);
+        let active = all.iter_mut().filter(|(_, used)| used.active);
         active
-            .map(|(publisher, held)| {
-                held.active = false;
-                held.writing += std::mem::take(&mut held.unwritten);
-                (*publisher, held.writing)
+            .map(|(publisher, used)| {
+                used.active = false;
+                used.writing += std::mem::take(&mut used.unwritten);
+                (*publisher, used.writing)
             })
             .collect()
     }
@@ -111,9 +111,9 @@ impl Storage {
     fn undo(&self, written: &[(Uuid, i64)]) {
         let mut all = self.all();
         for (publisher, _) in written {
-            let held = all.entry(*publisher).or_default();
-            held.unwritten += std::mem::take(&mut held.writing);
-            held.active = true;
+            let used = all.entry(*publisher).or_default();
+            used.unwritten += std::mem::take(&mut used.writing);
+            used.active = true;
         }
     }
 
@@ -126,9 +126,9 @@ impl Storage {
                 all.remove(publisher);
                 continue;
             };
-            let held = all.entry(*publisher).or_default();
-            held.writing = 0;
-            held.known = Some(*known);
+            let used = all.entry(*publisher).or_default();
+            used.writing = 0;
+            used.known = Some(*known);
         }
     }
 }
@@ -144,9 +144,9 @@ impl PlaneState for Storage {
         }
         let mut all = self.all();
         for (publisher, bytes) in &effects.stored {
-            let held = all.entry(*publisher).or_default();
-            held.unwritten = held.unwritten.saturating_add(*bytes);
-            held.active = true;
+            let used = all.entry(*publisher).or_default();
+            used.unwritten = used.unwritten.saturating_add(*bytes);
+            used.active = true;
         }
     }
 }
