@@ -7,7 +7,7 @@ use domain::{
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     slug::Slug,
     token::{TokenHash, last_four},
 };
@@ -123,8 +123,8 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
     })
 }
 
-fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, id: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "credentials",
         row: id,
@@ -178,7 +178,7 @@ pub(crate) async fn insert(
     let id = TokenId::generate(tx.now).uuid();
     let sealed = (!kind.is_token()).then(|| {
         data_key.seal(
-            &sealed_place(publisher, id.as_bytes()),
+            &seal_context(publisher, id.as_bytes()),
             text.expose_secret().as_bytes(),
         )
     });
@@ -331,9 +331,9 @@ impl Store {
 /// Opens a stored secret.
 pub(crate) fn open_secret(data_key: &Key, row: &credentials::Model) -> Result<SecretString> {
     let sealed = row.sealed.as_deref().ok_or_else(|| corrupt_row("secret"))?;
-    let place = sealed_place(row.publisher_id, row.id.as_bytes());
+    let context = seal_context(row.publisher_id, row.id.as_bytes());
     let plain = data_key
-        .open(&place, sealed)
+        .open(&context, sealed)
         .map_err(|_| corrupt_row("secret"))?;
     let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret"))?;
     Ok(SecretString::from(text.to_owned()))

@@ -22,7 +22,7 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     audit::{Action, Actor},
     limits,
-    seal::Place,
+    seal::SealContext,
     slug::Slug,
     token::TokenHash,
 };
@@ -426,7 +426,7 @@ impl Store {
             let keys = self.inner.keys.of(tx.db(), owner).await?;
             let plain = keys
                 .data
-                .open(&answer_place(owner, &place_row(key)), &sealed)
+                .open(&seal_context(owner, &seal_row(key)), &sealed)
                 .map_err(|_| corrupt_row("idempotent answer"))?;
             let response =
                 serde_json::from_slice(&plain).map_err(|_| corrupt_row("idempotent answer"))?;
@@ -475,9 +475,7 @@ impl Store {
         let plain = zeroize::Zeroizing::new(
             serde_json::to_vec(response).map_err(|e| StoreError::Internal(e.to_string()))?,
         );
-        let sealed = keys
-            .data
-            .seal(&answer_place(owner, &place_row(key)), &plain);
+        let sealed = keys.data.seal(&seal_context(owner, &seal_row(key)), &plain);
         tx.stores(owner, sealed.len());
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
@@ -557,12 +555,12 @@ impl StoredResponse {
     }
 }
 
-fn place_row(key: &IdempotencyKey) -> Vec<u8> {
+fn seal_row(key: &IdempotencyKey) -> Vec<u8> {
     format!("{}\n{}", key.operation, key.key).into_bytes()
 }
 
-fn answer_place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "idempotency_keys",
         row,

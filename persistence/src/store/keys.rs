@@ -16,7 +16,7 @@ use std::{
 use domain::{
     Timestamp,
     id::{Id as _, PublisherId},
-    seal::{Key, MasterKeys, Place},
+    seal::{Key, MasterKeys, SealContext},
 };
 use moka::sync::Cache;
 use sea_orm::{
@@ -95,8 +95,8 @@ pub(crate) struct KeyRing {
     generation: AtomicU64,
 }
 
-fn place(owner: Uuid, column: &'static str) -> Place<'static> {
-    Place {
+fn seal_context(owner: Uuid, column: &'static str) -> SealContext<'static> {
+    SealContext {
         owner,
         table: "owner_keys",
         row: &[],
@@ -112,7 +112,11 @@ pub(crate) fn opened(
 ) -> Result<OwnerKeys, ClosedKeys> {
     let open = |column, wrapped: &[u8]| {
         master
-            .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
+            .unwrap(
+                &row.master_key_id,
+                &seal_context(row.owner_id, column),
+                wrapped,
+            )
             .map_err(|_| ClosedKeys::of_row(master, row))
     };
     let data = if is_destroyed(row) {
@@ -140,7 +144,7 @@ pub(crate) fn wrapped(
     owner: Uuid,
     keys: &OwnerKeys,
 ) -> Option<(Vec<u8>, Vec<u8>)> {
-    let wrap = |column, key| master.wrap(id, &place(owner, column), key).ok();
+    let wrap = |column, key| master.wrap(id, &seal_context(owner, column), key).ok();
     Some((
         wrap("data_key", &keys.data)?,
         wrap("chain_key", &keys.chain)?,

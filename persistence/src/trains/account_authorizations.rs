@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use domain::{
-    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::Place,
+    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::SealContext,
     token::TokenHash,
 };
 use sea_orm::{
@@ -92,8 +92,8 @@ fn hash(state: &SecretString) -> [u8; 32] {
     *TokenHash::of_secret(state).as_bytes()
 }
 
-fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "oauth_logins",
         row,
@@ -145,7 +145,7 @@ impl Scoped {
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(internal)?);
         let account = serde_json::to_string(authorization).map_err(internal)?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let sealed = keys.data.seal(&place(owner, &state), &plain);
+        let sealed = keys.data.seal(&seal_context(owner, &state), &plain);
         let until = self.store.now().plus(AUTHORIZATION_LIFE);
         let (account, sealed) = (&account, &sealed);
         let work = |tx: Tx| async move {
@@ -207,7 +207,7 @@ impl Scoped {
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         let plain = keys
             .data
-            .open(&place(owner, &state), &row.sealed)
+            .open(&seal_context(owner, &state), &row.sealed)
             .map_err(|_| corrupt_row("login"))?;
         let opened: Opened = serde_json::from_slice(&plain).map_err(|_| corrupt_row("login"))?;
         let secret = |text: &Zeroizing<String>| SecretString::from(text.as_str().to_owned());

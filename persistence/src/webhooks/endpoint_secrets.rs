@@ -11,7 +11,7 @@ use domain::{
     credential::CredentialKind,
     id::{CredentialId, EndpointId, Id as _, KeySetId, SecretId},
     limits::ENDPOINT_SECRETS,
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     signature::{self, Signing},
     token::last_four,
 };
@@ -115,8 +115,8 @@ fn sealed_row(endpoint: Uuid, id: Uuid) -> [u8; 32] {
     row
 }
 
-fn sealed_place(publisher: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "endpoint_secrets",
         row,
@@ -125,9 +125,9 @@ fn sealed_place(publisher: Uuid, row: &[u8]) -> Place<'_> {
 }
 
 fn open(data_key: &Key, row: &endpoint_secrets::Model) -> Result<SecretString> {
-    let place = sealed_row(row.endpoint_id, row.id);
+    let row_key = sealed_row(row.endpoint_id, row.id);
     let plain = data_key
-        .open(&sealed_place(row.publisher_id, &place), &row.sealed)
+        .open(&seal_context(row.publisher_id, &row_key), &row.sealed)
         .map_err(|_| corrupt_row("secret of an endpoint"))?;
     let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret of an endpoint"))?;
     Ok(SecretString::from(text.to_owned()))
@@ -171,9 +171,9 @@ async fn insert(
         }
     };
     let id = SecretId::generate(tx.now).uuid();
-    let place = sealed_row(endpoint.id, id);
+    let row_key = sealed_row(endpoint.id, id);
     let sealed = data_key.seal(
-        &sealed_place(endpoint.publisher_id, &place),
+        &seal_context(endpoint.publisher_id, &row_key),
         text.expose_secret().as_bytes(),
     );
     let shown = public_key.as_deref().unwrap_or(text.expose_secret());
