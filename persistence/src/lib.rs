@@ -82,7 +82,7 @@ pub use webhooks::{
     endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending},
     event_types::{EventTypePut, PublishersType, TypeSchema},
     events::Event,
-    feed::{Feed, Place},
+    feed::{Feed, FeedCursor},
     health::{BUCKET_MS, Bucket, Health, Settled},
     own_events::{NewOwnEvent, PublishedEvent},
     replays::{NewReplay, Replay, Worked},

@@ -57,7 +57,7 @@ const READ: usize = 16;
 
 /// Where a feed stands, for another one to go on from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct FeedCursor {
     /// The last event that was handed out.
     pub event: EventId,
     /// When the first feed began.
@@ -118,12 +118,12 @@ impl Scoped {
     pub async fn feed(
         &self,
         filters: Vec<Filter>,
-        from: Option<Place>,
+        from: Option<FeedCursor>,
     ) -> Result<Feed, StoreError> {
         let now = self.store.now();
-        let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |place| {
-            let back = ms_of(place.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
-            let back = back.max(place.since.ms() - STRADDLE_MS);
+        let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |cursor| {
+            let back = ms_of(cursor.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
+            let back = back.max(cursor.since.ms() - STRADDLE_MS);
             // A place that lies ahead is from before the clock was set back.
             if back > now.ms() {
                 now.ms() - SETTLED_AFTER_MS
@@ -134,7 +134,7 @@ impl Scoped {
         let mut feed = Feed {
             scoped: self.clone(),
             filters,
-            since: from.map_or(now, |place| place.since),
+            since: from.map_or(now, |cursor| cursor.since),
             floor: first_of(start),
             head: first_of(start),
             seen: BTreeSet::new(),
@@ -155,15 +155,15 @@ impl Scoped {
 impl Feed {
     /// Where a feed would stand that began with this one and handed out everything up to now.
     #[must_use]
-    pub fn beginning(&self) -> Place {
+    pub fn beginning(&self) -> FeedCursor {
         let event = EventId::from_uuid(first_of(self.scoped.store.now().ms()));
         self.after(event)
     }
 
     /// Where it stands after it handed out this event.
     #[must_use]
-    pub const fn after(&self, event: EventId) -> Place {
-        Place {
+    pub const fn after(&self, event: EventId) -> FeedCursor {
+        FeedCursor {
             event,
             since: self.since,
         }

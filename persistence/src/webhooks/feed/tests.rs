@@ -133,12 +133,12 @@ async fn another_feed_goes_on_where_one_ended() {
             event(&fixture, &acme, "a").await,
             event(&fixture, &acme, "a").await,
         );
-        for (place, missed) in [
+        for (cursor, missed) in [
             (beginning, vec![one, two, three]),
             (first.after(one), vec![one, two, three]),
             (first.after(three), vec![two, three]),
         ] {
-            let mut next = acme.feed(every(), Some(place)).await.unwrap();
+            let mut next = acme.feed(every(), Some(cursor)).await.unwrap();
             assert_eq!(all(&mut next).await, missed, "not what came before it all");
         }
     }
@@ -149,7 +149,7 @@ async fn much_is_read_in_parts() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
         let mut feed = acme.feed(every(), None).await.unwrap();
-        let place = feed.beginning();
+        let cursor = feed.beginning();
         let mut rows = Vec::new();
         for _ in 0..2500_u32 {
             fixture.clock.advance(Duration::from_millis(100));
@@ -177,7 +177,7 @@ async fn much_is_read_in_parts() {
             .unwrap();
         assert_eq!(all(&mut feed).await, ids);
         assert!(feed.seen.len() < 700, "{}", feed.seen.len());
-        let mut again = acme.feed(every(), Some(place)).await.unwrap();
+        let mut again = acme.feed(every(), Some(cursor)).await.unwrap();
         let first = again.next().await.unwrap();
         assert!(first.len() == READ && again.is_behind());
         assert_eq!(all(&mut again).await, ids[READ..]);
@@ -241,8 +241,8 @@ async fn a_clock_that_is_set_back_hides_nothing() {
         let after = event(&fixture, &acme, "order.paid").await;
         assert_eq!(all(&mut feed).await, [after]);
         // One that goes on from a place that lies ahead finds it too.
-        let place = feed.after(before);
-        let mut resumed = acme.feed(every(), Some(place)).await.unwrap();
+        let cursor = feed.after(before);
+        let mut resumed = acme.feed(every(), Some(cursor)).await.unwrap();
         assert!(all(&mut resumed).await.contains(&after));
         fixture.store.close().await;
     }
