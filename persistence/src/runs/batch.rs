@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::{
     changes::{Change, Create, What},
     claims::{self, Claim},
-    places::Places,
+    places::RunCapacity,
     row::{News, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
     run::{Claimed, CreatedRun, Run},
 };
@@ -302,11 +302,11 @@ async fn create_all(
         .iter()
         .map(|create| (create.scope.uuid(), create.new.pipeline.clone()));
     let pipelines = hold_all(store, tx, names.collect()).await?;
-    let mut places = Places::of(tx, creates, &pipelines).await?;
+    let mut capacity = RunCapacity::of(tx, creates, &pipelines).await?;
     let mut done: Vec<Option<Result<CreatedRun>>> = Vec::new();
     let mut drafts = Vec::with_capacity(creates.len());
     for (at, create) in creates.iter().enumerate() {
-        match draft(tx, create, &pipelines, &mut places) {
+        match draft(tx, create, &pipelines, &mut capacity) {
             Ok((row, claim)) => {
                 drafts.push(Draft { at, row, claim });
                 done.push(None);
@@ -373,7 +373,7 @@ fn draft(
     tx: &Tx,
     create: &Create,
     pipelines: &HashMap<(Uuid, String), Pipeline>,
-    places: &mut Places,
+    capacity: &mut RunCapacity,
 ) -> Result<(runs::Model, Option<SecretString>)> {
     let (new, owner) = (&create.new, create.scope.uuid());
     let pipeline = pipelines
@@ -392,7 +392,7 @@ fn draft(
     if pipeline.paused_at.is_some() {
         return Err(Code::PipelinePaused.into());
     }
-    if !places.take(pipeline.id.uuid()) {
+    if !capacity.take(pipeline.id.uuid()) {
         return Err(Code::ConcurrencyLimit.into());
     }
     let token = token::generate(Prefix::Claim);

@@ -26,7 +26,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    places::Places,
+    places::RunCapacity,
     row::{News, save_all, step, tries_of},
     run::{Claimed, Run},
 };
@@ -169,8 +169,8 @@ pub(super) async fn claim_all(
     let open = open_pipelines(tx, claims, &publishers).await?;
     let turns = store.state::<RoundRobin>();
     let open = best_of(claims, open, turns);
-    let mut places = places_of(store, tx, &open).await?;
-    let found = candidates(tx, claims, &open, &places).await?;
+    let mut capacity = capacity_of(store, tx, &open).await?;
+    let found = candidates(tx, claims, &open, &capacity).await?;
     let mut queues: BTreeMap<Uuid, VecDeque<Candidate>> = BTreeMap::new();
     for candidate in found {
         queues
@@ -191,7 +191,7 @@ pub(super) async fn claim_all(
             if bytes > 0 && (bytes >= PAGE_BYTES || all_bytes >= BATCH_BYTES) {
                 break;
             }
-            let Some(pick) = next(&mine, &mut queues, &mut places, turns) else {
+            let Some(pick) = next(&mine, &mut queues, &mut capacity, turns) else {
                 break;
             };
             bytes += pick.bytes().max(1);
@@ -210,12 +210,12 @@ pub(super) async fn claim_all(
 fn next(
     mine: &[Uuid],
     queues: &mut BTreeMap<Uuid, VecDeque<Candidate>>,
-    places: &mut Places,
+    capacity: &mut RunCapacity,
     turns: &RoundRobin,
 ) -> Option<Candidate> {
     let best = mine
         .iter()
-        .filter(|pipeline| places.up_to(**pipeline, 1) > 0)
+        .filter(|pipeline| capacity.available(**pipeline, 1) > 0)
         .filter_map(|pipeline| {
             let head = queues.get(pipeline)?.front()?;
             let turn = turns.of(*pipeline);
@@ -223,7 +223,7 @@ fn next(
         })
         .min()?;
     let pipeline = best.4;
-    places.take(pipeline);
+    capacity.take(pipeline);
     turns.note(pipeline);
     queues.get_mut(&pipeline)?.pop_front()
 }
@@ -327,7 +327,7 @@ fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &RoundRobin) -> Vec<
         .collect()
 }
 
-async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
+async fn capacity_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<RunCapacity> {
     let keys = open.iter().map(|o| (o.publisher_id, o.id, o.version));
     let definitions = store.state::<Definitions>().of(tx.db(), keys).await?;
     let limits = definitions
@@ -335,7 +335,7 @@ async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
         .filter_map(|((publisher, pipeline, _), definition)| {
             Some(((publisher, pipeline), definition.max_concurrent_runs?))
         });
-    Places::count(tx, limits.collect()).await
+    RunCapacity::count(tx, limits.collect()).await
 }
 
 /// The first runs of each pipeline, as many as is said.
@@ -367,14 +367,14 @@ async fn candidates(
     tx: &Tx,
     claims: &[Arc<Claim>],
     open: &[Source],
-    places: &Places,
+    capacity: &RunCapacity,
 ) -> Result<Vec<Candidate>> {
     let backend = tx.db().get_database_backend();
     let wanted = open.iter().map(|open| {
         let all = claims.iter().filter(|claim| claim.wants(open));
         (
             open,
-            places.up_to(open.id, all.map(|claim| claim.max()).sum()),
+            capacity.available(open.id, all.map(|claim| claim.max()).sum()),
         )
     });
     let wanted: Vec<(&Source, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();

@@ -276,13 +276,13 @@ impl Worker {
     fn hand_in(&mut self, command: Command) {
         let now = Instant::now();
         let command = match command {
-            Command::Claim(_, waiting, place) => {
+            Command::Claim(_, waiting, permit) => {
                 let number = self.waiters.number();
                 if self.lines_up(&waiting, now) {
                     self.line_up(number, *waiting);
                     return;
                 }
-                Command::Claim(number, waiting, place)
+                Command::Claim(number, waiting, permit)
             }
             other => other,
         };

@@ -1,4 +1,4 @@
-//! Places: how many more runs of a pipeline may be held at once.
+//! How many more runs of a pipeline may be held at once.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// How many more runs of a pipeline may be held; pipelines without a limit are not in it.
-pub(super) struct Places(HashMap<Uuid, u32>);
+pub(super) struct RunCapacity(HashMap<Uuid, u32>);
 
-impl Places {
+impl RunCapacity {
     /// For the runs that their creators claim.
     pub(super) async fn of(
         tx: &Tx,
@@ -43,7 +43,7 @@ impl Places {
         Self::count(tx, limited.collect()).await
     }
 
-    /// Locks the pipelines, so that two claims can't both take the last place, and counts.
+    /// Locks the pipelines, so that two claims can't both take the last free one, and counts.
     pub(super) async fn count(tx: &Tx, limits: HashMap<(Uuid, Uuid), u32>) -> Result<Self> {
         if limits.is_empty() {
             return Ok(Self(HashMap::new()));
@@ -98,14 +98,14 @@ impl Places {
         Ok(Self(room.collect()))
     }
 
-    /// How many places there are, at most `wanted`.
-    pub(super) fn up_to(&self, pipeline: Uuid, wanted: u32) -> u32 {
+    /// How many more runs of the pipeline may be held, at most `wanted`.
+    pub(super) fn available(&self, pipeline: Uuid, wanted: u32) -> u32 {
         self.0
             .get(&pipeline)
             .map_or(wanted, |room| Ord::min(wanted, *room))
     }
 
-    /// Takes a place; `false` if there is none.
+    /// Counts one more run as held; `false` if the limit is reached.
     pub(super) fn take(&mut self, pipeline: Uuid) -> bool {
         match self.0.get_mut(&pipeline) {
             None => true,

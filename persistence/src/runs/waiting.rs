@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     claims::{TAKEN_BACK, promote, take_back},
-    places::Places,
+    places::RunCapacity,
     row::News,
 };
 use crate::{
@@ -138,10 +138,10 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
         .filter_map(|((publisher, pipeline, _), definition)| {
             Some(((publisher, pipeline), definition.max_concurrent_runs?))
         });
-    let places = Places::left(store.read(), limits.collect()).await?;
+    let capacity = RunCapacity::left(store.read(), limits.collect()).await?;
     let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
     for one in found {
-        let ready = places.up_to(one.id, u32::try_from(one.count).unwrap_or(CLAIM_MAX));
+        let ready = capacity.available(one.id, u32::try_from(one.count).unwrap_or(CLAIM_MAX));
         let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
             continue;
         };

@@ -467,11 +467,11 @@ async fn write_accounts(
 }
 
 fn accounts_set(train: &Train) -> Entry {
-    let places = train.accounts.iter();
-    let places: serde_json::Map<_, _> = places
+    let accounts = train.accounts.iter();
+    let accounts: serde_json::Map<_, _> = accounts
         .map(|place| (place.account.to_string(), json!(place.priority)))
         .collect();
-    let facts = json!({ "accounts": places });
+    let facts = json!({ "accounts": accounts });
     entry(Action::TrainAccountsSet, "train", train.id, facts)
 }
 
@@ -481,18 +481,18 @@ pub(crate) async fn create_within(
     tx: &Tx,
     publisher: PublisherId,
     new: &NewTrain,
-    places: &[(AccountId, u16)],
+    accounts: &[(AccountId, u16)],
 ) -> Result<Audited<Train>> {
     let owner = publisher.uuid();
     check_quota(tx, owner).await?;
     let train = insert(store, tx, publisher, new).await?;
     let facts = json!({ "slug": train.slug });
     let line = entry(Action::TrainCreated, "train", train.id, facts);
-    if places.is_empty() {
+    if accounts.is_empty() {
         return Ok(Audited::new(train, owner, line));
     }
     let row = row_of(tx, owner, &new.slug).await?;
-    write_accounts(tx, &row, places).await?;
+    write_accounts(tx, &row, accounts).await?;
     let train = load_one(tx.db(), owner, new.slug.as_str(), tx.now).await?;
     let set = accounts_set(&train);
     Ok(Audited::new(train, owner, line).and(&[owner], set))
@@ -505,12 +505,12 @@ pub(crate) async fn update_within(
     tx: &Tx,
     mut row: trains::Model,
     patch: &TrainPatch,
-    places: Option<&[(AccountId, u16)]>,
+    accounts: Option<&[(AccountId, u16)]>,
 ) -> Result<Audited<Train>> {
     let (owner, slug) = (row.publisher_id, row.slug.clone());
     let changed = apply(store, tx, &mut row, patch).await?;
-    let moved = match places {
-        Some(places) => write_accounts(tx, &row, places).await?,
+    let moved = match accounts {
+        Some(accounts) => write_accounts(tx, &row, accounts).await?,
         None => false,
     };
     if changed.is_empty() && !moved {

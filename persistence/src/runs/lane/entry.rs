@@ -38,7 +38,7 @@ use crate::{
 
 /// Callers whose changes may wait to be written, and those of one publisher. More wait to be let
 /// in.
-const PLACES: Bounds = Bounds {
+const QUEUED: Bounds = Bounds {
     total: 4096,
     per_owner: 1024,
 };
@@ -151,7 +151,7 @@ impl Command {
 /// Where callers hand in what they want done.
 pub(crate) struct Lane {
     commands: mpsc::UnboundedSender<Command>,
-    places: Permits<Uuid>,
+    queued: Permits<Uuid>,
     waiting: Permits<Uuid>,
     large: Permits<Uuid>,
     /// How many endpoints listened to each publisher when it last told of something.
@@ -163,7 +163,7 @@ impl Lane {
         let (commands, inlet) = mpsc::unbounded_channel();
         let lane = Self {
             commands,
-            places: Permits::new(PLACES),
+            queued: Permits::new(QUEUED),
             waiting: Permits::new(WAITING),
             large: Permits::new(LARGE),
             listening: Mutex::default(),
@@ -171,8 +171,8 @@ impl Lane {
         (lane, Inlet(inlet))
     }
 
-    async fn place(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
-        shares::one_of(&self.places, publisher, "changes that wait to be written").await
+    async fn queue_permit(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
+        shares::one_of(&self.queued, publisher, "changes that wait to be written").await
     }
 
     /// A turn for a call that is made beside the lane.
@@ -193,7 +193,7 @@ impl Lane {
         publisher: Uuid,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
-        let _place = self.place(publisher).await?;
+        let _permit = self.queue_permit(publisher).await?;
         self.hand_in(command).await
     }
 
@@ -224,7 +224,7 @@ impl Lane {
             let permit = self.waiting.try_acquire(claim.publisher, 1);
             Some(permit.map_err(|full| full.problem("waiting claims"))?)
         };
-        let place = self.place(claim.publisher).await?;
+        let queue_permit = self.queue_permit(claim.publisher).await?;
         self.hand_in(|reply| {
             let waiting = Waiting {
                 claim: Arc::new(claim),
@@ -233,7 +233,7 @@ impl Lane {
                 reply,
                 _permit: permit,
             };
-            Command::Claim(0, Box::new(waiting), Some(place))
+            Command::Claim(0, Box::new(waiting), Some(queue_permit))
         })
         .await
     }

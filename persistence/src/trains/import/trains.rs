@@ -25,12 +25,16 @@ use crate::{
 };
 
 /// The accounts that a train is to lend, with their priorities.
-type Places = Vec<(AccountId, u16)>;
+type AccountPriorities = Vec<(AccountId, u16)>;
 
 /// What is to be done about a train.
 enum Step {
-    Create(Option<Places>),
-    Update(Box<trains::Model>, Box<TrainPatch>, Option<Places>),
+    Create(Option<AccountPriorities>),
+    Update(
+        Box<trains::Model>,
+        Box<TrainPatch>,
+        Option<AccountPriorities>,
+    ),
     Nothing,
 }
 
@@ -83,13 +87,13 @@ impl Import {
             let done = ImportResult::of(step.outcome());
             let (store, publisher) = (&this.scoped.store, this.publisher());
             let changed = match step {
-                Step::Create(places) => {
+                Step::Create(accounts) => {
                     let new = spec.new_train();
-                    let places = places.unwrap_or_default();
-                    create_within(store, &tx, publisher, &new, &places).await?
+                    let accounts = accounts.unwrap_or_default();
+                    create_within(store, &tx, publisher, &new, &accounts).await?
                 }
-                Step::Update(row, patch, places) => {
-                    update_within(store, &tx, *row, &patch, places.as_deref()).await?
+                Step::Update(row, patch, accounts) => {
+                    update_within(store, &tx, *row, &patch, accounts.as_deref()).await?
                 }
                 Step::Nothing => return Ok(Audited::unchanged(done)),
             };
@@ -112,8 +116,8 @@ impl Import {
     }
 
     async fn train_step<C: ConnectionTrait>(&self, db: &C, spec: &TrainSpec) -> Result<Step> {
-        let places = match &spec.accounts {
-            Some(accounts) => Some(self.places(db, accounts).await?),
+        let accounts = match &spec.accounts {
+            Some(accounts) => Some(self.account_priorities(db, accounts).await?),
             None => None,
         };
         let row = crate::trains::train::of(self.owner())
@@ -121,10 +125,10 @@ impl Import {
             .one(db)
             .await?;
         let Some(row) = row else {
-            return Ok(Step::Create(places));
+            return Ok(Step::Create(accounts));
         };
-        let places = match places {
-            Some(places) => self.other_places(db, row.id, places).await?,
+        let accounts = match accounts {
+            Some(accounts) => self.changed_accounts(db, row.id, accounts).await?,
             None => None,
         };
         let patch = TrainPatch {
@@ -140,16 +144,20 @@ impl Import {
             && patch.enabled.is_none()
             && patch.sticky.is_none()
             && patch.slack.is_none();
-        Ok(if settled && places.is_none() {
+        Ok(if settled && accounts.is_none() {
             Step::Nothing
         } else {
-            Step::Update(Box::new(row), Box::new(patch), places)
+            Step::Update(Box::new(row), Box::new(patch), accounts)
         })
     }
 
     /// The accounts of these names. What a dry run would have made has no identifier yet; any
     /// stands for it, since nothing is written.
-    async fn places<C: ConnectionTrait>(&self, db: &C, spec: &[(String, u16)]) -> Result<Places> {
+    async fn account_priorities<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        spec: &[(String, u16)],
+    ) -> Result<AccountPriorities> {
         let names = spec.iter().map(|(name, _)| name.as_str());
         let known: HashMap<String, Uuid> = crate::trains::accounts::of(self.owner())
             .filter(accounts::Column::Name.is_in(names))
@@ -167,17 +175,17 @@ impl Import {
                 .contains(name)
                 .then(|| AccountId::generate(self.scoped.store.now()))
         };
-        let mut places = Places::with_capacity(spec.len());
+        let mut accounts = AccountPriorities::with_capacity(spec.len());
         let mut missing = Vec::new();
         for (name, priority) in spec {
             let known = known.get(name).copied().map(AccountId::from_uuid);
             match known.or_else(|| pretended(name)) {
-                Some(account) => places.push((account, *priority)),
+                Some(account) => accounts.push((account, *priority)),
                 None => missing.push(format!("{name:?}")),
             }
         }
         if missing.is_empty() {
-            return Ok(places);
+            return Ok(accounts);
         }
         Err(refuse(format!(
             "The publisher has no account {}.",
@@ -186,12 +194,12 @@ impl Import {
     }
 
     /// The places, if others are there.
-    async fn other_places<C: ConnectionTrait>(
+    async fn changed_accounts<C: ConnectionTrait>(
         &self,
         db: &C,
         train: Uuid,
-        mut spec: Places,
-    ) -> Result<Option<Places>> {
+        mut spec: AccountPriorities,
+    ) -> Result<Option<AccountPriorities>> {
         use train_accounts::Column;
         let there = train_accounts::Entity::find()
             .filter(Column::PublisherId.eq(self.owner()))
