@@ -35,12 +35,12 @@ use crate::{
 };
 
 pub(crate) mod batch;
+mod capacity;
 mod carried;
 pub(crate) mod changes;
 pub(crate) mod claims;
 pub(crate) mod lane;
 pub(crate) mod pipelines;
-mod places;
 mod row;
 pub(crate) mod run;
 pub(crate) mod subcommands;

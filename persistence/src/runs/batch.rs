@@ -25,9 +25,9 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
+    capacity::RunCapacity,
     changes::{Change, Create, What},
     claims::{self, Claim},
-    places::RunCapacity,
     row::{News, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
     run::{Claimed, CreatedRun, Run},
 };

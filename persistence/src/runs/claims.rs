@@ -26,7 +26,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    places::RunCapacity,
+    capacity::RunCapacity,
     row::{News, save_all, step, tries_of},
     run::{Claimed, Run},
 };

@@ -10,8 +10,8 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
+    capacity::RunCapacity,
     claims::{TAKEN_BACK, promote, take_back},
-    places::RunCapacity,
     row::News,
 };
 use crate::{
