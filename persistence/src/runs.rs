@@ -51,7 +51,7 @@ pub(crate) mod waiting;
 use batch::{Batch, apply};
 use changes::{Change, Create, Judged, What};
 use claims::Claim;
-use row::{News, save_all};
+use row::{RunEvents, save_all};
 use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
 
 /// What a listing of runs is narrowed to.
@@ -327,7 +327,7 @@ impl Scoped {
                 more,
                 ..BulkCancelled::default()
             };
-            let mut news = News::default();
+            let mut events = RunEvents::default();
             for part in keys.chunks(CANCEL_STEP) {
                 let part = part.iter().map(|id| (owner, *id)).collect();
                 let mut rows = batch::held_without_inputs(&tx, part).await?;
@@ -341,7 +341,7 @@ impl Scoped {
                         )
                 });
                 for row in &mut rows {
-                    row::cancel(&tx, row, Some(&context.actor), &mut news)?;
+                    row::cancel(&tx, row, Some(&context.actor), &mut events)?;
                     let ended = row.status == RunStatus::Cancelled.as_str();
                     *(if ended {
                         &mut done.cancelled
@@ -351,7 +351,7 @@ impl Scoped {
                 }
                 save_all(&tx, &rows.iter().collect::<Vec<_>>()).await?;
             }
-            news.write(&tx).await?;
+            events.write(&tx).await?;
             if done.cancelled + done.requested == 0 {
                 return Ok(Audited::unchanged(done));
             }
@@ -539,10 +539,10 @@ impl System {
     pub async fn expire_runs(&self, limit: u64) -> Result<(u64, u64), StoreError> {
         self.store
             .write(|tx| async move {
-                let mut news = News::default();
-                let (again, ended) = claims::take_back(&tx, None, limit, &mut news).await?;
-                let outlived = claims::end_outlived(&tx, limit, &mut news).await?;
-                news.write(&tx).await?;
+                let mut events = RunEvents::default();
+                let (again, ended) = claims::take_back(&tx, None, limit, &mut events).await?;
+                let outlived = claims::end_outlived(&tx, limit, &mut events).await?;
+                events.write(&tx).await?;
                 Ok((again, ended + outlived))
             })
             .await

@@ -28,7 +28,7 @@ use super::{
     capacity::RunCapacity,
     changes::{Change, Create, What},
     claims::{self, Claim},
-    row::{News, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
+    row::{RunEvents, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
     run::{Claimed, CreatedRun, Run},
 };
 use crate::{
@@ -64,11 +64,11 @@ pub(crate) struct Done {
 
 /// Makes the changes: those to existing runs first, since they may set places free.
 pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done> {
-    let mut news = News::default();
-    let changes = change_all(tx, &batch.changes, &mut news).await?;
-    let creates = create_all(store, tx, &batch.creates, &mut news).await?;
-    let claims = claims::claim_all(store, tx, &batch.claims, &mut news).await?;
-    news.write(tx).await?;
+    let mut events = RunEvents::default();
+    let changes = change_all(tx, &batch.changes, &mut events).await?;
+    let creates = create_all(store, tx, &batch.creates, &mut events).await?;
+    let claims = claims::claim_all(store, tx, &batch.claims, &mut events).await?;
+    events.write(tx).await?;
     let publishes = publish_all(tx, &batch.publishes).await?;
     Ok(Done {
         creates,
@@ -120,7 +120,7 @@ async fn hold(
 async fn change_all(
     tx: &Tx,
     changes: &[Arc<Change>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Result<Run, Problem>>> {
     if changes.is_empty() {
         return Ok(Vec::new());
@@ -140,7 +140,7 @@ async fn change_all(
             done.push(Err(Problem::not_found()));
             continue;
         };
-        let outcome = match change_row(tx, row, change, news) {
+        let outcome = match change_row(tx, row, change, events) {
             Ok(()) => Ok(Run::of_row(row.clone())?),
             Err(StoreError::Refused(problem)) => Err(problem),
             Err(error) => return Err(error),
@@ -158,7 +158,12 @@ async fn change_all(
 }
 
 /// Judges and makes one change, on the row in memory.
-fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) -> Result<()> {
+fn change_row(
+    tx: &Tx,
+    row: &mut runs::Model,
+    change: &Change,
+    events: &mut RunEvents,
+) -> Result<()> {
     let (now, actor) = (tx.now, Some(&change.actor));
     match &change.what {
         What::Complete { claim, output } => {
@@ -166,7 +171,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             row.output = Some(output.to_string());
             // An earlier attempt's error stays in the timeline; a run that succeeded has none.
             let replaced = row.error.take().map_or(0, |error| error.len());
-            step(tx, row, RunChange::Complete, actor, None, news)?;
+            step(tx, row, RunChange::Complete, actor, None, events)?;
             let bytes = row.output.as_ref().map_or(0, String::len);
             tx.stores(row.publisher_id, bytes);
             tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
@@ -182,7 +187,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             row.error = Some(error.to_string());
             let data = format!(r#"{{"error":{error}}}"#);
             let change = tries_of(row).at_failure(*retryable, now);
-            step(tx, row, change, actor, Some(data), news)?;
+            step(tx, row, change, actor, Some(data), events)?;
             tx.stores(row.publisher_id, row.error.as_ref().map_or(0, String::len));
             tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
             Ok(())
@@ -190,13 +195,13 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
         What::Release { claim } => {
             check_claim(row, claim, now)?;
             let change = tries_of(row).at_release();
-            step(tx, row, change, actor, None, news)
+            step(tx, row, change, actor, None, events)
         }
         What::Heartbeat { claim, progress } => {
             check_claim(row, claim, now)?;
-            heartbeat(tx, row, progress.as_ref(), actor, news)
+            heartbeat(tx, row, progress.as_ref(), actor, events)
         }
-        What::Cancel => cancel(tx, row, actor, news),
+        What::Cancel => cancel(tx, row, actor, events),
     }
 }
 
@@ -205,7 +210,7 @@ fn heartbeat(
     row: &mut runs::Model,
     progress: Option<&JsonText>,
     actor: Option<&Actor>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     if !advance(row, RunChange::Heartbeat, tx.now)? {
         return Err(Code::ClaimLost.into());
@@ -216,7 +221,7 @@ fn heartbeat(
     row.progress = Some(progress.to_string());
     if row.revision <= TIMELINE_REVISIONS {
         let data = format!(r#"{{"progress":{progress}}}"#);
-        news.tell(tx, row, Moment::Progress, actor, Some(data))?;
+        events.record(tx, row, Moment::Progress, actor, Some(data))?;
     }
     Ok(())
 }
@@ -293,7 +298,7 @@ async fn create_all(
     store: &Store,
     tx: &Tx,
     creates: &[Arc<Create>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Result<CreatedRun>>> {
     if creates.is_empty() {
         return Ok(Vec::new());
@@ -325,7 +330,7 @@ async fn create_all(
                 claim: None,
                 existed: true,
             },
-            None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, news)?,
+            None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, events)?,
         };
         done[draft.at] = Some(Ok(result));
     }
@@ -340,7 +345,7 @@ fn told(
     row: runs::Model,
     claim: Option<SecretString>,
     actor: &Actor,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<CreatedRun> {
     let mut claimed = None;
     if let Some(token) = claim {
@@ -355,12 +360,12 @@ fn told(
             ready: false,
             ..row.clone()
         };
-        news.tell(tx, &queued, Moment::Created, Some(actor), None)?;
-        news.tell(tx, &row, Moment::Claimed, Some(actor), None)?;
+        events.record(tx, &queued, Moment::Created, Some(actor), None)?;
+        events.record(tx, &row, Moment::Claimed, Some(actor), None)?;
         let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         claimed = Some((token, Timestamp::from_ms(until)));
     } else {
-        news.tell(tx, &row, Moment::Created, Some(actor), None)?;
+        events.record(tx, &row, Moment::Created, Some(actor), None)?;
     }
     Ok(CreatedRun {
         run: Run::of_row(row)?,

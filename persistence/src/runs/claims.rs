@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::{
     capacity::RunCapacity,
-    row::{News, save_all, step, tries_of},
+    row::{RunEvents, save_all, step, tries_of},
     run::{Claimed, Run},
 };
 use crate::{
@@ -158,13 +158,13 @@ pub(super) async fn claim_all(
     store: &Store,
     tx: &Tx,
     claims: &[Arc<Claim>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Vec<Claimed>>> {
     if claims.is_empty() {
         return Ok(Vec::new());
     }
     let publishers: BTreeSet<Uuid> = claims.iter().map(|claim| claim.publisher).collect();
-    take_back(tx, Some(&publishers), TAKEN_BACK, news).await?;
+    take_back(tx, Some(&publishers), TAKEN_BACK, events).await?;
     promote(tx, &publishers).await?;
     let open = open_pipelines(tx, claims, &publishers).await?;
     let turns = store.state::<RoundRobin>();
@@ -203,7 +203,7 @@ pub(super) async fn claim_all(
     for left in queues.values().flatten() {
         tx.readies_runs_of(left.publisher_id);
     }
-    hand_out(store, tx, claims, picks, news).await
+    hand_out(store, tx, claims, picks, events).await
 }
 
 /// The next run of these pipelines: of the most urgent, of that whose turn is longest ago.
@@ -427,7 +427,7 @@ async fn hand_out(
     tx: &Tx,
     claims: &[Arc<Claim>],
     picks: Vec<Pick>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Vec<Claimed>>> {
     let mut answers: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
     if picks.is_empty() {
@@ -442,7 +442,7 @@ async fn hand_out(
     }
     for (at, pick, token) in picks {
         let row = rows.remove(&pick.id).ok_or_else(|| corrupt_row("claim"))?;
-        news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
+        events.record(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
         let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         answers[at].push(Claimed {
             run: Run::of_row(row)?,
@@ -460,13 +460,13 @@ pub(super) async fn take_back(
     tx: &Tx,
     publishers: Option<&BTreeSet<Uuid>>,
     limit: u64,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<(u64, u64)> {
     let rows = past(tx, LEASED, publishers, limit).await?;
     let (mut done, mut again) = (Vec::with_capacity(rows.len()), 0);
     for mut row in rows {
         let change = tries_of(&row).at_lease_end(tx.now);
-        if !stepped(step(tx, &mut row, change, None, None, news), &row)? {
+        if !stepped(step(tx, &mut row, change, None, None, events), &row)? {
             continue;
         }
         // Its place is free, also where the run itself has ended.
@@ -493,12 +493,12 @@ fn stepped(result: Result<()>, row: &runs::Model) -> Result<bool> {
 }
 
 /// Ends up to `limit` runs that outlived their time in the queue; answers how many.
-pub(super) async fn end_outlived(tx: &Tx, limit: u64, news: &mut News) -> Result<u64> {
+pub(super) async fn end_outlived(tx: &Tx, limit: u64, events: &mut RunEvents) -> Result<u64> {
     let rows = past(tx, MORTAL, None, limit).await?;
     let mut done = Vec::with_capacity(rows.len());
     for mut row in rows {
         if stepped(
-            step(tx, &mut row, RunChange::Expire, None, None, news),
+            step(tx, &mut row, RunChange::Expire, None, None, events),
             &row,
         )? {
             done.push(row);

@@ -109,16 +109,16 @@ pub(super) fn take(
 
 /// What is to be written about runs beside their rows, in the order in which it happened.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct RunEvents {
     timeline: Vec<run_timeline::Model>,
     /// Whose, of which type, with which data (JSON text), of which pipeline.
-    arrivals: Vec<(Uuid, OwnType, String, String)>,
+    events: Vec<(Uuid, OwnType, String, String)>,
 }
 
-impl News {
+impl RunEvents {
     /// Tells of what just happened to a run, by an entry of its timeline and, if the run arrived
     /// somewhere, an event. `actor` is `None` for the service's own doing, `data` is JSON text.
-    pub(super) fn tell(
+    pub(super) fn record(
         &mut self,
         tx: &Tx,
         row: &runs::Model,
@@ -145,8 +145,7 @@ impl News {
             let event = OwnType::of_run(status_of(row)?);
             let data = carried::event_data(row)?;
             let pipeline = row.pipeline_slug.clone();
-            self.arrivals
-                .push((row.publisher_id, event, data, pipeline));
+            self.events.push((row.publisher_id, event, data, pipeline));
         }
         Ok(())
     }
@@ -158,8 +157,8 @@ impl News {
             tx.stores(row.publisher_id, storage::ENTRY + data);
         }
         sql::insert(tx.db(), self.timeline, "").await?;
-        let news: Vec<(Uuid, NewEvent<'_>)> = self
-            .arrivals
+        let events: Vec<(Uuid, NewEvent<'_>)> = self
+            .events
             .iter()
             .map(|(publisher, event, data, pipeline)| {
                 let new = NewEvent {
@@ -170,8 +169,9 @@ impl News {
                 (*publisher, new)
             })
             .collect();
-        let news: Vec<(Uuid, &NewEvent<'_>)> = news.iter().map(|(of, new)| (*of, new)).collect();
-        events::emit_many(tx, &news).await
+        let events: Vec<(Uuid, &NewEvent<'_>)> =
+            events.iter().map(|(of, new)| (*of, new)).collect();
+        events::emit_many(tx, &events).await
     }
 }
 
@@ -182,12 +182,12 @@ pub(super) fn step(
     change: RunChange,
     actor: Option<&Actor>,
     data: Option<String>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     if !advance(row, change, tx.now)? {
         return Err(Code::ClaimLost.into());
     }
-    news.tell(tx, row, Moment::of(change), actor, data)
+    events.record(tx, row, Moment::of(change), actor, data)
 }
 
 /// Calls a run off, or asks its holder to.
@@ -195,13 +195,13 @@ pub(super) fn cancel(
     tx: &Tx,
     row: &mut runs::Model,
     actor: Option<&Actor>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     match status_of(row)? {
-        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, news),
+        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, events),
         // Asked for already: the request stands as it is.
         RunStatus::Running if row.cancel_requested => Ok(()),
-        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, news),
+        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, events),
         _ => Err(Code::RunFinished.into()),
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     capacity::RunCapacity,
     claims::{TAKEN_BACK, promote, take_back},
-    row::News,
+    row::RunEvents,
 };
 use crate::{
     runs::versions::Definitions,
@@ -65,14 +65,14 @@ pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
         let due = &due;
         store
             .write(|tx| async move {
-                let mut news = News::default();
-                take_back(&tx, Some(due), TAKEN_BACK, &mut news).await?;
+                let mut events = RunEvents::default();
+                take_back(&tx, Some(due), TAKEN_BACK, &mut events).await?;
                 if promote(&tx, due).await? {
                     for publisher in due {
                         tx.readies_runs_of(*publisher);
                     }
                 }
-                news.write(&tx).await
+                events.write(&tx).await
             })
             .await?;
     }
