@@ -139,9 +139,9 @@ impl Untold {
     }
 }
 
-/// News that is collected until somebody takes it.
+/// What other processes have yet to be notified of.
 #[derive(Default)]
-struct News {
+struct PendingNotifications {
     deliveries: BTreeSet<(Uuid, Uuid)>,
     /// Endpoints whose deliveries go out whatever their receivers did before.
     resumed: BTreeSet<(Uuid, Uuid)>,
@@ -152,7 +152,7 @@ struct News {
     fan_outs: bool,
 }
 
-impl News {
+impl PendingNotifications {
     fn is_empty(&self) -> bool {
         let named = [&self.ready, &self.changed];
         let endpoints = [&self.deliveries, &self.resumed];
@@ -166,20 +166,20 @@ impl News {
 pub(crate) struct Wake {
     process: Uuid,
     untold: Mutex<Untold>,
-    /// Rings when there may be deliveries to make.
-    written_bell: Notify,
+    /// Notified when there may be deliveries to make.
+    written_notify: Notify,
     ready: Mutex<BTreeSet<Uuid>>,
-    /// Rings when somebody may have runs to hand out.
-    ready_bell: Notify,
-    /// Rings when there are messages about trains to send. Other processes are not told: whoever
+    /// Notified when somebody may have runs to hand out.
+    ready_notify: Notify,
+    /// Notified when there are messages about trains to send. Other processes are not told: whoever
     /// writes some sends them, and what it can't send the others find.
-    notices_bell: Notify,
-    /// Rings when there are fan-outs to spread.
-    fan_outs_bell: Notify,
+    notices_notify: Notify,
+    /// Notified when there are fan-outs to spread.
+    fan_outs_notify: Notify,
     watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
     /// What other processes have not been told yet; `None` where there are none.
-    outbox: Option<Mutex<News>>,
-    outbox_bell: Notify,
+    outbox: Option<Mutex<PendingNotifications>>,
+    outbox_notify: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -191,14 +191,14 @@ impl Wake {
         Self {
             process: Uuid::from_bytes(domain::random::bytes()),
             untold: Mutex::default(),
-            written_bell: Notify::new(),
+            written_notify: Notify::new(),
             ready: Mutex::default(),
-            ready_bell: Notify::new(),
-            notices_bell: Notify::new(),
-            fan_outs_bell: Notify::new(),
+            ready_notify: Notify::new(),
+            notices_notify: Notify::new(),
+            fan_outs_notify: Notify::new(),
             watched: Mutex::default(),
             outbox: others.then(Mutex::default),
-            outbox_bell: Notify::new(),
+            outbox_notify: Notify::new(),
         }
     }
 
@@ -219,10 +219,10 @@ impl Wake {
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.changed.iter());
         if effects.notices {
-            self.notices_bell.notify_one();
+            self.notices_notify.notify_one();
         }
         if effects.fan_outs {
-            self.fan_outs_bell.notify_one();
+            self.fan_outs_notify.notify_one();
         }
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
@@ -230,7 +230,7 @@ impl Wake {
         outbox.changed.extend(&effects.changed);
         outbox.fan_outs |= effects.fan_outs;
         if !outbox.is_empty() {
-            self.outbox_bell.notify_one();
+            self.outbox_notify.notify_one();
         }
     }
 
@@ -239,7 +239,7 @@ impl Wake {
         let mut untold = lock(&self.untold);
         what(&mut untold);
         if !untold.is_empty() {
-            self.written_bell.notify_one();
+            self.written_notify.notify_one();
         }
     }
 
@@ -268,25 +268,25 @@ impl Wake {
             if let Some(written) = taken {
                 return written;
             }
-            self.written_bell.notified().await;
+            self.written_notify.notified().await;
         }
     }
 
     /// Waits until messages about trains were written.
     pub(crate) async fn noticed(&self) {
-        self.notices_bell.notified().await;
+        self.notices_notify.notified().await;
     }
 
     /// Waits until there are fan-outs to spread.
     pub(crate) async fn fanned_out(&self) {
-        self.fan_outs_bell.notified().await;
+        self.fan_outs_notify.notified().await;
     }
 
     fn readied(&self, publishers: impl Iterator<Item = Uuid>) {
         let mut ready = lock(&self.ready);
         ready.extend(publishers);
         if !ready.is_empty() {
-            self.ready_bell.notify_one();
+            self.ready_notify.notify_one();
         }
     }
 
@@ -333,7 +333,7 @@ impl Wake {
             if !taken.is_empty() {
                 return taken;
             }
-            self.ready_bell.notified().await;
+            self.ready_notify.notified().await;
         }
     }
 
@@ -343,13 +343,13 @@ impl Wake {
     }
 
     /// The next notification to send, after there is something to tell.
-    async fn outgoing(&self, outbox: &Mutex<News>) -> String {
+    async fn outgoing(&self, outbox: &Mutex<PendingNotifications>) -> String {
         loop {
-            let news = std::mem::take(&mut *lock(outbox));
-            if !news.is_empty() {
-                return written(self.process, &news);
+            let pending = std::mem::take(&mut *lock(outbox));
+            if !pending.is_empty() {
+                return written(self.process, &pending);
             }
-            self.outbox_bell.notified().await;
+            self.outbox_notify.notified().await;
         }
     }
 
@@ -372,7 +372,7 @@ impl Wake {
                 continue;
             }
             match (kind, id) {
-                ("f", _) => self.fan_outs_bell.notify_one(),
+                ("f", _) => self.fan_outs_notify.notify_one(),
                 ("w", Some(publisher)) => ready.push(publisher),
                 ("r", Some(run)) => self.changed([run].iter()),
                 _ => self.everything(),
@@ -387,7 +387,7 @@ impl Wake {
         self.tell(|untold| untold.written.others = true);
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
-        self.fan_outs_bell.notify_one();
+        self.fan_outs_notify.notify_one();
     }
 
     /// Tells other processes and hears from them until `stop`.
@@ -406,7 +406,7 @@ impl Wake {
         }
     }
 
-    async fn send(&self, outbox: &Mutex<News>, server: &Server, part: &Part) {
+    async fn send(&self, outbox: &Mutex<PendingNotifications>, server: &Server, part: &Part) {
         let line = Connections::Postgres(Pool::new(server, 1, false));
         loop {
             let payload = self.outgoing(outbox).await;
@@ -490,29 +490,29 @@ async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
 }
 
 /// `<process> [f] [n<publisher>:<endpoint>…] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
-fn written(process: Uuid, news: &News) -> String {
+fn written(process: Uuid, pending: &PendingNotifications) -> String {
     use std::fmt::Write as _;
     // Writing to a string can't fail.
     let mut text = process.simple().to_string();
-    if news.fan_outs {
+    if pending.fan_outs {
         text.push_str(" f");
     }
     // First and whatever else there is: nothing but this tells of them.
-    for (publisher, endpoint) in news.resumed.iter().take(RESUMED_MAX) {
+    for (publisher, endpoint) in pending.resumed.iter().take(RESUMED_MAX) {
         let _ = write!(text, " n{}:{}", publisher.simple(), endpoint.simple());
     }
     // An endpoint is named by two.
-    if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
+    if 2 * pending.deliveries.len() + pending.ready.len() + pending.changed.len() > NAMES_MAX {
         text.push_str(" *");
         return text;
     }
-    for (publisher, endpoint) in &news.deliveries {
+    for (publisher, endpoint) in &pending.deliveries {
         let _ = write!(text, " d{}:{}", publisher.simple(), endpoint.simple());
     }
-    for publisher in &news.ready {
+    for publisher in &pending.ready {
         let _ = write!(text, " w{}", publisher.simple());
     }
-    for run in &news.changed {
+    for run in &pending.changed {
         let _ = write!(text, " r{}", run.simple());
     }
     text
@@ -530,16 +530,16 @@ mod tests {
     async fn what_one_process_writes_another_reads() {
         let (here, there) = (Wake::new(true), Wake::new(true));
         let mut watching = there.watch(id(7));
-        let news = News {
+        let pending = PendingNotifications {
             deliveries: BTreeSet::from([(id(3), id(4))]),
             resumed: BTreeSet::from([(id(5), id(6))]),
             ready: BTreeSet::from([id(1), id(2)]),
             changed: BTreeSet::from([id(7)]),
             fan_outs: true,
         };
-        let payload = written(here.process, &news);
+        let payload = written(here.process, &pending);
         there.incoming(&payload);
-        assert_eq!(there.ready().await, news.ready);
+        assert_eq!(there.ready().await, pending.ready);
         assert!(watching.has_changed().unwrap());
         watching.mark_unchanged();
         let written = there.written().await;
@@ -557,11 +557,11 @@ mod tests {
     #[tokio::test]
     async fn too_much_to_name_is_told_as_everything() {
         let (here, there) = (Wake::new(true), Wake::new(true));
-        let news = News {
+        let pending = PendingNotifications {
             changed: (0..1000).map(id).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
-        let payload = written(here.process, &news);
+        let payload = written(here.process, &pending);
         assert!(payload.len() < 8000);
         let watching = there.watch(id(5000));
         there.incoming(&payload);
@@ -617,7 +617,7 @@ mod tests {
                 telling.exchange(server, &progress, stop).await;
             });
             lock(wake.outbox.as_ref().unwrap()).changed.insert(id(7));
-            wake.outbox_bell.notify_one();
+            wake.outbox_notify.notify_one();
             let until = async |failing: bool| {
                 while notifying.standing().failing != failing {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -634,18 +634,18 @@ mod tests {
 
     #[test]
     fn the_longest_payload_fits() {
-        let runs = News {
+        let runs = PendingNotifications {
             changed: (0..NAMES_MAX as u128).map(id).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
         let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));
-        let deliveries = News {
+        let deliveries = PendingNotifications {
             deliveries: endpoints.collect(),
             resumed: (0..100).map(|at| (id(1), id(at))).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
-        for news in [runs, deliveries] {
-            let text = written(id(1), &news);
+        for pending in [runs, deliveries] {
+            let text = written(id(1), &pending);
             assert!(text.len() < 8000 && !text.ends_with('*'), "{text}");
         }
     }
