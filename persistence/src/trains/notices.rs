@@ -39,7 +39,7 @@ use crate::{
 const REACH: i64 = 1000;
 
 /// What happened.
-pub(crate) enum News<'a> {
+pub(crate) enum NoticeTrigger<'a> {
     /// No account of a train is usable, until then if that is known.
     Exhausted(TrainId, Option<Timestamp>),
     /// An account can't be refreshed any more.
@@ -53,7 +53,7 @@ pub(crate) enum News<'a> {
     },
 }
 
-impl News<'_> {
+impl NoticeTrigger<'_> {
     const fn notice(&self) -> Notice {
         match self {
             Self::Exhausted(..) => Notice::TrainExhausted,
@@ -113,23 +113,27 @@ struct Told {
 
 /// Writes a message for each train that is concerned and asked to be told. Call it where the
 /// event is emitted, in the same transaction.
-pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> Result<()> {
+pub(crate) async fn notify(
+    tx: &Tx,
+    publisher: PublisherId,
+    trigger: &NoticeTrigger<'_>,
+) -> Result<()> {
     let backend = tx.db().get_database_backend();
-    let statement = news
+    let statement = trigger
         .trains_sql(publisher.uuid(), backend)
         .statement(backend);
     let told = Told::find_by_statement(statement).all(tx.db()).await?;
     let mut rows = Vec::new();
     for train in &told {
-        if !notices_of(&train.slack_events)?.contains(&news.notice()) {
+        if !notices_of(&train.slack_events)?.contains(&trigger.notice()) {
             continue;
         }
         rows.push(train_notices::Model {
             publisher_id: publisher.uuid(),
             id: NoticeId::generate(tx.now).uuid(),
             train_id: train.id,
-            event_type: news.event_type().as_str().to_owned(),
-            message: news.message(&train.slug),
+            event_type: trigger.event_type().as_str().to_owned(),
+            message: trigger.message(&train.slug),
             attempts: 0,
             next_attempt_at: Some(tx.now.ms()),
             last_error: None,

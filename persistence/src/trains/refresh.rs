@@ -38,7 +38,7 @@ use crate::{
     },
     trains::{
         accounts::{lent_after, sealed_for},
-        notices::{News, notify},
+        notices::{NoticeTrigger, notify},
     },
 };
 
@@ -480,13 +480,13 @@ impl Scoped {
             });
             let event_type = OwnType::AccountRefreshFailed.as_str();
             crate::webhooks::events::emit(tx, owner, event_type, &data, None).await?;
-            let news = News::RefreshFailed {
+            let trigger = NoticeTrigger::RefreshFailed {
                 account: lease.account,
                 name: &row.name,
                 reason: error.reason,
                 lent_until,
             };
-            notify(tx, self.scope.publisher(), &news).await?;
+            notify(tx, self.scope.publisher(), &trigger).await?;
         }
         let facts = json!({ "reason": error.reason });
         let line = entry(

@@ -17,7 +17,7 @@ use crate::{
         entity::trains,
         error::{Result, StoreError},
     },
-    trains::notices::{News, notify},
+    trains::notices::{NoticeTrigger, notify},
 };
 
 impl Scoped {
@@ -55,8 +55,8 @@ impl Scoped {
                 });
                 let word = OwnType::TrainExhausted.as_str();
                 crate::webhooks::events::emit(&tx, owner, word, &data, None).await?;
-                let news = News::Exhausted(train, available_at);
-                notify(&tx, self.scope.publisher(), &news).await?;
+                let trigger = NoticeTrigger::Exhausted(train, available_at);
+                notify(&tx, self.scope.publisher(), &trigger).await?;
                 Ok(true)
             })
             .await

@@ -95,17 +95,17 @@ async fn account(fixture: &Fixture, publisher: PublisherId, of: &[TrainId]) -> A
     id
 }
 
-async fn tell(fixture: &Fixture, publisher: PublisherId, news: News<'_>) {
-    let news = &news;
+async fn tell(fixture: &Fixture, publisher: PublisherId, trigger: NoticeTrigger<'_>) {
+    let trigger = &trigger;
     fixture
         .store
-        .write(|tx| async move { notify(&tx, publisher, news).await })
+        .write(|tx| async move { notify(&tx, publisher, trigger).await })
         .await
         .unwrap();
 }
 
 async fn exhaust(fixture: &Fixture, publisher: PublisherId, train: TrainId) {
-    tell(fixture, publisher, News::Exhausted(train, None)).await;
+    tell(fixture, publisher, NoticeTrigger::Exhausted(train, None)).await;
 }
 
 async fn look(fixture: &Fixture, busy: &[PublisherId], bounds: (u32, u32)) -> Notices {
@@ -146,13 +146,13 @@ async fn those_are_told_that_asked() {
         train(&fixture, other, "both", Some(BOTH)).await;
         let account = account(&fixture, acme, &[both, one, silent]).await;
 
-        let news = News::RefreshFailed {
+        let trigger = NoticeTrigger::RefreshFailed {
             lent_until: None,
             account,
             name: "main <a>",
             reason: "invalid_grant",
         };
-        tell(&fixture, acme, news).await;
+        tell(&fixture, acme, trigger).await;
         let told = claim_all(&fixture).await;
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!((told[0].publisher, told[0].train), (acme, both));
@@ -386,11 +386,11 @@ async fn a_commit_wakes_the_sender_and_a_rollback_leaves_nothing() {
     for fixture in engines().await {
         let acme = fixture.publisher("acme").await.publisher.id;
         let train = train(&fixture, acme, "one", Some(BOTH)).await;
-        let news = &News::Exhausted(train, None);
+        let trigger = &NoticeTrigger::Exhausted(train, None);
         let refused: Result<()> = fixture
             .store
             .write(|tx| async move {
-                notify(&tx, acme, news).await?;
+                notify(&tx, acme, trigger).await?;
                 Err(domain::Problem::not_found().into())
             })
             .await;
