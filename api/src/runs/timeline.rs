@@ -19,7 +19,7 @@ use domain::{
     Code, Problem, Timestamp,
     id::{Id as _, PublisherId, RunId, TokenId},
     permits::{Bounds, Full, Permit, Permits},
-    run::Moment,
+    run::TimelineEntryKind,
     token::TokenHash,
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
@@ -63,9 +63,9 @@ macro_rules! kinds {
         #[serde(rename_all = "snake_case")]
         pub enum Kind { $($(#[$doc])* $variant,)* }
 
-        impl From<Moment> for Kind {
-            fn from(moment: Moment) -> Self {
-                match moment { $(Moment::$variant => Self::$variant,)* }
+        impl From<TimelineEntryKind> for Kind {
+            fn from(kind: TimelineEntryKind) -> Self {
+                match kind { $(TimelineEntryKind::$variant => Self::$variant,)* }
             }
         }
     };
@@ -123,7 +123,7 @@ impl From<TimelineEntry> for TimelineView {
         Self {
             seq: entry.seq,
             at: entry.at.into(),
-            r#type: entry.moment.into(),
+            r#type: entry.kind.into(),
             attempt: entry.attempt,
             actor: entry.actor.map(|(kind, id)| Creator { id, kind }),
             data: entry.data.map(Verbatim),
@@ -307,7 +307,7 @@ impl Follower {
         loop {
             if let Some(entry) = self.known.pop_front() {
                 self.after = entry.seq;
-                self.ended |= entry.moment.is_last();
+                self.ended |= entry.kind.is_last();
                 return Some(entry);
             }
             if self.ended {
@@ -331,9 +331,9 @@ mod tests {
 
     #[test]
     fn entries_have_one_word_everywhere() {
-        for moment in Moment::ALL {
-            let shown = Kind::from(*moment).to_json();
-            assert_eq!(shown, Some(Value::from(moment.as_str())));
+        for kind in TimelineEntryKind::ALL {
+            let shown = Kind::from(*kind).to_json();
+            assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }
 }

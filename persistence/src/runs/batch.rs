@@ -13,7 +13,7 @@ use domain::{
     Code, JsonText, Problem, Timestamp,
     audit::Actor,
     id::{Id as _, RunId},
-    run::{Moment, RunChange, RunStatus},
+    run::{RunChange, RunStatus, TimelineEntryKind},
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
@@ -221,7 +221,7 @@ fn heartbeat(
     row.progress = Some(progress.to_string());
     if row.revision <= TIMELINE_REVISIONS {
         let data = format!(r#"{{"progress":{progress}}}"#);
-        events.record(tx, row, Moment::Progress, actor, Some(data))?;
+        events.record(tx, row, TimelineEntryKind::Progress, actor, Some(data))?;
     }
     Ok(())
 }
@@ -360,12 +360,12 @@ fn told(
             ready: false,
             ..row.clone()
         };
-        events.record(tx, &queued, Moment::Created, Some(actor), None)?;
-        events.record(tx, &row, Moment::Claimed, Some(actor), None)?;
+        events.record(tx, &queued, TimelineEntryKind::Created, Some(actor), None)?;
+        events.record(tx, &row, TimelineEntryKind::Claimed, Some(actor), None)?;
         let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         claimed = Some((token, Timestamp::from_ms(until)));
     } else {
-        events.record(tx, &row, Moment::Created, Some(actor), None)?;
+        events.record(tx, &row, TimelineEntryKind::Created, Some(actor), None)?;
     }
     Ok(CreatedRun {
         run: Run::of_row(row)?,

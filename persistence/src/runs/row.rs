@@ -6,7 +6,7 @@ use domain::{
     Code, Timestamp,
     audit::Actor,
     event::OwnType,
-    run::{Moment, RunChange, RunStatus, Tries, backoff},
+    run::{RunChange, RunStatus, TimelineEntryKind, Tries, backoff},
     token::TokenHash,
 };
 use sea_orm::ConnectionTrait as _;
@@ -122,7 +122,7 @@ impl RunEvents {
         &mut self,
         tx: &Tx,
         row: &runs::Model,
-        moment: Moment,
+        kind: TimelineEntryKind,
         actor: Option<&Actor>,
         data: Option<String>,
     ) -> Result<()> {
@@ -135,13 +135,16 @@ impl RunEvents {
             run_id: row.id,
             seq: row.revision,
             at: tx.now.ms(),
-            moment: moment.as_str().to_owned(),
+            moment: kind.as_str().to_owned(),
             attempt: row.attempt,
             actor_kind: actor.map(|actor| actor.kind.as_str().to_owned()),
             actor_id: actor.map(|actor| actor.id.clone()),
             data,
         });
-        if moment == Moment::Created || moment == Moment::Claimed || moment.is_last() {
+        if kind == TimelineEntryKind::Created
+            || kind == TimelineEntryKind::Claimed
+            || kind.is_last()
+        {
             let event = OwnType::of_run(status_of(row)?);
             let data = carried::event_data(row)?;
             let pipeline = row.pipeline_slug.clone();
@@ -187,7 +190,7 @@ pub(super) fn step(
     if !advance(row, change, tx.now)? {
         return Err(Code::ClaimLost.into());
     }
-    events.record(tx, row, Moment::of(change), actor, data)
+    events.record(tx, row, TimelineEntryKind::of(change), actor, data)
 }
 
 /// Calls a run off, or asks its holder to.

@@ -1,6 +1,6 @@
 //! Random histories of runs, beside a model that knows only the rules.
 
-use domain::run::{Moment, RunActor, RunChange, TRANSITIONS, Tries};
+use domain::run::{RunActor, RunChange, TRANSITIONS, TimelineEntryKind, Tries};
 
 use super::*;
 
@@ -14,7 +14,7 @@ struct Known {
     cancel_requested: bool,
     claim: Option<(String, Timestamp)>,
     /// What its timeline must say.
-    moments: Vec<Moment>,
+    kinds: Vec<TimelineEntryKind>,
 }
 
 impl Known {
@@ -34,7 +34,7 @@ impl Known {
             .find(|(from, by, who, _)| (*from, *by, *who) == (self.status, change, actor));
         self.status = found.expect("a change that the table lists").3;
         if change != RunChange::Heartbeat {
-            self.moments.push(Moment::of(change));
+            self.kinds.push(TimelineEntryKind::of(change));
         }
         if matches!(change, RunChange::Retry | RunChange::LoseLease) {
             self.failures += 1;
@@ -145,10 +145,10 @@ async fn compare(mine: &Scoped, known: &[Known]) {
             after: None,
         };
         let entries = mine.timeline(run.id, page).await.unwrap().items;
-        let moments: Vec<Moment> = entries.iter().map(|entry| entry.moment).collect();
-        assert_eq!(moments, run.moments, "{run:?}");
+        let kinds: Vec<TimelineEntryKind> = entries.iter().map(|entry| entry.kind).collect();
+        assert_eq!(kinds, run.kinds, "{run:?}");
         assert!(entries.is_sorted_by(|a, b| a.seq < b.seq));
-        let last = moments.iter().filter(|moment| moment.is_last()).count();
+        let last = kinds.iter().filter(|kind| kind.is_last()).count();
         assert_eq!(last, usize::from(run.status.is_final()), "{run:?}");
     }
 }
@@ -171,7 +171,7 @@ async fn every_history_is_one_that_the_rules_allow() {
                         failures: 0,
                         cancel_requested: false,
                         claim: None,
-                        moments: vec![Moment::Created],
+                        kinds: vec![TimelineEntryKind::Created],
                     });
                 }
                 2 | 3 => {
@@ -196,8 +196,10 @@ async fn every_history_is_one_that_the_rules_allow() {
         let told = told(&mine).await.len();
         let due: usize = known
             .iter()
-            .flat_map(|run| &run.moments)
-            .filter(|m| m.is_last() || matches!(m, Moment::Created | Moment::Claimed))
+            .flat_map(|run| &run.kinds)
+            .filter(|m| {
+                m.is_last() || matches!(m, TimelineEntryKind::Created | TimelineEntryKind::Claimed)
+            })
             .count();
         assert_eq!(told, due.min(200));
     }
