@@ -21,7 +21,7 @@ mod trains;
 mod webhooks;
 
 pub use operations::{
-    audit::{AuditFilter, Checkpoint, Fault, Verification},
+    audit::{AuditFilter, ChainFault, Checkpoint, Verification},
     jobs::JobRow,
     open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections},
     rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys},

@@ -24,7 +24,7 @@ use crate::{
     runs::lane::{Lane, WaitOptions},
     store::{
         Scoped, System,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::runs,
         error::{Result, StoreError, corrupt_row},
@@ -364,7 +364,7 @@ impl Scoped {
                 "since": filter.since.map(|at| at.to_string()),
                 "until": filter.until.map(|at| at.to_string()),
             });
-            let line = entry(
+            let line = audit_entry(
                 Action::RunsCancelled,
                 "publisher",
                 self.scope.publisher(),

@@ -390,17 +390,17 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
         .await
         .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Edited { seq: 2 }));
+    assert_eq!(found, Some(persistence::ChainFault::Edited { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2")
         .await
         .unwrap();
     let found = scoped.verify_audit(Some(&checkpoint)).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Gap { seq: 2 }));
+    assert_eq!(found, Some(persistence::ChainFault::Gap { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events")
         .await
         .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Head { seq: 4 }));
+    assert_eq!(found, Some(persistence::ChainFault::Head { seq: 4 }));
 }
 
 async fn a_refused_change_leaves_nothing(bench: &Bench) {

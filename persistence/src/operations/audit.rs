@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::store::{
     Scoped, Store, System,
     audit_log::mac_of,
-    change::{Context, Entry, entry},
+    change::{AuditEntry, Context, audit_entry},
     entity::{audit_events, audit_heads},
     error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
@@ -49,7 +49,7 @@ pub struct Verification {
     /// The last row's number and code; keep it elsewhere to notice a cut tail later.
     pub head: Checkpoint,
     /// The first fault, if any.
-    pub fault: Option<Fault>,
+    pub fault: Option<ChainFault>,
 }
 
 /// The end of a log at some moment.
@@ -63,7 +63,7 @@ pub struct Checkpoint {
 
 /// Where a log is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum ChainFault {
     /// A row is missing before this one, or rows changed places.
     Gap {
         /// The number that should stand here.
@@ -261,16 +261,16 @@ impl Store {
             }
             for (row, stored) in step {
                 if row.seq != seq + 1 {
-                    fault = Some(Fault::Gap { seq: seq + 1 });
+                    fault = Some(ChainFault::Gap { seq: seq + 1 });
                     break 'walk;
                 }
                 mac = row.mac(&chain, &mac);
                 if mac.as_slice() != stored {
-                    fault = Some(Fault::Edited { seq: row.seq });
+                    fault = Some(ChainFault::Edited { seq: row.seq });
                     break 'walk;
                 }
                 if checkpoint.is_some_and(|point| point.seq == row.seq && point.mac != mac) {
-                    fault = Some(Fault::Checkpoint { seq: row.seq });
+                    fault = Some(ChainFault::Checkpoint { seq: row.seq });
                     break 'walk;
                 }
                 seq = row.seq;
@@ -278,13 +278,13 @@ impl Store {
             }
         }
         if fault.is_none() && (seq != head.seq || mac != head.mac) {
-            fault = Some(Fault::Head { seq: head.seq });
+            fault = Some(ChainFault::Head { seq: head.seq });
         }
         if fault.is_none() {
             fault = self.row_past_head(owner).await?;
         }
         if fault.is_none() && checkpoint.is_some_and(|point| point.seq > head.seq) {
-            fault = checkpoint.map(|point| Fault::Checkpoint { seq: point.seq });
+            fault = checkpoint.map(|point| ChainFault::Checkpoint { seq: point.seq });
         }
         Ok(Verification {
             checked,
@@ -297,7 +297,7 @@ impl Store {
 impl Store {
     /// A row behind the present head. The rows are looked at first: one that was written meanwhile
     /// came with a head at least as far.
-    async fn row_past_head(&self, owner: Uuid) -> Result<Option<Fault>> {
+    async fn row_past_head(&self, owner: Uuid) -> Result<Option<ChainFault>> {
         let last = audit_events::Entity::find()
             .select_only()
             .column(audit_events::Column::Seq)
@@ -309,7 +309,7 @@ impl Store {
         let head = self.audit_head(owner).await?;
         Ok(last
             .filter(|last| *last > head.seq)
-            .map(|_| Fault::PastHead { seq: head.seq + 1 }))
+            .map(|_| ChainFault::PastHead { seq: head.seq + 1 }))
     }
 }
 
@@ -361,13 +361,13 @@ impl System {
 
     /// Writes down a use of a bootstrap token.
     pub async fn note_bootstrap_use(&self, context: &Context) -> Result<(), StoreError> {
-        let entry = entry(
+        let entry = audit_entry(
             Action::BootstrapUsed,
             "bootstrap",
             &context.actor.id,
             serde_json::json!({}),
         );
-        let entries = vec![Entry {
+        let entries = vec![AuditEntry {
             owners: vec![OPERATOR],
             ..entry
         }];
@@ -382,13 +382,13 @@ impl System {
 impl Scoped {
     /// Writes down that a token of the publisher was refused something. A transaction of its own.
     pub async fn note_denial(&self, context: &Context, reason: &str) -> Result<(), StoreError> {
-        let entry = entry(
+        let entry = audit_entry(
             Action::TokenDenied,
             "token",
             &context.actor.id,
             serde_json::json!({ "reason": reason }),
         );
-        let entries = vec![Entry {
+        let entries = vec![AuditEntry {
             owners: vec![self.scope.uuid()],
             ..entry
         }];

@@ -18,7 +18,7 @@ use crate::{
     operations::open::{OpenError, connect, state_of, target_of},
     store::{
         System,
-        change::{Context, Entry, entry},
+        change::{AuditEntry, Context, audit_entry},
         db::Tx,
         entity::{owner_keys, processes},
         error::{Result, StoreError},
@@ -228,9 +228,9 @@ impl System {
             }
             if moved > 0 {
                 let facts = json!({ "owners": moved });
-                let line = Entry {
+                let line = AuditEntry {
                     owners: vec![OPERATOR],
-                    ..entry(Action::KeysRewrapped, "master_key", id, facts)
+                    ..audit_entry(Action::KeysRewrapped, "master_key", id, facts)
                 };
                 store.append_audit(&tx, context, vec![line]).await?;
             }

@@ -23,7 +23,7 @@ mod list;
 
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, audit_entry},
     columns::slugs_of,
     db::Tx,
     entity::{credentials, token_hashes},
@@ -419,7 +419,7 @@ impl Scoped {
                         // Opened secrets are cached with the tokens; new ones sign at once.
                         tx.touches_credentials_of(self.scope.publisher());
                     }
-                    let line = entry(
+                    let line = audit_entry(
                         actions(kind).0,
                         target_kind(kind),
                         minted.credential.id,
@@ -557,7 +557,7 @@ impl Scoped {
             None,
         )
         .await?;
-        let line = entry(
+        let line = audit_entry(
             actions(kind).1,
             target_kind(kind),
             minted.credential.id,
@@ -615,7 +615,7 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "kind": kind.as_str() });
-                    let line = entry(actions(kind).2, target_kind(kind), id, facts);
+                    let line = audit_entry(actions(kind).2, target_kind(kind), id, facts);
                     Ok(Audited::new((), owner, line))
                 },
                 render,

@@ -21,7 +21,7 @@ use crate::{
     publishers::credentials::{Minted, NewCredential, insert_first_four},
     store::{
         Scoped, Store, System,
-        change::{Answer, Audited, Context, Expected, check_revision, entry},
+        change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
         db::Tx,
         entity::{credentials, pipelines, publishers, webhook_endpoints},
         error::{Result, StoreError, corrupt_row},
@@ -290,7 +290,7 @@ impl System {
                     let created = store.insert_publisher(&tx, new).await?;
                     let id = created.publisher.id;
                     let facts = json!({ "slug": created.publisher.slug });
-                    let line = entry(Action::PublisherCreated, "publisher", id, facts);
+                    let line = audit_entry(Action::PublisherCreated, "publisher", id, facts);
                     Ok(Audited::by_operator(created, id.uuid(), line))
                 },
                 render,
@@ -499,7 +499,7 @@ impl System {
                         return Ok(Audited::unchanged(Publisher::of_row(row)?));
                     };
                     let publisher = write_row(&tx, row).await?;
-                    let line = entry(action, "publisher", id, facts);
+                    let line = audit_entry(action, "publisher", id, facts);
                     Ok(Audited::by_operator(publisher, id.uuid(), line))
                 },
                 render,
@@ -532,7 +532,7 @@ impl System {
                         .mint_in(&tx, id.uuid(), CredentialKind::Admin, new)
                         .await?;
                     let token = minted.credential.id;
-                    let line = entry(
+                    let line = audit_entry(
                         Action::TokenMinted,
                         "token",
                         token,
@@ -598,7 +598,8 @@ impl Scoped {
                     row.display_name.clone_from(name);
                     let publisher = write_row(&tx, row).await?;
                     let facts = json!({ "display_name": name });
-                    let line = entry(Action::PublisherUpdated, "publisher", publisher.id, facts);
+                    let line =
+                        audit_entry(Action::PublisherUpdated, "publisher", publisher.id, facts);
                     Ok(Audited::new(publisher, owner, line))
                 },
                 render,

@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         System,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{credentials, publishers, token_hashes},
         error::{Result, StoreError},
@@ -76,11 +76,15 @@ impl System {
                         .await?;
                     tx.touches_credentials_of(publisher);
                     let facts = json!({ "token": id, "replaced": !old.is_empty() });
-                    let line = entry(Action::SeedApplied, "publisher", publisher, facts);
+                    let line = audit_entry(Action::SeedApplied, "publisher", publisher, facts);
                     let mut audited = Audited::by_operator((), publisher.uuid(), line);
                     if made {
-                        let line =
-                            entry(Action::PublisherCreated, "publisher", publisher, json!({}));
+                        let line = audit_entry(
+                            Action::PublisherCreated,
+                            "publisher",
+                            publisher,
+                            json!({}),
+                        );
                         audited = audited.and(&[publisher.uuid(), OPERATOR], line);
                     }
                     Ok(audited)

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{pipeline_versions, pipelines},
     error::{Result, StoreError, corrupt_row},
@@ -237,7 +237,7 @@ impl Store {
     ) -> Result<Audited<(Pipeline, bool)>> {
         let line = |action: Action, pipeline: &Pipeline| {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
-            entry(action, "pipeline", pipeline.id, facts)
+            audit_entry(action, "pipeline", pipeline.id, facts)
         };
         let Some(row) = live_row(tx, publisher, slug.as_str(), LockType::NoKeyUpdate).await? else {
             if if_match.is_some() {
@@ -385,7 +385,8 @@ impl Scoped {
                         Action::PipelineResumed
                     };
                     let pipeline = Pipeline::of_rows(row, definition);
-                    let line = entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
+                    let line =
+                        audit_entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
                     Ok(Audited::new(pipeline, owner, line))
                 },
                 render,
@@ -429,7 +430,7 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "slug": slug });
-                    let line = entry(Action::PipelineDeleted, "pipeline", id, facts);
+                    let line = audit_entry(Action::PipelineDeleted, "pipeline", id, facts);
                     Ok(Audited::new((), owner, line))
                 },
                 render,

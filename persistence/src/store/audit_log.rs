@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    change::{Context, Entry, entry},
+    change::{AuditEntry, Context, audit_entry},
     db::Tx,
     entity::{audit_events, audit_heads},
     error::{Result, corrupt_row},
@@ -38,9 +38,9 @@ impl Store {
         &self,
         tx: &Tx,
         context: &Context,
-        entries: Vec<Entry>,
+        entries: Vec<AuditEntry>,
     ) -> Result<()> {
-        let mut by_owner: BTreeMap<Uuid, Vec<&Entry>> = BTreeMap::new();
+        let mut by_owner: BTreeMap<Uuid, Vec<&AuditEntry>> = BTreeMap::new();
         for entry in &entries {
             for owner in &entry.owners {
                 by_owner.entry(*owner).or_default().push(entry);
@@ -58,7 +58,7 @@ impl Store {
         tx: &Tx,
         context: &Context,
         owner: Uuid,
-        entries: &[&Entry],
+        entries: &[&AuditEntry],
     ) -> Result<()> {
         let keys = self.inner.keys.of(tx.db(), owner).await?;
         let head = audit_heads::Entity::find_by_id(owner)
@@ -119,7 +119,7 @@ impl Store {
 /// Removes rows behind the head, which the caller holds, and answers what the log says of that.
 /// They are forged: the service moves the head with each row. Left there they would stand in the
 /// way of the next one, and so of every audited change.
-async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<Entry>> {
+async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<AuditEntry>> {
     use audit_events::Column;
     let past = || Column::OwnerId.eq(owner).and(Column::Seq.gt(head));
     let forged = audit_events::Entity::find()
@@ -141,7 +141,7 @@ async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<Entry>> {
         );
     }
     let facts = serde_json::json!({ "rows": count, "after_seq": head });
-    Ok(Some(entry(
+    Ok(Some(audit_entry(
         Action::AuditTampered,
         "audit",
         AuditId::from_uuid(forged[0].id),

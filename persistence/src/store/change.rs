@@ -174,7 +174,7 @@ pub(crate) const fn nothing() -> Answer {
 
 /// One line of the audit log, before it is chained.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct AuditEntry {
     /// What was done.
     pub action: Action,
     /// To which kind of thing.
@@ -191,12 +191,12 @@ pub struct Entry {
 /// which rows those are, and an administrative change must return one.
 pub(crate) struct Audited<T> {
     value: T,
-    entries: Vec<Entry>,
+    entries: Vec<AuditEntry>,
 }
 
 impl<T> Audited<T> {
     /// A change of one publisher's things.
-    pub(crate) fn new(value: T, owner: Uuid, entry: Entry) -> Self {
+    pub(crate) fn new(value: T, owner: Uuid, entry: AuditEntry) -> Self {
         Self {
             value,
             entries: Vec::new(),
@@ -205,7 +205,7 @@ impl<T> Audited<T> {
     }
 
     /// A change that the operator made to a publisher: it stands in both logs.
-    pub(crate) fn by_operator(value: T, publisher: Uuid, entry: Entry) -> Self {
+    pub(crate) fn by_operator(value: T, publisher: Uuid, entry: AuditEntry) -> Self {
         Self {
             value,
             entries: Vec::new(),
@@ -214,8 +214,8 @@ impl<T> Audited<T> {
     }
 
     /// One more row.
-    pub(crate) fn and(mut self, owners: &[Uuid], entry: Entry) -> Self {
-        self.entries.push(Entry {
+    pub(crate) fn and(mut self, owners: &[Uuid], entry: AuditEntry) -> Self {
+        self.entries.push(AuditEntry {
             owners: owners.to_vec(),
             ..entry
         });
@@ -249,13 +249,13 @@ impl<T> Audited<T> {
     clippy::needless_pass_by_value,
     reason = "identifiers are copied, not lent"
 )]
-pub(crate) fn entry(
+pub(crate) fn audit_entry(
     action: Action,
     target_kind: &'static str,
     target: impl ToString,
     metadata: serde_json::Value,
-) -> Entry {
-    Entry {
+) -> AuditEntry {
+    AuditEntry {
         action,
         target_kind,
         target_id: target.to_string(),
@@ -361,7 +361,7 @@ impl Store {
     where
         T: Send,
         F: Fn(Tx) -> W + Send + Sync,
-        W: Future<Output = Result<(T, Vec<Entry>)>> + Send,
+        W: Future<Output = Result<(T, Vec<AuditEntry>)>> + Send,
         A: Fn(&T) -> Answer + Send + Sync,
         K: Fn(&Answer) -> StoredResponse + Send + Sync,
     {

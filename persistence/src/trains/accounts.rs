@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::lending::shown::{AccountCooldown, Shown, cooldowns, cooldowns_of};
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{accounts, train_accounts, trains},
     error::{Result, StoreError, corrupt_row},
@@ -435,7 +435,7 @@ pub(crate) async fn create_within(
     let owner = publisher.uuid();
     check_quota(tx, owner).await?;
     let account = insert_account(store, tx, publisher, new).await?;
-    let line = entry(
+    let line = audit_entry(
         Action::AccountCreated,
         "account",
         account.id,
@@ -457,7 +457,7 @@ pub(crate) async fn update_within(
     }
     let row = write_settings(tx, row).await?;
     tx.touches_credentials_of(PublisherId::from_uuid(owner));
-    let line = entry(
+    let line = audit_entry(
         Action::AccountUpdated,
         "account",
         id,
@@ -483,7 +483,7 @@ pub(crate) async fn replace_within(
     let mut facts = facts(&account);
     facts["replaces"] = json!(old.to_string());
     facts["trains"] = json!(count);
-    let line = entry(Action::AccountReplaced, "account", account.id, facts);
+    let line = audit_entry(Action::AccountReplaced, "account", account.id, facts);
     Ok(Audited::new(account, owner, line))
 }
 
@@ -613,7 +613,7 @@ impl Scoped {
             touch_trains_with(&tx, owner, row.id).await?;
             remove(&tx, publisher, row.id).await?;
             let facts = json!({ "name": row.name, "trains_left_empty": empty.len() });
-            let line = entry(Action::AccountDeleted, "account", id, facts);
+            let line = audit_entry(Action::AccountDeleted, "account", id, facts);
             Ok(Audited::new(empty, owner, line))
         };
         self.store.administer(context, owner, work, render).await

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::store::{
     Scoped,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, audit_entry},
     db::Tx,
     error::StoreError,
 };
@@ -51,7 +51,7 @@ impl Scoped {
                 "ended": ended.len(),
                 "until": until.to_string(),
             });
-            let line = entry(Action::AccountCooldownEnded, "account", id, facts);
+            let line = audit_entry(Action::AccountCooldownEnded, "account", id, facts);
             Ok(Audited::new(account, owner, line))
         };
         let answer = self.store.administer(context, owner, work, render).await?;

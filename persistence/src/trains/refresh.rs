@@ -28,7 +28,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Audited, Context, entry, nothing},
+        change::{Audited, Context, audit_entry, nothing},
         db::Tx,
         entity::accounts::{ActiveModel, Column, Entity, Model},
         error::{Result, StoreError, corrupt_row},
@@ -345,7 +345,7 @@ impl Scoped {
                 "expires_at": expires_at.to_string(),
                 "refresh_token_rotated": refresh_token.is_some(),
             });
-            let line = entry(Action::AccountRefreshed, "account", lease.account, facts);
+            let line = audit_entry(Action::AccountRefreshed, "account", lease.account, facts);
             Ok(Audited::new((), owner, line))
         };
         self.store
@@ -489,7 +489,7 @@ impl Scoped {
             notify(tx, self.scope.publisher(), &trigger).await?;
         }
         let facts = json!({ "reason": error.reason });
-        let line = entry(
+        let line = audit_entry(
             Action::AccountRefreshFailed,
             "account",
             lease.account,

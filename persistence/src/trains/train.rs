@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::lending::shown::{AccountCooldown, Shown, cooldowns};
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
+    change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{accounts, train_accounts, train_tokens, trains},
     error::{Result, StoreError, corrupt_row},
@@ -466,13 +466,13 @@ async fn write_accounts(
     Ok(true)
 }
 
-fn accounts_set(train: &Train) -> Entry {
+fn accounts_set(train: &Train) -> AuditEntry {
     let accounts = train.accounts.iter();
     let accounts: serde_json::Map<_, _> = accounts
         .map(|place| (place.account.to_string(), json!(place.priority)))
         .collect();
     let facts = json!({ "accounts": accounts });
-    entry(Action::TrainAccountsSet, "train", train.id, facts)
+    audit_entry(Action::TrainAccountsSet, "train", train.id, facts)
 }
 
 /// Makes a train that lends these accounts of the publisher, if the quota has room for one.
@@ -487,7 +487,7 @@ pub(crate) async fn create_within(
     check_quota(tx, owner).await?;
     let train = insert(store, tx, publisher, new).await?;
     let facts = json!({ "slug": train.slug });
-    let line = entry(Action::TrainCreated, "train", train.id, facts);
+    let line = audit_entry(Action::TrainCreated, "train", train.id, facts);
     if accounts.is_empty() {
         return Ok(Audited::new(train, owner, line));
     }
@@ -520,7 +520,7 @@ pub(crate) async fn update_within(
     write_row(tx, row).await?;
     let train = load_one(tx.db(), owner, &slug, tx.now).await?;
     let (updated, set) = (
-        entry(
+        audit_entry(
             Action::TrainUpdated,
             "train",
             train.id,
@@ -633,7 +633,7 @@ impl Scoped {
             tx.touches_credentials_of(publisher);
             let facts = json!({ "slug": row.slug });
             let id = TrainId::from_uuid(row.id);
-            let line = entry(Action::TrainDeleted, "train", id, facts);
+            let line = audit_entry(Action::TrainDeleted, "train", id, facts);
             Ok(Audited::new((), owner, line))
         };
         self.store.administer(context, owner, work, render).await

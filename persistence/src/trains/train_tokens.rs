@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{train_token_hashes, train_tokens, trains},
         error::{Result, StoreError},
@@ -217,7 +217,7 @@ impl Scoped {
             check_quotas(&tx, owner, row.id).await?;
             let minted = insert(&tx, owner, row.id, new).await?;
             let facts = json!({ "train": train.as_str() });
-            let line = entry(
+            let line = audit_entry(
                 Action::TrainTokenMinted,
                 "train_token",
                 minted.token.id,
@@ -258,7 +258,7 @@ impl Scoped {
             .await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "train": train.as_str() });
-            let line = entry(Action::TrainTokenRevoked, "train_token", id, facts);
+            let line = audit_entry(Action::TrainTokenRevoked, "train_token", id, facts);
             Ok(Audited::new((), owner, line))
         };
         self.store.administer(context, owner, work, render).await

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{deliveries, delivery_attempts, webhook_endpoints},
         error::{Result, StoreError, corrupt_row},
@@ -284,7 +284,7 @@ impl Scoped {
                     resume(&tx, owner, row.endpoint_id).await?;
                     let delivery = with_type(tx.db(), row).await?;
                     let facts = json!({ "endpoint_id": delivery.endpoint_id.to_string() });
-                    let line = entry(Action::DeliveryRetried, "delivery", id, facts);
+                    let line = audit_entry(Action::DeliveryRetried, "delivery", id, facts);
                     Ok(Audited::new(delivery, owner, line))
                 },
                 render,

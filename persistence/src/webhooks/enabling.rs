@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         error::StoreError,
     },
@@ -56,7 +56,7 @@ impl Scoped {
             }
             if deliveries_due > 0 {
                 let facts = json!({ "deliveries_due": deliveries_due });
-                lines.push(entry(Action::EndpointEnabled, "endpoint", id, facts));
+                lines.push(audit_entry(Action::EndpointEnabled, "endpoint", id, facts));
             }
             let changed = change(&self.store, &tx, owner, row.clone(), &patch).await?;
             lines.extend(changed.lines);

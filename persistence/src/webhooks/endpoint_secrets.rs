@@ -30,7 +30,7 @@ use crate::{
     publishers::credentials::Replaced,
     store::{
         Scoped, Store, System,
-        change::{Answer, Audited, Context, Entry, entry},
+        change::{Answer, AuditEntry, Audited, Context, audit_entry},
         db::Tx,
         entity::{endpoint_secrets, webhook_endpoints},
         error::{Result, StoreError, corrupt_row},
@@ -201,13 +201,13 @@ async fn insert(
     })
 }
 
-fn line(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> Entry {
+fn line(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> AuditEntry {
     let facts = json!({
         "endpoint_id": EndpointId::from_uuid(endpoint).to_string(),
         "signing": minted.kind.as_str(),
         "overlap_seconds": overlap.as_secs(),
     });
-    entry(action, "secret", minted.id, facts)
+    audit_entry(action, "secret", minted.id, facts)
 }
 
 /// Gives an endpoint that signs by a pair of keys a name under which the public halves are served.
@@ -224,7 +224,7 @@ pub(crate) async fn ensure_signing_key(
     store: &Store,
     tx: &Tx,
     endpoint: &webhook_endpoints::Model,
-) -> Result<Option<Entry>> {
+) -> Result<Option<AuditEntry>> {
     if signing_of(endpoint)? != Signing::Ed25519 {
         return Ok(None);
     }
@@ -388,7 +388,7 @@ impl Scoped {
             retire(&tx, row, Duration::ZERO).await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "endpoint_id": endpoint.to_string(), "signing": row.kind });
-            let line = entry(Action::SecretRevoked, "secret", id, facts);
+            let line = audit_entry(Action::SecretRevoked, "secret", id, facts);
             Ok(Audited::new((), owner, line))
         };
         self.store.administer(context, owner, work, render).await

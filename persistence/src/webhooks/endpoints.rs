@@ -29,7 +29,7 @@ use crate::{
     runs::pipelines::check_known,
     store::{
         Scoped, Store,
-        change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
+        change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
         db::Tx,
         entity::{credentials, deliveries, webhook_endpoints},
         error::{Result, StoreError},
@@ -252,7 +252,7 @@ async fn insert(
     tx: &Tx,
     publisher: Uuid,
     new: &NewEndpoint,
-) -> Result<(Endpoint, Option<Entry>)> {
+) -> Result<(Endpoint, Option<AuditEntry>)> {
     check_types(&new.event_types)?;
     check_known(
         tx,
@@ -373,7 +373,7 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
 /// What a change did.
 pub(crate) struct Changed {
     pub(crate) endpoint: Endpoint,
-    pub(crate) lines: Vec<Entry>,
+    pub(crate) lines: Vec<AuditEntry>,
     /// Deliveries that waited for a later try, and are due now.
     pub(crate) deliveries_due: u64,
 }
@@ -398,7 +398,7 @@ pub(crate) async fn change(
     let mut lines = Vec::new();
     if !members.is_empty() {
         let facts = json!({ "changed": members });
-        lines.push(entry(Action::EndpointUpdated, "endpoint", id, facts));
+        lines.push(audit_entry(Action::EndpointUpdated, "endpoint", id, facts));
     }
     let switched = replace(&mut row.enabled, patch.enabled);
     if switched {
@@ -408,7 +408,7 @@ pub(crate) async fn change(
         } else {
             Action::EndpointDisabled
         };
-        lines.push(entry(action, "endpoint", id, json!({})));
+        lines.push(audit_entry(action, "endpoint", id, json!({})));
     }
     let mut deliveries_due = 0;
     if row.enabled && (switched || members.contains(&"url")) {
@@ -472,7 +472,7 @@ impl Scoped {
                         "event_types": endpoint.event_types,
                         "send_bearer": endpoint.send_bearer,
                     });
-                    let line = entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
+                    let line = audit_entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
                     let audited = Audited::new(endpoint, owner, line);
                     Ok(match minted {
                         Some(line) => audited.and(&[owner], line),
@@ -585,7 +585,7 @@ impl Scoped {
                     end_all_of(&tx, owner, id.uuid()).await?;
                     let cancelled = cancel_pending(&tx, owner, id.uuid()).await?;
                     let facts = json!({ "deliveries_cancelled": cancelled });
-                    let line = entry(Action::EndpointDeleted, "endpoint", id, facts);
+                    let line = audit_entry(Action::EndpointDeleted, "endpoint", id, facts);
                     Ok(Audited::new((), owner, line))
                 },
                 render,

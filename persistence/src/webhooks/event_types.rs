@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Scoped,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::event_types,
     error::{Result, StoreError, corrupt_row},
@@ -170,7 +170,7 @@ async fn put(
         event_types::Entity::update(active).exec(tx.db()).await?;
     }
     let facts = json!({ "schema": row.schema.is_some() });
-    let line = entry(action, "event_type", event_type, facts);
+    let line = audit_entry(action, "event_type", event_type, facts);
     let described = PublishersType::of_row(row)?;
     Ok(Audited::new((described, made), owner, line))
 }
@@ -287,7 +287,7 @@ impl Scoped {
             event_types::Entity::delete_by_id((owner, event_type.to_owned()))
                 .exec(tx.db())
                 .await?;
-            let line = entry(
+            let line = audit_entry(
                 Action::EventTypeDeleted,
                 "event_type",
                 event_type,

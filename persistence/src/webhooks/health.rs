@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Audited, Context, entry},
+        change::{Audited, Context, audit_entry},
         db::Tx,
         entity::{endpoint_health, endpoint_stats},
         error::{Result, StoreError},
@@ -461,7 +461,7 @@ impl System {
                 "last_error": health.last_error,
             });
             emit_beside(&tx, key, OwnType::EndpointDisabled.as_str(), &data).await?;
-            let line = entry(Action::EndpointDisabled, "endpoint", id, facts);
+            let line = audit_entry(Action::EndpointDisabled, "endpoint", id, facts);
             Ok(Audited::new(true, owner, line))
         };
         let context = Context::system("dispatcher");

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Answer, Audited, Context, Entry, entry},
+        change::{Answer, AuditEntry, Audited, Context, audit_entry},
         db::Tx,
         effects::Bodies,
         entity::{deliveries, events, replays, webhook_endpoints},
@@ -206,7 +206,7 @@ pub(crate) async fn start_in(
     tx: &Tx,
     endpoint: &webhook_endpoints::Model,
     new: &NewReplay,
-) -> Result<(Replay, Option<Entry>)> {
+) -> Result<(Replay, Option<AuditEntry>)> {
     let until = new.until.unwrap_or(tx.now).min(tx.now);
     if new.since > until {
         let detail = "It must be before `until`, and not in the future.";
@@ -270,7 +270,7 @@ pub(crate) async fn start_in(
         "only_failed": replay.only_failed,
         "include_pending": replay.include_pending,
     });
-    let line = entry(Action::ReplayStarted, "replay", replay.id, facts);
+    let line = audit_entry(Action::ReplayStarted, "replay", replay.id, facts);
     Ok((replay, Some(line)))
 }
 
@@ -572,7 +572,7 @@ impl Scoped {
             save(&tx, &row).await?;
             let cancelled = cancel_deliveries(&tx, &row).await?;
             let facts = json!({ "deliveries_cancelled": cancelled });
-            let line = entry(Action::ReplayCancelled, "replay", id, facts);
+            let line = audit_entry(Action::ReplayCancelled, "replay", id, facts);
             Ok(Audited::new(shown(tx.db(), row).await?, owner, line))
         };
         self.store.administer(context, owner, work, render).await

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{ClientKeySpec, Import, ImportOutcome, ImportResult, refuse, told};
 use crate::{
     store::{
-        change::{Audited, entry},
+        change::{Audited, audit_entry},
         db::Tx,
         entity::{token_hashes, train_token_hashes, train_tokens, trains},
         error::{Result, StoreError, corrupt_row},
@@ -146,7 +146,7 @@ impl Import {
                 })?;
         tx.touches_credentials_of(self.publisher());
         let facts = json!({ "train": spec.train.as_str(), "source": IMPORTED });
-        let line = entry(Action::TrainTokenMinted, "train_token", token.id, facts);
+        let line = audit_entry(Action::TrainTokenMinted, "train_token", token.id, facts);
         Ok(Audited::new(
             ImportResult::of(ImportOutcome::Created),
             owner,
