@@ -21,7 +21,7 @@ use domain::{
     id::Id as _,
     token::{self, MAX_BEARER_LEN, MIN_FOREIGN_LEN, Prefix, TokenHash},
 };
-use persistence::{Known, Principal};
+use persistence::{CachedToken, Principal};
 
 use crate::{
     http::{ApiError, Owner, RequestContext, of_query},
@@ -193,10 +193,10 @@ impl App {
         context: &RequestContext,
         hash: TokenHash,
     ) -> Result<Option<Arc<Principal>>, ApiError> {
-        match self.store.known(hash) {
-            Known::Live(principal) => return Ok(Some(principal)),
-            Known::Once => {}
-            Known::Never => {
+        match self.store.cached_token(hash) {
+            CachedToken::Live(principal) => return Ok(Some(principal)),
+            CachedToken::Stale => {}
+            CachedToken::Unknown => {
                 let verdict = self.limits.may_authenticate(context.address(), &hash);
                 context.admit(verdict.map(|()| None))?;
             }
@@ -316,7 +316,7 @@ impl App {
             has_known_query(request)?;
             return Ok(operator);
         }
-        if matches!(self.store.known(hash), Known::Never) {
+        if matches!(self.store.cached_token(hash), CachedToken::Unknown) {
             context.admit(self.limits.may_bootstrap(address).map(|()| None))?;
         }
         if let Some(principal) = self.principal(context, text, hash).await? {

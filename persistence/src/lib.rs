@@ -28,7 +28,7 @@ pub use operations::{
     sweeps::Removed,
 };
 pub use publishers::{
-    auth::{Known, Principal},
+    auth::{CachedToken, Principal},
     credentials::{Credential, Minted, NewCredential, Replaced},
     publisher::{
         CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch,

@@ -15,7 +15,7 @@ use domain::{
     token::TokenHash,
 };
 use persistence::{
-    Answer, AuditFilter, Context, IdempotencyKey, Known, Minted, NewCredential, NewPublisher,
+    Answer, AuditFilter, CachedToken, Context, IdempotencyKey, Minted, NewCredential, NewPublisher,
     OpenError, Options, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError,
 };
 use sea_orm::ConnectionTrait as _;
@@ -130,8 +130,8 @@ impl Bench {
         for _ in 0..100 {
             assert!(self.lives(token).await);
             if matches!(
-                self.store.known(TokenHash::of_secret(token)),
-                Known::Live(_)
+                self.store.cached_token(TokenHash::of_secret(token)),
+                CachedToken::Live(_)
             ) {
                 return;
             }
@@ -226,7 +226,10 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
 async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let (_, token, _) = bench.publisher("a").await;
     let hash = TokenHash::of_secret(&token);
-    assert!(matches!(bench.store.known(hash), Known::Never));
+    assert!(matches!(
+        bench.store.cached_token(hash),
+        CachedToken::Unknown
+    ));
     let scoped = bench.scoped(&token).await;
     bench.becomes_known(&token).await;
     // A change that leaves it alive: only the database can tell.
@@ -235,7 +238,7 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
         .update_publisher(&operator(), name, None, |_| answer(""))
         .await
         .unwrap();
-    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(matches!(bench.store.cached_token(hash), CachedToken::Stale));
     bench.becomes_known(&token).await;
     // One that ends it: the next look-up forgets it.
     let kind = CredentialKind::Admin;
@@ -244,9 +247,12 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
-    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(matches!(bench.store.cached_token(hash), CachedToken::Stale));
     assert!(!bench.lives(&token).await);
-    assert!(matches!(bench.store.known(hash), Known::Never));
+    assert!(matches!(
+        bench.store.cached_token(hash),
+        CachedToken::Unknown
+    ));
 }
 
 async fn changes_of_different_quotas_both_last(bench: &Bench) {

@@ -45,7 +45,7 @@ const PENDING_USES: usize = 100_000;
 /// Tokens whose use one statement writes down.
 const USES_A_STATEMENT: usize = 500;
 
-struct Entry {
+struct TokenCacheEntry {
     principal: Arc<Principal>,
     cell: Arc<Cell>,
     last_used_ms: AtomicI64,
@@ -90,7 +90,7 @@ impl Principal {
 type UsedToken = (bool, Uuid, Uuid);
 
 pub(crate) struct AuthCache {
-    tokens: Cache<[u8; 32], Arc<Entry>>,
+    tokens: Cache<[u8; 32], Arc<TokenCacheEntry>>,
     used: Mutex<HashMap<UsedToken, i64>>,
     /// Whether tokens of publishers exist that don't have our form.
     foreign: AtomicBool,
@@ -116,7 +116,7 @@ impl AuthCache {
         now: Timestamp,
     ) {
         reading.keep(principal.scope.uuid(), |cell| {
-            let entry = Entry {
+            let entry = TokenCacheEntry {
                 principal: Arc::clone(principal),
                 cell,
                 last_used_ms: AtomicI64::new(
@@ -167,30 +167,30 @@ impl PlaneState for AuthCache {
 
 /// What this process knows of a token without asking the database.
 #[derive(Clone, Debug)]
-pub enum Known {
+pub enum CachedToken {
     /// It is live.
     Live(Arc<Principal>),
     /// It was live once; only the database can tell whether it still is.
-    Once,
+    Stale,
     /// Nothing.
-    Never,
+    Unknown,
 }
 
 impl Store {
     /// What is known of a token here and now. Asks nobody, so it costs next to nothing.
     #[must_use]
-    pub fn known(&self, hash: TokenHash) -> Known {
+    pub fn cached_token(&self, hash: TokenHash) -> CachedToken {
         let now = self.now();
         match self.cached(hash, now).filter(|p| is_live(p, now)) {
-            Some(principal) => Known::Live(principal),
+            Some(principal) => CachedToken::Live(principal),
             None if self
                 .state::<AuthCache>()
                 .tokens
                 .contains_key(hash.as_bytes()) =>
             {
-                Known::Once
+                CachedToken::Stale
             }
-            None => Known::Never,
+            None => CachedToken::Unknown,
         }
     }
 

@@ -23,7 +23,7 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    publishers::auth::{Known, Principal},
+    publishers::auth::{CachedToken, Principal},
     runs::{
         batch::{Batch, Done, apply},
         changes::{Change, Create},
@@ -491,8 +491,8 @@ impl Worker {
 
     /// The same as [`still_good`], where that is known without asking the database.
     fn known_good(&self, waiting: &Waiting) -> Option<Result<()>> {
-        match self.store.known(waiting.options.token) {
-            Known::Live(principal) => Some(may_claim(Some(&principal))),
+        match self.store.cached_token(waiting.options.token) {
+            CachedToken::Live(principal) => Some(may_claim(Some(&principal))),
             _ => None,
         }
     }

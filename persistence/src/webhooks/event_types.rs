@@ -69,16 +69,16 @@ pub struct TypeSchema {
 }
 
 /// A publisher's schemas by type.
-type Known = Arc<HashMap<String, TypeSchema>>;
+type SchemasByName = Arc<HashMap<String, TypeSchema>>;
 
 /// Schemas that were read a moment ago, by publisher, with their size.
-pub(crate) struct TypeSchemas(Cache<Uuid, (Known, u32)>);
+pub(crate) struct TypeSchemas(Cache<Uuid, (SchemasByName, u32)>);
 
 impl TypeSchemas {
     pub(crate) fn new() -> Self {
         let cache = Cache::builder()
             .max_capacity(CACHE_BYTES)
-            .weigher(|_, (_, bytes): &(Known, u32)| *bytes)
+            .weigher(|_, (_, bytes): &(SchemasByName, u32)| *bytes)
             .time_to_live(KEPT)
             .build();
         Self(cache)
@@ -209,7 +209,7 @@ impl Scoped {
     }
 
     /// The schemas of the publisher's types, as they were within the last second.
-    pub async fn event_schemas(&self) -> Result<Known, StoreError> {
+    pub async fn event_schemas(&self) -> Result<SchemasByName, StoreError> {
         use event_types::Column;
         let (owner, cache) = (self.scope.uuid(), &self.store.state::<TypeSchemas>().0);
         if let Some((known, _)) = cache.get(&owner) {

@@ -6,7 +6,7 @@ use super::*;
 
 /// A run as the model has it.
 #[derive(Clone, Debug)]
-struct Known {
+struct ModelRun {
     id: RunId,
     status: RunStatus,
     attempt: i32,
@@ -17,7 +17,7 @@ struct Known {
     kinds: Vec<TimelineEntryKind>,
 }
 
-impl Known {
+impl ModelRun {
     fn tries(&self) -> Tries {
         Tries {
             failures: self.failures,
@@ -58,12 +58,12 @@ impl Dice {
 }
 
 /// The claim that the model has, or one that was never given.
-fn shown(run: &Known, good: bool) -> String {
+fn shown(run: &ModelRun, good: bool) -> String {
     let held = run.claim.as_ref().filter(|_| good);
     held.map_or_else(|| "stm_claim_wrong".to_owned(), |(token, _)| token.clone())
 }
 
-async fn act(mine: &Scoped, run: &mut Known, dice: &mut Dice) {
+async fn act(mine: &Scoped, run: &mut ModelRun, dice: &mut Dice) {
     let (now, good) = (mine.store.now(), dice.roll(5) > 0);
     let token = shown(run, good);
     let holds = good && run.claim.as_ref().is_some_and(|(_, until)| *until > now);
@@ -116,7 +116,7 @@ async fn act(mine: &Scoped, run: &mut Known, dice: &mut Dice) {
 }
 
 /// What the clock brought about by now.
-fn lose_leases(known: &mut [Known], now: Timestamp) {
+fn lose_leases(known: &mut [ModelRun], now: Timestamp) {
     for run in known {
         if run.claim.as_ref().is_some_and(|(_, until)| *until <= now) {
             run.step(run.tries().at_lease_end(now), RunActor::Clock);
@@ -124,7 +124,7 @@ fn lose_leases(known: &mut [Known], now: Timestamp) {
     }
 }
 
-async fn take(mine: &Scoped, known: &mut [Known], max: u32) {
+async fn take(mine: &Scoped, known: &mut [ModelRun], max: u32) {
     lose_leases(known, mine.store.now());
     for taken in claim(mine, max).await {
         let run = known.iter_mut().find(|run| run.id == taken.run.id).unwrap();
@@ -135,7 +135,7 @@ async fn take(mine: &Scoped, known: &mut [Known], max: u32) {
     }
 }
 
-async fn compare(mine: &Scoped, known: &[Known]) {
+async fn compare(mine: &Scoped, known: &[ModelRun]) {
     for run in known {
         let stored = mine.run(run.id).await.unwrap();
         assert_eq!(stored.status, run.status, "{run:?}");
@@ -158,13 +158,13 @@ async fn every_history_is_one_that_the_rules_allow() {
     for (seed, fixture) in engines().await.into_iter().enumerate() {
         let mine = house(&fixture, "a", &["nightly", "weekly"]).await;
         let mut dice = Dice(0x5eed + seed as u64);
-        let mut known: Vec<Known> = Vec::new();
+        let mut known: Vec<ModelRun> = Vec::new();
         for _ in 0..400 {
             match dice.roll(10) {
                 0 | 1 => {
                     let pipeline = ["nightly", "weekly"][usize::from(dice.roll(2) == 0)];
                     let run = create(&mine, new_run(pipeline)).await.unwrap().run;
-                    known.push(Known {
+                    known.push(ModelRun {
                         id: run.id,
                         status: RunStatus::Queued,
                         attempt: 0,

@@ -482,7 +482,10 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         assert_eq!(who.train, Some(house.train.id));
         assert!(who.grants.is_empty());
         assert_eq!(who.actor().kind, domain::audit::ActorKind::Train);
-        assert!(matches!(store.known(hash), crate::Known::Live(_)));
+        assert!(matches!(
+            store.cached_token(hash),
+            crate::CachedToken::Live(_)
+        ));
         assert_eq!(store.flush_uses().await.unwrap(), 1);
         let used = "train_tokens WHERE last_used_at IS NOT NULL";
         assert_eq!(fixture.count(used).await, 1);
@@ -490,7 +493,10 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         let (context, chat) = (context(), slug("chat"));
         let revoke = || acme.revoke_train_token(&context, &chat, id, |()| no_content());
         revoke().await.unwrap();
-        assert!(!matches!(store.known(hash), crate::Known::Live(_)));
+        assert!(!matches!(
+            store.cached_token(hash),
+            crate::CachedToken::Live(_)
+        ));
         assert!(store.authenticate(hash).await.unwrap().is_none());
         assert_eq!(code(revoke().await), domain::Code::NotFound);
         let brief = house
