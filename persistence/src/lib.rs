@@ -74,8 +74,8 @@ pub use trains::{
 pub use webhooks::{
     deliveries::{Attempt, Delivery, DeliveryFilter},
     dispatch::{
-        Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
-        Renewed, Target, Verdict, Waiting,
+        AttemptOutcome, DeliveryTarget, DuePage, DueRequest, Handover, Lease, Next,
+        PROCESS_EXPIRES_AFTER, ProcessId, RecordResult, Renewed, WaitingEndpoint,
     },
     enabling::Enabled,
     endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey},

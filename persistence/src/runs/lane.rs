@@ -44,7 +44,7 @@ mod queue;
 mod waiters;
 
 pub use entry::WaitOptions;
-use entry::{Command, Reply, Waiting, answer};
+use entry::{Command, Reply, WaitingClaim, answer};
 pub(crate) use entry::{Inlet, Lane};
 use queue::{Queue, SHARE};
 use waiters::{Picked, Waiters};
@@ -64,13 +64,13 @@ const PICKED_MAX: u32 = 64;
 /// A claim of a batch: the place that it came with, and what is tried of it.
 struct Tried {
     number: u64,
-    waiting: Waiting,
+    waiting: WaitingClaim,
     claim: Arc<Claim>,
 }
 
 impl Tried {
     /// All that it wants.
-    fn whole(number: u64, waiting: Waiting) -> Self {
+    fn whole(number: u64, waiting: WaitingClaim) -> Self {
         let claim = Arc::clone(&waiting.claim);
         Self {
             number,
@@ -301,12 +301,12 @@ impl Worker {
     }
 
     /// Whether a claim may wait, and others wait already for what it wants.
-    fn lines_up(&self, waiting: &Waiting, now: Instant) -> bool {
+    fn lines_up(&self, waiting: &WaitingClaim, now: Instant) -> bool {
         waiting.until > now && self.waiters.is_behind(waiting)
     }
 
     /// Lets it wait behind them; there may be something for it that they do not want.
-    fn line_up(&mut self, number: u64, waiting: Waiting) {
+    fn line_up(&mut self, number: u64, waiting: WaitingClaim) {
         self.to_look_at.insert(waiting.claim.publisher);
         self.waiters.insert(number, waiting);
     }
@@ -490,7 +490,7 @@ impl Worker {
     }
 
     /// The same as [`still_good`], where that is known without asking the database.
-    fn known_good(&self, waiting: &Waiting) -> Option<Result<()>> {
+    fn known_good(&self, waiting: &WaitingClaim) -> Option<Result<()>> {
         match self.store.cached_token(waiting.options.token) {
             CachedToken::Live(principal) => Some(may_claim(Some(&principal))),
             _ => None,
@@ -663,7 +663,7 @@ impl Worker {
 }
 
 /// A token may have been revoked, or its publisher suspended, while its claim waited.
-async fn still_good(store: &Store, waiting: &Waiting) -> Result<()> {
+async fn still_good(store: &Store, waiting: &WaitingClaim) -> Result<()> {
     let principal = store.authenticate(waiting.options.token).await?;
     may_claim(principal.as_deref())
 }

@@ -12,11 +12,11 @@ mod processes;
 mod targets;
 mod values;
 
-pub use due::{Ask, Page, Waiting};
+pub use due::{DuePage, DueRequest, WaitingEndpoint};
 pub use leases::{Handover, Lease};
-pub use outcomes::{Next, Outcome, Verdict};
+pub use outcomes::{AttemptOutcome, Next, RecordResult};
 pub use processes::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed};
-pub use targets::Target;
+pub use targets::DeliveryTarget;
 
 pub(crate) use targets::SecretCache;
 

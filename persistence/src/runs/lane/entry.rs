@@ -72,7 +72,7 @@ pub struct WaitOptions {
 }
 
 /// A claim that waits.
-pub(super) struct Waiting {
+pub(super) struct WaitingClaim {
     pub(super) claim: Arc<Claim>,
     pub(super) until: Instant,
     pub(super) options: WaitOptions,
@@ -81,7 +81,7 @@ pub(super) struct Waiting {
     _permit: Option<Permit<Uuid>>,
 }
 
-impl Waiting {
+impl WaitingClaim {
     pub(super) fn is_gone(&self) -> bool {
         self.options.gone.is_cancelled() || self.reply.is_closed()
     }
@@ -91,7 +91,7 @@ pub(super) enum Command {
     Create(Arc<Create>, Reply<CreatedRun>),
     Change(Arc<Change>, Reply<Run>),
     /// With its place in the order of claims, and in the lane.
-    Claim(u64, Box<Waiting>, Option<Permit<Uuid>>),
+    Claim(u64, Box<WaitingClaim>, Option<Permit<Uuid>>),
     Publish(Publish, Reply<Vec<PublishedEvent>>),
 }
 
@@ -226,7 +226,7 @@ impl Lane {
         };
         let queue_permit = self.queue_permit(claim.publisher).await?;
         self.hand_in(|reply| {
-            let waiting = Waiting {
+            let waiting = WaitingClaim {
                 claim: Arc::new(claim),
                 until,
                 options,

@@ -9,7 +9,7 @@ use domain::slug::Slug;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::entry::Waiting;
+use super::entry::WaitingClaim;
 use crate::runs::waiting::Open;
 
 /// Of a publisher: who waits for any pipeline, and who for which.
@@ -34,7 +34,7 @@ impl Lines {
 /// A claim that is to be tried, and the pipelines that have runs for it.
 pub(super) struct Picked {
     pub(super) number: u64,
-    pub(super) waiting: Waiting,
+    pub(super) waiting: WaitingClaim,
     pub(super) pipelines: Vec<Slug>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Picked {
 #[derive(Default)]
 pub(super) struct Waiters {
     last: u64,
-    all: HashMap<u64, Waiting>,
+    all: HashMap<u64, WaitingClaim>,
     lines: BTreeMap<Uuid, Lines>,
     ends: BTreeSet<(Instant, u64)>,
 }
@@ -59,7 +59,7 @@ impl Waiters {
     }
 
     /// Lets a claim wait, in this place.
-    pub(super) fn insert(&mut self, number: u64, waiting: Waiting) {
+    pub(super) fn insert(&mut self, number: u64, waiting: WaitingClaim) {
         let lines = self.lines.entry(waiting.claim.publisher).or_default();
         match &waiting.claim.pipelines {
             None => drop(lines.any.insert(number)),
@@ -73,7 +73,7 @@ impl Waiters {
         self.all.insert(number, waiting);
     }
 
-    fn remove(&mut self, number: u64) -> Option<Waiting> {
+    fn remove(&mut self, number: u64) -> Option<WaitingClaim> {
         let waiting = self.all.remove(&number)?;
         self.ends.remove(&(waiting.until, number));
         let publisher = waiting.claim.publisher;
@@ -100,7 +100,7 @@ impl Waiters {
     }
 
     /// Those that give up by now.
-    pub(super) fn ended(&mut self, now: Instant) -> Vec<Waiting> {
+    pub(super) fn ended(&mut self, now: Instant) -> Vec<WaitingClaim> {
         let mut ended = Vec::new();
         while let Some((until, number)) = self.ends.first().copied() {
             if until > now {
@@ -112,7 +112,7 @@ impl Waiters {
     }
 
     /// All of them.
-    pub(super) fn take_all(&mut self) -> Vec<Waiting> {
+    pub(super) fn take_all(&mut self) -> Vec<WaitingClaim> {
         self.lines.clear();
         self.ends.clear();
         self.all.drain().map(|(_, waiting)| waiting).collect()
@@ -144,7 +144,7 @@ impl Waiters {
     }
 
     /// Whether somebody waits already for what this claim wants.
-    pub(super) fn is_behind(&self, claim: &Waiting) -> bool {
+    pub(super) fn is_behind(&self, claim: &WaitingClaim) -> bool {
         let Some(lines) = self.lines.get(&claim.claim.publisher) else {
             return false;
         };

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    Ask, ProcessId, StoreError, Written,
+    DueRequest, ProcessId, StoreError, Written,
     fixture::{Fixture, engines},
     webhooks::events,
 };
@@ -61,7 +61,7 @@ impl House {
     }
 
     async fn page(&self) -> Vec<DueDelivery> {
-        let ask = Ask {
+        let ask = DueRequest {
             key: self.key,
             ordered: false,
             limit: 100,

@@ -69,7 +69,7 @@ const WAITING_WHERE: &str = " ORDER BY d.seq LIMIT 1) AS rest \
 
 /// An endpoint with deliveries that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub struct WaitingEndpoint {
     /// Which.
     pub key: EndpointKey,
     /// When its next delivery is due; in the past if one is.
@@ -78,7 +78,7 @@ pub struct Waiting {
 
 /// What to load of one endpoint.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct DueRequest {
     /// Which.
     pub key: EndpointKey,
     /// In the order of events, whatever is due, instead of what is due longest.
@@ -91,7 +91,7 @@ pub struct Ask {
 
 /// What was loaded of one endpoint.
 #[derive(Debug)]
-pub struct Page {
+pub struct DuePage {
     /// Which.
     pub key: EndpointKey,
     /// What the caller did not have yet, in the order in which to send it.
@@ -183,13 +183,13 @@ const SELECT: &str = "SELECT publisher_id, endpoint_id, id, event_id, attempts, 
 const WHERE: &str = " WHERE status = 'pending' AND publisher_id = ";
 
 /// How many rows to read to find as many as are asked for among those that are known.
-fn reach(ask: &Ask) -> i64 {
+fn reach(ask: &DueRequest) -> i64 {
     let known = whole(u64::try_from(ask.known.len()).unwrap_or(u64::MAX));
     whole(ask.limit).saturating_add(known)
 }
 
 /// Reads each endpoint's rows along the index, in the order in which to send them.
-pub(super) fn load_sql(asks: &[Ask], now: Timestamp, backend: DbBackend) -> Sql {
+pub(super) fn load_sql(asks: &[DueRequest], now: Timestamp, backend: DbBackend) -> Sql {
     match backend {
         DbBackend::Postgres => load_lateral(asks, now),
         _ => load_union(asks, now),
@@ -198,11 +198,11 @@ pub(super) fn load_sql(asks: &[Ask], now: Timestamp, backend: DbBackend) -> Sql 
 
 /// A statement with a part for each endpoint and branch, for engines without `LATERAL`. Planning
 /// costs `SQLite` next to nothing.
-fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
+fn load_union(asks: &[DueRequest], now: Timestamp) -> Sql {
     let mut sql = Sql::new("");
     let mut at = 0;
     // What fills up asks for nothing.
-    let filling = asks.last().map(|last| Ask {
+    let filling = asks.last().map(|last| DueRequest {
         limit: 0,
         known: HashSet::new(),
         ..*last
@@ -236,7 +236,7 @@ fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
 
 /// The same with the branches written once, and run for each endpoint: `PostgreSQL` plans every
 /// part of a union by itself, which took longer than all else that it did for a delivery.
-fn load_lateral(asks: &[Ask], now: Timestamp) -> Sql {
+fn load_lateral(asks: &[DueRequest], now: Timestamp) -> Sql {
     let mut sql = Sql::new("SELECT part.* FROM (");
     let missing = asks.len().next_power_of_two() - asks.len();
     // What fills up asks for nothing.
@@ -270,7 +270,10 @@ fn load_lateral(asks: &[Ask], now: Timestamp) -> Sql {
 impl System {
     /// Endpoints with waiting deliveries that can be sent to and that no other living process
     /// holds: 10 000 at most.
-    pub async fn waiting_endpoints(&self, process: ProcessId) -> Result<Vec<Waiting>, StoreError> {
+    pub async fn waiting_endpoints(
+        &self,
+        process: ProcessId,
+    ) -> Result<Vec<WaitingEndpoint>, StoreError> {
         let sql = waiting_sql(process, self.store.now());
         let statement = sql.statement(self.store.backend());
         let rows = self.store.read().query_all_raw(statement).await?;
@@ -279,7 +282,7 @@ impl System {
             let head: Option<i64> = row.try_get("", "head")?;
             let rest: Option<i64> = row.try_get("", "rest")?;
             if let Some(due) = head.into_iter().chain(rest).min() {
-                found.push(Waiting {
+                found.push(WaitingEndpoint {
                     key: EndpointKey::of_row(row)?,
                     due: Timestamp::from_ms(due),
                 });
@@ -290,7 +293,7 @@ impl System {
 
     /// Loads deliveries of endpoints that the caller holds: one statement for all their rows, one
     /// for what these say. At most a hundred endpoints at a time.
-    pub async fn load_due(&self, asks: &[Ask]) -> Result<Vec<Page>, StoreError> {
+    pub async fn load_due(&self, asks: &[DueRequest]) -> Result<Vec<DuePage>, StoreError> {
         if asks.is_empty() {
             return Ok(Vec::new());
         }
@@ -343,7 +346,7 @@ impl System {
             .into_iter()
             .map(|(key, rows, more)| {
                 let due = rows.into_iter().map(|row| row.due(&bodies));
-                Page {
+                DuePage {
                     key,
                     due: due.collect(),
                     more,

@@ -27,7 +27,7 @@ const RECORD_ROWS: usize = 256;
 
 /// How one try ended.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct AttemptOutcome {
     /// Where it went.
     pub key: EndpointKey,
     /// The number of the lease under which it was made.
@@ -84,7 +84,7 @@ impl Next {
 
 /// Whether an outcome counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RecordResult {
     /// It is written down.
     Recorded,
     /// The delivery did not wait for it any more: called off, or gone.
@@ -94,7 +94,7 @@ pub enum Verdict {
 }
 
 /// The statement that writes outcomes where lease and try are still theirs.
-pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
+pub(super) fn record_sql(outcomes: &[AttemptOutcome], now: Timestamp) -> Sql {
     let mut sql = Sql::new(
         "WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries, slowed) AS (",
     );
@@ -126,7 +126,7 @@ pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
     sql
 }
 
-fn attempt_row(outcome: &Outcome) -> delivery_attempts::Model {
+fn attempt_row(outcome: &AttemptOutcome) -> delivery_attempts::Model {
     delivery_attempts::Model {
         publisher_id: outcome.key.publisher.uuid(),
         delivery_id: outcome.id.uuid(),
@@ -139,7 +139,7 @@ fn attempt_row(outcome: &Outcome) -> delivery_attempts::Model {
     }
 }
 
-fn try_of(outcome: &Outcome) -> Try {
+fn try_of(outcome: &AttemptOutcome) -> Try {
     Try {
         publisher: outcome.key.publisher.uuid(),
         endpoint: outcome.key.endpoint.uuid(),
@@ -165,13 +165,14 @@ async fn fences(tx: &Tx, keys: &[EndpointKey]) -> Result<HashMap<EndpointKey, i6
 }
 
 /// Also answers whether an endpoint said that it is gone for good.
-async fn record(tx: &Tx, part: &[Outcome]) -> Result<(Vec<Verdict>, bool)> {
+async fn record(tx: &Tx, part: &[AttemptOutcome]) -> Result<(Vec<RecordResult>, bool)> {
     let statement = record_sql(part, tx.now).statement(tx.db().get_database_backend());
     let mut counted: HashSet<(Uuid, Uuid)> = HashSet::with_capacity(part.len());
     for row in tx.db().query_all_raw(statement).await? {
         counted.insert((row.try_get("", "publisher_id")?, row.try_get("", "id")?));
     }
-    let counts = |one: &Outcome| counted.contains(&(one.key.publisher.uuid(), one.id.uuid()));
+    let counts =
+        |one: &AttemptOutcome| counted.contains(&(one.key.publisher.uuid(), one.id.uuid()));
     let rows: Vec<_> = part
         .iter()
         .filter(|one| counts(one))
@@ -187,16 +188,16 @@ async fn record(tx: &Tx, part: &[Outcome]) -> Result<(Vec<Verdict>, bool)> {
     } else {
         fences(tx, &lost).await?
     };
-    let verdict = |one: &Outcome| {
+    let result = |one: &AttemptOutcome| {
         if counts(one) {
-            Verdict::Recorded
+            RecordResult::Recorded
         } else if fences.get(&one.key) == Some(&one.fence) {
-            Verdict::Settled
+            RecordResult::Settled
         } else {
-            Verdict::LeaseLost
+            RecordResult::LeaseLost
         }
     };
-    Ok((part.iter().map(verdict).collect(), gone))
+    Ok((part.iter().map(result).collect(), gone))
 }
 
 impl System {
@@ -206,17 +207,17 @@ impl System {
     /// be given at a time.
     pub async fn record_outcomes(
         &self,
-        outcomes: &[Outcome],
-    ) -> Result<(Vec<Verdict>, bool), StoreError> {
+        outcomes: &[AttemptOutcome],
+    ) -> Result<(Vec<RecordResult>, bool), StoreError> {
         self.store
             .write_outcomes(|tx| async move {
-                let (mut verdicts, mut any_gone) = (Vec::with_capacity(outcomes.len()), false);
+                let (mut results, mut any_gone) = (Vec::with_capacity(outcomes.len()), false);
                 for part in outcomes.chunks(RECORD_ROWS) {
                     let (some, gone) = record(&tx, part).await?;
-                    verdicts.extend(some);
+                    results.extend(some);
                     any_gone |= gone;
                 }
-                Ok((verdicts, any_gone))
+                Ok((results, any_gone))
             })
             .await
     }

@@ -36,7 +36,7 @@ const CACHED_PUBLISHERS: usize = 10_000;
 
 /// An endpoint that may be sent to.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct DeliveryTarget {
     /// Where it is.
     pub url: String,
     /// Its own headers.
@@ -140,7 +140,7 @@ fn tell(key: EndpointKey, error: &StoreError) {
     unreadable::tell("endpoint", publisher, endpoint, error);
 }
 
-impl Target {
+impl DeliveryTarget {
     /// One whose row can't be read.
     fn unreadable(ordered: bool) -> Self {
         Self {
@@ -163,13 +163,13 @@ impl Row {
     }
 
     /// An endpoint that has secrets of its own is signed for by those alone.
-    fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<Target> {
+    fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<DeliveryTarget> {
         let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
         let schedule = self.retry_schedule.as_deref().map(Schedule::parse);
         check_filters(&self.event_types, self.pipelines.as_deref())?;
         let (signing, bearer) = secrets.unreadable;
         let signing = own.as_ref().map_or(signing, |own| own.unreadable);
-        Ok(Target {
+        Ok(DeliveryTarget {
             url: self.url,
             headers: serde_json::from_str(&self.headers)
                 .map_err(|_| corrupt_row("map of headers"))?,
@@ -193,7 +193,7 @@ impl System {
     pub async fn targets(
         &self,
         keys: &[EndpointKey],
-    ) -> Result<HashMap<EndpointKey, Arc<Target>>, StoreError> {
+    ) -> Result<HashMap<EndpointKey, Arc<DeliveryTarget>>, StoreError> {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
@@ -215,7 +215,7 @@ impl System {
                 Err(error) => {
                     let key = EndpointKey::of_row(row)?;
                     tell(key, &error.into());
-                    targets.insert(key, Arc::new(Target::unreadable(false)));
+                    targets.insert(key, Arc::new(DeliveryTarget::unreadable(false)));
                 }
             }
         }
@@ -231,7 +231,7 @@ impl System {
                 let ordered = row.ordered;
                 let target = row.target(secrets, own).unwrap_or_else(|error| {
                     tell(key, &error);
-                    Target::unreadable(ordered)
+                    DeliveryTarget::unreadable(ordered)
                 });
                 targets.insert(key, Arc::new(target));
             }

@@ -11,8 +11,8 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::{
-    Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, ProcessId, Renewed, Verdict,
-    outcomes::record_sql,
+    AttemptOutcome, DueRequest, Handover, Lease, Next, PROCESS_EXPIRES_AFTER, ProcessId,
+    RecordResult, Renewed, outcomes::record_sql,
 };
 use crate::{
     CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System,
@@ -87,7 +87,7 @@ impl World {
         known: &[DeliveryId],
         ordered: bool,
     ) -> (Vec<DueDelivery>, bool) {
-        let ask = Ask {
+        let ask = DueRequest {
             key: self.key(),
             ordered,
             limit,
@@ -97,9 +97,9 @@ impl World {
         (page.due, page.more)
     }
 
-    fn outcome(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Outcome {
+    fn outcome(&self, lease: &Lease, due: &DueDelivery, next: Next) -> AttemptOutcome {
         let error = (next != Next::Succeeded).then_some("status");
-        Outcome {
+        AttemptOutcome {
             key: self.key(),
             fence: lease.fence,
             id: due.id,
@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Verdict {
+    async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> RecordResult {
         let outcome = self.outcome(lease, due, next);
         self.system().record_outcomes(&[outcome]).await.unwrap().0[0]
     }
@@ -370,7 +370,7 @@ async fn pages_of_many_endpoints_come_in_one_go() {
                     .delivery(world.publisher, world.event, endpoint, START)
                     .await;
             }
-            asks.push(Ask {
+            asks.push(DueRequest {
                 key: EndpointKey {
                     publisher: world.publisher,
                     endpoint,
@@ -473,8 +473,8 @@ async fn outcomes_end_a_delivery_or_move_it() {
         let id = world.delivery(START).await;
         let due = world.load(10, &[], false).await.0.remove(0);
         let later = START.plus(Duration::from_secs(5));
-        let verdict = world.record(&lease, &due, Next::RetryAt(later)).await;
-        assert_eq!(verdict, Verdict::Recorded);
+        let result = world.record(&lease, &due, Next::RetryAt(later)).await;
+        assert_eq!(result, RecordResult::Recorded);
         let row = world.row(id).await;
         assert_eq!((row.status.as_str(), row.attempts), ("pending", 1));
         assert_eq!(
@@ -532,15 +532,18 @@ async fn many_outcomes_are_judged_each_by_itself() {
             }
         );
         world.fixture.execute(&off).await;
-        let mut outcomes: Vec<Outcome> = page
+        let mut outcomes: Vec<AttemptOutcome> = page
             .iter()
             .map(|due| world.outcome(&lease, due, Next::Succeeded))
             .collect();
         outcomes[0].fence -= 1;
-        let (verdicts, _) = world.system().record_outcomes(&outcomes).await.unwrap();
-        assert_eq!(verdicts[0], Verdict::LeaseLost);
-        let count = |wanted| verdicts.iter().filter(|one| **one == wanted).count();
-        assert_eq!((count(Verdict::Recorded), count(Verdict::Settled)), (2, 1));
+        let (results, _) = world.system().record_outcomes(&outcomes).await.unwrap();
+        assert_eq!(results[0], RecordResult::LeaseLost);
+        let count = |wanted| results.iter().filter(|one| **one == wanted).count();
+        assert_eq!(
+            (count(RecordResult::Recorded), count(RecordResult::Settled)),
+            (2, 1)
+        );
         assert_eq!(world.attempts().await.len(), 2);
     }
 }
@@ -555,14 +558,14 @@ async fn a_late_outcome_changes_nothing() {
         world.fixture.clock.advance(PROCESS_EXPIRES_AFTER);
         let two = world.process().await;
         let held = world.take(two).await.unwrap();
-        let verdict = world.record(&lost, &due, Next::Failed).await;
-        assert_eq!(verdict, Verdict::LeaseLost);
+        let result = world.record(&lost, &due, Next::Failed).await;
+        assert_eq!(result, RecordResult::LeaseLost);
         assert_eq!(world.row(id).await.status, "pending");
         assert!(world.attempts().await.is_empty());
-        let verdict = world.record(&held, &due, Next::Succeeded).await;
-        assert_eq!(verdict, Verdict::Recorded);
-        let verdict = world.record(&held, &due, Next::Failed).await;
-        assert_eq!(verdict, Verdict::Settled);
+        let result = world.record(&held, &due, Next::Succeeded).await;
+        assert_eq!(result, RecordResult::Recorded);
+        let result = world.record(&held, &due, Next::Failed).await;
+        assert_eq!(result, RecordResult::Settled);
         assert_eq!(world.row(id).await.status, "succeeded");
         assert_eq!(world.attempts().await.len(), 1);
     }
@@ -662,7 +665,7 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
         }
         // All but the very first row are sought.
         assert_eq!(plan.matches("SCAN d").count(), 1, "{plan}");
-        let ask = |ordered| Ask {
+        let ask = |ordered| DueRequest {
             key: world.key(),
             ordered,
             limit: 10,
