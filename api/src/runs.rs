@@ -11,8 +11,8 @@ use domain::{
     Code, JsonText, Problem, id::RunId, limits::PROGRESS_BYTES, run::RunStatus, slug::Slug,
 };
 use persistence::{
-    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Run, RunFilter, Scope, StoreError,
-    WaitOptions,
+    Answer, Context, CreatedRun, KeptVersion, NewRun, Run, RunFilter, Scope, StoreError,
+    ValidatedInput, WaitOptions,
 };
 
 use crate::{
@@ -96,7 +96,7 @@ impl Runs {
         scope: &Scope,
         found: &KeptVersion,
         input: &JsonText,
-    ) -> Result<Judged, Problem> {
+    ) -> Result<ValidatedInput, Problem> {
         let mut verdict = Ok(());
         if let Some(schema) = &found.definition.input_schema {
             let version = (found.pipeline, found.version);
@@ -105,10 +105,10 @@ impl Runs {
         }
         match verdict {
             Err(problem) if problem.code != Code::ValidationFailed => Err(problem),
-            verdict => Ok(Judged {
+            verdict => Ok(ValidatedInput {
                 pipeline: found.pipeline,
                 version: found.version,
-                verdict,
+                result: verdict,
             }),
         }
     }

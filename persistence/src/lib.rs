@@ -37,7 +37,7 @@ pub use publishers::{
 };
 pub use runs::{
     BulkCancelled, RunFilter,
-    changes::Judged,
+    changes::ValidatedInput,
     lane::WaitOptions,
     pipelines::Pipeline,
     run::{Claimed, CreatedRun, NewRun, Run},

@@ -49,7 +49,7 @@ pub(crate) mod versions;
 pub(crate) mod waiting;
 
 use batch::{Batch, apply};
-use changes::{Change, Create, Judged, What};
+use changes::{Change, Create, ValidatedInput, What};
 use claims::Claim;
 use row::{RunEvents, save_all};
 use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
@@ -181,14 +181,14 @@ fn first<T, E: Into<StoreError>>(results: Vec<Result<T, E>>) -> Result<T> {
 }
 
 impl Scoped {
-    /// Creates a run, or finds the one that has its external identifier already. `judged` says
+    /// Creates a run, or finds the one that has its external identifier already. `validated` says
     /// whether its input is taken. If that was another version than the one that the run is to
     /// keep, nothing is done: the error names this one, for the caller to judge by.
     pub async fn create_run<A>(
         &self,
         context: &Context,
         new: Arc<NewRun>,
-        judged: Option<Judged>,
+        validated: Option<ValidatedInput>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
@@ -203,7 +203,7 @@ impl Scoped {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
             new,
-            judged,
+            validated,
         });
         if context.idempotency.is_none() {
             room.check()?;

@@ -20,13 +20,13 @@ use crate::{
 
 /// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.
 #[derive(Clone, Debug)]
-pub struct Judged {
+pub struct ValidatedInput {
     /// Of which pipeline.
     pub pipeline: PipelineId,
     /// Which version.
     pub version: i64,
     /// Whether it takes the input.
-    pub verdict: Result<(), Problem>,
+    pub result: Result<(), Problem>,
 }
 
 /// A run to create.
@@ -34,17 +34,17 @@ pub(crate) struct Create {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
     pub(crate) new: Arc<NewRun>,
-    pub(crate) judged: Option<Judged>,
+    pub(crate) validated: Option<ValidatedInput>,
 }
 
 impl Create {
     /// Whether the version that the run is to keep takes its input.
     pub(super) fn check_input(&self, pipeline: &Pipeline) -> Result<()> {
-        match &self.judged {
-            Some(judged)
-                if (judged.pipeline, judged.version) == (pipeline.id, pipeline.version) =>
+        match &self.validated {
+            Some(validated)
+                if (validated.pipeline, validated.version) == (pipeline.id, pipeline.version) =>
             {
-                Ok(judged.verdict.clone()?)
+                Ok(validated.result.clone()?)
             }
             _ if pipeline.definition.input_schema.is_none() => Ok(()),
             _ => Err(StoreError::VersionChanged(Box::new(KeptVersion::of(

@@ -117,12 +117,12 @@ pub(crate) fn new_run(pipeline: &str) -> NewRun {
 
 pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     let (slot, new, context) = (Slot::new(), Arc::new(new), context());
-    let mut judged = None;
+    let mut validated = None;
     loop {
         let render = |created: &CreatedRun| slot.keep(created);
-        let created = scoped.create_run(&context, Arc::clone(&new), judged, render);
+        let created = scoped.create_run(&context, Arc::clone(&new), validated, render);
         match created.await {
-            Err(StoreError::VersionChanged(now)) => judged = Some(taken_by(&now)),
+            Err(StoreError::VersionChanged(now)) => validated = Some(taken_by(&now)),
             created => {
                 created?;
                 return Ok(slot.take());
@@ -131,11 +131,11 @@ pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     }
 }
 
-fn taken_by(version: &KeptVersion) -> Judged {
-    Judged {
+fn taken_by(version: &KeptVersion) -> ValidatedInput {
+    ValidatedInput {
         pipeline: version.pipeline,
         version: version.version,
-        verdict: Ok(()),
+        result: Ok(()),
     }
 }
 

@@ -352,8 +352,8 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
             ..context()
         };
         let version = mine.likely_version(&slug("nightly")).await.unwrap();
-        let (new, judged) = (Arc::new(new_run("nightly")), Some(taken_by(&version)));
-        let made = mine.create_run(&keyed, new, judged, |_| no_content());
+        let (new, validated) = (Arc::new(new_run("nightly")), Some(taken_by(&version)));
+        let made = mine.create_run(&keyed, new, validated, |_| no_content());
         made.await.unwrap();
         assert_eq!(first.await.unwrap().unwrap().len(), 1);
         // By the clock.

@@ -13,7 +13,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
             ..definition()
         };
         put(&acme, "a", strict).await.unwrap();
-        let ask = |judged, key: Option<IdempotencyKey>| {
+        let ask = |validated, key: Option<IdempotencyKey>| {
             let context = Context {
                 idempotency: key,
                 ..context()
@@ -21,7 +21,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
             let (acme, new) = (acme.clone(), Arc::new(new_run("a")));
             async move {
                 let render = |_: &CreatedRun| no_content();
-                acme.create_run(&context, new, judged, render).await
+                acme.create_run(&context, new, validated, render).await
             }
         };
         let key = || {
@@ -31,12 +31,12 @@ async fn a_judgement_by_another_version_creates_nothing() {
                 request_hash: [7; 32],
             })
         };
-        for (judged, key) in [
+        for (validated, key) in [
             (None, None),
             (Some(taken_by(&first)), None),
             (Some(taken_by(&first)), key()),
         ] {
-            let Err(StoreError::VersionChanged(now)) = ask(judged, key).await else {
+            let Err(StoreError::VersionChanged(now)) = ask(validated, key).await else {
                 panic!("it was created")
             };
             assert_eq!((now.pipeline, now.version), (first.pipeline, 2));
@@ -49,8 +49,8 @@ async fn a_judgement_by_another_version_creates_nothing() {
                 .is_empty()
         );
         let now = acme.likely_version(&slug("a")).await.unwrap();
-        let refused = Judged {
-            verdict: Err(Code::ValidationFailed.into()),
+        let refused = ValidatedInput {
+            result: Err(Code::ValidationFailed.into()),
             ..taken_by(&now)
         };
         assert_eq!(code(ask(Some(refused), None).await), Code::ValidationFailed);
