@@ -19,7 +19,7 @@ use crate::{
     Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
     store::{
         entity::{deliveries, events, webhook_endpoints},
-        target::Target,
+        target::DatabaseConfig,
     },
 };
 
@@ -53,7 +53,7 @@ async fn fresh_database(server: &str) -> String {
     // A cluster may outlive the numbers of processes.
     let random = u32::from_be_bytes(domain::random::bytes());
     let name = format!("persistence_{}_{count}_{random:08x}", std::process::id());
-    let db = Target::parse(server, 1, true)
+    let db = DatabaseConfig::parse(server, 1, true)
         .unwrap()
         .connect_one()
         .await

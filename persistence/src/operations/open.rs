@@ -25,7 +25,7 @@ use crate::{
         pool::Pool,
         scope::OPERATOR,
         storage::Storage,
-        target::Target,
+        target::DatabaseConfig,
     },
     trains::lending::PoolCache,
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
@@ -185,10 +185,14 @@ async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
 }
 
 /// Where the data is; what is to verify the server is there and can be read.
-pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Target, OpenError> {
-    let target =
-        Target::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
-    if let Target::Postgres { server, .. } = &target {
+pub(crate) fn config_of(
+    url: &str,
+    connections: u32,
+    full: bool,
+) -> Result<DatabaseConfig, OpenError> {
+    let config =
+        DatabaseConfig::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
+    if let DatabaseConfig::Postgres { server, .. } = &config {
         let environment = |name: &str| std::env::var(name).ok();
         let mode = server.options().get_ssl_mode();
         let unused =
@@ -201,7 +205,7 @@ pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Targe
             );
         }
     }
-    Ok(target)
+    Ok(config)
 }
 
 /// Opens all the connections that a process needs, and closes them again: answers how many they
@@ -214,8 +218,8 @@ pub async fn try_connections(
     connections: u32,
     limit: Duration,
 ) -> Result<u32, OpenError> {
-    let target = target_of(url, connections, true)?.within(limit);
-    let Target::Postgres { server, .. } = target else {
+    let config = config_of(url, connections, true)?.within(limit);
+    let DatabaseConfig::Postgres { server, .. } = config else {
         return Ok(0);
     };
     let (_, own) = Own::new(&server);
@@ -234,8 +238,8 @@ pub async fn try_connections(
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn migrate(url: &str) -> Result<usize, OpenError> {
-    let target = target_of(url, 1, true)?;
-    migrate_target(&target).await
+    let config = config_of(url, 1, true)?;
+    migrate_with(&config).await
 }
 
 /// The error in words. One that only a pooler in transaction mode brings about names it: a session's
@@ -251,10 +255,10 @@ fn or_a_pooler(error: &DbErr) -> String {
     }
 }
 
-async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
+async fn migrate_with(config: &DatabaseConfig) -> Result<usize, OpenError> {
     let failed = |error: DbErr| OpenError::Migration(or_a_pooler(&error));
     // One connection: the lock belongs to it, and so does the transaction of every step.
-    let db = connect(target).await?;
+    let db = connect(config).await?;
     let postgres = db.get_database_backend() == DbBackend::Postgres;
     if postgres {
         // Waiting for another process's migrations may take longer than a statement may.
@@ -275,21 +279,21 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
-    let target = target_of(url, 1, true)?;
-    state_within(&target).await
+    let config = config_of(url, 1, true)?;
+    state_within(&config).await
 }
 
-async fn state_within(target: &Target) -> Result<SchemaState, OpenError> {
+async fn state_within(config: &DatabaseConfig) -> Result<SchemaState, OpenError> {
     let late = |_| OpenError::Unreachable("it does not answer".to_owned());
-    let db = connect(target).await?;
-    let state = timeout(target.limit(), state_of(&db)).await.map_err(late)?;
-    let closed = timeout(target.limit(), db.close()).await.map_err(late)?;
+    let db = connect(config).await?;
+    let state = timeout(config.limit(), state_of(&db)).await.map_err(late)?;
+    let closed = timeout(config.limit(), db.close()).await.map_err(late)?;
     closed.map_err(|e| OpenError::Store(e.into()))?;
     state.map_err(|e| OpenError::Store(e.into()))
 }
 
-pub(crate) async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
-    target
+pub(crate) async fn connect(config: &DatabaseConfig) -> Result<DatabaseConnection, OpenError> {
+    config
         .connect_one()
         .await
         .map_err(|e| OpenError::Unreachable(e.to_string()))
@@ -303,26 +307,26 @@ impl Store {
     /// # Errors
     /// [`OpenError`] with what to do.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let target = target_of(
+        let config = config_of(
             &options.database_url,
             options.max_connections,
             options.sqlite_synchronous_full,
         )?
         .within(options.database_timeout);
         if options.migrate {
-            let steps = migrate_target(&target).await?;
+            let steps = migrate_with(&config).await?;
             if steps > 0 {
                 tracing::info!(steps, "the schema was brought up");
             }
         } else {
-            let state = state_within(&target).await?;
+            let state = state_within(&config).await?;
             if state.pending > 0 {
                 return Err(OpenError::OldSchema {
                     pending: state.pending,
                 });
             }
         }
-        let db = Db::connect(target, options.clock)
+        let db = Db::connect(config, options.clock)
             .await
             .map_err(|e| OpenError::Unreachable(e.to_string()))?
             .map_err(OpenError::from)?;

@@ -15,7 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    operations::open::{OpenError, connect, state_of, target_of},
+    operations::open::{OpenError, config_of, connect, state_of},
     store::{
         System,
         change::{AuditEntry, Context, audit_entry},
@@ -58,8 +58,8 @@ impl KeysSurvey {
 /// # Errors
 /// [`OpenError`] with what to do, if the database can't be read.
 pub async fn survey_keys(url: &str, master: &MasterKeys) -> Result<KeysSurvey, OpenError> {
-    let target = target_of(url, 1, true)?;
-    let db = connect(&target).await?;
+    let config = config_of(url, 1, true)?;
+    let db = connect(&config).await?;
     let found = survey(&db, master).await;
     let closed = db.close().await;
     let found = found?;

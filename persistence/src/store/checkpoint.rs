@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         fixture::{Fixture, engines},
-        store::target::Target,
+        store::target::DatabaseConfig,
     };
 
     async fn sqlite() -> Fixture {
@@ -126,8 +126,9 @@ mod tests {
     async fn written_back(fixture: &Fixture) -> bool {
         let copy = database(fixture).with_file_name("copy.db");
         std::fs::copy(database(fixture), &copy).unwrap();
-        let target = Target::parse(&format!("sqlite://{}", copy.display()), 1, true).unwrap();
-        let db = target.connect_one().await.unwrap();
+        let config =
+            DatabaseConfig::parse(&format!("sqlite://{}", copy.display()), 1, true).unwrap();
+        let db = config.connect_one().await.unwrap();
         let known = "SELECT 1 FROM sqlite_schema WHERE name = 't'";
         let known = Statement::from_string(DbBackend::Sqlite, known);
         // A copy that was taken in the middle of a checkpoint may be no database.

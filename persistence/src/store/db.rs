@@ -27,7 +27,7 @@ use crate::store::{
     error::{Result, StoreError, uncommitted},
     lines::{Line, Own, TooFew, open_all},
     pool::{Pool, Server},
-    target::Target,
+    target::DatabaseConfig,
     write_activity::WriteActivity,
 };
 
@@ -156,7 +156,7 @@ pub(crate) struct Committed<T> {
 
 /// The connected store.
 pub(crate) struct Db {
-    target: Target,
+    config: DatabaseConfig,
     /// Reads; on PostgreSQL writes too.
     pool: Connections,
     /// SQLite only: reads that may take long have readers of their own.
@@ -180,20 +180,20 @@ pub(crate) struct Db {
 
 impl Db {
     pub(crate) async fn connect(
-        target: Target,
+        config: DatabaseConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Result<Self, TooFew>> {
-        let (pool, own, writer) = match &target {
-            Target::Sqlite { options, limit, .. } => {
+        let (pool, own, writer) = match &config {
+            DatabaseConfig::Sqlite { options, limit, .. } => {
                 // The writer goes first: it makes the file that the readers open.
                 let writer = Writer {
-                    connection: Some(Connections::Sqlite(target.connect_one().await?)),
+                    connection: Some(Connections::Sqlite(config.connect_one().await?)),
                     open: false,
                 };
                 let readers = readers::connect(options, *limit).await?;
                 (readers, None, Some(tokio::sync::Mutex::new(writer)))
             }
-            Target::Postgres {
+            DatabaseConfig::Postgres {
                 server,
                 connections,
             } => {
@@ -206,9 +206,9 @@ impl Db {
             }
         };
         let scan_steps = Arc::new(AtomicU64::new(0));
-        let scans = readers::connect_scans(&target, &scan_steps).await?;
+        let scans = readers::connect_scans(&config, &scan_steps).await?;
         Ok(Ok(Self {
-            target,
+            config,
             pool,
             scans,
             scan_steps,
@@ -236,9 +236,9 @@ impl Db {
     /// How many transactions of one publisher may be under way in the general write lane: SQLite has
     /// one writer, and a quarter of PostgreSQL's connections is enough for anybody.
     pub(crate) fn writers_a_publisher(&self) -> usize {
-        match &self.target {
-            Target::Sqlite { .. } => 1,
-            Target::Postgres { connections, .. } => {
+        match &self.config {
+            DatabaseConfig::Sqlite { .. } => 1,
+            DatabaseConfig::Postgres { connections, .. } => {
                 usize::try_from(*connections / 4).map_or(1, |share| share.max(1))
             }
         }
@@ -246,7 +246,7 @@ impl Db {
 
     /// How long an answer of the database is waited for.
     pub(crate) const fn limit(&self) -> Duration {
-        self.target.limit()
+        self.config.limit()
     }
 
     /// What scans run on.
@@ -263,9 +263,9 @@ impl Db {
     /// How many scans may run at a time: as many as there are connections for them, of the pool
     /// half.
     pub(crate) fn scanners(&self) -> usize {
-        let connections = match &self.target {
-            Target::Sqlite { .. } => readers::count(),
-            Target::Postgres { connections, .. } => connections / 2,
+        let connections = match &self.config {
+            DatabaseConfig::Sqlite { .. } => readers::count(),
+            DatabaseConfig::Postgres { connections, .. } => connections / 2,
         };
         usize::try_from(connections).unwrap_or(1)
     }
@@ -274,9 +274,9 @@ impl Db {
         &*self.clock
     }
 
-    /// See [`Target::stop_soon`].
+    /// See [`DatabaseConfig::stop_soon`].
     pub(crate) fn stop_soon(&self) {
-        self.target.stop_soon();
+        self.config.stop_soon();
     }
 
     pub(crate) const fn progress(&self) -> &Progress {
@@ -298,15 +298,15 @@ impl Db {
 
     /// How to reach the engine's notifications, where it has some and other processes may listen.
     pub(crate) fn notifies(&self) -> Option<Server> {
-        match &self.target {
-            Target::Sqlite { .. } => None,
-            Target::Postgres { server, .. } => Some((**server).clone()),
+        match &self.config {
+            DatabaseConfig::Sqlite { .. } => None,
+            DatabaseConfig::Postgres { server, .. } => Some((**server).clone()),
         }
     }
 
     /// A connection of its own to SQLite, for checkpoints.
     pub(crate) async fn connect_aside(&self) -> Result<DatabaseConnection> {
-        self.target.connect_one().await
+        self.config.connect_one().await
     }
 
     /// Waits until something was committed to SQLite since the last call, or may have been.
@@ -422,14 +422,14 @@ impl Db {
             Self::discard(&mut writer);
         }
         if writer.connection.is_none() {
-            writer.connection = Some(Connections::Sqlite(self.target.connect_one().await?));
+            writer.connection = Some(Connections::Sqlite(self.config.connect_one().await?));
         }
         let Some(connection) = writer.connection.clone() else {
             return Err(StoreError::Internal("the writer has no connection".into()));
         };
         // It can't be set within a transaction, and must not stay as it is for a removal.
-        let eased =
-            flush == Flush::Later && matches!(self.target, Target::Sqlite { full: true, .. });
+        let eased = flush == Flush::Later
+            && matches!(self.config, DatabaseConfig::Sqlite { full: true, .. });
         writer.open = true;
         let begin = async {
             if eased {

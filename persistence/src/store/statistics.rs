@@ -77,14 +77,16 @@ mod tests {
     use super::analyze_grown;
     use crate::{
         fixture::engines,
-        store::{connections::Connections, pool::Pool, target::Target},
+        store::{connections::Connections, pool::Pool, target::DatabaseConfig},
     };
 
     /// One connection, whose session is always the same.
     fn one(url: &str) -> Connections {
-        match Target::parse(url, 1, true).unwrap() {
-            Target::Postgres { server, .. } => Connections::Postgres(Pool::new(&server, 1, false)),
-            Target::Sqlite { .. } => panic!("not PostgreSQL"),
+        match DatabaseConfig::parse(url, 1, true).unwrap() {
+            DatabaseConfig::Postgres { server, .. } => {
+                Connections::Postgres(Pool::new(&server, 1, false))
+            }
+            DatabaseConfig::Sqlite { .. } => panic!("not PostgreSQL"),
         }
     }
 

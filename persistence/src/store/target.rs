@@ -33,7 +33,7 @@ const LOG_PAGES_MAX: &str = "8000";
 
 /// Where the data is.
 #[derive(Clone)]
-pub(crate) enum Target {
+pub(crate) enum DatabaseConfig {
     Sqlite {
         options: Box<SqliteConnectOptions>,
         /// Whether a commit waits for the disk.
@@ -46,7 +46,7 @@ pub(crate) enum Target {
     },
 }
 
-impl Target {
+impl DatabaseConfig {
     /// Reads a `sqlite://…` or `postgres://…` URL.
     pub(crate) fn parse(
         url: &str,

@@ -13,7 +13,7 @@ use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOp
 use crate::store::{
     connections::Connections,
     error::Result,
-    target::{ACQUIRE_TIMEOUT, Target, unavailable},
+    target::{ACQUIRE_TIMEOUT, DatabaseConfig, unavailable},
 };
 
 /// The same of a connection for scans, which read much once.
@@ -41,10 +41,10 @@ pub(super) async fn connect(
 /// SQLite's readers for scans, which count their steps in `steps`; PostgreSQL's scans take
 /// turns on the pool.
 pub(super) async fn connect_scans(
-    target: &Target,
+    config: &DatabaseConfig,
     steps: &Arc<AtomicU64>,
 ) -> Result<Option<Connections>> {
-    let Target::Sqlite { options, .. } = target else {
+    let DatabaseConfig::Sqlite { options, .. } = config else {
         return Ok(None);
     };
     let options = (**options).clone();

@@ -5,8 +5,8 @@ use super::*;
 
 async fn open(dir: &tempfile::TempDir) -> Db {
     let url = format!("sqlite://{}/test.db", dir.path().display());
-    let target = Target::parse(&url, 1, true).expect("a good URL");
-    let connected = Db::connect(target, Arc::new(SystemClock)).await;
+    let config = DatabaseConfig::parse(&url, 1, true).expect("a good URL");
+    let connected = Db::connect(config, Arc::new(SystemClock)).await;
     connected.expect("an empty directory").expect("no limit")
 }
 

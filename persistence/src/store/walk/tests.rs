@@ -16,7 +16,7 @@ use crate::{
     AuditFilter, DeliveryFilter, RunFilter, Scope, Scoped,
     fixture::{Fixture, START, engines},
     runs,
-    store::target::Target,
+    store::target::DatabaseConfig,
 };
 
 /// Rows of each table that the lists could look through.
@@ -158,7 +158,7 @@ async fn house(fixture: Fixture) -> House {
 
 /// Rows that PostgreSQL has read for this database, of tables and of indexes.
 async fn rows_read(url: &str) -> u64 {
-    let db = Target::parse(url, 1, true).unwrap();
+    let db = DatabaseConfig::parse(url, 1, true).unwrap();
     let db = db.connect_one().await.unwrap();
     let sql = "SELECT ((SELECT sum(seq_tup_read) FROM pg_stat_user_tables) \
                + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes))::bigint AS n";
@@ -332,7 +332,7 @@ fn text_of(value: &Value) -> String {
 /// The pages that PostgreSQL looks at for a statement whose plan knows no parameters, as that of a
 /// statement that was prepared long ago. The rows that it answers say nothing of those that it passes by.
 async fn pages(fixture: &Fixture, statement: Statement) -> u64 {
-    let db = Target::parse(&fixture.url, 1, true).unwrap();
+    let db = DatabaseConfig::parse(&fixture.url, 1, true).unwrap();
     let db = db.connect_one().await.unwrap();
     let values: Vec<String> = statement
         .values
