@@ -18,8 +18,8 @@ use uuid::Uuid;
 use crate::{
     Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
     store::{
+        database_config::DatabaseConfig,
         entity::{deliveries, events, webhook_endpoints},
-        target::DatabaseConfig,
     },
 };
 

@@ -17,6 +17,7 @@ use crate::{
     },
     store::{
         Store, certificates,
+        database_config::DatabaseConfig,
         db::Db,
         entity::owner_keys,
         error::{Result, StoreError},
@@ -25,7 +26,6 @@ use crate::{
         pool::Pool,
         scope::OPERATOR,
         storage::Storage,
-        target::DatabaseConfig,
     },
     trains::lending::PoolCache,
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},

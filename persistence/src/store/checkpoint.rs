@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         fixture::{Fixture, engines},
-        store::target::DatabaseConfig,
+        store::database_config::DatabaseConfig,
     };
 
     async fn sqlite() -> Fixture {

@@ -22,12 +22,12 @@ mod readers;
 
 use crate::store::{
     connections::{Connections, Work},
+    database_config::DatabaseConfig,
     effects::{Bodies, Effects},
     entity::deliveries,
     error::{Result, StoreError, uncommitted},
     lines::{Line, Own, TooFew, open_all},
     pool::{Pool, Server},
-    target::DatabaseConfig,
     write_activity::WriteActivity,
 };
 

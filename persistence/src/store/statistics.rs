@@ -77,7 +77,7 @@ mod tests {
     use super::analyze_grown;
     use crate::{
         fixture::engines,
-        store::{connections::Connections, pool::Pool, target::DatabaseConfig},
+        store::{connections::Connections, database_config::DatabaseConfig, pool::Pool},
     };
 
     /// One connection, whose session is always the same.

@@ -12,8 +12,8 @@ use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOp
 
 use crate::store::{
     connections::Connections,
+    database_config::{ACQUIRE_TIMEOUT, DatabaseConfig, unavailable},
     error::Result,
-    target::{ACQUIRE_TIMEOUT, DatabaseConfig, unavailable},
 };
 
 /// The same of a connection for scans, which read much once.

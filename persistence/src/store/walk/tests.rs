@@ -16,7 +16,7 @@ use crate::{
     AuditFilter, DeliveryFilter, RunFilter, Scope, Scoped,
     fixture::{Fixture, START, engines},
     runs,
-    store::target::DatabaseConfig,
+    store::database_config::DatabaseConfig,
 };
 
 /// Rows of each table that the lists could look through.
