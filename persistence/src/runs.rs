@@ -259,7 +259,7 @@ impl Scoped {
             .filter(Column::PublisherId.eq(owner))
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .order_by_desc(Column::Id);
-        page.read_found(found, query, db, bytes(), size_of, |row| row.id)
+        page.read_key_page(found, query, db, bytes(), size_of, |row| row.id)
             .await?
             .try_map(Run::of_row)
     }

@@ -216,7 +216,7 @@ impl Store {
             .filter(Column::Seq.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        let page = Page::of_found(found, rows, |row| row.seq);
+        let page = Page::of_key_page(found, rows, |row| row.seq);
         page.try_map(|row| Ok(row_of(row).0))
     }
 

@@ -347,7 +347,7 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
+        Page::of_key_page(found, rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
     }
 
     /// Stops a pipeline from handing out runs, or lets it again. Runs that are held go on, and new

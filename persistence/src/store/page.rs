@@ -33,7 +33,7 @@ pub struct Page<T, K> {
 
 /// Keys in the list's order.
 #[derive(Debug)]
-pub(crate) struct Found<K> {
+pub(crate) struct KeyPage<K> {
     pub(crate) keys: Vec<K>,
     /// Where to go on; `None` at the list's end.
     pub(crate) next: Option<K>,
@@ -115,9 +115,9 @@ impl<K> PageRequest<K> {
 
     /// The rows of keys that were found, which `query` reads in the keys' order: as many as make
     /// up a page by their bytes ([`Self::read`]).
-    pub(crate) async fn read_found<E>(
+    pub(crate) async fn read_key_page<E>(
         &self,
-        found: Found<K>,
+        found: KeyPage<K>,
         query: Select<E>,
         db: &impl ConnectionTrait,
         bytes: SimpleExpr,
@@ -128,7 +128,7 @@ impl<K> PageRequest<K> {
         E: EntityTrait,
         E::Model: FromQueryResult + Send + Sync,
     {
-        let Found { keys, next } = found;
+        let KeyPage { keys, next } = found;
         if keys.is_empty() {
             let items = Vec::new();
             return Ok(Page { items, next });
@@ -141,9 +141,9 @@ impl<K> PageRequest<K> {
 
 impl<M, K: Copy + Eq + std::hash::Hash> Page<M, K> {
     /// The rows of keys that were found, in the keys' order. What is gone by now is left out.
-    pub(crate) fn of_found(found: Found<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
+    pub(crate) fn of_key_page(found: KeyPage<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
         let mut rows: HashMap<K, M> = rows.into_iter().map(|row| (key(&row), row)).collect();
-        let Found { keys, next } = found;
+        let KeyPage { keys, next } = found;
         let items = keys.iter().filter_map(|key| rows.remove(key)).collect();
         Self { items, next }
     }

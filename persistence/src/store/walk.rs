@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::store::{
     error::Result,
-    page::{Found, PageRequest},
+    page::{KeyPage, PageRequest},
     sql::{Sql, by_primary_key},
 };
 
@@ -366,14 +366,14 @@ impl Walk<'_> {
         db: &impl ConnectionTrait,
         span: Span<K>,
         limit: usize,
-    ) -> Result<Found<K>> {
+    ) -> Result<KeyPage<K>> {
         let cut = |mut keys: Vec<K>, end: Option<K>| {
             if keys.len() <= limit {
-                return Found { keys, next: end };
+                return KeyPage { keys, next: end };
             }
             keys.truncate(limit);
             let next = keys.last().copied();
-            Found { keys, next }
+            KeyPage { keys, next }
         };
         if span.from >= span.to {
             return Ok(cut(Vec::new(), None));
@@ -430,7 +430,7 @@ impl Walk<'_> {
         db: &impl ConnectionTrait,
         page: &PageRequest<K>,
         span: Span<K>,
-    ) -> Result<Found<K>> {
+    ) -> Result<KeyPage<K>> {
         let limit = usize::try_from(page.fetch() - 1).unwrap_or(usize::MAX);
         self.keys(db, span, limit).await
     }

@@ -193,7 +193,7 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| Ok(token_of(row)))
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| Ok(token_of(row)))
     }
 
     /// Makes one more token of a train.

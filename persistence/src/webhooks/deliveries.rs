@@ -220,7 +220,7 @@ impl Scoped {
             .all(db)
             .await?;
         let types = types_of(db, owner, rows.iter().map(|row| row.event_id)).await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| {
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| {
             let event_type = types.get(&row.event_id).cloned();
             Ok(delivery_of(
                 row,

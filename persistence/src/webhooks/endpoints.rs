@@ -513,7 +513,7 @@ impl Scoped {
         let found = walk.part(db, &page, Span::after(page.after)).await?;
         let ids = padded(found.keys.iter().copied());
         let rows = live(owner).filter(Column::Id.is_in(ids)).all(db).await?;
-        let page = Page::of_found(found, rows, |row| row.id);
+        let page = Page::of_key_page(found, rows, |row| row.id);
         let mut page = page.try_map(|row| Ok::<_, StoreError>(Endpoint::of_row(row)))?;
         let now = self.store.now();
         with_health(db, self.scope.uuid(), &mut page.items, now).await?;

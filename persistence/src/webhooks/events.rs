@@ -269,7 +269,7 @@ impl Scoped {
             .order_by_desc(Column::Id);
         let bytes = bytes_of(Expr::col(Column::Body));
         let size = |row: &events::Model| row.body.len();
-        page.read_found(found, query, db, bytes, size, |row| row.id)
+        page.read_key_page(found, query, db, bytes, size, |row| row.id)
             .await?
             .try_map(|row| Ok(Event::of_row(row)))
     }

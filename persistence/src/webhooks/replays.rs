@@ -539,7 +539,7 @@ impl Scoped {
             .all(db)
             .await?;
         let pending = pending_of(db, owner, &ids).await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| {
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| {
             let pending = pending.get(&row.id).copied().unwrap_or(0);
             replay_of(row, pending)
         })

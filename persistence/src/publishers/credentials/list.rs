@@ -53,6 +53,6 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |row| row.id).try_map(credential_of)
+        Page::of_key_page(found, rows, |row| row.id).try_map(credential_of)
     }
 }
