@@ -55,7 +55,7 @@ pub(crate) struct Batch {
 
 /// What became of them, in the same order.
 #[derive(Default)]
-pub(crate) struct Done {
+pub(crate) struct BatchResults {
     pub(crate) creates: Vec<Result<CreatedRun>>,
     pub(crate) changes: Vec<Result<Run, Problem>>,
     pub(crate) claims: Vec<Vec<Claimed>>,
@@ -63,14 +63,14 @@ pub(crate) struct Done {
 }
 
 /// Makes the changes: those to existing runs first, since they may set places free.
-pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done> {
+pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<BatchResults> {
     let mut events = RunEvents::default();
     let changes = change_all(tx, &batch.changes, &mut events).await?;
     let creates = create_all(store, tx, &batch.creates, &mut events).await?;
     let claims = claims::claim_all(store, tx, &batch.claims, &mut events).await?;
     events.write(tx).await?;
     let publishes = publish_all(tx, &batch.publishes).await?;
-    Ok(Done {
+    Ok(BatchResults {
         creates,
         changes,
         claims,

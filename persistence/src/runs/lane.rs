@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     publishers::auth::{CachedToken, Principal},
     runs::{
-        batch::{Batch, Done, apply},
+        batch::{Batch, BatchResults, apply},
         changes::{Change, Create},
         claims::Claim,
         run::{CreatedRun, Run},
@@ -573,7 +573,7 @@ impl Worker {
     }
 
     /// In a task of its own, so that a defect ends the batch and not the lane.
-    async fn run(&self, batch: Batch) -> Result<Done> {
+    async fn run(&self, batch: Batch) -> Result<BatchResults> {
         let (store, batch) = (self.store.clone(), Arc::new(batch));
         let task = tokio::spawn(async move {
             let (lane, batch) = (&store, &batch);
@@ -585,7 +585,7 @@ impl Worker {
             .unwrap_or_else(|failed| Err(StoreError::Internal(failed.to_string())))
     }
 
-    fn answer_all(&mut self, gathered: Gathered, done: Done) {
+    fn answer_all(&mut self, gathered: Gathered, done: BatchResults) {
         for ((_, reply), result) in gathered.creates.into_iter().zip(done.creates) {
             answer(reply, result);
         }

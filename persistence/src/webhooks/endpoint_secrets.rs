@@ -422,17 +422,17 @@ impl Store {
 }
 
 /// An endpoint of a publisher.
-pub(crate) type EndpointKey = (Uuid, Uuid);
+pub(crate) type EndpointIds = (Uuid, Uuid);
 
 impl System {
     /// What signs for those of these endpoints that have live secrets of their own, of the kind
     /// that they sign by. For the others, their publisher's secrets do.
     pub(crate) async fn own_secrets(
         &self,
-        endpoints: BTreeSet<EndpointKey>,
-    ) -> Result<HashMap<EndpointKey, OwnSecrets>> {
+        endpoints: BTreeSet<EndpointIds>,
+    ) -> Result<HashMap<EndpointIds, OwnSecrets>> {
         use endpoint_secrets::Column;
-        let mut own: HashMap<EndpointKey, OwnSecrets> = HashMap::new();
+        let mut own: HashMap<EndpointIds, OwnSecrets> = HashMap::new();
         if endpoints.is_empty() {
             return Ok(own);
         }

@@ -31,9 +31,9 @@ struct Queued<T> {
 }
 
 /// What waits, in turns between publishers.
-struct Lines<T>(VecDeque<(Uuid, VecDeque<Queued<T>>)>);
+struct TurnQueue<T>(VecDeque<(Uuid, VecDeque<Queued<T>>)>);
 
-impl<T> Lines<T> {
+impl<T> TurnQueue<T> {
     fn push(&mut self, publisher: Uuid, queued: Queued<T>) {
         match self.0.iter_mut().find(|(whose, _)| *whose == publisher) {
             Some((_, line)) => line.push_back(queued),
@@ -59,8 +59,8 @@ impl<T> Lines<T> {
 
 /// See the module.
 pub(super) struct Queue<T> {
-    usual: Lines<T>,
-    large: Lines<T>,
+    usual: TurnQueue<T>,
+    large: TurnQueue<T>,
     count: usize,
     /// Whether the last batch was a large call.
     was_large: bool,
@@ -76,8 +76,8 @@ pub(super) struct Queue<T> {
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
         Self {
-            usual: Lines(VecDeque::new()),
-            large: Lines(VecDeque::new()),
+            usual: TurnQueue(VecDeque::new()),
+            large: TurnQueue(VecDeque::new()),
             count: 0,
             was_large: false,
             latest: None,

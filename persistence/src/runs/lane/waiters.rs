@@ -14,12 +14,12 @@ use crate::runs::waiting::Open;
 
 /// Of a publisher: who waits for any pipeline, and who for which.
 #[derive(Default)]
-struct Lines {
+struct PublisherWaiters {
     any: BTreeSet<u64>,
     named: HashMap<Slug, BTreeSet<u64>>,
 }
 
-impl Lines {
+impl PublisherWaiters {
     fn is_empty(&self) -> bool {
         self.any.is_empty() && self.named.is_empty()
     }
@@ -43,7 +43,7 @@ pub(super) struct Picked {
 pub(super) struct Waiters {
     last: u64,
     all: HashMap<u64, WaitingClaim>,
-    lines: BTreeMap<Uuid, Lines>,
+    lines: BTreeMap<Uuid, PublisherWaiters>,
     ends: BTreeSet<(Instant, u64)>,
 }
 
