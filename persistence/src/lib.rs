@@ -1,15 +1,15 @@
 //! The store: one set of functions over SQLite and PostgreSQL.
 //!
 //! A tenant's rows are reachable only through [`Store::scoped`], whose [`Scope`] only this crate
-//! can make. [`Store::system`] sees everything; operator routes, the dispatcher, jobs and the
-//! process's own commands may call it, and a test looks for others. Rows never leave this crate:
-//! callers get domain types.
+//! can make. [`Store::system`] reaches the rows of all tenants. Only operator routes, the
+//! dispatcher, jobs and the process's own commands may call it; a test lists the callers. Database
+//! rows never leave this crate: callers get domain types.
 //!
-//! `store` is what everything builds on: the engines, transactions, keys, tables, lists and
-//! administrative changes. It knows none of the planes above it: `trains`, `publishers`, `webhooks`
-//! and `runs`. What a plane keeps in memory, the store holds for it as a `PlaneState`. `operations`
-//! is above them all; it opens the store. People, who belong to no publisher, will have a plane
-//! `identity` beside the others. No file is part of a circle of imports.
+//! The module `store` is the base: engines, transactions, keys, tables, lists and administrative
+//! changes. It imports none of the planes: `trains`, `publishers`, `webhooks` and `runs`. It holds
+//! what a plane keeps in memory as a `PlaneState`. `operations` is above all planes and opens the
+//! store. People, who belong to no publisher, will have a plane `identity` beside the others. No
+//! file is part of a circle of imports.
 
 #[cfg(test)]
 mod fixture;

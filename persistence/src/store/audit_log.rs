@@ -1,5 +1,5 @@
-//! The audit log as it is written: appended in the change's own transaction, chained under a key
-//! of its owner.
+//! How the audit log is written: in the transaction of the change, chained with a key of the log's
+//! owner.
 
 use std::collections::BTreeMap;
 
@@ -23,17 +23,17 @@ use crate::store::{
     error::{Result, corrupt_row},
 };
 
-/// Forged rows that are named in the log at a time.
+/// At most so many forged rows are listed in one audit entry.
 const FORGED_SHOWN: u64 = 20;
 
-/// A row's code, as it is stored.
+/// A stored MAC as an array.
 pub(crate) fn mac_of(bytes: &[u8]) -> Result<[u8; 32]> {
     <[u8; 32]>::try_from(bytes).map_err(|_| corrupt_row("audit code"))
 }
 
 impl Store {
-    /// Appends to each owner's log. Runs last in a transaction, since it locks the logs' heads;
-    /// owners come in one order, so that two such transactions can't wait for each other.
+    /// Appends to each owner's log. Runs last in a transaction, since it locks the heads of the
+    /// logs. Owners are in a fixed order, so that two such transactions cannot deadlock.
     pub(crate) async fn append_audit(
         &self,
         tx: &Tx,
@@ -46,7 +46,7 @@ impl Store {
                 by_owner.entry(*owner).or_default().push(entry);
             }
         }
-        // The operator's head comes last: all publishers share it.
+        // The operator's head comes last because all publishers share it.
         for (owner, entries) in by_owner.into_iter().rev() {
             self.append_to(tx, context, owner, &entries).await?;
         }
@@ -116,9 +116,9 @@ impl Store {
     }
 }
 
-/// Removes rows behind the head, which the caller holds, and answers what the log says of that.
-/// They are forged: the service moves the head with each row. Left there they would stand in the
-/// way of the next one, and so of every audited change.
+/// Removes rows behind the head, which the caller has locked, and returns an audit entry about
+/// them. Such rows are forged, since the service moves the head with each row. If they stayed, the
+/// next audited change would conflict with them, and so would every later one.
 async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<AuditEntry>> {
     use audit_events::Column;
     let past = || Column::OwnerId.eq(owner).and(Column::Seq.gt(head));

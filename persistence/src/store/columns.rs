@@ -1,10 +1,10 @@
-//! Texts that columns hold, read back.
+//! Parses texts that columns hold.
 
 use domain::slug::Slug;
 
 use crate::store::error::{Result, corrupt_row};
 
-/// A stored JSON list of slugs.
+/// Parses a stored JSON list of slugs.
 pub(crate) fn slugs_of(text: &str) -> Result<Vec<Slug>> {
     let words: Vec<String> =
         serde_json::from_str(text).map_err(|_| corrupt_row("list of slugs"))?;

@@ -1,6 +1,6 @@
-//! The rows as the store holds them, and how they end: each table names the column with its
-//! publisher and the ways in which its rows go (`ends.rs`). Private: everything outside speaks of
-//! domain types.
+//! The database's rows, and how they end: each table declares the column with its publisher and the
+//! ways in which its rows end (`ends.rs`). Private to this crate, whose functions return domain
+//! types.
 
 use crate::store::{
     ends::{
@@ -116,7 +116,7 @@ entity!(cache_epoch, "cache_epoch", None, [End::Few("it is one row")], {
 });
 
 entity!(credential_changes, "credential_changes", Some("publisher_id"), [
-    // Epochs and times grow together, so the key is as good as an index on time.
+    // Epochs and times grow together, so the primary key orders rows like an index on time.
     swept(Job::Credentials, "changes_removed", "at", RetentionPeriod::For(CHANGES_KEPT))
         .only(NOT_THE_NEWEST)
         .ordered_by("epoch"),
