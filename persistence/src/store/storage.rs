@@ -1,10 +1,10 @@
 //! How much each publisher stores, and the refusal of more (docs/adr/0030-reads-by-index.md).
 //!
-//! Producers only insert, so no row counts what they write: each process adds up what its commits
-//! wrote and removed, and writes the sums down once a second. It lets pass by what it last read and
-//! what it has added since, and reads once more before it refuses. So a publisher may go over its quota by what it writes through other
-//! processes in a second or two. What a crash loses of a sum is found when rows are counted one by
-//! one, once a day, a few hundred at a time.
+//! Producers only insert rows and update no counter. Instead each process adds up what its commits
+//! wrote and removed, and writes the sums once a second. It decides by the stored sum that it last
+//! read and what it has added since, and reads again before it refuses. So a publisher may exceed
+//! its quota by what it writes through other processes within a second or two. If a crash loses
+//! part of a sum, the daily count of all rows, a few hundred at a time, corrects it.
 
 use std::{
     collections::HashMap,
@@ -23,22 +23,22 @@ use crate::store::{
     sql::{Sql, padded, parts},
 };
 
-/// What a row is counted for beside its long texts: its other columns and its place in indexes.
+/// Bytes that an event counts besides its long texts: its other columns and its index entries.
 pub(crate) const EVENT: usize = 256;
-/// The same of a run.
+/// Bytes that a run counts besides its long texts.
 pub(crate) const RUN: usize = 512;
-/// Of an entry of a run's timeline.
+/// Bytes that an entry of a run's timeline counts besides its data.
 pub(crate) const ENTRY: usize = 160;
-/// Of a delivery with its tries.
+/// Bytes that a delivery counts, with its attempts.
 pub(crate) const DELIVERY: usize = 512;
-/// Of a kept answer.
+/// Bytes that a stored response counts besides its text.
 pub(crate) const ANSWER: usize = 256;
 
-/// Of a version of a pipeline.
+/// Bytes that a version of a pipeline counts besides its definition.
 pub(crate) const VERSION: usize = 256;
 
-/// The size of a table's rows, as the store computes it; `None` where rows are not counted. The
-/// same as what is noted when they are written.
+/// The SQL expression for the size of a table's rows; `None` if its rows do not count. It must
+/// equal the size that is added when the rows are written.
 pub(crate) fn size_of(table: &str) -> Option<String> {
     Some(match table {
         "events" => format!("{EVENT} + octet_length(events.body)"),
@@ -58,13 +58,13 @@ pub(crate) fn size_of(table: &str) -> Option<String> {
 /// What this process knows of one publisher.
 #[derive(Default)]
 struct StorageUse {
-    /// As the store had it at the last look: bytes, and how many there may be.
+    /// As last read from the database: bytes stored, and the quota.
     known: Option<(i64, u64)>,
-    /// Counted since.
+    /// Bytes added since then, not written yet.
     unwritten: i64,
-    /// Being written down.
+    /// Bytes that are being written.
     writing: i64,
-    /// Whether anybody asked or changed anything since the last look.
+    /// Whether the publisher stored or asked for anything since the last read.
     active: bool,
 }
 
@@ -77,14 +77,14 @@ impl Storage {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The publisher's quota may be another one now.
+    /// Forgets the quota, since it may have changed.
     pub(crate) fn look_again(&self, publisher: Uuid) {
         if let Some(used) = self.all().get_mut(&publisher) {
             used.known = None;
         }
     }
 
-    /// Bytes stored and allowed, if they are known.
+    /// Bytes stored, and the quota; `None` if they are unknown.
     fn of(&self, publisher: Uuid) -> Option<(i64, u64)> {
         let mut all = self.all();
         let used = all.entry(publisher).or_default();
@@ -94,7 +94,7 @@ impl Storage {
         Some((bytes.max(0), quota))
     }
 
-    /// Whom to look at again, with what is to be written down of them.
+    /// The publishers whose sums to write and read, with the bytes to write.
     fn begin(&self) -> Vec<(Uuid, i64)> {
         let mut all = self.all();
         let active = all.iter_mut().filter(|(_, used)| used.active);
@@ -107,7 +107,7 @@ impl Storage {
             .collect()
     }
 
-    /// It could not be written down.
+    /// Takes back [`Self::begin`] after the sums could not be written.
     fn undo(&self, written: &[(Uuid, i64)]) {
         let mut all = self.all();
         for (publisher, _) in written {
@@ -117,12 +117,12 @@ impl Storage {
         }
     }
 
-    /// It is written down; this is what the store has now.
+    /// Ends [`Self::begin`]: the sums are written, and `now` has the stored values.
     fn learn(&self, written: &[(Uuid, i64)], now: &HashMap<Uuid, (i64, u64)>) {
         let mut all = self.all();
         for (publisher, _) in written {
             let Some(known) = now.get(publisher) else {
-                // It was removed for good.
+                // The publisher was removed.
                 all.remove(publisher);
                 continue;
             };
@@ -134,7 +134,7 @@ impl Storage {
 }
 
 impl PlaneState for Storage {
-    /// Adds what a commit wrote, less what it removed.
+    /// Adds the bytes that a commit wrote, minus those that it removed.
     fn committed(&self, effects: &Effects) {
         for publisher in &effects.credentials_of {
             self.look_again(publisher.uuid());
@@ -151,12 +151,12 @@ impl PlaneState for Storage {
     }
 }
 
-/// Whether a publisher may store more; if not, what it is told.
+/// Whether a publisher may store more, and otherwise the refusal.
 pub(crate) struct Room(Option<Problem>);
 
 impl Room {
     /// # Errors
-    /// 409 `quota_exceeded` where the publisher stores as much as it may.
+    /// 409 `quota_exceeded` if the publisher's storage is full.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.0 {
             Some(problem) => Err(problem.clone().into()),
@@ -187,7 +187,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Bytes that a publisher stores, and how many it may.
+    /// Bytes that a publisher stores, and its quota in bytes.
     pub(crate) async fn storage_of(&self, publisher: Uuid) -> Result<(i64, u64)> {
         let storage = self.state::<Storage>();
         if let Some(known) = storage.of(publisher) {
@@ -200,14 +200,15 @@ impl Store {
         Ok(storage.of(publisher).unwrap_or(known))
     }
 
-    /// Whether a publisher may store more. It is found out before the transaction that stores,
-    /// and told there: a kept answer is answered in any case.
+    /// Whether a publisher may store more. It is determined before the transaction and checked
+    /// within it, since a stored response is returned in any case.
     pub(crate) async fn storage_room(&self, publisher: Uuid) -> Result<Room> {
         let fits = |(bytes, quota)| u64::try_from(bytes).is_ok_and(|bytes| bytes < quota);
         if fits(self.storage_of(publisher).await?) {
             return Ok(Room(None));
         }
-        // What this process knows may be old, and nobody is refused by that: others removed rows.
+        // The known values may be old: another process may have removed rows. So read them again
+        // before refusing.
         self.state::<Storage>().look_again(publisher);
         let (bytes, quota) = self.storage_of(publisher).await?;
         if fits((bytes, quota)) {
@@ -219,7 +220,7 @@ impl Store {
         Ok(Room(Some(Problem::new(Code::QuotaExceeded, detail))))
     }
 
-    /// Writes the sums down, and reads what other processes added.
+    /// Writes the sums, and reads the totals of all processes.
     pub(crate) async fn flush_storage(&self) -> Result<()> {
         let storage = self.state::<Storage>();
         let begun = storage.begin();

@@ -1,7 +1,8 @@
-//! Stored rows that can't be read: a secret that does not open, a text that does not parse.
+//! Reports stored rows that cannot be read: a secret that does not open, a text that does not
+//! parse.
 //!
-//! Whoever reads rows of several owners in one go leaves such a row out, or marks it, so that it
-//! hurts its owner alone, and tells of it here: in the log and by a metric.
+//! A statement that reads rows of several owners leaves such a row out or marks it, so that only
+//! its owner is affected, and reports it here: in the log and in a metric.
 
 use std::{
     collections::HashMap,
@@ -14,9 +15,9 @@ use uuid::Uuid;
 
 use crate::store::error::StoreError;
 
-/// The same row is told of once in this time, however often it is met.
+/// The same row is reported once in this time.
 const TELL_EVERY: Duration = Duration::from_mins(5);
-/// Rows that are remembered; when there are more, all are forgotten and told of again.
+/// Rows that are remembered as reported. When there are more, all are forgotten and reported again.
 const REMEMBERED: usize = 1000;
 
 type Row = (&'static str, Uuid, Uuid);
@@ -36,7 +37,8 @@ fn is_news(row: Row, now: Instant) -> bool {
     true
 }
 
-/// Tells that a row of `owner` can't be read. `what` names its kind; it is a label of the metric.
+/// Reports that a row of `owner` cannot be read. `what` names its kind, and is a label of the
+/// metric.
 pub(crate) fn tell(what: &'static str, owner: Uuid, row: Uuid, error: &StoreError) {
     metrics::counter!("stationmaster_unreadable_rows_total", "what" => what).increment(1);
     if is_news((what, owner, row), Instant::now()) {

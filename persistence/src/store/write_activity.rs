@@ -1,4 +1,4 @@
-//! When nothing is written, and who else writes: the moments for work that is never urgent.
+//! When this process writes, and for whom. Work that can wait runs while nothing is written.
 
 use std::{
     sync::{
@@ -11,31 +11,31 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// Nothing has been written for so long: what the last transaction brought about, an answer and
-/// the first tries of its deliveries, is over.
+/// The store is idle if nothing has been written for this time. By then the effects of the last
+/// transaction, such as a response and first attempts of deliveries, are over.
 const IDLE_AFTER: Duration = Duration::from_millis(2);
-/// A store that is never quiet is not waited for any longer.
+/// How long to wait at most for a store that is never idle.
 const WAIT_MAX: Duration = Duration::from_millis(20);
 const CHECK_EVERY: Duration = Duration::from_millis(1);
-/// Whoever asked for a change in this time is at work.
+/// A publisher that asked for a change within this time counts as active.
 const RECENT: Duration = Duration::from_secs(1);
 
-/// Time of the writer in one transaction that costs no rest.
+/// A transaction that takes the writer for no longer than this is followed by no rest.
 pub(crate) const FREE: Duration = Duration::from_millis(5);
-/// How many times as long as the time beyond that the rest is, and how long at most.
+/// The rest is so many times as long as the time beyond that. The next constant is its maximum.
 const REST: f64 = 2.0;
 const REST_MAX: Duration = Duration::from_millis(250);
 
-/// The transactions of this process.
+/// The write transactions of this process.
 pub(crate) struct WriteActivity {
     active: AtomicUsize,
     /// When the last one ended.
     ended: Mutex<Instant>,
-    /// The two publishers that asked for changes last, and when; the last one first.
+    /// The two publishers that asked for changes last, and when; the latest one first.
     asked: Mutex<[Option<(Uuid, Instant)>; 2]>,
 }
 
-/// One of them.
+/// A transaction that waits or runs. It counts until it is dropped.
 pub(crate) struct ActiveWrite<'a>(&'a WriteActivity);
 
 impl WriteActivity {
@@ -47,7 +47,7 @@ impl WriteActivity {
         }
     }
 
-    /// A publisher asks for a change.
+    /// Notes that a publisher asks for a change.
     pub(crate) fn note_request(&self, publisher: Uuid) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked[0].is_none_or(|(last, _)| last != publisher) {
@@ -56,14 +56,14 @@ impl WriteActivity {
         asked[0] = Some((publisher, Instant::now()));
     }
 
-    /// Whether another publisher asked for a change lately.
+    /// Whether another publisher asked for a change within the last second.
     pub(crate) fn others_are_active(&self, publisher: Uuid) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others = asked.iter().flatten().filter(|(one, _)| *one != publisher);
         others.any(|(_, at)| at.elapsed() < RECENT)
     }
 
-    /// A transaction waits or runs until the answer is dropped.
+    /// Counts a transaction that waits or runs, until the result is dropped.
     pub(crate) fn enter(&self) -> ActiveWrite<'_> {
         self.active.fetch_add(1, Ordering::Relaxed);
         ActiveWrite(self)
@@ -74,7 +74,7 @@ impl WriteActivity {
         self.active.load(Ordering::Relaxed) == 0 && ended.elapsed() >= IDLE_AFTER
     }
 
-    /// Waits for a moment in which nothing is written; answers whether one came.
+    /// Waits until nothing is written. Returns whether that happened in time.
     pub(crate) async fn wait_for_idle(&self) -> bool {
         let end = Instant::now() + WAIT_MAX;
         while !self.is_idle() {
@@ -94,8 +94,8 @@ impl Drop for ActiveWrite<'_> {
     }
 }
 
-/// How long a publisher rests that took the writer, or a connection beside it, for so long while
-/// others were at work.
+/// How long a publisher rests after it took the writer, or a connection beside it, for `time` while
+/// others were active.
 pub(crate) fn rest_after(time: Duration) -> Duration {
     time.saturating_sub(FREE).mul_f64(REST).min(REST_MAX)
 }
