@@ -1,7 +1,8 @@
-//! Many changes of runs in one transaction: a statement for each table, whoever asked.
+//! Many changes of runs in one transaction, with one statement for each table, however many callers
+//! there are.
 //!
-//! Each change is judged by itself, in memory, on rows that the transaction holds. One that is
-//! refused leaves its neighbours as they are.
+//! Each change is checked by itself, in memory, on rows that the transaction has locked. If one is
+//! refused, the others are still made.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -44,7 +45,7 @@ use crate::{
     webhooks::own_events::{Publish, PublishedEvent, publish_all},
 };
 
-/// Changes to be made together.
+/// Changes to make in one transaction.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) creates: Vec<Arc<Create>>,
@@ -53,7 +54,7 @@ pub(crate) struct Batch {
     pub(crate) publishes: Vec<Publish>,
 }
 
-/// What became of them, in the same order.
+/// The results, in the same order.
 #[derive(Default)]
 pub(crate) struct BatchResults {
     pub(crate) creates: Vec<Result<CreatedRun>>,
@@ -62,7 +63,7 @@ pub(crate) struct BatchResults {
     pub(crate) publishes: Vec<Result<Vec<PublishedEvent>, Problem>>,
 }
 
-/// Makes the changes: those to existing runs first, since they may set places free.
+/// Makes the changes. Those of existing runs come first, since they may free capacity of pipelines.
 pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<BatchResults> {
     let mut events = RunEvents::default();
     let changes = change_all(tx, &batch.changes, &mut events).await?;
@@ -78,15 +79,14 @@ pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Batch
     })
 }
 
-/// Locks runs and reads them, always in the same order so that two batches can't block each
-/// other.
+/// Locks runs and reads them. The order is always the same, so that two batches cannot deadlock.
 async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid, runs::Model>> {
     let rows = hold(tx, runs::Entity::find(), keys).await?;
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }
 
-/// The same for what needs no inputs, which are large: they are empty in the answer. In the order
-/// of the runs.
+/// Like [`held_rows`] without inputs, which may be large: they are empty in the result. In the
+/// order of the runs.
 pub(super) async fn held_without_inputs(
     tx: &Tx,
     keys: BTreeSet<(Uuid, Uuid)>,
@@ -147,7 +147,7 @@ async fn change_all(
         };
         if outcome.is_ok() {
             touched.insert(row.id);
-            // A place of a pipeline that limits how many are held may be free now.
+            // The pipeline may limit how many runs are held, and this one is not held any more.
             tx.readies_runs_of(row.publisher_id);
         }
         done.push(outcome);
@@ -157,7 +157,7 @@ async fn change_all(
     Ok(done)
 }
 
-/// Judges and makes one change, on the row in memory.
+/// Checks and makes one change, on the row in memory.
 fn change_row(
     tx: &Tx,
     row: &mut runs::Model,
@@ -169,7 +169,7 @@ fn change_row(
         What::Complete { claim, output } => {
             check_claim(row, claim, now)?;
             row.output = Some(output.to_string());
-            // An earlier attempt's error stays in the timeline; a run that succeeded has none.
+            // Errors of earlier attempts are in the timeline. A run that succeeded has no error.
             let replaced = row.error.take().map_or(0, |error| error.len());
             step(tx, row, RunChange::Complete, actor, None, events)?;
             let bytes = row.output.as_ref().map_or(0, String::len);
@@ -226,7 +226,7 @@ fn heartbeat(
     Ok(())
 }
 
-/// Refuses a claim that is not the run's, or not any more.
+/// Fails unless the claim is the run's current one.
 pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) -> Result<()> {
     check_held(
         (row.claim_hash.as_deref(), row.lease_expires_at),
@@ -235,7 +235,7 @@ pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) 
     )
 }
 
-/// The same by the stored hash and lease alone. A run that is not running has neither.
+/// The same check for a stored hash and lease. A run that is not running has neither.
 pub(crate) fn check_held(
     (hash, lease_expires_at): (Option<&[u8]>, Option<i64>),
     claim: &TokenHash,
@@ -251,11 +251,11 @@ pub(crate) fn check_held(
     }
 }
 
-/// The live pipelines named, held so that none can be deleted before the transaction ends. Such
-/// holds do not wait for each other, nor for a new version.
+/// The named live pipelines, locked so that none can be deleted before the transaction ends. These
+/// locks conflict neither with each other nor with a new version.
 ///
-/// Rows and definitions are read one after the other: in one joined statement PostgreSQL would
-/// lose the row to a version that was put meanwhile.
+/// Rows and definitions are read by two statements: in one joined statement PostgreSQL would drop
+/// the row if a new version was stored meanwhile.
 async fn hold_all(
     store: &Store,
     tx: &Tx,
@@ -287,7 +287,7 @@ async fn hold_all(
         .collect()
 }
 
-/// A run that is to be inserted, and what its creator gets beside it.
+/// A run to insert, and the claim of its creator.
 struct Draft {
     at: usize,
     row: runs::Model,
@@ -339,7 +339,7 @@ async fn create_all(
         .collect()
 }
 
-/// Tells of a run that was inserted; a claimed one was queued before, for no time at all.
+/// Records that a run was inserted. A claimed one is recorded as queued first.
 fn told(
     tx: &Tx,
     row: runs::Model,
@@ -414,7 +414,7 @@ fn bounded(value: u32, what: &str) -> Result<i32> {
     i32::try_from(value).map_err(|_| corrupt_row(what))
 }
 
-/// The row of a new run that waits in the queue.
+/// The row of a new queued run.
 fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<runs::Model> {
     let (new, definition) = (&create.new, &pipeline.definition);
     let not_before = new.not_before.unwrap_or(now);
@@ -455,11 +455,11 @@ fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<ru
     })
 }
 
-/// Passes over a run whose pipeline has one of its external identifier.
+/// Skips a run if its pipeline has one with the same external identifier.
 const UNLESS_NAMED: &str = " ON CONFLICT (publisher_id, pipeline_id, external_id) DO NOTHING";
 
-/// Inserts the rows, except those whose pipeline has a run of their external identifier already:
-/// answers that run for each of them, by the identifier that theirs would have had.
+/// Inserts the rows, except those whose pipeline has a run with the same external identifier.
+/// Returns these existing runs, by the identifier that the new run would have had.
 async fn insert_all(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {
     if drafts.is_empty() {
         return Ok(HashMap::new());
@@ -504,7 +504,7 @@ async fn first_of_names(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs:
                 && row.external_id == draft.row.external_id
         });
         let first = same.ok_or_else(|| {
-            // Swept between the two statements: the whole transaction begins anew.
+            // The existing run was swept between the two statements: the transaction starts anew.
             StoreError::Conflict("a run was swept meanwhile".into())
         })?;
         if first.id != draft.row.id {

@@ -23,11 +23,11 @@ use crate::{
     },
 };
 
-/// How many more runs of a pipeline may be held; pipelines without a limit are not in it.
+/// How many more runs of each pipeline may be held. Pipelines without a limit are not in the map.
 pub(super) struct RunCapacity(HashMap<Uuid, u32>);
 
 impl RunCapacity {
-    /// For the runs that their creators claim.
+    /// The capacity for runs that their creators claim.
     pub(super) async fn of(
         tx: &Tx,
         creates: &[Arc<Create>],
@@ -43,7 +43,7 @@ impl RunCapacity {
         Self::count(tx, limited.collect()).await
     }
 
-    /// Locks the pipelines, so that two claims can't both take the last free one, and counts.
+    /// Locks the pipelines, so that two claims cannot both take the last free one, and counts.
     pub(super) async fn count(tx: &Tx, limits: HashMap<(Uuid, Uuid), u32>) -> Result<Self> {
         if limits.is_empty() {
             return Ok(Self(HashMap::new()));
@@ -66,7 +66,7 @@ impl RunCapacity {
         Self::left(tx.db(), limits).await
     }
 
-    /// Counts without a lock: what may have changed by the time that it is needed.
+    /// Counts without a lock. The result may be out of date when it is used.
     pub(super) async fn left(
         db: &impl ConnectionTrait,
         limits: HashMap<(Uuid, Uuid), u32>,

@@ -1,5 +1,5 @@
-//! A run as its events carry it: the members that the API shows, less the input. What its runner
-//! gave goes in as the text that it is.
+//! A run in the data of its events: the members that the API shows, without the input. JSON texts
+//! of the runner are inserted unchanged.
 
 use domain::{
     JsonText, Timestamp,
@@ -14,7 +14,7 @@ use crate::store::{
     error::{Result, corrupt_row},
 };
 
-/// In the order of their names.
+/// The members, in the order of their names.
 #[derive(Serialize)]
 struct Carried<'a> {
     attempt: i32,
@@ -48,7 +48,7 @@ struct Data<'a> {
 }
 
 impl Run {
-    /// The run as its events carry it: the members that the API shows, less the input.
+    /// The run as JSON, with the members that the API shows, without the input.
     #[must_use]
     pub fn without_input(&self) -> JsonText {
         let at = |at: Option<Timestamp>| at.map(|at| at.to_string());
@@ -86,7 +86,7 @@ fn raw(text: Option<&String>) -> Result<Option<&RawValue>> {
     parsed.map_err(|_| corrupt_row("JSON text of a run"))
 }
 
-/// The data of an event that tells of a run.
+/// The data of an event about a run, as JSON text.
 pub(super) fn event_data(row: &runs::Model) -> Result<String> {
     let data = Data {
         run: Carried {

@@ -1,4 +1,4 @@
-//! Changes of runs that callers ask for.
+//! Changes of runs that callers request.
 
 use std::sync::Arc;
 
@@ -18,14 +18,15 @@ use crate::{
     },
 };
 
-/// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.
+/// The result of validating an input by a version of a pipeline. It is made before the transaction,
+/// so that no transaction waits for validation.
 #[derive(Clone, Debug)]
 pub struct ValidatedInput {
-    /// Of which pipeline.
+    /// The pipeline.
     pub pipeline: PipelineId,
-    /// Which version.
+    /// The version that validated the input.
     pub version: i64,
-    /// Whether it takes the input.
+    /// Whether the input is valid.
     pub result: Result<(), Problem>,
 }
 
@@ -38,7 +39,7 @@ pub(crate) struct Create {
 }
 
 impl Create {
-    /// Whether the version that the run is to keep takes its input.
+    /// Fails unless the input is valid for the version that the run is to keep.
     pub(super) fn check_input(&self, pipeline: &Pipeline) -> Result<()> {
         match &self.validated {
             Some(validated)
@@ -54,7 +55,7 @@ impl Create {
     }
 }
 
-/// Something to do to a run.
+/// A change of an existing run.
 pub(crate) struct Change {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
@@ -62,29 +63,29 @@ pub(crate) struct Change {
     pub(crate) what: What,
 }
 
-/// What is to be done to a run.
+/// The kind of a change.
 pub(crate) enum What {
-    /// By the holder: it is done.
+    /// The holder completed the run.
     Complete { claim: TokenHash, output: JsonText },
-    /// By the holder: it could not be done.
+    /// The holder could not complete the run.
     Fail {
         claim: TokenHash,
         error: JsonText,
         retryable: bool,
     },
-    /// By the holder: somebody else may do it.
+    /// The holder releases the run for others.
     Release { claim: TokenHash },
-    /// By the holder: it is at work.
+    /// The holder extends its lease.
     Heartbeat {
         claim: TokenHash,
         progress: Option<JsonText>,
     },
-    /// By the publisher: it need not be done.
+    /// The publisher cancels the run.
     Cancel,
 }
 
 impl What {
-    /// The claim by which it is done, if it is done by the run's holder.
+    /// The claim that authorizes the change; `None` for a change by the publisher.
     pub(super) const fn claim(&self) -> Option<&TokenHash> {
         match self {
             Self::Complete { claim, .. }

@@ -1,4 +1,4 @@
-//! How a run's row changes, and how many are written at once.
+//! How a run's row changes, and how many rows are written at once.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ use crate::{
     webhooks::events::{self, NewEvent},
 };
 
-/// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
-/// without end.
+/// Progress and calls beyond this revision of a run are not recorded, so that no timeline grows
+/// without limit.
 pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
-/// What a run's next step is decided by.
+/// The values that decide a run's next state.
 pub(super) fn tries_of(row: &runs::Model) -> Tries {
     Tries {
         failures: u32::try_from(row.failures).unwrap_or(0),
@@ -38,9 +38,10 @@ pub(super) fn tries_of(row: &runs::Model) -> Tries {
     }
 }
 
-/// Changes a row's state; `false`, and nothing is changed, if it can't take `change`.
+/// Changes a row's state. Returns `false`, and changes nothing, if `change` is not allowed in that
+/// state.
 ///
-/// The caller adds claim and lease when a runner takes it, and results.
+/// The caller sets the claim, the lease and results.
 pub(super) fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) -> Result<bool> {
     let Some(status) = status_of(row)?.after(change) else {
         return Ok(false);
@@ -86,12 +87,12 @@ pub(super) fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) 
     Ok(true)
 }
 
-/// How long a claim holds.
+/// How long a claim holds without a heartbeat.
 pub(super) fn lease_of(row: &runs::Model) -> Duration {
     Duration::from_secs(u64::try_from(row.lease_seconds).unwrap_or(0))
 }
 
-/// Takes a row that waits under a new claim.
+/// Gives a queued row to a new claim.
 pub(super) fn take(
     row: &mut runs::Model,
     hash: TokenHash,
@@ -107,17 +108,17 @@ pub(super) fn take(
     Ok(())
 }
 
-/// What is to be written about runs beside their rows, in the order in which it happened.
+/// What a transaction writes about runs besides their rows: timeline entries and events, in order.
 #[derive(Default)]
 pub(super) struct RunEvents {
     timeline: Vec<run_timeline::Model>,
-    /// Whose, of which type, with which data (JSON text), of which pipeline.
+    /// Publisher, type, data (JSON text) and pipeline of each event.
     events: Vec<(Uuid, OwnType, String, String)>,
 }
 
 impl RunEvents {
-    /// Tells of what just happened to a run, by an entry of its timeline and, if the run arrived
-    /// somewhere, an event. `actor` is `None` for the service's own doing, `data` is JSON text.
+    /// Records a change of a run: a timeline entry and, if the run reached a new state, an event.
+    /// `actor` is `None` if the service made the change, `data` is JSON text.
     pub(super) fn record(
         &mut self,
         tx: &Tx,
@@ -153,7 +154,7 @@ impl RunEvents {
         Ok(())
     }
 
-    /// Writes it all; the runs' rows must be there.
+    /// Writes everything. The runs' rows must exist.
     pub(super) async fn write(self, tx: &Tx) -> Result<()> {
         for row in &self.timeline {
             let data = row.data.as_ref().map_or(0, String::len);
@@ -178,7 +179,10 @@ impl RunEvents {
     }
 }
 
-/// One change of state, and word of it.
+/// Makes a change of state and records it.
+///
+/// # Errors
+/// `claim_lost` if the run's state does not allow it.
 pub(super) fn step(
     tx: &Tx,
     row: &mut runs::Model,
@@ -193,7 +197,7 @@ pub(super) fn step(
     events.record(tx, row, TimelineEntryKind::of(change), actor, data)
 }
 
-/// Calls a run off, or asks its holder to.
+/// Cancels a queued run, or asks the holder of a running one to stop.
 pub(super) fn cancel(
     tx: &Tx,
     row: &mut runs::Model,
@@ -202,14 +206,14 @@ pub(super) fn cancel(
 ) -> Result<()> {
     match status_of(row)? {
         RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, events),
-        // Asked for already: the request stands as it is.
+        // The holder was asked before.
         RunStatus::Running if row.cancel_requested => Ok(()),
         RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, events),
         _ => Err(Code::RunFinished.into()),
     }
 }
 
-/// Writes what can change of rows that exist, several to a statement.
+/// Writes the changeable columns of existing rows, several rows with each statement.
 pub(super) async fn save_all(tx: &Tx, rows: &[&runs::Model]) -> Result<()> {
     let backend = sea_orm::ConnectionTrait::get_database_backend(tx.db());
     for part in sql::parts(rows.to_vec()) {

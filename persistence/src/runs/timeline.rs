@@ -1,4 +1,4 @@
-//! A run's timeline: everything that happened to it, in order.
+//! A run's timeline: everything that happened to the run, in order.
 
 use domain::{
     JsonText, Problem, Timestamp,
@@ -26,17 +26,17 @@ use crate::store::{
 /// An entry of a run's timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimelineEntry {
-    /// Sorts the entries as they happened; not without gaps.
+    /// Orders the entries. Numbers may be missing.
     pub seq: i64,
     /// When it happened.
     pub at: Timestamp,
     /// What happened.
     pub kind: TimelineEntryKind,
-    /// How often the run had been claimed then.
+    /// The run's number of claims at that time.
     pub attempt: i32,
-    /// The kind and identifier of the credential that did it; `None` for the service.
+    /// The kind and identifier of the credential; `None` if the service made the change.
     pub actor: Option<(String, String)>,
-    /// Further facts.
+    /// Further facts, as JSON.
     pub data: Option<JsonText>,
 }
 
@@ -55,7 +55,7 @@ impl TimelineEntry {
 }
 
 impl Scoped {
-    /// A run's timeline, oldest first.
+    /// Reads a run's timeline, oldest entry first.
     pub async fn timeline(
         &self,
         id: RunId,
@@ -83,14 +83,15 @@ impl Scoped {
             .try_map(TimelineEntry::of_row)
     }
 
-    /// Changes whenever the run does, on whatever process; now and then it changes for nothing.
+    /// A counter that changes whenever the run changes, in any process. It may also change without
+    /// a reason.
     #[must_use]
     pub fn watch_run(&self, id: RunId) -> watch::Receiver<u64> {
         self.store.inner.wake.watch(id.uuid())
     }
 
-    /// Adds what happened during a run to its timeline. Nothing is added to a run that has been
-    /// swept meanwhile, or whose timeline is long already.
+    /// Adds an entry to a run's timeline. Nothing is added if the run has been swept, or if its
+    /// timeline is at its limit.
     pub async fn add_to_timeline(
         &self,
         context: &Context,

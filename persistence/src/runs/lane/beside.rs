@@ -1,5 +1,5 @@
-//! Large calls where there is more than one writer: on connections of the pool, so that the lane does
-//! not wait for them.
+//! Large calls on PostgreSQL: they use connections of the pool, so that the lane does not wait for
+//! them.
 
 use super::entry::{Lane, Reply, answer};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     webhooks::own_events::{Publish, PublishedEvent},
 };
 
-/// Makes the call, one at a time of a publisher, and answers.
+/// Makes the call, one at a time for each publisher, and answers.
 pub(super) fn publish(store: &Store, publish: Publish, reply: Reply<Vec<PublishedEvent>>) {
     let store = store.clone();
     store.inner.tasks.clone().spawn(async move {
