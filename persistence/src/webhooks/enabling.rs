@@ -1,4 +1,4 @@
-//! An endpoint is enabled: its deliveries flow again, and a replay may start.
+//! Enabling an endpoint: its deliveries are sent again, and a replay may start.
 
 use domain::{audit::Action, id::EndpointId};
 use serde_json::json;
@@ -18,21 +18,21 @@ use crate::{
     },
 };
 
-/// An endpoint that was enabled, and what follows from that.
+/// The result of enabling an endpoint.
 #[derive(Clone, Debug)]
 pub struct Enabled {
     /// The endpoint as it is now.
     pub endpoint: Endpoint,
-    /// Deliveries that waited for a later time, and are due now.
+    /// How many deliveries waited for a later attempt, and are due now.
     pub deliveries_due: u64,
-    /// The replay that was asked for.
+    /// The replay, if one was requested.
     pub replay: Option<Replay>,
 }
 
 impl Scoped {
-    /// Lets deliveries to an endpoint flow again, as if it had never failed: those that waited for
-    /// a later try are due now. Starts a replay if one is wanted. The same for one that is enabled
-    /// already.
+    /// Enables an endpoint, and treats it as if it had never failed: deliveries that waited for a
+    /// later attempt are due now. Starts a replay if one is requested. Has the same effect on an
+    /// endpoint that is enabled already.
     pub async fn enable_endpoint<A>(
         &self,
         context: &Context,

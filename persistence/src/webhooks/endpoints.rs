@@ -49,101 +49,102 @@ use crate::{
     },
 };
 
-/// Why an endpoint is disabled that its publisher disabled.
+/// The reason for disabling an endpoint if its publisher did it.
 const REQUESTED: &str = "requested";
 
 /// A webhook destination with its filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Which one.
+    /// The endpoint's identifier.
     pub id: EndpointId,
-    /// Where it is.
+    /// The URL of the receiver.
     pub url: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// `*`, `prefix.*` or types; an event passes that one of them matches.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Vec<String>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Vec<Slug>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: BTreeMap<String, String>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: bool,
-    /// Why not, if not: `requested` if its publisher wished so.
+    /// Why the endpoint is disabled: `requested` if its publisher did it.
     pub disabled_reason: Option<String>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: bool,
-    /// What its deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Signing,
-    /// Under which name the keys are served that verify them, if it ever had a pair.
+    /// The identifier under which the public keys are served, if the endpoint ever had a key pair.
     pub key_set: Option<KeySetId>,
-    /// How tries at it went lately.
+    /// The results of recent attempts.
     pub health: Health,
-    /// Whether a part of it can't be read as it is stored; nothing is delivered to it then.
+    /// Whether a stored part of the endpoint cannot be read. Then nothing is delivered to it.
     pub unreadable: bool,
-    /// How deliveries go out.
+    /// How deliveries are sent.
     pub sending: Sending,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
-    /// When it was made.
+    /// When the endpoint was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the endpoint last changed.
     pub updated_at: Timestamp,
 }
 
-/// What a new endpoint is given.
+/// What a caller gives for a new endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEndpoint {
-    /// Where it is; the caller has checked that it is an allowed destination.
+    /// The URL of the receiver. The caller has checked that it is an allowed destination.
     pub url: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// `*`, `prefix.*` or types.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Vec<String>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Vec<Slug>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: BTreeMap<String, String>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: bool,
-    /// Whether deliveries carry the subcommand bearer; by default only a seeded publisher's do.
+    /// Whether deliveries carry the subcommand bearer. By default only those of a seeded publisher
+    /// do.
     pub send_bearer: Option<bool>,
-    /// What deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Signing,
-    /// How deliveries go out.
+    /// How deliveries are sent.
     pub sending: Sending,
 }
 
-/// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
+/// Changes of an endpoint. `None` keeps a member, `Some(None)` empties it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointPatch {
-    /// Where it is.
+    /// The URL of the receiver.
     pub url: Option<String>,
-    /// For people.
+    /// A description for people.
     pub description: Option<Option<String>>,
-    /// `*`, `prefix.*` or types.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Option<Vec<String>>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Option<Vec<Slug>>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: Option<BTreeMap<String, String>>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: Option<bool>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: Option<bool>,
-    /// What deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Option<Signing>,
-    /// Whether they go out in order.
+    /// Whether deliveries are sent in order.
     pub ordered: Option<bool>,
-    /// Most a second.
+    /// Most deliveries a second.
     pub rate_limit_per_second: Option<Option<u32>>,
-    /// Waits between tries.
+    /// The waits between attempts.
     pub retry_schedule: Option<Option<Schedule>>,
-    /// Most under way.
+    /// Most deliveries in flight.
     pub max_in_flight: Option<Option<u32>>,
 }
 
-/// A limit as it is stored; one that is larger than fits is none.
+/// A limit as it is stored. A limit that is too large for the column is stored as none.
 fn limit_column(limit: Option<u32>) -> Option<i32> {
     limit.and_then(|limit| i32::try_from(Ord::max(limit, 1)).ok())
 }
@@ -153,8 +154,8 @@ fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
 }
 
 impl Endpoint {
-    /// One whose texts can't be read is shown without them, so that its owner sees it, among the
-    /// others, and can set them anew.
+    /// If the stored texts cannot be read, the endpoint is returned without them, so that lists
+    /// show it and its owner can set them again.
     fn of_row(row: webhook_endpoints::Model) -> Self {
         let texts = Texts::of_row(&row)
             .inspect_err(|error| unreadable::tell("endpoint", row.publisher_id, row.id, error));
@@ -188,7 +189,7 @@ impl Endpoint {
     }
 }
 
-/// With how tries at them went.
+/// The endpoints of the rows, with the results of recent attempts.
 async fn with_health<C: ConnectionTrait>(
     db: &C,
     owner: Uuid,
@@ -214,7 +215,7 @@ fn reason(enabled: bool) -> Option<String> {
     (!enabled).then(|| REQUESTED.to_owned())
 }
 
-/// A filter that does not parse would later fail the change whose event meets it.
+/// Checked now: a filter that does not parse would later fail the transactions that write events.
 fn check_types(event_types: &[String]) -> Result<()> {
     for (at, filter) in event_types.iter().enumerate() {
         if Filter::parse(filter).is_none() {
@@ -234,7 +235,7 @@ async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Whether the boot seed made, or ever changed, this publisher's credentials.
+/// Whether the boot seed ever wrote this publisher's credentials.
 async fn is_seeded(tx: &Tx, publisher: Uuid) -> Result<bool> {
     let found = credentials::Entity::find()
         .select_only()
@@ -297,7 +298,7 @@ async fn insert(
     Ok((Endpoint::of_row(row), line))
 }
 
-/// Writes a new value over an old one; tells whether they differ.
+/// Replaces a value, and returns whether it changed.
 fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
     match new {
         Some(new) if new != *old => {
@@ -308,7 +309,7 @@ fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
     }
 }
 
-/// Applies a patch but for `enabled`; answers the names of the members that it changed.
+/// Applies a patch except for `enabled`. Returns the names of the members that changed.
 fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'static str> {
     let event_types = patch
         .event_types
@@ -370,16 +371,16 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
         .collect()
 }
 
-/// What a change did.
+/// The result of changing an endpoint.
 pub(crate) struct Changed {
     pub(crate) endpoint: Endpoint,
     pub(crate) lines: Vec<AuditEntry>,
-    /// Deliveries that waited for a later try, and are due now.
+    /// How many deliveries waited for a later attempt, and are due now.
     pub(crate) deliveries_due: u64,
 }
 
-/// The change itself. Values do not stand in the audit log, since URLs and headers may hold
-/// what is not for every reader of it.
+/// Changes an endpoint in a transaction. The audit log holds no values, since URLs and headers may
+/// be secret to some of its readers.
 pub(crate) async fn change(
     store: &Store,
     tx: &Tx,
@@ -412,7 +413,7 @@ pub(crate) async fn change(
     }
     let mut deliveries_due = 0;
     if row.enabled && (switched || members.contains(&"url")) {
-        // What failed was another receiver, or one that is to be tried again.
+        // The earlier failures were another receiver's, or the receiver is to be tried again.
         deliveries_due = recover(tx, publisher, row.id).await?;
     }
     if !lines.is_empty() {
@@ -421,7 +422,7 @@ pub(crate) async fn change(
         lines.extend(ensure_signing_key(store, tx, &row).await?);
     }
     if patch.signing.is_some() {
-        // Whoever has the endpoint's secrets at hand reads them anew.
+        // Caches of the endpoint's secrets are invalidated.
         tx.touches_credentials_of(PublisherId::from_uuid(publisher));
     }
     let mut changed = [Endpoint::of_row(row)];
@@ -434,8 +435,8 @@ pub(crate) async fn change(
     })
 }
 
-/// Ends what is on its way to an endpoint; the outcome of an attempt under way changes nothing
-/// of what has ended.
+/// Cancels pending deliveries to an endpoint. The outcome of a running attempt does not change a
+/// delivery that has ended.
 async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
@@ -451,7 +452,7 @@ async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64>
 }
 
 impl Scoped {
-    /// Makes an endpoint.
+    /// Creates an endpoint.
     pub async fn create_endpoint<A>(
         &self,
         context: &Context,
@@ -484,7 +485,7 @@ impl Scoped {
             .await
     }
 
-    /// One endpoint.
+    /// Reads an endpoint.
     pub async fn endpoint(&self, id: EndpointId) -> Result<Endpoint, StoreError> {
         let row = live(self.scope.uuid())
             .filter(webhook_endpoints::Column::Id.eq(id.uuid()))
@@ -520,8 +521,8 @@ impl Scoped {
         Ok(page)
     }
 
-    /// Changes an endpoint. `patch_of` is given the endpoint as it stands, which nobody else changes
-    /// meanwhile, and answers what to change of it. What it already is changes nothing.
+    /// Changes an endpoint. `patch_of` gets the current endpoint, which nobody else changes
+    /// meanwhile, and returns the changes. Values that are already set change nothing.
     pub async fn update_endpoint<C, A>(
         &self,
         context: &Context,
@@ -553,7 +554,7 @@ impl Scoped {
             .await
     }
 
-    /// Removes an endpoint and calls off what is on its way to it.
+    /// Deletes an endpoint and cancels its pending deliveries.
     pub async fn delete_endpoint<A>(
         &self,
         context: &Context,
@@ -572,8 +573,8 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    // The row stays for its deliveries, which are listed for a while. What may be secret
-                    // of it does not.
+                    // The row stays because deliveries refer to it and are listed for a while. Its
+                    // secrets are removed.
                     let gone = webhook_endpoints::Model {
                         headers: "{}".to_owned(),
                         enabled: false,
@@ -593,7 +594,7 @@ impl Scoped {
             .await
     }
 
-    /// Sends a test event to one endpoint, past its filters.
+    /// Sends a test event to one endpoint, whatever its filters are.
     pub async fn test_endpoint<A>(
         &self,
         context: &Context,

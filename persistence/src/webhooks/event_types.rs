@@ -1,4 +1,4 @@
-//! What a publisher says of its own types of events: a description, an example, a schema.
+//! A publisher's descriptions of its own types of events: a text, an example, a schema.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::store::{
     quota::over_quota,
 };
 
-/// How long schemas are taken from memory. A change counts at once on the process that made it,
-/// and within this time on the others.
+/// How long schemas are cached. A change takes effect at once in the process that made it, and
+/// within this time in the others.
 const KEPT: Duration = Duration::from_secs(1);
-/// Memory for schemas that are at hand, bytes of their text.
+/// Most bytes of schemas that are cached.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// A type of events that its publisher has described.
@@ -32,46 +32,46 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 pub struct PublishersType {
     /// The type.
     pub event_type: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// Data of such an event.
+    /// An example of the data of such an event.
     pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
-    /// Counts changes.
+    /// Increased with each change.
     pub revision: i64,
-    /// When it was described first.
+    /// When the type was first described.
     pub created_at: Timestamp,
-    /// When that last changed.
+    /// When the description last changed.
     pub updated_at: Timestamp,
 }
 
-/// What is to be said of a type.
+/// The description of a type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventTypePut {
-    /// For people.
+    /// A text for people.
     pub description: Option<String>,
-    /// Data of such an event.
+    /// An example of the data of such an event.
     pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
 }
 
-/// The schema of a type. Under one `id` and `revision` it never changes.
+/// The schema of a type. With the same `id` and `revision`, it never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeSchema {
-    /// Which description of the type.
+    /// The identifier of the description.
     pub id: Uuid,
-    /// Which state of it.
+    /// The revision of the description.
     pub revision: i64,
     /// The schema.
     pub schema: Value,
 }
 
-/// A publisher's schemas by type.
+/// A publisher's schemas, by type.
 type SchemasByName = Arc<HashMap<String, TypeSchema>>;
 
-/// Schemas that were read a moment ago, by publisher, with their size.
+/// Cached schemas by publisher, with their size in bytes.
 pub(crate) struct TypeSchemas(Cache<Uuid, (SchemasByName, u32)>);
 
 impl TypeSchemas {
@@ -175,7 +175,7 @@ async fn put(
     Ok(Audited::new((described, made), owner, line))
 }
 
-/// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
+/// The wrapper of administrative changes has locked the publisher's row, so the count holds.
 async fn check_limit(tx: &Tx, owner: Uuid) -> Result<()> {
     let there = event_types::Entity::find()
         .filter(event_types::Column::PublisherId.eq(owner))
@@ -247,9 +247,8 @@ impl Scoped {
         Ok(known)
     }
 
-    /// Describes a type of the publisher's own, or changes what is said of it; `render` also
-    /// learns whether it is new. A type that is not described is in none of the states that
-    /// `if_match` may expect.
+    /// Describes a type of the publisher's own, or changes the description. `render` also learns
+    /// whether it is new. For a type without a description, no `if_match` is fulfilled.
     pub async fn put_event_type<A>(
         &self,
         context: &Context,
@@ -268,7 +267,7 @@ impl Scoped {
         answer
     }
 
-    /// Forgets what is said of a type. Events of it stay, and may still be published.
+    /// Deletes the description of a type. Its events stay, and further ones may be published.
     pub async fn delete_event_type<A>(
         &self,
         context: &Context,

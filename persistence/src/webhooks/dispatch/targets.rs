@@ -1,4 +1,4 @@
-//! Where deliveries go and how: an endpoint as the dispatcher sees it, with its secrets opened.
+//! Delivery targets: endpoints as the dispatcher needs them, with opened secrets.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,30 +31,31 @@ use crate::{
     webhooks::{endpoint_secrets::OwnSecrets, listeners::check_filters},
 };
 
-/// Most publishers whose secrets are kept opened.
+/// Most publishers whose opened secrets are cached.
 const CACHED_PUBLISHERS: usize = 10_000;
 
 /// An endpoint that may be sent to.
 #[derive(Clone, Debug)]
 pub struct DeliveryTarget {
-    /// Where it is.
+    /// The URL of the receiver.
     pub url: String,
-    /// Its own headers.
+    /// The endpoint's own headers.
     pub headers: BTreeMap<String, String>,
-    /// The newest live bearer, if it asks for one and there is one.
+    /// The newest live bearer, if the endpoint wants one and there is one.
     pub bearer: Option<SecretString>,
-    /// All live secrets that sign, newest first: the endpoint's own, if it has some, else its
+    /// All live signing secrets, newest first: the endpoint's own if it has any, or else the
     /// publisher's.
     pub secrets: Vec<SecretString>,
-    /// Whether deliveries go out one after the other, in the order of their events.
+    /// Whether deliveries are sent one after the other, in the order of their events.
     pub ordered: bool,
     /// Most deliveries a second.
     pub rate_limit_per_second: Option<u32>,
-    /// Waits between tries, if it has its own.
+    /// The waits between attempts, if the endpoint has its own.
     pub retry_schedule: Option<Schedule>,
-    /// Most deliveries under way, if it has its own limit.
+    /// Most deliveries in flight, if the endpoint has its own limit.
     pub max_in_flight: Option<u32>,
-    /// A part of it, or one of its secrets, can't be read: nothing can be sent to it.
+    /// Whether a part of the endpoint, or one of its secrets, cannot be read. Then nothing can be
+    /// sent.
     pub unreadable: bool,
 }
 
@@ -79,22 +80,22 @@ struct Row {
 /// A publisher's live secrets.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets {
-    /// Those that sign, newest first.
+    /// The signing secrets, newest first.
     pub(crate) signing: Vec<SecretString>,
     /// The newest bearer.
     pub(crate) bearer: Option<SecretString>,
-    /// When the first of them expires.
+    /// When the first of the secrets expires.
     until: Option<Timestamp>,
-    /// Whether one that signs, or a bearer, does not open.
+    /// Whether a signing secret, and whether a bearer, cannot be opened.
     unreadable: (bool, bool),
 }
 
-/// Opened secrets by publisher. An entry dies with the publisher's cached tokens: at once in the
-/// process that changes a credential, within moments in the others.
+/// Opened secrets by publisher. An entry is invalidated together with the publisher's cached
+/// tokens: at once in the process that changes a credential, within moments in the others.
 #[derive(Default)]
 pub(crate) struct SecretCache {
     entries: Mutex<HashMap<Uuid, Arc<Secrets>>>,
-    /// Counts invalidations; what was read before one is not kept after it.
+    /// Counts invalidations. Secrets that were read before one are not cached after it.
     generation: AtomicU64,
 }
 
@@ -141,7 +142,7 @@ fn tell(key: EndpointKey, error: &StoreError) {
 }
 
 impl DeliveryTarget {
-    /// One whose row can't be read.
+    /// A target whose row cannot be read.
     fn unreadable(ordered: bool) -> Self {
         Self {
             url: String::new(),
@@ -162,7 +163,7 @@ impl Row {
         self.enabled && self.deleted_at.is_none() && self.status == "active"
     }
 
-    /// An endpoint that has secrets of its own is signed for by those alone.
+    /// The target of this row. If the endpoint has secrets of its own, only those sign.
     fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<DeliveryTarget> {
         let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
         let schedule = self.retry_schedule.as_deref().map(Schedule::parse);
@@ -187,9 +188,9 @@ impl Row {
 }
 
 impl System {
-    /// The endpoints as they stand; those that may not be sent to are left out: disabled, deleted,
-    /// of a publisher that is not active, or whose keys do not open. One
-    /// that can't be read is among them, marked so.
+    /// The targets of these endpoints. Endpoints that may not be sent to are left out: those that
+    /// are disabled or deleted, and those of a publisher that is not active or whose keys cannot be
+    /// opened. An endpoint that cannot be read is returned and marked as unreadable.
     pub async fn targets(
         &self,
         keys: &[EndpointKey],
@@ -239,8 +240,8 @@ impl System {
         Ok(targets)
     }
 
-    /// The live secrets of all these endpoints' publishers. One whose secrets do not open does
-    /// not hold up the others.
+    /// The live secrets of all these endpoints' publishers. If the secrets of one cannot be opened,
+    /// the others are still returned.
     async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Arc<Secrets>>> {
         let (now, cache) = (self.store.now(), self.store.state::<SecretCache>());
         let trusted = self.store.inner.freshness.trusted(now);
@@ -272,7 +273,7 @@ impl System {
                     all.insert(owner, opened);
                 }
                 Err(error) if error.may_pass() => return Err(error),
-                // Its deliveries wait: a master key may have to be given first.
+                // Deliveries wait, since the operator may have to provide a master key first.
                 Err(error) => unreadable::tell("owner_keys", owner, owner, &error),
             }
         }
