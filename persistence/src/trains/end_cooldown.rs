@@ -1,4 +1,4 @@
-//! How an admin ends an account's cooldowns.
+//! Ending an account's cooldowns by an admin.
 
 use domain::{
     audit::Action,
@@ -21,8 +21,8 @@ use crate::store::{
 };
 
 impl Scoped {
-    /// Ends an account's cooldowns: all of them, or that for one model. What does not cool down
-    /// changes nothing. Other processes hear of it as they hear of reports.
+    /// Ends all of an account's cooldowns, or that for one model. If there is none, nothing
+    /// changes. Other processes learn of it like of reports.
     pub async fn end_cooldown<A>(
         &self,
         context: &Context,
@@ -55,7 +55,8 @@ impl Scoped {
             Ok(Audited::new(account, owner, line))
         };
         let answer = self.store.administer(context, owner, work, render).await?;
-        // Also for a repeat: whoever asked first may not have lived to hear of it.
+        // Also for a repeated request: the process that handled the first one may have died before
+        // it read the rows.
         self.store.hear_anew(owner, id.uuid()).await?;
         Ok(answer)
     }

@@ -1,4 +1,4 @@
-//! Accounts of an import.
+//! The accounts of an import.
 
 use domain::{
     Timestamp,
@@ -24,14 +24,15 @@ use crate::{
     },
 };
 
-/// The number of the credential from which on it is one that the service itself got.
+/// From this number on, a credential was obtained by the service itself.
 const REFRESHED: i64 = 2;
 
-/// What is to be done about an account.
+/// What to do with an account.
 enum Step {
     Create,
     Update(Box<accounts::Model>, AccountPatch),
-    /// The last says whether the new one gets tokens that the service got for the old one.
+    /// The last field: whether the new account gets tokens that the service obtained for the old
+    /// one.
     Replace(AccountId, Box<NewAccount>, bool),
     Nothing(ImportResult),
 }
@@ -51,7 +52,7 @@ impl Import {
     /// Brings an account to the state that `spec` describes. The name identifies it.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
+    /// Those of the store. A refusal is a result.
     pub async fn account(&mut self, spec: &AccountSpec) -> Result<ImportResult, StoreError> {
         told(self.bring_account(spec).await)
     }
@@ -122,7 +123,7 @@ impl Import {
     }
 }
 
-/// Notes that an account holds other tokens than the files have: the next import has to know.
+/// Notes that an account has other tokens than the file, so that the next import knows.
 async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> Result<()> {
     use accounts::Column;
     accounts::Entity::update_many()
@@ -134,9 +135,9 @@ async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> R
     Ok(())
 }
 
-/// What the account is to be, and whether it keeps tokens that the service itself got: once
-/// refreshed, those of a file are spent, and going back to them would lose the account. An account
-/// whose refresh failed has nothing to lose.
+/// The account that the file describes, and whether it keeps tokens that the service obtained.
+/// After a refresh the file's tokens are used up, and going back to them would break the account.
+/// An account whose refresh failed cannot become worse.
 fn wanted(
     row: &accounts::Model,
     there: &Account,
@@ -170,7 +171,7 @@ fn wanted(
     (new, false)
 }
 
-/// Whether all that only another account could change is as it is to be.
+/// Whether everything is as described that cannot be changed without replacing the account.
 fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
     let oauth: Option<(_, Timestamp)> = there.oauth.clone().zip(there.expires_at);
     there.provider == new.provider
@@ -180,7 +181,7 @@ fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
         && held.is(&new.credential)
 }
 
-/// What brings an account that is there to what is wished.
+/// The step that brings an existing account to the described state.
 fn compare(row: accounts::Model, key: &Key, spec: &AccountSpec) -> Result<Step> {
     let id = AccountId::from_uuid(row.id);
     let held = Credential::open(key, &sealed_for(&row), &row.sealed)

@@ -1,4 +1,4 @@
-//! Keys that clients of trains have already, of an import.
+//! The keys of an import, which clients of trains already have.
 
 use domain::{
     audit::Action,
@@ -19,24 +19,23 @@ use crate::{
     trains::train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
 };
 
-/// What is to be done about a key.
+/// What to do with a key.
 enum Step {
-    /// Of this train, which a dry run may only pretend to have.
+    /// The train's identifier; `None` if a dry run would have created the train.
     Create(Option<Uuid>),
     Nothing(ImportResult),
 }
 
-/// The same words whoever has it: they are not to tell whose it is.
+/// The error is always the same: it must not tell whose key it is.
 fn used_elsewhere() -> StoreError {
     refuse("The key is in use already, for something else.")
 }
 
 impl Import {
-    /// Makes a key known as one of its train's. What is known already stays as it is: a key that
-    /// was revoked stays revoked.
+    /// Adds a key to its train. A known key does not change: a revoked one stays revoked.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
+    /// Those of the store. A refusal is a result.
     pub async fn client_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult, StoreError> {
         told(self.bring_key(spec).await)
     }
@@ -140,7 +139,7 @@ impl Import {
             insert_row(tx, row, &spec.hash)
                 .await
                 .map_err(|error| match error.sql_err() {
-                    // Somebody else's, since a moment ago.
+                    // Another token got the same value meanwhile.
                     Some(SqlErr::UniqueConstraintViolation(_)) => used_elsewhere(),
                     _ => error.into(),
                 })?;

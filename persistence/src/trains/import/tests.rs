@@ -74,7 +74,7 @@ impl World {
         found.unwrap().unwrap()
     }
 
-    /// The access token of the one account.
+    /// The access token of the only account.
     async fn access_token(&self) -> String {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
@@ -82,7 +82,7 @@ impl World {
         held.unwrap().bearer().expose_secret().to_owned()
     }
 
-    /// What a refresh leaves behind.
+    /// Changes the row like a refresh.
     async fn refresh(&self, text: &str, health: &str) {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
@@ -135,7 +135,7 @@ async fn refreshed_tokens_are_kept_for_as_long_as_they_work() {
         assert!(done.note.is_some());
         assert_eq!(world.access_token().await, "access-refreshed");
 
-        // Even where another account has to take the place for the sake of a setting.
+        // Even if a changed setting requires a new account.
         let mut moved = spec("of the file");
         moved.new.base_url = "https://proxy.example".into();
         assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Replaced);
@@ -146,7 +146,7 @@ async fn refreshed_tokens_are_kept_for_as_long_as_they_work() {
         assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Unchanged);
         assert_eq!(world.access_token().await, "access-refreshed");
 
-        // Another client could do nothing with them.
+        // The tokens are bound to their client.
         world.refresh("refreshed again", "ok").await;
         moved.new.oauth.as_mut().unwrap().0.client_id = "another".into();
         assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Replaced);

@@ -1,4 +1,4 @@
-//! Trains of an import, with what they lend.
+//! The trains of an import, with their accounts.
 
 use std::collections::HashMap;
 
@@ -24,10 +24,10 @@ use crate::{
     trains::train::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
 };
 
-/// The accounts that a train is to lend, with their priorities.
+/// The accounts of a train, with their priorities.
 type AccountPriorities = Vec<(AccountId, u16)>;
 
-/// What is to be done about a train.
+/// What to do with a train.
 enum Step {
     Create(Option<AccountPriorities>),
     Update(
@@ -64,7 +64,7 @@ impl Import {
     /// Brings a train to the state that `spec` describes. The slug identifies it.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
+    /// Those of the store. A refusal is a result.
     pub async fn train(&mut self, spec: &TrainSpec) -> Result<ImportResult, StoreError> {
         told(self.bring_train(spec).await)
     }
@@ -151,8 +151,8 @@ impl Import {
         })
     }
 
-    /// The accounts of these names. What a dry run would have made has no identifier yet; any
-    /// stands for it, since nothing is written.
+    /// The accounts with these names. An account that a dry run would have created has no
+    /// identifier yet; any identifier stands for it, since nothing is written.
     async fn account_priorities<C: ConnectionTrait>(
         &self,
         db: &C,
@@ -193,7 +193,7 @@ impl Import {
         )))
     }
 
-    /// The places, if others are there.
+    /// The described accounts, if the train has others.
     async fn changed_accounts<C: ConnectionTrait>(
         &self,
         db: &C,
@@ -219,7 +219,7 @@ impl Import {
         Ok((!same).then_some(spec))
     }
 
-    /// What to change of where its people read, if anything.
+    /// The changes of the Slack channel, if there are any.
     async fn other_slack<C: ConnectionTrait>(
         &self,
         db: &C,

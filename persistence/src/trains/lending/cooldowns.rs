@@ -1,4 +1,4 @@
-//! Which accounts rest, and until when, as this process knows it.
+//! The accounts' cooldowns that this process knows.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,14 +12,15 @@ use crate::store::{
     unreadable,
 };
 
-/// The name of an account as a whole, where a model's would stand.
+/// The model of a cooldown that concerns the account as a whole.
 pub(super) const WHOLE: &str = "";
-/// Most models of an account that rest by themselves. Beyond them it rests as a whole, so that
-/// made-up names fill nothing.
+/// Most models of an account with cooldowns of their own. Beyond them the account as a whole cools
+/// down, so that invented names cannot fill the table.
 pub(super) const MODELS_MAX: usize = 100;
-/// How long a rest that is over is remembered: a reading of older rows can't bring it back.
+/// How long an ended cooldown is remembered, in milliseconds, so that reading older rows cannot
+/// restore it.
 pub(super) const REMEMBERED_MS: i64 = 60_000;
-/// A row, as far as it counts here.
+/// The part of a row that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cooldown {
     pub(super) until: i64,
@@ -46,7 +47,7 @@ impl Cooldown {
     }
 }
 
-/// One that can't be read keeps nobody's others from being heard.
+/// If a row cannot be read, the others still take effect.
 pub(super) fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
     Cooldown::of(row.until, &row.reason, row.reported_at)
         .inspect_err(|error| {
@@ -55,7 +56,7 @@ pub(super) fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
         .ok()
 }
 
-/// By account and model.
+/// Cooldowns by account and model.
 #[derive(Default)]
 pub(super) struct Cooldowns(HashMap<Uuid, BTreeMap<Box<str>, Cooldown>>);
 
@@ -64,7 +65,7 @@ impl Cooldowns {
         self.0.get(&account)?.get(model)
     }
 
-    /// Takes over what a row says, unless something newer of the same row is known.
+    /// Takes in a row, unless a newer state of the same row is known.
     pub(super) fn hear(&mut self, account: Uuid, model: &str, heard: Cooldown) {
         let models = self.0.entry(account).or_default();
         match models.get_mut(model) {
@@ -76,8 +77,8 @@ impl Cooldowns {
         }
     }
 
-    /// Until when an account rests, for a model if one is asked for. That its credential was
-    /// refused is over once it was renewed.
+    /// When an account's cooldown ends, for a model if one is given. A refused credential causes no
+    /// cooldown any more once it was renewed.
     pub(super) fn until(
         &self,
         account: Uuid,
@@ -103,12 +104,13 @@ impl Cooldowns {
         self.0.retain(|_, models| !models.is_empty());
     }
 
-    /// How many models of an account are known, resting or not.
+    /// How many models of an account are known, including ended cooldowns.
     pub(super) fn models(&self, account: Uuid) -> usize {
         self.0.get(&account).map_or(0, BTreeMap::len)
     }
 
-    /// Under which name an account's rest for a model is to be written, and what is known of it.
+    /// The model under which an account's cooldown has to be written, and the cooldown that is
+    /// known there.
     pub(super) fn place<'a>(
         &mut self,
         account: Uuid,

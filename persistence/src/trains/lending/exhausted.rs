@@ -1,4 +1,4 @@
-//! Tells a publisher that a train has nothing left to lend.
+//! Tells a publisher that a train has no usable account.
 
 use domain::{
     Timestamp,
@@ -21,9 +21,8 @@ use crate::{
 };
 
 impl Scoped {
-    /// Emits `stationmaster.train.exhausted`, unless that was done in the last five minutes by
-    /// whichever process; answers whether it was. Those of its people who asked for it are told
-    /// in Slack.
+    /// Emits `stationmaster.train.exhausted`, unless any process did so within the last five
+    /// minutes. Returns whether it did. Trains that want it also get a Slack message.
     pub async fn tell_exhausted(
         &self,
         train: TrainId,

@@ -1,4 +1,4 @@
-//! Reads all that a publisher's trains lend, and opens it.
+//! Reads all trains and accounts of a publisher, and opens the credentials.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,14 +27,14 @@ use crate::{
     trains::accounts::sealed_for,
 };
 
-/// What a train, or a place of an account in one, takes in memory beside its texts, bytes.
+/// Bytes that a train, or an account's membership in one, takes in memory besides its texts.
 const ENTRY_BYTES: usize = 128;
-/// What an account takes.
+/// Bytes that an account takes in memory besides its texts.
 const ACCOUNT_BYTES: usize = 512;
 
 impl Store {
-    /// The snapshot of a publisher as the store has it, and roughly how many bytes it takes. Its
-    /// cooldowns, and the use of accounts with ceilings, are read along.
+    /// Reads the snapshot of a publisher, and returns it with its approximate size in bytes. Also
+    /// reads the cooldowns, and the usage of accounts with ceilings.
     pub(super) async fn read_snapshot(
         &self,
         scope: &Scope,
@@ -61,7 +61,7 @@ impl Store {
                 Ok(account) => {
                     accounts.insert(id, Arc::new(account));
                 }
-                // The others are lent.
+                // The other accounts are still lent.
                 Err(error) => unreadable::tell("account", owner, id, &error),
             }
         }
@@ -89,7 +89,8 @@ fn assemble(
     let mut by_train: HashMap<Uuid, BTreeMap<(u16, AccountId), Arc<ResolvedAccount>>> =
         HashMap::new();
     for place in places {
-        // One that is gone was removed between two of the readings, which is heard of.
+        // The account was removed between two of these reads. The change will invalidate this
+        // snapshot.
         let Some(account) = accounts.get(&place.account_id) else {
             continue;
         };
@@ -116,8 +117,8 @@ fn assemble(
     Ok(trains.into_iter().map(train_of).collect())
 }
 
-/// An account with its credential opened. One that does not open is not lent, and does not keep
-/// the others from being lent.
+/// Opens an account's credential. If it does not open, the account is not lent, and the others
+/// still are.
 fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<ResolvedAccount> {
     let id = AccountId::from_uuid(row.id);
     let kind = CredentialType::parse(&row.credential_type)

@@ -1,8 +1,8 @@
-//! What gateways report: until when accounts rest.
+//! Reports of gateways, which cause cooldowns of accounts.
 //!
-//! A report is written in one statement before it is answered, and counts in this process at once.
-//! Other processes look every quarter of a second for what was reported of late. Nothing of it is
-//! a question of access, so the caches of tokens and snapshots are not touched.
+//! A report is written with one statement before it is answered, and takes effect in this process
+//! at once. Other processes read recent reports every quarter of a second. Reports do not affect
+//! access, so the caches of tokens and snapshots are not invalidated.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -29,34 +29,34 @@ use crate::store::{
     sql::Sql,
 };
 
-/// A rest that a report would make longer by no more than this is long enough.
+/// A cooldown is not extended by less than this, in milliseconds.
 const SLACK_MS: i64 = 1000;
-/// How far back other processes' reports are looked for: their clocks may differ by so much, and
-/// their commits take so long.
+/// How far back other processes' reports are read. It covers differences of clocks and the duration
+/// of commits.
 const LOOK_BACK: Duration = Duration::from_secs(10);
-/// An account that was refreshed within this time is not refreshed because of a report.
+/// A report does not cause a refresh of an account that was refreshed within this time.
 const REFRESHED_LATELY: Duration = Duration::from_mins(1);
-/// Most reports that one look reads; the newest come first.
+/// Most reports that one poll reads; the newest come first.
 const POLL_ROWS: u64 = 10_000;
 
-/// What a gateway reports of a request that it made with a lent credential.
+/// A gateway's report about a request with a lent credential.
 #[derive(Clone, Debug)]
 pub struct AccountReport {
-    /// The account that it used.
+    /// The account that was used.
     pub account: AccountId,
-    /// How it ended.
+    /// The outcome of the request.
     pub outcome: Outcome,
-    /// The model that it is about, if not the account as a whole.
+    /// The model that the outcome concerns; `None` for the account as a whole.
     pub model: Option<String>,
     /// How long the upstream asked to wait.
     pub retry_after: Option<Duration>,
-    /// Requests made.
+    /// The number of requests.
     pub requests: u32,
-    /// Tokens of a model used.
+    /// The number of tokens that the model used.
     pub tokens: u32,
 }
 
-/// A rest that is to be written.
+/// A cooldown to write.
 struct Rest<'a> {
     publisher: Uuid,
     account: Uuid,
@@ -64,12 +64,12 @@ struct Rest<'a> {
     outcome: Outcome,
     length: Duration,
     reporter: TokenId,
-    /// Whether a token that was refused is to be refreshed.
+    /// Whether the credential was refused and should be refreshed.
     refresh: bool,
 }
 
 impl Rest<'_> {
-    /// Writes it, unless the account rests for longer already; answers what is written.
+    /// Writes the cooldown, unless a longer one exists. Returns what was written.
     async fn write(&self, tx: &Tx) -> Result<Option<Cooldown>> {
         if self.refresh {
             self.make_refresh_due(tx).await?;
@@ -83,7 +83,8 @@ impl Rest<'_> {
         sql.bind(tx.now.plus(self.length).ms()).push(", ");
         sql.bind(self.outcome.as_str()).push(", ").bind(tx.now.ms());
         sql.push(", ").bind(self.reporter.uuid());
-        // Its time counts the changes of a row too, however the clocks of processes differ.
+        // The time grows with each change of a row, so that it also orders the changes however the
+        // processes' clocks differ.
         sql.push(
             ") ON CONFLICT (publisher_id, account_id, model) DO UPDATE SET \
              until = excluded.until, reason = excluded.reason, \
@@ -101,8 +102,8 @@ impl Rest<'_> {
             .transpose()
     }
 
-    /// Not while the endpoint fails, and not again soon after a refresh: reports must not set the
-    /// pace at which an upstream is asked.
+    /// Not while the endpoint fails, and not soon after a refresh: reports must not determine how
+    /// often an upstream is called.
     async fn make_refresh_due(&self, tx: &Tx) -> Result<()> {
         let now = tx.now.ms();
         let mut sql = Sql::new("UPDATE accounts SET refresh_due_at = ");
@@ -119,7 +120,7 @@ impl Rest<'_> {
     }
 }
 
-/// An account that was removed meanwhile.
+/// The account was removed meanwhile.
 fn gone(error: DbErr) -> StoreError {
     match error.sql_err() {
         Some(SqlErr::ForeignKeyConstraintViolation(_)) => Problem::not_found().into(),
@@ -127,18 +128,18 @@ fn gone(error: DbErr) -> StoreError {
     }
 }
 
-/// Which rests of an account end.
+/// Which cooldowns of an account to end.
 #[derive(Clone, Copy)]
 pub(crate) enum Ending<'a> {
     /// That of the account as a whole, and that for a model.
     WholeAnd(&'a str),
-    /// That for a model alone.
+    /// That for a model only.
     Model(&'a str),
-    /// All.
+    /// All cooldowns.
     Everything,
 }
 
-/// Ends rests of an account; answers the rows as they are then.
+/// Ends cooldowns of an account. Returns the rows as they are then.
 pub(crate) async fn end_rest(
     tx: &Tx,
     publisher: Uuid,
@@ -171,7 +172,7 @@ pub(crate) async fn end_rest(
         .collect()
 }
 
-/// Removes what an account's models need no more.
+/// Removes ended cooldowns of an account's models.
 async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
     use account_cooldowns::Column;
     let oldest = tx.now.ms() - REMEMBERED_MS;
@@ -186,8 +187,10 @@ async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
 }
 
 impl Scoped {
-    /// Takes a gateway's report, which it made with this token of the train. The account must be one
-    /// of the train's.
+    /// Takes in a gateway's report. `reporter` is the train's token that the gateway used.
+    ///
+    /// # Errors
+    /// 404 if the account is not one of the train's.
     pub async fn report(
         &self,
         train: TrainId,
@@ -212,7 +215,7 @@ impl Scoped {
 }
 
 impl Store {
-    /// An account that works need not rest. Nothing is written where nothing is known to rest.
+    /// Ends the cooldowns of an account that works. If none is known, nothing is written.
     async fn end_rest(&self, by: &CredentialPool, report: &AccountReport) -> Result<()> {
         let now = self.now().ms();
         let account = report.account.uuid();
@@ -284,15 +287,15 @@ impl Store {
         Ok(())
     }
 
-    /// Lets `tell` tell what was written of a publisher, if anything is kept of it now.
+    /// Calls `tell` with a publisher's cooldowns, if this process caches any.
     fn hear(&self, publisher: Uuid, tell: impl FnOnce(&mut Cooldowns)) {
         if let Some(tenant) = self.state::<PoolCache>().tenants.get(&publisher) {
             tell(&mut tenant.cooldowns_mut());
         }
     }
 
-    /// Reads an account's rows, also those whose end has come, so that what is known here is what
-    /// they say.
+    /// Reads an account's rows, including ended ones, so that this process knows their current
+    /// state.
     pub(crate) async fn hear_anew(&self, publisher: Uuid, account: Uuid) -> Result<()> {
         use account_cooldowns::Column;
         let rows = account_cooldowns::Entity::find()
@@ -310,7 +313,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads what rests of a publisher's accounts.
+    /// Reads the cooldowns of a publisher's accounts.
     pub(super) async fn read_cooldowns(&self, tenant: &Tenant) -> Result<()> {
         use account_cooldowns::Column;
         let now = self.now();
@@ -329,7 +332,7 @@ impl Store {
         Ok(())
     }
 
-    /// Looks for what gateways reported to other processes of late. On SQLite there are none.
+    /// Reads what gateways recently reported to other processes. On SQLite there are no others.
     pub(crate) async fn poll_cooldowns(&self) -> Result<()> {
         use account_cooldowns::Column;
         let lending = self.state::<PoolCache>();

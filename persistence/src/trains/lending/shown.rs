@@ -1,4 +1,4 @@
-//! Cooldowns as their publisher's admins see them.
+//! Cooldowns as the publisher's admins see them.
 
 use std::collections::HashMap;
 
@@ -17,40 +17,40 @@ use crate::store::{
     unreadable,
 };
 
-/// Who reported that an account needs to cool down.
+/// The train's token with which a cooldown was reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reporter {
-    /// The train's token.
+    /// The token's identifier.
     pub token: TokenId,
-    /// The token's name, if it has one and is still there.
+    /// The token's name, if it has one and still exists.
     pub name: Option<String>,
-    /// The slug of the train, if it is still there.
+    /// The slug of the train, if it still exists.
     pub train: Option<String>,
 }
 
-/// A time in which an account is not lent.
+/// A time during which an account is not lent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountCooldown {
-    /// The model that it is about; `None` for the account as a whole.
+    /// The model; `None` for the account as a whole.
     pub model: Option<String>,
-    /// Until when.
+    /// When the cooldown ends.
     pub until: Timestamp,
-    /// What was reported.
+    /// The reported outcome.
     pub reason: Outcome,
-    /// When.
+    /// When it was reported.
     pub reported_at: Timestamp,
-    /// By whom, if that was recorded.
+    /// Who reported it, if that was recorded.
     pub reported_by: Option<Reporter>,
 }
 
-/// Which cooldowns are read.
+/// Which cooldowns to read.
 #[derive(Clone, Copy)]
 pub(crate) enum Shown<'a> {
-    /// Of one account: as a whole, and for each model.
+    /// All of one account: as a whole, and for each model.
     All(Uuid),
-    /// Of accounts as a whole.
+    /// Those of accounts as a whole.
     OfAccounts(&'a [Uuid]),
-    /// Of the accounts of trains as a whole.
+    /// Those of trains' accounts as a whole.
     OfTrains(&'a [Uuid]),
 }
 
@@ -59,7 +59,7 @@ impl Shown<'_> {
         matches!(self, Self::OfAccounts([]) | Self::OfTrains([]))
     }
 
-    /// What a refresh has made void is left out, as where accounts are lent.
+    /// Cooldowns that a refresh has ended are left out, as in resolving.
     fn query(&self, publisher: Uuid, now: Timestamp) -> Sql {
         let mut sql = Sql::new(
             "SELECT c.account_id, c.model, c.until, c.reason, c.reported_at, c.reported_by, \
@@ -115,8 +115,8 @@ fn cooldown_of(row: &QueryResult) -> Result<AccountCooldown> {
     })
 }
 
-/// What holds now, by account; of one account as a whole first. A row that can't be read is left
-/// out, and told of.
+/// The current cooldowns by account, that of the account as a whole first. A row that cannot be
+/// read is left out and reported.
 pub(crate) async fn cooldowns(
     db: &impl ConnectionTrait,
     publisher: Uuid,
@@ -140,7 +140,7 @@ pub(crate) async fn cooldowns(
     Ok(found)
 }
 
-/// All that holds of one account.
+/// All current cooldowns of one account.
 pub(crate) async fn cooldowns_of(
     db: &impl ConnectionTrait,
     publisher: Uuid,

@@ -1,4 +1,4 @@
-//! PoolCache on both engines: what is kept, for how long, and what reports bring about.
+//! Resolving on both engines: what is cached, for how long, and what reports cause.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
 
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// A publisher whose train `chat` lends accounts `a0`, `a1`, … in this order.
+/// A publisher whose train `chat` has the accounts `a0`, `a1`, … in this order.
 struct House {
     acme: Scoped,
     train: StoredTrain,
@@ -49,7 +49,7 @@ async fn with_accounts(fixture: &Fixture, count: u16) -> House {
 }
 
 impl House {
-    /// A token that is there no more.
+    /// A token that does not exist any more.
     fn reporter(&self) -> domain::id::TokenId {
         domain::id::TokenId::from_uuid(self.train.id.uuid())
     }
@@ -114,15 +114,14 @@ impl House {
         slot.take()
     }
 
-    /// Reads a snapshot that no change of before can kill any more: of those the log tells once
-    /// again, a moment later.
+    /// Reads a snapshot after all earlier changes were polled, so that none of them invalidates it.
     async fn settled(&self) -> Arc<Snapshot> {
         tokio::time::sleep(Duration::from_millis(600)).await;
         self.by().await;
         self.kept().unwrap()
     }
 
-    /// The present snapshot, if it is still believed.
+    /// The current snapshot, if it is still trusted.
     fn kept(&self) -> Option<Arc<Snapshot>> {
         let lending = self.acme.store.state::<PoolCache>();
         lending.tenant(self.acme.scope.uuid()).fresh()
@@ -161,7 +160,7 @@ async fn what_is_lent_is_the_credential_in_its_header() {
             ..AccountCriteria::default()
         });
         assert_eq!(other.await.unwrap(), house.accounts[1]);
-        // Another publisher's train is none, whatever it is called.
+        // Another publisher's train has the same slug.
         let other = crate::runs::tests::house(&fixture, "other", &[]).await;
         assert!(
             other
@@ -186,7 +185,7 @@ async fn a_snapshot_is_read_once_and_dies_with_any_change() {
             .unwrap();
         assert!(house.kept().is_none(), "before the call returned");
         assert_eq!(house.chosen().await, Some(1));
-        // When nothing was heard for too long, each request reads for itself.
+        // If the last poll was too long ago, each request reads for itself.
         house.settled().await;
         fixture.store.inner.stop.cancel();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -244,7 +243,7 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         let house = with_accounts(&fixture, 2).await;
         house.says(0, Outcome::RateLimited).await;
         assert_eq!(house.chosen().await, Some(1));
-        // A shorter rest does not cut a longer one short; an account that works need not rest.
+        // A shorter cooldown does not shorten a longer one, and a success ends it.
         house.says(0, Outcome::Failed).await;
         fixture.clock.advance(Duration::from_secs(31));
         assert_eq!(house.chosen().await, Some(1));
@@ -254,7 +253,7 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         house.says(0, Outcome::Ok).await;
         assert_eq!(house.chosen().await, Some(0));
         assert_eq!(fixture.count("account_cooldowns").await, 1);
-        // What is written outlives what is kept.
+        // Reports outlive the snapshot.
         house.says(1, Outcome::Unauthorized).await;
         house.says(0, Outcome::Unauthorized).await;
         fixture.store.state::<PoolCache>().tenants.invalidate_all();
@@ -355,7 +354,7 @@ async fn another_process_hears_of_a_report() {
             .run_pending_tasks();
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(1));
-        // And that it works again.
+        // The account works again.
         fixture.execute(&row(now, now + 1)).await;
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(0));
@@ -376,7 +375,7 @@ async fn an_account_near_its_ceiling_comes_last() {
         report.requests = 1;
         house.report(report).await;
         assert_eq!(house.chosen().await, Some(1));
-        // The same once it is written down and read again.
+        // The same after it was written and read again.
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 1);
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 0);
         let written = "account_usage WHERE requests = 9 AND tokens = 10";
@@ -386,7 +385,7 @@ async fn an_account_near_its_ceiling_comes_last() {
         fixture.clock.advance(Duration::from_hours(6));
         fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(0));
-        // What is counted of an account that was removed meanwhile is in nobody's way.
+        // Usage of an account that was removed meanwhile is dropped.
         house.report(house.report_of(1, Outcome::Ok)).await;
         let mut report = house.report_of(1, Outcome::Ok);
         report.requests = 1;
@@ -457,8 +456,8 @@ async fn import(fixture: &Fixture, house: &House, text: &str) {
         .await;
 }
 
-/// Waits until the store has heard of all changes so far: a poll that hears of one while a token is
-/// looked up keeps it from being known.
+/// Waits until the store has polled all changes so far: a poll during a look-up keeps the token
+/// from being cached.
 async fn heard_of_all_changes(fixture: &Fixture) {
     let heard = || fixture.store.inner.freshness.epoch();
     while fixture
@@ -518,7 +517,7 @@ async fn keys_of_any_form_count_while_there_are_imported_ones() {
         let house = with_accounts(&fixture, 1).await;
         let store = &fixture.store;
         assert!(!store.knows_imported_tokens());
-        // What was changed so far is heard of before, not meanwhile.
+        // All changes so far are polled before, not during the look-up.
         store.poll_credential_changes().await.unwrap();
         import(&fixture, &house, "short").await;
         store.look_for_foreign_tokens(Some(&[])).await.unwrap();

@@ -1,5 +1,5 @@
-//! How much accounts are used, as gateways report it: counted here at once, written down in
-//! batches, and read again now and then for what other processes counted.
+//! Usage of accounts, as gateways report it: counted in this process at once, written in batches,
+//! and read again regularly to include other processes' counts.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,10 +29,10 @@ use crate::{
     webhooks::health::BUCKET_MS,
 };
 
-/// How often the use of a publisher's accounts is read again.
+/// How often the usage of a publisher's accounts is read, in milliseconds.
 const READ_EVERY_MS: i64 = 60_000;
 
-/// Adds counts to their spans; those of accounts that were removed are left out.
+/// Adds counts to their spans. Counts of accounts that were removed are left out.
 async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
     let backend = tx.db().get_database_backend();
     let rows: Vec<_> = spans.iter().collect();
@@ -62,7 +62,7 @@ async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
 }
 
 impl Store {
-    /// Counts what a report says was used.
+    /// Counts the usage in a report.
     pub(super) fn note_usage(&self, by: &CredentialPool, report: &AccountReport) {
         let (requests, tokens) = (report.requests, report.tokens);
         if requests == 0 && tokens == 0 {
@@ -80,7 +80,7 @@ impl Store {
         }
     }
 
-    /// Writes down what was counted. What can't be written now is kept for the next time.
+    /// Writes the counted usage. What cannot be written stays for the next time.
     pub(crate) async fn flush_usage(&self) -> Result<u64> {
         let pending = &self.state::<PoolCache>().usage;
         let taken = std::mem::take(&mut *pending.spans());
@@ -100,7 +100,7 @@ impl Store {
         Ok(u64::try_from(taken.len()).unwrap_or(u64::MAX))
     }
 
-    /// Reads how much was used of the accounts that have ceilings.
+    /// Reads the usage of accounts with ceilings.
     pub(super) async fn read_usage(
         &self,
         tenant: &Tenant,
@@ -156,7 +156,7 @@ impl Store {
         })
     }
 
-    /// Reads the use of a publisher's accounts again if that is due, off the caller's path.
+    /// Reads the usage of a publisher's accounts again if that is due, in a task of its own.
     pub(super) fn renew_usage(&self, tenant: &Arc<Tenant>, snapshot: &Arc<Snapshot>) {
         if !snapshot.has_ceilings {
             return;
@@ -183,7 +183,7 @@ impl Store {
 }
 
 impl System {
-    /// Writes down what gateways reported to have used; answers of how many accounts.
+    /// Writes the usage that gateways reported. Returns of how many accounts.
     pub async fn flush_usage(&self) -> Result<u64, StoreError> {
         self.store.flush_usage().await
     }
