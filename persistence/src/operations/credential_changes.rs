@@ -1,4 +1,4 @@
-//! The log of credential changes, as this process follows it (see [`crate::store::freshness`]).
+//! Follows the log of credential changes (see [`crate::store::freshness`]).
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::store::{
     error::{Result, corrupt_row},
 };
 
-/// How often the log of changes is read.
+/// How often the log is read.
 const POLL_EVERY: Duration = Duration::from_millis(250);
-/// Changes read in one poll.
+/// Changes that one poll reads.
 const POLL_ROWS: u64 = 1000;
 
 impl Store {
-    /// Reads the log of changes once.
+    /// Reads the log once, and invalidates caches of the changed publishers.
     pub(crate) async fn poll_credential_changes(&self) -> Result<()> {
         let freshness = &self.inner.freshness;
         let began = self.now();
@@ -36,7 +36,7 @@ impl Store {
                 break;
             };
             if rows.first().is_some_and(|first| first.epoch != known + 1) {
-                // Rows that this process never saw were swept: nothing kept is known to hold.
+                // Rows that this process has not read were swept, so nothing cached can be trusted.
                 self.forget_everybody();
                 self.look_for_foreign_tokens(None).await?;
             }
@@ -57,7 +57,7 @@ impl Store {
         Ok(())
     }
 
-    /// Starts at the present end of the log: an empty cache has nothing to invalidate.
+    /// Starts at the current end of the log, since the cache is empty.
     pub(crate) async fn start_at_current_epoch(&self) -> Result<()> {
         let began = self.now();
         let row = cache_epoch::Entity::find_by_id(1).one(self.read()).await?;
@@ -68,7 +68,7 @@ impl Store {
         Ok(())
     }
 
-    /// Polls until the store is dropped or closed.
+    /// Reads the log regularly until the store is dropped or closed.
     pub(crate) async fn poll_loop(self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(POLL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -94,7 +94,7 @@ impl Store {
                 }
                 Err(_) => {}
             }
-            // Errors are told of above: it is the same store.
+            // The errors are logged above, since it is the same database.
             cooldowns.went(self.poll_cooldowns().await.is_ok());
         }
     }

@@ -1,4 +1,4 @@
-//! Opening the store: connect, check or bring up the schema, check the master key.
+//! Opens the store: connects, checks or migrates the schema, and checks the master key.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -31,82 +31,82 @@ use crate::{
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
 };
 
-/// Held while migrations run on PostgreSQL, so that replicas wait for each other.
-/// The number is arbitrary; it spells "stm" followed by the purpose's number.
+/// A lock that is held while migrations run on PostgreSQL, so that replicas wait for each other.
+/// The number is arbitrary: "stm" followed by the purpose's number.
 const MIGRATION_LOCK: i64 = 0x0073_746d_0001;
 
 /// How to open the store.
 pub struct Options {
     /// `sqlite://FILE` or `postgres://…`.
     pub database_url: String,
-    /// Opens and seals the owners' keys.
+    /// The master keys, which wrap the owners' keys.
     pub master_keys: MasterKeys,
-    /// Where the present moment comes from.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// PostgreSQL's pool.
+    /// PostgreSQL: the most connections of the pool.
     pub max_connections: u32,
     /// SQLite: whether every commit reaches the disk before it is acknowledged.
     pub sqlite_synchronous_full: bool,
     /// Most changes of runs in one transaction; from 1 to 256.
     pub write_batch_max: u32,
-    /// How long an answer of the database is waited for.
+    /// The limit for each answer of the database.
     pub database_timeout: Duration,
-    /// Whether to bring an old schema up.
+    /// Whether to migrate an old schema.
     pub migrate: bool,
 }
 
-/// Why the store did not open, in words that say what to do.
+/// Why the store did not open. The texts say what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is not one of ours.
+    /// The URL is neither SQLite's nor PostgreSQL's.
     #[error("the database URL can't be read: {0}")]
     Url(String),
-    /// A file of certificates is not what it is to be.
+    /// A certificate file cannot be used.
     #[error("the database can't be verified: {0}. Mend the file, or leave it out of the URL")]
     Certificates(String),
-    /// Nobody answers there, or not us.
+    /// The database cannot be reached.
     #[error(
         "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
     )]
     Unreachable(String),
-    /// The server grants fewer connections than a process needs.
+    /// The server allows fewer connections than a process needs.
     #[error(
         "the database grants too few connections: one process needs {needed}, and had {had} when the next was refused ({why}). Raise the limit of the role, the database or the server (max_connections), or set STATIONMASTER_DATABASE_CONNECTIONS to {spare} or less; {own} more are needed for deliveries, notifications and jobs"
     )]
     TooFewConnections {
-        /// How many are needed.
+        /// How many connections are needed.
         needed: u32,
-        /// How many there were.
+        /// How many connections could be opened.
         had: u32,
-        /// Why there were no more.
+        /// The error of the next connection.
         why: String,
-        /// How many of those are not for requests.
+        /// How many of them are not for requests.
         own: u32,
-        /// How many that leaves for requests.
+        /// How many remain for requests.
         spare: u32,
     },
-    /// Steps are missing and nobody allowed us to take them.
+    /// Migrations are missing, and migrating was not requested.
     #[error(
         "the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)"
     )]
     OldSchema {
-        /// How many.
+        /// How many migrations are missing.
         pending: usize,
     },
-    /// A step failed; it left nothing behind.
+    /// A migration failed and was rolled back.
     #[error(
         "the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again"
     )]
     Migration(String),
-    /// The database was sealed under other keys.
+    /// The database was sealed with other master keys.
     #[error(
         "the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced"
     )]
     WrongMasterKey {
-        /// The identifier of the key that is needed.
+        /// The identifier of the missing key.
         id: String,
     },
-    /// Something else.
+    /// Any other error.
     #[error("the store could not be opened: {0}")]
     Store(#[from] StoreError),
 }
@@ -128,14 +128,14 @@ impl From<TooFew> for OpenError {
     }
 }
 
-/// How a database's schema stands to this program.
+/// How the schema of a database compares with this program's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchemaState {
-    /// Steps that this program knows and the database has.
+    /// Migrations that this program knows and the database has.
     pub applied: usize,
-    /// Steps that this program knows and the database lacks.
+    /// Migrations that this program knows and the database lacks.
     pub pending: usize,
-    /// Steps of a newer program; an older one works with them.
+    /// Migrations of a newer program; an older one can work with them.
     pub newer: usize,
 }
 
@@ -144,7 +144,8 @@ pub(crate) async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbE
         .iter()
         .map(|step| step.name().to_owned())
         .collect();
-    // The listing fails where the database knows newer steps, so the names are read here.
+    // The migrator's own list fails if the database has newer migrations, so the names are read
+    // here.
     let exists = match db.get_database_backend() {
         DbBackend::Sqlite => {
             "SELECT name AS version FROM sqlite_master WHERE type = 'table' AND name = 'seaql_migrations'"
@@ -184,7 +185,7 @@ async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     Ok(before.pending)
 }
 
-/// Where the data is; what is to verify the server is there and can be read.
+/// Parses the URL, and checks that its certificate files can be used.
 pub(crate) fn config_of(
     url: &str,
     connections: u32,
@@ -208,11 +209,11 @@ pub(crate) fn config_of(
     Ok(config)
 }
 
-/// Opens all the connections that a process needs, and closes them again: answers how many they
-/// are, none on SQLite.
+/// Opens all connections that a process needs, and closes them again. Returns how many there are;
+/// none on SQLite.
 ///
 /// # Errors
-/// [`OpenError`] with how many there were.
+/// [`OpenError`] with the number of connections that could be opened.
 pub async fn try_connections(
     url: &str,
     connections: u32,
@@ -232,8 +233,8 @@ pub async fn try_connections(
     Ok(OWN_CONNECTIONS + connections)
 }
 
-/// Takes every missing step, one process at a time; answers how many. A failed step changes
-/// nothing.
+/// Runs every missing migration, in one process at a time. Returns how many. A failed one is rolled
+/// back.
 ///
 /// # Errors
 /// [`OpenError`] with what to do.
@@ -242,8 +243,8 @@ pub async fn migrate(url: &str) -> Result<usize, OpenError> {
     migrate_with(&config).await
 }
 
-/// The error in words. One that only a pooler in transaction mode brings about names it: a session's
-/// prepared statements are then another's.
+/// The text of an error. If only a pooler in transaction mode causes it, because prepared
+/// statements belong to another session, the text says so.
 fn or_a_pooler(error: &DbErr) -> String {
     let text = error.to_string();
     if text.contains("prepared statement \"sqlx_") {
@@ -257,11 +258,11 @@ fn or_a_pooler(error: &DbErr) -> String {
 
 async fn migrate_with(config: &DatabaseConfig) -> Result<usize, OpenError> {
     let failed = |error: DbErr| OpenError::Migration(or_a_pooler(&error));
-    // One connection: the lock belongs to it, and so does the transaction of every step.
+    // One connection, to which the lock and the transactions of all migrations belong.
     let db = connect(config).await?;
     let postgres = db.get_database_backend() == DbBackend::Postgres;
     if postgres {
-        // Waiting for another process's migrations may take longer than a statement may.
+        // Another process's migrations may take longer than the limit for a statement.
         let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
         db.execute_unprepared("SET statement_timeout = 0")
             .await
@@ -269,12 +270,12 @@ async fn migrate_with(config: &DatabaseConfig) -> Result<usize, OpenError> {
         db.execute_unprepared(&lock).await.map_err(failed)?;
     }
     let result = bring_up(&db).await.map_err(failed);
-    // Closing the connection gives the lock back.
+    // Closing the connection releases the lock.
     db.close().await.map_err(failed)?;
     result
 }
 
-/// Compares a database's schema with this program's, changing nothing.
+/// Compares a database's schema with this program's, without changing anything.
 ///
 /// # Errors
 /// [`OpenError`] with what to do.
@@ -300,9 +301,9 @@ pub(crate) async fn connect(config: &DatabaseConfig) -> Result<DatabaseConnectio
 }
 
 impl Store {
-    /// Connects, checks the schema (or brings it up), and checks that the master keys open the
-    /// operator's keys, which it makes on the very first start. Then follows the log of
-    /// credential changes until [`Store::close`].
+    /// Connects, checks or migrates the schema, and checks that the master keys open the operator's
+    /// keys, which the very first start creates. Then follows the log of credential changes until
+    /// [`Store::close`].
     ///
     /// # Errors
     /// [`OpenError`] with what to do.
@@ -344,7 +345,7 @@ impl Store {
         store.start_time().await?;
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
-        // Before anything is spawned that would outlive a failure.
+        // Before any task is spawned that would outlive a failure.
         let aside = match store.backend() {
             DbBackend::Sqlite => Some(store.inner.db.connect_aside().await?),
             _ => None,
@@ -366,7 +367,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Ends background work, waits for it, and closes the connections.
+    /// Stops background work, waits for its end, and closes the connections.
     pub async fn close(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
@@ -399,8 +400,8 @@ impl Store {
         }
     }
 
-    /// Two replicas may start on an empty database at once: the second one's insert fails, and
-    /// what the first one made counts.
+    /// Creates the operator's keys. Two replicas may start on an empty database at once: then the
+    /// second one's insert fails, and the first one's keys are used.
     async fn make_operator(&self) -> Result<()> {
         let made = self
             .write(|tx| async move {
