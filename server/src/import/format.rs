@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use api::import::{Judge, parse};
+use api::operations::import::{Judge, parse};
 use domain::FieldError;
 use persistence::{AccountSpec, ClientKeySpec, TrainSpec};
 use serde_json::Value;
