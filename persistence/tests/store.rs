@@ -225,11 +225,8 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
 
 async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let (_, token, _) = bench.publisher("a").await;
-    let hash = TokenHash::of_secret(&token);
-    assert!(matches!(
-        bench.store.cached_token(hash),
-        CachedToken::Unknown
-    ));
+    let cached = || bench.store.cached_token(TokenHash::of_secret(&token));
+    assert!(matches!(cached(), CachedToken::Unknown));
     let scoped = bench.scoped(&token).await;
     bench.becomes_known(&token).await;
     // A change that leaves it alive: only the database can tell.
@@ -238,7 +235,7 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
         .update_publisher(&operator(), name, None, |_| answer(""))
         .await
         .unwrap();
-    assert!(matches!(bench.store.cached_token(hash), CachedToken::Stale));
+    assert!(matches!(cached(), CachedToken::Stale));
     bench.becomes_known(&token).await;
     // One that ends it: the next look-up forgets it.
     let kind = CredentialKind::Admin;
@@ -247,12 +244,9 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
-    assert!(matches!(bench.store.cached_token(hash), CachedToken::Stale));
+    assert!(matches!(cached(), CachedToken::Stale));
     assert!(!bench.lives(&token).await);
-    assert!(matches!(
-        bench.store.cached_token(hash),
-        CachedToken::Unknown
-    ));
+    assert!(matches!(cached(), CachedToken::Unknown));
 }
 
 async fn changes_of_different_quotas_both_last(bench: &Bench) {
