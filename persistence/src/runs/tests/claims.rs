@@ -70,7 +70,7 @@ async fn no_two_claims_take_one_run() {
             .flatten()
             .map(|one| one.run.id)
             .collect();
-        // Under contention a claim may pass over rows and come back with fewer.
+        // Under contention a claim may skip rows and return fewer.
         taken.extend(claim(&mine, 100).await.into_iter().map(|one| one.run.id));
         assert_eq!(taken.len(), 24);
         assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 24);
@@ -292,7 +292,7 @@ async fn a_claim_waits_for_the_run_that_comes() {
     }
 }
 
-/// A claim of one run that waits. It has its place once this is answered: the test has one thread.
+/// A waiting claim of one run. It is queued when this returns, since the test has one thread.
 async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Waiter {
     let (mine, options) = (mine.clone(), waiting_with(bearer));
     let pipelines: Vec<Slug> = pipelines.iter().map(|name| slug(name)).collect();
@@ -301,7 +301,7 @@ async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Wa
         let pipelines = Some(pipelines.as_slice()).filter(|some| !some.is_empty());
         mine.claim_runs(&by, pipelines, 1, options).await
     });
-    // So that the lane has tried it.
+    // Until the lane has tried it.
     tokio::time::sleep(Duration::from_millis(20)).await;
     waiter
 }
@@ -322,7 +322,7 @@ async fn those_that_wait_are_served_in_the_order_in_which_they_came() {
         ] {
             waiters.push(waiting(&mine, wanted, &bearer).await);
         }
-        // Of these pipelines a run goes to the first that wants it.
+        // A run of one of these pipelines goes to the first claim that wants it.
         for (pipeline, expected) in [
             ("nightly", 1),
             ("nightly", 1),
@@ -341,7 +341,7 @@ async fn those_that_wait_are_served_in_the_order_in_which_they_came() {
 async fn runs_that_others_made_ready_reach_those_that_wait() {
     for fixture in engines().await {
         let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
-        // By way of a key, in a transaction of its own.
+        // With an idempotency key, in a transaction of its own.
         let first = waiting(&mine, &["nightly"], &bearer).await;
         let keyed = Context {
             idempotency: Some(crate::IdempotencyKey {
@@ -356,7 +356,7 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
         let made = mine.create_run(&keyed, new, validated, |_| no_content());
         made.await.unwrap();
         assert_eq!(first.await.unwrap().unwrap().len(), 1);
-        // By the clock.
+        // By time.
         let later = NewRun {
             not_before: Some(mine.store.now().plus(Duration::from_secs(5))),
             ..new_run("nightly")
@@ -366,7 +366,7 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
         fixture.clock.advance(Duration::from_secs(6));
         let taken = second.await.unwrap().unwrap();
         assert_eq!(taken.len(), 1);
-        // By a place that is free again.
+        // By capacity that became free.
         put(
             &mine,
             "narrow",
@@ -417,8 +417,8 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         };
         let waited = other.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
-        // Each run is one waiter's, and each that is served makes room. Which waiter gets it
-        // depends on who was first to begin its wait.
+        // Each run goes to one claim, which makes capacity free for the next. Which claim gets it
+        // depends on which began to wait first.
         for _ in 0..3 {
             create(&mine, new_run("nightly")).await.unwrap();
         }

@@ -1,4 +1,4 @@
-//! Inputs are judged before a transaction, by the version that the run keeps.
+//! Inputs are validated before a transaction, by the version that the run keeps.
 
 use super::*;
 use crate::IdempotencyKey;
@@ -54,7 +54,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
             ..taken_by(&now)
         };
         assert_eq!(code(ask(Some(refused), None).await), Code::ValidationFailed);
-        // The key was not used up by the transaction that was given up.
+        // The aborted transaction did not use up the key.
         ask(Some(taken_by(&now)), key()).await.unwrap();
     }
 }

@@ -1,10 +1,10 @@
-//! Random histories of runs, beside a model that knows only the rules.
+//! Random histories of runs, compared with a model that only knows the rules.
 
 use domain::run::{RunActor, RunChange, TRANSITIONS, TimelineEntryKind, Tries};
 
 use super::*;
 
-/// A run as the model has it.
+/// A run in the model.
 #[derive(Clone, Debug)]
 struct ModelRun {
     id: RunId,
@@ -13,7 +13,7 @@ struct ModelRun {
     failures: u32,
     cancel_requested: bool,
     claim: Option<(String, Timestamp)>,
-    /// What its timeline must say.
+    /// The expected entries of its timeline.
     kinds: Vec<TimelineEntryKind>,
 }
 
@@ -27,7 +27,7 @@ impl ModelRun {
         }
     }
 
-    /// Makes a change that the table must allow this actor.
+    /// Makes a change that the table must allow to this actor.
     fn step(&mut self, change: RunChange, actor: RunActor) {
         let found = TRANSITIONS
             .iter()
@@ -45,7 +45,7 @@ impl ModelRun {
     }
 }
 
-/// Numbers that only look random, the same each time (xorshift64).
+/// Reproducible pseudo-random numbers (xorshift64).
 struct Dice(u64);
 
 impl Dice {
@@ -57,7 +57,7 @@ impl Dice {
     }
 }
 
-/// The claim that the model has, or one that was never given.
+/// The claim in the model, or one that does not exist.
 fn shown(run: &ModelRun, good: bool) -> String {
     let held = run.claim.as_ref().filter(|_| good);
     held.map_or_else(|| "stm_claim_wrong".to_owned(), |(token, _)| token.clone())
@@ -115,7 +115,7 @@ async fn act(mine: &Scoped, run: &mut ModelRun, dice: &mut Dice) {
     }
 }
 
-/// What the clock brought about by now.
+/// Applies the changes that are due by time.
 fn lose_leases(known: &mut [ModelRun], now: Timestamp) {
     for run in known {
         if run.claim.as_ref().is_some_and(|(_, until)| *until <= now) {

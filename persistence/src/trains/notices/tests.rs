@@ -47,7 +47,7 @@ async fn train(
     id
 }
 
-/// An account of some trains.
+/// An account in these trains.
 async fn account(fixture: &Fixture, publisher: PublisherId, of: &[TrainId]) -> AccountId {
     let id = AccountId::generate(fixture.store.now());
     fixture
@@ -197,7 +197,8 @@ async fn a_claim_is_bounded_and_leaves_out_who_is_busy() {
         assert_eq!(of(acme) + of(other), 4);
         let found = look(&fixture, &[acme], (10, 10)).await;
         assert!(found.claimed.iter().all(|due| due.publisher == other));
-        // Who is busy is not waited for either, nor is what is claimed due before its lease ends.
+        // A busy publisher's messages do not count as next, and neither do claimed ones before
+        // their lease ends.
         let found = look(&fixture, &[acme], (10, 10)).await;
         assert_eq!(found.next, Some(START.plus(LEASE)));
         let found = look(&fixture, &[acme, other], (10, 10)).await;
@@ -327,7 +328,7 @@ async fn processes_share_and_take_nothing_twice() {
                 let fixture = Arc::clone(&fixture);
                 tokio::spawn(async move {
                     let mut taken = Vec::new();
-                    // A taker that the others were quicker than finds nothing, and looks again.
+                    // A caller that was slower than the others gets nothing, and tries again.
                     for _ in 0..20 {
                         let found = look(&fixture, &[], (5, 2)).await;
                         taken.extend(found.claimed.into_iter().map(|due| due.id));

@@ -28,7 +28,7 @@ impl Fixture {
         self.store.scoped(&Scope::of_row(publisher.uuid(), None))
     }
 
-    /// An OAuth account that ends in an hour and is due at `due`.
+    /// An OAuth account that expires in an hour and is due at `due`.
     async fn oauth_account(&self, publisher: PublisherId, due: Timestamp) -> AccountId {
         let id = AccountId::generate(self.store.now());
         let tokens = Credential::Oauth(OauthTokens {
@@ -194,7 +194,7 @@ async fn who_waited_for_a_try_that_failed_does_not_try_again() {
             matches!(claim, RefreshClaim::BackingOff { .. }),
             "{claim:?}"
         );
-        // Whoever comes only now may.
+        // A caller that has not waited may claim it.
         assert!(matches!(
             take(None).await.unwrap(),
             RefreshClaim::Claimed(_)

@@ -84,7 +84,7 @@ async fn accounts_stand_in_order_whatever_the_order_of_the_request() {
             acme.trains(PAGE).await.unwrap().items,
             std::slice::from_ref(&train)
         );
-        // The same set in another order is the same.
+        // The same accounts in another order change nothing.
         let mut again = accounts;
         again.reverse();
         assert_eq!(lend(&acme, "night", &again).await.unwrap(), train);
@@ -120,7 +120,7 @@ async fn a_list_is_one_query_and_pages_by_trains() {
         };
         let mut seen = Vec::new();
         loop {
-            // One statement makes the page, by construction.
+            // The page is read with one statement.
             assert_eq!(
                 query(acme.scope.uuid(), &Which::Part(&page))
                     .text()

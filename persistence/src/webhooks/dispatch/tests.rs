@@ -141,7 +141,7 @@ impl World {
         waiting.map(|one| (one.key.endpoint, one.due)).collect()
     }
 
-    /// Writes one event that everybody hears of, numbered by `n`.
+    /// Writes an event number `n` that every endpoint wants.
     async fn emit(&self, n: i32) {
         let data = &json!({ "n": n });
         let owner = self.publisher.uuid();
@@ -165,7 +165,7 @@ impl World {
     }
 }
 
-/// Also where PostgreSQL has no statistics, and most of the table waits.
+/// Even if PostgreSQL has no statistics, and most of the table is pending.
 #[tokio::test]
 async fn each_outcome_finds_its_row_by_its_key() {
     for world in worlds().await {
@@ -406,7 +406,7 @@ async fn an_ordered_endpoint_gives_places_in_the_order_of_commits() {
         for (n, due) in page[1..].iter().enumerate() {
             assert!(due.body.contains(&format!(r#""n":{n}"#)), "{}", due.body);
         }
-        // A head that waits for its retry still is the head.
+        // A first delivery that waits for its next attempt still blocks the others.
         let process = world.process().await;
         let lease = world.take(process).await.unwrap();
         let later = START.plus(Duration::from_secs(9));
@@ -416,7 +416,7 @@ async fn an_ordered_endpoint_gives_places_in_the_order_of_commits() {
         assert!(page[0].body.contains(r#""n":0"#));
         assert_eq!((page[0].due, page[0].attempt), (later, 2));
         assert_eq!(world.waiting(process).await, [(world.endpoint, later)]);
-        // Once order does not count, all that is due goes out.
+        // After the endpoint stopped being ordered, everything due is sent.
         world
             .fixture
             .execute("UPDATE webhook_endpoints SET ordered = FALSE")
@@ -612,7 +612,7 @@ async fn what_a_process_locked_before_it_stood_still_is_free_before_it_counts_as
         };
         let (stood_still, waited) = tokio::join!(stands_still, goes_on);
         assert!(waited < PROCESS_EXPIRES_AFTER, "{waited:?}");
-        // Its own work is to be done anew, like after any lost connection.
+        // Its own work has to be repeated, as after any lost connection.
         assert!(
             matches!(stood_still, Err(StoreError::Unavailable(_))),
             "{stood_still:?}"
@@ -663,7 +663,7 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
-        // All but the very first row are sought.
+        // All rows except the very first are found by the index.
         assert_eq!(plan.matches("SCAN d").count(), 1, "{plan}");
         let ask = |ordered| DueRequest {
             key: world.key(),
@@ -686,7 +686,7 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
-        // What is told once more, a few at a time, is all that is sorted.
+        // Only the few replayed deliveries are sorted.
         assert_eq!(plan.matches("TEMP B-TREE").count(), 1, "{plan}");
     }
 }

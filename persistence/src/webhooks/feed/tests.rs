@@ -1,4 +1,4 @@
-//! Following events, on both engines.
+//! Feeds of events, on both engines.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ async fn event(fixture: &Fixture, scoped: &Scoped, event_type: &str) -> EventId 
     event_of(fixture, scoped, event_type, Duration::ZERO).await
 }
 
-/// Everything that there is now.
+/// All events that the feed returns now.
 async fn all(feed: &mut Feed) -> Vec<EventId> {
     let mut found = Vec::new();
     loop {
@@ -84,10 +84,10 @@ async fn what_commits_late_is_not_passed_over() {
             event(&fixture, &acme, "a").await;
         }
         assert_eq!(all(&mut feed).await.len(), 3);
-        // Overtaken by a little: found at the next look.
+        // Slightly late: found at the next look.
         let late = event_of(&fixture, &acme, "a", Duration::from_millis(12)).await;
         assert_eq!(all(&mut feed).await, [late]);
-        // By much: found when they are counted.
+        // Very late: found by counting.
         fixture.clock.advance(Duration::from_secs(50));
         let next = event(&fixture, &acme, "a").await;
         assert_eq!(all(&mut feed).await, [next]);
@@ -240,7 +240,7 @@ async fn a_clock_that_is_set_back_hides_nothing() {
         domain::Clock::steer(&*fixture.clock, fixture.store.now().minus(back));
         let after = event(&fixture, &acme, "order.paid").await;
         assert_eq!(all(&mut feed).await, [after]);
-        // One that goes on from a place that lies ahead finds it too.
+        // A feed with a cursor in the future finds it, too.
         let cursor = feed.after(before);
         let mut resumed = acme.feed(every(), Some(cursor)).await.unwrap();
         assert!(all(&mut resumed).await.contains(&after));
