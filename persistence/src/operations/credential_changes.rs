@@ -90,7 +90,7 @@ impl Store {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "credential changes can't be read: tokens are looked up anew");
+                    tracing::warn!(%error, "credential changes can't be read: every request reads its token from the database");
                 }
                 Err(_) => {}
             }

@@ -62,7 +62,7 @@ pub enum OpenError {
     #[error("the database URL can't be read: {0}")]
     Url(String),
     /// A certificate file cannot be used.
-    #[error("the database can't be verified: {0}. Mend the file, or leave it out of the URL")]
+    #[error("the database can't be verified: {0}. Correct the file, or leave it out of the URL")]
     Certificates(String),
     /// The database cannot be reached.
     #[error(
@@ -95,7 +95,7 @@ pub enum OpenError {
     },
     /// A migration failed and was rolled back.
     #[error(
-        "the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again"
+        "the schema could not be migrated: {0}. The failed step changed nothing; remove the cause and start again"
     )]
     Migration(String),
     /// The database was sealed with other master keys.
@@ -317,7 +317,7 @@ impl Store {
         if options.migrate {
             let steps = migrate_with(&config).await?;
             if steps > 0 {
-                tracing::info!(steps, "the schema was brought up");
+                tracing::info!(steps, "the schema was migrated");
             }
         } else {
             let state = state_within(&config).await?;
@@ -373,13 +373,13 @@ impl Store {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         if let Err(error) = self.flush_uses().await {
-            tracing::warn!(%error, "the last uses of tokens could not be written down");
+            tracing::warn!(%error, "the last uses of tokens could not be written");
         }
         if let Err(error) = self.flush_usage().await {
-            tracing::warn!(%error, "the last use of accounts could not be written down");
+            tracing::warn!(%error, "the last usage of accounts could not be written");
         }
         if let Err(error) = self.flush_storage().await {
-            tracing::warn!(%error, "the last sums of stored bytes could not be written down");
+            tracing::warn!(%error, "the last sums of stored bytes could not be written");
         }
         self.inner.db.close().await;
     }

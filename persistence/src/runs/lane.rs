@@ -440,7 +440,7 @@ impl Worker {
                 match found {
                     Ok(found) => self.pick(found),
                     Err(error) => {
-                        tracing::debug!(%error, "what there is for waiting claims can't be read");
+                        tracing::debug!(%error, "runs for waiting claims can't be read");
                     }
                 }
             }
@@ -458,7 +458,7 @@ impl Worker {
             Note::Brought(done) => {
                 self.bringing = false;
                 if let Err(error) = done {
-                    tracing::debug!(%error, "waiting claims can't be looked at");
+                    tracing::debug!(%error, "due runs for waiting claims can't be made ready");
                 }
             }
         }

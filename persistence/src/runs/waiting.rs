@@ -161,7 +161,7 @@ async fn one_by_one(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> 
         match Box::pin(open_runs(store, alone)).await {
             Ok(found) => all.extend(found),
             Err(StoreError::Internal(error)) => {
-                tracing::warn!(%publisher, error, "what waits for its claims can't be read");
+                tracing::warn!(%publisher, error, "runs for a publisher's waiting claims can't be read");
             }
             Err(error) => return Err(error),
         }

@@ -82,7 +82,7 @@ impl Store {
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "SQLite's log can't be written back: it grows");
+                    tracing::warn!(%error, "SQLite's WAL can't be checkpointed, and grows");
                 }
                 Err(_) => {}
             }

@@ -70,12 +70,12 @@ impl From<StoreError> for Problem {
             StoreError::Unavailable(_)
             | StoreError::Conflict(_)
             | StoreError::VersionChanged(_) => {
-                tracing::warn!(%error, "the store did not do what it was asked");
+                tracing::warn!(%error, "a call of the store failed, and may be repeated");
                 let detail = "The store is not available; nothing was changed.";
                 Self::new(Code::StoreUnavailable, detail).retry_after(1)
             }
             StoreError::Uncertain(_) => {
-                tracing::warn!(%error, "the store did not say whether it did what it was asked");
+                tracing::warn!(%error, "the store did not confirm a change");
                 let detail = "The connection to the store was lost before it confirmed the change, \
                               which may have been made. Look, or repeat the request with its \
                               `Idempotency-Key`.";

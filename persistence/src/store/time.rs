@@ -250,7 +250,7 @@ impl Store {
                 Ok(_) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "the time can't be compared; this process's own clock runs on");
+                    tracing::warn!(%error, "the clock can't be compared with its source, and continues by itself");
                 }
                 Err(_) => {}
             }
@@ -271,7 +271,7 @@ fn tell(ms: i64) {
     let seconds = ms / 1000;
     tracing::warn!(
         seconds,
-        "the clock was set; what waited or was held was moved along"
+        "the clock was set; times of waiting and leased rows were moved"
     );
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn tell(what: &'static str, owner: Uuid, row: Uuid, error: &StoreErro
     metrics::counter!("stationmaster_unreadable_rows_total", "what" => what).increment(1);
     if is_news((what, owner, row), Instant::now()) {
         let publisher = PublisherId::from_uuid(owner);
-        tracing::error!(what, %publisher, %row, %error, "a stored row can't be read; it hurts its owner alone");
+        tracing::error!(what, %publisher, %row, %error, "a stored row can't be read; only its owner is affected");
     }
 }
 

@@ -424,7 +424,7 @@ impl Wake {
             // connection works again.
             while let Err(error) = line.execute_raw(notify.clone()).await {
                 part.failed();
-                tracing::debug!(%error, "other processes are not told yet; their polls find it");
+                tracing::debug!(%error, "other processes can't be notified; they find changes by polling");
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
             part.moved();
@@ -438,7 +438,7 @@ impl Wake {
         loop {
             if let Err(error) = self.listen(server, part).await {
                 part.failed();
-                tracing::debug!(%error, "other processes are not heard; polls go on");
+                tracing::debug!(%error, "notifications of other processes can't be received; this process polls");
             }
             self.everything();
             tokio::time::sleep(RECONNECT_AFTER).await;

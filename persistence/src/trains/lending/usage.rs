@@ -176,7 +176,7 @@ impl Store {
             let members = snapshot.trains.values().flat_map(|train| &train.accounts);
             let accounts = members.map(|(_, account)| (account.id.uuid(), Arc::clone(account)));
             if let Err(error) = store.read_usage(&tenant, &accounts.collect()).await {
-                tracing::warn!(%error, "the use of accounts could not be read again");
+                tracing::warn!(%error, "the usage of accounts could not be read again");
             }
         });
     }
