@@ -24,7 +24,7 @@ pub use operations::{
     audit::{AuditFilter, ChainFault, Checkpoint, Verification},
     jobs::JobRow,
     open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections},
-    rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys},
+    rewrap::{KeysSurvey, RewrapCursor, Rewrapped, survey_keys},
     sweeps::Removed,
 };
 pub use publishers::{
@@ -49,7 +49,7 @@ pub use store::{
     change::{Answer, Context, Expected, IdempotencyKey},
     effects::{DueDelivery, EndpointKey, HandedOver},
     ends::Retention,
-    error::{KeptVersion, StoreError},
+    error::{PipelineVersion, StoreError},
     job::Job,
     keys::{ClosedKeys, KeySource},
     lines::OWN as OWN_CONNECTIONS,

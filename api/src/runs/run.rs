@@ -11,7 +11,7 @@ use domain::{
     Code, JsonText, Problem, id::RunId, limits::PROGRESS_BYTES, run::RunStatus, slug::Slug,
 };
 use persistence::{
-    Answer, Context, CreatedRun, KeptVersion, NewRun, Run, RunFilter, Scope, StoreError,
+    Answer, Context, CreatedRun, NewRun, PipelineVersion, Run, RunFilter, Scope, StoreError,
     ValidatedInput, WaitOptions,
 };
 
@@ -96,7 +96,7 @@ impl Runs {
     async fn judged(
         &self,
         scope: &Scope,
-        found: &KeptVersion,
+        found: &PipelineVersion,
         input: &JsonText,
     ) -> Result<ValidatedInput, Problem> {
         let mut verdict = Ok(());

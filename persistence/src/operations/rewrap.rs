@@ -99,7 +99,7 @@ fn rows_after(after: Option<Uuid>) -> sea_orm::Select<owner_keys::Entity> {
 
 /// The position of a move, for its next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RewrapPlace(Uuid);
+pub struct RewrapCursor(Uuid);
 
 /// The result of one step of a move.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub struct Rewrapped {
     /// Owners whose keys cannot be unwrapped. They do not change.
     pub closed: Vec<ClosedKeys>,
     /// The position for the next step; `None` at the end.
-    pub next: Option<RewrapPlace>,
+    pub next: Option<RewrapCursor>,
 }
 
 /// A row as it was read, and its new values.
@@ -176,18 +176,18 @@ impl System {
     /// The store cannot be read or written. The step then changed nothing.
     pub async fn rewrap_keys(
         &self,
-        after: Option<RewrapPlace>,
+        after: Option<RewrapCursor>,
         limit: u64,
         dry: bool,
     ) -> Result<Rewrapped, StoreError> {
         let master = self.store.inner.keys.master();
         let id = master.first_id();
-        let rows = rows_after(after.map(|place| place.0))
+        let rows = rows_after(after.map(|cursor| cursor.0))
             .filter(owner_keys::Column::MasterKeyId.ne(id))
             .limit(limit)
             .all(self.store.read())
             .await?;
-        let next = rows.last().map(|last| RewrapPlace(last.owner_id));
+        let next = rows.last().map(|last| RewrapCursor(last.owner_id));
         let (mut steps, mut closed) = (Vec::with_capacity(rows.len()), Vec::new());
         for old in rows {
             match opened(&master, &old) {

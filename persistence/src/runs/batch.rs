@@ -38,7 +38,7 @@ use crate::{
         Store,
         db::Tx,
         entity::{pipelines, runs},
-        error::{KeptVersion, Result, StoreError, corrupt_row},
+        error::{PipelineVersion, Result, StoreError, corrupt_row},
         sql::{self, padded},
         storage,
     },
@@ -280,7 +280,7 @@ async fn hold_all(
             let definition = definition.ok_or_else(|| corrupt_row("pipeline version"))?;
             let name = (row.publisher_id, row.slug.clone());
             let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
-            let version = KeptVersion::of(&pipeline);
+            let version = PipelineVersion::of(&pipeline);
             store.state::<Definitions>().saw(name.0, &name.1, version);
             Ok((name, pipeline))
         })

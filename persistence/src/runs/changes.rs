@@ -13,7 +13,7 @@ use super::run::NewRun;
 use crate::{
     runs::pipelines::Pipeline,
     store::{
-        error::{KeptVersion, Result, StoreError},
+        error::{PipelineVersion, Result, StoreError},
         scope::Scope,
     },
 };
@@ -48,7 +48,7 @@ impl Create {
                 Ok(validated.result.clone()?)
             }
             _ if pipeline.definition.input_schema.is_none() => Ok(()),
-            _ => Err(StoreError::VersionChanged(Box::new(KeptVersion::of(
+            _ => Err(StoreError::VersionChanged(Box::new(PipelineVersion::of(
                 pipeline,
             )))),
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    Expected, KeptVersion, Pipeline, PublisherPatch, QuotasPatch, Scope,
+    Expected, Pipeline, PipelineVersion, PublisherPatch, QuotasPatch, Scope,
     fixture::{Fixture, context, engines, no_content},
     operations::audit::AuditFilter,
 };
@@ -131,7 +131,7 @@ pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     }
 }
 
-fn taken_by(version: &KeptVersion) -> ValidatedInput {
+fn taken_by(version: &PipelineVersion) -> ValidatedInput {
     ValidatedInput {
         pipeline: version.pipeline,
         version: version.version,

@@ -23,7 +23,7 @@ use crate::{
     store::{
         Scoped,
         entity::{pipeline_versions, runs},
-        error::{KeptVersion, Result, StoreError, corrupt_row},
+        error::{PipelineVersion, Result, StoreError, corrupt_row},
         plane_state::PlaneState,
     },
 };
@@ -41,7 +41,7 @@ const REMEMBERED: u64 = 20_000;
 pub(crate) struct Definitions {
     known: Cache<VersionKey, Arc<Definition>>,
     /// By publisher and slug: the version that this process saw last, which may be out of date.
-    last_seen: Cache<(Uuid, String), KeptVersion>,
+    last_seen: Cache<(Uuid, String), PipelineVersion>,
     /// The versions of runs that were claimed in this process. A run never changes its version or
     /// slug.
     of_runs: Cache<Uuid, Arc<(VersionKey, String)>>,
@@ -57,7 +57,7 @@ impl Definitions {
     }
 
     /// Notes the current version of a live pipeline.
-    pub(crate) fn saw(&self, publisher: Uuid, slug: &str, version: KeptVersion) {
+    pub(crate) fn saw(&self, publisher: Uuid, slug: &str, version: PipelineVersion) {
         let name = (publisher, slug.to_owned());
         let same = self.last_seen.get(&name).is_some_and(|last| {
             (last.pipeline, last.version) == (version.pipeline, version.version)
@@ -119,11 +119,11 @@ impl PlaneState for Definitions {}
 
 impl Scoped {
     /// The version that a run was created with. Its pipeline may have been deleted since.
-    pub async fn version_of_run(&self, id: RunId) -> Result<KeptVersion, StoreError> {
+    pub async fn version_of_run(&self, id: RunId) -> Result<PipelineVersion, StoreError> {
         let key = self.version_key_of_run(id).await?;
         let definitions = self.store.state::<Definitions>();
         let mut found = definitions.of(self.store.read(), [key]).await?;
-        Ok(KeptVersion {
+        Ok(PipelineVersion {
             pipeline: PipelineId::from_uuid(key.1),
             version: key.2,
             definition: found
@@ -160,7 +160,7 @@ impl Scoped {
 
     /// The version that a new run of a pipeline will probably keep: the one that this process saw
     /// last, or else the one in the database.
-    pub async fn likely_version(&self, slug: &Slug) -> Result<KeptVersion, StoreError> {
+    pub async fn likely_version(&self, slug: &Slug) -> Result<PipelineVersion, StoreError> {
         let owner = self.scope.uuid();
         let definitions = self.store.state::<Definitions>();
         if self.scope.reaches(slug.as_str())
@@ -168,13 +168,13 @@ impl Scoped {
         {
             return Ok(version);
         }
-        let version = KeptVersion::of(&self.pipeline(slug.as_str()).await?);
+        let version = PipelineVersion::of(&self.pipeline(slug.as_str()).await?);
         definitions.saw(owner, slug.as_str(), version.clone());
         Ok(version)
     }
 }
 
-impl KeptVersion {
+impl PipelineVersion {
     pub(crate) fn of(pipeline: &Pipeline) -> Self {
         Self {
             pipeline: pipeline.id,

@@ -7,7 +7,7 @@ use sea_orm::{DbErr, RuntimeErr, sqlx};
 
 /// A version of a pipeline. It never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptVersion {
+pub struct PipelineVersion {
     /// The pipeline.
     pub pipeline: PipelineId,
     /// The number of the version, from 1.
@@ -34,7 +34,7 @@ pub enum StoreError {
     /// The caller validated against a version that is no longer the pipeline's current one. This is
     /// the current one. Nothing was changed.
     #[error("the pipeline has another version by now")]
-    VersionChanged(Box<KeptVersion>),
+    VersionChanged(Box<PipelineVersion>),
     /// A defect of the program, or a corrupt row.
     #[error("the store failed: {0}")]
     Internal(String),

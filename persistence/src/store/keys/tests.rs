@@ -38,14 +38,18 @@ async fn create(store: &Store, slug: &str) -> Result<(), StoreError> {
 
 /// Makes all steps. Returns how many owners were moved and passed, and whose keys do not open.
 async fn rewrap(store: &Store, limit: u64, dry: bool) -> (u64, u64, Vec<ClosedKeys>) {
-    let (mut moved, mut passed, mut closed, mut place) = (0, 0, Vec::new(), None);
+    let (mut moved, mut passed, mut closed, mut cursor) = (0, 0, Vec::new(), None);
     loop {
-        let step = store.system().rewrap_keys(place, limit, dry).await.unwrap();
+        let step = store
+            .system()
+            .rewrap_keys(cursor, limit, dry)
+            .await
+            .unwrap();
         moved += step.moved;
         passed += step.passed;
         closed.extend(step.closed);
-        place = step.next;
-        if place.is_none() {
+        cursor = step.next;
+        if cursor.is_none() {
             return (moved, passed, closed);
         }
     }
