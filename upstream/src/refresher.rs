@@ -169,7 +169,7 @@ impl Refresher {
         let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
             // Whoever asks knows another token, and may have yet to hear of this one.
-            scoped.read_anew();
+            scoped.invalidate_cached();
             let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
@@ -274,7 +274,7 @@ impl Refresher {
                 RefreshClaim::Claimed(lease) => return self.ask(scoped, &lease, context).await,
                 RefreshClaim::Replaced => {
                     // Another process may have done it, of whose commit this one has yet to hear.
-                    scoped.read_anew();
+                    scoped.invalidate_cached();
                     return Ok(scoped.account_token(account).await?);
                 }
                 RefreshClaim::BackingOff { reason, .. } => {

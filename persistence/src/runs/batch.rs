@@ -330,7 +330,7 @@ async fn create_all(
                 claim: None,
                 existed: true,
             },
-            None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, events)?,
+            None => record_created(tx, draft.row, draft.claim, &creates[draft.at].actor, events)?,
         };
         done[draft.at] = Some(Ok(result));
     }
@@ -340,7 +340,7 @@ async fn create_all(
 }
 
 /// Records that a run was inserted. A claimed one is recorded as queued first.
-fn told(
+fn record_created(
     tx: &Tx,
     row: runs::Model,
     claim: Option<SecretString>,

@@ -493,7 +493,7 @@ fn stepped(result: Result<()>, row: &runs::Model) -> Result<bool> {
     match result {
         Ok(()) => Ok(true),
         Err(error @ StoreError::Internal(_)) => {
-            unreadable::tell("run", row.publisher_id, row.id, &error);
+            unreadable::report("run", row.publisher_id, row.id, &error);
             Ok(false)
         }
         Err(error) => Err(error),

@@ -132,14 +132,14 @@ impl Server {
     /// Prepares a new session. A read-only one is refused: its server is a standby or a demoted
     /// primary, and new connections will soon reach the new primary.
     pub(crate) async fn greet(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if self.tell(connection).await? {
+        if self.set_up(connection).await? {
             return Err(read_only());
         }
         Ok(())
     }
 
     /// Sends the first statements to a new session, and returns whether it is read-only.
-    pub(crate) async fn tell(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    pub(crate) async fn set_up(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let rows = sqlx::raw_sql(AssertSqlSafe(self.greeting())).fetch_all(connection);
         let read_only: String = match rows.await?.last() {
             Some(row) => row.try_get(0)?,

@@ -183,7 +183,7 @@ impl Store {
             })
             .await?;
         if let Some(ms) = moved {
-            tell(-ms);
+            report_step(-ms);
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ impl Store {
             return Err(error);
         }
         self.time_was_set();
-        tell(by);
+        report_step(by);
         Ok(())
     }
 
@@ -266,7 +266,7 @@ async fn lock(tx: &Tx) -> Result<()> {
     Ok(())
 }
 
-fn tell(ms: i64) {
+fn report_step(ms: i64) {
     metrics::counter!("stationmaster_clock_steps_total").increment(1);
     let seconds = ms / 1000;
     tracing::warn!(

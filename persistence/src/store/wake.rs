@@ -73,14 +73,14 @@ pub struct Written {
 
 /// What the dispatcher has yet to be notified of.
 #[derive(Default)]
-struct Untold {
+struct DispatcherNotifications {
     written: Written,
     handed: Handed<HandedOver>,
     /// Whether a dispatcher has ever asked. Before that, no deliveries are handed over.
     asked: bool,
 }
 
-impl Untold {
+impl DispatcherNotifications {
     fn is_empty(&self) -> bool {
         let Written {
             endpoints,
@@ -167,7 +167,7 @@ impl PendingNotifications {
 /// The notifications of this process.
 pub(crate) struct Wake {
     process: Uuid,
-    untold: Mutex<Untold>,
+    dispatcher: Mutex<DispatcherNotifications>,
     /// Notified when there may be deliveries to send.
     written_notify: Notify,
     ready: Mutex<BTreeSet<Uuid>>,
@@ -192,7 +192,7 @@ impl Wake {
     pub(crate) fn new(others: bool) -> Self {
         Self {
             process: Uuid::from_bytes(domain::random::bytes()),
-            untold: Mutex::default(),
+            dispatcher: Mutex::default(),
             written_notify: Notify::new(),
             ready: Mutex::default(),
             ready_notify: Notify::new(),
@@ -214,10 +214,10 @@ impl Wake {
         // Changed publishers go together with deliveries, so that a delivery after a change is sent
         // with the change known.
         let retargeted = effects.targets_of.iter().copied();
-        self.tell(|untold| {
-            let changed = &mut untold.written.changed;
+        self.notify_dispatcher(|dispatcher| {
+            let changed = &mut dispatcher.written.changed;
             changed.extend(retargeted.map(PublisherId::from_uuid));
-            untold.wrote(effects.deliveries, since);
+            dispatcher.wrote(effects.deliveries, since);
         });
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.changed.iter());
@@ -238,17 +238,17 @@ impl Wake {
     }
 
     /// Notifies the dispatcher if `what` leaves something to tell.
-    fn tell(&self, what: impl FnOnce(&mut Untold)) {
-        let mut untold = lock(&self.untold);
-        what(&mut untold);
-        if !untold.is_empty() {
+    fn notify_dispatcher(&self, what: impl FnOnce(&mut DispatcherNotifications)) {
+        let mut dispatcher = lock(&self.dispatcher);
+        what(&mut dispatcher);
+        if !dispatcher.is_empty() {
             self.written_notify.notify_one();
         }
     }
 
     /// Notifies the dispatcher that the clock was set.
     pub(crate) fn stepped(&self) {
-        self.tell(|untold| untold.written.stepped = true);
+        self.notify_dispatcher(|dispatcher| dispatcher.written.stepped = true);
     }
 
     fn wrote(
@@ -257,9 +257,9 @@ impl Wake {
         resumed: impl Iterator<Item = (Uuid, Uuid)>,
     ) {
         let key = |(owner, id)| EndpointKey::of_uuids(owner, id);
-        self.tell(|untold| {
-            untold.look_for(endpoints.map(key));
-            untold.resume(resumed.map(key));
+        self.notify_dispatcher(|dispatcher| {
+            dispatcher.look_for(endpoints.map(key));
+            dispatcher.resume(resumed.map(key));
         });
     }
 
@@ -267,7 +267,7 @@ impl Wake {
     /// call on, deliveries of this process are handed over.
     pub(crate) async fn written(&self) -> Written {
         loop {
-            let taken = lock(&self.untold).take();
+            let taken = lock(&self.dispatcher).take();
             if let Some(written) = taken {
                 return written;
             }
@@ -387,7 +387,7 @@ impl Wake {
 
     /// Notifies everybody, after notifications may have been lost.
     fn everything(&self) {
-        self.tell(|untold| untold.written.others = true);
+        self.notify_dispatcher(|dispatcher| dispatcher.written.others = true);
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
         self.fan_outs_notify.notify_one();
@@ -405,7 +405,7 @@ impl Wake {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.send(outbox, &server, &notifying) => {}
-            () = self.hear(&server, &listening) => {}
+            () = self.receive(&server, &listening) => {}
         }
     }
 
@@ -433,7 +433,7 @@ impl Wake {
         }
     }
 
-    async fn hear(&self, server: &Server, part: &Part) {
+    async fn receive(&self, server: &Server, part: &Part) {
         let _at_work = part.work();
         loop {
             if let Err(error) = self.listen(server, part).await {
@@ -457,7 +457,7 @@ impl Wake {
             .after_connect(move |connection, _| {
                 let server = greeter.clone();
                 // sqlx would log a refusal here as an error. The check follows below.
-                Box::pin(async move { server.tell(connection).await.map(|_| ()) })
+                Box::pin(async move { server.set_up(connection).await.map(|_| ()) })
             })
             .connect_lazy_with(server.options().clone());
         let mut listener = PgListener::connect_with(&line).await?;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     accounts::{Account, row_of},
     lending::{
-        reports::{Ending, end_rest},
+        reports::{Ending, end_cooldowns},
         shown::{AccountCooldown, cooldowns_of},
     },
 };
@@ -45,7 +45,7 @@ impl Scoped {
                 return Ok(Audited::unchanged(account));
             };
             let ending = model.map_or(Ending::Everything, Ending::Model);
-            end_rest(&tx, owner, id.uuid(), ending).await?;
+            end_cooldowns(&tx, owner, id.uuid(), ending).await?;
             let facts = json!({
                 "model": model,
                 "ended": ended.len(),
@@ -57,7 +57,7 @@ impl Scoped {
         let answer = self.store.administer(context, owner, work, render).await?;
         // Also for a repeated request: the process that handled the first one may have died before
         // it read the rows.
-        self.store.hear_anew(owner, id.uuid()).await?;
+        self.store.reload_cooldowns(owner, id.uuid()).await?;
         Ok(answer)
     }
 }

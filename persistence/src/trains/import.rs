@@ -167,7 +167,7 @@ fn refuse(detail: impl Into<String>) -> StoreError {
 }
 
 /// Turns a refusal into a failed item. Any other error ends the import.
-fn told(result: Result<ImportResult>) -> Result<ImportResult> {
+fn refusal_as_result(result: Result<ImportResult>) -> Result<ImportResult> {
     match result {
         Err(StoreError::Refused(problem)) => Ok(ImportResult {
             outcome: ImportOutcome::Failed,

@@ -105,7 +105,7 @@ impl NoticeTrigger<'_> {
 
 /// A train, and which messages it wants.
 #[derive(FromQueryResult)]
-struct Told {
+struct ConcernedTrain {
     id: Uuid,
     slug: String,
     slack_events: String,
@@ -122,9 +122,11 @@ pub(crate) async fn notify(
     let statement = trigger
         .trains_sql(publisher.uuid(), backend)
         .statement(backend);
-    let told = Told::find_by_statement(statement).all(tx.db()).await?;
+    let trains = ConcernedTrain::find_by_statement(statement)
+        .all(tx.db())
+        .await?;
     let mut rows = Vec::new();
-    for train in &told {
+    for train in &trains {
         if !notices_of(&train.slack_events)?.contains(&trigger.notice()) {
             continue;
         }
@@ -399,7 +401,7 @@ async fn claim(
             Ok(row) => rows.push(row),
             Err(error) => {
                 let key = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
-                unreadable::tell("notice", key.0, key.1, &error.into());
+                unreadable::report("notice", key.0, key.1, &error.into());
                 give_up(tx, key).await?;
             }
         }
@@ -449,7 +451,7 @@ async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinatio
             }
             Err(error) if error.may_pass() => return Err(error),
             Err(error) => {
-                unreadable::tell("train", owner, id, &error);
+                unreadable::report("train", owner, id, &error);
             }
         }
     }

@@ -223,7 +223,7 @@ impl Scoped {
 
     /// Invalidates what this process caches of the publisher, for a caller that has just read a
     /// newer row.
-    pub fn read_anew(&self) {
+    pub fn invalidate_cached(&self) {
         self.store.forget_publisher(self.scope.uuid());
     }
 
@@ -635,7 +635,7 @@ impl System {
         // If one row cannot be read, the others are still refreshed.
         let due = rows.into_iter().map(read).filter_map(|one: Result<_>| {
             one.inspect_err(|error| {
-                unreadable::tell("account", Uuid::nil(), Uuid::nil(), error);
+                unreadable::report("account", Uuid::nil(), Uuid::nil(), error);
             })
             .ok()
         });

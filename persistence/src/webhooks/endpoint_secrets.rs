@@ -465,7 +465,7 @@ impl System {
             match open(&keys.data, &row) {
                 Ok(secret) => found.signing.push(secret),
                 Err(error) => {
-                    unreadable::tell("endpoint_secret", row.publisher_id, row.id, &error);
+                    unreadable::report("endpoint_secret", row.publisher_id, row.id, &error);
                     found.unreadable = true;
                 }
             }

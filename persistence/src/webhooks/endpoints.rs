@@ -158,7 +158,7 @@ impl Endpoint {
     /// show it and its owner can set them again.
     fn of_row(row: webhook_endpoints::Model) -> Self {
         let texts = Texts::of_row(&row)
-            .inspect_err(|error| unreadable::tell("endpoint", row.publisher_id, row.id, error));
+            .inspect_err(|error| unreadable::report("endpoint", row.publisher_id, row.id, error));
         let unreadable = texts.is_err();
         let Texts {
             sending,

@@ -347,7 +347,7 @@ impl Scoped {
 fn alone((owner, endpoint): Key, settled: Result<bool>) -> Result<bool> {
     match settled {
         Err(error @ StoreError::Internal(_)) => {
-            unreadable::tell("endpoint", owner, endpoint, &error);
+            unreadable::report("endpoint", owner, endpoint, &error);
             Ok(false)
         }
         settled => settled,

@@ -118,7 +118,7 @@ pub(crate) async fn read_listeners(
             Ok(listener) => found.entry(publisher).or_default().push(listener),
             // The endpoint's owner sees the error at the endpoint. Events and other endpoints are
             // not affected.
-            Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
+            Err(error) => unreadable::report("endpoint", publisher, endpoint, &error),
         }
     }
     Ok(found)

@@ -615,7 +615,7 @@ impl System {
                 }
                 // The replay, or its endpoint, cannot be read: others come first until it can.
                 Err(error @ StoreError::Internal(_)) => {
-                    unreadable::tell("replay", key.0, key.1, &error);
+                    unreadable::report("replay", key.0, key.1, &error);
                     self.put_behind(key).await?;
                 }
                 Err(error) => return Err(error),

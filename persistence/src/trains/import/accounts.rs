@@ -10,7 +10,7 @@ use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, sea_query::Expr,
 };
 
-use super::{AccountSpec, Import, ImportOutcome, ImportResult, told};
+use super::{AccountSpec, Import, ImportOutcome, ImportResult, refusal_as_result};
 use crate::{
     store::{
         change::Audited,
@@ -54,7 +54,7 @@ impl Import {
     /// # Errors
     /// Those of the store. A refusal is a result.
     pub async fn account(&mut self, spec: &AccountSpec) -> Result<ImportResult, StoreError> {
-        told(self.bring_account(spec).await)
+        refusal_as_result(self.bring_account(spec).await)
     }
 
     async fn bring_account(&mut self, spec: &AccountSpec) -> Result<ImportResult> {

@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter a
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{ClientKeySpec, Import, ImportOutcome, ImportResult, refuse, told};
+use super::{ClientKeySpec, Import, ImportOutcome, ImportResult, refusal_as_result, refuse};
 use crate::{
     store::{
         change::{Audited, audit_entry},
@@ -37,7 +37,7 @@ impl Import {
     /// # Errors
     /// Those of the store. A refusal is a result.
     pub async fn client_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult, StoreError> {
-        told(self.bring_key(spec).await)
+        refusal_as_result(self.bring_key(spec).await)
     }
 
     async fn bring_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult> {

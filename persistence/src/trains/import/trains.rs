@@ -12,7 +12,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Import, ImportOutcome, ImportResult, TrainSpec, refuse, told};
+use super::{Import, ImportOutcome, ImportResult, TrainSpec, refusal_as_result, refuse};
 use crate::{
     store::{
         change::Audited,
@@ -66,7 +66,7 @@ impl Import {
     /// # Errors
     /// Those of the store. A refusal is a result.
     pub async fn train(&mut self, spec: &TrainSpec) -> Result<ImportResult, StoreError> {
-        told(self.bring_train(spec).await)
+        refusal_as_result(self.bring_train(spec).await)
     }
 
     async fn bring_train(&mut self, spec: &TrainSpec) -> Result<ImportResult> {

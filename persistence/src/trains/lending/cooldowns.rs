@@ -51,7 +51,7 @@ impl Cooldown {
 pub(super) fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
     Cooldown::of(row.until, &row.reason, row.reported_at)
         .inspect_err(|error| {
-            unreadable::tell("cooldown", row.publisher_id, row.account_id, error);
+            unreadable::report("cooldown", row.publisher_id, row.account_id, error);
         })
         .ok()
 }
@@ -66,13 +66,13 @@ impl Cooldowns {
     }
 
     /// Takes in a row, unless a newer state of the same row is known.
-    pub(super) fn hear(&mut self, account: Uuid, model: &str, heard: Cooldown) {
+    pub(super) fn apply(&mut self, account: Uuid, model: &str, newer: Cooldown) {
         let models = self.0.entry(account).or_default();
         match models.get_mut(model) {
-            Some(known) if known.reported_at >= heard.reported_at => {}
-            Some(known) => *known = heard,
+            Some(known) if known.reported_at >= newer.reported_at => {}
+            Some(known) => *known = newer,
             None => {
-                models.insert(model.into(), heard);
+                models.insert(model.into(), newer);
             }
         }
     }
@@ -111,7 +111,7 @@ impl Cooldowns {
 
     /// The model under which an account's cooldown has to be written, and the cooldown that is
     /// known there.
-    pub(super) fn place<'a>(
+    pub(super) fn model_to_write<'a>(
         &mut self,
         account: Uuid,
         model: &'a str,

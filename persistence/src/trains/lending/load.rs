@@ -62,7 +62,7 @@ impl Store {
                     accounts.insert(id, Arc::new(account));
                 }
                 // The other accounts are still lent.
-                Err(error) => unreadable::tell("account", owner, id, &error),
+                Err(error) => unreadable::report("account", owner, id, &error),
             }
         }
         self.read_cooldowns(tenant).await?;

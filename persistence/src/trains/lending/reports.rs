@@ -57,7 +57,7 @@ pub struct AccountReport {
 }
 
 /// A cooldown to write.
-struct Rest<'a> {
+struct NewCooldown<'a> {
     publisher: Uuid,
     account: Uuid,
     model: &'a str,
@@ -68,7 +68,7 @@ struct Rest<'a> {
     refresh: bool,
 }
 
-impl Rest<'_> {
+impl NewCooldown<'_> {
     /// Writes the cooldown, unless a longer one exists. Returns what was written.
     async fn write(&self, tx: &Tx) -> Result<Option<Cooldown>> {
         if self.refresh {
@@ -140,7 +140,7 @@ pub(crate) enum Ending<'a> {
 }
 
 /// Ends cooldowns of an account. Returns the rows as they are then.
-pub(crate) async fn end_rest(
+pub(crate) async fn end_cooldowns(
     tx: &Tx,
     publisher: Uuid,
     account: Uuid,
@@ -203,10 +203,10 @@ impl Scoped {
             .ok_or_else(Problem::not_found)?;
         by.account(report.account).ok_or_else(Problem::not_found)?;
         match report.outcome.rest(report.retry_after) {
-            None => self.store.end_rest(&by, report).await?,
+            None => self.store.end_cooldowns(&by, report).await?,
             Some(length) => {
                 let from = (report, reporter);
-                self.store.begin_rest(&by, from, length).await?;
+                self.store.begin_cooldown(&by, from, length).await?;
             }
         }
         self.store.note_usage(&by, report);
@@ -216,7 +216,7 @@ impl Scoped {
 
 impl Store {
     /// Ends the cooldowns of an account that works. If none is known, nothing is written.
-    async fn end_rest(&self, by: &CredentialPool, report: &AccountReport) -> Result<()> {
+    async fn end_cooldowns(&self, by: &CredentialPool, report: &AccountReport) -> Result<()> {
         let now = self.now().ms();
         let account = report.account.uuid();
         let model = report.model.as_deref().unwrap_or(WHOLE);
@@ -232,18 +232,18 @@ impl Store {
         let publisher = by.tenant.publisher;
         let ended = self
             .write_for(publisher, |tx| async move {
-                end_rest(&tx, publisher, account, Ending::WholeAnd(model)).await
+                end_cooldowns(&tx, publisher, account, Ending::WholeAnd(model)).await
             })
             .await?;
-        self.hear(publisher, |cooldowns| {
+        self.update_cached(publisher, |cooldowns| {
             for (model, one) in &ended {
-                cooldowns.hear(account, model, *one);
+                cooldowns.apply(account, model, *one);
             }
         });
         Ok(())
     }
 
-    async fn begin_rest(
+    async fn begin_cooldown(
         &self,
         by: &CredentialPool,
         (report, reporter): (&AccountReport, TokenId),
@@ -254,14 +254,14 @@ impl Store {
         let wanted = report.model.as_deref().unwrap_or(WHOLE);
         let (model, known) = {
             let mut cooldowns = by.tenant.cooldowns_mut();
-            cooldowns.place(account, wanted, now)
+            cooldowns.model_to_write(account, wanted, now)
         };
         let rests = known.filter(|one| one.until > now.ms());
         if rests.is_some_and(|one| one.until + SLACK_MS >= now.plus(length).ms()) {
             return Ok(());
         }
         let refused = rests.is_some_and(|one| one.reason == Outcome::Unauthorized);
-        let rest = Rest {
+        let cooldown = NewCooldown {
             publisher,
             account,
             model,
@@ -270,43 +270,43 @@ impl Store {
             reporter,
             refresh: report.outcome == Outcome::Unauthorized && !refused,
         };
-        let rest = &rest;
+        let cooldown = &cooldown;
         let written = self
             .write_for(publisher, |tx| async move {
                 if known.is_none() && model != WHOLE {
                     prune(&tx, publisher, account).await?;
                 }
-                rest.write(&tx).await
+                cooldown.write(&tx).await
             })
             .await?;
         if let Some(written) = written {
-            self.hear(publisher, |cooldowns| {
-                cooldowns.hear(account, model, written);
+            self.update_cached(publisher, |cooldowns| {
+                cooldowns.apply(account, model, written);
             });
         }
         Ok(())
     }
 
-    /// Calls `tell` with a publisher's cooldowns, if this process caches any.
-    fn hear(&self, publisher: Uuid, tell: impl FnOnce(&mut Cooldowns)) {
+    /// Calls `update` with a publisher's cooldowns, if this process caches any.
+    fn update_cached(&self, publisher: Uuid, update: impl FnOnce(&mut Cooldowns)) {
         if let Some(tenant) = self.state::<PoolCache>().tenants.get(&publisher) {
-            tell(&mut tenant.cooldowns_mut());
+            update(&mut tenant.cooldowns_mut());
         }
     }
 
     /// Reads an account's rows, including ended ones, so that this process knows their current
     /// state.
-    pub(crate) async fn hear_anew(&self, publisher: Uuid, account: Uuid) -> Result<()> {
+    pub(crate) async fn reload_cooldowns(&self, publisher: Uuid, account: Uuid) -> Result<()> {
         use account_cooldowns::Column;
         let rows = account_cooldowns::Entity::find()
             .filter(Column::PublisherId.eq(publisher))
             .filter(Column::AccountId.eq(account))
             .all(self.read())
             .await?;
-        self.hear(publisher, |cooldowns| {
+        self.update_cached(publisher, |cooldowns| {
             for row in &rows {
                 if let Some(one) = readable(row) {
-                    cooldowns.hear(account, &row.model, one);
+                    cooldowns.apply(account, &row.model, one);
                 }
             }
         });
@@ -326,7 +326,7 @@ impl Store {
         cooldowns.forget_old(now);
         for row in rows {
             if let Some(one) = readable(&row) {
-                cooldowns.hear(row.account_id, &row.model, one);
+                cooldowns.apply(row.account_id, &row.model, one);
             }
         }
         Ok(())
@@ -350,8 +350,8 @@ impl Store {
                 .await?;
             for row in &rows {
                 let Some(one) = readable(row) else { continue };
-                self.hear(row.publisher_id, |cooldowns| {
-                    cooldowns.hear(row.account_id, &row.model, one);
+                self.update_cached(row.publisher_id, |cooldowns| {
+                    cooldowns.apply(row.account_id, &row.model, one);
                 });
             }
         }

@@ -134,7 +134,7 @@ pub(crate) async fn cooldowns(
         let account: Uuid = row.try_get("", "account_id")?;
         match cooldown_of(&row) {
             Ok(one) => found.entry(account).or_default().push(one),
-            Err(error) => unreadable::tell("cooldown", publisher, account, &error),
+            Err(error) => unreadable::report("cooldown", publisher, account, &error),
         }
     }
     Ok(found)

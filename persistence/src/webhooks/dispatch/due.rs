@@ -314,7 +314,7 @@ impl System {
                 Ok(row) => rows.entry(key).or_default().push(row),
                 Err(error) => {
                     let (owner, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
-                    unreadable::tell("delivery", owner, endpoint, &error);
+                    unreadable::report("delivery", owner, endpoint, &error);
                 }
             }
         }
@@ -384,7 +384,7 @@ impl System {
                 Ok(body) => {
                     bodies.insert((PublisherId::from_uuid(owner), id), body.into());
                 }
-                Err(error) => unreadable::tell("event", owner, id, &error.into()),
+                Err(error) => unreadable::report("event", owner, id, &error.into()),
             }
         }
         Ok(bodies)
@@ -443,7 +443,7 @@ impl Row {
         let body = bodies.get(&(self.key.publisher, self.event)).cloned();
         if body.is_none() {
             let (owner, error) = (self.key.publisher.uuid(), corrupt_row("event"));
-            unreadable::tell("event", owner, self.event, &error);
+            unreadable::report("event", owner, self.event, &error);
         }
         DueDelivery {
             id: DeliveryId::from_uuid(self.id),

@@ -136,9 +136,9 @@ impl PlaneState for SecretCache {
     }
 }
 
-fn tell(key: EndpointKey, error: &StoreError) {
+fn report(key: EndpointKey, error: &StoreError) {
     let (publisher, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
-    unreadable::tell("endpoint", publisher, endpoint, error);
+    unreadable::report("endpoint", publisher, endpoint, error);
 }
 
 impl DeliveryTarget {
@@ -215,7 +215,7 @@ impl System {
                 Ok(row) => rows.push(row),
                 Err(error) => {
                     let key = EndpointKey::of_row(row)?;
-                    tell(key, &error.into());
+                    report(key, &error.into());
                     targets.insert(key, Arc::new(DeliveryTarget::unreadable(false)));
                 }
             }
@@ -231,7 +231,7 @@ impl System {
                 let own = own.remove(&(publisher, endpoint));
                 let ordered = row.ordered;
                 let target = row.target(secrets, own).unwrap_or_else(|error| {
-                    tell(key, &error);
+                    report(key, &error);
                     DeliveryTarget::unreadable(ordered)
                 });
                 targets.insert(key, Arc::new(target));
@@ -274,7 +274,7 @@ impl System {
                 }
                 Err(error) if error.may_pass() => return Err(error),
                 // Deliveries wait, since the operator may have to provide a master key first.
-                Err(error) => unreadable::tell("owner_keys", owner, owner, &error),
+                Err(error) => unreadable::report("owner_keys", owner, owner, &error),
             }
         }
         Ok(all)
@@ -319,7 +319,7 @@ impl Store {
             let secret = match open_secret(&keys.data, row) {
                 Ok(secret) => secret,
                 Err(error) => {
-                    unreadable::tell("credential", owner, row.id, &error);
+                    unreadable::report("credential", owner, row.id, &error);
                     secrets.unreadable.0 |= signs;
                     secrets.unreadable.1 |= !signs;
                     continue;
