@@ -16,7 +16,7 @@ use sea_orm::{ActiveValue::Set, ConnectionTrait as _, EntityTrait as _};
 use uuid::Uuid;
 
 use crate::{
-    Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
+    Answer, Context, CreatedPublisher, NewPublisher, Store, StoreOptions,
     store::{
         database_config::DatabaseConfig,
         entity::{deliveries, events, webhook_endpoints},
@@ -79,7 +79,7 @@ async fn open(database_url: String, dir: Option<tempfile::TempDir>) -> Fixture {
 }
 
 async fn store(url: &str, keys: &MasterKeys, clock: &Arc<ManualClock>) -> Store {
-    let options = Options {
+    let options = StoreOptions {
         database_url: url.to_owned(),
         master_keys: keys.clone(),
         clock: Arc::clone(clock) as _,

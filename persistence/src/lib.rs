@@ -23,9 +23,9 @@ mod webhooks;
 pub use operations::{
     audit::{AuditFilter, ChainFault, Checkpoint, Verification},
     jobs::JobRow,
-    open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections},
+    open::{OpenError, SchemaState, StoreOptions, migrate, schema_state, try_connections},
     rewrap::{KeysSurvey, RewrapCursor, Rewrapped, survey_keys},
-    sweeps::Removed,
+    sweeps::SweepResult,
 };
 pub use publishers::{
     auth::{CachedToken, Principal},
@@ -83,7 +83,7 @@ pub use webhooks::{
     event_types::{EventTypePut, PublishersType, TypeSchema},
     events::Event,
     feed::{Feed, FeedCursor},
-    health::{BUCKET_MS, Bucket, Health, Settled},
+    health::{BUCKET_MS, Health, HealthActions, StatsBucket},
     own_events::{NewOwnEvent, PublishedEvent},
-    replays::{NewReplay, Replay, Worked},
+    replays::{NewReplay, Replay, ReplayRound},
 };

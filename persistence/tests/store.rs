@@ -16,7 +16,7 @@ use domain::{
 };
 use persistence::{
     Answer, AuditFilter, CachedToken, Context, IdempotencyKey, Minted, NewCredential, NewPublisher,
-    OpenError, Options, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError,
+    OpenError, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError, StoreOptions,
 };
 use sea_orm::ConnectionTrait as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -141,8 +141,8 @@ impl Bench {
     }
 }
 
-fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
-    Options {
+fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> StoreOptions {
+    StoreOptions {
         database_url: url.to_owned(),
         master_keys: MasterKeys::parse(keys).unwrap(),
         clock: Arc::clone(clock) as Arc<dyn domain::Clock>,

@@ -36,7 +36,7 @@ use crate::{
 const MIGRATION_LOCK: i64 = 0x0073_746d_0001;
 
 /// How to open the store.
-pub struct Options {
+pub struct StoreOptions {
     /// `sqlite://FILE` or `postgres://…`.
     pub database_url: String,
     /// The master keys, which wrap the owners' keys.
@@ -307,7 +307,7 @@ impl Store {
     ///
     /// # Errors
     /// [`OpenError`] with what to do.
-    pub async fn open(options: Options) -> Result<Self, OpenError> {
+    pub async fn open(options: StoreOptions) -> Result<Self, OpenError> {
         let config = config_of(
             &options.database_url,
             options.max_connections,

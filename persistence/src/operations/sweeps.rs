@@ -31,7 +31,7 @@ use crate::store::{
 
 /// The result of one step of a job's sweeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct SweepResult {
     /// How many rows of each kind were removed.
     pub counts: Vec<(&'static str, u64)>,
     /// Whether there may be more.
@@ -261,8 +261,8 @@ impl System {
         job: Job,
         retention: &Retention,
         limit: u64,
-    ) -> Result<Removed, StoreError> {
-        let mut all = Removed::default();
+    ) -> Result<SweepResult, StoreError> {
+        let mut all = SweepResult::default();
         for table in &TABLES {
             for swept in table.sweeps().filter(|swept| swept.job == job) {
                 let limit = swept.at_a_time(limit);

@@ -73,7 +73,7 @@ pub struct Health {
 
 /// The attempts of five minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
+pub struct StatsBucket {
     /// When the five minutes begin.
     pub at: Timestamp,
     /// How many attempts succeeded.
@@ -88,7 +88,7 @@ pub struct Bucket {
 
 /// The consequences that were carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct HealthActions {
     /// Endpoints that were disabled, because they were gone or had failed for too long.
     pub disabled: u64,
     /// Endpoints that fail, and whose publisher was warned.
@@ -155,12 +155,12 @@ pub(crate) async fn note_outcomes(tx: &Tx, tries: &[Try]) -> Result<bool> {
     in_order.sort_by_key(|outcome| outcome.at);
     // Sorted by key, so that two transactions lock rows in the same order.
     let mut health: BTreeMap<Key, Noted> = BTreeMap::new();
-    let mut buckets: BTreeMap<(Key, i64), Bucket> = BTreeMap::new();
+    let mut buckets: BTreeMap<(Key, i64), StatsBucket> = BTreeMap::new();
     for outcome in in_order {
         let key = (outcome.publisher, outcome.endpoint);
         health.entry(key).or_default().add(outcome);
         let at = outcome.at.ms() - outcome.at.ms().rem_euclid(BUCKET_MS);
-        let bucket = buckets.entry((key, at)).or_insert(Bucket {
+        let bucket = buckets.entry((key, at)).or_insert(StatsBucket {
             at: Timestamp::from_ms(at),
             succeeded: 0,
             failed: 0,
@@ -220,7 +220,7 @@ fn health_sql(noted: &BTreeMap<Key, Noted>) -> Sql {
     sql
 }
 
-fn buckets_sql(buckets: &BTreeMap<(Key, i64), Bucket>) -> Sql {
+fn buckets_sql(buckets: &BTreeMap<(Key, i64), StatsBucket>) -> Sql {
     let mut sql = Sql::new(
         "INSERT INTO endpoint_stats AS s (publisher_id, endpoint_id, bucket, succeeded, failed, \
          latency_ms_sum, latency_ms_max) ",
@@ -321,7 +321,7 @@ fn time_text(ms: Option<i64>) -> Option<String> {
 impl Scoped {
     /// How many attempts at an endpoint succeeded and failed in each five minutes of the last day,
     /// oldest first. Spans without attempts are left out.
-    pub async fn endpoint_stats(&self, id: EndpointId) -> Result<Vec<Bucket>, StoreError> {
+    pub async fn endpoint_stats(&self, id: EndpointId) -> Result<Vec<StatsBucket>, StoreError> {
         use endpoint_stats::Column;
         let since = self.store.now().minus(SHOWN).ms();
         self.endpoint(id).await?;
@@ -332,7 +332,7 @@ impl Scoped {
             .order_by_asc(Column::Bucket)
             .all(self.store.read())
             .await?;
-        let buckets = rows.into_iter().map(|row| Bucket {
+        let buckets = rows.into_iter().map(|row| StatsBucket {
             at: Timestamp::from_ms(row.bucket),
             succeeded: row.succeeded,
             failed: row.failed,
@@ -362,8 +362,8 @@ impl System {
         &self,
         disable_after: Duration,
         limit: u64,
-    ) -> Result<Settled, StoreError> {
-        let (now, mut settled) = (self.store.now(), Settled::default());
+    ) -> Result<HealthActions, StoreError> {
+        let (now, mut settled) = (self.store.now(), HealthActions::default());
         settled.disabled = self.disable_gone_endpoints().await?;
         let dead = format!("h.failing_since <= {}", now.minus(disable_after).ms());
         for key in self.endpoints_where(&dead, limit).await? {

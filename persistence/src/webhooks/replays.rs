@@ -103,7 +103,7 @@ pub struct NewReplay {
 
 /// The result of one round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Worked {
+pub struct ReplayRound {
     /// Replays that are running.
     pub running: u64,
     /// Deliveries that were written.
@@ -583,7 +583,7 @@ impl Scoped {
 impl System {
     /// Works a little on every running replay that may continue. Those that waited longest come
     /// first.
-    pub async fn work_replays(&self) -> Result<Worked, StoreError> {
+    pub async fn work_replays(&self) -> Result<ReplayRound, StoreError> {
         let mut sql = Sql::new(
             "SELECT r.publisher_id, r.id FROM replays r \
              JOIN webhook_endpoints e ON e.publisher_id = r.publisher_id AND e.id = r.endpoint_id \
@@ -594,9 +594,9 @@ impl System {
         sql.bind(i64::try_from(ROUND).unwrap_or(i64::MAX));
         let statement = sql.statement(self.store.backend());
         let rows = self.store.read().query_all_raw(statement).await?;
-        let mut worked = Worked {
+        let mut worked = ReplayRound {
             running: u64::try_from(rows.len()).unwrap_or(0),
-            ..Worked::default()
+            ..ReplayRound::default()
         };
         for row in rows {
             let key: (Uuid, Uuid) = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
