@@ -368,13 +368,13 @@ impl Scoped {
                 "since": filter.since.map(|at| at.to_string()),
                 "until": filter.until.map(|at| at.to_string()),
             });
-            let line = audit_entry(
+            let entry = audit_entry(
                 Action::RunsCancelled,
                 "publisher",
                 self.scope.publisher(),
                 facts,
             );
-            Ok(Audited::new(done, owner, line))
+            Ok(Audited::new(done, owner, entry))
         };
         let context = &context.within(&self.scope);
         self.store.administer(context, owner, work, render).await

@@ -229,11 +229,11 @@ impl System {
             }
             if moved > 0 {
                 let facts = json!({ "owners": moved });
-                let line = AuditEntry {
+                let entry = AuditEntry {
                     owners: vec![OPERATOR],
                     ..audit_entry(Action::KeysRewrapped, "master_key", id, facts)
                 };
-                store.append_audit(&tx, context, vec![line]).await?;
+                store.append_audit(&tx, context, vec![entry]).await?;
             }
             Ok(moved)
         };

@@ -420,13 +420,13 @@ impl Scoped {
                         // once.
                         tx.touches_credentials_of(self.scope.publisher());
                     }
-                    let line = audit_entry(
+                    let entry = audit_entry(
                         actions(kind).0,
                         target_kind(kind),
                         minted.credential.id,
                         json!({ "kind": kind.as_str() }),
                     );
-                    Ok(Audited::new(minted, owner, line))
+                    Ok(Audited::new(minted, owner, entry))
                 },
                 render,
             )
@@ -558,13 +558,13 @@ impl Scoped {
             None,
         )
         .await?;
-        let line = audit_entry(
+        let entry = audit_entry(
             actions(kind).1,
             target_kind(kind),
             minted.credential.id,
             facts,
         );
-        Ok(Audited::new(minted, owner, line))
+        Ok(Audited::new(minted, owner, entry))
     }
 
     async fn live_one(
@@ -616,8 +616,8 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "kind": kind.as_str() });
-                    let line = audit_entry(actions(kind).2, target_kind(kind), id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(actions(kind).2, target_kind(kind), id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )

@@ -290,8 +290,8 @@ impl System {
                     let created = store.insert_publisher(&tx, new).await?;
                     let id = created.publisher.id;
                     let facts = json!({ "slug": created.publisher.slug });
-                    let line = audit_entry(Action::PublisherCreated, "publisher", id, facts);
-                    Ok(Audited::by_operator(created, id.uuid(), line))
+                    let entry = audit_entry(Action::PublisherCreated, "publisher", id, facts);
+                    Ok(Audited::by_operator(created, id.uuid(), entry))
                 },
                 render,
             )
@@ -339,7 +339,7 @@ impl System {
     {
         let patch = &patch;
         self.change_publisher(context, id, if_match, render, move |row, _now| {
-            let mut line = Action::PublisherUpdated;
+            let mut action = Action::PublisherUpdated;
             let mut facts = json!({});
             let mut changed = false;
             if let Some(name) = &patch.display_name
@@ -354,10 +354,10 @@ impl System {
             if quotas != before {
                 row.quotas = serde_json::to_string(&quotas).map_err(|_| corrupt_row("quotas"))?;
                 facts["quotas"] = json!(quotas);
-                line = Action::PublisherQuotaSet;
+                action = Action::PublisherQuotaSet;
                 changed = true;
             }
-            Ok(changed.then_some((line, facts)))
+            Ok(changed.then_some((action, facts)))
         })
         .await
     }
@@ -500,8 +500,8 @@ impl System {
                         return Ok(Audited::unchanged(Publisher::of_row(row)?));
                     };
                     let publisher = write_row(&tx, row).await?;
-                    let line = audit_entry(action, "publisher", id, facts);
-                    Ok(Audited::by_operator(publisher, id.uuid(), line))
+                    let entry = audit_entry(action, "publisher", id, facts);
+                    Ok(Audited::by_operator(publisher, id.uuid(), entry))
                 },
                 render,
             )
@@ -533,13 +533,13 @@ impl System {
                         .mint_in(&tx, id.uuid(), CredentialKind::Admin, new)
                         .await?;
                     let token = minted.credential.id;
-                    let line = audit_entry(
+                    let entry = audit_entry(
                         Action::TokenMinted,
                         "token",
                         token,
                         json!({ "kind": "admin" }),
                     );
-                    Ok(Audited::by_operator(minted, id.uuid(), line))
+                    Ok(Audited::by_operator(minted, id.uuid(), entry))
                 },
                 render,
             )
@@ -599,9 +599,9 @@ impl Scoped {
                     row.display_name.clone_from(name);
                     let publisher = write_row(&tx, row).await?;
                     let facts = json!({ "display_name": name });
-                    let line =
+                    let entry =
                         audit_entry(Action::PublisherUpdated, "publisher", publisher.id, facts);
-                    Ok(Audited::new(publisher, owner, line))
+                    Ok(Audited::new(publisher, owner, entry))
                 },
                 render,
             )

@@ -77,16 +77,16 @@ impl System {
                         .await?;
                     tx.touches_credentials_of(publisher);
                     let facts = json!({ "token": id, "replaced": !old.is_empty() });
-                    let line = audit_entry(Action::SeedApplied, "publisher", publisher, facts);
-                    let mut audited = Audited::by_operator((), publisher.uuid(), line);
+                    let entry = audit_entry(Action::SeedApplied, "publisher", publisher, facts);
+                    let mut audited = Audited::by_operator((), publisher.uuid(), entry);
                     if made {
-                        let line = audit_entry(
+                        let entry = audit_entry(
                             Action::PublisherCreated,
                             "publisher",
                             publisher,
                             json!({}),
                         );
-                        audited = audited.and(&[publisher.uuid(), OPERATOR], line);
+                        audited = audited.and(&[publisher.uuid(), OPERATOR], entry);
                     }
                     Ok(audited)
                 },

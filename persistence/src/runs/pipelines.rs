@@ -235,7 +235,7 @@ impl Store {
         if_match: Option<Expected>,
         room: &Room,
     ) -> Result<Audited<(Pipeline, bool)>> {
-        let line = |action: Action, pipeline: &Pipeline| {
+        let entry = |action: Action, pipeline: &Pipeline| {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
             audit_entry(action, "pipeline", pipeline.id, facts)
         };
@@ -245,8 +245,8 @@ impl Store {
             }
             room.check()?;
             let pipeline = register(tx, publisher, slug, definition).await?;
-            let line = line(Action::PipelineCreated, &pipeline);
-            return Ok(Audited::new((pipeline, true), publisher, line));
+            let entry = entry(Action::PipelineCreated, &pipeline);
+            return Ok(Audited::new((pipeline, true), publisher, entry));
         };
         check_revision(if_match, row.revision)?;
         if definition_at(tx, &row).await? == *definition {
@@ -263,8 +263,8 @@ impl Store {
         insert_version(tx, &row, definition).await?;
         let row = write_row(tx, row).await?;
         let pipeline = Pipeline::of_rows(row, Arc::new(definition.clone()));
-        let line = line(Action::PipelineUpdated, &pipeline);
-        Ok(Audited::new((pipeline, false), publisher, line))
+        let entry = entry(Action::PipelineUpdated, &pipeline);
+        Ok(Audited::new((pipeline, false), publisher, entry))
     }
 }
 
@@ -385,9 +385,9 @@ impl Scoped {
                         Action::PipelineResumed
                     };
                     let pipeline = Pipeline::of_rows(row, definition);
-                    let line =
+                    let entry =
                         audit_entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
-                    Ok(Audited::new(pipeline, owner, line))
+                    Ok(Audited::new(pipeline, owner, entry))
                 },
                 render,
             )
@@ -432,8 +432,8 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "slug": slug });
-                    let line = audit_entry(Action::PipelineDeleted, "pipeline", id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(Action::PipelineDeleted, "pipeline", id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )

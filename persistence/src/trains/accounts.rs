@@ -437,13 +437,13 @@ pub(crate) async fn create_within(
     let owner = publisher.uuid();
     check_quota(tx, owner).await?;
     let account = insert_account(store, tx, publisher, new).await?;
-    let line = audit_entry(
+    let entry = audit_entry(
         Action::AccountCreated,
         "account",
         account.id,
         facts(&account),
     );
-    Ok(Audited::new(account, owner, line))
+    Ok(Audited::new(account, owner, entry))
 }
 
 /// Changes an account. Values that are already set change nothing.
@@ -459,13 +459,13 @@ pub(crate) async fn update_within(
     }
     let row = write_settings(tx, row).await?;
     tx.touches_credentials_of(PublisherId::from_uuid(owner));
-    let line = audit_entry(
+    let entry = audit_entry(
         Action::AccountUpdated,
         "account",
         id,
         json!({ "changed": changed }),
     );
-    Ok(Audited::new(Account::of_row(row)?, owner, line))
+    Ok(Audited::new(Account::of_row(row)?, owner, entry))
 }
 
 /// Replaces an existing account by a new one in all trains, and deletes the old one.
@@ -485,8 +485,8 @@ pub(crate) async fn replace_within(
     let mut facts = facts(&account);
     facts["replaces"] = json!(old.to_string());
     facts["trains"] = json!(count);
-    let line = audit_entry(Action::AccountReplaced, "account", account.id, facts);
-    Ok(Audited::new(account, owner, line))
+    let entry = audit_entry(Action::AccountReplaced, "account", account.id, facts);
+    Ok(Audited::new(account, owner, entry))
 }
 
 impl Scoped {
@@ -615,8 +615,8 @@ impl Scoped {
             touch_trains_with(&tx, owner, row.id).await?;
             remove(&tx, publisher, row.id).await?;
             let facts = json!({ "name": row.name, "trains_left_empty": empty.len() });
-            let line = audit_entry(Action::AccountDeleted, "account", id, facts);
-            Ok(Audited::new(empty, owner, line))
+            let entry = audit_entry(Action::AccountDeleted, "account", id, facts);
+            Ok(Audited::new(empty, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

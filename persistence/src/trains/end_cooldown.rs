@@ -51,8 +51,8 @@ impl Scoped {
                 "ended": ended.len(),
                 "until": until.to_string(),
             });
-            let line = audit_entry(Action::AccountCooldownEnded, "account", id, facts);
-            Ok(Audited::new(account, owner, line))
+            let entry = audit_entry(Action::AccountCooldownEnded, "account", id, facts);
+            Ok(Audited::new(account, owner, entry))
         };
         let answer = self.store.administer(context, owner, work, render).await?;
         // Also for a repeated request: the process that handled the first one may have died before

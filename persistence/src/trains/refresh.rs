@@ -346,8 +346,8 @@ impl Scoped {
                 "expires_at": expires_at.to_string(),
                 "refresh_token_rotated": refresh_token.is_some(),
             });
-            let line = audit_entry(Action::AccountRefreshed, "account", lease.account, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::AccountRefreshed, "account", lease.account, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store
             .administer(context, owner, work, |()| nothing())
@@ -490,13 +490,13 @@ impl Scoped {
             notify(tx, self.scope.publisher(), &trigger).await?;
         }
         let facts = json!({ "reason": error.reason });
-        let line = audit_entry(
+        let entry = audit_entry(
             Action::AccountRefreshFailed,
             "account",
             lease.account,
             facts,
         );
-        Ok(Audited::new((), owner, line))
+        Ok(Audited::new((), owner, entry))
     }
 }
 

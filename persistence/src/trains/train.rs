@@ -487,15 +487,15 @@ pub(crate) async fn create_within(
     check_quota(tx, owner).await?;
     let train = insert(store, tx, publisher, new).await?;
     let facts = json!({ "slug": train.slug });
-    let line = audit_entry(Action::TrainCreated, "train", train.id, facts);
+    let entry = audit_entry(Action::TrainCreated, "train", train.id, facts);
     if accounts.is_empty() {
-        return Ok(Audited::new(train, owner, line));
+        return Ok(Audited::new(train, owner, entry));
     }
     let row = row_of(tx, owner, &new.slug).await?;
     write_accounts(tx, &row, accounts).await?;
     let train = load_one(tx.db(), owner, new.slug.as_str(), tx.now).await?;
     let set = accounts_set(&train);
-    Ok(Audited::new(train, owner, line).and(&[owner], set))
+    Ok(Audited::new(train, owner, entry).and(&[owner], set))
 }
 
 /// Changes a train, and sets its accounts if `accounts` is given. Values that are already set
@@ -633,8 +633,8 @@ impl Scoped {
             tx.touches_credentials_of(publisher);
             let facts = json!({ "slug": row.slug });
             let id = TrainId::from_uuid(row.id);
-            let line = audit_entry(Action::TrainDeleted, "train", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::TrainDeleted, "train", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

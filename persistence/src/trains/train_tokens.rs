@@ -217,13 +217,13 @@ impl Scoped {
             check_quotas(&tx, owner, row.id).await?;
             let minted = insert(&tx, owner, row.id, new).await?;
             let facts = json!({ "train": train.as_str() });
-            let line = audit_entry(
+            let entry = audit_entry(
                 Action::TrainTokenMinted,
                 "train_token",
                 minted.token.id,
                 facts,
             );
-            Ok(Audited::new(minted, owner, line))
+            Ok(Audited::new(minted, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }
@@ -258,8 +258,8 @@ impl Scoped {
             .await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "train": train.as_str() });
-            let line = audit_entry(Action::TrainTokenRevoked, "train_token", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::TrainTokenRevoked, "train_token", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

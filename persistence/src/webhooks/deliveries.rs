@@ -285,8 +285,8 @@ impl Scoped {
                     resume(&tx, owner, row.endpoint_id).await?;
                     let delivery = with_type(tx.db(), row).await?;
                     let facts = json!({ "endpoint_id": delivery.endpoint_id.to_string() });
-                    let line = audit_entry(Action::DeliveryRetried, "delivery", id, facts);
-                    Ok(Audited::new(delivery, owner, line))
+                    let entry = audit_entry(Action::DeliveryRetried, "delivery", id, facts);
+                    Ok(Audited::new(delivery, owner, entry))
                 },
                 render,
             )

@@ -50,29 +50,29 @@ impl Scoped {
                 enabled: Some(true),
                 ..EndpointPatch::default()
             };
-            let (mut lines, mut deliveries_due) = (Vec::new(), 0);
+            let (mut entries, mut deliveries_due) = (Vec::new(), 0);
             if row.enabled {
                 deliveries_due = recover(&tx, owner, row.id).await?;
             }
             if deliveries_due > 0 {
                 let facts = json!({ "deliveries_due": deliveries_due });
-                lines.push(audit_entry(Action::EndpointEnabled, "endpoint", id, facts));
+                entries.push(audit_entry(Action::EndpointEnabled, "endpoint", id, facts));
             }
             let changed = change(&self.store, &tx, owner, row.clone(), &patch).await?;
-            lines.extend(changed.lines);
+            entries.extend(changed.entries);
             let mut started = None;
             if let Some(new) = replay {
-                let (replay, line) = start_in(&tx, &row, new).await?;
+                let (replay, entry) = start_in(&tx, &row, new).await?;
                 started = Some(replay);
-                lines.extend(line);
+                entries.extend(entry);
             }
             let audited = Audited::unchanged(Enabled {
                 endpoint: changed.endpoint,
                 deliveries_due: deliveries_due + changed.deliveries_due,
                 replay: started,
             });
-            let lines = lines.into_iter();
-            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+            let entries = entries.into_iter();
+            Ok(entries.fold(audited, |audited, entry| audited.and(&[owner], entry)))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -201,7 +201,7 @@ async fn insert(
     })
 }
 
-fn line(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> AuditEntry {
+fn entry(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> AuditEntry {
     let facts = json!({
         "endpoint_id": EndpointId::from_uuid(endpoint).to_string(),
         "signing": minted.kind.as_str(),
@@ -238,13 +238,13 @@ pub(crate) async fn ensure_signing_key(
     }
     let keys = store.inner.keys.of(tx.db(), endpoint.publisher_id).await?;
     let minted = insert(tx, &keys.data, endpoint, Signing::Ed25519).await?;
-    let line = line(
+    let entry = entry(
         Action::SecretMinted,
         endpoint.id,
         &minted.secret,
         Duration::ZERO,
     );
-    Ok(Some(line))
+    Ok(Some(entry))
 }
 
 /// Ends a secret, at once or after an overlap. Never extends its life.
@@ -351,8 +351,8 @@ impl Scoped {
                 Some(overlap) => (Action::SecretRotated, overlap),
                 None => (Action::SecretMinted, Duration::ZERO),
             };
-            let line = line(action, endpoint.id, &minted.secret, overlap);
-            Ok(Audited::new(minted, owner, line))
+            let entry = entry(action, endpoint.id, &minted.secret, overlap);
+            Ok(Audited::new(minted, owner, entry))
         };
         store.administer(context, owner, work, render).await
     }
@@ -389,8 +389,8 @@ impl Scoped {
             retire(&tx, row, Duration::ZERO).await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "endpoint_id": endpoint.to_string(), "signing": row.kind });
-            let line = audit_entry(Action::SecretRevoked, "secret", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::SecretRevoked, "secret", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

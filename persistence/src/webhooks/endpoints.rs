@@ -294,8 +294,8 @@ async fn insert(
     webhook_endpoints::Entity::insert(active)
         .exec_without_returning(tx.db())
         .await?;
-    let line = ensure_signing_key(store, tx, &row).await?;
-    Ok((Endpoint::of_row(row), line))
+    let entry = ensure_signing_key(store, tx, &row).await?;
+    Ok((Endpoint::of_row(row), entry))
 }
 
 /// Replaces a value, and returns whether it changed.
@@ -374,7 +374,7 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
 /// The result of changing an endpoint.
 pub(crate) struct Changed {
     pub(crate) endpoint: Endpoint,
-    pub(crate) lines: Vec<AuditEntry>,
+    pub(crate) entries: Vec<AuditEntry>,
     /// How many deliveries waited for a later attempt, and are due now.
     pub(crate) deliveries_due: u64,
 }
@@ -396,10 +396,10 @@ pub(crate) async fn change(
     }
     let id = EndpointId::from_uuid(row.id);
     let members = apply(&mut row, patch);
-    let mut lines = Vec::new();
+    let mut entries = Vec::new();
     if !members.is_empty() {
         let facts = json!({ "changed": members });
-        lines.push(audit_entry(Action::EndpointUpdated, "endpoint", id, facts));
+        entries.push(audit_entry(Action::EndpointUpdated, "endpoint", id, facts));
     }
     let switched = replace(&mut row.enabled, patch.enabled);
     if switched {
@@ -409,17 +409,17 @@ pub(crate) async fn change(
         } else {
             Action::EndpointDisabled
         };
-        lines.push(audit_entry(action, "endpoint", id, json!({})));
+        entries.push(audit_entry(action, "endpoint", id, json!({})));
     }
     let mut deliveries_due = 0;
     if row.enabled && (switched || members.contains(&"url")) {
         // The earlier failures were another receiver's, or the receiver is to be tried again.
         deliveries_due = recover(tx, publisher, row.id).await?;
     }
-    if !lines.is_empty() {
+    if !entries.is_empty() {
         ensure_key_set_id(&mut row);
         row = write_row(tx, row).await?;
-        lines.extend(ensure_signing_key(store, tx, &row).await?);
+        entries.extend(ensure_signing_key(store, tx, &row).await?);
     }
     if patch.signing.is_some() {
         // Caches of the endpoint's secrets are invalidated.
@@ -430,7 +430,7 @@ pub(crate) async fn change(
     let [endpoint] = changed;
     Ok(Changed {
         endpoint,
-        lines,
+        entries,
         deliveries_due,
     })
 }
@@ -473,10 +473,11 @@ impl Scoped {
                         "event_types": endpoint.event_types,
                         "send_bearer": endpoint.send_bearer,
                     });
-                    let line = audit_entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
-                    let audited = Audited::new(endpoint, owner, line);
+                    let entry =
+                        audit_entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
+                    let audited = Audited::new(endpoint, owner, entry);
                     Ok(match minted {
-                        Some(line) => audited.and(&[owner], line),
+                        Some(entry) => audited.and(&[owner], entry),
                         None => audited,
                     })
                 },
@@ -546,8 +547,8 @@ impl Scoped {
                     let patch = patch_of(&Endpoint::of_row(row.clone()))?;
                     let changed = change(&self.store, &tx, owner, row, &patch).await?;
                     let audited = Audited::unchanged(changed.endpoint);
-                    let lines = changed.lines.into_iter();
-                    Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+                    let entries = changed.entries.into_iter();
+                    Ok(entries.fold(audited, |audited, entry| audited.and(&[owner], entry)))
                 },
                 render,
             )
@@ -586,8 +587,8 @@ impl Scoped {
                     end_all_of(&tx, owner, id.uuid()).await?;
                     let cancelled = cancel_pending(&tx, owner, id.uuid()).await?;
                     let facts = json!({ "deliveries_cancelled": cancelled });
-                    let line = audit_entry(Action::EndpointDeleted, "endpoint", id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(Action::EndpointDeleted, "endpoint", id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )

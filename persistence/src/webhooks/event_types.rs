@@ -170,9 +170,9 @@ async fn put(
         event_types::Entity::update(active).exec(tx.db()).await?;
     }
     let facts = json!({ "schema": row.schema.is_some() });
-    let line = audit_entry(action, "event_type", event_type, facts);
+    let entry = audit_entry(action, "event_type", event_type, facts);
     let described = PublishersType::of_row(row)?;
-    Ok(Audited::new((described, made), owner, line))
+    Ok(Audited::new((described, made), owner, entry))
 }
 
 /// The wrapper of administrative changes has locked the publisher's row, so the count holds.
@@ -286,13 +286,13 @@ impl Scoped {
             event_types::Entity::delete_by_id((owner, event_type.to_owned()))
                 .exec(tx.db())
                 .await?;
-            let line = audit_entry(
+            let entry = audit_entry(
                 Action::EventTypeDeleted,
                 "event_type",
                 event_type,
                 json!({}),
             );
-            Ok(Audited::new((), owner, line))
+            Ok(Audited::new((), owner, entry))
         };
         let answer = self.store.administer(context, owner, work, render).await;
         self.store.state::<TypeSchemas>().0.invalidate(&owner);

@@ -462,8 +462,8 @@ impl System {
                 "last_error": health.last_error,
             });
             emit_beside(&tx, key, OwnType::EndpointDisabled.as_str(), &data).await?;
-            let line = audit_entry(Action::EndpointDisabled, "endpoint", id, facts);
-            Ok(Audited::new(true, owner, line))
+            let entry = audit_entry(Action::EndpointDisabled, "endpoint", id, facts);
+            Ok(Audited::new(true, owner, entry))
         };
         let context = Context::system("dispatcher");
         let done = std::sync::atomic::AtomicBool::new(false);

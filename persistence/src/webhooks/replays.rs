@@ -270,8 +270,8 @@ pub(crate) async fn start_in(
         "only_failed": replay.only_failed,
         "include_pending": replay.include_pending,
     });
-    let line = audit_entry(Action::ReplayStarted, "replay", replay.id, facts);
-    Ok((replay, Some(line)))
+    let entry = audit_entry(Action::ReplayStarted, "replay", replay.id, facts);
+    Ok((replay, Some(entry)))
 }
 
 /// Ends the running replays of an endpoint that is being deleted. Its deliveries are cancelled with
@@ -501,7 +501,7 @@ impl Scoped {
                 return Err(Code::EndpointDisabled.into());
             }
             Ok(match start_in(&tx, &row, new).await? {
-                (replay, Some(line)) => Audited::new((replay, false), owner, line),
+                (replay, Some(entry)) => Audited::new((replay, false), owner, entry),
                 (replay, None) => Audited::unchanged((replay, true)),
             })
         };
@@ -573,8 +573,8 @@ impl Scoped {
             save(&tx, &row).await?;
             let cancelled = cancel_deliveries(&tx, &row).await?;
             let facts = json!({ "deliveries_cancelled": cancelled });
-            let line = audit_entry(Action::ReplayCancelled, "replay", id, facts);
-            Ok(Audited::new(shown(tx.db(), row).await?, owner, line))
+            let entry = audit_entry(Action::ReplayCancelled, "replay", id, facts);
+            Ok(Audited::new(shown(tx.db(), row).await?, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

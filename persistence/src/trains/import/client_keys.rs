@@ -145,11 +145,11 @@ impl Import {
                 })?;
         tx.touches_credentials_of(self.publisher());
         let facts = json!({ "train": spec.train.as_str(), "source": IMPORTED });
-        let line = audit_entry(Action::TrainTokenMinted, "train_token", token.id, facts);
+        let entry = audit_entry(Action::TrainTokenMinted, "train_token", token.id, facts);
         Ok(Audited::new(
             ImportResult::of(ImportOutcome::Created),
             owner,
-            line,
+            entry,
         ))
     }
 }
