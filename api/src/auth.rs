@@ -16,7 +16,7 @@ use domain::{
     permission::{Permission, TokenKind},
     token::TokenHash,
 };
-use persistence::{Known, Principal};
+use persistence::{CachedToken, Principal};
 
 use crate::shared::{App, context};
 use web::http::{ApiError, Owner, RequestContext};
@@ -83,7 +83,7 @@ impl App {
         let for_operator = wanted.is_held_by(TokenKind::Bootstrap);
         if for_operator
             && let Some(sent) = sent
-            && matches!(self.store.known(sent.hash), Known::Never)
+            && matches!(self.store.cached_token(sent.hash), CachedToken::Unknown)
         {
             let verdict = self.limits.may_bootstrap(context.address());
             context.admit(verdict.map(|()| None))?;

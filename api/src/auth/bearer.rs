@@ -11,7 +11,7 @@ use domain::{
     id::Id as _,
     token::{self, MAX_BEARER_LEN, MIN_FOREIGN_LEN, Prefix, TokenHash},
 };
-use persistence::{Known, Principal};
+use persistence::{CachedToken, Principal};
 
 use super::{Outcome, Sent};
 use crate::shared::App;
@@ -95,9 +95,9 @@ async fn look_up(
     hash: TokenHash,
 ) -> Result<Option<Arc<Principal>>, ApiError> {
     match app.store.known(hash) {
-        Known::Live(principal) => return Ok(Some(principal)),
-        Known::Once => {}
-        Known::Never => {
+        CachedToken::Live(principal) => return Ok(Some(principal)),
+        CachedToken::Stale => {}
+        CachedToken::Unknown => {
             let verdict = app.limits.may_authenticate(context.address(), &hash);
             context.admit(verdict.map(|()| None))?;
         }

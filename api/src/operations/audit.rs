@@ -21,7 +21,7 @@ use domain::{
     id::{AuditId, Id as _},
     permission::{AuditRead, OperatorRead},
 };
-use persistence::{AuditFilter, Checkpoint, Fault, Verification};
+use persistence::{AuditFilter, ChainFault, Checkpoint, Verification};
 
 use crate::{
     auth::{Caller, Operator},
@@ -199,11 +199,11 @@ impl From<Verification> for AuditVerification {
     fn from(found: Verification) -> Self {
         let fault = found.fault.map(|fault| {
             let (kind, seq) = match fault {
-                Fault::Gap { seq } => (AuditFaultKind::Gap, seq),
-                Fault::Edited { seq } => (AuditFaultKind::Edited, seq),
-                Fault::PastHead { seq } => (AuditFaultKind::PastHead, seq),
-                Fault::Head { seq } => (AuditFaultKind::Head, seq),
-                Fault::Checkpoint { seq } => (AuditFaultKind::Checkpoint, seq),
+                ChainFault::Gap { seq } => (AuditFaultKind::Gap, seq),
+                ChainFault::Edited { seq } => (AuditFaultKind::Edited, seq),
+                ChainFault::PastHead { seq } => (AuditFaultKind::PastHead, seq),
+                ChainFault::Head { seq } => (AuditFaultKind::Head, seq),
+                ChainFault::Checkpoint { seq } => (AuditFaultKind::Checkpoint, seq),
             };
             AuditFault { kind, seq }
         });

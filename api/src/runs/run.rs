@@ -16,8 +16,8 @@ use domain::{
     slug::Slug,
 };
 use persistence::{
-    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Patience, Run, RunFilter, Scope,
-    StoreError,
+    Answer, Context, CreatedRun, NewRun, PipelineVersion, Run, RunFilter, Scope, StoreError,
+    ValidatedInput, WaitOptions,
 };
 
 use crate::{
@@ -101,9 +101,9 @@ impl Runs {
     async fn judged(
         &self,
         scope: &Scope,
-        found: &KeptVersion,
+        found: &PipelineVersion,
         input: &JsonText,
-    ) -> Result<Judged, Problem> {
+    ) -> Result<ValidatedInput, Problem> {
         let mut verdict = Ok(());
         if let Some(schema) = &found.definition.input_schema {
             let version = (found.pipeline, found.version);
@@ -112,10 +112,10 @@ impl Runs {
         }
         match verdict {
             Err(problem) if problem.code != Code::ValidationFailed => Err(problem),
-            verdict => Ok(Judged {
+            verdict => Ok(ValidatedInput {
                 pipeline: found.pipeline,
                 version: found.version,
-                verdict,
+                result: verdict,
             }),
         }
     }
@@ -392,7 +392,7 @@ impl Runs {
         if !wait.is_zero() {
             request.leave_place();
         }
-        let patience = Patience {
+        let patience = WaitOptions {
             wait,
             gone: request.gone(),
             token: who.token(),

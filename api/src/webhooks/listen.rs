@@ -28,7 +28,7 @@ use domain::{
     permits::{Bounds, Full, Permit, Permits},
     signature,
 };
-use persistence::{Event, Feed, Place, Principal, StoreError};
+use persistence::{Event, Feed, FeedCursor, Principal, StoreError};
 
 use crate::{
     auth::{Caller, Standing},
@@ -158,7 +158,7 @@ impl Example for Delivered {
 }
 
 fn example_place() -> String {
-    place_text(Place {
+    place_text(FeedCursor {
         event: EventId::from_uuid(uuid::Uuid::nil()),
         since: Timestamp::from_ms(1_769_860_800_000),
     })
@@ -214,17 +214,17 @@ fn signed(secret: &SecretString, event: Event, at: Timestamp, place: String) -> 
 }
 
 /// `<event>` or `<event>.<when the first stream began, Unix milliseconds>`.
-fn parse_place(text: &str) -> Option<Place> {
+fn parse_place(text: &str) -> Option<FeedCursor> {
     let (event, since) = match text.split_once('.') {
         None => (text, None),
         Some((event, since)) => (event, Some(since.parse::<i64>().ok()?)),
     };
     let event = EventId::parse(event)?;
     let since = Timestamp::from_ms(since.unwrap_or(0));
-    Some(Place { event, since })
+    Some(FeedCursor { event, since })
 }
 
-fn place_text(place: Place) -> String {
+fn place_text(place: FeedCursor) -> String {
     format!("{}.{}", place.event, place.since.ms())
 }
 
@@ -331,7 +331,7 @@ impl Listen {
         &self,
         who: &Caller<WebhooksListen>,
         filters: Vec<Filter>,
-        from: Option<Place>,
+        from: Option<FeedCursor>,
         seconds: u64,
         permit: Permit<PublisherId>,
     ) -> Result<Listener, ApiError> {
@@ -358,7 +358,7 @@ impl Listen {
             first: Some(first),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + life,
             looked: Instant::now(),
             _permit: permit,
@@ -465,7 +465,7 @@ mod tests {
     fn a_place_survives_the_round_trip() {
         let event = EventId::generate(Timestamp::from_ms(1_769_860_800_000));
         let since = Timestamp::from_ms(1_769_860_799_999);
-        let place = Place { event, since };
+        let place = FeedCursor { event, since };
         assert_eq!(parse_place(&place_text(place)), Some(place));
         let bare = parse_place(&event.to_string()).unwrap();
         assert_eq!((bare.event, bare.since.ms()), (event, 0));

@@ -21,7 +21,7 @@ use domain::{
     id::{PublisherId, RunId},
     permission::RunsRead,
     permits::{Bounds, Full, Permit, Permits},
-    run::{Moment, RunStatus},
+    run::{RunStatus, TimelineEntryKind},
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
 
@@ -64,7 +64,7 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 #[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "TimelineType", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
-#[view(of = Moment)]
+#[view(of = TimelineEntryKind)]
 pub enum Kind {
     /// It was created.
     Created,
@@ -200,7 +200,7 @@ impl Timelines {
             known: VecDeque::new(),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + STREAM_LIFE,
             permit: None,
         };
@@ -277,7 +277,7 @@ impl Follower {
         loop {
             if let Some(entry) = self.known.pop_front() {
                 self.after = entry.seq;
-                self.ended |= entry.moment.is_last();
+                self.ended |= entry.kind.is_last();
                 return Some(entry);
             }
             if self.ended {
@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn entries_have_one_word_everywhere() {
-        for moment in Moment::ALL {
-            let shown = Kind::from(*moment).to_json();
-            assert_eq!(shown, Some(Value::from(moment.as_str())));
+        for kind in TimelineEntryKind::ALL {
+            let shown = Kind::from(*kind).to_json();
+            assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }
 }

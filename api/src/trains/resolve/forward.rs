@@ -24,7 +24,7 @@ use domain::{
     lending::Outcome,
     permission::TrainsResolve,
 };
-use persistence::{Lent, Principal, Report};
+use persistence::{AccountReport, Principal, ResolvedAccount};
 
 use super::{Asked, NO_URL, NoUrl, base_url, lend, lending, report};
 use crate::{
@@ -94,7 +94,7 @@ enum Deny {
 struct Headers(Vec<(HeaderName, HeaderValue)>);
 
 impl Headers {
-    fn of(lent: &Lent) -> Result<Self, ApiError> {
+    fn of(lent: &ResolvedAccount) -> Result<Self, ApiError> {
         let name = HeaderName::try_from(lent.header.name.as_str()).map_err(|_| Code::Internal)?;
         let mut value =
             HeaderValue::try_from(lent.value.expose_secret()).map_err(|_| Code::Internal)?;
@@ -235,11 +235,11 @@ impl Failed {
     }
 
     /// The report that this amounts to, if the account is to blame.
-    fn report(&self, model: Option<&str>, now: Timestamp) -> Option<Report> {
+    fn report(&self, model: Option<&str>, now: Timestamp) -> Option<AccountReport> {
         let outcome = Outcome::of_status(self.status)?;
         let wait = self.retry_after.as_deref();
         let wait = wait.and_then(|text| outbound::asked_wait(text, now.ms()));
-        Some(Report {
+        Some(AccountReport {
             account: self.account,
             outcome,
             model: model.map(str::to_owned),
@@ -282,7 +282,7 @@ impl ForwardAuth {
         who: &Principal,
         mut asked: Asked,
         failed: Option<Failed>,
-    ) -> Result<Arc<Lent>, ApiError> {
+    ) -> Result<Arc<ResolvedAccount>, ApiError> {
         if let Some(failed) = failed {
             lending(&self.app, who).await?;
             let of_it = failed.report(asked.model.as_deref(), self.app.store.now());
