@@ -11,10 +11,13 @@ use domain::seal::MasterKeys;
 
 use crate::{
     config::Config,
-    data_dir::{
-        DataDirError, KEYS_FILE, Result, io_at, open_mode, read_private, read_secret, write_whole,
+    secret_file::{
+        DataDirError, FILE_MODE, Result, io_at, open_mode, read_private, read_secret, write_whole,
     },
 };
+
+/// The name of the file with the master keys.
+pub const KEYS_FILE: &str = "master-keys";
 
 /// Where the master keys stand, if it is a file of their own.
 #[derive(Clone, Debug)]
@@ -125,7 +128,7 @@ pub fn write_out(path: &Path, keys: &MasterKeys) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(FILE_MODE)
         .open(path)
         .map_err(io_at("making", path))?;
     let mut write = || -> io::Result<()> {

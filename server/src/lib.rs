@@ -26,6 +26,7 @@ pub mod logging;
 pub mod metrics;
 pub mod operate;
 mod progress;
+pub mod secret_file;
 pub mod serve;
 pub mod sign;
 pub mod signals;
