@@ -224,8 +224,8 @@ impl Board {
     }
 
     /// There may be more of an endpoint than is loaded.
-    pub(crate) fn rung(&mut self, key: EndpointKey) {
-        self.with(key, Endpoint::rung);
+    pub(crate) fn notify(&mut self, key: EndpointKey) {
+        self.with(key, Endpoint::notify);
     }
 
     /// An endpoint's deliveries go out whatever its receiver did before.
@@ -300,18 +300,18 @@ impl Board {
     }
 
     /// An endpoint's receiver says that it is gone: nothing goes out before it was read again.
-    pub(crate) fn doubt(&mut self, key: EndpointKey) {
-        self.with(key, Endpoint::doubt);
+    pub(crate) fn forget_target(&mut self, key: EndpointKey) {
+        self.with(key, Endpoint::forget_target);
     }
 
     /// Endpoints or secrets of these publishers have changed: nothing goes out by what was read
     /// of them before `now`.
-    pub(crate) fn outdate(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
+    pub(crate) fn invalidate_targets(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let of_them = held.filter(|one| publishers.contains(&one.key.publisher));
         let keys: Vec<EndpointKey> = of_them.map(|one| one.key).collect();
         for key in keys {
-            self.with(key, |endpoint| endpoint.outdate(now));
+            self.with(key, |endpoint| endpoint.invalidate_target(now));
         }
     }
 
@@ -559,7 +559,7 @@ impl Board {
         self.with(key, |endpoint| {
             endpoint.settled(id, retried || again);
             if again {
-                endpoint.rung();
+                endpoint.notify();
             }
         });
     }

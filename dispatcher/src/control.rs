@@ -59,7 +59,7 @@ const GIVE_BACK_MAX: usize = 500;
 struct Elsewhere {
     until: Instant,
     /// Whether there was word of it meanwhile.
-    rung: bool,
+    notified: bool,
 }
 
 /// Work with the store of which there is one at a time.
@@ -203,10 +203,11 @@ impl Control {
     /// endpoint that has to be looked at, everything is looked for.
     fn written(&mut self, written: Written) {
         if !written.changed.is_empty() {
-            self.board.outdate(&written.changed, Instant::now());
+            self.board
+                .invalidate_targets(&written.changed, Instant::now());
         }
         for key in written.endpoints {
-            self.rung(key);
+            self.notify(key);
         }
         for key in written.resumed {
             self.board.resume(key, Instant::now());
@@ -217,7 +218,7 @@ impl Control {
             if self.board.hand_over(handed, now) {
                 metrics::counter!("stationmaster_deliveries_handed_over_total").increment(1);
             } else {
-                self.rung(key);
+                self.notify(key);
             }
         }
         if written.stepped {
@@ -230,11 +231,11 @@ impl Control {
         }
     }
 
-    fn rung(&mut self, key: EndpointKey) {
+    fn notify(&mut self, key: EndpointKey) {
         if self.board.is_held(key) {
-            self.board.rung(key);
+            self.board.notify(key);
         } else if let Some(other) = self.elsewhere.get_mut(&key) {
-            other.rung = true;
+            other.notified = true;
         } else {
             self.wanted.insert(key);
         }
@@ -288,8 +289,13 @@ impl Control {
         for key in asked {
             if !self.board.is_held(*key) {
                 let until = now + ELSEWHERE;
-                self.elsewhere
-                    .insert(*key, Elsewhere { until, rung: false });
+                self.elsewhere.insert(
+                    *key,
+                    Elsewhere {
+                        until,
+                        notified: false,
+                    },
+                );
             }
         }
     }
@@ -334,7 +340,7 @@ impl Control {
             }
             oldest = oldest.max(wall.since(one.due));
             self.elsewhere.remove(&one.key);
-            self.rung(one.key);
+            self.notify(one.key);
         }
         metrics::gauge!("stationmaster_delivery_oldest_due_seconds").set(oldest.as_secs_f64());
     }
@@ -375,7 +381,7 @@ impl Control {
             (Some(Verdict::Recorded), Next::RetryAt(at) | Next::Throttled(at)) => {
                 self.timer(at, one.key);
             }
-            (Some(Verdict::Recorded), Next::Gone) => self.board.doubt(one.key),
+            (Some(Verdict::Recorded), Next::Gone) => self.board.forget_target(one.key),
             (Some(Verdict::Recorded), _) => {}
             (Some(Verdict::LeaseLost), _) => {
                 lost("lease");
@@ -439,7 +445,7 @@ impl Control {
         self.board.age(now);
         let (board, wanted) = (&self.board, &mut self.wanted);
         self.elsewhere.retain(|key, other| {
-            if other.until <= now && other.rung && !board.is_held(*key) {
+            if other.until <= now && other.notified && !board.is_held(*key) {
                 wanted.insert(*key);
             }
             other.until > now
@@ -479,7 +485,7 @@ impl Control {
             && at <= wall
         {
             self.timers.pop_first();
-            self.rung(key);
+            self.notify(key);
         }
         self.board.wake(now);
     }
@@ -537,7 +543,7 @@ impl Control {
             && let Some(key) = self.wanted.pop_first()
         {
             if self.board.is_held(key) {
-                self.board.rung(key);
+                self.board.notify(key);
             } else {
                 asked.push(key);
             }

@@ -82,7 +82,7 @@ pub(crate) struct Endpoint {
     target: Option<Arc<Target>>,
     target_read: Option<Instant>,
     /// What was begun to be read before this does not hold.
-    outdated: Option<Instant>,
+    invalid_before: Option<Instant>,
     pub(crate) queue: VecDeque<DueDelivery>,
     /// What was handed over while a page was being loaded.
     waiting: Vec<DueDelivery>,
@@ -126,7 +126,7 @@ impl Endpoint {
             held_at: now,
             target: None,
             target_read: None,
-            outdated: None,
+            invalid_before: None,
             queue: VecDeque::new(),
             waiting: Vec::new(),
             queued_bytes: 0,
@@ -218,7 +218,7 @@ impl Endpoint {
         self.read_anew();
     }
 
-    pub(crate) fn rung(&mut self) {
+    pub(crate) fn notify(&mut self) {
         self.dirty = true;
     }
 
@@ -310,7 +310,7 @@ impl Endpoint {
         now: Instant,
     ) {
         let newer = self.target_read.is_some_and(|known| known > read_at);
-        if newer || self.outdated.is_some_and(|outdated| outdated >= read_at) {
+        if newer || self.invalid_before.is_some_and(|at| at >= read_at) {
             return;
         }
         let turned = match (&self.target, &target) {
@@ -357,7 +357,7 @@ impl Endpoint {
     }
 
     /// Forgets what is known of the target: it said itself that it is gone.
-    pub(crate) fn doubt(&mut self) {
+    pub(crate) fn forget_target(&mut self) {
         self.clear();
         self.dirty = true;
         self.target = None;
@@ -365,8 +365,8 @@ impl Endpoint {
     }
 
     /// The endpoint was changed: nothing goes out by what was read of it before `now`.
-    pub(crate) fn outdate(&mut self, now: Instant) {
-        self.outdated = Some(now);
+    pub(crate) fn invalidate_target(&mut self, now: Instant) {
+        self.invalid_before = Some(now);
         self.target_read = None;
         // One that may not be sent to perhaps may again.
         self.dirty |= self.target.is_none();

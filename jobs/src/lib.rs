@@ -107,22 +107,22 @@ pub async fn start(
         settings,
         stop.clone(),
     ));
-    let mut bells = HashMap::new();
+    let mut wakeups = HashMap::new();
     for (job, cron, schedule) in known {
-        let bell = Arc::new(Notify::new());
+        let wakeup = Arc::new(Notify::new());
         // The first look is due at once.
-        bell.notify_one();
-        let rung = Arc::clone(&bell);
+        wakeup.notify_one();
+        let ticked = Arc::clone(&wakeup);
         let tick = Tick::new_async(cron, move |_, _| {
-            let rung = Arc::clone(&rung);
-            Box::pin(async move { rung.notify_one() })
+            let ticked = Arc::clone(&ticked);
+            Box::pin(async move { ticked.notify_one() })
         })?;
         scheduler.add(tick).await?;
-        bells.insert(job.as_str(), Arc::clone(&bell));
-        tasks.spawn(Arc::clone(&worker).serve(job, schedule, bell));
+        wakeups.insert(job.as_str(), Arc::clone(&wakeup));
+        tasks.spawn(Arc::clone(&worker).serve(job, schedule, wakeup));
     }
     tasks.spawn(replays(store.clone(), stop.clone()));
-    tasks.spawn(rounds(store, bells, stop));
+    tasks.spawn(rounds(store, wakeups, stop));
     tasks.close();
     scheduler.start().await?;
     Ok(Jobs { tasks, scheduler })
@@ -172,7 +172,11 @@ async fn replays(store: Store, stop: CancellationToken) {
 
 /// What every process does for itself, every [`ROUND`]. The last uses of tokens and accounts are
 /// written down when the store closes.
-async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: CancellationToken) {
+async fn rounds(
+    store: Store,
+    wakeups: HashMap<&'static str, Arc<Notify>>,
+    stop: CancellationToken,
+) {
     let part = store.progress().part("usage");
     loop {
         tokio::select! {
@@ -188,7 +192,7 @@ async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: C
             tracing::warn!(%error, "the use of accounts could not be written down");
         }
         match store.system().jobs().await {
-            Ok(rows) => look_at(&rows, &bells, store.now()),
+            Ok(rows) => look_at(&rows, &wakeups, store.now()),
             Err(error) => tracing::warn!(%error, "the table of jobs can't be read"),
         }
     }
@@ -198,11 +202,11 @@ async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: C
 /// lost, or they failed.
 fn look_at(
     rows: &[persistence::JobRow],
-    bells: &HashMap<&'static str, Arc<Notify>>,
+    wakeups: &HashMap<&'static str, Arc<Notify>>,
     now: Timestamp,
 ) {
     for row in rows {
-        let Some((job, bell)) = bells.get_key_value(row.name.as_str()) else {
+        let Some((job, wakeup)) = wakeups.get_key_value(row.name.as_str()) else {
             continue;
         };
         if let Some(at) = row.finished_at {
@@ -210,7 +214,7 @@ fn look_at(
             metrics::gauge!("stationmaster_job_age_seconds", "job" => *job).set(age);
         }
         if row.due_at <= now {
-            bell.notify_one();
+            wakeup.notify_one();
         }
     }
 }

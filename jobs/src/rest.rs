@@ -32,8 +32,8 @@ impl Batches {
     }
 
     /// Rows of the next batch, in a lull or in the midst of traffic.
-    pub(crate) fn rows(self, lull: bool) -> u64 {
-        self.rows.max(if lull { LEAST } else { LEAST_BUSY })
+    pub(crate) fn rows(self, idle: bool) -> u64 {
+        self.rows.max(if idle { LEAST } else { LEAST_BUSY })
     }
 
     /// A batch took so long: finds the next one's size, and answers how long to rest.

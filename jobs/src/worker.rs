@@ -89,8 +89,8 @@ impl Worker {
         }
     }
 
-    /// Looks at one job whenever the bell rings, until the end.
-    pub(crate) async fn serve(self: Arc<Self>, job: Job, schedule: Schedule, bell: Arc<Notify>) {
+    /// Looks at one job at each wake-up, until the end.
+    pub(crate) async fn serve(self: Arc<Self>, job: Job, schedule: Schedule, wakeup: Arc<Notify>) {
         loop {
             // The scheduler waits by the machine's clock, and stands still for as long as that is set
             // back; this waits by one that nobody sets.
@@ -98,7 +98,7 @@ impl Worker {
             let wait = schedule.next(now).map_or(ROUND, |next| next.since(now));
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = bell.notified() => {}
+                () = wakeup.notified() => {}
                 () = tokio::time::sleep(wait.clamp(LOOK_MIN, ROUND)) => {}
             }
             // A task of its own, so that a panic ends this look and not the job for good.
@@ -175,9 +175,9 @@ impl Worker {
         let mut batches = Batches::new();
         loop {
             let waits = Instant::now();
-            let lull = job == Job::Leases || self.store.system().lull().await;
+            let idle = job == Job::Leases || self.store.system().lull().await;
             let began = Instant::now();
-            match self.step(job, batches.rows(lull), &mut progress).await {
+            match self.step(job, batches.rows(idle), &mut progress).await {
                 Ok(batch) => {
                     if let Some(part) = part {
                         part.moved();

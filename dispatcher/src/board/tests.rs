@@ -429,7 +429,7 @@ fn what_was_read_before_a_change_says_nothing_after_it() {
     let before = game.now;
     game.pass(Duration::from_millis(1));
     let publishers = BTreeSet::from([one.publisher]);
-    game.board.outdate(&publishers, game.now);
+    game.board.invalidate_targets(&publishers, game.now);
     let moment = (game.now, game.wall);
     game.board.set_target(one, None, before, moment);
     game.pass(Duration::from_millis(1));

@@ -65,15 +65,15 @@ fn a_page_that_shows_it_again_changes_nothing() {
     let due = game.new_due();
     // While it is queued, while it is under way, and before its outcome is recorded.
     assert!(game.hand(one, &due));
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 1);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 0);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.end(0, true);
     game.page(one, std::slice::from_ref(&due), false);
@@ -87,7 +87,7 @@ fn what_a_page_showed_first_is_not_sent_again() {
     game.empty(one, target());
     // Its committer stands still between the commit and its word of it.
     let (due, since) = (game.new_due(), game.now);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 1);
@@ -97,7 +97,7 @@ fn what_a_page_showed_first_is_not_sent_again() {
         game.read(one, Some(target()));
         // More pages come meanwhile, with others.
         let other = game.new_due();
-        game.board.rung(one);
+        game.board.notify(one);
         assert_eq!(game.asked_for(), [one]);
         game.page(one, &[other], false);
         assert_eq!(game.start_all(), 1);
@@ -116,7 +116,7 @@ fn it_waits_for_a_page_under_way_and_goes_behind_it() {
     let one = key(1, 1);
     game.empty(one, target());
     let all: Vec<DueDelivery> = (0..3).map(|_| game.new_due()).collect();
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     assert!(game.hand(one, &all[1]));
     assert!(game.hand(one, &all[2]));
@@ -146,12 +146,12 @@ fn nothing_is_taken_where_something_may_come_first() {
     game.pass(MS);
     assert!(!game.hand(unread, &due));
     game.empty(backlog, target());
-    game.board.rung(backlog);
+    game.board.notify(backlog);
     assert!(!game.hand(backlog, &due), "not looked at yet");
 
     // What waits for a page that is not all is looked for behind it.
     game.empty(more, target());
-    game.board.rung(more);
+    game.board.notify(more);
     assert!(game.asked_for().contains(&more));
     assert!(game.hand(more, &due));
     let first = game.new_due();
@@ -164,7 +164,7 @@ fn nothing_is_taken_where_something_may_come_first() {
     assert!(game.sent().contains(&due.id));
 
     game.empty(failing, target());
-    game.board.rung(failing);
+    game.board.notify(failing);
     assert!(game.asked_for().contains(&failing));
     assert!(game.hand(failing, &due));
     game.board.load_failed(failing);
@@ -195,7 +195,7 @@ fn a_change_that_came_before_is_read_first_and_at_once() {
     let one = key(1, 1);
     game.empty(one, target());
     let publishers = BTreeSet::from([one.publisher]);
-    game.board.outdate(&publishers, game.now);
+    game.board.invalidate_targets(&publishers, game.now);
     game.pass(MS);
     for _ in 0..2 {
         let due = game.new_due();
@@ -210,7 +210,7 @@ fn a_change_that_came_before_is_read_first_and_at_once() {
         game.pass(1001 * MS);
     }
     // Disabled: what is handed over by a commit from before does not go out.
-    game.board.outdate(&publishers, game.now);
+    game.board.invalidate_targets(&publishers, game.now);
     game.pass(MS);
     let due = game.new_due();
     assert!(game.hand(one, &due));
@@ -227,7 +227,7 @@ fn an_endpoint_that_turns_ordered_is_read_anew() {
     game.empty(one, target());
     let due = game.new_due();
     game.board
-        .outdate(&BTreeSet::from([one.publisher]), game.now);
+        .invalidate_targets(&BTreeSet::from([one.publisher]), game.now);
     game.pass(MS);
     assert!(game.hand(one, &due));
     assert_eq!(game.start_all(), 0);
@@ -257,7 +257,7 @@ fn what_is_in_memory_is_bounded() {
     game.end_all_of(quick, true);
     assert_eq!(taken(&mut game, quick), 512);
     // What there is no room for is looked for once what is there has gone out.
-    game.board.rung(quick);
+    game.board.notify(quick);
     assert!(game.asked_for().is_empty());
 
     let mut large = game.new_due();
