@@ -18,13 +18,13 @@ use domain::{
 use persistence::{DueDelivery, EndpointKey, HandedOver, Lease, Target};
 
 use crate::{
+    backlog_throttle::Yielding,
     breaker::Breaker,
     endpoint::{End, Endpoint, Go, Pace, SLOW},
-    yielding::Yielding,
 };
-use lines::{Line, Lines};
+use round_robin::{Line, Lines};
 
-mod lines;
+mod round_robin;
 
 /// Outcomes that wait to be recorded; more stop the starts.
 const UNRECORDED_MAX: usize = 4096;

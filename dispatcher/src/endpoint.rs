@@ -12,10 +12,10 @@ use domain::{Timestamp, id::DeliveryId};
 use persistence::{DueDelivery, EndpointKey, Handover, Lease, Target};
 
 use crate::{
+    backlog_throttle::is_late,
     breaker::{Breaker, Gate},
     bucket::Bucket,
     throttle::Throttle,
-    yielding::is_late,
 };
 use handed::Shown;
 

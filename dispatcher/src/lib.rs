@@ -13,6 +13,7 @@
 )]
 
 mod attempt;
+mod backlog_throttle;
 mod board;
 mod breaker;
 mod bucket;
@@ -27,7 +28,6 @@ mod spreader;
 #[cfg(test)]
 mod tests;
 mod throttle;
-mod yielding;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
