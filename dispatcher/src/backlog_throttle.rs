@@ -15,17 +15,17 @@ const LATE: Duration = Duration::from_secs(2);
 /// Nothing on time for so long, and what is late is alone; and the other way round.
 const ALONE_AFTER: Duration = Duration::from_millis(200);
 /// How soon the loop wants to be woken, to see when it is.
-const LOOK: Duration = Duration::from_millis(5);
+const MEASURE_AFTER: Duration = Duration::from_millis(5);
 /// A loop that wakes up later than this finds the processors taken. Timers count milliseconds.
-const STRAINED: Duration = Duration::from_millis(2);
+const DELAY_MAX: Duration = Duration::from_millis(2);
 /// Late deliveries a second: the least, whatever strains the machine, the first, and the most.
-const LEAST: f64 = 300.0;
-const FIRST: f64 = 600.0;
-const MOST: f64 = 10_000.0;
+const RATE_MIN: f64 = 300.0;
+const RATE_FIRST: f64 = 600.0;
+const RATE_MAX: f64 = 10_000.0;
 /// What one timely look adds, deliveries a second.
-const FASTER: f64 = 4.0;
+const INCREASE: f64 = 4.0;
 /// What one late look leaves.
-const SLOWER: f64 = 0.75;
+const DECREASE_FACTOR: f64 = 0.75;
 /// How many may go out at once.
 const BURST: f64 = 4.0;
 
@@ -40,7 +40,7 @@ fn is_past(at: Instant, now: Instant) -> bool {
 
 /// The pace of what is late.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Yielding {
+pub(crate) struct BacklogThrottle {
     per_second: f64,
     /// What may go out; never less than nothing, so that no debt remains.
     tokens: f64,
@@ -50,18 +50,18 @@ pub(crate) struct Yielding {
     /// When something late last went out.
     late: Option<Instant>,
     /// When the loop wants to be woken, to see when it is.
-    look: Option<Instant>,
+    measure_at: Option<Instant>,
 }
 
-impl Yielding {
+impl BacklogThrottle {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            per_second: FIRST,
+            per_second: RATE_FIRST,
             tokens: BURST,
             filled: now,
             on_time: None,
             late: None,
-            look: None,
+            measure_at: None,
         }
     }
 
@@ -71,12 +71,12 @@ impl Yielding {
     }
 
     /// Something on time goes out.
-    pub(crate) fn takes_on_time(&mut self, now: Instant) {
+    pub(crate) fn on_time_sent(&mut self, now: Instant) {
         self.on_time = Some(now);
     }
 
     /// Something late goes out.
-    pub(crate) fn takes_late(&mut self, now: Instant) {
+    pub(crate) fn late_sent(&mut self, now: Instant) {
         if !self.alone(now) {
             self.fill(now);
             self.tokens = (self.tokens - 1.0).max(0.0);
@@ -103,34 +103,34 @@ impl Yielding {
 
     /// Whether something late has waited for so long that it goes first: what is on time may fill
     /// all places for ever.
-    pub(crate) fn is_owed(&self, now: Instant) -> bool {
-        let waited = |at| now.saturating_duration_since(at).as_secs_f64() * LEAST > 1.0;
+    pub(crate) fn is_late_owed(&self, now: Instant) -> bool {
+        let waited = |at| now.saturating_duration_since(at).as_secs_f64() * RATE_MIN > 1.0;
         !self.alone(now) && self.late.is_none_or(waited)
     }
 
     /// When the loop is to be woken, `waits` saying whether something late does. What has just gone
     /// out, and is only held up by places, counts too.
-    pub(crate) fn next_look(&mut self, waits: bool, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_measurement(&mut self, waits: bool, now: Instant) -> Option<Instant> {
         let some = waits || self.late.is_some_and(|at| !is_past(at, now));
         if !some || self.alone(now) {
-            self.look = None;
-        } else if self.look.is_none() {
-            self.look = Some(now + LOOK);
+            self.measure_at = None;
+        } else if self.measure_at.is_none() {
+            self.measure_at = Some(now + MEASURE_AFTER);
         }
-        self.look
+        self.measure_at
     }
 
     /// The loop is awake: how late tells how taken the processors are.
     pub(crate) fn woke(&mut self, now: Instant) {
-        let Some(meant) = self.look.filter(|meant| *meant <= now) else {
+        let Some(meant) = self.measure_at.filter(|meant| *meant <= now) else {
             return;
         };
-        self.look = None;
+        self.measure_at = None;
         self.fill(now);
-        self.per_second = if now.saturating_duration_since(meant) > STRAINED {
-            (self.per_second * SLOWER).max(LEAST)
+        self.per_second = if now.saturating_duration_since(meant) > DELAY_MAX {
+            (self.per_second * DECREASE_FACTOR).max(RATE_MIN)
         } else {
-            (self.per_second + FASTER).min(MOST)
+            (self.per_second + INCREASE).min(RATE_MAX)
         };
     }
 }
@@ -143,20 +143,25 @@ mod tests {
 
     /// How many late ones go out in a time, one on time every ten milliseconds; the loop wakes up
     /// this much later than it means to.
-    fn sent(yielding: &mut Yielding, now: &mut Instant, during: Duration, later: Duration) -> u32 {
+    fn sent(
+        backlog: &mut BacklogThrottle,
+        now: &mut Instant,
+        during: Duration,
+        later: Duration,
+    ) -> u32 {
         let end = *now + during;
         let (mut count, mut on_time) = (0, *now);
         while *now < end {
-            yielding.woke(*now);
+            backlog.woke(*now);
             if *now >= on_time {
-                yielding.takes_on_time(*now);
+                backlog.on_time_sent(*now);
                 on_time += 10 * MS;
             }
-            while yielding.ready(*now).is_ok() {
-                yielding.takes_late(*now);
+            while backlog.ready(*now).is_ok() {
+                backlog.late_sent(*now);
                 count += 1;
             }
-            let look = yielding.next_look(true, *now);
+            let look = backlog.next_measurement(true, *now);
             *now = look.map_or(*now + MS, |look| {
                 if look <= *now + MS {
                     look + later
@@ -171,29 +176,29 @@ mod tests {
     #[test]
     fn what_ran_alone_leaves_no_debt() {
         let mut now = Instant::now();
-        let mut yielding = Yielding::new(now);
+        let mut backlog = BacklogThrottle::new(now);
         for _ in 0..100_000 {
-            assert_eq!(yielding.ready(now), Ok(()), "alone nothing holds it up");
-            yielding.takes_late(now);
+            assert_eq!(backlog.ready(now), Ok(()), "alone nothing holds it up");
+            backlog.late_sent(now);
             now += Duration::from_micros(100);
         }
-        yielding.takes_on_time(now);
-        assert_eq!(yielding.ready(now), Ok(()), "it goes on at its pace");
+        backlog.on_time_sent(now);
+        assert_eq!(backlog.ready(now), Ok(()), "it goes on at its pace");
         let second = Duration::from_secs(1);
-        let count = sent(&mut yielding, &mut now, second, Duration::ZERO);
-        assert!(f64::from(count) >= FIRST, "{count}");
+        let count = sent(&mut backlog, &mut now, second, Duration::ZERO);
+        assert!(f64::from(count) >= RATE_FIRST, "{count}");
     }
 
     #[test]
     fn under_strain_it_goes_slowly_and_never_stands_still() {
         let mut now = Instant::now();
-        let mut yielding = Yielding::new(now);
+        let mut backlog = BacklogThrottle::new(now);
         let (second, much) = (Duration::from_secs(1), 20 * MS);
-        sent(&mut yielding, &mut now, second, much);
+        sent(&mut backlog, &mut now, second, much);
         // Woken so seldom it can't send more often; what it may send does not grow meanwhile.
-        let slow = f64::from(sent(&mut yielding, &mut now, 10 * second, 3 * MS)) / 10.0;
+        let slow = f64::from(sent(&mut backlog, &mut now, 10 * second, 3 * MS)) / 10.0;
         assert!(
-            (LEAST * 0.9..=LEAST * 1.1).contains(&slow),
+            (RATE_MIN * 0.9..=RATE_MIN * 1.1).contains(&slow),
             "{slow} a second"
         );
     }
@@ -201,53 +206,66 @@ mod tests {
     #[test]
     fn with_room_it_gets_ever_faster_and_under_strain_slower_again() {
         let mut now = Instant::now();
-        let mut yielding = Yielding::new(now);
+        let mut backlog = BacklogThrottle::new(now);
         let second = Duration::from_secs(1);
-        sent(&mut yielding, &mut now, 2 * second, Duration::ZERO);
-        let fast = sent(&mut yielding, &mut now, second, Duration::ZERO);
-        assert!(f64::from(fast) > 2.0 * FIRST, "{fast}");
-        sent(&mut yielding, &mut now, second / 2, 5 * MS);
-        let slow = sent(&mut yielding, &mut now, second, 5 * MS);
+        sent(&mut backlog, &mut now, 2 * second, Duration::ZERO);
+        let fast = sent(&mut backlog, &mut now, second, Duration::ZERO);
+        assert!(f64::from(fast) > 2.0 * RATE_FIRST, "{fast}");
+        sent(&mut backlog, &mut now, second / 2, 5 * MS);
+        let slow = sent(&mut backlog, &mut now, second, 5 * MS);
         assert!(slow < fast / 2, "{slow} after {fast}");
     }
 
     #[test]
     fn one_that_waits_behind_what_is_on_time_gets_its_turn() {
         let now = Instant::now();
-        let mut yielding = Yielding::new(now);
-        assert!(!yielding.is_owed(now), "alone it need not push in");
-        yielding.takes_on_time(now);
-        yielding.takes_late(now);
-        assert!(!yielding.is_owed(now + MS));
-        assert!(yielding.is_owed(now + 4 * MS));
+        let mut backlog = BacklogThrottle::new(now);
+        assert!(!backlog.is_late_owed(now), "alone it need not push in");
+        backlog.on_time_sent(now);
+        backlog.late_sent(now);
+        assert!(!backlog.is_late_owed(now + MS));
+        assert!(backlog.is_late_owed(now + 4 * MS));
     }
 
     #[test]
     fn a_loop_is_woken_only_while_something_late_waits_beside_others() {
         let now = Instant::now();
-        let mut yielding = Yielding::new(now);
-        assert_eq!(yielding.next_look(true, now), None, "alone");
-        yielding.takes_on_time(now);
-        assert_eq!(yielding.next_look(false, now), None, "nothing is late");
-        assert_eq!(yielding.next_look(true, now), Some(now + LOOK));
-        assert_eq!(yielding.next_look(true, now + MS), Some(now + LOOK));
-        yielding.woke(now + MS);
-        let pace = |yielding: &Yielding| format!("{:.3}", yielding.per_second);
-        let first = pace(&yielding);
+        let mut backlog = BacklogThrottle::new(now);
+        assert_eq!(backlog.next_measurement(true, now), None, "alone");
+        backlog.on_time_sent(now);
+        assert_eq!(
+            backlog.next_measurement(false, now),
+            None,
+            "nothing is late"
+        );
+        assert_eq!(
+            backlog.next_measurement(true, now),
+            Some(now + MEASURE_AFTER)
+        );
+        assert_eq!(
+            backlog.next_measurement(true, now + MS),
+            Some(now + MEASURE_AFTER)
+        );
+        backlog.woke(now + MS);
+        let pace = |backlog: &BacklogThrottle| format!("{:.3}", backlog.per_second);
+        let first = pace(&backlog);
         assert_eq!(
             first,
-            format!("{FIRST:.3}"),
+            format!("{RATE_FIRST:.3}"),
             "it was woken by something else"
         );
-        yielding.woke(now + LOOK);
-        assert_eq!(pace(&yielding), format!("{:.3}", FIRST + FASTER));
+        backlog.woke(now + MEASURE_AFTER);
+        assert_eq!(pace(&backlog), format!("{:.3}", RATE_FIRST + INCREASE));
         let later = now + 2 * ALONE_AFTER;
-        assert_eq!(yielding.next_look(true, later), None, "alone again");
-        yielding.takes_on_time(later);
-        yielding.takes_late(later);
-        assert_eq!(yielding.next_look(false, later), Some(later + LOOK));
+        assert_eq!(backlog.next_measurement(true, later), None, "alone again");
+        backlog.on_time_sent(later);
+        backlog.late_sent(later);
+        assert_eq!(
+            backlog.next_measurement(false, later),
+            Some(later + MEASURE_AFTER)
+        );
         let last = later + 2 * ALONE_AFTER;
-        yielding.takes_on_time(last);
-        assert_eq!(yielding.next_look(false, last), None);
+        backlog.on_time_sent(last);
+        assert_eq!(backlog.next_measurement(false, last), None);
     }
 }

@@ -18,7 +18,7 @@ use domain::{
 use persistence::{DueDelivery, EndpointKey, HandedOver, Lease, Target};
 
 use crate::{
-    backlog_throttle::Yielding,
+    backlog_throttle::BacklogThrottle,
     breaker::Breaker,
     endpoint::{End, Endpoint, Go, Pace, SLOW},
 };
@@ -95,7 +95,7 @@ pub(crate) struct Board {
     limits: Limits,
     endpoints: HashMap<EndpointKey, Endpoint>,
     lines: Lines,
-    yielding: Yielding,
+    backlog: BacklogThrottle,
     /// When the next that is late may go out, where that is all that it waits for.
     held_back: Option<Instant>,
     to_load: VecDeque<EndpointKey>,
@@ -117,7 +117,7 @@ impl Board {
             limits,
             endpoints: HashMap::new(),
             lines: Lines::new(limits.publisher),
-            yielding: Yielding::new(now),
+            backlog: BacklogThrottle::new(now),
             held_back: None,
             to_load: VecDeque::new(),
             wakes: BTreeSet::new(),
@@ -350,7 +350,7 @@ impl Board {
     /// waited for long.
     pub(crate) fn pick(&mut self, now: Instant, wall: Timestamp) -> Option<Start> {
         self.held_back = None;
-        if self.yielding.is_owed(now)
+        if self.backlog.is_late_owed(now)
             && let Some(start) = self.pick_in(Line::Late, now, wall)
         {
             return Some(start);
@@ -361,7 +361,7 @@ impl Board {
         if self.lines.len(Line::Late) == 0 {
             return None;
         }
-        match self.yielding.ready(now) {
+        match self.backlog.ready(now) {
             Ok(()) => self.pick_in(Line::Late, now, wall),
             Err(later) => {
                 self.held_back = Some(later);
@@ -414,8 +414,8 @@ impl Board {
                 }
                 Go::Now { probe } => {
                     match line {
-                        Line::OnTime => self.yielding.takes_on_time(now),
-                        Line::Late => self.yielding.takes_late(now),
+                        Line::OnTime => self.backlog.on_time_sent(now),
+                        Line::Late => self.backlog.late_sent(now),
                     }
                     return self.start(key, probe, now);
                 }
@@ -471,14 +471,14 @@ impl Board {
     }
 
     /// When the loop is to be woken only to see when it is.
-    pub(crate) fn next_look(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_measurement(&mut self, now: Instant) -> Option<Instant> {
         let waits = self.lines.len(Line::Late) > 0;
-        self.yielding.next_look(waits, now)
+        self.backlog.next_measurement(waits, now)
     }
 
     /// The loop is awake.
     pub(crate) fn woke(&mut self, now: Instant) {
-        self.yielding.woke(now);
+        self.backlog.woke(now);
     }
 
     /// Requests that have lasted for long leave the common places.

@@ -194,7 +194,7 @@ impl Control {
         let now = Instant::now();
         let wall = self.store.now();
         let timer = self.timers.first().map(|(at, _)| now + at.since(wall));
-        let wakes = [self.board.next_wake(), self.board.next_look(now)];
+        let wakes = [self.board.next_wake(), self.board.next_measurement(now)];
         let first = timer.into_iter().chain(wakes.into_iter().flatten()).min();
         first.map_or(self.next_tick, |first| first.min(self.next_tick))
     }

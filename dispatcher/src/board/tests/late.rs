@@ -50,7 +50,7 @@ fn a_second(game: &mut Game, late: &[EndpointKey], other: EndpointKey, later: Du
         while !game.flights.is_empty() {
             game.end(0, true);
         }
-        match game.board.next_look(game.now) {
+        match game.board.next_measurement(game.now) {
             Some(look) if look <= game.now + MS => game.pass(look + later - game.now),
             _ => game.pass(MS),
         }
@@ -74,7 +74,7 @@ fn alone_a_backlog_goes_as_fast_as_it_can() {
         game.pass(MS);
     }
     assert_eq!(count, 8000);
-    assert_eq!(game.board.next_look(game.now), None);
+    assert_eq!(game.board.next_measurement(game.now), None);
     // And what it sent does not count against it once others are there.
     let other = key(2, 1);
     game.quick(other);
