@@ -22,7 +22,7 @@ use crate::{
     breaker::Breaker,
     endpoint::{End, Endpoint, Go, Pace, SLOW},
 };
-use round_robin::{Line, Lines};
+use round_robin::{Priority, RoundRobin};
 
 mod round_robin;
 
@@ -94,7 +94,7 @@ pub(crate) struct Figures {
 pub(crate) struct Board {
     limits: Limits,
     endpoints: HashMap<EndpointKey, Endpoint>,
-    lines: Lines,
+    round_robin: RoundRobin,
     backlog: BacklogThrottle,
     /// When the next that is late may go out, where that is all that it waits for.
     held_back: Option<Instant>,
@@ -116,7 +116,7 @@ impl Board {
         Self {
             limits,
             endpoints: HashMap::new(),
-            lines: Lines::new(limits.publisher),
+            round_robin: RoundRobin::new(limits.publisher),
             backlog: BacklogThrottle::new(now),
             held_back: None,
             to_load: VecDeque::new(),
@@ -153,39 +153,39 @@ impl Board {
         self.queued_bytes = self.queued_bytes + after.1 - before.1;
         if over {
             self.endpoints.remove(&key);
-            self.lines.tidy(key.publisher);
+            self.round_robin.tidy(key.publisher);
         } else {
             self.ready(key);
-            self.line_up(key);
+            self.queue_load(key);
         }
         Some(value)
     }
 
-    /// Puts an endpoint with something to send in its publisher's line. Whether it belongs to those
-    /// that are late shows when its turn comes.
+    /// Puts an endpoint with something to send in its publisher's queue. Its priority is checked
+    /// when its turn comes.
     fn ready(&mut self, key: EndpointKey) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else {
             return;
         };
-        if endpoint.lines.turn || endpoint.fence.is_none() || endpoint.queue.is_empty() {
+        if endpoint.queued_for.sending || endpoint.fence.is_none() || endpoint.queue.is_empty() {
             return;
         }
-        endpoint.lines.turn = true;
-        self.lines.push(key, Line::OnTime);
+        endpoint.queued_for.sending = true;
+        self.round_robin.push(key, Priority::OnTime);
     }
 
     fn short(&self) -> bool {
         self.queued >= QUEUED_MAX || self.queued_bytes >= QUEUED_BYTES_MAX
     }
 
-    /// Puts an endpoint that wants more in the line of those to load.
-    fn line_up(&mut self, key: EndpointKey) {
+    /// Puts an endpoint that wants more in the queue of those to load.
+    fn queue_load(&mut self, key: EndpointKey) {
         let short = self.short();
         if let Some(endpoint) = self.endpoints.get_mut(&key)
-            && !endpoint.lines.load
+            && !endpoint.queued_for.loading
             && endpoint.wants(short).is_some()
         {
-            endpoint.lines.load = true;
+            endpoint.queued_for.loading = true;
             self.to_load.push_back(key);
         }
     }
@@ -244,7 +244,7 @@ impl Board {
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
-            endpoint.lines.load = false;
+            endpoint.queued_for.loading = false;
             if let Some(limit) = endpoint.wants(short) {
                 loads.push(Load {
                     key,
@@ -351,18 +351,18 @@ impl Board {
     pub(crate) fn pick(&mut self, now: Instant, wall: Timestamp) -> Option<Start> {
         self.held_back = None;
         if self.backlog.is_late_owed(now)
-            && let Some(start) = self.pick_in(Line::Late, now, wall)
+            && let Some(start) = self.pick_in(Priority::Late, now, wall)
         {
             return Some(start);
         }
-        if let Some(start) = self.pick_in(Line::OnTime, now, wall) {
+        if let Some(start) = self.pick_in(Priority::OnTime, now, wall) {
             return Some(start);
         }
-        if self.lines.len(Line::Late) == 0 {
+        if self.round_robin.len(Priority::Late) == 0 {
             return None;
         }
         match self.backlog.ready(now) {
-            Ok(()) => self.pick_in(Line::Late, now, wall),
+            Ok(()) => self.pick_in(Priority::Late, now, wall),
             Err(later) => {
                 self.held_back = Some(later);
                 None
@@ -370,15 +370,15 @@ impl Board {
         }
     }
 
-    fn pick_in(&mut self, line: Line, now: Instant, wall: Timestamp) -> Option<Start> {
-        for _ in 0..self.lines.len(line) {
+    fn pick_in(&mut self, priority: Priority, now: Instant, wall: Timestamp) -> Option<Start> {
+        for _ in 0..self.round_robin.len(priority) {
             if !self.has_room() {
                 return None;
             }
-            let id = self.lines.next_publisher(line)?;
-            let start = self.pick_of(id, line, now, wall);
-            self.lines.rejoin(id);
-            self.lines.tidy(id);
+            let id = self.round_robin.next_publisher(priority)?;
+            let start = self.pick_of(id, priority, now, wall);
+            self.round_robin.rejoin(id);
+            self.round_robin.tidy(id);
             if start.is_some() {
                 return start;
             }
@@ -389,33 +389,33 @@ impl Board {
     fn pick_of(
         &mut self,
         id: PublisherId,
-        line: Line,
+        priority: Priority,
         now: Instant,
         wall: Timestamp,
     ) -> Option<Start> {
-        for _ in 0..self.lines.endpoints(id, line) {
-            let key = self.lines.next_endpoint(id, line)?;
+        for _ in 0..self.round_robin.endpoints(id, priority) {
+            let key = self.round_robin.next_endpoint(id, priority)?;
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
             let fits = if endpoint.is_late(wall) {
-                Line::Late
+                Priority::Late
             } else {
-                Line::OnTime
+                Priority::OnTime
             };
-            if fits != line {
-                self.lines.push(key, fits);
+            if fits != priority {
+                self.round_robin.push(key, fits);
                 continue;
             }
-            endpoint.lines.turn = false;
+            endpoint.queued_for.sending = false;
             match endpoint.go(self.limits.endpoint, now, wall) {
                 Go::Now { .. } if endpoint.pace == Pace::Slow && self.slow >= self.limits.slow => {
                     self.crowded.insert(key);
                 }
                 Go::Now { probe } => {
-                    match line {
-                        Line::OnTime => self.backlog.on_time_sent(now),
-                        Line::Late => self.backlog.late_sent(now),
+                    match priority {
+                        Priority::OnTime => self.backlog.on_time_sent(now),
+                        Priority::Late => self.backlog.late_sent(now),
                     }
                     return self.start(key, probe, now);
                 }
@@ -434,7 +434,7 @@ impl Board {
     fn start(&mut self, key: EndpointKey, probe: bool, now: Instant) -> Option<Start> {
         let slow = self.endpoints.get(&key)?.pace == Pace::Slow;
         let (fence, target, due) = self.with(key, |endpoint| endpoint.begin(probe, now))??;
-        self.lines.begins(key.publisher);
+        self.round_robin.begins(key.publisher);
         self.last_flight += 1;
         self.slow += usize::from(slow);
         let flight = Flight {
@@ -472,7 +472,7 @@ impl Board {
 
     /// When the loop is to be woken only to see when it is.
     pub(crate) fn next_measurement(&mut self, now: Instant) -> Option<Instant> {
-        let waits = self.lines.len(Line::Late) > 0;
+        let waits = self.round_robin.len(Priority::Late) > 0;
         self.backlog.next_measurement(waits, now)
     }
 
@@ -539,13 +539,13 @@ impl Board {
     fn land(&mut self, flight: u64) -> Option<Flight> {
         let flight = self.flights.remove(&flight)?;
         self.slow -= usize::from(flight.slow);
-        self.lines.ends(flight.key.publisher);
+        self.round_robin.ends(flight.key.publisher);
         Some(flight)
     }
 
     /// Lets those go on who waited for a place.
     fn make_room(&mut self, publisher: PublisherId) {
-        self.lines.rejoin(publisher);
+        self.round_robin.rejoin(publisher);
         if self.slow < self.limits.slow {
             for key in std::mem::take(&mut self.crowded) {
                 self.ready(key);

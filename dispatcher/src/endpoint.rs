@@ -62,13 +62,13 @@ pub(crate) enum End {
     Throttled(Duration),
 }
 
-/// In which lines an endpoint stands.
+/// In which of the board's queues an endpoint is.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct QueuedFor {
     /// Its publisher's, of those with something to send.
-    pub(crate) turn: bool,
+    pub(crate) sending: bool,
     /// That of those to load.
-    pub(crate) load: bool,
+    pub(crate) loading: bool,
 }
 
 /// See the module.
@@ -108,7 +108,7 @@ pub(crate) struct Endpoint {
     throttle: Throttle,
     pub(crate) breaker: Breaker,
     pub(crate) pace: Pace,
-    pub(crate) lines: Lines,
+    pub(crate) queued_for: QueuedFor,
     /// Nothing goes out before this, since something of our own was missing.
     rests_until: Option<Instant>,
     busy_at: Instant,
@@ -143,7 +143,7 @@ impl Endpoint {
             throttle: Throttle::new(now),
             breaker: Breaker::Closed { failures: 0 },
             pace: Pace::Unknown,
-            lines: Lines::default(),
+            queued_for: QueuedFor::default(),
             rests_until: None,
             busy_at: now,
         }
