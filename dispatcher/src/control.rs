@@ -21,11 +21,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Settings, Turned, attempt,
+    LastRun, Settings, attempt,
     board::{Board, Limits, Start},
     endpoint::End,
     meters::{gauge, lost},
-    note::{Found, Note, Recorded, Targets, Tried},
+    note::{LoadResult, Note, Recorded, Targets, Tried},
     process::Alive,
 };
 
@@ -83,7 +83,7 @@ pub(crate) struct Control {
     client: outbound::Client,
     settings: Settings,
     alive: Arc<Alive>,
-    turned: Arc<Turned>,
+    last_run: Arc<LastRun>,
     notes: mpsc::UnboundedSender<Note>,
     heard: mpsc::UnboundedReceiver<Note>,
     outcomes: mpsc::UnboundedSender<Outcome>,
@@ -108,7 +108,7 @@ impl Control {
     pub(crate) fn new(
         (store, client, settings): (Store, outbound::Client, Settings),
         alive: Arc<Alive>,
-        turned: Arc<Turned>,
+        last_run: Arc<LastRun>,
         (notes, heard): (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
         outcomes: mpsc::UnboundedSender<Outcome>,
     ) -> Self {
@@ -125,7 +125,7 @@ impl Control {
             client,
             settings,
             alive,
-            turned,
+            last_run,
             notes,
             heard,
             outcomes,
@@ -150,17 +150,17 @@ impl Control {
     pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
         let store = self.store.clone();
         let alive = Arc::clone(&self.alive);
-        let turns = store.progress().part("dispatch");
-        let _at_work = turns.work();
+        let part = store.progress().part("dispatch");
+        let _at_work = part.work();
         loop {
             let stopping = stop.is_cancelled();
             if stopping && self.board.awaited() == 0 && self.busy.is_quiet() {
                 break;
             }
             self.advance(stopping);
-            self.turned.now();
-            turns.moved();
-            let sleep = tokio::time::sleep_until(self.next_turn(stopping).into());
+            self.last_run.now();
+            part.moved();
+            let sleep = tokio::time::sleep_until(self.next_wake(stopping).into());
             tokio::select! {
                 note = self.heard.recv() => if let Some(note) = note { self.take(note) },
                 written = store.deliveries_written(), if !stopping => self.written(written),
@@ -187,7 +187,7 @@ impl Control {
         }
     }
 
-    fn next_turn(&mut self, stopping: bool) -> Instant {
+    fn next_wake(&mut self, stopping: bool) -> Instant {
         if stopping {
             return self.next_tick;
         }
@@ -308,7 +308,7 @@ impl Control {
         }
     }
 
-    fn loaded(&mut self, asked: &[EndpointKey], read_at: Instant, found: Option<Found>) {
+    fn loaded(&mut self, asked: &[EndpointKey], read_at: Instant, found: Option<LoadResult>) {
         self.busy.loading -= 1;
         let Some(found) = found else {
             self.pause();
@@ -441,7 +441,7 @@ impl Control {
 
     /// What comes with time.
     fn tick(&mut self, now: Instant, stopping: bool) {
-        self.next_tick = now + self.settings.turn;
+        self.next_tick = now + self.settings.tick;
         self.board.age(now);
         let (board, wanted) = (&self.board, &mut self.wanted);
         self.elsewhere.retain(|key, other| {

@@ -17,7 +17,7 @@ use crate::{
     bucket::Bucket,
     throttle::Throttle,
 };
-use handed::Shown;
+use handed::RecentlyLoaded;
 
 /// A target read longer ago is not sent to: it may have been disabled since.
 pub(crate) const TARGET_FRESH: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ pub(crate) struct Endpoint {
     waiting: Vec<DueDelivery>,
     /// The bytes of all their bodies.
     queued_bytes: usize,
-    shown: Shown,
+    recently_loaded: RecentlyLoaded,
     /// What is queued, under way, or not recorded yet.
     known: HashSet<DeliveryId>,
     pub(crate) in_flight: usize,
@@ -130,7 +130,7 @@ impl Endpoint {
             queue: VecDeque::new(),
             waiting: Vec::new(),
             queued_bytes: 0,
-            shown: Shown::new(now),
+            recently_loaded: RecentlyLoaded::new(now),
             known: HashSet::new(),
             in_flight: 0,
             unrecorded: 0,
@@ -285,7 +285,7 @@ impl Endpoint {
             return;
         }
         for due in due {
-            self.shown.add(due.id, now);
+            self.recently_loaded.add(due.id, now);
             if !settled.contains(&due.id) {
                 self.enqueue(due);
             }
@@ -313,15 +313,15 @@ impl Endpoint {
         if newer || self.invalid_before.is_some_and(|at| at >= read_at) {
             return;
         }
-        let turned = match (&self.target, &target) {
+        let order_changed = match (&self.target, &target) {
             (Some(old), Some(new)) => old.ordered != new.ordered,
             (None, Some(_)) => self.target_read.is_some(),
             _ => false,
         };
-        if turned {
+        if order_changed {
             self.dirty = true;
         }
-        if turned || target.is_none() {
+        if order_changed || target.is_none() {
             self.clear();
         }
         match target

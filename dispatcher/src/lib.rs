@@ -43,8 +43,8 @@ use control::Control;
 use notices::Sender;
 use process::Alive;
 
-/// The loop turns several times a second; when it has not for this long, it hangs.
-const TURN_MAX: Duration = Duration::from_secs(90);
+/// The loop runs several times a second. If it has not run for this long, it hangs.
+const LOOP_PAUSE_MAX: Duration = Duration::from_secs(90);
 
 /// The loop, the recorder, the heartbeat, the sender of messages about trains, and the spreader of
 /// fan-outs.
@@ -67,7 +67,7 @@ pub struct Settings {
     /// Waits between tries to send a message about a train.
     pub notices: Schedule,
     /// How often to look at what only time brings. Nothing that somebody told of waits for it.
-    pub turn: Duration,
+    pub tick: Duration,
 }
 
 impl Default for Settings {
@@ -82,16 +82,16 @@ impl Default for Settings {
             per_publisher_max: 64,
             per_endpoint_max: 16,
             poll: Duration::from_secs(2),
-            turn: Duration::from_millis(250),
+            tick: Duration::from_millis(250),
         }
     }
 }
 
-/// When the loop last turned.
+/// When the loop last ran.
 #[derive(Debug)]
-struct Turned(Mutex<Instant>);
+struct LastRun(Mutex<Instant>);
 
-impl Turned {
+impl LastRun {
     fn at(&self) -> MutexGuard<'_, Instant> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,7 +104,7 @@ impl Turned {
 /// The running dispatcher. Dropping it leaves it running.
 #[derive(Debug)]
 pub struct Dispatcher {
-    turned: Arc<Turned>,
+    last_run: Arc<LastRun>,
     tasks: TaskTracker,
 }
 
@@ -126,7 +126,7 @@ impl Dispatcher {
             per_endpoint_max: settings.per_endpoint_max.max(1),
             ..settings
         };
-        let turned = Arc::new(Turned(Mutex::new(Instant::now())));
+        let last_run = Arc::new(LastRun(Mutex::new(Instant::now())));
         let alive = Arc::new(Alive::default());
         let end = CancellationToken::new();
         let notes = mpsc::unbounded_channel();
@@ -149,13 +149,13 @@ impl Dispatcher {
         let control = Control::new(
             (store.loading(), client, settings),
             alive,
-            Arc::clone(&turned),
+            Arc::clone(&last_run),
             notes,
             outcomes,
         );
         tasks.spawn(control.run(stop, end));
         tasks.close();
-        Self { turned, tasks }
+        Self { last_run, tasks }
     }
 
     /// Waits, once `stop` was called, until what is under way has ended and is recorded, and what
@@ -169,6 +169,6 @@ impl Dispatcher {
     /// goes on by itself once the store is back.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        self.tasks.len() == TASKS && self.turned.at().elapsed() < TURN_MAX
+        self.tasks.len() == TASKS && self.last_run.at().elapsed() < LOOP_PAUSE_MAX
     }
 }

@@ -16,7 +16,7 @@ pub(crate) enum Note {
     /// The store answered which of the asked endpoints this registration holds now.
     Leased(ProcessId, Vec<EndpointKey>, Option<Vec<Lease>>),
     /// Pages were loaded, by what was read since then.
-    Loaded(Vec<EndpointKey>, Instant, Option<Found>),
+    Loaded(Vec<EndpointKey>, Instant, Option<LoadResult>),
     /// Targets were read, beginning then.
     Refreshed(Vec<EndpointKey>, Instant, Option<Targets>),
     /// All endpoints were looked at.
@@ -46,7 +46,7 @@ pub(crate) struct Tried {
 pub(crate) type Targets = HashMap<EndpointKey, Arc<Target>>;
 
 /// What a load found.
-pub(crate) struct Found {
+pub(crate) struct LoadResult {
     /// Of which endpoints the targets were read.
     pub(crate) read: Vec<EndpointKey>,
     pub(crate) targets: Targets,

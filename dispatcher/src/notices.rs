@@ -184,7 +184,7 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
 }
 
 /// The class of error, if it failed, and when the next try is due.
-type Ended = (Option<&'static str>, Option<Timestamp>);
+type SendResult = (Option<&'static str>, Option<Timestamp>);
 
 /// Nothing where this process was short of something of its own.
 async fn attempt(
@@ -192,7 +192,7 @@ async fn attempt(
     client: &Client,
     schedule: &Schedule,
     due: &DueNotice,
-) -> Option<Ended> {
+) -> Option<SendResult> {
     if store.now().since(due.created_at) > STALE_AFTER {
         return Some((Some(STALE), None));
     }
@@ -211,7 +211,7 @@ fn ended(
     schedule: &Schedule,
     attempt: u32,
     now: Timestamp,
-) -> Ended {
+) -> SendResult {
     let (error, response) = match sent {
         Ok(response) if (200..=299).contains(&response.status) => return (None, None),
         Ok(response) if notice::is_final(response.status) => return (Some(STATUS), None),

@@ -17,8 +17,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(crate) const PAUSE_MAX: Duration = Duration::from_hours(24);
 /// Pauses in a row, without a success between them, after which each is at least twice as long as
 /// the last, up to [`BACKOFF_MAX`].
-const PATIENCE: u32 = 3;
-/// See [`PATIENCE`].
+const PAUSES_BEFORE_BACKOFF: u32 = 3;
+/// See [`PAUSES_BEFORE_BACKOFF`].
 const BACKOFF_MAX: Duration = Duration::from_mins(5);
 /// What is kept of the rate that was taken before a refusal.
 const BELOW: f64 = 0.95;
@@ -34,7 +34,7 @@ const FORGOTTEN: f64 = 64.0;
 
 /// The rate after a refusal.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct LearnedRate {
     /// Deliveries a second at the end of the pause.
     base: f64,
     /// The time in which that doubles.
@@ -51,7 +51,7 @@ pub(crate) struct Throttle {
     /// Pauses in a row without a success between them.
     pauses: u32,
     paused_until: Option<Instant>,
-    pace: Option<Pace>,
+    learned: Option<LearnedRate>,
 }
 
 impl Throttle {
@@ -61,7 +61,7 @@ impl Throttle {
             taken: (0, 0),
             pauses: 0,
             paused_until: None,
-            pace: None,
+            learned: None,
         }
     }
 
@@ -83,7 +83,7 @@ impl Throttle {
 
     /// Deliveries a second at most; nothing while no limit is known.
     pub(crate) fn per_second(&self) -> Option<f64> {
-        self.pace.map(|pace| pace.bucket.per_second())
+        self.learned.map(|rate| rate.bucket.per_second())
     }
 
     fn roll(&mut self, now: Instant) {
@@ -114,7 +114,7 @@ impl Throttle {
         }
         self.roll(now);
         self.pauses = self.pauses.saturating_add(1);
-        let doublings = self.pauses.saturating_sub(PATIENCE).min(16);
+        let doublings = self.pauses.saturating_sub(PAUSES_BEFORE_BACKOFF).min(16);
         let backoff = (doublings > 0).then(|| PAUSE_MIN * (1 << doublings));
         let pause = asked.max(backoff.unwrap_or_default().min(BACKOFF_MAX));
         let resumes = now + pause;
@@ -126,12 +126,12 @@ impl Throttle {
         let last = self.per_second().filter(|_| early).unwrap_or_default();
         let base = counted.max(EARLY * last).max(1.0);
         let same = self
-            .pace
-            .filter(|pace| (pace.base - base).abs() < SAME * pace.base);
-        let span = same.map_or(SPAN.0, |pace| (pace.span * 2).min(SPAN.1));
+            .learned
+            .filter(|rate| (rate.base - base).abs() < SAME * rate.base);
+        let span = same.map_or(SPAN.0, |rate| (rate.span * 2).min(SPAN.1));
         // With one in it: a full one would let the first second exceed the rate.
         let bucket = Bucket::new(base, Some((1.0, Duration::ZERO)), resumes);
-        self.pace = Some(Pace { base, span, bucket });
+        self.learned = Some(LearnedRate { base, span, bucket });
         self.paused_until = Some(resumes);
         (self.window_began, self.taken) = (resumes, (0, 0));
     }
@@ -141,23 +141,23 @@ impl Throttle {
         if let Some(until) = self.paused_until.filter(|until| *until > now) {
             return Err(until);
         }
-        let (Some(resumed), Some(pace)) = (self.paused_until, &mut self.pace) else {
+        let (Some(resumed), Some(rate)) = (self.paused_until, &mut self.learned) else {
             return Ok(());
         };
-        let spans = now.saturating_duration_since(resumed).as_secs_f64() / pace.span.as_secs_f64();
+        let spans = now.saturating_duration_since(resumed).as_secs_f64() / rate.span.as_secs_f64();
         let grown = 1.0 + spans.powi(3);
         if grown >= FORGOTTEN {
-            self.pace = None;
+            self.learned = None;
             return Ok(());
         }
-        pace.bucket.set_rate(pace.base * grown, now);
-        pace.bucket.ready(now)
+        rate.bucket.set_rate(rate.base * grown, now);
+        rate.bucket.ready(now)
     }
 
     /// One goes out.
     pub(crate) fn take(&mut self) {
-        if let Some(pace) = &mut self.pace {
-            pace.bucket.take();
+        if let Some(rate) = &mut self.learned {
+            rate.bucket.take();
         }
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use persistence::{Ask, DuePage, EndpointKey, Store, StoreError};
 
-use crate::{board::Load, note::Found};
+use crate::{board::Load, note::LoadResult};
 
 /// Targets and pages of some endpoints.
-pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
+pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, StoreError> {
     let system = store.system();
     let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
     let unread = loads.iter().filter(|load| load.ordered.is_none());
@@ -37,7 +37,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreE
                 more: false,
             }),
     );
-    Ok(Found {
+    Ok(LoadResult {
         read,
         targets,
         pages,

@@ -18,35 +18,35 @@ const PAGES: usize = 4;
 /// What pages have shown within [`PROMPT`]: it may have gone out and be forgotten before it is
 /// handed over, too.
 #[derive(Debug)]
-pub(super) struct Shown {
+pub(super) struct RecentlyLoaded {
     /// By the time in which it was shown: this one, and the one before.
-    turns: [HashSet<DeliveryId>; 2],
-    turned: Instant,
+    periods: [HashSet<DeliveryId>; 2],
+    period_began: Instant,
 }
 
-impl Shown {
+impl RecentlyLoaded {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            turns: [HashSet::new(), HashSet::new()],
-            turned: now,
+            periods: [HashSet::new(), HashSet::new()],
+            period_began: now,
         }
     }
 
-    fn turn(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.turned) > PROMPT {
-            self.turned = now;
-            self.turns.swap(0, 1);
-            self.turns[0] = HashSet::new();
+    fn rotate(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.period_began) > PROMPT {
+            self.period_began = now;
+            self.periods.swap(0, 1);
+            self.periods[0] = HashSet::new();
         }
     }
 
     pub(super) fn add(&mut self, id: DeliveryId, now: Instant) {
-        self.turn(now);
-        self.turns[0].insert(id);
+        self.rotate(now);
+        self.periods[0].insert(id);
     }
 
     fn has(&self, id: DeliveryId) -> bool {
-        self.turns.iter().any(|turn| turn.contains(&id))
+        self.periods.iter().any(|period| period.contains(&id))
     }
 }
 
@@ -64,7 +64,7 @@ impl Endpoint {
         if !(plain && ours && prompt) || self.dirty || self.overtaken {
             return false;
         }
-        if self.shown.has(due.id) {
+        if self.recently_loaded.has(due.id) {
             return true;
         }
         if self.loading {

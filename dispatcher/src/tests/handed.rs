@@ -6,7 +6,7 @@ use super::*;
 async fn an_event_after_a_pause_goes_out_at_once() {
     let mut world = World::new("5s").await;
     // One that waits for the next turn of the loop would not come in time.
-    world.settings.turn = Duration::from_mins(1);
+    world.settings.tick = Duration::from_mins(1);
     let receiver = Receiver::start(vec![reply(204)]).await;
     let endpoint = world.endpoint(receiver.url(), false).await;
     let (dispatcher, stop) = world.start();
