@@ -27,7 +27,7 @@ const NEAR_CEILING_PERCENT: u128 = 90;
 
 /// How a request that was made with a lent credential ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum UseOutcome {
     /// Well.
     Ok,
     /// The upstream asked for a pause.
@@ -38,7 +38,7 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl UseOutcome {
     /// All four.
     pub const ALL: [Self; 4] = [
         Self::Ok,
@@ -160,7 +160,7 @@ pub struct Candidate {
 
 /// Why an account is not lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Out {
+pub enum Unavailable {
     /// Its publisher disabled it.
     Disabled,
     /// It can't be refreshed any more and its token is expired, or its credential does not open.
@@ -173,7 +173,7 @@ pub enum Out {
     Excluded,
 }
 
-impl Out {
+impl Unavailable {
     /// The word for it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -199,19 +199,19 @@ impl Out {
 impl Candidate {
     /// Why it can't be lent; `None` if it can.
     #[must_use]
-    pub fn out(&self, now: Timestamp) -> Option<Out> {
+    pub fn out(&self, now: Timestamp) -> Option<Unavailable> {
         let expired = self.expires_at.is_some_and(|at| at <= now);
         let lives = self.expires_at.is_some_and(|at| at > now);
         if !self.enabled {
-            Some(Out::Disabled)
+            Some(Unavailable::Disabled)
         } else if !self.healthy && !lives {
-            Some(Out::Failed)
+            Some(Unavailable::Failed)
         } else if expired && !self.renewable {
-            Some(Out::Expired)
+            Some(Unavailable::Expired)
         } else if let Some(until) = self.resting_until.filter(|until| *until > now) {
-            Some(Out::CoolingDown(until))
+            Some(Unavailable::CoolingDown(until))
         } else if self.excluded {
-            Some(Out::Excluded)
+            Some(Unavailable::Excluded)
         } else {
             None
         }
@@ -252,8 +252,8 @@ fn affinity(client: &str, account: AccountId) -> [u8; 32] {
 }
 
 /// When the first of them is back; `None` if none comes back by itself.
-pub fn first_return(outs: impl IntoIterator<Item = Out>) -> Option<Timestamp> {
-    outs.into_iter().filter_map(Out::returns_at).min()
+pub fn first_return(outs: impl IntoIterator<Item = Unavailable>) -> Option<Timestamp> {
+    outs.into_iter().filter_map(Unavailable::returns_at).min()
 }
 
 #[cfg(test)]

@@ -208,14 +208,14 @@ pub fn backoff(failures: u32) -> Duration {
         .mul_f64(random::jitter(BACKOFF_JITTER))
 }
 
-macro_rules! moments {
+macro_rules! timeline_entry_kinds {
     ($($(#[$doc:meta])* $variant:ident = $word:literal;)*) => {
         /// An entry of a run's timeline: a closed vocabulary.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Moment { $($(#[$doc])* $variant,)* }
+        pub enum TimelineEntryKind { $($(#[$doc])* $variant,)* }
 
-        impl Moment {
-            /// Every kind of entry.
+        impl TimelineEntryKind {
+            /// Every kind.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The word in answers and the store.
@@ -233,8 +233,8 @@ macro_rules! moments {
     };
 }
 
-moments! {
-    /// It was created.
+timeline_entry_kinds! {
+    /// The run was created.
     Created = "created";
     /// A runner took it.
     Claimed = "claimed";
@@ -260,8 +260,8 @@ moments! {
     Expired = "expired";
 }
 
-impl Moment {
-    /// How a timeline tells of a change. A heartbeat is told of only if it reports progress.
+impl TimelineEntryKind {
+    /// The kind of the entry for a change. A heartbeat has an entry only if it reports progress.
     #[must_use]
     pub const fn of(change: RunChange) -> Self {
         match change {
@@ -320,7 +320,7 @@ mod tests {
             for change in picks.into_iter().map(|at| CHANGES[at]) {
                 if let Some(next) = status.after(change) {
                     prop_assert!(!status.is_final());
-                    prop_assert_eq!(Moment::of(change).is_last(), next.is_final());
+                    prop_assert_eq!(TimelineEntryKind::of(change).is_last(), next.is_final());
                     ends += usize::from(next.is_final());
                     status = next;
                 }
@@ -402,8 +402,8 @@ mod tests {
         for status in RunStatus::ALL {
             assert_eq!(RunStatus::parse(status.as_str()), Some(status));
         }
-        for moment in Moment::ALL {
-            assert_eq!(Moment::parse(moment.as_str()), Some(*moment));
+        for moment in TimelineEntryKind::ALL {
+            assert_eq!(TimelineEntryKind::parse(moment.as_str()), Some(*moment));
         }
     }
 }

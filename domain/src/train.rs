@@ -5,19 +5,19 @@ use uuid::Uuid;
 
 use crate::{
     id::{Id as _, PublisherId, TrainId},
-    seal::{Key, Place, SealError},
+    seal::{Key, SealContext, SealError},
 };
 
 /// What a train's people may be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Notice {
+pub enum NoticeKind {
     /// An account of the train can't be refreshed any more.
     AccountRefreshFailed,
     /// No account of the train is usable.
     TrainExhausted,
 }
 
-impl Notice {
+impl NoticeKind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::AccountRefreshFailed, Self::TrainExhausted];
 
@@ -37,8 +37,8 @@ impl Notice {
     }
 }
 
-fn place(publisher: Uuid, train: &Uuid) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, train: &Uuid) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "trains",
         row: train.as_bytes(),
@@ -55,7 +55,7 @@ pub fn seal_webhook(
     url: &SecretString,
 ) -> Vec<u8> {
     let text = url.expose_secret().as_bytes();
-    key.seal(&place(publisher.uuid(), &train.uuid()), text)
+    key.seal(&seal_context(publisher.uuid(), &train.uuid()), text)
 }
 
 /// Opens what [`seal_webhook`] made for the same train.
@@ -68,7 +68,7 @@ pub fn open_webhook(
     train: TrainId,
     sealed: &[u8],
 ) -> Result<SecretString, SealError> {
-    let plain = key.open(&place(publisher.uuid(), &train.uuid()), sealed)?;
+    let plain = key.open(&seal_context(publisher.uuid(), &train.uuid()), sealed)?;
     let text = std::str::from_utf8(&plain).map_err(|_| SealError)?;
     Ok(SecretString::from(text.to_owned()))
 }
@@ -95,9 +95,9 @@ mod tests {
 
     #[test]
     fn words_parse_back() {
-        for notice in Notice::ALL {
-            assert_eq!(Notice::parse(notice.as_str()), Some(notice));
+        for notice in NoticeKind::ALL {
+            assert_eq!(NoticeKind::parse(notice.as_str()), Some(notice));
         }
-        assert_eq!(Notice::parse("train.created"), None);
+        assert_eq!(NoticeKind::parse("train.created"), None);
     }
 }

@@ -40,7 +40,7 @@ pub enum ClientAuth {
 
 /// What is asked of a token endpoint.
 #[derive(Clone, Copy, Debug)]
-pub enum Ask<'a> {
+pub enum TokenRequest<'a> {
     /// A new access token (RFC 6749 §6).
     Refresh {
         /// The refresh token.
@@ -61,31 +61,31 @@ pub enum Ask<'a> {
 
 /// A client of a token endpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct Client<'a> {
+pub struct ClientCredentials<'a> {
     /// Its identifier.
     pub id: &'a str,
     /// Its secret, if it has one.
     pub secret: Option<&'a SecretString>,
 }
 
-impl Client<'_> {
+impl ClientCredentials<'_> {
     /// The form's text, and the `Authorization` header if there is to be one.
     #[must_use]
     pub fn request(
         &self,
-        ask: Ask<'_>,
+        ask: TokenRequest<'_>,
         auth: ClientAuth,
     ) -> (Zeroizing<String>, Option<SecretString>) {
         let mut form = Form::default();
         match ask {
-            Ask::Refresh { token, scope } => {
+            TokenRequest::Refresh { token, scope } => {
                 form.add("grant_type", "refresh_token");
                 form.add("refresh_token", token.expose_secret());
                 if let Some(scope) = scope {
                     form.add("scope", scope);
                 }
             }
-            Ask::Code {
+            TokenRequest::Code {
                 code,
                 redirect_uri,
                 verifier,
@@ -227,11 +227,11 @@ mod tests {
     #[test]
     fn clients_prove_themselves_by_header_or_body() {
         let (token, key) = (secret("r/+ t"), secret("s:€"));
-        let refresh = |scope| Ask::Refresh {
+        let refresh = |scope| TokenRequest::Refresh {
             token: &token,
             scope,
         };
-        let client = Client {
+        let client = ClientCredentials {
             id: "a client",
             secret: Some(&key),
         };
@@ -245,11 +245,11 @@ mod tests {
         assert!(header.is_none());
         assert!(form.ends_with("&scope=a+b&client_id=a+client&client_secret=s%3A%E2%82%AC"));
 
-        let public = Client {
+        let public = ClientCredentials {
             id: "cli",
             secret: None,
         };
-        let ask = Ask::Code {
+        let ask = TokenRequest::Code {
             code: &secret("c"),
             redirect_uri: "http://127.0.0.1:1/cb",
             verifier: &secret("v"),

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use crate::guard::Refusal;
+use crate::guard::DestinationRefusal;
 
 /// How far a request had come when its time ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,8 +26,8 @@ pub enum Failure {
     Dns,
     /// The guard refused the URL, or the address in it; nothing was connected.
     #[error("the destination was refused: {0}")]
-    DestinationRefused(#[from] Refusal),
-    /// No TCP connection, or it broke before a request could be sent.
+    DestinationRefused(#[from] DestinationRefusal),
+    /// No TCP connection could be made, or it broke before a request could be sent.
     #[error("no connection could be made")]
     Connect,
     /// The TLS handshake failed: untrusted, expired or wrong certificate, no common version.
@@ -43,9 +43,9 @@ pub enum Failure {
     /// The peer broke off, or what it sent is not HTTP.
     #[error("the answer broke off or was not valid HTTP")]
     Protocol,
-    /// This machine had too little of something of its own (descriptors, memory, local ports), or
-    /// its resolver could not work: nothing was learnt of the receiver. Never a failed attempt.
-    #[error("this server is short of something of its own")]
+    /// This machine lacked a resource of its own (file descriptors, memory, local ports), or its
+    /// resolver did not work. Nothing is known about the receiver, so this is no failed attempt.
+    #[error("this server lacks a resource of its own")]
     OwnShortage,
     /// The request itself can't be sent: a header that is malformed or belongs to the connection.
     #[error("the request has a header that can't be sent")]
@@ -70,7 +70,7 @@ impl Failure {
 
     /// The guard's reason, when it was the guard that refused.
     #[must_use]
-    pub const fn refusal(self) -> Option<Refusal> {
+    pub const fn refusal(self) -> Option<DestinationRefusal> {
         match self {
             Self::DestinationRefused(refusal) => Some(refusal),
             _ => None,

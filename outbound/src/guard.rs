@@ -65,8 +65,8 @@ impl Destination {
 
 /// Why a destination is refused. Closed; [`Refusal::code`] is part of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
-    /// Longer than the limit, as given or once normalised.
+pub enum DestinationRefusal {
+    /// The URL is longer than the limit, as given or after normalisation.
     #[error("the URL is longer than {max} bytes")]
     UrlTooLong {
         /// The limit in bytes.
@@ -95,8 +95,8 @@ pub enum Refusal {
     AddressRefused(AddressClass),
 }
 
-impl Refusal {
-    /// The stable code, for attempts, problems and metrics.
+impl DestinationRefusal {
+    /// The stable code for attempts, problems and metrics.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -136,45 +136,47 @@ impl Policy {
     ///
     /// # Errors
     /// The first rule that the URL breaks.
-    pub fn check_url(&self, text: &str) -> Result<Destination, Refusal> {
+    pub fn check_url(&self, text: &str) -> Result<Destination, DestinationRefusal> {
         let max = self.max_url_len;
         if text.len() > max {
-            return Err(Refusal::UrlTooLong { max });
+            return Err(DestinationRefusal::UrlTooLong { max });
         }
         // The parser would drop these in silence, so that what is seen is not what is called.
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Refusal::UrlInvalid);
+            return Err(DestinationRefusal::UrlInvalid);
         }
         let url = Url::parse(text).map_err(|error| match error {
-            url::ParseError::EmptyHost => Refusal::HostMissing,
-            _ => Refusal::UrlInvalid,
+            url::ParseError::EmptyHost => DestinationRefusal::HostMissing,
+            _ => DestinationRefusal::UrlInvalid,
         })?;
         if url.as_str().len() > max {
-            return Err(Refusal::UrlTooLong { max });
+            return Err(DestinationRefusal::UrlTooLong { max });
         }
         self.check_parts(&url)?;
         check_authority(text)?;
         Ok(Destination { url })
     }
 
-    fn check_parts(&self, url: &Url) -> Result<(), Refusal> {
+    fn check_parts(&self, url: &Url) -> Result<(), DestinationRefusal> {
         match url.scheme() {
             "https" => {}
             "http" if self.allow_http => {}
-            _ => return Err(Refusal::SchemeRefused),
+            _ => return Err(DestinationRefusal::SchemeRefused),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Refusal::CredentialsInUrl);
+            return Err(DestinationRefusal::CredentialsInUrl);
         }
         if url.fragment().is_some() {
-            return Err(Refusal::FragmentInUrl);
+            return Err(DestinationRefusal::FragmentInUrl);
         }
-        let port = url.port_or_known_default().ok_or(Refusal::PortRefused)?;
+        let port = url
+            .port_or_known_default()
+            .ok_or(DestinationRefusal::PortRefused)?;
         if port == 0 || !(self.allowed_ports.is_empty() || self.allowed_ports.contains(&port)) {
-            return Err(Refusal::PortRefused);
+            return Err(DestinationRefusal::PortRefused);
         }
         match url.host() {
-            None | Some(Host::Domain("")) => Err(Refusal::HostMissing),
+            None | Some(Host::Domain("")) => Err(DestinationRefusal::HostMissing),
             Some(Host::Ipv4(address)) => self.check_address(address.into()),
             Some(Host::Ipv6(address)) => self.check_address(address.into()),
             Some(Host::Domain(name)) if is_localhost(name) => self
@@ -184,35 +186,37 @@ impl Policy {
                         .map_err(|_| refusal)
                 }),
             Some(Host::Domain(name)) if is_name(name) => Ok(()),
-            Some(Host::Domain(_)) => Err(Refusal::UrlInvalid),
+            Some(Host::Domain(_)) => Err(DestinationRefusal::UrlInvalid),
         }
     }
 
     /// Judges one address, as found in a URL or in a name's answer.
     ///
-    /// # Errors
-    /// [`Refusal::AddressRefused`] when the address is special and not on the allow-list.
-    pub fn check_address(&self, address: IpAddr) -> Result<(), Refusal> {
+    /// # Errors [`DestinationRefusal::AddressRefused`] if the address is not public and not on the
+    /// allow-list.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), DestinationRefusal> {
         match classify(address) {
             Some(class) if !self.allowed.iter().any(|net| net.contains(&address)) => {
-                Err(Refusal::AddressRefused(class))
+                Err(DestinationRefusal::AddressRefused(class))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Refuses a host that is not where it is looked for: the parser takes any number of slashes, and
-/// backslashes too, so that `https:///x` leads to a host `x`.
-fn check_authority(text: &str) -> Result<(), Refusal> {
+/// Refuses a URL without a host behind exactly two slashes. The parser accepts any number of
+/// slashes and backslashes, so that `https:///x` would lead to the host `x`.
+fn check_authority(text: &str) -> Result<(), DestinationRefusal> {
     let rest = text.split_once(':').map_or("", |(_, rest)| rest);
-    let rest = rest.strip_prefix("//").ok_or(Refusal::UrlInvalid)?;
+    let rest = rest
+        .strip_prefix("//")
+        .ok_or(DestinationRefusal::UrlInvalid)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.is_empty() {
-        return Err(Refusal::HostMissing);
+        return Err(DestinationRefusal::HostMissing);
     }
     if authority.contains('\\') {
-        return Err(Refusal::UrlInvalid);
+        return Err(DestinationRefusal::UrlInvalid);
     }
     Ok(())
 }

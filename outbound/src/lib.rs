@@ -29,7 +29,7 @@ pub use client::{
 };
 pub use excerpt::{EXCERPT_BYTES_MAX, mask_secrets, safe_excerpt};
 pub use failure::{Failure, Phase};
-pub use guard::{Destination, Policy, Refusal, URL_LEN_MAX_DEFAULT};
+pub use guard::{Destination, DestinationRefusal, Policy, URL_LEN_MAX_DEFAULT};
 pub use headers::{
     HEADER_NAME_LEN_MAX, HEADER_VALUE_LEN_MAX, HeaderRefusal, check_credential_header,
     check_custom_header,

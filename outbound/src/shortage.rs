@@ -19,7 +19,7 @@ pub(crate) fn tell(host: &str) {
         *told = Some(now);
         tracing::error!(
             host,
-            "a request could not be made: this process has no descriptor, memory or local port left, or can't ask for names; it is made again, and counts as no attempt"
+            "a request could not be made: this process has no file descriptor, memory or local port left, or can't query name servers; the request is made again, and does not count as an attempt"
         );
     }
 }

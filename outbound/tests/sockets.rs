@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outbound::{
-    Answer, Client, ClientLimits, Failure, Method, Phase, Policy, Refusal, Request, ResolveFailed,
+    Answer, Client, ClientLimits, Failure, Method, Phase, Policy, DestinationRefusal, Request, ResolveFailed,
     Resolver, SystemResolver,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -406,7 +406,7 @@ async fn ip_literals_are_refused_in_every_spelling_before_anything_is_connected(
     ] {
         let failure = get(&strict, server.url(host)).await.unwrap_err();
         assert!(
-            matches!(failure.refusal(), Some(Refusal::AddressRefused(_))),
+            matches!(failure.refusal(), Some(DestinationRefusal::AddressRefused(_))),
             "{host}: {failure}"
         );
         assert_eq!(failure.code(), "destination_refused");

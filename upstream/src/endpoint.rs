@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use domain::upstream::{
-    ANSWER_BYTES, Ask, Client, ClientAuth, ErrorKind, Grant, TokenError, read_answer,
+    ANSWER_BYTES, ClientAuth, ClientCredentials, ErrorKind, Grant, TokenError, TokenRequest,
+    read_answer,
 };
 use outbound::{Failure, Request};
 use secrecy::ExposeSecret as _;
@@ -20,8 +21,8 @@ pub enum AskError {
     /// The endpoint gave none.
     #[error("{}", .0.reason)]
     Endpoint(TokenError),
-    /// It was not asked: this process is short of something of its own.
-    #[error("this server is short of something of its own; try again in a moment")]
+    /// The endpoint was not asked: this process lacks a resource of its own.
+    #[error("this server lacks a resource of its own; try again in a moment")]
     OwnShortage,
 }
 
@@ -50,8 +51,8 @@ impl From<TokenError> for AskError {
 pub(crate) async fn ask(
     refresher: &Refresher,
     url: &str,
-    client: Client<'_>,
-    ask: Ask<'_>,
+    client: ClientCredentials<'_>,
+    ask: TokenRequest<'_>,
 ) -> Result<Grant, AskError> {
     let began = Instant::now();
     let answer = match once(refresher, url, client, ask, ClientAuth::Basic).await {
@@ -71,16 +72,16 @@ pub(crate) async fn ask(
     answer
 }
 
-/// Not an endpoint that asks to be left alone.
-fn asks_again(client: Client<'_>, first: &TokenError) -> bool {
+/// Whether a second request may help. An endpoint that asks for a pause gets none.
+fn asks_again(client: ClientCredentials<'_>, first: &TokenError) -> bool {
     client.secret.is_some() && first.other_place && first.retry_after.is_none()
 }
 
 async fn once(
     refresher: &Refresher,
     url: &str,
-    client: Client<'_>,
-    ask: Ask<'_>,
+    client: ClientCredentials<'_>,
+    ask: TokenRequest<'_>,
     auth: ClientAuth,
 ) -> Result<Grant, AskError> {
     let (form, header) = client.request(ask, auth);

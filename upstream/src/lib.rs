@@ -11,7 +11,7 @@ mod refresher;
 pub use endpoint::AskError;
 pub use refresher::{RefreshError, Refresher};
 
-use domain::upstream::{Ask, Client, Grant};
+use domain::upstream::{ClientCredentials, Grant, TokenRequest};
 
 impl Refresher {
     /// Trades the code of a login for tokens.
@@ -21,8 +21,8 @@ impl Refresher {
     pub async fn trade(
         &self,
         token_url: &str,
-        client: Client<'_>,
-        code: Ask<'_>,
+        client: ClientCredentials<'_>,
+        code: TokenRequest<'_>,
     ) -> Result<Grant, AskError> {
         endpoint::ask(self, token_url, client, code).await
     }

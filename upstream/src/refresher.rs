@@ -15,7 +15,7 @@ use domain::{
     id::{AccountId, PublisherId},
     permits::{Bounds, Permits},
     random,
-    upstream::{Ask, Client, ErrorKind, Grant, TokenError},
+    upstream::{ClientCredentials, ErrorKind, Grant, TokenError, TokenRequest},
 };
 use moka::sync::Cache;
 use persistence::{
@@ -34,12 +34,12 @@ const ASKING: Bounds = Bounds {
 };
 /// How long a lease lasts: two questions to the endpoint, and the commit.
 const LEASE: Duration = Duration::from_secs(45);
-/// How often one who waits for another process looks at the row, spread by a third.
-const LOOK_EVERY: Duration = Duration::from_millis(75);
-/// How long a flight waits for another process: as long as that one's lease may last.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// How long it is remembered of an account that its token is good; that its refresh failed, while
-/// the old token lives; and the same after its end. And of how many accounts.
+/// How often a flight that waits for another process reads the row; varied by a third.
+const POLL_EVERY: Duration = Duration::from_millis(75);
+/// How long a flight waits for another process: longer than that process's lease lasts.
+const FLIGHT_WAIT_MAX: Duration = Duration::from_mins(1);
+/// How long the state of an account is cached: its token is good; its refresh failed while the old
+/// token still works; its refresh failed and the old token is expired. And for how many accounts.
 const GOOD_KEPT: Duration = Duration::from_secs(1);
 const FAILED_KEPT: Duration = Duration::from_secs(5);
 const OVER_KEPT: Duration = Duration::from_secs(1);
@@ -87,8 +87,8 @@ impl From<RefreshError> for StoreError {
     }
 }
 
-type Outcome = Result<AccountToken, RefreshError>;
-type Flights = HashMap<(PublisherId, AccountId, bool), watch::Receiver<Option<Outcome>>>;
+type RefreshResult = Result<AccountToken, RefreshError>;
+type Flights = HashMap<(PublisherId, AccountId, bool), watch::Receiver<Option<RefreshResult>>>;
 
 /// Refreshes accounts. Cheap to clone; make one for the whole process.
 #[derive(Clone)]
@@ -204,10 +204,10 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: Option<Context>,
-    ) -> Outcome {
+    ) -> RefreshResult {
         let mut flight = self.join(scope, account, seen, force, context);
         let landed = flight.wait_for(Option::is_some).await;
-        let broken = || StoreError::Internal("a refresh broke down".to_owned());
+        let broken = || StoreError::Internal("a refresh panicked".to_owned());
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
         outcome.unwrap_or_else(|| Err(broken().into()))
     }
@@ -226,16 +226,16 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: Option<Context>,
-    ) -> watch::Receiver<Option<Outcome>> {
+    ) -> watch::Receiver<Option<RefreshResult>> {
         let key = (scope.publisher(), account, force);
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
         }
-        let (landing, flight) = watch::channel(None);
+        let (done, flight) = watch::channel(None);
         flights.insert(key, flight.clone());
         drop(flights);
-        let landed = Landing {
+        let entry = FlightEntry {
             refresher: self.clone(),
             key,
         };
@@ -247,9 +247,9 @@ impl Refresher {
             let permit = this.0.asking.acquire(key.0, 1).await;
             let outcome = this.fly(&scoped, account, seen, force, &context).await;
             drop(permit);
-            // Whoever comes from now on looks for himself.
-            drop(landed);
-            landing.send_replace(Some(outcome));
+            // Callers from now on start a flight of their own.
+            drop(entry);
+            done.send_replace(Some(outcome));
         });
         flight
     }
@@ -261,8 +261,8 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: &Context,
-    ) -> Outcome {
-        let end = Instant::now() + PATIENCE;
+    ) -> RefreshResult {
+        let end = Instant::now() + FLIGHT_WAIT_MAX;
         let mut want = Want {
             seen,
             force,
@@ -284,18 +284,18 @@ impl Refresher {
             if Instant::now() >= end {
                 return Err(RefreshError::TimeOver);
             }
-            tokio::time::sleep(LOOK_EVERY.mul_f64(random::jitter(0.33))).await;
+            tokio::time::sleep(POLL_EVERY.mul_f64(random::jitter(0.33))).await;
         }
     }
 
-    /// Asks the endpoint, and stores what came of it before anybody hears of it.
-    async fn ask(&self, scoped: &Scoped, lease: &RefreshLease, context: &Context) -> Outcome {
+    /// Asks the endpoint, and stores the result before it is returned.
+    async fn ask(&self, scoped: &Scoped, lease: &RefreshLease, context: &Context) -> RefreshResult {
         let asked_at = self.0.store.now();
-        let client = Client {
+        let client = ClientCredentials {
             id: &lease.client_id,
             secret: lease.tokens.client_secret.as_ref(),
         };
-        let ask = Ask::Refresh {
+        let ask = TokenRequest::Refresh {
             token: &lease.tokens.refresh_token,
             scope: lease.scopes.as_deref(),
         };
@@ -310,7 +310,7 @@ impl Refresher {
                 // The account is as good, and as due, as before.
                 if let Err(error) = scoped.return_refresh(lease).await {
                     let account = lease.account;
-                    tracing::warn!(%account, %error, "a refresh that was not made waits for its lease to end");
+                    tracing::warn!(%account, %error, "a refresh that was not made is not due again before its lease ends");
                 }
                 Err(StoreError::Unavailable(error.to_string()).into())
             }
@@ -338,7 +338,7 @@ impl Refresher {
                 // No other copy exists of a refresh token that came.
                 Err(failure) if error.refresh_token.is_some() && may_try(&failure, tries) => {}
                 Err(error) => {
-                    tracing::warn!(%account, %error, "a failed refresh could not be written down");
+                    tracing::warn!(%account, %error, "a failed refresh could not be recorded");
                     return;
                 }
             }
@@ -379,7 +379,7 @@ async fn keep(
     context: &Context,
     grant: &Grant,
     asked_at: Timestamp,
-) -> Outcome {
+) -> RefreshResult {
     let account = lease.account;
     let mut tries = 1;
     loop {
@@ -402,13 +402,13 @@ async fn keep(
     }
 }
 
-/// Takes a flight off the list however it ends.
-struct Landing {
+/// The entry of a flight in the list; removed when dropped, however the flight ends.
+struct FlightEntry {
     refresher: Refresher,
     key: (PublisherId, AccountId, bool),
 }
 
-impl Drop for Landing {
+impl Drop for FlightEntry {
     fn drop(&mut self) {
         self.refresher.flights().remove(&self.key);
     }

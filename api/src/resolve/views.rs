@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use poem_openapi::{Enum, Object, types::Example};
 use secrecy::ExposeSecret as _;
 
-use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
+use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::UseOutcome};
 use persistence::{Lent, Report};
 
 use super::{ask_again_at, seconds};
@@ -113,7 +113,7 @@ pub(super) enum OutcomeName {
     Failed,
 }
 
-impl From<OutcomeName> for Outcome {
+impl From<OutcomeName> for UseOutcome {
     fn from(name: OutcomeName) -> Self {
         match name {
             OutcomeName::Ok => Self::Ok,
@@ -176,8 +176,8 @@ pub(super) struct ReportRequest {
 
 impl ReportRequest {
     pub(super) fn parse(self) -> Result<Report, ApiError> {
-        let outcome = Outcome::from(self.outcome);
-        if self.retry_after.is_some() && outcome != Outcome::RateLimited {
+        let outcome = UseOutcome::from(self.outcome);
+        if self.retry_after.is_some() && outcome != UseOutcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
             return Err(Problem::field("/retry_after", "not_allowed", detail).into());
         }

@@ -19,7 +19,7 @@ use domain::{
     Code, Problem, Timestamp,
     id::{Id as _, PublisherId, RunId, TokenId},
     permits::{Bounds, Full, Permit, Permits},
-    run::Moment,
+    run::TimelineEntryKind,
     token::TokenHash,
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
@@ -63,9 +63,9 @@ macro_rules! kinds {
         #[serde(rename_all = "snake_case")]
         pub enum Kind { $($(#[$doc])* $variant,)* }
 
-        impl From<Moment> for Kind {
-            fn from(moment: Moment) -> Self {
-                match moment { $(Moment::$variant => Self::$variant,)* }
+        impl From<TimelineEntryKind> for Kind {
+            fn from(moment: TimelineEntryKind) -> Self {
+                match moment { $(TimelineEntryKind::$variant => Self::$variant,)* }
             }
         }
     };
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn entries_have_one_word_everywhere() {
-        for moment in Moment::ALL {
+        for moment in TimelineEntryKind::ALL {
             let shown = Kind::from(*moment).to_json();
             assert_eq!(shown, Some(Value::from(moment.as_str())));
         }

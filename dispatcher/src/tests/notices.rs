@@ -1,6 +1,6 @@
 //! Slack messages about trains, from the commit to the receiver.
 
-use domain::train::Notice;
+use domain::train::NoticeKind;
 use persistence::{LastNotice, NewSlack, NewTrain, Train};
 use secrecy::SecretString;
 
@@ -17,7 +17,7 @@ impl World {
         let slack = NewSlack {
             webhook_url: SecretString::from(url.to_owned()),
             channel: Some("#ops".to_owned()),
-            events: vec![Notice::TrainExhausted],
+            events: vec![NoticeKind::TrainExhausted],
         };
         let new = NewTrain {
             slug: Slug::parse(slug).unwrap(),

@@ -7,7 +7,7 @@ use domain::{
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     slug::Slug,
     token::{TokenHash, last_four},
 };
@@ -123,8 +123,8 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
     })
 }
 
-fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
-    Place {
+fn sealed_place(publisher: Uuid, id: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "credentials",
         row: id,

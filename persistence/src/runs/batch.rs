@@ -13,7 +13,7 @@ use domain::{
     Code, JsonText, Problem, Timestamp,
     audit::Actor,
     id::{Id as _, RunId},
-    run::{Moment, RunChange, RunStatus},
+    run::{RunChange, RunStatus, TimelineEntryKind},
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
@@ -216,7 +216,7 @@ fn heartbeat(
     row.progress = Some(progress.to_string());
     if row.revision <= TIMELINE_REVISIONS {
         let data = format!(r#"{{"progress":{progress}}}"#);
-        news.tell(tx, row, Moment::Progress, actor, Some(data))?;
+        news.tell(tx, row, TimelineEntryKind::Progress, actor, Some(data))?;
     }
     Ok(())
 }
@@ -355,12 +355,12 @@ fn told(
             ready: false,
             ..row.clone()
         };
-        news.tell(tx, &queued, Moment::Created, Some(actor), None)?;
-        news.tell(tx, &row, Moment::Claimed, Some(actor), None)?;
+        news.tell(tx, &queued, TimelineEntryKind::Created, Some(actor), None)?;
+        news.tell(tx, &row, TimelineEntryKind::Claimed, Some(actor), None)?;
         let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
         claimed = Some((token, Timestamp::from_ms(until)));
     } else {
-        news.tell(tx, &row, Moment::Created, Some(actor), None)?;
+        news.tell(tx, &row, TimelineEntryKind::Created, Some(actor), None)?;
     }
     Ok(CreatedRun {
         run: Run::of_row(row)?,

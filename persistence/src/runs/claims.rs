@@ -16,7 +16,7 @@ use domain::{
     Timestamp,
     audit::Actor,
     limits::{CLAIM_MAX, PAGE_BYTES},
-    run::{Moment, RunChange, RunStatus},
+    run::{RunChange, RunStatus, TimelineEntryKind},
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
@@ -442,7 +442,13 @@ async fn hand_out(
     }
     for (at, pick, token) in picks {
         let row = rows.remove(&pick.id).ok_or_else(|| damaged("claim"))?;
-        news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
+        news.tell(
+            tx,
+            &row,
+            TimelineEntryKind::Claimed,
+            Some(&claims[at].actor),
+            None,
+        )?;
         let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
         answers[at].push(Claimed {
             run: Run::of_row(row)?,

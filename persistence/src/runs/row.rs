@@ -6,7 +6,7 @@ use domain::{
     Code, Timestamp,
     audit::Actor,
     event::OwnType,
-    run::{Moment, RunChange, RunStatus, Tries, backoff},
+    run::{RunChange, RunStatus, TimelineEntryKind, Tries, backoff},
     token::TokenHash,
 };
 use sea_orm::ConnectionTrait as _;
@@ -122,7 +122,7 @@ impl News {
         &mut self,
         tx: &Tx,
         row: &runs::Model,
-        moment: Moment,
+        moment: TimelineEntryKind,
         actor: Option<&Actor>,
         data: Option<String>,
     ) -> Result<()> {
@@ -141,7 +141,10 @@ impl News {
             actor_id: actor.map(|actor| actor.id.clone()),
             data,
         });
-        if moment == Moment::Created || moment == Moment::Claimed || moment.is_last() {
+        if moment == TimelineEntryKind::Created
+            || moment == TimelineEntryKind::Claimed
+            || moment.is_last()
+        {
             let event = OwnType::of_run(status_of(row)?);
             let data = carried::event_data(row)?;
             let pipeline = row.pipeline_slug.clone();
@@ -187,7 +190,7 @@ pub(super) fn step(
     if !advance(row, change, tx.now)? {
         return Err(Code::ClaimLost.into());
     }
-    news.tell(tx, row, Moment::of(change), actor, data)
+    news.tell(tx, row, TimelineEntryKind::of(change), actor, data)
 }
 
 /// Calls a run off, or asks its holder to.

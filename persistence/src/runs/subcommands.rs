@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use domain::{
     Code, Problem,
     id::{CallId, Id as _, RunId},
-    run::Moment,
+    run::TimelineEntryKind,
     token::TokenHash,
 };
 use sea_orm::{EntityTrait as _, FromQueryResult, QuerySelect as _};
@@ -132,7 +132,7 @@ impl Scoped {
             "error": call.error,
             "latency_ms": call.latency_ms,
         });
-        self.add_to_timeline(context, run, Moment::Subcommand, &data)
+        self.add_to_timeline(context, run, TimelineEntryKind::Subcommand, &data)
             .await
     }
 

@@ -3,7 +3,7 @@
 use domain::{
     JsonText, Problem, Timestamp,
     id::{Id as _, RunId},
-    run::Moment,
+    run::TimelineEntryKind,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
@@ -31,7 +31,7 @@ pub struct TimelineEntry {
     /// When it happened.
     pub at: Timestamp,
     /// What happened.
-    pub moment: Moment,
+    pub moment: TimelineEntryKind,
     /// How often the run had been claimed then.
     pub attempt: i32,
     /// The kind and identifier of the credential that did it; `None` for the service.
@@ -46,7 +46,7 @@ impl TimelineEntry {
         Ok(Self {
             seq: row.seq,
             at: Timestamp::from_ms(row.at),
-            moment: Moment::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
+            moment: TimelineEntryKind::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
             attempt: row.attempt,
             actor: row.actor_kind.zip(row.actor_id),
             data: row.data.map(parsed).transpose()?,
@@ -95,7 +95,7 @@ impl Scoped {
         &self,
         context: &Context,
         id: RunId,
-        moment: Moment,
+        moment: TimelineEntryKind,
         data: &Value,
     ) -> Result<(), StoreError> {
         let key = (self.scope.uuid(), id.uuid());

@@ -22,7 +22,7 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     audit::{Action, Actor},
     limits,
-    seal::Place,
+    seal::SealContext,
     slug::Slug,
     token::TokenHash,
 };
@@ -554,8 +554,8 @@ fn place_row(key: &IdempotencyKey) -> Vec<u8> {
     format!("{}\n{}", key.operation, key.key).into_bytes()
 }
 
-fn answer_place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn answer_place(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "idempotency_keys",
         row,

@@ -16,7 +16,7 @@ use std::{
 use domain::{
     Timestamp,
     id::{Id as _, PublisherId},
-    seal::{Key, MasterKeys, Place},
+    seal::{Key, MasterKeys, SealContext},
 };
 use moka::sync::Cache;
 use sea_orm::{
@@ -95,8 +95,8 @@ pub(crate) struct KeyRing {
     generation: AtomicU64,
 }
 
-fn place(owner: Uuid, column: &'static str) -> Place<'static> {
-    Place {
+fn place(owner: Uuid, column: &'static str) -> SealContext<'static> {
+    SealContext {
         owner,
         table: "owner_keys",
         row: &[],

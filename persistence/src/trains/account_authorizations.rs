@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use domain::{
-    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::Place,
+    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::SealContext,
     token::TokenHash,
 };
 use sea_orm::{
@@ -92,8 +92,8 @@ fn hash(state: &SecretString) -> [u8; 32] {
     *TokenHash::of_secret(state).as_bytes()
 }
 
-fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn place(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "oauth_logins",
         row,

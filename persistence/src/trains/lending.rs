@@ -18,7 +18,7 @@ use domain::{
     Timestamp,
     account::{Ceilings, UpstreamHeader},
     id::{AccountId, Id as _, TrainId},
-    lending::{Candidate, EXHAUSTED_EVERY, EXPIRES_SOON, Out, Used, choose, first_return},
+    lending::{Candidate, EXHAUSTED_EVERY, EXPIRES_SOON, Unavailable, Used, choose, first_return},
 };
 use moka::sync::Cache;
 use secrecy::SecretString;
@@ -247,7 +247,7 @@ pub struct Wish<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted {
     /// Why not, for each in the order of its priority.
-    pub accounts: Vec<(AccountId, Out)>,
+    pub accounts: Vec<(AccountId, Unavailable)>,
 }
 
 impl Exhausted {
@@ -260,7 +260,9 @@ impl Exhausted {
     /// Whether the caller's own wishes have no part in it.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.accounts.iter().all(|(_, out)| *out != Out::Excluded)
+        self.accounts
+            .iter()
+            .all(|(_, out)| *out != Unavailable::Excluded)
     }
 }
 

@@ -11,7 +11,7 @@ use domain::{
     credential::CredentialKind,
     id::{CredentialId, EndpointId, Id as _, KeySetId, SecretId},
     limits::ENDPOINT_SECRETS,
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     signature::{self, Signing},
     token::last_four,
 };
@@ -115,8 +115,8 @@ fn sealed_row(endpoint: Uuid, id: Uuid) -> [u8; 32] {
     row
 }
 
-fn sealed_place(publisher: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn sealed_place(publisher: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "endpoint_secrets",
         row,

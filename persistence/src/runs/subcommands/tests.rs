@@ -228,7 +228,7 @@ async fn a_call_stands_in_the_timeline() {
         let timeline = scoped.timeline(run, page).await.unwrap().items;
         let calls: Vec<_> = timeline
             .iter()
-            .filter(|entry| entry.moment == Moment::Subcommand)
+            .filter(|entry| entry.moment == TimelineEntryKind::Subcommand)
             .filter_map(|entry| entry.data.as_ref().map(JsonText::to_tree))
             .collect();
         let expected = |status: Option<u16>, error: Option<&str>| {

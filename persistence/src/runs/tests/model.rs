@@ -1,6 +1,6 @@
 //! Random histories of runs, beside a model that knows only the rules.
 
-use domain::run::{Moment, RunActor, RunChange, TRANSITIONS, Tries};
+use domain::run::{RunActor, RunChange, TRANSITIONS, TimelineEntryKind, Tries};
 
 use super::*;
 
@@ -14,7 +14,7 @@ struct Known {
     cancel_requested: bool,
     claim: Option<(String, Timestamp)>,
     /// What its timeline must say.
-    moments: Vec<Moment>,
+    moments: Vec<TimelineEntryKind>,
 }
 
 impl Known {
@@ -34,7 +34,7 @@ impl Known {
             .find(|(from, by, who, _)| (*from, *by, *who) == (self.status, change, actor));
         self.status = found.expect("a change that the table lists").3;
         if change != RunChange::Heartbeat {
-            self.moments.push(Moment::of(change));
+            self.moments.push(TimelineEntryKind::of(change));
         }
         if matches!(change, RunChange::Retry | RunChange::LoseLease) {
             self.failures += 1;
@@ -145,7 +145,7 @@ async fn compare(mine: &Scoped, known: &[Known]) {
             after: None,
         };
         let entries = mine.timeline(run.id, page).await.unwrap().items;
-        let moments: Vec<Moment> = entries.iter().map(|entry| entry.moment).collect();
+        let moments: Vec<TimelineEntryKind> = entries.iter().map(|entry| entry.moment).collect();
         assert_eq!(moments, run.moments, "{run:?}");
         assert!(entries.is_sorted_by(|a, b| a.seq < b.seq));
         let last = moments.iter().filter(|moment| moment.is_last()).count();
@@ -171,7 +171,7 @@ async fn every_history_is_one_that_the_rules_allow() {
                         failures: 0,
                         cancel_requested: false,
                         claim: None,
-                        moments: vec![Moment::Created],
+                        moments: vec![TimelineEntryKind::Created],
                     });
                 }
                 2 | 3 => {
@@ -197,7 +197,9 @@ async fn every_history_is_one_that_the_rules_allow() {
         let due: usize = known
             .iter()
             .flat_map(|run| &run.moments)
-            .filter(|m| m.is_last() || matches!(m, Moment::Created | Moment::Claimed))
+            .filter(|m| {
+                m.is_last() || matches!(m, TimelineEntryKind::Created | TimelineEntryKind::Claimed)
+            })
             .count();
         assert_eq!(told, due.min(200));
     }

@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use domain::{
     Problem, Timestamp,
     id::{AccountId, Id as _, TokenId, TrainId},
-    lending::Outcome,
+    lending::UseOutcome,
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _, QueryFilter as _,
@@ -45,7 +45,7 @@ pub struct Report {
     /// The account that it used.
     pub account: AccountId,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: UseOutcome,
     /// The model that it is about, if not the account as a whole.
     pub model: Option<String>,
     /// How long the upstream asked to wait.
@@ -61,7 +61,7 @@ struct Rest<'a> {
     publisher: Uuid,
     account: Uuid,
     model: &'a str,
-    outcome: Outcome,
+    outcome: UseOutcome,
     length: Duration,
     reporter: TokenId,
     /// Whether a token that was refused is to be refreshed.
@@ -254,7 +254,7 @@ impl Store {
         if rests.is_some_and(|one| one.until + SLACK_MS >= now.plus(length).ms()) {
             return Ok(());
         }
-        let refused = rests.is_some_and(|one| one.reason == Outcome::Unauthorized);
+        let refused = rests.is_some_and(|one| one.reason == UseOutcome::Unauthorized);
         let rest = Rest {
             publisher,
             account,
@@ -262,7 +262,7 @@ impl Store {
             outcome: report.outcome,
             length,
             reporter,
-            refresh: report.outcome == Outcome::Unauthorized && !refused,
+            refresh: report.outcome == UseOutcome::Unauthorized && !refused,
         };
         let rest = &rest;
         let written = self
