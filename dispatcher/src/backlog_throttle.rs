@@ -1,35 +1,36 @@
-//! What is late yields to what is on time.
+//! Limits the rate of late deliveries while other deliveries are on time.
 //!
-//! A backlog drains as fast as the machine can, and nothing that is on time waits behind it for a
-//! turn; but it takes the processors, the disk and the database from everybody. So while others
-//! are on time, what is late goes at a pace: faster for as long as the dispatcher's loop wakes up
-//! when it means to, slower when it does not, since then the processors are taken. Alone it goes
-//! unhindered, and nothing of that is counted against it later.
+//! Deliveries on time never wait behind a backlog, but sending a backlog takes processors, disk and
+//! database from everything else. So while other deliveries are on time, late ones have a rate. The
+//! rate rises as long as the dispatcher's loop wakes up when it planned to, and falls when the loop
+//! wakes up too late, because then the processors are busy. Without deliveries on time there is no
+//! limit, and what is sent then does not count against the rate later.
 
 use std::time::{Duration, Instant};
 
 use domain::Timestamp;
 
-/// What has been due for longer is late.
+/// A delivery that has been due for longer than this is late.
 const LATE: Duration = Duration::from_secs(2);
-/// Nothing on time for so long, and what is late is alone; and the other way round.
+/// How long after the last delivery on time, or the last late one, the other kind counts as alone.
 const ALONE_AFTER: Duration = Duration::from_millis(200);
-/// How soon the loop wants to be woken, to see when it is.
+/// How long after it is planned the loop's next wake-up is measured.
 const MEASURE_AFTER: Duration = Duration::from_millis(5);
-/// A loop that wakes up later than this finds the processors taken. Timers count milliseconds.
+/// A wake-up that comes later than planned by more than this shows that the processors are busy.
+/// Timers count in milliseconds.
 const DELAY_MAX: Duration = Duration::from_millis(2);
-/// Late deliveries a second: the least, whatever strains the machine, the first, and the most.
+/// Late deliveries a second: the lowest rate, however busy the machine is; the first; the highest.
 const RATE_MIN: f64 = 300.0;
 const RATE_FIRST: f64 = 600.0;
 const RATE_MAX: f64 = 10_000.0;
-/// What one timely look adds, deliveries a second.
+/// What one timely wake-up adds to the rate, deliveries a second.
 const INCREASE: f64 = 4.0;
-/// What one late look leaves.
+/// What one late wake-up multiplies the rate by.
 const DECREASE_FACTOR: f64 = 0.75;
-/// How many may go out at once.
+/// How many late deliveries may be sent at once.
 const BURST: f64 = 4.0;
 
-/// Whether a delivery that is due since then is late.
+/// Whether a delivery that has been due since `due` is late.
 pub(crate) fn is_late(due: Timestamp, wall: Timestamp) -> bool {
     wall.since(due) > LATE
 }
@@ -38,18 +39,18 @@ fn is_past(at: Instant, now: Instant) -> bool {
     now.saturating_duration_since(at) > ALONE_AFTER
 }
 
-/// The pace of what is late.
+/// The rate of late deliveries, and when the next may be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BacklogThrottle {
     per_second: f64,
-    /// What may go out; never less than nothing, so that no debt remains.
+    /// How many may be sent now; never negative, so that what is sent alone leaves no debt.
     tokens: f64,
     filled: Instant,
-    /// When something on time last went out.
+    /// When a delivery on time was last sent.
     on_time: Option<Instant>,
-    /// When something late last went out.
+    /// When a late delivery was last sent.
     late: Option<Instant>,
-    /// When the loop wants to be woken, to see when it is.
+    /// When the loop is planned to wake up for the next measurement.
     measure_at: Option<Instant>,
 }
 
@@ -65,17 +66,17 @@ impl BacklogThrottle {
         }
     }
 
-    /// Whether nothing was on time in the last moments.
+    /// Whether no delivery on time was sent within the last [`ALONE_AFTER`].
     fn alone(&self, now: Instant) -> bool {
         self.on_time.is_none_or(|at| is_past(at, now))
     }
 
-    /// Something on time goes out.
+    /// A delivery on time is sent.
     pub(crate) fn on_time_sent(&mut self, now: Instant) {
         self.on_time = Some(now);
     }
 
-    /// Something late goes out.
+    /// A late delivery is sent.
     pub(crate) fn late_sent(&mut self, now: Instant) {
         if !self.alone(now) {
             self.fill(now);
@@ -90,10 +91,10 @@ impl BacklogThrottle {
         self.filled = self.filled.max(now);
     }
 
-    /// Whether something late may go out, or when.
+    /// Whether a late delivery may be sent now; else when.
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         self.fill(now);
-        // What rounding takes must not cost another turn.
+        // A rounding error must not cost another turn.
         if self.alone(now) || self.tokens >= 1.0 - 1e-6 {
             return Ok(());
         }
@@ -101,15 +102,15 @@ impl BacklogThrottle {
         Err(now + wait.max(Duration::from_millis(1)))
     }
 
-    /// Whether something late has waited for so long that it goes first: what is on time may fill
-    /// all places for ever.
+    /// Whether a late delivery has waited for so long that it goes first. Without this, deliveries
+    /// on time could take every place for ever.
     pub(crate) fn is_late_owed(&self, now: Instant) -> bool {
         let waited = |at| now.saturating_duration_since(at).as_secs_f64() * RATE_MIN > 1.0;
         !self.alone(now) && self.late.is_none_or(waited)
     }
 
-    /// When the loop is to be woken, `waits` saying whether something late does. What has just gone
-    /// out, and is only held up by places, counts too.
+    /// When the loop is to wake up for a measurement, if at all. `waits` says whether a late
+    /// delivery waits. A backlog that has just sent and lacks only a free slot counts, too.
     pub(crate) fn next_measurement(&mut self, waits: bool, now: Instant) -> Option<Instant> {
         let some = waits || self.late.is_some_and(|at| !is_past(at, now));
         if !some || self.alone(now) {
@@ -120,7 +121,7 @@ impl BacklogThrottle {
         self.measure_at
     }
 
-    /// The loop is awake: how late tells how taken the processors are.
+    /// The loop woke up. How late it woke up shows how busy the processors are.
     pub(crate) fn woke(&mut self, now: Instant) {
         let Some(meant) = self.measure_at.filter(|meant| *meant <= now) else {
             return;

@@ -1,9 +1,10 @@
-//! Who goes next: publishers take turns, and within a publisher its endpoints do.
+//! Decides which delivery is sent next. Publishers take turns, and within a publisher its endpoints
+//! do.
 //!
-//! What is under way is bounded in all, for each publisher and for each endpoint. A request that
-//! has lasted for long leaves the common places for others, up to a bound of their own, so that
-//! receivers which hang can't take them all. What is late yields to what is on time. Nothing here
-//! waits or asks the store.
+//! The requests under way are limited in all, for each publisher and for each endpoint. A request
+//! that has lasted for longer than [`SLOW`] counts against a limit of its own, so that receivers
+//! which hang can't use up everything. Late deliveries have a lower priority. Nothing here waits or
+//! asks the store.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -26,29 +27,29 @@ use round_robin::{Priority, RoundRobin};
 
 mod round_robin;
 
-/// Outcomes that wait to be recorded; more stop the starts.
+/// With this many outcomes waiting to be recorded, no request is started.
 const UNRECORDED_MAX: usize = 4096;
-/// Loaded deliveries beyond which only endpoints with nothing loaded get more.
+/// With this many deliveries loaded, only endpoints with none loaded get more.
 const QUEUED_MAX: usize = 8192;
-/// The same in bytes of their bodies.
+/// The same limit in bytes of their bodies.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Bounds on what is under way.
+/// Limits on the requests under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Requests that are quick so far.
+    /// Requests that are not slow so far.
     pub(crate) quick: usize,
-    /// Requests that were slow from their start, since their endpoint is.
+    /// With this many slow requests, slow endpoints start no other.
     pub(crate) slow: usize,
-    /// All.
+    /// All requests.
     pub(crate) all: usize,
-    /// Those of one publisher.
+    /// Requests of one publisher.
     pub(crate) publisher: usize,
-    /// Those to one endpoint, unless it has its own limit.
+    /// Requests to one endpoint, unless it has its own limit.
     pub(crate) endpoint: usize,
 }
 
-/// A delivery that is to go out now.
+/// A delivery that is to be sent now.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) flight: u64,
@@ -68,17 +69,17 @@ struct Flight {
     probe: bool,
 }
 
-/// What to load of an endpoint.
+/// What to load for an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) key: EndpointKey,
     pub(crate) limit: usize,
-    /// Whether in order, where the target was read just now; else it is to be read with it.
+    /// Whether the endpoint is ordered; `None` if the target has to be read, too.
     pub(crate) ordered: Option<bool>,
     pub(crate) known: HashSet<DeliveryId>,
 }
 
-/// Figures of the moment.
+/// The numbers that the metrics show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Figures {
     pub(crate) in_flight: usize,
@@ -89,19 +90,19 @@ pub(crate) struct Figures {
     pub(crate) probing: usize,
 }
 
-/// See the module.
+/// The endpoints that this process holds, and the requests under way.
 #[derive(Debug)]
 pub(crate) struct Board {
     limits: Limits,
     endpoints: HashMap<EndpointKey, Endpoint>,
     round_robin: RoundRobin,
     backlog: BacklogThrottle,
-    /// When the next that is late may go out, where that is all that it waits for.
+    /// When the next late delivery may be sent, if it waits for its rate alone.
     held_back: Option<Instant>,
     to_load: VecDeque<EndpointKey>,
     wakes: BTreeSet<(Instant, EndpointKey)>,
     stale: BTreeSet<EndpointKey>,
-    /// Slow endpoints that wait for a place among the slow.
+    /// Slow endpoints that wait for the limit on slow requests.
     crowded: BTreeSet<EndpointKey>,
     flights: HashMap<u64, Flight>,
     last_flight: u64,
@@ -137,12 +138,12 @@ impl Board {
         found.is_some_and(|endpoint| endpoint.fence.is_some())
     }
 
-    /// Requests under way, and outcomes that are not recorded yet.
+    /// The number of requests under way and of outcomes that are not recorded yet.
     pub(crate) fn awaited(&self) -> usize {
         self.flights.len() + self.unrecorded
     }
 
-    /// Changes an endpoint, keeps count of what is queued, and lets it go on.
+    /// Changes an endpoint, updates the totals, and queues it if it has work.
     fn with<T>(&mut self, key: EndpointKey, change: impl FnOnce(&mut Endpoint) -> T) -> Option<T> {
         let endpoint = self.endpoints.get_mut(&key)?;
         let before = endpoint.weight();
@@ -190,7 +191,7 @@ impl Board {
         }
     }
 
-    /// A lease is taken.
+    /// Adds an endpoint whose lease was taken.
     pub(crate) fn hold(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.endpoints
             .entry(lease.key)
@@ -198,12 +199,12 @@ impl Board {
         self.with(lease.key, |endpoint| endpoint.held(lease, now, wall));
     }
 
-    /// A lease is lost.
+    /// Drops an endpoint whose lease is lost.
     fn lose(&mut self, key: EndpointKey) {
         self.with(key, Endpoint::lose);
     }
 
-    /// The lease of this number is lost, if it is the present one; answers whether it was.
+    /// The same, if the lost lease is the present one; returns whether it was.
     pub(crate) fn lose_numbered(&mut self, key: EndpointKey, fence: i64) -> bool {
         let found = self.endpoints.get(&key);
         let present = found.is_some_and(|endpoint| endpoint.fence == Some(fence));
@@ -213,7 +214,7 @@ impl Board {
         present
     }
 
-    /// All leases are lost; answers which.
+    /// Drops all endpoints; returns their keys.
     pub(crate) fn lose_all(&mut self) -> Vec<EndpointKey> {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let held: Vec<EndpointKey> = held.map(|one| one.key).collect();
@@ -223,18 +224,18 @@ impl Board {
         held
     }
 
-    /// There may be more of an endpoint than is loaded.
+    /// Tells an endpoint that it may have due deliveries that are not loaded.
     pub(crate) fn notify(&mut self, key: EndpointKey) {
         self.with(key, Endpoint::notify);
     }
 
-    /// An endpoint's deliveries go out whatever its receiver did before.
+    /// Sends an endpoint's deliveries again, whatever its receiver did before.
     pub(crate) fn resume(&mut self, key: EndpointKey, now: Instant) {
         self.with(key, |endpoint| endpoint.resume(now));
     }
 
-    /// What to load next, of at most so many endpoints; a target that was read within `fresh`
-    /// need not be read again.
+    /// What to load next, for at most `most` endpoints. A target that was read within `fresh` need
+    /// not be read again.
     pub(crate) fn loads(&mut self, most: usize, now: Instant, fresh: Duration) -> Vec<Load> {
         let short = self.short();
         let mut loads = Vec::new();
@@ -259,7 +260,7 @@ impl Board {
         loads
     }
 
-    /// A page of an endpoint has come.
+    /// Takes a page of an endpoint's deliveries; `more` says that the store has more due ones.
     pub(crate) fn loaded(
         &mut self,
         key: EndpointKey,
@@ -270,8 +271,8 @@ impl Board {
         self.with(key, |endpoint| endpoint.loaded(due, more, now));
     }
 
-    /// Takes a delivery that a commit hands over. Answers `false` for one that has to be looked
-    /// for in the store.
+    /// Takes a delivery that a commit of this process hands over. Returns `false` if it has to be
+    /// loaded from the store instead.
     pub(crate) fn hand_over(&mut self, handed: HandedOver, now: Instant) -> bool {
         let HandedOver { key, due, since } = handed;
         if self.short() {
@@ -285,7 +286,8 @@ impl Board {
         self.with(key, Endpoint::load_failed);
     }
 
-    /// An endpoint was read, beginning at `read_at`; nothing if it may not be sent to.
+    /// Takes the target of an endpoint, whose reading began at `read_at`. `None` means that nothing
+    /// may be sent to the endpoint.
     pub(crate) fn set_target(
         &mut self,
         key: EndpointKey,
@@ -299,13 +301,14 @@ impl Board {
         });
     }
 
-    /// An endpoint's receiver says that it is gone: nothing goes out before it was read again.
+    /// Sends nothing to an endpoint before its target is read again: its receiver answered that it
+    /// is gone.
     pub(crate) fn forget_target(&mut self, key: EndpointKey) {
         self.with(key, Endpoint::forget_target);
     }
 
-    /// Endpoints or secrets of these publishers have changed: nothing goes out by what was read
-    /// of them before `now`.
+    /// Invalidates all targets of these publishers that were read before `now`: their endpoints or
+    /// secrets have changed.
     pub(crate) fn invalidate_targets(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let of_them = held.filter(|one| publishers.contains(&one.key.publisher));
@@ -315,7 +318,7 @@ impl Board {
         }
     }
 
-    /// When deliveries are due has changed: all that is queued is read again.
+    /// Loads all queued deliveries again: the times at which they are due have changed.
     pub(crate) fn read_anew(&mut self) {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let held: Vec<EndpointKey> = held.map(|one| one.key).collect();
@@ -324,7 +327,7 @@ impl Board {
         }
     }
 
-    /// Endpoints whose targets are older than `fresh` and are needed.
+    /// The endpoints with something to send whose targets are older than `fresh`.
     pub(crate) fn stale(&mut self, now: Instant, fresh: Duration) -> Vec<EndpointKey> {
         self.stale.clear();
         let needed = self.endpoints.values();
@@ -334,7 +337,7 @@ impl Board {
             .collect()
     }
 
-    /// Whether something can't go out before its target was read again.
+    /// Whether a delivery waits for its target to be read again.
     pub(crate) fn has_stale(&self) -> bool {
         !self.stale.is_empty()
     }
@@ -346,8 +349,8 @@ impl Board {
             && self.unrecorded < UNRECORDED_MAX
     }
 
-    /// The next delivery to go out, if one may: what is on time first, unless what is late has
-    /// waited for long.
+    /// The next delivery to send, if one may be sent. Deliveries on time come first, unless a late
+    /// one has waited for too long.
     pub(crate) fn pick(&mut self, now: Instant, wall: Timestamp) -> Option<Start> {
         self.held_back = None;
         if self.backlog.is_late_owed(now)
@@ -454,7 +457,7 @@ impl Board {
         })
     }
 
-    /// Lets those who waited for a moment go on, once it has come.
+    /// Queues the endpoints whose time to go on has come.
     pub(crate) fn wake(&mut self, now: Instant) {
         while let Some((at, key)) = self.wakes.first().copied()
             && at <= now
@@ -464,24 +467,24 @@ impl Board {
         }
     }
 
-    /// When somebody may go on.
+    /// When the next endpoint may go on.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let wakes = self.wakes.first().map(|(at, _)| *at);
         wakes.into_iter().chain(self.held_back).min()
     }
 
-    /// When the loop is to be woken only to see when it is.
+    /// When the loop is to wake up to measure its own delay.
     pub(crate) fn next_measurement(&mut self, now: Instant) -> Option<Instant> {
         let waits = self.round_robin.len(Priority::Late) > 0;
         self.backlog.next_measurement(waits, now)
     }
 
-    /// The loop is awake.
+    /// The loop woke up.
     pub(crate) fn woke(&mut self, now: Instant) {
         self.backlog.woke(now);
     }
 
-    /// Requests that have lasted for long leave the common places.
+    /// Counts requests that have lasted for [`SLOW`] as slow from now on.
     pub(crate) fn age(&mut self, now: Instant) {
         for flight in self.flights.values_mut() {
             if !flight.slow && now.saturating_duration_since(flight.began) >= SLOW {
@@ -494,7 +497,7 @@ impl Board {
         }
     }
 
-    /// A request has ended, well or not; its outcome is to be recorded. Answers whose it was.
+    /// Takes the end of a request, whose outcome is recorded next. Returns endpoint and delivery.
     pub(crate) fn ended(
         &mut self,
         flight: u64,
@@ -517,7 +520,7 @@ impl Board {
         Some((key, id))
     }
 
-    /// A request was not made after all: its delivery waits in the store as before.
+    /// Takes back a request that was not made: its delivery waits in the store as before.
     pub(crate) fn unsent(&mut self, flight: u64, now: Instant) {
         let Some(Flight { key, id, probe, .. }) = self.land(flight) else {
             return;
@@ -526,7 +529,7 @@ impl Board {
         self.make_room(key.publisher);
     }
 
-    /// The same since this process is short of something of its own; none goes there before `until`.
+    /// The same because this process lacks a resource of its own; the endpoint rests until `until`.
     pub(crate) fn short_of(&mut self, flight: u64, until: Instant, now: Instant) {
         if let Some(flight) = self.flights.get(&flight) {
             let key = flight.key;
@@ -535,7 +538,7 @@ impl Board {
         self.unsent(flight, now);
     }
 
-    /// A request is under way no more.
+    /// Removes a request from those under way.
     fn land(&mut self, flight: u64) -> Option<Flight> {
         let flight = self.flights.remove(&flight)?;
         self.slow -= usize::from(flight.slow);
@@ -543,7 +546,7 @@ impl Board {
         Some(flight)
     }
 
-    /// Lets those go on who waited for a place.
+    /// Queues those that waited for a limit on requests under way.
     fn make_room(&mut self, publisher: PublisherId) {
         self.round_robin.rejoin(publisher);
         if self.slow < self.limits.slow {
@@ -553,7 +556,8 @@ impl Board {
         }
     }
 
-    /// An outcome is dealt with. `again` says that the delivery may still be waiting in the store.
+    /// An outcome is recorded, or never will be. `again` says that the delivery may still wait in
+    /// the store.
     pub(crate) fn settled(&mut self, key: EndpointKey, id: DeliveryId, retried: bool, again: bool) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.with(key, |endpoint| {
@@ -564,7 +568,7 @@ impl Board {
         });
     }
 
-    /// Takes endpoints without work off the board, at most so many; answers what to give back.
+    /// Removes endpoints without work, at most `most`; returns the leases to give back.
     pub(crate) fn idle(&mut self, now: Instant, wall: Timestamp, most: usize) -> Vec<Lease> {
         let idle = self.endpoints.values_mut();
         let leases: Vec<Lease> = idle
@@ -578,7 +582,7 @@ impl Board {
         leases
     }
 
-    /// Takes everything off the board.
+    /// Removes all endpoints; returns the leases to give back.
     pub(crate) fn all_leases(&mut self, now: Instant, wall: Timestamp) -> Vec<Lease> {
         let leases = self.endpoints.values_mut();
         let leases: Vec<Lease> = leases.filter_map(|one| one.lease(now, wall)).collect();

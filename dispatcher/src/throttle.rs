@@ -1,4 +1,4 @@
-//! How fast a receiver wants to be sent to, learned from its refusals.
+//! The rate at which a receiver takes deliveries, learned from its refusals.
 //!
 //! A receiver that answers 429 or 503 with `Retry-After` (RFC 6585 §4, RFC 9110 §10.2.3) says how
 //! long to wait, but not how many deliveries it takes after that. So the endpoint pauses, and then
@@ -9,44 +9,44 @@ use std::time::{Duration, Instant};
 
 use crate::bucket::Bucket;
 
-/// Successes are counted over this time.
+/// Successes are counted in windows of this length.
 const WINDOW: Duration = Duration::from_secs(1);
-/// The shortest pause, for a receiver that asks for none.
+/// The shortest pause; also that for a receiver which asks for none.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause that a receiver can ask for.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_hours(24);
-/// Pauses in a row, without a success between them, after which each is at least twice as long as
-/// the last, up to [`BACKOFF_MAX`].
+/// After this many pauses in a row without a success, each pause is at least twice as long as the
+/// last, up to [`BACKOFF_MAX`].
 const PAUSES_BEFORE_BACKOFF: u32 = 3;
 /// See [`PAUSES_BEFORE_BACKOFF`].
 const BACKOFF_MAX: Duration = Duration::from_mins(5);
-/// What is kept of the rate that was taken before a refusal.
+/// The new rate after a refusal, as a share of the rate that the receiver took before it.
 const BELOW: f64 = 0.95;
-/// What is kept of the last rate at least, when the refusal comes before a whole window was counted.
+/// The least new rate, as a share of the last one, if the refusal comes within the first window.
 const EARLY: f64 = 0.7;
-/// Refusals at rates that differ by less than this share meet the same limit.
+/// Two refusals at rates that differ by less than this share come from the same limit.
 const SAME: f64 = 0.3;
-/// The time in which the rate doubles: at first, and at most. It grows each time that the same
+/// The time in which the rate doubles: at first, and at most. It doubles each time that the same
 /// limit is met.
 const SPAN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_mins(5));
-/// The limit is forgotten when the rate has grown to so many times what it was.
+/// The limit is forgotten once the rate has grown to so many times its base.
 const FORGOTTEN: f64 = 64.0;
 
-/// The rate after a refusal.
+/// The rate that is kept after a refusal.
 #[derive(Clone, Copy, Debug)]
 struct LearnedRate {
     /// Deliveries a second at the end of the pause.
     base: f64,
-    /// The time in which that doubles.
+    /// The time in which the rate doubles.
     span: Duration,
     bucket: Bucket,
 }
 
-/// What is known of an endpoint's receiver.
+/// The pause and the rate of an endpoint's receiver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Throttle {
     window_began: Instant,
-    /// Successes in this window, and in the one before.
+    /// Successes in this window, and in the one before it.
     taken: (u32, u32),
     /// Pauses in a row without a success between them.
     pauses: u32,
@@ -65,7 +65,7 @@ impl Throttle {
         }
     }
 
-    /// Goes on with a pause that the endpoint's last holder left.
+    /// Continues a pause that the endpoint's last holder left.
     pub(crate) fn paused_for(&mut self, pause: Duration, now: Instant) {
         self.paused_until = Some(now + pause.min(PAUSE_MAX));
     }
@@ -81,7 +81,7 @@ impl Throttle {
         Some(until.saturating_duration_since(now))
     }
 
-    /// Deliveries a second at most; nothing while no limit is known.
+    /// The rate, deliveries a second; `None` while no limit is known.
     pub(crate) fn per_second(&self) -> Option<f64> {
         self.learned.map(|rate| rate.bucket.per_second())
     }
@@ -108,7 +108,7 @@ impl Throttle {
     pub(crate) fn refused(&mut self, asked: Duration, now: Instant) {
         let asked = asked.clamp(PAUSE_MIN, PAUSE_MAX);
         if self.pause(now).is_some() {
-            // It was under way when the pause began, and says nothing of another rate.
+            // The delivery was under way when the pause began, and says nothing about the rate.
             self.paused_until = self.paused_until.max(Some(now + asked));
             return;
         }
@@ -129,14 +129,14 @@ impl Throttle {
             .learned
             .filter(|rate| (rate.base - base).abs() < SAME * rate.base);
         let span = same.map_or(SPAN.0, |rate| (rate.span * 2).min(SPAN.1));
-        // With one in it: a full one would let the first second exceed the rate.
+        // With one token: with a full bucket the first second would exceed the rate.
         let bucket = Bucket::new(base, Some((1.0, Duration::ZERO)), resumes);
         self.learned = Some(LearnedRate { base, span, bucket });
         self.paused_until = Some(resumes);
         (self.window_began, self.taken) = (resumes, (0, 0));
     }
 
-    /// Whether a delivery may go out, or when. Takes nothing.
+    /// Whether a delivery may be sent now; else when. Takes no token.
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         if let Some(until) = self.paused_until.filter(|until| *until > now) {
             return Err(until);
@@ -154,7 +154,7 @@ impl Throttle {
         rate.bucket.ready(now)
     }
 
-    /// One goes out.
+    /// Takes a token: a delivery is sent.
     pub(crate) fn take(&mut self) {
         if let Some(rate) = &mut self.learned {
             rate.bucket.take();

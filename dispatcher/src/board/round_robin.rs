@@ -6,8 +6,8 @@ use std::collections::{HashMap, VecDeque};
 use domain::id::PublisherId;
 use persistence::EndpointKey;
 
-/// Which of the two queues. A delivery is late if [`is_late`](crate::backlog_throttle::is_late) says
-/// so.
+/// Which of the two queues. A delivery is late if [`is_late`](crate::backlog_throttle::is_late)
+/// says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     OnTime,

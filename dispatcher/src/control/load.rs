@@ -1,4 +1,4 @@
-//! What is read of endpoints that have something to send.
+//! Reads the targets and due deliveries of endpoints that have something to send.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use persistence::{Ask, DuePage, EndpointKey, Store, StoreError};
 
 use crate::{board::Load, note::LoadResult};
 
-/// Targets and pages of some endpoints.
+/// Reads the targets that are not known yet, and a page of due deliveries for each endpoint.
 pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, StoreError> {
     let system = store.system();
     let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
@@ -27,7 +27,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, S
         .collect();
     let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
     let mut pages = system.load_due(&asks).await?;
-    // Those that may not be sent to have nothing to load.
+    // An endpoint to which nothing may be sent gets an empty page.
     pages.extend(
         all.iter()
             .filter(|key| !asked.contains(key))
