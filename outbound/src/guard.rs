@@ -1,4 +1,4 @@
-//! Where requests may go: the one judge for storing a URL, testing it and delivering to it.
+//! The rules for destinations. The same rules hold when a URL is stored, tested and called.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,28 +7,28 @@ use url::{Host, Url};
 
 use crate::registry::{AddressClass, classify};
 
-/// The longest URL taken, in bytes, unless configured otherwise.
+/// The longest URL that is accepted, in bytes, unless configured otherwise.
 pub const URL_LEN_MAX_DEFAULT: usize = 2048;
 
 /// The operator's rules for destinations.
 ///
-/// The allow-list overrules the refusal of an address, never the rule about the scheme. It is
-/// matched against the address as it stands: `127.0.0.0/8` lets `127.0.0.1` through but not
-/// `::ffff:127.0.0.1`; whoever wants an embedding form names it (`::ffff:127.0.0.0/104`).
+/// The allow-list overrules the refusal of an address, but not the rule about the scheme. It is
+/// compared with the address as written: `127.0.0.0/8` allows `127.0.0.1` but not
+/// `::ffff:127.0.0.1`. To allow such an IPv6 form, list it as well (`::ffff:127.0.0.0/104`).
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Whether plain `http` is taken beside `https`.
+    /// Whether `http` is allowed besides `https`.
     pub allow_http: bool,
-    /// Networks that may be reached although they are special. For tests and private networks.
+    /// Networks that may be called although they are not public. For tests and private networks.
     pub allowed: Vec<IpNet>,
-    /// The longest URL in bytes, both as given and as normalised.
+    /// The longest URL in bytes, both as given and after normalisation.
     pub max_url_len: usize,
-    /// The only ports taken; empty means any port but 0.
+    /// The only ports that are allowed; if empty, every port but 0.
     pub allowed_ports: Vec<u16>,
 }
 
 impl Default for Policy {
-    /// The strict policy: https to public addresses, any port.
+    /// The strict policy: `https` to public addresses, on any port.
     fn default() -> Self {
         Self {
             allow_http: false,
@@ -39,7 +39,7 @@ impl Default for Policy {
     }
 }
 
-/// A URL that passed the static check, in its normalised form. The form to store and to show.
+/// A URL that passed [`Policy::check_url`], in the normalised form that is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     url: Url,
@@ -63,7 +63,8 @@ impl Destination {
     }
 }
 
-/// Why a destination is refused. Closed; [`Refusal::code`] is part of the contract.
+/// Why a destination is refused. The list is closed; [`DestinationRefusal::code`] is part of the
+/// contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DestinationRefusal {
     /// The URL is longer than the limit, as given or after normalisation.
@@ -72,22 +73,22 @@ pub enum DestinationRefusal {
         /// The limit in bytes.
         max: usize,
     },
-    /// Not a URL, or one with white space or control characters.
+    /// The text is no URL, or has white space or control characters.
     #[error("the URL can't be parsed")]
     UrlInvalid,
-    /// Neither https nor, where allowed, http.
+    /// The scheme is neither `https` nor, where it is allowed, `http`.
     #[error("the URL's scheme is not allowed: use https")]
     SchemeRefused,
-    /// A user name or password before the host.
+    /// The URL has a user name or password before the host.
     #[error("the URL must not contain a user name or password")]
     CredentialsInUrl,
-    /// A `#…` part, which no server would ever see.
+    /// The URL has a fragment (`#…`), which is never sent to a server.
     #[error("the URL must not contain a fragment (#)")]
     FragmentInUrl,
-    /// No host.
+    /// The URL has no host.
     #[error("the URL has no host")]
     HostMissing,
-    /// Port 0, or a port that the operator does not allow.
+    /// The port is 0, or one that the operator does not allow.
     #[error("the URL's port is not allowed")]
     PortRefused,
     /// The host is, or resolves to, an address that is not public.
@@ -113,8 +114,8 @@ impl DestinationRefusal {
 }
 
 impl Policy {
-    /// Anywhere, by http or https: for a URL that the one who runs the program typed himself. Never
-    /// for one that a tenant chose.
+    /// A policy that allows every address, by `http` or `https`. For URLs that the person who runs
+    /// the program typed; never for a URL that a tenant chose.
     #[must_use]
     pub fn anywhere() -> Self {
         let every = [
@@ -128,11 +129,12 @@ impl Policy {
         }
     }
 
-    /// Judges a URL without touching the network, and returns its normalised form.
+    /// Checks a URL without using the network, and returns its normalised form.
     ///
-    /// A host that is an IP address is judged at once, in any spelling that the URL standard turns
-    /// into one (decimal, octal, hexadecimal, shortened, full-width, mapped IPv6). `localhost` and
-    /// names below it count as loopback (RFC 6761 §6.3). Any other name is judged when it resolves.
+    /// A host that is an IP address is checked at once, in every spelling that the URL standard
+    /// accepts (decimal, octal, hexadecimal, shortened, full-width, mapped IPv6). `localhost` and
+    /// names below it count as loopback (RFC 6761 §6.3). The addresses of any other name are
+    /// checked when a connection is made.
     ///
     /// # Errors
     /// The first rule that the URL breaks.
@@ -141,7 +143,7 @@ impl Policy {
         if text.len() > max {
             return Err(DestinationRefusal::UrlTooLong { max });
         }
-        // The parser would drop these in silence, so that what is seen is not what is called.
+        // The parser would drop these silently, and call another URL than the one that is shown.
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(DestinationRefusal::UrlInvalid);
         }
@@ -190,7 +192,7 @@ impl Policy {
         }
     }
 
-    /// Judges one address, as found in a URL or in a name's answer.
+    /// Checks one address, from a URL or from the answer of a name server.
     ///
     /// # Errors [`DestinationRefusal::AddressRefused`] if the address is not public and not on the
     /// allow-list.
@@ -221,8 +223,8 @@ fn check_authority(text: &str) -> Result<(), DestinationRefusal> {
     Ok(())
 }
 
-/// Whether this can be a host's name (RFC 1123 §2.1): labels of letters, digits and hyphens within.
-/// Underscores are taken, as private networks have them.
+/// Whether the text can be a host name (RFC 1123 §2.1): labels of letters and digits, with hyphens
+/// inside. Underscores are accepted, because private networks use them.
 fn is_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_label = |label: &str| {
