@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::vault::Vault;
 
 /// Where a server listens now; a restarted one listens elsewhere.
-pub(crate) type Place = Arc<RwLock<String>>;
+pub(crate) type BaseUrl = Arc<RwLock<String>>;
 
 /// For a server that has stopped or stands still.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,15 +51,15 @@ fn builder() -> reqwest::ClientBuilder {
 /// Somebody who sends requests: nobody in particular, or the holder of a token.
 #[derive(Clone)]
 pub struct User {
-    place: Place,
+    base_url: BaseUrl,
     token: Option<String>,
     vault: Arc<Vault>,
 }
 
 impl User {
-    pub(crate) fn new(place: Place, token: Option<String>, vault: Arc<Vault>) -> Self {
+    pub(crate) fn new(base_url: BaseUrl, token: Option<String>, vault: Arc<Vault>) -> Self {
         Self {
-            place,
+            base_url,
             token,
             vault,
         }
@@ -252,7 +252,7 @@ impl Call {
     }
 
     fn request(&self) -> reqwest::RequestBuilder {
-        let url = format!("{}{}", self.user.place.read().unwrap(), self.path);
+        let url = format!("{}{}", self.user.base_url.read().unwrap(), self.path);
         let request = HTTP.request(self.method.clone(), url);
         let request = request.headers(self.headers.clone());
         match &self.body {

@@ -33,7 +33,7 @@ pub use publisher::{Publisher, claim_of, new_account};
 pub use server::{Refused, Server, Site};
 pub use store::{Database, OwnCluster, Store};
 pub use tally::{Arrival, Tally};
-pub use token_endpoint::{Asked, Mood, TokenEndpoint};
+pub use token_endpoint::{AnswerMode, Asked, TokenEndpoint};
 pub use vault::Vault;
 pub use world::{World, leave_out, run, skip};
 

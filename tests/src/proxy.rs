@@ -21,7 +21,7 @@ use url::Url;
 
 /// What happens to bytes on their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
+enum Forwarding {
     Passes,
     /// They wait until the path is another.
     Stalls,
@@ -41,7 +41,7 @@ pub struct Proxy {
     target: String,
     accepting: Option<JoinHandle<()>>,
     open: Arc<Mutex<Vec<Open>>>,
-    path: watch::Sender<Path>,
+    forwarding: watch::Sender<Forwarding>,
 }
 
 impl Proxy {
@@ -54,7 +54,7 @@ impl Proxy {
             target,
             accepting: None,
             open: Arc::default(),
-            path: watch::channel(Path::Passes).0,
+            forwarding: watch::channel(Forwarding::Passes).0,
         };
         proxy.mend().await;
         proxy
@@ -94,17 +94,17 @@ impl Proxy {
     /// Swallows all bytes from now on, of new connections too.
     pub fn swallow(&self) {
         let _ = self.silence();
-        self.path.send_replace(Path::Swallows);
+        self.forwarding.send_replace(Forwarding::Swallows);
     }
 
     /// Holds all bytes back.
     pub fn stall(&self) {
-        self.path.send_replace(Path::Stalls);
+        self.forwarding.send_replace(Forwarding::Stalls);
     }
 
     /// Passes bytes again, those first that were held back.
     pub fn pass(&self) {
-        self.path.send_replace(Path::Passes);
+        self.forwarding.send_replace(Forwarding::Passes);
     }
 
     /// Takes connections again, on the same port.
@@ -112,11 +112,16 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         self.port = listener.local_addr().unwrap().port();
         let (target, open) = (self.target.clone(), Arc::clone(&self.open));
-        let path = self.path.clone();
+        let forwarding = self.forwarding.clone();
         self.accepting = Some(tokio::spawn(async move {
             while let Ok((inner, _)) = listener.accept().await {
                 let deaf = Arc::new(AtomicBool::new(false));
-                let passing = pass(inner, target.clone(), path.subscribe(), Arc::clone(&deaf));
+                let passing = pass(
+                    inner,
+                    target.clone(),
+                    forwarding.subscribe(),
+                    Arc::clone(&deaf),
+                );
                 let task = tokio::spawn(passing).abort_handle();
                 open.lock().unwrap().push(Open { task, deaf });
             }
@@ -127,7 +132,7 @@ impl Proxy {
 async fn pass(
     inner: TcpStream,
     target: String,
-    path: watch::Receiver<Path>,
+    forwarding: watch::Receiver<Forwarding>,
     deaf: Arc<AtomicBool>,
 ) {
     let Ok(outer) = TcpStream::connect(target).await else {
@@ -136,22 +141,22 @@ async fn pass(
     let (asks, hears) = inner.into_split();
     let (answers, is_asked) = outer.into_split();
     tokio::join!(
-        one_way(asks, is_asked, path.clone(), &deaf),
-        one_way(answers, hears, path, &deaf),
+        one_way(asks, is_asked, forwarding.clone(), &deaf),
+        one_way(answers, hears, forwarding, &deaf),
     );
 }
 
 async fn one_way(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut path: watch::Receiver<Path>,
+    mut forwarding: watch::Receiver<Forwarding>,
     deaf: &AtomicBool,
 ) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let count = from.read(&mut bytes).await.unwrap_or(0);
-        let open = path.wait_for(|path| *path != Path::Stalls).await;
-        if open.is_ok_and(|path| *path == Path::Swallows) {
+        let open = forwarding.wait_for(|now| *now != Forwarding::Stalls).await;
+        if open.is_ok_and(|now| *now == Forwarding::Swallows) {
             deaf.store(true, Ordering::SeqCst);
         }
         match (deaf.load(Ordering::SeqCst), count) {

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
-    client::{Place, User},
+    client::{BaseUrl, User},
     publisher::Publisher,
     store::Database,
     tools::{raw, root, word},
@@ -104,7 +104,7 @@ pub struct Site {
     pub(crate) vault: Arc<Vault>,
     /// Only the environment can say these with PostgreSQL.
     given: Vec<(String, String)>,
-    place: Place,
+    base_url: BaseUrl,
     logs: Mutex<Vec<PathBuf>>,
     running: Mutex<Vec<Arc<Process>>>,
     tolerated: Mutex<Vec<String>>,
@@ -148,7 +148,7 @@ impl Site {
             database,
             vault,
             given,
-            place: Arc::new(RwLock::new(String::new())),
+            base_url: Arc::new(RwLock::new(String::new())),
             logs: Mutex::default(),
             running: Mutex::default(),
             tolerated: Mutex::default(),
@@ -182,22 +182,22 @@ impl Site {
 
     /// The same under a wrapper such as `prlimit`.
     pub async fn start_within(self: &Arc<Self>, wrapper: &[&str], env: &[(&str, &str)]) -> Server {
-        let place = Arc::clone(&self.place);
-        let server = self.launch(wrapper, env, place).await;
+        let base_url = Arc::clone(&self.base_url);
+        let server = self.launch(wrapper, env, base_url).await;
         server.unwrap_or_else(|refused| panic!("the server did not start: {refused:?}"))
     }
 
     /// Starts one more server on the same data, for users of its own.
     pub async fn start_beside(self: &Arc<Self>, env: &[(&str, &str)]) -> Server {
-        let place = Arc::new(RwLock::new(String::new()));
-        let server = self.launch(&[], env, place).await;
+        let base_url = Arc::new(RwLock::new(String::new()));
+        let server = self.launch(&[], env, base_url).await;
         server.unwrap_or_else(|refused| panic!("the server did not start: {refused:?}"))
     }
 
     /// Starts a server that must refuse to start.
     pub async fn refused(self: &Arc<Self>, env: &[(&str, &str)]) -> Refused {
-        let place = Arc::new(RwLock::new(String::new()));
-        match self.launch(&[], env, place).await {
+        let base_url = Arc::new(RwLock::new(String::new()));
+        match self.launch(&[], env, base_url).await {
             Ok(server) => panic!("the server started at {}", server.url()),
             Err(refused) => refused,
         }
@@ -207,7 +207,7 @@ impl Site {
         self: &Arc<Self>,
         wrapper: &[&str],
         env: &[(&str, &str)],
-        place: Place,
+        base_url: BaseUrl,
     ) -> Result<Server, Refused> {
         let number = self.logs.lock().unwrap().len() / 2 + 1;
         let out = self.home().join(format!("out-{number}.log"));
@@ -227,7 +227,7 @@ impl Site {
                 return Err(Refused { code, words });
             }
         };
-        url.clone_into(&mut place.write().unwrap());
+        url.clone_into(&mut base_url.write().unwrap());
         let process = Arc::new(Process {
             child: child.into(),
             pid,
@@ -236,7 +236,7 @@ impl Site {
         let server = Server {
             site: Arc::clone(self),
             process,
-            place,
+            base_url,
             log: err,
         };
         if server.site.given.is_empty() {
@@ -473,7 +473,7 @@ impl Process {
 pub struct Server {
     site: Arc<Site>,
     process: Arc<Process>,
-    place: Place,
+    base_url: BaseUrl,
     log: PathBuf,
 }
 
@@ -481,7 +481,7 @@ impl Server {
     /// Where it listens: `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.place.read().unwrap().clone()
+        self.base_url.read().unwrap().clone()
     }
 
     /// Its site.
@@ -499,7 +499,11 @@ impl Server {
     /// Somebody without a token.
     #[must_use]
     pub fn anon(&self) -> User {
-        User::new(Arc::clone(&self.place), None, Arc::clone(&self.site.vault))
+        User::new(
+            Arc::clone(&self.base_url),
+            None,
+            Arc::clone(&self.site.vault),
+        )
     }
 
     /// The holder of a token.

@@ -31,7 +31,7 @@ pub struct Asked {
 
 /// How the endpoint answers.
 #[derive(Clone, Debug)]
-pub enum Mood {
+pub enum AnswerMode {
     /// As it should.
     Granting,
     /// With this status and body.
@@ -56,7 +56,7 @@ pub enum Mood {
 
 struct State {
     asked: Vec<Asked>,
-    mood: Mood,
+    answer_mode: AnswerMode,
     delay: Duration,
     life: Duration,
     rotates: bool,
@@ -87,7 +87,7 @@ impl TokenEndpoint {
         let url = format!("http://{}/token", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State {
             asked: Vec::new(),
-            mood: Mood::Granting,
+            answer_mode: AnswerMode::Granting,
             delay: Duration::ZERO,
             life: Duration::from_hours(1),
             rotates: true,
@@ -163,8 +163,8 @@ impl TokenEndpoint {
     }
 
     /// Answers like this from now on.
-    pub fn mood(&self, mood: Mood) {
-        self.state().mood = mood;
+    pub fn answer_with(&self, answer_mode: AnswerMode) {
+        self.state().answer_mode = answer_mode;
     }
 
     /// Answers after this long from now on.
@@ -238,19 +238,21 @@ struct Receiver {
 impl Receiver {
     /// Status and body.
     fn judge(&self, form: &HashMap<String, String>) -> (u16, String) {
-        let mood = self.state.lock().unwrap().mood.clone();
-        match mood {
-            Mood::Saying(status, body) => (status, body),
-            Mood::SecretInBody(status, body) if !form.contains_key("client_secret") => {
+        let answer_mode = self.state.lock().unwrap().answer_mode.clone();
+        match answer_mode {
+            AnswerMode::Saying(status, body) => (status, body),
+            AnswerMode::SecretInBody(status, body) if !form.contains_key("client_secret") => {
                 (status, body)
             }
-            Mood::SecretInHeader(status, body) if !form.contains_key("client_id") => (status, body),
-            Mood::SecretInHeader(..) => (401, json!({"error": "invalid_client"}).to_string()),
-            Mood::Granting | Mood::SecretInBody(..) => {
+            AnswerMode::SecretInHeader(status, body) if !form.contains_key("client_id") => {
+                (status, body)
+            }
+            AnswerMode::SecretInHeader(..) => (401, json!({"error": "invalid_client"}).to_string()),
+            AnswerMode::Granting | AnswerMode::SecretInBody(..) => {
                 let (status, answer) = self.properly(form);
                 (status, answer.to_string())
             }
-            Mood::Oddly {
+            AnswerMode::Oddly {
                 status,
                 members,
                 before,
@@ -262,7 +264,7 @@ impl Receiver {
                 let status = if granted == 200 { status } else { granted };
                 (status, format!("{before}{answer}"))
             }
-            Mood::Form => {
+            AnswerMode::Form => {
                 let (status, answer) = self.properly(form);
                 let mut form = url::form_urlencoded::Serializer::new(String::new());
                 for (name, value) in answer.as_object().unwrap() {
