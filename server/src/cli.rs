@@ -50,7 +50,7 @@ enum Command {
     /// Check the configuration, the data directory and the keys, and report what was found
     Doctor,
     /// Receive events on this machine as an endpoint would, and forward them to a local URL
-    Listen(listen::Options),
+    Listen(listen::ListenOptions),
     /// Manage upstream accounts through a running server
     #[command(subcommand)]
     Accounts(Accounts),

@@ -64,7 +64,7 @@ pub struct Setting {
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum SettingSource {
     /// The environment.
     Environment,
     /// The configuration file.
@@ -74,7 +74,7 @@ pub enum Source {
 /// A text that was given for a setting.
 struct Given {
     text: Zeroizing<String>,
-    source: Source,
+    source: SettingSource,
 }
 
 /// The texts that were given, by name.
@@ -91,7 +91,7 @@ impl Values {
 
     /// Where a setting's text came from; `None` when it is the default.
     #[must_use]
-    pub fn source(&self, name: &str) -> Option<Source> {
+    pub fn source(&self, name: &str) -> Option<SettingSource> {
         self.0.get(name).map(|given| given.source)
     }
 
@@ -100,7 +100,7 @@ impl Values {
     fn take_environment(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
-        faults: &mut Vec<Fault>,
+        faults: &mut Vec<SettingError>,
     ) {
         for (name, value) in variables {
             let name = name.to_string_lossy();
@@ -108,7 +108,7 @@ impl Values {
                 continue;
             }
             let Some(setting) = find(&name) else {
-                faults.push(Fault::unknown(&name, "the environment"));
+                faults.push(SettingError::unknown(&name, "the environment"));
                 continue;
             };
             match value.into_string() {
@@ -118,21 +118,21 @@ impl Values {
                         setting.name,
                         Given {
                             text,
-                            source: Source::Environment,
+                            source: SettingSource::Environment,
                         },
                     );
                 }
-                Err(_) => faults.push(Fault::new(setting.name, "its value is not UTF-8")),
+                Err(_) => faults.push(SettingError::new(setting.name, "its value is not UTF-8")),
             }
         }
     }
 
-    fn take_file(&mut self, path: &Path, faults: &mut Vec<Fault>) {
+    fn take_file(&mut self, path: &Path, faults: &mut Vec<SettingError>) {
         let shown = path.display();
         let text = match read_bounded(path) {
             Ok(text) => text,
             Err(reason) => {
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "--config",
                     format!("{shown} can't be read: {reason}"),
                 ));
@@ -147,7 +147,7 @@ impl Values {
                     .span()
                     .map_or(1, |at| 1 + text[..at.start].matches('\n').count());
                 let what = error.message();
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "--config",
                     format!("{shown}, line {line}: {what}"),
                 ));
@@ -156,15 +156,15 @@ impl Values {
         };
         for (name, value) in &table {
             let Some(setting) = find(name) else {
-                faults.push(Fault::unknown(name, &format!("{shown}")));
+                faults.push(SettingError::unknown(name, &format!("{shown}")));
                 continue;
             };
             match plain_text(value) {
                 Some(text) => {
                     let text = Zeroizing::new(text);
-                    self.0.insert(setting.name, Given { text, source: Source::File });
+                    self.0.insert(setting.name, Given { text, source: SettingSource::File });
                 }
-                None => faults.push(Fault::new(
+                None => faults.push(SettingError::new(
                     setting.name,
                     format!("in {shown} it is neither a string, a whole number, true or false, nor a list of strings"),
                 )),
@@ -203,14 +203,14 @@ fn plain_text(value: &toml::Value) -> Option<String> {
 
 /// One thing that is wrong with the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct SettingError {
     /// The setting, or the option, at fault.
     pub name: String,
     /// What is wrong, and what would be right; never a secret.
     pub what: String,
 }
 
-impl Fault {
+impl SettingError {
     fn new(name: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -233,7 +233,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SettingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.what)
     }
@@ -241,9 +241,9 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong with the configuration, at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct SettingErrors(pub Vec<SettingError>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for SettingErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
             1 => write!(f, "the configuration has a fault:")?,
@@ -256,7 +256,7 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for SettingErrors {}
 
 /// A configuration that passed every check, and the texts that it was read from.
 pub struct Loaded {
@@ -273,7 +273,7 @@ pub struct Loaded {
 pub fn load(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     file: Option<&Path>,
-) -> Result<Loaded, Faults> {
+) -> Result<Loaded, SettingErrors> {
     let mut faults = Vec::new();
     let mut values = Values::default();
     if let Some(path) = file {
@@ -286,15 +286,15 @@ pub fn load(
     }
     match config {
         Some(config) if faults.is_empty() => Ok(Loaded { config, values }),
-        _ => Err(Faults(faults)),
+        _ => Err(SettingErrors(faults)),
     }
 }
 
 impl Config {
     /// Rules between settings. Only what never serves; what is merely odd is allowed.
-    fn contradictions(&self, faults: &mut Vec<Fault>) {
+    fn contradictions(&self, faults: &mut Vec<SettingError>) {
         if self.master_keys.is_some() && self.master_keys_file.is_some() {
-            faults.push(Fault::new(
+            faults.push(SettingError::new(
                 "STATIONMASTER_MASTER_KEYS_FILE",
                 "STATIONMASTER_MASTER_KEYS is given too; give one of the two",
             ));
@@ -303,7 +303,7 @@ impl Config {
             let legacy = domain::token::TokenHash::of_secret(legacy);
             let same = |token| domain::token::TokenHash::of_secret(token).matches(&legacy);
             if bootstrap.iter().any(same) {
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "STATIONMASTER_LEGACY_TOKEN",
                     "it is also a bootstrap token; a publisher must not hold the operator's token",
                 ));

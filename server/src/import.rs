@@ -31,7 +31,7 @@ use crate::{
     failure::Failure,
     operate, text,
 };
-use files::Sources;
+use files::InputFiles;
 use format::Plan;
 use report::{Kind, Report};
 
@@ -43,12 +43,12 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Upstream accounts, trains, and the keys that trains' clients have already
-    Credentials(Options),
+    Credentials(ImportOptions),
 }
 
 /// Options of `import credentials`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct ImportOptions {
     /// Where accounts.json, trains.json and client-keys.json are; docs/import.md says what they hold
     #[arg(value_name = "DIR")]
     directory: PathBuf,
@@ -96,9 +96,9 @@ fn fatal(error: impl std::fmt::Display) -> Failure {
 }
 
 /// Reads and judges the files.
-fn plan(config: &Config, options: &Options) -> Result<Plan, Failure> {
+fn plan(config: &Config, options: &ImportOptions) -> Result<Plan, Failure> {
     let listed = |faults: Vec<fault::Fault>| fatal(fault::listed(&faults));
-    let sources = Sources::read(&options.directory).map_err(listed)?;
+    let sources = InputFiles::read(&options.directory).map_err(listed)?;
     for warning in &sources.warnings {
         eprintln!("warning: {warning}");
     }
@@ -141,7 +141,7 @@ impl Present {
     /// said, too.
     async fn import(
         &self,
-        options: &Options,
+        options: &ImportOptions,
         plan: &Plan,
     ) -> Result<(Report, Option<String>), Failure> {
         let system = self.store.system();

@@ -15,7 +15,7 @@ use persistence::{KeysSurvey, RewrapPlace, Rewrapped, Store, StoreError, System}
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    config::{Config, Loaded, Source},
+    config::{Config, Loaded, SettingSource},
     data_dir::{Credentials, Database, Survey},
     failure::Failure,
     key_file::{self, KeyFile},
@@ -207,7 +207,7 @@ async fn rotate(loaded: &Loaded, options: Rotate) -> Result<(), Failure> {
 /// What to do where no file can be changed.
 fn by_hand(loaded: &Loaded) -> String {
     let place = match loaded.values.source("STATIONMASTER_MASTER_KEYS") {
-        Some(Source::File) => "the configuration file",
+        Some(SettingSource::File) => "the configuration file",
         _ => "the environment",
     };
     format!(

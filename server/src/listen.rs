@@ -35,7 +35,7 @@ const REFUSAL_BYTES: usize = 16 * 1024;
 
 /// What is asked for on the command line.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct ListenOptions {
     /// Where to pass deliveries on to, by POST; without it they are only printed
     #[arg(long, value_name = "URL")]
     forward: Option<String>,
@@ -60,7 +60,7 @@ pub struct Options {
 ///
 /// # Errors
 /// Wrong usage; the server can't be reached at the start; it refuses the token, now or later.
-pub async fn run(options: Options) -> Result<(), Failure> {
+pub async fn run(options: ListenOptions) -> Result<(), Failure> {
     let mut listener = Listener::new(&options)?;
     let stop = signals::watch().map_err(|error| Failure::Failed(error.to_string()))?;
     let result = tokio::select! {
@@ -91,7 +91,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(options: &Options) -> Result<Self, Failure> {
+    fn new(options: &ListenOptions) -> Result<Self, Failure> {
         let words = options.event_types.split(',').map(Filter::parse);
         if words.into_iter().any(|filter| filter.is_none()) {
             let words = "--event-types takes `*`, `prefix.*` or event types, separated by commas";

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use url::Url;
 
-use super::{Loaded, SETTINGS, Secrecy, Setting, Source};
+use super::{Loaded, SETTINGS, Secrecy, Setting, SettingSource};
 
 /// What stands in place of a secret.
 const MASK: &str = "********";
@@ -131,8 +131,8 @@ pub fn print(loaded: &Loaded) -> String {
             Secrecy::Url => masked_url(text),
         };
         let source = match loaded.values.source(setting.name) {
-            Some(Source::Environment) => "environment".to_owned(),
-            Some(Source::File) => "file".to_owned(),
+            Some(SettingSource::Environment) => "environment".to_owned(),
+            Some(SettingSource::File) => "file".to_owned(),
             None if text.is_empty() => format!("default: {}", setting.default_words),
             None => "default".to_owned(),
         };

@@ -127,9 +127,9 @@ pub enum DatabaseUrl {
 }
 
 /// The form of [`DatabaseUrl`].
-pub struct Database;
+pub struct DatabaseLocation;
 
-impl Form for Database {
+impl Form for DatabaseLocation {
     type Value = DatabaseUrl;
     fn takes() -> String {
         "sqlite://PATH (plain, without % or ?) or postgres://USER:PASSWORD@HOST:PORT/DATABASE"

@@ -2,22 +2,21 @@
 //! `--env-example` write the two files that follow from it.
 
 use super::{
-    Fault,
     Secrecy::{Open, Secret, Url},
-    Setting, Values,
+    Setting, SettingError, Values,
     forms::{
-        Address, BootstrapTokens, Cron, Database, FilePath, Form, Keys, LegacyToken, LogFilter,
-        LogLines, Maybe, Networks, Retries, Switch, SynchronousFull, Whole,
+        Address, BootstrapTokens, Cron, DatabaseLocation, FilePath, Form, Keys, LegacyToken,
+        LogFilter, LogLines, Maybe, Networks, Retries, Switch, SynchronousFull, Whole,
     },
 };
 
 /// Reads one setting. A secret's text appears in no fault: its form sees to that.
-fn read<F: Form>(values: &Values, name: &str, faults: &mut Vec<Fault>) -> Option<F::Value> {
+fn read<F: Form>(values: &Values, name: &str, faults: &mut Vec<SettingError>) -> Option<F::Value> {
     let setting = super::find(name)?;
     match F::read(values.text(setting)) {
         Ok(value) => Some(value),
         Err(wrong) => {
-            faults.push(Fault::new(
+            faults.push(SettingError::new(
                 name,
                 format!("{wrong}; it takes {}", F::takes()),
             ));
@@ -53,7 +52,7 @@ macro_rules! settings {
         ];
 
         /// Reads every setting; `None` if any has a fault.
-        pub(super) fn build(values: &Values, faults: &mut Vec<Fault>) -> Option<Config> {
+        pub(super) fn build(values: &Values, faults: &mut Vec<SettingError>) -> Option<Config> {
             $($( let $field = read::<$form>(values, $name, faults); )*)*
             Some(Config { $($( $field: $field?, )*)* })
         }
@@ -74,7 +73,7 @@ settings! {
     "Storage" {
         data_dir: FilePath = "STATIONMASTER_DATA_DIR", "./data" (""), Open,
             "The directory for the embedded database, the key file, the bootstrap token's file and the lock. Made with mode 0700. Not used with PostgreSQL.";
-        database_url: Maybe<Database> = "STATIONMASTER_DATABASE_URL", "" ("`sqlite://stationmaster.db`"), Url,
+        database_url: Maybe<DatabaseLocation> = "STATIONMASTER_DATABASE_URL", "" ("`sqlite://stationmaster.db`"), Url,
             "The store. A relative SQLite path lies in the data directory.";
         database_connections: Whole<2, 1_000> = "STATIONMASTER_DATABASE_CONNECTIONS", "20" (""), Open,
             "The most connections to PostgreSQL that requests of one process share, beside ten of its own: the write lane, the dispatcher, notifications, jobs, polls. A start needs all of them.";

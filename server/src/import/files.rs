@@ -27,7 +27,7 @@ pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const ENTRIES_MAX: usize = 1000;
 
 /// One file, as it was read. Wiped when dropped.
-pub struct Source {
+pub struct InputFile {
     /// Its name, one of [`NAMES`].
     pub name: &'static str,
     /// What is in it.
@@ -36,14 +36,14 @@ pub struct Source {
 
 /// All files of an import.
 #[derive(Default)]
-pub struct Sources {
+pub struct InputFiles {
     /// Those that are there, in the order of [`NAMES`].
-    pub files: Vec<Source>,
+    pub files: Vec<InputFile>,
     /// Sentences on what somebody should see to.
     pub warnings: Vec<String>,
 }
 
-impl Sources {
+impl InputFiles {
     /// Reads a directory. Links are followed, as orchestrators mount secrets by them.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Sources {
             match read_file(&path) {
                 Ok((bytes, mode)) => {
                     sources.warnings.extend(too_open(&path, mode));
-                    sources.files.push(Source { name, bytes });
+                    sources.files.push(InputFile { name, bytes });
                 }
                 Err(what) => faults.push(Fault::of_file(name, what)),
             }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn faults(directory: &Path) -> Vec<String> {
-        let faults = Sources::read(directory).err().unwrap();
+        let faults = InputFiles::read(directory).err().unwrap();
         faults.iter().map(ToString::to_string).collect()
     }
 
@@ -174,7 +174,7 @@ mod tests {
             ("accounts.json", "a"),
             ("README.md", "x"),
         ]);
-        let sources = Sources::read(directory.path()).unwrap();
+        let sources = InputFiles::read(directory.path()).unwrap();
         let found: Vec<_> = sources.files.iter().map(|file| file.name).collect();
         assert_eq!(found, NAMES);
         assert_eq!(*sources.files[0].bytes, b"a");
@@ -186,7 +186,7 @@ mod tests {
         let path = directory.path().join("trains.json");
         for (mode, warned) in [(0o600, 0), (0o640, 1), (0o602, 1)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let sources = Sources::read(directory.path()).unwrap();
+            let sources = InputFiles::read(directory.path()).unwrap();
             assert_eq!(sources.warnings.len(), warned, "{mode:o}");
         }
     }
@@ -227,7 +227,7 @@ mod tests {
         let directory = directory(&[]);
         let link = directory.path().join("trains.json");
         std::os::unix::fs::symlink(files.path().join("data"), link).unwrap();
-        let sources = Sources::read(directory.path()).unwrap();
+        let sources = InputFiles::read(directory.path()).unwrap();
         assert_eq!(*sources.files[0].bytes, b"t");
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     fault::Fault,
-    files::{ACCOUNTS, Source, Sources, TRAINS},
+    files::{ACCOUNTS, InputFile, InputFiles, TRAINS},
     secrets::{Environment, Wiped, fill_in},
 };
 
@@ -46,7 +46,7 @@ impl Plan {
     /// # Errors
     /// All faults of all files.
     pub fn of(
-        sources: Sources,
+        sources: InputFiles,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Result<Self, Vec<Fault>> {
@@ -68,7 +68,7 @@ impl Plan {
 
     fn read_accounts(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -85,7 +85,7 @@ impl Plan {
 
     fn read_trains(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -102,7 +102,7 @@ impl Plan {
 
     fn read_client_keys(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -150,7 +150,7 @@ fn with<T>(unknown: Vec<(&'static str, &'static str)>, judged: Read<T>) -> Read<
 
 /// Gives each item of a file's one list to `take`, with its pointer; answers all faults.
 fn read(
-    source: &Source,
+    source: &InputFile,
     list: &'static str,
     mut take: impl FnMut(&str, &mut Value) -> Read<()>,
 ) -> Vec<Fault> {

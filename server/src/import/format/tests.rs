@@ -4,12 +4,12 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::import::files::CLIENT_KEYS;
 
-fn sources(files: &[(&'static str, &str)]) -> Sources {
-    let files = files.iter().map(|(name, text)| Source {
+fn sources(files: &[(&'static str, &str)]) -> InputFiles {
+    let files = files.iter().map(|(name, text)| InputFile {
         name,
         bytes: Zeroizing::new(text.as_bytes().to_vec()),
     });
-    Sources {
+    InputFiles {
         files: files.collect(),
         warnings: Vec::new(),
     }
