@@ -23,7 +23,7 @@ use url::Url;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forwarding {
     Passes,
-    /// They wait until the path is another.
+    /// They wait until the setting changes.
     Stalls,
     /// They are lost, and what a connection says afterwards too.
     Swallows,
