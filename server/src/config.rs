@@ -1,8 +1,9 @@
 //! The configuration: one table of settings, and everything that follows from it.
 //!
-//! The table in `config/table.rs` lists the settings. The typed [`Config`], its parsing from the environment and from a
-//! TOML file, `docs/configuration.md`, `.env.example` and `serve --print-config` all come from
-//! that list, so none of them can forget a setting. A fault never shows a secret's text.
+//! The table in `config/table.rs` lists the settings. The typed [`Config`], its parsing from the
+//! environment and from a TOML file, `docs/configuration.md`, `.env.example` and `serve
+//! --print-config` all follow from that list, so none of them can lack a setting. An error never
+//! contains the text of a secret.
 
 mod docs;
 mod forms;
@@ -23,11 +24,13 @@ pub use table::{Config, SETTINGS};
 
 use crate::text;
 
-/// What every name of ours begins with.
+/// The prefix of all names of settings.
 pub const PREFIX: &str = "STATIONMASTER_";
-/// Names for the test scripts, which share their environment with the servers that they start.
+/// The prefix of variables for the test scripts, which share their environment with the servers
+/// that they start.
 const TEST_PREFIX: &str = "STATIONMASTER_TEST_";
-/// What `stationmaster listen` reads: no setting, but often in the same environment as some.
+/// The variable that `stationmaster listen` reads. It is no setting, but often in the same
+/// environment.
 const TOKEN: &str = "STATIONMASTER_TOKEN";
 /// The longest configuration file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -35,34 +38,34 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Who may see a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrecy {
-    /// Anybody who operates the server.
+    /// The operators of the server.
     Open,
     /// Nobody: shown as asterisks.
     Secret,
-    /// A URL, whose password alone is hidden.
+    /// The operators, except for the password in the URL.
     Url,
 }
 
-/// One row of the table.
+/// One row of the table of settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// The name, in the environment and in the file.
+    /// The name in the environment and in the configuration file.
     pub name: &'static str,
-    /// The heading that it stands under in the documentation.
+    /// The heading of its section in the documentation.
     pub section: &'static str,
-    /// The text that is read when nothing is given.
+    /// The text that is read if none is given.
     pub default: &'static str,
     /// What the documentation says in place of an empty default.
     pub default_words: &'static str,
     /// Who may see the value.
     pub secrecy: Secrecy,
-    /// What it does, in whole sentences.
+    /// What the setting does, in sentences.
     pub meaning: &'static str,
-    /// What it takes, to follow the words "it takes".
+    /// The values that it takes, to follow the words "it takes".
     pub takes: fn() -> String,
 }
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingSource {
     /// The environment.
@@ -95,8 +98,8 @@ impl Values {
         self.0.get(name).map(|given| given.source)
     }
 
-    /// Takes the names of ours out of an environment. Other programs' names are none of our
-    /// business; a name of ours that we do not know is a mistake.
+    /// Takes the settings out of an environment. Variables of other programs are ignored. An
+    /// unknown name with the prefix of settings is an error.
     fn take_environment(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -142,7 +145,7 @@ impl Values {
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                // The parser's full message quotes the line, which may hold a secret.
+                // The full message of the parser quotes the line, which may contain a secret.
                 let line = error
                     .span()
                     .map_or(1, |at| 1 + text[..at.start].matches('\n').count());
@@ -187,7 +190,7 @@ fn read_bounded(path: &Path) -> Result<Zeroizing<String>, String> {
         .map_err(|e| e.to_string())
 }
 
-/// The text that a TOML value stands for: what one would have written in the environment.
+/// The text of a TOML value, as it would be in the environment.
 fn plain_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
@@ -201,12 +204,12 @@ fn plain_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// One thing that is wrong with the configuration.
+/// One error in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingError {
-    /// The setting, or the option, at fault.
+    /// The wrong setting or option.
     pub name: String,
-    /// What is wrong, and what would be right; never a secret.
+    /// What is wrong, and what would be right. Contains no secret.
     pub what: String,
 }
 
@@ -224,7 +227,7 @@ impl SettingError {
             || "`stationmaster config --docs` lists all".to_owned(),
             |nearest| format!("did you mean {nearest}?"),
         );
-        // A name may be anything that somebody put into a file: keep the message on one line.
+        // A name from a file may be any text, so it is shortened to keep the message on one line.
         let name = text::shortened(name);
         Self::new(
             name,
@@ -239,7 +242,7 @@ impl fmt::Display for SettingError {
     }
 }
 
-/// Everything that is wrong with the configuration, at once.
+/// All errors in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingErrors(pub Vec<SettingError>);
 
@@ -258,18 +261,18 @@ impl fmt::Display for SettingErrors {
 
 impl std::error::Error for SettingErrors {}
 
-/// A configuration that passed every check, and the texts that it was read from.
+/// A checked configuration, and the texts from which it was read.
 pub struct Loaded {
     /// The typed values.
     pub config: Config,
-    /// The texts, for showing.
+    /// The texts, to be shown.
     pub values: Values,
 }
 
-/// Reads the configuration: defaults, over them the file, over it the environment.
+/// Reads the configuration. The file replaces defaults, and the environment replaces both.
 ///
 /// # Errors
-/// All faults at once: unknown names, values that do not parse, settings that contradict.
+/// All errors: unknown names, values that do not parse, settings that contradict each other.
 pub fn load(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     file: Option<&Path>,
@@ -291,7 +294,7 @@ pub fn load(
 }
 
 impl Config {
-    /// Rules between settings. Only what never serves; what is merely odd is allowed.
+    /// Checks the rules between settings. Only combinations that can never work are errors.
     fn contradictions(&self, faults: &mut Vec<SettingError>) {
         if self.master_keys.is_some() && self.master_keys_file.is_some() {
             faults.push(SettingError::new(
@@ -311,8 +314,8 @@ impl Config {
         }
     }
 
-    /// Where the SQLite file is: the configured place (a relative one lies in the data directory),
-    /// or `stationmaster.db` there. `None` with PostgreSQL.
+    /// The path of the SQLite file: the configured one (a relative path begins in the data
+    /// directory), or `stationmaster.db` there. `None` with PostgreSQL.
     #[must_use]
     pub fn sqlite_path(&self) -> Option<PathBuf> {
         match &self.database_url {
@@ -323,10 +326,10 @@ impl Config {
     }
 }
 
-/// Reads bootstrap tokens that stand in a file, by the rules of the setting.
+/// Reads bootstrap tokens from the text of a file, by the rules of the setting.
 ///
 /// # Errors
-/// What is wrong and what would be right; never the text.
+/// What is wrong, and what would be right. Contains nothing of the text.
 pub(crate) fn parse_bootstrap_tokens(text: &str) -> Result<Vec<secrecy::SecretString>, String> {
     use forms::{BootstrapTokens, Form as _};
     BootstrapTokens::read(text.trim())

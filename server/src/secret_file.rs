@@ -15,35 +15,35 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 /// The longest key or token file that is read, bytes.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Why the groundwork can't be laid; each says what to do.
+/// What is wrong with the data directory or a secret's file. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// The operating system refused something.
+    /// The operating system refused an operation.
     #[error("{what} {} failed: {error}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// The system's reason.
         error: io::Error,
     },
-    /// Another process has the data directory or the database file.
+    /// Another process uses the data directory or the database file.
     #[error(
         "{} is in use by {holder}, which holds the lock {}. One process at a time may use an embedded database: stop that one, or give this one its own STATIONMASTER_DATA_DIR, or move to PostgreSQL",
         path.display(), lock.display()
     )]
     Locked {
-        /// What is in use.
+        /// The directory or file that is in use.
         path: PathBuf,
         /// The lock file.
         lock: PathBuf,
-        /// Who has it, as far as known.
+        /// The process that holds the lock, as far as known.
         holder: String,
     },
-    /// A secret's file can be read by others than its owner.
+    /// The file of a secret can be read or written by others than its owner.
     #[error(
-        "{} can be read or written by others (mode {mode:04o}). Run `chmod 600 {}`, and replace what is in it if somebody may have read it",
+        "{} can be read or written by others (mode {mode:04o}). Run `chmod 600 {}`, and replace its content if somebody may have read it",
         path.display(), path.display()
     )]
     TooOpen {
@@ -52,50 +52,50 @@ pub enum DataDirError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The database is there, and the keys to it are not.
+    /// The database exists, but the key file does not.
     #[error(
-        "the database {} exists but its key file {} does not. Put the key file back from where you keep it, or give the keys in STATIONMASTER_MASTER_KEYS. A new key would not open the secrets in the database, so none is made; to start from nothing, move the database away",
+        "the database {} exists but its key file {} does not. Restore the key file from your backup, or give the keys in STATIONMASTER_MASTER_KEYS. A new key would not decrypt the secrets in the database, so none is created; to start with an empty database, move this one away",
         database.display(), keys.display()
     )]
     KeysLost {
         /// The database file.
         database: PathBuf,
-        /// Where the keys should be.
+        /// The path of the key file.
         keys: PathBuf,
     },
-    /// A file's content is not what it should be; never repeated.
+    /// The content of a file is malformed. The text never contains any of it.
     #[error("{} does not hold {expected}: {wrong}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// What the file should contain.
         expected: &'static str,
         /// What is wrong.
         wrong: String,
     },
-    /// Somebody else is about to change the key file, or to move keys by it.
+    /// Another command is changing the key file, or rewraps keys.
     #[error(
-        "another `stationmaster keys` command is at work with the master keys in {}: wait for its end", .0.display()
+        "another `stationmaster keys` command is using the master keys in {}: wait until it ends", .0.display()
     )]
     KeysBusy(PathBuf),
-    /// PostgreSQL without what only the configuration can give.
+    /// A setting is missing that PostgreSQL requires.
     #[error(
-        "{name} must be given with PostgreSQL, the same for every process that shares the database. A fresh one: {how}"
+        "{name} must be given with PostgreSQL, the same for every process that shares the database. To generate one: {how}"
     )]
     Required {
         /// The setting.
         name: &'static str,
-        /// A shell line that makes a value.
+        /// A shell command that generates a value.
         how: &'static str,
     },
-    /// A path that a database URL can't say.
+    /// A path that a database URL can't contain.
     #[error("the path {} is not UTF-8; choose another STATIONMASTER_DATA_DIR", .0.display())]
     NotUtf8(PathBuf),
 }
 
 pub(crate) type Result<T> = std::result::Result<T, DataDirError>;
 
-/// Says what was tried when the system refuses.
+/// Adds the operation and the path to an error of the operating system.
 pub(crate) fn io_at<'a>(
     what: &'static str,
     path: &'a Path,
@@ -106,7 +106,7 @@ pub(crate) fn io_at<'a>(
         error,
     }
 }
-/// The permission bits of a file, if they let anybody but the owner at it.
+/// The permission bits of a file, if they allow access to others than its owner; else `None`.
 pub(crate) fn open_mode(path: &Path) -> Result<Option<u32>> {
     let mode = fs::metadata(path)
         .map_err(io_at("reading", path))?
@@ -116,7 +116,7 @@ pub(crate) fn open_mode(path: &Path) -> Result<Option<u32>> {
     Ok((mode & 0o077 != 0).then_some(mode))
 }
 
-/// Reads one of our own secret files, which must be closed to others.
+/// Reads a secret file that this program created. Only its owner may have access.
 pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>> {
     match open_mode(path)? {
         Some(mode) => Err(DataDirError::TooOpen {
@@ -127,6 +127,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>> {
     }
 }
 
+/// Reads a secret file, whoever may read it.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
     File::open(path)
@@ -135,9 +136,10 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Writes a secret so that after a power cut there is the whole file or what was there before: to
-/// a file beside it, flushed, then renamed, and the directory flushed. The file is its owner's
-/// alone, or gets the owner and mode of what it replaces.
+/// Writes a secret to a file. After a power cut the file is either complete or as it was before:
+/// the text is written to a new file and flushed, the new file is renamed, and the directory is
+/// flushed. Only the owner may read and write the file, unless it gets the owner and mode of
+/// `like`.
 pub(crate) fn write_whole(path: &Path, text: &str, like: Option<&fs::Metadata>) -> Result<()> {
     let mut beside = path.to_owned().into_os_string();
     beside.push(".new");
@@ -147,7 +149,8 @@ pub(crate) fn write_whole(path: &Path, text: &str, like: Option<&fs::Metadata>) 
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     });
     written.map_err(|error| {
-        // What was begun holds a secret. If it can't be removed it is still its owner's alone.
+        // The new file may contain a part of the secret. If it can't be removed, still only its
+        // owner may read it.
         let _ = fs::remove_file(beside);
         io_at("writing", path)(error)
     })
@@ -160,7 +163,7 @@ fn write_beside(beside: &Path, text: &str, like: Option<&fs::Metadata>) -> io::R
         .truncate(true)
         .mode(FILE_MODE)
         .open(beside)?;
-    // A left-over of an earlier try may have another mode.
+    // A file left by an earlier try may have another mode.
     file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     if let Some(like) = like {
         let now = file.metadata()?;

@@ -255,7 +255,7 @@ fn a_database_without_its_keys_is_refused() {
     std::fs::create_dir(&data).unwrap();
     std::fs::write(data.join("stationmaster.db"), "SQLite format 3\0").unwrap();
     let said = refusal(home.path(), &["serve"], &QUIET, 1);
-    assert!(said.contains("Put the key file back"), "{said}");
+    assert!(said.contains("Restore the key file"), "{said}");
     assert!(!data.join("master-keys").exists());
 }
 
@@ -272,7 +272,7 @@ fn a_lost_key_file_is_named_and_not_replaced_by_a_new_one() {
         (&["keys", "rotate", "--retire", "k1"], 1),
     ] {
         let said = refusal(home.path(), arguments, &[], code);
-        assert!(said.contains("Put the key file back"), "{said}");
+        assert!(said.contains("Restore the key file"), "{said}");
     }
     assert!(!data.join("master-keys").exists());
     let keys = ("STATIONMASTER_MASTER_KEYS", "k1:hunter2");
