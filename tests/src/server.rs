@@ -27,14 +27,13 @@ use crate::{
 
 /// How long a start may take on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// A little more than the server gives what is under way.
+/// A little longer than the server waits for its work at a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
-/// Files in the data directory that hold secrets because that is what they are for.
+/// The files in the data directory whose purpose is to contain secrets.
 const SECRET_FILES: [&str; 2] = ["bootstrap-token", "master-keys"];
 
-/// What tests want otherwise than a deployment: deliveries to this machine, no limits on how often
-/// one asks, figures on a port of their own, logs that can be read by a program, and few enough
-/// connections that many servers share one PostgreSQL.
+/// The settings of tests: deliveries to this machine, no rate limits, a free port for metrics, JSON
+/// logs, and few connections, because many servers share one PostgreSQL.
 const SETTINGS: [(&str, &str); 9] = [
     ("STATIONMASTER_LISTEN", "127.0.0.1:0"),
     ("STATIONMASTER_METRICS_LISTEN", "127.0.0.1:0"),
@@ -69,8 +68,8 @@ pub(crate) fn binary() -> &'static Path {
     &BINARY
 }
 
-/// The program, without the settings of whoever runs the tests. `wrapper` stands before it and
-/// must become it (`prlimit …`), so that its process id is the server's.
+/// The program, without the settings in the environment of the tests. `wrapper` is a command that
+/// replaces itself by the program (`prlimit …`), so that its process id is the server's.
 pub(crate) fn command(data_dir: &Path, wrapper: &[&str]) -> Command {
     let mut command = match wrapper {
         [] => Command::new(binary()),
@@ -102,7 +101,7 @@ pub struct Site {
     /// With PostgreSQL.
     pub database: Option<Database>,
     pub(crate) vault: Arc<Vault>,
-    /// Only the environment can say these with PostgreSQL.
+    /// The settings that PostgreSQL requires.
     given: Vec<(String, String)>,
     base_url: BaseUrl,
     logs: Mutex<Vec<PathBuf>>,
@@ -155,7 +154,7 @@ impl Site {
         }
     }
 
-    /// Announces that lines of level ERROR with this text may be logged.
+    /// Allows log lines of level ERROR with this text.
     pub fn tolerate(&self, text: &str) {
         self.tolerated.lock().unwrap().push(text.to_owned());
     }
@@ -166,7 +165,7 @@ impl Site {
         self.home.path()
     }
 
-    /// The program, as it would run here, without arguments yet.
+    /// The program with the settings of this site, without arguments.
     #[must_use]
     pub fn command(&self, wrapper: &[&str]) -> Command {
         let mut command = command(&self.data_dir, wrapper);
@@ -175,7 +174,7 @@ impl Site {
         command
     }
 
-    /// Starts a server here. The users of an earlier one here talk to the new one.
+    /// Starts a server here. Users of an earlier server of this site send to the new one.
     pub async fn start(self: &Arc<Self>, env: &[(&str, &str)]) -> Server {
         self.start_within(&[], env).await
     }
@@ -258,7 +257,7 @@ impl Site {
         )
     }
 
-    /// Stops what still runs and judges what was left behind.
+    /// Stops all servers, and checks logs and database.
     pub(crate) async fn finish(&self) {
         let running: Vec<_> = self.running.lock().unwrap().drain(..).collect();
         for process in running {
@@ -285,7 +284,7 @@ impl Site {
         }
     }
 
-    /// Lines of level ERROR, and of panics, that nobody announced.
+    /// Log lines of level ERROR, and of panics, that the test does not allow.
     fn unexpected_errors(&self) -> Vec<String> {
         let tolerated = self.tolerated.lock().unwrap();
         let logs = self.logs.lock().unwrap();
@@ -299,7 +298,7 @@ impl Site {
             .collect()
     }
 
-    /// Runs a statement on the database behind the server's back; answers how many rows it changed.
+    /// Runs a statement directly on the database; returns how many rows it changed.
     pub async fn execute(&self, statement: &str) -> u64 {
         let statement = AssertSqlSafe(statement.to_owned());
         if let Some(database) = &self.database {
@@ -317,7 +316,7 @@ impl Site {
         }
     }
 
-    /// How many rows a table has, or those that a condition names.
+    /// How many rows a table has; `from` may contain a condition.
     pub async fn count(&self, from: &str) -> i64 {
         let query = AssertSqlSafe(format!("SELECT count(*) FROM {from}"));
         if let Some(database) = &self.database {
@@ -335,7 +334,7 @@ impl Site {
         }
     }
 
-    /// The identifiers of a table's rows that a condition names, as 32 hexadecimal digits.
+    /// The identifiers of a table's rows, as 32 hexadecimal digits; `from` may contain a condition.
     pub async fn ids(&self, from: &str) -> Vec<String> {
         if let Some(database) = &self.database {
             let query = format!("SELECT replace(id::text, '-', '') FROM {from}");
@@ -354,7 +353,7 @@ impl Site {
         }
     }
 
-    /// The URL of the database behind the server.
+    /// The URL of the server's database.
     #[must_use]
     pub fn url(&self) -> String {
         if let Some(database) = &self.database {
@@ -368,7 +367,7 @@ impl Site {
         SqliteConnection::connect(&self.url()).await.unwrap()
     }
 
-    /// Looks for this text too, wherever no secret may be.
+    /// Adds this text to the secrets that must not be found.
     pub fn remember(&self, secret: &str) {
         self.vault.add(secret);
     }
@@ -379,13 +378,13 @@ impl Site {
         self.vault.count()
     }
 
-    /// Which of them `bytes` hold.
+    /// The secrets in `bytes`.
     #[must_use]
     pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
         self.vault.found_in(bytes)
     }
 
-    /// Where secrets stand that should stand nowhere: in logs and in the database.
+    /// The secrets in logs and in the database, where none should be.
     pub async fn leaks(&self) -> Vec<String> {
         let mut places: Vec<(String, Vec<u8>)> = Vec::new();
         for log in self.logs.lock().unwrap().iter() {
@@ -410,7 +409,7 @@ impl Site {
         found.collect()
     }
 
-    /// After a failure: ends what runs, and shows the last words.
+    /// After a failure: ends all servers, and prints their last log lines.
     pub(crate) fn abandon(&self) {
         for process in self.running.lock().unwrap().drain(..) {
             process.signal(Signal::KILL);
@@ -452,7 +451,7 @@ impl Process {
             .ok()
             .and_then(Pid::from_raw)
             .unwrap();
-        // It may have ended already, which is for the caller to find out.
+        // The process may have ended already; the caller notices that.
         let _ = kill_process(pid, signal);
     }
 
@@ -468,7 +467,7 @@ impl Process {
     }
 }
 
-/// A running server. It runs on when this is dropped; its world stops it.
+/// A running server. It goes on when this is dropped; its world stops it.
 #[derive(Clone)]
 pub struct Server {
     site: Arc<Site>,
@@ -496,7 +495,7 @@ impl Server {
         self.process.pid
     }
 
-    /// Somebody without a token.
+    /// A user without a token.
     #[must_use]
     pub fn anon(&self) -> User {
         User::new(
@@ -506,13 +505,13 @@ impl Server {
         )
     }
 
-    /// The holder of a token.
+    /// A user with this token.
     #[must_use]
     pub fn user(&self, token: &str) -> User {
         self.anon().with_token(token)
     }
 
-    /// The holder of the bootstrap token.
+    /// A user with the bootstrap token.
     #[must_use]
     pub fn operator(&self) -> User {
         self.user(&self.site.bootstrap_token())
@@ -532,7 +531,7 @@ impl Server {
             .collect()
     }
 
-    /// Its figures.
+    /// Its metrics.
     pub async fn metrics(&self) -> String {
         let address = self.log().iter().find_map(|line| {
             let ours = line["message"].as_str()?.contains("Metrics are served");
@@ -543,7 +542,7 @@ impl Server {
         raw(&address, request).await
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Stops it by SIGTERM, and waits for its end.
     pub async fn stop(&self) -> ExitStatus {
         self.forget();
         self.process.stop().await
@@ -554,7 +553,7 @@ impl Server {
         self.process.signal(signal);
     }
 
-    /// Asks it to stop, and goes on.
+    /// Sends SIGTERM, and does not wait.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
@@ -565,7 +564,7 @@ impl Server {
         self.process.wait().await
     }
 
-    /// Kills it on the spot.
+    /// Kills it at once.
     pub async fn kill(&self) {
         self.forget();
         self.process.signal(Signal::KILL);
