@@ -212,8 +212,8 @@ fn by_hand(loaded: &Loaded) -> String {
         _ => "the environment",
     };
     format!(
-        "the master keys stand in {place} (STATIONMASTER_MASTER_KEYS), which this program can't change. \
-         Run it with --out FILE: it writes the new list there, readable to you alone. Make it the value \
+        "the master keys are in {place} (STATIONMASTER_MASTER_KEYS), which this program can't change. \
+         Run the command with --out FILE: it writes the new list to a file that only you may read. Make it the value \
          of STATIONMASTER_MASTER_KEYS (or let STATIONMASTER_MASTER_KEYS_FILE name it) for every server and \
          for this program, start every server again, and then run `stationmaster keys rewrap --restarted`"
     )
@@ -235,7 +235,7 @@ async fn retired(present: &Present, id: &str) -> Result<MasterKeys, String> {
     }
     let Some(left) = present.keys.without(id) else {
         return Err(format!(
-            "master key {id:?} is the first in the list, the one that all keys move to; put a new one before it first (`stationmaster keys rotate`)"
+            "master key {id:?} is the first in the list, which wraps new data keys; add another one before it first (`stationmaster keys rotate`)"
         ));
     };
     let count = present.survey().await?.owners.get(id).copied().unwrap_or(0);
@@ -254,8 +254,8 @@ fn tell_written(path: &std::path::Path, id: &str, retired: bool) {
         format!("master keys without {id} were written to {path}; give them to every server")
     } else {
         format!(
-            "master key {id} was made; {path} holds it and those before it. Give that list to every server, \
-             start each again unless it reads a key file, then run `stationmaster keys rewrap`"
+            "master key {id} was created; {path} contains it and the earlier ones. Give that list to every server, \
+             restart each server unless it reads a key file, then run `stationmaster keys rewrap`"
         )
     });
 }
@@ -264,11 +264,11 @@ fn tell_replaced(file: &KeyFile, id: &str, retired: bool) {
     let path = file.path().display();
     say(&if retired {
         format!(
-            "master key {id} was taken out of {path}. Keep a copy of it for as long as you keep a backup from its time"
+            "master key {id} was removed from {path}. Keep a copy of it for as long as you keep a backup from its time"
         )
     } else {
         format!(
-            "master key {id} was made and stands first in {path}. Make sure that every server has this file, \
+            "master key {id} was created, and is first in {path}. Make sure that every server has this file, \
              then run `stationmaster keys rewrap`; servers read it again when they need it"
         )
     });

@@ -61,8 +61,8 @@ pub async fn migrate(loaded: Loaded) -> Result<(), Failure> {
         .map_err(failed)?;
     say(&match steps {
         0 => "the schema is up to date".to_owned(),
-        1 => "1 step was taken; the schema is up to date".to_owned(),
-        many => format!("{many} steps were taken; the schema is up to date"),
+        1 => "1 step was applied; the schema is up to date".to_owned(),
+        many => format!("{many} steps were applied; the schema is up to date"),
     });
     Ok(())
 }
@@ -87,8 +87,8 @@ pub async fn verify_audit(loaded: Loaded, publisher: Option<String>) -> Result<(
     store.close().await;
     match result? {
         0 => Ok(()),
-        1 => Err(failed("a log is not what was written")),
-        many => Err(failed(format!("{many} logs are not what was written"))),
+        1 => Err(failed("a log was changed")),
+        many => Err(failed(format!("{many} logs were changed"))),
     }
 }
 
