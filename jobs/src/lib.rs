@@ -2,8 +2,8 @@
 //!
 //! The store's table of jobs says which job is due, which process works on it, and how its last run
 //! ended. So any number of processes can share the work. A tick of tokio-cron-scheduler only makes
-//! a process look at that table. A lost tick costs seconds: every process also looks every
-//! [`ROUND`]. Nothing cancels store work half-way: it runs in tasks of its own.
+//! a process look at that table. A lost tick costs seconds, because every process also looks every
+//! 15 seconds. Nothing cancels store work half-way: it runs in tasks of its own.
 
 #![cfg_attr(
     test,

@@ -63,7 +63,7 @@ impl Forwarder {
         }
     }
 
-    /// Starts to forward a delivery, once fewer than [`IN_FLIGHT_MAX`] are under way.
+    /// Starts to forward a delivery, once fewer than eight are under way.
     pub async fn pass_on(&self, delivery: Delivery) {
         let print = self.print;
         let Some(url) = self.url.clone() else {
@@ -80,7 +80,7 @@ impl Forwarder {
         });
     }
 
-    /// Waits for the deliveries under way, at most [`FINISH_TIMEOUT`].
+    /// Waits for the deliveries under way, at most five seconds.
     pub async fn finish(&self) {
         let all = self.places.acquire_many(IN_FLIGHT_MAX);
         let _ = tokio::time::timeout(FINISH_TIMEOUT, all).await;

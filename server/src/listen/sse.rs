@@ -18,7 +18,7 @@ pub struct Message {
     pub id: String,
 }
 
-/// A message is longer than [`MESSAGE_BYTES_MAX`].
+/// A message is longer than 8 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong;
 
