@@ -142,8 +142,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// How many late ones go out in a time, one on time every ten milliseconds; the loop wakes up
-    /// this much later than it means to.
+    /// How many late deliveries are sent `during` a time, with one on time every ten milliseconds.
+    /// The loop wakes up by `later` later than planned.
     fn sent(
         backlog: &mut BacklogThrottle,
         now: &mut Instant,

@@ -80,7 +80,7 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    /// How many go out in a time if there is always one more.
+    /// How many deliveries are sent `during` a time if there is always one more.
     fn sent(bucket: &mut Bucket, mut now: Instant, during: Duration) -> u32 {
         let end = now + during;
         let mut count = 0;

@@ -291,7 +291,7 @@ mod tests {
         let (error, retry_at) = of(&Err(Failure::Dns), 4);
         assert_eq!(error, Some("dns"));
         assert!(retry_at.unwrap().seconds() >= 36 * 60);
-        // The fifth is the last; one more is made where a process did not live to record one.
+        // The fifth try is the last. One more is made if a process ended before it recorded one.
         for attempt in [5, 6] {
             assert_eq!(of(&Err(Failure::Dns), attempt), (Some("dns"), None));
         }

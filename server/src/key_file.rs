@@ -198,7 +198,7 @@ mod tests {
         let path = home.path().join("keys");
         let keys = some_keys();
         write_out(&path, &keys).unwrap();
-        // A directory stands where the new file would be begun.
+        // A directory has the name of the new file.
         fs::create_dir(home.path().join("keys.new")).unwrap();
         let file = file_of(&path);
         let refused = file.replace(&keys.with_fresh_first("k2").unwrap());
