@@ -28,7 +28,7 @@ pub enum Accounts {
         account: Option<String>,
         /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
     /// Replace the token of one OAuth account now
     Refresh {
@@ -36,7 +36,7 @@ pub enum Accounts {
         account: String,
         /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
     /// Replace the tokens of all OAuth accounts now; exits with 1 if any failed
     RefreshAll {
@@ -45,13 +45,13 @@ pub enum Accounts {
         dry_run: bool,
         /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
 }
 
 /// The server, and the admin token for it.
 #[derive(Debug, Args)]
-pub struct Reach {
+pub struct ServerArgs {
     /// The URL of the server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     server: String,
@@ -70,11 +70,18 @@ pub struct Reach {
 pub async fn run(command: Accounts) -> Result<(), Failure> {
     match command {
         Accounts::Login(options) => login::run(options).await,
-        Accounts::Status { account, reach } => status(&Remote::new(&reach)?, account).await,
-        Accounts::Refresh { account, reach } => refresh(&Remote::new(&reach)?, &account).await,
-        Accounts::RefreshAll { dry_run, reach } => {
-            refresh_all(&Remote::new(&reach)?, dry_run).await
-        }
+        Accounts::Status {
+            account,
+            server_args,
+        } => status(&Remote::new(&server_args)?, account).await,
+        Accounts::Refresh {
+            account,
+            server_args,
+        } => refresh(&Remote::new(&server_args)?, &account).await,
+        Accounts::RefreshAll {
+            dry_run,
+            server_args,
+        } => refresh_all(&Remote::new(&server_args)?, dry_run).await,
     }
 }
 

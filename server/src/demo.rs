@@ -149,12 +149,12 @@ async fn register_endpoint(story: &mut Story, tokens: &Tokens, url: &str) -> Res
 }
 
 /// A run that the demo's runner holds.
-struct Held {
+struct ClaimedRun {
     run: String,
     claim: String,
 }
 
-async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, String> {
+async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<ClaimedRun, String> {
     story.step("A runner asks for a run and waits. Then one is created, which wakes it.");
     let body = json!({"pipelines": [PIPELINE], "wait_seconds": CLAIM_WAIT_S});
     let claim = story.post("/v1/runs/claim", &tokens.runner).json(&body);
@@ -167,7 +167,7 @@ async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, Strin
     };
     let (claimed, created) = tokio::join!(claim.expect(200), create);
     let (claimed, created) = (claimed?, created?);
-    let held = Held {
+    let held = ClaimedRun {
         run: text_at(&claimed, "/items/0/id")?,
         claim: text_at(&claimed, "/items/0/claim/token")?,
     };
@@ -178,7 +178,11 @@ async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, Strin
     Ok(held)
 }
 
-async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn report_progress(
+    story: &mut Story,
+    tokens: &Tokens,
+    held: &ClaimedRun,
+) -> Result<(), String> {
     story.step("The runner keeps its claim with a heartbeat, and says how far it is.");
     let path = format!("/v1/runs/{}/heartbeat", held.run);
     let beat = story
@@ -192,7 +196,11 @@ async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Res
     }
 }
 
-async fn call_subcommand(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn call_subcommand(
+    story: &mut Story,
+    tokens: &Tokens,
+    held: &ClaimedRun,
+) -> Result<(), String> {
     story.step(
         "It calls a subcommand: the control plane adds the publisher's bearer, which the runner \
          never sees, and the publisher's server checks it.",
@@ -210,7 +218,7 @@ async fn call_subcommand(story: &mut Story, tokens: &Tokens, held: &Held) -> Res
     Ok(())
 }
 
-async fn complete(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn complete(story: &mut Story, tokens: &Tokens, held: &ClaimedRun) -> Result<(), String> {
     story.step("It completes the run.");
     let path = format!("/v1/runs/{}/complete", held.run);
     let request = story

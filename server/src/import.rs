@@ -71,9 +71,9 @@ pub async fn run(loaded: Loaded, command: Command) -> Result<(), Failure> {
     let Command::Credentials(options) = command;
     let plan = plan(&loaded.config, &options)?;
     let mut sink = Sink::open(options.json.as_deref()).map_err(fatal)?;
-    let present = Present::open(&loaded.config).await?;
-    let report = present.import(&options, &plan).await;
-    present.store.close().await;
+    let opened = OpenStore::open(&loaded.config).await?;
+    let report = opened.import(&options, &plan).await;
+    opened.store.close().await;
     let (report, broken) = report?;
     sink.write(&report).map_err(fatal)?;
     if let Some(words) = broken {
@@ -113,12 +113,12 @@ fn plan(config: &Config, options: &ImportOptions) -> Result<Plan, Failure> {
 }
 
 /// The open store, and the hashes of the operator's tokens, which can't be keys of clients.
-struct Present {
+struct OpenStore {
     store: Store,
     reserved: Vec<TokenHash>,
 }
 
-impl Present {
+impl OpenStore {
     async fn open(config: &Config) -> Result<Self, Failure> {
         let survey = Survey::of(config).map_err(fatal)?;
         if survey.fresh {

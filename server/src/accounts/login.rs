@@ -16,7 +16,7 @@ use crate::{
     text::{say, shortened},
 };
 
-use super::{Reach, remote::Remote};
+use super::{ServerArgs, remote::Remote};
 
 /// How long the server keeps an unfinished login.
 const LOGIN_TIMEOUT: Duration = Duration::from_mins(10);
@@ -56,7 +56,7 @@ pub struct Login {
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
     #[command(flatten)]
-    reach: Reach,
+    server_args: ServerArgs,
 }
 
 /// Begins a login, waits until the browser is redirected here, and finishes the login.
@@ -64,7 +64,7 @@ pub struct Login {
 /// # Errors
 /// The usage is wrong; the server or the upstream refuses; nobody logs in within the time.
 pub async fn run(options: Login) -> Result<(), Failure> {
-    let remote = Remote::new(&options.reach)?;
+    let remote = Remote::new(&options.server_args)?;
     let client_secret = match &options.client_secret_env {
         Some(name) => Some(files::secret_of_env(name)?),
         None => None,
@@ -116,9 +116,9 @@ async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failur
             _ => continue,
         };
         let (status, words) = match &answer {
-            Answer::Code(_) => ("200 OK", "You are logged in. This window can be closed."),
-            Answer::Refused(_) => ("200 OK", "The login failed. This window can be closed."),
-            Answer::Stray => ("404 Not Found", "Nothing is here."),
+            Callback::Code(_) => ("200 OK", "You are logged in. This window can be closed."),
+            Callback::Refused(_) => ("200 OK", "The login failed. This window can be closed."),
+            Callback::Stray => ("404 Not Found", "Nothing is here."),
         };
         let page = format!(
             "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\
@@ -129,12 +129,12 @@ async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failur
         // The login is done whether or not the browser reads the page.
         let _ = timeout(REQUEST_TIMEOUT, stream.write_all(page.as_bytes())).await;
         match answer {
-            Answer::Code(code) => return Ok(code),
-            Answer::Refused(error) => {
+            Callback::Code(code) => return Ok(code),
+            Callback::Refused(error) => {
                 let words = format!("the upstream refused the login: {}", shortened(&error));
                 return Err(Failure::Failed(words));
             }
-            Answer::Stray => {}
+            Callback::Stray => {}
         }
     }
 }
@@ -158,7 +158,7 @@ async fn first_line(stream: &mut TcpStream) -> Option<String> {
 
 /// What a request of the browser means.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum Callback {
     Code(String),
     Refused(String),
     Stray,
@@ -166,12 +166,12 @@ enum Answer {
 
 /// Reads the first line of a request. A request without the state of this login does not count:
 /// another site may send a browser here, too (RFC 6749 §10.12).
-fn read(line: &str, state: &str) -> Answer {
+fn read(line: &str, state: &str) -> Callback {
     let target = line
         .strip_prefix("GET ")
         .and_then(|rest| rest.split(' ').next());
     let Some((CALLBACK, query)) = target.and_then(|target| target.split_once('?')) else {
-        return Answer::Stray;
+        return Callback::Stray;
     };
     let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
     let one = |name: &str| {
@@ -180,11 +180,11 @@ fn read(line: &str, state: &str) -> Answer {
         first.filter(|_| found.next().is_none())
     };
     if state.is_empty() || one("state").as_deref() != Some(state) {
-        return Answer::Stray;
+        return Callback::Stray;
     }
     match (one("code"), one("error")) {
-        (Some(code), None) if !code.is_empty() => Answer::Code(code),
-        (_, error) => Answer::Refused(error.unwrap_or_else(|| "no code came".to_owned())),
+        (Some(code), None) if !code.is_empty() => Callback::Code(code),
+        (_, error) => Callback::Refused(error.unwrap_or_else(|| "no code came".to_owned())),
     }
 }
 
@@ -195,19 +195,19 @@ mod tests {
     #[test]
     fn only_the_right_state_brings_a_code() {
         let line = |query: &str| format!("GET /callback?{query} HTTP/1.1");
-        let code = Answer::Code("a b".to_owned());
+        let code = Callback::Code("a b".to_owned());
         assert_eq!(read(&line("code=a+b&state=s&iss=x"), "s"), code);
         for stray in ["code=a", "code=a&state=t", "code=a&state=s&state=s", ""] {
-            assert_eq!(read(&line(stray), "s"), Answer::Stray, "{stray}");
+            assert_eq!(read(&line(stray), "s"), Callback::Stray, "{stray}");
         }
-        assert_eq!(read(&line("code=a&state="), ""), Answer::Stray);
-        assert_eq!(read("GET /favicon.ico HTTP/1.1", "s"), Answer::Stray);
+        assert_eq!(read(&line("code=a&state="), ""), Callback::Stray);
+        assert_eq!(read("GET /favicon.ico HTTP/1.1", "s"), Callback::Stray);
         assert_eq!(
             read("POST /callback?code=a&state=s HTTP/1.1", "s"),
-            Answer::Stray
+            Callback::Stray
         );
-        let denied = Answer::Refused("access_denied".to_owned());
+        let denied = Callback::Refused("access_denied".to_owned());
         assert_eq!(read(&line("error=access_denied&state=s"), "s"), denied);
-        assert!(matches!(read(&line("state=s"), "s"), Answer::Refused(_)));
+        assert!(matches!(read(&line("state=s"), "s"), Callback::Refused(_)));
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{failure::Failure, files, text::shortened};
 
-use super::Reach;
+use super::ServerArgs;
 
 /// The time limit of a request: longer than the server takes for any answer.
 const TIMEOUT: Duration = Duration::from_secs(100);
@@ -28,15 +28,15 @@ fn failed(words: impl Into<String>) -> Failure {
 }
 
 impl Remote {
-    pub(super) fn new(reach: &Reach) -> Result<Self, Failure> {
+    pub(super) fn new(args: &ServerArgs) -> Result<Self, Failure> {
         let policy = Policy::anywhere();
         let server = policy
-            .check_url(reach.server.trim_end_matches('/'))
+            .check_url(args.server.trim_end_matches('/'))
             .map_err(|refusal| Failure::Usage(format!("--server: {refusal}")))?;
         let server = server.as_str().trim_end_matches('/').to_owned();
-        let token = match &reach.token_file {
+        let token = match &args.token_file {
             Some(path) => files::secret_of_file(path)?,
-            None => files::secret_of_env(&reach.token_env)?,
+            None => files::secret_of_env(&args.token_env)?,
         };
         let client = Client::new(policy, ClientLimits::default());
         Ok(Self {
