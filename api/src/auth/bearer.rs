@@ -94,7 +94,7 @@ async fn look_up(
     context: &RequestContext,
     hash: TokenHash,
 ) -> Result<Option<Arc<Principal>>, ApiError> {
-    match app.store.known(hash) {
+    match app.store.cached_token(hash) {
         CachedToken::Live(principal) => return Ok(Some(principal)),
         CachedToken::Stale => {}
         CachedToken::Unknown => {

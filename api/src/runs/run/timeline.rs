@@ -104,7 +104,7 @@ pub struct TimelineView {
     at: Time,
     /// What happened.
     #[example(Kind::Claimed)]
-    #[view(field = moment)]
+    #[view(field = kind)]
     r#type: Kind,
     /// How often the run had been claimed then.
     #[example(1)]

@@ -5,7 +5,7 @@ use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 use domain::{
     Code,
     id::{AccountId, Id as _, TokenId},
-    lending::Outcome,
+    lending::UseOutcome,
     permission::AccountsWrite,
 };
 use persistence::{Account, AccountCooldown, Reporter};
@@ -43,13 +43,13 @@ enum ReasonName {
     Failed,
 }
 
-impl From<Outcome> for ReasonName {
-    fn from(outcome: Outcome) -> Self {
+impl From<UseOutcome> for ReasonName {
+    fn from(outcome: UseOutcome) -> Self {
         match outcome {
-            Outcome::RateLimited => Self::RateLimited,
-            Outcome::Unauthorized => Self::Unauthorized,
+            UseOutcome::RateLimited => Self::RateLimited,
+            UseOutcome::Unauthorized => Self::Unauthorized,
             // The store has no cooldown after a success.
-            Outcome::Failed | Outcome::Ok => Self::Failed,
+            UseOutcome::Failed | UseOutcome::Ok => Self::Failed,
         }
     }
 }

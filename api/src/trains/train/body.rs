@@ -15,7 +15,7 @@ use domain::{
     id::{AccountId, Id as _},
     limits::TRAIN_ACCOUNTS,
     slug::{self, Slug},
-    train::Notice,
+    train::NoticeKind,
 };
 use persistence::{NewSlack, NewTrain, SlackPatch, TrainPatch};
 
@@ -36,16 +36,16 @@ pub(super) enum NoticeName {
     TrainExhausted,
 }
 
-impl From<Notice> for NoticeName {
-    fn from(notice: Notice) -> Self {
+impl From<NoticeKind> for NoticeName {
+    fn from(notice: NoticeKind) -> Self {
         match notice {
-            Notice::AccountRefreshFailed => Self::AccountRefreshFailed,
-            Notice::TrainExhausted => Self::TrainExhausted,
+            NoticeKind::AccountRefreshFailed => Self::AccountRefreshFailed,
+            NoticeKind::TrainExhausted => Self::TrainExhausted,
         }
     }
 }
 
-impl From<NoticeName> for Notice {
+impl From<NoticeName> for NoticeKind {
     fn from(name: NoticeName) -> Self {
         match name {
             NoticeName::AccountRefreshFailed => Self::AccountRefreshFailed,
@@ -54,8 +54,8 @@ impl From<NoticeName> for Notice {
     }
 }
 
-fn notices(names: &[NoticeName]) -> Vec<Notice> {
-    names.iter().copied().map(Notice::from).collect()
+fn notices(names: &[NoticeName]) -> Vec<NoticeKind> {
+    names.iter().copied().map(NoticeKind::from).collect()
 }
 
 /// Where a train's people read.
