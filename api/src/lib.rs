@@ -106,12 +106,12 @@ fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
         publisher::Publishers { app: app() },
-        publisher::Own { app: app() },
+        publisher::Own,
         credentials::Credentials { app: app() },
         audit::OwnLog { app: app() },
         audit::OperatorLog { app: app() },
         audit::Audit { app: app() },
-        jobs::JobList { app: app() },
+        jobs::JobList,
         pipelines::Pipelines { app: app() },
         run::Runs { app: app() },
         run::timeline::Timelines::new(app()),
@@ -332,11 +332,87 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
 
 #[cfg(test)]
 mod tests {
+    use domain::permission::Permission;
+
     use super::*;
 
     #[test]
     fn the_contract_lacks_nothing() {
         assert_eq!(contract::audit(&openapi_document()), Vec::<String>::new());
+    }
+
+    /// Operations that need no token.
+    const PUBLIC: [&str; 1] = ["get_webhook_keys"];
+
+    /// Each operation with its identifier.
+    fn all(document: &Value) -> Vec<(&str, &Value)> {
+        let paths = document["paths"].as_object().unwrap().values();
+        let operations = paths.flat_map(|item| item.as_object().unwrap().values());
+        operations
+            .map(|operation| (operation["operationId"].as_str().unwrap(), operation))
+            .collect()
+    }
+
+    /// The permissions that the draft names for each operation.
+    fn permissions() -> HashMap<String, Vec<Permission>> {
+        let draft = serde_json::from_str(&service(Described).spec()).unwrap();
+        let named = all(&draft).into_iter().map(|(id, operation)| {
+            let names = operation["security"].as_array().into_iter().flatten();
+            let names = names.flat_map(|one| one.as_object().unwrap().keys());
+            let permissions = names.filter_map(|name| Permission::parse(name));
+            (id.to_owned(), permissions.collect())
+        });
+        named.collect()
+    }
+
+    #[test]
+    fn each_operation_has_one_permission_and_each_permission_an_operation() {
+        let mut used = HashSet::new();
+        for (id, permissions) in permissions() {
+            let wanted = usize::from(!PUBLIC.contains(&id.as_str()));
+            assert_eq!(permissions.len(), wanted, "{id}: {permissions:?}");
+            used.extend(permissions);
+        }
+        for permission in Permission::ALL {
+            assert!(used.contains(permission), "{}", permission.as_str());
+        }
+    }
+
+    /// Whether an answer has a member `token` or `secret`.
+    fn shows_a_secret(value: &Value) -> bool {
+        match value {
+            Value::Array(items) => items.iter().any(shows_a_secret),
+            Value::Object(members) => members.iter().any(|(name, value)| {
+                matches!(name.as_str(), "token" | "secret") || shows_a_secret(value)
+            }),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn operations_that_make_credentials_have_permissions_of_their_own() {
+        const MAKE: [Permission; 2] = [Permission::CredentialsWrite, Permission::PublishersMint];
+        // A run's claim and a listener's secret end with the run and with the token.
+        const SHORT_LIVED: [&str; 3] = ["create_run", "claim_runs", "listen"];
+        let (document, permissions) = (openapi_document(), permissions());
+        let mut shown = Vec::new();
+        for (id, operation) in all(&document) {
+            let answers = operation["responses"].as_object().unwrap().iter();
+            let answers = answers.filter(|(status, _)| status.starts_with('2'));
+            let bodies =
+                answers.flat_map(|(_, answer)| answer["content"].as_object().into_iter().flatten());
+            if bodies
+                .map(|(_, media)| &media["example"])
+                .any(shows_a_secret)
+            {
+                shown.push(id);
+            }
+        }
+        shown.retain(|id| !SHORT_LIVED.contains(id));
+        assert_eq!(shown.len(), 8, "{shown:?}");
+        for id in shown {
+            assert!(MAKE.contains(&permissions[id][0]), "{id}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use domain::{Timestamp, retry::Schedule, signature};
 use outbound::{Client, Failure, Request, Response, safe_excerpt};
-use persistence::{DueDelivery, Next, Outcome, Store, Target};
+use persistence::{AttemptOutcome, DeliveryTarget, DueDelivery, Next, Store};
 use secrecy::ExposeSecret as _;
 
 use crate::{board::Start, note::Tried, throttle::PAUSE_MAX};
@@ -84,7 +84,7 @@ pub(crate) async fn make(
     let excerpt = response
         .as_ref()
         .map(|response| safe_excerpt(&response.body_excerpt));
-    let outcome = Outcome {
+    let outcome = AttemptOutcome {
         key,
         fence,
         id,
@@ -100,7 +100,7 @@ pub(crate) async fn make(
 }
 
 /// The request, signed for this moment.
-fn request(target: &Target, due: &DueDelivery, at: Timestamp) -> Request {
+fn request(target: &DeliveryTarget, due: &DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
     let standard = signature::standard(&target.secrets, &id, seconds, body);
     let shared = target

@@ -15,7 +15,7 @@ use domain::{
     Timestamp,
     id::{DeliveryId, PublisherId},
 };
-use persistence::{DueDelivery, EndpointKey, HandedOver, Lease, Target};
+use persistence::{DeliveryTarget, DueDelivery, EndpointKey, HandedOver, Lease};
 
 use crate::{
     breaker::Breaker,
@@ -54,7 +54,7 @@ pub(crate) struct Start {
     pub(crate) flight: u64,
     pub(crate) key: EndpointKey,
     pub(crate) fence: i64,
-    pub(crate) target: Arc<Target>,
+    pub(crate) target: Arc<DeliveryTarget>,
     pub(crate) due: DueDelivery,
 }
 
@@ -289,7 +289,7 @@ impl Board {
     pub(crate) fn set_target(
         &mut self,
         key: EndpointKey,
-        target: Option<Arc<Target>>,
+        target: Option<Arc<DeliveryTarget>>,
         read_at: Instant,
         (now, wall): (Instant, Timestamp),
     ) {

@@ -15,7 +15,8 @@ use std::{
 
 use domain::Timestamp;
 use persistence::{
-    EndpointKey, Lease, Next, Outcome, ProcessId, Store, StoreError, Verdict, Waiting, Written,
+    AttemptOutcome, EndpointKey, Lease, Next, ProcessId, RecordResult, Store, StoreError,
+    WaitingEndpoint, Written,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,7 @@ pub(crate) struct Control {
     turned: Arc<Turned>,
     notes: mpsc::UnboundedSender<Note>,
     heard: mpsc::UnboundedReceiver<Note>,
-    outcomes: mpsc::UnboundedSender<Outcome>,
+    outcomes: mpsc::UnboundedSender<AttemptOutcome>,
     process: Option<ProcessId>,
     board: Board,
     /// Endpoints with work that this process does not hold.
@@ -110,7 +111,7 @@ impl Control {
         alive: Arc<Alive>,
         turned: Arc<Turned>,
         (notes, heard): (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
-        outcomes: mpsc::UnboundedSender<Outcome>,
+        outcomes: mpsc::UnboundedSender<AttemptOutcome>,
     ) -> Self {
         let now = Instant::now();
         let limits = Limits {
@@ -318,7 +319,7 @@ impl Control {
         }
     }
 
-    fn polled(&mut self, waiting: Option<Vec<Waiting>>) {
+    fn polled(&mut self, waiting: Option<Vec<WaitingEndpoint>>) {
         self.busy.jobs.remove(&Job::Poll);
         let Some(waiting) = waiting else {
             self.pause();
@@ -366,24 +367,24 @@ impl Control {
     }
 
     fn recorded(&mut self, one: &Recorded) {
-        let counted = one.verdict == Some(Verdict::Recorded);
+        let counted = one.verdict == Some(RecordResult::Recorded);
         let retried = matches!(one.next, Next::RetryAt(_) | Next::Throttled(_));
-        let again = matches!(one.verdict, None | Some(Verdict::LeaseLost));
+        let again = matches!(one.verdict, None | Some(RecordResult::LeaseLost));
         self.board
             .settled(one.key, one.id, counted && retried, again);
         match (one.verdict, one.next) {
-            (Some(Verdict::Recorded), Next::RetryAt(at) | Next::Throttled(at)) => {
+            (Some(RecordResult::Recorded), Next::RetryAt(at) | Next::Throttled(at)) => {
                 self.timer(at, one.key);
             }
-            (Some(Verdict::Recorded), Next::Gone) => self.board.doubt(one.key),
-            (Some(Verdict::Recorded), _) => {}
-            (Some(Verdict::LeaseLost), _) => {
+            (Some(RecordResult::Recorded), Next::Gone) => self.board.doubt(one.key),
+            (Some(RecordResult::Recorded), _) => {}
+            (Some(RecordResult::LeaseLost), _) => {
                 lost("lease");
                 if self.board.lose_numbered(one.key, one.fence) {
                     self.wanted.insert(one.key);
                 }
             }
-            (Some(Verdict::Settled), _) => lost("settled"),
+            (Some(RecordResult::Settled), _) => lost("settled"),
             (None, _) => lost("refused"),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use domain::{Timestamp, id::DeliveryId};
-use persistence::{DueDelivery, EndpointKey, Handover, Lease, Target};
+use persistence::{DeliveryTarget, DueDelivery, EndpointKey, Handover, Lease};
 
 use crate::{
     breaker::{Breaker, Gate},
@@ -79,7 +79,7 @@ pub(crate) struct Endpoint {
     pub(crate) fence: Option<i64>,
     /// When the lease was taken. What was committed before may have been another holder's.
     held_at: Instant,
-    target: Option<Arc<Target>>,
+    target: Option<Arc<DeliveryTarget>>,
     target_read: Option<Instant>,
     /// What was begun to be read before this does not hold.
     outdated: Option<Instant>,
@@ -305,7 +305,7 @@ impl Endpoint {
     /// What was read of the endpoint since `read_at`; nothing if it may not be sent to.
     pub(crate) fn set_target(
         &mut self,
-        target: Option<Arc<Target>>,
+        target: Option<Arc<DeliveryTarget>>,
         read_at: Instant,
         now: Instant,
     ) {
@@ -440,7 +440,7 @@ impl Endpoint {
         &mut self,
         probe: bool,
         now: Instant,
-    ) -> Option<(i64, Arc<Target>, DueDelivery)> {
+    ) -> Option<(i64, Arc<DeliveryTarget>, DueDelivery)> {
         let (fence, target) = (self.fence?, Arc::clone(self.target.as_ref()?));
         let due = self.queue.pop_front()?;
         self.queued_bytes -= due.body.len();

@@ -8,7 +8,8 @@ use std::{
 
 use domain::id::DeliveryId;
 use persistence::{
-    DuePage, EndpointKey, Lease, Next, Outcome, ProcessId, Target, Verdict, Waiting,
+    AttemptOutcome, DeliveryTarget, DuePage, EndpointKey, Lease, Next, ProcessId, RecordResult,
+    WaitingEndpoint,
 };
 
 /// Something that happened.
@@ -20,7 +21,7 @@ pub(crate) enum Note {
     /// Targets were read, beginning then.
     Refreshed(Vec<EndpointKey>, Instant, Option<Targets>),
     /// All endpoints were looked at.
-    Polled(Option<Vec<Waiting>>),
+    Polled(Option<Vec<WaitingEndpoint>>),
     /// Leases were given back, or not.
     GivenBack,
     /// A request has ended.
@@ -37,13 +38,13 @@ pub(crate) enum Note {
 #[derive(Debug)]
 pub(crate) struct Tried {
     /// What is to be written down.
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: AttemptOutcome,
     /// The pause that the receiver asked for.
     pub(crate) pause: Option<Duration>,
 }
 
 /// What endpoints are sent by.
-pub(crate) type Targets = HashMap<EndpointKey, Arc<Target>>;
+pub(crate) type Targets = HashMap<EndpointKey, Arc<DeliveryTarget>>;
 
 /// What a load found.
 pub(crate) struct Found {
@@ -61,5 +62,5 @@ pub(crate) struct Recorded {
     pub(crate) id: DeliveryId,
     pub(crate) next: Next,
     /// Nothing where the store refused it.
-    pub(crate) verdict: Option<Verdict>,
+    pub(crate) verdict: Option<RecordResult>,
 }

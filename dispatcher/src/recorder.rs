@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use persistence::{Outcome, Store, Verdict};
+use persistence::{AttemptOutcome, RecordResult, Store};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::note::{Note, Recorded};
@@ -17,7 +17,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Records until the sender is gone.
 pub(crate) async fn run(
     store: Store,
-    mut outcomes: mpsc::UnboundedReceiver<Outcome>,
+    mut outcomes: mpsc::UnboundedReceiver<AttemptOutcome>,
     notes: mpsc::UnboundedSender<Note>,
 ) {
     let mut last = 0;
@@ -53,7 +53,7 @@ pub(crate) async fn run(
 
 /// Tries until the store takes the batch or refuses it. Leases may be lost meanwhile: their
 /// numbers see to it that nothing is written over.
-async fn record(store: &Store, batch: &[Outcome]) -> Vec<Option<Verdict>> {
+async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordResult>> {
     let mut pause = PAUSE.0;
     let _under_way = store.progress().part("outcomes").work();
     loop {

@@ -87,8 +87,8 @@ impl Spreader {
     async fn step(&mut self, publisher: PublisherId) -> Result<bool, StoreError> {
         let system = self.store.system();
         let work = async move {
-            system.lull().await;
-            if !system.others_write(publisher) {
+            system.wait_for_idle().await;
+            if !system.others_are_active(publisher) {
                 return system.spread(publisher, ALONE).await;
             }
             let began = Instant::now();

@@ -17,7 +17,7 @@ use domain::{
 use outbound::{Client, ClientLimits, Policy};
 use persistence::{
     Answer, Attempt, Context, CreatedPublisher, Delivery, DeliveryFilter, NewEndpoint,
-    NewPublisher, Options, PageRequest, Scoped, Sending, Store,
+    NewPublisher, PageRequest, Scoped, Sending, Store, StoreOptions,
 };
 use secrecy::ExposeSecret as _;
 use tokio::{
@@ -88,7 +88,7 @@ mod receiver;
 impl World {
     async fn new(schedule: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options {
+        let options = StoreOptions {
             database_url: format!("sqlite://{}", dir.path().join("store.db").display()),
             master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
             clock: Arc::new(SystemClock),

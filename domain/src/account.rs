@@ -10,7 +10,7 @@ use crate::{
     clock::Timestamp,
     id::{AccountId, Id as _, PublisherId},
     random,
-    seal::{Key, Place, SealError},
+    seal::{Key, SealContext, SealError},
     token,
 };
 
@@ -114,8 +114,8 @@ impl SealedFor<'_> {
         row
     }
 
-    fn place<'a>(&self, row: &'a [u8]) -> Place<'a> {
-        Place {
+    fn seal_context<'a>(&self, row: &'a [u8]) -> SealContext<'a> {
+        SealContext {
             owner: self.publisher.uuid(),
             table: "accounts",
             row,
@@ -171,7 +171,7 @@ impl Credential {
             },
         };
         let text = Zeroizing::new(serde_json::to_vec(&plain).expect("texts serialise"));
-        key.seal(&sealed_for.place(&sealed_for.row()), &text)
+        key.seal(&sealed_for.seal_context(&sealed_for.row()), &text)
     }
 
     /// Opens what [`Credential::seal`] made for the same account and URLs, or what was sealed for
@@ -182,8 +182,8 @@ impl Credential {
     pub fn open(key: &Key, sealed_for: &SealedFor<'_>, sealed: &[u8]) -> Result<Self, SealError> {
         let account = sealed_for.account.uuid();
         let plain = key
-            .open(&sealed_for.place(&sealed_for.row()), sealed)
-            .or_else(|_| key.open(&sealed_for.place(account.as_bytes()), sealed))?;
+            .open(&sealed_for.seal_context(&sealed_for.row()), sealed)
+            .or_else(|_| key.open(&sealed_for.seal_context(account.as_bytes()), sealed))?;
         Ok(
             match serde_json::from_slice(&plain).map_err(|_| SealError)? {
                 Opened::ApiKey(key) => Self::ApiKey(secret(&key)),
@@ -431,7 +431,7 @@ mod tests {
             token_url: None,
         };
         let row = account.uuid();
-        let sealed = key.seal(&here.place(row.as_bytes()), br#"{"api_key":"sk-1"}"#);
+        let sealed = key.seal(&here.seal_context(row.as_bytes()), br#"{"api_key":"sk-1"}"#);
         let opened = Credential::open(&key, &here, &sealed).unwrap();
         assert_eq!(opened.bearer().expose_secret(), "sk-1");
     }

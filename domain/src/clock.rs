@@ -138,12 +138,24 @@ pub struct SteadyClock {
 }
 
 impl SteadyClock {
-    /// A clock that shows the machine's time now.
+    /// A clock that shows the machine's time now, to the millisecond where the machine lets this
+    /// thread read both clocks within one. A thread that has to wait in between would start a
+    /// clock that is ahead by as long for good, so the closest of some readings counts.
     #[must_use]
     pub fn new() -> Self {
+        const READINGS: usize = 16;
+        let reading = |_| {
+            let before = Instant::now();
+            let at = SystemClock.now();
+            (before.elapsed(), before, at)
+        };
+        let (_, began, at) = (0..READINGS)
+            .map(reading)
+            .min_by_key(|(took, ..)| *took)
+            .unwrap_or_else(|| reading(0));
         Self {
-            began: Instant::now(),
-            at_beginning: AtomicI64::new(SystemClock.now().0),
+            began,
+            at_beginning: AtomicI64::new(at.0),
         }
     }
 

@@ -208,13 +208,13 @@ pub fn backoff(failures: u32) -> Duration {
         .mul_f64(random::jitter(BACKOFF_JITTER))
 }
 
-macro_rules! moments {
+macro_rules! timeline_entry_kinds {
     ($($(#[$doc:meta])* $variant:ident = $word:literal;)*) => {
         /// An entry of a run's timeline: a closed vocabulary.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Moment { $($(#[$doc])* $variant,)* }
+        pub enum TimelineEntryKind { $($(#[$doc])* $variant,)* }
 
-        impl Moment {
+        impl TimelineEntryKind {
             /// Every kind of entry.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
@@ -233,7 +233,7 @@ macro_rules! moments {
     };
 }
 
-moments! {
+timeline_entry_kinds! {
     /// It was created.
     Created = "created";
     /// A runner took it.
@@ -260,7 +260,7 @@ moments! {
     Expired = "expired";
 }
 
-impl Moment {
+impl TimelineEntryKind {
     /// How a timeline tells of a change. A heartbeat is told of only if it reports progress.
     #[must_use]
     pub const fn of(change: RunChange) -> Self {
@@ -320,7 +320,7 @@ mod tests {
             for change in picks.into_iter().map(|at| CHANGES[at]) {
                 if let Some(next) = status.after(change) {
                     prop_assert!(!status.is_final());
-                    prop_assert_eq!(Moment::of(change).is_last(), next.is_final());
+                    prop_assert_eq!(TimelineEntryKind::of(change).is_last(), next.is_final());
                     ends += usize::from(next.is_final());
                     status = next;
                 }
@@ -402,8 +402,8 @@ mod tests {
         for status in RunStatus::ALL {
             assert_eq!(RunStatus::parse(status.as_str()), Some(status));
         }
-        for moment in Moment::ALL {
-            assert_eq!(Moment::parse(moment.as_str()), Some(*moment));
+        for kind in TimelineEntryKind::ALL {
+            assert_eq!(TimelineEntryKind::parse(kind.as_str()), Some(*kind));
         }
     }
 }

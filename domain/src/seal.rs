@@ -27,7 +27,7 @@ const ENTRY_LEN: usize = 1 + KEY_LEN.div_ceil(3) * 4 + 1;
 
 /// Where a sealed value lives; it opens nowhere else.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct SealContext<'a> {
     /// The publisher, or nil for the operator.
     pub owner: Uuid,
     /// The table.
@@ -38,8 +38,8 @@ pub struct Place<'a> {
     pub column: &'static str,
 }
 
-impl Place<'_> {
-    /// Length-prefixed parts, so that no two places spell the same bytes.
+impl SealContext<'_> {
+    /// Length-prefixed parts, so that no two contexts spell the same bytes.
     fn associated_data(&self) -> Vec<u8> {
         let mut out = b"stationmaster.seal.v1".to_vec();
         for part in [
@@ -55,9 +55,9 @@ impl Place<'_> {
     }
 }
 
-/// A sealed value does not open: wrong key, wrong place, or changed bytes.
+/// A sealed value does not open: wrong key, wrong context, or changed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a sealed value does not open with this key at this place")]
+#[error("a sealed value does not open with this key in this context")]
 pub struct SealError;
 
 /// A 256-bit key that is wiped when dropped and never shown.
@@ -77,14 +77,14 @@ impl Key {
             .map(|key| Self(Zeroizing::new(key)))
     }
 
-    /// Seals `plain` for `place`.
+    /// Seals `plain` for `context`.
     ///
     /// # Panics
     /// Only if `plain` exceeds the cipher's limit of 256 GiB.
     #[must_use]
-    pub fn seal(&self, place: &Place<'_>, plain: &[u8]) -> Vec<u8> {
+    pub fn seal(&self, context: &SealContext<'_>, plain: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_LEN] = random::bytes();
-        let aad = place.associated_data();
+        let aad = context.associated_data();
         let cipher = XChaCha20Poly1305::new((&*self.0).into());
         let text = cipher
             .encrypt(
@@ -102,18 +102,22 @@ impl Key {
         out
     }
 
-    /// Opens what [`Key::seal`] made for the same place.
+    /// Opens what [`Key::seal`] made for the same context.
     ///
     /// # Errors
-    /// [`SealError`] for any other key, place or bytes.
-    pub fn open(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    /// [`SealError`] for any other key, context or bytes.
+    pub fn open(
+        &self,
+        context: &SealContext<'_>,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (version, rest) = sealed.split_first().ok_or(SealError)?;
         if *version != VERSION || rest.len() < NONCE_LEN {
             return Err(SealError);
         }
         let (nonce, text) = rest.split_at(NONCE_LEN);
         let nonce = <[u8; NONCE_LEN]>::try_from(nonce).map_err(|_| SealError)?;
-        let aad = place.associated_data();
+        let aad = context.associated_data();
         XChaCha20Poly1305::new((&*self.0).into())
             .decrypt(
                 &XNonce::from(nonce),
@@ -289,20 +293,30 @@ impl MasterKeys {
         found.map(|(_, key)| key).ok_or(SealError)
     }
 
-    /// Wraps `key` for `place` under the master key of that identifier.
+    /// Wraps `key` for `context` under the master key of that identifier.
     ///
     /// # Errors
     /// [`SealError`] if we have no such master key.
-    pub fn wrap(&self, id: &str, place: &Place<'_>, key: &Key) -> Result<Vec<u8>, SealError> {
-        Ok(self.find(id)?.seal(place, &*key.0))
+    pub fn wrap(
+        &self,
+        id: &str,
+        context: &SealContext<'_>,
+        key: &Key,
+    ) -> Result<Vec<u8>, SealError> {
+        Ok(self.find(id)?.seal(context, &*key.0))
     }
 
     /// Unwraps with the master key of that identifier.
     ///
     /// # Errors
     /// [`SealError`] if we have no such master key or it does not open.
-    pub fn unwrap(&self, id: &str, place: &Place<'_>, wrapped: &[u8]) -> Result<Key, SealError> {
-        Key::from_slice(&self.find(id)?.open(place, wrapped)?).ok_or(SealError)
+    pub fn unwrap(
+        &self,
+        id: &str,
+        context: &SealContext<'_>,
+        wrapped: &[u8],
+    ) -> Result<Key, SealError> {
+        Key::from_slice(&self.find(id)?.open(context, wrapped)?).ok_or(SealError)
     }
 }
 
@@ -311,8 +325,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn place(row: &[u8]) -> Place<'_> {
-        Place {
+    fn context(row: &[u8]) -> SealContext<'_> {
+        SealContext {
             owner: Uuid::from_u128(7),
             table: "credentials",
             row,
@@ -325,28 +339,28 @@ mod tests {
         fn opens_where_it_was_sealed_and_nowhere_else(plain: Vec<u8>, a: [u8; 16], b: [u8; 16]) {
             prop_assume!(a != b);
             let key = Key::generate();
-            let sealed = key.seal(&place(&a), &plain);
-            prop_assert_eq!(&*key.open(&place(&a), &sealed).unwrap(), &plain);
-            prop_assert!(key.open(&place(&b), &sealed).is_err());
-            let other_owner = Place { owner: Uuid::from_u128(8), ..place(&a) };
+            let sealed = key.seal(&context(&a), &plain);
+            prop_assert_eq!(&*key.open(&context(&a), &sealed).unwrap(), &plain);
+            prop_assert!(key.open(&context(&b), &sealed).is_err());
+            let other_owner = SealContext { owner: Uuid::from_u128(8), ..context(&a) };
             prop_assert!(key.open(&other_owner, &sealed).is_err());
-            let other_column = Place { column: "other", ..place(&a) };
+            let other_column = SealContext { column: "other", ..context(&a) };
             prop_assert!(key.open(&other_column, &sealed).is_err());
-            prop_assert!(Key::generate().open(&place(&a), &sealed).is_err());
+            prop_assert!(Key::generate().open(&context(&a), &sealed).is_err());
         }
 
         #[test]
         fn a_changed_byte_does_not_open(plain: Vec<u8>, at: prop::sample::Index, flip in 1_u8..) {
             let key = Key::generate();
-            let mut sealed = key.seal(&place(b"row"), &plain);
+            let mut sealed = key.seal(&context(b"row"), &plain);
             let at = at.index(sealed.len());
             sealed[at] ^= flip;
-            prop_assert!(key.open(&place(b"row"), &sealed).is_err());
+            prop_assert!(key.open(&context(b"row"), &sealed).is_err());
         }
 
         #[test]
         fn arbitrary_envelopes_and_key_texts_never_panic(bytes: Vec<u8>, text in ".{0,100}") {
-            let _ = Key::generate().open(&place(b"row"), &bytes);
+            let _ = Key::generate().open(&context(b"row"), &bytes);
             let _ = MasterKeys::parse(&text);
         }
     }
@@ -362,13 +376,13 @@ mod tests {
         assert_eq!(both.ids().collect::<Vec<_>>(), ["2026", "2025"]);
         assert_eq!(both.first_id(), "2026");
         let key = Key::generate();
-        let wrapped = old.wrap("2025", &place(b"k"), &key).unwrap();
-        let again = both.unwrap("2025", &place(b"k"), &wrapped).unwrap();
+        let wrapped = old.wrap("2025", &context(b"k"), &key).unwrap();
+        let again = both.unwrap("2025", &context(b"k"), &wrapped).unwrap();
         assert!(same(&key, &again));
-        assert!(both.unwrap("2026", &place(b"k"), &wrapped).is_err());
+        assert!(both.unwrap("2026", &context(b"k"), &wrapped).is_err());
         let only_new = both.without("2025").unwrap();
-        assert!(only_new.unwrap("2025", &place(b"k"), &wrapped).is_err());
-        assert!(old.wrap("2026", &place(b"k"), &key).is_err());
+        assert!(only_new.unwrap("2025", &context(b"k"), &wrapped).is_err());
+        assert!(old.wrap("2026", &context(b"k"), &key).is_err());
     }
 
     #[test]
@@ -399,8 +413,8 @@ mod tests {
         let theirs = theirs.with_fresh_first("b").unwrap();
         let all = ours.and(&theirs);
         assert_eq!(all.ids().collect::<Vec<_>>(), ["a", "b"]);
-        let wrapped = ours.wrap("a", &place(b"k"), &Key::generate()).unwrap();
-        assert!(all.unwrap("a", &place(b"k"), &wrapped).is_ok());
+        let wrapped = ours.wrap("a", &context(b"k"), &Key::generate()).unwrap();
+        assert!(all.unwrap("a", &context(b"k"), &wrapped).is_ok());
     }
 
     #[test]

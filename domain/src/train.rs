@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     id::{Id as _, PublisherId, TrainId},
-    seal::{Key, Place, SealError},
+    seal::{Key, SealContext, SealError},
 };
 
 /// What a train's people may be told.
@@ -37,8 +37,8 @@ impl Notice {
     }
 }
 
-fn place(publisher: Uuid, train: &Uuid) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, train: &Uuid) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "trains",
         row: train.as_bytes(),
@@ -55,7 +55,7 @@ pub fn seal_webhook(
     url: &SecretString,
 ) -> Vec<u8> {
     let text = url.expose_secret().as_bytes();
-    key.seal(&place(publisher.uuid(), &train.uuid()), text)
+    key.seal(&seal_context(publisher.uuid(), &train.uuid()), text)
 }
 
 /// Opens what [`seal_webhook`] made for the same train.
@@ -68,7 +68,7 @@ pub fn open_webhook(
     train: TrainId,
     sealed: &[u8],
 ) -> Result<SecretString, SealError> {
-    let plain = key.open(&place(publisher.uuid(), &train.uuid()), sealed)?;
+    let plain = key.open(&seal_context(publisher.uuid(), &train.uuid()), sealed)?;
     let text = std::str::from_utf8(&plain).map_err(|_| SealError)?;
     Ok(SecretString::from(text.to_owned()))
 }

@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{Timestamp, clock::ManualClock, seal::MasterKeys};
-use persistence::{Job, JobRow, Options, Retention, Store};
+use persistence::{Job, JobRow, Retention, Store, StoreOptions};
 use tokio_util::sync::CancellationToken;
 use upstream::Refresher;
 
@@ -35,7 +35,7 @@ fn refresher(store: &Store) -> Refresher {
 }
 
 async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
-    let options = Options {
+    let options = StoreOptions {
         database_url: format!("sqlite://{}", dir.path().join("store.db").display()),
         master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
         clock,

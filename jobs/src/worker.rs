@@ -175,7 +175,7 @@ impl Worker {
         let mut batches = Batches::new();
         loop {
             let waits = Instant::now();
-            let lull = job == Job::Leases || self.store.system().lull().await;
+            let lull = job == Job::Leases || self.store.system().wait_for_idle().await;
             let began = Instant::now();
             match self.step(job, batches.rows(lull), &mut progress).await {
                 Ok(batch) => {

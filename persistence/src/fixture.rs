@@ -1,4 +1,4 @@
-//! What this crate's tests start from: a store on each engine, and rows to work with.
+//! What this crate's tests start with: a store on each engine, and rows.
 
 use std::sync::{
     Arc, Mutex,
@@ -16,27 +16,27 @@ use sea_orm::{ActiveValue::Set, ConnectionTrait as _, EntityTrait as _};
 use uuid::Uuid;
 
 use crate::{
-    Answer, Context, CreatedPublisher, NewPublisher, Options, Store,
+    Answer, Context, CreatedPublisher, NewPublisher, Store, StoreOptions,
     store::{
+        database_config::DatabaseConfig,
         entity::{deliveries, events, webhook_endpoints},
-        target::Target,
     },
 };
 
-/// When tests begin.
+/// The time at which tests begin.
 pub(crate) const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 
-/// A store of a test's own, on a clock that only the test moves.
+/// A test's own store, with a clock that only the test moves.
 pub(crate) struct Fixture {
     pub(crate) store: Store,
     pub(crate) clock: Arc<ManualClock>,
-    /// What it was opened with.
+    /// The master keys of the store.
     pub(crate) keys: MasterKeys,
     pub(crate) url: String,
     _dir: Option<tempfile::TempDir>,
 }
 
-/// A store on SQLite, and one on PostgreSQL where the environment names a server.
+/// A store on SQLite, and one on PostgreSQL if the environment names a server.
 pub(crate) async fn engines() -> Vec<Fixture> {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", dir.path().join("store.db").display());
@@ -50,10 +50,10 @@ pub(crate) async fn engines() -> Vec<Fixture> {
 async fn fresh_database(server: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::SeqCst);
-    // A cluster may outlive the numbers of processes.
+    // Process identifiers may repeat during the life of a cluster.
     let random = u32::from_be_bytes(domain::random::bytes());
     let name = format!("persistence_{}_{count}_{random:08x}", std::process::id());
-    let db = Target::parse(server, 1, true)
+    let db = DatabaseConfig::parse(server, 1, true)
         .unwrap()
         .connect_one()
         .await
@@ -79,7 +79,7 @@ async fn open(database_url: String, dir: Option<tempfile::TempDir>) -> Fixture {
 }
 
 async fn store(url: &str, keys: &MasterKeys, clock: &Arc<ManualClock>) -> Store {
-    let options = Options {
+    let options = StoreOptions {
         database_url: url.to_owned(),
         master_keys: keys.clone(),
         clock: Arc::clone(clock) as _,
@@ -108,12 +108,12 @@ pub(crate) fn context() -> Context {
 }
 
 impl Fixture {
-    /// Another process on the same database, with master keys of its own.
+    /// Opens the same database like another process, with other master keys.
     pub(crate) async fn beside(&self, keys: &MasterKeys) -> Store {
         store(&self.url, keys, &self.clock).await
     }
 
-    /// A publisher with its four first credentials.
+    /// Creates a publisher with its four first credentials.
     pub(crate) async fn publisher(&self, slug: &str) -> CreatedPublisher {
         let new = NewPublisher {
             slug: Slug::parse(slug).unwrap(),
@@ -158,7 +158,7 @@ impl Fixture {
             .unwrap();
     }
 
-    /// How many rows a table has, or those that a condition names.
+    /// The number of rows of a table. `from` may include a condition.
     pub(crate) async fn count(&self, from: &str) -> i64 {
         let sql = format!("SELECT count(*) AS n FROM {from}");
         let statement = sea_orm::Statement::from_string(self.store.backend(), sql);
@@ -215,7 +215,7 @@ impl Fixture {
         id
     }
 
-    /// A pending delivery, due at `due`.
+    /// Inserts a pending delivery, due at `due`.
     pub(crate) async fn delivery(
         &self,
         publisher: PublisherId,

@@ -1,15 +1,15 @@
 //! The store: one set of functions over SQLite and PostgreSQL.
 //!
 //! A tenant's rows are reachable only through [`Store::scoped`], whose [`Scope`] only this crate
-//! can make. [`Store::system`] sees everything; operator routes, the dispatcher, jobs and the
-//! process's own commands may call it, and a test looks for others. Rows never leave this crate:
-//! callers get domain types.
+//! can make. [`Store::system`] reaches the rows of all tenants. Only operator routes, the
+//! dispatcher, jobs and the process's own commands may call it; a test lists the callers. Database
+//! rows never leave this crate: callers get domain types.
 //!
-//! `store` is what everything builds on: the engines, transactions, keys, tables, lists and
-//! administrative changes. It knows none of the planes above it: `trains`, `publishers`, `webhooks`
-//! and `runs`. What a plane keeps in memory, the store holds for it as a `PlaneState`. `operations`
-//! is above them all; it opens the store. People, who belong to no publisher, will have a plane
-//! `identity` beside the others. No file is part of a circle of imports.
+//! The module `store` is the base: engines, transactions, keys, tables, lists and administrative
+//! changes. It imports none of the planes: `trains`, `publishers`, `webhooks` and `runs`. It holds
+//! what a plane keeps in memory as a `PlaneState`. `operations` is above all planes and opens the
+//! store. People, who belong to no publisher, will have a plane `identity` beside the others. No
+//! file is part of a circle of imports.
 
 #[cfg(test)]
 mod fixture;
@@ -21,14 +21,14 @@ mod trains;
 mod webhooks;
 
 pub use operations::{
-    audit::{AuditFilter, Checkpoint, Fault, Verification},
+    audit::{AuditFilter, ChainFault, Checkpoint, Verification},
     jobs::JobRow,
-    open::{OpenError, Options, SchemaState, migrate, schema_state, try_connections},
-    rewrap::{KeysSurvey, RewrapPlace, Rewrapped, survey_keys},
-    sweeps::Removed,
+    open::{OpenError, SchemaState, StoreOptions, migrate, schema_state, try_connections},
+    rewrap::{KeysSurvey, RewrapCursor, Rewrapped, survey_keys},
+    sweeps::SweepResult,
 };
 pub use publishers::{
-    auth::{Known, Principal},
+    auth::{CachedToken, Principal},
     credentials::{Credential, Minted, NewCredential, Replaced},
     publisher::{
         CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch,
@@ -37,8 +37,8 @@ pub use publishers::{
 };
 pub use runs::{
     BulkCancelled, RunFilter,
-    changes::Judged,
-    lane::Patience,
+    changes::ValidatedInput,
+    lane::WaitOptions,
     pipelines::Pipeline,
     run::{Claimed, CreatedRun, NewRun, Run},
     subcommands::{CallRecord, SubcommandCall},
@@ -49,7 +49,7 @@ pub use store::{
     change::{Answer, Context, Expected, IdempotencyKey},
     effects::{DueDelivery, EndpointKey, HandedOver},
     ends::Retention,
-    error::{KeptVersion, StoreError},
+    error::{PipelineVersion, StoreError},
     job::Job,
     keys::{ClosedKeys, KeySource},
     lines::OWN as OWN_CONNECTIONS,
@@ -60,30 +60,30 @@ pub use store::{
 pub use trains::{
     account_authorizations::{AccountAuthorization, AuthorizationSecrets},
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
-    import::{AccountWish, ClientKeyWish, Done, Import, Outcome as ImportOutcome, TrainWish},
+    import::{AccountSpec, ClientKeySpec, Import, ImportOutcome, ImportResult, TrainSpec},
     lending::{
-        Exhausted, Lent, LentBy, Upstream, Upstreams, Wish,
-        reports::Report,
+        AccountCriteria, CredentialPool, Exhausted, ResolvedAccount, Upstream, Upstreams,
+        reports::AccountReport,
         shown::{AccountCooldown, Reporter},
     },
     notices::{DueNotice, LastNotice, NoticeOutcome, Notices},
-    refresh::{AccountToken, DueRefresh, RefreshLease, Refreshable, Turn, Want},
+    refresh::{AccountToken, DueRefresh, RefreshClaim, RefreshLease, RefreshRequest, Refreshable},
     train::{NewSlack, NewTrain, Slack, SlackPatch, Train, TrainAccount, TrainPatch},
     train_tokens::{MintedTrainToken, NewTrainToken, TrainToken},
 };
 pub use webhooks::{
     deliveries::{Attempt, Delivery, DeliveryFilter},
     dispatch::{
-        Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, Page as DuePage, ProcessId,
-        Renewed, Target, Verdict, Waiting,
+        AttemptOutcome, DeliveryTarget, DuePage, DueRequest, Handover, Lease, Next,
+        PROCESS_EXPIRES_AFTER, ProcessId, RecordResult, Renewed, WaitingEndpoint,
     },
     enabling::Enabled,
     endpoint_secrets::{EndpointSecret, MintedEndpointSecret, PublicKey},
     endpoints::{Endpoint, EndpointPatch, NewEndpoint, Sending},
     event_types::{EventTypePut, PublishersType, TypeSchema},
     events::Event,
-    feed::{Feed, Place},
-    health::{BUCKET_MS, Bucket, Health, Settled},
+    feed::{Feed, FeedCursor},
+    health::{BUCKET_MS, Health, HealthActions, StatsBucket},
     own_events::{NewOwnEvent, PublishedEvent},
-    replays::{NewReplay, Replay, Worked},
+    replays::{NewReplay, Replay, ReplayRound},
 };

@@ -1,5 +1,5 @@
-//! What keeps the service going: opening the store, scheduled jobs, sweeps, the audit log as it is
-//! read, counts of stored bytes, and what other processes changed.
+//! Operations of the service: opening the store, scheduled jobs, sweeps, reading the audit log,
+//! counting stored bytes, and changes that other processes made.
 
 pub(crate) mod audit;
 mod credential_changes;

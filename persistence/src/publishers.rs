@@ -1,4 +1,4 @@
-//! Publishers, their credentials, and who a presented token stands for.
+//! Publishers, their credentials, and the authentication of tokens.
 
 pub(crate) mod auth;
 pub(crate) mod credentials;

@@ -1,9 +1,9 @@
-//! Runs: created, claimed, finished, called off, and taken back when a lease runs out.
+//! Runs: created, claimed, finished, cancelled, and requeued when a lease expires.
 //!
-//! Every change of state goes through the table of [`domain::run`] and tells of itself, in the
-//! same transaction, by an entry of the run's timeline and, where the run arrives somewhere new,
-//! by an event. [`batch`] makes the changes, many at once; [`lane`] gathers them. A change under an
-//! `Idempotency-Key` is a batch of its own.
+//! Every change of state follows the table of [`domain::run`]. In the same transaction it adds an
+//! entry to the run's timeline and, if the run reached a new state, an event. [`batch`] makes the
+//! changes, many at once; [`lane`] gathers them. A change under an `Idempotency-Key` is a batch of
+//! its own.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    runs::lane::{Lane, Patience},
+    runs::lane::{Lane, WaitOptions},
     store::{
         Scoped, System,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         sql::padded,
         walk::{Check, Path, Span, Walk, distinct, first_id_at},
@@ -35,12 +35,12 @@ use crate::{
 };
 
 pub(crate) mod batch;
+mod capacity;
 mod carried;
 pub(crate) mod changes;
 pub(crate) mod claims;
 pub(crate) mod lane;
 pub(crate) mod pipelines;
-mod places;
 mod row;
 pub(crate) mod run;
 pub(crate) mod subcommands;
@@ -49,39 +49,39 @@ pub(crate) mod versions;
 pub(crate) mod waiting;
 
 use batch::{Batch, apply};
-use changes::{Change, Create, Judged, What};
+use changes::{Change, Create, ValidatedInput, What};
 use claims::Claim;
-use row::{News, save_all};
+use row::{RunEvents, save_all};
 use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
 
-/// What a listing of runs is narrowed to.
+/// Which runs a list contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunFilter {
-    /// Only of the pipelines that have, or had, this slug.
+    /// Only runs of the pipelines that have, or had, this slug.
     pub pipeline: Option<String>,
-    /// Only those that stand here.
+    /// Only runs in this state.
     pub status: Option<RunStatus>,
-    /// Only those of this external identifier.
+    /// Only runs with this external identifier.
     pub external_id: Option<String>,
-    /// Only those created at or after this moment.
+    /// Only runs created at or after this time.
     pub since: Option<Timestamp>,
-    /// Only those created before this moment.
+    /// Only runs created before this time.
     pub until: Option<Timestamp>,
 }
 
-/// The index of runs that wait or are held, and its condition.
+/// The condition of the index of queued and running runs.
 const UNFINISHED: &str = "status IN ('queued', 'running')";
-/// The same of those that have ended.
+/// The condition of the index of ended runs.
 const ENDED: &str = "status IN ('succeeded', 'failed', 'cancelled', 'expired')";
 
-/// Runs that a bulk cancellation locks and writes at a time.
+/// Runs that a bulk cancellation locks and writes in one transaction.
 const CANCEL_STEP: usize = 128;
 
-/// What a filter of runs looks at in a row.
+/// The columns that a filter of runs checks.
 const CHECKED: &[&str] = &["status", "pipeline_slug", "external_id", "cancel_requested"];
 
 impl RunFilter {
-    /// The slugs of pipelines that are asked for and in reach; `None` for all.
+    /// The requested slugs that the scope reaches; `None` for all pipelines.
     fn slugs(&self, scope: &crate::Scope) -> Option<Vec<String>> {
         match (&self.pipeline, scope.pipelines()) {
             (Some(slug), _) => Some(if scope.reaches(slug) {
@@ -93,14 +93,14 @@ impl RunFilter {
         }
     }
 
-    /// Identifiers tell when their runs were created.
+    /// The range of identifiers: an identifier contains the time at which its run was created.
     fn span(&self, after: Option<Uuid>) -> Span<Uuid> {
         Span::after(after)
             .from(self.since.map(|at| first_id_at(at.ms())))
             .to(self.until.map(|at| first_id_at(at.ms())))
     }
 
-    /// The ways to what passes; `unfinished` for those runs alone.
+    /// The paths to the matching runs; if `unfinished`, to queued and running ones only.
     fn paths(&self, slugs: Option<&[String]>, unfinished: bool) -> Vec<Path> {
         let mut paths = Vec::new();
         if let Some(slugs) = slugs {
@@ -130,7 +130,7 @@ impl RunFilter {
         paths
     }
 
-    /// Whether a single path says all that the filter says.
+    /// Whether a single path expresses the whole filter.
     fn is_said_by(&self, paths: &[Path], unfinished: bool) -> bool {
         paths.len() == 1 && !unfinished && self.status.is_none_or(RunStatus::is_final)
     }
@@ -157,44 +157,48 @@ impl RunFilter {
     }
 }
 
-/// Whether a run can be called off that was not yet.
+/// Whether a run can be cancelled, and has not been asked to be.
 fn can_be_cancelled(status: &str, cancel_requested: bool) -> bool {
     status == RunStatus::Queued.as_str()
         || (status == RunStatus::Running.as_str() && !cancel_requested)
 }
 
-/// What a bulk cancellation did.
+/// The result of a bulk cancellation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BulkCancelled {
-    /// Runs that waited, and are cancelled.
+    /// Queued runs that were cancelled.
     pub cancelled: u64,
-    /// Runs that are held; their holders learn of it with their next heartbeat.
+    /// Running runs whose holders learn of the cancellation with their next heartbeat.
     pub requested: u64,
-    /// Whether there are more: the same again goes on.
+    /// Whether more runs match. The same call cancels the next ones.
     pub more: bool,
 }
 
 fn first<T, E: Into<StoreError>>(results: Vec<Result<T, E>>) -> Result<T> {
     let first = results.into_iter().next();
-    let first = first.ok_or_else(|| damaged("batch of one"))?;
+    let first = first.ok_or_else(|| corrupt_row("batch of one"))?;
     first.map_err(Into::into)
 }
 
 impl Scoped {
-    /// Creates a run, or finds the one that has its external identifier already. `judged` says
-    /// whether its input is taken. If that was another version than the one that the run is to
-    /// keep, nothing is done: the error names this one, for the caller to judge by.
+    /// Creates a run, or returns the one that has the same external identifier. `validated` says
+    /// whether the input matches the pipeline's schema.
+    ///
+    /// # Errors
+    /// [`StoreError::VersionChanged`], if `validated` is of another version than the one that the
+    /// run would keep. It holds the version by which the caller has to validate the input.
     pub async fn create_run<A>(
         &self,
         context: &Context,
         new: Arc<NewRun>,
-        judged: Option<Judged>,
+        validated: Option<ValidatedInput>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         A: Fn(&CreatedRun) -> Answer + Send + Sync,
     {
-        // Before the key is looked at: for who can't reach the pipeline there is nothing to keep.
+        // Before the idempotency key is checked: a token that cannot reach the pipeline has no
+        // stored response.
         if !self.scope.reaches(&new.pipeline) {
             return Err(Problem::not_found().into());
         }
@@ -203,7 +207,7 @@ impl Scoped {
             scope: self.scope.clone(),
             actor: context.actor.clone(),
             new,
-            judged,
+            validated,
         });
         if context.idempotency.is_none() {
             room.check()?;
@@ -221,7 +225,7 @@ impl Scoped {
         store.transact(context, &self.scope, work, render).await
     }
 
-    /// One run.
+    /// Reads a run.
     pub async fn run(&self, id: RunId) -> Result<Run, StoreError> {
         let row = runs::Entity::find_by_id((self.scope.uuid(), id.uuid()))
             .one(self.store.read())
@@ -230,7 +234,7 @@ impl Scoped {
         Run::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
-    /// The runs in reach, newest first.
+    /// The runs that the scope reaches, newest first.
     pub async fn runs(
         &self,
         filter: &RunFilter,
@@ -259,20 +263,20 @@ impl Scoped {
             .filter(Column::PublisherId.eq(owner))
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .order_by_desc(Column::Id);
-        page.read_found(found, query, db, bytes(), size_of, |row| row.id)
+        page.read_key_page(found, query, db, bytes(), size_of, |row| row.id)
             .await?
             .try_map(Run::of_row)
     }
 
-    /// Claims up to `max` (1 to 100) due runs of the pipelines named, or of all in reach: by
-    /// priority, then in turns between pipelines, then by when they may start and by age. Waits
-    /// for some as long as `patience` says, and answers none after that.
+    /// Claims up to `max` (1 to 100) due runs of the named pipelines, or of all that the scope
+    /// reaches. The order is: priority, then pipelines in turn, then the earliest start, then age.
+    /// If there are none, it waits as `options` say, and then returns none.
     pub async fn claim_runs(
         &self,
         context: &Context,
         pipelines: Option<&[Slug]>,
         max: u32,
-        patience: Patience,
+        options: WaitOptions,
     ) -> Result<Vec<Claimed>, StoreError> {
         let asked = pipelines.or(self.scope.pipelines());
         let reach: Option<Vec<Slug>> = asked.map(|slugs| {
@@ -287,11 +291,11 @@ impl Scoped {
             max,
             actor: context.actor.clone(),
         };
-        self.store.state::<Lane>().claim(claim, patience).await
+        self.store.state::<Lane>().claim(claim, options).await
     }
 
-    /// Calls a run off: at once if nobody holds it; else its holder learns of it with its next
-    /// heartbeat.
+    /// Cancels a run: at once if it is queued. If it is running, its holder learns of it with its
+    /// next heartbeat.
     pub async fn cancel_run<A>(
         &self,
         context: &Context,
@@ -304,7 +308,7 @@ impl Scoped {
         self.change_run(context, id, What::Cancel, render).await
     }
 
-    /// Calls off up to 1000 unfinished runs that pass the filter, oldest first.
+    /// Cancels up to 1000 unfinished runs that match the filter, oldest first.
     pub async fn cancel_runs<A>(
         &self,
         context: &Context,
@@ -315,7 +319,7 @@ impl Scoped {
         A: Fn(&BulkCancelled) -> Answer + Send + Sync,
     {
         let owner = self.scope.uuid();
-        // Looked for before the transaction, which then takes what it finds as it was found.
+        // Found before the transaction, which checks again whether each can be cancelled.
         let (keys, more) = self.cancellable(filter).await?;
         if keys.is_empty() && context.idempotency.is_none() {
             return Ok(render(&BulkCancelled::default()));
@@ -327,7 +331,7 @@ impl Scoped {
                 more,
                 ..BulkCancelled::default()
             };
-            let mut news = News::default();
+            let mut events = RunEvents::default();
             for part in keys.chunks(CANCEL_STEP) {
                 let part = part.iter().map(|id| (owner, *id)).collect();
                 let mut rows = batch::held_without_inputs(&tx, part).await?;
@@ -341,7 +345,7 @@ impl Scoped {
                         )
                 });
                 for row in &mut rows {
-                    row::cancel(&tx, row, Some(&context.actor), &mut news)?;
+                    row::cancel(&tx, row, Some(&context.actor), &mut events)?;
                     let ended = row.status == RunStatus::Cancelled.as_str();
                     *(if ended {
                         &mut done.cancelled
@@ -351,7 +355,7 @@ impl Scoped {
                 }
                 save_all(&tx, &rows.iter().collect::<Vec<_>>()).await?;
             }
-            news.write(&tx).await?;
+            events.write(&tx).await?;
             if done.cancelled + done.requested == 0 {
                 return Ok(Audited::unchanged(done));
             }
@@ -364,20 +368,20 @@ impl Scoped {
                 "since": filter.since.map(|at| at.to_string()),
                 "until": filter.until.map(|at| at.to_string()),
             });
-            let line = entry(
+            let entry = audit_entry(
                 Action::RunsCancelled,
                 "publisher",
                 self.scope.publisher(),
                 facts,
             );
-            Ok(Audited::new(done, owner, line))
+            Ok(Audited::new(done, owner, entry))
         };
         let context = &context.within(&self.scope);
         self.store.administer(context, owner, work, render).await
     }
 
-    /// The first runs that pass and can be called off, and whether there are more. Each part of
-    /// the search ends, and waits for its turn among the publisher's other scans.
+    /// The first matching runs that can be cancelled, and whether there are more. The search runs
+    /// in parts, each of which waits for the publisher's other scans.
     async fn cancellable(&self, filter: &RunFilter) -> Result<(Vec<Uuid>, bool)> {
         let owner = self.scope.uuid();
         if filter.status.is_some_and(RunStatus::is_final) {
@@ -417,7 +421,7 @@ impl Scoped {
         }
     }
 
-    /// Finishes a run well; `claim` is the text that the claim gave.
+    /// Completes a run successfully. `claim` is the claim's token.
     pub async fn complete_run<A>(
         &self,
         context: &Context,
@@ -436,8 +440,8 @@ impl Scoped {
         self.change_run(context, id, what, render).await
     }
 
-    /// Reports that a try of a run failed; `claim` is the text that the claim gave. It is tried
-    /// again, after a wait that doubles, if that is wanted and tries are left.
+    /// Reports that an attempt failed. `claim` is the claim's token. If the holder allows it and
+    /// attempts are left, the run is tried again after a wait that doubles each time.
     pub async fn fail_run<A>(
         &self,
         context: &Context,
@@ -457,7 +461,7 @@ impl Scoped {
         self.change_run(context, id, what, render).await
     }
 
-    /// Gives a run back; that uses up no try. `claim` is the text that the claim gave.
+    /// Releases a run, without using up an attempt. `claim` is the claim's token.
     pub async fn release_run<A>(
         &self,
         context: &Context,
@@ -473,8 +477,8 @@ impl Scoped {
             .await
     }
 
-    /// Extends the lease of a run, and keeps what its holder reports. `claim` is the text that
-    /// the claim gave.
+    /// Extends the lease of a run, and stores the progress that its holder reports. `claim` is the
+    /// claim's token.
     pub async fn heartbeat_run(
         &self,
         context: &Context,
@@ -534,15 +538,15 @@ impl Scoped {
 }
 
 impl System {
-    /// Takes back up to `limit` runs whose lease ran out, and ends up to `limit` that outlived
-    /// their time in the queue: answers how many wait again, and how many ended.
+    /// Requeues up to `limit` runs whose lease expired, and ends up to `limit` that exceeded their
+    /// time in the queue. Returns how many are queued again, and how many ended.
     pub async fn expire_runs(&self, limit: u64) -> Result<(u64, u64), StoreError> {
         self.store
             .write(|tx| async move {
-                let mut news = News::default();
-                let (again, ended) = claims::take_back(&tx, None, limit, &mut news).await?;
-                let outlived = claims::end_outlived(&tx, limit, &mut news).await?;
-                news.write(&tx).await?;
+                let mut events = RunEvents::default();
+                let (again, ended) = claims::take_back(&tx, None, limit, &mut events).await?;
+                let outlived = claims::end_outlived(&tx, limit, &mut events).await?;
+                events.write(&tx).await?;
                 Ok((again, ended + outlived))
             })
             .await

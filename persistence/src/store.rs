@@ -1,4 +1,4 @@
-//! The store, and its two handles: as one publisher sees it, and without a scope.
+//! The store and its two handles: [`Scoped`] for one publisher, and [`System`] for all.
 
 use std::{
     future::Future,
@@ -30,8 +30,8 @@ use crate::store::{
     plane_state::{PlaneState, PlaneStates},
     scans::{Scan, Scans},
     scope::{OPERATOR, Scope},
-    traffic::rest_after,
     wake::{Wake, Written},
+    write_activity::rest_after,
 };
 
 pub(crate) mod audit_log;
@@ -40,6 +40,7 @@ pub(crate) mod change;
 mod checkpoint;
 pub(crate) mod columns;
 mod connections;
+pub(crate) mod database_config;
 pub(crate) mod db;
 pub(crate) mod effects;
 pub(crate) mod ends;
@@ -60,30 +61,30 @@ pub(crate) mod sql;
 mod statistics;
 pub(crate) mod storage;
 pub(crate) mod tables;
-pub(crate) mod target;
 mod time;
-pub(crate) mod traffic;
 pub(crate) mod unreadable;
 pub(crate) mod wake;
 pub(crate) mod walk;
+pub(crate) mod write_activity;
 
-/// Names of parts in [`Store::progress`]: the poll of changes, and what the dispatcher says to live.
+/// Name of a part in [`Store::progress`]: the poll for changes that other processes made.
 pub(crate) const POLLS: &str = "changes";
-/// The same of the heartbeat, which the dispatcher makes.
+/// Name of a part in [`Store::progress`]: the dispatcher's heartbeat.
 pub const HEARTBEAT: &str = "heartbeat";
-/// What fails again and again for so long is no passing loss of a connection.
+/// A part that has failed for this long counts as failing; a shorter failure is a lost connection.
 const FAILING: Duration = Duration::from_secs(1);
-/// When a poll that does not answer is late, and a heartbeat.
+/// A poll without an answer for this long is late. The next constant is the same for the heartbeat.
 const POLLS_LATE: Duration = Duration::from_secs(5);
 const HEARTBEAT_LATE: Duration = Duration::from_secs(8);
-/// After SQLite failed to write, a full disk may still take the small writes that ask.
+/// After SQLite failed to write, readiness fails for this long: on a full disk, small writes may
+/// still succeed.
 const UNWRITABLE: Duration = Duration::from_secs(5);
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
-    /// Which connections it uses.
+    /// Which connections this handle uses.
     line: Line,
 }
 
@@ -94,12 +95,12 @@ pub(crate) struct Inner {
     pub(crate) freshness: Freshness,
     pub(crate) wake: Wake,
     pub(crate) progress: Progress,
-    /// Cancelled when nobody is to wait any more.
-    pub(crate) quiet: CancellationToken,
+    /// Cancelled when nobody may wait any more.
+    pub(crate) stopping: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) scans: Scans,
-    /// Transactions of the general write lane that publishers have under way.
+    /// Transactions that publishers have open in the general write lane.
     general: Permits<Uuid>,
     planes: PlaneStates,
 }
@@ -111,14 +112,14 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The store on `db`, which holds `planes` for the modules that made them.
+    /// Makes the store on `db`. `planes` holds what the planes keep in memory.
     pub(crate) fn assemble(db: Db, master: MasterKeys, planes: PlaneStates) -> Self {
         let inner = Inner {
             keys: KeyRing::new(master),
             freshness: Freshness::default(),
             wake: Wake::new(db.notifies().is_some()),
             progress: db.progress().clone(),
-            quiet: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             scans: Scans::new(db.scanners()),
@@ -135,7 +136,7 @@ impl Store {
         }
     }
 
-    /// The store as one publisher sees it.
+    /// The store for one publisher.
     #[must_use]
     pub fn scoped(&self, scope: &Scope) -> Scoped {
         Scoped {
@@ -144,21 +145,22 @@ impl Store {
         }
     }
 
-    /// The store as work in the background uses it: on PostgreSQL on connections that requests
-    /// can't take. Its statements are many, so nothing that must not wait belongs here.
+    /// The store for background work. On PostgreSQL it uses connections that requests cannot take.
+    /// Background work has many statements, so nothing urgent belongs here.
     #[must_use]
     pub fn working(&self) -> Self {
         self.on(Line::Work)
     }
 
-    /// The store as the dispatcher leases and loads by it, likewise.
+    /// The store for the dispatcher's leases and loads. On PostgreSQL it uses connections that
+    /// requests cannot take.
     #[must_use]
     pub fn loading(&self) -> Self {
         self.on(Line::Load)
     }
 
-    /// The store as what must never wait for other work uses it: the heartbeat, polls, probes. On
-    /// PostgreSQL they have a connection of their own.
+    /// The store for what must never wait for other work: heartbeat, polls, probes. On PostgreSQL
+    /// these have a connection of their own.
     #[must_use]
     pub fn watching(&self) -> Self {
         self.on(Line::Watch)
@@ -171,7 +173,7 @@ impl Store {
         }
     }
 
-    /// The store without a scope. See the crate's documentation for who may call this.
+    /// The store for all publishers. The crate's documentation says who may call this.
     #[must_use]
     pub fn system(&self) -> System {
         System {
@@ -179,53 +181,54 @@ impl Store {
         }
     }
 
-    /// The present moment, by the clock that the store was opened with.
+    /// The current time, by the clock with which the store was opened.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.db.now()
     }
 
-    /// Waits until a commit, here or in another process, wrote deliveries, and says for which
-    /// endpoints; from the first call on it also hands over what commits of this process wrote
-    /// (ADR 0022). For one caller. May be dropped at any time.
+    /// Waits until a commit, here or in another process, wrote deliveries, and returns their
+    /// endpoints. From the first call on, it also returns the deliveries that commits of this
+    /// process wrote (ADR 0022). At most one caller at a time. May be dropped at any time.
     pub async fn deliveries_written(&self) -> Written {
         self.inner.wake.written().await
     }
 
-    /// Waits until a commit of this process wrote messages about trains. May be dropped at any time.
+    /// Waits until a commit of this process wrote messages about trains. May be dropped at any
+    /// time.
     pub async fn notices_written(&self) {
         self.inner.wake.noticed().await;
     }
 
-    /// Waits until a commit, here or in another process, wrote fan-outs that are to be spread. May
+    /// Waits until a commit, here or in another process, wrote fan-outs that have to be spread. May
     /// be dropped at any time.
     pub async fn fanned_out(&self) {
         self.inner.wake.fanned_out().await;
     }
 
-    /// Ends all waiting for runs, and nearly all for a database that takes no connections, now and
-    /// from now on: the process is about to stop.
-    pub fn quiesce(&self) {
-        self.inner.quiet.cancel();
+    /// Ends all waiting for runs, and limits the wait for a database that accepts no connections,
+    /// now and from now on. Called when the process is about to stop.
+    pub fn stop_waiters(&self) {
+        self.inner.stopping.cancel();
         self.inner.db.stop_soon();
     }
 
-    /// Cancelled once [`Store::quiesce`] was called.
+    /// A token that is cancelled by [`Store::stop_waiters`].
     #[must_use]
-    pub fn quiet(&self) -> CancellationToken {
-        self.inner.quiet.clone()
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.stopping.clone()
     }
 
-    /// How the parts of this process that work with the store come on; the dispatcher and the jobs
-    /// tell of themselves here, too.
+    /// The progress of the parts of this process that work with the store. The dispatcher and the
+    /// jobs report here, too.
     #[must_use]
     pub fn progress(&self) -> &Progress {
         &self.inner.progress
     }
 
-    /// Whether the store was read and written of late, as far as this process knows without asking:
-    /// the poll of changes reads it four times a second, and the dispatcher's heartbeat writes it
-    /// every two seconds.
+    /// Whether the store was read and written recently, as far as this process knows without a
+    /// query. The poll for changes reads it four times a second, and the dispatcher's heartbeat
+    /// writes it every two seconds.
     #[must_use]
     pub fn answers(&self) -> bool {
         let standings = self.inner.progress.standings();
@@ -240,8 +243,8 @@ impl Store {
             && !self.inner.db.failed_to_write_within(UNWRITABLE)
     }
 
-    /// A key for signing what is handed to a publisher and comes back (cursors): the same on
-    /// every process, different for each owner and purpose.
+    /// A key for signing values that a publisher gets and sends back (cursors). It is the same in
+    /// every process, and different for each owner and purpose.
     pub async fn derived_key(&self, scope: Option<&Scope>, purpose: &str) -> Result<[u8; 32]> {
         let owner = scope.map_or(OPERATOR, Scope::uuid);
         let keys = self.inner.keys.of(self.read(), owner).await?;
@@ -250,12 +253,12 @@ impl Store {
             .mac(&[b"stationmaster.derived.v1", purpose.as_bytes()]))
     }
 
-    /// What a plane keeps in memory.
+    /// The state that the plane `S` keeps in memory.
     pub(crate) fn state<S: PlaneState>(&self) -> &S {
         self.inner.planes.get()
     }
 
-    /// Kills everything kept of a publisher in this process.
+    /// Invalidates everything that this process caches of a publisher.
     pub(crate) fn forget_publisher(&self, publisher: Uuid) {
         self.inner.freshness.invalidate(publisher);
         for state in self.inner.planes.all() {
@@ -263,7 +266,7 @@ impl Store {
         }
     }
 
-    /// Kills everything kept of anybody in this process.
+    /// Invalidates everything that this process caches of anybody.
     pub(crate) fn forget_everybody(&self) {
         self.inner.freshness.invalidate_all();
         for state in self.inner.planes.all() {
@@ -272,7 +275,7 @@ impl Store {
         self.inner.keys.forget_all();
     }
 
-    /// The time was set.
+    /// Called after the clock was set forward or back.
     pub(crate) fn time_was_set(&self) {
         for state in self.inner.planes.all() {
             state.time_was_set();
@@ -280,10 +283,11 @@ impl Store {
         self.inner.wake.stepped();
     }
 
-    /// Waits for a scan's turn; the operator's are counted under the nil owner.
+    /// Waits until a scan of `owner` may begin. The operator's scans are counted under the nil
+    /// owner.
     ///
     /// # Errors
-    /// 429 `share_exceeded` where the publisher's other scans are what it waited for.
+    /// 429 `share_exceeded` if the publisher's other scans did not end in time.
     pub(crate) async fn scan(&self, owner: Uuid) -> Result<Scan<'_>> {
         self.inner.scans.turn(self.inner.db.scan(), owner).await
     }
@@ -296,7 +300,8 @@ impl Store {
         self.inner.db.backend()
     }
 
-    /// The general write lane: `work` in a transaction of its own, then what follows a commit.
+    /// Runs `work` in a transaction of its own, in the general write lane, and then publishes its
+    /// effects.
     pub(crate) async fn write<T, F, W>(&self, work: F) -> Result<T>
     where
         F: Fn(Tx) -> W + Send + Sync,
@@ -305,20 +310,20 @@ impl Store {
         Ok(self.after(self.inner.db.write(self.line, work).await?))
     }
 
-    /// The same for what somebody of a publisher asked for: in a line of the publisher's own, so
-    /// that however many it asks for at once, others wait for its share of the writer alone.
+    /// Like [`Store::write`], for a publisher's request. It takes one of the publisher's permits
+    /// first, so that other publishers wait for that share of the writer at most.
     pub(crate) async fn write_for<T, F, W>(&self, publisher: Uuid, work: F) -> Result<T>
     where
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        self.inner.db.traffic.asks(publisher);
+        self.inner.db.activity.note_request(publisher);
         let share = shares::one_of(&self.inner.general, publisher, "changes at work").await?;
         self.write_resting(publisher, share, work).await
     }
 
-    /// `work` in a transaction of its own, after which the publisher keeps `turn` for a rest if it
-    /// took long while others were at work.
+    /// Runs `work` in a transaction of its own. If the transaction took long while other publishers
+    /// were active, the publisher's permit `turn` is kept for a rest afterwards.
     pub(crate) async fn write_resting<T, F, W>(
         &self,
         publisher: Uuid,
@@ -329,8 +334,8 @@ impl Store {
         F: Fn(Tx) -> W + Send + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        // From when the transaction has begun: its wait for others is not its own doing, and one
-        // that never began took nothing.
+        // The time counts from the beginning of the transaction. Waiting for others does not count,
+        // and a transaction that never began took no time.
         let (known, began) = (Instant::now(), AtomicU64::new(u64::MAX));
         let timed = |tx| {
             let waited = u64::try_from(known.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -340,7 +345,7 @@ impl Store {
         let done = Box::pin(self.write(timed)).await;
         let waited = Duration::from_micros(began.into_inner());
         let rest = rest_after(known.elapsed().saturating_sub(waited));
-        if !rest.is_zero() && self.inner.db.traffic.others_ask(publisher) {
+        if !rest.is_zero() && self.inner.db.activity.others_are_active(publisher) {
             tokio::spawn(async move {
                 tokio::time::sleep(rest).await;
                 drop(turn);
@@ -349,7 +354,8 @@ impl Store {
         done
     }
 
-    /// The same for removals of what is past its time, which may come back when the machine fails.
+    /// Like [`Store::write`], for removals of expired rows. The commit is not flushed, so the rows
+    /// may come back if the machine fails.
     pub(crate) async fn write_unflushed<T, F, W>(&self, work: F) -> Result<T>
     where
         F: Fn(Tx) -> W + Send + Sync,
@@ -358,7 +364,7 @@ impl Store {
         Ok(self.after(self.inner.db.write_unflushed(self.line, work).await?))
     }
 
-    /// The same for the hot write lane.
+    /// Like [`Store::write`], on the connection of the write lane.
     pub(crate) async fn write_batch<T, F, W>(&self, work: F) -> Result<T>
     where
         F: Fn(Tx) -> W + Send + Sync,
@@ -367,7 +373,7 @@ impl Store {
         Ok(self.after(self.inner.db.write_batch(work).await?))
     }
 
-    /// The same for how deliveries went.
+    /// Like [`Store::write`], on the connection for outcomes of deliveries.
     pub(crate) async fn write_outcomes<T, F, W>(&self, work: F) -> Result<T>
     where
         F: Fn(Tx) -> W + Send + Sync,
@@ -376,7 +382,7 @@ impl Store {
         Ok(self.after(self.inner.db.write_outcomes(work).await?))
     }
 
-    /// What follows a commit.
+    /// Publishes a commit's effects: invalidates caches, tells the planes, and notifies waiters.
     fn after<T>(&self, committed: Committed<T>) -> T {
         for publisher in &committed.effects.credentials_of {
             self.forget_publisher(publisher.uuid());
@@ -389,30 +395,32 @@ impl Store {
     }
 }
 
-/// The store as one publisher sees it: nothing of another's is in reach.
+/// The store for one publisher. It cannot reach another publisher's rows.
 #[derive(Clone)]
 pub struct Scoped {
     pub(crate) store: Store,
     pub(crate) scope: Scope,
 }
 
-/// The store without a scope: for the operator's routes, the dispatcher, jobs and the process.
+/// The store for all publishers: for the operator's routes, the dispatcher, jobs and the process.
 #[derive(Clone)]
 pub struct System {
     pub(crate) store: Store,
 }
 
 impl System {
-    /// Waits for a moment in which this process writes nothing, for 20 ms at most; answers whether
-    /// one came.
-    pub async fn lull(&self) -> bool {
-        self.store.inner.db.traffic.lull().await
+    /// Waits, for 20 ms at most, until this process writes nothing. Returns whether that happened.
+    pub async fn wait_for_idle(&self) -> bool {
+        self.store.inner.db.activity.wait_for_idle().await
     }
 
-    /// Whether another publisher than this one had something written in the last second, by this
-    /// process.
+    /// Whether this process wrote something for another publisher in the last second.
     #[must_use]
-    pub fn others_write(&self, publisher: PublisherId) -> bool {
-        self.store.inner.db.traffic.others_ask(publisher.uuid())
+    pub fn others_are_active(&self, publisher: PublisherId) -> bool {
+        self.store
+            .inner
+            .db
+            .activity
+            .others_are_active(publisher.uuid())
     }
 }

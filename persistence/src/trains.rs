@@ -1,5 +1,5 @@
-//! Trains: upstream accounts, how they come in and stay fresh, the trains that lend them, their
-//! tokens, and messages about them.
+//! Trains: upstream accounts, their import and refresh, the trains that lend them, the trains'
+//! tokens, and messages about trains.
 
 pub(crate) mod account_authorizations;
 pub(crate) mod accounts;

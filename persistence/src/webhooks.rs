@@ -1,5 +1,5 @@
 //! Webhooks: endpoints with their secrets and health, events and their types, and deliveries from
-//! the event to the last try.
+//! the event to the last attempt.
 
 pub(crate) mod deliveries;
 mod delivery_rows;

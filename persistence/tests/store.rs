@@ -1,4 +1,4 @@
-//! The store's promises, on both engines, through its public face.
+//! What the store guarantees, on both engines, through its public interface.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -15,8 +15,8 @@ use domain::{
     token::TokenHash,
 };
 use persistence::{
-    Answer, AuditFilter, Context, IdempotencyKey, Known, Minted, NewCredential, NewPublisher,
-    OpenError, Options, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError,
+    Answer, AuditFilter, CachedToken, Context, IdempotencyKey, Minted, NewCredential, NewPublisher,
+    OpenError, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError, StoreOptions,
 };
 use sea_orm::ConnectionTrait as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -85,7 +85,7 @@ impl Bench {
         Some(Self::open(format!("{base}/{name}"), None).await)
     }
 
-    /// A publisher, and the texts of its admin token and the identifier of it.
+    /// A publisher, the text of its admin token, and the identifier of that token.
     async fn publisher(&self, slug: &str) -> (PublisherId, SecretString, CredentialId) {
         let new = NewPublisher {
             slug: Slug::parse(slug).unwrap(),
@@ -124,14 +124,14 @@ impl Bench {
             .is_some()
     }
 
-    /// Looks a token up until it is known without a query: a change that the process made itself is
-    /// heard once more, from the database, and may come between.
+    /// Authenticates a token until it is cached: the process polls its own earlier change once
+    /// more, which may invalidate the cache in between.
     async fn becomes_known(&self, token: &SecretString) {
         for _ in 0..100 {
             assert!(self.lives(token).await);
             if matches!(
-                self.store.known(TokenHash::of_secret(token)),
-                Known::Live(_)
+                self.store.cached_token(TokenHash::of_secret(token)),
+                CachedToken::Live(_)
             ) {
                 return;
             }
@@ -141,8 +141,8 @@ impl Bench {
     }
 }
 
-fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> Options {
-    Options {
+fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> StoreOptions {
+    StoreOptions {
         database_url: url.to_owned(),
         master_keys: MasterKeys::parse(keys).unwrap(),
         clock: Arc::clone(clock) as Arc<dyn domain::Clock>,
@@ -203,7 +203,7 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     assert!(!bench.lives(&old).await);
     let new = SecretString::from(new.body);
     assert!(bench.lives(&new).await);
-    // The other kinds are untouched, and the old one is gone for good.
+    // The other kinds are untouched, and the old credential is gone for good.
     let listed = scoped
         .credentials(
             None,
@@ -225,28 +225,28 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
 
 async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let (_, token, _) = bench.publisher("a").await;
-    let hash = TokenHash::of_secret(&token);
-    assert!(matches!(bench.store.known(hash), Known::Never));
+    let cached = || bench.store.cached_token(TokenHash::of_secret(&token));
+    assert!(matches!(cached(), CachedToken::Unknown));
     let scoped = bench.scoped(&token).await;
     bench.becomes_known(&token).await;
-    // A change that leaves it alive: only the database can tell.
+    // A change that leaves the token live: only the database can tell.
     let name = Some("Another".to_owned());
     scoped
         .update_publisher(&operator(), name, None, |_| answer(""))
         .await
         .unwrap();
-    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(matches!(cached(), CachedToken::Stale));
     bench.becomes_known(&token).await;
-    // One that ends it: the next look-up forgets it.
+    // A change that ends the token: the next look-up removes it.
     let kind = CredentialKind::Admin;
     let zero = Duration::ZERO;
     scoped
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
-    assert!(matches!(bench.store.known(hash), Known::Once));
+    assert!(matches!(cached(), CachedToken::Stale));
     assert!(!bench.lives(&token).await);
-    assert!(matches!(bench.store.known(hash), Known::Never));
+    assert!(matches!(cached(), CachedToken::Unknown));
 }
 
 async fn changes_of_different_quotas_both_last(bench: &Bench) {
@@ -356,7 +356,7 @@ async fn one_key_makes_one_change(bench: &Bench) {
         code_of(mint(2).await.unwrap_err()),
         Code::IdempotencyKeyReused
     );
-    // The answer holds a credential: it is kept for ten minutes, the key for a day.
+    // The response holds a credential: it is stored for ten minutes, and the key for a day.
     bench.clock.advance(Duration::from_mins(10));
     assert_eq!(
         code_of(mint(1).await.unwrap_err()),
@@ -390,17 +390,17 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
         .await
         .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Edited { seq: 2 }));
+    assert_eq!(found, Some(persistence::ChainFault::Edited { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2")
         .await
         .unwrap();
     let found = scoped.verify_audit(Some(&checkpoint)).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Gap { seq: 2 }));
+    assert_eq!(found, Some(persistence::ChainFault::Gap { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events")
         .await
         .unwrap();
     let found = scoped.verify_audit(None).await.unwrap().fault;
-    assert_eq!(found, Some(persistence::Fault::Head { seq: 4 }));
+    assert_eq!(found, Some(persistence::ChainFault::Head { seq: 4 }));
 }
 
 async fn a_refused_change_leaves_nothing(bench: &Bench) {
@@ -425,7 +425,7 @@ async fn a_refused_change_leaves_nothing(bench: &Bench) {
         .create_publisher(&operator(), new, |_| answer(""))
         .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
-    // Nothing half done: the same name under another slug works, and both logs hold.
+    // Nothing is half done: the same name under another slug works, and both logs are intact.
     bench.publisher("b").await;
     assert_eq!(
         bench.store.system().verify_audit(None).await.unwrap().fault,
@@ -467,8 +467,8 @@ async fn another_process_hears_of_a_revocation(bench: &Bench) {
     other.close().await;
 }
 
-/// Each process judges an expiry by its own clock, so a difference shifts it by as much; a
-/// revocation is known by its mark, not by its time.
+/// Each process checks an expiry with its own clock, so a difference of clocks shifts it by as
+/// much. A revocation does not depend on its time.
 async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
     let (_, admin, _) = bench.publisher("a").await;
     let (skew, life) = (Duration::from_mins(5), Duration::from_mins(1));
@@ -499,7 +499,7 @@ async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
     assert!(!bench.lives(&brief).await && !elsewhere(&brief).await);
     assert!(bench.lives(&longer).await && !elsewhere(&longer).await);
 
-    // The process ahead takes it away at a time that the one behind has yet to see.
+    // The process whose clock is ahead revokes it at a time that is in the other's future.
     let principal = other.authenticate(TokenHash::of_secret(&admin)).await;
     let there = other.scoped(&principal.unwrap().unwrap().scope);
     let none = NewCredential::default();
@@ -526,7 +526,7 @@ async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
     other.close().await;
 }
 
-/// With an overlap a rotation leaves what it replaces alive; that is no way around the quota.
+/// With an overlap a rotation leaves the old credentials alive. That must not circumvent the quota.
 async fn what_rotations_leave_is_bounded(bench: &Bench) {
     let (id, admin, _) = bench.publisher("a").await;
     let quotas = QuotasPatch {
@@ -554,7 +554,7 @@ async fn what_rotations_leave_is_bounded(bench: &Bench) {
     rotate(hour).await.unwrap();
     rotate(hour).await.unwrap();
     assert_eq!(rotate(hour).await.unwrap_err(), Code::QuotaExceeded);
-    // Without an overlap nothing is left, so a leak can always be answered.
+    // Without an overlap no old credential is left, so a leaked one can always be replaced.
     rotate(Duration::ZERO).await.unwrap();
     rotate(hour).await.unwrap();
     bench.clock.advance(hour);
@@ -632,7 +632,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         .unwrap();
     assert!(principal.grants.admin && principal.grants.runner);
     let scoped = bench.store.scoped(&principal.scope);
-    // Rotating runner strips that right, and the same value at the next boot does not restore it.
+    // Rotating the runner token ends that right for good, even if the same value is applied again.
     let kind = CredentialKind::Runner;
     scoped
         .rotate_all(

@@ -22,7 +22,7 @@ use api::operations::import::Judge;
 use clap::{Args, Subcommand};
 use domain::{Code, token::TokenHash};
 use outbound::Policy;
-use persistence::{Done, Import, ImportOutcome, Store, StoreError};
+use persistence::{Import, ImportOutcome, ImportResult, Store, StoreError};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -179,8 +179,8 @@ async fn bring(import: &mut Import, plan: &Plan, report: &mut Report) -> Result<
 
 /// Tries again what the store had no time for.
 async fn patiently(
-    mut step: impl AsyncFnMut() -> Result<Done, StoreError>,
-) -> Result<Done, StoreError> {
+    mut step: impl AsyncFnMut() -> Result<ImportResult, StoreError>,
+) -> Result<ImportResult, StoreError> {
     let mut tries = 1;
     loop {
         match step().await {

@@ -11,7 +11,7 @@ use domain::{
     clock::{Clock as _, SystemClock},
     seal::MasterKeys,
 };
-use persistence::{KeysSurvey, RewrapPlace, Rewrapped, Store, StoreError, System};
+use persistence::{KeysSurvey, RewrapCursor, Rewrapped, Store, StoreError, System};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -358,7 +358,7 @@ impl Move {
     }
 
     /// A server beside us may keep the store busy.
-    async fn step(&self, place: Option<RewrapPlace>) -> Result<Rewrapped, StoreError> {
+    async fn step(&self, place: Option<RewrapCursor>) -> Result<Rewrapped, StoreError> {
         let mut tries = 1;
         loop {
             match self.system.rewrap_keys(place, self.limit, self.dry).await {

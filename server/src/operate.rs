@@ -7,7 +7,7 @@ use domain::{
     id::{Id as _, PublisherId},
     seal::MasterKeys,
 };
-use persistence::{OWN_CONNECTIONS, Options, PageRequest, Store, System, Verification};
+use persistence::{OWN_CONNECTIONS, PageRequest, Store, StoreOptions, System, Verification};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -27,8 +27,8 @@ pub(crate) fn store_options(
     database: &Database,
     master_keys: MasterKeys,
     migrate: bool,
-) -> Options {
-    Options {
+) -> StoreOptions {
+    StoreOptions {
         database_url: database.url.expose_secret().to_owned(),
         master_keys,
         clock: Arc::new(SteadyClock::new()),

@@ -220,7 +220,7 @@ async fn answer(
     let (waiters, stopping) = (store.clone(), stop.clone());
     tokio::spawn(async move {
         stopping.cancelled().await;
-        waiters.quiesce();
+        waiters.stop_waiters();
     });
     let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));

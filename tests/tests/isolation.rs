@@ -8,6 +8,7 @@ mod things;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use domain::permission::{Permission, TokenKind};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tests::{Answer, Call, Consumer, Server, User, World, fingerprint, on_both_stores, tools};
@@ -28,18 +29,12 @@ const AT_ONCE: usize = 4;
 const EXCEPTIONS: [&str; 0] = [];
 
 /// One operation of the contract.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "any set of kinds may be taken"
-)]
 struct Operation {
     id: String,
     method: String,
     path: String,
-    takes_admin: bool,
-    takes_runner: bool,
-    takes_operator: bool,
-    takes_train: bool,
+    /// The kinds of token that hold its permission; none of a public one.
+    takes: Vec<TokenKind>,
 }
 
 impl Operation {
@@ -59,22 +54,31 @@ impl Operation {
 
     fn new(document: &Value, path: &str, method: &str, operation: &Value) -> Self {
         let security = operation.get("security").unwrap_or(&document["security"]);
-        let schemes: Vec<&String> = security
+        let schemes = security
             .as_array()
             .into_iter()
             .flatten()
             .flat_map(|one| one.as_object().unwrap().keys())
+            // Another header for a train's token.
+            .filter(|scheme| *scheme != "train_key");
+        let takes: Vec<TokenKind> = schemes
+            .map(|scheme| TokenKind::parse(scheme).unwrap_or_else(|| panic!("{scheme} is unknown")))
             .collect();
-        let takes = |word: &str| schemes.iter().any(|scheme| scheme.contains(word));
+        let id = operation["operationId"].as_str().unwrap();
+        assert!(
+            takes.is_empty() || Permission::ALL.iter().any(|one| one.holders() == takes),
+            "{id}: no permission is held by {takes:?}"
+        );
         Self {
-            id: operation["operationId"].as_str().unwrap().to_owned(),
+            id: id.to_owned(),
             method: method.to_uppercase(),
             path: path.to_owned(),
-            takes_admin: takes("admin"),
-            takes_runner: takes("runner"),
-            takes_operator: takes("bootstrap") || takes("operator"),
-            takes_train: takes("train"),
+            takes,
         }
+    }
+
+    fn takes(&self, kind: TokenKind) -> bool {
+        self.takes.contains(&kind)
     }
 
     fn only_reads(&self) -> bool {
@@ -82,26 +86,19 @@ impl Operation {
     }
 
     fn is_public(&self) -> bool {
-        !(self.is_tenants() || self.takes_operator)
+        self.takes.is_empty()
     }
 
     /// Whether some of a publisher's own tokens, or of its trains', may.
     fn is_tenants(&self) -> bool {
-        self.takes_admin || self.takes_runner || self.takes_train
+        self.takes.iter().any(|kind| *kind != TokenKind::Bootstrap)
     }
 
     /// Of a publisher's users, or the operator, one who may.
     fn owner(&self, server: &Server, things: &Things) -> User {
-        if self.takes_admin {
-            things.publisher.admin.clone()
-        } else if self.takes_runner {
-            things.publisher.runner.clone()
-        } else if self.takes_train {
-            things.gateway.clone()
-        } else if self.takes_operator {
-            server.operator()
-        } else {
-            server.anon()
+        match self.takes.first() {
+            Some(kind) => things.holder(server, *kind),
+            None => server.anon(),
         }
     }
 
@@ -112,7 +109,7 @@ impl Operation {
         if let Some(body) = &ask.body {
             call = call.json(body);
         }
-        if self.takes_train {
+        if self.takes(TokenKind::Train) {
             // What is lent was sent before, by the account's owner.
             call = call.repeats_a_secret();
         }
@@ -305,24 +302,12 @@ async fn strangers_without_a_token(
 
 /// A token of the wrong kind is refused before anything is looked up.
 async fn other_kinds(server: &Server, operation: &Operation, probe: &Pair, victim: &Things) {
-    let users = [
-        (
-            "admin",
-            operation.takes_admin,
-            victim.publisher.admin.clone(),
-        ),
-        (
-            "runner",
-            operation.takes_runner,
-            victim.publisher.runner.clone(),
-        ),
-        ("operator", operation.takes_operator, server.operator()),
-        ("train", operation.takes_train, victim.gateway.clone()),
-    ];
-    for (kind, taken, user) in users {
-        if taken {
+    for kind in TokenKind::ALL {
+        if operation.takes(kind) {
             continue;
         }
+        let user = victim.holder(server, kind);
+        let kind = kind.as_str();
         let there = operation.call(&user, &probe.theirs).answer().await;
         assert_eq!(there.status, 403, "{} as {kind}: {there}", operation.id);
         if operation.method != "HEAD" {
@@ -347,7 +332,8 @@ async fn another_tenant(operation: &Operation, probe: &Pair, foreigner: &User, v
     // Operations that are looked at beside this one change what is the foreigner's own, perhaps
     // between the two: a list may have to be asked for again. What tells of the victim stays.
     for _ in 0..10 {
-        let lists = operation.method == "GET" && there.status < 400 && absent.status < 400;
+        let lists = operation.method == "GET" || name == "refresh_accounts";
+        let lists = lists && there.status < 400 && absent.status < 400;
         if !lists || masked(there.json(), probe) == masked(absent.json(), probe) {
             break;
         }

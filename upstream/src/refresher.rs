@@ -19,7 +19,8 @@ use domain::{
 };
 use moka::sync::Cache;
 use persistence::{
-    AccountToken, Context, DueRefresh, RefreshLease, Scope, Scoped, Store, StoreError, Turn, Want,
+    AccountToken, Context, DueRefresh, RefreshClaim, RefreshLease, RefreshRequest, Scope, Scoped,
+    Store, StoreError,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -168,7 +169,7 @@ impl Refresher {
         let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
             // Whoever asks knows another token, and may have yet to hear of this one.
-            scoped.read_anew();
+            scoped.invalidate_cached();
             let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
@@ -263,22 +264,24 @@ impl Refresher {
         context: &Context,
     ) -> Outcome {
         let end = Instant::now() + PATIENCE;
-        let mut want = Want {
+        let mut request = RefreshRequest {
             seen,
             force,
             waited: None,
         };
         loop {
-            match scoped.take_refresh(account, want, LEASE).await? {
-                Turn::Ours(lease) => return self.ask(scoped, &lease, context).await,
-                Turn::Done => {
+            match scoped.take_refresh(account, request, LEASE).await? {
+                RefreshClaim::Claimed(lease) => return self.ask(scoped, &lease, context).await,
+                RefreshClaim::Replaced => {
                     // Another process may have done it, of whose commit this one has yet to hear.
-                    scoped.read_anew();
+                    scoped.invalidate_cached();
                     return Ok(scoped.account_token(account).await?);
                 }
-                Turn::Later { reason, .. } => return Err(RefreshError::Upstream(reason)),
-                Turn::Another { failures } => {
-                    want.waited.get_or_insert(failures);
+                RefreshClaim::BackingOff { reason, .. } => {
+                    return Err(RefreshError::Upstream(reason));
+                }
+                RefreshClaim::InProgress { failures } => {
+                    request.waited.get_or_insert(failures);
                 }
             }
             if Instant::now() >= end {

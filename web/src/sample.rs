@@ -13,7 +13,7 @@ use poem_openapi::{
 };
 use serde_json::Value;
 
-use domain::{Code, Problem};
+use domain::{Code, Problem, permission::Permission};
 
 use crate::{
     contract::OperationDoc,
@@ -36,7 +36,7 @@ pub fn service() -> OpenApiService<Sample, ()> {
 
 /// Stands for the real guards: only the documentation of who may.
 macro_rules! guard {
-    ($name:ident, $scheme:literal) => {
+    ($name:ident, $permission:ident) => {
         pub struct $name;
 
         impl<'a> ApiExtractor<'a> for $name {
@@ -46,7 +46,7 @@ macro_rules! guard {
 
             fn register(registry: &mut Registry) {
                 registry.create_security_scheme(
-                    $scheme,
+                    Permission::$permission.as_str(),
                     MetaSecurityScheme {
                         ty: "http",
                         description: None,
@@ -61,7 +61,7 @@ macro_rules! guard {
             }
 
             fn security_schemes() -> Vec<&'static str> {
-                vec![$scheme]
+                vec![Permission::$permission.as_str()]
             }
 
             async fn from_request(
@@ -75,8 +75,8 @@ macro_rules! guard {
     };
 }
 
-guard!(AdminOrRunner, "admin_or_runner");
-guard!(Bootstrap, "bootstrap");
+guard!(AdminOrRunner, RunsCreate);
+guard!(Bootstrap, PublishersWrite);
 
 #[derive(Tags)]
 enum Tag {

@@ -18,13 +18,13 @@ use view_derive::{Example, View};
 use domain::{
     Problem,
     audit::{Action, AuditRow},
-    credential::CredentialKind,
     id::{AuditId, Id as _},
+    permission::{AuditRead, OperatorRead},
 };
-use persistence::{AuditFilter, Checkpoint, Fault, Verification};
+use persistence::{AuditFilter, ChainFault, Checkpoint, Verification};
 
 use crate::{
-    auth::{Admin, Operator, still_good},
+    auth::{Caller, Operator},
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
         App,
@@ -199,11 +199,11 @@ impl From<Verification> for AuditVerification {
     fn from(found: Verification) -> Self {
         let fault = found.fault.map(|fault| {
             let (kind, seq) = match fault {
-                Fault::Gap { seq } => (AuditFaultKind::Gap, seq),
-                Fault::Edited { seq } => (AuditFaultKind::Edited, seq),
-                Fault::PastHead { seq } => (AuditFaultKind::PastHead, seq),
-                Fault::Head { seq } => (AuditFaultKind::Head, seq),
-                Fault::Checkpoint { seq } => (AuditFaultKind::Checkpoint, seq),
+                ChainFault::Gap { seq } => (AuditFaultKind::Gap, seq),
+                ChainFault::Edited { seq } => (AuditFaultKind::Edited, seq),
+                ChainFault::PastHead { seq } => (AuditFaultKind::PastHead, seq),
+                ChainFault::Head { seq } => (AuditFaultKind::Head, seq),
+                ChainFault::Checkpoint { seq } => (AuditFaultKind::Checkpoint, seq),
             };
             AuditFault { kind, seq }
         });
@@ -276,7 +276,7 @@ impl ApiResponse for Export {
 macro_rules! listing {
     (
         $(#[doc = $words:tt])*
-        $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ident => $read:ident
+        $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ty => $read:ident
     ) => {
         pub(crate) struct $name {
             pub(crate) app: Arc<App>,
@@ -331,7 +331,7 @@ listing! {
     ///
     /// Every change of configuration, credentials and access, and refusals of the own tokens
     /// (one a minute for each token and reason). Newest first.
-    OwnLog: "/publishers/me/audit", "list_audit", "Tag::Audit", Admin => own_log
+    OwnLog: "/publishers/me/audit", "list_audit", "Tag::Audit", Caller<AuditRead> => own_log
 }
 
 listing! {
@@ -339,33 +339,33 @@ listing! {
     ///
     /// What the operator did, newest first. What it did to a publisher stands in the publisher's
     /// log too.
-    OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator => operator_log
+    OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator<OperatorRead> => operator_log
 }
 
 type Part = (Option<u64>, Option<String>);
 
 async fn own_log(
     app: &App,
-    who: &Admin,
+    who: &Caller<AuditRead>,
     context: &RequestContext,
     filter: &AuditFilter,
     (limit, cursor): Part,
 ) -> Result<Listed<AuditEntry>, ApiError> {
-    let scope = &who.0.scope;
+    let scope = who.scope();
     let list = List::begin(app, context, Some(scope), limit, cursor).await?;
-    let page = app.store.scoped(scope).audit(filter, list.page()?).await?;
+    let page = who.scoped().audit(filter, list.page()?).await?;
     Ok(list.answer(page, Into::into))
 }
 
 async fn operator_log(
     app: &App,
-    _who: &Operator,
+    who: &Operator<OperatorRead>,
     context: &RequestContext,
     filter: &AuditFilter,
     (limit, cursor): Part,
 ) -> Result<Listed<AuditEntry>, ApiError> {
     let list = List::begin(app, context, None, limit, cursor).await?;
-    let page = app.store.system().audit(filter, list.page()?).await?;
+    let page = who.system().audit(filter, list.page()?).await?;
     Ok(list.answer(page, Into::into))
 }
 
@@ -385,11 +385,11 @@ impl Audit {
         method = "get",
         operation_id = "export_audit"
     )]
-    async fn export(&self, who: Admin) -> Result<Export, ApiError> {
-        let scoped = self.app.store.scoped(&who.0.scope);
+    async fn export(&self, who: Caller<AuditRead>) -> Result<Export, ApiError> {
+        let scoped = who.scoped();
         let first = scoped.audit_after(0).await?;
         let (lines, receiver) = mpsc::channel(EXPORT_AHEAD);
-        let (app, hash) = (Arc::clone(&self.app), who.1);
+        let standing = who.standing();
         // Reads go on in a task of their own: a caller that goes away must not cancel one.
         self.app.tasks.spawn(async move {
             let mut rows = first;
@@ -397,10 +397,7 @@ impl Audit {
                 if lines.send(ndjson(rows)).await.is_err() {
                     return;
                 }
-                if still_good(&app, hash, Some(CredentialKind::Admin))
-                    .await
-                    .is_err()
-                {
+                if standing.check().await.is_err() {
                     return;
                 }
                 rows = match scoped.audit_after(last).await {
@@ -426,13 +423,13 @@ impl Audit {
     )]
     async fn verify(
         &self,
-        who: Admin,
+        who: Caller<AuditRead>,
         /// `checkpoint` of an earlier check.
         #[oai(validator(max_length = 100))]
         checkpoint: Query<Option<String>>,
     ) -> Result<Ok<AuditVerification>, ApiError> {
         let point = checkpoint.0.as_deref().map(parse_checkpoint).transpose()?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let found = scoped.verify_audit(point.as_ref()).await?;
         Ok(Ok::show(&found.into(), None))
     }

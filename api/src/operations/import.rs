@@ -12,7 +12,7 @@ use domain::{
     FieldError, Problem, limits::TRAIN_ACCOUNTS, limits::TRAIN_PRIORITY_MAX, slug::Slug, token,
     token::TokenHash,
 };
-use persistence::{AccountWish, ClientKeyWish, TrainWish};
+use persistence::{AccountSpec, ClientKeySpec, TrainSpec};
 
 use crate::trains::{accounts::body::NewAccountBody, train::body::NewTrainBody};
 use web::{
@@ -79,7 +79,7 @@ impl Judge {
     ///
     /// # Errors
     /// All faults; none repeats a value.
-    pub fn account(&self, item: &mut Value) -> Result<AccountWish, Vec<FieldError>> {
+    pub fn account(&self, item: &mut Value) -> Result<AccountSpec, Vec<FieldError>> {
         check(&self.account, item)?;
         let (enabled, ceilings) = (
             item.get("enabled").is_some(),
@@ -88,7 +88,7 @@ impl Judge {
         let new = parsed::<NewAccountBody>(item)?
             .checked(&self.policy)
             .map_err(faults)?;
-        Ok(AccountWish {
+        Ok(AccountSpec {
             enabled: enabled.then_some(new.enabled),
             ceilings: ceilings.then_some(new.ceilings),
             new,
@@ -99,7 +99,7 @@ impl Judge {
     ///
     /// # Errors
     /// All faults; none repeats a value.
-    pub fn train(&self, item: &mut Value) -> Result<TrainWish, Vec<FieldError>> {
+    pub fn train(&self, item: &mut Value) -> Result<TrainSpec, Vec<FieldError>> {
         check(&self.train, item)?;
         let members = item.as_object_mut();
         let places = members.and_then(|members| members.remove("accounts"));
@@ -110,7 +110,7 @@ impl Judge {
         let new = parsed::<NewTrainBody>(item)?
             .checked(&self.policy)
             .map_err(faults)?;
-        Ok(TrainWish {
+        Ok(TrainSpec {
             slug: new.slug,
             description: description.then_some(new.description),
             enabled: enabled.then_some(new.enabled),
@@ -124,7 +124,7 @@ impl Judge {
     ///
     /// # Errors
     /// All faults; none repeats a value.
-    pub fn client_key(&self, item: &mut Value) -> Result<ClientKeyWish, Vec<FieldError>> {
+    pub fn client_key(&self, item: &mut Value) -> Result<ClientKeySpec, Vec<FieldError>> {
         check(&self.client_key, item)?;
         let text = |item: &Value, name: &str| item[name].as_str().map(str::to_owned);
         let train = item["train"].as_str().and_then(Slug::parse);
@@ -152,7 +152,7 @@ impl Judge {
                 return Err(one("/key", "required", "`key` or `sha256` is required."));
             }
         };
-        Ok(ClientKeyWish {
+        Ok(ClientKeySpec {
             train,
             hash,
             last_four,

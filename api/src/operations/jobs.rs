@@ -1,17 +1,15 @@
 //! The service's own regular work, for the operator.
 
-use std::sync::Arc;
-
 use poem_openapi::{Object, OpenApi};
 use serde_json::{Value, json};
 use view_derive::{Example, View};
 
+use domain::permission::OperatorRead;
 use persistence::JobRow;
 
 use crate::{
     auth::Operator,
     shared::{
-        App,
         common::{Ok, Tag, Time},
         examples::EXAMPLE_AT,
     },
@@ -55,9 +53,7 @@ struct Jobs {
 }
 
 /// The operator's view of the jobs.
-pub(crate) struct JobList {
-    pub(crate) app: Arc<App>,
-}
+pub(crate) struct JobList;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Operator")]
 impl JobList {
@@ -65,8 +61,8 @@ impl JobList {
     ///
     /// When each is due, when it last ran, what it did, and why it last failed.
     #[oai(path = "/jobs", method = "get", operation_id = "list_jobs")]
-    async fn list(&self, _who: Operator) -> Result<Ok<Jobs>, ApiError> {
-        let rows = self.app.store.system().jobs().await?;
+    async fn list(&self, who: Operator<OperatorRead>) -> Result<Ok<Jobs>, ApiError> {
+        let rows = who.system().jobs().await?;
         let items = rows.into_iter().map(Into::into).collect();
         Ok(Ok::show(&Jobs { items }, None))
     }

@@ -14,11 +14,12 @@ use domain::{
     Code, Problem,
     credential::{CredentialKind, Source},
     id::CredentialId,
+    permission::{CredentialsRead, CredentialsWrite},
 };
 use persistence::{Answer, Credential, Minted, NewCredential, Replaced};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     runs::pipelines,
     shared::{
         App,
@@ -358,7 +359,7 @@ impl Credentials {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<CredentialsRead>,
         context: &RequestContext,
         /// Only this kind.
         kind: Query<Option<KindName>>,
@@ -369,7 +370,7 @@ impl Credentials {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<CredentialView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, context, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.credentials(kind.0.map(Into::into), list.page()?);
@@ -384,7 +385,7 @@ impl Credentials {
     )]
     async fn mint(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         context: &RequestContext,
         /// The kind of credential.
         kind: Path<KindName>,
@@ -396,8 +397,8 @@ impl Credentials {
     ) -> Result<Created<IssuedCredential>, ApiError> {
         let new = body.0.parse()?;
         let key = key.of("mint_credential", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         Ok(scoped
             .mint(&context, kind.0.into(), new, made)
             .await?
@@ -415,7 +416,7 @@ impl Credentials {
     )]
     async fn rotate_all(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         context: &RequestContext,
         /// The kind of credential.
         kind: Path<KindName>,
@@ -428,8 +429,8 @@ impl Credentials {
         let body = body.0;
         let new = new_credential(body.name, body.expires_at, body.pipelines)?;
         let key = key.of("rotate_credentials", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let overlap = overlap(body.overlap_seconds);
         let answer = scoped.rotate_all(&context, kind.0.into(), overlap, new, rotated);
         Ok(answer.await?.into())
@@ -445,7 +446,7 @@ impl Credentials {
     )]
     async fn rotate_one(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         context: &RequestContext,
         /// The kind of credential.
         kind: Path<KindName>,
@@ -460,8 +461,8 @@ impl Credentials {
     ) -> Result<Ok<IssuedCredential>, ApiError> {
         let id = credential_id(&id.0)?;
         let key = key.of("rotate_credential", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let overlap = overlap(body.0.overlap_seconds);
         let answer = scoped.rotate_one(&context, kind.0.into(), id, overlap, rotated);
         Ok(answer.await?.into())
@@ -478,8 +479,7 @@ impl Credentials {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        context: &RequestContext,
+        who: Caller<CredentialsWrite>,
         /// The kind of credential.
         kind: Path<KindName>,
         /// The credential's identifier.
@@ -487,8 +487,8 @@ impl Credentials {
         id: Path<String>,
     ) -> Result<NoContent, ApiError> {
         let id = credential_id(&id.0)?;
-        let context = self.app.context(context, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped.revoke(&context, kind.0.into(), id, |()| no_content());
         Ok(answer.await?.into())
     }

@@ -14,6 +14,7 @@ use poem_openapi::{
 use domain::{
     Code, Problem,
     id::PublisherId,
+    permission::{PublishersMint, PublishersRead, PublishersWrite},
     slug::{self, Slug},
 };
 use persistence::{Answer, NewPublisher, Publisher};
@@ -89,7 +90,7 @@ impl Publishers {
     )]
     async fn create(
         &self,
-        who: Operator,
+        who: Operator<PublishersMint>,
         context: &RequestContext,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credentials again.
@@ -102,8 +103,8 @@ impl Publishers {
             display_name: body.0.display_name,
         };
         let key = key.of("create_publisher", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let system = self.app.store.system();
+        let context = who.context(key);
+        let system = who.system();
         let answer = system.create_publisher(&context, new, |created| {
             let location = format!("/v1/publishers/{}", created.publisher.id);
             let revision = Some(created.publisher.revision);
@@ -124,7 +125,7 @@ impl Publishers {
     #[oai(path = "/publishers", method = "get", operation_id = "list_publishers")]
     async fn list(
         &self,
-        _who: Operator,
+        who: Operator<PublishersRead>,
         context: &RequestContext,
         /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
@@ -134,7 +135,7 @@ impl Publishers {
         cursor: Query<Option<String>>,
     ) -> Result<Listed<PublisherView>, ApiError> {
         let list = List::begin(&self.app, context, None, limit.0, cursor.0).await?;
-        let page = self.app.store.system().publishers(list.page()?).await?;
+        let page = who.system().publishers(list.page()?).await?;
         Ok(list.answer(page, |publisher| PublisherView::from(&publisher)))
     }
 
@@ -146,13 +147,13 @@ impl Publishers {
     )]
     async fn get(
         &self,
-        _who: Operator,
+        who: Operator<PublishersRead>,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
     ) -> Result<Ok<PublisherView>, ApiError> {
         let id: PublisherId = parse_id(&id.0)?;
-        let publisher = self.app.store.system().publisher(id).await?;
+        let publisher = who.system().publisher(id).await?;
         Ok(show(&publisher).into())
     }
 
@@ -166,8 +167,7 @@ impl Publishers {
     )]
     async fn update(
         &self,
-        who: Operator,
-        context: &RequestContext,
+        who: Operator<PublishersWrite>,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
@@ -177,7 +177,7 @@ impl Publishers {
         body: Patch<PatchRequest>,
     ) -> Result<Ok<PublisherView>, ApiError> {
         let id: PublisherId = parse_id(&id.0)?;
-        let context = self.app.context(context, who.0.actor(), None);
+        let context = who.context(None);
         let answer = self
             .app
             .store
@@ -198,8 +198,7 @@ impl Publishers {
     )]
     async fn delete(
         &self,
-        who: Operator,
-        context: &RequestContext,
+        who: Operator<PublishersWrite>,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
         id: Path<String>,
@@ -211,8 +210,8 @@ impl Publishers {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let id: PublisherId = parse_id(&id.0)?;
-        let context = self.app.context(context, who.0.actor(), None);
-        let system = self.app.store.system();
+        let context = who.context(None);
+        let system = who.system();
         let answer = system
             .delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content())
             .await?;
@@ -229,7 +228,7 @@ impl Publishers {
     )]
     async fn suspend(
         &self,
-        who: Operator,
+        who: Operator<PublishersWrite>,
         context: &RequestContext,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
@@ -240,8 +239,8 @@ impl Publishers {
     ) -> Result<Ok<PublisherView>, ApiError> {
         let id: PublisherId = parse_id(&id.0)?;
         let key = key.of("suspend_publisher", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let system = self.app.store.system();
+        let context = who.context(key);
+        let system = who.system();
         Ok(system.suspend_publisher(&context, id, show).await?.into())
     }
 
@@ -255,7 +254,7 @@ impl Publishers {
     )]
     async fn resume(
         &self,
-        who: Operator,
+        who: Operator<PublishersWrite>,
         context: &RequestContext,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
@@ -268,8 +267,8 @@ impl Publishers {
         let id: PublisherId = parse_id(&id.0)?;
         let slug = body.0.slug.as_deref().map(slug_field).transpose()?;
         let key = key.of("resume_publisher", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let system = self.app.store.system();
+        let context = who.context(key);
+        let system = who.system();
         Ok(system
             .resume_publisher(&context, id, slug, show)
             .await?
@@ -286,7 +285,7 @@ impl Publishers {
     )]
     async fn mint_admin(
         &self,
-        who: Operator,
+        who: Operator<PublishersMint>,
         context: &RequestContext,
         /// The publisher's identifier.
         #[oai(validator(max_length = 64))]
@@ -300,8 +299,8 @@ impl Publishers {
         let id: PublisherId = parse_id(&id.0)?;
         let new = body.0.parse()?;
         let key = key.of("mint_admin_token", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let system = self.app.store.system();
+        let context = who.context(key);
+        let system = who.system();
         let answer = system.mint_admin_token(&context, id, new, |minted| {
             answer(201, &IssuedCredential::from(minted), None, None, true)
         });

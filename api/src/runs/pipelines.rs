@@ -14,13 +14,14 @@ use view_derive::{Example, View};
 use domain::{
     Code, FieldError, Problem,
     id::PublisherId,
+    permission::{PipelinesRead, PipelinesWrite},
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
 use persistence::{IdempotencyKey, Pipeline};
 
 use crate::{
-    auth::{Admin, AdminOrRunner},
+    auth::Caller,
     schemas::Schemas,
     shared::{
         App,
@@ -391,15 +392,14 @@ pub struct Pipelines {
 impl Pipelines {
     async fn set_paused(
         &self,
-        who: &Admin,
-        request: &RequestContext,
+        who: &Caller<PipelinesWrite>,
         slug: &str,
         key: Option<IdempotencyKey>,
         paused: bool,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let slug = parse_slug(slug)?;
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answered = scoped.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
             let view = PipelineView::from(pipeline);
             answer(200, &view, Some(pipeline.revision), None, false)
@@ -421,7 +421,7 @@ impl Pipelines {
     )]
     async fn put(
         &self,
-        who: Admin,
+        who: Caller<PipelinesWrite>,
         request: &RequestContext,
         /// The pipeline's slug.
         slug: Path<NewSlug>,
@@ -431,11 +431,11 @@ impl Pipelines {
         body: Body<PipelineDefinition>,
     ) -> Result<OkOrCreated<PipelineView>, ApiError> {
         let slug = slug.0.checked()?;
-        let (app, publisher) = (&self.app, who.0.scope.publisher());
+        let (app, publisher) = (&self.app, who.publisher());
         let checked = body.0.checked(&app.policy, &app.schemas, publisher);
         let definition = request.aside(checked).await??;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped
             .put_pipeline(
                 &context,
@@ -464,13 +464,13 @@ impl Pipelines {
     )]
     async fn get(
         &self,
-        who: AdminOrRunner,
+        who: Caller<PipelinesRead>,
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let pipeline = scoped.pipeline(slug.as_str()).await?;
         Ok(Ok::show(
             &PipelineView::from(&pipeline),
@@ -484,7 +484,7 @@ impl Pipelines {
     #[oai(path = "/pipelines", method = "get", operation_id = "list_pipelines")]
     async fn list(
         &self,
-        who: AdminOrRunner,
+        who: Caller<PipelinesRead>,
         request: &RequestContext,
         /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
@@ -493,7 +493,7 @@ impl Pipelines {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<PipelineView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self.app.store.scoped(scope).pipelines(list.page()?).await?;
         Ok(list.answer(page, |pipeline| PipelineView::from(&pipeline)))
@@ -509,7 +509,7 @@ impl Pipelines {
     )]
     async fn pause(
         &self,
-        who: Admin,
+        who: Caller<PipelinesWrite>,
         request: &RequestContext,
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
@@ -519,7 +519,7 @@ impl Pipelines {
         key: Idempotency,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let key = key.of("pause_pipeline", request);
-        self.set_paused(&who, request, &slug.0, key, true).await
+        self.set_paused(&who, &slug.0, key, true).await
     }
 
     /// Resume a pipeline
@@ -530,7 +530,7 @@ impl Pipelines {
     )]
     async fn resume(
         &self,
-        who: Admin,
+        who: Caller<PipelinesWrite>,
         request: &RequestContext,
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
@@ -540,7 +540,7 @@ impl Pipelines {
         key: Idempotency,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let key = key.of("resume_pipeline", request);
-        self.set_paused(&who, request, &slug.0, key, false).await
+        self.set_paused(&who, &slug.0, key, false).await
     }
 
     /// Delete a pipeline
@@ -554,8 +554,7 @@ impl Pipelines {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<PipelinesWrite>,
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
@@ -564,8 +563,8 @@ impl Pipelines {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped
             .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())
             .await?;

@@ -8,15 +8,20 @@ use poem_openapi::{
 };
 
 use domain::{
-    Code, JsonText, Problem, id::RunId, limits::PROGRESS_BYTES, run::RunStatus, slug::Slug,
+    Code, JsonText, Problem,
+    id::RunId,
+    limits::PROGRESS_BYTES,
+    permission::{Permission, RunsCancel, RunsClaim, RunsCreate, RunsRead},
+    run::RunStatus,
+    slug::Slug,
 };
 use persistence::{
-    Answer, Context, CreatedRun, Judged, KeptVersion, NewRun, Patience, Run, RunFilter, Scope,
-    StoreError,
+    Answer, Context, CreatedRun, NewRun, PipelineVersion, Run, RunFilter, Scope, StoreError,
+    ValidatedInput, WaitOptions,
 };
 
 use crate::{
-    auth::{AdminOrRunner, Runner},
+    auth::Caller,
     runs::pipelines::slugs,
     schemas::{Item, Side, check_payload_bytes},
     shared::{
@@ -96,9 +101,9 @@ impl Runs {
     async fn judged(
         &self,
         scope: &Scope,
-        found: &KeptVersion,
+        found: &PipelineVersion,
         input: &JsonText,
-    ) -> Result<Judged, Problem> {
+    ) -> Result<ValidatedInput, Problem> {
         let mut verdict = Ok(());
         if let Some(schema) = &found.definition.input_schema {
             let version = (found.pipeline, found.version);
@@ -107,10 +112,10 @@ impl Runs {
         }
         match verdict {
             Err(problem) if problem.code != Code::ValidationFailed => Err(problem),
-            verdict => Ok(Judged {
+            verdict => Ok(ValidatedInput {
                 pipeline: found.pipeline,
                 version: found.version,
-                verdict,
+                result: verdict,
             }),
         }
     }
@@ -198,7 +203,7 @@ impl Runs {
     )]
     async fn create(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsCreate>,
         request: &RequestContext,
         /// The pipeline's slug.
         #[oai(validator(max_length = 63))]
@@ -209,7 +214,7 @@ impl Runs {
         body: Body<NewRunBody>,
     ) -> Result<OkOrCreated<CreatedRunView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        check_may_claim(body.0.claim, who.0.grants.runner)?;
+        check_may_claim(body.0.claim, who.principal.holds(Permission::RunsClaim))?;
         let new = NewRun {
             pipeline: slug.to_string(),
             input: body.0.input.0,
@@ -219,7 +224,7 @@ impl Runs {
             claim: body.0.claim,
         };
         let key = key.of("create_run", request);
-        let context = self.app.context(request, who.0.actor(), key);
+        let context = who.context(key);
         let render = |created: &CreatedRun| {
             let view = CreatedRunView::from(created);
             let revision = Some(created.run.revision);
@@ -237,7 +242,7 @@ impl Runs {
             }
         };
         let answer = self
-            .create_judged((request, &who.0.scope), &context, (&slug, new), render)
+            .create_judged((request, who.scope()), &context, (&slug, new), render)
             .await?;
         Ok(answer.into())
     }
@@ -253,7 +258,7 @@ impl Runs {
     )]
     async fn list(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         request: &RequestContext,
         /// Only runs of this pipeline.
         #[oai(validator(max_length = 63))]
@@ -274,7 +279,7 @@ impl Runs {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<RunView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let filter = RunFilter {
             pipeline: pipeline.0,
@@ -296,13 +301,13 @@ impl Runs {
     #[oai(path = "/runs/:id", method = "get", operation_id = "get_run")]
     async fn get(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let run = self.app.store.scoped(&who.0.scope).run(id).await?;
+        let run = who.scoped().run(id).await?;
         let revision = Some(run.revision);
         Ok(Ok::text(&RunView::from(run), revision))
     }
@@ -319,7 +324,7 @@ impl Runs {
     )]
     async fn cancel(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsCancel>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -330,8 +335,8 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let key = key.of("cancel_run", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         Ok(scoped.cancel_run(&context, id, shown).await?.into())
     }
 
@@ -342,7 +347,7 @@ impl Runs {
     #[oai(path = "/runs/cancel", method = "post", operation_id = "cancel_runs")]
     async fn cancel_all(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsCancel>,
         request: &RequestContext,
         /// Makes repeats of the request harmless for 24 hours.
         #[oai(name = "Idempotency-Key")]
@@ -351,8 +356,8 @@ impl Runs {
     ) -> Result<Ok<CancelledRuns>, ApiError> {
         let filter = RunFilter::from(body.0);
         let key = key.of("cancel_runs", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answered = scoped.cancel_runs(&context, &filter, |done| {
             answer(200, &CancelledRuns::from(done), None, None, false)
         });
@@ -372,7 +377,7 @@ impl Runs {
     #[oai(path = "/runs/claim", method = "post", operation_id = "claim_runs")]
     async fn claim(
         &self,
-        who: Runner,
+        who: Caller<RunsClaim>,
         request: &RequestContext,
         body: OptionalBody<ClaimBody>,
     ) -> Result<Ok<ClaimedRuns>, ApiError> {
@@ -380,17 +385,17 @@ impl Runs {
         let wanted = body.0.pipelines.as_deref();
         let pipelines = wanted.map(|texts| slugs(texts, "/pipelines", &mut faults));
         destination::refuse(faults, Vec::new())?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let asked = Duration::from_secs(u64::from(body.0.wait_seconds));
         let wait = asked.min(self.app.claim_wait_max);
         if !wait.is_zero() {
             request.leave_place();
         }
-        let patience = Patience {
+        let patience = WaitOptions {
             wait,
             gone: request.gone(),
-            token: who.1,
+            token: who.token(),
         };
         let claimed = scoped
             .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
@@ -410,8 +415,7 @@ impl Runs {
     )]
     async fn heartbeat(
         &self,
-        who: Runner,
-        request: &RequestContext,
+        who: Caller<RunsClaim>,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -425,8 +429,8 @@ impl Runs {
         if let Some(progress) = &progress {
             check_progress(progress)?;
         }
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let run = scoped
             .heartbeat_run(&context, id, &claim.0, progress)
             .await?;
@@ -442,7 +446,7 @@ impl Runs {
     )]
     async fn complete(
         &self,
-        who: Runner,
+        who: Caller<RunsClaim>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -456,12 +460,12 @@ impl Runs {
         body: Body<CompleteBody>,
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let output = self
-            .judged_output((request, &who.0.scope), id, body.0.output.0)
+            .judged_output((request, who.scope()), id, body.0.output.0)
             .await?;
         let key = key.of("complete_run", request);
-        let context = self.app.context(request, who.0.actor(), key);
+        let context = who.context(key);
         Ok(scoped
             .complete_run(&context, id, &claim.0, output, shown)
             .await?
@@ -474,7 +478,7 @@ impl Runs {
     #[oai(path = "/runs/:id/fail", method = "post", operation_id = "fail_run")]
     async fn fail(
         &self,
-        who: Runner,
+        who: Caller<RunsClaim>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -492,8 +496,8 @@ impl Runs {
         let error = body.0.error.0;
         check_payload_bytes("error", &error)?;
         let key = key.of("fail_run", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         Ok(scoped
             .fail_run(&context, id, &claim.0, (error, retryable), shown)
             .await?
@@ -510,7 +514,7 @@ impl Runs {
     )]
     async fn release(
         &self,
-        who: Runner,
+        who: Caller<RunsClaim>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -524,8 +528,8 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let key = key.of("release_run", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         Ok(scoped
             .release_run(&context, id, &claim.0, shown)
             .await?

@@ -19,6 +19,7 @@ use domain::{
     Code, Problem, Timestamp,
     id::{CallId, Id as _, PublisherId, RunId},
     limits::{SUBCOMMAND_ANSWER_BYTES, SUBCOMMAND_CALLS, SUBCOMMAND_CALLS_IN_ALL},
+    permission::RunsClaim,
     permits::{Bounds, Full, Permit, Permits},
     signature,
 };
@@ -26,7 +27,7 @@ use outbound::{Client, ClientLimits, Failure, Request};
 use persistence::{Answer, SubcommandCall};
 
 use crate::{
-    auth::Runner,
+    auth::Caller,
     shared::{
         App,
         common::{Ok, Tag, parse_id},
@@ -238,7 +239,7 @@ impl Subcommands {
     #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
     async fn call(
         &self,
-        who: Runner,
+        who: Caller<RunsClaim>,
         request: &RequestContext,
         headers: &HeaderMap,
         /// The run's identifier.
@@ -254,7 +255,7 @@ impl Subcommands {
     ) -> Result<Ok<SubcommandAnswer>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
         let headers = headers::passed(headers, body.0.len())?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let scoped = self.app.store.scoped(scope);
         let call = scoped.subcommand_call(id, &claim.0, &name.0).await?;
         let permit = self.permit(scope.publisher())?;
@@ -274,7 +275,7 @@ impl Subcommands {
         drop(permit);
         self.count_in_flight();
         let answer = answer?;
-        let context = self.app.context(request, who.0.actor(), None);
+        let context = who.context(None);
         let record = answer.record((call_id, call.attempt), &name.0);
         if let Err(error) = scoped.record_call(&context, id, &record).await {
             // The endpoint has acted: what it said goes to the runner all the same.

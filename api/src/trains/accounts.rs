@@ -13,11 +13,15 @@ use poem_openapi::{
 };
 use view_derive::{Example, View};
 
-use domain::{Code, id::AccountId};
+use domain::{
+    Code,
+    id::AccountId,
+    permission::{AccountsRead, AccountsWrite},
+};
 use persistence::{Account, AccountHealth, OauthClient};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Created, IfMatch, Ok, Tag, Time, answer, parse_id},
@@ -220,7 +224,7 @@ pub(crate) fn all(app: &Arc<App>) -> All {
     (
         Accounts { app: app() },
         refreshes::Refreshes { app: app() },
-        cooldowns::Cooldowns { app: app() },
+        cooldowns::Cooldowns,
         logins::Logins { app: app() },
     )
 }
@@ -233,7 +237,7 @@ impl Accounts {
     #[oai(path = "/accounts", method = "post", operation_id = "create_account")]
     async fn create(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         /// Makes repeats of the request harmless for 24 hours.
         #[oai(name = "Idempotency-Key")]
@@ -242,8 +246,8 @@ impl Accounts {
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let key = key.of("create_account", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped.create_account(&context, new, made);
         Ok(answer.await?.into())
     }
@@ -254,7 +258,7 @@ impl Accounts {
     #[oai(path = "/accounts", method = "get", operation_id = "list_accounts")]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<AccountsRead>,
         request: &RequestContext,
         /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
@@ -263,7 +267,7 @@ impl Accounts {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<AccountView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self.app.store.scoped(scope).accounts(list.page()?).await?;
         Ok(list.answer(page, |account| AccountView::from(&account)))
@@ -273,13 +277,13 @@ impl Accounts {
     #[oai(path = "/accounts/:id", method = "get", operation_id = "get_account")]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<AccountsRead>,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
-        let account = self.app.store.scoped(&who.0.scope).account(id).await?;
+        let account = who.scoped().account(id).await?;
         Ok(Ok::show(
             &AccountView::from(&account),
             Some(account.revision),
@@ -296,8 +300,7 @@ impl Accounts {
     )]
     async fn update(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<AccountsWrite>,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -307,8 +310,8 @@ impl Accounts {
         body: Patch<AccountPatchBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let wish = |account: &Account| body.0.over(account.ceilings);
         let shown = |account: &Account| {
             let view = AccountView::from(account);
@@ -328,8 +331,7 @@ impl Accounts {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<AccountsWrite>,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -338,8 +340,8 @@ impl Accounts {
         if_match: IfMatch,
     ) -> Result<Ok<DeletedAccount>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let report = |empty: &Vec<String>| {
             let report = DeletedAccount {
                 trains_left_empty: empty.clone(),
@@ -361,7 +363,7 @@ impl Accounts {
     )]
     async fn replace(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         /// The identifier of the account that is replaced.
         #[oai(validator(max_length = 40))]
@@ -374,8 +376,8 @@ impl Accounts {
         let id = parse_id::<AccountId>(&id.0)?;
         let new = body.0.checked(&self.app.policy)?;
         let key = key.of("replace_account", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped.replace_account(&context, id, new, made);
         Ok(answer.await?.into())
     }

@@ -11,14 +11,16 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     id::{AccountId, Id as _, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
+    permission::TrainsResolve,
 };
 use persistence::{
-    Exhausted, Lent, LentBy, Principal, Report, StoreError, Upstream, Upstreams, Wish,
+    AccountCriteria, AccountReport, CredentialPool, Exhausted, Principal, ResolvedAccount,
+    StoreError, Upstream, Upstreams,
 };
 use url::Url;
 
 use crate::{
-    auth::TrainToken,
+    auth::Caller,
     shared::{
         App,
         common::{NoContent, Ok, Tag, no_content},
@@ -91,7 +93,7 @@ impl Asked {
 
     /// Refuses what no account of the train may be lent for: a credential goes to its own upstream
     /// and to no other (docs/adr/0035-a-gateway-names-its-upstream.md).
-    fn check(&self, by: &LentBy) -> Result<(), ApiError> {
+    fn check(&self, by: &CredentialPool) -> Result<(), ApiError> {
         let upstream = self.upstream();
         let is_named = upstream != Upstream::default();
         match by.upstreams(&upstream) {
@@ -118,10 +120,10 @@ fn train_of(who: &Principal) -> Result<TrainId, ApiError> {
 }
 
 /// The token's train as it lends now, unless it is disabled.
-async fn lending(app: &App, who: &Principal) -> Result<LentBy, ApiError> {
+async fn lending(app: &App, who: &Principal) -> Result<CredentialPool, ApiError> {
     let scoped = app.store.scoped(&who.scope);
     // A train takes its tokens along when it goes.
-    let by = scoped.lending(train_of(who)?).await?;
+    let by = scoped.credential_pool(train_of(who)?).await?;
     let by = by.ok_or(Code::Unauthenticated)?;
     if by.is_enabled() {
         Ok(by)
@@ -142,12 +144,12 @@ async fn lend(
     request: &RequestContext,
     who: &Principal,
     asked: &Asked,
-) -> Result<Arc<Lent>, ApiError> {
+) -> Result<Arc<ResolvedAccount>, ApiError> {
     let (mut tried, mut away, mut outside) = (Vec::new(), None::<StoreError>, None);
     loop {
         let (by, now) = (lending(app, who).await?, app.store.now());
         asked.check(&by)?;
-        let wish = Wish {
+        let wish = AccountCriteria {
             upstream: asked.upstream(),
             model: asked.model.as_deref(),
             exclude: &asked.exclude,
@@ -185,11 +187,11 @@ async fn lend(
 
 /// Tells the publisher, off the request's path, that a train has nothing left: whatever its callers
 /// exclude, and not more often than every five minutes.
-fn tell_exhausted(app: &App, who: &Principal, by: &LentBy, exhausted: &Exhausted) {
+fn tell_exhausted(app: &App, who: &Principal, by: &CredentialPool, exhausted: &Exhausted) {
     let (Some(train), true) = (who.train, exhausted.is_whole()) else {
         return;
     };
-    if !by.is_news(app.store.now()) {
+    if !by.claim_exhausted_notice(app.store.now()) {
         return;
     }
     let scoped = app.store.scoped(&who.scope);
@@ -231,7 +233,7 @@ fn describe(out: Out) -> String {
 }
 
 /// Takes a report of one of the train's accounts.
-async fn report(app: &App, who: &Principal, report: &Report) -> Result<(), ApiError> {
+async fn report(app: &App, who: &Principal, report: &AccountReport) -> Result<(), ApiError> {
     let scoped = app.store.scoped(&who.scope);
     scoped
         .report(train_of(who)?, who.credential, report)
@@ -240,7 +242,7 @@ async fn report(app: &App, who: &Principal, report: &Report) -> Result<(), ApiEr
 }
 
 /// When the caller should ask again: soon, and before the credential expires.
-fn ask_again_at(lent: &Lent, now: Timestamp) -> Timestamp {
+fn ask_again_at(lent: &ResolvedAccount, now: Timestamp) -> Timestamp {
     let soon = now.plus(ASK_AGAIN_AFTER);
     lent.expires_at.map_or(soon, |at| at.min(soon))
 }
@@ -260,12 +262,12 @@ impl Resolve {
     #[oai(path = "/resolve", method = "post", operation_id = "resolve")]
     async fn resolve(
         &self,
-        who: TrainToken,
+        who: Caller<TrainsResolve>,
         request: &RequestContext,
         body: OptionalBody<ResolveRequest>,
     ) -> Result<Ok<Lending>, ApiError> {
         let asked = Asked::of(body.0)?;
-        let lent = lend(&self.app, request, &who.0, &asked).await?;
+        let lent = lend(&self.app, request, &who.principal, &asked).await?;
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 
@@ -278,11 +280,11 @@ impl Resolve {
     #[oai(path = "/resolve/report", method = "post", operation_id = "report")]
     async fn report(
         &self,
-        who: TrainToken,
+        who: Caller<TrainsResolve>,
         body: Body<ReportRequest>,
     ) -> Result<NoContent, ApiError> {
-        lending(&self.app, &who.0).await?;
-        report(&self.app, &who.0, &body.0.parse()?).await?;
+        lending(&self.app, &who.principal).await?;
+        report(&self.app, &who.principal, &body.0.parse()?).await?;
         Ok(no_content().into())
     }
 }

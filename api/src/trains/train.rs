@@ -10,11 +10,15 @@ use poem_openapi::{
 };
 use view_derive::{Example, View};
 
-use domain::{Code, id::TrainId};
+use domain::{
+    Code,
+    id::TrainId,
+    permission::{TrainsRead, TrainsWrite},
+};
 use persistence::{LastNotice, Slack, Train, TrainAccount};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
@@ -161,7 +165,7 @@ impl Trains {
     #[oai(path = "/trains", method = "post", operation_id = "create_train")]
     async fn create(
         &self,
-        who: Admin,
+        who: Caller<TrainsWrite>,
         request: &RequestContext,
         /// Makes repeats of the request harmless for 24 hours.
         #[oai(name = "Idempotency-Key")]
@@ -170,8 +174,8 @@ impl Trains {
     ) -> Result<Created<TrainView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let key = key.of("create_train", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped.create_train(&context, new, |train| {
             let location = format!("/v1/trains/{}", train.slug);
             let view = TrainView::from(train);
@@ -186,7 +190,7 @@ impl Trains {
     #[oai(path = "/trains", method = "get", operation_id = "list_trains")]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<TrainsRead>,
         request: &RequestContext,
         /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
@@ -195,7 +199,7 @@ impl Trains {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TrainView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self.app.store.scoped(scope).trains(list.page()?).await?;
         Ok(list.answer(page, |train| TrainView::from(&train)))
@@ -205,13 +209,13 @@ impl Trains {
     #[oai(path = "/trains/:slug", method = "get", operation_id = "get_train")]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<TrainsRead>,
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
     ) -> Result<Ok<TrainView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let train = scoped.train(&slug).await?;
         let last = scoped.last_notice(train.id).await?;
         let view = TrainView {
@@ -231,8 +235,7 @@ impl Trains {
     )]
     async fn update(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<TrainsWrite>,
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
@@ -243,8 +246,8 @@ impl Trains {
     ) -> Result<Ok<TrainView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
         let patch = body.0.checked(&self.app.policy)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped.update_train(&context, &slug, patch, if_match.0, shown);
         Ok(answer.await?.into())
     }
@@ -259,8 +262,7 @@ impl Trains {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<TrainsWrite>,
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
@@ -269,8 +271,8 @@ impl Trains {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped.delete_train(&context, &slug, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
@@ -286,8 +288,7 @@ impl Trains {
     )]
     async fn set_accounts(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<TrainsWrite>,
         /// The train's slug.
         #[oai(validator(max_length = 63))]
         slug: Path<String>,
@@ -298,8 +299,8 @@ impl Trains {
     ) -> Result<Ok<TrainView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
         let wish = body.0.checked()?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped.set_train_accounts(&context, &slug, wish, if_match.0, shown);
         Ok(answer.await?.into())
     }

@@ -9,11 +9,15 @@ use poem_openapi::{
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
-use domain::{Code, id::TokenId};
+use domain::{
+    Code,
+    id::TokenId,
+    permission::{CredentialsRead, CredentialsWrite},
+};
 use persistence::{Answer, MintedTrainToken, NewTrainToken, TrainToken};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
         App,
@@ -135,7 +139,7 @@ impl TrainTokens {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<CredentialsRead>,
         context: &RequestContext,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
@@ -148,7 +152,7 @@ impl TrainTokens {
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TrainTokenView>, ApiError> {
         let slug = parse_slug(&slug.0)?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, context, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.train_tokens(&slug, list.page()?).await?;
@@ -163,7 +167,7 @@ impl TrainTokens {
     )]
     async fn mint(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         context: &RequestContext,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
@@ -180,8 +184,8 @@ impl TrainTokens {
             expires_at: body.0.expires_at.map(|at| at.0),
         };
         let key = key.of("mint_train_token", context);
-        let context = self.app.context(context, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped.mint_train_token(&context, &slug, new, made);
         Ok(answer.await?.into())
     }
@@ -196,8 +200,7 @@ impl TrainTokens {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        context: &RequestContext,
+        who: Caller<CredentialsWrite>,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
         slug: Path<String>,
@@ -206,8 +209,8 @@ impl TrainTokens {
         id: Path<String>,
     ) -> Result<NoContent, ApiError> {
         let (slug, id) = (parse_slug(&slug.0)?, parse_id::<TokenId>(&id.0)?);
-        let context = self.app.context(context, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped.revoke_train_token(&context, &slug, id, |()| no_content());
         Ok(answer.await?.into())
     }

@@ -11,11 +11,12 @@ use view_derive::{Example, View};
 use domain::{
     Code,
     id::{DeliveryId, EndpointId, EventId, Id},
+    permission::{WebhooksRead, WebhooksSend},
 };
 use persistence::{Attempt, Delivery, DeliveryFilter};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Ok, Tag, Time, answer, parse_id},
@@ -171,7 +172,7 @@ impl Deliveries {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         request: &RequestContext,
         /// Only deliveries to this endpoint.
         #[oai(validator(max_length = 40))]
@@ -188,7 +189,7 @@ impl Deliveries {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<DeliveryView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let filter = DeliveryFilter {
             endpoint: filter_id(endpoint.0.as_deref()),
@@ -212,13 +213,13 @@ impl Deliveries {
     )]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         /// The delivery's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<DeliveryWithAttempts>, ApiError> {
         let id = parse_id::<DeliveryId>(&id.0)?;
-        let (delivery, attempts) = self.app.store.scoped(&who.0.scope).delivery(id).await?;
+        let (delivery, attempts) = who.scoped().delivery(id).await?;
         let view = DeliveryWithAttempts {
             delivery: DeliveryView::from(&delivery),
             attempts: attempts.iter().map(AttemptView::from).collect(),
@@ -237,7 +238,7 @@ impl Deliveries {
     )]
     async fn retry(
         &self,
-        who: Admin,
+        who: Caller<WebhooksSend>,
         request: &RequestContext,
         /// The delivery's identifier.
         #[oai(validator(max_length = 40))]
@@ -248,8 +249,8 @@ impl Deliveries {
     ) -> Result<Ok<DeliveryView>, ApiError> {
         let id = parse_id::<DeliveryId>(&id.0)?;
         let key = key.of("retry_delivery", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped
             .retry_delivery(&context, id, |delivery| {
                 answer(200, &DeliveryView::from(delivery), None, None, false)

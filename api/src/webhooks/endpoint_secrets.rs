@@ -10,13 +10,14 @@ use view_derive::{Example, View};
 use domain::{
     Code,
     id::{EndpointId, Id as _, KeySetId, SecretId},
+    permission::{CredentialsRead, CredentialsWrite},
     signature::Signing,
     token::TokenHash,
 };
 use persistence::{Answer, EndpointSecret, MintedEndpointSecret, PublicKey, StoreError};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     publishers::credentials::ReplacedCredential,
     shared::{
         App,
@@ -192,13 +193,13 @@ impl EndpointSecretsApi {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<CredentialsRead>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<EndpointSecrets>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let secrets = scoped.endpoint_secrets(id).await?;
         let list = EndpointSecrets {
             items: secrets.iter().map(Into::into).collect(),
@@ -218,7 +219,7 @@ impl EndpointSecretsApi {
     )]
     async fn mint(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -230,8 +231,8 @@ impl EndpointSecretsApi {
     ) -> Result<Created<IssuedEndpointSecret>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
         let key = key.of("mint_endpoint_secret", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let minted = scoped.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
         Ok(minted.await?.into())
     }
@@ -247,7 +248,7 @@ impl EndpointSecretsApi {
     )]
     async fn rotate(
         &self,
-        who: Admin,
+        who: Caller<CredentialsWrite>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -261,8 +262,8 @@ impl EndpointSecretsApi {
         let id = parse_id::<EndpointId>(&id.0)?;
         let overlap = Duration::from_secs(body.0.overlap_seconds.unwrap_or(0).into());
         let key = key.of("rotate_endpoint_secrets", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let rotated =
             scoped.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
         Ok(rotated.await?.into())
@@ -279,8 +280,7 @@ impl EndpointSecretsApi {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<CredentialsWrite>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -290,8 +290,8 @@ impl EndpointSecretsApi {
     ) -> Result<NoContent, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
         let secret = parse_id::<SecretId>(&secret.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let gone = scoped.revoke_endpoint_secret(&context, id, secret, |()| no_content());
         Ok(gone.await?.into())
     }

@@ -11,11 +11,16 @@ use poem_openapi::{
 };
 use view_derive::{Example, View};
 
-use domain::{Code, id::EndpointId, retry::Schedule};
+use domain::{
+    Code,
+    id::EndpointId,
+    permission::{WebhooksRead, WebhooksSend, WebhooksWrite},
+    retry::Schedule,
+};
 use persistence::{Endpoint, NewReplay};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{
@@ -146,7 +151,7 @@ impl Endpoints {
     )]
     async fn create(
         &self,
-        who: Admin,
+        who: Caller<WebhooksWrite>,
         request: &RequestContext,
         /// Makes repeats of the request harmless for 24 hours.
         #[oai(name = "Idempotency-Key")]
@@ -155,8 +160,8 @@ impl Endpoints {
     ) -> Result<Created<EndpointView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let key = key.of("create_webhook_endpoint", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped
             .create_endpoint(&context, new, |endpoint| {
                 let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
@@ -177,7 +182,7 @@ impl Endpoints {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         request: &RequestContext,
         /// Page size.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
@@ -186,7 +191,7 @@ impl Endpoints {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<EndpointView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self.app.store.scoped(scope).endpoints(list.page()?).await?;
         Ok(list.answer(page, |endpoint| EndpointView::from(&endpoint)))
@@ -200,13 +205,13 @@ impl Endpoints {
     )]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let endpoint = self.app.store.scoped(&who.0.scope).endpoint(id).await?;
+        let endpoint = who.scoped().endpoint(id).await?;
         Ok(Ok::show(
             &EndpointView::from(&endpoint),
             Some(endpoint.revision),
@@ -224,8 +229,7 @@ impl Endpoints {
     )]
     async fn update(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<WebhooksWrite>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -235,8 +239,8 @@ impl Endpoints {
         body: Patch<EndpointPatchBody>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let (body, checked) = (&body.0, body.0.checked(&self.app.policy)?);
         let change = |endpoint: &Endpoint| body.merged_into(endpoint, &checked);
         let answer = scoped
@@ -255,8 +259,7 @@ impl Endpoints {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<WebhooksWrite>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -265,8 +268,8 @@ impl Endpoints {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let answer = scoped
             .delete_endpoint(&context, id, if_match.0, |()| no_content())
             .await?;
@@ -285,7 +288,7 @@ impl Endpoints {
     )]
     async fn enable(
         &self,
-        who: Admin,
+        who: Caller<WebhooksWrite>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -304,8 +307,8 @@ impl Endpoints {
             event_types: None,
         });
         let key = key.of("enable_webhook_endpoint", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let enabled = scoped.enable_endpoint(&context, id, replay, |enabled| {
             answer(200, &EnabledEndpoint::from(enabled), None, None, false)
         });
@@ -322,13 +325,13 @@ impl Endpoints {
     )]
     async fn stats(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<EndpointStats>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let buckets = scoped.endpoint_stats(id).await?;
         let stats = EndpointStats::new(id, &buckets, self.app.store.now());
         Ok(Ok::show(&stats, None))
@@ -344,7 +347,7 @@ impl Endpoints {
     )]
     async fn test(
         &self,
-        who: Admin,
+        who: Caller<WebhooksSend>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -355,8 +358,8 @@ impl Endpoints {
     ) -> Result<Accepted<EventView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
         let key = key.of("test_webhook_endpoint", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let answer = scoped
             .test_endpoint(&context, id, |event| events::shown(202, event))
             .await?;

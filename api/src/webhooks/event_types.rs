@@ -17,11 +17,12 @@ use domain::{
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
     id::PublisherId,
     limits::EXAMPLE_BYTES,
+    permission::{EventTypesRead, EventTypesWrite, EventsRead},
 };
 use persistence::{EventTypePut, PublishersType};
 
 use crate::{
-    auth::{Admin, AdminOrRunner},
+    auth::Caller,
     schemas::Schemas,
     shared::{
         App,
@@ -265,8 +266,8 @@ impl EventTypesApi {
         method = "get",
         operation_id = "list_event_types"
     )]
-    async fn list(&self, who: AdminOrRunner) -> Result<Ok<EventTypes>, ApiError> {
-        let described = self.app.store.scoped(&who.0.scope).event_types().await?;
+    async fn list(&self, who: Caller<EventsRead>) -> Result<Ok<EventTypes>, ApiError> {
+        let described = who.scoped().event_types().await?;
         let own = described.iter().map(|described| EventType {
             schema: None,
             ..EventType::from(described)
@@ -293,7 +294,7 @@ impl EventTypesApi {
     )]
     async fn put(
         &self,
-        who: Admin,
+        who: Caller<EventTypesWrite>,
         request: &RequestContext,
         /// The event type.
         r#type: Path<OwnTypeName>,
@@ -304,10 +305,10 @@ impl EventTypesApi {
         body: Body<EventTypeBody>,
     ) -> Result<OkOrCreated<EventType>, ApiError> {
         let name = r#type.0.checked()?;
-        let checked = body.0.checked(&self.app.schemas, who.0.scope.publisher());
+        let checked = body.0.checked(&self.app.schemas, who.publisher());
         let new = request.aside(checked).await??;
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let render = |(described, made): &(PublishersType, bool)| {
             let (status, location) = if *made {
                 (201, Some(format!("/v1/event-types/{name}")))
@@ -329,7 +330,7 @@ impl EventTypesApi {
     )]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<EventTypesRead>,
         /// The event type.
         #[oai(validator(max_length = 128))]
         r#type: Path<String>,
@@ -338,12 +339,7 @@ impl EventTypesApi {
         if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
             return Ok(Ok::text(&EventType::from(own), None));
         }
-        let described = self
-            .app
-            .store
-            .scoped(&who.0.scope)
-            .event_type(&name)
-            .await?;
+        let described = who.scoped().event_type(&name).await?;
         let revision = Some(described.revision);
         Ok(Ok::text(&EventType::from(&described), revision))
     }
@@ -358,8 +354,7 @@ impl EventTypesApi {
     )]
     async fn delete(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<EventTypesWrite>,
         /// The event type.
         #[oai(validator(max_length = 128))]
         r#type: Path<String>,
@@ -367,8 +362,8 @@ impl EventTypesApi {
         #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let name = r#type.0;
         let answer = scoped.delete_event_type(&context, &name, if_match.0, |()| no_content());
         Ok(answer.await?.into())

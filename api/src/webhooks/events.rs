@@ -14,11 +14,12 @@ use domain::{
     Code, Problem,
     id::EventId,
     limits::{PAYLOAD_BYTES, PUBLISH_BYTES},
+    permission::{EventsPublish, EventsRead},
 };
 use persistence::{Answer, Event, NewOwnEvent, Scope};
 
 use crate::{
-    auth::AdminOrRunner,
+    auth::Caller,
     schemas::{Item, placed, too_long},
     shared::{
         App,
@@ -103,18 +104,18 @@ impl Events {
     #[oai(path = "/events", method = "post", operation_id = "publish_events")]
     async fn publish(
         &self,
-        who: AdminOrRunner,
+        who: Caller<EventsPublish>,
         request: &RequestContext,
         /// Makes repeats of the request harmless for 24 hours.
         #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<PublishBody, PUBLISH_BYTES>,
     ) -> Result<Published, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let (bodies, listed) = body.0.events();
         let events = self.checked((request, scope), bodies, listed).await?;
         let key = key.of("publish_events", request);
-        let context = self.app.context(request, who.0.actor(), key);
+        let context = who.context(key);
         let scoped = self.app.store.scoped(scope);
         let answer = scoped
             .publish(&context, events, listed, |published| {
@@ -131,7 +132,7 @@ impl Events {
     #[oai(path = "/events", method = "get", operation_id = "list_events")]
     async fn list(
         &self,
-        who: AdminOrRunner,
+        who: Caller<EventsRead>,
         request: &RequestContext,
         /// Only events of exactly this type.
         #[oai(name = "type", validator(max_length = 128))]
@@ -143,7 +144,7 @@ impl Events {
         #[oai(validator(max_length = 200))]
         cursor: Query<Option<String>>,
     ) -> Result<Listed<EventView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.events(event_type.0.as_deref(), list.page()?).await?;
@@ -154,13 +155,13 @@ impl Events {
     #[oai(path = "/events/:id", method = "get", operation_id = "get_event")]
     async fn get(
         &self,
-        who: AdminOrRunner,
+        who: Caller<EventsRead>,
         /// The event's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<EventView>, ApiError> {
         let id = parse_id::<EventId>(&id.0)?;
-        let event = self.app.store.scoped(&who.0.scope).event(id).await?;
+        let event = who.scoped().event(id).await?;
         Ok(shown(200, &event).into())
     }
 }

@@ -23,17 +23,16 @@ use view_derive::Example;
 
 use domain::{
     Code, Problem, Timestamp,
-    credential::CredentialKind,
     event::{Filter, OwnType},
     id::{EventId, Id as _, PublisherId},
+    permission::WebhooksListen,
     permits::{Bounds, Full, Permit, Permits},
     signature,
-    token::TokenHash,
 };
-use persistence::{Event, Feed, Place, Principal, StoreError};
+use persistence::{Event, Feed, FeedCursor, Principal, StoreError};
 
 use crate::{
-    auth::{Admin, still_good},
+    auth::{Caller, Standing},
     shared::{
         App,
         common::{Tag, Time},
@@ -154,7 +153,7 @@ impl Example for Delivered {
 }
 
 fn example_place() -> String {
-    place_text(Place {
+    place_text(FeedCursor {
         event: EventId::from_uuid(uuid::Uuid::nil()),
         since: Timestamp::from_ms(1_769_860_800_000),
     })
@@ -204,17 +203,17 @@ fn signed(secret: &SecretString, event: Event, at: Timestamp, place: String) -> 
 }
 
 /// `<event>` or `<event>.<when the first stream began, Unix milliseconds>`.
-fn parse_place(text: &str) -> Option<Place> {
+fn parse_place(text: &str) -> Option<FeedCursor> {
     let (event, since) = match text.split_once('.') {
         None => (text, None),
         Some((event, since)) => (event, Some(since.parse::<i64>().ok()?)),
     };
     let event = EventId::parse(event)?;
     let since = Timestamp::from_ms(since.unwrap_or(0));
-    Some(Place { event, since })
+    Some(FeedCursor { event, since })
 }
 
-fn place_text(place: Place) -> String {
+fn place_text(place: FeedCursor) -> String {
     format!("{}.{}", place.event, place.since.ms())
 }
 
@@ -268,7 +267,7 @@ impl Listen {
     #[oai(path = "/listen", method = "get", operation_id = "listen")]
     async fn listen(
         &self,
-        who: Admin,
+        who: Caller<WebhooksListen>,
         /// `*` (the default), `prefix.*` or event types, up to 50, separated by commas.
         #[oai(validator(
             max_length = 2000,
@@ -295,7 +294,7 @@ impl Listen {
                 Problem::parameter("/header/Last-Event-ID", "It names no place in a stream.")
             })?),
         };
-        let publisher = who.0.scope.publisher();
+        let publisher = who.publisher();
         let permit = self.listeners.try_acquire(publisher, 1);
         let permit = permit.map_err(|full| match full {
             Full::Owner => {
@@ -319,16 +318,16 @@ impl Listen {
 impl Listen {
     async fn begin(
         &self,
-        who: &Admin,
+        who: &Caller<WebhooksListen>,
         filters: Vec<Filter>,
-        from: Option<Place>,
+        from: Option<FeedCursor>,
         seconds: u64,
         permit: Permit<PublisherId>,
     ) -> Result<Listener, ApiError> {
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
         let changes = scoped.watch_events();
-        let secret = self.secret(&who.0).await?;
+        let secret = self.secret(&who.principal).await?;
         let life = Duration::from_secs(seconds);
         let event_types = filters.iter().map(Filter::to_string).collect();
         let feed = scoped.feed(filters, from).await?;
@@ -341,14 +340,14 @@ impl Listen {
         });
         Ok(Listener {
             app: Arc::clone(&self.app),
-            token: who.1,
+            standing: who.standing(),
             secret,
             feed,
             known: VecDeque::new(),
             first: Some(first),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + life,
             looked: Instant::now(),
             _permit: permit,
@@ -369,7 +368,7 @@ fn sent(message: &Message) -> sse::Event {
 /// Hands out a feed for as long as its token is good.
 struct Listener {
     app: Arc<App>,
-    token: TokenHash,
+    standing: Standing,
     secret: SecretString,
     feed: Feed,
     known: VecDeque<Event>,
@@ -410,8 +409,7 @@ impl Listener {
                 return Err(Reason::TimeOver);
             }
             // Before each, since whoever reads slowly may take long between two.
-            let kind = Some(CredentialKind::Admin);
-            let asked = still_good(&self.app, self.token, kind).await;
+            let asked = self.standing.check().await;
             asked.map_err(|error| reason_of(&error))?;
             if let Some(event) = self.known.pop_front() {
                 let place = place_text(self.feed.after(event.id));
@@ -456,7 +454,7 @@ mod tests {
     fn a_place_survives_the_round_trip() {
         let event = EventId::generate(Timestamp::from_ms(1_769_860_800_000));
         let since = Timestamp::from_ms(1_769_860_799_999);
-        let place = Place { event, since };
+        let place = FeedCursor { event, since };
         assert_eq!(parse_place(&place_text(place)), Some(place));
         let bare = parse_place(&event.to_string()).unwrap();
         assert_eq!((bare.event, bare.since.ms()), (event, 0));

@@ -11,11 +11,12 @@ use view_derive::{Example, View};
 use domain::{
     Code,
     id::{EndpointId, ReplayId},
+    permission::{WebhooksRead, WebhooksWrite},
 };
 use persistence::{NewReplay, Replay};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Accepted, Ok, Tag, Time, answer, parse_id},
@@ -175,7 +176,7 @@ impl Replays {
     )]
     async fn start(
         &self,
-        who: Admin,
+        who: Caller<WebhooksWrite>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -187,8 +188,8 @@ impl Replays {
     ) -> Result<Accepted<ReplayView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
         let key = key.of("start_replay", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let started = scoped.start_replay(&context, id, body.0.into(), |(replay, _)| {
             answer(202, &ReplayView::from(replay), None, None, false)
         });
@@ -205,7 +206,7 @@ impl Replays {
     )]
     async fn list(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -218,7 +219,7 @@ impl Replays {
         cursor: Query<Option<String>>,
     ) -> Result<Listed<ReplayView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let page = self
             .app
@@ -237,7 +238,7 @@ impl Replays {
     )]
     async fn get(
         &self,
-        who: Admin,
+        who: Caller<WebhooksRead>,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -247,12 +248,7 @@ impl Replays {
     ) -> Result<Ok<ReplayView>, ApiError> {
         let id = parse_id::<EndpointId>(&id.0)?;
         let replay = parse_id::<ReplayId>(&replay.0)?;
-        let found = self
-            .app
-            .store
-            .scoped(&who.0.scope)
-            .replay(id, replay)
-            .await?;
+        let found = who.scoped().replay(id, replay).await?;
         Ok(Ok::show(&ReplayView::from(&found), None))
     }
 
@@ -267,7 +263,7 @@ impl Replays {
     )]
     async fn cancel(
         &self,
-        who: Admin,
+        who: Caller<WebhooksWrite>,
         request: &RequestContext,
         /// The endpoint's identifier.
         #[oai(validator(max_length = 40))]
@@ -282,8 +278,8 @@ impl Replays {
         let id = parse_id::<EndpointId>(&id.0)?;
         let replay = parse_id::<ReplayId>(&replay.0)?;
         let key = key.of("cancel_replay", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let cancelled = scoped.cancel_replay(&context, id, replay, |replay| {
             answer(200, &ReplayView::from(replay), None, None, false)
         });

@@ -37,8 +37,8 @@ fn uuid(number: u128) -> uuid::Uuid {
     uuid::Uuid::from_u128(number)
 }
 
-fn target() -> Target {
-    Target {
+fn target() -> DeliveryTarget {
+    DeliveryTarget {
         url: "https://hooks.example/".into(),
         headers: BTreeMap::new(),
         bearer: None,
@@ -51,8 +51,8 @@ fn target() -> Target {
     }
 }
 
-fn ordered() -> Target {
-    Target {
+fn ordered() -> DeliveryTarget {
+    DeliveryTarget {
         ordered: true,
         ..target()
     }
@@ -69,7 +69,7 @@ impl Game {
         }
     }
 
-    fn hold(&mut self, key: EndpointKey, target: Target) {
+    fn hold(&mut self, key: EndpointKey, target: DeliveryTarget) {
         let lease = Lease {
             key,
             fence: 1,
@@ -79,7 +79,7 @@ impl Game {
         self.read(key, Some(target));
     }
 
-    fn read(&mut self, key: EndpointKey, target: Option<Target>) {
+    fn read(&mut self, key: EndpointKey, target: Option<DeliveryTarget>) {
         let moment = (self.now, self.wall);
         self.board
             .set_target(key, target.map(Arc::new), self.now, moment);
@@ -171,7 +171,7 @@ fn an_endpoint_proves_itself_before_it_gets_its_whole_share() {
 #[test]
 fn own_limits_and_publishers_limits_hold() {
     let mut game = Game::new();
-    let own = Target {
+    let own = DeliveryTarget {
         max_in_flight: Some(2),
         ..target()
     };
@@ -346,7 +346,7 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
 #[test]
 fn a_rate_limit_spreads_what_waits() {
     let mut game = Game::new();
-    let limited = Target {
+    let limited = DeliveryTarget {
         rate_limit_per_second: Some(5),
         ..target()
     };
@@ -460,7 +460,7 @@ fn what_was_dealt_with_during_a_load_is_not_loaded_again() {
 fn an_idle_endpoint_is_given_back_with_its_state() {
     let mut game = Game::new();
     let one = key(1, 1);
-    let limited = Target {
+    let limited = DeliveryTarget {
         rate_limit_per_second: Some(1),
         ..target()
     };

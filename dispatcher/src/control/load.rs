@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use persistence::{Ask, DuePage, EndpointKey, Store, StoreError};
+use persistence::{DuePage, DueRequest, EndpointKey, Store, StoreError};
 
 use crate::{board::Load, note::Found};
 
@@ -13,11 +13,11 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreE
     let unread = loads.iter().filter(|load| load.ordered.is_none());
     let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
     let targets = system.targets(&read).await?;
-    let asks: Vec<Ask> = loads
+    let asks: Vec<DueRequest> = loads
         .into_iter()
         .filter_map(|load| {
             let read = targets.get(&load.key).map(|target| target.ordered);
-            Some(Ask {
+            Some(DueRequest {
                 key: load.key,
                 ordered: load.ordered.or(read)?,
                 limit: u64::try_from(load.limit).unwrap_or(u64::MAX),

@@ -1,4 +1,4 @@
-//! The audit log as it is read: lists, exports, and its verification.
+//! Reading the audit log: lists, exports, and verification.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use uuid::Uuid;
 use crate::store::{
     Scoped, Store, System,
     audit_log::mac_of,
-    change::{Context, Entry, entry},
+    change::{AuditEntry, Context, audit_entry},
     entity::{audit_events, audit_heads},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     scope::OPERATOR,
     sql::padded,
@@ -26,73 +26,74 @@ use crate::store::{
 
 /// Rows that one step of a verification or an export reads.
 const STEP_ROWS: u64 = 1000;
-/// What an audit listing is narrowed to.
+/// Which entries of an audit log a list contains.
 #[derive(Clone, Debug, Default)]
 pub struct AuditFilter {
-    /// Only this action.
+    /// Only entries with this action.
     pub action: Option<Action>,
-    /// Only this actor's identifier.
+    /// Only entries with this actor's identifier.
     pub actor: Option<String>,
-    /// Only this target's identifier.
+    /// Only entries with this target's identifier.
     pub target: Option<String>,
-    /// Only at or after this moment.
+    /// Only entries at or after this time.
     pub since: Option<Timestamp>,
-    /// Only before this moment.
+    /// Only entries before this time.
     pub until: Option<Timestamp>,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
     /// Rows that were checked.
     pub checked: u64,
-    /// The last row's number and code; keep it elsewhere to notice a cut tail later.
+    /// The number and MAC of the last row. Whoever keeps it elsewhere can notice later that the end
+    /// of the log was cut off.
     pub head: Checkpoint,
     /// The first fault, if any.
-    pub fault: Option<Fault>,
+    pub fault: Option<ChainFault>,
 }
 
-/// The end of a log at some moment.
+/// The end of a log at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The last row's number; 0 for an empty log.
     pub seq: i64,
-    /// Its code.
+    /// The last row's MAC.
     pub mac: [u8; 32],
 }
 
-/// Where a log is not what was written.
+/// How a log differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// A row is missing before this one, or rows changed places.
+pub enum ChainFault {
+    /// A row before this one is missing, or rows were reordered.
     Gap {
-        /// The number that should stand here.
+        /// The number of the missing row.
         seq: i64,
     },
-    /// A row's content or its place in the chain was changed.
+    /// A row's content, or its link to the row before, was changed.
     Edited {
-        /// Its number.
+        /// The row's number.
         seq: i64,
     },
-    /// There is a row behind the log's end, which the service did not write.
+    /// There is a row after the log's head, which the service did not write.
     PastHead {
         /// The first such row's number.
         seq: i64,
     },
-    /// The log ends elsewhere than its head says.
+    /// The log ends at another row than its head says.
     Head {
-        /// The number that the head names.
+        /// The number in the head.
         seq: i64,
     },
-    /// The row of the checkpoint given is missing or another one.
+    /// The row of the given checkpoint is missing or different.
     Checkpoint {
         /// The checkpoint's number.
         seq: i64,
     },
 }
 
-/// How far the clocks of processes, or of one that was set, may be apart for a log's times to be
-/// found by number.
+/// How far times may deviate from the order of numbers, because processes' clocks differ or a clock
+/// was set.
 const CLOCKS_AGREE: Duration = Duration::from_hours(24);
 
 impl AuditFilter {
@@ -130,8 +131,8 @@ fn row_of(model: audit_events::Model) -> (AuditRow, Vec<u8>) {
     (row, model.mac)
 }
 
-/// The numbers between which rows of the times asked for can stand. Numbers follow the order
-/// of commits, and times the processes' clocks: within [`CLOCKS_AGREE`] both say the same.
+/// The range of numbers for a filter of times. Numbers follow the order of commits, and times
+/// follow the processes' clocks; they agree up to [`CLOCKS_AGREE`].
 async fn audit_span(
     db: &impl ConnectionTrait,
     owner: Uuid,
@@ -162,13 +163,13 @@ async fn audit_span(
 }
 
 impl Store {
-    /// The head of an owner's log. Rows behind it are not the log's: whatever reads the log reads
+    /// The head of an owner's log. Rows after it do not belong to the log. So every reader reads
     /// the head first and stops there.
     async fn audit_head(&self, owner: Uuid) -> Result<audit_heads::Model> {
         audit_heads::Entity::find_by_id(owner)
             .one(self.read())
             .await?
-            .ok_or_else(|| damaged("audit head"))
+            .ok_or_else(|| corrupt_row("audit head"))
     }
 
     async fn list_audit(
@@ -208,7 +209,7 @@ impl Store {
             ..Walk::over("audit_events", owner, paths)
         };
         let keys = audit_span(db, owner, filter, page.after).await?;
-        // What lies past the head is forged: it is not shown.
+        // Rows after the head are forged, and not returned.
         let keys = keys.to(Some(head.seq.saturating_add(1)));
         let found = walk.part(db, &page, keys).await?;
         let rows = audit_events::Entity::find()
@@ -216,11 +217,11 @@ impl Store {
             .filter(Column::Seq.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        let page = Page::of_found(found, rows, |row| row.seq);
+        let page = Page::of_key_page(found, rows, |row| row.seq);
         page.try_map(|row| Ok(row_of(row).0))
     }
 
-    /// The rows after `after` up to `last`, oldest first, at most a thousand of them.
+    /// The rows after number `after` up to `last`, oldest first, at most a thousand.
     async fn audit_step(
         &self,
         owner: Uuid,
@@ -240,7 +241,8 @@ impl Store {
         Ok(rows.into_iter().map(row_of).collect())
     }
 
-    /// Walks the whole chain. The head is read first: rows added meanwhile are not its concern.
+    /// Verifies the whole chain. The head is read first, so rows that are added meanwhile do not
+    /// matter.
     async fn verify_audit(
         &self,
         owner: Uuid,
@@ -261,16 +263,16 @@ impl Store {
             }
             for (row, stored) in step {
                 if row.seq != seq + 1 {
-                    fault = Some(Fault::Gap { seq: seq + 1 });
+                    fault = Some(ChainFault::Gap { seq: seq + 1 });
                     break 'walk;
                 }
                 mac = row.mac(&chain, &mac);
                 if mac.as_slice() != stored {
-                    fault = Some(Fault::Edited { seq: row.seq });
+                    fault = Some(ChainFault::Edited { seq: row.seq });
                     break 'walk;
                 }
                 if checkpoint.is_some_and(|point| point.seq == row.seq && point.mac != mac) {
-                    fault = Some(Fault::Checkpoint { seq: row.seq });
+                    fault = Some(ChainFault::Checkpoint { seq: row.seq });
                     break 'walk;
                 }
                 seq = row.seq;
@@ -278,13 +280,13 @@ impl Store {
             }
         }
         if fault.is_none() && (seq != head.seq || mac != head.mac) {
-            fault = Some(Fault::Head { seq: head.seq });
+            fault = Some(ChainFault::Head { seq: head.seq });
         }
         if fault.is_none() {
             fault = self.row_past_head(owner).await?;
         }
         if fault.is_none() && checkpoint.is_some_and(|point| point.seq > head.seq) {
-            fault = checkpoint.map(|point| Fault::Checkpoint { seq: point.seq });
+            fault = checkpoint.map(|point| ChainFault::Checkpoint { seq: point.seq });
         }
         Ok(Verification {
             checked,
@@ -295,9 +297,9 @@ impl Store {
 }
 
 impl Store {
-    /// A row behind the present head. The rows are looked at first: one that was written meanwhile
-    /// came with a head at least as far.
-    async fn row_past_head(&self, owner: Uuid) -> Result<Option<Fault>> {
+    /// A row after the current head. The rows are read before the head: a row that the service
+    /// writes meanwhile is covered by the later head.
+    async fn row_past_head(&self, owner: Uuid) -> Result<Option<ChainFault>> {
         let last = audit_events::Entity::find()
             .select_only()
             .column(audit_events::Column::Seq)
@@ -309,7 +311,7 @@ impl Store {
         let head = self.audit_head(owner).await?;
         Ok(last
             .filter(|last| *last > head.seq)
-            .map(|_| Fault::PastHead { seq: head.seq + 1 }))
+            .map(|_| ChainFault::PastHead { seq: head.seq + 1 }))
     }
 }
 
@@ -331,7 +333,7 @@ impl Scoped {
         Ok(rows.into_iter().map(|(row, _)| row).collect())
     }
 
-    /// Checks the publisher's whole log.
+    /// Verifies the publisher's whole log.
     pub async fn verify_audit(
         &self,
         checkpoint: Option<&Checkpoint>,
@@ -350,7 +352,7 @@ impl System {
         self.store.list_audit(OPERATOR, filter, page).await
     }
 
-    /// Checks a publisher's log, or the operator's.
+    /// Verifies a publisher's log, or the operator's.
     pub async fn verify_audit(
         &self,
         publisher: Option<domain::id::PublisherId>,
@@ -359,15 +361,15 @@ impl System {
         self.store.verify_audit(owner, None).await
     }
 
-    /// Writes down a use of a bootstrap token.
+    /// Logs a use of a bootstrap token.
     pub async fn note_bootstrap_use(&self, context: &Context) -> Result<(), StoreError> {
-        let entry = entry(
+        let entry = audit_entry(
             Action::BootstrapUsed,
             "bootstrap",
             &context.actor.id,
             serde_json::json!({}),
         );
-        let entries = vec![Entry {
+        let entries = vec![AuditEntry {
             owners: vec![OPERATOR],
             ..entry
         }];
@@ -380,15 +382,15 @@ impl System {
 }
 
 impl Scoped {
-    /// Writes down that a token of the publisher was refused something. A transaction of its own.
+    /// Logs that a token of the publisher was refused something, in a transaction of its own.
     pub async fn note_denial(&self, context: &Context, reason: &str) -> Result<(), StoreError> {
-        let entry = entry(
+        let entry = audit_entry(
             Action::TokenDenied,
             "token",
             &context.actor.id,
             serde_json::json!({ "reason": reason }),
         );
-        let entries = vec![Entry {
+        let entries = vec![AuditEntry {
             owners: vec![self.scope.uuid()],
             ..entry
         }];

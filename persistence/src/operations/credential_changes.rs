@@ -1,4 +1,4 @@
-//! The log of credential changes, as this process follows it (see [`crate::store::freshness`]).
+//! Follows the log of credential changes (see [`crate::store::freshness`]).
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use uuid::Uuid;
 use crate::store::{
     POLLS, Store,
     entity::{cache_epoch, credential_changes},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
-/// How often the log of changes is read.
+/// How often the log is read.
 const POLL_EVERY: Duration = Duration::from_millis(250);
-/// Changes read in one poll.
+/// Changes that one poll reads.
 const POLL_ROWS: u64 = 1000;
 
 impl Store {
-    /// Reads the log of changes once.
+    /// Reads the log once, and invalidates caches of the changed publishers.
     pub(crate) async fn poll_credential_changes(&self) -> Result<()> {
         let freshness = &self.inner.freshness;
         let began = self.now();
@@ -36,7 +36,7 @@ impl Store {
                 break;
             };
             if rows.first().is_some_and(|first| first.epoch != known + 1) {
-                // Rows that this process never saw were swept: nothing kept is known to hold.
+                // Rows that this process has not read were swept, so nothing cached can be trusted.
                 self.forget_everybody();
                 self.look_for_foreign_tokens(None).await?;
             }
@@ -57,18 +57,18 @@ impl Store {
         Ok(())
     }
 
-    /// Starts at the present end of the log: an empty cache has nothing to invalidate.
+    /// Starts at the current end of the log, since the cache is empty.
     pub(crate) async fn start_at_current_epoch(&self) -> Result<()> {
         let began = self.now();
         let row = cache_epoch::Entity::find_by_id(1).one(self.read()).await?;
-        let epoch = row.ok_or_else(|| damaged("cache epoch"))?.epoch;
+        let epoch = row.ok_or_else(|| corrupt_row("cache epoch"))?.epoch;
         self.look_for_foreign_tokens(None).await?;
         self.inner.freshness.heard_of(epoch);
         self.inner.freshness.polled(began);
         Ok(())
     }
 
-    /// Polls until the store is dropped or closed.
+    /// Reads the log regularly until the store is dropped or closed.
     pub(crate) async fn poll_loop(self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(POLL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -90,11 +90,11 @@ impl Store {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "credential changes can't be read: tokens are looked up anew");
+                    tracing::warn!(%error, "credential changes can't be read: every request reads its token from the database");
                 }
                 Err(_) => {}
             }
-            // Errors are told of above: it is the same store.
+            // The errors are logged above, since it is the same database.
             cooldowns.went(self.poll_cooldowns().await.is_ok());
         }
     }

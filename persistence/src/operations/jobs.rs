@@ -1,4 +1,4 @@
-//! Scheduled jobs: when each is due, which process has it, and how it last went.
+//! Scheduled jobs: when each is due, which process runs it, and its last result.
 
 use std::time::Duration;
 
@@ -15,20 +15,20 @@ use crate::store::{
     error::{Result, StoreError},
 };
 
-/// A job as the store knows it.
+/// The state of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobRow {
-    /// Its name.
+    /// The job's name.
     pub name: String,
-    /// When it is due next.
+    /// When the job is due next.
     pub due_at: Timestamp,
-    /// When a process last took it.
+    /// When a process last started the job.
     pub started_at: Option<Timestamp>,
-    /// When it last ended well.
+    /// When the job last succeeded.
     pub finished_at: Option<Timestamp>,
-    /// What it then did.
+    /// The counts of the last success.
     pub counts: Option<serde_json::Value>,
-    /// Why it last failed; `None` once it went well.
+    /// Why the job last failed; `None` after a success.
     pub error: Option<String>,
 }
 
@@ -48,7 +48,7 @@ async fn take(tx: &Tx, name: &str, owner: &str, lease: Duration, next: i64) -> R
         .on_conflict_do_nothing_on([Column::Name])
         .exec_without_returning(tx.db())
         .await?;
-    // The schedule may have become denser since the row was written.
+    // The schedule may be denser than when the row was written.
     Entity::update_many()
         .col_expr(Column::DueAt, next.into())
         .filter(Column::Name.eq(name))
@@ -68,10 +68,10 @@ async fn take(tx: &Tx, name: &str, owner: &str, lease: Duration, next: i64) -> R
 }
 
 impl System {
-    /// Takes a job for `lease` if it is due and no process has it.
+    /// Claims a job for `lease` if it is due and no process runs it.
     ///
-    /// `next` is when the schedule is due next after now: a job that the store does not know yet,
-    /// or that it thinks due later, is due then.
+    /// `next` is the next time of the schedule. A job without a row, or with a later due time, is
+    /// then due at `next`.
     pub async fn take_job(
         &self,
         name: &str,
@@ -79,7 +79,7 @@ impl System {
         lease: Duration,
         next: Timestamp,
     ) -> Result<bool, StoreError> {
-        // Most looks find nothing to do; they need not bother the writer.
+        // Most calls find nothing to claim, for which the writer is not needed.
         let known = Entity::find_by_id(name.to_owned())
             .one(self.store.read())
             .await?;
@@ -92,7 +92,8 @@ impl System {
             .await
     }
 
-    /// Makes the lease of a job that `owner` has last from now on; `false` if it was lost.
+    /// Extends the lease of a job that `owner` runs, counted from now. Returns `false` if the lease
+    /// was lost.
     pub async fn keep_job(
         &self,
         name: &str,
@@ -112,8 +113,8 @@ impl System {
             .await
     }
 
-    /// Gives a job back, due again at `next_due`. After an error the time and counts of the last
-    /// good run stay. Does nothing if another process has the job by now.
+    /// Releases a job, which is due again at `next_due`. After an error the time and counts of the
+    /// last success stay. Does nothing if another process has the job now.
     pub async fn finish_job(
         &self,
         name: &str,
@@ -146,7 +147,7 @@ impl System {
             .await
     }
 
-    /// All jobs that any process has ever looked at, by name.
+    /// All jobs that any process has ever claimed, by name.
     pub async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
         let rows = Entity::find()
             .order_by_asc(Column::Name)
@@ -154,7 +155,7 @@ impl System {
             .await?;
         rows.into_iter()
             .map(|row| {
-                // What it once counted is for people to read; a job is due without it.
+                // The counts are only shown to people: if they do not parse, the job still runs.
                 let counts = row.counts.as_deref();
                 let counts = counts.and_then(|text| serde_json::from_str(text).ok());
                 Ok(JobRow {

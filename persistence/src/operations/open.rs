@@ -1,4 +1,4 @@
-//! Opening the store: connect, check or bring up the schema, check the master key.
+//! Opens the store: connects, checks or migrates the schema, and checks the master key.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -11,12 +11,13 @@ use tokio::time::timeout;
 use crate::{
     publishers::auth::AuthCache,
     runs::{
-        claims::Turns,
+        claims::RoundRobin,
         lane::{self, Lane},
         versions::Definitions,
     },
     store::{
         Store, certificates,
+        database_config::DatabaseConfig,
         db::Db,
         entity::owner_keys,
         error::{Result, StoreError},
@@ -25,88 +26,87 @@ use crate::{
         pool::Pool,
         scope::OPERATOR,
         storage::Storage,
-        target::Target,
     },
-    trains::lending::Lending,
+    trains::lending::PoolCache,
     webhooks::{dispatch::SecretCache, event_types::TypeSchemas},
 };
 
-/// Held while migrations run on PostgreSQL, so that replicas wait for each other.
-/// The number is arbitrary; it spells "stm" followed by the purpose's number.
+/// A lock that is held while migrations run on PostgreSQL, so that replicas wait for each other.
+/// The number is arbitrary: "stm" followed by the purpose's number.
 const MIGRATION_LOCK: i64 = 0x0073_746d_0001;
 
 /// How to open the store.
-pub struct Options {
+pub struct StoreOptions {
     /// `sqlite://FILE` or `postgres://…`.
     pub database_url: String,
-    /// Opens and seals the owners' keys.
+    /// The master keys, which wrap the owners' keys.
     pub master_keys: MasterKeys,
-    /// Where the present moment comes from.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// PostgreSQL's pool.
+    /// PostgreSQL: the most connections of the pool.
     pub max_connections: u32,
     /// SQLite: whether every commit reaches the disk before it is acknowledged.
     pub sqlite_synchronous_full: bool,
     /// Most changes of runs in one transaction; from 1 to 256.
     pub write_batch_max: u32,
-    /// How long an answer of the database is waited for.
+    /// The limit for each answer of the database.
     pub database_timeout: Duration,
-    /// Whether to bring an old schema up.
+    /// Whether to migrate an old schema.
     pub migrate: bool,
 }
 
-/// Why the store did not open, in words that say what to do.
+/// Why the store did not open. The texts say what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is not one of ours.
+    /// The URL is neither SQLite's nor PostgreSQL's.
     #[error("the database URL can't be read: {0}")]
     Url(String),
-    /// A file of certificates is not what it is to be.
-    #[error("the database can't be verified: {0}. Mend the file, or leave it out of the URL")]
+    /// A certificate file cannot be used.
+    #[error("the database can't be verified: {0}. Correct the file, or leave it out of the URL")]
     Certificates(String),
-    /// Nobody answers there, or not us.
+    /// The database cannot be reached.
     #[error(
         "the database can't be reached: {0}. Check STATIONMASTER_DATABASE_URL and that the database runs"
     )]
     Unreachable(String),
-    /// The server grants fewer connections than a process needs.
+    /// The server allows fewer connections than a process needs.
     #[error(
         "the database grants too few connections: one process needs {needed}, and had {had} when the next was refused ({why}). Raise the limit of the role, the database or the server (max_connections), or set STATIONMASTER_DATABASE_CONNECTIONS to {spare} or less; {own} more are needed for deliveries, notifications and jobs"
     )]
     TooFewConnections {
-        /// How many are needed.
+        /// How many connections are needed.
         needed: u32,
-        /// How many there were.
+        /// How many connections could be opened.
         had: u32,
-        /// Why there were no more.
+        /// The error of the next connection.
         why: String,
-        /// How many of those are not for requests.
+        /// How many of them are not for requests.
         own: u32,
-        /// How many that leaves for requests.
+        /// How many remain for requests.
         spare: u32,
     },
-    /// Steps are missing and nobody allowed us to take them.
+    /// Migrations are missing, and migrating was not requested.
     #[error(
         "the database's schema is {pending} step(s) behind this program. Run `stationmaster migrate` with this program's version first (or start with --migrate)"
     )]
     OldSchema {
-        /// How many.
+        /// How many migrations are missing.
         pending: usize,
     },
-    /// A step failed; it left nothing behind.
+    /// A migration failed and was rolled back.
     #[error(
-        "the schema could not be brought up: {0}. The failed step changed nothing; mend the cause and start again"
+        "the schema could not be migrated: {0}. The failed step changed nothing; remove the cause and start again"
     )]
     Migration(String),
-    /// The database was sealed under other keys.
+    /// The database was sealed with other master keys.
     #[error(
         "the master keys given do not open this database: it was sealed with master key {id:?}. Give that key too (STATIONMASTER_MASTER_KEYS, or the file `master-keys` in the data directory); a key that is lost can't be replaced"
     )]
     WrongMasterKey {
-        /// The identifier of the key that is needed.
+        /// The identifier of the missing key.
         id: String,
     },
-    /// Something else.
+    /// Any other error.
     #[error("the store could not be opened: {0}")]
     Store(#[from] StoreError),
 }
@@ -128,14 +128,14 @@ impl From<TooFew> for OpenError {
     }
 }
 
-/// How a database's schema stands to this program.
+/// How the schema of a database compares with this program's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchemaState {
-    /// Steps that this program knows and the database has.
+    /// Migrations that this program knows and the database has.
     pub applied: usize,
-    /// Steps that this program knows and the database lacks.
+    /// Migrations that this program knows and the database lacks.
     pub pending: usize,
-    /// Steps of a newer program; an older one works with them.
+    /// Migrations of a newer program; an older one can work with them.
     pub newer: usize,
 }
 
@@ -144,7 +144,8 @@ pub(crate) async fn state_of(db: &DatabaseConnection) -> Result<SchemaState, DbE
         .iter()
         .map(|step| step.name().to_owned())
         .collect();
-    // The listing fails where the database knows newer steps, so the names are read here.
+    // The migrator's own list fails if the database has newer migrations, so the names are read
+    // here.
     let exists = match db.get_database_backend() {
         DbBackend::Sqlite => {
             "SELECT name AS version FROM sqlite_master WHERE type = 'table' AND name = 'seaql_migrations'"
@@ -184,11 +185,15 @@ async fn bring_up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     Ok(before.pending)
 }
 
-/// Where the data is; what is to verify the server is there and can be read.
-pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Target, OpenError> {
-    let target =
-        Target::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
-    if let Target::Postgres { server, .. } = &target {
+/// Parses the URL, and checks that its certificate files can be used.
+pub(crate) fn config_of(
+    url: &str,
+    connections: u32,
+    full: bool,
+) -> Result<DatabaseConfig, OpenError> {
+    let config =
+        DatabaseConfig::parse(url, connections, full).map_err(|e| OpenError::Url(e.to_string()))?;
+    if let DatabaseConfig::Postgres { server, .. } = &config {
         let environment = |name: &str| std::env::var(name).ok();
         let mode = server.options().get_ssl_mode();
         let unused =
@@ -201,21 +206,21 @@ pub(crate) fn target_of(url: &str, connections: u32, full: bool) -> Result<Targe
             );
         }
     }
-    Ok(target)
+    Ok(config)
 }
 
-/// Opens all the connections that a process needs, and closes them again: answers how many they
-/// are, none on SQLite.
+/// Opens all connections that a process needs, and closes them again. Returns how many there are;
+/// none on SQLite.
 ///
 /// # Errors
-/// [`OpenError`] with how many there were.
+/// [`OpenError`] with the number of connections that could be opened.
 pub async fn try_connections(
     url: &str,
     connections: u32,
     limit: Duration,
 ) -> Result<u32, OpenError> {
-    let target = target_of(url, connections, true)?.within(limit);
-    let Target::Postgres { server, .. } = target else {
+    let config = config_of(url, connections, true)?.within(limit);
+    let DatabaseConfig::Postgres { server, .. } = config else {
         return Ok(0);
     };
     let (_, own) = Own::new(&server);
@@ -228,18 +233,18 @@ pub async fn try_connections(
     Ok(OWN_CONNECTIONS + connections)
 }
 
-/// Takes every missing step, one process at a time; answers how many. A failed step changes
-/// nothing.
+/// Runs every missing migration, in one process at a time. Returns how many. A failed one is rolled
+/// back.
 ///
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn migrate(url: &str) -> Result<usize, OpenError> {
-    let target = target_of(url, 1, true)?;
-    migrate_target(&target).await
+    let config = config_of(url, 1, true)?;
+    migrate_with(&config).await
 }
 
-/// The error in words. One that only a pooler in transaction mode brings about names it: a session's
-/// prepared statements are then another's.
+/// The text of an error. If only a pooler in transaction mode causes it, because prepared
+/// statements belong to another session, the text says so.
 fn or_a_pooler(error: &DbErr) -> String {
     let text = error.to_string();
     if text.contains("prepared statement \"sqlx_") {
@@ -251,13 +256,13 @@ fn or_a_pooler(error: &DbErr) -> String {
     }
 }
 
-async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
+async fn migrate_with(config: &DatabaseConfig) -> Result<usize, OpenError> {
     let failed = |error: DbErr| OpenError::Migration(or_a_pooler(&error));
-    // One connection: the lock belongs to it, and so does the transaction of every step.
-    let db = connect(target).await?;
+    // One connection, to which the lock and the transactions of all migrations belong.
+    let db = connect(config).await?;
     let postgres = db.get_database_backend() == DbBackend::Postgres;
     if postgres {
-        // Waiting for another process's migrations may take longer than a statement may.
+        // Another process's migrations may take longer than the limit for a statement.
         let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
         db.execute_unprepared("SET statement_timeout = 0")
             .await
@@ -265,64 +270,64 @@ async fn migrate_target(target: &Target) -> Result<usize, OpenError> {
         db.execute_unprepared(&lock).await.map_err(failed)?;
     }
     let result = bring_up(&db).await.map_err(failed);
-    // Closing the connection gives the lock back.
+    // Closing the connection releases the lock.
     db.close().await.map_err(failed)?;
     result
 }
 
-/// Compares a database's schema with this program's, changing nothing.
+/// Compares a database's schema with this program's, without changing anything.
 ///
 /// # Errors
 /// [`OpenError`] with what to do.
 pub async fn schema_state(url: &str) -> Result<SchemaState, OpenError> {
-    let target = target_of(url, 1, true)?;
-    state_within(&target).await
+    let config = config_of(url, 1, true)?;
+    state_within(&config).await
 }
 
-async fn state_within(target: &Target) -> Result<SchemaState, OpenError> {
+async fn state_within(config: &DatabaseConfig) -> Result<SchemaState, OpenError> {
     let late = |_| OpenError::Unreachable("it does not answer".to_owned());
-    let db = connect(target).await?;
-    let state = timeout(target.limit(), state_of(&db)).await.map_err(late)?;
-    let closed = timeout(target.limit(), db.close()).await.map_err(late)?;
+    let db = connect(config).await?;
+    let state = timeout(config.limit(), state_of(&db)).await.map_err(late)?;
+    let closed = timeout(config.limit(), db.close()).await.map_err(late)?;
     closed.map_err(|e| OpenError::Store(e.into()))?;
     state.map_err(|e| OpenError::Store(e.into()))
 }
 
-pub(crate) async fn connect(target: &Target) -> Result<DatabaseConnection, OpenError> {
-    target
+pub(crate) async fn connect(config: &DatabaseConfig) -> Result<DatabaseConnection, OpenError> {
+    config
         .connect_one()
         .await
         .map_err(|e| OpenError::Unreachable(e.to_string()))
 }
 
 impl Store {
-    /// Connects, checks the schema (or brings it up), and checks that the master keys open the
-    /// operator's keys, which it makes on the very first start. Then follows the log of
-    /// credential changes until [`Store::close`].
+    /// Connects, checks or migrates the schema, and checks that the master keys open the operator's
+    /// keys, which the very first start creates. Then follows the log of credential changes until
+    /// [`Store::close`].
     ///
     /// # Errors
     /// [`OpenError`] with what to do.
-    pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let target = target_of(
+    pub async fn open(options: StoreOptions) -> Result<Self, OpenError> {
+        let config = config_of(
             &options.database_url,
             options.max_connections,
             options.sqlite_synchronous_full,
         )?
         .within(options.database_timeout);
         if options.migrate {
-            let steps = migrate_target(&target).await?;
+            let steps = migrate_with(&config).await?;
             if steps > 0 {
-                tracing::info!(steps, "the schema was brought up");
+                tracing::info!(steps, "the schema was migrated");
             }
         } else {
-            let state = state_within(&target).await?;
+            let state = state_within(&config).await?;
             if state.pending > 0 {
                 return Err(OpenError::OldSchema {
                     pending: state.pending,
                 });
             }
         }
-        let db = Db::connect(target, options.clock)
+        let db = Db::connect(config, options.clock)
             .await
             .map_err(|e| OpenError::Unreachable(e.to_string()))?
             .map_err(OpenError::from)?;
@@ -330,17 +335,17 @@ impl Store {
         let planes = PlaneStates::default()
             .with(AuthCache::new())
             .with(Definitions::new())
-            .with(Turns::new())
+            .with(RoundRobin::new())
             .with(lane)
             .with(SecretCache::default())
             .with(TypeSchemas::new())
-            .with(Lending::new())
+            .with(PoolCache::new())
             .with(Storage::default());
         let store = Self::assemble(db, options.master_keys, planes);
         store.start_time().await?;
         store.check_master_key().await?;
         store.start_at_current_epoch().await?;
-        // Before anything is spawned that would outlive a failure.
+        // Before any task is spawned that would outlive a failure.
         let aside = match store.backend() {
             DbBackend::Sqlite => Some(store.inner.db.connect_aside().await?),
             _ => None,
@@ -362,19 +367,19 @@ impl Store {
         Ok(store)
     }
 
-    /// Ends background work, waits for it, and closes the connections.
+    /// Stops background work, waits for its end, and closes the connections.
     pub async fn close(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         if let Err(error) = self.flush_uses().await {
-            tracing::warn!(%error, "the last uses of tokens could not be written down");
+            tracing::warn!(%error, "the last uses of tokens could not be written");
         }
         if let Err(error) = self.flush_usage().await {
-            tracing::warn!(%error, "the last use of accounts could not be written down");
+            tracing::warn!(%error, "the last usage of accounts could not be written");
         }
         if let Err(error) = self.flush_storage().await {
-            tracing::warn!(%error, "the last sums of stored bytes could not be written down");
+            tracing::warn!(%error, "the last sums of stored bytes could not be written");
         }
         self.inner.db.close().await;
     }
@@ -395,8 +400,8 @@ impl Store {
         }
     }
 
-    /// Two replicas may start on an empty database at once: the second one's insert fails, and
-    /// what the first one made counts.
+    /// Creates the operator's keys. Two replicas may start on an empty database at once: then the
+    /// second one's insert fails, and the first one's keys are used.
     async fn make_operator(&self) -> Result<()> {
         let made = self
             .write(|tx| async move {

@@ -1,4 +1,4 @@
-//! Sums of stored bytes are written down once a second, and rows counted anew once a day.
+//! Writes the sums of stored bytes once a second, and counts rows again once a day.
 
 use std::time::Duration;
 
@@ -8,25 +8,25 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql::Sql,
     storage::{Storage, size_of},
     walk::first_id_at,
 };
 
-/// How often sums are written down and read.
+/// How often sums are written and read.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked whose rows are to be counted; also how long after the start.
+/// How often due counts are searched; the first search is as long after the start.
 const COUNT_EVERY: Duration = Duration::from_mins(1);
-/// How long a count of rows is good for.
+/// How long a count of rows is valid.
 pub(crate) const COUNTED_FOR: Duration = Duration::from_hours(24);
-/// Rows that are counted at a time.
+/// Rows that one step counts.
 const STEP: usize = 500;
-/// The pause after each.
+/// The pause after each step.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Store {
-    /// Keeps the sums until the store is closed.
+    /// Keeps the sums up to date until the store is closed.
     pub(crate) async fn storage_loop(self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(FLUSH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -48,7 +48,7 @@ impl Store {
         }
     }
 
-    /// Counts the rows of publishers whose last count is too long ago.
+    /// Counts the rows of publishers whose last count is too old.
     async fn count_storage(&self) -> Result<()> {
         loop {
             let due = self.now().minus(COUNTED_FOR).ms();
@@ -65,13 +65,13 @@ impl Store {
         }
     }
 
-    /// Counts a publisher's rows, and corrects the sum by what it was wrong. What is written
-    /// meanwhile is added as ever.
+    /// Counts a publisher's rows, and corrects the sum by the difference. Rows that are written
+    /// meanwhile are added as always.
     pub(crate) async fn recount_storage(&self, publisher: Uuid) -> Result<()> {
         self.flush_storage().await?;
         let (backend, now) = (self.backend(), self.now());
         let due = now.minus(COUNTED_FOR).ms();
-        // Whoever writes this down first counts.
+        // If several processes counted, the first to write is used.
         let ours = self
             .write_unflushed(|tx| async move {
                 let mut sql = Sql::new(
@@ -113,7 +113,7 @@ impl Store {
     }
 
     async fn count_rows(&self, table: &'static str, publisher: Uuid, end: Uuid) -> Result<i64> {
-        let size = size_of(table).ok_or_else(|| damaged("table of counted rows"))?;
+        let size = size_of(table).ok_or_else(|| corrupt_row("table of counted rows"))?;
         let (mut at, mut bytes) = (Uuid::nil(), 0);
         loop {
             let mut sql = Sql::new("SELECT id, CAST(");
@@ -138,9 +138,11 @@ impl Store {
         }
     }
 
-    /// They are few, beside the others: as many as were put within the retention of runs.
+    /// Counts versions without steps, since they are few: those stored within the retention of
+    /// runs.
     async fn count_versions(&self, publisher: Uuid) -> Result<i64> {
-        let size = size_of("pipeline_versions").ok_or_else(|| damaged("table of counted rows"))?;
+        let size =
+            size_of("pipeline_versions").ok_or_else(|| corrupt_row("table of counted rows"))?;
         let mut sql = Sql::new("SELECT CAST(COALESCE(SUM(");
         sql.push(&size);
         sql.push("), 0) AS BIGINT) AS bytes FROM pipeline_versions WHERE publisher_id = ");
@@ -152,7 +154,8 @@ impl Store {
     }
 
     async fn count_answers(&self, publisher: Uuid) -> Result<i64> {
-        let size = size_of("idempotency_keys").ok_or_else(|| damaged("table of counted rows"))?;
+        let size =
+            size_of("idempotency_keys").ok_or_else(|| corrupt_row("table of counted rows"))?;
         let (mut at, mut bytes) = ((String::new(), String::new()), 0);
         loop {
             let mut sql = Sql::new("SELECT operation, key, CAST(");

@@ -1,8 +1,8 @@
-//! What wraps whose keys, and the move of all of them to the first master key.
+//! Which master key wraps whose keys, and moving all keys to the first master key.
 //!
-//! The move goes in steps of a transaction each, in the order of owners, so the operator comes
-//! first and with it the master key that is in force. A row is changed only if it is still what
-//! was read: whoever deletes an owner, or moves it too, at the same time is not overruled.
+//! Each step of the move is a transaction, in the order of owners. So the operator comes first, and
+//! with it the master key in force. A row is changed only if it is still as it was read, so that a
+//! concurrent deletion or move of an owner is not undone.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    operations::open::{OpenError, connect, state_of, target_of},
+    operations::open::{OpenError, config_of, connect, state_of},
     store::{
         System,
-        change::{Context, Entry, entry},
+        change::{AuditEntry, Context, audit_entry},
         db::Tx,
         entity::{owner_keys, processes},
         error::{Result, StoreError},
@@ -30,15 +30,15 @@ use crate::{
 /// Owners that a survey reads at a time.
 const SURVEY_ROWS: u64 = 500;
 
-/// What wraps whose keys.
+/// Which master keys wrap the owners' keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeysSurvey {
-    /// How many owners each master key wraps.
+    /// For each master key, how many owners' keys it wraps.
     pub owners: BTreeMap<String, u64>,
-    /// The master key in force, which wraps the operator's keys and those of new publishers;
-    /// `None` before the first start.
+    /// The master key in force, which wraps the operator's keys and those of new publishers; `None`
+    /// before the first start.
     pub in_force: Option<String>,
-    /// Owners whose keys do not open.
+    /// Owners whose keys cannot be unwrapped.
     pub closed: Vec<ClosedKeys>,
 }
 
@@ -52,14 +52,14 @@ impl KeysSurvey {
     }
 }
 
-/// Looks at every owner's keys and changes nothing. It needs no key that opens anything, and may
-/// run beside a server.
+/// Reads every owner's keys and changes nothing. It needs no working master key, and may run beside
+/// a server.
 ///
 /// # Errors
-/// [`OpenError`] with what to do, if the database can't be read.
+/// [`OpenError`] with what to do, if the database cannot be read.
 pub async fn survey_keys(url: &str, master: &MasterKeys) -> Result<KeysSurvey, OpenError> {
-    let target = target_of(url, 1, true)?;
-    let db = connect(&target).await?;
+    let config = config_of(url, 1, true)?;
+    let db = connect(&config).await?;
     let found = survey(&db, master).await;
     let closed = db.close().await;
     let found = found?;
@@ -88,7 +88,7 @@ async fn survey(db: &DatabaseConnection, master: &MasterKeys) -> Result<KeysSurv
     }
 }
 
-/// Rows in the order of owners, from after one on.
+/// Rows in the order of owners, beginning after `after`.
 fn rows_after(after: Option<Uuid>) -> sea_orm::Select<owner_keys::Entity> {
     let rows = owner_keys::Entity::find().order_by_asc(owner_keys::Column::OwnerId);
     match after {
@@ -97,24 +97,24 @@ fn rows_after(after: Option<Uuid>) -> sea_orm::Select<owner_keys::Entity> {
     }
 }
 
-/// How far a move has come.
+/// The position of a move, for its next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RewrapPlace(Uuid);
+pub struct RewrapCursor(Uuid);
 
-/// What one step of a move did.
+/// The result of one step of a move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewrapped {
-    /// Owners that it moved, or would.
+    /// Owners whose keys were moved, or would be in a dry run.
     pub moved: u64,
-    /// Owners that somebody else moved or removed meanwhile.
+    /// Owners that another process moved or deleted meanwhile.
     pub passed: u64,
-    /// Owners whose keys do not open; they stay as they are.
+    /// Owners whose keys cannot be unwrapped. They do not change.
     pub closed: Vec<ClosedKeys>,
-    /// Where the next step begins; `None` at the end.
-    pub next: Option<RewrapPlace>,
+    /// The position for the next step; `None` at the end.
+    pub next: Option<RewrapCursor>,
 }
 
-/// A row as it was read, and as it is to be.
+/// A row as it was read, and its new values.
 struct Move {
     old: owner_keys::Model,
     data_key: Vec<u8>,
@@ -122,7 +122,7 @@ struct Move {
 }
 
 impl Move {
-    /// Changes the row if it is still what was read; whether it was.
+    /// Changes the row if it is still as it was read. Returns whether it was.
     async fn make(&self, tx: &Tx, master_key_id: &str) -> Result<bool> {
         use owner_keys::Column;
         let done = owner_keys::Entity::update_many()
@@ -140,53 +140,54 @@ impl Move {
 }
 
 impl System {
-    /// From now on `source` is asked whenever keys are met that no known master key wraps, so
-    /// that a running process follows when its key file changes. What is known is not forgotten.
-    /// The first source stays.
+    /// Sets a source of master keys. It is read whenever keys are found that no known master key
+    /// wraps, so that a running process follows changes of its key file. Known keys are never
+    /// forgotten. Only the first call has an effect.
     pub fn reread_master_keys_from(&self, source: KeySource) {
         self.store.inner.keys.reread_from(source);
     }
 
-    /// The master key that a move comes to: the first one that this store was opened with.
+    /// The identifier of the first master key with which this store was opened. Moves go to this
+    /// key.
     #[must_use]
     pub fn first_master_key(&self) -> String {
         self.store.inner.keys.master().first_id().to_owned()
     }
 
-    /// How many owners' keys the first master key does not wrap.
+    /// How many owners' keys are wrapped by other master keys than the first.
     pub async fn keys_to_rewrap(&self) -> Result<u64, StoreError> {
         let elsewhere = owner_keys::Column::MasterKeyId.ne(self.first_master_key());
         let count = owner_keys::Entity::find().filter(elsewhere);
         Ok(count.count(self.store.read()).await?)
     }
 
-    /// Servers that work on this database now.
+    /// How many servers use this database now.
     pub async fn live_processes(&self) -> Result<u64, StoreError> {
         let alive = processes::Column::ExpiresAt.gt(self.store.now().ms());
         let count = processes::Entity::find().filter(alive);
         Ok(count.count(self.store.read()).await?)
     }
 
-    /// Wraps the keys of the next owners, at most `limit`, by the first master key, in one
-    /// transaction with its row in the operator's log; `dry` only says what it would do. Begins
-    /// with the operator at `None`. Steps may be left out, repeated, and made by several at once.
+    /// Wraps the keys of the next owners, at most `limit`, with the first master key, in one
+    /// transaction with an entry in the operator's log. With `dry`, only the counts are returned.
+    /// `after` is `None` for the first step. Steps may be left out, repeated, and run concurrently.
     ///
     /// # Errors
-    /// The store can't be read or written; the step then changed nothing.
+    /// The store cannot be read or written. The step then changed nothing.
     pub async fn rewrap_keys(
         &self,
-        after: Option<RewrapPlace>,
+        after: Option<RewrapCursor>,
         limit: u64,
         dry: bool,
     ) -> Result<Rewrapped, StoreError> {
         let master = self.store.inner.keys.master();
         let id = master.first_id();
-        let rows = rows_after(after.map(|place| place.0))
+        let rows = rows_after(after.map(|cursor| cursor.0))
             .filter(owner_keys::Column::MasterKeyId.ne(id))
             .limit(limit)
             .all(self.store.read())
             .await?;
-        let next = rows.last().map(|last| RewrapPlace(last.owner_id));
+        let next = rows.last().map(|last| RewrapCursor(last.owner_id));
         let (mut steps, mut closed) = (Vec::with_capacity(rows.len()), Vec::new());
         for old in rows {
             match opened(&master, &old) {
@@ -228,11 +229,11 @@ impl System {
             }
             if moved > 0 {
                 let facts = json!({ "owners": moved });
-                let line = Entry {
+                let entry = AuditEntry {
                     owners: vec![OPERATOR],
-                    ..entry(Action::KeysRewrapped, "master_key", id, facts)
+                    ..audit_entry(Action::KeysRewrapped, "master_key", id, facts)
                 };
-                store.append_audit(&tx, context, vec![line]).await?;
+                store.append_audit(&tx, context, vec![entry]).await?;
             }
             Ok(moved)
         };

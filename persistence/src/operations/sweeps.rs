@@ -1,10 +1,10 @@
-//! Removal of what is past its time, in batches that each hold the store for a moment only.
+//! Removes expired rows, in batches that each hold the writer only briefly.
 //!
-//! Every sweep removes or changes at most `limit` rows in one transaction and answers how many;
-//! fewer than `limit` mean that nothing is left. What to remove is found through an index; what
-//! to change is looked for among the readers, so that the many looks that find nothing do not
-//! bother the writer. The condition stands beside the chosen keys too, so that a row which
-//! changed in between is kept.
+//! Every sweep removes or changes at most `limit` rows in one transaction and returns how many.
+//! Fewer than `limit` mean that nothing is left. Rows to remove are found by an index. Rows to
+//! change are searched on a connection for reads, so that searches that find nothing do not need
+//! the writer. The statement repeats the condition besides the keys, so that a row that changed in
+//! between stays.
 
 use domain::{
     Timestamp,
@@ -29,28 +29,28 @@ use crate::store::{
     tables::TABLES,
 };
 
-/// What one step of a job's sweeps removed.
+/// The result of one step of a job's sweeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// How many rows of what.
+pub struct SweepResult {
+    /// How many rows of each kind were removed.
     pub counts: Vec<(&'static str, u64)>,
     /// Whether there may be more.
     pub more: bool,
 }
 
-/// A table's rows that are past their time.
+/// The expired rows of a table.
 struct Sweep<'a> {
     table: &'static str,
-    /// The primary key's columns.
+    /// The columns of the primary key.
     key: &'a str,
-    /// Writes the condition, which must name the index's column.
+    /// Writes the condition, which must use the column of the index.
     past: &'a (dyn Fn(&mut Sql) + Sync),
-    /// The index's column.
+    /// The column of the index.
     order: &'a str,
 }
 
 impl Sweep<'_> {
-    /// What the rows are counted for that are to go, by owner.
+    /// The statement for the sizes of the rows to remove, by owner.
     fn sizes(&self, size: &str, limit: u64) -> Sql {
         let owner = self.key.split(',').next().unwrap_or(self.key);
         let mut sql = Sql::new("SELECT owner, CAST(SUM(bytes) AS BIGINT) AS bytes FROM (SELECT ");
@@ -101,20 +101,20 @@ impl Sweep<'_> {
     }
 }
 
-/// Writes that the time in a column is `cutoff` or before. No time is never.
+/// Writes the condition that the time in a column is `cutoff` or before. It does not hold for NULL.
 fn is_past(sql: &mut Sql, at: &str, cutoff: Timestamp) {
     sql.push(at).push(" IS NOT NULL AND ").push(at);
     sql.push(" <= ").bind(cutoff.ms());
 }
 
-/// A table's rows that are to be changed.
+/// Rows of a table to change.
 struct Amend<'a> {
     table: &'static str,
-    /// The primary key's columns.
+    /// The columns of the primary key.
     key: &'a [&'static str],
-    /// Writes the condition, which must not hold for a changed row.
+    /// Writes the condition. It must not hold for a row that was changed.
     past: &'a (dyn Fn(&mut Sql) + Sync),
-    /// The column that says which rows come first.
+    /// The column by which rows are ordered.
     order: &'static str,
     /// Writes the assignments.
     set: &'a (dyn Fn(&mut Sql) + Sync),
@@ -148,12 +148,13 @@ impl Amend<'_> {
     }
 }
 
-/// A row's primary key.
+/// The values of a row's primary key.
 fn key_values(row: &QueryResult, key: &[&'static str]) -> Result<Vec<Value>> {
     key.iter().map(|column| key_value(row, column)).collect()
 }
 
-/// A column of a primary key: the owner and identifiers are UUIDs, all others are texts.
+/// The value of a column of a primary key. The owner and identifiers are UUIDs, all others are
+/// texts.
 fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
     if column == "id" || column.ends_with("_id") {
         let id: Uuid = row.try_get("", column)?;
@@ -164,8 +165,8 @@ fn key_value(row: &QueryResult, column: &str) -> Result<Value> {
     }
 }
 
-/// Removes the rows of a table whose columns have one of these values, where what `still` writes
-/// holds too, and takes what they were counted for off their publisher's sum.
+/// Removes the rows of a table whose columns have one of these values and that meet the condition
+/// of `still`. Subtracts their sizes from their publishers' sums.
 async fn remove(
     tx: &Tx,
     table: &'static str,
@@ -195,7 +196,7 @@ async fn remove(
     Ok(done.rows_affected())
 }
 
-/// Removes up to `limit` rows of one publisher; its own row goes last.
+/// Removes up to `limit` rows of one publisher. The publisher's own row comes last.
 async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
     let mut removed = 0;
     for (table, owner) in tables_of_a_publisher() {
@@ -217,7 +218,8 @@ async fn remove_publisher(tx: &Tx, publisher: Uuid, limit: u64) -> Result<u64> {
     Ok(removed)
 }
 
-/// The tables whose rows go with their publisher, and its own, in the order in which they can go.
+/// The tables with rows that are removed with their publisher, and the publishers' table, in the
+/// order of removal.
 fn tables_of_a_publisher() -> impl Iterator<Item = (&'static Table, &'static str)> {
     let goes = |table: &&'static Table| {
         let with_it = |end: &End| matches!(end, End::WithPublisher);
@@ -250,17 +252,17 @@ impl System {
             .await
     }
 
-    /// Removes the rows that a job's tables say are past their end, at most `limit` of each.
+    /// Removes the rows of a job's tables that have ended, at most `limit` of each table.
     ///
     /// # Errors
-    /// The store is not available. What was removed before that stays removed.
+    /// The store is not available. Rows that were removed before the error stay removed.
     pub async fn sweep(
         &self,
         job: Job,
         retention: &Retention,
         limit: u64,
-    ) -> Result<Removed, StoreError> {
-        let mut all = Removed::default();
+    ) -> Result<SweepResult, StoreError> {
+        let mut all = SweepResult::default();
         for table in &TABLES {
             for swept in table.sweeps().filter(|swept| swept.job == job) {
                 let limit = swept.at_a_time(limit);
@@ -279,8 +281,8 @@ impl System {
         Ok(all)
     }
 
-    /// Removes at most `limit` rows of one table that ended at or before `cutoff`, where the operator
-    /// sets that.
+    /// Removes at most `limit` rows of one table that ended at or before `cutoff`, if the operator
+    /// sets their retention.
     #[cfg(test)]
     pub(crate) async fn sweep_table(
         &self,
@@ -344,8 +346,8 @@ impl System {
         self.sweep_with(table, &key, swept, &past, limit).await
     }
 
-    /// Removes rows to which rows of other tables belong. Which they are is found out first: the
-    /// condition is too much to be asked again for each of those tables.
+    /// Removes rows together with rows of other tables that refer to them. The keys are read first,
+    /// since the condition is too expensive to repeat for each of these tables.
     async fn sweep_with(
         &self,
         table: &Table,
@@ -386,8 +388,8 @@ impl System {
             .await
     }
 
-    /// Brings forward, by at most `limit` runs, the time of those that ended at or before
-    /// `cutoff` although their pipeline asks for longer.
+    /// Moves the removal of at most `limit` runs forward that ended at or before `cutoff`, although
+    /// their pipeline sets a longer retention.
     pub async fn shorten_runs(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         let now = self.store.now().ms();
         let past = |sql: &mut Sql| {
@@ -408,8 +410,8 @@ impl System {
         self.amend(amend, limit).await
     }
 
-    /// Wipes answers that hold a credential and may no longer be repeated. Their keys stay, so
-    /// that a repeat is told so instead of being done again.
+    /// Removes stored responses that hold a credential and may not be repeated any more. Their keys
+    /// stay, so that a repeated request gets an error instead of being carried out again.
     pub async fn wipe_secret_answers(&self, limit: u64) -> Result<u64, StoreError> {
         let now = self.store.now().ms();
         let past = |sql: &mut Sql| {
@@ -429,9 +431,8 @@ impl System {
         self.amend(amend, limit).await
     }
 
-    /// Calls off deliveries that wait for an endpoint which is deleted: on PostgreSQL an event
-    /// may be written while another transaction deletes one of its endpoints, and neither sees
-    /// the other.
+    /// Cancels pending deliveries to deleted endpoints. On PostgreSQL an event may be written while
+    /// another transaction deletes one of its endpoints, and neither sees the other.
     pub async fn cancel_orphans(&self, limit: u64) -> Result<u64, StoreError> {
         let now = self.store.now().ms();
         let past = |sql: &mut Sql| {
@@ -455,9 +456,9 @@ impl System {
         self.amend(amend, limit).await
     }
 
-    /// Publishers deleted at or before `cutoff`, with all that they had. Their keys are destroyed
-    /// and committed first: from then on nothing that was sealed for them can be read, however
-    /// long the rows take to go.
+    /// Removes publishers that were deleted at or before `cutoff`, with all their rows. Their data
+    /// keys are destroyed in a transaction before. From then on nothing that was sealed for them
+    /// can be read, however long the removal of rows takes.
     pub async fn sweep_publishers(&self, cutoff: Timestamp, limit: u64) -> Result<u64, StoreError> {
         self.destroy_keys(cutoff, limit).await?;
         self.store
@@ -473,8 +474,8 @@ impl System {
             .await
     }
 
-    /// Destroys the data keys of publishers deleted at or before `cutoff`, and tells every process
-    /// to forget them. The keys of their audit logs go with the logs.
+    /// Destroys the data keys of publishers that were deleted at or before `cutoff`, and tells
+    /// every process to forget them. The chain keys are removed together with the audit logs.
     async fn destroy_keys(&self, cutoff: Timestamp, limit: u64) -> Result<()> {
         let store = &self.store;
         let gone = store
@@ -500,8 +501,9 @@ impl System {
     }
 }
 
-/// Publishers deleted at or before `cutoff` whose data keys still exist, or not; those deleted first
-/// come first. Their rows stay locked: nobody can bring one back before the commit.
+/// Publishers that were deleted at or before `cutoff`, with or without data keys as `keys` says;
+/// those deleted first come first. Their rows are locked, so that none can be resumed before the
+/// commit.
 async fn deleted(tx: &Tx, keys: &str, cutoff: Timestamp, limit: u64) -> Result<Vec<Uuid>> {
     let backend = tx.db().get_database_backend();
     let mut sql = Sql::new("SELECT p.id FROM publishers p WHERE p.deleted_at IS NOT NULL");

@@ -1,5 +1,5 @@
-//! From a presented token to a principal, through a cache that a revocation can't be outrun by
-//! (see [`crate::store::freshness`]). The tokens of publishers and those of trains are kept alike.
+//! Authenticates a presented token, through a cache that never returns a revoked token (see
+//! [`crate::store::freshness`]). Tokens of publishers and of trains are cached alike.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use domain::{
     audit::{Actor, ActorKind},
     credential::{Grants, Source},
     id::{Id as _, TokenId, TrainId},
+    permission::{Permission, TokenKind},
     token::TokenHash,
 };
 use moka::sync::Cache;
@@ -36,16 +37,16 @@ use crate::{
     trains::train_tokens::IMPORTED,
 };
 
-/// Most tokens that are kept verified.
+/// Most authenticated tokens that are cached.
 const CACHED_TOKENS: u64 = 200_000;
-/// `last_used_at` is kept to the minute.
+/// `last_used_at` is precise to the minute.
 const USED_EVERY_MS: i64 = 60_000;
-/// Most tokens whose use waits to be written down; more are dropped (they come again).
+/// Most tokens whose use waits to be written. Uses of further tokens are dropped until then.
 const PENDING_USES: usize = 100_000;
-/// Tokens whose use one statement writes down.
+/// Tokens whose use one statement writes.
 const USES_A_STATEMENT: usize = 500;
 
-struct Entry {
+struct TokenCacheEntry {
     principal: Arc<Principal>,
     cell: Arc<Cell>,
     last_used_ms: AtomicI64,
@@ -54,22 +55,33 @@ struct Entry {
 /// An authenticated token of a publisher or of one of its trains.
 #[derive(Clone, Debug)]
 pub struct Principal {
-    /// What it acts for.
+    /// The publisher and the pipelines that the token reaches.
     pub scope: Scope,
-    /// Which token.
+    /// The token's identifier.
     pub credential: TokenId,
-    /// What it may do of what a publisher's tokens may; nothing if it is a train's.
+    /// The token's rights; none for a train's token.
     pub grants: Grants,
-    /// The train that it is a token of, if it is none of its publisher's own.
+    /// The train, if the token is a train's and not its publisher's own.
     pub train: Option<TrainId>,
-    /// When it stops working.
+    /// When the token expires.
     pub expires_at: Option<Timestamp>,
-    /// The publisher, as of the last change that this process has heard of.
+    /// The publisher, as of the last change that this process knows of.
     pub publisher: Arc<Publisher>,
 }
 
 impl Principal {
-    /// The actor that audit rows and runs name.
+    /// Whether the token is of a kind that holds the permission.
+    #[must_use]
+    pub fn holds(&self, permission: Permission) -> bool {
+        permission.holders().iter().any(|kind| match kind {
+            TokenKind::Admin => self.grants.admin,
+            TokenKind::Runner => self.grants.runner,
+            TokenKind::Train => self.train.is_some(),
+            TokenKind::Bootstrap => false,
+        })
+    }
+
+    /// The actor for audit entries and runs.
     #[must_use]
     pub fn actor(&self) -> Actor {
         let kind = if self.train.is_some() {
@@ -86,15 +98,15 @@ impl Principal {
     }
 }
 
-/// Which token was used: whether it is a train's, of which publisher, and which one.
+/// A used token: whether it is a train's, its publisher, and its identifier.
 type UsedToken = (bool, Uuid, Uuid);
 
 pub(crate) struct AuthCache {
-    tokens: Cache<[u8; 32], Arc<Entry>>,
+    tokens: Cache<[u8; 32], Arc<TokenCacheEntry>>,
     used: Mutex<HashMap<UsedToken, i64>>,
-    /// Whether tokens of publishers exist that don't have our form.
+    /// Whether publishers have live tokens that do not have this program's form.
     foreign: AtomicBool,
-    /// The same of trains.
+    /// Whether trains have live tokens that do not have this program's form.
     imported: AtomicBool,
 }
 
@@ -116,7 +128,7 @@ impl AuthCache {
         now: Timestamp,
     ) {
         reading.keep(principal.scope.uuid(), |cell| {
-            let entry = Entry {
+            let entry = TokenCacheEntry {
                 principal: Arc::clone(principal),
                 cell,
                 last_used_ms: AtomicI64::new(
@@ -139,8 +151,8 @@ impl AuthCache {
         }
     }
 
-    /// What is cached and holds. An entry that does not hold any more stays, as a note that the
-    /// token was good once, until the next look-up replaces or removes it.
+    /// A cached and valid principal. An invalid entry stays in the cache until the next look-up
+    /// replaces or removes it, to show that the token was once live.
     fn hit(&self, hash: &[u8; 32], now: Timestamp) -> Option<Arc<Principal>> {
         let entry = self.tokens.get(hash)?;
         if entry.cell.is_stale() {
@@ -165,36 +177,36 @@ impl PlaneState for AuthCache {
     }
 }
 
-/// What this process knows of a token without asking the database.
+/// What the cache knows of a token.
 #[derive(Clone, Debug)]
-pub enum Known {
-    /// It is live.
+pub enum CachedToken {
+    /// The token is live.
     Live(Arc<Principal>),
-    /// It was live once; only the database can tell whether it still is.
-    Once,
-    /// Nothing.
-    Never,
+    /// The token was live once. Only the database can tell whether it still is.
+    Stale,
+    /// The token is not in the cache.
+    Unknown,
 }
 
 impl Store {
-    /// What is known of a token here and now. Asks nobody, so it costs next to nothing.
+    /// What the cache knows of a token. Makes no query.
     #[must_use]
-    pub fn known(&self, hash: TokenHash) -> Known {
+    pub fn cached_token(&self, hash: TokenHash) -> CachedToken {
         let now = self.now();
         match self.cached(hash, now).filter(|p| is_live(p, now)) {
-            Some(principal) => Known::Live(principal),
+            Some(principal) => CachedToken::Live(principal),
             None if self
                 .state::<AuthCache>()
                 .tokens
                 .contains_key(hash.as_bytes()) =>
             {
-                Known::Once
+                CachedToken::Stale
             }
-            None => Known::Never,
+            None => CachedToken::Unknown,
         }
     }
 
-    /// What the cache holds, if it can be trusted.
+    /// The cached principal, if the cache can be trusted.
     fn cached(&self, hash: TokenHash, now: Timestamp) -> Option<Arc<Principal>> {
         let cache = self.state::<AuthCache>();
         self.inner
@@ -204,10 +216,10 @@ impl Store {
             .flatten()
     }
 
-    /// The principal behind a token, or `None` if there is none that is live now.
+    /// The principal of a token; `None` if no live token matches.
     ///
-    /// A suspended publisher's tokens still authenticate; the caller decides by
-    /// [`Principal::publisher`]. A deleted one's do not.
+    /// Tokens of a suspended publisher still authenticate, and the caller decides by
+    /// [`Principal::publisher`]. Those of a deleted publisher do not.
     pub async fn authenticate(&self, hash: TokenHash) -> Result<Option<Arc<Principal>>> {
         let now = self.now();
         let principal = match self.cached(hash, now) {
@@ -230,7 +242,7 @@ impl Store {
         Ok(Some(principal))
     }
 
-    /// The principal of a token that is not revoked, from the database.
+    /// Reads the principal of a token that is not revoked.
     async fn read_principal(&self, hash: TokenHash) -> Result<Option<Principal>> {
         let key = hash.as_bytes().to_vec();
         let found = token_hashes::Entity::find_by_id(key.clone())
@@ -250,7 +262,7 @@ impl Store {
         }
     }
 
-    /// The row of a publisher that is not deleted.
+    /// The row of a publisher, unless it is deleted.
     async fn standing_publisher(&self, id: Uuid) -> Result<Option<publishers::Model>> {
         let row = publishers::Entity::find_by_id(id).one(self.read()).await?;
         Ok(row.filter(|row| row.deleted_at.is_none()))
@@ -282,21 +294,23 @@ impl Store {
         }
     }
 
-    /// Whether bearers that don't have our form are worth a look-up as a publisher's token: only
-    /// while there are live ones, which came with the boot seed.
+    /// Whether tokens without this program's form have to be looked up as publishers' tokens: only
+    /// while there are live ones, which the boot seed made.
     #[must_use]
     pub fn knows_foreign_tokens(&self) -> bool {
         self.state::<AuthCache>().foreign.load(Ordering::Acquire)
     }
 
-    /// The same as a train's token: only while there are live ones that were imported.
+    /// Whether tokens without this program's form have to be looked up as trains' tokens: only
+    /// while there are live imported ones.
     #[must_use]
     pub fn knows_imported_tokens(&self) -> bool {
         self.state::<AuthCache>().imported.load(Ordering::Acquire)
     }
 
-    /// Looks whether there are tokens that don't have our form. Imported ones, which no index finds,
-    /// are looked for among `changed` publishers alone while none is known; `None` means all.
+    /// Finds out whether there are live tokens without this program's form. While none of the
+    /// imported ones is known, they are searched among the publishers in `changed` only, since no
+    /// index finds them; `None` means all publishers.
     pub(crate) async fn look_for_foreign_tokens(&self, changed: Option<&[Uuid]>) -> Result<()> {
         let auth = self.state::<AuthCache>();
         let seeded = credentials::Entity::find()
@@ -320,7 +334,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes down when tokens were last used; called now and then, off every request's path.
+    /// Writes when tokens were last used. Called regularly, outside of requests.
     pub(crate) async fn flush_uses(&self) -> Result<u64> {
         let taken = {
             let used = &self.state::<AuthCache>().used;
@@ -347,7 +361,7 @@ impl Store {
     }
 }
 
-/// Notes that tokens of trains, or of publishers, were used at `at`, unless later uses are known.
+/// Writes that tokens of trains, or of publishers, were used at `at`, unless later uses are stored.
 async fn note_uses(tx: &Tx, of_train: bool, at: i64, tokens: &[(Uuid, Uuid)]) -> Result<()> {
     let table = if of_train {
         "train_tokens"
@@ -391,7 +405,7 @@ fn principal_of(row: &credentials::Model, publisher: publishers::Model) -> Resul
     })
 }
 
-/// A train's token has no right of a publisher's tokens.
+/// The principal of a train's token. It has none of the rights of a publisher's tokens.
 fn principal_of_train(
     row: &train_tokens::Model,
     publisher: publishers::Model,
@@ -407,7 +421,7 @@ fn principal_of_train(
 }
 
 impl System {
-    /// Writes down when tokens were last used; answers how many.
+    /// Writes when tokens were last used. Returns of how many tokens.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await
     }

@@ -1,4 +1,4 @@
-//! The four kinds of credential of a publisher: list, mint, rotate, revoke.
+//! The four kinds of credentials of a publisher: create, rotate, revoke.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use domain::{
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     slug::Slug,
     token::{TokenHash, last_four},
 };
@@ -23,76 +23,76 @@ mod list;
 
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, audit_entry},
     columns::slugs_of,
     db::Tx,
     entity::{credentials, token_hashes},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     quota::{over_quota, quotas_of},
 };
 
-/// A credential, without what it is.
+/// A credential, without its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// Which one.
+    /// The credential's identifier.
     pub id: CredentialId,
-    /// Of which kind; a legacy token's first.
+    /// The kind; the first of a legacy token's kinds.
     pub kind: CredentialKind,
-    /// A token's rights.
+    /// The rights of a token.
     pub grants: Grants,
-    /// For people.
+    /// A name for people.
     pub name: Option<String>,
-    /// Its last four characters.
+    /// The last four characters.
     pub last_four: String,
-    /// Where it came from.
+    /// How the credential was created.
     pub source: Source,
-    /// The only pipelines that a runner token reaches.
+    /// The only pipelines that a runner token reaches; `None` for all.
     pub pipelines: Option<Vec<Slug>>,
-    /// When it was made.
+    /// When the credential was created.
     pub created_at: Timestamp,
-    /// When it stops working.
+    /// When the credential expires.
     pub expires_at: Option<Timestamp>,
-    /// When a rotation replaced it; until `expires_at` it still works.
+    /// When a rotation replaced the credential, which works until `expires_at`.
     pub superseded_at: Option<Timestamp>,
-    /// When it was last used, to the minute.
+    /// When the credential was last used, to the minute.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// A new credential: the only time that its text is at hand.
+/// A new credential with its value, which cannot be read later.
 #[derive(Clone, Debug)]
 pub struct Minted {
-    /// Its description.
+    /// The credential without its value.
     pub credential: Credential,
-    /// What it is.
+    /// The value.
     pub text: SecretString,
-    /// What it replaces.
+    /// The credentials that it replaces.
     pub replaced: Vec<Replaced>,
 }
 
 /// A credential that a rotation replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// Which one.
+    /// The credential's identifier.
     pub id: CredentialId,
-    /// Until when it still works; the moment of rotation if there is no overlap.
+    /// Until when the credential works; the time of the rotation if there is no overlap.
     pub valid_until: Timestamp,
-    /// When it was last used.
+    /// When the credential was last used.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// What a new credential is given.
+/// What a caller gives for a new credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewCredential {
-    /// For people.
+    /// A name for people.
     pub name: Option<String>,
-    /// When it stops working.
+    /// When the credential expires.
     pub expires_at: Option<Timestamp>,
-    /// The only pipelines that a runner token reaches.
+    /// The only pipelines that a runner token reaches; `None` for all.
     pub pipelines: Option<Vec<Slug>>,
 }
 
 pub(crate) fn kind_of(row: &credentials::Model) -> Result<CredentialKind> {
-    CredentialKind::parse(&row.kind).ok_or_else(|| damaged("credential kind"))
+    CredentialKind::parse(&row.kind).ok_or_else(|| corrupt_row("credential kind"))
 }
 
 fn id_of(kind: CredentialKind, id: Uuid) -> CredentialId {
@@ -114,7 +114,7 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
         },
         name: row.name,
         last_four: row.last_four,
-        source: Source::parse(&row.source).ok_or_else(|| damaged("credential source"))?,
+        source: Source::parse(&row.source).ok_or_else(|| corrupt_row("credential source"))?,
         pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
         created_at: Timestamp::from_ms(row.created_at),
         expires_at: row.expires_at.map(Timestamp::from_ms),
@@ -123,8 +123,8 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
     })
 }
 
-fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, id: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "credentials",
         row: id,
@@ -132,7 +132,7 @@ fn sealed_place(publisher: Uuid, id: &[u8]) -> Place<'_> {
     }
 }
 
-/// Neither revoked nor expired at `now`.
+/// The condition of credentials that are neither revoked nor expired at `now`.
 pub(crate) fn live_at(now: Timestamp) -> Condition {
     use credentials::Column;
     Condition::all().add(Column::RevokedAt.is_null()).add(
@@ -142,7 +142,7 @@ pub(crate) fn live_at(now: Timestamp) -> Condition {
     )
 }
 
-/// Of this kind; a token counts under each of its rights.
+/// The condition of credentials of this kind. A token counts for each of its rights.
 fn of_kind(kind: CredentialKind) -> Condition {
     use credentials::Column;
     match kind {
@@ -152,7 +152,7 @@ fn of_kind(kind: CredentialKind) -> Condition {
     }
 }
 
-/// What is written for a new credential.
+/// The columns of a new credential.
 pub(crate) struct Insert<'a> {
     pub(crate) kind: CredentialKind,
     pub(crate) grants: Grants,
@@ -161,7 +161,7 @@ pub(crate) struct Insert<'a> {
     pub(crate) new: &'a NewCredential,
 }
 
-/// Writes a credential: a token's hash, or a secret sealed with the publisher's data key.
+/// Inserts a credential: the hash of a token, or a secret sealed with the publisher's data key.
 pub(crate) async fn insert(
     tx: &Tx,
     publisher: Uuid,
@@ -178,7 +178,7 @@ pub(crate) async fn insert(
     let id = TokenId::generate(tx.now).uuid();
     let sealed = (!kind.is_token()).then(|| {
         data_key.seal(
-            &sealed_place(publisher, id.as_bytes()),
+            &seal_context(publisher, id.as_bytes()),
             text.expose_secret().as_bytes(),
         )
     });
@@ -256,7 +256,7 @@ const fn target_kind(kind: CredentialKind) -> &'static str {
     if kind.is_token() { "token" } else { "secret" }
 }
 
-/// What of `new` does not fit the kind, the clock or the publisher's pipelines.
+/// Checks that `new` fits the kind, the time and the publisher's pipelines.
 async fn check_new(
     tx: &Tx,
     publisher: Uuid,
@@ -276,8 +276,8 @@ async fn check_new(
     crate::runs::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
 }
 
-/// Bounds what rotations leave to run out, which would otherwise grow past the quota with each
-/// one. Those at hand are counted, not those about to be left: a first rotation always may.
+/// Limits replaced credentials that have not expired yet, since each rotation leaves some, beyond
+/// the quota. Only the existing ones are counted, so that a first rotation is always possible.
 async fn check_running_out(tx: &Tx, publisher: Uuid, kind: CredentialKind) -> Result<()> {
     let limit = quotas_of(tx, publisher).await?.credentials_per_kind;
     let running_out = credentials::Entity::find()
@@ -297,7 +297,7 @@ async fn check_running_out(tx: &Tx, publisher: Uuid, kind: CredentialKind) -> Re
 }
 
 impl Store {
-    /// Mints within an open administrative transaction.
+    /// Creates a credential within an open administrative transaction.
     pub(crate) async fn mint_in(
         &self,
         tx: &Tx,
@@ -330,19 +330,19 @@ impl Store {
 
 /// Opens a stored secret.
 pub(crate) fn open_secret(data_key: &Key, row: &credentials::Model) -> Result<SecretString> {
-    let sealed = row.sealed.as_deref().ok_or_else(|| damaged("secret"))?;
-    let place = sealed_place(row.publisher_id, row.id.as_bytes());
+    let sealed = row.sealed.as_deref().ok_or_else(|| corrupt_row("secret"))?;
+    let context = seal_context(row.publisher_id, row.id.as_bytes());
     let plain = data_key
-        .open(&place, sealed)
-        .map_err(|_| damaged("secret"))?;
-    let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret"))?;
+        .open(&context, sealed)
+        .map_err(|_| corrupt_row("secret"))?;
+    let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret"))?;
     Ok(SecretString::from(text.to_owned()))
 }
 
-/// Takes one kind's right from a credential: at once, or at the end of an overlap.
+/// Ends the right of `kind` of a credential, at once or after an overlap.
 ///
-/// A token that has another right keeps it. With an overlap such a token can't expire as a
-/// whole, so its right goes at once.
+/// A token that has another right keeps it. Such a token cannot expire as a whole, so despite an
+/// overlap its right ends at once.
 async fn retire(
     tx: &Tx,
     row: &credentials::Model,
@@ -370,7 +370,7 @@ async fn retire(
         change.superseded_at = Set(row.superseded_at.or(Some(tx.now.ms())));
     } else {
         let until = tx.now.plus(overlap).ms();
-        // A rotation never makes a life longer.
+        // A rotation never extends a life.
         let until = row.expires_at.map_or(until, |at| at.min(until));
         valid_until = Timestamp::from_ms(until);
         change.expires_at = Set(Some(until));
@@ -393,7 +393,7 @@ fn inherited(row: &credentials::Model) -> Result<NewCredential> {
 }
 
 impl Scoped {
-    /// Makes one more credential of a kind.
+    /// Creates a further credential of a kind.
     pub async fn mint<A>(
         &self,
         context: &Context,
@@ -416,24 +416,25 @@ impl Scoped {
                         CredentialKind::WebhookSigning | CredentialKind::SubcommandBearer
                     );
                     if secret {
-                        // Opened secrets are cached with the tokens; new ones sign at once.
+                        // Opened secrets are cached together with tokens. A new secret signs at
+                        // once.
                         tx.touches_credentials_of(self.scope.publisher());
                     }
-                    let line = entry(
+                    let entry = audit_entry(
                         actions(kind).0,
                         target_kind(kind),
                         minted.credential.id,
                         json!({ "kind": kind.as_str() }),
                     );
-                    Ok(Audited::new(minted, owner, line))
+                    Ok(Audited::new(minted, owner, entry))
                 },
                 render,
             )
             .await
     }
 
-    /// Replaces all live credentials of a kind by one new one. It inherits name, pipelines and
-    /// expiry when it replaces exactly one, as far as `new` says nothing else.
+    /// Replaces all live credentials of a kind by a new one. If there is exactly one, the new one
+    /// has its name, pipelines and expiry, unless `new` sets others.
     pub async fn rotate_all<A>(
         &self,
         context: &Context,
@@ -452,7 +453,7 @@ impl Scoped {
                 owner,
                 |tx| async move {
                     let old = live_of_kind(&tx, owner, kind).await?;
-                    // What an earlier rotation left to run out is not what is being replaced.
+                    // Without credentials that an earlier rotation has replaced.
                     let standing: Vec<_> = old
                         .iter()
                         .filter(|row| row.superseded_at.is_none())
@@ -473,7 +474,7 @@ impl Scoped {
             .await
     }
 
-    /// Replaces one live credential; the new one keeps its name, pipelines and expiry.
+    /// Replaces one live credential. The new one has its name, pipelines and expiry.
     pub async fn rotate_one<A>(
         &self,
         context: &Context,
@@ -510,7 +511,7 @@ impl Scoped {
         new: &NewCredential,
     ) -> Result<Audited<Minted>> {
         let owner = self.scope.uuid();
-        // A pipeline that was removed since stays in the limit: a rotation widens nothing.
+        // A pipeline that was deleted since stays in the list: a rotation extends no limit.
         check_new(
             tx,
             owner,
@@ -557,13 +558,13 @@ impl Scoped {
             None,
         )
         .await?;
-        let line = entry(
+        let entry = audit_entry(
             actions(kind).1,
             target_kind(kind),
             minted.credential.id,
             facts,
         );
-        Ok(Audited::new(minted, owner, line))
+        Ok(Audited::new(minted, owner, entry))
     }
 
     async fn live_one(
@@ -583,7 +584,7 @@ impl Scoped {
             .ok_or_else(|| Problem::not_found().into())
     }
 
-    /// Takes a credential away; from a token with several rights only that of `kind`.
+    /// Revokes a credential. A token with several rights only loses that of `kind`.
     pub async fn revoke<A>(
         &self,
         context: &Context,
@@ -615,8 +616,8 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "kind": kind.as_str() });
-                    let line = entry(actions(kind).2, target_kind(kind), id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(actions(kind).2, target_kind(kind), id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )
@@ -624,8 +625,8 @@ impl Scoped {
     }
 }
 
-/// Refuses to take away the last credential of a kind that must not be without one. What a
-/// rotation left to run out does not count as remaining.
+/// Refuses to revoke the last credential of a kind that must always have one. Credentials that a
+/// rotation has replaced do not count.
 async fn guard_last(tx: &Tx, publisher: Uuid, kind: CredentialKind, id: Uuid) -> Result<()> {
     let code = match kind {
         CredentialKind::Runner => return Ok(()),
@@ -644,7 +645,7 @@ async fn guard_last(tx: &Tx, publisher: Uuid, kind: CredentialKind, id: Uuid) ->
     }
 }
 
-/// The four credentials that every publisher begins with.
+/// Creates the first credential of each kind for a new publisher.
 pub(crate) async fn insert_first_four(
     tx: &Tx,
     publisher: PublisherId,

@@ -1,4 +1,4 @@
-//! Publishers: what the operator makes and changes, and what each sees of itself.
+//! Publishers: what the operator creates and changes, and what each publisher sees of itself.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
     publishers::credentials::{Minted, NewCredential, insert_first_four},
     store::{
         Scoped, Store, System,
-        change::{Answer, Audited, Context, Expected, check_revision, entry},
+        change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
         db::Tx,
         entity::{credentials, pipelines, publishers, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         quota::quotas_in,
         scope::OPERATOR,
@@ -35,16 +35,16 @@ use crate::{
 /// Whether a publisher's tokens work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublisherStatus {
-    /// They do.
+    /// Its tokens work.
     Active,
-    /// They are refused until it is resumed.
+    /// Its tokens are refused until the operator resumes it.
     Suspended,
-    /// They are unknown; it can come back for some days.
+    /// Its tokens are unknown. The operator can resume it for some days.
     Deleted,
 }
 
 impl PublisherStatus {
-    /// The word in answers and the store.
+    /// The status in responses and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,31 +61,31 @@ impl PublisherStatus {
     }
 }
 
-/// A tenant.
+/// A publisher, which is a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// Which one.
+    /// The publisher's identifier.
     pub id: PublisherId,
-    /// Its name in the operator's hands.
+    /// The publisher's name for the operator, unique.
     pub slug: String,
-    /// For people.
+    /// The publisher's name for people.
     pub display_name: String,
-    /// Whether its tokens work.
+    /// Whether the publisher's tokens work.
     pub status: PublisherStatus,
-    /// How much it may have.
+    /// The publisher's quotas.
     pub quotas: Quotas,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
-    /// When it was made.
+    /// When the publisher was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the publisher last changed.
     pub updated_at: Timestamp,
-    /// When it was deleted.
+    /// When the publisher was deleted.
     pub deleted_at: Option<Timestamp>,
 }
 
 impl Publisher {
-    /// Whether its tokens may do what they are for.
+    /// Whether the publisher's tokens work.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.status == PublisherStatus::Active
@@ -95,7 +95,7 @@ impl Publisher {
         Ok(Self {
             id: PublisherId::from_uuid(row.id),
             status: PublisherStatus::parse(&row.status)
-                .ok_or_else(|| damaged("publisher status"))?,
+                .ok_or_else(|| corrupt_row("publisher status"))?,
             quotas: quotas_in(&row)?,
             slug: row.slug,
             display_name: row.display_name,
@@ -122,16 +122,16 @@ impl Publisher {
     }
 }
 
-/// What a new publisher is given.
+/// What the operator gives for a new publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPublisher {
-    /// Unique among publishers.
+    /// The publisher's name for the operator, unique.
     pub slug: Slug,
-    /// For people.
+    /// The publisher's name for people.
     pub display_name: String,
 }
 
-/// A new publisher with its first credentials: the only time that they are at hand.
+/// A new publisher with its first credentials, whose values cannot be read later.
 #[derive(Clone, Debug)]
 pub struct CreatedPublisher {
     /// The publisher.
@@ -146,16 +146,16 @@ pub struct CreatedPublisher {
     pub subcommand_bearer: Minted,
 }
 
-/// What the operator changes of a publisher.
+/// Changes of a publisher by the operator. `None` keeps a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublisherPatch {
-    /// For people.
+    /// The publisher's name for people.
     pub display_name: Option<String>,
-    /// How much it may have.
+    /// The publisher's quotas.
     pub quotas: QuotasPatch,
 }
 
-/// Quotas to change; `None` leaves one as it is.
+/// Changes of quotas. `None` keeps a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotasPatch {
     /// Live credentials of each kind.
@@ -195,7 +195,7 @@ impl QuotasPatch {
     }
 }
 
-/// How much a publisher has, beside how much it may have.
+/// How much a publisher uses, and its quotas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Live credentials by kind.
@@ -210,9 +210,9 @@ pub struct Usage {
     pub trains: u64,
     /// Live tokens of all trains.
     pub train_tokens: u64,
-    /// Bytes stored of events, runs and deliveries, as last counted.
+    /// Bytes stored of events, runs and deliveries, as of the last sum.
     pub storage_bytes: u64,
-    /// The limits.
+    /// The quotas.
     pub quotas: Quotas,
 }
 
@@ -224,7 +224,7 @@ fn slug_conflict(error: DbErr) -> StoreError {
 }
 
 impl Store {
-    /// Reads a publisher's row to change it: whoever else wants to waits.
+    /// Reads and locks a publisher's row, to change it.
     async fn publisher_row(&self, tx: &Tx, id: PublisherId) -> Result<publishers::Model> {
         let row = publishers::Entity::find_by_id(id.uuid()).lock(LockType::NoKeyUpdate);
         row.one(tx.db())
@@ -232,7 +232,7 @@ impl Store {
             .ok_or_else(|| Problem::not_found().into())
     }
 
-    /// Writes a publisher with keys, log and first credentials.
+    /// Inserts a publisher with its keys, audit log and first credentials.
     pub(crate) async fn insert_publisher(
         &self,
         tx: &Tx,
@@ -271,7 +271,7 @@ impl Store {
 }
 
 impl System {
-    /// Makes a publisher with one credential of each kind.
+    /// Creates a publisher with one credential of each kind.
     pub async fn create_publisher<A>(
         &self,
         context: &Context,
@@ -290,8 +290,8 @@ impl System {
                     let created = store.insert_publisher(&tx, new).await?;
                     let id = created.publisher.id;
                     let facts = json!({ "slug": created.publisher.slug });
-                    let line = entry(Action::PublisherCreated, "publisher", id, facts);
-                    Ok(Audited::by_operator(created, id.uuid(), line))
+                    let entry = audit_entry(Action::PublisherCreated, "publisher", id, facts);
+                    Ok(Audited::by_operator(created, id.uuid(), entry))
                 },
                 render,
             )
@@ -316,7 +316,7 @@ impl System {
         page.cut(rows, |row| row.id).try_map(Publisher::of_row)
     }
 
-    /// One publisher.
+    /// Reads a publisher.
     pub async fn publisher(&self, id: PublisherId) -> Result<Publisher, StoreError> {
         let row = publishers::Entity::find_by_id(id.uuid())
             .one(self.store.read())
@@ -324,8 +324,8 @@ impl System {
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
-    /// Changes name or quotas. The quotas are merged with those that stand in the row while it is
-    /// locked, so two changes of different ones both last.
+    /// Changes names or quotas. The quotas are merged with those in the locked row, so that two
+    /// concurrent changes of different quotas both take effect.
     pub async fn update_publisher<A>(
         &self,
         context: &Context,
@@ -339,7 +339,7 @@ impl System {
     {
         let patch = &patch;
         self.change_publisher(context, id, if_match, render, move |row, _now| {
-            let mut line = Action::PublisherUpdated;
+            let mut action = Action::PublisherUpdated;
             let mut facts = json!({});
             let mut changed = false;
             if let Some(name) = &patch.display_name
@@ -352,17 +352,17 @@ impl System {
             let before = quotas_in(row)?;
             let quotas = patch.quotas.over(before);
             if quotas != before {
-                row.quotas = serde_json::to_string(&quotas).map_err(|_| damaged("quotas"))?;
+                row.quotas = serde_json::to_string(&quotas).map_err(|_| corrupt_row("quotas"))?;
                 facts["quotas"] = json!(quotas);
-                line = Action::PublisherQuotaSet;
+                action = Action::PublisherQuotaSet;
                 changed = true;
             }
-            Ok(changed.then_some((line, facts)))
+            Ok(changed.then_some((action, facts)))
         })
         .await
     }
 
-    /// Stops a publisher's tokens and deliveries until it is resumed.
+    /// Suspends a publisher: its tokens and deliveries stop until it is resumed.
     pub async fn suspend_publisher<A>(
         &self,
         context: &Context,
@@ -391,7 +391,8 @@ impl System {
         .await
     }
 
-    /// Undoes a suspension, or a deletion of the last days; then under `slug` if that is given.
+    /// Resumes a suspended publisher, or one that was deleted within the last days; under the new
+    /// name `slug` if that is given.
     pub async fn resume_publisher<A>(
         &self,
         context: &Context,
@@ -432,7 +433,7 @@ impl System {
         .await
     }
 
-    /// Marks a publisher for removal; `confirm` must be its slug.
+    /// Marks a publisher for removal. `confirm` must be its slug.
     pub async fn delete_publisher<A>(
         &self,
         context: &Context,
@@ -471,8 +472,8 @@ impl System {
         .await
     }
 
-    /// Reads, changes and writes one publisher's row; `change` answers what to log, or `None`
-    /// if everything is as it should be already.
+    /// Reads, changes and writes a publisher's row. `change` returns the audit action and facts, or
+    /// `None` if nothing has to change.
     async fn change_publisher<A, C>(
         &self,
         context: &Context,
@@ -499,15 +500,15 @@ impl System {
                         return Ok(Audited::unchanged(Publisher::of_row(row)?));
                     };
                     let publisher = write_row(&tx, row).await?;
-                    let line = entry(action, "publisher", id, facts);
-                    Ok(Audited::by_operator(publisher, id.uuid(), line))
+                    let entry = audit_entry(action, "publisher", id, facts);
+                    Ok(Audited::by_operator(publisher, id.uuid(), entry))
                 },
                 render,
             )
             .await
     }
 
-    /// Makes an admin token for a publisher that has lost its own.
+    /// Creates an admin token for a publisher that has lost its own.
     pub async fn mint_admin_token<A>(
         &self,
         context: &Context,
@@ -532,13 +533,13 @@ impl System {
                         .mint_in(&tx, id.uuid(), CredentialKind::Admin, new)
                         .await?;
                     let token = minted.credential.id;
-                    let line = entry(
+                    let entry = audit_entry(
                         Action::TokenMinted,
                         "token",
                         token,
                         json!({ "kind": "admin" }),
                     );
-                    Ok(Audited::by_operator(minted, id.uuid(), line))
+                    Ok(Audited::by_operator(minted, id.uuid(), entry))
                 },
                 render,
             )
@@ -550,7 +551,7 @@ fn wrong_state(detail: &str) -> StoreError {
     Problem::new(Code::WrongPublisherState, detail).into()
 }
 
-/// Writes a changed row with the next revision and tells every cache of it.
+/// Writes a changed row with the next revision, and invalidates all caches of it.
 async fn write_row(tx: &Tx, mut row: publishers::Model) -> Result<Publisher> {
     row.revision += 1;
     row.updated_at = tx.now.ms();
@@ -565,7 +566,7 @@ async fn write_row(tx: &Tx, mut row: publishers::Model) -> Result<Publisher> {
 }
 
 impl Scoped {
-    /// The publisher itself.
+    /// The scope's own publisher.
     pub async fn publisher(&self) -> Result<Publisher, StoreError> {
         let row = publishers::Entity::find_by_id(self.scope.uuid())
             .one(self.store.read())
@@ -573,7 +574,7 @@ impl Scoped {
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
-    /// Changes the publisher's display name.
+    /// Changes the display name of the scope's own publisher.
     pub async fn update_publisher<A>(
         &self,
         context: &Context,
@@ -598,15 +599,16 @@ impl Scoped {
                     row.display_name.clone_from(name);
                     let publisher = write_row(&tx, row).await?;
                     let facts = json!({ "display_name": name });
-                    let line = entry(Action::PublisherUpdated, "publisher", publisher.id, facts);
-                    Ok(Audited::new(publisher, owner, line))
+                    let entry =
+                        audit_entry(Action::PublisherUpdated, "publisher", publisher.id, facts);
+                    Ok(Audited::new(publisher, owner, entry))
                 },
                 render,
             )
             .await
     }
 
-    /// How much the publisher has and may have.
+    /// How much the scope's own publisher uses, and its quotas.
     pub async fn usage(&self) -> Result<Usage, StoreError> {
         let (db, owner, now) = (self.store.read(), self.scope.uuid(), self.store.now());
         let rows: Vec<(String, bool, bool)> = credentials::Entity::find()

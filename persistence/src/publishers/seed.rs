@@ -1,4 +1,5 @@
-//! The boot seed: one token from before there were publishers becomes a demo publisher's.
+//! The boot seed: a token from a time before publishers existed becomes the token of a demo
+//! publisher.
 
 use domain::{
     audit::Action,
@@ -18,7 +19,7 @@ use crate::{
     },
     store::{
         System,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{credentials, publishers, token_hashes},
         error::{Result, StoreError},
@@ -26,7 +27,7 @@ use crate::{
     },
 };
 
-/// The slug of the publisher that the seed makes; with a number behind it where that is taken.
+/// The slug of the seeded publisher; with a number appended if it is taken.
 const SEED_SLUG: &str = "legacy";
 /// Most slugs that are tried.
 const SEED_SLUGS: u32 = 100;
@@ -43,12 +44,12 @@ fn quiet<T>(_: &T) -> Answer {
 }
 
 impl System {
-    /// Applies the legacy token from the configuration.
+    /// Applies the legacy token of the configuration.
     ///
-    /// The first time, a publisher is made that has it as admin and runner token and as its
-    /// subcommand bearer. With another value later, the row of the old one is revoked, the new
-    /// one added, and the bearer follows while its source is still the seed. The same value
-    /// again changes nothing: what was revoked, or stripped of a right, stays so.
+    /// The first time, it creates a publisher with this token as admin and runner token and as
+    /// subcommand bearer. If the value has changed since, the old token is revoked, the new one
+    /// added, and the bearer changes with it if nobody has rotated it. The same value again changes
+    /// nothing: if the token was revoked or lost a right, that stays so.
     pub async fn apply_seed(&self, token: &SecretString) -> Result<(), StoreError> {
         let context = Context::system("seed");
         let (store, hash) = (&self.store, &TokenHash::of_secret(token));
@@ -76,12 +77,16 @@ impl System {
                         .await?;
                     tx.touches_credentials_of(publisher);
                     let facts = json!({ "token": id, "replaced": !old.is_empty() });
-                    let line = entry(Action::SeedApplied, "publisher", publisher, facts);
-                    let mut audited = Audited::by_operator((), publisher.uuid(), line);
+                    let entry = audit_entry(Action::SeedApplied, "publisher", publisher, facts);
+                    let mut audited = Audited::by_operator((), publisher.uuid(), entry);
                     if made {
-                        let line =
-                            entry(Action::PublisherCreated, "publisher", publisher, json!({}));
-                        audited = audited.and(&[publisher.uuid(), OPERATOR], line);
+                        let entry = audit_entry(
+                            Action::PublisherCreated,
+                            "publisher",
+                            publisher,
+                            json!({}),
+                        );
+                        audited = audited.and(&[publisher.uuid(), OPERATOR], entry);
                     }
                     Ok(audited)
                 },
@@ -91,7 +96,7 @@ impl System {
         store.look_for_foreign_tokens(Some(&[])).await
     }
 
-    /// The seeded publisher, made if it does not exist yet, and whether it was.
+    /// The seeded publisher, created if it does not exist, and whether it was created.
     async fn seed_publisher(&self, tx: &Tx) -> Result<(PublisherId, bool)> {
         let row = credentials::Entity::find()
             .filter(credentials::Column::Source.eq(Source::Seed.as_str()))
@@ -107,7 +112,7 @@ impl System {
         };
         let created = self.store.insert_publisher(tx, &new).await?;
         let id = created.publisher.id;
-        // The publisher speaks with the legacy token alone: nobody ever saw the others.
+        // The publisher only uses the legacy token. Nobody ever saw the values of these others.
         let unseen = credentials::Entity::find()
             .filter(credentials::Column::PublisherId.eq(id.uuid()))
             .filter(credentials::Column::Kind.is_in(["admin", "runner", "subcommand_bearer"]))
@@ -119,7 +124,8 @@ impl System {
         Ok((id, true))
     }
 
-    /// Whether the subcommand bearer is still the seed's: nobody rotated or minted one since.
+    /// Whether the subcommand bearer still comes from the seed, so that nobody has rotated or
+    /// created one since.
     async fn bearer_follows(&self, tx: &Tx, publisher: PublisherId) -> Result<bool> {
         let live = credentials::Entity::find()
             .filter(credentials::Column::PublisherId.eq(publisher.uuid()))
@@ -174,7 +180,7 @@ impl System {
     }
 }
 
-/// A slug for the seeded publisher. One that the operator has given away is never taken over.
+/// A slug for the seeded publisher. A publisher that the operator created is never taken over.
 async fn free_slug(tx: &Tx) -> Result<Slug> {
     for number in 1..=SEED_SLUGS {
         let text = if number == 1 {
@@ -195,7 +201,7 @@ async fn free_slug(tx: &Tx) -> Result<Slug> {
     ))
 }
 
-/// The seed's rows that are not revoked.
+/// The tokens of the seed that are not revoked.
 async fn seeded(tx: &Tx, publisher: PublisherId) -> Result<Vec<credentials::Model>> {
     Ok(credentials::Entity::find()
         .filter(credentials::Column::PublisherId.eq(publisher.uuid()))

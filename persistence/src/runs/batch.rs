@@ -1,7 +1,8 @@
-//! Many changes of runs in one transaction: a statement for each table, whoever asked.
+//! Many changes of runs in one transaction, with one statement for each table, however many callers
+//! there are.
 //!
-//! Each change is judged by itself, in memory, on rows that the transaction holds. One that is
-//! refused leaves its neighbours as they are.
+//! Each change is checked by itself, in memory, on rows that the transaction has locked. If one is
+//! refused, the others are still made.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -13,7 +14,7 @@ use domain::{
     Code, JsonText, Problem, Timestamp,
     audit::Actor,
     id::{Id as _, RunId},
-    run::{Moment, RunChange, RunStatus},
+    run::{RunChange, RunStatus, TimelineEntryKind},
     token::{self, Prefix, TokenHash},
 };
 use sea_orm::{
@@ -25,10 +26,10 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
+    capacity::RunCapacity,
     changes::{Change, Create, What},
     claims::{self, Claim},
-    places::Places,
-    row::{News, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
+    row::{RunEvents, TIMELINE_REVISIONS, advance, cancel, save_all, step, take, tries_of},
     run::{Claimed, CreatedRun, Run},
 };
 use crate::{
@@ -37,14 +38,14 @@ use crate::{
         Store,
         db::Tx,
         entity::{pipelines, runs},
-        error::{KeptVersion, Result, StoreError, damaged},
+        error::{PipelineVersion, Result, StoreError, corrupt_row},
         sql::{self, padded},
         storage,
     },
     webhooks::own_events::{Publish, PublishedEvent, publish_all},
 };
 
-/// Changes to be made together.
+/// Changes to make in one transaction.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) creates: Vec<Arc<Create>>,
@@ -53,24 +54,24 @@ pub(crate) struct Batch {
     pub(crate) publishes: Vec<Publish>,
 }
 
-/// What became of them, in the same order.
+/// The results, in the same order.
 #[derive(Default)]
-pub(crate) struct Done {
+pub(crate) struct BatchResults {
     pub(crate) creates: Vec<Result<CreatedRun>>,
     pub(crate) changes: Vec<Result<Run, Problem>>,
     pub(crate) claims: Vec<Vec<Claimed>>,
     pub(crate) publishes: Vec<Result<Vec<PublishedEvent>, Problem>>,
 }
 
-/// Makes the changes: those to existing runs first, since they may set places free.
-pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done> {
-    let mut news = News::default();
-    let changes = change_all(tx, &batch.changes, &mut news).await?;
-    let creates = create_all(store, tx, &batch.creates, &mut news).await?;
-    let claims = claims::claim_all(store, tx, &batch.claims, &mut news).await?;
-    news.write(tx).await?;
+/// Makes the changes. Those of existing runs come first, since they may free capacity of pipelines.
+pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<BatchResults> {
+    let mut events = RunEvents::default();
+    let changes = change_all(tx, &batch.changes, &mut events).await?;
+    let creates = create_all(store, tx, &batch.creates, &mut events).await?;
+    let claims = claims::claim_all(store, tx, &batch.claims, &mut events).await?;
+    events.write(tx).await?;
     let publishes = publish_all(tx, &batch.publishes).await?;
-    Ok(Done {
+    Ok(BatchResults {
         creates,
         changes,
         claims,
@@ -78,15 +79,14 @@ pub(crate) async fn apply(store: &Store, tx: &Tx, batch: &Batch) -> Result<Done>
     })
 }
 
-/// Locks runs and reads them, always in the same order so that two batches can't block each
-/// other.
+/// Locks runs and reads them. The order is always the same, so that two batches cannot deadlock.
 async fn held_rows(tx: &Tx, keys: BTreeSet<(Uuid, Uuid)>) -> Result<HashMap<Uuid, runs::Model>> {
     let rows = hold(tx, runs::Entity::find(), keys).await?;
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }
 
-/// The same for what needs no inputs, which are large: they are empty in the answer. In the order
-/// of the runs.
+/// Like [`held_rows`] without inputs, which may be large: they are empty in the result. In the
+/// order of the runs.
 pub(super) async fn held_without_inputs(
     tx: &Tx,
     keys: BTreeSet<(Uuid, Uuid)>,
@@ -120,7 +120,7 @@ async fn hold(
 async fn change_all(
     tx: &Tx,
     changes: &[Arc<Change>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Result<Run, Problem>>> {
     if changes.is_empty() {
         return Ok(Vec::new());
@@ -140,14 +140,14 @@ async fn change_all(
             done.push(Err(Problem::not_found()));
             continue;
         };
-        let outcome = match change_row(tx, row, change, news) {
+        let outcome = match change_row(tx, row, change, events) {
             Ok(()) => Ok(Run::of_row(row.clone())?),
             Err(StoreError::Refused(problem)) => Err(problem),
             Err(error) => return Err(error),
         };
         if outcome.is_ok() {
             touched.insert(row.id);
-            // A place of a pipeline that limits how many are held may be free now.
+            // The pipeline may limit how many runs are held, and this one is not held any more.
             tx.readies_runs_of(row.publisher_id);
         }
         done.push(outcome);
@@ -157,16 +157,21 @@ async fn change_all(
     Ok(done)
 }
 
-/// Judges and makes one change, on the row in memory.
-fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) -> Result<()> {
+/// Checks and makes one change, on the row in memory.
+fn change_row(
+    tx: &Tx,
+    row: &mut runs::Model,
+    change: &Change,
+    events: &mut RunEvents,
+) -> Result<()> {
     let (now, actor) = (tx.now, Some(&change.actor));
     match &change.what {
         What::Complete { claim, output } => {
             check_claim(row, claim, now)?;
             row.output = Some(output.to_string());
-            // An earlier attempt's error stays in the timeline; a run that succeeded has none.
+            // Errors of earlier attempts are in the timeline. A run that succeeded has no error.
             let replaced = row.error.take().map_or(0, |error| error.len());
-            step(tx, row, RunChange::Complete, actor, None, news)?;
+            step(tx, row, RunChange::Complete, actor, None, events)?;
             let bytes = row.output.as_ref().map_or(0, String::len);
             tx.stores(row.publisher_id, bytes);
             tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
@@ -182,7 +187,7 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
             row.error = Some(error.to_string());
             let data = format!(r#"{{"error":{error}}}"#);
             let change = tries_of(row).at_failure(*retryable, now);
-            step(tx, row, change, actor, Some(data), news)?;
+            step(tx, row, change, actor, Some(data), events)?;
             tx.stores(row.publisher_id, row.error.as_ref().map_or(0, String::len));
             tx.removes(row.publisher_id, i64::try_from(replaced).unwrap_or(0));
             Ok(())
@@ -190,13 +195,13 @@ fn change_row(tx: &Tx, row: &mut runs::Model, change: &Change, news: &mut News) 
         What::Release { claim } => {
             check_claim(row, claim, now)?;
             let change = tries_of(row).at_release();
-            step(tx, row, change, actor, None, news)
+            step(tx, row, change, actor, None, events)
         }
         What::Heartbeat { claim, progress } => {
             check_claim(row, claim, now)?;
-            heartbeat(tx, row, progress.as_ref(), actor, news)
+            heartbeat(tx, row, progress.as_ref(), actor, events)
         }
-        What::Cancel => cancel(tx, row, actor, news),
+        What::Cancel => cancel(tx, row, actor, events),
     }
 }
 
@@ -205,7 +210,7 @@ fn heartbeat(
     row: &mut runs::Model,
     progress: Option<&JsonText>,
     actor: Option<&Actor>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     if !advance(row, RunChange::Heartbeat, tx.now)? {
         return Err(Code::ClaimLost.into());
@@ -216,12 +221,12 @@ fn heartbeat(
     row.progress = Some(progress.to_string());
     if row.revision <= TIMELINE_REVISIONS {
         let data = format!(r#"{{"progress":{progress}}}"#);
-        news.tell(tx, row, Moment::Progress, actor, Some(data))?;
+        events.record(tx, row, TimelineEntryKind::Progress, actor, Some(data))?;
     }
     Ok(())
 }
 
-/// Refuses a claim that is not the run's, or not any more.
+/// Fails unless the claim is the run's current one.
 pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) -> Result<()> {
     check_held(
         (row.claim_hash.as_deref(), row.lease_expires_at),
@@ -230,7 +235,7 @@ pub(crate) fn check_claim(row: &runs::Model, claim: &TokenHash, now: Timestamp) 
     )
 }
 
-/// The same by the stored hash and lease alone. A run that is not running has neither.
+/// The same check for a stored hash and lease. A run that is not running has neither.
 pub(crate) fn check_held(
     (hash, lease_expires_at): (Option<&[u8]>, Option<i64>),
     claim: &TokenHash,
@@ -246,11 +251,11 @@ pub(crate) fn check_held(
     }
 }
 
-/// The live pipelines named, held so that none can be deleted before the transaction ends. Such
-/// holds do not wait for each other, nor for a new version.
+/// The named live pipelines, locked so that none can be deleted before the transaction ends. These
+/// locks conflict neither with each other nor with a new version.
 ///
-/// Rows and definitions are read one after the other: in one joined statement PostgreSQL would
-/// lose the row to a version that was put meanwhile.
+/// Rows and definitions are read by two statements: in one joined statement PostgreSQL would drop
+/// the row if a new version was stored meanwhile.
 async fn hold_all(
     store: &Store,
     tx: &Tx,
@@ -272,17 +277,17 @@ async fn hold_all(
     rows.into_iter()
         .map(|row| {
             let definition = definitions.get(&(row.publisher_id, row.id, row.version));
-            let definition = definition.ok_or_else(|| damaged("pipeline version"))?;
+            let definition = definition.ok_or_else(|| corrupt_row("pipeline version"))?;
             let name = (row.publisher_id, row.slug.clone());
             let pipeline = Pipeline::of_rows(row, Arc::clone(definition));
-            let version = KeptVersion::of(&pipeline);
+            let version = PipelineVersion::of(&pipeline);
             store.state::<Definitions>().saw(name.0, &name.1, version);
             Ok((name, pipeline))
         })
         .collect()
 }
 
-/// A run that is to be inserted, and what its creator gets beside it.
+/// A run to insert, and the claim of its creator.
 struct Draft {
     at: usize,
     row: runs::Model,
@@ -293,7 +298,7 @@ async fn create_all(
     store: &Store,
     tx: &Tx,
     creates: &[Arc<Create>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Result<CreatedRun>>> {
     if creates.is_empty() {
         return Ok(Vec::new());
@@ -302,11 +307,11 @@ async fn create_all(
         .iter()
         .map(|create| (create.scope.uuid(), create.new.pipeline.clone()));
     let pipelines = hold_all(store, tx, names.collect()).await?;
-    let mut places = Places::of(tx, creates, &pipelines).await?;
+    let mut capacity = RunCapacity::of(tx, creates, &pipelines).await?;
     let mut done: Vec<Option<Result<CreatedRun>>> = Vec::new();
     let mut drafts = Vec::with_capacity(creates.len());
     for (at, create) in creates.iter().enumerate() {
-        match draft(tx, create, &pipelines, &mut places) {
+        match draft(tx, create, &pipelines, &mut capacity) {
             Ok((row, claim)) => {
                 drafts.push(Draft { at, row, claim });
                 done.push(None);
@@ -325,22 +330,22 @@ async fn create_all(
                 claim: None,
                 existed: true,
             },
-            None => told(tx, draft.row, draft.claim, &creates[draft.at].actor, news)?,
+            None => record_created(tx, draft.row, draft.claim, &creates[draft.at].actor, events)?,
         };
         done[draft.at] = Some(Ok(result));
     }
     done.into_iter()
-        .map(|done| done.ok_or_else(|| damaged("batch of runs")))
+        .map(|done| done.ok_or_else(|| corrupt_row("batch of runs")))
         .collect()
 }
 
-/// Tells of a run that was inserted; a claimed one was queued before, for no time at all.
-fn told(
+/// Records that a run was inserted. A claimed one is recorded as queued first.
+fn record_created(
     tx: &Tx,
     row: runs::Model,
     claim: Option<SecretString>,
     actor: &Actor,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<CreatedRun> {
     let mut claimed = None;
     if let Some(token) = claim {
@@ -355,12 +360,12 @@ fn told(
             ready: false,
             ..row.clone()
         };
-        news.tell(tx, &queued, Moment::Created, Some(actor), None)?;
-        news.tell(tx, &row, Moment::Claimed, Some(actor), None)?;
-        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        events.record(tx, &queued, TimelineEntryKind::Created, Some(actor), None)?;
+        events.record(tx, &row, TimelineEntryKind::Claimed, Some(actor), None)?;
+        let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         claimed = Some((token, Timestamp::from_ms(until)));
     } else {
-        news.tell(tx, &row, Moment::Created, Some(actor), None)?;
+        events.record(tx, &row, TimelineEntryKind::Created, Some(actor), None)?;
     }
     Ok(CreatedRun {
         run: Run::of_row(row)?,
@@ -373,7 +378,7 @@ fn draft(
     tx: &Tx,
     create: &Create,
     pipelines: &HashMap<(Uuid, String), Pipeline>,
-    places: &mut Places,
+    capacity: &mut RunCapacity,
 ) -> Result<(runs::Model, Option<SecretString>)> {
     let (new, owner) = (&create.new, create.scope.uuid());
     let pipeline = pipelines
@@ -392,7 +397,7 @@ fn draft(
     if pipeline.paused_at.is_some() {
         return Err(Code::PipelinePaused.into());
     }
-    if !places.take(pipeline.id.uuid()) {
+    if !capacity.take(pipeline.id.uuid()) {
         return Err(Code::ConcurrencyLimit.into());
     }
     let token = token::generate(Prefix::Claim);
@@ -406,10 +411,10 @@ fn draft(
 }
 
 fn bounded(value: u32, what: &str) -> Result<i32> {
-    i32::try_from(value).map_err(|_| damaged(what))
+    i32::try_from(value).map_err(|_| corrupt_row(what))
 }
 
-/// The row of a new run that waits in the queue.
+/// The row of a new queued run.
 fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<runs::Model> {
     let (new, definition) = (&create.new, &pipeline.definition);
     let not_before = new.not_before.unwrap_or(now);
@@ -450,11 +455,11 @@ fn queued_row(create: &Create, pipeline: &Pipeline, now: Timestamp) -> Result<ru
     })
 }
 
-/// Passes over a run whose pipeline has one of its external identifier.
+/// Skips a run if its pipeline has one with the same external identifier.
 const UNLESS_NAMED: &str = " ON CONFLICT (publisher_id, pipeline_id, external_id) DO NOTHING";
 
-/// Inserts the rows, except those whose pipeline has a run of their external identifier already:
-/// answers that run for each of them, by the identifier that theirs would have had.
+/// Inserts the rows, except those whose pipeline has a run with the same external identifier.
+/// Returns these existing runs, by the identifier that the new run would have had.
 async fn insert_all(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs::Model>> {
     if drafts.is_empty() {
         return Ok(HashMap::new());
@@ -499,7 +504,7 @@ async fn first_of_names(tx: &Tx, drafts: &[Draft]) -> Result<HashMap<Uuid, runs:
                 && row.external_id == draft.row.external_id
         });
         let first = same.ok_or_else(|| {
-            // Swept between the two statements: the whole transaction begins anew.
+            // The existing run was swept between the two statements: the transaction starts anew.
             StoreError::Conflict("a run was swept meanwhile".into())
         })?;
         if first.id != draft.row.id {

@@ -1,5 +1,5 @@
-//! A run as its events carry it: the members that the API shows, less the input. What its runner
-//! gave goes in as the text that it is.
+//! A run in the data of its events: the members that the API shows, without the input. JSON texts
+//! of the runner are inserted unchanged.
 
 use domain::{
     JsonText, Timestamp,
@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use super::run::Run;
 use crate::store::{
     entity::runs,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
-/// In the order of their names.
+/// The members, in the order of their names.
 #[derive(Serialize)]
 struct Carried<'a> {
     attempt: i32,
@@ -48,7 +48,7 @@ struct Data<'a> {
 }
 
 impl Run {
-    /// The run as its events carry it: the members that the API shows, less the input.
+    /// The run as JSON, with the members that the API shows, without the input.
     #[must_use]
     pub fn without_input(&self) -> JsonText {
         let at = |at: Option<Timestamp>| at.map(|at| at.to_string());
@@ -83,10 +83,10 @@ fn at(ms: i64) -> String {
 
 fn raw(text: Option<&String>) -> Result<Option<&RawValue>> {
     let parsed = text.map(|text| serde_json::from_str(text)).transpose();
-    parsed.map_err(|_| damaged("JSON text of a run"))
+    parsed.map_err(|_| corrupt_row("JSON text of a run"))
 }
 
-/// The data of an event that tells of a run.
+/// The data of an event about a run, as JSON text.
 pub(super) fn event_data(row: &runs::Model) -> Result<String> {
     let data = Data {
         run: Carried {
@@ -112,5 +112,5 @@ pub(super) fn event_data(row: &runs::Model) -> Result<String> {
             status: &row.status,
         },
     };
-    serde_json::to_string(&data).map_err(|_| damaged("run"))
+    serde_json::to_string(&data).map_err(|_| corrupt_row("run"))
 }

@@ -1,4 +1,4 @@
-//! Changes of runs that callers ask for.
+//! Changes of runs that callers request.
 
 use std::sync::Arc;
 
@@ -13,20 +13,21 @@ use super::run::NewRun;
 use crate::{
     runs::pipelines::Pipeline,
     store::{
-        error::{KeptVersion, Result, StoreError},
+        error::{PipelineVersion, Result, StoreError},
         scope::Scope,
     },
 };
 
-/// What a version of a pipeline says of an input. Nothing is judged while a transaction waits.
+/// The result of validating an input by a version of a pipeline. It is made before the transaction,
+/// so that no transaction waits for validation.
 #[derive(Clone, Debug)]
-pub struct Judged {
-    /// Of which pipeline.
+pub struct ValidatedInput {
+    /// The pipeline.
     pub pipeline: PipelineId,
-    /// Which version.
+    /// The version that validated the input.
     pub version: i64,
-    /// Whether it takes the input.
-    pub verdict: Result<(), Problem>,
+    /// Whether the input is valid.
+    pub result: Result<(), Problem>,
 }
 
 /// A run to create.
@@ -34,27 +35,27 @@ pub(crate) struct Create {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
     pub(crate) new: Arc<NewRun>,
-    pub(crate) judged: Option<Judged>,
+    pub(crate) validated: Option<ValidatedInput>,
 }
 
 impl Create {
-    /// Whether the version that the run is to keep takes its input.
+    /// Fails unless the input is valid for the version that the run is to keep.
     pub(super) fn check_input(&self, pipeline: &Pipeline) -> Result<()> {
-        match &self.judged {
-            Some(judged)
-                if (judged.pipeline, judged.version) == (pipeline.id, pipeline.version) =>
+        match &self.validated {
+            Some(validated)
+                if (validated.pipeline, validated.version) == (pipeline.id, pipeline.version) =>
             {
-                Ok(judged.verdict.clone()?)
+                Ok(validated.result.clone()?)
             }
             _ if pipeline.definition.input_schema.is_none() => Ok(()),
-            _ => Err(StoreError::VersionChanged(Box::new(KeptVersion::of(
+            _ => Err(StoreError::VersionChanged(Box::new(PipelineVersion::of(
                 pipeline,
             )))),
         }
     }
 }
 
-/// Something to do to a run.
+/// A change of an existing run.
 pub(crate) struct Change {
     pub(crate) scope: Scope,
     pub(crate) actor: Actor,
@@ -62,29 +63,29 @@ pub(crate) struct Change {
     pub(crate) what: What,
 }
 
-/// What is to be done to a run.
+/// The kind of a change.
 pub(crate) enum What {
-    /// By the holder: it is done.
+    /// The holder completed the run.
     Complete { claim: TokenHash, output: JsonText },
-    /// By the holder: it could not be done.
+    /// The holder could not complete the run.
     Fail {
         claim: TokenHash,
         error: JsonText,
         retryable: bool,
     },
-    /// By the holder: somebody else may do it.
+    /// The holder releases the run for others.
     Release { claim: TokenHash },
-    /// By the holder: it is at work.
+    /// The holder extends its lease.
     Heartbeat {
         claim: TokenHash,
         progress: Option<JsonText>,
     },
-    /// By the publisher: it need not be done.
+    /// The publisher cancels the run.
     Cancel,
 }
 
 impl What {
-    /// The claim by which it is done, if it is done by the run's holder.
+    /// The claim that authorizes the change; `None` for a change by the publisher.
     pub(super) const fn claim(&self) -> Option<&TokenHash> {
         match self {
             Self::Complete { claim, .. }

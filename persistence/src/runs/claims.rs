@@ -1,8 +1,8 @@
-//! Claims: which runs go to whom.
+//! Claims: which runs are given to which claim.
 //!
-//! Within a pipeline: by priority, then by when it may start, then by age. Between pipelines of
-//! equal priority: in turns, so that a deep queue does not keep a shallow one waiting. Many
-//! claims are served at once, in the order in which they came.
+//! Within a pipeline, the order is by priority, then by earliest start, then by age. Pipelines of
+//! equal priority take turns, so that a deep queue does not block a shallow one. Many claims are
+//! served in one transaction, in the order of their arrival.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -16,7 +16,7 @@ use domain::{
     Timestamp,
     audit::Actor,
     limits::{CLAIM_MAX, PAGE_BYTES},
-    run::{Moment, RunChange, RunStatus},
+    run::{RunChange, RunStatus, TimelineEntryKind},
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
@@ -26,8 +26,8 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    places::Places,
-    row::{News, save_all, step, tries_of},
+    capacity::RunCapacity,
+    row::{RunEvents, save_all, step, tries_of},
     run::{Claimed, Run},
 };
 use crate::{
@@ -36,32 +36,32 @@ use crate::{
         Store,
         db::Tx,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         plane_state::PlaneState,
         sql::{self, Sql, padded, parts},
         unreadable,
     },
 };
 
-/// Runs whose time has come that one transaction makes ready.
+/// Due runs that one transaction makes ready.
 const PROMOTED: i64 = 1000;
-/// Runs that one claiming transaction takes back from lost leases.
+/// Runs with expired leases that one claiming transaction requeues.
 pub(super) const TAKEN_BACK: u64 = 100;
-/// Bytes of runs' own JSON that one transaction hands out, beyond a run for each claim.
+/// Bytes of runs' own JSON that one transaction hands out, beyond the first run of each claim.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
-/// The runs with a lease, up to the column that says until when.
+/// The condition of runs with a lease. It ends with the column that holds the end of the lease.
 const LEASED: &str = "status = 'running' AND lease_expires_at";
-/// The runs that may not wait for ever, up to the column that says until when.
+/// The condition of queued runs that expire. It ends with the column that holds that time.
 const MORTAL: &str = "status = 'queued' AND expires_at";
-/// Most pipelines whose turns are remembered.
+/// Most pipelines whose last turn is remembered.
 const TURNS: u64 = 100_000;
 
-/// A wish for runs.
+/// A request for runs.
 pub(crate) struct Claim {
     pub(crate) publisher: Uuid,
-    /// `None` for every pipeline.
+    /// The pipelines to claim from; `None` for all.
     pub(crate) pipelines: Option<Vec<Slug>>,
-    /// At most so many.
+    /// The most runs that are wanted.
     pub(crate) max: u32,
     pub(crate) actor: Actor,
 }
@@ -79,7 +79,7 @@ impl Claim {
         self.max.clamp(1, CLAIM_MAX)
     }
 
-    /// The same of these pipelines alone.
+    /// The same claim, limited to these pipelines.
     pub(crate) fn within(&self, pipelines: Vec<Slug>) -> Self {
         Self {
             publisher: self.publisher,
@@ -91,12 +91,12 @@ impl Claim {
 }
 
 /// When each pipeline last had its turn in this process.
-pub(crate) struct Turns {
+pub(crate) struct RoundRobin {
     count: AtomicU64,
     last: Cache<Uuid, u64>,
 }
 
-impl Turns {
+impl RoundRobin {
     pub(crate) fn new() -> Self {
         Self {
             count: AtomicU64::new(0),
@@ -114,9 +114,9 @@ impl Turns {
     }
 }
 
-impl PlaneState for Turns {}
+impl PlaneState for RoundRobin {}
 
-/// A pipeline that hands out runs and has some.
+/// A pipeline that has runs to hand out and is not paused.
 #[derive(FromQueryResult)]
 struct Source {
     publisher_id: Uuid,
@@ -126,7 +126,7 @@ struct Source {
     head: Option<i32>,
 }
 
-/// A run that may be handed out; the transaction holds it.
+/// A run that may be handed out. The transaction has locked it.
 #[derive(FromQueryResult, Clone, Copy)]
 struct Candidate {
     publisher_id: Uuid,
@@ -134,7 +134,7 @@ struct Candidate {
     pipeline_id: Uuid,
     priority: i32,
     not_before: i64,
-    /// Of its own JSON.
+    /// The size of the run's own JSON.
     bytes: i32,
 }
 
@@ -144,8 +144,8 @@ impl Candidate {
     }
 }
 
-/// How a claim passes over rows that another one is taking right now. SQLite has one writer and
-/// no such clause.
+/// The clause by which a claim skips rows that another transaction has locked. SQLite has one
+/// writer and no such clause.
 const fn skip_locked(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => " FOR UPDATE SKIP LOCKED",
@@ -158,19 +158,19 @@ pub(super) async fn claim_all(
     store: &Store,
     tx: &Tx,
     claims: &[Arc<Claim>],
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Vec<Claimed>>> {
     if claims.is_empty() {
         return Ok(Vec::new());
     }
     let publishers: BTreeSet<Uuid> = claims.iter().map(|claim| claim.publisher).collect();
-    take_back(tx, Some(&publishers), TAKEN_BACK, news).await?;
+    take_back(tx, Some(&publishers), TAKEN_BACK, events).await?;
     promote(tx, &publishers).await?;
     let open = open_pipelines(tx, claims, &publishers).await?;
-    let turns = store.state::<Turns>();
+    let turns = store.state::<RoundRobin>();
     let open = best_of(claims, open, turns);
-    let mut places = places_of(store, tx, &open).await?;
-    let found = candidates(tx, claims, &open, &places).await?;
+    let mut capacity = capacity_of(store, tx, &open).await?;
+    let found = candidates(tx, claims, &open, &capacity).await?;
     let mut queues: BTreeMap<Uuid, VecDeque<Candidate>> = BTreeMap::new();
     for candidate in found {
         queues
@@ -187,11 +187,11 @@ pub(super) async fn claim_all(
             .collect();
         let mut bytes = 0;
         for _ in 0..claim.max() {
-            // One at least, whatever others of the transaction were given.
+            // Each claim gets at least one run, however large the others of the transaction were.
             if bytes > 0 && (bytes >= PAGE_BYTES || all_bytes >= BATCH_BYTES) {
                 break;
             }
-            let Some(pick) = next(&mine, &mut queues, &mut places, turns) else {
+            let Some(pick) = next(&mine, &mut queues, &mut capacity, turns) else {
                 break;
             };
             bytes += pick.bytes().max(1);
@@ -199,23 +199,24 @@ pub(super) async fn claim_all(
             picks.push((at, pick, token::generate(Prefix::Claim)));
         }
     }
-    // Held here but not taken: other processes passed over them.
+    // Locked here but not taken: claims of other processes skipped these rows.
     for left in queues.values().flatten() {
         tx.readies_runs_of(left.publisher_id);
     }
-    hand_out(store, tx, claims, picks, news).await
+    hand_out(store, tx, claims, picks, events).await
 }
 
-/// The next run of these pipelines: of the most urgent, of that whose turn is longest ago.
+/// The next run of these pipelines: of the highest priority, and among those of the pipeline whose
+/// last turn is the longest ago.
 fn next(
     mine: &[Uuid],
     queues: &mut BTreeMap<Uuid, VecDeque<Candidate>>,
-    places: &mut Places,
-    turns: &Turns,
+    capacity: &mut RunCapacity,
+    turns: &RoundRobin,
 ) -> Option<Candidate> {
     let best = mine
         .iter()
-        .filter(|pipeline| places.up_to(**pipeline, 1) > 0)
+        .filter(|pipeline| capacity.available(**pipeline, 1) > 0)
         .filter_map(|pipeline| {
             let head = queues.get(pipeline)?.front()?;
             let turn = turns.of(*pipeline);
@@ -223,7 +224,7 @@ fn next(
         })
         .min()?;
     let pipeline = best.4;
-    places.take(pipeline);
+    capacity.take(pipeline);
     turns.note(pipeline);
     queues.get_mut(&pipeline)?.pop_front()
 }
@@ -246,7 +247,7 @@ fn promote_sql(backend: DbBackend, now: Timestamp, publishers: &BTreeSet<Uuid>) 
     sql
 }
 
-/// Makes those ready whose time has come; answers whether there were some.
+/// Makes due runs ready. Returns whether there were any.
 pub(super) async fn promote(tx: &Tx, publishers: &BTreeSet<Uuid>) -> Result<bool> {
     let backend = tx.db().get_database_backend();
     let sql = promote_sql(backend, tx.now, publishers);
@@ -273,7 +274,8 @@ fn open_sql(claims: &[Arc<Claim>], publishers: &BTreeSet<Uuid>) -> Sql {
         });
     match named {
         None => {}
-        // All that was named is out of reach, and an empty list is no SQL to PostgreSQL.
+        // The scope reaches none of the named pipelines, and PostgreSQL does not accept an empty
+        // list.
         Some(named) if named.is_empty() => {
             sql.push(" AND FALSE");
         }
@@ -300,9 +302,9 @@ async fn open_pipelines(
         .collect())
 }
 
-/// Those that the claims could be served from: of each claim's pipelines as many as it wants
-/// runs, since each has at least one.
-fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &Turns) -> Vec<Source> {
+/// The pipelines to read runs of: for each claim as many as it wants runs, since each pipeline has
+/// at least one.
+fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &RoundRobin) -> Vec<Source> {
     let mut order: Vec<(Option<i32>, u64, Uuid, usize)> = open
         .iter()
         .enumerate()
@@ -327,7 +329,7 @@ fn best_of(claims: &[Arc<Claim>], open: Vec<Source>, turns: &Turns) -> Vec<Sourc
         .collect()
 }
 
-async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
+async fn capacity_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<RunCapacity> {
     let keys = open.iter().map(|o| (o.publisher_id, o.id, o.version));
     let definitions = store.state::<Definitions>().of(tx.db(), keys).await?;
     let limits = definitions
@@ -335,10 +337,10 @@ async fn places_of(store: &Store, tx: &Tx, open: &[Source]) -> Result<Places> {
         .filter_map(|((publisher, pipeline, _), definition)| {
             Some(((publisher, pipeline), definition.max_concurrent_runs?))
         });
-    Places::count(tx, limits.collect()).await
+    RunCapacity::count(tx, limits.collect()).await
 }
 
-/// The first runs of each pipeline, as many as is said.
+/// The statement for the first runs of each pipeline, with their number.
 fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Source, u32)]) -> Sql {
     let mut sql = Sql::new("");
     for (at, (open, limit)) in wanted.iter().enumerate() {
@@ -362,19 +364,19 @@ fn candidates_sql(backend: DbBackend, now: Timestamp, wanted: &[(&Source, u32)])
     sql
 }
 
-/// The first runs of each pipeline, as many as its claims could take; PostgreSQL holds them.
+/// The first runs of each pipeline, as many as its claims may take. PostgreSQL locks them.
 async fn candidates(
     tx: &Tx,
     claims: &[Arc<Claim>],
     open: &[Source],
-    places: &Places,
+    capacity: &RunCapacity,
 ) -> Result<Vec<Candidate>> {
     let backend = tx.db().get_database_backend();
     let wanted = open.iter().map(|open| {
         let all = claims.iter().filter(|claim| claim.wants(open));
         (
             open,
-            places.up_to(open.id, all.map(|claim| claim.max()).sum()),
+            capacity.available(open.id, all.map(|claim| claim.max()).sum()),
         )
     });
     let wanted: Vec<(&Source, u32)> = wanted.filter(|(_, limit)| *limit > 0).collect();
@@ -389,7 +391,7 @@ async fn candidates(
 
 type Pick = (usize, Candidate, SecretString);
 
-/// Writes claims down; answers the runs as they are then.
+/// Writes the claims, and returns the runs as they are then.
 async fn mark_claimed(tx: &Tx, claims: &[Arc<Claim>], picks: &[&Pick]) -> Result<Vec<runs::Model>> {
     let backend = tx.db().get_database_backend();
     let now = tx.now.ms();
@@ -421,13 +423,13 @@ async fn mark_claimed(tx: &Tx, claims: &[Arc<Claim>], picks: &[&Pick]) -> Result
     Ok(marked.all(tx.db()).await?)
 }
 
-/// Writes the claims down and answers each with its runs.
+/// Writes the claims, and gives each its runs.
 async fn hand_out(
     store: &Store,
     tx: &Tx,
     claims: &[Arc<Claim>],
     picks: Vec<Pick>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<Vec<Vec<Claimed>>> {
     let mut answers: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
     if picks.is_empty() {
@@ -441,9 +443,15 @@ async fn hand_out(
         }
     }
     for (at, pick, token) in picks {
-        let row = rows.remove(&pick.id).ok_or_else(|| damaged("claim"))?;
-        news.tell(tx, &row, Moment::Claimed, Some(&claims[at].actor), None)?;
-        let until = row.lease_expires_at.ok_or_else(|| damaged("lease"))?;
+        let row = rows.remove(&pick.id).ok_or_else(|| corrupt_row("claim"))?;
+        events.record(
+            tx,
+            &row,
+            TimelineEntryKind::Claimed,
+            Some(&claims[at].actor),
+            None,
+        )?;
+        let until = row.lease_expires_at.ok_or_else(|| corrupt_row("lease"))?;
         answers[at].push(Claimed {
             run: Run::of_row(row)?,
             token,
@@ -453,23 +461,23 @@ async fn hand_out(
     Ok(answers)
 }
 
-/// Takes back up to `limit` runs whose lease ran out, of these publishers or of all that are
-/// active; answers how many wait again and how many ended. A publisher that is not active can't
-/// extend its leases, so its runs stay as they are until it is.
+/// Requeues up to `limit` runs with expired leases, of `publishers` or of all active publishers.
+/// Returns how many are queued again and how many ended. A suspended publisher cannot extend its
+/// leases, so its runs stay unchanged until it is resumed.
 pub(super) async fn take_back(
     tx: &Tx,
     publishers: Option<&BTreeSet<Uuid>>,
     limit: u64,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<(u64, u64)> {
     let rows = past(tx, LEASED, publishers, limit).await?;
     let (mut done, mut again) = (Vec::with_capacity(rows.len()), 0);
     for mut row in rows {
         let change = tries_of(&row).at_lease_end(tx.now);
-        if !stepped(step(tx, &mut row, change, None, None, news), &row)? {
+        if !stepped(step(tx, &mut row, change, None, None, events), &row)? {
             continue;
         }
-        // Its place is free, also where the run itself has ended.
+        // The pipeline has free capacity now, also if the run itself has ended.
         tx.readies_runs_of(row.publisher_id);
         again += u64::from(row.status == RunStatus::Queued.as_str());
         done.push(row);
@@ -479,26 +487,26 @@ pub(super) async fn take_back(
     Ok((again, all - again))
 }
 
-/// Whether a run of many made its step. One that can't be read stays as it is, and keeps nobody's
-/// others from theirs.
+/// Whether one of many runs made its step. A run that cannot be read stays unchanged, and does not
+/// affect the others.
 fn stepped(result: Result<()>, row: &runs::Model) -> Result<bool> {
     match result {
         Ok(()) => Ok(true),
         Err(error @ StoreError::Internal(_)) => {
-            unreadable::tell("run", row.publisher_id, row.id, &error);
+            unreadable::report("run", row.publisher_id, row.id, &error);
             Ok(false)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Ends up to `limit` runs that outlived their time in the queue; answers how many.
-pub(super) async fn end_outlived(tx: &Tx, limit: u64, news: &mut News) -> Result<u64> {
+/// Ends up to `limit` runs that exceeded their time in the queue. Returns how many.
+pub(super) async fn end_outlived(tx: &Tx, limit: u64, events: &mut RunEvents) -> Result<u64> {
     let rows = past(tx, MORTAL, None, limit).await?;
     let mut done = Vec::with_capacity(rows.len());
     for mut row in rows {
         if stepped(
-            step(tx, &mut row, RunChange::Expire, None, None, news),
+            step(tx, &mut row, RunChange::Expire, None, None, events),
             &row,
         )? {
             done.push(row);
@@ -508,7 +516,8 @@ pub(super) async fn end_outlived(tx: &Tx, limit: u64, news: &mut News) -> Result
     Ok(u64::try_from(done.len()).unwrap_or(limit))
 }
 
-/// `due` is our own text, which ends in the column whose time it is about.
+/// The statement for runs whose time in a column is over. `due` is a condition of this program that
+/// ends with the column.
 fn past_sql(
     backend: DbBackend,
     now: Timestamp,
@@ -518,7 +527,7 @@ fn past_sql(
 ) -> Sql {
     let mut sql = Sql::new("SELECT ");
     for column in <runs::Model as sql::Row>::COLUMNS {
-        // Nobody needs to know what they were given, which may be large.
+        // Nobody needs the inputs of these runs, which may be large.
         let input = *column == "input";
         sql.push(if input { "'' AS " } else { "" });
         sql.push("\"").push(column).push("\", ");
@@ -544,8 +553,8 @@ fn past_sql(
     sql
 }
 
-/// The runs whose time of a kind passed longest ago, without their inputs; those that somebody is
-/// changing are left out.
+/// The runs whose time in a column has been over the longest, without their inputs. Runs that
+/// another transaction has locked are skipped.
 async fn past(
     tx: &Tx,
     due: &str,

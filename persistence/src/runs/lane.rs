@@ -1,14 +1,15 @@
-//! The hot write lane: changes of runs and published events, gathered from many callers and committed together.
+//! The write lane: changes of runs and published events, gathered from many callers and committed
+//! together.
 //!
-//! A commit costs a flush to the disk whatever is in it, so callers that come while one is under
-//! way share the next (ADR 0016). Each is answered after the commit that holds its change. One
-//! that is refused does not touch its neighbours; a batch that fails as a whole is taken apart and
-//! tried one by one. Publishers take turns, by rows to write, and each has a share of the places
-//! here (ADR 0029).
+//! Each commit costs one flush to the disk, so callers that arrive during a commit share the next
+//! one (ADR 0016). Each is answered after the commit of its change. If a change is refused, the
+//! others of the batch are still made. If a whole batch fails, its changes are tried one by one.
+//! Publishers take turns, measured in rows to write, and each has a share of the lane's queue (ADR
+//! 0029).
 //!
-//! Claims that find nothing wait here. They are served by the very transaction that makes a run
-//! ready, or after a look at what there is to hand out: as many are tried as there are runs.
-//! Nothing here waits for a reading connection; what reads does so in a task of its own.
+//! Claims that find no run wait here. They are served by the transaction that makes a run ready, or
+//! after a search for runs, which tries as many claims as there are runs. The lane itself never
+//! waits for a connection for reads: reads run in tasks of their own.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,15 +18,15 @@ use std::{
     time::Duration,
 };
 
-use domain::{Code, Timestamp, slug::Slug};
+use domain::{Code, Timestamp, permission::Permission, slug::Slug};
 use sea_orm::DbBackend;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    publishers::auth::{Known, Principal},
+    publishers::auth::{CachedToken, Principal},
     runs::{
-        batch::{Batch, Done, apply},
+        batch::{Batch, BatchResults, apply},
         changes::{Change, Create},
         claims::Claim,
         run::{CreatedRun, Run},
@@ -43,34 +44,34 @@ mod entry;
 mod queue;
 mod waiters;
 
-pub use entry::Patience;
-use entry::{Command, Reply, Waiting, answer};
+pub use entry::WaitOptions;
+use entry::{Command, Reply, WaitingClaim, answer};
 pub(crate) use entry::{Inlet, Lane};
 use queue::{Queue, SHARE};
 use waiters::{Picked, Waiters};
 
-/// Most changes of one transaction, whatever is set.
+/// Most changes of one transaction, whatever the setting says.
 const BATCH_MAX: usize = 256;
-/// Longest wait for more to come, once a batch has begun.
+/// How long a batch waits for further changes at most.
 const GATHER: Duration = Duration::from_millis(2);
-/// How often waiting claims are looked at for what only time brings.
+/// How often the lane searches runs that became available by time, for waiting claims.
 const LOOK: Duration = Duration::from_millis(500);
-/// Every how many of these times all of them are looked at, whatever was heard.
+/// Every so many of these searches cover all publishers, whatever notifications said.
 const LOOK_AT_ALL: u32 = 4;
-/// Publishers that one look is for.
+/// Publishers that one search covers.
 const LOOK_MAX: usize = 64;
-/// Runs that waiting claims of one publisher are tried for at a time.
+/// Runs of one publisher for which waiting claims are tried in one batch.
 const PICKED_MAX: u32 = 64;
-/// A claim of a batch: the place that it came with, and what is tried of it.
+/// A claim in a batch: its number in the order of arrival, and the pipelines that are tried.
 struct Tried {
     number: u64,
-    waiting: Waiting,
+    waiting: WaitingClaim,
     claim: Arc<Claim>,
 }
 
 impl Tried {
-    /// All that it wants.
-    fn whole(number: u64, waiting: Waiting) -> Self {
+    /// Tries all pipelines that the claim wants.
+    fn whole(number: u64, waiting: WaitingClaim) -> Self {
         let claim = Arc::clone(&waiting.claim);
         Self {
             number,
@@ -79,7 +80,7 @@ impl Tried {
         }
     }
 
-    /// Only the pipelines that have runs for it.
+    /// Tries only the pipelines that have runs for it.
     fn narrowed(picked: Picked) -> Self {
         let claim = Arc::new(picked.waiting.claim.within(picked.pipelines));
         Self {
@@ -90,7 +91,7 @@ impl Tried {
     }
 }
 
-/// A batch, and whom to answer.
+/// A batch, and the callers to answer.
 #[derive(Default)]
 struct Gathered {
     creates: Vec<(Arc<Create>, Reply<CreatedRun>)>,
@@ -127,7 +128,7 @@ impl Gathered {
         }
     }
 
-    /// How many runs the batch makes that wait for somebody, by publisher and pipeline.
+    /// How many runs the batch makes available to others, by publisher and pipeline.
     fn fresh(&self, now: Timestamp) -> BTreeMap<Uuid, Open> {
         let mut fresh: BTreeMap<Uuid, Open> = BTreeMap::new();
         let waiting = self
@@ -159,13 +160,13 @@ fn copy_of(error: &StoreError) -> StoreError {
     }
 }
 
-/// What a task of the lane found.
+/// The result of a task of the lane.
 enum Note {
-    /// What there is to hand out to those whose claims wait.
+    /// The runs that can be handed out to waiting claims.
     Looked(Result<Vec<(Uuid, Open)>>),
-    /// Whether claims that are to be tried may still be served.
+    /// For each picked claim, whether its token may still claim.
     Checked(Vec<(Picked, Result<()>)>),
-    /// What only time brings was brought.
+    /// Runs that became available by time were made ready.
     Brought(Result<()>),
 }
 
@@ -176,24 +177,24 @@ struct Worker {
     notes: mpsc::UnboundedSender<Note>,
     queue: Queue<Command>,
     waiters: Waiters,
-    /// Waiting claims that go into the next batch.
+    /// Waiting claims that are tried in the next batch.
     picked: Vec<Picked>,
-    /// How many claims of whom are being checked or tried.
+    /// For each publisher, how many of its claims are being checked or tried.
     out: HashMap<Uuid, usize>,
-    /// Who is to be looked at.
+    /// Publishers whose runs have to be searched.
     to_look_at: BTreeSet<Uuid>,
-    /// The last one that was.
+    /// The publisher that was searched last.
     looked_at: Uuid,
     looking: bool,
     bringing: bool,
     /// Most changes of one transaction.
     most: usize,
-    /// How many changes the last batch held: so many are expected again.
+    /// The number of changes in the last batch: the next one waits for as many.
     last: usize,
     looks: u32,
 }
 
-/// Works until the store closes; what was handed in before is done.
+/// Runs the lane until the store closes. Commands that were handed in before are carried out.
 pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
     let most = usize::try_from(most).map_or(BATCH_MAX, |most| most.clamp(1, BATCH_MAX));
     let stop = store.inner.stop.clone();
@@ -231,7 +232,7 @@ pub(crate) async fn work(store: Store, inlet: Inlet, most: u32) {
             some = inner.wake.ready(), if waits => worker.readied(&some),
             () = sleep_until(end), if end.is_some() => {}
             _ = look.tick(), if waits => worker.tick(),
-            () = inner.quiet.cancelled(), if end.is_some() => {}
+            () = inner.stopping.cancelled(), if end.is_some() => {}
             command = worker.inlet.recv() => match command {
                 Some(command) => worker.hand_in(command),
                 None => return,
@@ -257,7 +258,7 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 impl Worker {
-    /// Whether somebody waits for runs.
+    /// Whether any claim waits for runs.
     fn waits(&self) -> bool {
         !self.waiters.is_empty() || !self.out.is_empty()
     }
@@ -266,31 +267,31 @@ impl Worker {
         self.queue.len() == 0 && self.picked.is_empty()
     }
 
-    /// When to go on, where all that is left to do belongs to publishers that rest.
+    /// When to continue if all remaining changes belong to resting publishers.
     fn rests_until(&self) -> Option<Instant> {
         let rested = self.queue.rests_until();
         rested.filter(|_| self.picked.is_empty())
     }
 
-    /// Queues a command. A claim lines up behind those that wait for the same.
+    /// Queues a command. A claim waits behind earlier claims for the same pipelines.
     fn hand_in(&mut self, command: Command) {
         let now = Instant::now();
         let command = match command {
-            Command::Claim(_, waiting, place) => {
+            Command::Claim(_, waiting, permit) => {
                 let number = self.waiters.number();
                 if self.lines_up(&waiting, now) {
                     self.line_up(number, *waiting);
                     return;
                 }
-                Command::Claim(number, waiting, place)
+                Command::Claim(number, waiting, permit)
             }
             other => other,
         };
         let publisher = command.publisher();
-        self.store.inner.db.traffic.asks(publisher);
+        self.store.inner.db.activity.note_request(publisher);
         let rows = command.rows(self.store.state::<Lane>().listening_to(publisher));
         match command {
-            // Where there is more than one writer, nobody need wait for it.
+            // PostgreSQL has several writers, so nobody has to wait for a large call.
             Command::Publish(publish, reply)
                 if rows > SHARE && self.store.backend() == DbBackend::Postgres =>
             {
@@ -300,18 +301,18 @@ impl Worker {
         }
     }
 
-    /// Whether a claim may wait, and others wait already for what it wants.
-    fn lines_up(&self, waiting: &Waiting, now: Instant) -> bool {
+    /// Whether a claim may wait, and earlier claims wait for the same pipelines.
+    fn lines_up(&self, waiting: &WaitingClaim, now: Instant) -> bool {
         waiting.until > now && self.waiters.is_behind(waiting)
     }
 
-    /// Lets it wait behind them; there may be something for it that they do not want.
-    fn line_up(&mut self, number: u64, waiting: Waiting) {
+    /// Adds a claim to the waiting ones. There may be runs that the earlier claims do not want.
+    fn line_up(&mut self, number: u64, waiting: WaitingClaim) {
         self.to_look_at.insert(waiting.claim.publisher);
         self.waiters.insert(number, waiting);
     }
 
-    /// Takes what is there, and waits a moment for as much as came last time.
+    /// Takes the commands that have arrived, and waits briefly for as many as last time.
     async fn gather(&mut self) {
         if self.queue.len() == 0 {
             return;
@@ -331,7 +332,7 @@ impl Worker {
         }
     }
 
-    /// Does what was handed in before the end.
+    /// Carries out the commands that were handed in before the end.
     async fn finish(&mut self) {
         self.inlet.close();
         while let Ok(command) = self.inlet.try_recv() {
@@ -343,9 +344,9 @@ impl Worker {
         }
     }
 
-    /// Answers those that have waited for long enough, and everybody once the process stops.
+    /// Answers claims whose wait is over, and all claims once the process stops.
     fn end_waiting(&mut self) {
-        let ended = if self.store.inner.quiet.is_cancelled() {
+        let ended = if self.store.inner.stopping.is_cancelled() {
             self.waiters.take_all()
         } else {
             self.waiters.ended(Instant::now())
@@ -355,7 +356,8 @@ impl Worker {
         }
     }
 
-    /// There is word that these publishers may have runs to hand out; nil is any.
+    /// Takes in a notification that these publishers may have runs to hand out. Nil stands for any
+    /// publisher.
     fn readied(&mut self, publishers: &BTreeSet<Uuid>) {
         if publishers.contains(&Uuid::nil()) {
             self.to_look_at.extend(self.waiters.publishers());
@@ -367,8 +369,8 @@ impl Worker {
         self.to_look_at.extend(waiting);
     }
 
-    /// What only time brings: runs whose start has come, or whose lease is lost. Now and then
-    /// everybody is looked at.
+    /// Searches for runs that became available by time: whose start has come, or whose lease
+    /// expired. Now and then it covers all publishers.
     fn tick(&mut self) {
         self.waiters.forget_gone();
         self.looks = self.looks.wrapping_add(1);
@@ -385,7 +387,7 @@ impl Worker {
         self.spawn(work, |done| Note::Brought(done.and_then(|done| done)));
     }
 
-    /// Works beside the lane, and tells it how that ended: a defect, too.
+    /// Runs a task beside the lane, which is told the result. A panic counts as an error.
     fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -396,12 +398,12 @@ impl Worker {
         tokio::spawn(async move {
             let done = work.await;
             let done = done.map_err(|failed| StoreError::Internal(failed.to_string()));
-            // The lane may have ended.
+            // Fails if the lane has ended.
             let _ = notes.send(tell(done));
         });
     }
 
-    /// Begins to look at what there is to hand out, unless that is under way.
+    /// Starts a search for runs to hand out, unless one is running.
     fn look(&mut self) {
         if self.looking || self.to_look_at.is_empty() {
             return;
@@ -409,7 +411,7 @@ impl Worker {
         let (waiters, out) = (&self.waiters, &self.out);
         self.to_look_at
             .retain(|one| waiters.has(*one) || out.contains_key(one));
-        // In turns: those after the last one that was looked at come first.
+        // Publishers take turns: those after the one that was searched last come first.
         let (before, after): (Vec<Uuid>, Vec<Uuid>) = self
             .to_look_at
             .iter()
@@ -438,7 +440,7 @@ impl Worker {
                 match found {
                     Ok(found) => self.pick(found),
                     Err(error) => {
-                        tracing::debug!(%error, "what there is for waiting claims can't be read");
+                        tracing::debug!(%error, "runs for waiting claims can't be read");
                     }
                 }
             }
@@ -456,13 +458,13 @@ impl Worker {
             Note::Brought(done) => {
                 self.bringing = false;
                 if let Err(error) = done {
-                    tracing::debug!(%error, "waiting claims can't be looked at");
+                    tracing::debug!(%error, "due runs for waiting claims can't be made ready");
                 }
             }
         }
     }
 
-    /// Lets those be checked and tried for whom there are runs.
+    /// Checks and tries the waiting claims for which there are runs.
     fn pick(&mut self, found: Vec<(Uuid, Open)>) {
         let mut unknown = Vec::new();
         for (publisher, mut open) in found {
@@ -489,20 +491,20 @@ impl Worker {
         self.spawn(work, |done| Note::Checked(done.unwrap_or_default()));
     }
 
-    /// The same as [`still_good`], where that is known without asking the database.
-    fn known_good(&self, waiting: &Waiting) -> Option<Result<()>> {
-        match self.store.known(waiting.patience.token) {
-            Known::Live(principal) => Some(may_claim(Some(&principal))),
+    /// Like [`still_good`], if the answer is known without the database.
+    fn known_good(&self, waiting: &WaitingClaim) -> Option<Result<()>> {
+        match self.store.cached_token(waiting.options.token) {
+            CachedToken::Live(principal) => Some(may_claim(Some(&principal))),
             _ => None,
         }
     }
 
-    /// A claim is being checked or tried.
+    /// Counts a claim that is being checked or tried.
     fn goes_out(&mut self, publisher: Uuid) {
         *self.out.entry(publisher).or_default() += 1;
     }
 
-    /// It is so no more.
+    /// Ends [`Worker::goes_out`] for one claim.
     fn came_back(&mut self, publisher: Uuid) {
         if let Some(count) = self.out.get_mut(&publisher) {
             *count -= 1;
@@ -543,7 +545,7 @@ impl Worker {
                         self.goes_out(publisher);
                         gathered.claims.push(Tried::narrowed(picked));
                     }
-                    // It is looked at after the commit.
+                    // It is tried again after the commit.
                     _ => self.waiters.insert(picked.number, picked.waiting),
                 }
             }
@@ -572,8 +574,8 @@ impl Worker {
         }
     }
 
-    /// In a task of its own, so that a defect ends the batch and not the lane.
-    async fn run(&self, batch: Batch) -> Result<Done> {
+    /// Runs a batch in a task of its own, so that a panic ends the batch and not the lane.
+    async fn run(&self, batch: Batch) -> Result<BatchResults> {
         let (store, batch) = (self.store.clone(), Arc::new(batch));
         let task = tokio::spawn(async move {
             let (lane, batch) = (&store, &batch);
@@ -585,7 +587,7 @@ impl Worker {
             .unwrap_or_else(|failed| Err(StoreError::Internal(failed.to_string())))
     }
 
-    fn answer_all(&mut self, gathered: Gathered, done: Done) {
+    fn answer_all(&mut self, gathered: Gathered, done: BatchResults) {
         for ((_, reply), result) in gathered.creates.into_iter().zip(done.creates) {
             answer(reply, result);
         }
@@ -604,7 +606,7 @@ impl Worker {
                 continue;
             }
             if !claimed.is_empty() {
-                // There may be more than were tried for.
+                // There may be more runs than claims were tried for.
                 self.to_look_at.insert(publisher);
             }
             answer(tried.waiting.reply, Ok(claimed));
@@ -662,14 +664,15 @@ impl Worker {
     }
 }
 
-/// A token may have been revoked, or its publisher suspended, while its claim waited.
-async fn still_good(store: &Store, waiting: &Waiting) -> Result<()> {
-    let principal = store.authenticate(waiting.patience.token).await?;
+/// Whether a claim's token may still claim. While the claim waited, the token may have been
+/// revoked, or its publisher suspended.
+async fn still_good(store: &Store, waiting: &WaitingClaim) -> Result<()> {
+    let principal = store.authenticate(waiting.options.token).await?;
     may_claim(principal.as_deref())
 }
 
 fn may_claim(principal: Option<&Principal>) -> Result<()> {
-    let Some(principal) = principal.filter(|p| p.grants.runner) else {
+    let Some(principal) = principal.filter(|p| p.holds(Permission::RunsClaim)) else {
         return Err(Code::Unauthenticated.into());
     };
     if !principal.publisher.is_active() {

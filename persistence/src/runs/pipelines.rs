@@ -19,10 +19,10 @@ use uuid::Uuid;
 
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{pipeline_versions, pipelines},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     sql::{Sql, padded},
@@ -30,24 +30,24 @@ use crate::store::{
     walk::{Check, Path, Span, Walk},
 };
 
-/// A pipeline in its current version.
+/// A pipeline with its current version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pipeline {
-    /// Which one.
+    /// The pipeline's identifier.
     pub id: PipelineId,
-    /// Its name, unique within its publisher while it exists.
+    /// The pipeline's name, unique within its publisher while the pipeline exists.
     pub slug: String,
-    /// Counts definitions, from 1.
+    /// The number of the current definition, from 1.
     pub version: i64,
-    /// What it is.
+    /// The current definition.
     pub definition: Arc<Definition>,
-    /// Since when it hands out no runs, if it does not.
+    /// Since when the pipeline is paused; `None` if it is not.
     pub paused_at: Option<Timestamp>,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
-    /// When it was registered.
+    /// When the pipeline was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the pipeline last changed.
     pub updated_at: Timestamp,
 }
 
@@ -68,16 +68,16 @@ impl Pipeline {
     fn of_joined(
         (row, version): (pipelines::Model, Option<pipeline_versions::Model>),
     ) -> Result<Self> {
-        let version = version.ok_or_else(|| damaged("pipeline version"))?;
+        let version = version.ok_or_else(|| corrupt_row("pipeline version"))?;
         Ok(Self::of_rows(row, Arc::new(definition_of(&version)?)))
     }
 }
 
 pub(crate) fn definition_of(row: &pipeline_versions::Model) -> Result<Definition> {
-    serde_json::from_str(&row.definition).map_err(|_| damaged("pipeline definition"))
+    serde_json::from_str(&row.definition).map_err(|_| corrupt_row("pipeline definition"))
 }
 
-/// From a pipeline to the version that new runs take.
+/// The join from a pipeline to its current version.
 fn current_version() -> RelationDef {
     use pipeline_versions::Column as Version;
     use pipelines::Column;
@@ -106,10 +106,11 @@ async fn definition_at(tx: &Tx, row: &pipelines::Model) -> Result<Definition> {
     let version = pipeline_versions::Entity::find_by_id(key)
         .one(tx.db())
         .await?;
-    definition_of(&version.ok_or_else(|| damaged("pipeline version"))?)
+    definition_of(&version.ok_or_else(|| corrupt_row("pipeline version"))?)
 }
 
-/// Refuses slugs that name no pipeline of the publisher; `pointer` is where the list stands.
+/// Refuses slugs that name no pipeline of the publisher. `pointer` is the JSON pointer of the list
+/// in the request.
 pub(crate) async fn check_known(
     tx: &Tx,
     publisher: Uuid,
@@ -149,7 +150,7 @@ async fn insert_version(tx: &Tx, row: &pipelines::Model, definition: &Definition
     Ok(())
 }
 
-/// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
+/// The wrapper of administrative changes has locked the publisher's row, so the count holds.
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     let limit = quotas_of(tx, publisher).await?.pipelines;
     let live = pipelines::Entity::find()
@@ -201,8 +202,7 @@ async fn write_row(tx: &Tx, row: pipelines::Model) -> Result<pipelines::Model> {
         .await?)
 }
 
-/// Each part is a look into an index of the runs that wait or are held: a pipeline's past runs
-/// are not looked through.
+/// Each part reads one entry of an index of queued and running runs, and no past runs.
 async fn has_unfinished_runs(tx: &Tx, row: &pipelines::Model) -> Result<bool> {
     let backend = tx.db().get_database_backend();
     for (index, unfinished) in [
@@ -235,9 +235,9 @@ impl Store {
         if_match: Option<Expected>,
         room: &Room,
     ) -> Result<Audited<(Pipeline, bool)>> {
-        let line = |action: Action, pipeline: &Pipeline| {
+        let entry = |action: Action, pipeline: &Pipeline| {
             let facts = json!({ "slug": pipeline.slug, "version": pipeline.version });
-            entry(action, "pipeline", pipeline.id, facts)
+            audit_entry(action, "pipeline", pipeline.id, facts)
         };
         let Some(row) = live_row(tx, publisher, slug.as_str(), LockType::NoKeyUpdate).await? else {
             if if_match.is_some() {
@@ -245,8 +245,8 @@ impl Store {
             }
             room.check()?;
             let pipeline = register(tx, publisher, slug, definition).await?;
-            let line = line(Action::PipelineCreated, &pipeline);
-            return Ok(Audited::new((pipeline, true), publisher, line));
+            let entry = entry(Action::PipelineCreated, &pipeline);
+            return Ok(Audited::new((pipeline, true), publisher, entry));
         };
         check_revision(if_match, row.revision)?;
         if definition_at(tx, &row).await? == *definition {
@@ -263,16 +263,16 @@ impl Store {
         insert_version(tx, &row, definition).await?;
         let row = write_row(tx, row).await?;
         let pipeline = Pipeline::of_rows(row, Arc::new(definition.clone()));
-        let line = line(Action::PipelineUpdated, &pipeline);
-        Ok(Audited::new((pipeline, false), publisher, line))
+        let entry = entry(Action::PipelineUpdated, &pipeline);
+        Ok(Audited::new((pipeline, false), publisher, entry))
     }
 }
 
 impl Scoped {
-    /// Registers a pipeline, or gives it a new version; `render` also learns whether it is new.
-    /// The definition that it has already changes nothing.
+    /// Creates a pipeline, or stores a new version of it. `render` also learns whether it is new.
+    /// An unchanged definition changes nothing.
     ///
-    /// A pipeline that does not exist is in none of the states that `if_match` may expect.
+    /// For a pipeline that does not exist, no `if_match` is fulfilled.
     pub async fn put_pipeline<A>(
         &self,
         context: &Context,
@@ -304,7 +304,7 @@ impl Scoped {
             .await
     }
 
-    /// One pipeline in its current version.
+    /// Reads a pipeline with its current version.
     pub async fn pipeline(&self, slug: &str) -> Result<Pipeline, StoreError> {
         let found = pipelines::Entity::find()
             .join(JoinType::InnerJoin, current_version())
@@ -317,7 +317,7 @@ impl Scoped {
         Pipeline::of_joined(found.ok_or_else(Problem::not_found)?)
     }
 
-    /// The pipelines in reach, newest first.
+    /// The pipelines that the scope reaches, newest first.
     pub async fn pipelines(
         &self,
         page: PageRequest<Uuid>,
@@ -335,7 +335,7 @@ impl Scoped {
                 columns: &["live_slug"],
                 wants: &wants,
             }),
-            // There are as many as the publisher may have; deleted ones have no such slug.
+            // The quota limits them. Deleted pipelines have no live slug.
             few: Some(("pipelines_slug", "live_slug > ''")),
             ..Walk::over("pipelines", owner, vec![Path::primary()])
         };
@@ -347,11 +347,11 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
+        Page::of_key_page(found, rows, |(row, _)| row.id).try_map(Pipeline::of_joined)
     }
 
-    /// Stops a pipeline from handing out runs, or lets it again. Runs that are held go on, and new
-    /// ones wait. A pipeline that stands so already is left as it is.
+    /// Pauses a pipeline, which then hands out no runs, or resumes it. Running runs continue, and
+    /// new ones are queued. A pipeline that is already in that state does not change.
     pub async fn pause_pipeline<A>(
         &self,
         context: &Context,
@@ -385,15 +385,17 @@ impl Scoped {
                         Action::PipelineResumed
                     };
                     let pipeline = Pipeline::of_rows(row, definition);
-                    let line = entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
-                    Ok(Audited::new(pipeline, owner, line))
+                    let entry =
+                        audit_entry(action, "pipeline", pipeline.id, json!({ "slug": slug }));
+                    Ok(Audited::new(pipeline, owner, entry))
                 },
                 render,
             )
             .await
     }
 
-    /// Removes a pipeline without unfinished runs. Its finished runs stay, and its slug is free.
+    /// Deletes a pipeline without unfinished runs. Its finished runs stay, and its slug can be used
+    /// again.
     pub async fn delete_pipeline<A>(
         &self,
         context: &Context,
@@ -410,7 +412,8 @@ impl Scoped {
                 context,
                 owner,
                 |tx| async move {
-                    // Waits for transactions that are making a run of it; later ones see it gone.
+                    // Waits for transactions that are creating a run of it. Later ones find it
+                    // deleted.
                     let row = live_row(&tx, owner, slug, LockType::Update)
                         .await?
                         .filter(|_| self.scope.reaches(slug))
@@ -429,8 +432,8 @@ impl Scoped {
                     )
                     .await?;
                     let facts = json!({ "slug": slug });
-                    let line = entry(Action::PipelineDeleted, "pipeline", id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(Action::PipelineDeleted, "pipeline", id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )

@@ -1,4 +1,4 @@
-//! How a run's row changes, and how many are written at once.
+//! How a run's row changes, and how many rows are written at once.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use domain::{
     Code, Timestamp,
     audit::Actor,
     event::OwnType,
-    run::{Moment, RunChange, RunStatus, Tries, backoff},
+    run::{RunChange, RunStatus, TimelineEntryKind, Tries, backoff},
     token::TokenHash,
 };
 use sea_orm::ConnectionTrait as _;
@@ -17,18 +17,18 @@ use crate::{
     store::{
         db::Tx,
         entity::{run_timeline, runs},
-        error::{Result, damaged},
+        error::{Result, corrupt_row},
         sql::{self, Sql},
         storage,
     },
     webhooks::events::{self, NewEvent},
 };
 
-/// Progress and calls beyond this revision of a run are not told of, so that no timeline grows
-/// without end.
+/// Progress and calls beyond this revision of a run are not recorded, so that no timeline grows
+/// without limit.
 pub(super) const TIMELINE_REVISIONS: i64 = 10_000;
 
-/// What a run's next step is decided by.
+/// The values that decide a run's next state.
 pub(super) fn tries_of(row: &runs::Model) -> Tries {
     Tries {
         failures: u32::try_from(row.failures).unwrap_or(0),
@@ -38,9 +38,10 @@ pub(super) fn tries_of(row: &runs::Model) -> Tries {
     }
 }
 
-/// Changes a row's state; `false`, and nothing is changed, if it can't take `change`.
+/// Changes a row's state. Returns `false`, and changes nothing, if `change` is not allowed in that
+/// state.
 ///
-/// The caller adds claim and lease when a runner takes it, and results.
+/// The caller sets the claim, the lease and results.
 pub(super) fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) -> Result<bool> {
     let Some(status) = status_of(row)?.after(change) else {
         return Ok(false);
@@ -86,12 +87,12 @@ pub(super) fn advance(row: &mut runs::Model, change: RunChange, now: Timestamp) 
     Ok(true)
 }
 
-/// How long a claim holds.
+/// How long a claim holds without a heartbeat.
 pub(super) fn lease_of(row: &runs::Model) -> Duration {
     Duration::from_secs(u64::try_from(row.lease_seconds).unwrap_or(0))
 }
 
-/// Takes a row that waits under a new claim.
+/// Gives a queued row to a new claim.
 pub(super) fn take(
     row: &mut runs::Model,
     hash: TokenHash,
@@ -99,7 +100,7 @@ pub(super) fn take(
     now: Timestamp,
 ) -> Result<()> {
     if !advance(row, RunChange::Claim, now)? {
-        return Err(damaged("run that waits"));
+        return Err(corrupt_row("run that waits"));
     }
     row.claim_hash = Some(hash.as_bytes().to_vec());
     row.claimed_by = Some(actor.id.clone());
@@ -107,22 +108,22 @@ pub(super) fn take(
     Ok(())
 }
 
-/// What is to be written about runs beside their rows, in the order in which it happened.
+/// What a transaction writes about runs besides their rows: timeline entries and events, in order.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct RunEvents {
     timeline: Vec<run_timeline::Model>,
-    /// Whose, of which type, with which data (JSON text), of which pipeline.
-    arrivals: Vec<(Uuid, OwnType, String, String)>,
+    /// Publisher, type, data (JSON text) and pipeline of each event.
+    events: Vec<(Uuid, OwnType, String, String)>,
 }
 
-impl News {
-    /// Tells of what just happened to a run, by an entry of its timeline and, if the run arrived
-    /// somewhere, an event. `actor` is `None` for the service's own doing, `data` is JSON text.
-    pub(super) fn tell(
+impl RunEvents {
+    /// Records a change of a run: a timeline entry and, if the run reached a new state, an event.
+    /// `actor` is `None` if the service made the change, `data` is JSON text.
+    pub(super) fn record(
         &mut self,
         tx: &Tx,
         row: &runs::Model,
-        moment: Moment,
+        kind: TimelineEntryKind,
         actor: Option<&Actor>,
         data: Option<String>,
     ) -> Result<()> {
@@ -135,31 +136,33 @@ impl News {
             run_id: row.id,
             seq: row.revision,
             at: tx.now.ms(),
-            moment: moment.as_str().to_owned(),
+            moment: kind.as_str().to_owned(),
             attempt: row.attempt,
             actor_kind: actor.map(|actor| actor.kind.as_str().to_owned()),
             actor_id: actor.map(|actor| actor.id.clone()),
             data,
         });
-        if moment == Moment::Created || moment == Moment::Claimed || moment.is_last() {
+        if kind == TimelineEntryKind::Created
+            || kind == TimelineEntryKind::Claimed
+            || kind.is_last()
+        {
             let event = OwnType::of_run(status_of(row)?);
             let data = carried::event_data(row)?;
             let pipeline = row.pipeline_slug.clone();
-            self.arrivals
-                .push((row.publisher_id, event, data, pipeline));
+            self.events.push((row.publisher_id, event, data, pipeline));
         }
         Ok(())
     }
 
-    /// Writes it all; the runs' rows must be there.
+    /// Writes everything. The runs' rows must exist.
     pub(super) async fn write(self, tx: &Tx) -> Result<()> {
         for row in &self.timeline {
             let data = row.data.as_ref().map_or(0, String::len);
             tx.stores(row.publisher_id, storage::ENTRY + data);
         }
         sql::insert(tx.db(), self.timeline, "").await?;
-        let news: Vec<(Uuid, NewEvent<'_>)> = self
-            .arrivals
+        let events: Vec<(Uuid, NewEvent<'_>)> = self
+            .events
             .iter()
             .map(|(publisher, event, data, pipeline)| {
                 let new = NewEvent {
@@ -170,43 +173,47 @@ impl News {
                 (*publisher, new)
             })
             .collect();
-        let news: Vec<(Uuid, &NewEvent<'_>)> = news.iter().map(|(of, new)| (*of, new)).collect();
-        events::emit_many(tx, &news).await
+        let events: Vec<(Uuid, &NewEvent<'_>)> =
+            events.iter().map(|(of, new)| (*of, new)).collect();
+        events::emit_many(tx, &events).await
     }
 }
 
-/// One change of state, and word of it.
+/// Makes a change of state and records it.
+///
+/// # Errors
+/// `claim_lost` if the run's state does not allow it.
 pub(super) fn step(
     tx: &Tx,
     row: &mut runs::Model,
     change: RunChange,
     actor: Option<&Actor>,
     data: Option<String>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     if !advance(row, change, tx.now)? {
         return Err(Code::ClaimLost.into());
     }
-    news.tell(tx, row, Moment::of(change), actor, data)
+    events.record(tx, row, TimelineEntryKind::of(change), actor, data)
 }
 
-/// Calls a run off, or asks its holder to.
+/// Cancels a queued run, or asks the holder of a running one to stop.
 pub(super) fn cancel(
     tx: &Tx,
     row: &mut runs::Model,
     actor: Option<&Actor>,
-    news: &mut News,
+    events: &mut RunEvents,
 ) -> Result<()> {
     match status_of(row)? {
-        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, news),
-        // Asked for already: the request stands as it is.
+        RunStatus::Queued => step(tx, row, RunChange::Cancel, actor, None, events),
+        // The holder was asked before.
         RunStatus::Running if row.cancel_requested => Ok(()),
-        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, news),
+        RunStatus::Running => step(tx, row, RunChange::RequestCancel, actor, None, events),
         _ => Err(Code::RunFinished.into()),
     }
 }
 
-/// Writes what can change of rows that exist, several to a statement.
+/// Writes the changeable columns of existing rows, several rows with each statement.
 pub(super) async fn save_all(tx: &Tx, rows: &[&runs::Model]) -> Result<()> {
     let backend = sea_orm::ConnectionTrait::get_database_backend(tx.db());
     for part in sql::parts(rows.to_vec()) {

@@ -1,4 +1,4 @@
-//! What a run is.
+//! The types of runs.
 
 use domain::{
     JsonText, Timestamp,
@@ -10,26 +10,26 @@ use secrecy::SecretString;
 
 use crate::store::{
     entity::runs,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     page::bytes_of,
 };
 
 /// One execution of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// Which one.
+    /// The run's identifier.
     pub id: RunId,
     /// The pipeline's slug.
     pub pipeline: String,
     /// The version of the pipeline that it was created with.
     pub pipeline_version: i64,
-    /// Where it stands.
+    /// The run's state.
     pub status: RunStatus,
-    /// What it was given.
+    /// The input.
     pub input: JsonText,
-    /// What it gave, once it succeeded.
+    /// The output, if the run succeeded.
     pub output: Option<JsonText>,
-    /// Why it failed, once it did.
+    /// The error, if the run failed.
     pub error: Option<JsonText>,
     /// The caller's name for it, unique within the pipeline.
     pub external_id: Option<String>,
@@ -37,34 +37,35 @@ pub struct Run {
     pub priority: i32,
     /// When it may be claimed at the earliest.
     pub not_before: Timestamp,
-    /// How often it was claimed. It only grows, so it also tells an older holder's writes from a
-    /// newer one's.
+    /// How often the run was claimed. It only grows, so it also distinguishes an older holder's
+    /// writes from a newer one's.
     pub attempt: i32,
-    /// What its holder last reported.
+    /// The progress that the holder last reported.
     pub progress: Option<JsonText>,
-    /// Whether somebody wants it called off.
+    /// Whether cancellation was requested.
     pub cancel_requested: bool,
-    /// Until when its present claim holds.
+    /// When the current lease ends.
     pub lease_expires_at: Option<Timestamp>,
     /// The credential that created it.
     pub created_by_id: String,
     /// That credential's kind.
     pub created_by_kind: String,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was first claimed.
     pub started_at: Option<Timestamp>,
-    /// When it reached a final status.
+    /// When it reached a final state.
     pub finished_at: Option<Timestamp>,
 }
 
 fn parsed(text: String) -> Result<JsonText> {
-    JsonText::parse(text).ok_or_else(|| damaged("JSON text of a run"))
+    JsonText::parse(text).ok_or_else(|| corrupt_row("JSON text of a run"))
 }
 
-/// What a run's own JSON takes, in bytes: as the database says it, and of a row that was read.
+/// The SQL expression for the bytes of a run's own JSON. The next function computes them from a
+/// row.
 pub(super) fn bytes() -> SimpleExpr {
     use runs::Column;
     bytes_of(Expr::col(Column::Input))
@@ -80,7 +81,7 @@ pub(super) fn size_of(row: &runs::Model) -> usize {
 }
 
 pub(super) fn status_of(row: &runs::Model) -> Result<RunStatus> {
-    RunStatus::parse(&row.status).ok_or_else(|| damaged("run status"))
+    RunStatus::parse(&row.status).ok_or_else(|| corrupt_row("run status"))
 }
 
 impl Run {
@@ -110,18 +111,18 @@ impl Run {
     }
 }
 
-/// A run together with the proof that one holds it: the only time that it is at hand.
+/// A run with the token of its claim, which is not stored and cannot be read later.
 #[derive(Clone, Debug)]
 pub struct Claimed {
     /// The run.
     pub run: Run,
-    /// What finishing it takes.
+    /// The claim's token.
     pub token: SecretString,
-    /// Until when the claim holds.
+    /// When the lease ends without a heartbeat.
     pub expires_at: Timestamp,
 }
 
-/// What a new run is given.
+/// What a caller gives for a new run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewRun {
     /// The pipeline's slug.
@@ -132,19 +133,20 @@ pub struct NewRun {
     pub external_id: Option<String>,
     /// 0 to 9; 0 goes first.
     pub priority: i32,
-    /// When it may be claimed at the earliest; at once if absent.
+    /// When it may be claimed at the earliest; `None` for at once.
     pub not_before: Option<Timestamp>,
-    /// Whether whoever creates it also claims it.
+    /// Whether the creator also claims the run.
     pub claim: bool,
 }
 
-/// A run that was asked for.
+/// The result of creating a run.
 #[derive(Clone, Debug)]
 pub struct CreatedRun {
     /// The run.
     pub run: Run,
-    /// The claim, if it was asked for and the run is new, and until when it holds.
+    /// The claim's token and the end of its lease, if the creator claims the run and the run is
+    /// new.
     pub claim: Option<(SecretString, Timestamp)>,
-    /// Whether the pipeline had a run of that external identifier already: this one.
+    /// Whether the pipeline had a run with the same external identifier: then `run` is that one.
     pub existed: bool,
 }

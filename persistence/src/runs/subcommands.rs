@@ -1,12 +1,12 @@
-//! Subcommands: what a call needs, looked up before it is made. No transaction is open and no
-//! connection is held while the publisher's endpoint is asked.
+//! Subcommands: reads what a call needs before the call is made. During the call no transaction is
+//! open and no connection is in use.
 
 use std::{fmt, time::Duration};
 
 use domain::{
     Code, Problem,
     id::{CallId, Id as _, RunId},
-    run::Moment,
+    run::TimelineEntryKind,
     token::TokenHash,
 };
 use sea_orm::{EntityTrait as _, FromQueryResult, QuerySelect as _};
@@ -20,29 +20,29 @@ use crate::{
         Scoped,
         change::Context,
         entity::runs,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
 };
 
-/// A call that the claim's holder may make, with everything that its request needs.
+/// What a call by the holder of a claim needs.
 #[derive(Clone)]
 pub struct SubcommandCall {
-    /// For which run.
+    /// The run that the call is for.
     pub run: RunId,
-    /// Which of the run's claims makes it, from 1.
+    /// The number of the run's claim that makes the call, from 1.
     pub attempt: i32,
-    /// Where to.
+    /// The URL of the publisher's endpoint.
     pub url: String,
     /// The longest wait for the whole answer.
     pub timeout: Duration,
     /// The publisher's newest live subcommand bearer; `None` if all have expired.
     pub bearer: Option<SecretString>,
-    /// Its live signing secrets, newest first; none if all have expired.
+    /// The publisher's live signing secrets, newest first; empty if all have expired.
     pub signing: Vec<SecretString>,
 }
 
 impl fmt::Debug for SubcommandCall {
-    /// Without the URL, whose path may be a secret.
+    /// Without the URL, since its path may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SubcommandCall")
             .field("run", &self.run)
@@ -52,26 +52,26 @@ impl fmt::Debug for SubcommandCall {
     }
 }
 
-/// What came of a call, for the run's timeline.
+/// The result of a call, for the run's timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallRecord<'a> {
-    /// Which call.
+    /// The call's identifier.
     pub id: CallId,
     /// The subcommand's name.
     pub name: &'a str,
-    /// Which of the run's claims made it.
+    /// The number of the run's claim that made the call.
     pub attempt: i32,
-    /// The endpoint's status, if it answered.
+    /// The status of the endpoint's answer, if there was one.
     pub status_code: Option<u16>,
-    /// The class of error; `None` if there was none between us and the endpoint.
+    /// The class of error; `None` if the endpoint answered.
     pub error: Option<&'static str>,
-    /// From the start to the end of the call.
+    /// Duration of the call, in milliseconds.
     pub latency_ms: u64,
 }
 
-/// Of a run, what decides whether a call may be made, and where to. Its input stays where it is.
+/// The columns of a run that decide whether a call is allowed, and its URL. The input is not read.
 #[derive(FromQueryResult)]
-struct Held {
+struct ClaimRow {
     pipeline_id: Uuid,
     pipeline_version: i64,
     pipeline_slug: String,
@@ -81,11 +81,12 @@ struct Held {
 }
 
 impl Scoped {
-    /// What calling a subcommand takes, for whoever shows the run's present claim.
+    /// What calling a subcommand needs. `claim` must be the run's current claim.
     ///
-    /// Refused are, in this order: a run that is absent, foreign or of a pipeline out of reach
-    /// (`not_found`), a claim that does not hold it (`claim_lost`), and a name that its version of
-    /// the pipeline has not (`unknown_subcommand`), so that only the holder is told the names.
+    /// # Errors
+    /// In this order: `not_found` if the run does not exist, is another publisher's, or is of a
+    /// pipeline out of reach; `claim_lost` if the claim does not hold the run; `unknown_subcommand`
+    /// if the run's version of the pipeline has no such name. So only the holder learns the names.
     pub async fn subcommand_call(
         &self,
         run: RunId,
@@ -101,7 +102,7 @@ impl Scoped {
         let definitions = definitions.of(self.store.read(), [key]).await?;
         let definition = definitions.get(&key);
         let subcommands = &definition
-            .ok_or_else(|| damaged("pipeline version"))?
+            .ok_or_else(|| corrupt_row("pipeline version"))?
             .subcommands;
         let Some(found) = subcommands.get(name) else {
             return Err(unknown(subcommands.keys()).into());
@@ -117,7 +118,7 @@ impl Scoped {
         })
     }
 
-    /// Writes down in the run's timeline what came of a call.
+    /// Records the result of a call in the run's timeline.
     pub async fn record_call(
         &self,
         context: &Context,
@@ -132,11 +133,11 @@ impl Scoped {
             "error": call.error,
             "latency_ms": call.latency_ms,
         });
-        self.add_to_timeline(context, run, Moment::Subcommand, &data)
+        self.add_to_timeline(context, run, TimelineEntryKind::Subcommand, &data)
             .await
     }
 
-    async fn held(&self, run: RunId) -> Result<Held> {
+    async fn held(&self, run: RunId) -> Result<ClaimRow> {
         use runs::Column;
         runs::Entity::find_by_id((self.scope.uuid(), run.uuid()))
             .select_only()
@@ -148,7 +149,7 @@ impl Scoped {
                 Column::ClaimHash,
                 Column::LeaseExpiresAt,
             ])
-            .into_model::<Held>()
+            .into_model::<ClaimRow>()
             .one(self.store.read())
             .await?
             .filter(|held| self.scope.reaches(&held.pipeline_slug))
@@ -156,7 +157,7 @@ impl Scoped {
     }
 }
 
-/// Names what there is, in order; never what was asked for.
+/// Lists the existing names in order, and never the requested one.
 fn unknown<'a>(names: impl Iterator<Item = &'a String>) -> Problem {
     let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     let detail = if names.is_empty() {

@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    Expected, KeptVersion, Pipeline, PublisherPatch, QuotasPatch, Scope,
+    Expected, Pipeline, PipelineVersion, PublisherPatch, QuotasPatch, Scope,
     fixture::{Fixture, context, engines, no_content},
     operations::audit::AuditFilter,
 };
 
-/// What a change's answer was made from.
+/// Keeps the value from which a change's response was rendered.
 pub(crate) struct Slot<T>(Mutex<Option<T>>);
 
 impl<T: Clone> Slot<T> {
@@ -72,7 +72,7 @@ pub(crate) fn definition() -> Definition {
     }
 }
 
-/// A publisher's handle, with one pipeline of each of these names.
+/// A publisher's handle, with a pipeline for each of these names.
 pub(crate) async fn house(fixture: &Fixture, name: &str, pipelines: &[&str]) -> Scoped {
     let publisher = fixture.publisher(name).await.publisher.id;
     let scoped = fixture.store.scoped(&Scope::of_row(publisher.uuid(), None));
@@ -117,12 +117,12 @@ pub(crate) fn new_run(pipeline: &str) -> NewRun {
 
 pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     let (slot, new, context) = (Slot::new(), Arc::new(new), context());
-    let mut judged = None;
+    let mut validated = None;
     loop {
         let render = |created: &CreatedRun| slot.keep(created);
-        let created = scoped.create_run(&context, Arc::clone(&new), judged, render);
+        let created = scoped.create_run(&context, Arc::clone(&new), validated, render);
         match created.await {
-            Err(StoreError::VersionChanged(now)) => judged = Some(taken_by(&now)),
+            Err(StoreError::VersionChanged(now)) => validated = Some(taken_by(&now)),
             created => {
                 created?;
                 return Ok(slot.take());
@@ -131,17 +131,17 @@ pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     }
 }
 
-fn taken_by(version: &KeptVersion) -> Judged {
-    Judged {
+fn taken_by(version: &PipelineVersion) -> ValidatedInput {
+    ValidatedInput {
         pipeline: version.pipeline,
         version: version.version,
-        verdict: Ok(()),
+        result: Ok(()),
     }
 }
 
-/// No patience at all.
-pub(crate) fn at_once() -> Patience {
-    Patience {
+/// Does not wait at all.
+pub(crate) fn at_once() -> WaitOptions {
+    WaitOptions {
         wait: Duration::ZERO,
         gone: CancellationToken::new(),
         token: TokenHash::of("nobody's"),
@@ -428,7 +428,7 @@ async fn only_the_present_claim_finishes_a_run() {
             Code::ClaimLost
         );
         fixture.clock.advance(Duration::from_mins(1));
-        // The lease is over to the millisecond, swept or not.
+        // The lease ends to the millisecond, whether it was swept or not.
         let late = first.token.expose_secret();
         assert_eq!(code(complete(&mine, run.id, late).await), Code::ClaimLost);
         assert_eq!(
@@ -610,8 +610,8 @@ mod claims;
 mod judged;
 mod model;
 
-/// What a process remembers of versions serves nobody who may not reach the pipeline, and gives
-/// way to what a transaction saw.
+/// A cached version is of no use to a token that cannot reach the pipeline, and is replaced by the
+/// version that a transaction saw.
 #[tokio::test]
 async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
     for fixture in engines().await {
@@ -649,7 +649,7 @@ async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
     }
 }
 
-/// More changes at once than one statement takes in one piece, and none is lost or mixed up.
+/// More changes at once than one statement writes. None is lost, and none is swapped with another.
 #[tokio::test]
 async fn odd_numbers_of_runs_are_written_in_several_statements() {
     for fixture in engines().await {

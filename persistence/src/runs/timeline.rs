@@ -1,9 +1,9 @@
-//! A run's timeline: everything that happened to it, in order.
+//! A run's timeline: everything that happened to the run, in order.
 
 use domain::{
     JsonText, Problem, Timestamp,
     id::{Id as _, RunId},
-    run::Moment,
+    run::TimelineEntryKind,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, IntoActiveModel as _,
@@ -18,7 +18,7 @@ use crate::store::{
     Scoped,
     change::Context,
     entity::{run_timeline, runs},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest, bytes_of},
     storage,
 };
@@ -26,27 +26,27 @@ use crate::store::{
 /// An entry of a run's timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimelineEntry {
-    /// Sorts the entries as they happened; not without gaps.
+    /// Orders the entries. Numbers may be missing.
     pub seq: i64,
     /// When it happened.
     pub at: Timestamp,
     /// What happened.
-    pub moment: Moment,
-    /// How often the run had been claimed then.
+    pub kind: TimelineEntryKind,
+    /// The run's number of claims at that time.
     pub attempt: i32,
-    /// The kind and identifier of the credential that did it; `None` for the service.
+    /// The kind and identifier of the credential; `None` if the service made the change.
     pub actor: Option<(String, String)>,
-    /// Further facts.
+    /// Further facts, as JSON.
     pub data: Option<JsonText>,
 }
 
 impl TimelineEntry {
     fn of_row(row: run_timeline::Model) -> Result<Self> {
-        let parsed = |text| JsonText::parse(text).ok_or_else(|| damaged("timeline"));
+        let parsed = |text| JsonText::parse(text).ok_or_else(|| corrupt_row("timeline"));
         Ok(Self {
             seq: row.seq,
             at: Timestamp::from_ms(row.at),
-            moment: Moment::parse(&row.moment).ok_or_else(|| damaged("timeline"))?,
+            kind: TimelineEntryKind::parse(&row.moment).ok_or_else(|| corrupt_row("timeline"))?,
             attempt: row.attempt,
             actor: row.actor_kind.zip(row.actor_id),
             data: row.data.map(parsed).transpose()?,
@@ -55,7 +55,7 @@ impl TimelineEntry {
 }
 
 impl Scoped {
-    /// A run's timeline, oldest first.
+    /// Reads a run's timeline, oldest entry first.
     pub async fn timeline(
         &self,
         id: RunId,
@@ -83,19 +83,20 @@ impl Scoped {
             .try_map(TimelineEntry::of_row)
     }
 
-    /// Changes whenever the run does, on whatever process; now and then it changes for nothing.
+    /// A counter that changes whenever the run changes, in any process. It may also change without
+    /// a reason.
     #[must_use]
     pub fn watch_run(&self, id: RunId) -> watch::Receiver<u64> {
         self.store.inner.wake.watch(id.uuid())
     }
 
-    /// Adds what happened during a run to its timeline. Nothing is added to a run that has been
-    /// swept meanwhile, or whose timeline is long already.
+    /// Adds an entry to a run's timeline. Nothing is added if the run has been swept, or if its
+    /// timeline is at its limit.
     pub async fn add_to_timeline(
         &self,
         context: &Context,
         id: RunId,
-        moment: Moment,
+        kind: TimelineEntryKind,
         data: &Value,
     ) -> Result<(), StoreError> {
         let key = (self.scope.uuid(), id.uuid());
@@ -121,7 +122,7 @@ impl Scoped {
                     run_id: key.1,
                     seq,
                     at: tx.now.ms(),
-                    moment: moment.as_str().to_owned(),
+                    moment: kind.as_str().to_owned(),
                     attempt: row.attempt,
                     actor_kind: Some(context.actor.kind.as_str().to_owned()),
                     actor_id: Some(context.actor.id.clone()),

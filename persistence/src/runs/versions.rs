@@ -1,4 +1,4 @@
-//! Versions of pipelines. One never changes, so what was read once is kept.
+//! Versions of pipelines. They never change, so they are cached without a limit of time.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,26 +23,27 @@ use crate::{
     store::{
         Scoped,
         entity::{pipeline_versions, runs},
-        error::{KeptVersion, Result, StoreError, damaged},
+        error::{PipelineVersion, Result, StoreError, corrupt_row},
         plane_state::PlaneState,
     },
 };
 
-/// Most versions whose definitions are kept at hand.
+/// Most versions whose definitions are cached.
 const CACHED_VERSIONS: u64 = 10_000;
 
 /// Publisher, pipeline, version.
 pub(crate) type VersionKey = (Uuid, Uuid, i64);
 
-/// Most pipelines whose version is remembered, and most runs.
+/// Most pipelines whose version is remembered, and most runs whose version is.
 const REMEMBERED: u64 = 20_000;
 
-/// Definitions that were read before, and who has which.
+/// Cached definitions, and which version pipelines and runs have.
 pub(crate) struct Definitions {
     known: Cache<VersionKey, Arc<Definition>>,
-    /// By publisher and slug: the version that this process saw last. It may be out of date.
-    last_seen: Cache<(Uuid, String), KeptVersion>,
-    /// Of runs that were claimed here; a run never changes its version, nor its slug.
+    /// By publisher and slug: the version that this process saw last, which may be out of date.
+    last_seen: Cache<(Uuid, String), PipelineVersion>,
+    /// The versions of runs that were claimed in this process. A run never changes its version or
+    /// slug.
     of_runs: Cache<Uuid, Arc<(VersionKey, String)>>,
 }
 
@@ -55,8 +56,8 @@ impl Definitions {
         }
     }
 
-    /// Notes which version a live pipeline has.
-    pub(crate) fn saw(&self, publisher: Uuid, slug: &str, version: KeptVersion) {
+    /// Notes the current version of a live pipeline.
+    pub(crate) fn saw(&self, publisher: Uuid, slug: &str, version: PipelineVersion) {
         let name = (publisher, slug.to_owned());
         let same = self.last_seen.get(&name).is_some_and(|last| {
             (last.pipeline, last.version) == (version.pipeline, version.version)
@@ -66,14 +67,14 @@ impl Definitions {
         }
     }
 
-    /// Notes which version a run keeps.
+    /// Notes the version of a run.
     pub(crate) fn claimed(&self, run: &runs::Model) {
         let version = (run.publisher_id, run.pipeline_id, run.pipeline_version);
         let kept = Arc::new((version, run.pipeline_slug.clone()));
         self.of_runs.insert(run.id, kept);
     }
 
-    /// The definitions of versions that exist; those not at hand are read in one statement.
+    /// The definitions of existing versions. Those that are not cached are read with one statement.
     pub(crate) async fn of<C: ConnectionTrait>(
         &self,
         db: &C,
@@ -102,7 +103,7 @@ impl Definitions {
             .all(db)
             .await?;
         if rows.len() != wanted {
-            return Err(damaged("pipeline version"));
+            return Err(corrupt_row("pipeline version"));
         }
         for row in rows {
             let key = (row.publisher_id, row.pipeline_id, row.version);
@@ -117,17 +118,17 @@ impl Definitions {
 impl PlaneState for Definitions {}
 
 impl Scoped {
-    /// The version that a run was created with; its pipeline may be deleted since.
-    pub async fn version_of_run(&self, id: RunId) -> Result<KeptVersion, StoreError> {
+    /// The version that a run was created with. Its pipeline may have been deleted since.
+    pub async fn version_of_run(&self, id: RunId) -> Result<PipelineVersion, StoreError> {
         let key = self.version_key_of_run(id).await?;
         let definitions = self.store.state::<Definitions>();
         let mut found = definitions.of(self.store.read(), [key]).await?;
-        Ok(KeptVersion {
+        Ok(PipelineVersion {
             pipeline: PipelineId::from_uuid(key.1),
             version: key.2,
             definition: found
                 .remove(&key)
-                .ok_or_else(|| damaged("pipeline version"))?,
+                .ok_or_else(|| corrupt_row("pipeline version"))?,
         })
     }
 
@@ -157,9 +158,9 @@ impl Scoped {
         Ok((owner, pipeline, version))
     }
 
-    /// The version that a new run of a pipeline will keep, unless another one is put meanwhile: as
-    /// this process saw it last, else as the database has it.
-    pub async fn likely_version(&self, slug: &Slug) -> Result<KeptVersion, StoreError> {
+    /// The version that a new run of a pipeline will probably keep: the one that this process saw
+    /// last, or else the one in the database.
+    pub async fn likely_version(&self, slug: &Slug) -> Result<PipelineVersion, StoreError> {
         let owner = self.scope.uuid();
         let definitions = self.store.state::<Definitions>();
         if self.scope.reaches(slug.as_str())
@@ -167,13 +168,13 @@ impl Scoped {
         {
             return Ok(version);
         }
-        let version = KeptVersion::of(&self.pipeline(slug.as_str()).await?);
+        let version = PipelineVersion::of(&self.pipeline(slug.as_str()).await?);
         definitions.saw(owner, slug.as_str(), version.clone());
         Ok(version)
     }
 }
 
-impl KeptVersion {
+impl PipelineVersion {
     pub(crate) fn of(pipeline: &Pipeline) -> Self {
         Self {
             pipeline: pipeline.id,

@@ -1,4 +1,4 @@
-//! What there is for claims that wait, found beside the write lane.
+//! Finds runs for waiting claims, beside the write lane.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
+    capacity::RunCapacity,
     claims::{TAKEN_BACK, promote, take_back},
-    places::Places,
-    row::News,
+    row::RunEvents,
 };
 use crate::{
     runs::versions::Definitions,
@@ -24,10 +24,10 @@ use crate::{
     },
 };
 
-/// Publishers that one statement looks at for what only time brings.
+/// Publishers for which one statement searches due runs.
 const PUBLISHERS_A_LOOK: usize = 256;
 
-/// Which of the publishers have runs whose time has come: to start, or to be taken back.
+/// The publishers with due runs: whose start has come, or whose lease expired.
 async fn due(store: &Store, publishers: &[Uuid]) -> Result<BTreeSet<Uuid>> {
     use runs::Column;
     let now = store.now().ms();
@@ -54,8 +54,8 @@ async fn due(store: &Store, publishers: &[Uuid]) -> Result<BTreeSet<Uuid>> {
     Ok(found)
 }
 
-/// Makes those runs of the publishers ready whose start has come, and takes back those whose lease
-/// is lost. Whoever waits for them hears of it.
+/// Makes due runs of the publishers ready, and requeues those whose lease expired. Waiting claims
+/// are notified.
 pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
     for some in publishers.chunks(PUBLISHERS_A_LOOK) {
         let due = due(store, some).await?;
@@ -65,27 +65,27 @@ pub(crate) async fn bring(store: &Store, publishers: &[Uuid]) -> Result<()> {
         let due = &due;
         store
             .write(|tx| async move {
-                let mut news = News::default();
-                take_back(&tx, Some(due), TAKEN_BACK, &mut news).await?;
+                let mut events = RunEvents::default();
+                take_back(&tx, Some(due), TAKEN_BACK, &mut events).await?;
                 if promote(&tx, due).await? {
                     for publisher in due {
                         tx.readies_runs_of(*publisher);
                     }
                 }
-                news.write(&tx).await
+                events.write(&tx).await
             })
             .await?;
     }
     Ok(())
 }
 
-/// How many runs pipelines of a publisher have to hand out, by slug.
+/// How many runs a publisher's pipelines have to hand out, by slug.
 pub(crate) type Open = BTreeMap<Slug, u32>;
 
-/// Whose runs are looked for: of these pipelines, or of all.
+/// For each publisher, the pipelines to search, or `None` for all.
 pub(crate) type Wanted = BTreeMap<Uuid, Option<Vec<Slug>>>;
 
-/// A pipeline that has runs to hand out, and how many, up to as many as a claim may take.
+/// A pipeline with runs to hand out, and their number, up to what one claim may take.
 #[derive(FromQueryResult)]
 struct Ready {
     publisher_id: Uuid,
@@ -119,8 +119,8 @@ fn ready_sql(now: Timestamp, wanted: &Wanted) -> Sql {
     sql
 }
 
-/// How many runs the publishers' pipelines have to hand out, of those that are named or of all:
-/// what those that wait could be given. Pipelines that have none are left out.
+/// How many runs the publishers' pipelines have to hand out, for the wanted pipelines. Pipelines
+/// without any are left out.
 pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> {
     let sql = ready_sql(store.now(), &wanted).statement(store.backend());
     let mut found = Ready::find_by_statement(sql).all(store.read()).await?;
@@ -129,7 +129,7 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
         .iter()
         .map(|one| (one.publisher_id, one.id, one.version));
     let definitions = match store.state::<Definitions>().of(store.read(), keys).await {
-        // One that does not parse is its publisher's affair.
+        // A row that cannot be parsed must not affect other publishers.
         Err(StoreError::Internal(_)) if wanted.len() > 1 => return one_by_one(store, wanted).await,
         other => other?,
     };
@@ -138,10 +138,10 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
         .filter_map(|((publisher, pipeline, _), definition)| {
             Some(((publisher, pipeline), definition.max_concurrent_runs?))
         });
-    let places = Places::left(store.read(), limits.collect()).await?;
+    let capacity = RunCapacity::left(store.read(), limits.collect()).await?;
     let mut open: BTreeMap<Uuid, Open> = BTreeMap::new();
     for one in found {
-        let ready = places.up_to(one.id, u32::try_from(one.count).unwrap_or(CLAIM_MAX));
+        let ready = capacity.available(one.id, u32::try_from(one.count).unwrap_or(CLAIM_MAX));
         let Some(slug) = Slug::parse(&one.slug).filter(|_| ready > 0) else {
             continue;
         };
@@ -152,7 +152,8 @@ pub(crate) async fn open_runs(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid
     Ok(open.into_iter().collect())
 }
 
-/// The same for each publisher by itself, without those of whom it can't be read.
+/// Like [`open_runs`], with a query for each publisher. Publishers whose rows cannot be read are
+/// left out.
 async fn one_by_one(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> {
     let mut all = Vec::new();
     for (publisher, named) in wanted {
@@ -160,7 +161,7 @@ async fn one_by_one(store: &Store, wanted: Wanted) -> Result<Vec<(Uuid, Open)>> 
         match Box::pin(open_runs(store, alone)).await {
             Ok(found) => all.extend(found),
             Err(StoreError::Internal(error)) => {
-                tracing::warn!(%publisher, error, "what waits for its claims can't be read");
+                tracing::warn!(%publisher, error, "runs for a publisher's waiting claims can't be read");
             }
             Err(error) => return Err(error),
         }

@@ -1,5 +1,5 @@
-//! The audit log as it is written: appended in the change's own transaction, chained under a key
-//! of its owner.
+//! How the audit log is written: in the transaction of the change, chained with a key of the log's
+//! owner.
 
 use std::collections::BTreeMap;
 
@@ -17,36 +17,36 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    change::{Context, Entry, entry},
+    change::{AuditEntry, Context, audit_entry},
     db::Tx,
     entity::{audit_events, audit_heads},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
-/// Forged rows that are named in the log at a time.
+/// At most so many forged rows are listed in one audit entry.
 const FORGED_SHOWN: u64 = 20;
 
-/// A row's code, as it is stored.
+/// A stored MAC as an array.
 pub(crate) fn mac_of(bytes: &[u8]) -> Result<[u8; 32]> {
-    <[u8; 32]>::try_from(bytes).map_err(|_| damaged("audit code"))
+    <[u8; 32]>::try_from(bytes).map_err(|_| corrupt_row("audit code"))
 }
 
 impl Store {
-    /// Appends to each owner's log. Runs last in a transaction, since it locks the logs' heads;
-    /// owners come in one order, so that two such transactions can't wait for each other.
+    /// Appends to each owner's log. Runs last in a transaction, since it locks the heads of the
+    /// logs. Owners are in a fixed order, so that two such transactions cannot deadlock.
     pub(crate) async fn append_audit(
         &self,
         tx: &Tx,
         context: &Context,
-        entries: Vec<Entry>,
+        entries: Vec<AuditEntry>,
     ) -> Result<()> {
-        let mut by_owner: BTreeMap<Uuid, Vec<&Entry>> = BTreeMap::new();
+        let mut by_owner: BTreeMap<Uuid, Vec<&AuditEntry>> = BTreeMap::new();
         for entry in &entries {
             for owner in &entry.owners {
                 by_owner.entry(*owner).or_default().push(entry);
             }
         }
-        // The operator's head comes last: all publishers share it.
+        // The operator's head comes last because all publishers share it.
         for (owner, entries) in by_owner.into_iter().rev() {
             self.append_to(tx, context, owner, &entries).await?;
         }
@@ -58,14 +58,14 @@ impl Store {
         tx: &Tx,
         context: &Context,
         owner: Uuid,
-        entries: &[&Entry],
+        entries: &[&AuditEntry],
     ) -> Result<()> {
         let keys = self.inner.keys.of(tx.db(), owner).await?;
         let head = audit_heads::Entity::find_by_id(owner)
             .lock(LockType::NoKeyUpdate)
             .one(tx.db())
             .await?
-            .ok_or_else(|| damaged("audit head"))?;
+            .ok_or_else(|| corrupt_row("audit head"))?;
         let mut seq = head.seq;
         let mut mac = mac_of(&head.mac)?;
         let forged = remove_past(tx, owner, head.seq).await?;
@@ -116,10 +116,10 @@ impl Store {
     }
 }
 
-/// Removes rows behind the head, which the caller holds, and answers what the log says of that.
-/// They are forged: the service moves the head with each row. Left there they would stand in the
-/// way of the next one, and so of every audited change.
-async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<Entry>> {
+/// Removes rows behind the head, which the caller has locked, and returns an audit entry about
+/// them. Such rows are forged, since the service moves the head with each row. If they stayed, the
+/// next audited change would conflict with them, and so would every later one.
+async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<AuditEntry>> {
     use audit_events::Column;
     let past = || Column::OwnerId.eq(owner).and(Column::Seq.gt(head));
     let forged = audit_events::Entity::find()
@@ -141,7 +141,7 @@ async fn remove_past(tx: &Tx, owner: Uuid, head: i64) -> Result<Option<Entry>> {
         );
     }
     let facts = serde_json::json!({ "rows": count, "after_seq": head });
-    Ok(Some(entry(
+    Ok(Some(audit_entry(
         Action::AuditTampered,
         "audit",
         AuditId::from_uuid(forged[0].id),

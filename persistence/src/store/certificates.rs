@@ -1,15 +1,16 @@
-//! The files of certificates that a connection to PostgreSQL is to go by. They are looked at before
-//! anything is connected: sqlx takes a file without a certificate for nothing to add to the
-//! authorities that it knows, and says of one that is missing no more than that.
+//! Checks the certificate files that a connection to PostgreSQL uses, before anything connects.
+//! sqlx reports no error for a file that holds no certificate, and for a missing file it does not
+//! say which file that is.
 
 use sea_orm::sqlx::postgres::PgSslMode;
 use url::Url;
 
-/// What names a file: members of the URL, the last of which counts, or else the environment.
+/// Where a file is named: in members of the URL, of which the last counts, or else in the
+/// environment.
 struct Named {
     members: [&'static str; 3],
     variable: &'static str,
-    /// What a file of the kind holds.
+    /// What such a file holds.
     holds: &'static str,
     what: &'static str,
 }
@@ -33,7 +34,7 @@ const KEY: Named = Named {
 };
 
 impl Named {
-    /// By what it is named, and the file or the text itself.
+    /// The name of the setting, and the file or the text itself.
     fn found(
         &self,
         url: &Url,
@@ -47,7 +48,7 @@ impl Named {
     }
 
     fn check(&self, name: &str, value: &str) -> Result<(), String> {
-        // sqlx takes such a value for the text itself.
+        // sqlx reads such a value as the text itself.
         if value.trim().starts_with("-----BEGIN") {
             return self.judge(name, "the text", value);
         }
@@ -67,10 +68,11 @@ impl Named {
     }
 }
 
-/// Checks every file that is named; answers what is named and is of no use under this mode.
+/// Checks every file that is named. Returns the setting that names authorities, if there is one
+/// that `mode` does not use.
 ///
 /// # Errors
-/// What is wrong with which file.
+/// A text that says which file is wrong, and why.
 pub(crate) fn check(
     url: &str,
     mode: PgSslMode,
@@ -128,7 +130,7 @@ mod tests {
             (format!("sslrootcert={none}"), None),
             (format!("sslrootcert={good}&ssl-ca={empty}"), None),
             (format!("sslcert={empty}"), None),
-            // A certificate is no key.
+            // A certificate where a key is expected.
             (format!("sslkey={good}"), None),
             (String::new(), Some(("PGSSLROOTCERT", empty))),
             (String::new(), Some(("PGSSLKEY", none))),

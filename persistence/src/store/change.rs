@@ -1,5 +1,5 @@
-//! How everything changes: one transaction for the idempotency key, the change, its audit rows
-//! and the news for other processes' caches.
+//! How every change is made: one transaction for the idempotency key, the change, its audit rows
+//! and the notice that invalidates other processes' caches.
 //!
 //! Order of locks:
 //!
@@ -13,8 +13,8 @@
 //!
 //! A transaction leaves out what it does not need. One case departs from the order: a batch of the
 //! write lane takes 4 and 5 for the events of its runs, and then 3 to 5 for published events. On
-//! PostgreSQL the batches of two processes can wait for each other for that reason. The database
-//! then refuses one of the two, and it runs again.
+//! PostgreSQL the batches of two processes can deadlock for that reason. The database then refuses
+//! one of the two, and it runs again.
 
 use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     audit::{Action, Actor},
     limits,
-    seal::Place,
+    seal::SealContext,
     slug::Slug,
     token::TokenHash,
 };
@@ -38,13 +38,13 @@ use crate::store::{
     Store,
     db::Tx,
     entity::{idempotency_keys, publishers},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     freshness::publish_credential_changes,
     scope::{OPERATOR, Scope},
     storage,
 };
 
-/// Who asks for a change, and under which request.
+/// Who makes a change, and in which request.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// Who acts.
@@ -53,14 +53,14 @@ pub struct Context {
     pub request_id: Option<String>,
     /// The caller's address.
     pub address: Option<String>,
-    /// The caller's program, shortened.
+    /// The caller's `User-Agent`, shortened.
     pub user_agent: Option<String>,
-    /// The caller's wish that this be done at most once.
+    /// The key under which the caller wants this done at most once.
     pub idempotency: Option<IdempotencyKey>,
 }
 
 impl Context {
-    /// A change that a part of the service makes by itself.
+    /// The context of a change that a part of the service makes by itself.
     #[must_use]
     pub fn system(part: &str) -> Self {
         Self {
@@ -73,16 +73,19 @@ impl Context {
     }
 }
 
-/// Which state of a thing a caller means to change (`If-Match`, RFC 9110 §13.1.1).
+/// Which revision a caller means to change (`If-Match`, RFC 9110 §13.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// Any, as long as the thing exists: `*`.
+    /// Any revision, as long as the object exists: `*`.
     Any,
-    /// This revision alone.
+    /// This revision only.
     Revision(i64),
 }
 
-/// Refuses a change of another state than the caller has seen; `revision` is the present one.
+/// Fails unless `revision`, the present one, is the one that the caller expects.
+///
+/// # Errors
+/// `precondition_failed`.
 pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Result<()> {
     match expected {
         Some(Expected::Revision(seen)) if seen != revision => Err(Code::PreconditionFailed.into()),
@@ -95,16 +98,17 @@ pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Resul
 pub struct IdempotencyKey {
     /// The operation's id.
     pub operation: &'static str,
-    /// What the caller sent; in the store, whoever alone shares the key stands below it.
+    /// The caller's key. In the store, the hash of the sharer is appended if only some callers
+    /// share the key.
     pub key: String,
     /// SHA-256 over path, query and body.
     pub request_hash: [u8; 32],
 }
 
 impl IdempotencyKey {
-    /// The key as only requests with the same `sharer` see it: for others it is another key, so
-    /// that they neither get the kept answer nor learn that there is one. A caller's own text has
-    /// no line break, so it can't spell this.
+    /// A key that only requests with the same `sharer` share. Others have a different key, so that
+    /// they neither get the stored response nor learn that there is one. The separator is a line
+    /// break, which a caller's own text cannot contain.
     fn shared_by(&self, sharer: &[u8]) -> Self {
         let hash = hex::encode(Sha256::digest(sharer));
         Self {
@@ -115,9 +119,9 @@ impl IdempotencyKey {
 }
 
 impl Context {
-    /// The same for a token of this scope. One that is limited to pipelines shares its keys with
-    /// tokens of the same limits alone: an answer that is kept for others may be about what it does
-    /// not reach.
+    /// This context for a token of `scope`. A token that is limited to pipelines shares its keys
+    /// only with tokens of the same limits, since a response that was stored for others may concern
+    /// pipelines that it cannot reach.
     pub(crate) fn within(&self, scope: &Scope) -> Self {
         let Some(pipelines) = scope.pipelines() else {
             return self.clone();
@@ -128,7 +132,7 @@ impl Context {
         self.keyed_for(sharer.as_bytes())
     }
 
-    /// The same for the holder of a claim: the answer that is kept for it is nobody else's.
+    /// This context for the holder of a claim: nobody else gets its stored responses.
     pub(crate) fn by_holder(&self, claim: &TokenHash) -> Self {
         self.keyed_for(&[b"claim\n".as_slice(), claim.as_bytes()].concat())
     }
@@ -142,25 +146,25 @@ impl Context {
     }
 }
 
-/// An answer as it goes out, and as it is kept for a repeat.
+/// A response as it is sent, and as it is stored for a repeated request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
     /// JSON; empty for no content.
     pub body: String,
-    /// The thing's revision.
+    /// The object's revision.
     pub etag: Option<String>,
-    /// Where the new thing is.
+    /// The URL of a new object.
     pub location: Option<String>,
-    /// Whether the body holds a credential, and so is kept only for minutes.
+    /// Whether the body holds a credential. Such a response is stored for minutes only.
     pub holds_secret: bool,
-    /// Whether this is the answer to an earlier request.
+    /// Whether this is the stored response to an earlier request.
     #[serde(skip)]
     pub replayed: bool,
 }
 
-/// The answer to a change that nobody waits for.
+/// The answer to a change whose caller needs none.
 pub(crate) const fn nothing() -> Answer {
     Answer {
         status: 204,
@@ -172,31 +176,32 @@ pub(crate) const fn nothing() -> Answer {
     }
 }
 
-/// One line of the audit log, before it is chained.
+/// One entry of the audit log, before it is chained.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct AuditEntry {
     /// What was done.
     pub action: Action,
-    /// To which kind of thing.
+    /// The kind of object that was changed.
     pub target_kind: &'static str,
-    /// To which thing.
+    /// The object's identifier.
     pub target_id: String,
     /// Further facts; never a credential.
     pub metadata: serde_json::Value,
-    /// In whose logs; what the operator does to a publisher stands in both.
+    /// The logs in which it is written. What the operator does to a publisher is in both their
+    /// logs.
     pub(crate) owners: Vec<Uuid>,
 }
 
-/// A change's result together with its audit rows. There is no way to make one without saying
-/// which rows those are, and an administrative change must return one.
+/// A change's result together with its audit entries. It cannot be made without them, and an
+/// administrative change must return one.
 pub(crate) struct Audited<T> {
     value: T,
-    entries: Vec<Entry>,
+    entries: Vec<AuditEntry>,
 }
 
 impl<T> Audited<T> {
-    /// A change of one publisher's things.
-    pub(crate) fn new(value: T, owner: Uuid, entry: Entry) -> Self {
+    /// A change within one publisher.
+    pub(crate) fn new(value: T, owner: Uuid, entry: AuditEntry) -> Self {
         Self {
             value,
             entries: Vec::new(),
@@ -204,8 +209,8 @@ impl<T> Audited<T> {
         .and(&[owner], entry)
     }
 
-    /// A change that the operator made to a publisher: it stands in both logs.
-    pub(crate) fn by_operator(value: T, publisher: Uuid, entry: Entry) -> Self {
+    /// A change that the operator made to a publisher. It is written in both logs.
+    pub(crate) fn by_operator(value: T, publisher: Uuid, entry: AuditEntry) -> Self {
         Self {
             value,
             entries: Vec::new(),
@@ -213,21 +218,21 @@ impl<T> Audited<T> {
         .and(&[publisher, OPERATOR], entry)
     }
 
-    /// One more row.
-    pub(crate) fn and(mut self, owners: &[Uuid], entry: Entry) -> Self {
-        self.entries.push(Entry {
+    /// Adds an entry.
+    pub(crate) fn and(mut self, owners: &[Uuid], entry: AuditEntry) -> Self {
+        self.entries.push(AuditEntry {
             owners: owners.to_vec(),
             ..entry
         });
         self
     }
 
-    /// What the change answers.
+    /// The result of the change.
     pub(crate) const fn value(&self) -> &T {
         &self.value
     }
 
-    /// The same rows with another value.
+    /// The same entries with another result.
     pub(crate) fn with<U>(self, value: U) -> Audited<U> {
         Audited {
             value,
@@ -235,7 +240,7 @@ impl<T> Audited<T> {
         }
     }
 
-    /// The request found everything as it wants it.
+    /// A request that found everything as it wants it: there is nothing to log.
     pub(crate) fn unchanged(value: T) -> Self {
         Self {
             value,
@@ -244,18 +249,18 @@ impl<T> Audited<T> {
     }
 }
 
-/// A line of the log; whose logs it stands in is said by [`Audited`].
+/// An entry of the audit log. [`Audited`] adds the owners of the logs.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "identifiers are copied, not lent"
 )]
-pub(crate) fn entry(
+pub(crate) fn audit_entry(
     action: Action,
     target_kind: &'static str,
     target: impl ToString,
     metadata: serde_json::Value,
-) -> Entry {
-    Entry {
+) -> AuditEntry {
+    AuditEntry {
         action,
         target_kind,
         target_id: target.to_string(),
@@ -264,11 +269,12 @@ pub(crate) fn entry(
     }
 }
 
-/// What a repeat finds.
+/// What is stored under an idempotency key. The variants' names are part of the stored format.
 #[derive(Serialize, Deserialize)]
-enum Kept {
+enum StoredResponse {
     Answer(Answer),
-    /// An answer with a claim in it: for the credential that it was given to.
+    /// A response that holds a claim. Only `holder`, the credential that got it first, gets it
+    /// again.
     Held {
         answer: Answer,
         holder: String,
@@ -280,13 +286,13 @@ enum Kept {
     },
 }
 
-enum Begun {
-    First,
-    Repeat(Kept),
+enum KeyState {
+    Claimed,
+    Answered(StoredResponse),
 }
 
 impl Store {
-    /// An administrative change: audited, and one at a time within a publisher.
+    /// Makes an administrative change: audited, and one at a time within a publisher.
     pub(crate) async fn administer<T, F, W, A>(
         &self,
         context: &Context,
@@ -311,13 +317,14 @@ impl Store {
                 Ok((audited.value, audited.entries))
             },
             render,
-            |answer| Kept::Answer(answer.clone()),
+            |answer| StoredResponse::Answer(answer.clone()),
         )
         .await
     }
 
-    /// A change of things that have their own immutable history (runs, deliveries), by a token of
-    /// this scope. A credential in its answer is a claim, and is kept for who got it alone.
+    /// Makes a change, by a token of this scope, of objects that have an immutable history of their
+    /// own (runs, deliveries). If the response holds a credential, it is a claim, and only the
+    /// token that got it first gets it again.
     pub(crate) async fn transact<T, F, W, A>(
         &self,
         context: &Context,
@@ -341,9 +348,9 @@ impl Store {
                 let answer = answer.clone();
                 if answer.holds_secret {
                     let holder = context.actor.id.clone();
-                    Kept::Held { answer, holder }
+                    StoredResponse::Held { answer, holder }
                 } else {
-                    Kept::Answer(answer)
+                    StoredResponse::Answer(answer)
                 }
             },
         )
@@ -356,22 +363,23 @@ impl Store {
         owner: Uuid,
         work: F,
         render: A,
-        keep: K,
+        to_stored: K,
     ) -> Result<Answer>
     where
         T: Send,
         F: Fn(Tx) -> W + Send + Sync,
-        W: Future<Output = Result<(T, Vec<Entry>)>> + Send,
+        W: Future<Output = Result<(T, Vec<AuditEntry>)>> + Send,
         A: Fn(&T) -> Answer + Send + Sync,
-        K: Fn(&Answer) -> Kept + Send + Sync,
+        K: Fn(&Answer) -> StoredResponse + Send + Sync,
     {
-        let (work, render, keep) = (&work, &render, &keep);
+        let (work, render, to_stored) = (&work, &render, &to_stored);
         let result = self
             .write_for(owner, |tx| async move {
                 if let Some(key) = &context.idempotency
-                    && let Begun::Repeat(kept) = self.begin_once(&tx, owner, key).await?
+                    && let KeyState::Answered(response) =
+                        self.claim_idempotency_key(&tx, owner, key).await?
                 {
-                    return kept.replay(&context.actor);
+                    return response.replay(&context.actor);
                 }
                 let (value, entries) = work(Arc::clone(&tx)).await?;
                 let answer = render(&value);
@@ -380,7 +388,7 @@ impl Store {
                         tx.now
                             .plus(Duration::from_secs(60 * limits::IDEMPOTENCY_SECRET_MINUTES))
                     });
-                    self.keep_answer(&tx, owner, key, &keep(&answer), until)
+                    self.store_response(&tx, owner, key, &to_stored(&answer), until)
                         .await?;
                 }
                 self.append_audit(&tx, context, entries).await?;
@@ -388,16 +396,22 @@ impl Store {
             })
             .await;
         if let (Err(StoreError::Refused(problem)), Some(key)) = (&result, &context.idempotency) {
-            self.keep_refusal(owner, key, problem).await;
+            self.store_refusal(owner, key, problem).await;
         }
         result
     }
 
-    /// Claims the key, waiting for a request under way with the same one, or finds its answer.
-    async fn begin_once(&self, tx: &Tx, owner: Uuid, key: &IdempotencyKey) -> Result<Begun> {
+    /// Claims the key, after waiting for a running request with the same key; or returns the stored
+    /// response.
+    async fn claim_idempotency_key(
+        &self,
+        tx: &Tx,
+        owner: Uuid,
+        key: &IdempotencyKey,
+    ) -> Result<KeyState> {
         loop {
             if self.insert_key(tx, owner, key).await? {
-                return Ok(Begun::First);
+                return Ok(KeyState::Claimed);
             }
             let by_key = (owner, key.operation.to_owned(), key.key.clone());
             let found = idempotency_keys::Entity::find_by_id(by_key.clone())
@@ -416,14 +430,15 @@ impl Store {
             if row.answer_until.is_some_and(|until| until <= tx.now.ms()) {
                 return Err(Code::SecretNoLongerAvailable.into());
             }
-            let sealed = row.answer.ok_or_else(|| damaged("idempotent answer"))?;
+            let sealed = row.answer.ok_or_else(|| corrupt_row("idempotent answer"))?;
             let keys = self.inner.keys.of(tx.db(), owner).await?;
             let plain = keys
                 .data
-                .open(&answer_place(owner, &place_row(key)), &sealed)
-                .map_err(|_| damaged("idempotent answer"))?;
-            let kept = serde_json::from_slice(&plain).map_err(|_| damaged("idempotent answer"))?;
-            return Ok(Begun::Repeat(kept));
+                .open(&seal_context(owner, &seal_row(key)), &sealed)
+                .map_err(|_| corrupt_row("idempotent answer"))?;
+            let response =
+                serde_json::from_slice(&plain).map_err(|_| corrupt_row("idempotent answer"))?;
+            return Ok(KeyState::Answered(response));
         }
     }
 
@@ -456,21 +471,19 @@ impl Store {
         Ok(inserted)
     }
 
-    async fn keep_answer(
+    async fn store_response(
         &self,
         tx: &Tx,
         owner: Uuid,
         key: &IdempotencyKey,
-        kept: &Kept,
+        response: &StoredResponse,
         until: Option<Timestamp>,
     ) -> Result<()> {
         let keys = self.inner.keys.of(tx.db(), owner).await?;
         let plain = zeroize::Zeroizing::new(
-            serde_json::to_vec(kept).map_err(|e| StoreError::Internal(e.to_string()))?,
+            serde_json::to_vec(response).map_err(|e| StoreError::Internal(e.to_string()))?,
         );
-        let sealed = keys
-            .data
-            .seal(&answer_place(owner, &place_row(key)), &plain);
+        let sealed = keys.data.seal(&seal_context(owner, &seal_row(key)), &plain);
         tx.stores(owner, sealed.len());
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
@@ -485,29 +498,29 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps a refusal for a repeat, in a transaction of its own since the change's was undone.
-    /// Best effort: without it the repeat is simply tried anew.
-    async fn keep_refusal(&self, owner: Uuid, key: &IdempotencyKey, problem: &Problem) {
+    /// Stores a refusal for repeated requests. It needs a transaction of its own, since the
+    /// change's was rolled back. A failure is only logged: a repeated request is then tried anew.
+    async fn store_refusal(&self, owner: Uuid, key: &IdempotencyKey, problem: &Problem) {
         let ours = [Code::IdempotencyKeyReused, Code::SecretNoLongerAvailable];
         if !matches!(problem.code.status(), 404 | 409 | 412 | 422) || ours.contains(&problem.code) {
             return;
         }
-        let kept = &Kept::refusal(problem);
+        let response = &StoredResponse::refusal(problem);
         let stored = self
             .write_for(owner, |tx| async move {
                 if self.insert_key(&tx, owner, key).await? {
-                    self.keep_answer(&tx, owner, key, kept, None).await?;
+                    self.store_response(&tx, owner, key, response, None).await?;
                 }
                 Ok(())
             })
             .await;
         if let Err(error) = stored {
-            tracing::warn!(%error, "a refusal could not be kept under its idempotency key");
+            tracing::warn!(%error, "a refusal could not be stored under its idempotency key");
         }
     }
 }
 
-impl Kept {
+impl StoredResponse {
     fn refusal(problem: &Problem) -> Self {
         let errors = problem.errors.iter();
         Self::Refusal {
@@ -519,7 +532,7 @@ impl Kept {
         }
     }
 
-    /// The answer for `actor`, who asks again.
+    /// The response for `actor`, who repeats the request.
     fn replay(self, actor: &Actor) -> Result<Answer> {
         match self {
             Self::Held { holder, .. } if holder != actor.id => {
@@ -534,7 +547,7 @@ impl Kept {
                 detail,
                 errors,
             } => {
-                let code = Code::parse(&code).ok_or_else(|| damaged("refusal"))?;
+                let code = Code::parse(&code).ok_or_else(|| corrupt_row("refusal"))?;
                 let errors = errors
                     .into_iter()
                     .map(|(pointer, code, detail)| FieldError {
@@ -550,12 +563,12 @@ impl Kept {
     }
 }
 
-fn place_row(key: &IdempotencyKey) -> Vec<u8> {
+fn seal_row(key: &IdempotencyKey) -> Vec<u8> {
     format!("{}\n{}", key.operation, key.key).into_bytes()
 }
 
-fn answer_place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "idempotency_keys",
         row,
@@ -563,9 +576,9 @@ fn answer_place(owner: Uuid, row: &[u8]) -> Place<'_> {
     }
 }
 
-/// Makes administrative changes of one publisher wait for each other, so that a count taken
-/// before a change (quotas, the last admin token) still holds at its commit. Foreign keys that
-/// other writers check do not wait (`FOR NO KEY UPDATE`).
+/// Serializes the administrative changes of one publisher, so that a count taken before a change
+/// (quotas, the last admin token) still holds at its commit. Other writers' foreign key checks do
+/// not wait for it (`FOR NO KEY UPDATE`).
 async fn lock_publisher(tx: &Tx, owner: Uuid) -> Result<()> {
     if owner == OPERATOR {
         return Ok(());

@@ -1,9 +1,9 @@
-//! SQLite's log is written back beside the writer, not by it.
+//! Checkpoints SQLite's WAL on a connection of its own, not on the writer's.
 //!
-//! Left to itself, SQLite has the commit that fills a thousand pages of the log copy them into the
-//! database and wait for the disk, and every commit behind it waits too: 7 ms at the 99th
-//! percentile where a commit takes 0.1 (docs/adr/0024-clean-up-in-lulls.md). A
-//! passive checkpoint of another connection takes no lock that a writer needs
+//! By default, the commit that fills a thousand pages of the WAL copies them into the database and
+//! waits for the disk, and every commit behind it waits too: 7 ms at the 99th percentile where a
+//! commit takes 0.1 (docs/adr/0024-clean-up-in-lulls.md). A passive checkpoint on another
+//! connection takes no lock that a writer needs
 //! ([wal_checkpoint](https://sqlite.org/pragma.html#pragma_wal_checkpoint)).
 
 use std::time::Duration;
@@ -14,28 +14,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{Store, error::Result};
 
-/// Pages of the log (4 MiB) that a checkpoint is to find, as many as SQLite's own waits for: the
-/// first commit after one begins the log anew, and flushes its header.
+/// Pages of the WAL (4 MiB) for which a checkpoint waits, as many as SQLite's default. The first
+/// commit after a checkpoint restarts the WAL and flushes its header.
 const PAGES: u64 = 1000;
-/// From a commit to the checkpoint that follows it, at most.
+/// A commit is checkpointed after this time at the latest.
 const AT_LATEST: Duration = Duration::from_secs(5);
-/// How often commits are counted meanwhile.
+/// How often the loop counts commits.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// When the next checkpoint is due: SQLite says how long the log is only to who makes one.
+/// Estimates when the next checkpoint is due. Only a checkpoint learns the length of the WAL.
 struct Pace {
-    /// Commits to wait for.
+    /// Commits to wait for before the next checkpoint.
     commits: u64,
-    /// How long the log was, in pages.
+    /// The WAL's length at the last checkpoint, in pages.
     log: u64,
 }
 
 impl Pace {
-    /// A checkpoint after so many commits found so long a log.
+    /// Takes in that a checkpoint after `commits` commits found a WAL of `log` pages.
     fn found(&mut self, commits: u64, log: u64) {
-        // A shorter log has started anew.
+        // A shorter WAL was restarted.
         let pages = log.checked_sub(self.log).unwrap_or(log);
         self.log = log;
-        // None says nothing of how large they are.
+        // Without commits, there is nothing to learn about their size.
         if commits > 0 {
             self.commits = (PAGES * commits / pages.max(1)).clamp(1, PAGES);
         }
@@ -43,8 +43,8 @@ impl Pace {
 }
 
 impl Store {
-    /// Writes SQLite's log back on a connection of its own, until the store is closed; then
-    /// SQLite does so by itself.
+    /// Checkpoints SQLite's WAL on a connection of its own until the store is closed. After that
+    /// SQLite does it by itself.
     pub(crate) async fn checkpoint_loop(self, db: DatabaseConnection, stop: CancellationToken) {
         let made = self.checkpoints(&db);
         tokio::select! {
@@ -82,7 +82,7 @@ impl Store {
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "SQLite's log can't be written back: it grows");
+                    tracing::warn!(%error, "SQLite's WAL can't be checkpointed, and grows");
                 }
                 Err(_) => {}
             }
@@ -91,12 +91,12 @@ impl Store {
     }
 }
 
-/// Writes back what no reader is in the way of; answers how long the log is, in pages.
+/// Checkpoints what no reader blocks, and returns the length of the WAL in pages.
 async fn checkpoint(db: &DatabaseConnection) -> Result<u64> {
     let passive = Statement::from_string(DbBackend::Sqlite, "PRAGMA wal_checkpoint(PASSIVE)");
     let row = db.query_one_raw(passive).await?;
     let log: Option<i64> = row.map(|row| row.try_get("", "log")).transpose()?;
-    // -1 without a log.
+    // SQLite answers -1 if there is no WAL.
     Ok(log.and_then(|log| u64::try_from(log).ok()).unwrap_or(0))
 }
 
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         fixture::{Fixture, engines},
-        store::target::Target,
+        store::database_config::DatabaseConfig,
     };
 
     async fn sqlite() -> Fixture {
@@ -122,15 +122,16 @@ mod tests {
         PathBuf::from(fixture.url.strip_prefix("sqlite://").unwrap())
     }
 
-    /// Whether the database's file knows table `t` by itself, without its log.
+    /// Whether the database file contains table `t` without its WAL.
     async fn written_back(fixture: &Fixture) -> bool {
         let copy = database(fixture).with_file_name("copy.db");
         std::fs::copy(database(fixture), &copy).unwrap();
-        let target = Target::parse(&format!("sqlite://{}", copy.display()), 1, true).unwrap();
-        let db = target.connect_one().await.unwrap();
+        let config =
+            DatabaseConfig::parse(&format!("sqlite://{}", copy.display()), 1, true).unwrap();
+        let db = config.connect_one().await.unwrap();
         let known = "SELECT 1 FROM sqlite_schema WHERE name = 't'";
         let known = Statement::from_string(DbBackend::Sqlite, known);
-        // A copy that was taken in the middle of a checkpoint may be no database.
+        // A copy that was taken during a checkpoint may be unreadable.
         let row = db.query_one_raw(known).await;
         db.close().await.unwrap();
         row.is_ok_and(|row| row.is_some())

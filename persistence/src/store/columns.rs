@@ -1,14 +1,15 @@
-//! Texts that columns hold, read back.
+//! Parses texts that columns hold.
 
 use domain::slug::Slug;
 
-use crate::store::error::{Result, damaged};
+use crate::store::error::{Result, corrupt_row};
 
-/// A stored JSON list of slugs.
+/// Parses a stored JSON list of slugs.
 pub(crate) fn slugs_of(text: &str) -> Result<Vec<Slug>> {
-    let words: Vec<String> = serde_json::from_str(text).map_err(|_| damaged("list of slugs"))?;
+    let words: Vec<String> =
+        serde_json::from_str(text).map_err(|_| corrupt_row("list of slugs"))?;
     words
         .iter()
-        .map(|word| Slug::parse(word).ok_or_else(|| damaged("slug")))
+        .map(|word| Slug::parse(word).ok_or_else(|| corrupt_row("slug")))
         .collect()
 }

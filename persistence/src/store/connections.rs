@@ -1,4 +1,4 @@
-//! The two engines behind one face: what statements run on.
+//! A common interface to both engines' connections.
 
 use std::{pin::Pin, time::Duration};
 
@@ -8,24 +8,24 @@ use sea_orm::{
 };
 use tokio::sync::Mutex;
 
-use crate::store::pool::{Held, Pool};
+use crate::store::pool::{Pool, PooledConnection};
 
-/// Some connections, of which each statement takes one.
+/// Connections, of which each statement takes one.
 #[derive(Clone)]
 pub(crate) enum Connections {
     Sqlite(DatabaseConnection),
     Postgres(Pool),
 }
 
-/// One connection, on which a transaction is open.
+/// One connection with an open transaction.
 pub(crate) enum Work {
     Sqlite(DatabaseTransaction),
-    Postgres(Mutex<Held>),
+    Postgres(Mutex<PooledConnection>),
 }
 
 impl Connections {
-    /// Opens a transaction. The answer must not be dropped half-way: `begin` cancelled, sqlx 0.9.0
-    /// takes SQLite's connection for one without a transaction.
+    /// Opens a transaction. The future must not be dropped before it ends: if `begin` is cancelled,
+    /// sqlx 0.9.0 takes SQLite's connection for one without a transaction.
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that opens transactions"
@@ -43,7 +43,7 @@ impl Connections {
                 let mut held = pool.checkout().await?;
                 let mut begun = held.begin().await;
                 if begun.is_err() && held.ended_idle() {
-                    // First its place: it may be the only one.
+                    // Release the connection first: it may be the only one.
                     drop(held);
                     held = pool.checkout().await?;
                     begun = held.begin().await;
@@ -54,7 +54,7 @@ impl Connections {
         }
     }
 
-    /// A statement of PostgreSQL's that may take longer than others.
+    /// Runs a statement that may take longer than others. PostgreSQL only.
     pub(crate) async fn execute_long(&self, sql: &str, limit: Duration) -> Result<(), DbErr> {
         match self {
             Self::Sqlite(pool) => pool.execute_unprepared(sql).await.map(|_| ()),
@@ -74,7 +74,7 @@ impl Connections {
 }
 
 impl Work {
-    /// Makes the transaction's changes stand. After a failure it is not known whether they do.
+    /// Commits the transaction. After an error it is unknown whether it was committed.
     pub(crate) async fn commit(self) -> Result<(), DbErr> {
         match self {
             Self::Sqlite(open) => open.commit().await,
@@ -82,7 +82,7 @@ impl Work {
         }
     }
 
-    /// Takes the transaction's changes back.
+    /// Rolls the transaction back.
     pub(crate) async fn rollback(self) -> Result<(), DbErr> {
         match self {
             Self::Sqlite(open) => open.rollback().await,
@@ -91,14 +91,14 @@ impl Work {
     }
 }
 
-/// Whether a statement changes nothing, and so may be asked twice.
+/// Whether a statement changes nothing, and so may be sent twice.
 fn reads(statement: &Statement) -> bool {
     statement.sql.starts_with("SELECT ")
 }
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, DbErr>> + Send + 'a>>;
 
-/// Written out rather than with `async_trait`, whose box the engine's own would come on top of.
+/// Written by hand: `async_trait` would box each future once more than the engine does.
 impl ConnectionTrait for Connections {
     fn get_database_backend(&self) -> DbBackend {
         match self {

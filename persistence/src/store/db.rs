@@ -1,4 +1,4 @@
-//! The two engines behind one face: pools, transactions, and what follows a commit.
+//! The connected database: pools, transactions, and the effects of a commit.
 
 use std::{
     future::Future,
@@ -22,37 +22,38 @@ mod readers;
 
 use crate::store::{
     connections::{Connections, Work},
+    database_config::DatabaseConfig,
     effects::{Bodies, Effects},
     entity::deliveries,
     error::{Result, StoreError, uncommitted},
     lines::{Line, Own, TooFew, open_all},
     pool::{Pool, Server},
-    target::Target,
-    traffic::Traffic,
+    write_activity::WriteActivity,
 };
 
-/// How often a transaction that lost against another one is run again.
+/// How often a transaction is run again after a conflict with another one.
 const CONFLICT_RETRIES: u32 = 8;
 /// When a commit reaches the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flush {
-    /// Before it answers, as the store is set.
+    /// Before the commit returns, if the store is configured so.
     Commit,
-    /// With the next commit that waits, or when the engine sees fit.
+    /// With the next flushed commit, or when the engine does it.
     Later,
 }
 
 /// SQLite's one writing connection.
 struct Writer {
     connection: Option<Connections>,
-    /// Set while a transaction is open. Found set by the next one, the last was cut off.
+    /// Set while a transaction is open. If the next transaction finds it set, the last one was cut
+    /// off.
     open: bool,
 }
 
-/// A transaction under way.
+/// An open transaction.
 pub(crate) struct Transaction {
     inner: Work,
-    /// The one moment that everything in this transaction happens at.
+    /// The time at which everything in this transaction happens.
     pub(crate) now: Timestamp,
     effects: Mutex<Effects>,
 }
@@ -61,7 +62,7 @@ pub(crate) struct Transaction {
 pub(crate) type Tx = Arc<Transaction>;
 
 impl Transaction {
-    /// What statements run on.
+    /// The connection for the transaction's statements.
     pub(crate) fn db(&self) -> &Work {
         &self.inner
     }
@@ -70,51 +71,52 @@ impl Transaction {
         self.effects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a publisher's credentials, or its row, change here.
+    /// Notes that a publisher's credentials, or its row, change in this transaction.
     pub(crate) fn touches_credentials_of(&self, publisher: PublisherId) {
         let mut effects = self.effects();
         effects.credentials_of.push(publisher);
         effects.targets_of.insert(publisher.uuid());
     }
 
-    /// Notes that something of a publisher's endpoints changes here.
+    /// Notes that something of a publisher's endpoints changes in this transaction.
     pub(crate) fn touches_endpoints_of(&self, publisher: Uuid) {
         self.effects().targets_of.insert(publisher);
     }
 
-    /// Notes that deliveries to an endpoint can go out from now on, and have to be looked for.
+    /// Notes that deliveries to an endpoint may become sendable, and have to be looked up.
     pub(crate) fn delivers_to(&self, publisher: Uuid, endpoint: Uuid) {
         self.effects().deliveries.look_for((publisher, endpoint));
     }
 
-    /// Notes that deliveries to an endpoint go out from now on, whatever its receiver did before.
+    /// Notes that deliveries to an endpoint may be sent from now on, even if its receiver failed
+    /// before.
     pub(crate) fn resumes(&self, publisher: Uuid, endpoint: Uuid) {
         let deliveries = &mut self.effects().deliveries;
         deliveries.look_for((publisher, endpoint));
         deliveries.resumed.insert((publisher, endpoint));
     }
 
-    /// Notes that deliveries are written, whose events say this.
+    /// Notes that deliveries are written. `bodies` holds the bodies of their events.
     pub(crate) fn delivers(&self, rows: &[deliveries::Model], bodies: &Bodies) {
         self.effects().deliveries.wrote(rows, bodies);
     }
 
-    /// Notes that a publisher may have runs to hand out that were not there before.
+    /// Notes that a publisher may have new runs to hand out.
     pub(crate) fn readies_runs_of(&self, publisher: Uuid) {
         self.effects().runs_ready.insert(publisher);
     }
 
-    /// Notes that a run changes here.
+    /// Notes that a run changes in this transaction.
     pub(crate) fn changes_run(&self, run: Uuid) {
         self.effects().changed.insert(run);
     }
 
-    /// Notes that events of a publisher are written here.
+    /// Notes that events of a publisher are written in this transaction.
     pub(crate) fn tells_of(&self, publisher: Uuid) {
         self.effects().changed.insert(publisher);
     }
 
-    /// Notes that a fan-out is written here that has to be spread.
+    /// Notes that a fan-out is written that has to be spread.
     pub(crate) fn fans_out(&self) {
         self.effects().fan_outs = true;
     }
@@ -124,54 +126,54 @@ impl Transaction {
         self.effects().listening.insert(publisher, endpoints);
     }
 
-    /// Notes that so many bytes of a publisher's are stored here.
+    /// Notes that `bytes` more are stored for a publisher.
     pub(crate) fn stores(&self, publisher: Uuid, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         *self.effects().stored.entry(publisher).or_default() += bytes;
     }
 
-    /// Notes that so many bytes of a publisher's are removed here.
+    /// Notes that `bytes` of a publisher are removed.
     pub(crate) fn removes(&self, publisher: Uuid, bytes: i64) {
         *self.effects().stored.entry(publisher).or_default() -= bytes;
     }
 
-    /// Notes that messages about trains are written here.
+    /// Notes that messages about trains are written in this transaction.
     pub(crate) fn writes_notices(&self) {
         self.effects().notices = true;
     }
 
-    /// Whose credentials change here.
+    /// The publishers whose credentials change in this transaction.
     pub(crate) fn touched(&self) -> Vec<PublisherId> {
         self.effects().credentials_of.clone()
     }
 }
 
-/// What a commit brought about.
+/// The result and the effects of a commit.
 pub(crate) struct Committed<T> {
     pub(crate) value: T,
     pub(crate) effects: Effects,
-    /// The moment before the commit began: nobody can have seen any of it earlier.
+    /// A time just before the commit: nobody can have seen the changes earlier.
     pub(crate) since: Instant,
 }
 
-/// The connected store.
+/// The connected database.
 pub(crate) struct Db {
-    target: Target,
-    /// Reads; on PostgreSQL writes too.
+    config: DatabaseConfig,
+    /// For reads; on PostgreSQL for writes too.
     pool: Connections,
-    /// SQLite only: reads that may take long have readers of their own.
+    /// SQLite only: readers for scans, which may take long.
     scans: Option<Connections>,
-    /// SQLite only: steps that scans took.
+    /// SQLite only: how many steps of its virtual machine scans took.
     #[cfg_attr(not(test), expect(dead_code, reason = "tests read it"))]
     scan_steps: Arc<AtomicU64>,
-    /// PostgreSQL only.
+    /// PostgreSQL only: connections that requests cannot take.
     own: Option<Own>,
-    /// SQLite only.
+    /// SQLite only: the writer.
     writer: Option<tokio::sync::Mutex<Writer>>,
-    /// SQLite only: something was committed, and how many transactions were.
+    /// SQLite only: notified after a commit. The next field counts the commits.
     committed: Notify,
     commits: AtomicU64,
-    pub(crate) traffic: Traffic,
+    pub(crate) activity: WriteActivity,
     progress: Progress,
     /// SQLite only: when the engine last failed to write.
     unwritten: Mutex<Option<Instant>>,
@@ -180,20 +182,20 @@ pub(crate) struct Db {
 
 impl Db {
     pub(crate) async fn connect(
-        target: Target,
+        config: DatabaseConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Result<Self, TooFew>> {
-        let (pool, own, writer) = match &target {
-            Target::Sqlite { options, limit, .. } => {
-                // The writer goes first: it makes the file that the readers open.
+        let (pool, own, writer) = match &config {
+            DatabaseConfig::Sqlite { options, limit, .. } => {
+                // The writer connects first: it creates the file that the readers open.
                 let writer = Writer {
-                    connection: Some(Connections::Sqlite(target.connect_one().await?)),
+                    connection: Some(Connections::Sqlite(config.connect_one().await?)),
                     open: false,
                 };
                 let readers = readers::connect(options, *limit).await?;
                 (readers, None, Some(tokio::sync::Mutex::new(writer)))
             }
-            Target::Postgres {
+            DatabaseConfig::Postgres {
                 server,
                 connections,
             } => {
@@ -206,9 +208,9 @@ impl Db {
             }
         };
         let scan_steps = Arc::new(AtomicU64::new(0));
-        let scans = readers::connect_scans(&target, &scan_steps).await?;
+        let scans = readers::connect_scans(&config, &scan_steps).await?;
         Ok(Ok(Self {
-            target,
+            config,
             pool,
             scans,
             scan_steps,
@@ -216,14 +218,14 @@ impl Db {
             writer,
             committed: Notify::new(),
             commits: AtomicU64::new(0),
-            traffic: Traffic::new(),
+            activity: WriteActivity::new(),
             progress: Progress::default(),
             unwritten: Mutex::default(),
             clock,
         }))
     }
 
-    /// What reads run on; on PostgreSQL writes too.
+    /// The connections for reads; on PostgreSQL for writes too.
     pub(crate) fn line(&self, line: Line) -> &Connections {
         match (&self.own, line) {
             (Some(own), Line::Work) => &own.work,
@@ -233,39 +235,39 @@ impl Db {
         }
     }
 
-    /// How many transactions of one publisher may be under way in the general write lane: SQLite has
-    /// one writer, and a quarter of PostgreSQL's connections is enough for anybody.
+    /// How many transactions of one publisher may be open in the general write lane: one on SQLite,
+    /// which has one writer, and a quarter of the connections on PostgreSQL.
     pub(crate) fn writers_a_publisher(&self) -> usize {
-        match &self.target {
-            Target::Sqlite { .. } => 1,
-            Target::Postgres { connections, .. } => {
+        match &self.config {
+            DatabaseConfig::Sqlite { .. } => 1,
+            DatabaseConfig::Postgres { connections, .. } => {
                 usize::try_from(*connections / 4).map_or(1, |share| share.max(1))
             }
         }
     }
 
-    /// How long an answer of the database is waited for.
+    /// The limit for each answer of the database.
     pub(crate) const fn limit(&self) -> Duration {
-        self.target.limit()
+        self.config.limit()
     }
 
-    /// What scans run on.
+    /// The connections for scans.
     pub(crate) fn scan(&self) -> &Connections {
         self.scans.as_ref().unwrap_or(&self.pool)
     }
 
-    /// How many steps scans took in SQLite, to the thousand.
+    /// How many steps of SQLite's virtual machine scans took, in multiples of a thousand.
     #[cfg(test)]
     pub(crate) fn scan_steps(&self) -> u64 {
         self.scan_steps.load(Ordering::Relaxed)
     }
 
-    /// How many scans may run at a time: as many as there are connections for them, of the pool
-    /// half.
+    /// How many scans may run at once: on SQLite one for each reader for scans, on PostgreSQL one
+    /// for every two connections.
     pub(crate) fn scanners(&self) -> usize {
-        let connections = match &self.target {
-            Target::Sqlite { .. } => readers::count(),
-            Target::Postgres { connections, .. } => connections / 2,
+        let connections = match &self.config {
+            DatabaseConfig::Sqlite { .. } => readers::count(),
+            DatabaseConfig::Postgres { connections, .. } => connections / 2,
         };
         usize::try_from(connections).unwrap_or(1)
     }
@@ -274,16 +276,16 @@ impl Db {
         &*self.clock
     }
 
-    /// See [`Target::stop_soon`].
+    /// See [`DatabaseConfig::stop_soon`].
     pub(crate) fn stop_soon(&self) {
-        self.target.stop_soon();
+        self.config.stop_soon();
     }
 
     pub(crate) const fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// Whether SQLite failed to write something less than so long ago.
+    /// Whether SQLite failed to write within the last `time`.
     pub(crate) fn failed_to_write_within(&self, time: Duration) -> bool {
         let last = *self
             .unwritten
@@ -296,25 +298,25 @@ impl Db {
         self.clock.now()
     }
 
-    /// How to reach the engine's notifications, where it has some and other processes may listen.
+    /// How to reach PostgreSQL's notifications, if other processes may listen.
     pub(crate) fn notifies(&self) -> Option<Server> {
-        match &self.target {
-            Target::Sqlite { .. } => None,
-            Target::Postgres { server, .. } => Some((**server).clone()),
+        match &self.config {
+            DatabaseConfig::Sqlite { .. } => None,
+            DatabaseConfig::Postgres { server, .. } => Some((**server).clone()),
         }
     }
 
-    /// A connection of its own to SQLite, for checkpoints.
+    /// A separate connection to SQLite, for checkpoints.
     pub(crate) async fn connect_aside(&self) -> Result<DatabaseConnection> {
-        self.target.connect_one().await
+        self.config.connect_one().await
     }
 
-    /// Waits until something was committed to SQLite since the last call, or may have been.
+    /// Waits until something may have been committed to SQLite since the last call.
     pub(crate) async fn committed(&self) {
         self.committed.notified().await;
     }
 
-    /// How many transactions SQLite has committed, or may have.
+    /// How many transactions SQLite may have committed. A commit that failed counts, too.
     pub(crate) fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
@@ -323,11 +325,11 @@ impl Db {
         self.pool.get_database_backend()
     }
 
-    /// Runs `work` in a transaction of its own and commits it; on an error nothing is changed.
+    /// Runs `work` in a transaction of its own and commits it. On an error nothing is changed.
     ///
-    /// `work` may run several times: a transaction that PostgreSQL gives up in favour of another
-    /// starts anew. The future must not be dropped half-way, or nobody hears what became of it:
-    /// callers run in a task of their own.
+    /// `work` may run several times: if PostgreSQL aborts a transaction in favour of another, it
+    /// runs again. The future must not be dropped before it ends, or nobody learns the result:
+    /// callers run it in a task of their own.
     pub(crate) async fn write<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
@@ -336,7 +338,8 @@ impl Db {
         self.write_on(self.line(line), Flush::Commit, work).await
     }
 
-    /// The same for removals of what is past its time, which may come back when the machine fails.
+    /// Like [`Db::write`], for removals of expired rows. The commit is not flushed, so the rows may
+    /// come back if the machine fails.
     pub(crate) async fn write_unflushed<T, F, W>(&self, line: Line, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
@@ -345,7 +348,8 @@ impl Db {
         self.write_on(self.line(line), Flush::Later, work).await
     }
 
-    /// The same for the hot write lane, whose transactions come one after the other.
+    /// Like [`Db::write`], on the connection of the write lane, which runs one transaction at a
+    /// time.
     pub(crate) async fn write_batch<T, F, W>(&self, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
@@ -355,7 +359,8 @@ impl Db {
         self.write_on(own, Flush::Commit, work).await
     }
 
-    /// The same for the dispatcher's outcomes, whose transactions come one after the other too.
+    /// Like [`Db::write`], on the connection for outcomes of deliveries, which runs one transaction
+    /// at a time.
     pub(crate) async fn write_outcomes<T, F, W>(&self, work: F) -> Result<Committed<T>>
     where
         F: Fn(Tx) -> W + Sync,
@@ -375,7 +380,7 @@ impl Db {
         F: Fn(Tx) -> W + Sync,
         W: Future<Output = Result<T>> + Send,
     {
-        let _under_way = self.traffic.enter();
+        let _active = self.activity.enter();
         let mut attempt = 0;
         loop {
             let result = if let Some(writer) = &self.writer {
@@ -400,9 +405,9 @@ impl Db {
         }
     }
 
-    /// On SQLite a failed write leaves sqlx's idea of the connection wrong: a later commit may
-    /// report success although nothing was stored. So the connection is thrown away after any
-    /// failure of the engine, and after a transaction that was cut off.
+    /// After a failed write, sqlx has a wrong idea of SQLite's connection: a later commit may
+    /// report success although nothing was stored. So the connection is replaced after any failure
+    /// of the engine, and after a transaction that was cut off.
     async fn write_sqlite<T, F, W>(
         &self,
         writer: &tokio::sync::Mutex<Writer>,
@@ -422,14 +427,14 @@ impl Db {
             Self::discard(&mut writer);
         }
         if writer.connection.is_none() {
-            writer.connection = Some(Connections::Sqlite(self.target.connect_one().await?));
+            writer.connection = Some(Connections::Sqlite(self.config.connect_one().await?));
         }
         let Some(connection) = writer.connection.clone() else {
             return Err(StoreError::Internal("the writer has no connection".into()));
         };
-        // It can't be set within a transaction, and must not stay as it is for a removal.
-        let eased =
-            flush == Flush::Later && matches!(self.target, Target::Sqlite { full: true, .. });
+        // `synchronous` cannot be set within a transaction, and must be reset after a removal.
+        let eased = flush == Flush::Later
+            && matches!(self.config, DatabaseConfig::Sqlite { full: true, .. });
         writer.open = true;
         let begin = async {
             if eased {
@@ -477,7 +482,7 @@ impl Db {
         }))
     }
 
-    /// Also tells whether the connection can be used again.
+    /// Runs one transaction. The second value tells whether the connection can be used again.
     async fn run<T, F, W>(tx: Tx, work: &F) -> (Result<Committed<T>>, bool)
     where
         F: Fn(Tx) -> W + Sync,

@@ -1,7 +1,7 @@
-//! What must happen after a commit, and only then.
+//! The effects of a commit: what must happen after it, and only then.
 //!
-//! A transaction collects it while it works. One that is rolled back, or whose commit does not
-//! answer, leaves nothing of it behind.
+//! A transaction collects them while it works. If it is rolled back, or its commit gets no answer,
+//! they are dropped.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,17 +21,17 @@ use crate::store::{
     error::Result,
 };
 
-/// Most deliveries that are handed over before anybody takes them.
+/// Most deliveries that are kept for the dispatcher until it takes them.
 const HANDED_MAX: usize = 4096;
-/// The same in bytes of their bodies, each counted as often as it is to be sent.
+/// Most bytes of their bodies. A body counts once for each delivery.
 const HANDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Which endpoint of which publisher.
+/// An endpoint and its publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointKey {
-    /// Whose.
+    /// The endpoint's publisher.
     pub publisher: PublisherId,
-    /// Which.
+    /// The endpoint within its publisher.
     pub endpoint: EndpointId,
 }
 
@@ -55,20 +55,20 @@ impl EndpointKey {
     }
 }
 
-/// A delivery that is to be made.
+/// A delivery that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueDelivery {
-    /// Which.
+    /// The delivery's identifier.
     pub id: DeliveryId,
-    /// What it tells of.
+    /// The event that it is about.
     pub event: EventId,
-    /// The exact text to send and sign. Empty, as no event's is, where it can't be read.
+    /// The exact text to send and sign. Empty if it cannot be read; no event's text is empty.
     pub body: Arc<str>,
-    /// Which try comes next, from 1.
+    /// The number of the next attempt, from 1.
     pub attempt: i32,
-    /// How many of those before were answered by asking for a pause.
+    /// How many earlier attempts were answered with a request for a pause.
     pub throttled: i32,
-    /// Since when it is due; in an order, when it will be.
+    /// Since when it is due. For an ordered endpoint: from when it may be due.
     pub due: Timestamp,
     /// When it was written.
     pub created_at: Timestamp,
@@ -77,15 +77,15 @@ pub struct DueDelivery {
 /// A delivery that a commit of this process wrote, for its own dispatcher (ADR 0022).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandedOver {
-    /// To which endpoint.
+    /// The endpoint.
     pub key: EndpointKey,
-    /// What is to be sent.
+    /// The delivery.
     pub due: DueDelivery,
-    /// From when on the store may have shown it: the moment before the commit began.
+    /// A time just before the commit: the store may have shown the delivery since then.
     pub since: Instant,
 }
 
-/// Deliveries that are handed over, within bounds.
+/// Deliveries that are handed to the dispatcher, limited in number and bytes.
 #[derive(Debug)]
 pub(crate) struct Handed<T> {
     all: Vec<T>,
@@ -102,7 +102,7 @@ impl<T> Default for Handed<T> {
 }
 
 impl<T> Handed<T> {
-    /// Whether there was room for it.
+    /// Adds one, and returns whether there was room for it.
     pub(crate) fn push(&mut self, one: T, bytes: usize) -> bool {
         let room = self.all.len() < HANDED_MAX && self.bytes + bytes <= HANDED_BYTES_MAX;
         if room {
@@ -121,15 +121,15 @@ impl<T> Handed<T> {
     }
 }
 
-/// Deliveries that were not there before, or that can go out from now on.
+/// Deliveries that are new, or that can be sent from now on.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
-    /// To which endpoints, of which publishers.
+    /// Their endpoints, with the publishers.
     pub(crate) endpoints: BTreeSet<(Uuid, Uuid)>,
-    /// To which of them some are not handed over, and have to be looked for.
+    /// Endpoints some of whose deliveries are not handed over, and so have to be looked up.
     pub(crate) looked_for: BTreeSet<(Uuid, Uuid)>,
     pub(crate) handed: Handed<(EndpointKey, DueDelivery)>,
-    /// To which endpoints they go out whatever the receivers did before.
+    /// Endpoints whose deliveries are sent even if the receiver failed before.
     pub(crate) resumed: BTreeSet<(Uuid, Uuid)>,
 }
 
@@ -157,8 +157,8 @@ impl Deliveries {
         }
     }
 
-    /// Hands rows over with what their events say, but for those that have a place in an order or
-    /// are told once more: these wait for their turn in the store.
+    /// Hands rows over together with their events' bodies. Rows with a sequence number and replays
+    /// are not handed over: they wait for their turn in the store.
     pub(crate) fn wrote(&mut self, rows: &[deliveries::Model], bodies: &Bodies) {
         for row in rows {
             match bodies.0.get(&row.event_id) {
@@ -169,12 +169,12 @@ impl Deliveries {
     }
 }
 
-/// What events say, by their identifiers.
+/// The bodies of events, by the events' identifiers.
 #[derive(Debug, Default)]
 pub(crate) struct Bodies(HashMap<Uuid, Arc<str>>);
 
 impl Bodies {
-    /// Of those events that have deliveries.
+    /// The bodies of those events that have deliveries.
     pub(crate) fn of<'a>(
         events: impl IntoIterator<Item = &'a events::Model>,
         deliveries: &[deliveries::Model],
@@ -189,25 +189,25 @@ impl Bodies {
     }
 }
 
-/// See the module.
+/// The effects of one transaction; see the module.
 #[derive(Default)]
 pub(crate) struct Effects {
-    /// Whose credentials changed.
+    /// The publishers whose credentials changed.
     pub(crate) credentials_of: Vec<PublisherId>,
-    /// Of whom the dispatcher may know endpoints or secrets that are no longer so.
+    /// The publishers whose endpoints or secrets changed, so that the dispatcher reads them again.
     pub(crate) targets_of: BTreeSet<Uuid>,
     pub(crate) deliveries: Deliveries,
-    /// Who may have runs to hand out that were not there before.
+    /// The publishers that may have new runs to hand out.
     pub(crate) runs_ready: BTreeSet<Uuid>,
-    /// Which runs changed, and of which publishers there are new events.
+    /// The runs that changed, and the publishers with new events.
     pub(crate) changed: BTreeSet<Uuid>,
-    /// How many bytes more of each publisher are stored; fewer where it is below zero.
+    /// How many bytes more are stored for each publisher; negative if bytes were removed.
     pub(crate) stored: HashMap<Uuid, i64>,
-    /// Whether messages about trains wait that were not there before.
+    /// Whether there are new messages about trains.
     pub(crate) notices: bool,
-    /// Whether fan-outs wait to be spread that were not there before.
+    /// Whether there are new fan-outs to spread.
     pub(crate) fan_outs: bool,
-    /// How many endpoints listen to each publisher whose events were written.
+    /// For each publisher whose events were written, how many of its endpoints listen.
     pub(crate) listening: HashMap<Uuid, usize>,
 }
 

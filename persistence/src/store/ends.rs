@@ -1,8 +1,8 @@
 //! How the rows of each table end.
 //!
-//! A table says it where it is declared (`entity.rs`), and what removes rows follows from that: the
-//! sweeps of each job, the order in which a publisher's rows go, and the test that walks every table.
-//! No row may stay for ever because nobody thought of its end.
+//! Each table declares it in `entity.rs`. The sweeps of each job, the order in which a deleted
+//! publisher's rows are removed, and a test that checks every table follow from these declarations.
+//! So no row stays for ever because nobody thought of its end.
 
 use std::time::Duration;
 
@@ -11,38 +11,38 @@ use sea_orm::{EntityTrait, IdenStatic as _, Iterable as _};
 
 use crate::store::job::Job;
 
-/// Rows to which others belong that are removed at a time.
+/// Rows that are removed at a time if other rows go with them.
 const WITH_OTHERS: u64 = 100;
 
-/// How long the log of credential changes reaches back. A process that was out of touch for
-/// longer forgets its whole cache instead.
+/// How far back the log of credential changes reaches. A process that was disconnected for longer
+/// clears its whole cache instead.
 pub(crate) const CHANGES_KEPT: Duration = Duration::from_hours(1);
 
-/// The log's end must stay known.
+/// The newest row of that log stays, since its number is the current epoch.
 pub(crate) const NOT_THE_NEWEST: &str =
     "epoch < (SELECT max(newest.epoch) FROM credential_changes newest)";
 
-/// How long tries at endpoints stay counted: a day is shown, in spans of five minutes.
+/// How long counts of attempts stay: a day is shown, in spans of five minutes.
 pub(crate) const STATS_KEPT: Duration = Duration::from_hours(25);
 
-/// How long the use of accounts stays counted: ceilings look back 7 days.
+/// How long the usage of accounts stays: ceilings look back 7 days.
 pub(crate) const USAGE_KEPT: Duration = Duration::from_hours(7 * 24 + 1);
 
-/// How long a cooldown stays after its end: what other processes hear of is looked for among rows.
+/// How long a cooldown stays after its end: other processes learn of changes from these rows.
 pub(crate) const COOLDOWNS_KEPT: Duration = Duration::from_hours(1);
 
-/// Of an event no delivery is left, nor one to be written.
+/// The event has no deliveries, and none are to be written.
 pub(crate) const WITHOUT_DELIVERIES: &str = "NOT EXISTS (SELECT 1 FROM deliveries d \
      WHERE d.publisher_id = events.publisher_id AND d.event_id = events.id) \
      AND NOT EXISTS (SELECT 1 FROM fan_outs f \
      WHERE f.publisher_id = events.publisher_id AND f.created_at = events.created_at)";
 
-/// No delivery names the endpoint any more.
+/// No delivery refers to the endpoint any more.
 pub(crate) const UNUSED: &str = "NOT EXISTS (SELECT 1 FROM deliveries d \
      WHERE d.publisher_id = webhook_endpoints.publisher_id \
      AND d.endpoint_id = webhook_endpoints.id)";
 
-/// What belongs to an endpoint beside its deliveries.
+/// Tables with rows of an endpoint, besides deliveries.
 pub(crate) const OF_AN_ENDPOINT: &[(&str, &str)] = &[
     ("replays", "endpoint_id"),
     ("endpoint_health", "endpoint_id"),
@@ -52,16 +52,16 @@ pub(crate) const OF_AN_ENDPOINT: &[(&str, &str)] = &[
     ("endpoint_sequences", "endpoint_id"),
 ];
 
-/// A pipeline is deleted, and no run names it any more.
+/// The pipeline is deleted, and no run refers to it any more.
 pub(crate) const DELETED_WITHOUT_RUNS: &str = "live_slug IS NULL \
      AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.publisher_id = pipelines.publisher_id \
      AND r.pipeline_id = pipelines.id)";
 
-/// What belongs to a pipeline beside its runs.
+/// Tables with rows of a pipeline, besides runs.
 pub(crate) const OF_A_PIPELINE: &[(&str, &str)] = &[("pipeline_versions", "pipeline_id")];
 
-/// A newer version was there at the cutoff, and no run that is still there was made of this one. (A
-/// run that is being made may still take a version that has just been superseded.)
+/// A newer version existed at the cutoff, and no remaining run was created from this version. (A
+/// run that is being created may still use a version that has just been superseded.)
 pub(crate) const SUPERSEDED_WITHOUT_RUNS: &str = "EXISTS (SELECT 1 FROM pipeline_versions n \
      WHERE n.publisher_id = pipeline_versions.publisher_id \
      AND n.pipeline_id = pipeline_versions.pipeline_id \
@@ -71,7 +71,7 @@ pub(crate) const SUPERSEDED_WITHOUT_RUNS: &str = "EXISTS (SELECT 1 FROM pipeline
      AND r.pipeline_id = pipeline_versions.pipeline_id \
      AND r.pipeline_version = pipeline_versions.version)";
 
-/// How long what has ended stays, as the operator sets it.
+/// How long ended rows stay. The operator sets these times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Credentials, train tokens and endpoint secrets, after they were revoked or expired.
@@ -80,20 +80,21 @@ pub struct Retention {
     pub events: Duration,
     /// Deliveries and replays after they finished, endpoints after they were deleted.
     pub deliveries: Duration,
-    /// Runs after they finished, at most; pipelines after they were deleted, and versions of them.
+    /// Runs after they finished, at most; pipelines and their versions after the pipeline was
+    /// deleted or the version superseded.
     pub runs: Duration,
     /// Messages about trains, after they were sent or given up.
     pub notices: Duration,
 }
 
-/// For how long a row stays after the time in a column.
+/// How long a row stays after the time in a column.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kept {
-    /// The column holds the time of the end itself.
+pub(crate) enum RetentionPeriod {
+    /// Not at all: the column holds the time at which the row ends.
     Until,
-    /// The same time everywhere.
+    /// A fixed time.
     For(Duration),
-    /// As the operator sets it, for each of these.
+    /// As the operator sets it; see [`Retention`].
     Credentials,
     Events,
     Deliveries,
@@ -101,8 +102,8 @@ pub(crate) enum Kept {
     Notices,
 }
 
-impl Kept {
-    /// Rows with this time in the column, or an earlier one, are past their end.
+impl RetentionPeriod {
+    /// The newest time in the column with which a row has ended.
     pub(crate) fn cutoff(self, now: Timestamp, retention: &Retention) -> Timestamp {
         let kept = match self {
             Self::Until => Duration::ZERO,
@@ -121,23 +122,26 @@ impl Kept {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Swept {
     pub(crate) job: Job,
-    /// What the job's counts call them.
+    /// The name of these rows in the job's counts.
     pub(crate) counted: &'static str,
-    /// The column whose time counts: the first of an index. No time is no end.
+    /// The column with the time, which must be the first of an index. Rows without a time do not
+    /// end.
     pub(crate) at: &'static str,
-    pub(crate) kept: Kept,
-    /// The column in whose order rows are looked for: that one, or another that grows with it.
+    pub(crate) kept: RetentionPeriod,
+    /// The column by which rows are ordered when they are looked up: `at`, or another that grows
+    /// with it.
     pub(crate) order: &'static str,
-    /// A further condition that a row must meet, in SQL; `CUTOFF` stands for the time up to which rows
-    /// have ended.
+    /// A further condition in SQL. `CUTOFF` in it stands for the newest time with which a row has
+    /// ended.
     pub(crate) only: Option<&'static str>,
-    /// Tables whose rows go first, in this order, and their columns that name the row beside its
-    /// publisher.
+    /// Tables whose rows are removed first, in this order. The second text is the column that
+    /// refers to the row, besides the publisher.
     pub(crate) along: &'static [(&'static str, &'static str)],
 }
 
 impl Swept {
-    /// How many rows are removed at a time where `limit` are wanted: each may take many along.
+    /// How many rows are removed at a time if `limit` are wanted: fewer if each may have many
+    /// others removed with it.
     pub(crate) fn at_a_time(&self, limit: u64) -> u64 {
         if self.along.is_empty() {
             limit
@@ -147,7 +151,7 @@ impl Swept {
     }
 }
 
-/// One way in which rows of a table end. The texts in its variants are for readers and tests.
+/// One way in which rows of a table end. The texts in the variants are for readers and tests.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     not(test),
@@ -156,24 +160,24 @@ impl Swept {
 pub(crate) enum End {
     /// A job removes them.
     Swept(Swept),
-    /// The row of another table takes them along when it is removed.
+    /// They are removed together with the row of another table.
     With(&'static str),
-    /// A job removes them with all that their publisher had, once that is deleted.
+    /// They are removed together with all rows of a deleted publisher.
     WithPublisher,
-    /// The operation that this names removes them.
+    /// An operation removes them; this is its name.
     By(&'static str),
-    /// There is never more than a fixed number of them: why.
+    /// There is never more than a fixed number of them; this is the reason.
     Few(&'static str),
 }
 
-/// Shorter, where tables are declared.
+/// A short name for the declarations.
 pub(crate) const WITH_PUBLISHER: End = End::WithPublisher;
 
-/// A table, as far as removing its rows is concerned.
+/// What removing a table's rows needs to know about it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
     pub(crate) name: &'static str,
-    /// The column with the publisher; `None` where rows belong to none.
+    /// The column with the publisher; `None` if the rows belong to no publisher.
     pub(crate) owner: Option<&'static str>,
     /// The columns of the primary key.
     pub(crate) key: fn() -> Vec<&'static str>,
@@ -190,8 +194,13 @@ impl Table {
     }
 }
 
-/// Rows that a job removes once the time in the column `at` is past by what `kept` says.
-pub(crate) const fn swept(job: Job, counted: &'static str, at: &'static str, kept: Kept) -> End {
+/// Rows that a job removes once the time in the column `at` is longer ago than `kept`.
+pub(crate) const fn swept(
+    job: Job,
+    counted: &'static str,
+    at: &'static str,
+    kept: RetentionPeriod,
+) -> End {
     End::Swept(Swept {
         job,
         counted,
@@ -204,7 +213,7 @@ pub(crate) const fn swept(job: Job, counted: &'static str, at: &'static str, kep
 }
 
 impl End {
-    /// The same, of rows alone that meet a condition in SQL.
+    /// The same, for rows that meet a condition in SQL.
     pub(crate) const fn only(self, condition: &'static str) -> Self {
         match self {
             Self::Swept(swept) => Self::Swept(Swept {
@@ -215,7 +224,7 @@ impl End {
         }
     }
 
-    /// The same, looked for in the order of another column, that of an index.
+    /// The same, with rows looked up in the order of another column, which must have an index.
     pub(crate) const fn ordered_by(self, column: &'static str) -> Self {
         match self {
             Self::Swept(swept) => Self::Swept(Swept {
@@ -226,7 +235,7 @@ impl End {
         }
     }
 
-    /// The same, with the rows of other tables that belong to them.
+    /// The same, after the rows of other tables that refer to them.
     pub(crate) const fn along(self, tables: &'static [(&'static str, &'static str)]) -> Self {
         match self {
             Self::Swept(swept) => Self::Swept(Swept {
@@ -245,7 +254,7 @@ pub(crate) fn key_of<E: EntityTrait>() -> Vec<&'static str> {
         .collect()
 }
 
-/// An entity's table.
+/// An entity that declares how its rows end.
 pub(crate) trait Declared {
     const TABLE: Table;
 }

@@ -1,12 +1,12 @@
-//! The rows as the store holds them, and how they end: each table names the column with its
-//! publisher and the ways in which its rows go (`ends.rs`). Private: everything outside speaks of
-//! domain types.
+//! The database's rows, and how they end: each table declares the column with its publisher and the
+//! ways in which its rows end (`ends.rs`). Private to this crate, whose functions return domain
+//! types.
 
 use crate::store::{
     ends::{
-        CHANGES_KEPT, COOLDOWNS_KEPT, DELETED_WITHOUT_RUNS, Declared, End, Kept, NOT_THE_NEWEST,
-        OF_A_PIPELINE, OF_AN_ENDPOINT, STATS_KEPT, SUPERSEDED_WITHOUT_RUNS, Table, UNUSED,
-        USAGE_KEPT, WITH_PUBLISHER, WITHOUT_DELIVERIES, key_of, swept,
+        CHANGES_KEPT, COOLDOWNS_KEPT, DELETED_WITHOUT_RUNS, Declared, End, NOT_THE_NEWEST,
+        OF_A_PIPELINE, OF_AN_ENDPOINT, RetentionPeriod, STATS_KEPT, SUPERSEDED_WITHOUT_RUNS, Table,
+        UNUSED, USAGE_KEPT, WITH_PUBLISHER, WITHOUT_DELIVERIES, key_of, swept,
     },
     job::Job,
 };
@@ -79,8 +79,8 @@ entity!(owner_keys, "owner_keys", Some("owner_id"), [
 });
 
 entity!(credentials, "credentials", Some("publisher_id"), [
-    swept(Job::Credentials, "removed", "revoked_at", Kept::Credentials).only("source <> 'seed'"),
-    swept(Job::Credentials, "removed", "expires_at", Kept::Credentials).only("source <> 'seed'"),
+    swept(Job::Credentials, "removed", "revoked_at", RetentionPeriod::Credentials).only("source <> 'seed'"),
+    swept(Job::Credentials, "removed", "expires_at", RetentionPeriod::Credentials).only("source <> 'seed'"),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -116,8 +116,8 @@ entity!(cache_epoch, "cache_epoch", None, [End::Few("it is one row")], {
 });
 
 entity!(credential_changes, "credential_changes", Some("publisher_id"), [
-    // Epochs and times grow together, so the key is as good as an index on time.
-    swept(Job::Credentials, "changes_removed", "at", Kept::For(CHANGES_KEPT))
+    // Epochs and times grow together, so the primary key orders rows like an index on time.
+    swept(Job::Credentials, "changes_removed", "at", RetentionPeriod::For(CHANGES_KEPT))
         .only(NOT_THE_NEWEST)
         .ordered_by("epoch"),
 ], {
@@ -160,7 +160,7 @@ entity!(audit_events, "audit_events", Some("owner_id"), [
 });
 
 entity!(idempotency_keys, "idempotency_keys", Some("owner_id"), [
-    swept(Job::IdempotencyKeys, "removed", "expires_at", Kept::Until),
+    swept(Job::IdempotencyKeys, "removed", "expires_at", RetentionPeriod::Until),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -189,7 +189,7 @@ entity!(jobs, "jobs", None, [End::Few("each job has one")], {
 });
 
 entity!(pipelines, "pipelines", Some("publisher_id"), [
-    swept(Job::Runs, "pipelines_removed", "updated_at", Kept::Runs)
+    swept(Job::Runs, "pipelines_removed", "updated_at", RetentionPeriod::Runs)
         .only(DELETED_WITHOUT_RUNS)
         .along(OF_A_PIPELINE),
     WITH_PUBLISHER,
@@ -208,7 +208,7 @@ entity!(pipelines, "pipelines", Some("publisher_id"), [
 });
 
 entity!(pipeline_versions, "pipeline_versions", Some("publisher_id"), [
-    swept(Job::Runs, "versions_removed", "created_at", Kept::Runs).only(SUPERSEDED_WITHOUT_RUNS),
+    swept(Job::Runs, "versions_removed", "created_at", RetentionPeriod::Runs).only(SUPERSEDED_WITHOUT_RUNS),
     End::With("pipelines"),
     WITH_PUBLISHER,
 ], {
@@ -223,7 +223,7 @@ entity!(pipeline_versions, "pipeline_versions", Some("publisher_id"), [
 });
 
 entity!(runs, "runs", Some("publisher_id"), [
-    swept(Job::Runs, "removed", "sweep_at", Kept::Until),
+    swept(Job::Runs, "removed", "sweep_at", RetentionPeriod::Until),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -277,7 +277,7 @@ entity!(run_timeline, "run_timeline", Some("publisher_id"), [End::With("runs"), 
 });
 
 entity!(events, "events", Some("publisher_id"), [
-    swept(Job::Events, "removed", "created_at", Kept::Events).only(WITHOUT_DELIVERIES),
+    swept(Job::Events, "removed", "created_at", RetentionPeriod::Events).only(WITHOUT_DELIVERIES),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -309,7 +309,7 @@ entity!(event_types, "event_types", Some("publisher_id"), [
 });
 
 entity!(webhook_endpoints, "webhook_endpoints", Some("publisher_id"), [
-    swept(Job::Deliveries, "endpoints_removed", "deleted_at", Kept::Deliveries)
+    swept(Job::Deliveries, "endpoints_removed", "deleted_at", RetentionPeriod::Deliveries)
         .only(UNUSED)
         .along(OF_AN_ENDPOINT),
     WITH_PUBLISHER,
@@ -339,8 +339,8 @@ entity!(webhook_endpoints, "webhook_endpoints", Some("publisher_id"), [
 });
 
 entity!(endpoint_secrets, "endpoint_secrets", Some("publisher_id"), [
-    swept(Job::Credentials, "endpoint_secrets_removed", "revoked_at", Kept::Credentials),
-    swept(Job::Credentials, "endpoint_secrets_removed", "expires_at", Kept::Credentials),
+    swept(Job::Credentials, "endpoint_secrets_removed", "revoked_at", RetentionPeriod::Credentials),
+    swept(Job::Credentials, "endpoint_secrets_removed", "expires_at", RetentionPeriod::Credentials),
     End::With("webhook_endpoints"),
     WITH_PUBLISHER,
 ], {
@@ -378,7 +378,7 @@ entity!(endpoint_health, "endpoint_health", Some("publisher_id"), [
 });
 
 entity!(endpoint_stats, "endpoint_stats", Some("publisher_id"), [
-    swept(Job::Endpoints, "stats_removed", "bucket", Kept::For(STATS_KEPT)),
+    swept(Job::Endpoints, "stats_removed", "bucket", RetentionPeriod::For(STATS_KEPT)),
     End::With("webhook_endpoints"),
     WITH_PUBLISHER,
 ], {
@@ -395,7 +395,7 @@ entity!(endpoint_stats, "endpoint_stats", Some("publisher_id"), [
 });
 
 entity!(replays, "replays", Some("publisher_id"), [
-    swept(Job::Deliveries, "replays_removed", "finished_at", Kept::Deliveries),
+    swept(Job::Deliveries, "replays_removed", "finished_at", RetentionPeriod::Deliveries),
     End::With("webhook_endpoints"),
     WITH_PUBLISHER,
 ], {
@@ -431,7 +431,7 @@ entity!(processes, "processes", None, [
 });
 
 entity!(deliveries, "deliveries", Some("publisher_id"), [
-    swept(Job::Deliveries, "removed", "finished_at", Kept::Deliveries),
+    swept(Job::Deliveries, "removed", "finished_at", RetentionPeriod::Deliveries),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -502,7 +502,7 @@ entity!(accounts, "accounts", Some("publisher_id"), [End::By("deleteAccount"), W
 });
 
 entity!(account_cooldowns, "account_cooldowns", Some("publisher_id"), [
-    swept(Job::Credentials, "cooldowns_removed", "until", Kept::For(COOLDOWNS_KEPT)),
+    swept(Job::Credentials, "cooldowns_removed", "until", RetentionPeriod::For(COOLDOWNS_KEPT)),
     End::With("accounts"),
     WITH_PUBLISHER,
 ], {
@@ -519,7 +519,7 @@ entity!(account_cooldowns, "account_cooldowns", Some("publisher_id"), [
 });
 
 entity!(account_usage, "account_usage", Some("publisher_id"), [
-    swept(Job::Credentials, "usage_removed", "bucket", Kept::For(USAGE_KEPT)),
+    swept(Job::Credentials, "usage_removed", "bucket", RetentionPeriod::For(USAGE_KEPT)),
     End::With("accounts"),
     WITH_PUBLISHER,
 ], {
@@ -579,8 +579,8 @@ entity!(train_accounts, "train_accounts", Some("publisher_id"), [
 });
 
 entity!(train_tokens, "train_tokens", Some("publisher_id"), [
-    swept(Job::Credentials, "train_tokens_removed", "revoked_at", Kept::Credentials).only("source <> 'import'"),
-    swept(Job::Credentials, "train_tokens_removed", "expires_at", Kept::Credentials).only("source <> 'import'"),
+    swept(Job::Credentials, "train_tokens_removed", "revoked_at", RetentionPeriod::Credentials).only("source <> 'import'"),
+    swept(Job::Credentials, "train_tokens_removed", "expires_at", RetentionPeriod::Credentials).only("source <> 'import'"),
     End::With("trains"),
     WITH_PUBLISHER,
 ], {
@@ -608,7 +608,7 @@ entity!(train_token_hashes, "train_token_hashes", Some("publisher_id"), [
 });
 
 entity!(oauth_logins, "oauth_logins", Some("publisher_id"), [
-    swept(Job::Accounts, "logins_removed", "expires_at", Kept::Until),
+    swept(Job::Accounts, "logins_removed", "expires_at", RetentionPeriod::Until),
     WITH_PUBLISHER,
 ], {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -622,7 +622,7 @@ entity!(oauth_logins, "oauth_logins", Some("publisher_id"), [
 });
 
 entity!(train_notices, "train_notices", Some("publisher_id"), [
-    swept(Job::Notices, "removed", "finished_at", Kept::Notices),
+    swept(Job::Notices, "removed", "finished_at", RetentionPeriod::Notices),
     End::With("trains"),
     WITH_PUBLISHER,
 ], {

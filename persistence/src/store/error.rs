@@ -1,4 +1,4 @@
-//! What a store call can answer besides its result.
+//! The errors of store calls.
 
 use std::sync::Arc;
 
@@ -7,42 +7,42 @@ use sea_orm::{DbErr, RuntimeErr, sqlx};
 
 /// A version of a pipeline. It never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptVersion {
-    /// Of which pipeline.
+pub struct PipelineVersion {
+    /// The pipeline.
     pub pipeline: PipelineId,
-    /// Which version.
+    /// The number of the version, from 1.
     pub version: i64,
-    /// What the pipeline was then.
+    /// The pipeline's definition in this version.
     pub definition: Arc<Definition>,
 }
 
-/// Why a store call did not do what it was asked.
+/// Why a store call failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The caller asked for something that can't be; nothing was changed.
+    /// The caller asked for something that is not allowed or not possible. Nothing was changed.
     #[error(transparent)]
     Refused(#[from] Problem),
-    /// The store can't be reached or can't write; nothing acknowledged was lost.
+    /// The database cannot be reached or cannot write. No acknowledged change was lost.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// The store never said whether it made the change: it may have.
+    /// The database did not answer a commit: the change may have been made.
     #[error("the store did not say whether the change was made: {0}")]
     Uncertain(String),
-    /// The engine gave up this transaction in favour of another; it is run again.
+    /// The database aborted this transaction in favour of another. The transaction is run again.
     #[error("the transaction lost against another one: {0}")]
     Conflict(String),
-    /// The decision was made by another version of the pipeline than the one that it has now;
-    /// nothing was changed.
+    /// The caller validated against a version that is no longer the pipeline's current one. This is
+    /// the current one. Nothing was changed.
     #[error("the pipeline has another version by now")]
-    VersionChanged(Box<KeptVersion>),
-    /// A defect of ours, or a damaged store.
+    VersionChanged(Box<PipelineVersion>),
+    /// A defect of the program, or a corrupt row.
     #[error("the store failed: {0}")]
     Internal(String),
 }
 
 impl StoreError {
-    /// Whether the same may work later: the fault is neither the caller's nor a defect. After
-    /// [`StoreError::Uncertain`] it may have been done already.
+    /// Whether the same call may succeed later: the cause is neither the caller nor a defect. After
+    /// [`StoreError::Uncertain`] the change may have been made already.
     #[must_use]
     pub const fn may_pass(&self) -> bool {
         match self {
@@ -70,12 +70,12 @@ impl From<StoreError> for Problem {
             StoreError::Unavailable(_)
             | StoreError::Conflict(_)
             | StoreError::VersionChanged(_) => {
-                tracing::warn!(%error, "the store did not do what it was asked");
+                tracing::warn!(%error, "a call of the store failed, and may be repeated");
                 let detail = "The store is not available; nothing was changed.";
                 Self::new(Code::StoreUnavailable, detail).retry_after(1)
             }
             StoreError::Uncertain(_) => {
-                tracing::warn!(%error, "the store did not say whether it did what it was asked");
+                tracing::warn!(%error, "the store did not confirm a change");
                 let detail = "The connection to the store was lost before it confirmed the change, \
                               which may have been made. Look, or repeat the request with its \
                               `Idempotency-Key`.";
@@ -126,7 +126,7 @@ fn classify(cause: &RuntimeErr, text: String) -> StoreError {
     }
 }
 
-/// SQLite result codes (sqlite.org/rescode.html); the primary code is the low byte.
+/// Classifies SQLite's result codes (sqlite.org/rescode.html). The primary code is the low byte.
 fn classify_sqlite(code: &str, text: String) -> StoreError {
     match code.parse::<i32>().unwrap_or(0) & 0xff {
         // BUSY, LOCKED, NOMEM, READONLY, INTERRUPT (out of time), IOERR, FULL, CANTOPEN, PROTOCOL
@@ -135,7 +135,7 @@ fn classify_sqlite(code: &str, text: String) -> StoreError {
     }
 }
 
-/// What a commit that failed means. Without an answer from the engine it may have been made.
+/// The error of a commit. Without an answer from the database the commit may have succeeded.
 pub(crate) fn uncommitted(error: DbErr) -> StoreError {
     let answered = match &error {
         DbErr::Exec(RuntimeErr::SqlxError(cause))
@@ -152,9 +152,8 @@ pub(crate) fn uncommitted(error: DbErr) -> StoreError {
     }
 }
 
-/// Whether a PostgreSQL session is over, or of no more use, once it has answered so: it is
-/// read-only, in a transaction that is none of ours or that the server has ended, or about to be
-/// closed by the server.
+/// Whether a PostgreSQL session cannot be used after it answered with this SQLSTATE: it is
+/// read-only, in a foreign or failed transaction, or being closed by the server.
 pub(crate) fn ends_its_connection(code: &str) -> bool {
     // read_only_sql_transaction, in_failed_sql_transaction, idle_in_transaction_session_timeout,
     // idle_session_timeout
@@ -165,7 +164,7 @@ pub(crate) fn ends_its_connection(code: &str) -> bool {
         || code.starts_with("08")
 }
 
-/// SQLSTATE classes (PostgreSQL manual, appendix A).
+/// Classifies SQLSTATEs (PostgreSQL manual, appendix A).
 fn classify_postgres(code: &str, text: String) -> StoreError {
     match code {
         // serialization_failure, deadlock_detected
@@ -184,10 +183,10 @@ fn classify_postgres(code: &str, text: String) -> StoreError {
     }
 }
 
-/// Shorthand of this crate.
+/// The result of this crate's functions.
 pub(crate) type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// A stored text that only we write does not parse: the store is damaged.
-pub(crate) fn damaged(what: &str) -> StoreError {
+/// The error for a stored text that does not parse although only this program writes it.
+pub(crate) fn corrupt_row(what: &str) -> StoreError {
     StoreError::Internal(format!("a stored {what} does not parse"))
 }

@@ -1,14 +1,14 @@
-//! How long what was read of a publisher may be believed, here and in other processes.
+//! How long cached data of a publisher may be trusted, in this process and in others.
 //!
-//! Within this process: all that is cached of a publisher shares a cell. A change of its
-//! credentials, accounts or trains (or of its own row) marks the cell as stale before the call that
-//! made the change returns, so each entry dies at once. A reader notes the count of invalidations
-//! before it reads; if its publisher was invalidated since, what it read is not kept. So a look-up
-//! begun before a revocation can't bring anything back after it.
+//! Within a process, everything that is cached of a publisher shares a [`Cell`]. A change of the
+//! publisher's credentials, accounts or trains (or of its own row) marks the cell as stale before
+//! the call that made the change returns, which invalidates every entry at once. A reader notes the
+//! count of invalidations before it reads. If its publisher was invalidated since, the result is
+//! not cached. So a read that began before a revocation cannot restore a revoked token.
 //!
-//! Across processes: the changing transaction bumps an epoch and logs whose credentials changed.
-//! Every process polls that log; when the last good poll began too long ago, it stops trusting
-//! what it keeps and reads the store for each request.
+//! Across processes, the transaction that makes the change increments an epoch and logs whose
+//! credentials changed. Every process polls that log. If the last successful poll began too long
+//! ago, a process trusts no cached data and reads the store for each request.
 
 use std::{
     collections::HashMap,
@@ -28,19 +28,19 @@ use uuid::Uuid;
 use crate::store::{
     db::Tx,
     entity::{cache_epoch, credential_changes},
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
 };
 
-/// When the last good poll began longer ago than this, nothing that is kept is trusted.
+/// Cached data is trusted if the last successful poll began at most so long ago.
 const TRUST_FOR_MS: i64 = 750;
-/// What all that is kept of a publisher shares.
+/// What all cached entries of one publisher share.
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
     stale: AtomicBool,
 }
 
 impl Cell {
-    /// Whether what was kept under it holds no more.
+    /// Whether the entries that hold this cell are invalid.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::SeqCst)
     }
@@ -53,18 +53,18 @@ impl Cell {
 #[derive(Default)]
 struct Cells {
     live: HashMap<Uuid, Arc<Cell>>,
-    /// At which count of invalidations each publisher was last invalidated.
+    /// For each publisher, the count of invalidations at its last one.
     invalidated: HashMap<Uuid, u64>,
-    /// At which count everybody was.
+    /// The count of invalidations when everybody was last invalidated.
     all_invalidated: u64,
 }
 
-/// What this process has heard of changes.
+/// Which changes this process knows of.
 #[derive(Default)]
 pub(crate) struct Freshness {
     cells: Mutex<Cells>,
     invalidations: AtomicU64,
-    /// Readings under way; while there are none, nothing in `invalidated` is needed.
+    /// Reads in progress. While there are none, `invalidated` is not needed.
     readings: AtomicU64,
     last_poll_began_ms: AtomicI64,
     epoch: AtomicI64,
@@ -75,7 +75,7 @@ impl Freshness {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills everything kept of a publisher, including what is being read now.
+    /// Invalidates everything cached of a publisher, and everything that is being read now.
     pub(crate) fn invalidate(&self, publisher: Uuid) {
         let mut cells = self.cells();
         let count = self.invalidations.fetch_add(1, Ordering::SeqCst) + 1;
@@ -89,7 +89,7 @@ impl Freshness {
         }
     }
 
-    /// Kills everything kept of anybody.
+    /// Invalidates everything cached of everybody.
     pub(crate) fn invalidate_all(&self) {
         let mut cells = self.cells();
         cells.all_invalidated = self.invalidations.fetch_add(1, Ordering::SeqCst) + 1;
@@ -98,9 +98,10 @@ impl Freshness {
         }
     }
 
-    /// Begins to read something that is to be kept.
+    /// Begins a read whose result is to be cached.
     pub(crate) fn begin(&self) -> Reading<'_> {
-        // Under the lock, so that an invalidation either sees this reading or comes before it.
+        // Counted under the lock, so that an invalidation either sees this read or happens before
+        // it.
         let _cells = self.cells();
         self.readings.fetch_add(1, Ordering::SeqCst);
         Reading {
@@ -109,18 +110,18 @@ impl Freshness {
         }
     }
 
-    /// Whether what is kept may be believed now.
+    /// Whether cached data may be trusted now.
     pub(crate) fn trusted(&self, now: Timestamp) -> bool {
-        // A clock that was set back says nothing about how long ago that poll was.
+        // After a clock was set back, the difference is negative and says nothing.
         (0..=TRUST_FOR_MS).contains(&(now.ms() - self.last_poll_began_ms.load(Ordering::Acquire)))
     }
 
-    /// The poll that began then has read all changes.
+    /// Notes that a poll that began at `began` has read all changes.
     pub(crate) fn polled(&self, began: Timestamp) {
         self.last_poll_began_ms.store(began.ms(), Ordering::Release);
     }
 
-    /// The last change that this process has heard of.
+    /// The epoch of the last change that this process knows of.
     pub(crate) fn epoch(&self) -> i64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -135,15 +136,15 @@ impl Freshness {
     }
 }
 
-/// A reading under way; counted while it lasts, whatever ends it.
+/// A read in progress. It counts as such until it is dropped.
 pub(crate) struct Reading<'a> {
     freshness: &'a Freshness,
     began_at: u64,
 }
 
 impl Reading<'_> {
-    /// Hands `keep` the cell of what was read of `publisher`, unless that was invalidated since this
-    /// reading began. No invalidation comes in between.
+    /// Calls `keep` with the cell for what was read of `publisher`, unless the publisher was
+    /// invalidated since this read began. No invalidation can happen during the call.
     pub(crate) fn keep(&self, publisher: Uuid, keep: impl FnOnce(Arc<Cell>)) {
         let mut cells = self.freshness.cells();
         let last = cells.invalidated.get(&publisher).copied().unwrap_or(0);
@@ -159,7 +160,7 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// Logs, in the transaction that changes them, whose credentials change.
+/// Logs, in the transaction of a change, whose credentials it changes.
 pub(crate) async fn publish_credential_changes(tx: &Tx) -> Result<()> {
     let mut touched = tx.touched();
     touched.sort_unstable();
@@ -176,7 +177,7 @@ pub(crate) async fn publish_credential_changes(tx: &Tx) -> Result<()> {
         let epoch = cache_epoch::Entity::find_by_id(1)
             .one(tx.db())
             .await?
-            .ok_or_else(|| damaged("cache epoch"))?
+            .ok_or_else(|| corrupt_row("cache epoch"))?
             .epoch;
         credential_changes::Entity::insert(credential_changes::ActiveModel {
             epoch: Set(epoch),
@@ -189,7 +190,7 @@ pub(crate) async fn publish_credential_changes(tx: &Tx) -> Result<()> {
     Ok(())
 }
 
-/// The tests of the race need to stop a reading half-way.
+/// These tests stop a read half-way, which tests of the store cannot.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,12 +234,12 @@ mod tests {
         let freshness = Freshness::default();
         let reading = freshness.begin();
         freshness.invalidate(SEVEN);
-        // Others come and go meanwhile; the note of the invalidation must outlive them.
+        // Other reads begin and end meanwhile; the note of the invalidation must outlive them.
         drop(freshness.begin());
         freshness.invalidate(Uuid::from_u128(9));
         assert!(kept(&reading, SEVEN).is_none());
         assert!(kept(&freshness.begin(), SEVEN).is_some());
-        // The same when everybody is invalidated while nothing of this publisher is kept.
+        // The same if everybody is invalidated while nothing is cached of this publisher.
         let reading = freshness.begin();
         freshness.invalidate_all();
         assert!(kept(&reading, Uuid::from_u128(8)).is_none());

@@ -1,25 +1,25 @@
 //! The names of scheduled jobs.
 
-/// Writes the jobs down once: their names in the store, in logs and in metrics.
+/// Defines the jobs, each with its name in the store, in logs and in metrics.
 macro_rules! jobs {
     ($($(#[$doc:meta])* $job:ident = $name:literal,)+) => {
-        /// Work that is done on a schedule, by one process at a time.
+        /// Work that one process at a time does on a schedule.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Job {
             $($(#[$doc])* $job,)+
         }
 
         impl Job {
-            /// All of them.
+            /// All jobs.
             pub const ALL: &[Self] = &[$(Self::$job),+];
 
-            /// Its name.
+            /// The job's name.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$job => $name,)+ }
             }
 
-            /// The name of its part in the process's progress.
+            /// The name of the job's part in the process's progress.
             #[must_use]
             pub const fn part(self) -> &'static str {
                 match self { $(Self::$job => concat!("job_", $name),)+ }
@@ -29,25 +29,25 @@ macro_rules! jobs {
 }
 
 jobs! {
-    /// Removes dead credentials, and what else is soon of no use to anybody.
+    /// Removes revoked and expired credentials, and other rows that nobody needs any more.
     Credentials = "credentials",
-    /// Wipes answers that hold a credential, and removes stale idempotency keys.
+    /// Removes stored responses that hold a credential, and old idempotency keys.
     IdempotencyKeys = "idempotency_keys",
-    /// Removes old deliveries and replays, and endpoints that were deleted long ago; calls
-    /// deliveries to deleted endpoints off.
+    /// Removes old deliveries and replays, and endpoints that were deleted long ago. Cancels
+    /// deliveries to deleted endpoints.
     Deliveries = "deliveries",
     /// Removes old events.
     Events = "events",
-    /// Removes old runs, and pipelines and versions of them that no run names any more.
+    /// Removes old runs, and pipelines and versions to which no run refers any more.
     Runs = "runs",
-    /// Removes publishers that were deleted long ago, with all that they had.
+    /// Removes publishers that were deleted long ago, with all their rows.
     Publishers = "publishers",
-    /// Takes runs back whose lease ran out.
+    /// Ends expired leases of runs.
     Leases = "leases",
-    /// Looks at endpoints: those that fail, and those that work again.
+    /// Checks the health of endpoints: which fail, and which work again.
     Endpoints = "endpoints",
     /// Removes old messages about trains.
     Notices = "notices",
-    /// Refreshes accounts whose tokens near their end.
+    /// Refreshes accounts whose tokens expire soon.
     Accounts = "accounts",
 }

@@ -1,9 +1,9 @@
-//! Each owner's two keys: the data key that seals, the chain key that links its audit log.
+//! Each owner's two keys: the data key, which seals, and the chain key, which links the audit log.
 //!
-//! Both are random, wrapped by a master key, and cached unwrapped. The operator's stand under
-//! the nil owner. The master key that wraps the operator's keys is the one in force: new owners'
-//! keys are wrapped by it, whatever stands first in a process's list. So no process wraps by a key
-//! that another has not been given yet, and none by one that is being given up (ADR 0020).
+//! Both are random, wrapped by a master key, and cached unwrapped. The operator's keys are stored
+//! under the nil owner. The master key that wraps the operator's keys is the one in force: it wraps
+//! the keys of new owners, whichever key is first in a process's list. So no process wraps with a
+//! key that another process has not got yet, or with one that is being replaced (ADR 0020).
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use std::{
 use domain::{
     Timestamp,
     id::{Id as _, PublisherId},
-    seal::{Key, MasterKeys, Place},
+    seal::{Key, MasterKeys, SealContext},
 };
 use moka::sync::Cache;
 use sea_orm::{
@@ -33,20 +33,20 @@ use crate::store::{
 #[cfg(test)]
 mod tests;
 
-/// Reads the master keys anew from where a process has them; a failure in words.
+/// Reads the process's master keys again. An error is a text for the log.
 pub type KeySource = Arc<dyn Fn() -> Result<MasterKeys, String> + Send + Sync>;
 
-/// Most owners whose keys are kept unwrapped.
+/// Most owners whose keys are cached unwrapped.
 const CACHED_OWNERS: u64 = 10_000;
 
-/// An owner's keys that do not open.
+/// An owner's keys that cannot be unwrapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosedKeys {
-    /// Whose they are; the operator's if `None`.
+    /// The publisher; `None` for the operator.
     pub publisher: Option<PublisherId>,
-    /// The master key that wraps them, as their row says.
+    /// The master key that wraps them, according to their row.
     pub master_key_id: String,
-    /// Whether that master key is known: if it is, the row is damaged.
+    /// Whether that master key is known. If so, the row is corrupt.
     pub known: bool,
 }
 
@@ -88,15 +88,16 @@ pub(crate) struct OwnerKeys {
 
 pub(crate) struct KeyRing {
     master: RwLock<Arc<MasterKeys>>,
-    /// Asked when a master key is met that is not known.
+    /// Where to read the master keys again if an unknown one is needed.
     source: OnceLock<KeySource>,
     cache: Cache<Uuid, OwnerKeys>,
-    /// Counts what was forgotten; what was read before that is not kept after it.
+    /// Increased whenever keys are dropped from the cache. Keys that were read before that are not
+    /// cached.
     generation: AtomicU64,
 }
 
-fn place(owner: Uuid, column: &'static str) -> Place<'static> {
-    Place {
+fn seal_context(owner: Uuid, column: &'static str) -> SealContext<'static> {
+    SealContext {
         owner,
         table: "owner_keys",
         row: &[],
@@ -104,15 +105,19 @@ fn place(owner: Uuid, column: &'static str) -> Place<'static> {
     }
 }
 
-/// Both keys of a row, unless they don't open. Where the data key is destroyed, in its place one
-/// that nothing was ever sealed with.
+/// Unwraps both keys of a row; `None` if one does not open. If the data key is destroyed, its place
+/// is taken by a random key that has sealed nothing.
 pub(crate) fn opened(
     master: &MasterKeys,
     row: &owner_keys::Model,
 ) -> Result<OwnerKeys, ClosedKeys> {
     let open = |column, wrapped: &[u8]| {
         master
-            .unwrap(&row.master_key_id, &place(row.owner_id, column), wrapped)
+            .unwrap(
+                &row.master_key_id,
+                &seal_context(row.owner_id, column),
+                wrapped,
+            )
             .map_err(|_| ClosedKeys::of_row(master, row))
     };
     let data = if is_destroyed(row) {
@@ -126,21 +131,21 @@ pub(crate) fn opened(
     })
 }
 
-/// Whether an owner's data key is destroyed. Its chain key stays as long as its audit log does, so
-/// that the log can be verified until it is removed.
+/// Whether an owner's data key is destroyed. Its chain key stays as long as its audit log, so that
+/// the log can still be verified.
 pub(crate) fn is_destroyed(row: &owner_keys::Model) -> bool {
     row.data_key.is_empty()
 }
 
-/// Both keys under the master key of that identifier, as a row holds them; nothing where there
-/// is no such master key.
+/// Wraps both keys with the master key `id`, as a row stores them; `None` if that master key is
+/// unknown.
 pub(crate) fn wrapped(
     master: &MasterKeys,
     id: &str,
     owner: Uuid,
     keys: &OwnerKeys,
 ) -> Option<(Vec<u8>, Vec<u8>)> {
-    let wrap = |column, key| master.wrap(id, &place(owner, column), key).ok();
+    let wrap = |column, key| master.wrap(id, &seal_context(owner, column), key).ok();
     Some((
         wrap("data_key", &keys.data)?,
         wrap("chain_key", &keys.chain)?,
@@ -167,13 +172,12 @@ impl KeyRing {
         }
     }
 
-    /// The master keys that are known.
+    /// The master keys that this process knows.
     pub(crate) fn master(&self) -> Arc<MasterKeys> {
         Arc::clone(&self.master.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The master keys, read anew first if the one of that identifier is not known. Even then it
-    /// may not be among them.
+    /// The master keys, read again first if `id` is unknown. It may still be missing afterwards.
     async fn master_with(&self, id: &str) -> Arc<MasterKeys> {
         let known = self.master();
         if known.knows(id) {
@@ -182,7 +186,7 @@ impl KeyRing {
         let Some(source) = self.source.get().cloned() else {
             return known;
         };
-        // It may be a file on a slow disk.
+        // The source may be a file on a slow disk.
         let read = tokio::task::spawn_blocking(move || source()).await;
         match read.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(read) => {
@@ -200,8 +204,8 @@ impl KeyRing {
         }
     }
 
-    /// From now on `source` is asked whenever keys are met that no known master key wraps. The first
-    /// source stays.
+    /// Sets the source that is read whenever keys are found that no known master key wraps. Only
+    /// the first call has an effect.
     pub(crate) fn reread_from(&self, source: KeySource) {
         let _ = self.source.set(source);
     }
@@ -220,7 +224,7 @@ impl KeyRing {
         let in_force = in_force(db).await?;
         let (id, master) = match in_force {
             Some(id) => (id.clone(), self.master_with(&id).await),
-            // The operator's own, at the very first start.
+            // The operator's own keys, at the very first start.
             None => (self.master().first_id().to_owned(), self.master()),
         };
         let (data_key, chain_key) =
@@ -234,7 +238,7 @@ impl KeyRing {
         })
         .exec_without_returning(db)
         .await?;
-        // Not cached here: the transaction may yet fail, and the next one makes other keys.
+        // Not cached here: the transaction may still fail, and a second try makes other keys.
         Ok(keys)
     }
 
@@ -257,7 +261,7 @@ impl KeyRing {
         Ok(Some(keys))
     }
 
-    /// The key that links an owner's audit log, as long as there is one.
+    /// The key that links an owner's audit log, as long as the log exists.
     pub(crate) async fn chain_of<C: ConnectionTrait>(&self, db: &C, owner: Uuid) -> Result<Key> {
         if let Some(keys) = self.cache.get(&owner) {
             return Ok(keys.chain);
@@ -278,11 +282,11 @@ impl KeyRing {
         })
     }
 
-    /// Caches what was read at a generation, unless something was forgotten since.
+    /// Caches keys that were read at `generation`, unless keys were dropped since.
     fn keep(&self, owner: Uuid, keys: &OwnerKeys, generation: u64) {
         self.cache.insert(owner, keys.clone());
-        // Looked at after the insertion: whoever forgets counts first and removes then, so one of
-        // the two sees the other.
+        // Checked after the insertion. Whoever drops keys increases the counter first and removes
+        // then, so one of the two sees the other.
         if self.generation.load(Ordering::SeqCst) != generation {
             self.cache.invalidate(&owner);
         }
@@ -293,18 +297,18 @@ impl KeyRing {
         self.find(db, owner).await?.ok_or_else(|| no_keys(owner))
     }
 
-    /// Forgets owners whose keys may have been destroyed, and wipes what was kept of them.
+    /// Drops cached keys of owners whose keys may have been destroyed, and wipes them.
     pub(crate) fn forget(&self, owners: impl IntoIterator<Item = Uuid>) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         for owner in owners {
             self.cache.invalidate(&owner);
         }
-        // The cache drops what it has removed when it gets round to it: in a process that is
-        // asked little, that may be never.
+        // The cache frees removed entries during later calls. A process with few calls might keep
+        // them for ever.
         self.cache.run_pending_tasks();
     }
 
-    /// Forgets all owners.
+    /// Drops the cached keys of all owners.
     pub(crate) fn forget_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.cache.invalidate_all();
@@ -312,8 +316,8 @@ impl KeyRing {
     }
 }
 
-/// The identifier of the master key that new owners' keys are wrapped by; `None` before the first
-/// start. It stays so until the transaction ends.
+/// The identifier of the master key that wraps new owners' keys; `None` before the first start. It
+/// stays the same until the transaction ends.
 async fn in_force<C: ConnectionTrait>(db: &C) -> Result<Option<String>> {
     let row = owner_keys::Entity::find_by_id(OPERATOR)
         .lock(LockType::Share)

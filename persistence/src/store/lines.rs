@@ -1,38 +1,39 @@
-//! PostgreSQL's connections by what they are for.
+//! PostgreSQL's connections, by purpose.
 
 use crate::store::{
     connections::Connections,
     pool::{Pool, Server},
 };
 
-/// Connections that lease endpoints and load what is due. They are few, so that each soon knows the
-/// few large statements that this takes.
+/// Connections that lease endpoints and load due deliveries. There are few, so that each soon has
+/// the few large statements prepared.
 const LOADING: u32 = 3;
 /// Connections of jobs, and of messages about trains.
 const WORKING: u32 = 2;
-/// Connections that tell other processes and hear from them (`wake`).
+/// Connections that notify other processes and listen to them (`wake`).
 const EXCHANGING: u32 = 2;
-/// Connections that a process has beside its pool: these, and one each for the lane, for
-/// outcomes, and for the heartbeat with the polls.
+/// Connections that a process has besides its pool: the three groups above, and one each for the
+/// write lane, for outcomes, and for the heartbeat with the polls.
 pub const OWN: u32 = LOADING + WORKING + EXCHANGING + 3;
 
-/// For whom connections to PostgreSQL are kept apart, so that no load of requests takes the last
-/// one from what has to go on.
+/// Purposes with PostgreSQL connections of their own, so that requests cannot take the last
+/// connection from work that must go on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// Requests: the pool.
+    /// Requests, which use the pool.
     #[default]
     Requests,
     /// Jobs, and messages about trains.
     Work,
-    /// What the dispatcher leases and loads.
+    /// Leasing and loading by the dispatcher.
     Load,
-    /// The heartbeat, the polls, and the question whether the store can be written.
+    /// The heartbeat, the polls, and the check whether the store can be written.
     Watch,
 }
 
-/// PostgreSQL's connections beside the pool. The lane's and the dispatcher's also know their few
-/// large statements: in turn on all of the pool's, these would be parsed and planned anew on each.
+/// PostgreSQL's connections besides the pool. The write lane and the dispatcher have few large
+/// statements. On their own connections these stay prepared; on the pool's, each connection would
+/// parse and plan them again.
 pub(crate) struct Own {
     pub(crate) lane: Connections,
     pub(crate) load: Connections,
@@ -41,7 +42,7 @@ pub(crate) struct Own {
     pub(crate) watch: Connections,
 }
 
-/// Fewer connections than a start needs.
+/// A start got fewer connections than it needs.
 #[derive(Debug)]
 pub(crate) struct TooFew {
     pub(crate) needed: u32,
@@ -51,7 +52,7 @@ pub(crate) struct TooFew {
 
 impl Own {
     pub(crate) fn new(server: &Server) -> (Self, [Pool; 5]) {
-        // Asked each time whether it lives: a lost one would be a lost batch of many callers.
+        // Pinged before each use: with a lost connection, a whole batch of callers would fail.
         let lane = Pool::new(server, 1, true);
         let load = Pool::new(server, LOADING, false);
         let record = Pool::new(server, 1, false);
@@ -79,11 +80,11 @@ impl Own {
     }
 }
 
-/// Opens all that a process ever uses, what has to go on first, and tells how many it got if they
-/// are too few. (A role's or a database's limit shows in no other way, least of all through a
-/// pooler.)
+/// Opens all connections that a process ever uses, the indispensable ones first. If there are too
+/// few, it returns how many it got. (A limit of a role or a database shows in no other way, least
+/// of all through a pooler.)
 pub(crate) async fn open_all(server: &Server, own: [Pool; 5], pool: &Pool) -> Result<(), TooFew> {
-    // The two of `wake` are opened when they are needed; here they are only tried.
+    // The two connections of `wake` are opened when they are needed. Here they are only tried.
     let exchange = Pool::new(server, EXCHANGING, false);
     let needed = OWN + pool.size();
     let mut had = 0;

@@ -1,4 +1,4 @@
-//! Pages of lists. They end by rows, and by the bytes of what their rows hold.
+//! Pages of lists. A page is limited by its number of rows and by their bytes.
 
 use std::collections::HashMap;
 
@@ -10,43 +10,42 @@ use sea_orm::{
 
 use crate::store::error::Result;
 
-/// So many rows are read without a look at their sizes first.
+/// Up to so many rows are read without reading their sizes first.
 const UNSEEN: u64 = 8;
 
-/// Which part of a list. `after` is the sort key of the last row of the page before.
+/// Which part of a list to return.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest<K> {
     /// At most this many rows, 1 to 200.
     pub limit: u64,
-    /// Where to go on.
+    /// The sort key of the last row of the previous page; `None` for the first page.
     pub after: Option<K>,
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T, K> {
     /// The rows, in the list's order.
     pub items: Vec<T>,
-    /// Where the next page goes on; `None` on the last one.
+    /// The key after which the next page begins; `None` on the last page.
     pub next: Option<K>,
 }
 
-/// Keys in the list's order.
+/// A page of keys, in the list's order.
 #[derive(Debug)]
-pub(crate) struct Found<K> {
+pub(crate) struct KeyPage<K> {
     pub(crate) keys: Vec<K>,
-    /// Where to go on; `None` at the list's end.
+    /// The key after which the next page begins; `None` at the end of the list.
     pub(crate) next: Option<K>,
 }
 
-/// The bytes of a text column, without reading the text: nothing counts as none.
+/// The number of bytes of a text column, computed by the database; 0 for NULL.
 pub(crate) fn bytes_of(column: impl Into<SimpleExpr>) -> SimpleExpr {
     let bytes = Func::cust("octet_length").arg(column);
     Expr::expr(Func::coalesce([bytes.into(), Expr::val(0)]))
 }
 
-/// How many of these rows make up a page: as many as have [`PAGE_BYTES`] together, and one at
-/// least.
+/// How many of these rows fit into a page of [`PAGE_BYTES`], and one at least.
 pub(crate) fn fitting(sizes: impl IntoIterator<Item = usize>) -> usize {
     let mut sum = 0_usize;
     let fits = sizes.into_iter().take_while(|bytes| {
@@ -57,12 +56,12 @@ pub(crate) fn fitting(sizes: impl IntoIterator<Item = usize>) -> usize {
 }
 
 impl<K> PageRequest<K> {
-    /// One row more than asked for, which tells whether there is a next page.
+    /// How many rows to read: one more than requested, to learn whether there is a next page.
     pub(crate) fn fetch(&self) -> u64 {
         self.limit.clamp(1, PAGE_MAX) + 1
     }
 
-    /// Cuts the rows fetched to the page asked for.
+    /// Cuts the rows that were read to the requested page.
     pub(crate) fn cut<M>(&self, mut rows: Vec<M>, key: impl Fn(&M) -> K) -> Page<M, K> {
         let limit = usize::try_from(self.limit.clamp(1, PAGE_MAX)).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
@@ -71,9 +70,9 @@ impl<K> PageRequest<K> {
         Page { items: rows, next }
     }
 
-    /// Reads the page asked for of rows that may be large. `bytes` is what the database says of a
-    /// row's size, `size` what is said of one that was read; a large page's sizes are read first,
-    /// so that no more rows are than go out.
+    /// Reads the requested page of rows that may be large. `bytes` is an SQL expression for the
+    /// size of a row, `size` the size of a row that was read. For a large page the sizes are read
+    /// first, so that no more rows are read than are returned.
     pub(crate) async fn read<E>(
         &self,
         query: Select<E>,
@@ -113,11 +112,11 @@ impl<K> PageRequest<K> {
         Ok(page)
     }
 
-    /// The rows of keys that were found, which `query` reads in the keys' order: as many as make
-    /// up a page by their bytes ([`Self::read`]).
-    pub(crate) async fn read_found<E>(
+    /// Reads the rows of `found`, limited by bytes as in [`Self::read`]. `query` reads them in the
+    /// keys' order.
+    pub(crate) async fn read_key_page<E>(
         &self,
-        found: Found<K>,
+        found: KeyPage<K>,
         query: Select<E>,
         db: &impl ConnectionTrait,
         bytes: SimpleExpr,
@@ -128,7 +127,7 @@ impl<K> PageRequest<K> {
         E: EntityTrait,
         E::Model: FromQueryResult + Send + Sync,
     {
-        let Found { keys, next } = found;
+        let KeyPage { keys, next } = found;
         if keys.is_empty() {
             let items = Vec::new();
             return Ok(Page { items, next });
@@ -140,17 +139,18 @@ impl<K> PageRequest<K> {
 }
 
 impl<M, K: Copy + Eq + std::hash::Hash> Page<M, K> {
-    /// The rows of keys that were found, in the keys' order. What is gone by now is left out.
-    pub(crate) fn of_found(found: Found<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
+    /// Makes a page of `found`'s rows, in the keys' order. Rows that were removed meanwhile are
+    /// left out.
+    pub(crate) fn of_key_page(found: KeyPage<K>, rows: Vec<M>, key: impl Fn(&M) -> K) -> Self {
         let mut rows: HashMap<K, M> = rows.into_iter().map(|row| (key(&row), row)).collect();
-        let Found { keys, next } = found;
+        let KeyPage { keys, next } = found;
         let items = keys.iter().filter_map(|key| rows.remove(key)).collect();
         Self { items, next }
     }
 }
 
 impl<M, K> Page<M, K> {
-    /// Converts the rows; an error in one is the page's.
+    /// Converts the rows. The first error is returned.
     pub(crate) fn try_map<T, E>(self, f: impl Fn(M) -> Result<T, E>) -> Result<Page<T, K>, E> {
         let items = self.items.into_iter().map(f).collect::<Result<_, _>>()?;
         Ok(Page {

@@ -1,12 +1,13 @@
-//! Connections to PostgreSQL. Each wait for one, and each wait for an answer on one, has an end.
+//! Connections to PostgreSQL. Each wait for a connection, and each wait for an answer on one, has
+//! an end.
 //!
-//! sqlx's own pool waits without an end: it pings a connection that comes back before it gives its
-//! place up, and a connection whose answers never come (a path that swallows bytes sends neither
-//! FIN nor RST) keeps that place for as long as the system retransmits, a quarter of an hour. It also
-//! takes a connection back whose `begin` was cancelled, on which later writes are lost
-//! (docs/adr/0031-every-wait-for-the-database-ends.md). So connections are kept here. The rule is
-//! one: a connection goes back only after its last answer has come in full and was no sign of its
-//! end. Any other is dropped, which closes its socket at once.
+//! sqlx's own pool can wait without an end: it pings a connection that comes back before it
+//! releases the permit. If the answer never comes (a network path that drops packets sends neither
+//! FIN nor RST), the permit is held for as long as the system retransmits, a quarter of an hour. It
+//! also reuses a connection whose `begin` was cancelled, on which later writes are lost
+//! (docs/adr/0031-every-wait-for-the-database-ends.md). Hence this pool. It has one rule: a
+//! connection goes back only if its last answer came in full and did not announce its end. Any
+//! other is dropped, which closes its socket at once.
 
 use std::{
     io,
@@ -33,41 +34,42 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::error::ends_its_connection;
 
-/// How long a caller waits for a place, and then for a new connection, unless less is set.
+/// How long a caller waits for a permit, and then for a new connection; a shorter limit for answers
+/// shortens this, too.
 const CHECKOUT_MAX: Duration = Duration::from_secs(5);
-/// How long a process that stops waits for a new connection: what it still has to write is written
-/// one after the other, and a server that is gone must not cost each of them the whole wait.
+/// How long a stopping process waits for a new connection. It writes its remaining changes one
+/// after the other, and if the server is gone, each of them must not take the whole wait.
 const CONNECT_MAX_STOPPING: Duration = Duration::from_secs(1);
-/// The first pause before a server that does not take connections yet is asked again.
+/// The first pause before a new connection is tried again.
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
-/// A connection that was idle for longer is asked whether it still lives.
+/// A connection that was idle for longer is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(5);
-/// How long that may take.
+/// How long a ping may take.
 const PING_MAX: Duration = Duration::from_secs(2);
-/// A connection that was idle for longer is not asked: some firewall has forgotten it.
+/// A connection that was idle for longer is dropped: a firewall may have forgotten it.
 const IDLE_MAX: Duration = Duration::from_mins(10);
-/// No connection is used for longer, so that what changes in the server's settings is noticed.
+/// No connection is used for longer, so that changes of the server's settings take effect.
 const LIFE_MAX: Duration = Duration::from_mins(30);
-/// How long a goodbye to the server may take.
+/// How long closing a session may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// PostgreSQL ends a transaction that does nothing for so long, and frees what it has locked. Ours
-/// never wait for anything else than the store, so their process stands still or is gone, and
-/// whoever takes its work over must not find the rows locked: shorter than
+/// PostgreSQL ends a transaction that is idle for so long, and releases its locks. Our transactions
+/// wait for nothing but the store, so their process must be suspended or gone. Another process
+/// takes over its work and must not find the rows locked. So this is shorter than
 /// [`crate::PROCESS_EXPIRES_AFTER`].
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
-/// When one connection of this process was last found dead. All that have been idle since before
-/// are doubted: one fault of the path, or one change of the server, befalls all of them.
+/// When a connection of this process was last found dead. All connections that have been idle since
+/// before are replaced: a fault of the network or a change of the server concerns all of them.
 #[derive(Clone, Default)]
-pub(crate) struct Doubt(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct LastFailure(Arc<Mutex<Option<Instant>>>);
 
-impl Doubt {
-    fn raise(&self) {
+impl LastFailure {
+    fn record(&self) {
         *lock(&self.0) = Some(Instant::now());
     }
 
-    fn befalls(&self, idle_since: Instant) -> bool {
-        lock(&self.0).is_some_and(|raised| idle_since <= raised)
+    fn concerns(&self, idle_since: Instant) -> bool {
+        lock(&self.0).is_some_and(|at| idle_since <= at)
     }
 }
 
@@ -75,13 +77,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How to reach the server, and how long to wait for it.
+/// How to connect to the server, and how long to wait for it.
 #[derive(Clone)]
 pub(crate) struct Server {
     options: PgConnectOptions,
-    /// For one answer.
+    /// The limit for one answer.
     limit: Duration,
-    doubt: Doubt,
+    last_failure: LastFailure,
     stopping: CancellationToken,
 }
 
@@ -90,13 +92,13 @@ impl Server {
         Self {
             options,
             limit,
-            doubt: Doubt::default(),
+            last_failure: LastFailure::default(),
             stopping: CancellationToken::new(),
         }
     }
 
-    /// The process stops: from now on a new connection is waited for a second at most. What waits
-    /// for one at this moment is told, too.
+    /// From now on a new connection is waited for one second at most, since the process is about to
+    /// stop. This also applies to waits that have begun.
     pub(crate) fn stop_soon(&self) {
         self.stopping.cancel();
     }
@@ -113,10 +115,10 @@ impl Server {
         self.limit.min(CHECKOUT_MAX)
     }
 
-    /// What each session is told first. The server ends a statement a tenth sooner than we give it
-    /// up, so that what we give up is a matter of the path. It also notices by itself that we are
-    /// gone: a dead session counts against its connection limits. (Said by statements, as poolers
-    /// refuse most start-up parameters.)
+    /// The first statements of each session. The server ends a statement 10 % sooner than we give
+    /// it up, so that a time-out on our side is a fault of the network. Keepalives let the server
+    /// notice that we are gone: a dead session counts against its connection limits. (These are
+    /// statements since poolers refuse most start-up parameters.)
     fn greeting(&self) -> String {
         format!(
             "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
@@ -127,17 +129,17 @@ impl Server {
         )
     }
 
-    /// Greets a new session. One that may not write is refused: it is a standby's, or a demoted
-    /// primary's, and new ones soon lead elsewhere.
+    /// Prepares a new session. A read-only one is refused: its server is a standby or a demoted
+    /// primary, and new connections will soon reach the new primary.
     pub(crate) async fn greet(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if self.tell(connection).await? {
+        if self.set_up(connection).await? {
             return Err(read_only());
         }
         Ok(())
     }
 
-    /// Tells a new session what it needs; answers whether it is read-only.
-    pub(crate) async fn tell(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    /// Sends the first statements to a new session, and returns whether it is read-only.
+    pub(crate) async fn set_up(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let rows = sqlx::raw_sql(AssertSqlSafe(self.greeting())).fetch_all(connection);
         let read_only: String = match rows.await?.last() {
             Some(row) => row.try_get(0)?,
@@ -146,8 +148,8 @@ impl Server {
         Ok(read_only == "on")
     }
 
-    /// A new connection. One that the server does not take yet is tried again until the end of the
-    /// wait.
+    /// Opens a new connection. While the server refuses connections, this is tried again until the
+    /// limit.
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let over = self.connect_wait_over();
         tokio::pin!(over);
@@ -173,7 +175,7 @@ impl Server {
         }
     }
 
-    /// Ends with the wait for a new connection that begins now.
+    /// Ends when the limit for a new connection, counted from now, is over.
     async fn connect_wait_over(&self) {
         let begun = tokio::time::Instant::now();
         let stopping = async {
@@ -187,7 +189,7 @@ impl Server {
     }
 }
 
-/// The time after which the server ends a statement by itself.
+/// The time after which the server itself ends a statement.
 fn statement_limit(limit: Duration) -> Duration {
     limit * 9 / 10
 }
@@ -196,7 +198,7 @@ fn failed(kind: io::ErrorKind, words: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(kind, words))
 }
 
-/// Why a session is closed that may not write.
+/// The error for a session that is read-only.
 pub(crate) fn read_only() -> sqlx::Error {
     failed(
         io::ErrorKind::ReadOnlyFilesystem,
@@ -212,7 +214,7 @@ fn late(limit: Duration, what: &str) -> sqlx::Error {
     )
 }
 
-/// Whether a server that refused a connection so may take one soon.
+/// Whether a server that refused a connection with this error may accept one soon.
 fn passes(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => matches!(
@@ -238,15 +240,16 @@ struct Idle {
 struct Shared {
     server: Server,
     size: u32,
-    places: Arc<Semaphore>,
-    /// The one used last is used next, so that few know most statements.
+    permits: Arc<Semaphore>,
+    /// The connection that was used last is used next, so that few connections have most statements
+    /// prepared.
     idle: Mutex<Vec<Idle>>,
-    /// Whether connections are asked each time whether they live: what is lost is a whole batch.
+    /// Whether connections are pinged before every use: with a lost one, a whole batch would fail.
     asked_always: bool,
     closed: AtomicBool,
 }
 
-/// Some connections to PostgreSQL. Cheap to clone.
+/// A pool of connections to PostgreSQL. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Shared>);
 
@@ -255,31 +258,34 @@ impl Pool {
         Self(Arc::new(Shared {
             server: server.clone(),
             size,
-            places: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
+            permits: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
             idle: Mutex::default(),
             asked_always,
             closed: AtomicBool::new(false),
         }))
     }
 
-    /// How many connections it has at most.
+    /// The most connections that it opens.
     pub(crate) fn size(&self) -> u32 {
         self.0.size
     }
 
-    /// Opens all its connections; fails with how many there are and why there are no more.
+    /// Opens all connections.
+    ///
+    /// # Errors
+    /// How many there are, and why there are no more.
     pub(crate) async fn fill(&self) -> Result<(), (u32, sqlx::Error)> {
         let mut opening = tokio::task::JoinSet::new();
         for _ in 0..self.0.size {
             let pool = self.clone();
             opening.spawn(async move {
-                let permit = Arc::clone(&pool.0.places).acquire_owned().await;
+                let permit = Arc::clone(&pool.0.permits).acquire_owned().await;
                 let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
                 let connection = pool.0.server.connect().await?;
                 Ok(pool.hold(connection, Instant::now(), permit))
             });
         }
-        // None goes back before the last was opened.
+        // No connection goes back before the last was opened.
         let (mut all, mut why) = (Vec::new(), None);
         while let Some(opened) = opening.join_next().await {
             match opened.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
@@ -291,8 +297,13 @@ impl Pool {
         why.map_or(Ok(()), |why| Err((had, why)))
     }
 
-    fn hold(&self, connection: PgConnection, made: Instant, permit: OwnedSemaphorePermit) -> Held {
-        Held {
+    fn hold(
+        &self,
+        connection: PgConnection,
+        made: Instant,
+        permit: OwnedSemaphorePermit,
+    ) -> PooledConnection {
+        PooledConnection {
             connection: Some(connection),
             made,
             sound: true,
@@ -304,11 +315,11 @@ impl Pool {
         }
     }
 
-    /// A connection that lives, as far as one can know.
-    pub(crate) async fn checkout(&self) -> Result<Held, DbErr> {
+    /// A connection that is alive as far as this process knows.
+    pub(crate) async fn checkout(&self) -> Result<PooledConnection, DbErr> {
         let shared = &self.0;
-        let places = Arc::clone(&shared.places).acquire_owned();
-        let permit = match timeout(shared.server.checkout_max(), places).await {
+        let permits = Arc::clone(&shared.permits).acquire_owned();
+        let permit = match timeout(shared.server.checkout_max(), permits).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
             Err(Elapsed { .. }) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)),
@@ -317,14 +328,14 @@ impl Pool {
             let idle_for = idle.since.elapsed();
             if idle_for > IDLE_MAX
                 || idle.made.elapsed() > LIFE_MAX
-                || shared.server.doubt.befalls(idle.since)
+                || shared.server.last_failure.concerns(idle.since)
             {
                 continue;
             }
             if shared.asked_always || idle_for > PING_AFTER_IDLE {
                 let ping = timeout(PING_MAX.min(shared.server.limit), idle.connection.ping());
                 if !matches!(ping.await, Ok(Ok(()))) {
-                    shared.server.doubt.raise();
+                    shared.server.last_failure.record();
                     continue;
                 }
             }
@@ -342,14 +353,14 @@ impl Pool {
         lock(&self.0.idle).pop()
     }
 
-    /// Says goodbye to the server; connections that are in use are closed when they come back.
+    /// Ends the idle sessions. Connections in use are closed when they come back.
     pub(crate) async fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
-        self.0.places.close();
+        self.0.permits.close();
         let idle = std::mem::take(&mut *lock(&self.0.idle));
         let goodbyes = async {
             for one in idle {
-                // One that is dead is closed either way.
+                // A dead connection is closed either way.
                 let _ = one.connection.close().await;
             }
         };
@@ -357,22 +368,22 @@ impl Pool {
     }
 }
 
-/// What is known of a connection that was taken.
+/// Whether a connection is known to be alive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It was made, or has answered, since.
+    /// It is new, or has answered since it was taken.
     Proven,
-    /// It had been idle, and has not answered since.
+    /// It was idle, and has not answered since.
     Idle,
-    /// Instead of an answer came word of its end.
+    /// It was idle, and had been closed by the server.
     EndedIdle,
 }
 
 /// A connection in use.
-pub(crate) struct Held {
+pub(crate) struct PooledConnection {
     connection: Option<PgConnection>,
     made: Instant,
-    /// Whether the last answer came in full, and was no sign of the connection's end.
+    /// Whether the last answer came in full and did not announce the connection's end.
     sound: bool,
     state: State,
     /// Whether a transaction is open, and whether a statement has failed in it.
@@ -382,7 +393,7 @@ pub(crate) struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Held {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let shared = &self.pool.0;
         if let Some(connection) = self.connection.take()
@@ -399,16 +410,16 @@ impl Drop for Held {
     }
 }
 
-impl Held {
-    /// The connection, for one answer. Until [`Held::came`] it counts as broken, so that a caller
-    /// who goes away in between takes it along.
+impl PooledConnection {
+    /// The connection, for one request. It counts as broken until [`PooledConnection::came`] is
+    /// called, so that a caller that is cancelled in between drops it.
     fn ask(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         self.sound = false;
         let gone = || failed(io::ErrorKind::NotConnected, "no connection".to_owned());
         self.connection.as_mut().ok_or_else(gone)
     }
 
-    /// What came of it, or that nothing came in time.
+    /// Takes in the answer, or that none came in time.
     fn came<T>(
         &mut self,
         limit: Duration,
@@ -441,15 +452,15 @@ impl Held {
                     | sqlx::Error::Protocol(_))
             );
             if all {
-                self.pool.0.server.doubt.raise();
+                self.pool.0.server.last_failure.record();
             }
             self.connection = None;
         }
         result
     }
 
-    /// Whether it had ended while it was idle. All that were idle then are in doubt, so the next
-    /// one is another: what changes nothing may be asked once more.
+    /// Whether it had been closed while it was idle. All connections that were idle then are
+    /// replaced, so a read may be repeated on another one.
     pub(crate) const fn ended_idle(&self) -> bool {
         matches!(self.state, State::EndedIdle)
     }
@@ -461,8 +472,9 @@ impl Held {
         Ok(())
     }
 
-    /// After a failure it is not known whether the changes stand, but for a statement's failure:
-    /// PostgreSQL would answer a commit of its transaction as if all were well.
+    /// Commits. After an error it is unknown whether the changes were committed, unless a statement
+    /// had failed: then the transaction is rolled back, since PostgreSQL would answer a commit of
+    /// it with success.
     pub(crate) async fn commit(mut self) -> Result<(), DbErr> {
         if self.failed {
             self.rollback().await?;
@@ -480,8 +492,8 @@ impl Held {
         Ok(())
     }
 
-    /// Something that takes longer than others: `limit` holds for it in place of the usual one. In a
-    /// transaction, whose setting no pooler carries over to another session.
+    /// Runs a statement under another limit. It runs in a transaction, so that a pooler does not
+    /// carry the setting over to another session.
     pub(crate) async fn long(mut self, sql: &str, limit: Duration) -> Result<(), DbErr> {
         let server = statement_limit(limit).as_millis();
         self.begin().await?;

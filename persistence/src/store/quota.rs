@@ -1,4 +1,4 @@
-//! What a publisher may have, and the refusal of more.
+//! A publisher's quotas, and the refusal of more.
 
 use domain::{Code, Problem, limits::Quotas};
 use sea_orm::EntityTrait as _;
@@ -7,15 +7,15 @@ use uuid::Uuid;
 use crate::store::{
     db::Tx,
     entity::publishers,
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
 };
 
-/// What a publisher may have, as its row says.
+/// A publisher's quotas, from its row.
 pub(crate) fn quotas_in(row: &publishers::Model) -> Result<Quotas> {
-    serde_json::from_str(&row.quotas).map_err(|_| damaged("quotas"))
+    serde_json::from_str(&row.quotas).map_err(|_| corrupt_row("quotas"))
 }
 
-/// What a publisher may have, as it stands in this transaction.
+/// A publisher's quotas, as this transaction sees them.
 pub(crate) async fn quotas_of(tx: &Tx, publisher: Uuid) -> Result<Quotas> {
     let row = publishers::Entity::find_by_id(publisher)
         .one(tx.db())

@@ -1,5 +1,6 @@
-//! Reads that may take long: lists, exports, and searches before a change. Few at a time, and of
-//! one publisher a part of those, so that whoever reads a single row never waits for them.
+//! Scans: reads that may take long, such as lists, exports, and searches before a change. Few run
+//! at once, and a publisher has a share of those, so that reads of single rows never wait for
+//! scans.
 
 use std::time::Duration;
 
@@ -8,17 +9,17 @@ use uuid::Uuid;
 
 use crate::store::{connections::Connections, error::Result};
 
-/// Most scans of one publisher at a time, where there are connections for twice as many, and twice
-/// as many processors: what is read is checked and rendered here.
+/// Most scans of one publisher at a time, if there are at least twice as many connections and
+/// processors. Processors count because this process checks and renders the rows.
 const PER_PUBLISHER: usize = 4;
-/// How long a scan waits for its turn.
+/// How long a scan waits until it may begin.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The scans that may run in this process.
+/// Limits the scans in this process.
 pub(crate) struct Scans(Permits<Uuid>);
 
 impl Scans {
-    /// For so many connections.
+    /// Limits for so many connections.
     pub(crate) fn new(connections: usize) -> Self {
         let total = connections.max(1);
         Self(Permits::new(Bounds {
@@ -27,7 +28,7 @@ impl Scans {
         }))
     }
 
-    /// Waits for a turn of `owner` on `db`.
+    /// Waits until `owner` may scan on `db`.
     pub(crate) async fn turn<'a>(&self, db: &'a Connections, owner: Uuid) -> Result<Scan<'a>> {
         self.turn_within(db, owner, PATIENCE).await
     }
@@ -53,14 +54,15 @@ fn share(connections: usize) -> usize {
     (connections.min(processors) / 2).clamp(1, PER_PUBLISHER)
 }
 
-/// A scan's turn. Held while statements run, not while their rows are rendered or sent.
+/// The permit of a scan. It is held while statements run, not while their rows are rendered or
+/// sent.
 pub(crate) struct Scan<'a> {
     db: &'a Connections,
     _turn: Permit<Uuid>,
 }
 
 impl Scan<'_> {
-    /// What its statements run on.
+    /// The connections for its statements.
     pub(crate) const fn db(&self) -> &Connections {
         self.db
     }

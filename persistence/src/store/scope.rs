@@ -1,4 +1,4 @@
-//! Who a request acts for.
+//! The publisher that a request acts for.
 
 use std::sync::Arc;
 
@@ -8,10 +8,11 @@ use uuid::Uuid;
 /// The operator, as the owner of keys, audit rows and idempotency keys.
 pub(crate) const OPERATOR: Uuid = Uuid::nil();
 
-/// The publisher that a request acts for, and the pipelines that it may touch.
+/// The publisher that a request acts for, and the pipelines that it may use.
 ///
-/// Its fields are private: only this crate makes one, from a row that it has read. So a tenant
-/// query without a scope, or with a made-up one, does not compile outside of it.
+/// The fields are private: only this crate makes a scope, from a row that it has read. So a query
+/// of a publisher's rows without a scope, or with an invented one, does not compile outside of this
+/// crate.
 #[derive(Clone, Debug)]
 pub struct Scope {
     publisher: PublisherId,
@@ -26,7 +27,7 @@ impl Scope {
         }
     }
 
-    /// Whose things are in reach.
+    /// The publisher whose rows the scope reaches.
     #[must_use]
     pub const fn publisher(&self) -> PublisherId {
         self.publisher
@@ -36,7 +37,7 @@ impl Scope {
         domain::id::Id::uuid(self.publisher)
     }
 
-    /// The only pipelines in reach, or `None` if all of the publisher's are.
+    /// The pipelines that the scope reaches; `None` for all of the publisher's.
     #[must_use]
     pub fn pipelines(&self) -> Option<&[Slug]> {
         self.pipelines.as_deref()

@@ -1,4 +1,4 @@
-//! Waiting for a share: with an end, and with what is answered then.
+//! Waits for a permit of a publisher's share, for a limited time.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use crate::store::error::Result;
 
-/// How long whoever is over a share waits for some of it.
+/// How long to wait for a permit.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// One unit of the publisher's share, waited for in its own line.
+/// Waits for one permit of the publisher's share.
 ///
 /// # Errors
-/// 429 `share_exceeded` if the publisher's share stays in use, 503 if everything does; `what`
-/// names it in the plural.
+/// 429 `share_exceeded` if the publisher's own share is used up, 503 if the whole is. `what` names
+/// the permits in the error text, in the plural.
 pub(crate) async fn one_of(
     permits: &Permits<Uuid>,
     publisher: Uuid,

@@ -1,10 +1,10 @@
-//! What PostgreSQL's planner knows of young tables.
+//! Keeps PostgreSQL's statistics of young tables up to date.
 //!
-//! It plans by what ANALYZE saw last, and keeps the plan of a prepared statement until the next
-//! one. Autovacuum comes once a minute (`autovacuum_naptime`), which is late for a new store, or
-//! for one that was restored or upgraded and has no statistics at all: a burst into a new store
-//! was delivered at 270 a second for a minute, because each outcome looked through all that its
-//! publisher has (docs/adr/0023-young-tables-are-analysed.md).
+//! The planner uses what the last ANALYZE saw, and keeps the plan of a prepared statement until the
+//! next one. Autovacuum runs once a minute (`autovacuum_naptime`). That is too late for a new
+//! store, or for one that was restored or upgraded and has no statistics at all: in a new store a
+//! burst was delivered at 270 a second for a minute, because each outcome read all deliveries of
+//! its publisher (docs/adr/0023-young-tables-are-analysed.md).
 
 use std::time::Duration;
 
@@ -13,31 +13,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{Store, connections::Connections, error::Result};
 
-/// How often sizes are looked at: one query of the catalog.
+/// How often the sizes of tables are read: one query of the catalog.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long to leave it to autovacuum, whose way a second try might be in.
+/// The pause after a failure. Autovacuum does the work meanwhile, and a second try might block it.
 const AFTER_FAILURE: Duration = Duration::from_mins(5);
 
-/// How long one table may take.
+/// How long analysing one table may take.
 const ANALYZE_MAX: Duration = Duration::from_mins(2);
 
-/// Our tables that are more than eight times as large as when they were last analysed, or never
-/// were, and that this role may analyse. Rows count, too: of a table that was analysed while its
-/// first rows were not committed, the planner would know pages without any.
+/// Our tables that are more than eight times as large as when they were last analysed, or were
+/// never analysed, and that this role may analyse. It also compares rows: if a table was analysed
+/// while its first rows were not committed, the planner knows its pages but no rows.
 const GROWN: &str = "SELECT format('%I', c.relname) AS name FROM pg_class c \
      WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' \
      AND pg_has_role(c.relowner, 'USAGE') \
      AND (pg_relation_size(c.oid) > 8 * c.relpages::bigint * current_setting('block_size')::bigint \
      OR pg_stat_get_live_tuples(c.oid) > 8 * GREATEST(c.reltuples, 12))";
 
-/// Analyses tables that have outgrown what the planner knows of them; answers which.
+/// Analyses tables that have outgrown their statistics, and returns their names.
 async fn analyze_grown(db: &Connections) -> Result<Vec<String>> {
     let grown = Statement::from_string(DbBackend::Postgres, GROWN);
     let rows = db.query_all_raw(grown).await?;
     let names = rows.iter().map(|row| row.try_get("", "name"));
     let names: Vec<String> = names.collect::<Result<_, _>>()?;
     for name in &names {
-        // Another process, or autovacuum, may be at it.
+        // Another process, or autovacuum, may be analysing it.
         let analyze = format!("ANALYZE (SKIP_LOCKED) {name}");
         db.execute_long(&analyze, ANALYZE_MAX).await?;
     }
@@ -77,14 +77,16 @@ mod tests {
     use super::analyze_grown;
     use crate::{
         fixture::engines,
-        store::{connections::Connections, pool::Pool, target::Target},
+        store::{connections::Connections, database_config::DatabaseConfig, pool::Pool},
     };
 
-    /// One connection, whose session is always the same.
+    /// One connection, so that all statements have the same session.
     fn one(url: &str) -> Connections {
-        match Target::parse(url, 1, true).unwrap() {
-            Target::Postgres { server, .. } => Connections::Postgres(Pool::new(&server, 1, false)),
-            Target::Sqlite { .. } => panic!("not PostgreSQL"),
+        match DatabaseConfig::parse(url, 1, true).unwrap() {
+            DatabaseConfig::Postgres { server, .. } => {
+                Connections::Postgres(Pool::new(&server, 1, false))
+            }
+            DatabaseConfig::Sqlite { .. } => panic!("not PostgreSQL"),
         }
     }
 
@@ -94,8 +96,8 @@ mod tests {
             if fixture.store.backend() != DbBackend::Postgres {
                 continue;
             }
-            // In a schema of its own: the store's loop and autovacuum look at other tables, so
-            // who analyses this one, and when, is certain.
+            // In a schema of its own, so that neither the store's loop nor autovacuum analyses this
+            // table.
             let db = one(&fixture.url);
             run(
                 &db,
@@ -137,7 +139,7 @@ mod tests {
             grow(&db, 1000).await;
             assert_eq!(analyze_grown(&other).await.unwrap(), ["young"]);
             run(&db, "COMMIT").await;
-            // The engine counts what was committed within a second or two.
+            // PostgreSQL updates its counts within a second or two after a commit.
             let known = "pg_class WHERE oid = 'apart.young'::regclass AND reltuples = 1000";
             let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
             while fixture.count(known).await == 0 {
@@ -156,7 +158,7 @@ mod tests {
         db.execute_unprepared(sql).await.unwrap();
     }
 
-    /// So many rows of a kilobyte.
+    /// Inserts `rows` rows of a kilobyte.
     async fn grow(db: &Connections, rows: u32) {
         let wide = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
         run(db, &format!("INSERT INTO young {wide}")).await;

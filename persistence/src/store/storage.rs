@@ -1,10 +1,10 @@
 //! How much each publisher stores, and the refusal of more (docs/adr/0030-reads-by-index.md).
 //!
-//! Producers only insert, so no row counts what they write: each process adds up what its commits
-//! wrote and removed, and writes the sums down once a second. It lets pass by what it last read and
-//! what it has added since, and reads once more before it refuses. So a publisher may go over its quota by what it writes through other
-//! processes in a second or two. What a crash loses of a sum is found when rows are counted one by
-//! one, once a day, a few hundred at a time.
+//! Producers only insert rows and update no counter. Instead each process adds up what its commits
+//! wrote and removed, and writes the sums once a second. It decides by the stored sum that it last
+//! read and what it has added since, and reads again before it refuses. So a publisher may exceed
+//! its quota by what it writes through other processes within a second or two. If a crash loses
+//! part of a sum, the daily count of all rows, a few hundred at a time, corrects it.
 
 use std::{
     collections::HashMap,
@@ -18,27 +18,27 @@ use uuid::Uuid;
 use crate::store::{
     Store,
     effects::Effects,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     plane_state::PlaneState,
     sql::{Sql, padded, parts},
 };
 
-/// What a row is counted for beside its long texts: its other columns and its place in indexes.
+/// Bytes that an event counts besides its long texts: its other columns and its index entries.
 pub(crate) const EVENT: usize = 256;
-/// The same of a run.
+/// Bytes that a run counts besides its long texts.
 pub(crate) const RUN: usize = 512;
-/// Of an entry of a run's timeline.
+/// Bytes that an entry of a run's timeline counts besides its data.
 pub(crate) const ENTRY: usize = 160;
-/// Of a delivery with its tries.
+/// Bytes that a delivery counts, with its attempts.
 pub(crate) const DELIVERY: usize = 512;
-/// Of a kept answer.
+/// Bytes that a stored response counts besides its text.
 pub(crate) const ANSWER: usize = 256;
 
-/// Of a version of a pipeline.
+/// Bytes that a version of a pipeline counts besides its definition.
 pub(crate) const VERSION: usize = 256;
 
-/// The size of a table's rows, as the store computes it; `None` where rows are not counted. The
-/// same as what is noted when they are written.
+/// The SQL expression for the size of a table's rows; `None` if its rows do not count. It must
+/// equal the size that is added when the rows are written.
 pub(crate) fn size_of(table: &str) -> Option<String> {
     Some(match table {
         "events" => format!("{EVENT} + octet_length(events.body)"),
@@ -57,84 +57,84 @@ pub(crate) fn size_of(table: &str) -> Option<String> {
 
 /// What this process knows of one publisher.
 #[derive(Default)]
-struct Held {
-    /// As the store had it at the last look: bytes, and how many there may be.
+struct StorageUse {
+    /// As last read from the database: bytes stored, and the quota.
     known: Option<(i64, u64)>,
-    /// Counted since.
+    /// Bytes added since then, not written yet.
     unwritten: i64,
-    /// Being written down.
+    /// Bytes that are being written.
     writing: i64,
-    /// Whether anybody asked or changed anything since the last look.
+    /// Whether the publisher stored or asked for anything since the last read.
     active: bool,
 }
 
 /// What this process knows of all publishers.
 #[derive(Default)]
-pub(crate) struct Storage(Mutex<HashMap<Uuid, Held>>);
+pub(crate) struct Storage(Mutex<HashMap<Uuid, StorageUse>>);
 
 impl Storage {
-    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, StorageUse>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The publisher's quota may be another one now.
+    /// Forgets the quota, since it may have changed.
     pub(crate) fn look_again(&self, publisher: Uuid) {
-        if let Some(held) = self.all().get_mut(&publisher) {
-            held.known = None;
+        if let Some(used) = self.all().get_mut(&publisher) {
+            used.known = None;
         }
     }
 
-    /// Bytes stored and allowed, if they are known.
+    /// Bytes stored, and the quota; `None` if they are unknown.
     fn of(&self, publisher: Uuid) -> Option<(i64, u64)> {
         let mut all = self.all();
-        let held = all.entry(publisher).or_default();
-        held.active = true;
-        let (bytes, quota) = held.known?;
-        let bytes = bytes + held.unwritten + held.writing;
+        let used = all.entry(publisher).or_default();
+        used.active = true;
+        let (bytes, quota) = used.known?;
+        let bytes = bytes + used.unwritten + used.writing;
         Some((bytes.max(0), quota))
     }
 
-    /// Whom to look at again, with what is to be written down of them.
+    /// The publishers whose sums to write and read, with the bytes to write.
     fn begin(&self) -> Vec<(Uuid, i64)> {
         let mut all = self.all();
-        let active = all.iter_mut().filter(|(_, held)| held.active);
+        let active = all.iter_mut().filter(|(_, used)| used.active);
         active
-            .map(|(publisher, held)| {
-                held.active = false;
-                held.writing += std::mem::take(&mut held.unwritten);
-                (*publisher, held.writing)
+            .map(|(publisher, used)| {
+                used.active = false;
+                used.writing += std::mem::take(&mut used.unwritten);
+                (*publisher, used.writing)
             })
             .collect()
     }
 
-    /// It could not be written down.
+    /// Takes back [`Self::begin`] after the sums could not be written.
     fn undo(&self, written: &[(Uuid, i64)]) {
         let mut all = self.all();
         for (publisher, _) in written {
-            let held = all.entry(*publisher).or_default();
-            held.unwritten += std::mem::take(&mut held.writing);
-            held.active = true;
+            let used = all.entry(*publisher).or_default();
+            used.unwritten += std::mem::take(&mut used.writing);
+            used.active = true;
         }
     }
 
-    /// It is written down; this is what the store has now.
+    /// Ends [`Self::begin`]: the sums are written, and `now` has the stored values.
     fn learn(&self, written: &[(Uuid, i64)], now: &HashMap<Uuid, (i64, u64)>) {
         let mut all = self.all();
         for (publisher, _) in written {
             let Some(known) = now.get(publisher) else {
-                // It was removed for good.
+                // The publisher was removed.
                 all.remove(publisher);
                 continue;
             };
-            let held = all.entry(*publisher).or_default();
-            held.writing = 0;
-            held.known = Some(*known);
+            let used = all.entry(*publisher).or_default();
+            used.writing = 0;
+            used.known = Some(*known);
         }
     }
 }
 
 impl PlaneState for Storage {
-    /// Adds what a commit wrote, less what it removed.
+    /// Adds the bytes that a commit wrote, minus those that it removed.
     fn committed(&self, effects: &Effects) {
         for publisher in &effects.credentials_of {
             self.look_again(publisher.uuid());
@@ -144,19 +144,19 @@ impl PlaneState for Storage {
         }
         let mut all = self.all();
         for (publisher, bytes) in &effects.stored {
-            let held = all.entry(*publisher).or_default();
-            held.unwritten = held.unwritten.saturating_add(*bytes);
-            held.active = true;
+            let used = all.entry(*publisher).or_default();
+            used.unwritten = used.unwritten.saturating_add(*bytes);
+            used.active = true;
         }
     }
 }
 
-/// Whether a publisher may store more; if not, what it is told.
+/// Whether a publisher may store more, and otherwise the refusal.
 pub(crate) struct Room(Option<Problem>);
 
 impl Room {
     /// # Errors
-    /// 409 `quota_exceeded` where the publisher stores as much as it may.
+    /// 409 `quota_exceeded` if the publisher's storage is full.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.0 {
             Some(problem) => Err(problem.clone().into()),
@@ -179,14 +179,15 @@ impl Store {
         let mut found = HashMap::new();
         for row in self.read().query_all_raw(statement).await? {
             let quotas: String = row.try_get("", "quotas")?;
-            let quotas: Quotas = serde_json::from_str(&quotas).map_err(|_| damaged("quotas"))?;
+            let quotas: Quotas =
+                serde_json::from_str(&quotas).map_err(|_| corrupt_row("quotas"))?;
             let bytes: i64 = row.try_get("", "bytes")?;
             found.insert(row.try_get("", "id")?, (bytes, quotas.storage_bytes));
         }
         Ok(found)
     }
 
-    /// Bytes that a publisher stores, and how many it may.
+    /// Bytes that a publisher stores, and its quota in bytes.
     pub(crate) async fn storage_of(&self, publisher: Uuid) -> Result<(i64, u64)> {
         let storage = self.state::<Storage>();
         if let Some(known) = storage.of(publisher) {
@@ -199,14 +200,15 @@ impl Store {
         Ok(storage.of(publisher).unwrap_or(known))
     }
 
-    /// Whether a publisher may store more. It is found out before the transaction that stores,
-    /// and told there: a kept answer is answered in any case.
+    /// Whether a publisher may store more. It is determined before the transaction and checked
+    /// within it, since a stored response is returned in any case.
     pub(crate) async fn storage_room(&self, publisher: Uuid) -> Result<Room> {
         let fits = |(bytes, quota)| u64::try_from(bytes).is_ok_and(|bytes| bytes < quota);
         if fits(self.storage_of(publisher).await?) {
             return Ok(Room(None));
         }
-        // What this process knows may be old, and nobody is refused by that: others removed rows.
+        // The known values may be old: another process may have removed rows. So read them again
+        // before refusing.
         self.state::<Storage>().look_again(publisher);
         let (bytes, quota) = self.storage_of(publisher).await?;
         if fits((bytes, quota)) {
@@ -218,7 +220,7 @@ impl Store {
         Ok(Room(Some(Problem::new(Code::QuotaExceeded, detail))))
     }
 
-    /// Writes the sums down, and reads what other processes added.
+    /// Writes the sums, and reads the totals of all processes.
     pub(crate) async fn flush_storage(&self) -> Result<()> {
         let storage = self.state::<Storage>();
         let begun = storage.begin();

@@ -1,11 +1,11 @@
-//! All tables, in the order in which their rows can go.
+//! All tables, in the order in which a publisher's rows can be removed.
 
 use crate::store::{
     ends::{Declared, End, Table, WITH_PUBLISHER},
     entity,
 };
 
-/// A table that is written in SQL alone.
+/// A table that is only used in raw SQL.
 macro_rules! table {
     ($name:literal, $owner:literal, [$($key:literal),+], $ends:expr) => {
         Table { name: $name, owner: Some($owner), key: || vec![$($key),+], ends: $ends }
@@ -41,7 +41,8 @@ const fn of<E: Declared>() -> Table {
     E::TABLE
 }
 
-/// Every table. Those that refer to others come first: in this order rows can go.
+/// Every table. A table comes before those that it refers to, so that rows can be removed in this
+/// order.
 pub(crate) const TABLES: [Table; 38] = [
     of::<entity::delivery_attempts::Entity>(),
     of::<entity::deliveries::Entity>(),

@@ -1,10 +1,11 @@
-//! One time for all processes, and what follows when it is set back or forward (ADR 0032).
+//! One time for all processes, and what happens when it is set back or forward (ADR 0032).
 //!
-//! A server's clock runs on by itself, whatever is done to the machine's, and follows a source: on
-//! PostgreSQL the database's clock, so that leases and turns mean the same to every process however
-//! far the machines' clocks differ; on SQLite, where there is one process, the machine's. A small
-//! difference is taken over at once. A large one is a step: what waits, or is held, was written by
-//! the old time, so it is moved along in the transaction with which the new time comes into force.
+//! A process's clock runs independently of changes to the machine's clock, and follows a source. On
+//! PostgreSQL the source is the database's clock, so that all processes agree on leases however far
+//! their machines' clocks differ. On SQLite, where there is one process, it is the machine's clock.
+//! A small difference is adopted at once. A large one is a step: waiting and leased rows were
+//! written with the old time, so they are moved in the transaction with which the new time takes
+//! effect.
 
 use std::time::{Duration, Instant};
 
@@ -19,22 +20,22 @@ use crate::store::{
     sql::Sql,
 };
 
-/// How often the source is asked.
+/// How often the source is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A difference above this is a step: something was scheduled by another time.
+/// A difference above this is a step: rows were scheduled with another time.
 const STEP_MS: i64 = 2_000;
-/// A difference below this is left alone: the answer took a while to come.
+/// A difference below this is ignored: it may come from the duration of the query.
 const SLACK_MS: i64 = 20;
-/// An answer that took longer says too little.
+/// An answer that took longer is too imprecise to use.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// Held on PostgreSQL while rows are moved, so that of many processes one does it. The number is
-/// arbitrary; it spells "stm" followed by the purpose's number.
+/// A lock that is held on PostgreSQL while rows are moved, so that only one process moves them. The
+/// number is arbitrary: "stm" followed by the purpose's number.
 const STEP_LOCK: i64 = 0x0073_746d_0002;
 
-/// Processes that were seen within this time have lived on when the time is moved.
+/// A process that was seen within this time before a step counts as alive after it.
 const PROCESS_SEEN_MS: i64 = 10_000;
 
-/// Where something stands that is due at a moment.
+/// Columns with the time at which a row is due.
 const DUE: [(&str, &str, &str); 7] = [
     ("deliveries", "next_attempt_at", "status = 'pending'"),
     ("train_notices", "next_attempt_at", "finished_at IS NULL"),
@@ -42,14 +43,14 @@ const DUE: [(&str, &str, &str); 7] = [
     ("runs", "not_before", "status = 'queued' AND failures > 0"),
     ("dispatch_leases", "probe_at", "probe_at IS NOT NULL"),
     ("jobs", "due_at", "due_at IS NOT NULL"),
-    // When an answer that holds a secret is wiped.
+    // When a stored response with a secret is wiped.
     (
         "idempotency_keys",
         "answer_until",
         "answer_until IS NOT NULL",
     ),
 ];
-/// Where something stands that is held until a moment.
+/// Columns with the time until which a row is leased or blocked.
 const HELD: [(&str, &str, &str); 5] = [
     ("processes", "expires_at", "expires_at IS NOT NULL"),
     ("runs", "lease_expires_at", "status = 'running'"),
@@ -61,7 +62,8 @@ const HELD: [(&str, &str, &str); 5] = [
     ),
     ("account_cooldowns", "until", "until IS NOT NULL"),
 ];
-/// Signs of life, by which the next process measures; they may not lie ahead.
+/// Columns with the time at which a process was last alive. The next process measures by them, so
+/// they must not be in the future.
 const SIGNS: [(&str, &str); 4] = [
     ("processes", "heartbeat_at"),
     ("jobs", "started_at"),
@@ -69,8 +71,8 @@ const SIGNS: [(&str, &str); 4] = [
     ("trains", "exhausted_at"),
 ];
 
-/// Moves a column by `by` milliseconds where it lies beyond `beyond`; what is due comes no earlier
-/// than `least`.
+/// The statement that moves a column by `by` milliseconds where it is beyond `beyond`. A due time
+/// does not become earlier than `least`.
 fn move_sql((table, column, which): (&str, &str, &str), by: i64, beyond: i64, least: i64) -> Sql {
     let mut sql = Sql::new(&format!(
         "UPDATE {table} SET {column} = CASE WHEN {column} + "
@@ -88,7 +90,7 @@ async fn run(tx: &Tx, sql: Sql) -> Result<()> {
     Ok(())
 }
 
-/// When a process was last seen to live, by the time that it had.
+/// When a process was last seen alive, in that process's time.
 async fn last_sign<C: ConnectionTrait>(db: &C) -> Result<Option<i64>> {
     let sql = "SELECT max(at) AS at FROM (SELECT max(heartbeat_at) AS at FROM processes \
                UNION ALL SELECT max(started_at) FROM jobs) signs";
@@ -97,7 +99,7 @@ async fn last_sign<C: ConnectionTrait>(db: &C) -> Result<Option<i64>> {
     Ok(row.map(|row| row.try_get("", "at")).transpose()?.flatten())
 }
 
-/// Whether another process has moved everything along already: then it is alive by the new time.
+/// Whether another process has moved all rows already. If so, it was seen alive at the new time.
 async fn is_moved(tx: &Tx, new: i64) -> Result<bool> {
     let mut sql = Sql::new("SELECT count(*) AS alive FROM processes WHERE heartbeat_at <= ");
     sql.bind(new).push(" AND expires_at > ").bind(new);
@@ -107,8 +109,9 @@ async fn is_moved(tx: &Tx, new: i64) -> Result<bool> {
     Ok(alive.is_some_and(|alive| alive > 0))
 }
 
-/// Moves along what was written by the old time. Set back, whatever lies ahead is pulled in. Set
-/// forward, what is held is held for as long as before; what is due comes early, which harms nobody.
+/// Moves rows that were written with the old time. If the clock was set back, times in the future
+/// are pulled in. If it was set forward, leases are extended to last as long as before; due rows
+/// become due early, which does no harm.
 async fn move_rows(tx: &Tx, old: i64, new: i64) -> Result<()> {
     let by = new - old;
     for held in HELD {
@@ -129,14 +132,14 @@ async fn move_rows(tx: &Tx, old: i64, new: i64) -> Result<()> {
         sql.bind(new).push(&format!(" WHERE {column} > ")).bind(new);
         run(tx, sql).await?;
     }
-    // Other processes hear of a rest only where its row is newer than what they know.
+    // Other processes learn of a cooldown only if its row is newer than what they know.
     let mut sql = Sql::new("UPDATE account_cooldowns SET reported_at = reported_at + 1");
     sql.push(" WHERE reported_at > ").bind(new);
     run(tx, sql).await
 }
 
 impl Store {
-    /// The source's present moment, and how far it may be off.
+    /// The source's current time, and its possible error.
     async fn source(&self) -> Result<(Timestamp, Duration)> {
         if self.backend() == DbBackend::Sqlite {
             return Ok((SystemClock.now(), Duration::ZERO));
@@ -155,7 +158,7 @@ impl Store {
         self.inner.db.clock()
     }
 
-    /// Takes the source's time, and makes up for what happened to it while no process lived.
+    /// Adopts the source's time, and handles a step that happened while no process ran.
     pub(crate) async fn start_time(&self) -> Result<()> {
         if self.clock().is_steady() {
             let (at, _) = self.source().await?;
@@ -180,12 +183,13 @@ impl Store {
             })
             .await?;
         if let Some(ms) = moved {
-            tell(-ms);
+            report_step(-ms);
         }
         Ok(())
     }
 
-    /// Compares the time with its source, once; a step is answered with its length, milliseconds.
+    /// Compares the clock with its source once. Returns the length of a step in milliseconds, if
+    /// there was one.
     pub(crate) async fn follow_time(&self) -> Result<Option<i64>> {
         let (source, error) = self.source().await?;
         let now = self.now();
@@ -202,7 +206,7 @@ impl Store {
         Ok(Some(difference))
     }
 
-    /// Moves rows along and lets the new time come into force with them.
+    /// Moves rows in one transaction, with which the new time takes effect.
     async fn step(&self, old: Timestamp, by: i64) -> Result<()> {
         let sqlite = self.backend() == DbBackend::Sqlite;
         let began = Instant::now();
@@ -212,12 +216,12 @@ impl Store {
                 lock(&tx).await?;
                 let (old, new) = (present(0).ms(), present(by).ms());
                 if !is_moved(&tx, new).await? {
-                    // On PostgreSQL the old time is told by the last sign of life, which is the
-                    // same whichever process does it.
+                    // On PostgreSQL the last sign of life gives the old time, whichever process
+                    // moves the rows.
                     let last = last_sign(tx.db()).await?.filter(|_| !sqlite);
                     move_rows(&tx, last.unwrap_or(old), new).await?;
                 }
-                // Before the commit, so that nobody writes by the old time after it.
+                // Before the commit, so that nobody writes the old time after it.
                 self.clock().steer(present(by));
                 Ok(())
             })
@@ -227,7 +231,7 @@ impl Store {
             return Err(error);
         }
         self.time_was_set();
-        tell(by);
+        report_step(by);
         Ok(())
     }
 
@@ -246,7 +250,7 @@ impl Store {
                 Ok(_) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "the time can't be compared; this process's own clock runs on");
+                    tracing::warn!(%error, "the clock can't be compared with its source, and continues by itself");
                 }
                 Err(_) => {}
             }
@@ -262,12 +266,12 @@ async fn lock(tx: &Tx) -> Result<()> {
     Ok(())
 }
 
-fn tell(ms: i64) {
+fn report_step(ms: i64) {
     metrics::counter!("stationmaster_clock_steps_total").increment(1);
     let seconds = ms / 1000;
     tracing::warn!(
         seconds,
-        "the clock was set; what waited or was held was moved along"
+        "the clock was set; times of waiting and leased rows were moved"
     );
 }
 
@@ -299,13 +303,13 @@ mod tests {
             assert!(system.take_job(JOB, "a", lease, next).await.unwrap());
             store.step(store.now(), -HOUR_MS).await.unwrap();
             let now = store.now().ms();
-            // By the last sign of life, where there may be other processes.
+            // The last sign of life gives the old time if there may be other processes.
             assert!((now - START.plus(EVERY).ms() + HOUR_MS).abs() < 1000);
             let until = column(store, "lease_until").await - now;
             assert!((0..=60_000).contains(&until), "{until}");
             assert!(column(store, "due_at").await <= now);
             assert!(column(store, "started_at").await <= now);
-            // The next process finds that it is done.
+            // The next process finds that the rows have been moved.
             store.start_time().await.unwrap();
             assert_eq!(column(store, "lease_until").await - now, until);
             fixture.store.close().await;

@@ -1,7 +1,8 @@
-//! Stored rows that can't be read: a secret that does not open, a text that does not parse.
+//! Reports stored rows that cannot be read: a secret that does not open, a text that does not
+//! parse.
 //!
-//! Whoever reads rows of several owners in one go leaves such a row out, or marks it, so that it
-//! hurts its owner alone, and tells of it here: in the log and by a metric.
+//! A statement that reads rows of several owners leaves such a row out or marks it, so that only
+//! its owner is affected, and reports it here: in the log and in a metric.
 
 use std::{
     collections::HashMap,
@@ -14,34 +15,35 @@ use uuid::Uuid;
 
 use crate::store::error::StoreError;
 
-/// The same row is told of once in this time, however often it is met.
-const TELL_EVERY: Duration = Duration::from_mins(5);
-/// Rows that are remembered; when there are more, all are forgotten and told of again.
+/// The same row is reported once in this time.
+const REPORT_EVERY: Duration = Duration::from_mins(5);
+/// Rows that are remembered as reported. When there are more, all are forgotten and reported again.
 const REMEMBERED: usize = 1000;
 
 type Row = (&'static str, Uuid, Uuid);
 
-static TOLD: LazyLock<Mutex<HashMap<Row, Instant>>> = LazyLock::new(Mutex::default);
+static REPORTED: LazyLock<Mutex<HashMap<Row, Instant>>> = LazyLock::new(Mutex::default);
 
-fn is_news(row: Row, now: Instant) -> bool {
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let lately = |at: &Instant| now.saturating_duration_since(*at) < TELL_EVERY;
-    if told.get(&row).is_some_and(lately) {
+fn is_report_due(row: Row, now: Instant) -> bool {
+    let mut reported = REPORTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let lately = |at: &Instant| now.saturating_duration_since(*at) < REPORT_EVERY;
+    if reported.get(&row).is_some_and(lately) {
         return false;
     }
-    if told.len() >= REMEMBERED {
-        told.clear();
+    if reported.len() >= REMEMBERED {
+        reported.clear();
     }
-    told.insert(row, now);
+    reported.insert(row, now);
     true
 }
 
-/// Tells that a row of `owner` can't be read. `what` names its kind; it is a label of the metric.
-pub(crate) fn tell(what: &'static str, owner: Uuid, row: Uuid, error: &StoreError) {
+/// Reports that a row of `owner` cannot be read. `what` names its kind, and is a label of the
+/// metric.
+pub(crate) fn report(what: &'static str, owner: Uuid, row: Uuid, error: &StoreError) {
     metrics::counter!("stationmaster_unreadable_rows_total", "what" => what).increment(1);
-    if is_news((what, owner, row), Instant::now()) {
+    if is_report_due((what, owner, row), Instant::now()) {
         let publisher = PublisherId::from_uuid(owner);
-        tracing::error!(what, %publisher, %row, %error, "a stored row can't be read; it hurts its owner alone");
+        tracing::error!(what, %publisher, %row, %error, "a stored row can't be read; only its owner is affected");
     }
 }
 
@@ -50,10 +52,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_told_of_once_in_a_while() {
+    fn a_row_is_reported_once_in_a_while() {
         let (now, row) = (Instant::now(), ("test", Uuid::nil(), Uuid::nil()));
-        assert!(is_news(row, now));
-        assert!(!is_news(row, now + Duration::from_secs(1)));
-        assert!(is_news(row, now + TELL_EVERY));
+        assert!(is_report_due(row, now));
+        assert!(!is_report_due(row, now + Duration::from_secs(1)));
+        assert!(is_report_due(row, now + REPORT_EVERY));
     }
 }

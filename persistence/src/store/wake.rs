@@ -1,9 +1,9 @@
-//! Who is to be woken by a commit: the dispatcher, waiting claims, watchers of runs and of
-//! publishers' events, in this process and, on PostgreSQL, in the others.
+//! Notifies those that wait for a commit: the dispatcher, waiting claims, and watchers of runs and
+//! of publishers' events, in this process and, on PostgreSQL, in the others.
 //!
-//! Other processes hear by `NOTIFY`, sent after the commit on a connection of its own: inside the
-//! transaction it would make all commits wait for one lock. A notification only hastens what a
-//! slow poll would find, so a lost one does no harm.
+//! Other processes are notified with `NOTIFY`, sent after the commit on a connection of its own:
+//! inside the transaction it would serialize all commits. A notification only speeds up what a slow
+//! poll would find, so a lost one does no harm.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -39,46 +39,48 @@ use crate::store::{
 const CHANNEL: &str = "stationmaster";
 /// The shortest time between two notifications of a process.
 const NOTIFY_EVERY: Duration = Duration::from_millis(5);
-/// The wait before a lost connection is tried again.
+/// The pause before a lost connection is opened again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
-/// After so long a silence the connection that hears is asked whether it still lives.
+/// After so long without a notification, the listening connection is checked.
 const ASK_AFTER: Duration = Duration::from_secs(5);
-/// Most identifiers that a notification names. PostgreSQL takes less than 8000 bytes.
+/// Most identifiers in a notification. PostgreSQL limits it to less than 8000 bytes.
 const NAMES_MAX: usize = 200;
-/// Most endpoints that a notification names whose deliveries go out whatever their receivers did;
-/// of others the holder learns nothing before a pause ends by itself.
+/// Most endpoints in a notification that resume although their receivers failed before. The process
+/// that holds another endpoint does not learn of it before the pause ends by itself.
 const RESUMED_MAX: usize = 16;
-/// Most endpoints that are remembered until the dispatcher asks; more count as any.
+/// Most endpoints that are remembered for the dispatcher. If there are more, it is told to look for
+/// any.
 const WRITTEN_MAX: usize = 10_000;
 
-/// For which endpoints deliveries were written, and whose endpoints changed.
+/// What the dispatcher is notified of: endpoints with new deliveries, and publishers whose
+/// endpoints changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// For these.
+    /// Endpoints with new deliveries.
     pub endpoints: BTreeSet<EndpointKey>,
-    /// And perhaps for others, which only the store can tell.
+    /// Whether further endpoints may have new deliveries, which only the database can tell.
     pub others: bool,
-    /// And to these, whatever their receivers did before.
+    /// Endpoints to which deliveries are sent even if the receiver failed before.
     pub resumed: BTreeSet<EndpointKey>,
-    /// And these, with all that is to be sent.
+    /// New deliveries of this process, with their bodies.
     pub handed: Vec<HandedOver>,
-    /// By this process: endpoints or secrets of these changed, so that what was read of them
-    /// before no longer holds.
+    /// Publishers whose endpoints or secrets this process changed: what was read of them before is
+    /// out of date.
     pub changed: BTreeSet<PublisherId>,
-    /// The time was set: what was read of when deliveries are due no longer holds.
+    /// Whether the clock was set: due times that were read before are out of date.
     pub stepped: bool,
 }
 
-/// What the dispatcher is to be told.
+/// What the dispatcher has yet to be notified of.
 #[derive(Default)]
-struct Untold {
+struct DispatcherNotifications {
     written: Written,
     handed: Handed<HandedOver>,
-    /// Whether a dispatcher has ever asked: before, nothing is handed over.
+    /// Whether a dispatcher has ever asked. Before that, no deliveries are handed over.
     asked: bool,
 }
 
-impl Untold {
+impl DispatcherNotifications {
     fn is_empty(&self) -> bool {
         let Written {
             endpoints,
@@ -106,7 +108,7 @@ impl Untold {
         self.written.resumed.extend(endpoints.take(room));
     }
 
-    /// What there is no room for is to be looked for.
+    /// Adds deliveries of a commit. Those without room are looked up later.
     fn wrote(&mut self, deliveries: Deliveries, since: std::time::Instant) {
         let keys = |some: BTreeSet<(Uuid, Uuid)>| {
             let some = some.into_iter();
@@ -139,20 +141,20 @@ impl Untold {
     }
 }
 
-/// News that is collected until somebody takes it.
+/// What other processes have yet to be notified of.
 #[derive(Default)]
-struct News {
+struct PendingNotifications {
     deliveries: BTreeSet<(Uuid, Uuid)>,
-    /// Endpoints whose deliveries go out whatever their receivers did before.
+    /// Endpoints to which deliveries are sent even if the receiver failed before.
     resumed: BTreeSet<(Uuid, Uuid)>,
     ready: BTreeSet<Uuid>,
-    /// Runs, and publishers with new events.
+    /// Runs that changed, and publishers with new events.
     changed: BTreeSet<Uuid>,
-    /// Whether there are fan-outs to spread.
+    /// Whether there are new fan-outs to spread.
     fan_outs: bool,
 }
 
-impl News {
+impl PendingNotifications {
     fn is_empty(&self) -> bool {
         let named = [&self.ready, &self.changed];
         let endpoints = [&self.deliveries, &self.resumed];
@@ -162,24 +164,24 @@ impl News {
     }
 }
 
-/// What wakes those who wait.
+/// The notifications of this process.
 pub(crate) struct Wake {
     process: Uuid,
-    untold: Mutex<Untold>,
-    /// Rings when there may be deliveries to make.
-    written_bell: Notify,
+    dispatcher: Mutex<DispatcherNotifications>,
+    /// Notified when there may be deliveries to send.
+    written_notify: Notify,
     ready: Mutex<BTreeSet<Uuid>>,
-    /// Rings when somebody may have runs to hand out.
-    ready_bell: Notify,
-    /// Rings when there are messages about trains to send. Other processes are not told: whoever
-    /// writes some sends them, and what it can't send the others find.
-    notices_bell: Notify,
-    /// Rings when there are fan-outs to spread.
-    fan_outs_bell: Notify,
+    /// Notified when a publisher may have runs to hand out.
+    ready_notify: Notify,
+    /// Notified when there are messages about trains to send. Other processes are not notified: the
+    /// process that writes messages sends them, and the others find the rest by polling.
+    notices_notify: Notify,
+    /// Notified when there are fan-outs to spread.
+    fan_outs_notify: Notify,
     watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
-    /// What other processes have not been told yet; `None` where there are none.
-    outbox: Option<Mutex<News>>,
-    outbox_bell: Notify,
+    /// What other processes have yet to be notified of; `None` if there are no other processes.
+    outbox: Option<Mutex<PendingNotifications>>,
+    outbox_notify: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -190,39 +192,40 @@ impl Wake {
     pub(crate) fn new(others: bool) -> Self {
         Self {
             process: Uuid::from_bytes(domain::random::bytes()),
-            untold: Mutex::default(),
-            written_bell: Notify::new(),
+            dispatcher: Mutex::default(),
+            written_notify: Notify::new(),
             ready: Mutex::default(),
-            ready_bell: Notify::new(),
-            notices_bell: Notify::new(),
-            fan_outs_bell: Notify::new(),
+            ready_notify: Notify::new(),
+            notices_notify: Notify::new(),
+            fan_outs_notify: Notify::new(),
             watched: Mutex::default(),
             outbox: others.then(Mutex::default),
-            outbox_bell: Notify::new(),
+            outbox_notify: Notify::new(),
         }
     }
 
-    /// Wakes whom a commit concerns that began after `since`.
+    /// Notifies everybody whom a commit concerns. It began after `since`.
     pub(crate) fn after(&self, effects: Effects, since: std::time::Instant) {
         if let Some(outbox) = &self.outbox {
             let mut outbox = lock(outbox);
             outbox.deliveries.extend(&effects.deliveries.endpoints);
             outbox.resumed.extend(&effects.deliveries.resumed);
         }
-        // Changes with deliveries, so that whoever makes one after a change finds the change known.
+        // Changed publishers go together with deliveries, so that a delivery after a change is sent
+        // with the change known.
         let retargeted = effects.targets_of.iter().copied();
-        self.tell(|untold| {
-            let changed = &mut untold.written.changed;
+        self.notify_dispatcher(|dispatcher| {
+            let changed = &mut dispatcher.written.changed;
             changed.extend(retargeted.map(PublisherId::from_uuid));
-            untold.wrote(effects.deliveries, since);
+            dispatcher.wrote(effects.deliveries, since);
         });
         self.readied(effects.runs_ready.iter().copied());
         self.changed(effects.changed.iter());
         if effects.notices {
-            self.notices_bell.notify_one();
+            self.notices_notify.notify_one();
         }
         if effects.fan_outs {
-            self.fan_outs_bell.notify_one();
+            self.fan_outs_notify.notify_one();
         }
         let Some(outbox) = &self.outbox else { return };
         let mut outbox = lock(outbox);
@@ -230,22 +233,22 @@ impl Wake {
         outbox.changed.extend(&effects.changed);
         outbox.fan_outs |= effects.fan_outs;
         if !outbox.is_empty() {
-            self.outbox_bell.notify_one();
+            self.outbox_notify.notify_one();
         }
     }
 
-    /// Tells the dispatcher, if there is anything to tell.
-    fn tell(&self, what: impl FnOnce(&mut Untold)) {
-        let mut untold = lock(&self.untold);
-        what(&mut untold);
-        if !untold.is_empty() {
-            self.written_bell.notify_one();
+    /// Notifies the dispatcher if `what` leaves something to tell.
+    fn notify_dispatcher(&self, what: impl FnOnce(&mut DispatcherNotifications)) {
+        let mut dispatcher = lock(&self.dispatcher);
+        what(&mut dispatcher);
+        if !dispatcher.is_empty() {
+            self.written_notify.notify_one();
         }
     }
 
-    /// The time was set.
+    /// Notifies the dispatcher that the clock was set.
     pub(crate) fn stepped(&self) {
-        self.tell(|untold| untold.written.stepped = true);
+        self.notify_dispatcher(|dispatcher| dispatcher.written.stepped = true);
     }
 
     fn wrote(
@@ -254,39 +257,39 @@ impl Wake {
         resumed: impl Iterator<Item = (Uuid, Uuid)>,
     ) {
         let key = |(owner, id)| EndpointKey::of_uuids(owner, id);
-        self.tell(|untold| {
-            untold.look_for(endpoints.map(key));
-            untold.resume(resumed.map(key));
+        self.notify_dispatcher(|dispatcher| {
+            dispatcher.look_for(endpoints.map(key));
+            dispatcher.resume(resumed.map(key));
         });
     }
 
-    /// Waits until deliveries were written or endpoints changed, and says which. From the first
+    /// Waits until deliveries were written or endpoints changed, and returns them. From the first
     /// call on, deliveries of this process are handed over.
     pub(crate) async fn written(&self) -> Written {
         loop {
-            let taken = lock(&self.untold).take();
+            let taken = lock(&self.dispatcher).take();
             if let Some(written) = taken {
                 return written;
             }
-            self.written_bell.notified().await;
+            self.written_notify.notified().await;
         }
     }
 
     /// Waits until messages about trains were written.
     pub(crate) async fn noticed(&self) {
-        self.notices_bell.notified().await;
+        self.notices_notify.notified().await;
     }
 
     /// Waits until there are fan-outs to spread.
     pub(crate) async fn fanned_out(&self) {
-        self.fan_outs_bell.notified().await;
+        self.fan_outs_notify.notified().await;
     }
 
     fn readied(&self, publishers: impl Iterator<Item = Uuid>) {
         let mut ready = lock(&self.ready);
         ready.extend(publishers);
         if !ready.is_empty() {
-            self.ready_bell.notify_one();
+            self.ready_notify.notify_one();
         }
     }
 
@@ -313,10 +316,10 @@ impl Wake {
         });
     }
 
-    /// Changes whenever the run does, or there are new events of the publisher.
+    /// A counter that changes whenever the run changes, or the publisher has new events.
     pub(crate) fn watch(&self, of: Uuid) -> watch::Receiver<u64> {
         let mut watched = lock(&self.watched);
-        // Those whose watchers have left, and whose runs never change again, go here.
+        // Removes entries without watchers. Runs that never change again are removed here only.
         if watched.len() >= 1024 && watched.len().is_power_of_two() {
             watched.retain(|_, sender| sender.receiver_count() > 0);
         }
@@ -326,30 +329,30 @@ impl Wake {
             .subscribe()
     }
 
-    /// Waits until somebody may have runs to hand out, and says who.
+    /// Waits until publishers may have runs to hand out, and returns the publishers.
     pub(crate) async fn ready(&self) -> BTreeSet<Uuid> {
         loop {
             let taken = std::mem::take(&mut *lock(&self.ready));
             if !taken.is_empty() {
                 return taken;
             }
-            self.ready_bell.notified().await;
+            self.ready_notify.notified().await;
         }
     }
 
-    /// Forgets who has runs to hand out: nobody waits.
+    /// Forgets which publishers have runs to hand out, since nobody waits.
     pub(crate) fn forget_ready(&self) {
         lock(&self.ready).clear();
     }
 
-    /// The next notification to send, after there is something to tell.
-    async fn outgoing(&self, outbox: &Mutex<News>) -> String {
+    /// Waits until there is something to send, and returns the next notification.
+    async fn outgoing(&self, outbox: &Mutex<PendingNotifications>) -> String {
         loop {
-            let news = std::mem::take(&mut *lock(outbox));
-            if !news.is_empty() {
-                return written(self.process, &news);
+            let pending = std::mem::take(&mut *lock(outbox));
+            if !pending.is_empty() {
+                return written(self.process, &pending);
             }
-            self.outbox_bell.notified().await;
+            self.outbox_notify.notified().await;
         }
     }
 
@@ -372,7 +375,7 @@ impl Wake {
                 continue;
             }
             match (kind, id) {
-                ("f", _) => self.fan_outs_bell.notify_one(),
+                ("f", _) => self.fan_outs_notify.notify_one(),
                 ("w", Some(publisher)) => ready.push(publisher),
                 ("r", Some(run)) => self.changed([run].iter()),
                 _ => self.everything(),
@@ -382,15 +385,15 @@ impl Wake {
         self.wrote(written.into_iter(), resumed.into_iter());
     }
 
-    /// Something may have been missed.
+    /// Notifies everybody, after notifications may have been lost.
     fn everything(&self) {
-        self.tell(|untold| untold.written.others = true);
+        self.notify_dispatcher(|dispatcher| dispatcher.written.others = true);
         self.all_changed();
         self.readied([Uuid::nil()].into_iter());
-        self.fan_outs_bell.notify_one();
+        self.fan_outs_notify.notify_one();
     }
 
-    /// Tells other processes and hears from them until `stop`.
+    /// Sends notifications to other processes and receives theirs until `stop`.
     pub(crate) async fn exchange(
         &self,
         server: Server,
@@ -402,11 +405,11 @@ impl Wake {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.send(outbox, &server, &notifying) => {}
-            () = self.hear(&server, &listening) => {}
+            () = self.receive(&server, &listening) => {}
         }
     }
 
-    async fn send(&self, outbox: &Mutex<News>, server: &Server, part: &Part) {
+    async fn send(&self, outbox: &Mutex<PendingNotifications>, server: &Server, part: &Part) {
         let line = Connections::Postgres(Pool::new(server, 1, false));
         loop {
             let payload = self.outgoing(outbox).await;
@@ -417,10 +420,11 @@ impl Wake {
                 [CHANNEL.into(), payload.into()],
             );
             let under_way = part.work();
-            // Until it is told: nothing else may come that would say that the way is good again.
+            // Repeated until it succeeds: nothing else may follow that would show that the
+            // connection works again.
             while let Err(error) = line.execute_raw(notify.clone()).await {
                 part.failed();
-                tracing::debug!(%error, "other processes are not told yet; their polls find it");
+                tracing::debug!(%error, "other processes can't be notified; they find changes by polling");
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
             part.moved();
@@ -429,12 +433,12 @@ impl Wake {
         }
     }
 
-    async fn hear(&self, server: &Server, part: &Part) {
+    async fn receive(&self, server: &Server, part: &Part) {
         let _at_work = part.work();
         loop {
             if let Err(error) = self.listen(server, part).await {
                 part.failed();
-                tracing::debug!(%error, "other processes are not heard; polls go on");
+                tracing::debug!(%error, "notifications of other processes can't be received; this process polls");
             }
             self.everything();
             tokio::time::sleep(RECONNECT_AFTER).await;
@@ -444,16 +448,16 @@ impl Wake {
     async fn listen(&self, server: &Server, part: &Part) -> Result<(), sqlx::Error> {
         let limit = server.limit();
         let within = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-        // One that is given up says its goodbye in a task of sqlx's, for as long as the system
-        // tries to send it: there is one of them for each loss of the path.
+        // sqlx closes a connection that is given up in a task of its own, for as long as the system
+        // retransmits. There is one such task for each loss of the network.
         let greeter = server.clone();
         let line = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(limit)
             .after_connect(move |connection, _| {
                 let server = greeter.clone();
-                // sqlx would log a refusal here as an error; it is asked for below.
-                Box::pin(async move { server.tell(connection).await.map(|_| ()) })
+                // sqlx would log a refusal here as an error. The check follows below.
+                Box::pin(async move { server.set_up(connection).await.map(|_| ()) })
             })
             .connect_lazy_with(server.options().clone());
         let mut listener = PgListener::connect_with(&line).await?;
@@ -461,11 +465,11 @@ impl Wake {
         asked.unwrap_or_else(|_| Err(within()))?;
         let listening = timeout(limit, listener.listen(CHANNEL)).await;
         listening.unwrap_or_else(|_| Err(within()))?;
-        // What was committed before the listening began.
+        // Commits before the listening began.
         self.everything();
         loop {
             part.moved();
-            // May be dropped: what has come in part stays in the connection's buffer.
+            // May be dropped: a partly received notification stays in the connection's buffer.
             match timeout(ASK_AFTER, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => self.incoming(notification.payload()),
                 Ok(Ok(None)) => return Ok(()),
@@ -479,7 +483,7 @@ impl Wake {
     }
 }
 
-/// Asks the session that listens whether it lives, and may write: a standby tells nothing.
+/// Whether the listening session is alive and may write: a standby receives no notifications.
 async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
     let row = listener.fetch_one("SHOW transaction_read_only").await?;
     let answer: String = row.try_get(0)?;
@@ -489,30 +493,31 @@ async fn writes(listener: &mut PgListener) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// `<process> [f] [n<publisher>:<endpoint>…] [d<publisher>:<endpoint>…] [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
-fn written(process: Uuid, news: &News) -> String {
+/// The text of a notification: `<process> [f] [n<publisher>:<endpoint>…] [d<publisher>:<endpoint>…]
+/// [w<publisher>…] [r<run or publisher>…]`, or `*` for more than fits.
+fn written(process: Uuid, pending: &PendingNotifications) -> String {
     use std::fmt::Write as _;
     // Writing to a string can't fail.
     let mut text = process.simple().to_string();
-    if news.fan_outs {
+    if pending.fan_outs {
         text.push_str(" f");
     }
-    // First and whatever else there is: nothing but this tells of them.
-    for (publisher, endpoint) in news.resumed.iter().take(RESUMED_MAX) {
+    // Resumed endpoints come first and are always listed: no poll finds them.
+    for (publisher, endpoint) in pending.resumed.iter().take(RESUMED_MAX) {
         let _ = write!(text, " n{}:{}", publisher.simple(), endpoint.simple());
     }
-    // An endpoint is named by two.
-    if 2 * news.deliveries.len() + news.ready.len() + news.changed.len() > NAMES_MAX {
+    // An endpoint takes two identifiers.
+    if 2 * pending.deliveries.len() + pending.ready.len() + pending.changed.len() > NAMES_MAX {
         text.push_str(" *");
         return text;
     }
-    for (publisher, endpoint) in &news.deliveries {
+    for (publisher, endpoint) in &pending.deliveries {
         let _ = write!(text, " d{}:{}", publisher.simple(), endpoint.simple());
     }
-    for publisher in &news.ready {
+    for publisher in &pending.ready {
         let _ = write!(text, " w{}", publisher.simple());
     }
-    for run in &news.changed {
+    for run in &pending.changed {
         let _ = write!(text, " r{}", run.simple());
     }
     text
@@ -530,16 +535,16 @@ mod tests {
     async fn what_one_process_writes_another_reads() {
         let (here, there) = (Wake::new(true), Wake::new(true));
         let mut watching = there.watch(id(7));
-        let news = News {
+        let pending = PendingNotifications {
             deliveries: BTreeSet::from([(id(3), id(4))]),
             resumed: BTreeSet::from([(id(5), id(6))]),
             ready: BTreeSet::from([id(1), id(2)]),
             changed: BTreeSet::from([id(7)]),
             fan_outs: true,
         };
-        let payload = written(here.process, &news);
+        let payload = written(here.process, &pending);
         there.incoming(&payload);
-        assert_eq!(there.ready().await, news.ready);
+        assert_eq!(there.ready().await, pending.ready);
         assert!(watching.has_changed().unwrap());
         watching.mark_unchanged();
         let written = there.written().await;
@@ -549,7 +554,7 @@ mod tests {
         assert_eq!(written.resumed, BTreeSet::from([resumed]));
         assert!(!written.others);
         there.fanned_out().await;
-        // What comes back to its sender is no news.
+        // A process ignores its own notifications.
         here.incoming(&payload);
         assert!(lock(&here.ready).is_empty());
     }
@@ -557,11 +562,11 @@ mod tests {
     #[tokio::test]
     async fn too_much_to_name_is_told_as_everything() {
         let (here, there) = (Wake::new(true), Wake::new(true));
-        let news = News {
+        let pending = PendingNotifications {
             changed: (0..1000).map(id).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
-        let payload = written(here.process, &news);
+        let payload = written(here.process, &pending);
         assert!(payload.len() < 8000);
         let watching = there.watch(id(5000));
         there.incoming(&payload);
@@ -570,7 +575,7 @@ mod tests {
         assert!(there.written().await.others);
     }
 
-    /// A way to PostgreSQL that is closed at first.
+    /// A connection to PostgreSQL that is blocked at first.
     struct Gate {
         open: std::sync::atomic::AtomicBool,
         from: tokio::net::TcpListener,
@@ -617,7 +622,7 @@ mod tests {
                 telling.exchange(server, &progress, stop).await;
             });
             lock(wake.outbox.as_ref().unwrap()).changed.insert(id(7));
-            wake.outbox_bell.notify_one();
+            wake.outbox_notify.notify_one();
             let until = async |failing: bool| {
                 while notifying.standing().failing != failing {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -625,7 +630,7 @@ mod tests {
             };
             timeout(Duration::from_secs(20), until(true)).await.unwrap();
             gate.open.store(true, std::sync::atomic::Ordering::Relaxed);
-            // Nothing else is to be told, and it must not stay behind as work that failed.
+            // There is nothing else to send, and the failure must not stay recorded.
             timeout(Duration::from_secs(20), until(false))
                 .await
                 .unwrap();
@@ -634,18 +639,18 @@ mod tests {
 
     #[test]
     fn the_longest_payload_fits() {
-        let runs = News {
+        let runs = PendingNotifications {
             changed: (0..NAMES_MAX as u128).map(id).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
         let endpoints = (0..NAMES_MAX as u128 / 2).map(|at| (id(1), id(at)));
-        let deliveries = News {
+        let deliveries = PendingNotifications {
             deliveries: endpoints.collect(),
             resumed: (0..100).map(|at| (id(1), id(at))).collect(),
-            ..News::default()
+            ..PendingNotifications::default()
         };
-        for news in [runs, deliveries] {
-            let text = written(id(1), &news);
+        for pending in [runs, deliveries] {
+            let text = written(id(1), &pending);
             assert!(text.len() < 8000 && !text.ends_with('*'), "{text}");
         }
     }

@@ -1,10 +1,10 @@
-//! Lists along indexes: what a part of a list costs depends on what it shows, not on how much is
-//! stored (docs/adr/0030-reads-by-index.md).
+//! Lists along indexes: the cost of a page depends on what it shows, not on how much is stored
+//! (docs/adr/0030-reads-by-index.md).
 //!
-//! A [`Path`] is an index whose last column is the list's order, with everything before it fixed.
-//! Where one path says all that a filter says, its keys are the answer. Where it does not, the
-//! rows of the best path are examined one by one, and a part ends after so many of them, however
-//! few were found: the next part goes on there.
+//! A [`Path`] is an index whose last column is the list's order, with all columns before it fixed.
+//! If one path expresses the whole filter, its keys are the result. Otherwise the rows of the best
+//! path are examined one by one, and a page ends after a fixed number of them, however few were
+//! found; the next page continues there.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,16 +13,16 @@ use uuid::Uuid;
 
 use crate::store::{
     error::Result,
-    page::{Found, PageRequest},
+    page::{KeyPage, PageRequest},
     sql::{Sql, by_primary_key},
 };
 
-/// Rows that are examined at a time.
+/// Rows that are examined in one step.
 const STEP: usize = 256;
-/// Rows that one part examines at most, if fewer are found than it has room for.
+/// Rows that one page examines at most before it ends with fewer rows than requested.
 pub(crate) const EXAMINED_MAX: usize = 2048;
 
-/// What a list is ordered by.
+/// The key by which a list is ordered.
 pub(crate) trait Key:
     Copy + Ord + std::hash::Hash + Into<Value> + TryGetable + Send
 {
@@ -44,21 +44,21 @@ impl Key for i64 {
     const HIGHEST: Self = Self::MAX;
 }
 
-/// The smallest identifier that something of this moment can have (`UUIDv7`, RFC 9562 §5.7).
+/// The smallest identifier that an object of this time can have (`UUIDv7`, RFC 9562 §5.7).
 pub(crate) fn first_id_at(ms: i64) -> Uuid {
     let ms = u64::try_from(ms).unwrap_or(0).min((1 << 48) - 1);
     Uuid::from_u128(u128::from(ms) << 80)
 }
 
-/// An index, the columns before the key, and the values that they have: a range for each entry.
+/// An index, and the values of the columns before the key: one range for each entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
-    /// `None` for the primary key.
+    /// The index's name; `None` for the primary key.
     pub(crate) index: Option<&'static str>,
     pub(crate) columns: &'static [&'static str],
-    /// Of a partial index: its condition, word by word.
+    /// The condition of a partial index, exactly as declared.
     pub(crate) only: Option<&'static str>,
-    /// A value may be NULL where there is a single column.
+    /// The values of each range. A value may be NULL if the range has one column.
     pub(crate) ranges: Vec<Vec<Value>>,
 }
 
@@ -87,25 +87,25 @@ impl Path {
         }
     }
 
-    /// Of a partial index with this condition.
+    /// Marks the index as partial, with this condition.
     pub(crate) const fn only(mut self, condition: &'static str) -> Self {
         self.only = Some(condition);
         self
     }
 }
 
-/// Which keys, and in which direction.
+/// A range of keys, and a direction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span<K> {
-    /// The lowest.
+    /// The lowest key, included.
     pub(crate) from: K,
-    /// Above the highest.
+    /// The upper bound, excluded.
     pub(crate) to: K,
     pub(crate) newest_first: bool,
 }
 
 impl<K: Key> Span<K> {
-    /// The part of a list, newest first, that goes on after a row.
+    /// The rest of a list, newest first, after a row.
     pub(crate) fn after(after: Option<K>) -> Self {
         Self {
             from: K::LOWEST,
@@ -114,54 +114,54 @@ impl<K: Key> Span<K> {
         }
     }
 
-    /// Only from this key on.
+    /// Limits the range to keys from this one on.
     pub(crate) fn from(mut self, key: Option<K>) -> Self {
         self.from = self.from.max(key.unwrap_or(self.from));
         self
     }
 
-    /// Only below this key.
+    /// Limits the range to keys below this one.
     pub(crate) fn to(mut self, key: Option<K>) -> Self {
         self.to = self.to.min(key.unwrap_or(self.to));
         self
     }
 
-    /// What is left once this key has been looked at.
+    /// The rest of the range after this key was examined; `None` if nothing is left.
     fn beyond(mut self, key: K) -> Option<Self> {
         if self.newest_first {
             self.to = key;
         } else {
-            // The range includes its lowest key, and the next one need not exist: the caller
-            // leaves out what it has seen.
+            // The range includes its lowest key, and the next higher key is unknown: the caller
+            // skips the key that it has seen.
             self.from = key;
         }
         (self.from < self.to).then_some(self)
     }
 }
 
-/// Says of a row whether it is to be shown.
+/// Decides whether a row is in the list.
 pub(crate) struct Check<'a> {
-    /// The columns that it looks at; none that is long.
+    /// The columns that the check reads; none that is long.
     pub(crate) columns: &'static [&'static str],
     pub(crate) wants: &'a (dyn Fn(&QueryResult) -> Result<bool> + Sync),
 }
 
-/// A list to be read.
+/// A list to read.
 pub(crate) struct Walk<'a> {
     pub(crate) table: &'static str,
-    /// The column that says whose a row is.
+    /// The column with the owner.
     pub(crate) owner: &'static str,
     pub(crate) of: Uuid,
-    /// Each holds all the rows that are wanted, among others.
+    /// Paths, each of which contains all wanted rows, and maybe others.
     pub(crate) paths: Vec<Path>,
-    /// What the paths do not say.
+    /// The part of the filter that the paths do not express.
     pub(crate) check: Option<Check<'a>>,
-    /// Literal conditions, each of an index of few rows: those that they let through may be all
-    /// that there is to examine.
+    /// Two literal conditions, each of an index with few rows. If few rows match, only those are
+    /// examined.
     pub(crate) few: Option<(&'static str, &'static str)>,
 }
 
-/// Writes that columns have these values.
+/// Adds conditions that columns have these values.
 fn equal<'v>(sql: &mut Sql, named: impl Iterator<Item = (&'v &'static str, &'v Value)>) {
     for (column, value) in named {
         sql.push(" AND ").push(column);
@@ -174,7 +174,7 @@ fn equal<'v>(sql: &mut Sql, named: impl Iterator<Item = (&'v &'static str, &'v V
 }
 
 impl Walk<'_> {
-    /// Of a publisher, where each path says all.
+    /// A list of a publisher's rows whose paths express the whole filter.
     pub(crate) fn over(table: &'static str, of: Uuid, paths: Vec<Path>) -> Self {
         Self {
             table,
@@ -207,14 +207,14 @@ impl Walk<'_> {
         if backend == DbBackend::Sqlite || values.iter().any(is_null) {
             equal(sql, named);
         } else if let Some((last, value)) = path.columns.last().zip(values.last()) {
-            // The last column is not compared for equality: the planner would then believe that the
-            // primary key has the same order, and look through all of the owner's rows where it
-            // believes that most of them match. As it is, only this very index has the order.
+            // The last column is not compared for equality. Otherwise the planner believes that the
+            // primary key has the same order, and if it believes that most rows match, it reads all
+            // of the owner's. As written, only this index has the order.
             equal(sql, named.take(values.len() - 1));
             let (column, key) = (*last, K::COLUMN);
-            // A scan begins at what rows are compared with, in every column, but on its way back it
-            // ends by the first column alone: that is compared by itself, and the caller leaves out
-            // keys beyond the span.
+            // A scan starts at the values of all columns, but when it runs backwards, only the
+            // first column ends it. So the first column is compared separately, and the caller
+            // leaves out keys outside the range.
             let (start, end, from) = if span.newest_first {
                 (") < (", " >= ", span.to)
             } else {
@@ -241,7 +241,8 @@ impl Walk<'_> {
             }
         }
         sql.push(K::COLUMN).push(direction);
-        // In the text: a planner that does not know it expects to be asked for a tenth of all.
+        // Written into the text: if the planner does not know the limit, it expects a tenth of all
+        // rows to be read.
         sql.push(" LIMIT ").push(&limit.to_string());
     }
 
@@ -288,13 +289,13 @@ impl Walk<'_> {
         let rows = db.query_all_raw(sql.statement(backend)).await?;
         let keys = rows.iter().map(|row| row.try_get("", K::COLUMN));
         let mut keys: Vec<K> = keys.collect::<Result<_, _>>()?;
-        // They are in order: what is beyond the span is at the end.
+        // The keys are in order, so those outside the range are at the end.
         keys.retain(|key| span.from <= *key && *key < span.to);
         keys.truncate(limit);
         Ok(keys)
     }
 
-    /// Those of these keys whose rows are wanted, in their order.
+    /// Those of these keys whose rows are in the list, in the same order.
     async fn check<K: Key>(
         &self,
         db: &impl ConnectionTrait,
@@ -328,7 +329,7 @@ impl Walk<'_> {
         Ok(keys.iter().copied().filter(wants).collect())
     }
 
-    /// All keys of the index of few rows, in the list's order; `None` if they are not few.
+    /// All keys of the index with few rows, in the list's order; `None` if there are too many.
     async fn few<K: Key>(
         &self,
         db: &impl ConnectionTrait,
@@ -360,20 +361,20 @@ impl Walk<'_> {
         Ok(Some(keys))
     }
 
-    /// The first keys of a span that are wanted: at most `limit`.
+    /// The first wanted keys of a range: at most `limit`.
     pub(crate) async fn keys<K: Key>(
         &self,
         db: &impl ConnectionTrait,
         span: Span<K>,
         limit: usize,
-    ) -> Result<Found<K>> {
+    ) -> Result<KeyPage<K>> {
         let cut = |mut keys: Vec<K>, end: Option<K>| {
             if keys.len() <= limit {
-                return Found { keys, next: end };
+                return KeyPage { keys, next: end };
             }
             keys.truncate(limit);
             let next = keys.last().copied();
-            Found { keys, next }
+            KeyPage { keys, next }
         };
         if span.from >= span.to {
             return Ok(cut(Vec::new(), None));
@@ -424,20 +425,20 @@ impl Walk<'_> {
         }
     }
 
-    /// A part of a list, newest first.
+    /// A page of a list, newest first.
     pub(crate) async fn part<K: Key>(
         &self,
         db: &impl ConnectionTrait,
         page: &PageRequest<K>,
         span: Span<K>,
-    ) -> Result<Found<K>> {
+    ) -> Result<KeyPage<K>> {
         let limit = usize::try_from(page.fetch() - 1).unwrap_or(usize::MAX);
         self.keys(db, span, limit).await
     }
 }
 
-/// Whether these keys of one path reach further than those of another: fewer than a whole step
-/// reach to the end.
+/// Whether these keys of one path reach further than those of another. Fewer keys than a whole step
+/// reach to the end of the range.
 fn further<K: Key>(keys: &[K], best: &[K], newest_first: bool) -> bool {
     match (keys.len() < STEP, best.len() < STEP) {
         (true, true) => keys.len() < best.len(),
@@ -451,8 +452,7 @@ fn further<K: Key>(keys: &[K], best: &[K], newest_first: bool) -> bool {
     }
 }
 
-/// The values of a path that are to be told apart: a range that stood twice would bring its keys
-/// twice.
+/// The distinct values of a path: a duplicate range would return its keys twice.
 pub(crate) fn distinct(values: impl IntoIterator<Item = String>) -> Vec<Value> {
     let mut seen = HashSet::new();
     values

@@ -1,10 +1,10 @@
-//! Authorizations of accounts at an upstream that were begun: what the account is to be, and what
-//! only its beginner knows, until a code comes back (RFC 7636).
+//! Authorizations of accounts at an upstream that were begun: the account's settings, and the
+//! secrets of whoever began, until the code arrives (RFC 7636).
 
 use std::time::Duration;
 
 use domain::{
-    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::Place,
+    Code, Problem, Timestamp, account::UpstreamHeader, limits::OAUTH_LOGINS, seal::SealContext,
     token::TokenHash,
 };
 use sea_orm::{
@@ -23,34 +23,33 @@ use crate::store::{
         accounts,
         oauth_logins::{ActiveModel, Column, Entity},
     },
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     quota::over_quota,
 };
 
 /// How long an authorization may take.
 const AUTHORIZATION_LIFE: Duration = Duration::from_mins(10);
 
-/// An authorization: what the account is to be, and where its tokens come from. No credential is in
-/// it.
+/// An authorization: the account's settings, and where its tokens come from. Holds no credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountAuthorization {
     /// The account's name.
     pub name: String,
-    /// Its provider.
+    /// The account's provider.
     pub provider: String,
-    /// Where its upstream is.
+    /// The base URL of the account's upstream.
     pub base_url: String,
-    /// The name of the header that carries its token.
+    /// The name of the header that carries the account's token.
     pub header_name: String,
-    /// The word before the token.
+    /// The word before the token in the header.
     pub header_scheme: Option<String>,
-    /// Where the code is traded for tokens.
+    /// The token endpoint, which exchanges the code for tokens.
     pub token_url: String,
-    /// As whom.
+    /// The client identifier at the token endpoint.
     pub client_id: String,
-    /// Where the code is sent.
+    /// The redirect URI, to which the code is sent.
     pub redirect_uri: String,
-    /// An account that goes when this one comes.
+    /// The account that the new one replaces.
     pub replaces: Option<Uuid>,
 }
 
@@ -65,23 +64,23 @@ impl AccountAuthorization {
     }
 }
 
-/// What only the beginner of an authorization knows. Nothing of it shows in `Debug`.
+/// The secrets of whoever began an authorization. `Debug` shows none of them.
 #[derive(Clone, Debug)]
 pub struct AuthorizationSecrets {
-    /// What the challenge was made of.
+    /// The code verifier, of which the challenge was made.
     pub verifier: SecretString,
-    /// What the client authenticates with.
+    /// The secret with which the client authenticates.
     pub client_secret: Option<SecretString>,
 }
 
-/// The form that is sealed.
+/// The secrets, in the form that is sealed.
 #[derive(Serialize)]
 struct Plain<'a> {
     verifier: &'a str,
     client_secret: Option<&'a str>,
 }
 
-/// The form that is opened.
+/// The secrets, in the form that is opened.
 #[derive(Deserialize)]
 struct Opened {
     verifier: Zeroizing<String>,
@@ -92,8 +91,8 @@ fn hash(state: &SecretString) -> [u8; 32] {
     *TokenHash::of_secret(state).as_bytes()
 }
 
-fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(owner: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner,
         table: "oauth_logins",
         row,
@@ -101,7 +100,7 @@ fn place(owner: Uuid, row: &[u8]) -> Place<'_> {
     }
 }
 
-/// Refuses, before anybody logs in, what would be refused afterwards.
+/// Refuses an account that could not be created after the login.
 async fn check_account(tx: &Tx, owner: Uuid, authorization: &AccountAuthorization) -> Result<()> {
     if let Some(old) = authorization.replaces {
         let found = accounts::Entity::find_by_id((owner, old))
@@ -121,11 +120,11 @@ async fn check_account(tx: &Tx, owner: Uuid, authorization: &AccountAuthorizatio
 }
 
 impl Scoped {
-    /// Keeps an authorization that begins, under the hash of its state; answers until when.
+    /// Stores a new authorization under the hash of its state. Returns when it expires.
     ///
     /// # Errors
-    /// `quota_exceeded` while [`OAUTH_LOGINS`] others wait; what would refuse the account in the
-    /// end, as far as it can be told: `name_taken`, 404 for an account to replace.
+    /// `quota_exceeded` while [`OAUTH_LOGINS`] others are unfinished; and what would refuse the
+    /// account later, as far as it is known: `name_taken`, 404 for an account to replace.
     pub async fn begin_account_authorization(
         &self,
         context: &Context,
@@ -145,12 +144,12 @@ impl Scoped {
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(internal)?);
         let account = serde_json::to_string(authorization).map_err(internal)?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
-        let sealed = keys.data.seal(&place(owner, &state), &plain);
+        let sealed = keys.data.seal(&seal_context(owner, &state), &plain);
         let until = self.store.now().plus(AUTHORIZATION_LIFE);
         let (account, sealed) = (&account, &sealed);
         let work = |tx: Tx| async move {
             // Under the publisher's lock, so that the count holds. An authorization that is never
-            // finished changes nothing, so none is in the audit log.
+            // finished changes nothing, so the audit log has no entry about it.
             let waiting = Entity::find()
                 .filter(Column::PublisherId.eq(owner))
                 .filter(Column::ExpiresAt.gt(tx.now.ms()))
@@ -177,10 +176,10 @@ impl Scoped {
         Ok(until)
     }
 
-    /// Takes an authorization out, for good: a state counts once, whatever comes of it.
+    /// Removes and returns an authorization. A state is valid once, whatever happens afterwards.
     ///
     /// # Errors
-    /// 404 for a state that is unknown, another publisher's, used, or past its time.
+    /// 404 for a state that is unknown, another publisher's, used or expired.
     pub async fn take_account_authorization(
         &self,
         state: &SecretString,
@@ -196,20 +195,20 @@ impl Scoped {
                 let taken = Entity::delete_by_id((owner, state.to_vec()))
                     .exec(tx.db())
                     .await?;
-                // Two may have read it; one has removed it.
+                // Two callers may have read the row; only one of them removed it.
                 if taken.rows_affected == 0 || row.expires_at <= tx.now.ms() {
                     return Err(Problem::not_found().into());
                 }
                 Ok(row)
             })
             .await?;
-        let authorization = serde_json::from_str(&row.account).map_err(|_| damaged("login"))?;
+        let authorization = serde_json::from_str(&row.account).map_err(|_| corrupt_row("login"))?;
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         let plain = keys
             .data
-            .open(&place(owner, &state), &row.sealed)
-            .map_err(|_| damaged("login"))?;
-        let opened: Opened = serde_json::from_slice(&plain).map_err(|_| damaged("login"))?;
+            .open(&seal_context(owner, &state), &row.sealed)
+            .map_err(|_| corrupt_row("login"))?;
+        let opened: Opened = serde_json::from_slice(&plain).map_err(|_| corrupt_row("login"))?;
         let secret = |text: &Zeroizing<String>| SecretString::from(text.as_str().to_owned());
         let secrets = AuthorizationSecrets {
             verifier: secret(&opened.verifier),

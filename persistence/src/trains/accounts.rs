@@ -23,26 +23,26 @@ use uuid::Uuid;
 use super::lending::shown::{AccountCooldown, Shown, cooldowns, cooldowns_of};
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{accounts, train_accounts, trains},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
 };
 
-/// Whether an account's credential still works, as far as is known.
+/// Whether an account's credential works, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccountHealth {
-    /// It does.
+    /// The credential works.
     Ok,
-    /// It can't be refreshed.
+    /// The credential cannot be refreshed.
     Failed {
-        /// Why, if that is known.
+        /// The class of error, if it is known.
         reason: Option<String>,
-        /// Since when.
+        /// When the refresh failed.
         at: Timestamp,
-        /// Until when the token that it has is lent all the same; `None` if that was over then.
+        /// Until when the current token is still lent; `None` if it had expired by then.
         lent_until: Option<Timestamp>,
     },
 }
@@ -52,81 +52,83 @@ pub enum AccountHealth {
 pub struct OauthClient {
     /// The token endpoint.
     pub token_url: String,
-    /// As whom.
+    /// The client identifier.
     pub client_id: String,
-    /// What is asked for; none for what was granted first.
+    /// The requested scopes; empty for those that were granted first.
     pub scopes: Vec<String>,
 }
 
-/// An upstream credential, without what it is.
+/// An upstream credential, without its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Which one.
+    /// The account's identifier.
     pub id: AccountId,
-    /// Unique within its publisher.
+    /// The account's name, unique within its publisher.
     pub name: String,
-    /// Whose credential it is.
+    /// The provider, such as `openai`.
     pub provider: String,
-    /// Where the upstream is.
+    /// The base URL of the upstream.
     pub base_url: String,
-    /// What carries the credential there.
+    /// The header that carries the credential.
     pub header: UpstreamHeader,
-    /// What sort of credential it is.
+    /// The type of the credential.
     pub credential_type: CredentialType,
-    /// Its last four characters.
+    /// The last four characters of the credential.
     pub last_four: String,
-    /// Whether trains lend it.
+    /// Whether trains may lend the account.
     pub enabled: bool,
-    /// Whether it works.
+    /// Whether the credential works.
     pub health: AccountHealth,
-    /// How much of it is to be used.
+    /// Soft limits of its use.
     pub ceilings: Ceilings,
-    /// Its cooldowns: first that of the account as a whole, then those for single models, which are
-    /// read with one account alone.
+    /// The account's cooldowns: first that of the account as a whole, then those for single models,
+    /// which are only read together with a single account.
     pub cooldowns: Vec<AccountCooldown>,
-    /// How it is refreshed, if it is of that type.
+    /// How the tokens are refreshed, for an account of type `oauth`.
     pub oauth: Option<OauthClient>,
     /// When its access token expires.
     pub expires_at: Option<Timestamp>,
-    /// When it was last refreshed.
+    /// When the tokens were last refreshed.
     pub refreshed_at: Option<Timestamp>,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
-    /// When it was made.
+    /// When the account was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the account last changed.
     pub updated_at: Timestamp,
 }
 
-/// What a new account is given; the caller has checked that its URLs are allowed destinations.
+/// What a caller gives for a new account. The caller has checked that its URLs are allowed
+/// destinations.
 #[derive(Clone, Debug)]
 pub struct NewAccount {
-    /// Unique within its publisher.
+    /// The account's name, unique within its publisher.
     pub name: String,
-    /// Whose credential it is.
+    /// The provider, such as `openai`.
     pub provider: String,
-    /// Where the upstream is.
+    /// The base URL of the upstream.
     pub base_url: String,
-    /// What carries the credential there.
+    /// The header that carries the credential.
     pub header: UpstreamHeader,
     /// The credential.
     pub credential: Credential,
-    /// How to refresh it and when it expires: given for `oauth`, and for nothing else.
+    /// How to refresh the tokens, and when the access token expires. For type `oauth` only, which
+    /// needs it.
     pub oauth: Option<(OauthClient, Timestamp)>,
-    /// Whether trains lend it.
+    /// Whether trains may lend the account.
     pub enabled: bool,
-    /// How much of it is to be used.
+    /// Soft limits of its use.
     pub ceilings: Ceilings,
 }
 
-/// What changes of an account; `None` leaves a member as it is.
+/// Changes of an account. `None` keeps a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccountPatch {
-    /// Unique within its publisher.
+    /// The account's name, unique within its publisher.
     pub name: Option<String>,
-    /// Whether trains lend it.
+    /// Whether trains may lend the account.
     pub enabled: Option<bool>,
-    /// How much of it is to be used.
+    /// Soft limits of its use.
     pub ceilings: Option<Ceilings>,
 }
 
@@ -135,7 +137,7 @@ impl Account {
         Ok(Self {
             id: AccountId::from_uuid(row.id),
             credential_type: CredentialType::parse(&row.credential_type)
-                .ok_or_else(|| damaged("account's type"))?,
+                .ok_or_else(|| corrupt_row("account's type"))?,
             health: health_of(&row)?,
             ceilings: ceilings_of(row.ceilings.as_deref())?,
             cooldowns: Vec::new(),
@@ -166,11 +168,11 @@ fn health_of(row: &accounts::Model) -> Result<AccountHealth> {
             at: Timestamp::from_ms(at),
             lent_until: lent_after(at, row.expires_at),
         }),
-        _ => Err(damaged("account's health")),
+        _ => Err(corrupt_row("account's health")),
     }
 }
 
-/// Until when a token is lent that can't be replaced since `failed_at`.
+/// Until when a token is lent whose refresh failed at `failed_at`.
 pub(crate) fn lent_after(failed_at: i64, expires_at: Option<i64>) -> Option<Timestamp> {
     let lives = expires_at.filter(|expires_at| *expires_at > failed_at);
     lives.map(Timestamp::from_ms)
@@ -179,7 +181,7 @@ pub(crate) fn lent_after(failed_at: i64, expires_at: Option<i64>) -> Option<Time
 fn ceilings_of(text: Option<&str>) -> Result<Ceilings> {
     text.map_or_else(
         || Ok(Ceilings::default()),
-        |text| serde_json::from_str(text).map_err(|_| damaged("account's ceilings")),
+        |text| serde_json::from_str(text).map_err(|_| corrupt_row("account's ceilings")),
     )
 }
 
@@ -199,7 +201,7 @@ fn client_of(row: &accounts::Model) -> Option<OauthClient> {
     })
 }
 
-/// Scopes as a token request names them (RFC 6749 §3.3).
+/// Scopes as in a token request (RFC 6749 §3.3).
 fn scopes_column(scopes: &[String]) -> Option<String> {
     (!scopes.is_empty()).then(|| scopes.join(" "))
 }
@@ -223,7 +225,7 @@ pub(crate) async fn row_of(tx: &Tx, publisher: Uuid, id: AccountId) -> Result<ac
         .ok_or_else(|| Problem::not_found().into())
 }
 
-/// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
+/// The wrapper of administrative changes has locked the publisher's row, so the count holds.
 async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     let limit = quotas_of(tx, publisher).await?.accounts;
     if of(publisher).count(tx.db()).await? >= u64::from(limit) {
@@ -232,7 +234,7 @@ async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// What the credential of a row is sealed for.
+/// The context for which a row's credential is sealed.
 pub(crate) fn sealed_for(row: &accounts::Model) -> SealedFor<'_> {
     SealedFor {
         publisher: PublisherId::from_uuid(row.publisher_id),
@@ -242,7 +244,7 @@ pub(crate) fn sealed_for(row: &accounts::Model) -> SealedFor<'_> {
     }
 }
 
-/// Writes a new account, its credential sealed with the publisher's data key.
+/// Inserts a new account, its credential sealed with the publisher's data key.
 pub(crate) async fn insert_account(
     store: &Store,
     tx: &Tx,
@@ -300,7 +302,7 @@ pub(crate) async fn insert_account(
     Account::of_row(row)
 }
 
-/// The trains that an account stands in, for a larger query.
+/// A subquery for the trains that contain an account.
 fn trains_with(publisher: Uuid, account: Uuid) -> SelectStatement {
     use train_accounts::Column;
     train_accounts::Entity::find()
@@ -311,7 +313,7 @@ fn trains_with(publisher: Uuid, account: Uuid) -> SelectStatement {
         .into_query()
 }
 
-/// The slugs of trains that have this account and no other.
+/// The slugs of trains whose only account is this one.
 async fn trains_with_only(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<Vec<String>> {
     use train_accounts::Column;
     let with_another = train_accounts::Entity::find()
@@ -331,7 +333,7 @@ async fn trains_with_only(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<Vec
     Ok(slugs.all(tx.db()).await?)
 }
 
-/// The trains that an account stands in change with it.
+/// Increases the revisions of the trains that contain an account.
 async fn touch_trains_with(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
     use trains::Column;
     trains::Entity::update_many()
@@ -344,7 +346,7 @@ async fn touch_trains_with(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()
     Ok(())
 }
 
-/// Removes an account's row, and by it all that hangs on it.
+/// Deletes an account's row, and by foreign keys all rows that depend on it.
 async fn remove(tx: &Tx, publisher: PublisherId, account: Uuid) -> Result<()> {
     accounts::Entity::delete_by_id((publisher.uuid(), account))
         .exec(tx.db())
@@ -353,12 +355,12 @@ async fn remove(tx: &Tx, publisher: PublisherId, account: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Takes the name from an account that is about to go, since the next one may want it.
+/// Renames an account that is about to be deleted, since the next one may want its name.
 async fn release_name(tx: &Tx, publisher: Uuid, account: AccountId) -> Result<()> {
     let row = accounts::ActiveModel {
         publisher_id: Set(publisher),
         id: Set(account.uuid()),
-        // Longer than names are, so nobody has it.
+        // Longer than a name may be, so no account has it.
         name: Set(format!("{account}{}", " ".repeat(NAME_CHARS))),
         ..Default::default()
     };
@@ -366,7 +368,7 @@ async fn release_name(tx: &Tx, publisher: Uuid, account: AccountId) -> Result<()
     Ok(())
 }
 
-/// Gives every place of an account to another; answers how many there were.
+/// Replaces an account by another in all trains. Returns in how many.
 async fn hand_over(tx: &Tx, publisher: Uuid, from: Uuid, to: Uuid) -> Result<u64> {
     use train_accounts::Column;
     let moved = train_accounts::Entity::update_many()
@@ -378,7 +380,7 @@ async fn hand_over(tx: &Tx, publisher: Uuid, from: Uuid, to: Uuid) -> Result<u64
     Ok(moved.rows_affected)
 }
 
-/// Applies a patch; answers the names of the members that it changed.
+/// Applies a patch. Returns the names of the members that changed.
 fn apply(row: &mut accounts::Model, patch: &AccountPatch) -> Vec<&'static str> {
     let mut changed = Vec::new();
     if let Some(name) = patch.name.as_ref().filter(|name| **name != row.name) {
@@ -398,8 +400,8 @@ fn apply(row: &mut accounts::Model, patch: &AccountPatch) -> Vec<&'static str> {
     changed
 }
 
-/// Writes what [`apply`] may change and nothing else: a refresh may replace the credential
-/// meanwhile.
+/// Writes the columns that [`apply`] may change, and no others: a refresh may replace the
+/// credential meanwhile.
 async fn write_settings(tx: &Tx, row: accounts::Model) -> Result<accounts::Model> {
     let settings = accounts::ActiveModel {
         publisher_id: Set(row.publisher_id),
@@ -425,7 +427,7 @@ fn facts(account: &Account) -> serde_json::Value {
     })
 }
 
-/// Makes an account, if the quota has room for one.
+/// Creates an account, if the quota allows it.
 pub(crate) async fn create_within(
     store: &Store,
     tx: &Tx,
@@ -435,16 +437,16 @@ pub(crate) async fn create_within(
     let owner = publisher.uuid();
     check_quota(tx, owner).await?;
     let account = insert_account(store, tx, publisher, new).await?;
-    let line = entry(
+    let entry = audit_entry(
         Action::AccountCreated,
         "account",
         account.id,
         facts(&account),
     );
-    Ok(Audited::new(account, owner, line))
+    Ok(Audited::new(account, owner, entry))
 }
 
-/// Changes an account. What it already is changes nothing.
+/// Changes an account. Values that are already set change nothing.
 pub(crate) async fn update_within(
     tx: &Tx,
     mut row: accounts::Model,
@@ -457,16 +459,16 @@ pub(crate) async fn update_within(
     }
     let row = write_settings(tx, row).await?;
     tx.touches_credentials_of(PublisherId::from_uuid(owner));
-    let line = entry(
+    let entry = audit_entry(
         Action::AccountUpdated,
         "account",
         id,
         json!({ "changed": changed }),
     );
-    Ok(Audited::new(Account::of_row(row)?, owner, line))
+    Ok(Audited::new(Account::of_row(row)?, owner, entry))
 }
 
-/// Puts a new account in every place of an old one, which is there and goes.
+/// Replaces an existing account by a new one in all trains, and deletes the old one.
 pub(crate) async fn replace_within(
     store: &Store,
     tx: &Tx,
@@ -483,12 +485,12 @@ pub(crate) async fn replace_within(
     let mut facts = facts(&account);
     facts["replaces"] = json!(old.to_string());
     facts["trains"] = json!(count);
-    let line = entry(Action::AccountReplaced, "account", account.id, facts);
-    Ok(Audited::new(account, owner, line))
+    let entry = audit_entry(Action::AccountReplaced, "account", account.id, facts);
+    Ok(Audited::new(account, owner, entry))
 }
 
 impl Scoped {
-    /// Makes an account.
+    /// Creates an account.
     pub async fn create_account<A>(
         &self,
         context: &Context,
@@ -504,7 +506,7 @@ impl Scoped {
         store.administer(context, owner, work, render).await
     }
 
-    /// One account.
+    /// Reads an account.
     pub async fn account(&self, id: AccountId) -> Result<Account, StoreError> {
         let (db, owner) = (self.store.read(), self.scope.uuid());
         let row = accounts::Entity::find_by_id((owner, id.uuid()))
@@ -543,25 +545,25 @@ impl Scoped {
         })
     }
 
-    /// Changes an account. `wish` is given the account as it stands, which nobody else changes
-    /// meanwhile, and answers what to change of it. What it already is changes nothing.
+    /// Changes an account. `patch_of` gets the current account, which nobody else changes
+    /// meanwhile, and returns the changes. Values that are already set change nothing.
     pub async fn update_account<C, A>(
         &self,
         context: &Context,
         id: AccountId,
         if_match: Option<Expected>,
-        wish: C,
+        patch_of: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         C: Fn(&Account) -> AccountPatch + Send + Sync,
         A: Fn(&Account) -> Answer + Send + Sync,
     {
-        let (owner, wish) = (self.scope.uuid(), &wish);
+        let (owner, patch_of) = (self.scope.uuid(), &patch_of);
         let work = |tx: Tx| async move {
             let row = row_of(&tx, owner, id).await?;
             check_revision(if_match, row.revision)?;
-            let patch = wish(&Account::of_row(row.clone())?);
+            let patch = patch_of(&Account::of_row(row.clone())?);
             let updated = update_within(&tx, row, &patch).await?;
             let cooldowns = cooldowns_of(tx.db(), owner, id.uuid(), tx.now).await?;
             let account = Account {
@@ -573,8 +575,8 @@ impl Scoped {
         self.store.administer(context, owner, work, render).await
     }
 
-    /// Puts a new account in every place of an old one, which goes. What was known of the old
-    /// one's use, cooldowns and health goes with it.
+    /// Replaces an account by a new one in all trains, and deletes the old one together with its
+    /// usage, cooldowns and health.
     pub async fn replace_account<A>(
         &self,
         context: &Context,
@@ -594,7 +596,7 @@ impl Scoped {
         store.administer(context, owner, work, render).await
     }
 
-    /// Removes an account; `render` is given the slugs of the trains that it leaves without one.
+    /// Deletes an account. `render` gets the slugs of the trains that have no account any more.
     pub async fn delete_account<A>(
         &self,
         context: &Context,
@@ -613,8 +615,8 @@ impl Scoped {
             touch_trains_with(&tx, owner, row.id).await?;
             remove(&tx, publisher, row.id).await?;
             let facts = json!({ "name": row.name, "trains_left_empty": empty.len() });
-            let line = entry(Action::AccountDeleted, "account", id, facts);
-            Ok(Audited::new(empty, owner, line))
+            let entry = audit_entry(Action::AccountDeleted, "account", id, facts);
+            Ok(Audited::new(empty, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

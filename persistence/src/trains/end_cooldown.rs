@@ -1,4 +1,4 @@
-//! How an admin ends an account's cooldowns.
+//! Ending an account's cooldowns by an admin.
 
 use domain::{
     audit::Action,
@@ -9,20 +9,20 @@ use serde_json::json;
 use super::{
     accounts::{Account, row_of},
     lending::{
-        reports::{Ending, end_rest},
+        reports::{Ending, end_cooldowns},
         shown::{AccountCooldown, cooldowns_of},
     },
 };
 use crate::store::{
     Scoped,
-    change::{Answer, Audited, Context, entry},
+    change::{Answer, Audited, Context, audit_entry},
     db::Tx,
     error::StoreError,
 };
 
 impl Scoped {
-    /// Ends an account's cooldowns: all of them, or that for one model. What does not cool down
-    /// changes nothing. Other processes hear of it as they hear of reports.
+    /// Ends all of an account's cooldowns, or that for one model. If there is none, nothing
+    /// changes. Other processes learn of it like of reports.
     pub async fn end_cooldown<A>(
         &self,
         context: &Context,
@@ -45,18 +45,19 @@ impl Scoped {
                 return Ok(Audited::unchanged(account));
             };
             let ending = model.map_or(Ending::Everything, Ending::Model);
-            end_rest(&tx, owner, id.uuid(), ending).await?;
+            end_cooldowns(&tx, owner, id.uuid(), ending).await?;
             let facts = json!({
                 "model": model,
                 "ended": ended.len(),
                 "until": until.to_string(),
             });
-            let line = entry(Action::AccountCooldownEnded, "account", id, facts);
-            Ok(Audited::new(account, owner, line))
+            let entry = audit_entry(Action::AccountCooldownEnded, "account", id, facts);
+            Ok(Audited::new(account, owner, entry))
         };
         let answer = self.store.administer(context, owner, work, render).await?;
-        // Also for a repeat: whoever asked first may not have lived to hear of it.
-        self.store.hear_anew(owner, id.uuid()).await?;
+        // Also for a repeated request: the process that handled the first one may have died before
+        // it read the rows.
+        self.store.reload_cooldowns(owner, id.uuid()).await?;
         Ok(answer)
     }
 }

@@ -1,7 +1,7 @@
-//! Import: accounts, trains and clients' keys as files describe them.
+//! Import of accounts, trains and clients' keys that files describe.
 //!
-//! Each thing is a transaction of its own, and what is there already as described is left alone.
-//! So an import may be repeated, and one that broke off is completed by the next.
+//! Each item has a transaction of its own, and an item that already exists as described does not
+//! change. So an import may be repeated, and an interrupted one is completed by the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,26 +36,26 @@ mod accounts;
 mod client_keys;
 mod trains;
 
-/// Who the audit log names.
+/// The actor in the audit log.
 const ACTOR: &str = "import";
 
-/// What an import did about one thing, or, in a dry run, would do.
+/// What an import did with one item, or in a dry run would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
-    /// It was not there.
+pub enum ImportOutcome {
+    /// The item did not exist, and was created.
     Created,
-    /// Its settings were others.
+    /// The item's settings differed, and were changed.
     Updated,
-    /// A new account took its place: its credential, or where that goes, was another.
+    /// A new account replaced an old one, because the credential or its destination differed.
     Replaced,
-    /// It is as described.
+    /// The item already exists as described.
     Unchanged,
-    /// It can't be.
+    /// The item was refused.
     Failed,
 }
 
-impl Outcome {
-    /// All of them, in the order in which they are counted.
+impl ImportOutcome {
+    /// All outcomes, in the order of reports.
     pub const ALL: [Self; 5] = [
         Self::Created,
         Self::Updated,
@@ -64,7 +64,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// The word in reports.
+    /// The outcome in reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -77,17 +77,18 @@ impl Outcome {
     }
 }
 
-/// An outcome, with a sentence about it where there is something to say. Holds no credential.
+/// The outcome of one item, with a sentence about it if there is something to say. Holds no
+/// credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// What became of it.
-    pub outcome: Outcome,
-    /// Why, or what to know.
+pub struct ImportResult {
+    /// The outcome.
+    pub outcome: ImportOutcome,
+    /// The reason, or a remark.
     pub note: Option<String>,
 }
 
-impl Done {
-    const fn of(outcome: Outcome) -> Self {
+impl ImportResult {
+    const fn of(outcome: ImportOutcome) -> Self {
         Self {
             outcome,
             note: None,
@@ -96,80 +97,80 @@ impl Done {
 
     fn unchanged(note: &str) -> Self {
         Self {
-            outcome: Outcome::Unchanged,
+            outcome: ImportOutcome::Unchanged,
             note: Some(note.to_owned()),
         }
     }
 }
 
-/// An account as a file describes it; the caller has checked its URLs.
+/// An account in a file. The caller has checked its URLs.
 #[derive(Clone, Debug)]
-pub struct AccountWish {
-    /// What it is, if it has to be made.
+pub struct AccountSpec {
+    /// The account's settings for the case that it has to be created.
     pub new: NewAccount,
-    /// Whether trains lend it; `None` leaves that as it is.
+    /// Whether trains may lend the account; `None` keeps the current value.
     pub enabled: Option<bool>,
-    /// How much of it is to be used; `None` leaves that as it is.
+    /// Soft limits of its use; `None` keeps the current ones.
     pub ceilings: Option<Ceilings>,
 }
 
-/// A train as a file describes it; the caller has checked its URL. `None` leaves a member as it
-/// is, `Some(None)` empties it.
+/// A train in a file. The caller has checked its URL. `None` keeps a member, `Some(None)` empties
+/// it.
 #[derive(Clone, Debug)]
-pub struct TrainWish {
-    /// Which one.
+pub struct TrainSpec {
+    /// The train's slug.
     pub slug: Slug,
-    /// For people.
+    /// A description for people.
     pub description: Option<Option<String>>,
-    /// Whether it lends anything.
+    /// Whether the train lends its accounts.
     pub enabled: Option<bool>,
-    /// Whether a client that names itself keeps its account while that is usable.
+    /// Whether a client that names itself keeps its account as long as that is usable.
     pub sticky: Option<bool>,
-    /// Where its people read.
+    /// The Slack channel for messages about the train.
     pub slack: Option<Option<NewSlack>>,
-    /// All that it lends: names of accounts with their priorities, no name twice.
+    /// All accounts of the train: names and priorities, no name twice.
     pub accounts: Option<Vec<(String, u16)>>,
 }
 
-/// A key that a train's clients have already, in whatever form.
+/// A key of any form that a client of a train already has.
 #[derive(Clone, Debug)]
-pub struct ClientKeyWish {
-    /// Whose.
+pub struct ClientKeySpec {
+    /// The slug of the train.
     pub train: Slug,
-    /// The key.
+    /// The hash of the key.
     pub hash: TokenHash,
-    /// What lists show of it.
+    /// The last four characters of the key.
     pub last_four: String,
-    /// For people.
+    /// A name for people.
     pub name: Option<String>,
 }
 
-/// What a dry run takes to be there by now, since the real one would have made it.
+/// The items that a dry run would have created by now.
 #[derive(Default)]
-struct Pretended {
+struct DryRun {
     accounts: BTreeSet<String>,
     trains: BTreeSet<String>,
-    /// How many keys, by the train's slug.
+    /// The number of keys, by the train's slug.
     keys: BTreeMap<String, u64>,
 }
 
-/// An import into one publisher. Things are to come in this order: accounts, trains, keys.
+/// An import into one publisher. The order must be: accounts, trains, keys.
 pub struct Import {
     scoped: Scoped,
     context: Context,
     reserved: Vec<TokenHash>,
-    pretended: Option<Pretended>,
+    pretended: Option<DryRun>,
 }
 
 fn refuse(detail: impl Into<String>) -> StoreError {
     Problem::new(Code::ValidationFailed, detail).into()
 }
 
-/// What is refused is a failure of one thing; anything else ends the import.
-fn told(result: Result<Done>) -> Result<Done> {
+/// Turns a refusal into a failed item. Any other error ends the import.
+fn refusal_as_result(result: Result<ImportResult>) -> Result<ImportResult> {
     match result {
-        Err(StoreError::Refused(problem)) => Ok(Done {
-            outcome: Outcome::Failed,
+        Err(StoreError::Refused(problem)) => Ok(ImportResult {
+            outcome: ImportOutcome::Failed,
             note: Some(problem.detail),
         }),
         other => other,
@@ -193,8 +194,8 @@ impl System {
         Publisher::of_row(row.ok_or_else(Problem::not_found)?)
     }
 
-    /// Begins an import. `reserved` are bearers that no client's key may be, such as the
-    /// operator's. A dry run reads and writes nothing.
+    /// Begins an import. `reserved` are tokens that no client's key may equal, such as the
+    /// operator's. A dry run only reads.
     #[must_use]
     pub fn import(&self, publisher: &Publisher, reserved: Vec<TokenHash>, dry_run: bool) -> Import {
         let scope = Scope::of_row(publisher.id.uuid(), None);
@@ -202,7 +203,7 @@ impl System {
             scoped: self.store.scoped(&scope),
             context: Context::system(ACTOR),
             reserved,
-            pretended: dry_run.then(Pretended::default),
+            pretended: dry_run.then(DryRun::default),
         }
     }
 }
@@ -216,14 +217,14 @@ impl Import {
         self.scoped.scope.uuid()
     }
 
-    /// Makes a change with its audit rows, and answers what became of the thing.
-    async fn commit<F, W>(&self, work: F) -> Result<Done>
+    /// Makes a change with its audit entries, and returns the item's result.
+    async fn commit<F, W>(&self, work: F) -> Result<ImportResult>
     where
         F: Fn(Tx) -> W + Send + Sync,
-        W: Future<Output = Result<Audited<Done>>> + Send,
+        W: Future<Output = Result<Audited<ImportResult>>> + Send,
     {
         let kept = Mutex::new(None);
-        let render = |done: &Done| {
+        let render = |done: &ImportResult| {
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(done.clone());
             nothing()
         };

@@ -1,10 +1,11 @@
-//! Which account a train lends, answered from memory.
+//! Which account a train resolves to, decided in memory.
 //!
-//! All that a publisher's trains lend is kept opened, as one snapshot, and believed exactly as
-//! long as its tokens are (see [`crate::store::freshness`]): a change of its trains or accounts kills it
-//! before the call that made the change returns, and elsewhere within one second. What gateways
-//! report (cooldowns, use) is kept beside the snapshot and outlives it: it changes often, and is no
-//! question of access. A store that does not answer is an error, never an older snapshot.
+//! All credentials of a publisher's trains are cached opened, as one snapshot, and trusted as long
+//! as the publisher's tokens are (see [`crate::store::freshness`]): a change of a train or an
+//! account invalidates the snapshot before the call that made the change returns, and in other
+//! processes within one second. Reports of gateways (cooldowns, usage) are cached beside the
+//! snapshot and outlive it, since they change often and do not affect access. If the database does
+//! not answer, that is an error; an older snapshot is never used.
 
 use std::{
     collections::HashMap,
@@ -43,22 +44,22 @@ mod usage;
 use cooldowns::Cooldowns;
 use pending::Pending;
 
-/// Most memory for what trains lend, bytes; beyond it, what is asked for least goes.
+/// Most bytes of cached snapshots. Beyond it, those that are used least are dropped.
 const KEPT_BYTES: u64 = 64 * 1024 * 1024;
-/// What a publisher takes beside its snapshot, bytes.
+/// Bytes that a publisher takes besides its snapshot.
 const TENANT_BYTES: u32 = 512;
 
-/// What this process keeps of all publishers.
-pub(crate) struct Lending {
+/// The cached pools of all publishers.
+pub(crate) struct PoolCache {
     tenants: Cache<Uuid, Arc<Tenant>>,
     usage: Pending,
     cooldowns_polled_ms: AtomicI64,
-    /// Whether anything was ever asked for here. The cache's own count is an estimate, which may
-    /// be none for as long as it likes.
+    /// Whether anything was ever read here. The cache's own count is an estimate, and may stay zero
+    /// for any time.
     used: AtomicBool,
 }
 
-impl Lending {
+impl PoolCache {
     pub(crate) fn new() -> Self {
         Self {
             tenants: Cache::builder()
@@ -72,7 +73,7 @@ impl Lending {
     }
 
     fn tenant(&self, publisher: Uuid) -> Arc<Tenant> {
-        // Before anything is read: a look that misses this began before it.
+        // Set before anything is read: a reader that does not see it began before.
         if !self.used.load(Ordering::SeqCst) {
             self.used.store(true, Ordering::SeqCst);
         }
@@ -81,18 +82,18 @@ impl Lending {
     }
 }
 
-impl PlaneState for Lending {
+impl PlaneState for PoolCache {
     fn time_was_set(&self) {
         self.tenants.invalidate_all();
     }
 }
 
-/// What this process keeps of one publisher.
+/// The cached pools of one publisher, and its gateways' reports.
 struct Tenant {
     publisher: Uuid,
     bytes: AtomicU32,
     loaded: RwLock<Option<Loaded>>,
-    /// One load at a time.
+    /// Held during a load, so that there is one at a time.
     loading: tokio::sync::Mutex<()>,
     /// How many loads have begun.
     begun: AtomicU64,
@@ -101,12 +102,12 @@ struct Tenant {
     used_read_ms: AtomicI64,
 }
 
-/// A snapshot, for as long as its cell is not stale.
+/// A snapshot, valid while its cell is not stale.
 #[derive(Clone)]
 struct Loaded {
     snapshot: Arc<Snapshot>,
     cell: Arc<Cell>,
-    /// Which load it is of.
+    /// The number of the load that read it.
     number: u64,
 }
 
@@ -152,10 +153,10 @@ impl Tenant {
     }
 }
 
-/// All that a publisher's trains lend, as of one reading.
+/// All trains and opened accounts of a publisher, as read at one time.
 struct Snapshot {
     trains: HashMap<Uuid, Train>,
-    /// Whether the use of any account counts.
+    /// Whether any account has ceilings, so that usage matters.
     has_ceilings: bool,
 }
 
@@ -163,19 +164,20 @@ struct Train {
     slug: String,
     enabled: bool,
     sticky: bool,
-    /// When its publisher was last told that it is exhausted.
+    /// When the publisher was last told that the train is exhausted.
     told_ms: AtomicI64,
-    accounts: Vec<(u16, Arc<Lent>)>,
+    accounts: Vec<(u16, Arc<ResolvedAccount>)>,
 }
 
-/// An account as it is lent. Its credential does not show in `Debug` and is wiped when dropped.
+/// An account with its opened credential. `Debug` does not show the credential, which is wiped when
+/// it is dropped.
 #[derive(Debug)]
-pub struct Lent {
-    /// Which one.
+pub struct ResolvedAccount {
+    /// The account's identifier.
     pub id: AccountId,
-    /// Whose credential it is.
+    /// The provider.
     pub provider: String,
-    /// Where requests go.
+    /// The base URL for requests.
     pub base_url: String,
     /// The header that carries the credential.
     pub header: UpstreamHeader,
@@ -183,17 +185,17 @@ pub struct Lent {
     pub value: SecretString,
     /// When the access token expires.
     pub expires_at: Option<Timestamp>,
-    /// Whether it holds tokens that can be refreshed.
+    /// Whether the credential is a token that can be refreshed.
     pub is_oauth: bool,
     enabled: bool,
-    /// Whether it can be refreshed, if it has to be.
+    /// Whether the credential works, or can be refreshed.
     healthy: bool,
     refreshed_at: Option<Timestamp>,
     ceilings: Ceilings,
 }
 
-impl Lent {
-    /// Whether its access token is expired, or nearly.
+impl ResolvedAccount {
+    /// Whether the access token has expired, or is about to.
     #[must_use]
     pub fn expires_soon(&self, now: Timestamp) -> bool {
         self.expires_at
@@ -201,102 +203,103 @@ impl Lent {
     }
 }
 
-/// Which accounts a caller can use at all: those of the upstream to which it sends requests.
+/// Which accounts a caller can use: those of the upstream to which it sends requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upstream<'a> {
-    /// Whose credential it has to be.
+    /// The provider; `None` for any.
     pub provider: Option<&'a str>,
-    /// Where requests go, without a slash at the end.
+    /// The base URL, without a slash at the end; `None` for any.
     pub base_url: Option<&'a str>,
 }
 
 impl Upstream<'_> {
-    fn takes(&self, lent: &Lent) -> bool {
-        self.provider.is_none_or(|name| name == lent.provider)
-            && self.base_url.is_none_or(|url| url == lent.base_url)
+    fn takes(&self, account: &ResolvedAccount) -> bool {
+        self.provider.is_none_or(|name| name == account.provider)
+            && self.base_url.is_none_or(|url| url == account.base_url)
     }
 }
 
-/// To how many upstreams a train's accounts belong.
+/// To how many upstreams accounts belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upstreams {
     /// There is no account.
     None,
-    /// All have the same base URL.
+    /// All accounts have the same base URL.
     One,
-    /// Their base URLs differ.
+    /// The accounts' base URLs differ.
     Several,
 }
 
-/// What a caller asks of a train.
+/// Which account of a train a caller wants.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wish<'a> {
-    /// The upstream that it can use.
+pub struct AccountCriteria<'a> {
+    /// The upstream that the caller can use.
     pub upstream: Upstream<'a>,
-    /// The model that it will use.
+    /// The model that the caller will use.
     pub model: Option<&'a str>,
-    /// Accounts that it does not want.
+    /// Accounts that the caller does not want.
     pub exclude: &'a [AccountId],
-    /// The client that it asks for.
+    /// The client that the caller names, for sticky trains.
     pub client: Option<&'a str>,
-    /// Accounts whose tokens were tried to be replaced already.
+    /// Accounts whose tokens the caller has already tried to refresh.
     pub tried: &'a [AccountId],
 }
 
-/// No account of a train can be lent.
+/// No account of a train is usable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted {
-    /// Why not, for each in the order of its priority.
+    /// For each account, in order of priority, why it is not usable.
     pub accounts: Vec<(AccountId, Out)>,
 }
 
 impl Exhausted {
-    /// When the first account is back; `None` if none comes back by itself.
+    /// When the first account is usable again; `None` if none will be by itself.
     #[must_use]
     pub fn available_at(&self) -> Option<Timestamp> {
         first_return(self.accounts.iter().map(|(_, out)| *out))
     }
 
-    /// Whether the caller's own wishes have no part in it.
+    /// Whether the train is exhausted for every caller: no account was left out because this caller
+    /// excluded it.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.accounts.iter().all(|(_, out)| *out != Out::Excluded)
     }
 }
 
-/// A train, as it lends now.
-pub struct LentBy {
+/// A train's accounts and their state, from which a request is resolved.
+pub struct CredentialPool {
     tenant: Arc<Tenant>,
     snapshot: Arc<Snapshot>,
     train: Uuid,
 }
 
-impl LentBy {
-    /// There is one: whoever makes a `LentBy` has looked.
+impl CredentialPool {
+    /// Exists: a `CredentialPool` is only made of a snapshot with the train.
     fn train(&self) -> &Train {
         &self.snapshot.trains[&self.train]
     }
 
-    /// Its name.
+    /// The train's slug.
     #[must_use]
     pub fn slug(&self) -> &str {
         &self.train().slug
     }
 
-    /// Whether it lends anything.
+    /// Whether the train lends its accounts.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         self.train().enabled
     }
 
-    /// To how many upstreams those of its accounts belong that the caller can use, whether or not
-    /// they can be lent now.
+    /// To how many upstreams those accounts belong that the caller can use, whether or not they are
+    /// usable now.
     #[must_use]
     pub fn upstreams(&self, of: &Upstream<'_>) -> Upstreams {
         let accounts = self.train().accounts.iter();
         let mut urls = accounts
-            .filter(|(_, lent)| of.takes(lent))
-            .map(|(_, lent)| lent.base_url.as_str());
+            .filter(|(_, account)| of.takes(account))
+            .map(|(_, account)| account.base_url.as_str());
         let Some(first) = urls.next() else {
             return Upstreams::None;
         };
@@ -307,20 +310,24 @@ impl LentBy {
         }
     }
 
-    /// Its account of that identifier.
-    fn account(&self, id: AccountId) -> Option<&Arc<Lent>> {
+    /// The train's account with this identifier.
+    fn account(&self, id: AccountId) -> Option<&Arc<ResolvedAccount>> {
         let mut accounts = self.train().accounts.iter();
-        accounts.find_map(|(_, lent)| (lent.id == id).then_some(lent))
+        accounts.find_map(|(_, account)| (account.id == id).then_some(account))
     }
 
     /// The account to use now.
     ///
     /// # Errors
-    /// [`Exhausted`] when there is none.
-    pub fn choose(&self, wish: &Wish<'_>, now: Timestamp) -> Result<Arc<Lent>, Exhausted> {
+    /// [`Exhausted`] if no account is usable.
+    pub fn choose(
+        &self,
+        criteria: &AccountCriteria<'_>,
+        now: Timestamp,
+    ) -> Result<Arc<ResolvedAccount>, Exhausted> {
         let train = self.train();
-        let candidates = self.candidates(wish);
-        let client = wish.client.filter(|_| train.sticky);
+        let candidates = self.candidates(criteria);
+        let client = criteria.client.filter(|_| train.sticky);
         choose(&candidates, now, client)
             .and_then(|id| self.account(id))
             .cloned()
@@ -332,39 +339,44 @@ impl LentBy {
             })
     }
 
-    fn candidates(&self, wish: &Wish<'_>) -> Vec<Candidate> {
+    fn candidates(&self, criteria: &AccountCriteria<'_>) -> Vec<Candidate> {
         let cooldowns = self.tenant.cooldowns();
         let accounts = self.train().accounts.iter();
         accounts
-            .filter(|(_, lent)| wish.upstream.takes(lent))
-            .map(|(priority, lent)| Candidate {
-                account: lent.id,
+            .filter(|(_, account)| criteria.upstream.takes(account))
+            .map(|(priority, account)| Candidate {
+                account: account.id,
                 priority: *priority,
-                enabled: lent.enabled,
-                healthy: lent.healthy,
-                expires_at: lent.expires_at,
-                resting_until: cooldowns.until(lent.id.uuid(), lent.refreshed_at, wish.model),
-                near_ceiling: self.is_near_ceiling(lent),
-                excluded: wish.exclude.contains(&lent.id),
-                renewable: lent.is_oauth && !wish.tried.contains(&lent.id),
+                enabled: account.enabled,
+                healthy: account.healthy,
+                expires_at: account.expires_at,
+                resting_until: cooldowns.until(
+                    account.id.uuid(),
+                    account.refreshed_at,
+                    criteria.model,
+                ),
+                near_ceiling: self.is_near_ceiling(account),
+                excluded: criteria.exclude.contains(&account.id),
+                renewable: account.is_oauth && !criteria.tried.contains(&account.id),
             })
             .collect()
     }
 
-    fn is_near_ceiling(&self, lent: &Lent) -> bool {
-        lent.ceilings != Ceilings::default()
+    fn is_near_ceiling(&self, account: &ResolvedAccount) -> bool {
+        account.ceilings != Ceilings::default()
             && self
                 .tenant
                 .used()
-                .get(&lent.id.uuid())
+                .get(&account.id.uuid())
                 .copied()
                 .unwrap_or_default()
-                .is_near(&lent.ceilings)
+                .is_near(&account.ceilings)
     }
 
-    /// Whether it is time to tell that the train is exhausted; if so, it counts as told.
+    /// Whether it is time to tell the publisher that the train is exhausted. If so, the next call
+    /// returns `false` for a while.
     #[must_use]
-    pub fn is_news(&self, now: Timestamp) -> bool {
+    pub fn claim_exhausted_notice(&self, now: Timestamp) -> bool {
         let told = &self.train().told_ms;
         let last = told.load(Ordering::Relaxed);
         let every = i64::try_from(EXHAUSTED_EVERY.as_millis()).unwrap_or(i64::MAX);
@@ -376,26 +388,34 @@ impl LentBy {
 }
 
 impl Scoped {
-    /// A train as it lends now; `None` if there is no such train (any more).
-    pub async fn lending(&self, train: TrainId) -> Result<Option<LentBy>, StoreError> {
-        let (tenant, mut snapshot) = self.store.lent_by(&self.scope).await?;
+    /// The credential pool of a train; `None` if the train does not exist.
+    pub async fn credential_pool(
+        &self,
+        train: TrainId,
+    ) -> Result<Option<CredentialPool>, StoreError> {
+        let (tenant, mut snapshot) = self.store.pool_snapshot(&self.scope).await?;
         let train = train.uuid();
         if !snapshot.trains.contains_key(&train) {
-            // Made since, maybe by another process: its token was read from the store.
+            // The train may have been created meanwhile by another process: its token was read from
+            // the database.
             snapshot = self.store.load(&self.scope, &tenant).await?;
         }
-        Ok(snapshot.trains.contains_key(&train).then(|| LentBy {
-            tenant,
-            snapshot,
-            train,
-        }))
+        Ok(snapshot
+            .trains
+            .contains_key(&train)
+            .then(|| CredentialPool {
+                tenant,
+                snapshot,
+                train,
+            }))
     }
 }
 
 impl Store {
-    /// What a publisher's trains lend: what is kept, if that can be believed, else from the store.
-    async fn lent_by(&self, scope: &Scope) -> Result<(Arc<Tenant>, Arc<Snapshot>)> {
-        let tenant = self.state::<Lending>().tenant(scope.uuid());
+    /// The snapshot of a publisher: the cached one if it can be trusted, or else one from the
+    /// database.
+    async fn pool_snapshot(&self, scope: &Scope) -> Result<(Arc<Tenant>, Arc<Snapshot>)> {
+        let tenant = self.state::<PoolCache>().tenant(scope.uuid());
         let kept = self.inner.freshness.trusted(self.now());
         let snapshot = match tenant.fresh().filter(|_| kept) {
             Some(snapshot) => snapshot,
@@ -405,7 +425,7 @@ impl Store {
         Ok((tenant, snapshot))
     }
 
-    /// Reads a snapshot, or takes one whose reading began after this call did.
+    /// Reads a snapshot, or waits for one whose load began after this call.
     async fn load(&self, scope: &Scope, tenant: &Arc<Tenant>) -> Result<Arc<Snapshot>> {
         let arrived = tenant.begun.load(Ordering::SeqCst);
         let _alone = tenant.loading.lock().await;
@@ -430,10 +450,10 @@ impl Store {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner) = Some(loaded);
         });
-        // Put in again, it is weighed again.
+        // Inserting it again updates its weight.
         let bytes = bytes.saturating_add(TENANT_BYTES);
         if tenant.bytes.swap(bytes, Ordering::Relaxed) != bytes {
-            let tenants = &self.state::<Lending>().tenants;
+            let tenants = &self.state::<PoolCache>().tenants;
             tenants.insert(tenant.publisher, Arc::clone(tenant));
         }
         Ok(snapshot)

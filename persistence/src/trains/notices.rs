@@ -1,8 +1,8 @@
-//! Messages about trains, for where their people read.
+//! Messages about trains, sent to Slack.
 //!
-//! They are written in the transaction of the event that they tell of, one for each train that
-//! asked, and only inserted. A sender claims a few by moving their next try forward: what it does
-//! not live to record comes due again for whoever looks next.
+//! A message for each train that wants it is inserted in the transaction of the event that it is
+//! about. A sender claims some messages by moving their next attempt forward. If the sender dies
+//! before it records the result, the messages become due again for any sender.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,32 +28,32 @@ use crate::{
         Scoped, Store, System,
         db::Tx,
         entity::train_notices,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         sql::{self, Sql, padded},
         unreadable,
     },
     trains::train::notices_of,
 };
 
-/// Due messages among which one claim chooses.
+/// How many due messages a claim considers.
 const REACH: i64 = 1000;
 
-/// What happened.
-pub(crate) enum News<'a> {
-    /// No account of a train is usable, until then if that is known.
+/// The event that messages are about.
+pub(crate) enum NoticeTrigger<'a> {
+    /// No account of the train is usable until this time, if it is known.
     Exhausted(TrainId, Option<Timestamp>),
-    /// An account can't be refreshed any more.
+    /// An account cannot be refreshed any more.
     RefreshFailed {
         account: AccountId,
         name: &'a str,
-        /// A class of ours.
+        /// The class of error.
         reason: &'a str,
-        /// Until when it is lent all the same.
+        /// Until when the account's current token is still lent.
         lent_until: Option<Timestamp>,
     },
 }
 
-impl News<'_> {
+impl NoticeTrigger<'_> {
     const fn notice(&self) -> Notice {
         match self {
             Self::Exhausted(..) => Notice::TrainExhausted,
@@ -80,8 +80,8 @@ impl News<'_> {
         }
     }
 
-    /// The trains that it is about and that are told of anything. They stay until the commit:
-    /// their messages could not be written otherwise.
+    /// The trains that the event is about and that want any messages. Locked until the commit,
+    /// since messages refer to them.
     fn trains_sql(&self, publisher: Uuid, backend: DbBackend) -> Sql {
         let mut sql = Sql::new("SELECT t.id, t.slug, t.slack_events FROM trains t ");
         sql.push("WHERE t.publisher_id = ").bind(publisher);
@@ -103,33 +103,39 @@ impl News<'_> {
     }
 }
 
-/// A train that is told of something.
+/// A train, and which messages it wants.
 #[derive(FromQueryResult)]
-struct Told {
+struct ConcernedTrain {
     id: Uuid,
     slug: String,
     slack_events: String,
 }
 
-/// Writes a message for each train that is concerned and asked to be told. Call it where the
-/// event is emitted, in the same transaction.
-pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> Result<()> {
+/// Writes a message for each train that is concerned and wants it. To be called in the transaction
+/// of the event.
+pub(crate) async fn notify(
+    tx: &Tx,
+    publisher: PublisherId,
+    trigger: &NoticeTrigger<'_>,
+) -> Result<()> {
     let backend = tx.db().get_database_backend();
-    let statement = news
+    let statement = trigger
         .trains_sql(publisher.uuid(), backend)
         .statement(backend);
-    let told = Told::find_by_statement(statement).all(tx.db()).await?;
+    let trains = ConcernedTrain::find_by_statement(statement)
+        .all(tx.db())
+        .await?;
     let mut rows = Vec::new();
-    for train in &told {
-        if !notices_of(&train.slack_events)?.contains(&news.notice()) {
+    for train in &trains {
+        if !notices_of(&train.slack_events)?.contains(&trigger.notice()) {
             continue;
         }
         rows.push(train_notices::Model {
             publisher_id: publisher.uuid(),
             id: NoticeId::generate(tx.now).uuid(),
             train_id: train.id,
-            event_type: news.event_type().as_str().to_owned(),
-            message: news.message(&train.slug),
+            event_type: trigger.event_type().as_str().to_owned(),
+            message: trigger.message(&train.slug),
             attempts: 0,
             next_attempt_at: Some(tx.now.ms()),
             last_error: None,
@@ -144,68 +150,68 @@ pub(crate) async fn notify(tx: &Tx, publisher: PublisherId, news: &News<'_>) -> 
     Ok(())
 }
 
-/// A message that its claimer is to send now.
+/// A claimed message, to be sent now.
 #[derive(Clone, Debug)]
 pub struct DueNotice {
-    /// Whose.
+    /// The publisher.
     pub publisher: PublisherId,
-    /// Which.
+    /// The message's identifier.
     pub id: NoticeId,
-    /// About which train.
+    /// The train that the message is about.
     pub train: TrainId,
-    /// Which try this is, from 1.
+    /// The number of this attempt, from 1.
     pub attempt: u32,
-    /// What to say.
+    /// The text.
     pub message: String,
-    /// When it was written.
+    /// When the message was written.
     pub created_at: Timestamp,
-    /// Where to send it; none if the train is not told any more.
+    /// The Slack webhook; `None` if the train wants no messages any more.
     pub webhook: Option<SecretString>,
-    /// The channel to name, if there is one.
+    /// The channel, if one is set.
     pub channel: Option<String>,
 }
 
-/// What a look found.
+/// Messages to send, and when to look again.
 #[derive(Debug, Default)]
 pub struct Notices {
-    /// Those that are the caller's until its lease ends.
+    /// Messages that the caller has claimed until its lease ends.
     pub claimed: Vec<DueNotice>,
-    /// When the next one is due that the caller may have.
+    /// When the next message is due that the caller could claim.
     pub next: Option<Timestamp>,
 }
 
-/// How a try ended.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct NoticeOutcome {
-    /// Whose.
+    /// The publisher.
     pub publisher: PublisherId,
-    /// Which.
+    /// The message's identifier.
     pub id: NoticeId,
-    /// Which try it was.
+    /// The attempt's number.
     pub attempt: u32,
-    /// The class of error; none if it arrived.
+    /// The class of error; `None` if the message arrived.
     pub error: Option<&'static str>,
-    /// When the next try is due; none if there is none.
+    /// When the next attempt is due; `None` if there is none.
     pub retry_at: Option<Timestamp>,
 }
 
-/// How the last message about a train stands.
+/// The state of the last message about a train.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastNotice {
-    /// The type of the event that it tells of.
+    /// The type of the event that the message is about.
     pub event_type: String,
-    /// Tries that were begun.
+    /// How many attempts were begun.
     pub attempts: u32,
-    /// The class of error of the last try, if that failed.
+    /// The class of error of the last attempt, if it failed.
     pub error: Option<String>,
-    /// When it was written.
+    /// When the message was written.
     pub created_at: Timestamp,
-    /// When it was sent or given up; none while it waits.
+    /// When the message was sent or given up; `None` while it is pending.
     pub finished_at: Option<Timestamp>,
 }
 
 impl Scoped {
-    /// The last message about a train, if there was one within the time that they are kept.
+    /// The last message about a train, if one was written within the retention of messages.
     pub async fn last_notice(&self, train: TrainId) -> Result<Option<LastNotice>, StoreError> {
         use train_notices::Column;
         let row = train_notices::Entity::find()
@@ -235,11 +241,11 @@ struct Row {
     created_at: i64,
 }
 
-/// How trains are told: the opened URL, and the channel.
+/// The opened webhook and the channel of each train.
 type Destinations = HashMap<(Uuid, Uuid), (SecretString, Option<String>)>;
 
-/// `FROM … WHERE …`: what waits, of publishers that are active and not `busy`. Those of a
-/// suspended or deleted one wait for it to come back.
+/// Adds `FROM … WHERE …` for pending messages of publishers that are active and not `busy`.
+/// Messages of a suspended or deleted publisher stay until it is resumed.
 fn waiting(sql: &mut Sql, busy: &[PublisherId]) {
     sql.push(
         " FROM train_notices n JOIN publishers p ON p.id = n.publisher_id \
@@ -252,7 +258,7 @@ fn waiting(sql: &mut Sql, busy: &[PublisherId]) {
     }
 }
 
-/// Takes at most `limit` due messages, and of one publisher at most `each`.
+/// The statement that claims at most `limit` due messages, and at most `each` of one publisher.
 fn claim_sql(
     backend: DbBackend,
     now: Timestamp,
@@ -289,8 +295,8 @@ fn claim_sql(
 }
 
 impl System {
-    /// Claims messages that are due until `lease` from now: at most `limit`, of one publisher at
-    /// most `each`, and none of those in `busy`. Costs the writer nothing where none is due.
+    /// Claims due messages for `lease`: at most `limit`, at most `each` of one publisher, and none
+    /// of publishers in `busy`. If none is due, nothing is written.
     pub async fn claim_notices(
         &self,
         busy: &[PublisherId],
@@ -320,8 +326,8 @@ impl System {
         Ok(row.map(at).transpose()?.map(Timestamp::from_ms))
     }
 
-    /// Gives back a claimed message that could not be sent for no fault of its receiver: it is due
-    /// again after `wait`, and the try does not count.
+    /// Gives back a claimed message that could not be sent, although its receiver is not the cause.
+    /// It is due again after `wait`, and the attempt does not count.
     pub async fn return_notice(&self, due: &DueNotice, wait: Duration) -> Result<(), StoreError> {
         let backend = self.store.backend();
         self.store
@@ -340,8 +346,8 @@ impl System {
             .await
     }
 
-    /// Writes down how a try ended; answers whether it counted. It does not where the claim ran
-    /// out and somebody else has the message, or where it is gone with its train.
+    /// Records the outcome of an attempt. Returns whether it was recorded: not if the claim expired
+    /// and another sender has the message, or if the message was removed with its train.
     pub async fn record_notice(&self, outcome: NoticeOutcome) -> Result<bool, StoreError> {
         let backend = self.store.backend();
         self.store
@@ -366,7 +372,7 @@ impl System {
     }
 }
 
-/// Ends a message that can't be read: no try of it could be made.
+/// Ends a message that cannot be read, and so cannot be sent.
 async fn give_up(tx: &Tx, (owner, id): (Uuid, Uuid)) -> Result<()> {
     let mut sql = Sql::new("UPDATE train_notices SET next_attempt_at = NULL, finished_at = ");
     sql.bind(tx.now.ms())
@@ -395,7 +401,7 @@ async fn claim(
             Ok(row) => rows.push(row),
             Err(error) => {
                 let key = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
-                unreadable::tell("notice", key.0, key.1, &error.into());
+                unreadable::report("notice", key.0, key.1, &error.into());
                 give_up(tx, key).await?;
             }
         }
@@ -418,7 +424,8 @@ async fn claim(
     Ok(rows.into_iter().map(due).collect())
 }
 
-/// Where messages go. A URL that does not open is left out: it must not hold up the others.
+/// Where messages go. If a URL cannot be opened, it is left out and the other messages are still
+/// sent.
 async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinations> {
     let trains = rows.iter().map(|row| (row.publisher_id, row.train_id));
     let trains: BTreeSet<(Uuid, Uuid)> = trains.collect();
@@ -444,7 +451,7 @@ async fn destinations(store: &Store, tx: &Tx, rows: &[Row]) -> Result<Destinatio
             }
             Err(error) if error.may_pass() => return Err(error),
             Err(error) => {
-                unreadable::tell("train", owner, id, &error);
+                unreadable::report("train", owner, id, &error);
             }
         }
     }
@@ -458,7 +465,7 @@ async fn open(
     sealed: &[u8],
 ) -> Result<SecretString> {
     let keys = store.inner.keys.of(tx.db(), publisher.uuid()).await?;
-    train::open_webhook(&keys.data, publisher, train, sealed).map_err(|_| damaged("webhook"))
+    train::open_webhook(&keys.data, publisher, train, sealed).map_err(|_| corrupt_row("webhook"))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! The refresh of OAuth accounts: who is at it, and what came of it.
+//! The refresh of OAuth accounts: which process may refresh an account, and the result.
 //!
-//! A refresh token may be spent only once, so at most one process asks for an account at a time:
-//! the one that wrote its lease into the row. Nothing is locked while it asks. The answer is
-//! stored, under the lease and the number of the credential that was replaced, before anybody
-//! gets the new token. A process that dies between the endpoint's answer and that commit leaves a
-//! lease that runs out; if the endpoint rotates refresh tokens, the next try then finds the old
-//! one spent, and the account needs a new login (docs/adr/0005).
+//! A refresh token may be used only once, so at most one process refreshes an account at a time:
+//! the one that wrote its lease into the row. No row is locked during the request. The answer is
+//! stored, under the lease and the number of the replaced credential, before anybody gets the new
+//! token. A process that dies between the endpoint's answer and that commit leaves a lease that
+//! expires. If the endpoint rotates refresh tokens, the next attempt then finds the old one used,
+//! and the account needs a new login (docs/adr/0005).
 
 use std::time::Duration;
 
@@ -28,107 +28,107 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Audited, Context, entry, nothing},
+        change::{Audited, Context, audit_entry, nothing},
         db::Tx,
         entity::accounts::{ActiveModel, Column, Entity, Model},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         scope::Scope,
         sql::Sql,
         unreadable,
     },
     trains::{
         accounts::{lent_after, sealed_for},
-        notices::{News, notify},
+        notices::{NoticeTrigger, notify},
     },
 };
 
-/// An account whose time to be refreshed has come.
+/// An account whose refresh is due.
 #[derive(Clone, Debug)]
 pub struct DueRefresh {
-    /// Whose it is.
+    /// The scope of the account's publisher.
     pub scope: Scope,
-    /// Which one.
+    /// The account.
     pub account: AccountId,
-    /// The number of the credential that is to be replaced.
+    /// The number of the credential to replace.
     pub version: i64,
 }
 
-/// The present token of an OAuth account. The token does not show in `Debug`.
+/// The current token of an OAuth account. `Debug` does not show the token.
 #[derive(Clone, Debug)]
 pub struct AccountToken {
     /// The number of the credential; it grows with every refresh.
     pub version: i64,
-    /// What goes out.
+    /// The access token.
     pub access_token: SecretString,
-    /// When it ends, if that is known.
+    /// When the access token expires, if that is known.
     pub expires_at: Option<Timestamp>,
-    /// Whether it is near enough to its end to be replaced before it is used.
+    /// Whether the token expires so soon that it should be replaced before it is used.
     pub ends_soon: bool,
-    /// Whether the upstream refused the account for good.
+    /// Whether the upstream refused to refresh the account for good.
     pub failed: bool,
 }
 
-/// An account that is ours to refresh. The tokens do not show in `Debug`.
+/// A lease for refreshing an account. `Debug` does not show the tokens.
 #[derive(Clone, Debug)]
 pub struct RefreshLease {
-    /// Which one.
+    /// The account.
     pub account: AccountId,
-    /// Where to ask.
+    /// The token endpoint.
     pub token_url: String,
-    /// As whom.
+    /// The client identifier.
     pub client_id: String,
-    /// What to ask for; none for what was granted first.
+    /// The scopes to request; `None` for those that were granted first.
     pub scopes: Option<String>,
-    /// With what.
+    /// The current tokens.
     pub tokens: OauthTokens,
     base_url: String,
     lease: Uuid,
     version: i64,
 }
 
-/// Whose turn a refresh is.
+/// Whether the caller may refresh an account now.
 #[derive(Debug)]
-pub enum Turn {
-    /// The caller's.
-    Ours(Box<RefreshLease>),
-    /// Somebody else is at it; so often it had failed before.
-    Another {
-        /// Failures in a row that were on record when it was looked at.
+pub enum RefreshClaim {
+    /// The caller may, with this lease.
+    Claimed(Box<RefreshLease>),
+    /// Another caller is refreshing the account.
+    InProgress {
+        /// Consecutive failures that were recorded before that refresh.
         failures: u32,
     },
-    /// The credential that the caller knows was replaced meanwhile.
-    Done,
-    /// It failed lately, and is not to be tried again before this moment.
-    Later {
-        /// When.
+    /// The credential that the caller knows has already been replaced.
+    Replaced,
+    /// The last refresh failed, and the next one must wait.
+    BackingOff {
+        /// When the next attempt may be made.
         at: Timestamp,
-        /// Why it failed.
+        /// The class of error of the last failure.
         reason: String,
     },
 }
 
-/// Which refresh is wanted.
+/// A request to refresh an account.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Want {
-    /// The number of the credential that the caller knows, and wants another one for.
+pub struct RefreshRequest {
+    /// The number of the credential that the caller knows and wants replaced.
     pub seen: i64,
-    /// Whether to try also before the wait that followed a failure is over.
+    /// Whether to refresh even if the wait after a failure is not over.
     pub force: bool,
-    /// Failures in a row when the caller began to wait for somebody else's try. One more means that
-    /// it failed.
+    /// Consecutive failures when the caller began to wait for another caller's refresh. If there is
+    /// one more now, that refresh failed.
     pub waited: Option<u32>,
 }
 
-/// An account as a refresh of all sees it.
+/// An account in the list for refreshing all accounts.
 #[derive(Clone, Debug)]
 pub struct Refreshable {
-    /// Which one.
+    /// The account.
     pub account: AccountId,
     /// Its name.
     pub name: String,
-    /// What it holds.
+    /// The type of its credential.
     pub credential_type: CredentialType,
-    /// Whether it is in use.
+    /// Whether trains may lend it.
     pub enabled: bool,
     /// The number of its credential.
     pub version: i64,
@@ -148,7 +148,8 @@ fn lease_free(now: Timestamp) -> Condition {
         .add(Column::RefreshLeaseUntil.lte(now.ms()))
 }
 
-/// The row as `lease` left it: what was read under a lease is stored under it, or not at all.
+/// The condition that the row still has this lease. What was read under a lease is stored under the
+/// same lease, or not at all.
 fn held(owner: Uuid, lease: &RefreshLease) -> Condition {
     Condition::all()
         .add(Column::PublisherId.eq(owner))
@@ -161,7 +162,7 @@ fn failures_of(row: &Model) -> u32 {
     u32::try_from(row.refresh_failures).unwrap_or(0)
 }
 
-/// Refuses what can't be refreshed, as its owner meets it.
+/// Refuses an account that does not exist or cannot be refreshed.
 fn oauth_only(row: Option<Model>) -> Result<Model> {
     let row = row.ok_or_else(Problem::not_found)?;
     if row.credential_type != CredentialType::Oauth.as_str() {
@@ -170,7 +171,7 @@ fn oauth_only(row: Option<Model>) -> Result<Model> {
     Ok(row)
 }
 
-/// The lease was lost to somebody else, or the account is gone.
+/// The error if the lease was lost to another process, or the account was deleted.
 fn lost() -> StoreError {
     let words = "Somebody else has taken the refresh of this account over.";
     Problem::new(Code::RefreshFailed, words).into()
@@ -193,7 +194,7 @@ impl Scoped {
         let owner = self.scope.uuid();
         let keys = self.store.inner.keys.of(self.store.read(), owner).await?;
         Credential::open(&keys.data, &sealed_for(row), &row.sealed)
-            .map_err(|_| damaged("account's credential"))
+            .map_err(|_| corrupt_row("account's credential"))
     }
 
     /// The number of an OAuth account's credential.
@@ -207,7 +208,7 @@ impl Scoped {
         Ok(oauth_only(found)?.credential_version)
     }
 
-    /// The present token of an OAuth account.
+    /// The current token of an OAuth account.
     ///
     /// # Errors
     /// 404; `wrong_credential_type`.
@@ -220,9 +221,9 @@ impl Scoped {
         Ok(self.token_of(&row, &opened))
     }
 
-    /// Forgets what this process keeps of the publisher, so that it is read anew: whoever has just
-    /// read one of its rows may know better.
-    pub fn read_anew(&self) {
+    /// Invalidates what this process caches of the publisher, for a caller that has just read a
+    /// newer row.
+    pub fn invalidate_cached(&self) {
         self.store.forget_publisher(self.scope.uuid());
     }
 
@@ -247,7 +248,7 @@ impl Scoped {
             Ok(Refreshable {
                 account: AccountId::from_uuid(id),
                 name,
-                credential_type: credential_type.ok_or_else(|| damaged("credential type"))?,
+                credential_type: credential_type.ok_or_else(|| corrupt_row("credential type"))?,
                 enabled,
                 version,
             })
@@ -255,23 +256,23 @@ impl Scoped {
         rows.into_iter().map(read).collect()
     }
 
-    /// Takes the refresh of an account for `life`, if the credential is still the one that the
-    /// caller knows and nobody else is at it.
+    /// Claims the refresh of an account for `life`, if the credential is still the one that the
+    /// caller knows and no other caller is refreshing it.
     ///
     /// # Errors
     /// 404; `wrong_credential_type`.
     pub async fn take_refresh(
         &self,
         account: AccountId,
-        want: Want,
+        request: RefreshRequest,
         life: Duration,
-    ) -> Result<Turn, StoreError> {
+    ) -> Result<RefreshClaim, StoreError> {
         let owner = self.scope.uuid();
-        // Most who look find that there is nothing to take; they need not bother the writer.
+        // Most callers find that there is nothing to claim, for which the writer is not needed.
         let found = one(owner, account).one(self.store.read()).await?;
         let row = oauth_only(found)?;
-        if let Some(turn) = turn_of(&row, want, self.store.now()) {
-            return Ok(turn);
+        if let Some(claim) = claim_without_writing(&row, request, self.store.now()) {
+            return Ok(claim);
         }
         let lease = Uuid::from_bytes(domain::random::bytes());
         let judged = &row;
@@ -283,17 +284,17 @@ impl Scoped {
             )
             .await?;
         let Some(row) = taken else {
-            // It has changed since it was read: the caller looks again.
+            // The row has changed since it was read: the caller tries again.
             let failures = failures_of(&row);
-            return Ok(Turn::Another { failures });
+            return Ok(RefreshClaim::InProgress { failures });
         };
         let Credential::Oauth(tokens) = self.opened(&row).await? else {
-            return Err(damaged("account's credential"));
+            return Err(corrupt_row("account's credential"));
         };
-        Ok(Turn::Ours(Box::new(RefreshLease {
+        Ok(RefreshClaim::Claimed(Box::new(RefreshLease {
             account,
-            token_url: row.token_url.ok_or_else(|| damaged("token URL"))?,
-            client_id: row.client_id.ok_or_else(|| damaged("client id"))?,
+            token_url: row.token_url.ok_or_else(|| corrupt_row("token URL"))?,
+            client_id: row.client_id.ok_or_else(|| corrupt_row("client id"))?,
             scopes: row.scopes,
             tokens,
             base_url: row.base_url,
@@ -302,12 +303,12 @@ impl Scoped {
         })))
     }
 
-    /// Writes new tokens over the old ones and gives the lease back. `asked_at` is when the
-    /// request went out: a token's life is counted from there. The refresh token stays unless the
-    /// endpoint gave another one (RFC 6749 §6).
+    /// Stores new tokens and releases the lease. `asked_at` is when the request was sent: the
+    /// token's life is counted from then. The refresh token stays unless the endpoint returned a
+    /// new one (RFC 6749 §6).
     ///
     /// # Errors
-    /// `refresh_failed` when the lease was lost; nothing is stored then.
+    /// `refresh_failed` if the lease was lost. Nothing is stored then.
     pub async fn keep_refreshed(
         &self,
         context: &Context,
@@ -345,8 +346,8 @@ impl Scoped {
                 "expires_at": expires_at.to_string(),
                 "refresh_token_rotated": refresh_token.is_some(),
             });
-            let line = entry(Action::AccountRefreshed, "account", lease.account, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::AccountRefreshed, "account", lease.account, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store
             .administer(context, owner, work, |()| nothing())
@@ -360,8 +361,8 @@ impl Scoped {
         })
     }
 
-    /// The credential of a leased account with this access token, and with this refresh token if
-    /// there is a new one; and the same sealed.
+    /// The leased account's credential with this access token, and with this refresh token if there
+    /// is a new one; and the same sealed.
     async fn sealed(
         &self,
         lease: &RefreshLease,
@@ -386,10 +387,11 @@ impl Scoped {
         Ok((tokens, sealed))
     }
 
-    /// Gives a refresh back that was not made, for no fault of the endpoint: nothing counts.
+    /// Releases the lease of a refresh that was not attempted, although the endpoint is not the
+    /// cause. No failure is counted.
     ///
     /// # Errors
-    /// `refresh_failed` when the lease was lost.
+    /// `refresh_failed` if the lease was lost.
     pub async fn return_refresh(&self, lease: &RefreshLease) -> Result<(), StoreError> {
         let owner = self.scope.uuid();
         self.store
@@ -404,14 +406,13 @@ impl Scoped {
             .await
     }
 
-    /// Writes down that a refresh failed and gives the lease back. An account that can't be
-    /// refreshed any more is marked so, in the audit log too, and its publisher told by an event;
-    /// any other is due again after a wait. A refresh token that came without an access token takes
-    /// the place of the old one, which may be spent; the number of the credential stays, since what
-    /// is lent does.
+    /// Records that a refresh failed and releases the lease. If the account cannot be refreshed any
+    /// more, it is marked as failed, with an audit entry and an event. Otherwise its refresh is due
+    /// again after a wait. A refresh token that came without an access token replaces the old one,
+    /// which may be used up. The number of the credential stays, since the access token stays.
     ///
     /// # Errors
-    /// `refresh_failed` when the lease was lost; nothing is stored then.
+    /// `refresh_failed` if the lease was lost. Nothing is stored then.
     pub async fn keep_refresh_failure(
         &self,
         context: &Context,
@@ -441,7 +442,7 @@ impl Scoped {
                 if row.health != "failed" {
                     change.health_reason = Set(Some(error.reason.to_owned()));
                 } else if row.refresh_due_at.is_none() {
-                    // Its grant is dead, and it was tried by hand alone.
+                    // Its grant is invalid, and this refresh was requested by hand.
                     change.refresh_due_at = Set(None);
                 }
                 if let Some(sealed) = sealed {
@@ -465,7 +466,7 @@ impl Scoped {
             ..after_failure(tx, &row, error)
         };
         if error.kind == ErrorKind::Spent {
-            // Nothing but a login helps; whoever knows better may ask by hand.
+            // Only a login helps. A refresh may still be requested by hand.
             change.refresh_due_at = Set(None);
         }
         store_under(tx, owner, lease, change).await?;
@@ -480,46 +481,50 @@ impl Scoped {
             });
             let event_type = OwnType::AccountRefreshFailed.as_str();
             crate::webhooks::events::emit(tx, owner, event_type, &data, None).await?;
-            let news = News::RefreshFailed {
+            let trigger = NoticeTrigger::RefreshFailed {
                 account: lease.account,
                 name: &row.name,
                 reason: error.reason,
                 lent_until,
             };
-            notify(tx, self.scope.publisher(), &news).await?;
+            notify(tx, self.scope.publisher(), &trigger).await?;
         }
         let facts = json!({ "reason": error.reason });
-        let line = entry(
+        let entry = audit_entry(
             Action::AccountRefreshFailed,
             "account",
             lease.account,
             facts,
         );
-        Ok(Audited::new((), owner, line))
+        Ok(Audited::new((), owner, entry))
     }
 }
 
-/// What can be said of a turn from the row alone; `None` if it may be there to take.
-fn turn_of(row: &Model, want: Want, now: Timestamp) -> Option<Turn> {
-    if row.credential_version > want.seen {
-        return Some(Turn::Done);
+/// Decides a claim from the row alone; `None` if the row has to be updated to find out.
+fn claim_without_writing(
+    row: &Model,
+    request: RefreshRequest,
+    now: Timestamp,
+) -> Option<RefreshClaim> {
+    if row.credential_version > request.seen {
+        return Some(RefreshClaim::Replaced);
     }
     let failures = failures_of(row);
     if row
         .refresh_lease_until
         .is_some_and(|until| until > now.ms())
     {
-        return Some(Turn::Another { failures });
+        return Some(RefreshClaim::InProgress { failures });
     }
-    let in_vain = want.waited.is_some_and(|before| failures > before);
+    let in_vain = request.waited.is_some_and(|before| failures > before);
     let waits = failures > 0 && row.refresh_due_at.is_none_or(|due| due > now.ms());
-    (in_vain || (waits && !want.force)).then(|| Turn::Later {
+    (in_vain || (waits && !request.force)).then(|| RefreshClaim::BackingOff {
         at: at(row.refresh_due_at).unwrap_or(now),
         reason: row.health_reason.clone().unwrap_or_default(),
     })
 }
 
-/// Writes a lease into a row that is still as it was judged.
+/// Writes a lease into a row, if the row has not changed since it was checked.
 async fn take(tx: &Tx, judged: &Model, (lease, life): (Uuid, Duration)) -> Result<Option<Model>> {
     let taken = Entity::update_many()
         .col_expr(Column::RefreshLease, lease.into())
@@ -576,7 +581,7 @@ async fn store_under(
     }
 }
 
-/// Gives back every lease, for a process that knows itself to be alone.
+/// Releases every lease, for a process that is the only one.
 pub(crate) async fn release_all(tx: &Tx) -> Result<()> {
     let change = ActiveModel {
         refresh_lease: Set(None),
@@ -592,9 +597,9 @@ pub(crate) async fn release_all(tx: &Tx) -> Result<()> {
 }
 
 impl System {
-    /// Up to `limit` accounts that are due, at most `each` of one publisher, those whose refresh
-    /// did not fail lately first: endpoints that hang hold up their own accounts only. Those of
-    /// publishers that are suspended or deleted wait.
+    /// Up to `limit` accounts whose refresh is due, at most `each` of one publisher. Accounts whose
+    /// last refresh did not fail come first, so that endpoints that hang delay only their own
+    /// accounts. Accounts of suspended or deleted publishers are left out.
     pub async fn due_refreshes(
         &self,
         limit: u64,
@@ -627,10 +632,10 @@ impl System {
                 version: row.try_get("", "credential_version")?,
             })
         };
-        // One that can't be read keeps nobody else's from being refreshed.
+        // If one row cannot be read, the others are still refreshed.
         let due = rows.into_iter().map(read).filter_map(|one: Result<_>| {
             one.inspect_err(|error| {
-                unreadable::tell("account", Uuid::nil(), Uuid::nil(), error);
+                unreadable::report("account", Uuid::nil(), Uuid::nil(), error);
             })
             .ok()
         });

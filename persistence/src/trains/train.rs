@@ -1,4 +1,4 @@
-//! Trains: the named clients of a gateway, and the accounts that each lends.
+//! Trains: the named clients of a gateway, and the accounts of each.
 
 use domain::{
     Code, Problem, Timestamp,
@@ -19,32 +19,32 @@ use uuid::Uuid;
 use super::lending::shown::{AccountCooldown, Shown, cooldowns};
 use crate::store::{
     Scoped, Store,
-    change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
+    change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::{accounts, train_accounts, train_tokens, trains},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     page::{Page, PageRequest},
     quota::{over_quota, quotas_of},
     sql::Sql,
 };
 
-/// Where a train's people read, without the URL that leads there.
+/// The Slack channel for messages about a train, without the webhook's URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slack {
-    /// The channel, if not the webhook's own.
+    /// The channel; `None` for the webhook's own.
     pub channel: Option<String>,
-    /// What they are told.
+    /// The messages that are wanted.
     pub events: Vec<Notice>,
 }
 
-/// An account in its place in a train.
+/// An account in a train.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainAccount {
-    /// Which one.
+    /// The account's identifier.
     pub account: AccountId,
-    /// Its name.
+    /// The account's name.
     pub name: String,
-    /// 0 is tried first.
+    /// The priority; 0 is tried first.
     pub priority: u16,
     /// The cooldown of the account as a whole.
     pub cooldown: Option<AccountCooldown>,
@@ -53,75 +53,75 @@ pub struct TrainAccount {
 /// A named client of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Train {
-    /// Which one.
+    /// The train's identifier.
     pub id: TrainId,
-    /// Unique within its publisher.
+    /// The train's slug, unique within its publisher.
     pub slug: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// Whether it lends anything.
+    /// Whether the train lends its accounts.
     pub enabled: bool,
-    /// Whether a client that names itself keeps its account while that is usable.
+    /// Whether a client that names itself keeps its account as long as that is usable.
     pub sticky: bool,
-    /// Where its people read.
+    /// The Slack channel for messages about the train.
     pub slack: Option<Slack>,
-    /// What it lends, in the order in which they are tried: by priority, then by identifier.
+    /// The accounts in the order in which they are tried: by priority, then by identifier.
     pub accounts: Vec<TrainAccount>,
-    /// Counts changes of this row and of its accounts.
+    /// Increased with each change of this row or of its accounts.
     pub revision: i64,
-    /// When it was made.
+    /// When the train was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the train last changed.
     pub updated_at: Timestamp,
 }
 
-/// Where a train's people read.
+/// The Slack channel for messages about a train, with the webhook.
 #[derive(Clone, Debug)]
 pub struct NewSlack {
-    /// Who knows it may send; the caller has checked that it is an allowed destination.
+    /// Whoever knows this URL may send. The caller has checked that it is an allowed destination.
     pub webhook_url: SecretString,
-    /// The channel, if not the webhook's own.
+    /// The channel; `None` for the webhook's own.
     pub channel: Option<String>,
-    /// What they are told.
+    /// The messages that are wanted.
     pub events: Vec<Notice>,
 }
 
-/// What a new train is given.
+/// What a caller gives for a new train.
 #[derive(Clone, Debug)]
 pub struct NewTrain {
-    /// Unique within its publisher.
+    /// The train's slug, unique within its publisher.
     pub slug: Slug,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// Whether it lends anything.
+    /// Whether the train lends its accounts.
     pub enabled: bool,
-    /// Whether a client that names itself keeps its account while that is usable.
+    /// Whether a client that names itself keeps its account as long as that is usable.
     pub sticky: bool,
-    /// Where its people read.
+    /// The Slack channel for messages about the train.
     pub slack: Option<NewSlack>,
 }
 
-/// What changes of where a train's people read.
+/// Changes of a train's Slack channel.
 #[derive(Clone, Debug, Default)]
 pub struct SlackPatch {
-    /// Who knows it may send; the caller has checked that it is an allowed destination.
+    /// Whoever knows this URL may send. The caller has checked that it is an allowed destination.
     pub webhook_url: Option<SecretString>,
-    /// The channel, if not the webhook's own.
+    /// The channel; `None` for the webhook's own.
     pub channel: Option<Option<String>>,
-    /// What they are told.
+    /// The messages that are wanted.
     pub events: Option<Vec<Notice>>,
 }
 
-/// What changes of a train; `None` leaves a member as it is, `Some(None)` empties it.
+/// Changes of a train. `None` keeps a member, `Some(None)` empties it.
 #[derive(Clone, Debug, Default)]
 pub struct TrainPatch {
-    /// For people.
+    /// A description for people.
     pub description: Option<Option<String>>,
-    /// Whether it lends anything.
+    /// Whether the train lends its accounts.
     pub enabled: Option<bool>,
-    /// Whether a client that names itself keeps its account while that is usable.
+    /// Whether a client that names itself keeps its account as long as that is usable.
     pub sticky: Option<bool>,
-    /// Where its people read.
+    /// The Slack channel for messages about the train.
     pub slack: Option<Option<SlackPatch>>,
 }
 
@@ -150,11 +150,11 @@ fn slack_of(channel: Option<String>, events: Option<&str>) -> Result<Option<Slac
     Ok(Some(Slack { channel, events }))
 }
 
-/// What a train's people are told.
+/// The messages that a train wants, from the column.
 pub(crate) fn notices_of(column: &str) -> Result<Vec<Notice>> {
     let notices = column.split(' ').map(Notice::parse);
     let notices: Option<Vec<Notice>> = notices.collect();
-    notices.ok_or_else(|| damaged("train's notices"))
+    notices.ok_or_else(|| corrupt_row("train's notices"))
 }
 
 pub(crate) fn events_column(events: &[Notice]) -> String {
@@ -174,7 +174,7 @@ pub(crate) fn of(publisher: Uuid) -> Select<trains::Entity> {
     trains::Entity::find().filter(trains::Column::PublisherId.eq(publisher))
 }
 
-/// The tokens of a publisher's trains that are good at `now`.
+/// The live tokens of a publisher's trains at `now`.
 pub(crate) fn live_tokens(publisher: Uuid, now: Timestamp) -> Select<train_tokens::Entity> {
     use train_tokens::Column;
     let running = Condition::any()
@@ -186,7 +186,7 @@ pub(crate) fn live_tokens(publisher: Uuid, now: Timestamp) -> Select<train_token
         .filter(running)
 }
 
-/// The row of a train, to change it.
+/// The row of a train, locked for a change.
 pub(crate) async fn row_of(tx: &Tx, publisher: Uuid, slug: &Slug) -> Result<trains::Model> {
     let row = of(publisher).filter(trains::Column::Slug.eq(slug.as_str()));
     row.one(tx.db())
@@ -202,22 +202,22 @@ async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Which trains of a publisher.
+/// Which of a publisher's trains to read.
 enum Which<'a> {
     One(&'a str),
     Part(&'a PageRequest<Uuid>),
 }
 
-/// What is read of a train, once for each of its accounts: so long texts stand in its first row
-/// alone, and what is sealed in none.
+/// The columns of trains, of which there is one row for each account. Long texts are only in a
+/// train's first row, and sealed texts in none.
 const COLUMNS: &str = "SELECT t.publisher_id, t.id, t.slug, t.enabled, t.sticky, \
      NULL AS slack_webhook, t.slack_channel, t.slack_events, t.exhausted_at, t.revision, \
      t.created_at, t.updated_at, m.account_id, m.priority, a.name AS account_name, \
      CASE WHEN row_number() OVER (PARTITION BY t.id ORDER BY m.priority, m.account_id) = 1 \
      THEN t.description END AS description";
 
-/// Trains with what they lend, newest first: one query, however many there are. What of it cools
-/// down is one more.
+/// The trains with their accounts, newest first: one query for any number. A second query reads the
+/// cooldowns.
 fn query(publisher: Uuid, which: &Which<'_>) -> Sql {
     let mut sql = Sql::new(COLUMNS);
     sql.push(" FROM (SELECT * FROM trains WHERE publisher_id = ");
@@ -250,7 +250,7 @@ fn account_of(row: &QueryResult) -> Result<Option<TrainAccount>> {
     Ok(Some(TrainAccount {
         account: AccountId::from_uuid(id),
         name: row.try_get("", "account_name")?,
-        priority: u16::try_from(priority).map_err(|_| damaged("account's priority"))?,
+        priority: u16::try_from(priority).map_err(|_| corrupt_row("account's priority"))?,
         cooldown: None,
     }))
 }
@@ -326,13 +326,13 @@ async fn insert(store: &Store, tx: &Tx, publisher: PublisherId, new: &NewTrain) 
     Train::of_row(row, Vec::new())
 }
 
-/// Writes a changed row with the next revision, and tells every cache of it.
+/// Writes a changed row with the next revision, and invalidates all caches of it.
 async fn write_row(tx: &Tx, mut row: trains::Model) -> Result<()> {
     row.revision += 1;
     row.updated_at = tx.now.ms();
     tx.touches_credentials_of(PublisherId::from_uuid(row.publisher_id));
     let row = trains::ActiveModel {
-        // Not a setting: clients find it out meanwhile.
+        // Not a setting: reports change it meanwhile.
         exhausted_at: NotSet,
         ..row.into_active_model().reset_all()
     };
@@ -340,8 +340,8 @@ async fn write_row(tx: &Tx, mut row: trains::Model) -> Result<()> {
     Ok(())
 }
 
-/// Applies what a patch says of Slack; answers whether that changes anything. A URL always counts
-/// as another one: the old one is not opened for it.
+/// Applies the Slack part of a patch. Returns whether it changes anything. A URL always counts as
+/// changed, since the old one is not opened to compare.
 async fn apply_slack(
     store: &Store,
     tx: &Tx,
@@ -379,7 +379,7 @@ async fn apply_slack(
     Ok(patch.webhook_url.is_some() || after != before)
 }
 
-/// Applies a patch; answers the names of the members that it changed.
+/// Applies a patch. Returns the names of the members that changed.
 async fn apply(
     store: &Store,
     tx: &Tx,
@@ -393,12 +393,12 @@ async fn apply(
         row.description.clone_from(description);
         changed.push("description");
     }
-    for (name, member, wish) in [
+    for (name, member, wanted) in [
         ("enabled", &mut row.enabled, patch.enabled),
         ("sticky", &mut row.sticky, patch.sticky),
     ] {
-        if let Some(wish) = wish.filter(|wish| wish != member) {
-            *member = wish;
+        if let Some(wanted) = wanted.filter(|wanted| wanted != member) {
+            *member = wanted;
             changed.push(name);
         }
     }
@@ -410,25 +410,29 @@ async fn apply(
     Ok(changed)
 }
 
-/// All of them must be the publisher's. Which of them is not is not said.
-async fn check_accounts(tx: &Tx, publisher: Uuid, wish: &[(AccountId, u16)]) -> Result<()> {
-    let ids = wish.iter().map(|(account, _)| account.uuid());
+/// Fails unless all accounts are the publisher's. The error does not tell which are not.
+async fn check_accounts(tx: &Tx, publisher: Uuid, accounts: &[(AccountId, u16)]) -> Result<()> {
+    let ids = accounts.iter().map(|(account, _)| account.uuid());
     let there = accounts::Entity::find()
         .filter(accounts::Column::PublisherId.eq(publisher))
         .filter(accounts::Column::Id.is_in(ids))
         .count(tx.db())
         .await?;
-    if there != u64::try_from(wish.len()).unwrap_or(u64::MAX) {
+    if there != u64::try_from(accounts.len()).unwrap_or(u64::MAX) {
         return Err(Problem::not_found().into());
     }
     Ok(())
 }
 
-/// Writes which accounts a train lends; answers whether that differs from what was there.
-async fn write_accounts(tx: &Tx, train: &trains::Model, wish: &[(AccountId, u16)]) -> Result<bool> {
+/// Sets the accounts of a train. Returns whether they changed.
+async fn write_accounts(
+    tx: &Tx,
+    train: &trains::Model,
+    accounts: &[(AccountId, u16)],
+) -> Result<bool> {
     use train_accounts::Column;
     let (publisher, id) = (train.publisher_id, train.id);
-    let mut new: Vec<train_accounts::Model> = wish
+    let mut new: Vec<train_accounts::Model> = accounts
         .iter()
         .map(|(account, priority)| train_accounts::Model {
             publisher_id: publisher,
@@ -462,51 +466,51 @@ async fn write_accounts(tx: &Tx, train: &trains::Model, wish: &[(AccountId, u16)
     Ok(true)
 }
 
-fn accounts_set(train: &Train) -> Entry {
-    let places = train.accounts.iter();
-    let places: serde_json::Map<_, _> = places
+fn accounts_set(train: &Train) -> AuditEntry {
+    let accounts = train.accounts.iter();
+    let accounts: serde_json::Map<_, _> = accounts
         .map(|place| (place.account.to_string(), json!(place.priority)))
         .collect();
-    let facts = json!({ "accounts": places });
-    entry(Action::TrainAccountsSet, "train", train.id, facts)
+    let facts = json!({ "accounts": accounts });
+    audit_entry(Action::TrainAccountsSet, "train", train.id, facts)
 }
 
-/// Makes a train that lends these accounts of the publisher, if the quota has room for one.
+/// Creates a train with these accounts of the publisher, if the quota allows it.
 pub(crate) async fn create_within(
     store: &Store,
     tx: &Tx,
     publisher: PublisherId,
     new: &NewTrain,
-    places: &[(AccountId, u16)],
+    accounts: &[(AccountId, u16)],
 ) -> Result<Audited<Train>> {
     let owner = publisher.uuid();
     check_quota(tx, owner).await?;
     let train = insert(store, tx, publisher, new).await?;
     let facts = json!({ "slug": train.slug });
-    let line = entry(Action::TrainCreated, "train", train.id, facts);
-    if places.is_empty() {
-        return Ok(Audited::new(train, owner, line));
+    let entry = audit_entry(Action::TrainCreated, "train", train.id, facts);
+    if accounts.is_empty() {
+        return Ok(Audited::new(train, owner, entry));
     }
     let row = row_of(tx, owner, &new.slug).await?;
-    write_accounts(tx, &row, places).await?;
+    write_accounts(tx, &row, accounts).await?;
     let train = load_one(tx.db(), owner, new.slug.as_str(), tx.now).await?;
     let set = accounts_set(&train);
-    Ok(Audited::new(train, owner, line).and(&[owner], set))
+    Ok(Audited::new(train, owner, entry).and(&[owner], set))
 }
 
-/// Changes a train, and sets what it lends where that is given. What it already is changes
-/// nothing.
+/// Changes a train, and sets its accounts if `accounts` is given. Values that are already set
+/// change nothing.
 pub(crate) async fn update_within(
     store: &Store,
     tx: &Tx,
     mut row: trains::Model,
     patch: &TrainPatch,
-    places: Option<&[(AccountId, u16)]>,
+    accounts: Option<&[(AccountId, u16)]>,
 ) -> Result<Audited<Train>> {
     let (owner, slug) = (row.publisher_id, row.slug.clone());
     let changed = apply(store, tx, &mut row, patch).await?;
-    let moved = match places {
-        Some(places) => write_accounts(tx, &row, places).await?,
+    let moved = match accounts {
+        Some(accounts) => write_accounts(tx, &row, accounts).await?,
         None => false,
     };
     if changed.is_empty() && !moved {
@@ -516,7 +520,7 @@ pub(crate) async fn update_within(
     write_row(tx, row).await?;
     let train = load_one(tx.db(), owner, &slug, tx.now).await?;
     let (updated, set) = (
-        entry(
+        audit_entry(
             Action::TrainUpdated,
             "train",
             train.id,
@@ -535,7 +539,7 @@ pub(crate) async fn update_within(
 }
 
 impl Scoped {
-    /// Makes a train. It lends nothing yet.
+    /// Creates a train without accounts.
     pub async fn create_train<A>(
         &self,
         context: &Context,
@@ -551,20 +555,20 @@ impl Scoped {
         store.administer(context, owner, work, render).await
     }
 
-    /// One train, with what it lends.
+    /// Reads a train with its accounts.
     pub async fn train(&self, slug: &Slug) -> Result<Train, StoreError> {
         let (db, now) = (self.store.read(), self.store.now());
         load_one(db, self.scope.uuid(), slug.as_str(), now).await
     }
 
-    /// The publisher's trains with what they lend, newest first.
+    /// The publisher's trains with their accounts, newest first.
     pub async fn trains(&self, page: PageRequest<Uuid>) -> Result<Page<Train, Uuid>, StoreError> {
         let (db, now) = (self.store.read(), self.store.now());
         let found = load(db, self.scope.uuid(), &Which::Part(&page), now).await?;
         Ok(page.cut(found, |train| train.id.uuid()))
     }
 
-    /// Changes a train. What it already is changes nothing.
+    /// Changes a train. Values that are already set change nothing.
     pub async fn update_train<A>(
         &self,
         context: &Context,
@@ -585,30 +589,30 @@ impl Scoped {
         store.administer(context, owner, work, render).await
     }
 
-    /// Sets which accounts a train lends, as a whole. No account may stand twice in `wish`; one
-    /// that is not the publisher's is answered like one that never was.
+    /// Sets all accounts of a train. `accounts` may contain no account twice. An account of another
+    /// publisher gets the same error as one that does not exist.
     pub async fn set_train_accounts<A>(
         &self,
         context: &Context,
         slug: &Slug,
-        wish: Vec<(AccountId, u16)>,
+        accounts: Vec<(AccountId, u16)>,
         if_match: Option<Expected>,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         A: Fn(&Train) -> Answer + Send + Sync,
     {
-        let (store, owner, wish) = (&self.store, self.scope.uuid(), &wish);
+        let (store, owner, accounts) = (&self.store, self.scope.uuid(), &accounts);
         let work = |tx: Tx| async move {
             let row = row_of(&tx, owner, slug).await?;
             check_revision(if_match, row.revision)?;
-            check_accounts(&tx, owner, wish).await?;
-            update_within(store, &tx, row, &TrainPatch::default(), Some(wish)).await
+            check_accounts(&tx, owner, accounts).await?;
+            update_within(store, &tx, row, &TrainPatch::default(), Some(accounts)).await
         };
         store.administer(context, owner, work, render).await
     }
 
-    /// Removes a train with its tokens. Its accounts stay.
+    /// Deletes a train with its tokens. Its accounts stay.
     pub async fn delete_train<A>(
         &self,
         context: &Context,
@@ -629,8 +633,8 @@ impl Scoped {
             tx.touches_credentials_of(publisher);
             let facts = json!({ "slug": row.slug });
             let id = TrainId::from_uuid(row.id);
-            let line = entry(Action::TrainDeleted, "train", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::TrainDeleted, "train", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -1,4 +1,4 @@
-//! Tokens of trains: what the clients of an AI gateway present.
+//! Tokens of trains: the clients of an AI gateway authenticate with them.
 
 use domain::{
     Problem, Timestamp,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{train_token_hashes, train_tokens, trains},
         error::{Result, StoreError},
@@ -31,47 +31,47 @@ use crate::{
     trains::train::{live_tokens, of as trains_of, row_of},
 };
 
-/// The source of tokens that were made over the API.
+/// The source of tokens that were created over the API.
 const MADE: &str = "api";
-/// The source of tokens that were made elsewhere, in whatever form.
+/// The source of imported tokens, which may have any form.
 pub(crate) const IMPORTED: &str = "import";
 
-/// A train's token, without what it is.
+/// A train's token, without its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainToken {
-    /// Which one.
+    /// The token's identifier.
     pub id: TokenId,
-    /// For people.
+    /// A name for people.
     pub name: Option<String>,
-    /// Its last four characters.
+    /// The last four characters.
     pub last_four: String,
-    /// Whether it was made elsewhere.
+    /// Whether the token was imported.
     pub imported: bool,
-    /// When it was made.
+    /// When the token was created.
     pub created_at: Timestamp,
-    /// When it stops working.
+    /// When the token expires.
     pub expires_at: Option<Timestamp>,
-    /// When it was taken away.
+    /// When the token was revoked.
     pub revoked_at: Option<Timestamp>,
-    /// When it was last used, to the minute.
+    /// When the token was last used, to the minute.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// A new token: the only time that its text is at hand.
+/// A new token with its value, which cannot be read later.
 #[derive(Clone, Debug)]
 pub struct MintedTrainToken {
-    /// Its description.
+    /// The token without its value.
     pub token: TrainToken,
-    /// What it is.
+    /// The value.
     pub text: SecretString,
 }
 
-/// What a new token is given.
+/// What a caller gives for a new token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewTrainToken {
-    /// For people.
+    /// A name for people.
     pub name: Option<String>,
-    /// When it stops working.
+    /// When the token expires.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -88,16 +88,15 @@ fn token_of(row: train_tokens::Model) -> TrainToken {
     }
 }
 
-/// Refuses one more token where the train or its publisher has as many live ones as it may.
-/// Administrative changes of a publisher come one after the other, so the counts still hold at the
-/// commit.
+/// Refuses one more token if the train or its publisher has its quota of live ones. Administrative
+/// changes of a publisher are serialized, so the counts still hold at the commit.
 pub(crate) async fn check_quotas(tx: &Tx, publisher: Uuid, train: Uuid) -> Result<()> {
     let quotas = quotas_of(tx, publisher).await?;
     let live = live_counts(tx.db(), publisher, Some(train), tx.now).await?;
     check_room(&quotas, live)
 }
 
-/// How many live tokens there are: of all the publisher's trains, and of one.
+/// The numbers of live tokens: of all the publisher's trains, and of one train.
 pub(crate) async fn live_counts<C: ConnectionTrait>(
     db: &C,
     publisher: Uuid,
@@ -113,7 +112,8 @@ pub(crate) async fn live_counts<C: ConnectionTrait>(
     Ok((all, of_train.count(db).await?))
 }
 
-/// Refuses one more token than may be, given how many there are: of all trains, and of its own.
+/// Refuses one more token if one of these numbers of live tokens has reached its quota: of all
+/// trains, and of the token's train.
 pub(crate) fn check_room(quotas: &Quotas, (all, of_train): (u64, u64)) -> Result<()> {
     if all >= u64::from(quotas.train_tokens) {
         return Err(over_quota("live train tokens", quotas.train_tokens));
@@ -127,7 +127,7 @@ pub(crate) fn check_room(quotas: &Quotas, (all, of_train): (u64, u64)) -> Result
     Ok(())
 }
 
-/// Writes a token's row, and the hash that it is found by.
+/// Inserts a token's row, and the hash by which the token is found.
 pub(crate) async fn insert_row(
     tx: &Tx,
     row: train_tokens::Model,
@@ -170,7 +170,7 @@ async fn insert(
 }
 
 impl Scoped {
-    /// A train's tokens, newest first; revoked ones too, until they are swept.
+    /// A train's tokens, newest first, including revoked ones until they are swept.
     pub async fn train_tokens(
         &self,
         train: &Slug,
@@ -193,10 +193,10 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| Ok(token_of(row)))
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| Ok(token_of(row)))
     }
 
-    /// Makes one more token of a train.
+    /// Creates a further token of a train.
     pub async fn mint_train_token<A>(
         &self,
         context: &Context,
@@ -217,18 +217,18 @@ impl Scoped {
             check_quotas(&tx, owner, row.id).await?;
             let minted = insert(&tx, owner, row.id, new).await?;
             let facts = json!({ "train": train.as_str() });
-            let line = entry(
+            let entry = audit_entry(
                 Action::TrainTokenMinted,
                 "train_token",
                 minted.token.id,
                 facts,
             );
-            Ok(Audited::new(minted, owner, line))
+            Ok(Audited::new(minted, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }
 
-    /// Takes a live token of a train away. It has stopped working when the call returns.
+    /// Revokes a live token of a train. It no longer works when the call returns.
     pub async fn revoke_train_token<A>(
         &self,
         context: &Context,
@@ -258,8 +258,8 @@ impl Scoped {
             .await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "train": train.as_str() });
-            let line = entry(Action::TrainTokenRevoked, "train_token", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::TrainTokenRevoked, "train_token", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -1,4 +1,4 @@
-//! Deliveries as their publisher sees them: where they stand, what was tried, once more.
+//! Deliveries as their publisher sees them: their state, their attempts, and retries by hand.
 
 use std::collections::HashMap;
 
@@ -17,10 +17,10 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         entity::{deliveries, delivery_attempts, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         sql::{Sql, by_primary_key, padded},
         walk::{Check, Path, Span, Walk},
@@ -28,62 +28,63 @@ use crate::{
     webhooks::recovery::resume,
 };
 
-/// Most attempts that are shown; a delivery has more only after many retries by hand.
+/// Most attempts that are shown. A delivery has more only after many retries by hand.
 const ATTEMPTS_SHOWN: u64 = 100;
 
 /// One event on its way to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Which one.
+    /// The delivery's identifier.
     pub id: DeliveryId,
-    /// What is delivered.
+    /// The event that is delivered.
     pub event_id: EventId,
-    /// Where to.
+    /// The endpoint to which it is delivered.
     pub endpoint_id: EndpointId,
     /// The event's type.
     pub event_type: String,
     /// `pending`, `succeeded`, `failed` or `cancelled`.
     pub status: String,
-    /// How often it was tried.
+    /// How many attempts were made.
     pub attempts: i32,
-    /// When it is tried next; in the past while it is being tried, or waits for its turn.
+    /// When the next attempt is due. In the past while an attempt runs, or while the delivery waits
+    /// for its turn.
     pub next_attempt_at: Option<Timestamp>,
-    /// When it was written.
+    /// When the delivery was written.
     pub created_at: Timestamp,
     /// When it stopped being pending.
     pub finished_at: Option<Timestamp>,
 }
 
-/// One HTTP try.
+/// One HTTP request of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// Counts from 1.
+    /// The attempt's number, from 1.
     pub number: i32,
-    /// When it began.
+    /// When the attempt began.
     pub at: Timestamp,
-    /// What the consumer answered.
+    /// The status of the consumer's answer, if there was one.
     pub status_code: Option<i32>,
-    /// Why there is no good answer.
+    /// The class of error; `None` for a success.
     pub error: Option<String>,
-    /// How long it took, milliseconds.
+    /// How long the attempt took, in milliseconds.
     pub latency_ms: i64,
-    /// The beginning of the consumer's answer.
+    /// The beginning of the body of the answer.
     pub response_excerpt: Option<String>,
 }
 
-/// What a listing of deliveries is narrowed to.
+/// Which deliveries a list contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryFilter {
-    /// Only to this endpoint.
+    /// Only deliveries to this endpoint.
     pub endpoint: Option<EndpointId>,
-    /// Only of this event.
+    /// Only deliveries of this event.
     pub event: Option<EventId>,
-    /// Only those that stand here.
+    /// Only deliveries in this state.
     pub status: Option<String>,
 }
 
-/// Whether deliveries of this status have an index of their own: those that arrived do without,
-/// since each would have to be entered there, and those that wait are few or have another one.
+/// Whether deliveries in this state have an index of their own. Successful ones do not, since each
+/// would need an entry. Pending ones are few or have another index.
 fn was_not_made(status: &str) -> bool {
     matches!(status, "failed" | "cancelled")
 }
@@ -172,11 +173,11 @@ async fn with_type<C: ConnectionTrait>(db: &C, row: deliveries::Model) -> Result
     let mut types = types_of(db, row.publisher_id, std::iter::once(row.event_id)).await?;
     let event_type = types
         .remove(&row.event_id)
-        .ok_or_else(|| damaged("delivery"))?;
+        .ok_or_else(|| corrupt_row("delivery"))?;
     Ok(delivery_of(row, event_type))
 }
 
-/// Refuses a retry that nobody would make.
+/// Refuses a retry to an endpoint that gets no deliveries.
 async fn check_endpoint(tx: &Tx, row: &deliveries::Model) -> Result<()> {
     let key = (row.publisher_id, row.endpoint_id);
     let endpoint = webhook_endpoints::Entity::find_by_id(key)
@@ -220,16 +221,16 @@ impl Scoped {
             .all(db)
             .await?;
         let types = types_of(db, owner, rows.iter().map(|row| row.event_id)).await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| {
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| {
             let event_type = types.get(&row.event_id).cloned();
             Ok(delivery_of(
                 row,
-                event_type.ok_or_else(|| damaged("delivery"))?,
+                event_type.ok_or_else(|| corrupt_row("delivery"))?,
             ))
         })
     }
 
-    /// One delivery with its attempts, oldest first.
+    /// One delivery with its attempts, oldest attempt first.
     pub async fn delivery(&self, id: DeliveryId) -> Result<(Delivery, Vec<Attempt>), StoreError> {
         use delivery_attempts::Column;
         let (db, owner) = (self.store.read(), self.scope.uuid());
@@ -248,8 +249,8 @@ impl Scoped {
         Ok((with_type(db, row).await?, attempts))
     }
 
-    /// Makes a delivery due at once, also one that has ended. What held its endpoint's deliveries
-    /// back ends too: a pause that the receiver asked for, and that of the breaker.
+    /// Makes a delivery due at once, even if it has ended. It also ends what blocks the endpoint's
+    /// deliveries: a pause that the receiver asked for, and the circuit breaker's.
     pub async fn retry_delivery<A>(
         &self,
         context: &Context,
@@ -284,8 +285,8 @@ impl Scoped {
                     resume(&tx, owner, row.endpoint_id).await?;
                     let delivery = with_type(tx.db(), row).await?;
                     let facts = json!({ "endpoint_id": delivery.endpoint_id.to_string() });
-                    let line = entry(Action::DeliveryRetried, "delivery", id, facts);
-                    Ok(Audited::new(delivery, owner, line))
+                    let entry = audit_entry(Action::DeliveryRetried, "delivery", id, facts);
+                    Ok(Audited::new(delivery, owner, entry))
                 },
                 render,
             )

@@ -1,4 +1,4 @@
-//! How deliveries are written: each by itself, those to an ordered endpoint in their places.
+//! How deliveries are written. Those to an ordered endpoint get sequence numbers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -38,12 +38,12 @@ pub(crate) fn delivery_row(
     }
 }
 
-/// Gives deliveries to ordered endpoints their places, in the order in which they stand here.
+/// Gives deliveries to ordered endpoints their sequence numbers, in the order of `rows`.
 ///
-/// An endpoint's places are counted in a row that stays locked until the transaction ends, so
-/// they are given out in the order of commits. Taken as late as can be, and always in the order
-/// of keys, so that two producers wait for each other for a moment only, and never in a circle.
-async fn place(
+/// An endpoint's last number is in a row that stays locked until the transaction ends, so the
+/// numbers follow the order of commits. Callers take these locks last and in the order of keys, so
+/// that two producers wait for each other briefly and cannot deadlock.
+async fn assign_sequence(
     tx: &Tx,
     rows: &mut [deliveries::Model],
     ordered: &BTreeSet<(Uuid, Uuid)>,
@@ -84,15 +84,15 @@ async fn place(
     Ok(())
 }
 
-/// Inserts deliveries; those to the endpoints named get their places first. The others are handed
-/// over after the commit, where it is known what their events say.
+/// Inserts deliveries. Those to `ordered` endpoints get sequence numbers first. The others are
+/// handed to the dispatcher after the commit if `bodies` holds the bodies of their events.
 pub(crate) async fn insert_deliveries(
     tx: &Tx,
     mut rows: Vec<deliveries::Model>,
     ordered: &BTreeSet<(Uuid, Uuid)>,
     bodies: &Bodies,
 ) -> Result<()> {
-    place(tx, &mut rows, ordered).await?;
+    assign_sequence(tx, &mut rows, ordered).await?;
     tx.delivers(&rows, bodies);
     for row in &rows {
         tx.stores(row.publisher_id, storage::DELIVERY);

@@ -1,9 +1,9 @@
-//! Deliveries on their way out, dispatched by endpoint (ADR 0017).
+//! Deliveries that are sent, by endpoint (ADR 0017).
 //!
-//! A process leases an endpoint and is then the only one that sends to it, so what is due is
-//! loaded without a claim for each delivery, and outcomes are written many at a time. Each change
-//! of holder counts the lease's `fence` up; an outcome counts only under the present number, so
-//! that a late writer changes nothing. A lease is good for as long as its process renews its row.
+//! A process leases an endpoint and is then the only one that sends to it. So due deliveries are
+//! loaded without a claim for each, and outcomes are written many at a time. Each change of holder
+//! increases the lease's `fence`. An outcome counts only with the current number, so that a late
+//! writer changes nothing. A lease is valid as long as its process renews its row.
 
 mod due;
 mod leases;
@@ -12,11 +12,11 @@ mod processes;
 mod targets;
 mod values;
 
-pub use due::{Ask, Page, Waiting};
+pub use due::{DuePage, DueRequest, WaitingEndpoint};
 pub use leases::{Handover, Lease};
-pub use outcomes::{Next, Outcome, Verdict};
+pub use outcomes::{AttemptOutcome, Next, RecordResult};
 pub use processes::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed};
-pub use targets::Target;
+pub use targets::DeliveryTarget;
 
 pub(crate) use targets::SecretCache;
 

@@ -1,4 +1,4 @@
-//! An endpoint is enabled: its deliveries flow again, and a replay may start.
+//! Enabling an endpoint: its deliveries are sent again, and a replay may start.
 
 use domain::{audit::Action, id::EndpointId};
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     store::{
         Scoped,
-        change::{Answer, Audited, Context, entry},
+        change::{Answer, Audited, Context, audit_entry},
         db::Tx,
         error::StoreError,
     },
@@ -18,21 +18,21 @@ use crate::{
     },
 };
 
-/// An endpoint that was enabled, and what follows from that.
+/// The result of enabling an endpoint.
 #[derive(Clone, Debug)]
 pub struct Enabled {
     /// The endpoint as it is now.
     pub endpoint: Endpoint,
-    /// Deliveries that waited for a later time, and are due now.
+    /// How many deliveries waited for a later attempt, and are due now.
     pub deliveries_due: u64,
-    /// The replay that was asked for.
+    /// The replay, if one was requested.
     pub replay: Option<Replay>,
 }
 
 impl Scoped {
-    /// Lets deliveries to an endpoint flow again, as if it had never failed: those that waited for
-    /// a later try are due now. Starts a replay if one is wanted. The same for one that is enabled
-    /// already.
+    /// Enables an endpoint, and treats it as if it had never failed: deliveries that waited for a
+    /// later attempt are due now. Starts a replay if one is requested. Has the same effect on an
+    /// endpoint that is enabled already.
     pub async fn enable_endpoint<A>(
         &self,
         context: &Context,
@@ -50,29 +50,29 @@ impl Scoped {
                 enabled: Some(true),
                 ..EndpointPatch::default()
             };
-            let (mut lines, mut deliveries_due) = (Vec::new(), 0);
+            let (mut entries, mut deliveries_due) = (Vec::new(), 0);
             if row.enabled {
                 deliveries_due = recover(&tx, owner, row.id).await?;
             }
             if deliveries_due > 0 {
                 let facts = json!({ "deliveries_due": deliveries_due });
-                lines.push(entry(Action::EndpointEnabled, "endpoint", id, facts));
+                entries.push(audit_entry(Action::EndpointEnabled, "endpoint", id, facts));
             }
             let changed = change(&self.store, &tx, owner, row.clone(), &patch).await?;
-            lines.extend(changed.lines);
+            entries.extend(changed.entries);
             let mut started = None;
             if let Some(new) = replay {
-                let (replay, line) = start_in(&tx, &row, new).await?;
+                let (replay, entry) = start_in(&tx, &row, new).await?;
                 started = Some(replay);
-                lines.extend(line);
+                entries.extend(entry);
             }
             let audited = Audited::unchanged(Enabled {
                 endpoint: changed.endpoint,
                 deliveries_due: deliveries_due + changed.deliveries_due,
                 replay: started,
             });
-            let lines = lines.into_iter();
-            Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+            let entries = entries.into_iter();
+            Ok(entries.fold(audited, |audited, entry| audited.and(&[owner], entry)))
         };
         self.store.administer(context, owner, work, render).await
     }

@@ -1,4 +1,4 @@
-//! The rows of endpoints, as changes read and write them.
+//! How changes read and write the rows of endpoints.
 
 use domain::{
     Problem,

@@ -1,4 +1,4 @@
-//! Secrets that only one endpoint has: a key of its own to sign with, in place of its publisher's.
+//! Secrets of single endpoints. They sign in place of the publisher's secrets.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use domain::{
     credential::CredentialKind,
     id::{CredentialId, EndpointId, Id as _, KeySetId, SecretId},
     limits::ENDPOINT_SECRETS,
-    seal::{Key, Place},
+    seal::{Key, SealContext},
     signature::{self, Signing},
     token::last_four,
 };
@@ -30,68 +30,68 @@ use crate::{
     publishers::credentials::Replaced,
     store::{
         Scoped, Store, System,
-        change::{Answer, Audited, Context, Entry, entry},
+        change::{Answer, AuditEntry, Audited, Context, audit_entry},
         db::Tx,
         entity::{endpoint_secrets, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
         unreadable,
     },
     webhooks::endpoint_rows::live_row,
 };
 
-/// A secret of an endpoint, without what it is.
+/// A secret of an endpoint, without its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSecret {
-    /// Which one.
+    /// The secret's identifier.
     pub id: SecretId,
-    /// What it signs by.
+    /// The kind of signature that it makes.
     pub kind: Signing,
-    /// What verifies it, if it is one half of a pair.
+    /// The public key, if the secret is a key pair.
     pub public_key: Option<String>,
-    /// Its last four characters; of a pair, the public key's.
+    /// The last four characters of the secret, or of the public key of a pair.
     pub last_four: String,
-    /// When it was made.
+    /// When the secret was created.
     pub created_at: Timestamp,
-    /// When it stops signing.
+    /// When the secret stops signing.
     pub expires_at: Option<Timestamp>,
-    /// When a rotation replaced it.
+    /// When a rotation replaced the secret.
     pub superseded_at: Option<Timestamp>,
 }
 
 /// A new secret of an endpoint.
 #[derive(Clone, Debug)]
 pub struct MintedEndpointSecret {
-    /// Its description.
+    /// The secret without its value.
     pub secret: EndpointSecret,
-    /// What it is, if its receiver needs it: nobody ever sees a private key.
+    /// The value, if the receiver needs it. Nobody ever sees a private key.
     pub text: Option<SecretString>,
-    /// What it replaces.
+    /// The secrets that it replaces.
     pub replaced: Vec<Replaced>,
 }
 
-/// A key that verifies what an endpoint is sent.
+/// A public key with which an endpoint's receiver verifies deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
     /// `whpk_…`
     pub text: String,
-    /// When it stops being used.
+    /// When the key is no longer used.
     pub expires_at: Option<Timestamp>,
 }
 
-/// What signs for an endpoint that has secrets of its own.
+/// The signing secrets of an endpoint that has its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OwnSecrets {
-    /// Newest first.
+    /// The secrets, newest first.
     pub(crate) signing: Vec<SecretString>,
     /// When the first of them expires.
     pub(crate) until: Option<Timestamp>,
-    /// Whether one of them does not open.
+    /// Whether one of them cannot be opened.
     pub(crate) unreadable: bool,
 }
 
 fn kind_of(row: &endpoint_secrets::Model) -> Result<Signing> {
-    Signing::parse(&row.kind).ok_or_else(|| damaged("secret of an endpoint"))
+    Signing::parse(&row.kind).ok_or_else(|| corrupt_row("secret of an endpoint"))
 }
 
 fn secret_of(row: endpoint_secrets::Model) -> Result<EndpointSecret> {
@@ -106,8 +106,8 @@ fn secret_of(row: endpoint_secrets::Model) -> Result<EndpointSecret> {
     })
 }
 
-/// The row's name in what its ciphertext is bound to: the endpoint is part of it, so that a
-/// secret opens for its own endpoint alone.
+/// The row's name in the seal context. It contains the endpoint, so that a secret opens for its own
+/// endpoint only.
 fn sealed_row(endpoint: Uuid, id: Uuid) -> [u8; 32] {
     let mut row = [0; 32];
     row[..16].copy_from_slice(endpoint.as_bytes());
@@ -115,8 +115,8 @@ fn sealed_row(endpoint: Uuid, id: Uuid) -> [u8; 32] {
     row
 }
 
-fn sealed_place(publisher: Uuid, row: &[u8]) -> Place<'_> {
-    Place {
+fn seal_context(publisher: Uuid, row: &[u8]) -> SealContext<'_> {
+    SealContext {
         owner: publisher,
         table: "endpoint_secrets",
         row,
@@ -125,15 +125,15 @@ fn sealed_place(publisher: Uuid, row: &[u8]) -> Place<'_> {
 }
 
 fn open(data_key: &Key, row: &endpoint_secrets::Model) -> Result<SecretString> {
-    let place = sealed_row(row.endpoint_id, row.id);
+    let row_key = sealed_row(row.endpoint_id, row.id);
     let plain = data_key
-        .open(&sealed_place(row.publisher_id, &place), &row.sealed)
-        .map_err(|_| damaged("secret of an endpoint"))?;
-    let text = std::str::from_utf8(&plain).map_err(|_| damaged("secret of an endpoint"))?;
+        .open(&seal_context(row.publisher_id, &row_key), &row.sealed)
+        .map_err(|_| corrupt_row("secret of an endpoint"))?;
+    let text = std::str::from_utf8(&plain).map_err(|_| corrupt_row("secret of an endpoint"))?;
     Ok(SecretString::from(text.to_owned()))
 }
 
-/// Neither revoked nor expired at `now`.
+/// The condition of secrets that are neither revoked nor expired at `now`.
 fn live_at(now: Timestamp) -> Condition {
     use endpoint_secrets::Column;
     let running = Condition::any()
@@ -153,10 +153,10 @@ fn live_of(owner: Uuid, endpoint: Uuid, now: Timestamp) -> Select<endpoint_secre
 }
 
 fn signing_of(endpoint: &webhook_endpoints::Model) -> Result<Signing> {
-    Signing::parse(&endpoint.signing).ok_or_else(|| damaged("endpoint's signing"))
+    Signing::parse(&endpoint.signing).ok_or_else(|| corrupt_row("endpoint's signing"))
 }
 
-/// Writes a new secret, sealed with the publisher's data key.
+/// Inserts a new secret, sealed with the publisher's data key.
 async fn insert(
     tx: &Tx,
     data_key: &Key,
@@ -171,9 +171,9 @@ async fn insert(
         }
     };
     let id = SecretId::generate(tx.now).uuid();
-    let place = sealed_row(endpoint.id, id);
+    let row_key = sealed_row(endpoint.id, id);
     let sealed = data_key.seal(
-        &sealed_place(endpoint.publisher_id, &place),
+        &seal_context(endpoint.publisher_id, &row_key),
         text.expose_secret().as_bytes(),
     );
     let shown = public_key.as_deref().unwrap_or(text.expose_secret());
@@ -201,17 +201,18 @@ async fn insert(
     })
 }
 
-fn line(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> Entry {
+fn entry(action: Action, endpoint: Uuid, minted: &EndpointSecret, overlap: Duration) -> AuditEntry {
     let facts = json!({
         "endpoint_id": EndpointId::from_uuid(endpoint).to_string(),
         "signing": minted.kind.as_str(),
         "overlap_seconds": overlap.as_secs(),
     });
-    entry(action, "secret", minted.id, facts)
+    audit_entry(action, "secret", minted.id, facts)
 }
 
-/// Gives an endpoint that signs by a pair of keys a name under which the public halves are served.
-pub(crate) fn name_keys(endpoint: &mut webhook_endpoints::Model) {
+/// Gives an endpoint that signs with a key pair an identifier under which the public keys are
+/// served, unless it has one.
+pub(crate) fn ensure_key_set_id(endpoint: &mut webhook_endpoints::Model) {
     if endpoint.signing == Signing::Ed25519.as_str() {
         endpoint
             .key_set
@@ -219,12 +220,12 @@ pub(crate) fn name_keys(endpoint: &mut webhook_endpoints::Model) {
     }
 }
 
-/// Makes a pair of keys for an endpoint that signs by one and has none.
-pub(crate) async fn equip(
+/// Creates a key pair for an endpoint that signs with one, unless it has one.
+pub(crate) async fn ensure_signing_key(
     store: &Store,
     tx: &Tx,
     endpoint: &webhook_endpoints::Model,
-) -> Result<Option<Entry>> {
+) -> Result<Option<AuditEntry>> {
     if signing_of(endpoint)? != Signing::Ed25519 {
         return Ok(None);
     }
@@ -237,16 +238,16 @@ pub(crate) async fn equip(
     }
     let keys = store.inner.keys.of(tx.db(), endpoint.publisher_id).await?;
     let minted = insert(tx, &keys.data, endpoint, Signing::Ed25519).await?;
-    let line = line(
+    let entry = entry(
         Action::SecretMinted,
         endpoint.id,
         &minted.secret,
         Duration::ZERO,
     );
-    Ok(Some(line))
+    Ok(Some(entry))
 }
 
-/// Ends a secret: at once, or at the end of an overlap. Never makes its life longer.
+/// Ends a secret, at once or after an overlap. Never extends its life.
 async fn retire(tx: &Tx, row: &endpoint_secrets::Model, overlap: Duration) -> Result<Replaced> {
     let mut change = endpoint_secrets::ActiveModel {
         publisher_id: Set(row.publisher_id),
@@ -286,8 +287,8 @@ impl Scoped {
         rows.into_iter().map(secret_of).collect()
     }
 
-    /// Makes one more secret of an endpoint, of the kind that it signs by. From then on its
-    /// publisher's secrets don't sign for it.
+    /// Creates a further secret of an endpoint, of its kind of signature. From then on the
+    /// publisher's secrets do not sign for it.
     pub async fn mint_endpoint_secret<A>(
         &self,
         context: &Context,
@@ -300,8 +301,8 @@ impl Scoped {
         self.issue(context, id, None, render).await
     }
 
-    /// Replaces the live secrets of an endpoint, of the kind that it signs by, with a new one. They
-    /// sign on beside it for `overlap`.
+    /// Replaces the endpoint's live secrets of its kind of signature with a new one. They continue
+    /// to sign beside the new one for `overlap`.
     pub async fn rotate_endpoint_secrets<A>(
         &self,
         context: &Context,
@@ -350,14 +351,14 @@ impl Scoped {
                 Some(overlap) => (Action::SecretRotated, overlap),
                 None => (Action::SecretMinted, Duration::ZERO),
             };
-            let line = line(action, endpoint.id, &minted.secret, overlap);
-            Ok(Audited::new(minted, owner, line))
+            let entry = entry(action, endpoint.id, &minted.secret, overlap);
+            Ok(Audited::new(minted, owner, entry))
         };
         store.administer(context, owner, work, render).await
     }
 
-    /// Takes a secret of an endpoint away. Without any, its publisher's sign for it again; so the
-    /// last key pair stays while the endpoint signs by one.
+    /// Revokes a secret of an endpoint. If none is left, the publisher's secrets sign again. So the
+    /// last key pair cannot be revoked while the endpoint signs with one.
     pub async fn revoke_endpoint_secret<A>(
         &self,
         context: &Context,
@@ -388,16 +389,16 @@ impl Scoped {
             retire(&tx, row, Duration::ZERO).await?;
             tx.touches_credentials_of(self.scope.publisher());
             let facts = json!({ "endpoint_id": endpoint.to_string(), "signing": row.kind });
-            let line = entry(Action::SecretRevoked, "secret", id, facts);
-            Ok(Audited::new((), owner, line))
+            let entry = audit_entry(Action::SecretRevoked, "secret", id, facts);
+            Ok(Audited::new((), owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }
 }
 
 impl Store {
-    /// The public keys that verify what an endpoint is sent, newest first. The name is all that
-    /// whoever asks needs to know; nothing of its publisher is told.
+    /// The public keys that verify an endpoint's deliveries, newest first. Anybody who knows the
+    /// identifier may read them; they tell nothing about the publisher.
     pub async fn public_keys(&self, name: KeySetId) -> Result<Vec<PublicKey>, StoreError> {
         use webhook_endpoints::Column;
         let endpoint = webhook_endpoints::Entity::find()
@@ -421,18 +422,18 @@ impl Store {
     }
 }
 
-/// An endpoint of a publisher.
-pub(crate) type EndpointKey = (Uuid, Uuid);
+/// The identifiers of a publisher and of one of its endpoints.
+pub(crate) type EndpointIds = (Uuid, Uuid);
 
 impl System {
-    /// What signs for those of these endpoints that have live secrets of their own, of the kind
-    /// that they sign by. For the others, their publisher's secrets do.
+    /// The signing secrets of those endpoints that have live ones of their kind of signature. The
+    /// publisher's secrets sign for the others.
     pub(crate) async fn own_secrets(
         &self,
-        endpoints: BTreeSet<EndpointKey>,
-    ) -> Result<HashMap<EndpointKey, OwnSecrets>> {
+        endpoints: BTreeSet<EndpointIds>,
+    ) -> Result<HashMap<EndpointIds, OwnSecrets>> {
         use endpoint_secrets::Column;
-        let mut own: HashMap<EndpointKey, OwnSecrets> = HashMap::new();
+        let mut own: HashMap<EndpointIds, OwnSecrets> = HashMap::new();
         if endpoints.is_empty() {
             return Ok(own);
         }
@@ -458,13 +459,13 @@ impl System {
             let keys = match ring.of(self.store.read(), row.publisher_id).await {
                 Ok(keys) => keys,
                 Err(error) if error.may_pass() => return Err(error),
-                // None of its publisher's secrets opens: all its endpoints wait.
+                // None of the publisher's secrets can be opened: all its endpoints wait.
                 Err(_) => continue,
             };
             match open(&keys.data, &row) {
                 Ok(secret) => found.signing.push(secret),
                 Err(error) => {
-                    unreadable::tell("endpoint_secret", row.publisher_id, row.id, &error);
+                    unreadable::report("endpoint_secret", row.publisher_id, row.id, &error);
                     found.unreadable = true;
                 }
             }

@@ -29,7 +29,7 @@ use crate::{
     runs::pipelines::check_known,
     store::{
         Scoped, Store,
-        change::{Answer, Audited, Context, Entry, Expected, check_revision, entry},
+        change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
         db::Tx,
         entity::{credentials, deliveries, webhook_endpoints},
         error::{Result, StoreError},
@@ -41,7 +41,7 @@ use crate::{
     },
     webhooks::{
         endpoint_rows::{live, live_row, write_row},
-        endpoint_secrets::{equip, name_keys},
+        endpoint_secrets::{ensure_key_set_id, ensure_signing_key},
         events::{Event, emit_to},
         health::{Health, health_of},
         recovery::recover,
@@ -49,101 +49,102 @@ use crate::{
     },
 };
 
-/// Why an endpoint is disabled that its publisher disabled.
+/// The reason for disabling an endpoint if its publisher did it.
 const REQUESTED: &str = "requested";
 
 /// A webhook destination with its filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Which one.
+    /// The endpoint's identifier.
     pub id: EndpointId,
-    /// Where it is.
+    /// The URL of the receiver.
     pub url: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// `*`, `prefix.*` or types; an event passes that one of them matches.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Vec<String>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Vec<Slug>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: BTreeMap<String, String>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: bool,
-    /// Why not, if not: `requested` if its publisher wished so.
+    /// Why the endpoint is disabled: `requested` if its publisher did it.
     pub disabled_reason: Option<String>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: bool,
-    /// What its deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Signing,
-    /// Under which name the keys are served that verify them, if it ever had a pair.
+    /// The identifier under which the public keys are served, if the endpoint ever had a key pair.
     pub key_set: Option<KeySetId>,
-    /// How tries at it went lately.
+    /// The results of recent attempts.
     pub health: Health,
-    /// Whether a part of it can't be read as it is stored; nothing is delivered to it then.
+    /// Whether a stored part of the endpoint cannot be read. Then nothing is delivered to it.
     pub unreadable: bool,
-    /// How deliveries go out.
+    /// How deliveries are sent.
     pub sending: Sending,
-    /// Counts changes of this row.
+    /// Increased with each change of this row.
     pub revision: i64,
-    /// When it was made.
+    /// When the endpoint was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the endpoint last changed.
     pub updated_at: Timestamp,
 }
 
-/// What a new endpoint is given.
+/// What a caller gives for a new endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEndpoint {
-    /// Where it is; the caller has checked that it is an allowed destination.
+    /// The URL of the receiver. The caller has checked that it is an allowed destination.
     pub url: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// `*`, `prefix.*` or types.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Vec<String>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Vec<Slug>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: BTreeMap<String, String>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: bool,
-    /// Whether deliveries carry the subcommand bearer; by default only a seeded publisher's do.
+    /// Whether deliveries carry the subcommand bearer. By default only those of a seeded publisher
+    /// do.
     pub send_bearer: Option<bool>,
-    /// What deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Signing,
-    /// How deliveries go out.
+    /// How deliveries are sent.
     pub sending: Sending,
 }
 
-/// What changes of an endpoint; `None` leaves a member as it is, `Some(None)` empties it.
+/// Changes of an endpoint. `None` keeps a member, `Some(None)` empties it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointPatch {
-    /// Where it is.
+    /// The URL of the receiver.
     pub url: Option<String>,
-    /// For people.
+    /// A description for people.
     pub description: Option<Option<String>>,
-    /// `*`, `prefix.*` or types.
+    /// `*`, `prefix.*` or types. An event of a matching type is delivered.
     pub event_types: Option<Vec<String>>,
-    /// If given, only what happens in these pipelines passes.
+    /// If set, only events of these pipelines are delivered.
     pub pipelines: Option<Option<Vec<Slug>>>,
-    /// What every delivery carries besides.
+    /// Further headers of every delivery.
     pub headers: Option<BTreeMap<String, String>>,
-    /// Whether deliveries are made.
+    /// Whether the endpoint gets deliveries.
     pub enabled: Option<bool>,
     /// Whether deliveries carry the subcommand bearer.
     pub send_bearer: Option<bool>,
-    /// What deliveries are signed by.
+    /// The kind of signature of deliveries.
     pub signing: Option<Signing>,
-    /// Whether they go out in order.
+    /// Whether deliveries are sent in order.
     pub ordered: Option<bool>,
-    /// Most a second.
+    /// Most deliveries a second.
     pub rate_limit_per_second: Option<Option<u32>>,
-    /// Waits between tries.
+    /// The waits between attempts.
     pub retry_schedule: Option<Option<Schedule>>,
-    /// Most under way.
+    /// Most deliveries in flight.
     pub max_in_flight: Option<Option<u32>>,
 }
 
-/// A limit as it is stored; one that is larger than fits is none.
+/// A limit as it is stored. A limit that is too large for the column is stored as none.
 fn limit_column(limit: Option<u32>) -> Option<i32> {
     limit.and_then(|limit| i32::try_from(Ord::max(limit, 1)).ok())
 }
@@ -153,11 +154,11 @@ fn schedule_column(schedule: Option<&Schedule>) -> Option<String> {
 }
 
 impl Endpoint {
-    /// One whose texts can't be read is shown without them, so that its owner sees it, among the
-    /// others, and can set them anew.
+    /// If the stored texts cannot be read, the endpoint is returned without them, so that lists
+    /// show it and its owner can set them again.
     fn of_row(row: webhook_endpoints::Model) -> Self {
         let texts = Texts::of_row(&row)
-            .inspect_err(|error| unreadable::tell("endpoint", row.publisher_id, row.id, error));
+            .inspect_err(|error| unreadable::report("endpoint", row.publisher_id, row.id, error));
         let unreadable = texts.is_err();
         let Texts {
             sending,
@@ -188,7 +189,7 @@ impl Endpoint {
     }
 }
 
-/// With how tries at them went.
+/// The endpoints of the rows, with the results of recent attempts.
 async fn with_health<C: ConnectionTrait>(
     db: &C,
     owner: Uuid,
@@ -214,7 +215,7 @@ fn reason(enabled: bool) -> Option<String> {
     (!enabled).then(|| REQUESTED.to_owned())
 }
 
-/// A filter that does not parse would later fail the change whose event meets it.
+/// Checked now: a filter that does not parse would later fail the transactions that write events.
 fn check_types(event_types: &[String]) -> Result<()> {
     for (at, filter) in event_types.iter().enumerate() {
         if Filter::parse(filter).is_none() {
@@ -234,7 +235,7 @@ async fn check_quota(tx: &Tx, publisher: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Whether the boot seed made, or ever changed, this publisher's credentials.
+/// Whether the boot seed ever wrote this publisher's credentials.
 async fn is_seeded(tx: &Tx, publisher: Uuid) -> Result<bool> {
     let found = credentials::Entity::find()
         .select_only()
@@ -252,7 +253,7 @@ async fn insert(
     tx: &Tx,
     publisher: Uuid,
     new: &NewEndpoint,
-) -> Result<(Endpoint, Option<Entry>)> {
+) -> Result<(Endpoint, Option<AuditEntry>)> {
     check_types(&new.event_types)?;
     check_known(
         tx,
@@ -263,7 +264,7 @@ async fn insert(
     .await?;
     check_quota(tx, publisher).await?;
     let send_bearer = match new.send_bearer {
-        Some(wish) => wish,
+        Some(given) => given,
         None => is_seeded(tx, publisher).await?,
     };
     let mut row = webhook_endpoints::Model {
@@ -288,16 +289,16 @@ async fn insert(
         retry_schedule: schedule_column(new.sending.retry_schedule.as_ref()),
         max_in_flight: limit_column(new.sending.max_in_flight),
     };
-    name_keys(&mut row);
+    ensure_key_set_id(&mut row);
     let active = row.clone().into_active_model().reset_all();
     webhook_endpoints::Entity::insert(active)
         .exec_without_returning(tx.db())
         .await?;
-    let line = equip(store, tx, &row).await?;
-    Ok((Endpoint::of_row(row), line))
+    let entry = ensure_signing_key(store, tx, &row).await?;
+    Ok((Endpoint::of_row(row), entry))
 }
 
-/// Writes a new value over an old one; tells whether they differ.
+/// Replaces a value, and returns whether it changed.
 fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
     match new {
         Some(new) if new != *old => {
@@ -308,7 +309,7 @@ fn replace<T: PartialEq + Clone>(old: &mut T, new: Option<T>) -> bool {
     }
 }
 
-/// Applies a patch but for `enabled`; answers the names of the members that it changed.
+/// Applies a patch except for `enabled`. Returns the names of the members that changed.
 fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'static str> {
     let event_types = patch
         .event_types
@@ -370,16 +371,16 @@ fn apply(row: &mut webhook_endpoints::Model, patch: &EndpointPatch) -> Vec<&'sta
         .collect()
 }
 
-/// What a change did.
+/// The result of changing an endpoint.
 pub(crate) struct Changed {
     pub(crate) endpoint: Endpoint,
-    pub(crate) lines: Vec<Entry>,
-    /// Deliveries that waited for a later try, and are due now.
+    pub(crate) entries: Vec<AuditEntry>,
+    /// How many deliveries waited for a later attempt, and are due now.
     pub(crate) deliveries_due: u64,
 }
 
-/// The change itself. Values do not stand in the audit log, since URLs and headers may hold
-/// what is not for every reader of it.
+/// Changes an endpoint in a transaction. The audit log holds no values, since URLs and headers may
+/// be secret to some of its readers.
 pub(crate) async fn change(
     store: &Store,
     tx: &Tx,
@@ -395,10 +396,10 @@ pub(crate) async fn change(
     }
     let id = EndpointId::from_uuid(row.id);
     let members = apply(&mut row, patch);
-    let mut lines = Vec::new();
+    let mut entries = Vec::new();
     if !members.is_empty() {
         let facts = json!({ "changed": members });
-        lines.push(entry(Action::EndpointUpdated, "endpoint", id, facts));
+        entries.push(audit_entry(Action::EndpointUpdated, "endpoint", id, facts));
     }
     let switched = replace(&mut row.enabled, patch.enabled);
     if switched {
@@ -408,20 +409,20 @@ pub(crate) async fn change(
         } else {
             Action::EndpointDisabled
         };
-        lines.push(entry(action, "endpoint", id, json!({})));
+        entries.push(audit_entry(action, "endpoint", id, json!({})));
     }
     let mut deliveries_due = 0;
     if row.enabled && (switched || members.contains(&"url")) {
-        // What failed was another receiver, or one that is to be tried again.
+        // The earlier failures were another receiver's, or the receiver is to be tried again.
         deliveries_due = recover(tx, publisher, row.id).await?;
     }
-    if !lines.is_empty() {
-        name_keys(&mut row);
+    if !entries.is_empty() {
+        ensure_key_set_id(&mut row);
         row = write_row(tx, row).await?;
-        lines.extend(equip(store, tx, &row).await?);
+        entries.extend(ensure_signing_key(store, tx, &row).await?);
     }
     if patch.signing.is_some() {
-        // Whoever has the endpoint's secrets at hand reads them anew.
+        // Caches of the endpoint's secrets are invalidated.
         tx.touches_credentials_of(PublisherId::from_uuid(publisher));
     }
     let mut changed = [Endpoint::of_row(row)];
@@ -429,13 +430,13 @@ pub(crate) async fn change(
     let [endpoint] = changed;
     Ok(Changed {
         endpoint,
-        lines,
+        entries,
         deliveries_due,
     })
 }
 
-/// Ends what is on its way to an endpoint; the outcome of an attempt under way changes nothing
-/// of what has ended.
+/// Cancels pending deliveries to an endpoint. The outcome of a running attempt does not change a
+/// delivery that has ended.
 async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
@@ -451,7 +452,7 @@ async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64>
 }
 
 impl Scoped {
-    /// Makes an endpoint.
+    /// Creates an endpoint.
     pub async fn create_endpoint<A>(
         &self,
         context: &Context,
@@ -472,10 +473,11 @@ impl Scoped {
                         "event_types": endpoint.event_types,
                         "send_bearer": endpoint.send_bearer,
                     });
-                    let line = entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
-                    let audited = Audited::new(endpoint, owner, line);
+                    let entry =
+                        audit_entry(Action::EndpointCreated, "endpoint", endpoint.id, facts);
+                    let audited = Audited::new(endpoint, owner, entry);
                     Ok(match minted {
-                        Some(line) => audited.and(&[owner], line),
+                        Some(entry) => audited.and(&[owner], entry),
                         None => audited,
                     })
                 },
@@ -484,7 +486,7 @@ impl Scoped {
             .await
     }
 
-    /// One endpoint.
+    /// Reads an endpoint.
     pub async fn endpoint(&self, id: EndpointId) -> Result<Endpoint, StoreError> {
         let row = live(self.scope.uuid())
             .filter(webhook_endpoints::Column::Id.eq(id.uuid()))
@@ -513,28 +515,28 @@ impl Scoped {
         let found = walk.part(db, &page, Span::after(page.after)).await?;
         let ids = padded(found.keys.iter().copied());
         let rows = live(owner).filter(Column::Id.is_in(ids)).all(db).await?;
-        let page = Page::of_found(found, rows, |row| row.id);
+        let page = Page::of_key_page(found, rows, |row| row.id);
         let mut page = page.try_map(|row| Ok::<_, StoreError>(Endpoint::of_row(row)))?;
         let now = self.store.now();
         with_health(db, self.scope.uuid(), &mut page.items, now).await?;
         Ok(page)
     }
 
-    /// Changes an endpoint. `wish` is given the endpoint as it stands, which nobody else changes
-    /// meanwhile, and answers what to change of it. What it already is changes nothing.
+    /// Changes an endpoint. `patch_of` gets the current endpoint, which nobody else changes
+    /// meanwhile, and returns the changes. Values that are already set change nothing.
     pub async fn update_endpoint<C, A>(
         &self,
         context: &Context,
         id: EndpointId,
         if_match: Option<Expected>,
-        wish: C,
+        patch_of: C,
         render: A,
     ) -> Result<Answer, StoreError>
     where
         C: Fn(&Endpoint) -> Result<EndpointPatch, Problem> + Send + Sync,
         A: Fn(&Endpoint) -> Answer + Send + Sync,
     {
-        let (owner, wish) = (self.scope.uuid(), &wish);
+        let (owner, patch_of) = (self.scope.uuid(), &patch_of);
         self.store
             .administer(
                 context,
@@ -542,18 +544,18 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    let patch = wish(&Endpoint::of_row(row.clone()))?;
+                    let patch = patch_of(&Endpoint::of_row(row.clone()))?;
                     let changed = change(&self.store, &tx, owner, row, &patch).await?;
                     let audited = Audited::unchanged(changed.endpoint);
-                    let lines = changed.lines.into_iter();
-                    Ok(lines.fold(audited, |audited, line| audited.and(&[owner], line)))
+                    let entries = changed.entries.into_iter();
+                    Ok(entries.fold(audited, |audited, entry| audited.and(&[owner], entry)))
                 },
                 render,
             )
             .await
     }
 
-    /// Removes an endpoint and calls off what is on its way to it.
+    /// Deletes an endpoint and cancels its pending deliveries.
     pub async fn delete_endpoint<A>(
         &self,
         context: &Context,
@@ -572,8 +574,8 @@ impl Scoped {
                 |tx| async move {
                     let row = live_row(&tx, owner, id).await?;
                     check_revision(if_match, row.revision)?;
-                    // The row stays for its deliveries, which are listed for a while. What may be secret
-                    // of it does not.
+                    // The row stays because deliveries refer to it and are listed for a while. Its
+                    // secrets are removed.
                     let gone = webhook_endpoints::Model {
                         headers: "{}".to_owned(),
                         enabled: false,
@@ -585,15 +587,15 @@ impl Scoped {
                     end_all_of(&tx, owner, id.uuid()).await?;
                     let cancelled = cancel_pending(&tx, owner, id.uuid()).await?;
                     let facts = json!({ "deliveries_cancelled": cancelled });
-                    let line = entry(Action::EndpointDeleted, "endpoint", id, facts);
-                    Ok(Audited::new((), owner, line))
+                    let entry = audit_entry(Action::EndpointDeleted, "endpoint", id, facts);
+                    Ok(Audited::new((), owner, entry))
                 },
                 render,
             )
             .await
     }
 
-    /// Sends a test event to one endpoint, past its filters.
+    /// Sends a test event to one endpoint, whatever its filters are.
     pub async fn test_endpoint<A>(
         &self,
         context: &Context,

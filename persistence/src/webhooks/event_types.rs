@@ -1,4 +1,4 @@
-//! What a publisher says of its own types of events: a description, an example, a schema.
+//! A publisher's descriptions of its own types of events: a text, an example, a schema.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use crate::store::{
     Scoped,
-    change::{Answer, Audited, Context, Expected, check_revision, entry},
+    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
     db::Tx,
     entity::event_types,
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     plane_state::PlaneState,
     quota::over_quota,
 };
 
-/// How long schemas are taken from memory. A change counts at once on the process that made it,
-/// and within this time on the others.
+/// How long schemas are cached. A change takes effect at once in the process that made it, and
+/// within this time in the others.
 const KEPT: Duration = Duration::from_secs(1);
-/// Memory for schemas that are at hand, bytes of their text.
+/// Most bytes of schemas that are cached.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// A type of events that its publisher has described.
@@ -32,53 +32,53 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 pub struct PublishersType {
     /// The type.
     pub event_type: String,
-    /// For people.
+    /// A description for people.
     pub description: Option<String>,
-    /// Data of such an event.
+    /// An example of the data of such an event.
     pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
-    /// Counts changes.
+    /// Increased with each change.
     pub revision: i64,
-    /// When it was described first.
+    /// When the type was first described.
     pub created_at: Timestamp,
-    /// When that last changed.
+    /// When the description last changed.
     pub updated_at: Timestamp,
 }
 
-/// What is to be said of a type.
+/// The description of a type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventTypePut {
-    /// For people.
+    /// A text for people.
     pub description: Option<String>,
-    /// Data of such an event.
+    /// An example of the data of such an event.
     pub example: Option<JsonText>,
     /// The JSON Schema that data of such an event must fit.
     pub schema: Option<Value>,
 }
 
-/// The schema of a type. Under one `id` and `revision` it never changes.
+/// The schema of a type. With the same `id` and `revision`, it never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeSchema {
-    /// Which description of the type.
+    /// The identifier of the description.
     pub id: Uuid,
-    /// Which state of it.
+    /// The revision of the description.
     pub revision: i64,
     /// The schema.
     pub schema: Value,
 }
 
-/// A publisher's schemas by type.
-type Known = Arc<HashMap<String, TypeSchema>>;
+/// A publisher's schemas, by type.
+type SchemasByName = Arc<HashMap<String, TypeSchema>>;
 
-/// Schemas that were read a moment ago, by publisher, with their size.
-pub(crate) struct TypeSchemas(Cache<Uuid, (Known, u32)>);
+/// Cached schemas by publisher, with their size in bytes.
+pub(crate) struct TypeSchemas(Cache<Uuid, (SchemasByName, u32)>);
 
 impl TypeSchemas {
     pub(crate) fn new() -> Self {
         let cache = Cache::builder()
             .max_capacity(CACHE_BYTES)
-            .weigher(|_, (_, bytes): &(Known, u32)| *bytes)
+            .weigher(|_, (_, bytes): &(SchemasByName, u32)| *bytes)
             .time_to_live(KEPT)
             .build();
         Self(cache)
@@ -102,12 +102,12 @@ impl PublishersType {
 }
 
 fn value_of(text: Option<&str>) -> Result<Option<Value>> {
-    text.map(|text| serde_json::from_str(text).map_err(|_| damaged("description of a type")))
+    text.map(|text| serde_json::from_str(text).map_err(|_| corrupt_row("description of a type")))
         .transpose()
 }
 
 fn example_of(text: String) -> Result<JsonText> {
-    JsonText::parse(text).ok_or_else(|| damaged("description of a type"))
+    JsonText::parse(text).ok_or_else(|| corrupt_row("description of a type"))
 }
 
 fn text_of(value: Option<&Value>) -> Option<String> {
@@ -170,12 +170,12 @@ async fn put(
         event_types::Entity::update(active).exec(tx.db()).await?;
     }
     let facts = json!({ "schema": row.schema.is_some() });
-    let line = entry(action, "event_type", event_type, facts);
+    let entry = audit_entry(action, "event_type", event_type, facts);
     let described = PublishersType::of_row(row)?;
-    Ok(Audited::new((described, made), owner, line))
+    Ok(Audited::new((described, made), owner, entry))
 }
 
-/// The publisher's row is locked by the wrapper of administrative changes, so the count holds.
+/// The wrapper of administrative changes has locked the publisher's row, so the count holds.
 async fn check_limit(tx: &Tx, owner: Uuid) -> Result<()> {
     let there = event_types::Entity::find()
         .filter(event_types::Column::PublisherId.eq(owner))
@@ -209,7 +209,7 @@ impl Scoped {
     }
 
     /// The schemas of the publisher's types, as they were within the last second.
-    pub async fn event_schemas(&self) -> Result<Known, StoreError> {
+    pub async fn event_schemas(&self) -> Result<SchemasByName, StoreError> {
         use event_types::Column;
         let (owner, cache) = (self.scope.uuid(), &self.store.state::<TypeSchemas>().0);
         if let Some((known, _)) = cache.get(&owner) {
@@ -232,7 +232,8 @@ impl Scoped {
         let mut known = HashMap::with_capacity(rows.len());
         for (event_type, id, revision, text) in rows {
             bytes += event_type.len() + text.len();
-            let schema = serde_json::from_str(&text).map_err(|_| damaged("schema of a type"))?;
+            let schema =
+                serde_json::from_str(&text).map_err(|_| corrupt_row("schema of a type"))?;
             let schema = TypeSchema {
                 id,
                 revision,
@@ -246,9 +247,8 @@ impl Scoped {
         Ok(known)
     }
 
-    /// Describes a type of the publisher's own, or changes what is said of it; `render` also
-    /// learns whether it is new. A type that is not described is in none of the states that
-    /// `if_match` may expect.
+    /// Describes a type of the publisher's own, or changes the description. `render` also learns
+    /// whether it is new. For a type without a description, no `if_match` is fulfilled.
     pub async fn put_event_type<A>(
         &self,
         context: &Context,
@@ -267,7 +267,7 @@ impl Scoped {
         answer
     }
 
-    /// Forgets what is said of a type. Events of it stay, and may still be published.
+    /// Deletes the description of a type. Its events stay, and further ones may be published.
     pub async fn delete_event_type<A>(
         &self,
         context: &Context,
@@ -286,13 +286,13 @@ impl Scoped {
             event_types::Entity::delete_by_id((owner, event_type.to_owned()))
                 .exec(tx.db())
                 .await?;
-            let line = entry(
+            let entry = audit_entry(
                 Action::EventTypeDeleted,
                 "event_type",
                 event_type,
                 json!({}),
             );
-            Ok(Audited::new((), owner, line))
+            Ok(Audited::new((), owner, entry))
         };
         let answer = self.store.administer(context, owner, work, render).await;
         self.store.state::<TypeSchemas>().0.invalidate(&owner);

@@ -1,9 +1,9 @@
-//! Events, and the deliveries that each one starts.
+//! Events, and the deliveries that each event starts.
 //!
-//! Both are written in the transaction of the change that they tell of, and only inserted: no
-//! two producers ever wait for one row. An endpoint that wants its deliveries in order is an
-//! exception: there producers take places one after the other. Many deliveries at once are the
-//! other: that they are to be written is written down (see [`crate::webhooks::fan_outs`]).
+//! Both are written in the transaction of the change that they are about, and only inserted: no two
+//! producers ever wait for the same row. There are two exceptions. For ordered endpoints, producers
+//! take sequence numbers one after the other. And if there are many deliveries, only a fan-out is
+//! written, from which the deliveries are written later (see [`crate::webhooks::fan_outs`]).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -40,13 +40,13 @@ use crate::{
 /// An event as consumers get it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Which one; also the `webhook-id` of its deliveries.
+    /// The event's identifier, and the `webhook-id` of its deliveries.
     pub id: EventId,
     /// Its type.
     pub event_type: String,
     /// The exact text that deliveries send and sign.
     pub body: String,
-    /// When it happened.
+    /// When the event happened.
     pub created_at: Timestamp,
 }
 
@@ -61,12 +61,12 @@ impl Event {
     }
 }
 
-/// Something to tell of.
+/// An event to write.
 pub(crate) struct NewEvent<'a> {
     pub(crate) event_type: &'a str,
-    /// What happened, as JSON text.
+    /// The event's data, as JSON text.
     pub(crate) data: &'a str,
-    /// The pipeline that it happened in, if it happened in one.
+    /// The pipeline in which the event happened, if there was one.
     pub(crate) pipeline: Option<&'a str>,
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn emit_many(tx: &Tx, news: &[(Uuid, &NewEvent<'_>)]) -> Result
     insert_and_deliver(tx, &listeners, rows.collect()).await
 }
 
-/// Writes events, and a delivery of each to every listener that wants it.
+/// Inserts events, and a delivery of each for every listener that wants it.
 async fn insert_and_deliver(
     tx: &Tx,
     listeners: &Listeners,
@@ -143,7 +143,7 @@ async fn insert_and_deliver(
     fan_outs::deliver(tx, listeners, &outgoing).await
 }
 
-/// Writes an event about an endpoint, for the others that want it.
+/// Writes an event about an endpoint, for the other endpoints that want it.
 pub(crate) async fn emit_beside(
     tx: &Tx,
     (publisher, endpoint): (Uuid, Uuid),
@@ -164,7 +164,7 @@ pub(crate) async fn emit_beside(
     insert_and_deliver(tx, &listeners, vec![event]).await
 }
 
-/// Writes one event for one endpoint, whatever its filters.
+/// Writes an event for one endpoint, whatever its filters are.
 pub(crate) async fn emit_to(
     tx: &Tx,
     (publisher, endpoint): (Uuid, Uuid),
@@ -193,8 +193,8 @@ pub(crate) async fn emit_to(
 }
 
 impl Scoped {
-    /// The events in reach. A token that is limited to pipelines sees what happened in those, and
-    /// what happened in none.
+    /// The events that the scope reaches. A token that is limited to pipelines reaches events of
+    /// those, and events of no pipeline.
     pub(crate) fn visible_events(&self) -> Select<events::Entity> {
         use events::Column;
         let query = events::Entity::find().filter(Column::PublisherId.eq(self.scope.uuid()));
@@ -206,13 +206,13 @@ impl Scoped {
             .map(|status| OwnType::of_run(status).as_str());
         let elsewhere = Column::PipelineSlug
             .is_null()
-            // Written before events said where they happened.
+            // Events of runs that were written before events had a pipeline.
             .and(Column::EventType.is_not_in(of_runs));
         let here = Column::PipelineSlug.is_in(slugs.iter().map(Slug::as_str));
         query.filter(elsewhere.or(here))
     }
 
-    /// The same of one event, whose type and pipeline are these.
+    /// Whether the scope reaches an event of this type and pipeline.
     pub(crate) fn sees_event(&self, event_type: &str, pipeline: Option<&str>) -> bool {
         let of_run = || {
             RunStatus::ALL
@@ -225,7 +225,7 @@ impl Scoped {
         }
     }
 
-    /// The publisher's events, newest first; only of exactly one type if that is given.
+    /// The publisher's events, newest first; only events of `event_type` if it is given.
     pub async fn events(
         &self,
         event_type: Option<&str>,
@@ -269,12 +269,12 @@ impl Scoped {
             .order_by_desc(Column::Id);
         let bytes = bytes_of(Expr::col(Column::Body));
         let size = |row: &events::Model| row.body.len();
-        page.read_found(found, query, db, bytes, size, |row| row.id)
+        page.read_key_page(found, query, db, bytes, size, |row| row.id)
             .await?
             .try_map(|row| Ok(Event::of_row(row)))
     }
 
-    /// One event.
+    /// Reads an event.
     pub async fn event(&self, id: EventId) -> Result<Event, StoreError> {
         let query = self
             .visible_events()

@@ -1,11 +1,11 @@
-//! Large fan-outs: what would start many deliveries is written down with its events, and spread
-//! into deliveries afterwards, in small transactions and in turns between publishers (ADR 0029).
+//! Large fan-outs: if an event would start many deliveries, only a fan-out is written with it. It
+//! is spread into deliveries later, in small transactions, with publishers in turn (ADR 0029).
 //!
-//! A row holds events of one transaction and the endpoints that each of them reaches, as they were
-//! then. It goes in the transaction that writes the last of its deliveries, so nothing is lost
-//! with a process. A publisher's rows are numbered in the order of commits and are spread in this
-//! order, by one process at a time. While some wait, the publisher's later deliveries to endpoints
-//! that want theirs in order line up behind them.
+//! A fan-out holds events of one transaction and the endpoints that each of them reaches, as they
+//! were at that time. It is removed in the transaction that writes the last of its deliveries, so
+//! nothing is lost with a process. A publisher's fan-outs are numbered in the order of commits, and
+//! are spread in this order by one process at a time. While some wait, the publisher's later
+//! deliveries to ordered endpoints are added to the fan-outs, too.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use crate::{
         db::Tx,
         effects::Bodies,
         entity::{deliveries, events, fan_outs, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         sql::{self, Sql, padded},
     },
     webhooks::{
@@ -39,34 +39,33 @@ use crate::{
     },
 };
 
-/// Deliveries of one call that are written with its events. The writer takes one or two
-/// milliseconds for them: nobody notices. Calls of the usual kind, a few events to up to ten
-/// endpoints, stay far below.
+/// Most deliveries of one call that are written with its events. They take one or two milliseconds
+/// of the writer. Usual calls, with a few events for up to ten endpoints, stay far below.
 pub(crate) const CALL_MAX: usize = 128;
-/// The same for all that one transaction tells of one publisher: as much as the write lane gathers
-/// of small calls.
+/// Most deliveries that one transaction writes with the events of one publisher: as many as the
+/// write lane gathers of small calls.
 pub(crate) const TRANSACTION_MAX: usize = 1024;
-/// Events of one row, so that none grows large.
+/// Most events of one fan-out, so that no row grows large.
 const EVENTS_A_ROW: usize = 100;
-/// Rows of which it does so, after the oldest: small ones line up behind large ones.
+/// How many fan-outs after the oldest one step reads, since small ones may follow large ones.
 const ROWS_A_STEP: u64 = 31;
-/// Deliveries of a publisher that may wait to be spread before it may publish more of the kind:
+/// How many of a publisher's deliveries may wait to be spread before its large calls are refused:
 /// ten calls of 1 000 events to 100 endpoints.
 pub(crate) const WAITING_MAX: i64 = 1_000_000;
 
 /// An event, and which of its publisher's listeners want it.
 pub(crate) struct Outgoing<'a> {
     pub(crate) event: &'a events::Model,
-    /// Places in the list of listeners, ascending.
+    /// Indexes into the list of listeners, ascending.
     pub(crate) to: Arc<[usize]>,
-    /// Events of the same call have the same number.
+    /// The number of the call. Events of one call have the same.
     pub(crate) call: usize,
 }
 
-/// A kind of event: whose, of which type, of which pipeline.
+/// Publisher, type and pipeline of events.
 type Kind<'a> = (Uuid, &'a str, Option<&'a str>);
 
-/// Which listeners want what, each kind of event judged once.
+/// Which listeners want which events. Each kind of event is matched once.
 pub(crate) struct Audience<'a> {
     listeners: &'a Listeners,
     judged: HashMap<Kind<'a>, Arc<[usize]>>,
@@ -80,7 +79,7 @@ impl<'a> Audience<'a> {
         }
     }
 
-    /// Places in the list of the publisher's listeners.
+    /// Indexes into the list of the publisher's listeners.
     pub(crate) fn wanting(
         &mut self,
         publisher: Uuid,
@@ -98,12 +97,12 @@ impl<'a> Audience<'a> {
     }
 }
 
-/// Whether an event reaches an endpoint that wants its deliveries in order.
+/// Whether an event reaches an ordered endpoint.
 pub(crate) fn reaches_ordered(listeners: &[Listener], to: &[usize]) -> bool {
     to.iter().any(|at| listeners[*at].ordered)
 }
 
-/// How many deliveries of these publishers wait to be spread; those of whom none do are left out.
+/// How many deliveries of these publishers wait to be spread. Publishers without any are left out.
 pub(crate) async fn waiting(
     db: &impl ConnectionTrait,
     publishers: BTreeSet<Uuid>,
@@ -126,12 +125,12 @@ pub(crate) async fn waiting(
     Ok(found)
 }
 
-/// What a publisher is told that has its whole share of what waits to be spread.
+/// The refusal of a call if too many of the publisher's deliveries wait to be spread.
 pub(crate) fn refusal() -> Problem {
     Full::Owner.problem("deliveries that wait to be written")
 }
 
-/// The publishers with a call, or with a whole, that is too large to be written now.
+/// The publishers with a call, or with a sum of calls, that is too large to be written at once.
 fn too_large(outgoing: &[Outgoing<'_>]) -> BTreeSet<Uuid> {
     let mut found = BTreeSet::new();
     let all: usize = outgoing.iter().map(|one| one.to.len()).sum();
@@ -153,10 +152,9 @@ fn too_large(outgoing: &[Outgoing<'_>]) -> BTreeSet<Uuid> {
     found
 }
 
-/// Writes the deliveries of events that were inserted, or writes down that they are to be
-/// written.
+/// Writes the deliveries of inserted events, or a fan-out of them.
 ///
-/// Numbers of fan-outs are taken before places in the orders of endpoints.
+/// Numbers of fan-outs are taken before sequence numbers of ordered endpoints.
 pub(crate) async fn deliver(
     tx: &Tx,
     listeners: &Listeners,
@@ -198,14 +196,14 @@ pub(crate) async fn deliver(
     insert_deliveries(tx, rows, &ordered, &bodies).await
 }
 
-/// Which events go to which endpoints; the text of a row. Events that reach the same endpoints
-/// share their list.
+/// Which events go to which endpoints: the content of a fan-out. Events that reach the same
+/// endpoints share their list.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Plan {
     endpoints: Vec<String>,
-    /// Places in the list of endpoints.
+    /// Lists of indexes into the list of endpoints.
     sets: Vec<Vec<usize>>,
-    /// Each with its place in the list of sets.
+    /// Events, each with the index of its list in `sets`.
     events: Vec<(String, usize)>,
 }
 
@@ -230,9 +228,10 @@ impl Plan {
         plan
     }
 
-    /// Events and endpoints from a place on, the oldest event first: at most as many as asked for.
+    /// Pairs of an event and an endpoint, the oldest event first: at most `most`, from the pair
+    /// number `from` on.
     fn pairs(&self, from: usize, most: usize) -> Result<Vec<(Uuid, Uuid)>> {
-        let parse = |text: &str| Uuid::try_parse(text).map_err(|_| damaged("fan-out"));
+        let parse = |text: &str| Uuid::try_parse(text).map_err(|_| corrupt_row("fan-out"));
         let endpoints: Vec<Uuid> = self
             .endpoints
             .iter()
@@ -240,14 +239,14 @@ impl Plan {
             .collect::<Result<_>>()?;
         let (mut found, mut passed) = (Vec::new(), 0);
         for (event, set) in &self.events {
-            let set = self.sets.get(*set).ok_or_else(|| damaged("fan-out"))?;
+            let set = self.sets.get(*set).ok_or_else(|| corrupt_row("fan-out"))?;
             let skipped = from.saturating_sub(passed).min(set.len());
             passed += set.len();
             for at in &set[skipped..] {
                 if found.len() == most {
                     return Ok(found);
                 }
-                let endpoint = endpoints.get(*at).ok_or_else(|| damaged("fan-out"))?;
+                let endpoint = endpoints.get(*at).ok_or_else(|| corrupt_row("fan-out"))?;
                 found.push((parse(event)?, *endpoint));
             }
         }
@@ -259,7 +258,7 @@ fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Writes down, by publisher, which events are to reach which of its listeners.
+/// Writes the fan-outs of publishers' events.
 async fn write_down(
     tx: &Tx,
     listeners: &Listeners,
@@ -297,8 +296,8 @@ async fn write_down(
     sql::insert(tx.db(), rows, "").await.map(drop)
 }
 
-/// Takes so many numbers of each publisher; answers the last one before them. The rows that count
-/// them stay locked until the transaction ends, so that numbers grow in the order of commits.
+/// Takes `counts` numbers of each publisher. Returns the last number before them. The counters'
+/// rows stay locked until the transaction ends, so that the numbers follow the order of commits.
 async fn take_numbers(tx: &Tx, counts: &BTreeMap<Uuid, i64>) -> Result<HashMap<Uuid, i64>> {
     let mut sql = Sql::new("INSERT INTO fan_out_sequences (publisher_id, last) ");
     sql.values(
@@ -321,8 +320,8 @@ async fn take_numbers(tx: &Tx, counts: &BTreeMap<Uuid, i64>) -> Result<HashMap<U
     Ok(before)
 }
 
-/// A publisher's oldest fan-out, held; `None` if there is none or another process is at it. Only
-/// the oldest is ever taken, so that the order stays.
+/// A publisher's oldest fan-out, locked; `None` if there is none or another process has locked it.
+/// Only the oldest is ever taken, so that the order is kept.
 async fn oldest(tx: &Tx, publisher: Uuid) -> Result<Option<fan_outs::Model>> {
     let backend = tx.db().get_database_backend();
     let mut sql = Sql::new("SELECT * FROM fan_outs WHERE publisher_id = ");
@@ -337,7 +336,7 @@ async fn oldest(tx: &Tx, publisher: Uuid) -> Result<Option<fan_outs::Model>> {
     Ok(found.one(tx.db()).await?)
 }
 
-/// Of these endpoints those that are not deleted, and whether they want their deliveries in order.
+/// Those of the endpoints that are not deleted, and whether each is ordered.
 async fn living(
     tx: &Tx,
     publisher: Uuid,
@@ -356,7 +355,7 @@ async fn living(
     Ok(found.into_iter().collect())
 }
 
-/// The publisher's next rows, oldest first. Whoever holds the oldest has them for itself.
+/// The publisher's next fan-outs, oldest first. The lock of the oldest covers them, too.
 async fn after(tx: &Tx, first: &fan_outs::Model) -> Result<Vec<fan_outs::Model>> {
     use fan_outs::Column;
     let query = fan_outs::Entity::find()
@@ -367,8 +366,8 @@ async fn after(tx: &Tx, first: &fan_outs::Model) -> Result<Vec<fan_outs::Model>>
     Ok(query.all(tx.db()).await?)
 }
 
-/// Writes up to `most` of the deliveries of a publisher's oldest fan-outs; answers how many there
-/// were to write, those to endpoints that are gone included.
+/// Writes up to `most` deliveries of a publisher's oldest fan-outs. Returns how many pairs it
+/// handled, including those with deleted endpoints.
 async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
     let Some(first) = oldest(tx, publisher).await? else {
         return Ok(0);
@@ -383,7 +382,7 @@ async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
         if room == 0 {
             break;
         }
-        let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| damaged("fan-out"))?;
+        let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| corrupt_row("fan-out"))?;
         let some = plan.pairs(usize::try_from(row.done).unwrap_or(0), room)?;
         let done = row.done + whole(some.len());
         if done >= row.total || some.is_empty() {
@@ -403,7 +402,7 @@ async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
         .filter(|(_, to)| living.contains_key(to))
         .map(|(event, to)| delivery_row(tx, publisher, EventId::from_uuid(*event), *to))
         .collect();
-    // They are many: the dispatcher loads them as it has room.
+    // There are many, so they are not handed over: the dispatcher loads them when it has room.
     insert_deliveries(tx, rows, &ordered, &Bodies::default()).await?;
     let mut changes = Vec::new();
     if let Some(last) = finished {
@@ -427,7 +426,7 @@ async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
 }
 
 impl System {
-    /// The first publisher after this one, or of all, that has a fan-out to be spread.
+    /// The first publisher with a fan-out: after `after` in the order of identifiers, or of all.
     pub async fn fanning_out(
         &self,
         after: Option<PublisherId>,
@@ -448,8 +447,9 @@ impl System {
         Ok(found.map(PublisherId::from_uuid))
     }
 
-    /// Writes deliveries of the publisher's oldest fan-outs, up to `most` of them, in a
-    /// transaction; answers how many. Several processes may do so: no two are at one publisher's.
+    /// Writes up to `most` deliveries of the publisher's oldest fan-outs in one transaction.
+    /// Returns how many. Several processes may call this: each publisher's fan-outs are spread by
+    /// one at a time.
     pub async fn spread(&self, publisher: PublisherId, most: usize) -> Result<usize, StoreError> {
         let publisher = publisher.uuid();
         self.store

@@ -1,9 +1,9 @@
 //! A publisher's events as they are committed, for whoever follows them.
 //!
-//! An identifier tells when its transaction began, not when it committed: a later commit may bring
-//! an earlier identifier. So a feed keeps what it has seen of the last minute, counts once a
-//! second whether there is more by now, and if so reads that minute again. Nothing is written for
-//! a feed, and no producer knows of it.
+//! An identifier contains the time at which its transaction began, not the time of its commit: a
+//! later commit may bring a lower identifier. So a feed remembers the identifiers of the last
+//! minute, counts once a second whether there are more by now, and if so reads that minute again.
+//! Nothing is written for a feed, and no producer knows of it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -31,100 +31,105 @@ use crate::{
     webhooks::events::Event,
 };
 
-/// How long after its first moment a transaction may still bring events, milliseconds, the
-/// difference between processes' clocks included. PostgreSQL ends a statement after 30 s and a
-/// transaction that stands still after 5 s.
+/// How long after its begin a transaction may still commit events, in milliseconds, including the
+/// difference between processes' clocks. PostgreSQL ends a statement after 30 s and an idle
+/// transaction after 5 s.
 const SETTLED_AFTER_MS: i64 = 60_000;
-/// How far a resumed feed goes back beyond that: what was about to be looked for.
+/// How much further a resumed feed goes back, in milliseconds: for events that the last feed was
+/// about to find.
 const RESUME_MARGIN_MS: i64 = 5_000;
-/// Events may be older than the feed, milliseconds, if they were committed after it began.
+/// Events may be older than the feed by this time, in milliseconds, if they were committed after it
+/// began.
 const STRADDLE_MS: i64 = 5_000;
-/// What is read again at every look: commits that overtook each other are mostly this close.
+/// What each look reads again, in milliseconds: most transactions that overtake each other are this
+/// close.
 const RECENT_MS: i64 = 1_000;
-/// How often is counted whether something came late, milliseconds.
+/// How often a feed counts whether an event came late, in milliseconds.
 const COUNT_EVERY_MS: i64 = 1_000;
-/// A clock that shows so much less than at the last look was set back.
+/// If the clock shows so much less than at the last look, it was set back.
 const SET_BACK: Duration = Duration::from_secs(2);
-/// How long it may take after that until a feed looks, and what may have been written meanwhile.
+/// A feed looks within this time after the clock was set back. The next constant covers what may
+/// have been written meanwhile.
 const LOOKED_BY: Duration = Duration::from_secs(1);
 const REWIND: Duration = Duration::from_secs(10);
-/// Most identifiers remembered. Beyond, those count as settled that have waited longest.
+/// Most identifiers that are remembered. If there are more, the oldest are taken as settled.
 const SEEN_MAX: usize = 100_000;
-/// Identifiers read at once.
+/// Identifiers that one statement reads.
 const KEYS: u64 = 1_000;
-/// Events read at once; each may have 256 KiB.
+/// Events that one statement reads; each may have 256 KiB.
 const READ: usize = 16;
 
-/// Where a feed stands, for another one to go on from.
+/// The state of a feed, from which another feed can continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct FeedCursor {
     /// The last event that was handed out.
     pub event: EventId,
     /// When the first feed began.
     pub since: Timestamp,
 }
 
-/// A scan under way.
+/// A running search for new events.
 struct Scan {
     at: Uuid,
-    /// Whether nothing was left out below where it began, so that what it has passed and what is
-    /// below the horizon needs no further look.
+    /// Whether the search covers everything from its start, so that what it passes below the
+    /// horizon is settled.
     full: bool,
-    /// What stands below it when the scan began has been committed, or never will be.
+    /// Below this identifier, every transaction has committed or never will.
     horizon: Uuid,
 }
 
-/// Hands out a publisher's events as they appear, each once. One that goes on from another's place
-/// hands out again what came shortly before it.
+/// Returns a publisher's events as they appear, each once. A feed that continues another one also
+/// returns again some events from just before its cursor.
 pub struct Feed {
     scoped: Scoped,
     filters: Vec<Filter>,
     since: Timestamp,
-    /// Up to here everything was looked at, and nothing more appears.
+    /// Up to this identifier everything was read, and no further event appears.
     floor: Uuid,
-    /// The highest that was looked at.
+    /// The highest identifier that was read.
     head: Uuid,
-    /// What was looked at above the floor.
+    /// Identifiers above the floor that were read.
     seen: BTreeSet<Uuid>,
-    /// Wanted, but not handed out yet.
+    /// Identifiers of events to return.
     wanted: VecDeque<Uuid>,
     scan: Option<Scan>,
     counted_at: Option<Timestamp>,
-    /// When it last looked.
+    /// When the feed last looked.
     looked_at: Timestamp,
 }
 
-/// The lowest identifier of a moment.
+/// The lowest identifier of a time.
 fn first_of(ms: i64) -> Uuid {
     let ms = u64::try_from(ms).unwrap_or(0);
     uuid::Builder::from_unix_timestamp_millis(ms, &[0; 10]).into_uuid()
 }
 
-/// The moment in an identifier, milliseconds.
+/// The time in an identifier, in milliseconds.
 fn ms_of(id: Uuid) -> i64 {
     i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)
 }
 
 impl Scoped {
-    /// Changes whenever events of the publisher were committed, on whatever process; now and then
-    /// it changes for nothing.
+    /// A counter that changes whenever events of the publisher were committed, in any process. It
+    /// may also change without a reason.
     #[must_use]
     pub fn watch_events(&self) -> watch::Receiver<u64> {
         self.store.inner.wake.watch(self.scope.uuid())
     }
 
-    /// Follows the events in reach that one of the filters matches and that endpoints are sent:
-    /// those committed from now on, or those that appeared after `from`, and some before it again.
+    /// Follows the events that the scope reaches, that one of the filters matches and that
+    /// endpoints are sent. Without `from`, the feed returns events that are committed from now on.
+    /// With `from`, it returns those that appeared after the cursor, and some from before again.
     pub async fn feed(
         &self,
         filters: Vec<Filter>,
-        from: Option<Place>,
+        from: Option<FeedCursor>,
     ) -> Result<Feed, StoreError> {
         let now = self.store.now();
-        let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |place| {
-            let back = ms_of(place.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
-            let back = back.max(place.since.ms() - STRADDLE_MS);
-            // A place that lies ahead is from before the clock was set back.
+        let start = from.map_or(now.ms() - SETTLED_AFTER_MS, |cursor| {
+            let back = ms_of(cursor.event.uuid()) - SETTLED_AFTER_MS - RESUME_MARGIN_MS;
+            let back = back.max(cursor.since.ms() - STRADDLE_MS);
+            // A cursor in the future is from before the clock was set back.
             if back > now.ms() {
                 now.ms() - SETTLED_AFTER_MS
             } else {
@@ -134,7 +139,7 @@ impl Scoped {
         let mut feed = Feed {
             scoped: self.clone(),
             filters,
-            since: from.map_or(now, |place| place.since),
+            since: from.map_or(now, |cursor| cursor.since),
             floor: first_of(start),
             head: first_of(start),
             seen: BTreeSet::new(),
@@ -144,7 +149,7 @@ impl Scoped {
             looked_at: now,
         };
         if from.is_none() {
-            // What is there already was before.
+            // Events that exist already are not new.
             while feed.look().await? {}
             feed.wanted.clear();
         }
@@ -153,29 +158,29 @@ impl Scoped {
 }
 
 impl Feed {
-    /// Where a feed would stand that began with this one and handed out everything up to now.
+    /// The cursor of a feed that began with this one and returned everything up to now.
     #[must_use]
-    pub fn beginning(&self) -> Place {
+    pub fn beginning(&self) -> FeedCursor {
         let event = EventId::from_uuid(first_of(self.scoped.store.now().ms()));
         self.after(event)
     }
 
-    /// Where it stands after it handed out this event.
+    /// The cursor after this event was returned.
     #[must_use]
-    pub const fn after(&self, event: EventId) -> Place {
-        Place {
+    pub const fn after(&self, event: EventId) -> FeedCursor {
+        FeedCursor {
             event,
             since: self.since,
         }
     }
 
-    /// Whether there may be more to hand out at once.
+    /// Whether there may be more events to return at once.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.scan.is_some() || !self.wanted.is_empty()
     }
 
-    /// Some of the next events; none when there are none now, or when none was found so far and
+    /// Some of the next events. None if there are none now, or if the search found none so far and
     /// the feed [is behind](Self::is_behind).
     pub async fn next(&mut self) -> Result<Vec<Event>, StoreError> {
         if self.wanted.is_empty() {
@@ -197,14 +202,14 @@ impl Feed {
         Ok(rows.into_iter().map(Event::of_row).collect())
     }
 
-    /// Whether an endpoint with these filters would be sent it. A test event goes to the one
-    /// endpoint that was asked for.
+    /// Whether an endpoint with these filters would get the event. A test event is for one endpoint
+    /// only.
     fn wants(&self, event_type: &str) -> bool {
         event_type != OwnType::Test.as_str()
             && self.filters.iter().any(|filter| filter.matches(event_type))
     }
 
-    /// Those out of reach too: what a token sees is not looked for among rows, but told of each.
+    /// Includes events that the scope does not reach: those are left out after they were read.
     fn above(&self, id: Uuid) -> Select<events::Entity> {
         let owner = self.scoped.scope.uuid();
         events::Entity::find()
@@ -212,7 +217,7 @@ impl Feed {
             .filter(events::Column::Id.gt(id))
     }
 
-    /// Reads on by one part; answers whether there is more.
+    /// Reads one part. Returns whether there is more.
     async fn look(&mut self) -> Result<bool> {
         let now = self.scoped.store.now();
         if now.plus(SET_BACK) < self.looked_at {
@@ -262,8 +267,8 @@ impl Feed {
         Ok(more)
     }
 
-    /// The clock was set back: new events sort below what was looked at. What lies ahead of the
-    /// clock is from before, and counts as seen.
+    /// Handles a clock that was set back: new events get lower identifiers than those that were
+    /// read. Events with a time in the future are from before, and count as read.
     async fn rewind(&mut self, now: Timestamp) -> Result<()> {
         let ahead = first_of(now.plus(LOOKED_BY).ms());
         let before: Vec<Uuid> = self

@@ -1,8 +1,9 @@
-//! How tries at endpoints go: kept with every batch of outcomes, and what follows from it.
+//! The health of endpoints: counts of attempts, written with every batch of outcomes, and their
+//! consequences.
 //!
-//! Whoever records outcomes only notes them. What follows (a warning, a disabled endpoint, word
-//! that it works again) is decided from those notes, in transactions of their own, so that it is
-//! made up for if a process dies in between.
+//! Recording outcomes only writes the counts. The consequences (a warning, a disabled endpoint, an
+//! event that it works again) are decided from them in separate transactions, so nothing is missed
+//! if a process dies in between.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +26,7 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Audited, Context, entry},
+        change::{Audited, Context, audit_entry},
         db::Tx,
         entity::{endpoint_health, endpoint_stats},
         error::{Result, StoreError},
@@ -38,68 +39,68 @@ use crate::{
     },
 };
 
-/// The span that tries are counted by, milliseconds.
+/// The span of one bucket, in milliseconds.
 pub const BUCKET_MS: i64 = 5 * 60 * 1000;
 /// How far back counts are shown.
 const SHOWN: Duration = Duration::from_hours(24);
-/// How long an endpoint fails before its publisher is told.
+/// How long an endpoint fails before its publisher is warned.
 const WARN_AFTER: Duration = Duration::from_hours(24);
-/// Most endpoints that are disabled at once because they are gone.
+/// Most endpoints that one call disables because they are gone.
 const GONE_BATCH: u64 = 100;
-/// What a consumer answers that is gone for good (RFC 9110 §15.5.11).
+/// The status of a receiver that is gone for good (RFC 9110 §15.5.11).
 const GONE: u16 = 410;
 
-/// How tries at an endpoint went lately.
+/// The results of recent attempts at an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// Failures since the last success.
     pub consecutive_failures: i32,
-    /// The first of them.
+    /// When the first of these failures happened.
     pub failing_since: Option<Timestamp>,
-    /// When a try last succeeded.
+    /// When an attempt last succeeded.
     pub last_success_at: Option<Timestamp>,
-    /// When one last failed.
+    /// When an attempt last failed.
     pub last_failure_at: Option<Timestamp>,
-    /// Why.
+    /// The class of error of the last failure.
     pub last_error: Option<String>,
-    /// What the consumer answered then.
+    /// The status of the answer at the last failure, if there was one.
     pub last_status_code: Option<i32>,
-    /// Tries of the last day that succeeded.
+    /// Successful attempts of the last day.
     pub succeeded_day: i64,
-    /// Tries of the last day that failed.
+    /// Failed attempts of the last day.
     pub failed_day: i64,
 }
 
-/// Tries within five minutes.
+/// The attempts of five minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
-    /// When they begin.
+pub struct StatsBucket {
+    /// When the five minutes begin.
     pub at: Timestamp,
-    /// How many succeeded.
+    /// How many attempts succeeded.
     pub succeeded: i64,
-    /// How many failed.
+    /// How many attempts failed.
     pub failed: i64,
-    /// All their latencies together, milliseconds.
+    /// The sum of all latencies, in milliseconds.
     pub latency_ms_sum: i64,
-    /// The longest, milliseconds.
+    /// The longest latency, in milliseconds.
     pub latency_ms_max: i64,
 }
 
-/// What was done about endpoints.
+/// The consequences that were carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Disabled, because they were gone or had failed for too long.
+pub struct HealthActions {
+    /// Endpoints that were disabled, because they were gone or had failed for too long.
     pub disabled: u64,
-    /// Whose publisher was told that they fail.
+    /// Endpoints that fail, and whose publisher was warned.
     pub warned: u64,
-    /// Whose publisher was told that they work again.
+    /// Endpoints that work again, and whose publisher was told.
     pub recovered: u64,
 }
 
-/// An endpoint.
+/// Publisher and endpoint.
 type Key = (Uuid, Uuid);
 
-/// One try at an endpoint, as far as its health is concerned.
+/// One attempt, as far as the endpoint's health is concerned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Try {
     pub(crate) publisher: Uuid,
@@ -111,7 +112,7 @@ pub(crate) struct Try {
     pub(crate) latency_ms: u64,
 }
 
-/// What a batch of outcomes tells of one endpoint.
+/// The sums of one endpoint in a batch of outcomes.
 #[derive(Default)]
 struct Noted {
     failures: i32,
@@ -143,24 +144,23 @@ impl Noted {
     }
 }
 
-/// Notes how tries at endpoints went, in the transaction that records their outcomes: two
-/// statements, whatever their number. Only outcomes that counted belong here. Answers whether an
-/// endpoint said that it is gone for good, which [`System::disable_gone_endpoints`] is to
-/// look at.
+/// Writes the counts of attempts in the transaction that records their outcomes, with two
+/// statements for any number. Only outcomes that counted belong here. Returns whether an endpoint
+/// is gone for good; then [`System::disable_gone_endpoints`] has to be called.
 pub(crate) async fn note_outcomes(tx: &Tx, tries: &[Try]) -> Result<bool> {
     if tries.is_empty() {
         return Ok(false);
     }
     let mut in_order: Vec<&Try> = tries.iter().collect();
     in_order.sort_by_key(|outcome| outcome.at);
-    // Sorted by key, so that two transactions take their rows in one order.
+    // Sorted by key, so that two transactions lock rows in the same order.
     let mut health: BTreeMap<Key, Noted> = BTreeMap::new();
-    let mut buckets: BTreeMap<(Key, i64), Bucket> = BTreeMap::new();
+    let mut buckets: BTreeMap<(Key, i64), StatsBucket> = BTreeMap::new();
     for outcome in in_order {
         let key = (outcome.publisher, outcome.endpoint);
         health.entry(key).or_default().add(outcome);
         let at = outcome.at.ms() - outcome.at.ms().rem_euclid(BUCKET_MS);
-        let bucket = buckets.entry((key, at)).or_insert(Bucket {
+        let bucket = buckets.entry((key, at)).or_insert(StatsBucket {
             at: Timestamp::from_ms(at),
             succeeded: 0,
             failed: 0,
@@ -220,7 +220,7 @@ fn health_sql(noted: &BTreeMap<Key, Noted>) -> Sql {
     sql
 }
 
-fn buckets_sql(buckets: &BTreeMap<(Key, i64), Bucket>) -> Sql {
+fn buckets_sql(buckets: &BTreeMap<(Key, i64), StatsBucket>) -> Sql {
     let mut sql = Sql::new(
         "INSERT INTO endpoint_stats AS s (publisher_id, endpoint_id, bucket, succeeded, failed, \
          latency_ms_sum, latency_ms_max) ",
@@ -246,7 +246,8 @@ fn buckets_sql(buckets: &BTreeMap<(Key, i64), Bucket>) -> Sql {
     sql
 }
 
-/// The health of a publisher's endpoints. One that was never tried has none, which is good.
+/// The health of a publisher's endpoints. An endpoint without attempts has no row, and counts as
+/// healthy.
 pub(crate) async fn health_of<C: ConnectionTrait>(
     db: &C,
     owner: Uuid,
@@ -293,7 +294,7 @@ pub(crate) async fn health_of<C: ConnectionTrait>(
     Ok(found)
 }
 
-/// Forgets that an endpoint failed: it is given another chance.
+/// Forgets an endpoint's failures, so that it is tried again.
 pub(crate) async fn forget_failures(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<()> {
     use endpoint_health::Column;
     endpoint_health::Entity::update_many()
@@ -318,9 +319,9 @@ fn time_text(ms: Option<i64>) -> Option<String> {
 }
 
 impl Scoped {
-    /// How many tries at an endpoint went well and badly within each five minutes of the last
-    /// day, oldest first; spans without any are left out.
-    pub async fn endpoint_stats(&self, id: EndpointId) -> Result<Vec<Bucket>, StoreError> {
+    /// How many attempts at an endpoint succeeded and failed in each five minutes of the last day,
+    /// oldest first. Spans without attempts are left out.
+    pub async fn endpoint_stats(&self, id: EndpointId) -> Result<Vec<StatsBucket>, StoreError> {
         use endpoint_stats::Column;
         let since = self.store.now().minus(SHOWN).ms();
         self.endpoint(id).await?;
@@ -331,7 +332,7 @@ impl Scoped {
             .order_by_asc(Column::Bucket)
             .all(self.store.read())
             .await?;
-        let buckets = rows.into_iter().map(|row| Bucket {
+        let buckets = rows.into_iter().map(|row| StatsBucket {
             at: Timestamp::from_ms(row.bucket),
             succeeded: row.succeeded,
             failed: row.failed,
@@ -342,11 +343,11 @@ impl Scoped {
     }
 }
 
-/// One that can't be read keeps nobody else's from being settled.
+/// If one endpoint cannot be read, the others are still handled.
 fn alone((owner, endpoint): Key, settled: Result<bool>) -> Result<bool> {
     match settled {
         Err(error @ StoreError::Internal(_)) => {
-            unreadable::tell("endpoint", owner, endpoint, &error);
+            unreadable::report("endpoint", owner, endpoint, &error);
             Ok(false)
         }
         settled => settled,
@@ -354,15 +355,15 @@ fn alone((owner, endpoint): Key, settled: Result<bool>) -> Result<bool> {
 }
 
 impl System {
-    /// Does what follows from how endpoints fared, for at most `limit` of each kind: disables
-    /// those that are gone or of which every try failed for `disable_after`, and tells publishers
-    /// of those that fail for a day and of those that work again.
+    /// Carries out the consequences, for at most `limit` endpoints of each kind. Disables endpoints
+    /// that are gone, or of which every attempt failed for `disable_after`. Tells publishers of
+    /// endpoints that have failed for a day, and of those that work again.
     pub async fn settle_endpoints(
         &self,
         disable_after: Duration,
         limit: u64,
-    ) -> Result<Settled, StoreError> {
-        let (now, mut settled) = (self.store.now(), Settled::default());
+    ) -> Result<HealthActions, StoreError> {
+        let (now, mut settled) = (self.store.now(), HealthActions::default());
         settled.disabled = self.disable_gone_endpoints().await?;
         let dead = format!("h.failing_since <= {}", now.minus(disable_after).ms());
         for key in self.endpoints_where(&dead, limit).await? {
@@ -385,7 +386,7 @@ impl System {
         Ok(settled)
     }
 
-    /// Disables endpoints that said that they are gone for good; answers how many.
+    /// Disables endpoints that are gone for good. Returns how many.
     pub async fn disable_gone_endpoints(&self) -> Result<u64, StoreError> {
         let mut disabled = 0;
         for key in self
@@ -397,7 +398,7 @@ impl System {
         Ok(disabled)
     }
 
-    /// Enabled endpoints of active publishers whose health, `h`, is so.
+    /// Enabled endpoints of active publishers whose health row, `h`, meets the condition.
     async fn endpoints_where(&self, condition: &str, limit: u64) -> Result<Vec<Key>> {
         let mut sql = Sql::new(
             "SELECT h.publisher_id, h.endpoint_id FROM endpoint_health h \
@@ -420,7 +421,7 @@ impl System {
             .collect()
     }
 
-    /// Disables an endpoint if it still is as it was found; whether it did.
+    /// Disables an endpoint if its row has not changed. Returns whether it did.
     async fn disable(
         &self,
         key: Key,
@@ -461,8 +462,8 @@ impl System {
                 "last_error": health.last_error,
             });
             emit_beside(&tx, key, OwnType::EndpointDisabled.as_str(), &data).await?;
-            let line = entry(Action::EndpointDisabled, "endpoint", id, facts);
-            Ok(Audited::new(true, owner, line))
+            let entry = audit_entry(Action::EndpointDisabled, "endpoint", id, facts);
+            Ok(Audited::new(true, owner, entry))
         };
         let context = Context::system("dispatcher");
         let done = std::sync::atomic::AtomicBool::new(false);
@@ -472,13 +473,14 @@ impl System {
         };
         match self.store.administer(&context, owner, work, render).await {
             Ok(_) => Ok(done.into_inner()),
-            // Deleted since it was found.
+            // The endpoint was deleted meanwhile.
             Err(StoreError::Refused(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Marks an endpoint as one of whose failures its publisher was told, if it is not yet; tells.
+    /// Warns the publisher of a failing endpoint, unless it was warned before. Returns whether it
+    /// did.
     async fn warn(&self, key: Key, disable_after: Duration) -> Result<bool> {
         use endpoint_health::Column;
         self.store

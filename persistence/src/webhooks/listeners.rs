@@ -1,4 +1,4 @@
-//! Which endpoints listen to a publisher's events, and what each wants to hear.
+//! Which endpoints listen to a publisher's events, and which events each of them wants.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,14 +12,14 @@ use crate::store::{
     columns::slugs_of,
     db::Tx,
     entity::webhook_endpoints,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql, unreadable,
 };
 
-/// Who listens, by publisher.
+/// The listeners of each publisher.
 pub(crate) type Listeners = HashMap<Uuid, Vec<Listener>>;
 
-/// What an endpoint wants to hear.
+/// An endpoint's filters.
 pub(crate) struct Listener {
     pub(crate) endpoint: Uuid,
     pub(crate) ordered: bool,
@@ -32,10 +32,10 @@ impl Listener {
         (endpoint, types, pipelines, ordered): (Uuid, String, Option<String>, bool),
     ) -> Result<Self> {
         let words: Vec<String> =
-            serde_json::from_str(&types).map_err(|_| damaged("list of event types"))?;
+            serde_json::from_str(&types).map_err(|_| corrupt_row("list of event types"))?;
         let types = words
             .iter()
-            .map(|word| Filter::parse(word).ok_or_else(|| damaged("event type filter")))
+            .map(|word| Filter::parse(word).ok_or_else(|| corrupt_row("event type filter")))
             .collect::<Result<_>>()?;
         let pipelines = pipelines.as_deref().map(slugs_of).transpose()?;
         Ok(Self {
@@ -46,7 +46,7 @@ impl Listener {
         })
     }
 
-    /// One that is written to whatever it wants.
+    /// An endpoint that gets an event whatever its filters are.
     pub(crate) fn alone(endpoint: Uuid, ordered: bool) -> Self {
         Self {
             endpoint,
@@ -56,7 +56,7 @@ impl Listener {
         }
     }
 
-    /// What one endpoint wants, whether it is enabled or not.
+    /// The filters of one endpoint, whether it is enabled or not.
     pub(crate) fn of_endpoint(row: &webhook_endpoints::Model) -> Result<Self> {
         Self::of_row((
             row.id,
@@ -66,7 +66,8 @@ impl Listener {
         ))
     }
 
-    /// An endpoint that is limited to pipelines hears only what happens in those.
+    /// Whether the endpoint wants an event. One that is limited to pipelines only wants events of
+    /// those.
     pub(crate) fn wants(&self, event_type: &str, pipeline: Option<&str>) -> bool {
         let in_reach = self.pipelines.as_ref().is_none_or(|some| {
             pipeline.is_some_and(|name| some.iter().any(|slug| slug.as_str() == name))
@@ -75,13 +76,13 @@ impl Listener {
     }
 }
 
-/// Whether what an endpoint wants can be read.
+/// Whether the stored filters can be read.
 pub(crate) fn check_filters(types: &str, pipelines: Option<&str>) -> Result<()> {
     let pipelines = pipelines.map(str::to_owned);
     Listener::of_row((Uuid::nil(), types.to_owned(), pipelines, false)).map(drop)
 }
 
-/// Who listens, by publisher; the lane hears how many they are.
+/// The listeners of each publisher. Their number is reported to the write lane.
 pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Listeners> {
     let found = read_listeners(tx.db(), &publishers).await?;
     for publisher in publishers {
@@ -90,7 +91,7 @@ pub(crate) async fn listeners(tx: &Tx, publishers: BTreeSet<Uuid>) -> Result<Lis
     Ok(found)
 }
 
-/// Who listens, by publisher.
+/// The listeners of each publisher.
 pub(crate) async fn read_listeners(
     db: &impl ConnectionTrait,
     publishers: &BTreeSet<Uuid>,
@@ -115,8 +116,9 @@ pub(crate) async fn read_listeners(
     for (publisher, endpoint, types, pipelines, ordered) in rows {
         match Listener::of_row((endpoint, types, pipelines, ordered)) {
             Ok(listener) => found.entry(publisher).or_default().push(listener),
-            // Its owner sees it at the endpoint; producers go on, and so do their neighbours.
-            Err(error) => unreadable::tell("endpoint", publisher, endpoint, &error),
+            // The endpoint's owner sees the error at the endpoint. Events and other endpoints are
+            // not affected.
+            Err(error) => unreadable::report("endpoint", publisher, endpoint, &error),
         }
     }
     Ok(found)

@@ -1,5 +1,5 @@
-//! Events that publishers publish themselves: many callers' in one statement, each call's all or
-//! none.
+//! Events that publishers publish: those of many callers in one statement, and all events of a call
+//! or none.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -20,7 +20,7 @@ use crate::{
     store::{
         db::Tx,
         entity::{events, pipelines},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         scope::Scope,
         sql, storage,
     },
@@ -31,22 +31,22 @@ use crate::{
     },
 };
 
-/// External identifiers that one statement looks for.
+/// External identifiers that one statement looks up.
 const NAMES_A_STATEMENT: usize = 500;
-/// Leaves out what has the external identifier of an event that is there.
+/// Skips an event if another has the same external identifier.
 const UNLESS_NAMED: &str =
     " ON CONFLICT (publisher_id, external_id) WHERE external_id IS NOT NULL DO NOTHING";
 
 /// An event that a publisher publishes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewOwnEvent {
-    /// Its type; the caller has checked that it is one of a publisher's own.
+    /// The event's type. The caller has checked that it is one of the publisher's own.
     pub event_type: String,
-    /// What happened.
+    /// The event's data.
     pub data: JsonText,
-    /// The publisher's name for it. A second event of the same name is the first.
+    /// The publisher's identifier for the event. A second event with the same one is not written.
     pub external_id: Option<String>,
-    /// The pipeline that it happened in.
+    /// The pipeline in which the event happened.
     pub pipeline: Option<String>,
 }
 
@@ -55,16 +55,16 @@ pub struct NewOwnEvent {
 pub struct PublishedEvent {
     /// The event.
     pub event: Event,
-    /// Whether an earlier event has its external identifier: that one, then.
+    /// Whether an earlier event has the same external identifier: then `event` is that one.
     pub existed: bool,
 }
 
-/// Events of one call, all to be written or none.
+/// The events of one call: all of them are written, or none.
 #[derive(Clone)]
 pub(crate) struct Publish {
     pub(crate) scope: Scope,
     pub(crate) events: Arc<[NewOwnEvent]>,
-    /// Whether the request had a list, for pointers into it.
+    /// Whether the request had a list, which pointers in errors then refer to.
     pub(crate) listed: bool,
 }
 
@@ -88,7 +88,7 @@ fn names_of(publish: &Publish) -> impl Iterator<Item = Name> {
     names.filter_map(move |new| Some((owner, new.external_id.clone()?)))
 }
 
-/// The live pipelines among those that the events name.
+/// The live pipelines that the events name.
 async fn known_pipelines(tx: &Tx, publishes: &[Publish]) -> Result<HashSet<Name>> {
     use pipelines::Column;
     let named: BTreeSet<Name> = publishes
@@ -113,7 +113,7 @@ async fn known_pipelines(tx: &Tx, publishes: &[Publish]) -> Result<HashSet<Name>
     Ok(found.into_iter().collect())
 }
 
-/// The events that have these names already.
+/// The existing events with these names.
 async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, events::Model>> {
     use events::Column;
     let mut found = HashMap::new();
@@ -132,7 +132,10 @@ async fn events_of(tx: &Tx, names: BTreeSet<Name>) -> Result<HashMap<Name, event
             .all(tx.db())
             .await?;
         for row in rows {
-            let name = row.external_id.clone().ok_or_else(|| damaged("event"))?;
+            let name = row
+                .external_id
+                .clone()
+                .ok_or_else(|| corrupt_row("event"))?;
             found.insert((row.publisher_id, name), row);
         }
     }
@@ -145,15 +148,15 @@ fn in_reach(scope: &Scope, row: &events::Model) -> bool {
         .is_none_or(|slug| scope.reaches(slug))
 }
 
-/// Rows to insert, and which of them each call's events are.
+/// Rows to insert, and which of them are the events of each call.
 struct Drafts {
     rows: Vec<events::Model>,
     by_name: HashMap<Name, usize>,
 }
 
 impl Drafts {
-    /// The rows of one call's events, each with whether another call's came first. Nothing is
-    /// added for a call that is refused.
+    /// Adds the events of one call. Returns the index of each event's row, and whether another
+    /// call's event came first. If the call is refused, nothing is added.
     fn add(
         &mut self,
         tx: &Tx,
@@ -173,7 +176,7 @@ impl Drafts {
                 places.push((*first, true));
                 continue;
             }
-            let id = ids.next().ok_or_else(|| damaged("batch of events"))?;
+            let id = ids.next().ok_or_else(|| corrupt_row("batch of events"))?;
             places.push((self.rows.len(), false));
             if let Some(name) = name {
                 self.by_name.insert(name, self.rows.len());
@@ -219,9 +222,10 @@ impl Drafts {
     }
 }
 
-/// Inserts the rows, but for those whose name another event has: answers these, by name.
+/// Inserts the rows, except those whose name an existing event has. Returns the existing events, by
+/// name.
 async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events::Model>> {
-    // Always in the same order, so that two transactions can't wait for each other's names.
+    // Always in the same order, so that two transactions cannot deadlock on names.
     let mut sorted = rows.to_vec();
     sorted.sort_by(|a, b| (a.publisher_id, &a.external_id).cmp(&(b.publisher_id, &b.external_id)));
     let named = rows.iter().any(|row| row.external_id.is_some());
@@ -240,15 +244,15 @@ async fn insert(tx: &Tx, rows: &[events::Model]) -> Result<HashMap<Name, events:
         .filter_map(|row| Some((row.publisher_id, row.external_id.clone()?)))
         .all(|name| found.contains_key(&name));
     if !all {
-        // Swept between the two statements: the whole transaction begins anew.
+        // The existing event was swept between the two statements: the transaction starts anew.
         return Err(StoreError::Conflict("an event was swept meanwhile".into()));
     }
     found.retain(|_, row| !ours.contains(&row.id));
     Ok(found)
 }
 
-/// Which calls are refused because too much of their publisher's waits to be spread already: those
-/// that would add to it.
+/// Which calls are refused because too many of the publisher's deliveries wait to be spread: those
+/// that would add to them.
 pub(crate) async fn check_room(
     db: &impl ConnectionTrait,
     publishes: &[Publish],
@@ -275,8 +279,8 @@ pub(crate) async fn check_room(
         .collect())
 }
 
-/// Writes a delivery for each endpoint that wants one of the events, each of which stands with the
-/// number of its call, and wakes who follows them.
+/// Writes a delivery for each endpoint that wants one of the events, and notifies those that follow
+/// the events. Each event has the number of its call.
 async fn deliver(
     tx: &Tx,
     listeners: &Listeners,
@@ -294,8 +298,8 @@ async fn deliver(
     fan_outs::deliver(tx, listeners, &outgoing).await
 }
 
-/// Publishes what several callers hand in. Each call is judged by itself; events of a call that is
-/// refused are not written.
+/// Publishes the events of several calls. Each call is checked by itself. Events of a refused call
+/// are not written.
 pub(crate) async fn publish_all(
     tx: &Tx,
     publishes: &[Publish],
@@ -307,7 +311,7 @@ pub(crate) async fn publish_all(
     let listeners = listeners(tx, owners.collect()).await?;
     let full = check_room(tx.db(), publishes, &listeners).await?;
     let pipelines = known_pipelines(tx, publishes).await?;
-    // Only a token that does not reach everything can meet an event that it must not see.
+    // Only a token with limits can name an event that it must not see.
     let limited = publishes.iter().filter(|p| p.scope.pipelines().is_some());
     let taken = events_of(tx, limited.flat_map(names_of).collect()).await?;
     let count = publishes.iter().map(|publish| publish.events.len()).sum();
@@ -359,7 +363,8 @@ pub(crate) async fn publish_all(
             let first = first_of(&rows[place]);
             let row = first.unwrap_or(&rows[place]);
             if !in_reach(&publish.scope, row) {
-                // Another process took the name meanwhile: from the beginning, to refuse it.
+                // Another process took the name meanwhile: the transaction starts anew, and then
+                // finds that event.
                 return Err(StoreError::Conflict("a name was taken meanwhile".into()));
             }
             answered.push(PublishedEvent {

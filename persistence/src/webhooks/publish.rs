@@ -1,4 +1,5 @@
-//! Publishing: through the write lane, or under an `Idempotency-Key` in a transaction of its own.
+//! Publishing events: through the write lane, or with an `Idempotency-Key` in a transaction of its
+//! own.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use crate::{
         Scoped,
         change::{Answer, Context},
         db::Tx,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
     webhooks::{
         fan_outs::{self, CALL_MAX, WAITING_MAX},
@@ -18,10 +19,10 @@ use crate::{
 };
 
 impl Scoped {
-    /// Publishes events, all or none, in the order given. One whose external identifier an event
-    /// has already is not written again: the first one is answered in its place.
+    /// Publishes events in the given order, all or none. If an event with the same external
+    /// identifier exists, it is returned instead.
     ///
-    /// `listed` says whether the request had a list, for the pointers of faults.
+    /// `listed` says whether the request had a list, which pointers in errors then refer to.
     pub async fn publish<A>(
         &self,
         context: &Context,
@@ -48,13 +49,14 @@ impl Scoped {
             room.check()?;
             let done = publish_all(&tx, std::slice::from_ref(publish)).await?;
             let first = done.into_iter().next();
-            Ok(first.ok_or_else(|| damaged("batch of events"))??)
+            Ok(first.ok_or_else(|| corrupt_row("batch of events"))??)
         };
         store.transact(context, &self.scope, work, render).await
     }
 
-    /// Refuses a large call of a publisher of whom too much waits to be spread, before it takes
-    /// time of the writer, which decides in the end. Whoever is over its share often asks again.
+    /// Refuses a large call early if too many of the publisher's deliveries wait to be spread, so
+    /// that it takes no time of the writer. The transaction checks again. Publishers over their
+    /// share often repeat their calls.
     async fn check_room_to_spread(&self, publish: &Publish) -> Result<()> {
         let (owner, store) = (self.scope.uuid(), &self.store);
         let listening = store.state::<Lane>().listening_to(owner);

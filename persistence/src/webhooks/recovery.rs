@@ -1,9 +1,9 @@
-//! What waits for a receiver goes out now, since its publisher says that the receiver works again.
+//! Sends pending deliveries now, since the publisher says that its receiver works again.
 //!
-//! Two things hold a delivery back: its own time, which stands in its row, and what the process
-//! that holds its endpoint has learned from failures: a pause that the receiver asked for, or that
-//! the breaker keeps. Both end here. Whoever holds the endpoint hears of it after the commit;
-//! whoever takes it later finds nothing left of the pause in the lease.
+//! Two things can delay a delivery: its due time, which is in its row, and a pause that the process
+//! holding the endpoint keeps, because the receiver asked for it or the circuit breaker is open.
+//! Both end here. The process that holds the endpoint is notified after the commit. A process that
+//! takes the endpoint later finds no pause in the lease.
 
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, sea_query::Expr,
@@ -15,7 +15,7 @@ use crate::{
     webhooks::health::forget_failures,
 };
 
-/// Lets an endpoint's deliveries go out that are due, whatever its receiver did before.
+/// Ends the pauses of an endpoint, so that due deliveries are sent.
 pub(crate) async fn resume(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<()> {
     let mut sql = Sql::new("UPDATE dispatch_leases SET failures = 0, probe_at = NULL");
     sql.push(" WHERE publisher_id = ").bind(owner);
@@ -26,8 +26,8 @@ pub(crate) async fn resume(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Makes due now what waits for a later try: all of an endpoint's deliveries, or only those of
-/// some events. Answers how many there were.
+/// Makes deliveries due now that wait for a later attempt: all of an endpoint's, or only those of
+/// some events. Returns how many.
 pub(crate) async fn make_due(
     tx: &Tx,
     owner: Uuid,
@@ -47,8 +47,8 @@ pub(crate) async fn make_due(
     Ok(waiting.exec(tx.db()).await?.rows_affected)
 }
 
-/// Lets an endpoint's deliveries flow again, as if it had never failed. Answers how many of them
-/// waited for a later try.
+/// Treats an endpoint as if it had never failed, and makes its waiting deliveries due. Returns how
+/// many waited for a later attempt.
 pub(crate) async fn recover(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<u64> {
     forget_failures(tx, owner, endpoint).await?;
     let waited = make_due(tx, owner, endpoint, None).await?;

@@ -1,9 +1,9 @@
-//! Replays: what happened since a time, sent to one endpoint again.
+//! Replays: the events since a time, sent to one endpoint again.
 //!
-//! A replay is a row that says how far it has come. Whoever works on it takes the row's lock, goes
-//! on for a few hundred events, and writes deliveries and the new position in one transaction: a
-//! process that dies leaves no trace of its part, and two never do the same one. Only so many of
-//! its deliveries wait at a time, and each goes after what just happened.
+//! A replay is a row with its progress. A process that works on it locks the row, reads a few
+//! hundred events, and writes deliveries and the progress in one transaction. So a process that
+//! dies leaves nothing half-done, and two processes never do the same part. Only a limited number
+//! of its deliveries is pending at a time, and new events go first.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -25,11 +25,11 @@ use uuid::Uuid;
 use crate::{
     store::{
         Scoped, System,
-        change::{Answer, Audited, Context, Entry, entry},
+        change::{Answer, AuditEntry, Audited, Context, audit_entry},
         db::Tx,
         effects::Bodies,
         entity::{deliveries, events, replays, webhook_endpoints},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         page::{Page, PageRequest},
         quota::over_quota,
         sql::{Sql, padded},
@@ -45,40 +45,40 @@ use crate::{
     },
 };
 
-/// Events that one step looks at.
+/// Events that one step reads.
 const STEP: u64 = 500;
 /// Replays that one round works on.
 const ROUND: u64 = 100;
-/// Above that of deliveries that events start: those go first.
+/// Higher than the precedence of new events, whose deliveries go first.
 const PRECEDENCE: i32 = 1;
 const RUNNING: &str = "running";
 
-/// What happened since a time, on its way to an endpoint again.
+/// A replay of events to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// Which one.
+    /// The replay's identifier.
     pub id: ReplayId,
-    /// Where to.
+    /// The endpoint.
     pub endpoint: EndpointId,
     /// `running`, `succeeded` (all its deliveries ended, well or not) or `cancelled`.
     pub status: String,
-    /// Events from this moment on.
+    /// Only events from this time on.
     pub since: Timestamp,
-    /// Up to this one.
+    /// Only events up to this time.
     pub until: Timestamp,
     /// Only events of which a delivery to the endpoint failed and none succeeded.
     pub only_failed: bool,
     /// Whether deliveries of these events that wait for a later try are made due at once.
     pub include_pending: bool,
-    /// Only events that one of these filters lets through.
+    /// Only events that one of these filters matches.
     pub event_types: Option<Vec<String>>,
-    /// Events that were found so far.
+    /// How many events were found so far.
     pub matched: i64,
-    /// Deliveries that were written so far.
+    /// How many deliveries were written so far.
     pub queued: i64,
-    /// Waiting deliveries that were made due so far.
+    /// How many pending deliveries were made due so far.
     pub made_due: i64,
-    /// Those that ended.
+    /// How many of the written deliveries have ended.
     pub done: i64,
     /// When it was started.
     pub created_at: Timestamp,
@@ -86,29 +86,29 @@ pub struct Replay {
     pub finished_at: Option<Timestamp>,
 }
 
-/// What is to be sent again.
+/// What a caller gives for a new replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewReplay {
-    /// Events from this moment on.
+    /// Only events from this time on.
     pub since: Timestamp,
-    /// Up to this one; by default, and at most, up to now.
+    /// Only events up to this time; by default, and at most, up to now.
     pub until: Option<Timestamp>,
     /// Only events of which a delivery to the endpoint failed and none succeeded.
     pub only_failed: bool,
     /// Whether deliveries of these events that wait for a later try are made due at once.
     pub include_pending: bool,
-    /// Only events that one of these filters lets through, besides the endpoint's own.
+    /// Only events that one of these filters matches, besides the endpoint's own filters.
     pub event_types: Option<Vec<String>>,
 }
 
-/// What one round did.
+/// The result of one round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Worked {
+pub struct ReplayRound {
     /// Replays that are running.
     pub running: u64,
     /// Deliveries that were written.
     pub queued: u64,
-    /// Whether any of them came further.
+    /// Whether any replay progressed.
     pub moved: bool,
 }
 
@@ -116,7 +116,7 @@ fn position_of(row: &replays::Model) -> Uuid {
     row.position.unwrap_or_else(|| first_id_at(row.since))
 }
 
-/// Where a replay's events end: it has looked at all of them once it stands here.
+/// The identifier at which a replay's events end. With this progress, it has read all of them.
 fn end_of(row: &replays::Model) -> Uuid {
     first_id_at(row.until.saturating_add(1))
 }
@@ -132,7 +132,7 @@ fn replay_of(row: replays::Model, pending: i64) -> Result<Replay> {
         only_failed: row.only_failed,
         include_pending: row.include_pending,
         made_due: row.made_due,
-        event_types: types.transpose().map_err(|_| damaged("replay"))?,
+        event_types: types.transpose().map_err(|_| corrupt_row("replay"))?,
         matched: row.matched,
         queued: row.queued,
         done: row.queued - pending,
@@ -200,13 +200,13 @@ fn check_filters<'a>(filters: impl Iterator<Item = &'a String>) -> Result<(), Pr
     Ok(())
 }
 
-/// Starts a replay, or finds the one that runs already with the same filter: then there is no line
-/// for the log. The publisher's row must be locked, and the endpoint live.
+/// Starts a replay, or returns a running one with the same filter, without an audit entry. The
+/// publisher's row must be locked, and the endpoint must be live.
 pub(crate) async fn start_in(
     tx: &Tx,
     endpoint: &webhook_endpoints::Model,
     new: &NewReplay,
-) -> Result<(Replay, Option<Entry>)> {
+) -> Result<(Replay, Option<AuditEntry>)> {
     let until = new.until.unwrap_or(tx.now).min(tx.now);
     if new.since > until {
         let detail = "It must be before `until`, and not in the future.";
@@ -270,11 +270,12 @@ pub(crate) async fn start_in(
         "only_failed": replay.only_failed,
         "include_pending": replay.include_pending,
     });
-    let line = entry(Action::ReplayStarted, "replay", replay.id, facts);
-    Ok((replay, Some(line)))
+    let entry = audit_entry(Action::ReplayStarted, "replay", replay.id, facts);
+    Ok((replay, Some(entry)))
 }
 
-/// Ends what is running for an endpoint that is deleted; its deliveries are cancelled with it.
+/// Ends the running replays of an endpoint that is being deleted. Its deliveries are cancelled with
+/// it.
 pub(crate) async fn end_all_of(tx: &Tx, owner: Uuid, endpoint: Uuid) -> Result<()> {
     use replays::Column;
     replays::Entity::update_many()
@@ -294,8 +295,8 @@ async fn save(tx: &Tx, row: &replays::Model) -> Result<()> {
     Ok(())
 }
 
-/// Calls off the deliveries of a replay that wait; the outcome of an attempt under way changes
-/// nothing of what has ended.
+/// Cancels the pending deliveries of a replay. The outcome of a running attempt does not change a
+/// delivery that has ended.
 async fn cancel_deliveries(tx: &Tx, row: &replays::Model) -> Result<u64> {
     use deliveries::Column;
     let done = deliveries::Entity::update_many()
@@ -310,9 +311,9 @@ async fn cancel_deliveries(tx: &Tx, row: &replays::Model) -> Result<u64> {
     Ok(done.rows_affected)
 }
 
-/// Which of these events are to be sent: not those on their way to the endpoint when the replay
-/// was started or now, and if only failures are wanted, those that failed and never arrived. Those
-/// on their way now are the second answer.
+/// Which of these events to send. Left out are those with a delivery to the endpoint that was
+/// pending when the replay was started, or is now. If only failed ones are wanted, those that
+/// arrived are left out, too. The second value has the events with a pending delivery.
 async fn wanted(
     tx: &Tx,
     row: &replays::Model,
@@ -335,7 +336,7 @@ async fn wanted(
     };
     let (pending, failed) = (with("pending"), with("failed"));
     all.retain(|event| !pending.contains(event));
-    // What arrived since the replay was started was on its way then, and is not sent twice.
+    // A delivery that arrived after the replay was started was pending then, and is not sent twice.
     for (event, status, finished) in &standing {
         if status == "succeeded" && finished.is_some_and(|at| at > row.created_at) {
             all.remove(event);
@@ -348,9 +349,9 @@ async fn wanted(
     Ok((all, pending))
 }
 
-/// Works on one replay: writes the deliveries that there is room for, or ends it once all of them
-/// have ended. Answers how many it wrote and whether it came further; nothing if another process
-/// is at it or it may not go on now.
+/// Works on one replay: writes deliveries while there is room, or ends it once all of them have
+/// ended. Returns how many it wrote, and whether the replay progressed. Does nothing if another
+/// process has locked the replay or it may not continue now.
 async fn step(tx: &Tx, key: (Uuid, Uuid)) -> Result<(u64, bool)> {
     let row = replays::Entity::find_by_id(key)
         .lock_with_behavior(LockType::NoKeyUpdate, LockBehavior::SkipLocked)
@@ -365,7 +366,7 @@ async fn step(tx: &Tx, key: (Uuid, Uuid)) -> Result<(u64, bool)> {
     let Some(endpoint) = endpoint.filter(|found| found.enabled) else {
         return Ok((0, false));
     };
-    // What is still to be spread is on its way already, and must not be sent twice.
+    // Deliveries that wait to be spread will be sent, and must not be sent twice.
     if !fan_outs::waiting(tx.db(), BTreeSet::from([key.0]))
         .await?
         .is_empty()
@@ -401,7 +402,7 @@ fn filters_of(row: &replays::Model) -> Result<Option<Vec<Filter>>> {
         .as_deref()
         .map(serde_json::from_str)
         .transpose()
-        .map_err(|_| damaged("replay"))?;
+        .map_err(|_| corrupt_row("replay"))?;
     let filters = |words: Vec<String>| {
         let filters = words.iter().filter_map(|word| Filter::parse(word));
         filters.collect()
@@ -409,7 +410,7 @@ fn filters_of(row: &replays::Model) -> Result<Option<Vec<Filter>>> {
     Ok(words.map(filters))
 }
 
-/// Goes on where the replay stands, for at most `room` deliveries.
+/// Continues a replay, with at most `room` deliveries.
 async fn queue(
     tx: &Tx,
     row: &mut replays::Model,
@@ -431,7 +432,7 @@ async fn queue(
         .all(tx.db())
         .await?;
     let matches = |event_type: &str, pipeline: Option<&str>| {
-        // A test is of its moment, and tells of nothing that happened.
+        // A test event is about nothing that happened.
         event_type != OwnType::Test.as_str()
             && listener.wants(event_type, pipeline)
             && filters
@@ -472,15 +473,15 @@ async fn queue(
     let queued = u64::try_from(rows.len()).unwrap_or(0);
     row.queued += i64::try_from(rows.len()).unwrap_or(0);
     let ordered = endpoint.ordered.then_some((row.publisher_id, endpoint.id));
-    // They wait behind what just happened, so nobody needs to have them at hand.
+    // They go after new events, so they are not handed over.
     let bodies = Bodies::default();
     insert_deliveries(tx, rows, &ordered.into_iter().collect(), &bodies).await?;
     Ok(queued)
 }
 
 impl Scoped {
-    /// Sends an endpoint again what happened since a time; `render` also learns whether a replay
-    /// of the same filter was running already.
+    /// Starts a replay to an endpoint. `render` also learns whether a replay with the same filter
+    /// was running already.
     pub async fn start_replay<A>(
         &self,
         context: &Context,
@@ -500,14 +501,14 @@ impl Scoped {
                 return Err(Code::EndpointDisabled.into());
             }
             Ok(match start_in(&tx, &row, new).await? {
-                (replay, Some(line)) => Audited::new((replay, false), owner, line),
+                (replay, Some(entry)) => Audited::new((replay, false), owner, entry),
                 (replay, None) => Audited::unchanged((replay, true)),
             })
         };
         self.store.administer(context, owner, work, render).await
     }
 
-    /// One replay of an endpoint.
+    /// Reads a replay of an endpoint.
     pub async fn replay(&self, endpoint: EndpointId, id: ReplayId) -> Result<Replay, StoreError> {
         let db = self.store.read();
         let row = replays::Entity::find_by_id((self.scope.uuid(), id.uuid()))
@@ -539,13 +540,13 @@ impl Scoped {
             .all(db)
             .await?;
         let pending = pending_of(db, owner, &ids).await?;
-        Page::of_found(found, rows, |row| row.id).try_map(|row| {
+        Page::of_key_page(found, rows, |row| row.id).try_map(|row| {
             let pending = pending.get(&row.id).copied().unwrap_or(0);
             replay_of(row, pending)
         })
     }
 
-    /// Ends a replay and calls off its deliveries that wait. One that has ended stays as it is.
+    /// Ends a replay and cancels its pending deliveries. One that has ended does not change.
     pub async fn cancel_replay<A>(
         &self,
         context: &Context,
@@ -572,16 +573,17 @@ impl Scoped {
             save(&tx, &row).await?;
             let cancelled = cancel_deliveries(&tx, &row).await?;
             let facts = json!({ "deliveries_cancelled": cancelled });
-            let line = entry(Action::ReplayCancelled, "replay", id, facts);
-            Ok(Audited::new(shown(tx.db(), row).await?, owner, line))
+            let entry = audit_entry(Action::ReplayCancelled, "replay", id, facts);
+            Ok(Audited::new(shown(tx.db(), row).await?, owner, entry))
         };
         self.store.administer(context, owner, work, render).await
     }
 }
 
 impl System {
-    /// Works a little on every running replay that may go on, those first that waited longest.
-    pub async fn work_replays(&self) -> Result<Worked, StoreError> {
+    /// Works a little on every running replay that may continue. Those that waited longest come
+    /// first.
+    pub async fn work_replays(&self) -> Result<ReplayRound, StoreError> {
         let mut sql = Sql::new(
             "SELECT r.publisher_id, r.id FROM replays r \
              JOIN webhook_endpoints e ON e.publisher_id = r.publisher_id AND e.id = r.endpoint_id \
@@ -592,13 +594,13 @@ impl System {
         sql.bind(i64::try_from(ROUND).unwrap_or(i64::MAX));
         let statement = sql.statement(self.store.backend());
         let rows = self.store.read().query_all_raw(statement).await?;
-        let mut worked = Worked {
+        let mut worked = ReplayRound {
             running: u64::try_from(rows.len()).unwrap_or(0),
-            ..Worked::default()
+            ..ReplayRound::default()
         };
         for row in rows {
             let key: (Uuid, Uuid) = (row.try_get("", "publisher_id")?, row.try_get("", "id")?);
-            // Most of the time a replay waits for its deliveries: that need not bother the writer.
+            // Most of the time a replay waits for its deliveries. Then the writer is not needed.
             if self.waits(key).await? {
                 continue;
             }
@@ -611,9 +613,9 @@ impl System {
                     worked.queued += queued;
                     worked.moved |= moved;
                 }
-                // It, or its endpoint, can't be read: the others' turn comes first until it can.
+                // The replay, or its endpoint, cannot be read: others come first until it can.
                 Err(error @ StoreError::Internal(_)) => {
-                    unreadable::tell("replay", key.0, key.1, &error);
+                    unreadable::report("replay", key.0, key.1, &error);
                     self.put_behind(key).await?;
                 }
                 Err(error) => return Err(error),
@@ -622,7 +624,7 @@ impl System {
         Ok(worked)
     }
 
-    /// Lets the others go first.
+    /// Moves a replay behind the others.
     async fn put_behind(&self, (owner, id): (Uuid, Uuid)) -> Result<()> {
         use replays::Column;
         self.store

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use api::operations::import::{Judge, parse};
 use domain::FieldError;
-use persistence::{AccountWish, ClientKeyWish, TrainWish};
+use persistence::{AccountSpec, ClientKeySpec, TrainSpec};
 use serde_json::Value;
 
 use super::{
@@ -33,11 +33,11 @@ const KEY_SECRETS: [&str; 1] = ["/key"];
 #[derive(Default)]
 pub struct Plan {
     /// Upstream credentials.
-    pub accounts: Vec<(String, AccountWish)>,
+    pub accounts: Vec<(String, AccountSpec)>,
     /// Trains with what they lend.
-    pub trains: Vec<(String, TrainWish)>,
+    pub trains: Vec<(String, TrainSpec)>,
     /// Keys that trains' clients have already.
-    pub client_keys: Vec<(String, ClientKeyWish)>,
+    pub client_keys: Vec<(String, ClientKeySpec)>,
 }
 
 impl Plan {

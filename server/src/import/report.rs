@@ -1,6 +1,6 @@
 //! What an import did: for people, and as JSON.
 
-use persistence::{Done, ImportOutcome, Publisher};
+use persistence::{ImportOutcome, ImportResult, Publisher};
 use serde_json::{Value, json};
 
 use crate::text;
@@ -36,7 +36,7 @@ impl Kind {
 struct Item {
     kind: Kind,
     name: String,
-    done: Done,
+    done: ImportResult,
 }
 
 /// What became of each thing. Holds no credential.
@@ -58,7 +58,7 @@ impl Report {
     }
 
     /// Notes what became of one thing.
-    pub fn add(&mut self, kind: Kind, name: &str, done: Done) {
+    pub fn add(&mut self, kind: Kind, name: &str, done: ImportResult) {
         let name = text::shortened(name);
         self.items.push(Item { kind, name, done });
     }
@@ -168,7 +168,7 @@ mod tests {
         let mut report = Report::new(publisher, dry_run);
         for outcome in outcomes {
             let note = (*outcome == ImportOutcome::Failed).then(|| "Why.".to_owned());
-            let done = Done {
+            let done = ImportResult {
                 outcome: *outcome,
                 note,
             };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use domain::permission::TokenKind;
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Server, TokenEndpoint, User, tools};
 
@@ -67,6 +68,16 @@ pub struct Things {
 }
 
 impl Things {
+    /// Whoever has a token of this kind.
+    pub fn holder(&self, server: &Server, kind: TokenKind) -> User {
+        match kind {
+            TokenKind::Admin => self.publisher.admin.clone(),
+            TokenKind::Runner => self.publisher.runner.clone(),
+            TokenKind::Train => self.gateway.clone(),
+            TokenKind::Bootstrap => server.operator(),
+        }
+    }
+
     #[expect(
         clippy::too_many_lines,
         reason = "one of everything, one after the other"

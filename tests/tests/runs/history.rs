@@ -1,6 +1,6 @@
 //! A run's timeline against the table of what may happen to a run.
 
-use domain::run::{Moment, RunActor, RunChange, RunStatus, TRANSITIONS};
+use domain::run::{RunActor, RunChange, RunStatus, TRANSITIONS, TimelineEntryKind};
 use serde_json::Value;
 
 /// What a timeline amounts to.
@@ -31,8 +31,8 @@ const CHANGES: [RunChange; 12] = [
 
 /// The one change that an entry can mean for a run that stands here; `by_somebody` tells whether
 /// a credential did it or the service.
-fn change_of(from: RunStatus, moment: Moment, by_somebody: bool) -> Option<RunStatus> {
-    let fits = |change: &RunChange| Moment::of(*change) == moment;
+fn change_of(from: RunStatus, kind: TimelineEntryKind, by_somebody: bool) -> Option<RunStatus> {
+    let fits = |change: &RunChange| TimelineEntryKind::of(*change) == kind;
     let mut listed = CHANGES.into_iter().filter(fits).flat_map(|change| {
         let rows = TRANSITIONS.iter();
         rows.filter(move |(at, by, actor, _)| {
@@ -40,7 +40,7 @@ fn change_of(from: RunStatus, moment: Moment, by_somebody: bool) -> Option<RunSt
         })
     });
     let found = listed.next().map(|(_, _, _, to)| *to);
-    assert!(listed.next().is_none(), "{moment:?} is ambiguous");
+    assert!(listed.next().is_none(), "{kind:?} is ambiguous");
     found
 }
 
@@ -68,20 +68,20 @@ pub fn read(entries: &[Value]) -> Result<History, String> {
         if number(entry, "seq") <= number(before, "seq") {
             return Err(format!("{entry} stands after {before}"));
         }
-        let moment = Moment::parse(&text(entry, "type"));
-        let moment = moment.ok_or_else(|| format!("{entry} has no known type"))?;
-        history.claims += i64::from(moment == Moment::Claimed);
-        history.lost += usize::from(moment == Moment::LeaseLost);
+        let kind = TimelineEntryKind::parse(&text(entry, "type"));
+        let kind = kind.ok_or_else(|| format!("{entry} has no known type"))?;
+        history.claims += i64::from(kind == TimelineEntryKind::Claimed);
+        history.lost += usize::from(kind == TimelineEntryKind::LeaseLost);
         if number(entry, "attempt") != history.claims {
             return Err(format!("{entry} is not of claim {}", history.claims));
         }
         let by_somebody = !entry["actor"].is_null();
-        let next = change_of(history.status, moment, by_somebody);
+        let next = change_of(history.status, kind, by_somebody);
         history.status = next.ok_or_else(|| format!("{entry} can't follow {before}"))?;
     }
-    let ends = entries
-        .iter()
-        .filter(|entry| Moment::parse(&text(entry, "type")).is_some_and(Moment::is_last));
+    let ends = entries.iter().filter(|entry| {
+        TimelineEntryKind::parse(&text(entry, "type")).is_some_and(TimelineEntryKind::is_last)
+    });
     match ends.count() {
         1 => Ok(history),
         ends => Err(format!("it ends {ends} times")),

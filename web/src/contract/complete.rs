@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use domain::Code;
+use domain::{Code, permission::Permission};
 
 use super::{
     example, problems,
@@ -20,8 +20,8 @@ pub struct OperationDoc {
 
 /// Completes a draft of OpenAPI 3.0 into the published document of OpenAPI 3.1.
 ///
-/// A security scheme of the draft that is called `a_or_b` becomes two alternatives. Every
-/// operation gets the problems that its shape implies: 500 and 503 always; 401, 403 and 429 with a
+/// The draft names an operation's permission as its security scheme; the document has the kinds of
+/// token that hold it. Every operation gets the problems that its shape implies: 500 and 503 always; 401, 403 and 429 with a
 /// token; 404 with a variable in the path; 400 with parameters or a body; 408, 413, 415 and 422
 /// with a body.
 ///
@@ -136,13 +136,17 @@ fn drop_noise(operation: &mut Value) {
     }
 }
 
-/// `[{"admin_or_runner": []}]` → `[{"admin": []}, {"runner": []}]`; none → `[]`, which is public.
+/// `[{"runs.create": []}]` → `[{"admin": []}, {"runner": []}]`; none → `[]`, which is public. What
+/// is no permission is a scheme already: another header for the same token.
 fn spell_out_security(operation: &mut Value, kinds: &mut Vec<String>) {
-    let named: Vec<String> = problems::kinds(operation)
-        .into_iter()
-        .flat_map(|name| name.split("_or_"))
-        .map(str::to_owned)
-        .collect();
+    let mut named = Vec::new();
+    for name in problems::kinds(operation) {
+        match Permission::parse(name) {
+            Some(permission) => named.extend(permission.holders().iter().map(|kind| kind.as_str())),
+            None => named.push(name),
+        }
+    }
+    let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
     operation["security"] = named
         .iter()
         .map(|kind| json!({kind.as_str(): []}))

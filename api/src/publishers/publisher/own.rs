@@ -1,24 +1,25 @@
 //! A publisher as it sees and changes itself.
 
-use std::sync::Arc;
-
 use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
-use domain::{credential::CredentialKind, slug::Slug};
+use domain::{
+    credential::CredentialKind,
+    permission::{PublisherRead, PublisherWrite, UsageRead},
+    slug::Slug,
+};
 use persistence::{Principal, Publisher};
 
 use super::views::{QuotasView, StatusName};
 use crate::{
-    auth::{Admin, AdminOrRunner},
+    auth::Caller,
     publishers::credentials::{EXAMPLE_TOKEN_ID, KindName},
     shared::{
-        App,
         common::{IfMatch, Ok, Tag, Time, answer},
         examples::EXAMPLE_ID,
     },
 };
-use web::http::{ApiError, Patch, RequestContext};
+use web::http::{ApiError, Patch};
 
 /// Which token asks.
 #[derive(Object, View, Example)]
@@ -145,9 +146,7 @@ struct UsageView {
 }
 
 /// The operations of a publisher on itself.
-pub(crate) struct Own {
-    pub(crate) app: Arc<App>,
-}
+pub(crate) struct Own;
 
 #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Publisher")]
@@ -160,9 +159,9 @@ impl Own {
         method = "get",
         operation_id = "get_own_publisher"
     )]
-    async fn get(&self, who: AdminOrRunner) -> Result<Ok<OwnView>, ApiError> {
-        let publisher = &who.0.publisher;
-        let view = OwnView::of(publisher, &who.0);
+    async fn get(&self, who: Caller<PublisherRead>) -> Result<Ok<OwnView>, ApiError> {
+        let publisher = &who.principal.publisher;
+        let view = OwnView::of(publisher, &who.principal);
         Ok(Ok::show(&view, Some(publisher.revision)))
     }
 
@@ -174,17 +173,16 @@ impl Own {
     )]
     async fn update(
         &self,
-        who: Admin,
-        context: &RequestContext,
+        who: Caller<PublisherWrite>,
         /// Only if the publisher still has this `ETag`.
         #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Patch<OwnPatchRequest>,
     ) -> Result<Ok<OwnView>, ApiError> {
-        let context = self.app.context(context, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let render = |publisher: &Publisher| {
-            let view = OwnView::of(publisher, &who.0);
+            let view = OwnView::of(publisher, &who.principal);
             answer(200, &view, Some(publisher.revision), None, false)
         };
         let name = body.0.display_name;
@@ -198,8 +196,8 @@ impl Own {
         method = "get",
         operation_id = "get_usage"
     )]
-    async fn usage(&self, who: Admin) -> Result<Ok<UsageView>, ApiError> {
-        let usage = self.app.store.scoped(&who.0.scope).usage().await?;
+    async fn usage(&self, who: Caller<UsageRead>) -> Result<Ok<UsageView>, ApiError> {
+        let usage = who.scoped().usage().await?;
         let live = |kind: CredentialKind| {
             let count = usage.credentials.get(kind.as_str());
             count.copied().unwrap_or_default()

@@ -19,15 +19,15 @@ use view_derive::{Example, View};
 use domain::{
     Code, Problem,
     id::{PublisherId, RunId},
+    permission::RunsRead,
     permits::{Bounds, Full, Permit, Permits},
-    run::{Moment, RunStatus},
-    token::TokenHash,
+    run::{RunStatus, TimelineEntryKind},
 };
 use persistence::{PageRequest, Scoped, TimelineEntry};
 
 use super::views::{Creator, sample};
 use crate::{
-    auth::{AdminOrRunner, still_good},
+    auth::{Caller, Standing},
     shared::{
         App,
         common::{Tag, Time, parse_id},
@@ -64,7 +64,7 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 #[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "TimelineType", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
-#[view(of = Moment)]
+#[view(of = TimelineEntryKind)]
 pub enum Kind {
     /// It was created.
     Created,
@@ -104,7 +104,7 @@ pub struct TimelineView {
     at: Time,
     /// What happened.
     #[example(Kind::Claimed)]
-    #[view(field = moment)]
+    #[view(field = kind)]
     r#type: Kind,
     /// How often the run had been claimed then.
     #[example(1)]
@@ -148,7 +148,7 @@ impl Timelines {
     )]
     async fn list(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         request: &RequestContext,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
@@ -161,7 +161,7 @@ impl Timelines {
         cursor: Query<Option<String>>,
     ) -> Result<Listed<TimelineView>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
         let scoped = self.app.store.scoped(scope);
         let page = scoped.timeline(id, list.page()?).await?;
@@ -177,7 +177,7 @@ impl Timelines {
     #[oai(path = "/runs/:id/stream", method = "get", operation_id = "stream_run")]
     async fn stream(
         &self,
-        who: AdminOrRunner,
+        who: Caller<RunsRead>,
         /// The run's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
@@ -189,24 +189,23 @@ impl Timelines {
         last: Header<Option<i64>>,
     ) -> Result<EventStream<BoxStream<'static, TimelineView>>, ApiError> {
         let id = parse_id::<RunId>(&id.0)?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
         let changes = scoped.watch_run(id);
         let mut follower = Follower {
-            app: Arc::clone(&self.app),
             scoped,
-            token: who.1,
+            standing: who.standing(),
             run: id,
             after: last.0.unwrap_or(0),
             known: VecDeque::new(),
             ended: false,
             changes,
-            quiet: self.app.store.quiet(),
+            quiet: self.app.store.stopping(),
             until: Instant::now() + STREAM_LIFE,
             permit: None,
         };
         follower.read().await?;
-        let permit = self.streams.try_acquire(who.0.scope.publisher(), 1);
+        let permit = self.streams.try_acquire(who.publisher(), 1);
         let permit = permit.map_err(|full| match full {
             Full::Owner => {
                 let detail = format!("At most {} streams at once.", STREAMS.per_owner);
@@ -244,9 +243,8 @@ fn streamed(entry: &TimelineView) -> String {
 
 /// Reads a timeline to its end, waiting for what comes.
 struct Follower {
-    app: Arc<App>,
     scoped: Scoped,
-    token: TokenHash,
+    standing: Standing,
     run: RunId,
     after: i64,
     known: VecDeque<TimelineEntry>,
@@ -279,7 +277,7 @@ impl Follower {
         loop {
             if let Some(entry) = self.known.pop_front() {
                 self.after = entry.seq;
-                self.ended |= entry.moment.is_last();
+                self.ended |= entry.kind.is_last();
                 return Some(entry);
             }
             if self.ended {
@@ -291,7 +289,7 @@ impl Follower {
                 () = tokio::time::sleep_until(self.until) => return None,
                 () = self.quiet.cancelled() => return None,
             }
-            still_good(&self.app, self.token, None).await.ok()?;
+            self.standing.check().await.ok()?;
             self.read().await.ok()?;
         }
     }
@@ -303,9 +301,9 @@ mod tests {
 
     #[test]
     fn entries_have_one_word_everywhere() {
-        for moment in Moment::ALL {
-            let shown = Kind::from(*moment).to_json();
-            assert_eq!(shown, Some(Value::from(moment.as_str())));
+        for kind in TimelineEntryKind::ALL {
+            let shown = Kind::from(*kind).to_json();
+            assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }
 }

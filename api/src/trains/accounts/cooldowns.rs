@@ -1,7 +1,5 @@
 //! Cooldowns of accounts, which gateways report: how they are shown, and how an admin ends them.
 
-use std::sync::Arc;
-
 use poem_openapi::{Enum, Object, OpenApi, param::Path};
 use view_derive::{Example, View};
 
@@ -9,13 +7,13 @@ use domain::{
     Code,
     id::{AccountId, TokenId},
     lending::Outcome,
+    permission::AccountsWrite,
 };
 use persistence::{Account, AccountCooldown, Reporter};
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
-        App,
         common::{Ok, Tag, Time, answer, parse_id},
         examples::nil_id,
         idempotency::Idempotency,
@@ -128,9 +126,7 @@ pub struct EndBody {
 }
 
 /// The operation.
-pub struct Cooldowns {
-    pub(crate) app: Arc<App>,
-}
+pub struct Cooldowns;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl Cooldowns {
@@ -146,7 +142,7 @@ impl Cooldowns {
     )]
     async fn end(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
@@ -158,8 +154,8 @@ impl Cooldowns {
     ) -> Result<Ok<AccountView>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
         let key = key.of("end_account_cooldown", request);
-        let context = self.app.context(request, who.0.actor(), key);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(key);
+        let scoped = who.scoped();
         let model = body.0.model.as_deref();
         let shown = |account: &Account| {
             let view = AccountView::from(account);

@@ -10,6 +10,7 @@ use domain::{
     Code, FieldError, Problem, Timestamp,
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
+    permission::AccountsWrite,
     upstream::{Ask, Client, Grant, LoginRequest},
 };
 use outbound::Policy;
@@ -17,7 +18,7 @@ use persistence::{AccountAuthorization, AuthorizationSecrets, NewAccount, OauthC
 use upstream::AskError;
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Created, Ok, Tag, Time, parse_id},
@@ -264,8 +265,7 @@ impl Logins {
     )]
     async fn start(
         &self,
-        who: Admin,
-        request: &RequestContext,
+        who: Caller<AccountsWrite>,
         body: Body<StartBody>,
     ) -> Result<Ok<LoginView>, ApiError> {
         let (login, asked) = body.0.checked(&self.app.policy)?;
@@ -275,8 +275,8 @@ impl Logins {
             verifier: begun.verifier,
             client_secret: asked.client_secret.map(|secret| secret.0),
         };
-        let context = self.app.context(request, who.0.actor(), None);
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let context = who.context(None);
+        let scoped = who.scoped();
         let until = scoped.begin_account_authorization(&context, &begun.state, &login, &secrets);
         let view = LoginView {
             expires_at: until.await?.into(),
@@ -297,14 +297,14 @@ impl Logins {
     )]
     async fn finish(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         body: Body<FinishBody>,
     ) -> Result<Created<AccountView>, ApiError> {
-        let publisher = who.0.scope.publisher();
+        let publisher = who.publisher();
         // Before the state is taken, which counts once.
         let _outside = self.app.wait_outside(request, publisher).await?;
-        let scoped = self.app.store.scoped(&who.0.scope);
+        let scoped = who.scoped();
         let (login, secrets) = scoped.take_account_authorization(&body.0.state.0).await?;
         let client = Client {
             id: &login.client_id,
@@ -332,7 +332,7 @@ impl Logins {
                          `offline_access`.";
             failed(words.to_owned())
         })?;
-        let context = self.app.context(request, who.0.actor(), None);
+        let context = who.context(None);
         let answer = match login.replaces {
             Some(old) => {
                 let old = AccountId::from_uuid(old);

@@ -7,12 +7,12 @@ use poem_openapi::{Enum, Object, OpenApi, param::Path};
 use tokio::time::Instant;
 use view_derive::Example;
 
-use domain::{Code, account::CredentialType, id::AccountId};
+use domain::{Code, account::CredentialType, id::AccountId, permission::AccountsWrite};
 use persistence::{Context, Refreshable, Scope, StoreError};
 use upstream::RefreshError;
 
 use crate::{
-    auth::Admin,
+    auth::Caller,
     shared::{
         App,
         common::{Ok, Tag, parse_id},
@@ -174,17 +174,17 @@ impl Refreshes {
     )]
     async fn one(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         /// The account's identifier.
         #[oai(validator(max_length = 40))]
         id: Path<String>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let id = parse_id::<AccountId>(&id.0)?;
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let scoped = self.app.store.scoped(scope);
         let seen = scoped.credential_version(id).await?;
-        let context = self.app.context(request, who.0.actor(), None);
+        let context = who.context(None);
         let _outside = self.app.wait_outside(request, scope.publisher()).await?;
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
@@ -207,11 +207,11 @@ impl Refreshes {
     )]
     async fn all(
         &self,
-        who: Admin,
+        who: Caller<AccountsWrite>,
         request: &RequestContext,
         body: OptionalBody<RefreshBody>,
     ) -> Result<Ok<RefreshesView>, ApiError> {
-        let scope = &who.0.scope;
+        let scope = who.scope();
         let all = self.app.store.scoped(scope).refreshable().await?;
         let _outside = if body.0.dry_run {
             None
@@ -221,7 +221,7 @@ impl Refreshes {
         let round = Round {
             app: Arc::clone(&self.app),
             scope: scope.clone(),
-            context: self.app.context(request, who.0.actor(), None),
+            context: who.context(None),
             dry_run: body.0.dry_run,
             until: Instant::now() + BEGIN_WITHIN,
         };

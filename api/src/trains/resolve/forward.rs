@@ -22,12 +22,13 @@ use domain::{
     Code, Problem, Timestamp,
     id::{AccountId, Id as _},
     lending::Outcome,
+    permission::TrainsResolve,
 };
-use persistence::{Lent, Principal, Report};
+use persistence::{AccountReport, Principal, ResolvedAccount};
 
 use super::{Asked, NO_URL, NoUrl, base_url, lend, lending, report};
 use crate::{
-    auth::{API_KEY, ProxiedTrainToken},
+    auth::{API_KEY, Proxied},
     shared::{
         App,
         common::{Tag, text_header},
@@ -93,7 +94,7 @@ enum Deny {
 struct Headers(Vec<(HeaderName, HeaderValue)>);
 
 impl Headers {
-    fn of(lent: &Lent) -> Result<Self, ApiError> {
+    fn of(lent: &ResolvedAccount) -> Result<Self, ApiError> {
         let name = HeaderName::try_from(lent.header.name.as_str()).map_err(|_| Code::Internal)?;
         let mut value =
             HeaderValue::try_from(lent.value.expose_secret()).map_err(|_| Code::Internal)?;
@@ -234,11 +235,11 @@ impl Failed {
     }
 
     /// The report that this amounts to, if the account is to blame.
-    fn report(&self, model: Option<&str>, now: Timestamp) -> Option<Report> {
+    fn report(&self, model: Option<&str>, now: Timestamp) -> Option<AccountReport> {
         let outcome = Outcome::of_status(self.status)?;
         let wait = self.retry_after.as_deref();
         let wait = wait.and_then(|text| outbound::asked_wait(text, now.ms()));
-        Some(Report {
+        Some(AccountReport {
             account: self.account,
             outcome,
             model: model.map(str::to_owned),
@@ -257,13 +258,13 @@ pub(crate) struct ForwardAuth {
 impl ForwardAuth {
     async fn answer(
         &self,
-        who: ProxiedTrainToken,
+        who: Proxied<TrainsResolve>,
         context: &RequestContext,
         asked: Asked,
         failed: Option<Failed>,
         deny: Option<Deny>,
     ) -> Result<Forwarded, ApiError> {
-        let lent = match who.0 {
+        let lent = match who.principal {
             Ok(who) => self.lend(context, &who, asked, failed).await,
             Err(refusal) => Err(refusal),
         };
@@ -281,7 +282,7 @@ impl ForwardAuth {
         who: &Principal,
         mut asked: Asked,
         failed: Option<Failed>,
-    ) -> Result<Arc<Lent>, ApiError> {
+    ) -> Result<Arc<ResolvedAccount>, ApiError> {
         if let Some(failed) = failed {
             lending(&self.app, who).await?;
             let of_it = failed.report(asked.model.as_deref(), self.app.store.now());
@@ -349,7 +350,7 @@ macro_rules! operations {
                 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
                 async fn $method(
                     &self,
-                    who: ProxiedTrainToken,
+                    who: Proxied<TrainsResolve>,
                     context: &RequestContext,
                     /// The provider of the upstream that the proxy serves.
                     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
-use persistence::{Lent, Report};
+use persistence::{AccountReport, ResolvedAccount};
 
 use super::{ask_again_at, seconds};
 use crate::shared::common::Time;
@@ -68,7 +68,7 @@ pub(super) struct Lending {
 }
 
 impl Lending {
-    pub(super) fn of(lent: &Lent, now: Timestamp) -> Self {
+    pub(super) fn of(lent: &ResolvedAccount, now: Timestamp) -> Self {
         let value = lent.value.expose_secret().to_owned();
         Self {
             account_id: lent.id.to_string(),
@@ -145,14 +145,14 @@ pub(super) struct ReportRequest {
 }
 
 impl ReportRequest {
-    pub(super) fn parse(self) -> Result<Report, ApiError> {
+    pub(super) fn parse(self) -> Result<AccountReport, ApiError> {
         let outcome = Outcome::from(self.outcome);
         if self.retry_after.is_some() && outcome != Outcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
             return Err(Problem::field("/retry_after", "not_allowed", detail).into());
         }
         let usage = self.usage.as_ref();
-        Ok(Report {
+        Ok(AccountReport {
             account: AccountId::parse(&self.account_id).ok_or_else(Problem::not_found)?,
             outcome,
             retry_after: seconds(self.retry_after),

@@ -4,7 +4,7 @@ use poem_openapi::{Enum, Object, types::Example};
 use view_derive::{Example, View};
 
 use domain::{Timestamp, id::EndpointId};
-use persistence::{BUCKET_MS, Bucket, Enabled, Endpoint, Health};
+use persistence::{BUCKET_MS, Enabled, Endpoint, Health, StatsBucket};
 
 use super::EndpointView;
 use crate::{
@@ -170,7 +170,7 @@ pub struct EndpointStats {
 
 impl EndpointStats {
     /// A day up to `now`, with a span for each five minutes.
-    pub(super) fn new(endpoint: EndpointId, buckets: &[Bucket], now: Timestamp) -> Self {
+    pub(super) fn new(endpoint: EndpointId, buckets: &[StatsBucket], now: Timestamp) -> Self {
         let last = now.ms() - now.ms().rem_euclid(BUCKET_MS);
         let items = (0..BUCKETS).rev().map(|back| {
             let at = Timestamp::from_ms(last - back * BUCKET_MS);
@@ -195,7 +195,7 @@ impl EndpointStats {
 impl Example for EndpointStats {
     fn example() -> Self {
         let at = Timestamp::from_ms(1_769_860_800_000);
-        let bucket = Bucket {
+        let bucket = StatsBucket {
             at,
             succeeded: 41,
             failed: 1,

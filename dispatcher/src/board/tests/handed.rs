@@ -6,7 +6,7 @@ const MS: Duration = Duration::from_millis(1);
 
 impl Game {
     /// An endpoint that was looked at, with nothing more to load.
-    fn empty(&mut self, key: EndpointKey, target: Target) {
+    fn empty(&mut self, key: EndpointKey, target: DeliveryTarget) {
         self.hold(key, target);
         assert!(self.asked_for().contains(&key));
         self.page(key, &[], false);

@@ -23,7 +23,7 @@ use crate::{
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// One of everything that a publisher can have.
+/// Inserts one row of everything that a publisher can have.
 pub(crate) async fn furnish(fixture: &Fixture, publisher: PublisherId) {
     let (owner, now) = (publisher.uuid(), fixture.store.now());
     let endpoint = fixture.endpoint(publisher, true).await;
@@ -74,7 +74,7 @@ pub(crate) async fn furnish(fixture: &Fixture, publisher: PublisherId) {
         .await;
 }
 
-/// What stands beside an endpoint.
+/// Inserts the rows that belong to an endpoint.
 async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
     let (owner, endpoint) = (literal(fixture, owner), literal(fixture, endpoint));
     let own = format!("({owner}, {endpoint}");
@@ -108,7 +108,7 @@ async fn furnish_endpoint(fixture: &Fixture, owner: Uuid, endpoint: Uuid) {
     }
 }
 
-/// A train with its account, and what stands beside them; all of them under one identifier.
+/// Inserts a train, its account, and the rows that belong to them, all with the same identifier.
 async fn furnish_train(fixture: &Fixture, owner: Uuid, id: Uuid) {
     let own = format!("({}, {}", literal(fixture, owner), literal(fixture, id));
     let (id, bytes) = match fixture.store.backend() {
@@ -187,7 +187,7 @@ async fn pipeline(fixture: &Fixture, owner: Uuid) -> Uuid {
     id
 }
 
-/// A queued run, or one that ended at the first time and is to go at the second.
+/// A run that is queued, or that ended at the first time and is to be removed at the second.
 fn run_row(
     owner: Uuid,
     pipeline: Uuid,
@@ -389,12 +389,12 @@ async fn answers_that_hold_a_credential_are_wiped_at_their_minute() {
         };
         assert_eq!(count("answer IS NULL AND key LIKE 'old-%'").await, 3);
         assert_eq!(count("answer IS NOT NULL").await, 2);
-        // The times stay: they tell a repeat why there is no answer.
+        // The times stay: they tell a repeated request why there is no response.
         assert_eq!(count("answer_until IS NOT NULL").await, 4);
     }
 }
 
-/// Nobody can come between on SQLite, which has one writer.
+/// Not possible on SQLite, which has one writer.
 #[tokio::test]
 async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
     for fixture in engines().await {
@@ -452,7 +452,7 @@ async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
         ] {
             fixture.execute(&change).await;
         }
-        // One that ended keeps how it ended.
+        // A delivery that has ended keeps its state.
         let one = fixture.delivery(publisher, event, gone, now).await;
         let ended = literal(&fixture, one.uuid());
         let ended = format!(

@@ -25,7 +25,7 @@ impl Scoped {
         let owner = self.scope.uuid();
         let scan = self.store.scan(owner).await?;
         let db = scan.db();
-        // A legacy token has both rights, whichever its kind is.
+        // A legacy token has both rights, whatever its kind column says.
         let kinds = CredentialKind::ALL.into_iter().filter(|of| match kind {
             Some(CredentialKind::Admin | CredentialKind::Runner) => of.is_token(),
             Some(secret) => *of == secret,
@@ -53,6 +53,6 @@ impl Scoped {
             .filter(Column::Id.is_in(padded(found.keys.iter().copied())))
             .all(db)
             .await?;
-        Page::of_found(found, rows, |row| row.id).try_map(credential_of)
+        Page::of_key_page(found, rows, |row| row.id).try_map(credential_of)
     }
 }

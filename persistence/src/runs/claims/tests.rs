@@ -1,9 +1,9 @@
-//! Statements of claims, as SQLite would go about them.
+//! How SQLite would execute the statements of claims.
 
 use super::*;
 use crate::fixture::{START, engines};
 
-/// How SQLite would go about a statement.
+/// SQLite's plan of a statement.
 async fn plan(store: &Store, sql: Sql) -> String {
     let mut statement = sql.statement(store.backend());
     statement.sql.insert_str(0, "EXPLAIN QUERY PLAN ");

@@ -1,14 +1,14 @@
-//! Large calls where there is more than one writer: on connections of the pool, so that the lane does
-//! not wait for them.
+//! Large calls on PostgreSQL: they use connections of the pool, so that the lane does not wait for
+//! them.
 
 use super::entry::{Lane, Reply, answer};
 use crate::{
     runs::batch::{Batch, apply},
-    store::{Store, error::damaged},
+    store::{Store, error::corrupt_row},
     webhooks::own_events::{Publish, PublishedEvent},
 };
 
-/// Makes the call, one at a time of a publisher, and answers.
+/// Makes the call, one at a time for each publisher, and answers.
 pub(super) fn publish(store: &Store, publish: Publish, reply: Reply<Vec<PublishedEvent>>) {
     let store = store.clone();
     store.inner.tasks.clone().spawn(async move {
@@ -25,7 +25,7 @@ pub(super) fn publish(store: &Store, publish: Publish, reply: Reply<Vec<Publishe
         };
         let first = done.and_then(|done| {
             let first = done.publishes.into_iter().next();
-            Ok(first.ok_or_else(|| damaged("batch of events"))??)
+            Ok(first.ok_or_else(|| corrupt_row("batch of events"))??)
         });
         answer(reply, first);
     });

@@ -1,4 +1,4 @@
-//! Where callers hand in what they want done, each within its publisher's share.
+//! Where callers hand in commands, each within its publisher's share.
 
 use std::{
     collections::HashMap,
@@ -36,62 +36,62 @@ use crate::{
     },
 };
 
-/// Callers whose changes may wait to be written, and those of one publisher. More wait to be let
-/// in.
-const PLACES: Bounds = Bounds {
+/// Callers whose changes may wait to be written: in all, and of one publisher. Further callers wait
+/// for a permit.
+const QUEUED: Bounds = Bounds {
     total: 4096,
     per_owner: 1024,
 };
-/// Claims that may wait for runs in this process, and those of one publisher.
+/// Claims that may wait for runs in this process: in all, and of one publisher.
 const WAITING: Bounds = Bounds {
     total: 10_000,
     per_owner: domain::limits::WAITING_CLAIMS,
 };
-/// Calls made beside the lane.
+/// Large calls beside the lane: one of each publisher.
 const LARGE: Bounds = Bounds {
     total: usize::MAX,
     per_owner: 1,
 };
-/// Endpoints that a publisher is taken to have until its first event.
+/// The assumed number of a publisher's endpoints before its first event.
 const LISTENING: usize = 4;
-/// So much text costs about as much as a row of the usual kind.
+/// Bytes of text that cost about as much as a usual row.
 const BYTES_A_ROW: usize = 4096;
-/// Publishers whose number of endpoints is remembered.
+/// Publishers whose number of listening endpoints is remembered.
 const REMEMBERED: usize = 20_000;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// How long a claim waits for runs, and what ends it early.
-pub struct Patience {
-    /// How long.
+/// How long a claim waits for runs, and what ends the wait early.
+pub struct WaitOptions {
+    /// The longest wait.
     pub wait: Duration,
-    /// Cancelled when nobody is there any more to take the runs.
+    /// Cancelled when the caller is gone.
     pub gone: CancellationToken,
-    /// The token that asks; it must be good still when runs are handed out.
+    /// The token that claims. It is checked again before runs are handed out.
     pub token: TokenHash,
 }
 
 /// A claim that waits.
-pub(super) struct Waiting {
+pub(super) struct WaitingClaim {
     pub(super) claim: Arc<Claim>,
     pub(super) until: Instant,
-    pub(super) patience: Patience,
+    pub(super) options: WaitOptions,
     pub(super) reply: Reply<Vec<Claimed>>,
-    /// Given back with the answer.
+    /// Released with the answer.
     _permit: Option<Permit<Uuid>>,
 }
 
-impl Waiting {
+impl WaitingClaim {
     pub(super) fn is_gone(&self) -> bool {
-        self.patience.gone.is_cancelled() || self.reply.is_closed()
+        self.options.gone.is_cancelled() || self.reply.is_closed()
     }
 }
 
 pub(super) enum Command {
     Create(Arc<Create>, Reply<CreatedRun>),
     Change(Arc<Change>, Reply<Run>),
-    /// With its place in the order of claims, and in the lane.
-    Claim(u64, Box<Waiting>, Option<Permit<Uuid>>),
+    /// With its number in the order of claims, and its permit for the queue.
+    Claim(u64, Box<WaitingClaim>, Option<Permit<Uuid>>),
     Publish(Publish, Reply<Vec<PublishedEvent>>),
 }
 
@@ -105,7 +105,7 @@ impl Command {
         }
     }
 
-    /// How much text it writes, bytes.
+    /// The text that the command writes, in bytes.
     fn text(&self) -> usize {
         match self {
             Self::Create(create, _) => create.new.input.as_str().len(),
@@ -126,10 +126,10 @@ impl Command {
         }
     }
 
-    /// How many rows it writes, as far as can be told, where so many endpoints listen; long texts
-    /// count as further ones.
+    /// The estimated number of rows that the command writes if `listening` endpoints listen. Long
+    /// texts count as further rows.
     pub(super) fn rows(&self, listening: usize) -> usize {
-        // More than that are spread later.
+        // If there are more deliveries, they are spread later.
         let heard = |events: usize| {
             let deliveries = events.saturating_mul(listening);
             events + if deliveries > CALL_MAX { 0 } else { deliveries }
@@ -137,7 +137,7 @@ impl Command {
         let rows = match self {
             Self::Create(create, _) => 2 + heard(1) + usize::from(create.new.claim) * heard(1),
             Self::Change(..) => 2 + heard(1),
-            // Often it finds fewer.
+            // It often finds fewer runs.
             Self::Claim(_, waiting, _) => {
                 let max = usize::try_from(waiting.claim.max()).unwrap_or(1);
                 max.saturating_mul(2 + heard(1)).min(SHARE)
@@ -148,13 +148,13 @@ impl Command {
     }
 }
 
-/// Where callers hand in what they want done.
+/// Hands commands to the lane's worker.
 pub(crate) struct Lane {
     commands: mpsc::UnboundedSender<Command>,
-    places: Permits<Uuid>,
+    queued: Permits<Uuid>,
     waiting: Permits<Uuid>,
     large: Permits<Uuid>,
-    /// How many endpoints listened to each publisher when it last told of something.
+    /// How many endpoints listened to each publisher at its last event.
     listening: Mutex<HashMap<Uuid, usize>>,
 }
 
@@ -163,7 +163,7 @@ impl Lane {
         let (commands, inlet) = mpsc::unbounded_channel();
         let lane = Self {
             commands,
-            places: Permits::new(PLACES),
+            queued: Permits::new(QUEUED),
             waiting: Permits::new(WAITING),
             large: Permits::new(LARGE),
             listening: Mutex::default(),
@@ -171,11 +171,11 @@ impl Lane {
         (lane, Inlet(inlet))
     }
 
-    async fn place(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
-        shares::one_of(&self.places, publisher, "changes that wait to be written").await
+    async fn queue_permit(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
+        shares::one_of(&self.queued, publisher, "changes that wait to be written").await
     }
 
-    /// A turn for a call that is made beside the lane.
+    /// A permit for a large call beside the lane.
     pub(super) async fn large_turn(&self, publisher: Uuid) -> Result<Permit<Uuid>> {
         shares::one_of(&self.large, publisher, "large calls at work").await
     }
@@ -193,7 +193,7 @@ impl Lane {
         publisher: Uuid,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
-        let _place = self.place(publisher).await?;
+        let _permit = self.queue_permit(publisher).await?;
         self.hand_in(command).await
     }
 
@@ -215,36 +215,39 @@ impl Lane {
         self.ask(publisher, command).await
     }
 
-    /// A publisher with too many waiting claims is refused at once: its clients wait as it is.
-    pub(crate) async fn claim(&self, claim: Claim, patience: Patience) -> Result<Vec<Claimed>> {
-        let until = Instant::now() + patience.wait;
-        let permit = if patience.wait.is_zero() {
+    /// Hands in a claim.
+    ///
+    /// # Errors
+    /// 429 at once if the publisher has too many waiting claims.
+    pub(crate) async fn claim(&self, claim: Claim, options: WaitOptions) -> Result<Vec<Claimed>> {
+        let until = Instant::now() + options.wait;
+        let permit = if options.wait.is_zero() {
             None
         } else {
             let permit = self.waiting.try_acquire(claim.publisher, 1);
             Some(permit.map_err(|full| full.problem("waiting claims"))?)
         };
-        let place = self.place(claim.publisher).await?;
+        let queue_permit = self.queue_permit(claim.publisher).await?;
         self.hand_in(|reply| {
-            let waiting = Waiting {
+            let waiting = WaitingClaim {
                 claim: Arc::new(claim),
                 until,
-                patience,
+                options,
                 reply,
                 _permit: permit,
             };
-            Command::Claim(0, Box::new(waiting), Some(place))
+            Command::Claim(0, Box::new(waiting), Some(queue_permit))
         })
         .await
     }
 
-    /// How many claims of a publisher wait, or may have to.
+    /// How many claims of a publisher wait, or may have to wait.
     #[cfg(test)]
     pub(crate) fn waiting_of(&self, publisher: Uuid) -> usize {
         self.waiting.in_use_by(&publisher)
     }
 
-    /// How many endpoints listened to a publisher when it last told of something.
+    /// How many endpoints listened to a publisher at its last event.
     pub(crate) fn listening_to(&self, publisher: Uuid) -> usize {
         let known = self
             .listening
@@ -255,7 +258,7 @@ impl Lane {
 }
 
 impl PlaneState for Lane {
-    /// Remembers how many endpoints listen to whom.
+    /// Remembers how many endpoints listen.
     fn committed(&self, effects: &Effects) {
         let counts = &effects.listening;
         if counts.is_empty() {
@@ -272,12 +275,12 @@ impl PlaneState for Lane {
     }
 }
 
-/// An answer whose caller has left is nobody's loss but the caller's: what was committed stays.
+/// Sends an answer. If the caller is gone, the answer is dropped; what was committed stays.
 pub(super) fn answer<T>(reply: Reply<T>, result: Result<T>) {
     drop(reply.send(result));
 }
 
-/// The lane's other end.
+/// The worker's end of the lane.
 pub(crate) struct Inlet(pub(super) mpsc::UnboundedReceiver<Command>);
 
 #[cfg(test)]

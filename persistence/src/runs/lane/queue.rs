@@ -1,11 +1,11 @@
-//! What callers hand in and a batch has not taken yet, publisher by publisher.
+//! The queue of commands that no batch has taken yet, by publisher.
 //!
-//! A batch is filled in turns: one change of each publisher that has some, then the next of each,
-//! until there are as many rows as one transaction is to write. While several publishers are at
-//! work none fills more than its share. A call that alone is larger than that goes by itself, and
-//! never two of them in a row while others wait, so that nobody waits for more than one large and
-//! one usual transaction. Whoever took much of the writer's time beside others rests in
-//! proportion, so that it is free for most of the time when they come.
+//! Publishers take turns to fill a batch: one change of each publisher, then the next of each,
+//! until the batch has the rows of one transaction. While several publishers are active, none fills
+//! more than its share. A call that is larger than the share goes alone, and never two of them in a
+//! row while others wait. So nobody waits for more than one large and one usual transaction. A
+//! publisher that took much of the writer's time while others were active rests in proportion, so
+//! that the writer is mostly free for the others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,25 +15,25 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::store::traffic::rest_after;
+use crate::store::write_activity::rest_after;
 
-/// Rows of one transaction, as they are estimated: some 15 milliseconds of the writer.
+/// The estimated rows of one transaction: some 15 milliseconds of the writer.
 pub(super) const ROWS: usize = 1024;
-/// Of them those of one publisher, while others are at work too.
+/// The rows of one publisher in one transaction, while others are active.
 pub(super) const SHARE: usize = 256;
-/// Nobody else came for so long, and a publisher has the lane for itself.
+/// After so long without another publisher's command, a publisher has the lane for itself.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
 
-/// Something that a publisher wants done.
+/// A command of a publisher, with its estimated rows.
 struct Queued<T> {
     what: T,
     rows: usize,
 }
 
-/// What waits, in turns between publishers.
-struct Lines<T>(VecDeque<(Uuid, VecDeque<Queued<T>>)>);
+/// Waiting commands, with publishers in turn.
+struct TurnQueue<T>(VecDeque<(Uuid, VecDeque<Queued<T>>)>);
 
-impl<T> Lines<T> {
+impl<T> TurnQueue<T> {
     fn push(&mut self, publisher: Uuid, queued: Queued<T>) {
         match self.0.iter_mut().find(|(whose, _)| *whose == publisher) {
             Some((_, line)) => line.push_back(queued),
@@ -41,8 +41,8 @@ impl<T> Lines<T> {
         }
     }
 
-    /// The first of the publisher whose turn it is, if it fits; the publisher's next comes after
-    /// all others'.
+    /// Takes the first command that fits, of the publisher whose turn it is. That publisher's next
+    /// turn is after all others'.
     fn pop(&mut self, fits: impl Fn(Uuid, usize) -> bool) -> Option<(Uuid, Queued<T>)> {
         let at = self.0.iter().position(|(publisher, line)| {
             let first = line.front();
@@ -59,25 +59,26 @@ impl<T> Lines<T> {
 
 /// See the module.
 pub(super) struct Queue<T> {
-    usual: Lines<T>,
-    large: Lines<T>,
+    usual: TurnQueue<T>,
+    large: TurnQueue<T>,
     count: usize,
     /// Whether the last batch was a large call.
     was_large: bool,
-    /// Who came last, who else did before, and when that one last came.
+    /// The publisher that came last. The next field is the last time at which another one than
+    /// the one before came.
     latest: Option<Uuid>,
     other: Option<Instant>,
-    /// The rows of the last batch, by publisher.
+    /// The rows of each publisher in the last batch.
     taken: HashMap<Uuid, usize>,
-    /// Who rests, and until when.
+    /// When each resting publisher's rest ends.
     resting: HashMap<Uuid, Instant>,
 }
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
         Self {
-            usual: Lines(VecDeque::new()),
-            large: Lines(VecDeque::new()),
+            usual: TurnQueue(VecDeque::new()),
+            large: TurnQueue(VecDeque::new()),
             count: 0,
             was_large: false,
             latest: None,
@@ -104,30 +105,31 @@ impl<T> Queue<T> {
         }
     }
 
-    /// How many changes wait.
+    /// How many commands wait.
     pub(super) const fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether publishers share the lane.
+    /// Whether several publishers use the lane.
     fn is_shared(&self, now: Instant) -> bool {
         (self.other).is_some_and(|at| now.duration_since(at) < ALONE_AFTER)
     }
 
-    /// When the first of what waits may go on, if all of it rests.
+    /// When the first waiting command may go on, if all of them rest.
     pub(super) fn rests_until(&self) -> Option<Instant> {
         let lines = self.usual.0.iter().chain(&self.large.0);
         let ends = lines.map(|(publisher, _)| self.resting.get(publisher).copied());
-        // Whoever does not rest comes before every moment.
+        // A publisher that does not rest has no end of a rest, which sorts before all times.
         ends.min().flatten()
     }
 
-    /// Nobody rests any more.
+    /// Ends all rests.
     pub(super) fn wake_all(&mut self) {
         self.resting.clear();
     }
 
-    /// The last batch took so long: whoever took more than is free beside others rests.
+    /// Takes in that the last batch took `time`. Publishers that took more than is free while
+    /// others were active rest.
     pub(super) fn took(&mut self, time: Duration, now: Instant) {
         if !self.is_shared(now) {
             return;
@@ -142,7 +144,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// What the next transaction is to do: at most so many changes, none while all rest.
+    /// The commands of the next transaction: at most `most`, and none while all publishers rest.
     pub(super) fn next_batch(&mut self, most: usize, now: Instant) -> Vec<T> {
         self.resting.retain(|_, until| *until > now);
         self.taken.clear();
@@ -199,13 +201,13 @@ fn to_f64(rows: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::traffic::FREE;
+    use crate::store::write_activity::FREE;
 
     fn id(number: u128) -> Uuid {
         Uuid::from_u128(number)
     }
 
-    /// Who had how many changes in each batch until the queue is empty.
+    /// How many changes each publisher had in each batch until the queue was empty.
     fn batches(queue: &mut Queue<Uuid>, now: Instant) -> Vec<HashMap<Uuid, usize>> {
         let mut all = Vec::new();
         while queue.len() > 0 {
@@ -282,7 +284,7 @@ mod tests {
         queue.push(id(1), id(1), 4, now);
         assert_eq!(queue.next_batch(256, now), [id(1)]);
         queue.took(FREE + Duration::from_millis(20), now);
-        // Its usual change rests as well; the other publisher's does not.
+        // Its usual change rests, too. The other publisher's does not.
         assert_eq!(queue.next_batch(256, now), [id(2)]);
         queue.took(FREE, now);
         let end = now + Duration::from_millis(40);

@@ -1,7 +1,7 @@
-//! Claims that wait, by publisher and pipeline, in the order in which they came.
+//! Waiting claims, by publisher and pipeline, in the order of their arrival.
 //!
-//! Who is to be served is found from the pipelines that have runs to hand out, so that a change
-//! costs the same however many wait.
+//! They are found from the pipelines that have runs to hand out, so the cost of a change does not
+//! depend on how many claims wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,32 +9,32 @@ use domain::slug::Slug;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::entry::Waiting;
+use super::entry::WaitingClaim;
 use crate::runs::waiting::Open;
 
-/// Of a publisher: who waits for any pipeline, and who for which.
+/// The waiting claims of one publisher: those for any pipeline, and those for named ones.
 #[derive(Default)]
-struct Lines {
+struct PublisherWaiters {
     any: BTreeSet<u64>,
     named: HashMap<Slug, BTreeSet<u64>>,
 }
 
-impl Lines {
+impl PublisherWaiters {
     fn is_empty(&self) -> bool {
         self.any.is_empty() && self.named.is_empty()
     }
 
-    /// Who came first of those that want one of these pipelines.
+    /// The oldest claim that wants one of these pipelines.
     fn first(&self, open: &Open) -> Option<u64> {
         let named = open.keys().filter_map(|slug| self.named.get(slug)?.first());
         named.chain(self.any.first()).min().copied()
     }
 }
 
-/// A claim that is to be tried, and the pipelines that have runs for it.
+/// A claim to try, and the pipelines that have runs for it.
 pub(super) struct Picked {
     pub(super) number: u64,
-    pub(super) waiting: Waiting,
+    pub(super) waiting: WaitingClaim,
     pub(super) pipelines: Vec<Slug>,
 }
 
@@ -42,8 +42,8 @@ pub(super) struct Picked {
 #[derive(Default)]
 pub(super) struct Waiters {
     last: u64,
-    all: HashMap<u64, Waiting>,
-    lines: BTreeMap<Uuid, Lines>,
+    all: HashMap<u64, WaitingClaim>,
+    lines: BTreeMap<Uuid, PublisherWaiters>,
     ends: BTreeSet<(Instant, u64)>,
 }
 
@@ -52,14 +52,14 @@ impl Waiters {
         self.all.is_empty()
     }
 
-    /// A place behind all that have one.
+    /// The next number in the order of arrival.
     pub(super) const fn number(&mut self) -> u64 {
         self.last += 1;
         self.last
     }
 
-    /// Lets a claim wait, in this place.
-    pub(super) fn insert(&mut self, number: u64, waiting: Waiting) {
+    /// Adds a claim with its number in the order of arrival.
+    pub(super) fn insert(&mut self, number: u64, waiting: WaitingClaim) {
         let lines = self.lines.entry(waiting.claim.publisher).or_default();
         match &waiting.claim.pipelines {
             None => drop(lines.any.insert(number)),
@@ -73,7 +73,7 @@ impl Waiters {
         self.all.insert(number, waiting);
     }
 
-    fn remove(&mut self, number: u64) -> Option<Waiting> {
+    fn remove(&mut self, number: u64) -> Option<WaitingClaim> {
         let waiting = self.all.remove(&number)?;
         self.ends.remove(&(waiting.until, number));
         let publisher = waiting.claim.publisher;
@@ -94,13 +94,13 @@ impl Waiters {
         Some(waiting)
     }
 
-    /// When the first one gives up.
+    /// When the first wait ends.
     pub(super) fn first_end(&self) -> Option<Instant> {
         self.ends.first().map(|(until, _)| *until)
     }
 
-    /// Those that give up by now.
-    pub(super) fn ended(&mut self, now: Instant) -> Vec<Waiting> {
+    /// Takes out the claims whose wait is over.
+    pub(super) fn ended(&mut self, now: Instant) -> Vec<WaitingClaim> {
         let mut ended = Vec::new();
         while let Some((until, number)) = self.ends.first().copied() {
             if until > now {
@@ -111,14 +111,14 @@ impl Waiters {
         ended
     }
 
-    /// All of them.
-    pub(super) fn take_all(&mut self) -> Vec<Waiting> {
+    /// Takes out all claims.
+    pub(super) fn take_all(&mut self) -> Vec<WaitingClaim> {
         self.lines.clear();
         self.ends.clear();
         self.all.drain().map(|(_, waiting)| waiting).collect()
     }
 
-    /// Forgets those whose callers have left.
+    /// Drops claims whose callers are gone.
     pub(super) fn forget_gone(&mut self) {
         let gone = self.all.iter().filter(|(_, waiting)| waiting.is_gone());
         let gone: Vec<u64> = gone.map(|(number, _)| *number).collect();
@@ -127,7 +127,7 @@ impl Waiters {
         }
     }
 
-    /// Whose claims wait.
+    /// The publishers with waiting claims.
     pub(super) fn publishers(&self) -> impl Iterator<Item = Uuid> {
         self.lines.keys().copied()
     }
@@ -136,15 +136,15 @@ impl Waiters {
         self.lines.contains_key(&publisher)
     }
 
-    /// Which pipelines are waited for; `None` if some wait for any.
+    /// The pipelines that are waited for; `None` if a claim waits for any.
     pub(super) fn named(&self, publisher: Uuid) -> Option<Vec<Slug>> {
         let lines = self.lines.get(&publisher)?;
         let some = lines.any.is_empty();
         some.then(|| lines.named.keys().cloned().collect())
     }
 
-    /// Whether somebody waits already for what this claim wants.
-    pub(super) fn is_behind(&self, claim: &Waiting) -> bool {
+    /// Whether an earlier claim waits for the same pipelines.
+    pub(super) fn is_behind(&self, claim: &WaitingClaim) -> bool {
         let Some(lines) = self.lines.get(&claim.claim.publisher) else {
             return false;
         };
@@ -153,8 +153,8 @@ impl Waiters {
             || named.is_none_or(|some| some.iter().any(|slug| lines.named.contains_key(slug)))
     }
 
-    /// Takes out those that are to be tried: in the order in which they came, for as long as runs
-    /// are left, and until these are for so many runs.
+    /// Takes out the claims to try, in the order of arrival, while runs are left and until the
+    /// claims want `most` runs.
     pub(super) fn pick(&mut self, publisher: Uuid, open: &mut Open, most: u32) -> Vec<Picked> {
         let (mut picked, mut all) = (Vec::new(), 0);
         while all < most {

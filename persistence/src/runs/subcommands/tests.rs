@@ -137,7 +137,7 @@ async fn only_the_present_claim_of_the_very_run_will_do() {
         let queued = create(&scoped, new_run("nightly")).await.unwrap().run.id;
         let refused = scoped.subcommand_call(queued, &claim, "archive").await;
         assert_eq!(code(refused), Code::ClaimLost);
-        // A name is told to nobody but the holder.
+        // Only the holder learns the names.
         let refused = scoped.subcommand_call(run, &others, "none").await;
         assert_eq!(code(refused), Code::ClaimLost);
         fixture
@@ -228,7 +228,7 @@ async fn a_call_stands_in_the_timeline() {
         let timeline = scoped.timeline(run, page).await.unwrap().items;
         let calls: Vec<_> = timeline
             .iter()
-            .filter(|entry| entry.moment == Moment::Subcommand)
+            .filter(|entry| entry.kind == TimelineEntryKind::Subcommand)
             .filter_map(|entry| entry.data.as_ref().map(JsonText::to_tree))
             .collect();
         let expected = |status: Option<u16>, error: Option<&str>| {

@@ -1,10 +1,10 @@
-//! Runs that are called off in bulk.
+//! Bulk cancellation of runs.
 
 use sea_orm::DbBackend;
 
 use super::*;
 
-/// Inputs are large, and nothing of it is told by them: SQLite would fail to read what these hold.
+/// Inputs may be large, and are not needed. SQLite would fail to read the ones in this test.
 #[tokio::test]
 async fn bulk_cancelling_reads_no_inputs() {
     for fixture in engines().await {

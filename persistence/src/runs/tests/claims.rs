@@ -70,7 +70,7 @@ async fn no_two_claims_take_one_run() {
             .flatten()
             .map(|one| one.run.id)
             .collect();
-        // Under contention a claim may pass over rows and come back with fewer.
+        // Under contention a claim may skip rows and return fewer.
         taken.extend(claim(&mine, 100).await.into_iter().map(|one| one.run.id));
         assert_eq!(taken.len(), 24);
         assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 24);
@@ -250,8 +250,8 @@ async fn lists_narrow_and_page() {
     }
 }
 
-fn patient(token: &SecretString) -> Patience {
-    Patience {
+fn waiting_with(token: &SecretString) -> WaitOptions {
+    WaitOptions {
         wait: Duration::from_secs(20),
         gone: CancellationToken::new(),
         token: TokenHash::of_secret(token),
@@ -273,11 +273,11 @@ async fn staffed(fixture: &Fixture, pipelines: &[&str]) -> (Scoped, SecretString
 async fn a_claim_waits_for_the_run_that_comes() {
     for fixture in engines().await {
         let (mine, bearer) = staffed(&fixture, &["nightly", "weekly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&bearer));
+        let (waiting, options) = (mine.clone(), waiting_with(&bearer));
         let weekly = [slug("weekly")];
         let waiter = tokio::spawn(async move {
             let by = context();
-            waiting.claim_runs(&by, Some(&weekly), 5, patience).await
+            waiting.claim_runs(&by, Some(&weekly), 5, options).await
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
@@ -292,16 +292,16 @@ async fn a_claim_waits_for_the_run_that_comes() {
     }
 }
 
-/// A claim of one run that waits. It has its place once this is answered: the test has one thread.
+/// A waiting claim of one run. It is queued when this returns, since the test has one thread.
 async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Waiter {
-    let (mine, patience) = (mine.clone(), patient(bearer));
+    let (mine, options) = (mine.clone(), waiting_with(bearer));
     let pipelines: Vec<Slug> = pipelines.iter().map(|name| slug(name)).collect();
     let waiter = tokio::spawn(async move {
         let by = context();
         let pipelines = Some(pipelines.as_slice()).filter(|some| !some.is_empty());
-        mine.claim_runs(&by, pipelines, 1, patience).await
+        mine.claim_runs(&by, pipelines, 1, options).await
     });
-    // So that the lane has tried it.
+    // Until the lane has tried it.
     tokio::time::sleep(Duration::from_millis(20)).await;
     waiter
 }
@@ -322,7 +322,7 @@ async fn those_that_wait_are_served_in_the_order_in_which_they_came() {
         ] {
             waiters.push(waiting(&mine, wanted, &bearer).await);
         }
-        // Of these pipelines a run goes to the first that wants it.
+        // A run of one of these pipelines goes to the first claim that wants it.
         for (pipeline, expected) in [
             ("nightly", 1),
             ("nightly", 1),
@@ -341,7 +341,7 @@ async fn those_that_wait_are_served_in_the_order_in_which_they_came() {
 async fn runs_that_others_made_ready_reach_those_that_wait() {
     for fixture in engines().await {
         let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
-        // By way of a key, in a transaction of its own.
+        // With an idempotency key, in a transaction of its own.
         let first = waiting(&mine, &["nightly"], &bearer).await;
         let keyed = Context {
             idempotency: Some(crate::IdempotencyKey {
@@ -352,11 +352,11 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
             ..context()
         };
         let version = mine.likely_version(&slug("nightly")).await.unwrap();
-        let (new, judged) = (Arc::new(new_run("nightly")), Some(taken_by(&version)));
-        let made = mine.create_run(&keyed, new, judged, |_| no_content());
+        let (new, validated) = (Arc::new(new_run("nightly")), Some(taken_by(&version)));
+        let made = mine.create_run(&keyed, new, validated, |_| no_content());
         made.await.unwrap();
         assert_eq!(first.await.unwrap().unwrap().len(), 1);
-        // By the clock.
+        // By time.
         let later = NewRun {
             not_before: Some(mine.store.now().plus(Duration::from_secs(5))),
             ..new_run("nightly")
@@ -366,7 +366,7 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
         fixture.clock.advance(Duration::from_secs(6));
         let taken = second.await.unwrap().unwrap();
         assert_eq!(taken.len(), 1);
-        // By a place that is free again.
+        // By capacity that became free.
         put(
             &mine,
             "narrow",
@@ -395,28 +395,30 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         let (mine, bearer) = staffed(&fixture, &["nightly"]).await;
         let mut waiters = JoinSet::new();
         for _ in 0..domain::limits::WAITING_CLAIMS {
-            let (mine, patience) = (mine.clone(), patient(&bearer));
-            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, patience).await });
+            let (mine, options) = (mine.clone(), waiting_with(&bearer));
+            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, options).await });
         }
         let lane = fixture.store.state::<Lane>();
         while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
             tokio::task::yield_now().await;
         }
-        let refused = mine.claim_runs(&context(), None, 1, patient(&bearer)).await;
+        let refused = mine
+            .claim_runs(&context(), None, 1, waiting_with(&bearer))
+            .await;
         assert_eq!(code(refused), Code::ShareExceeded);
         assert!(
             claim(&mine, 1).await.is_empty(),
             "who does not wait may ask"
         );
         let other = house(&fixture, "other", &["nightly"]).await;
-        let patience = Patience {
+        let options = WaitOptions {
             wait: Duration::from_millis(10),
-            ..patient(&bearer)
+            ..waiting_with(&bearer)
         };
-        let waited = other.claim_runs(&context(), None, 1, patience).await;
+        let waited = other.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
-        // Each run is one waiter's, and each that is served makes room. Which waiter gets it
-        // depends on who was first to begin its wait.
+        // Each run goes to one claim, which makes capacity free for the next. Which claim gets it
+        // depends on which began to wait first.
         for _ in 0..3 {
             create(&mine, new_run("nightly")).await.unwrap();
         }
@@ -424,13 +426,13 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
             let served = waiters.join_next().await.unwrap();
             assert_eq!(served.unwrap().unwrap().len(), 1);
         }
-        let patience = Patience {
+        let options = WaitOptions {
             wait: Duration::from_millis(10),
-            ..patient(&bearer)
+            ..waiting_with(&bearer)
         };
-        let waited = mine.claim_runs(&context(), None, 1, patience).await;
+        let waited = mine.claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
-        fixture.store.quiesce();
+        fixture.store.stop_waiters();
         while let Some(waiter) = waiters.join_next().await {
             assert!(waiter.unwrap().unwrap().is_empty());
         }
@@ -441,10 +443,10 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
 async fn nobody_who_left_gets_a_run() {
     for fixture in engines().await {
         let (mine, token) = staffed(&fixture, &["nightly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&token));
-        let gone = patience.gone.clone();
+        let (waiting, options) = (mine.clone(), waiting_with(&token));
+        let gone = options.gone.clone();
         let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         gone.cancel();
         let run = create(&mine, new_run("nightly")).await.unwrap().run;
@@ -457,9 +459,12 @@ async fn nobody_who_left_gets_a_run() {
 async fn a_claim_of_a_dead_token_ends_with_nothing() {
     for fixture in engines().await {
         let (mine, _) = staffed(&fixture, &["nightly"]).await;
-        let (waiting, patience) = (mine.clone(), patient(&"stm_runner_no".to_owned().into()));
+        let (waiting, options) = (
+            mine.clone(),
+            waiting_with(&"stm_runner_no".to_owned().into()),
+        );
         let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, patience).await });
+            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
         assert_eq!(code(waiter.await.unwrap()), Code::Unauthenticated);

@@ -1,4 +1,4 @@
-//! Inputs are judged before a transaction, by the version that the run keeps.
+//! Inputs are validated before a transaction, by the version that the run keeps.
 
 use super::*;
 use crate::IdempotencyKey;
@@ -13,7 +13,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
             ..definition()
         };
         put(&acme, "a", strict).await.unwrap();
-        let ask = |judged, key: Option<IdempotencyKey>| {
+        let ask = |validated, key: Option<IdempotencyKey>| {
             let context = Context {
                 idempotency: key,
                 ..context()
@@ -21,7 +21,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
             let (acme, new) = (acme.clone(), Arc::new(new_run("a")));
             async move {
                 let render = |_: &CreatedRun| no_content();
-                acme.create_run(&context, new, judged, render).await
+                acme.create_run(&context, new, validated, render).await
             }
         };
         let key = || {
@@ -31,12 +31,12 @@ async fn a_judgement_by_another_version_creates_nothing() {
                 request_hash: [7; 32],
             })
         };
-        for (judged, key) in [
+        for (validated, key) in [
             (None, None),
             (Some(taken_by(&first)), None),
             (Some(taken_by(&first)), key()),
         ] {
-            let Err(StoreError::VersionChanged(now)) = ask(judged, key).await else {
+            let Err(StoreError::VersionChanged(now)) = ask(validated, key).await else {
                 panic!("it was created")
             };
             assert_eq!((now.pipeline, now.version), (first.pipeline, 2));
@@ -49,12 +49,12 @@ async fn a_judgement_by_another_version_creates_nothing() {
                 .is_empty()
         );
         let now = acme.likely_version(&slug("a")).await.unwrap();
-        let refused = Judged {
-            verdict: Err(Code::ValidationFailed.into()),
+        let refused = ValidatedInput {
+            result: Err(Code::ValidationFailed.into()),
             ..taken_by(&now)
         };
         assert_eq!(code(ask(Some(refused), None).await), Code::ValidationFailed);
-        // The key was not used up by the transaction that was given up.
+        // The aborted transaction did not use up the key.
         ask(Some(taken_by(&now)), key()).await.unwrap();
     }
 }

@@ -1,23 +1,23 @@
-//! Random histories of runs, beside a model that knows only the rules.
+//! Random histories of runs, compared with a model that only knows the rules.
 
-use domain::run::{Moment, RunActor, RunChange, TRANSITIONS, Tries};
+use domain::run::{RunActor, RunChange, TRANSITIONS, TimelineEntryKind, Tries};
 
 use super::*;
 
-/// A run as the model has it.
+/// A run in the model.
 #[derive(Clone, Debug)]
-struct Known {
+struct ModelRun {
     id: RunId,
     status: RunStatus,
     attempt: i32,
     failures: u32,
     cancel_requested: bool,
     claim: Option<(String, Timestamp)>,
-    /// What its timeline must say.
-    moments: Vec<Moment>,
+    /// The expected entries of its timeline.
+    kinds: Vec<TimelineEntryKind>,
 }
 
-impl Known {
+impl ModelRun {
     fn tries(&self) -> Tries {
         Tries {
             failures: self.failures,
@@ -27,14 +27,14 @@ impl Known {
         }
     }
 
-    /// Makes a change that the table must allow this actor.
+    /// Makes a change that the table must allow to this actor.
     fn step(&mut self, change: RunChange, actor: RunActor) {
         let found = TRANSITIONS
             .iter()
             .find(|(from, by, who, _)| (*from, *by, *who) == (self.status, change, actor));
         self.status = found.expect("a change that the table lists").3;
         if change != RunChange::Heartbeat {
-            self.moments.push(Moment::of(change));
+            self.kinds.push(TimelineEntryKind::of(change));
         }
         if matches!(change, RunChange::Retry | RunChange::LoseLease) {
             self.failures += 1;
@@ -45,7 +45,7 @@ impl Known {
     }
 }
 
-/// Numbers that only look random, the same each time (xorshift64).
+/// Reproducible pseudo-random numbers (xorshift64).
 struct Dice(u64);
 
 impl Dice {
@@ -57,13 +57,13 @@ impl Dice {
     }
 }
 
-/// The claim that the model has, or one that was never given.
-fn shown(run: &Known, good: bool) -> String {
+/// The claim in the model, or one that does not exist.
+fn shown(run: &ModelRun, good: bool) -> String {
     let held = run.claim.as_ref().filter(|_| good);
     held.map_or_else(|| "stm_claim_wrong".to_owned(), |(token, _)| token.clone())
 }
 
-async fn act(mine: &Scoped, run: &mut Known, dice: &mut Dice) {
+async fn act(mine: &Scoped, run: &mut ModelRun, dice: &mut Dice) {
     let (now, good) = (mine.store.now(), dice.roll(5) > 0);
     let token = shown(run, good);
     let holds = good && run.claim.as_ref().is_some_and(|(_, until)| *until > now);
@@ -115,8 +115,8 @@ async fn act(mine: &Scoped, run: &mut Known, dice: &mut Dice) {
     }
 }
 
-/// What the clock brought about by now.
-fn lose_leases(known: &mut [Known], now: Timestamp) {
+/// Applies the changes that are due by time.
+fn lose_leases(known: &mut [ModelRun], now: Timestamp) {
     for run in known {
         if run.claim.as_ref().is_some_and(|(_, until)| *until <= now) {
             run.step(run.tries().at_lease_end(now), RunActor::Clock);
@@ -124,7 +124,7 @@ fn lose_leases(known: &mut [Known], now: Timestamp) {
     }
 }
 
-async fn take(mine: &Scoped, known: &mut [Known], max: u32) {
+async fn take(mine: &Scoped, known: &mut [ModelRun], max: u32) {
     lose_leases(known, mine.store.now());
     for taken in claim(mine, max).await {
         let run = known.iter_mut().find(|run| run.id == taken.run.id).unwrap();
@@ -135,7 +135,7 @@ async fn take(mine: &Scoped, known: &mut [Known], max: u32) {
     }
 }
 
-async fn compare(mine: &Scoped, known: &[Known]) {
+async fn compare(mine: &Scoped, known: &[ModelRun]) {
     for run in known {
         let stored = mine.run(run.id).await.unwrap();
         assert_eq!(stored.status, run.status, "{run:?}");
@@ -145,10 +145,10 @@ async fn compare(mine: &Scoped, known: &[Known]) {
             after: None,
         };
         let entries = mine.timeline(run.id, page).await.unwrap().items;
-        let moments: Vec<Moment> = entries.iter().map(|entry| entry.moment).collect();
-        assert_eq!(moments, run.moments, "{run:?}");
+        let kinds: Vec<TimelineEntryKind> = entries.iter().map(|entry| entry.kind).collect();
+        assert_eq!(kinds, run.kinds, "{run:?}");
         assert!(entries.is_sorted_by(|a, b| a.seq < b.seq));
-        let last = moments.iter().filter(|moment| moment.is_last()).count();
+        let last = kinds.iter().filter(|kind| kind.is_last()).count();
         assert_eq!(last, usize::from(run.status.is_final()), "{run:?}");
     }
 }
@@ -158,20 +158,20 @@ async fn every_history_is_one_that_the_rules_allow() {
     for (seed, fixture) in engines().await.into_iter().enumerate() {
         let mine = house(&fixture, "a", &["nightly", "weekly"]).await;
         let mut dice = Dice(0x5eed + seed as u64);
-        let mut known: Vec<Known> = Vec::new();
+        let mut known: Vec<ModelRun> = Vec::new();
         for _ in 0..400 {
             match dice.roll(10) {
                 0 | 1 => {
                     let pipeline = ["nightly", "weekly"][usize::from(dice.roll(2) == 0)];
                     let run = create(&mine, new_run(pipeline)).await.unwrap().run;
-                    known.push(Known {
+                    known.push(ModelRun {
                         id: run.id,
                         status: RunStatus::Queued,
                         attempt: 0,
                         failures: 0,
                         cancel_requested: false,
                         claim: None,
-                        moments: vec![Moment::Created],
+                        kinds: vec![TimelineEntryKind::Created],
                     });
                 }
                 2 | 3 => {
@@ -196,8 +196,10 @@ async fn every_history_is_one_that_the_rules_allow() {
         let told = told(&mine).await.len();
         let due: usize = known
             .iter()
-            .flat_map(|run| &run.moments)
-            .filter(|m| m.is_last() || matches!(m, Moment::Created | Moment::Claimed))
+            .flat_map(|run| &run.kinds)
+            .filter(|m| {
+                m.is_last() || matches!(m, TimelineEntryKind::Created | TimelineEntryKind::Claimed)
+            })
             .count();
         assert_eq!(told, due.min(200));
     }

@@ -1,4 +1,4 @@
-//! SQLite's readers: for single rows, and apart from them for scans.
+//! SQLite's readers: one pool for single rows, one for scans.
 
 use std::{
     sync::{
@@ -12,20 +12,21 @@ use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOp
 
 use crate::store::{
     connections::Connections,
+    database_config::{ACQUIRE_TIMEOUT, DatabaseConfig, unavailable},
     error::Result,
-    target::{ACQUIRE_TIMEOUT, Target, unavailable},
 };
 
-/// The same of a connection for scans, which read much once.
+/// SQLite's page cache for each connection of scans, which read much data once; a negative number
+/// is in KiB.
 const SQLITE_SCAN_CACHE_KIB: &str = "-4096";
 /// How long a scan's statement may take in SQLite.
 const SQLITE_SCAN_TIMEOUT: Duration = Duration::from_secs(10);
-/// After how many steps of its machine SQLite is asked whether it may go on: some 50 µs.
+/// After so many steps of its virtual machine SQLite asks whether it may go on: about every 50 µs.
 const SQLITE_STEPS: i32 = 1000;
-/// SQLite readers; more than cores cost CPU and buy little.
+/// SQLite readers at most. More than there are cores cost CPU and gain little.
 const SQLITE_READERS_MAX: u32 = 8;
 
-/// SQLite's readers for single rows.
+/// Opens the readers for single rows.
 pub(super) async fn connect(
     options: &SqliteConnectOptions,
     limit: Duration,
@@ -38,19 +39,18 @@ pub(super) async fn connect(
         .map_err(unavailable)
 }
 
-/// SQLite's readers for scans, which count their steps in `steps`; PostgreSQL's scans take
-/// turns on the pool.
+/// Opens the readers for scans. They add their steps to `steps`. Scans on PostgreSQL use the pool.
 pub(super) async fn connect_scans(
-    target: &Target,
+    config: &DatabaseConfig,
     steps: &Arc<AtomicU64>,
 ) -> Result<Option<Connections>> {
-    let Target::Sqlite { options, .. } = target else {
+    let DatabaseConfig::Sqlite { options, .. } = config else {
         return Ok(None);
     };
     let options = (**options).clone();
     let options = options.pragma("cache_size", SQLITE_SCAN_CACHE_KIB);
     let (first, again) = (Arc::clone(steps), Arc::clone(steps));
-    // A statement has a connection to itself, so that its time begins when it is acquired.
+    // One connection for each statement, so that its time begins when it is acquired.
     let pool = pool()
         .after_connect(move |connection, _| {
             let steps = Arc::clone(&first);
@@ -64,14 +64,14 @@ pub(super) async fn connect_scans(
     Ok(Some(Connections::Sqlite(pool.map_err(unavailable)?.into())))
 }
 
-/// How many there are for single rows, and as many for scans.
+/// The number of readers for single rows, and of readers for scans.
 pub(super) fn count() -> u32 {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let readers = u32::try_from(cores).unwrap_or(2);
     readers.clamp(2, SQLITE_READERS_MAX)
 }
 
-/// A pool of them.
+/// The settings of both pools.
 fn pool() -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(count())
@@ -81,7 +81,7 @@ fn pool() -> SqlitePoolOptions {
         .test_before_acquire(false)
 }
 
-/// Ends what runs on a connection to SQLite once it has taken too long from now on.
+/// Ends each statement on a connection to SQLite that takes longer than the limit.
 async fn limit_time(
     connection: &mut SqliteConnection,
     steps: Arc<AtomicU64>,

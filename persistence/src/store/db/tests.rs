@@ -5,8 +5,8 @@ use super::*;
 
 async fn open(dir: &tempfile::TempDir) -> Db {
     let url = format!("sqlite://{}/test.db", dir.path().display());
-    let target = Target::parse(&url, 1, true).expect("a good URL");
-    let connected = Db::connect(target, Arc::new(SystemClock)).await;
+    let config = DatabaseConfig::parse(&url, 1, true).expect("a good URL");
+    let connected = Db::connect(config, Arc::new(SystemClock)).await;
     connected.expect("an empty directory").expect("no limit")
 }
 
@@ -38,7 +38,7 @@ async fn what_is_acknowledged_after_a_full_disk_is_stored() {
     run(&db, "CREATE TABLE t (x BLOB)")
         .await
         .expect("a new table");
-    // The limit belongs to the writing connection, as a full disk does to everybody.
+    // The limit concerns the writing connection; a full disk concerns all.
     run(&db, "PRAGMA max_page_count = 8")
         .await
         .expect("a pragma");
@@ -104,7 +104,7 @@ async fn concurrent_read_then_write_transactions_all_commit() {
     assert_eq!(count(&db).await, 50);
 }
 
-/// How the engine flushes what is committed, as a transaction sees it.
+/// The engine's setting for flushing commits, as a transaction sees it.
 async fn flushes(db: &Db, later: bool) -> String {
     let show = match db.backend() {
         DbBackend::Postgres => "SELECT current_setting('synchronous_commit') AS flush",

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    Ask, ProcessId, StoreError, Written,
+    DueRequest, ProcessId, StoreError, Written,
     fixture::{Fixture, engines},
     webhooks::events,
 };
@@ -39,7 +39,7 @@ async fn houses() -> Vec<House> {
 }
 
 impl House {
-    /// All that there is word of now.
+    /// Everything that the dispatcher is notified of now.
     async fn heard(&self) -> Written {
         let mut all = Written::default();
         let moment = Duration::from_millis(50);
@@ -61,7 +61,7 @@ impl House {
     }
 
     async fn page(&self) -> Vec<DueDelivery> {
-        let ask = Ask {
+        let ask = DueRequest {
             key: self.key,
             ordered: false,
             limit: 100,
@@ -154,7 +154,7 @@ async fn nothing_is_handed_over_that_is_not_surely_there() {
             .await;
         assert!(refused.is_err());
         assert_eq!(house.heard().await, Written::default());
-        // The commit itself fails, as it does when nobody can tell what became of it.
+        // The commit itself fails, as if its result were unknown.
         let fails = match house.fixture.store.backend() {
             sea_orm::DbBackend::Sqlite => {
                 "PRAGMA defer_foreign_keys = ON; UPDATE deliveries SET event_id = x'00'"

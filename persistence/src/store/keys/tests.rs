@@ -36,16 +36,20 @@ async fn create(store: &Store, slug: &str) -> Result<(), StoreError> {
     made.await.map(|_| ())
 }
 
-/// Steps to the end; answers owners moved, owners passed, and whose keys do not open.
+/// Makes all steps. Returns how many owners were moved and passed, and whose keys do not open.
 async fn rewrap(store: &Store, limit: u64, dry: bool) -> (u64, u64, Vec<ClosedKeys>) {
-    let (mut moved, mut passed, mut closed, mut place) = (0, 0, Vec::new(), None);
+    let (mut moved, mut passed, mut closed, mut cursor) = (0, 0, Vec::new(), None);
     loop {
-        let step = store.system().rewrap_keys(place, limit, dry).await.unwrap();
+        let step = store
+            .system()
+            .rewrap_keys(cursor, limit, dry)
+            .await
+            .unwrap();
         moved += step.moved;
         passed += step.passed;
         closed.extend(step.closed);
-        place = step.next;
-        if place.is_none() {
+        cursor = step.next;
+        if cursor.is_none() {
             return (moved, passed, closed);
         }
     }
@@ -86,7 +90,7 @@ async fn all_move_in_steps_and_the_same_keys_open() {
 
         assert_eq!(rewrap(&other, 3, true).await, (8, 0, vec![]));
         assert_eq!(rows(&fixture.store).await, before, "a dry run");
-        // Broken off after its first step, and begun again.
+        // Interrupted after its first step, and started again.
         let step = other.system().rewrap_keys(None, 3, false).await.unwrap();
         assert_eq!(step.moved, 3);
         assert_eq!(other.system().keys_to_rewrap().await.unwrap(), 5);
@@ -117,7 +121,7 @@ async fn a_damaged_row_stays_and_stops_nobody() {
         for at in 0..4 {
             ids.push(fixture.publisher(&format!("p{at}")).await.publisher.id);
         }
-        // Made in one moment, they stand in any order.
+        // Identifiers of the same millisecond are in no particular order.
         ids.sort_by_key(|id| id.uuid());
         let change = |id: PublisherId, column, value: sea_orm::Value| {
             owner_keys::Entity::update_many()
@@ -166,7 +170,7 @@ async fn new_owners_get_the_key_in_force_and_a_process_learns_it() {
     for fixture in engines().await {
         let keys = fixture.keys.with_fresh_first("new").unwrap();
         let other = fixture.beside(&keys).await;
-        // The first of its list is not in force yet: the process that lacks it is not shut out.
+        // The first key of its list is not in force yet, so a process without it still works.
         create(&other, "early").await.unwrap();
         assert_eq!(wrapped_by(&other).await, BTreeSet::from(["test".into()]));
         rewrap(&other, 100, false).await;
@@ -181,7 +185,7 @@ async fn new_owners_get_the_key_in_force_and_a_process_learns_it() {
         system.reread_master_keys_from(missing);
         create(&fixture.store, "late").await.unwrap();
         assert_eq!(wrapped_by(&other).await, BTreeSet::from(["new".into()]));
-        // It still knows what it was started with, and the others open what it has sealed.
+        // It still knows its first key, and the others can open what it has sealed.
         assert!(fixture.store.inner.keys.master().knows("test"));
         sound(&third, None).await;
         fixture.store.inner.keys.forget_all();
@@ -238,7 +242,7 @@ async fn moves_creations_and_removals_at_once_leave_every_key_open() {
             removals
         );
         assert_eq!((&a.2, &b.2), (&vec![], &vec![]));
-        // Whatever a creation wrapped before the operator's row moved was moved as well.
+        // Keys that a creation wrapped before the operator's row was moved were moved, too.
         assert_eq!(wrapped_by(&one).await, BTreeSet::from(["new".into()]));
         let told: u64 = told(&one).await.iter().sum();
         assert_eq!(told, a.0 + b.0);
@@ -267,7 +271,7 @@ async fn destroyed_keys_are_forgotten_here_and_elsewhere() {
             ring.of(fixture.store.read(), owner).await.unwrap();
             assert!(ring.cache.contains_key(&owner));
         }
-        // Read before they were destroyed, by somebody who is slow to keep them.
+        // Read before the keys were destroyed, by a caller that is slow to cache them.
         let late = rings[0].of(fixture.store.read(), owner).await.unwrap();
         let generation = rings[0].generation.load(Ordering::SeqCst);
 
@@ -288,8 +292,8 @@ async fn destroyed_keys_are_forgotten_here_and_elsewhere() {
     }
 }
 
-/// A process that heard nothing for so long that the log of changes was swept does not know whose
-/// keys are gone.
+/// If a process was disconnected until the log of changes was swept, it does not know whose keys
+/// were destroyed.
 #[tokio::test]
 async fn after_a_gap_in_the_log_nobody_s_keys_are_believed() {
     for fixture in engines().await {

@@ -1,4 +1,4 @@
-//! Sums say what rows come to, refuse more than the quota, and fall when rows are removed.
+//! Sums equal the size of the rows, more than the quota is refused, and removals reduce the sum.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ async fn written_down(scoped: &Scoped) -> i64 {
     scoped.store.read_storage([owner]).await.unwrap()[&owner].0
 }
 
-/// What is written down, which a count of the rows must not change.
+/// The stored sum, which a count of the rows must not change.
 async fn confirmed(fixture: &Fixture, scoped: &Scoped) -> i64 {
     let bytes = written_down(scoped).await;
     fixture.clock.advance(COUNTED_FOR * 2);
@@ -66,7 +66,7 @@ async fn sums_say_what_the_rows_come_to() {
         finish(&mine).await.unwrap();
         let full = confirmed(&fixture, &mine).await;
         assert!(full > 7 * 1000, "{full}");
-        // A sum that went wrong is put right.
+        // A wrong sum is corrected.
         let owner = mine.scope.uuid();
         fixture
             .execute("UPDATE storage_usage SET bytes = bytes + 12345")
@@ -74,7 +74,7 @@ async fn sums_say_what_the_rows_come_to() {
         fixture.clock.advance(COUNTED_FOR * 2);
         fixture.store.recount_storage(owner).await.unwrap();
         assert_eq!(written_down(&mine).await, full);
-        // What is removed is taken off.
+        // Removed rows are subtracted.
         fixture
             .execute("UPDATE deliveries SET status = 'succeeded', next_attempt_at = NULL, finished_at = 1")
             .await;
@@ -120,14 +120,14 @@ async fn who_stores_as_much_as_it_may_is_refused_until_rows_are_gone() {
         assert!(published > 5, "{published}");
         let run = create(&mine, new_run("nightly")).await.map(drop);
         assert_eq!(code(run), Code::QuotaExceeded);
-        // Another process knows it too, once the sum is written down.
+        // Another process knows the sum once it is written.
         written_down(&mine).await;
         let beside = fixture.beside(&fixture.keys).await;
         let there = beside.scoped(&mine.scope);
         assert_eq!(code(publish(&there, 1).await), Code::QuotaExceeded);
         finish(&mine).await.unwrap();
         publish(&theirs, 1).await.unwrap();
-        // It comes back when rows are removed.
+        // Removing rows makes room again.
         fixture.clock.advance(Duration::from_hours(1));
         let now = fixture.store.now();
         assert!(
@@ -140,7 +140,7 @@ async fn who_stores_as_much_as_it_may_is_refused_until_rows_are_gone() {
                 > 5
         );
         publish(&mine, 1).await.unwrap();
-        // What another process took off counts at once, however long ago this one looked.
+        // What another process removed counts at once, however old this process's sum is.
         written_down(&mine).await;
         publish(&there, 1).await.unwrap();
         beside.close().await;

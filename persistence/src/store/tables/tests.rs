@@ -19,8 +19,8 @@ const RETENTION: Retention = Retention {
     notices: Duration::from_hours(10 * 24),
 };
 
-/// What makes a row's end come, for each table whose rows a job removes. `NOW` is the moment of it.
-/// Nothing where the row was written with the time of its end.
+/// The assignments that end a row, for each table whose rows a job removes. `NOW` is the time of
+/// the end. Empty if the row was inserted with the time of its end.
 fn ended(table: &str) -> &'static str {
     match table {
         "deliveries" => "status = 'succeeded', next_attempt_at = NULL, finished_at = NOW",
@@ -43,7 +43,7 @@ async fn names(fixture: &Fixture, sql: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-/// Every job's sweeps, until none finds anything; answers how many rows went.
+/// Runs every job's sweeps until none finds anything. Returns how many rows were removed.
 async fn sweep_all(fixture: &Fixture) -> u64 {
     let mut all = 0;
     loop {
@@ -94,7 +94,7 @@ async fn every_table_says_how_its_rows_end() {
                 assert!(!what.is_empty(), "{}", table.name);
             }
         }
-        // What a sweep takes along is what says that it goes with the row, and nothing else.
+        // A table is removed along with a row exactly if it declares so.
         for swept in table.sweeps().filter(|swept| !swept.along.is_empty()) {
             let along: BTreeSet<&str> = swept.along.iter().map(|(name, _)| *name).collect();
             let with_it = |end: &End| matches!(end, End::With(other) if *other == table.name);
@@ -106,7 +106,8 @@ async fn every_table_says_how_its_rows_end() {
                 table.name
             );
         }
-        // What a publisher has goes with it, by itself or with what it belongs to.
+        // All rows of a publisher are removed with it, directly or with the rows that they belong
+        // to.
         let goes = |end: &End| {
             matches!(end, End::WithPublisher | End::With(_)) || table.name == "publishers"
         };
@@ -162,7 +163,7 @@ async fn what_has_ended_goes_when_its_time_is_over() {
             if table.name == "credential_changes" || !table.ends.iter().any(goes) {
                 continue;
             }
-            // What the boot seed wrote is known for good.
+            // Tokens of the boot seed stay known for ever.
             let seeded = table.name == "credentials" || table.name == "token_hashes";
             let only = if seeded && table.name == "credentials" {
                 " AND source <> 'seed'"
@@ -173,7 +174,7 @@ async fn what_has_ended_goes_when_its_time_is_over() {
             assert_eq!(left, 0, "{} has rows without an end", table.name);
         }
         assert_eq!(sweep_all(&fixture).await, 0);
-        // Another publisher's, as old, have not ended.
+        // Rows of another publisher that are as old have not ended.
         for table in swept.iter().filter(|table| lasting(table)) {
             assert!(
                 count(&fixture, table, other, "").await > 0,
@@ -202,7 +203,7 @@ async fn a_version_ends_when_the_next_one_comes() {
         ] {
             fixture.execute(&sql).await;
         }
-        // Old, and superseded a moment ago: a run of it may be on its way.
+        // Old, and superseded just now: a run of this version may be about to be created.
         for (days, left) in [(0, 2), (9, 2), (2, 1)] {
             fixture.clock.advance(days * DAY);
             sweep_all(&fixture).await;
@@ -222,7 +223,7 @@ async fn what_something_still_names_stays() {
         furnish(&fixture, acme).await;
         let (owner, now) = (literal(&fixture, acme.uuid()), fixture.store.now().ms());
         for sql in [
-            // A second version; a run was made of the first.
+            // A second version; there is a run of the first.
             format!(
                 "INSERT INTO pipeline_versions SELECT publisher_id, pipeline_id, 2, definition, {now} \
                  FROM pipeline_versions"
@@ -232,7 +233,7 @@ async fn what_something_still_names_stays() {
                  FROM pipeline_versions WHERE version = 1"
             ),
             "UPDATE pipelines SET version = 3".to_owned(),
-            // An endpoint whose delivery waits.
+            // An endpoint with a pending delivery.
             format!(
                 "UPDATE webhook_endpoints SET enabled = FALSE, deleted_at = {now} \
                  WHERE publisher_id = {owner}"
@@ -258,7 +259,7 @@ async fn what_something_still_names_stays() {
         ] {
             assert_eq!(fixture.count(table).await, 1, "{table}");
         }
-        // Nothing names them any more.
+        // Nothing refers to them any more.
         for table in ["run_timeline", "runs", "deliveries"] {
             fixture.execute(&format!("DELETE FROM {table}")).await;
         }

@@ -1,4 +1,5 @@
-//! Every filter of every list, in every combination: the right rows, for a bounded amount of work.
+//! Every filter of every list, in every combination, returns the right rows for a bounded amount of
+//! work.
 
 use domain::{
     Timestamp,
@@ -16,12 +17,13 @@ use crate::{
     AuditFilter, DeliveryFilter, RunFilter, Scope, Scoped,
     fixture::{Fixture, START, engines},
     runs,
-    store::target::Target,
+    store::database_config::DatabaseConfig,
 };
 
-/// Rows of each table that the lists could look through.
+/// Rows of each table that a list might read.
 const MANY: u64 = 12_000;
-/// Rows that one part may examine along each of its ways, with what is read to show it.
+/// Rows that one page may examine along each of its paths, including those that are read to be
+/// returned.
 const BOUND: u64 = 3 * (EXAMINED_MAX as u64 + 2 * STEP as u64);
 
 /// Numbers from 1 to `count`, as a table of one column `n`.
@@ -32,7 +34,7 @@ fn numbers(count: u64) -> String {
     )
 }
 
-/// An identifier made of a moment and a number, as SQL.
+/// An SQL expression for an identifier made of a time and a number.
 fn id_of(backend: DbBackend, moment: &str, number: &str) -> String {
     match backend {
         DbBackend::Sqlite => format!(
@@ -60,13 +62,13 @@ const fn bytes(backend: DbBackend) -> &'static str {
 
 struct House {
     fixture: Fixture,
-    /// With many rows of each kind, hardly any of which is of pipeline `q`.
+    /// A publisher with many rows of each kind, hardly any of which is of pipeline `q`.
     mine: Scoped,
     limited: Scoped,
     endpoint: EndpointId,
 }
 
-/// What each table is filled with: its columns, and their values for the number `n`.
+/// The columns of each table, and their values for the number `n`.
 fn rows_of(id: &str, pipeline: &str, endpoint: &str) -> [(&'static str, &'static str, String); 6] {
     let start = START.ms();
     [
@@ -156,9 +158,9 @@ async fn house(fixture: Fixture) -> House {
     }
 }
 
-/// Rows that PostgreSQL has read for this database, of tables and of indexes.
+/// Rows of tables and indexes that PostgreSQL has read in this database.
 async fn rows_read(url: &str) -> u64 {
-    let db = Target::parse(url, 1, true).unwrap();
+    let db = DatabaseConfig::parse(url, 1, true).unwrap();
     let db = db.connect_one().await.unwrap();
     let sql = "SELECT ((SELECT sum(seq_tup_read) FROM pg_stat_user_tables) \
                + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes))::bigint AS n";
@@ -228,7 +230,7 @@ fn page<K>() -> PageRequest<K> {
 }
 
 impl House {
-    /// Asks every list with every filter once; answers how often it asked.
+    /// Reads every list with every filter once. Returns the number of calls.
     async fn ask_everything(&self, asked: &mut impl AsyncFnMut(String)) {
         for of in [&self.mine, &self.limited] {
             let limited = of.scope.pipelines().is_some();
@@ -287,7 +289,7 @@ async fn no_filter_of_any_list_looks_through_what_it_does_not_show() {
         let house = house(fixture).await;
         let db = &house.fixture.store.inner.db;
         if db.backend() == DbBackend::Sqlite {
-            // A row that is looked at takes some ten steps.
+            // Examining a row takes some ten steps.
             let (mut before, mut count) = (db.scan_steps(), 0);
             house
                 .ask_everything(&mut async |what| {
@@ -300,7 +302,8 @@ async fn no_filter_of_any_list_looks_through_what_it_does_not_show() {
             assert!(count > 400, "{count}");
             continue;
         }
-        // PostgreSQL counts by session, and reports when it ends: each table's lists together.
+        // PostgreSQL counts by session and reports at its end, so each table's lists are counted
+        // together.
         let mut count = 0;
         house.fixture.store.close().await;
         let before = rows_read(&house.fixture.url).await;
@@ -318,7 +321,7 @@ async fn no_filter_of_any_list_looks_through_what_it_does_not_show() {
     }
 }
 
-/// A parameter as it is written in a text.
+/// A parameter as SQL text.
 fn text_of(value: &Value) -> String {
     match value {
         Value::Uuid(Some(id)) => format!("'{id}'"),
@@ -329,10 +332,10 @@ fn text_of(value: &Value) -> String {
     }
 }
 
-/// The pages that PostgreSQL looks at for a statement whose plan knows no parameters, as that of a
-/// statement that was prepared long ago. The rows that it answers say nothing of those that it passes by.
+/// The pages that PostgreSQL reads for a statement with a generic plan, as that of a statement that
+/// was prepared long ago. The number of returned rows says nothing about the rows that it skips.
 async fn pages(fixture: &Fixture, statement: Statement) -> u64 {
-    let db = Target::parse(&fixture.url, 1, true).unwrap();
+    let db = DatabaseConfig::parse(&fixture.url, 1, true).unwrap();
     let db = db.connect_one().await.unwrap();
     let values: Vec<String> = statement
         .values
@@ -345,7 +348,7 @@ async fn pages(fixture: &Fixture, statement: Statement) -> u64 {
         .unwrap();
     let prepare = format!("PREPARE asked AS {}", statement.sql);
     db.execute_unprepared(&prepare).await.unwrap();
-    // The second time nothing has to be looked up in the catalogue.
+    // The second time nothing has to be read from the catalog.
     let mut pages = 0;
     for _ in 0..2 {
         let sql = format!(
@@ -366,7 +369,7 @@ async fn pages(fixture: &Fixture, statement: Statement) -> u64 {
 async fn a_way_passes_by_nothing_that_it_does_not_show() {
     for fixture in engines().await {
         if fixture.store.backend() != DbBackend::Postgres {
-            // There the steps are counted, of those passed by too.
+            // On SQLite the steps are counted, including those for skipped rows.
             continue;
         }
         let house = house(fixture).await;
@@ -397,7 +400,7 @@ async fn a_way_passes_by_nothing_that_it_does_not_show() {
             .into_iter()
             .chain(events.map(|path| ("events", path)));
         for (table, path) in all {
-            // Of all, of the newest few, and of the oldest few.
+            // The whole list, the newest few rows, and the oldest few.
             for span in [span, span.from(newest), span.to(oldest)] {
                 for newest_first in [true, false] {
                     let span = Span {
@@ -407,8 +410,8 @@ async fn a_way_passes_by_nothing_that_it_does_not_show() {
                     let walk = Walk::over(table, owner, Vec::new());
                     let sql = walk.statement(&path, span, 16, DbBackend::Postgres);
                     let pages = pages(&house.fixture, sql.statement(DbBackend::Postgres)).await;
-                    // A part of 16 rows is on a handful of pages of an index, and each row may be on one
-                    // of its own.
+                    // The keys of a part of 16 rows are on a few pages of an index. Each row may be
+                    // on a page of its own.
                     assert!(
                         pages <= 40,
                         "{pages} pages for {table} by {path:?}, {span:?}"
@@ -419,7 +422,7 @@ async fn a_way_passes_by_nothing_that_it_does_not_show() {
     }
 }
 
-/// Everything that a list shows, however many parts it takes, and how many were not full.
+/// All rows of a list, over all its pages, and how many pages were not full.
 async fn all_of<T, K: Copy>(
     limit: u64,
     part: impl AsyncFn(PageRequest<K>) -> crate::Page<T, K>,
@@ -438,7 +441,7 @@ async fn all_of<T, K: Copy>(
     }
 }
 
-/// Changes that make some rows differ from the many.
+/// Changes that make some rows differ from the others.
 const VARIETY: &[(&str, &str)] = &[
     (
         "runs",
@@ -536,7 +539,7 @@ impl House {
 
     async fn common_filters_end_early(&self) {
         let house = self;
-        // Two filters that are common each, and never true together, end early.
+        // Two filters that each match many rows, but no row together, end early.
         house
             .fixture
             .execute(

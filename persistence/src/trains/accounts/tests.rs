@@ -58,14 +58,14 @@ pub(crate) async fn make(scoped: &Scoped, new: NewAccount) -> Result<Account> {
 
 async fn change(scoped: &Scoped, id: AccountId, patch: AccountPatch) -> Result<Account> {
     let (slot, context) = (Slot::new(), context());
-    let wish = |_: &Account| patch.clone();
-    // It is too large for the stacks of its callers.
-    let changed = scoped.update_account(&context, id, None, wish, |account| slot.keep(account));
+    let patch_of = |_: &Account| patch.clone();
+    // The future is too large for the stacks of its callers.
+    let changed = scoped.update_account(&context, id, None, patch_of, |account| slot.keep(account));
     Box::pin(changed).await?;
     Ok(slot.take())
 }
 
-/// How often other processes were told that something of a publisher changed.
+/// How often other processes were told that a publisher changed.
 async fn told(fixture: &Fixture) -> i64 {
     fixture.count("credential_changes").await
 }
@@ -221,7 +221,7 @@ async fn many_accounts_at_once_stay_within_the_quota() {
         let made = tasks.join_all().await.into_iter().filter(|made| *made);
         assert_eq!(made.count(), 3);
         assert_eq!(acme.usage().await.unwrap().accounts, 3);
-        // A replacement needs no room.
+        // A replacement needs no free quota.
         let one = acme.accounts(PAGE).await.unwrap().items[0].id;
         acme.replace_account(&context(), one, new_account("new"), |_| no_content())
             .await
@@ -229,7 +229,7 @@ async fn many_accounts_at_once_stay_within_the_quota() {
     }
 }
 
-/// The last guard: whatever the code above would write.
+/// The database's constraints, whatever the code writes.
 #[tokio::test]
 async fn the_engines_refuse_combinations_that_can_not_be() {
     for fixture in engines().await {

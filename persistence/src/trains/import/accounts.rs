@@ -1,4 +1,4 @@
-//! Accounts of an import.
+//! The accounts of an import.
 
 use domain::{
     Timestamp,
@@ -10,13 +10,13 @@ use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, sea_query::Expr,
 };
 
-use super::{AccountWish, Done, Import, Outcome, told};
+use super::{AccountSpec, Import, ImportOutcome, ImportResult, refusal_as_result};
 use crate::{
     store::{
         change::Audited,
         db::Tx,
         entity::accounts,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
     },
     trains::accounts::{
@@ -24,56 +24,57 @@ use crate::{
     },
 };
 
-/// The number of the credential from which on it is one that the service itself got.
+/// From this number on, a credential was obtained by the service itself.
 const REFRESHED: i64 = 2;
 
-/// What is to be done about an account.
+/// What to do with an account.
 enum Step {
     Create,
     Update(Box<accounts::Model>, AccountPatch),
-    /// The last says whether the new one gets tokens that the service got for the old one.
+    /// The last field: whether the new account gets tokens that the service obtained for the old
+    /// one.
     Replace(AccountId, Box<NewAccount>, bool),
-    Nothing(Done),
+    Nothing(ImportResult),
 }
 
 impl Step {
-    fn done(&self) -> Done {
+    fn done(&self) -> ImportResult {
         match self {
-            Self::Create => Done::of(Outcome::Created),
-            Self::Update(..) => Done::of(Outcome::Updated),
-            Self::Replace(..) => Done::of(Outcome::Replaced),
+            Self::Create => ImportResult::of(ImportOutcome::Created),
+            Self::Update(..) => ImportResult::of(ImportOutcome::Updated),
+            Self::Replace(..) => ImportResult::of(ImportOutcome::Replaced),
             Self::Nothing(done) => done.clone(),
         }
     }
 }
 
 impl Import {
-    /// Brings an account to what the wish says. Found by its name.
+    /// Brings an account to the state that `spec` describes. The name identifies it.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
-    pub async fn account(&mut self, wish: &AccountWish) -> Result<Done, StoreError> {
-        told(self.bring_account(wish).await)
+    /// Those of the store. A refusal is a result.
+    pub async fn account(&mut self, spec: &AccountSpec) -> Result<ImportResult, StoreError> {
+        refusal_as_result(self.bring_account(spec).await)
     }
 
-    async fn bring_account(&mut self, wish: &AccountWish) -> Result<Done> {
-        let step = self.account_step(self.scoped.store.read(), wish).await?;
+    async fn bring_account(&mut self, spec: &AccountSpec) -> Result<ImportResult> {
+        let step = self.account_step(self.scoped.store.read(), spec).await?;
         if matches!(step, Step::Nothing(_)) {
             return Ok(step.done());
         }
         if self.pretended.is_some() {
             if matches!(step, Step::Create) {
-                self.pretend_account(&wish.new.name).await?;
+                self.pretend_account(&spec.new.name).await?;
             }
             return Ok(step.done());
         }
         let this = &*self;
         let work = |tx: Tx| async move {
-            let step = this.account_step(tx.db(), wish).await?;
+            let step = this.account_step(tx.db(), spec).await?;
             let done = step.done();
             let (store, publisher) = (&this.scoped.store, this.publisher());
             let changed: Audited<Account> = match step {
-                Step::Create => create_within(store, &tx, publisher, &wish.new).await?,
+                Step::Create => create_within(store, &tx, publisher, &spec.new).await?,
                 Step::Update(row, patch) => update_within(&tx, *row, &patch).await?,
                 Step::Replace(old, new, refreshed) => {
                     let made = replace_within(store, &tx, publisher, old, &new).await?;
@@ -102,9 +103,9 @@ impl Import {
         Ok(())
     }
 
-    async fn account_step<C: ConnectionTrait>(&self, db: &C, wish: &AccountWish) -> Result<Step> {
+    async fn account_step<C: ConnectionTrait>(&self, db: &C, spec: &AccountSpec) -> Result<Step> {
         let row = crate::trains::accounts::of(self.owner())
-            .filter(accounts::Column::Name.eq(&wish.new.name))
+            .filter(accounts::Column::Name.eq(&spec.new.name))
             .one(db)
             .await?;
         let Some(row) = row else {
@@ -118,11 +119,11 @@ impl Import {
             .of(db, self.owner())
             .await?
             .data;
-        compare(row, &key, wish)
+        compare(row, &key, spec)
     }
 }
 
-/// Notes that an account holds other tokens than the files have: the next import has to know.
+/// Notes that an account has other tokens than the file, so that the next import knows.
 async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> Result<()> {
     use accounts::Column;
     accounts::Entity::update_many()
@@ -134,19 +135,19 @@ async fn note_refreshed(tx: &Tx, publisher: PublisherId, account: &Account) -> R
     Ok(())
 }
 
-/// What the account is to be, and whether it keeps tokens that the service itself got: once
-/// refreshed, those of a file are spent, and going back to them would lose the account. An account
-/// whose refresh failed has nothing to lose.
+/// The account that the file describes, and whether it keeps tokens that the service obtained.
+/// After a refresh the file's tokens are used up, and going back to them would break the account.
+/// An account whose refresh failed cannot become worse.
 fn wanted(
     row: &accounts::Model,
     there: &Account,
     held: Credential,
-    wish: &AccountWish,
+    spec: &AccountSpec,
 ) -> (NewAccount, bool) {
     let mut new = NewAccount {
-        enabled: wish.enabled.unwrap_or(there.enabled),
-        ceilings: wish.ceilings.unwrap_or(there.ceilings),
-        ..wish.new.clone()
+        enabled: spec.enabled.unwrap_or(there.enabled),
+        ceilings: spec.ceilings.unwrap_or(there.ceilings),
+        ..spec.new.clone()
     };
     let refreshed = row.credential_version >= REFRESHED && row.health == "ok";
     let keeps = match (&there.oauth, &new.oauth) {
@@ -170,7 +171,7 @@ fn wanted(
     (new, false)
 }
 
-/// Whether all that only another account could change is as it is to be.
+/// Whether everything is as described that cannot be changed without replacing the account.
 fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
     let oauth: Option<(_, Timestamp)> = there.oauth.clone().zip(there.expires_at);
     there.provider == new.provider
@@ -180,27 +181,27 @@ fn is_the_same(there: &Account, held: &Credential, new: &NewAccount) -> bool {
         && held.is(&new.credential)
 }
 
-/// What brings an account that is there to what is wished.
-fn compare(row: accounts::Model, key: &Key, wish: &AccountWish) -> Result<Step> {
+/// The step that brings an existing account to the described state.
+fn compare(row: accounts::Model, key: &Key, spec: &AccountSpec) -> Result<Step> {
     let id = AccountId::from_uuid(row.id);
     let held = Credential::open(key, &sealed_for(&row), &row.sealed)
-        .map_err(|_| damaged("account's credential"))?;
+        .map_err(|_| corrupt_row("account's credential"))?;
     let there = Account::of_row(row.clone())?;
-    let (new, refreshed) = wanted(&row, &there, held.clone(), wish);
+    let (new, refreshed) = wanted(&row, &there, held.clone(), spec);
     if !is_the_same(&there, &held, &new) {
         return Ok(Step::Replace(id, Box::new(new), refreshed));
     }
     let patch = AccountPatch {
         name: None,
-        enabled: wish.enabled.filter(|wish| *wish != there.enabled),
-        ceilings: wish.ceilings.filter(|wish| *wish != there.ceilings),
+        enabled: spec.enabled.filter(|wanted| *wanted != there.enabled),
+        ceilings: spec.ceilings.filter(|wanted| *wanted != there.ceilings),
     };
     if patch != AccountPatch::default() {
         return Ok(Step::Update(Box::new(row), patch));
     }
     Ok(Step::Nothing(if refreshed {
-        Done::unchanged("Its tokens were refreshed since; those are kept.")
+        ImportResult::unchanged("Its tokens were refreshed since; those are kept.")
     } else {
-        Done::of(Outcome::Unchanged)
+        ImportResult::of(ImportOutcome::Unchanged)
     }))
 }

@@ -1,4 +1,4 @@
-//! Keys that clients of trains have already, of an import.
+//! The keys of an import, which clients of trains already have.
 
 use domain::{
     audit::Action,
@@ -8,75 +8,74 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter a
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{ClientKeyWish, Done, Import, Outcome, refuse, told};
+use super::{ClientKeySpec, Import, ImportOutcome, ImportResult, refusal_as_result, refuse};
 use crate::{
     store::{
-        change::{Audited, entry},
+        change::{Audited, audit_entry},
         db::Tx,
         entity::{token_hashes, train_token_hashes, train_tokens, trains},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
     },
     trains::train_tokens::{IMPORTED, check_quotas, check_room, insert_row, live_counts},
 };
 
-/// What is to be done about a key.
+/// What to do with a key.
 enum Step {
-    /// Of this train, which a dry run may only pretend to have.
+    /// The train's identifier; `None` if a dry run would have created the train.
     Create(Option<Uuid>),
-    Nothing(Done),
+    Nothing(ImportResult),
 }
 
-/// The same words whoever has it: they are not to tell whose it is.
+/// The error is always the same: it must not tell whose key it is.
 fn used_elsewhere() -> StoreError {
     refuse("The key is in use already, for something else.")
 }
 
 impl Import {
-    /// Makes a key known as one of its train's. What is known already stays as it is: a key that
-    /// was revoked stays revoked.
+    /// Adds a key to its train. A known key does not change: a revoked one stays revoked.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
-    pub async fn client_key(&mut self, wish: &ClientKeyWish) -> Result<Done, StoreError> {
-        told(self.bring_key(wish).await)
+    /// Those of the store. A refusal is a result.
+    pub async fn client_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult, StoreError> {
+        refusal_as_result(self.bring_key(spec).await)
     }
 
-    async fn bring_key(&mut self, wish: &ClientKeyWish) -> Result<Done> {
-        let step = self.key_step(self.scoped.store.read(), wish).await?;
+    async fn bring_key(&mut self, spec: &ClientKeySpec) -> Result<ImportResult> {
+        let step = self.key_step(self.scoped.store.read(), spec).await?;
         let train = match step {
             Step::Nothing(done) => return Ok(done),
             Step::Create(train) => train,
         };
         if self.pretended.is_some() {
-            self.pretend_key(wish.train.as_str(), train).await?;
-            return Ok(Done::of(Outcome::Created));
+            self.pretend_key(spec.train.as_str(), train).await?;
+            return Ok(ImportResult::of(ImportOutcome::Created));
         }
         let this = &*self;
         let work = |tx: Tx| async move {
-            match this.key_step(tx.db(), wish).await? {
+            match this.key_step(tx.db(), spec).await? {
                 Step::Nothing(done) => Ok(Audited::unchanged(done)),
-                Step::Create(None) => Err(no_train(wish)),
-                Step::Create(Some(train)) => this.insert_key(&tx, train, wish).await,
+                Step::Create(None) => Err(no_train(spec)),
+                Step::Create(Some(train)) => this.insert_key(&tx, train, spec).await,
             }
         };
         this.commit(work).await
     }
 
-    async fn key_step<C: ConnectionTrait>(&self, db: &C, wish: &ClientKeyWish) -> Result<Step> {
-        if self.reserved.iter().any(|hash| hash.matches(&wish.hash)) {
+    async fn key_step<C: ConnectionTrait>(&self, db: &C, spec: &ClientKeySpec) -> Result<Step> {
+        if self.reserved.iter().any(|hash| hash.matches(&spec.hash)) {
             return Err(used_elsewhere());
         }
         let train = crate::trains::train::of(self.owner())
-            .filter(trains::Column::Slug.eq(wish.train.as_str()))
+            .filter(trains::Column::Slug.eq(spec.train.as_str()))
             .one(db)
             .await?
             .map(|train| train.id);
-        let slug = wish.train.as_str();
+        let slug = spec.train.as_str();
         let pretended = self.pretended.as_ref();
         if train.is_none() && !pretended.is_some_and(|all| all.trains.contains(slug)) {
-            return Err(no_train(wish));
+            return Err(no_train(spec));
         }
-        let hash = wish.hash.as_bytes().to_vec();
+        let hash = spec.hash.as_bytes().to_vec();
         let of_publisher = token_hashes::Entity::find_by_id(hash.clone());
         if of_publisher.one(db).await?.is_some() {
             return Err(used_elsewhere());
@@ -91,14 +90,14 @@ impl Import {
         let token = train_tokens::Entity::find_by_id((known.publisher_id, known.token_id))
             .one(db)
             .await?
-            .ok_or_else(|| damaged("hash of a train's token"))?;
+            .ok_or_else(|| corrupt_row("hash of a train's token"))?;
         if Some(token.train_id) != train {
             return Err(used_elsewhere());
         }
         Ok(Step::Nothing(if token.revoked_at.is_some() {
-            Done::unchanged("It was revoked, and stays so.")
+            ImportResult::unchanged("It was revoked, and stays so.")
         } else {
-            Done::of(Outcome::Unchanged)
+            ImportResult::of(ImportOutcome::Unchanged)
         }))
     }
 
@@ -120,16 +119,16 @@ impl Import {
         &self,
         tx: &Tx,
         train: Uuid,
-        wish: &ClientKeyWish,
-    ) -> Result<Audited<Done>> {
+        spec: &ClientKeySpec,
+    ) -> Result<Audited<ImportResult>> {
         let owner = self.owner();
         check_quotas(tx, owner, train).await?;
         let row = train_tokens::Model {
             publisher_id: owner,
             id: TokenId::generate(tx.now).uuid(),
             train_id: train,
-            name: wish.name.clone(),
-            last_four: wish.last_four.clone(),
+            name: spec.name.clone(),
+            last_four: spec.last_four.clone(),
             source: IMPORTED.to_owned(),
             created_at: tx.now.ms(),
             expires_at: None,
@@ -137,20 +136,24 @@ impl Import {
             last_used_at: None,
         };
         let token =
-            insert_row(tx, row, &wish.hash)
+            insert_row(tx, row, &spec.hash)
                 .await
                 .map_err(|error| match error.sql_err() {
-                    // Somebody else's, since a moment ago.
+                    // Another token got the same value meanwhile.
                     Some(SqlErr::UniqueConstraintViolation(_)) => used_elsewhere(),
                     _ => error.into(),
                 })?;
         tx.touches_credentials_of(self.publisher());
-        let facts = json!({ "train": wish.train.as_str(), "source": IMPORTED });
-        let line = entry(Action::TrainTokenMinted, "train_token", token.id, facts);
-        Ok(Audited::new(Done::of(Outcome::Created), owner, line))
+        let facts = json!({ "train": spec.train.as_str(), "source": IMPORTED });
+        let entry = audit_entry(Action::TrainTokenMinted, "train_token", token.id, facts);
+        Ok(Audited::new(
+            ImportResult::of(ImportOutcome::Created),
+            owner,
+            entry,
+        ))
     }
 }
 
-fn no_train(wish: &ClientKeyWish) -> StoreError {
-    refuse(format!("The publisher has no train {}.", wish.train))
+fn no_train(spec: &ClientKeySpec) -> StoreError {
+    refuse(format!("The publisher has no train {}.", spec.train))
 }

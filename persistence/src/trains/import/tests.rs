@@ -22,13 +22,13 @@ fn tokens(text: &str) -> Credential {
     })
 }
 
-fn wish(text: &str) -> AccountWish {
+fn spec(text: &str) -> AccountSpec {
     let client = OauthClient {
         token_url: "https://auth.example/token".into(),
         client_id: "stationmaster".into(),
         scopes: vec!["inference".into()],
     };
-    AccountWish {
+    AccountSpec {
         new: NewAccount {
             name: "subscription".into(),
             provider: "anthropic".into(),
@@ -63,10 +63,10 @@ impl World {
         all
     }
 
-    async fn bring(&self, wish: &AccountWish) -> Done {
+    async fn bring(&self, spec: &AccountSpec) -> ImportResult {
         let system = self.fixture.store.system();
         let mut import = system.import(&self.publisher, Vec::new(), false);
-        import.account(wish).await.unwrap()
+        import.account(spec).await.unwrap()
     }
 
     async fn row(&self) -> rows::Model {
@@ -74,7 +74,7 @@ impl World {
         found.unwrap().unwrap()
     }
 
-    /// The access token of the one account.
+    /// The access token of the only account.
     async fn access_token(&self) -> String {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
@@ -82,7 +82,7 @@ impl World {
         held.unwrap().bearer().expose_secret().to_owned()
     }
 
-    /// What a refresh leaves behind.
+    /// Changes the row like a refresh.
     async fn refresh(&self, text: &str, health: &str) {
         let (row, store) = (self.row().await, &self.fixture.store);
         let keys = store.inner.keys.of(store.read(), row.publisher_id).await;
@@ -112,44 +112,44 @@ impl World {
 #[tokio::test]
 async fn the_tokens_of_a_file_are_compared_until_the_service_has_refreshed_them() {
     for world in World::all().await {
-        let made = world.bring(&wish("of the file")).await;
-        assert_eq!(made, Done::of(Outcome::Created));
-        let again = world.bring(&wish("of the file")).await;
-        assert_eq!(again, Done::of(Outcome::Unchanged));
-        let done = world.bring(&wish("of another login")).await;
-        assert_eq!(done.outcome, Outcome::Replaced);
+        let made = world.bring(&spec("of the file")).await;
+        assert_eq!(made, ImportResult::of(ImportOutcome::Created));
+        let again = world.bring(&spec("of the file")).await;
+        assert_eq!(again, ImportResult::of(ImportOutcome::Unchanged));
+        let done = world.bring(&spec("of another login")).await;
+        assert_eq!(done.outcome, ImportOutcome::Replaced);
         assert_eq!(world.access_token().await, "access-of another login");
-        let mut expires = wish("of another login");
+        let mut expires = spec("of another login");
         expires.new.oauth.as_mut().unwrap().1 = later(2);
-        assert_eq!(world.bring(&expires).await.outcome, Outcome::Replaced);
+        assert_eq!(world.bring(&expires).await.outcome, ImportOutcome::Replaced);
     }
 }
 
 #[tokio::test]
 async fn refreshed_tokens_are_kept_for_as_long_as_they_work() {
     for world in World::all().await {
-        world.bring(&wish("of the file")).await;
+        world.bring(&spec("of the file")).await;
         world.refresh("refreshed", "ok").await;
-        let done = world.bring(&wish("of the file")).await;
-        assert_eq!(done.outcome, Outcome::Unchanged);
+        let done = world.bring(&spec("of the file")).await;
+        assert_eq!(done.outcome, ImportOutcome::Unchanged);
         assert!(done.note.is_some());
         assert_eq!(world.access_token().await, "access-refreshed");
 
-        // Even where another account has to take the place for the sake of a setting.
-        let mut moved = wish("of the file");
+        // Even if a changed setting requires a new account.
+        let mut moved = spec("of the file");
         moved.new.base_url = "https://proxy.example".into();
-        assert_eq!(world.bring(&moved).await.outcome, Outcome::Replaced);
+        assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Replaced);
         assert_eq!(world.access_token().await, "access-refreshed");
         assert_eq!(world.row().await.expires_at, Some(later(9).ms()));
-        assert_eq!(world.bring(&moved).await.outcome, Outcome::Unchanged);
+        assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Unchanged);
         assert_eq!(world.access_token().await, "access-refreshed");
-        assert_eq!(world.bring(&moved).await.outcome, Outcome::Unchanged);
+        assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Unchanged);
         assert_eq!(world.access_token().await, "access-refreshed");
 
-        // Another client could do nothing with them.
+        // The tokens are bound to their client.
         world.refresh("refreshed again", "ok").await;
         moved.new.oauth.as_mut().unwrap().0.client_id = "another".into();
-        assert_eq!(world.bring(&moved).await.outcome, Outcome::Replaced);
+        assert_eq!(world.bring(&moved).await.outcome, ImportOutcome::Replaced);
         assert_eq!(world.access_token().await, "access-of the file");
     }
 }
@@ -157,13 +157,13 @@ async fn refreshed_tokens_are_kept_for_as_long_as_they_work() {
 #[tokio::test]
 async fn an_account_whose_refresh_failed_takes_the_tokens_of_the_file() {
     for world in World::all().await {
-        world.bring(&wish("of the file")).await;
+        world.bring(&spec("of the file")).await;
         world.refresh("dead", "failed").await;
-        let done = world.bring(&wish("of a new login")).await;
-        assert_eq!(done, Done::of(Outcome::Replaced));
+        let done = world.bring(&spec("of a new login")).await;
+        assert_eq!(done, ImportResult::of(ImportOutcome::Replaced));
         assert_eq!(world.access_token().await, "access-of a new login");
-        let again = world.bring(&wish("of a new login")).await;
-        assert_eq!(again, Done::of(Outcome::Unchanged));
+        let again = world.bring(&spec("of a new login")).await;
+        assert_eq!(again, ImportResult::of(ImportOutcome::Unchanged));
     }
 }
 
@@ -191,7 +191,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
     for world in World::all().await {
         let system = world.fixture.store.system();
         let slug = Slug::parse("t").unwrap();
-        let train = TrainWish {
+        let train = TrainSpec {
             slug: slug.clone(),
             description: None,
             enabled: None,
@@ -199,7 +199,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
             slack: None,
             accounts: None,
         };
-        let key = ClientKeyWish {
+        let key = ClientKeySpec {
             train: slug,
             hash: TokenHash::of("a key of another make"),
             last_four: "make".into(),
@@ -208,7 +208,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
         let mut import = system.import(&world.publisher, Vec::new(), false);
         import.train(&train).await.unwrap();
         let made = import.client_key(&key).await.unwrap();
-        assert_eq!(made, Done::of(Outcome::Created));
+        assert_eq!(made, ImportResult::of(ImportOutcome::Created));
         world
             .fixture
             .execute("UPDATE train_tokens SET revoked_at = 1")
@@ -219,7 +219,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
             .unwrap();
         assert_eq!(swept, 0);
         let again = import.client_key(&key).await.unwrap();
-        assert_eq!(again.outcome, Outcome::Unchanged);
+        assert_eq!(again.outcome, ImportOutcome::Unchanged);
         assert!(again.note.is_some());
         assert_eq!(world.fixture.count("train_tokens").await, 1);
         let live = "train_tokens WHERE revoked_at IS NULL";

@@ -1,4 +1,4 @@
-//! Trains of an import, with what they lend.
+//! The trains of an import, with their accounts.
 
 use std::collections::HashMap;
 
@@ -12,39 +12,43 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Done, Import, Outcome, TrainWish, refuse, told};
+use super::{Import, ImportOutcome, ImportResult, TrainSpec, refusal_as_result, refuse};
 use crate::{
     store::{
         change::Audited,
         db::Tx,
         entity::{accounts, train_accounts, trains},
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         quota::over_quota,
     },
     trains::train::{NewSlack, NewTrain, SlackPatch, TrainPatch, create_within, update_within},
 };
 
-/// The accounts that a train is to lend, with their priorities.
-type Places = Vec<(AccountId, u16)>;
+/// The accounts of a train, with their priorities.
+type AccountPriorities = Vec<(AccountId, u16)>;
 
-/// What is to be done about a train.
+/// What to do with a train.
 enum Step {
-    Create(Option<Places>),
-    Update(Box<trains::Model>, Box<TrainPatch>, Option<Places>),
+    Create(Option<AccountPriorities>),
+    Update(
+        Box<trains::Model>,
+        Box<TrainPatch>,
+        Option<AccountPriorities>,
+    ),
     Nothing,
 }
 
 impl Step {
-    const fn outcome(&self) -> Outcome {
+    const fn outcome(&self) -> ImportOutcome {
         match self {
-            Self::Create(_) => Outcome::Created,
-            Self::Update(..) => Outcome::Updated,
-            Self::Nothing => Outcome::Unchanged,
+            Self::Create(_) => ImportOutcome::Created,
+            Self::Update(..) => ImportOutcome::Updated,
+            Self::Nothing => ImportOutcome::Unchanged,
         }
     }
 }
 
-impl TrainWish {
+impl TrainSpec {
     fn new_train(&self) -> NewTrain {
         NewTrain {
             slug: self.slug.clone(),
@@ -57,39 +61,39 @@ impl TrainWish {
 }
 
 impl Import {
-    /// Brings a train to what the wish says. Found by its slug.
+    /// Brings a train to the state that `spec` describes. The slug identifies it.
     ///
     /// # Errors
-    /// The store's own; what is refused is an outcome.
-    pub async fn train(&mut self, wish: &TrainWish) -> Result<Done, StoreError> {
-        told(self.bring_train(wish).await)
+    /// Those of the store. A refusal is a result.
+    pub async fn train(&mut self, spec: &TrainSpec) -> Result<ImportResult, StoreError> {
+        refusal_as_result(self.bring_train(spec).await)
     }
 
-    async fn bring_train(&mut self, wish: &TrainWish) -> Result<Done> {
-        let step = self.train_step(self.scoped.store.read(), wish).await?;
-        let done = Done::of(step.outcome());
+    async fn bring_train(&mut self, spec: &TrainSpec) -> Result<ImportResult> {
+        let step = self.train_step(self.scoped.store.read(), spec).await?;
+        let done = ImportResult::of(step.outcome());
         if matches!(step, Step::Nothing) {
             return Ok(done);
         }
         if self.pretended.is_some() {
             if matches!(step, Step::Create(_)) {
-                self.pretend_train(wish.slug.as_str()).await?;
+                self.pretend_train(spec.slug.as_str()).await?;
             }
             return Ok(done);
         }
         let this = &*self;
         let work = |tx: Tx| async move {
-            let step = this.train_step(tx.db(), wish).await?;
-            let done = Done::of(step.outcome());
+            let step = this.train_step(tx.db(), spec).await?;
+            let done = ImportResult::of(step.outcome());
             let (store, publisher) = (&this.scoped.store, this.publisher());
             let changed = match step {
-                Step::Create(places) => {
-                    let new = wish.new_train();
-                    let places = places.unwrap_or_default();
-                    create_within(store, &tx, publisher, &new, &places).await?
+                Step::Create(accounts) => {
+                    let new = spec.new_train();
+                    let accounts = accounts.unwrap_or_default();
+                    create_within(store, &tx, publisher, &new, &accounts).await?
                 }
-                Step::Update(row, patch, places) => {
-                    update_within(store, &tx, *row, &patch, places.as_deref()).await?
+                Step::Update(row, patch, accounts) => {
+                    update_within(store, &tx, *row, &patch, accounts.as_deref()).await?
                 }
                 Step::Nothing => return Ok(Audited::unchanged(done)),
             };
@@ -111,46 +115,50 @@ impl Import {
         Ok(())
     }
 
-    async fn train_step<C: ConnectionTrait>(&self, db: &C, wish: &TrainWish) -> Result<Step> {
-        let places = match &wish.accounts {
-            Some(accounts) => Some(self.places(db, accounts).await?),
+    async fn train_step<C: ConnectionTrait>(&self, db: &C, spec: &TrainSpec) -> Result<Step> {
+        let accounts = match &spec.accounts {
+            Some(accounts) => Some(self.account_priorities(db, accounts).await?),
             None => None,
         };
         let row = crate::trains::train::of(self.owner())
-            .filter(trains::Column::Slug.eq(wish.slug.as_str()))
+            .filter(trains::Column::Slug.eq(spec.slug.as_str()))
             .one(db)
             .await?;
         let Some(row) = row else {
-            return Ok(Step::Create(places));
+            return Ok(Step::Create(accounts));
         };
-        let places = match places {
-            Some(places) => self.other_places(db, row.id, places).await?,
+        let accounts = match accounts {
+            Some(accounts) => self.changed_accounts(db, row.id, accounts).await?,
             None => None,
         };
         let patch = TrainPatch {
-            description: wish
+            description: spec
                 .description
                 .clone()
-                .filter(|wish| *wish != row.description),
-            enabled: wish.enabled.filter(|wish| *wish != row.enabled),
-            sticky: wish.sticky.filter(|wish| *wish != row.sticky),
-            slack: self.other_slack(db, &row, wish.slack.as_ref()).await?,
+                .filter(|wanted| *wanted != row.description),
+            enabled: spec.enabled.filter(|wanted| *wanted != row.enabled),
+            sticky: spec.sticky.filter(|wanted| *wanted != row.sticky),
+            slack: self.other_slack(db, &row, spec.slack.as_ref()).await?,
         };
         let settled = patch.description.is_none()
             && patch.enabled.is_none()
             && patch.sticky.is_none()
             && patch.slack.is_none();
-        Ok(if settled && places.is_none() {
+        Ok(if settled && accounts.is_none() {
             Step::Nothing
         } else {
-            Step::Update(Box::new(row), Box::new(patch), places)
+            Step::Update(Box::new(row), Box::new(patch), accounts)
         })
     }
 
-    /// The accounts of these names. What a dry run would have made has no identifier yet; any
-    /// stands for it, since nothing is written.
-    async fn places<C: ConnectionTrait>(&self, db: &C, wish: &[(String, u16)]) -> Result<Places> {
-        let names = wish.iter().map(|(name, _)| name.as_str());
+    /// The accounts with these names. An account that a dry run would have created has no
+    /// identifier yet; any identifier stands for it, since nothing is written.
+    async fn account_priorities<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        spec: &[(String, u16)],
+    ) -> Result<AccountPriorities> {
+        let names = spec.iter().map(|(name, _)| name.as_str());
         let known: HashMap<String, Uuid> = crate::trains::accounts::of(self.owner())
             .filter(accounts::Column::Name.is_in(names))
             .select_only()
@@ -167,17 +175,17 @@ impl Import {
                 .contains(name)
                 .then(|| AccountId::generate(self.scoped.store.now()))
         };
-        let mut places = Places::with_capacity(wish.len());
+        let mut accounts = AccountPriorities::with_capacity(spec.len());
         let mut missing = Vec::new();
-        for (name, priority) in wish {
+        for (name, priority) in spec {
             let known = known.get(name).copied().map(AccountId::from_uuid);
             match known.or_else(|| pretended(name)) {
-                Some(account) => places.push((account, *priority)),
+                Some(account) => accounts.push((account, *priority)),
                 None => missing.push(format!("{name:?}")),
             }
         }
         if missing.is_empty() {
-            return Ok(places);
+            return Ok(accounts);
         }
         Err(refuse(format!(
             "The publisher has no account {}.",
@@ -185,13 +193,13 @@ impl Import {
         )))
     }
 
-    /// The places, if others are there.
-    async fn other_places<C: ConnectionTrait>(
+    /// The described accounts, if the train has others.
+    async fn changed_accounts<C: ConnectionTrait>(
         &self,
         db: &C,
         train: Uuid,
-        mut wish: Places,
-    ) -> Result<Option<Places>> {
+        mut spec: AccountPriorities,
+    ) -> Result<Option<AccountPriorities>> {
         use train_accounts::Column;
         let there = train_accounts::Entity::find()
             .filter(Column::PublisherId.eq(self.owner()))
@@ -203,25 +211,25 @@ impl Import {
             .map(|place| (place.account_id, place.priority))
             .collect();
         there.sort_unstable();
-        wish.sort_unstable_by_key(|(account, _)| account.uuid());
-        let same = wish
+        spec.sort_unstable_by_key(|(account, _)| account.uuid());
+        let same = spec
             .iter()
             .map(|(account, priority)| (account.uuid(), i32::from(*priority)))
             .eq(there);
-        Ok((!same).then_some(wish))
+        Ok((!same).then_some(spec))
     }
 
-    /// What to change of where its people read, if anything.
+    /// The changes of the Slack channel, if there are any.
     async fn other_slack<C: ConnectionTrait>(
         &self,
         db: &C,
         row: &trains::Model,
-        wish: Option<&Option<NewSlack>>,
+        spec: Option<&Option<NewSlack>>,
     ) -> Result<Option<Option<SlackPatch>>> {
-        let (wish, sealed) = match (wish, &row.slack_webhook) {
+        let (spec, sealed) = match (spec, &row.slack_webhook) {
             (None, _) | (Some(None), None) => return Ok(None),
             (Some(None), Some(_)) => return Ok(Some(None)),
-            (Some(Some(wish)), sealed) => (wish, sealed),
+            (Some(Some(spec)), sealed) => (spec, sealed),
         };
         let mut same_url = false;
         if let Some(sealed) = sealed {
@@ -235,18 +243,18 @@ impl Import {
                 .data;
             let train = TrainId::from_uuid(row.id);
             let url = open_webhook(&key, self.publisher(), train, sealed)
-                .map_err(|_| damaged("train's webhook"))?;
-            same_url = TokenHash::of_secret(&url).matches(&TokenHash::of_secret(&wish.webhook_url));
+                .map_err(|_| corrupt_row("train's webhook"))?;
+            same_url = TokenHash::of_secret(&url).matches(&TokenHash::of_secret(&spec.webhook_url));
         }
-        let events = crate::trains::train::events_column(&wish.events);
+        let events = crate::trains::train::events_column(&spec.events);
         let same = same_url
-            && row.slack_channel == wish.channel
+            && row.slack_channel == spec.channel
             && row.slack_events.as_ref() == Some(&events);
         Ok((!same).then(|| {
             Some(SlackPatch {
-                webhook_url: (!same_url).then(|| wish.webhook_url.clone()),
-                channel: Some(wish.channel.clone()),
-                events: Some(wish.events.clone()),
+                webhook_url: (!same_url).then(|| spec.webhook_url.clone()),
+                channel: Some(spec.channel.clone()),
+                events: Some(spec.events.clone()),
             })
         }))
     }

@@ -1,4 +1,4 @@
-//! Which accounts rest, and until when, as this process knows it.
+//! The accounts' cooldowns that this process knows.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,18 +8,19 @@ use uuid::Uuid;
 
 use crate::store::{
     entity::account_cooldowns,
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     unreadable,
 };
 
-/// The name of an account as a whole, where a model's would stand.
+/// The model of a cooldown that concerns the account as a whole.
 pub(super) const WHOLE: &str = "";
-/// Most models of an account that rest by themselves. Beyond them it rests as a whole, so that
-/// made-up names fill nothing.
+/// Most models of an account with cooldowns of their own. Beyond them the account as a whole cools
+/// down, so that invented names cannot fill the table.
 pub(super) const MODELS_MAX: usize = 100;
-/// How long a rest that is over is remembered: a reading of older rows can't bring it back.
+/// How long an ended cooldown is remembered, in milliseconds, so that reading older rows cannot
+/// restore it.
 pub(super) const REMEMBERED_MS: i64 = 60_000;
-/// A row, as far as it counts here.
+/// The part of a row that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cooldown {
     pub(super) until: i64,
@@ -31,7 +32,7 @@ impl Cooldown {
     fn of(until: i64, reason: &str, reported_at: i64) -> Result<Self> {
         Ok(Self {
             until,
-            reason: Outcome::parse(reason).ok_or_else(|| damaged("cooldown's reason"))?,
+            reason: Outcome::parse(reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
             reported_at,
         })
     }
@@ -46,16 +47,16 @@ impl Cooldown {
     }
 }
 
-/// One that can't be read keeps nobody's others from being heard.
+/// If a row cannot be read, the others still take effect.
 pub(super) fn readable(row: &account_cooldowns::Model) -> Option<Cooldown> {
     Cooldown::of(row.until, &row.reason, row.reported_at)
         .inspect_err(|error| {
-            unreadable::tell("cooldown", row.publisher_id, row.account_id, error);
+            unreadable::report("cooldown", row.publisher_id, row.account_id, error);
         })
         .ok()
 }
 
-/// By account and model.
+/// Cooldowns by account and model.
 #[derive(Default)]
 pub(super) struct Cooldowns(HashMap<Uuid, BTreeMap<Box<str>, Cooldown>>);
 
@@ -64,20 +65,20 @@ impl Cooldowns {
         self.0.get(&account)?.get(model)
     }
 
-    /// Takes over what a row says, unless something newer of the same row is known.
-    pub(super) fn hear(&mut self, account: Uuid, model: &str, heard: Cooldown) {
+    /// Takes in a row, unless a newer state of the same row is known.
+    pub(super) fn apply(&mut self, account: Uuid, model: &str, newer: Cooldown) {
         let models = self.0.entry(account).or_default();
         match models.get_mut(model) {
-            Some(known) if known.reported_at >= heard.reported_at => {}
-            Some(known) => *known = heard,
+            Some(known) if known.reported_at >= newer.reported_at => {}
+            Some(known) => *known = newer,
             None => {
-                models.insert(model.into(), heard);
+                models.insert(model.into(), newer);
             }
         }
     }
 
-    /// Until when an account rests, for a model if one is asked for. That its credential was
-    /// refused is over once it was renewed.
+    /// When an account's cooldown ends, for a model if one is given. A refused credential causes no
+    /// cooldown any more once it was renewed.
     pub(super) fn until(
         &self,
         account: Uuid,
@@ -103,13 +104,14 @@ impl Cooldowns {
         self.0.retain(|_, models| !models.is_empty());
     }
 
-    /// How many models of an account are known, resting or not.
+    /// How many models of an account are known, including ended cooldowns.
     pub(super) fn models(&self, account: Uuid) -> usize {
         self.0.get(&account).map_or(0, BTreeMap::len)
     }
 
-    /// Under which name an account's rest for a model is to be written, and what is known of it.
-    pub(super) fn place<'a>(
+    /// The model under which an account's cooldown has to be written, and the cooldown that is
+    /// known there.
+    pub(super) fn model_to_write<'a>(
         &mut self,
         account: Uuid,
         model: &'a str,

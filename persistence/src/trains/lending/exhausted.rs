@@ -1,4 +1,4 @@
-//! Tells a publisher that a train has nothing left to lend.
+//! Tells a publisher that a train has no usable account.
 
 use domain::{
     Timestamp,
@@ -17,13 +17,12 @@ use crate::{
         entity::trains,
         error::{Result, StoreError},
     },
-    trains::notices::{News, notify},
+    trains::notices::{NoticeTrigger, notify},
 };
 
 impl Scoped {
-    /// Emits `stationmaster.train.exhausted`, unless that was done in the last five minutes by
-    /// whichever process; answers whether it was. Those of its people who asked for it are told
-    /// in Slack.
+    /// Emits `stationmaster.train.exhausted`, unless any process did so within the last five
+    /// minutes. Returns whether it did. Trains that want it also get a Slack message.
     pub async fn tell_exhausted(
         &self,
         train: TrainId,
@@ -55,8 +54,8 @@ impl Scoped {
                 });
                 let word = OwnType::TrainExhausted.as_str();
                 crate::webhooks::events::emit(&tx, owner, word, &data, None).await?;
-                let news = News::Exhausted(train, available_at);
-                notify(&tx, self.scope.publisher(), &news).await?;
+                let trigger = NoticeTrigger::Exhausted(train, available_at);
+                notify(&tx, self.scope.publisher(), &trigger).await?;
                 Ok(true)
             })
             .await

@@ -1,4 +1,4 @@
-//! Reads all that a publisher's trains lend, and opens it.
+//! Reads all trains and accounts of a publisher, and opens the credentials.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,26 +15,26 @@ use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
-use super::{Lent, Snapshot, Tenant, Train};
+use super::{ResolvedAccount, Snapshot, Tenant, Train};
 use crate::{
     store::{
         Store,
         entity::{accounts, train_accounts, trains},
-        error::{Result, damaged},
+        error::{Result, corrupt_row},
         scope::Scope,
         unreadable,
     },
     trains::accounts::sealed_for,
 };
 
-/// What a train, or a place of an account in one, takes in memory beside its texts, bytes.
+/// Bytes that a train, or an account's membership in one, takes in memory besides its texts.
 const ENTRY_BYTES: usize = 128;
-/// What an account takes.
+/// Bytes that an account takes in memory besides its texts.
 const ACCOUNT_BYTES: usize = 512;
 
 impl Store {
-    /// The snapshot of a publisher as the store has it, and roughly how many bytes it takes. Its
-    /// cooldowns, and the use of accounts with ceilings, are read along.
+    /// Reads the snapshot of a publisher, and returns it with its approximate size in bytes. Also
+    /// reads the cooldowns, and the usage of accounts with ceilings.
     pub(super) async fn read_snapshot(
         &self,
         scope: &Scope,
@@ -58,17 +58,17 @@ impl Store {
         for row in rows {
             let id = row.id;
             match open(row, scope, &keys.data) {
-                Ok(lent) => {
-                    accounts.insert(id, Arc::new(lent));
+                Ok(account) => {
+                    accounts.insert(id, Arc::new(account));
                 }
-                // The others are lent.
-                Err(error) => unreadable::tell("account", owner, id, &error),
+                // The other accounts are still lent.
+                Err(error) => unreadable::report("account", owner, id, &error),
             }
         }
         self.read_cooldowns(tenant).await?;
         let has_ceilings = accounts
             .values()
-            .any(|lent| lent.ceilings != Ceilings::default());
+            .any(|account| account.ceilings != Ceilings::default());
         if has_ceilings {
             self.read_usage(tenant, &accounts).await?;
         }
@@ -84,30 +84,32 @@ impl Store {
 fn assemble(
     trains: Vec<trains::Model>,
     places: Vec<train_accounts::Model>,
-    accounts: &HashMap<Uuid, Arc<Lent>>,
+    accounts: &HashMap<Uuid, Arc<ResolvedAccount>>,
 ) -> Result<HashMap<Uuid, Train>> {
-    let mut by_train: HashMap<Uuid, BTreeMap<(u16, AccountId), Arc<Lent>>> = HashMap::new();
+    let mut by_train: HashMap<Uuid, BTreeMap<(u16, AccountId), Arc<ResolvedAccount>>> =
+        HashMap::new();
     for place in places {
-        // One that is gone was removed between two of the readings, which is heard of.
-        let Some(lent) = accounts.get(&place.account_id) else {
+        // The account was removed between two of these reads. The change will invalidate this
+        // snapshot.
+        let Some(account) = accounts.get(&place.account_id) else {
             continue;
         };
-        let priority = u16::try_from(place.priority).map_err(|_| damaged("priority"))?;
+        let priority = u16::try_from(place.priority).map_err(|_| corrupt_row("priority"))?;
         by_train
             .entry(place.train_id)
             .or_default()
-            .insert((priority, lent.id), Arc::clone(lent));
+            .insert((priority, account.id), Arc::clone(account));
     }
     let train_of = |row: trains::Model| {
-        let lent = by_train.remove(&row.id).unwrap_or_default();
+        let members = by_train.remove(&row.id).unwrap_or_default();
         let train = Train {
             slug: row.slug,
             enabled: row.enabled,
             sticky: row.sticky,
             told_ms: AtomicI64::new(row.exhausted_at.unwrap_or(0)),
-            accounts: lent
+            accounts: members
                 .into_iter()
-                .map(|((priority, _), lent)| (priority, lent))
+                .map(|((priority, _), account)| (priority, account))
                 .collect(),
         };
         (row.id, train)
@@ -115,12 +117,12 @@ fn assemble(
     Ok(trains.into_iter().map(train_of).collect())
 }
 
-/// An account with its credential opened. One that does not open is not lent, and does not keep
-/// the others from being lent.
-fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
+/// Opens an account's credential. If it does not open, the account is not lent, and the others
+/// still are.
+fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<ResolvedAccount> {
     let id = AccountId::from_uuid(row.id);
-    let kind =
-        CredentialType::parse(&row.credential_type).ok_or_else(|| damaged("type of credential"))?;
+    let kind = CredentialType::parse(&row.credential_type)
+        .ok_or_else(|| corrupt_row("type of credential"))?;
     let opened = Credential::open(key, &sealed_for(&row), &row.sealed);
     if opened.is_err() {
         let publisher = scope.publisher();
@@ -133,7 +135,7 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
     let ceilings = row.ceilings.as_deref().map(serde_json::from_str);
     // A token that does not open has no time left.
     let expires_at = row.expires_at.filter(|_| opened.is_ok());
-    Ok(Lent {
+    Ok(ResolvedAccount {
         id,
         healthy: row.health == "ok" && opened.is_ok(),
         value: opened.map_or_else(
@@ -149,7 +151,7 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
         refreshed_at: row.refreshed_at.map(Timestamp::from_ms),
         ceilings: ceilings
             .transpose()
-            .map_err(|_| damaged("account's ceilings"))?
+            .map_err(|_| corrupt_row("account's ceilings"))?
             .unwrap_or_default(),
     })
 }
@@ -157,10 +159,13 @@ fn open(row: accounts::Model, scope: &Scope, key: &Key) -> Result<Lent> {
 fn bytes_of(
     trains: &[trains::Model],
     places: &[train_accounts::Model],
-    accounts: &HashMap<Uuid, Arc<Lent>>,
+    accounts: &HashMap<Uuid, Arc<ResolvedAccount>>,
 ) -> u32 {
-    let of_account = |lent: &Arc<Lent>| {
-        ACCOUNT_BYTES + lent.value.expose_secret().len() + lent.provider.len() + lent.base_url.len()
+    let of_account = |account: &Arc<ResolvedAccount>| {
+        ACCOUNT_BYTES
+            + account.value.expose_secret().len()
+            + account.provider.len()
+            + account.base_url.len()
     };
     let accounts: usize = accounts.values().map(of_account).sum();
     let trains: usize = trains.iter().map(|row| ENTRY_BYTES + row.slug.len()).sum();

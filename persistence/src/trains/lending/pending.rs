@@ -1,4 +1,4 @@
-//! How much accounts were used, as counted here and not yet written down.
+//! Usage of accounts that was counted in this process and is not written yet.
 
 use std::{
     collections::BTreeMap,
@@ -7,12 +7,12 @@ use std::{
 
 use uuid::Uuid;
 
-/// Most spans that wait to be written down; the use of further accounts is not counted until then.
+/// Most spans that wait to be written. Usage of further accounts is not counted until then.
 const PENDING_MAX: usize = 100_000;
-/// Publisher, account, and where the span of time begins.
+/// Publisher, account, and the beginning of the span of time.
 pub(super) type Span = (Uuid, Uuid, i64);
 
-/// What is counted and not yet written down: requests and tokens.
+/// Requests and tokens that are not written yet.
 #[derive(Default)]
 pub(super) struct Pending(Mutex<BTreeMap<Span, (i64, i64)>>);
 
@@ -32,7 +32,7 @@ impl Pending {
         }
     }
 
-    /// What waits of one account.
+    /// The unwritten usage of one account.
     pub(super) fn of(&self, publisher: Uuid, account: Uuid) -> (u64, u64) {
         let spans = self.spans();
         let own = spans.range((publisher, account, i64::MIN)..=(publisher, account, i64::MAX));

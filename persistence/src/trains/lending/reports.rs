@@ -1,8 +1,8 @@
-//! What gateways report: until when accounts rest.
+//! Reports of gateways, which cause cooldowns of accounts.
 //!
-//! A report is written in one statement before it is answered, and counts in this process at once.
-//! Other processes look every quarter of a second for what was reported of late. Nothing of it is
-//! a question of access, so the caches of tokens and snapshots are not touched.
+//! A report is written with one statement before it is answered, and takes effect in this process
+//! at once. Other processes read recent reports every quarter of a second. Reports do not affect
+//! access, so the caches of tokens and snapshots are not invalidated.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -18,7 +18,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Lending, LentBy, Tenant,
+    CredentialPool, PoolCache, Tenant,
     cooldowns::{Cooldown, Cooldowns, REMEMBERED_MS, WHOLE, readable},
 };
 use crate::store::{
@@ -29,47 +29,47 @@ use crate::store::{
     sql::Sql,
 };
 
-/// A rest that a report would make longer by no more than this is long enough.
+/// A cooldown is not extended by less than this, in milliseconds.
 const SLACK_MS: i64 = 1000;
-/// How far back other processes' reports are looked for: their clocks may differ by so much, and
-/// their commits take so long.
+/// How far back other processes' reports are read. It covers differences of clocks and the duration
+/// of commits.
 const LOOK_BACK: Duration = Duration::from_secs(10);
-/// An account that was refreshed within this time is not refreshed because of a report.
+/// A report does not cause a refresh of an account that was refreshed within this time.
 const REFRESHED_LATELY: Duration = Duration::from_mins(1);
-/// Most reports that one look reads; the newest come first.
+/// Most reports that one poll reads; the newest come first.
 const POLL_ROWS: u64 = 10_000;
 
-/// What a gateway reports of a request that it made with a lent credential.
+/// A gateway's report about a request with a lent credential.
 #[derive(Clone, Debug)]
-pub struct Report {
-    /// The account that it used.
+pub struct AccountReport {
+    /// The account that was used.
     pub account: AccountId,
-    /// How it ended.
+    /// The outcome of the request.
     pub outcome: Outcome,
-    /// The model that it is about, if not the account as a whole.
+    /// The model that the outcome concerns; `None` for the account as a whole.
     pub model: Option<String>,
     /// How long the upstream asked to wait.
     pub retry_after: Option<Duration>,
-    /// Requests made.
+    /// The number of requests.
     pub requests: u32,
-    /// Tokens of a model used.
+    /// The number of tokens that the model used.
     pub tokens: u32,
 }
 
-/// A rest that is to be written.
-struct Rest<'a> {
+/// A cooldown to write.
+struct NewCooldown<'a> {
     publisher: Uuid,
     account: Uuid,
     model: &'a str,
     outcome: Outcome,
     length: Duration,
     reporter: TokenId,
-    /// Whether a token that was refused is to be refreshed.
+    /// Whether the credential was refused and should be refreshed.
     refresh: bool,
 }
 
-impl Rest<'_> {
-    /// Writes it, unless the account rests for longer already; answers what is written.
+impl NewCooldown<'_> {
+    /// Writes the cooldown, unless a longer one exists. Returns what was written.
     async fn write(&self, tx: &Tx) -> Result<Option<Cooldown>> {
         if self.refresh {
             self.make_refresh_due(tx).await?;
@@ -83,7 +83,8 @@ impl Rest<'_> {
         sql.bind(tx.now.plus(self.length).ms()).push(", ");
         sql.bind(self.outcome.as_str()).push(", ").bind(tx.now.ms());
         sql.push(", ").bind(self.reporter.uuid());
-        // Its time counts the changes of a row too, however the clocks of processes differ.
+        // The time grows with each change of a row, so that it also orders the changes however the
+        // processes' clocks differ.
         sql.push(
             ") ON CONFLICT (publisher_id, account_id, model) DO UPDATE SET \
              until = excluded.until, reason = excluded.reason, \
@@ -101,8 +102,8 @@ impl Rest<'_> {
             .transpose()
     }
 
-    /// Not while the endpoint fails, and not again soon after a refresh: reports must not set the
-    /// pace at which an upstream is asked.
+    /// Not while the endpoint fails, and not soon after a refresh: reports must not determine how
+    /// often an upstream is called.
     async fn make_refresh_due(&self, tx: &Tx) -> Result<()> {
         let now = tx.now.ms();
         let mut sql = Sql::new("UPDATE accounts SET refresh_due_at = ");
@@ -119,7 +120,7 @@ impl Rest<'_> {
     }
 }
 
-/// An account that was removed meanwhile.
+/// The account was removed meanwhile.
 fn gone(error: DbErr) -> StoreError {
     match error.sql_err() {
         Some(SqlErr::ForeignKeyConstraintViolation(_)) => Problem::not_found().into(),
@@ -127,19 +128,19 @@ fn gone(error: DbErr) -> StoreError {
     }
 }
 
-/// Which rests of an account end.
+/// Which cooldowns of an account to end.
 #[derive(Clone, Copy)]
 pub(crate) enum Ending<'a> {
     /// That of the account as a whole, and that for a model.
     WholeAnd(&'a str),
-    /// That for a model alone.
+    /// That for a model only.
     Model(&'a str),
-    /// All.
+    /// All cooldowns.
     Everything,
 }
 
-/// Ends rests of an account; answers the rows as they are then.
-pub(crate) async fn end_rest(
+/// Ends cooldowns of an account. Returns the rows as they are then.
+pub(crate) async fn end_cooldowns(
     tx: &Tx,
     publisher: Uuid,
     account: Uuid,
@@ -171,7 +172,7 @@ pub(crate) async fn end_rest(
         .collect()
 }
 
-/// Removes what an account's models need no more.
+/// Removes ended cooldowns of an account's models.
 async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
     use account_cooldowns::Column;
     let oldest = tx.now.ms() - REMEMBERED_MS;
@@ -186,21 +187,26 @@ async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
 }
 
 impl Scoped {
-    /// Takes a gateway's report, which it made with this token of the train. The account must be one
-    /// of the train's.
+    /// Takes in a gateway's report. `reporter` is the train's token that the gateway used.
+    ///
+    /// # Errors
+    /// 404 if the account is not one of the train's.
     pub async fn report(
         &self,
         train: TrainId,
         reporter: TokenId,
-        report: &Report,
+        report: &AccountReport,
     ) -> Result<(), StoreError> {
-        let by = self.lending(train).await?.ok_or_else(Problem::not_found)?;
+        let by = self
+            .credential_pool(train)
+            .await?
+            .ok_or_else(Problem::not_found)?;
         by.account(report.account).ok_or_else(Problem::not_found)?;
         match report.outcome.rest(report.retry_after) {
-            None => self.store.end_rest(&by, report).await?,
+            None => self.store.end_cooldowns(&by, report).await?,
             Some(length) => {
                 let from = (report, reporter);
-                self.store.begin_rest(&by, from, length).await?;
+                self.store.begin_cooldown(&by, from, length).await?;
             }
         }
         self.store.note_usage(&by, report);
@@ -209,8 +215,8 @@ impl Scoped {
 }
 
 impl Store {
-    /// An account that works need not rest. Nothing is written where nothing is known to rest.
-    async fn end_rest(&self, by: &LentBy, report: &Report) -> Result<()> {
+    /// Ends the cooldowns of an account that works. If none is known, nothing is written.
+    async fn end_cooldowns(&self, by: &CredentialPool, report: &AccountReport) -> Result<()> {
         let now = self.now().ms();
         let account = report.account.uuid();
         let model = report.model.as_deref().unwrap_or(WHOLE);
@@ -226,21 +232,21 @@ impl Store {
         let publisher = by.tenant.publisher;
         let ended = self
             .write_for(publisher, |tx| async move {
-                end_rest(&tx, publisher, account, Ending::WholeAnd(model)).await
+                end_cooldowns(&tx, publisher, account, Ending::WholeAnd(model)).await
             })
             .await?;
-        self.hear(publisher, |cooldowns| {
+        self.update_cached(publisher, |cooldowns| {
             for (model, one) in &ended {
-                cooldowns.hear(account, model, *one);
+                cooldowns.apply(account, model, *one);
             }
         });
         Ok(())
     }
 
-    async fn begin_rest(
+    async fn begin_cooldown(
         &self,
-        by: &LentBy,
-        (report, reporter): (&Report, TokenId),
+        by: &CredentialPool,
+        (report, reporter): (&AccountReport, TokenId),
         length: Duration,
     ) -> Result<()> {
         let now = self.now();
@@ -248,14 +254,14 @@ impl Store {
         let wanted = report.model.as_deref().unwrap_or(WHOLE);
         let (model, known) = {
             let mut cooldowns = by.tenant.cooldowns_mut();
-            cooldowns.place(account, wanted, now)
+            cooldowns.model_to_write(account, wanted, now)
         };
         let rests = known.filter(|one| one.until > now.ms());
         if rests.is_some_and(|one| one.until + SLACK_MS >= now.plus(length).ms()) {
             return Ok(());
         }
         let refused = rests.is_some_and(|one| one.reason == Outcome::Unauthorized);
-        let rest = Rest {
+        let cooldown = NewCooldown {
             publisher,
             account,
             model,
@@ -264,50 +270,50 @@ impl Store {
             reporter,
             refresh: report.outcome == Outcome::Unauthorized && !refused,
         };
-        let rest = &rest;
+        let cooldown = &cooldown;
         let written = self
             .write_for(publisher, |tx| async move {
                 if known.is_none() && model != WHOLE {
                     prune(&tx, publisher, account).await?;
                 }
-                rest.write(&tx).await
+                cooldown.write(&tx).await
             })
             .await?;
         if let Some(written) = written {
-            self.hear(publisher, |cooldowns| {
-                cooldowns.hear(account, model, written);
+            self.update_cached(publisher, |cooldowns| {
+                cooldowns.apply(account, model, written);
             });
         }
         Ok(())
     }
 
-    /// Lets `tell` tell what was written of a publisher, if anything is kept of it now.
-    fn hear(&self, publisher: Uuid, tell: impl FnOnce(&mut Cooldowns)) {
-        if let Some(tenant) = self.state::<Lending>().tenants.get(&publisher) {
-            tell(&mut tenant.cooldowns_mut());
+    /// Calls `update` with a publisher's cooldowns, if this process caches any.
+    fn update_cached(&self, publisher: Uuid, update: impl FnOnce(&mut Cooldowns)) {
+        if let Some(tenant) = self.state::<PoolCache>().tenants.get(&publisher) {
+            update(&mut tenant.cooldowns_mut());
         }
     }
 
-    /// Reads an account's rows, also those whose end has come, so that what is known here is what
-    /// they say.
-    pub(crate) async fn hear_anew(&self, publisher: Uuid, account: Uuid) -> Result<()> {
+    /// Reads an account's rows, including ended ones, so that this process knows their current
+    /// state.
+    pub(crate) async fn reload_cooldowns(&self, publisher: Uuid, account: Uuid) -> Result<()> {
         use account_cooldowns::Column;
         let rows = account_cooldowns::Entity::find()
             .filter(Column::PublisherId.eq(publisher))
             .filter(Column::AccountId.eq(account))
             .all(self.read())
             .await?;
-        self.hear(publisher, |cooldowns| {
+        self.update_cached(publisher, |cooldowns| {
             for row in &rows {
                 if let Some(one) = readable(row) {
-                    cooldowns.hear(account, &row.model, one);
+                    cooldowns.apply(account, &row.model, one);
                 }
             }
         });
         Ok(())
     }
 
-    /// Reads what rests of a publisher's accounts.
+    /// Reads the cooldowns of a publisher's accounts.
     pub(super) async fn read_cooldowns(&self, tenant: &Tenant) -> Result<()> {
         use account_cooldowns::Column;
         let now = self.now();
@@ -320,16 +326,16 @@ impl Store {
         cooldowns.forget_old(now);
         for row in rows {
             if let Some(one) = readable(&row) {
-                cooldowns.hear(row.account_id, &row.model, one);
+                cooldowns.apply(row.account_id, &row.model, one);
             }
         }
         Ok(())
     }
 
-    /// Looks for what gateways reported to other processes of late. On SQLite there are none.
+    /// Reads what gateways recently reported to other processes. On SQLite there are no others.
     pub(crate) async fn poll_cooldowns(&self) -> Result<()> {
         use account_cooldowns::Column;
-        let lending = self.state::<Lending>();
+        let lending = self.state::<PoolCache>();
         if self.inner.db.notifies().is_none() {
             return Ok(());
         }
@@ -344,8 +350,8 @@ impl Store {
                 .await?;
             for row in &rows {
                 let Some(one) = readable(row) else { continue };
-                self.hear(row.publisher_id, |cooldowns| {
-                    cooldowns.hear(row.account_id, &row.model, one);
+                self.update_cached(row.publisher_id, |cooldowns| {
+                    cooldowns.apply(row.account_id, &row.model, one);
                 });
             }
         }

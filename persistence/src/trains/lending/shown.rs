@@ -1,4 +1,4 @@
-//! Cooldowns as their publisher's admins see them.
+//! Cooldowns as the publisher's admins see them.
 
 use std::collections::HashMap;
 
@@ -12,45 +12,45 @@ use uuid::Uuid;
 
 use super::cooldowns::WHOLE;
 use crate::store::{
-    error::{Result, damaged},
+    error::{Result, corrupt_row},
     sql::{Sql, padded},
     unreadable,
 };
 
-/// Who reported that an account needs to cool down.
+/// The train's token with which a cooldown was reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reporter {
-    /// The train's token.
+    /// The token's identifier.
     pub token: TokenId,
-    /// The token's name, if it has one and is still there.
+    /// The token's name, if it has one and still exists.
     pub name: Option<String>,
-    /// The slug of the train, if it is still there.
+    /// The slug of the train, if it still exists.
     pub train: Option<String>,
 }
 
-/// A time in which an account is not lent.
+/// A time during which an account is not lent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountCooldown {
-    /// The model that it is about; `None` for the account as a whole.
+    /// The model; `None` for the account as a whole.
     pub model: Option<String>,
-    /// Until when.
+    /// When the cooldown ends.
     pub until: Timestamp,
-    /// What was reported.
+    /// The reported outcome.
     pub reason: Outcome,
-    /// When.
+    /// When it was reported.
     pub reported_at: Timestamp,
-    /// By whom, if that was recorded.
+    /// Who reported it, if that was recorded.
     pub reported_by: Option<Reporter>,
 }
 
-/// Which cooldowns are read.
+/// Which cooldowns to read.
 #[derive(Clone, Copy)]
 pub(crate) enum Shown<'a> {
-    /// Of one account: as a whole, and for each model.
+    /// All of one account: as a whole, and for each model.
     All(Uuid),
-    /// Of accounts as a whole.
+    /// Those of accounts as a whole.
     OfAccounts(&'a [Uuid]),
-    /// Of the accounts of trains as a whole.
+    /// Those of trains' accounts as a whole.
     OfTrains(&'a [Uuid]),
 }
 
@@ -59,7 +59,7 @@ impl Shown<'_> {
         matches!(self, Self::OfAccounts([]) | Self::OfTrains([]))
     }
 
-    /// What a refresh has made void is left out, as where accounts are lent.
+    /// Cooldowns that a refresh has ended are left out, as in resolving.
     fn query(&self, publisher: Uuid, now: Timestamp) -> Sql {
         let mut sql = Sql::new(
             "SELECT c.account_id, c.model, c.until, c.reason, c.reported_at, c.reported_by, \
@@ -105,7 +105,7 @@ fn cooldown_of(row: &QueryResult) -> Result<AccountCooldown> {
     Ok(AccountCooldown {
         model: Some(model).filter(|model| model != WHOLE),
         until: time("until")?,
-        reason: Outcome::parse(&reason).ok_or_else(|| damaged("cooldown's reason"))?,
+        reason: Outcome::parse(&reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
         reported_at: time("reported_at")?,
         reported_by: token.map(|token| Reporter {
             token: TokenId::from_uuid(token),
@@ -115,8 +115,8 @@ fn cooldown_of(row: &QueryResult) -> Result<AccountCooldown> {
     })
 }
 
-/// What holds now, by account; of one account as a whole first. A row that can't be read is left
-/// out, and told of.
+/// The current cooldowns by account, that of the account as a whole first. A row that cannot be
+/// read is left out and reported.
 pub(crate) async fn cooldowns(
     db: &impl ConnectionTrait,
     publisher: Uuid,
@@ -134,13 +134,13 @@ pub(crate) async fn cooldowns(
         let account: Uuid = row.try_get("", "account_id")?;
         match cooldown_of(&row) {
             Ok(one) => found.entry(account).or_default().push(one),
-            Err(error) => unreadable::tell("cooldown", publisher, account, &error),
+            Err(error) => unreadable::report("cooldown", publisher, account, &error),
         }
     }
     Ok(found)
 }
 
-/// All that holds of one account.
+/// All current cooldowns of one account.
 pub(crate) async fn cooldowns_of(
     db: &impl ConnectionTrait,
     publisher: Uuid,

@@ -1,4 +1,4 @@
-//! Lending on both engines: what is kept, for how long, and what reports bring about.
+//! Resolving on both engines: what is cached, for how long, and what reports cause.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use domain::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{reports::Report, *};
+use super::{reports::AccountReport, *};
 use crate::{
     MintedTrainToken, NewTrainToken, Train as StoredTrain,
     fixture::{Fixture, context, engines, no_content},
@@ -22,7 +22,7 @@ use crate::{
 
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// A publisher whose train `chat` lends accounts `a0`, `a1`, … in this order.
+/// A publisher whose train `chat` has the accounts `a0`, `a1`, … in this order.
 struct House {
     acme: Scoped,
     train: StoredTrain,
@@ -49,36 +49,43 @@ async fn with_accounts(fixture: &Fixture, count: u16) -> House {
 }
 
 impl House {
-    /// A token that is there no more.
+    /// A token that does not exist any more.
     fn reporter(&self) -> domain::id::TokenId {
         domain::id::TokenId::from_uuid(self.train.id.uuid())
     }
 
-    async fn by(&self) -> LentBy {
-        self.acme.lending(self.train.id).await.unwrap().unwrap()
+    async fn by(&self) -> CredentialPool {
+        self.acme
+            .credential_pool(self.train.id)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
-    async fn choose(&self, wish: Wish<'_>) -> Result<AccountId, Exhausted> {
+    async fn choose(&self, criteria: AccountCriteria<'_>) -> Result<AccountId, Exhausted> {
         let now = self.acme.store.now();
-        self.by().await.choose(&wish, now).map(|lent| lent.id)
+        self.by()
+            .await
+            .choose(&criteria, now)
+            .map(|account| account.id)
     }
 
     async fn chosen(&self) -> Option<usize> {
-        let chosen = self.choose(Wish::default()).await.ok()?;
+        let chosen = self.choose(AccountCriteria::default()).await.ok()?;
         self.accounts.iter().position(|id| *id == chosen)
     }
 
     async fn chosen_for(&self, model: &str) -> Option<usize> {
-        let wish = Wish {
+        let criteria = AccountCriteria {
             model: Some(model),
-            ..Wish::default()
+            ..AccountCriteria::default()
         };
-        let chosen = self.choose(wish).await.ok()?;
+        let chosen = self.choose(criteria).await.ok()?;
         self.accounts.iter().position(|id| *id == chosen)
     }
 
-    fn report_of(&self, at: usize, outcome: Outcome) -> Report {
-        Report {
+    fn report_of(&self, at: usize, outcome: Outcome) -> AccountReport {
+        AccountReport {
             account: self.accounts[at],
             outcome,
             model: None,
@@ -88,7 +95,7 @@ impl House {
         }
     }
 
-    async fn report(&self, report: Report) {
+    async fn report(&self, report: AccountReport) {
         let token = self.reporter();
         let reported = self.acme.report(self.train.id, token, &report);
         reported.await.unwrap();
@@ -107,17 +114,16 @@ impl House {
         slot.take()
     }
 
-    /// Reads a snapshot that no change of before can kill any more: of those the log tells once
-    /// again, a moment later.
+    /// Reads a snapshot after all earlier changes were polled, so that none of them invalidates it.
     async fn settled(&self) -> Arc<Snapshot> {
         tokio::time::sleep(Duration::from_millis(600)).await;
         self.by().await;
         self.kept().unwrap()
     }
 
-    /// The present snapshot, if it is still believed.
+    /// The current snapshot, if it is still trusted.
     fn kept(&self) -> Option<Arc<Snapshot>> {
-        let lending = self.acme.store.state::<Lending>();
+        let lending = self.acme.store.state::<PoolCache>();
         lending.tenant(self.acme.scope.uuid()).fresh()
     }
 }
@@ -130,8 +136,8 @@ async fn a_train_that_was_just_made_lends_at_once() {
         house.settled().await;
         let new = make_train(&house.acme, "new").await.unwrap().id;
         assert!(house.kept().is_some(), "what was read is not for nothing");
-        assert!(house.acme.lending(new).await.unwrap().is_some());
-        assert!(other.lending(new).await.unwrap().is_none());
+        assert!(house.acme.credential_pool(new).await.unwrap().is_some());
+        assert!(other.credential_pool(new).await.unwrap().is_none());
     }
 }
 
@@ -140,19 +146,29 @@ async fn what_is_lent_is_the_credential_in_its_header() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 2).await;
         let now = fixture.store.now();
-        let lent = house.by().await.choose(&Wish::default(), now).unwrap();
-        assert_eq!(lent.id, house.accounts[0]);
-        assert_eq!(lent.value.expose_secret(), "Bearer sk-0123456789-0000");
-        assert!(!format!("{lent:?}").contains("0123456789"));
+        let account = house
+            .by()
+            .await
+            .choose(&AccountCriteria::default(), now)
+            .unwrap();
+        assert_eq!(account.id, house.accounts[0]);
+        assert_eq!(account.value.expose_secret(), "Bearer sk-0123456789-0000");
+        assert!(!format!("{account:?}").contains("0123456789"));
         let exclude = [house.accounts[0]];
-        let other = house.choose(Wish {
+        let other = house.choose(AccountCriteria {
             exclude: &exclude,
-            ..Wish::default()
+            ..AccountCriteria::default()
         });
         assert_eq!(other.await.unwrap(), house.accounts[1]);
-        // Another publisher's train is none, whatever it is called.
+        // Another publisher's train has the same slug.
         let other = crate::runs::tests::house(&fixture, "other", &[]).await;
-        assert!(other.lending(house.train.id).await.unwrap().is_none());
+        assert!(
+            other
+                .credential_pool(house.train.id)
+                .await
+                .unwrap()
+                .is_none()
+        );
     }
 }
 
@@ -169,7 +185,7 @@ async fn a_snapshot_is_read_once_and_dies_with_any_change() {
             .unwrap();
         assert!(house.kept().is_none(), "before the call returned");
         assert_eq!(house.chosen().await, Some(1));
-        // When nothing was heard for too long, each request reads for itself.
+        // If the last poll was too long ago, each request reads for itself.
         house.settled().await;
         fixture.store.inner.stop.cancel();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -185,7 +201,7 @@ async fn what_was_read_before_a_change_is_not_kept_after_it() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 1).await;
         let store = &house.acme.store;
-        let tenant = store.state::<Lending>().tenant(house.acme.scope.uuid());
+        let tenant = store.state::<PoolCache>().tenant(house.acme.scope.uuid());
         let reading = store.inner.freshness.begin();
         let (old, _) = store
             .read_snapshot(&house.acme.scope, &tenant)
@@ -205,12 +221,12 @@ async fn many_who_ask_at_once_are_served_by_one_reading() {
         let house = with_accounts(&fixture, 1).await;
         let tenant = fixture
             .store
-            .state::<Lending>()
+            .state::<PoolCache>()
             .tenant(house.acme.scope.uuid());
         let asked: Vec<_> = (0..50)
             .map(|_| {
                 let (acme, train) = (house.acme.clone(), house.train.id);
-                tokio::spawn(async move { acme.lending(train).await.unwrap().is_some() })
+                tokio::spawn(async move { acme.credential_pool(train).await.unwrap().is_some() })
             })
             .collect();
         for one in asked {
@@ -227,7 +243,7 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         let house = with_accounts(&fixture, 2).await;
         house.says(0, Outcome::RateLimited).await;
         assert_eq!(house.chosen().await, Some(1));
-        // A shorter rest does not cut a longer one short; an account that works need not rest.
+        // A shorter cooldown does not shorten a longer one, and a success ends it.
         house.says(0, Outcome::Failed).await;
         fixture.clock.advance(Duration::from_secs(31));
         assert_eq!(house.chosen().await, Some(1));
@@ -237,11 +253,11 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
         house.says(0, Outcome::Ok).await;
         assert_eq!(house.chosen().await, Some(0));
         assert_eq!(fixture.count("account_cooldowns").await, 1);
-        // What is written outlives what is kept.
+        // Reports outlive the snapshot.
         house.says(1, Outcome::Unauthorized).await;
         house.says(0, Outcome::Unauthorized).await;
-        fixture.store.state::<Lending>().tenants.invalidate_all();
-        let out = house.choose(Wish::default()).await.unwrap_err();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
+        let out = house.choose(AccountCriteria::default()).await.unwrap_err();
         assert!(out.is_whole());
         assert_eq!(
             out.available_at(),
@@ -297,7 +313,7 @@ async fn only_an_account_of_the_train_is_reported_of() {
         let stranger = make_account(&house.acme, new_account("spare"))
             .await
             .unwrap();
-        let report = Report {
+        let report = AccountReport {
             account: stranger.id,
             ..house.report_of(0, Outcome::Failed)
         };
@@ -331,10 +347,14 @@ async fn another_process_hears_of_a_report() {
         };
         let now = fixture.store.now().ms();
         fixture.execute(&row(now + 60_000, now)).await;
-        fixture.store.state::<Lending>().tenants.run_pending_tasks();
+        fixture
+            .store
+            .state::<PoolCache>()
+            .tenants
+            .run_pending_tasks();
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(1));
-        // And that it works again.
+        // The account works again.
         fixture.execute(&row(now, now + 1)).await;
         fixture.store.poll_cooldowns().await.unwrap();
         assert_eq!(house.chosen().await, Some(0));
@@ -355,17 +375,17 @@ async fn an_account_near_its_ceiling_comes_last() {
         report.requests = 1;
         house.report(report).await;
         assert_eq!(house.chosen().await, Some(1));
-        // The same once it is written down and read again.
+        // The same after it was written and read again.
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 1);
         assert_eq!(fixture.store.flush_usage().await.unwrap(), 0);
         let written = "account_usage WHERE requests = 9 AND tokens = 10";
         assert_eq!(fixture.count(written).await, 1);
-        fixture.store.state::<Lending>().tenants.invalidate_all();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(1));
         fixture.clock.advance(Duration::from_hours(6));
-        fixture.store.state::<Lending>().tenants.invalidate_all();
+        fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(0));
-        // What is counted of an account that was removed meanwhile is in nobody's way.
+        // Usage of an account that was removed meanwhile is dropped.
         house.report(house.report_of(1, Outcome::Ok)).await;
         let mut report = house.report_of(1, Outcome::Ok);
         report.requests = 1;
@@ -395,7 +415,7 @@ async fn that_a_train_is_exhausted_is_told_once_in_five_minutes() {
         let house = with_accounts(&fixture, 0).await;
         let (train, now) = (house.train.id, fixture.store.now());
         let by = house.by().await;
-        assert!(by.is_news(now) && !by.is_news(now));
+        assert!(by.claim_exhausted_notice(now) && !by.claim_exhausted_notice(now));
         let tell = || house.acme.tell_exhausted(train, "chat", Some(now));
         assert!(tell().await.unwrap());
         assert!(!tell().await.unwrap());
@@ -436,8 +456,8 @@ async fn import(fixture: &Fixture, house: &House, text: &str) {
         .await;
 }
 
-/// Waits until the store has heard of all changes so far: a poll that hears of one while a token is
-/// looked up keeps it from being known.
+/// Waits until the store has polled all changes so far: a poll during a look-up keeps the token
+/// from being cached.
 async fn heard_of_all_changes(fixture: &Fixture) {
     let heard = || fixture.store.inner.freshness.epoch();
     while fixture
@@ -461,7 +481,10 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         assert_eq!(who.train, Some(house.train.id));
         assert!(who.grants.is_empty());
         assert_eq!(who.actor().kind, domain::audit::ActorKind::Train);
-        assert!(matches!(store.known(hash), crate::Known::Live(_)));
+        assert!(matches!(
+            store.cached_token(hash),
+            crate::CachedToken::Live(_)
+        ));
         assert_eq!(store.flush_uses().await.unwrap(), 1);
         let used = "train_tokens WHERE last_used_at IS NOT NULL";
         assert_eq!(fixture.count(used).await, 1);
@@ -469,7 +492,10 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         let (context, chat) = (context(), slug("chat"));
         let revoke = || acme.revoke_train_token(&context, &chat, id, |()| no_content());
         revoke().await.unwrap();
-        assert!(!matches!(store.known(hash), crate::Known::Live(_)));
+        assert!(!matches!(
+            store.cached_token(hash),
+            crate::CachedToken::Live(_)
+        ));
         assert!(store.authenticate(hash).await.unwrap().is_none());
         assert_eq!(code(revoke().await), domain::Code::NotFound);
         let brief = house
@@ -491,7 +517,7 @@ async fn keys_of_any_form_count_while_there_are_imported_ones() {
         let house = with_accounts(&fixture, 1).await;
         let store = &fixture.store;
         assert!(!store.knows_imported_tokens());
-        // What was changed so far is heard of before, not meanwhile.
+        // All changes so far are polled before, not during the look-up.
         store.poll_credential_changes().await.unwrap();
         import(&fixture, &house, "short").await;
         store.look_for_foreign_tokens(Some(&[])).await.unwrap();

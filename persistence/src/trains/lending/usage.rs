@@ -1,5 +1,5 @@
-//! How much accounts are used, as gateways report it: counted here at once, written down in
-//! batches, and read again now and then for what other processes counted.
+//! Usage of accounts, as gateways report it: counted in this process at once, written in batches,
+//! and read again regularly to include other processes' counts.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,10 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Lending, Lent, LentBy, Snapshot, Tenant, pending::Span, reports::Report};
+use super::{
+    CredentialPool, PoolCache, ResolvedAccount, Snapshot, Tenant, pending::Span,
+    reports::AccountReport,
+};
 use crate::{
     store::{
         Store, System,
@@ -26,10 +29,10 @@ use crate::{
     webhooks::health::BUCKET_MS,
 };
 
-/// How often the use of a publisher's accounts is read again.
+/// How often the usage of a publisher's accounts is read, in milliseconds.
 const READ_EVERY_MS: i64 = 60_000;
 
-/// Adds counts to their spans; those of accounts that were removed are left out.
+/// Adds counts to their spans. Counts of accounts that were removed are left out.
 async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
     let backend = tx.db().get_database_backend();
     let rows: Vec<_> = spans.iter().collect();
@@ -59,8 +62,8 @@ async fn add_all(tx: &Tx, spans: &BTreeMap<Span, (i64, i64)>) -> Result<()> {
 }
 
 impl Store {
-    /// Counts what a report says was used.
-    pub(super) fn note_usage(&self, by: &LentBy, report: &Report) {
+    /// Counts the usage in a report.
+    pub(super) fn note_usage(&self, by: &CredentialPool, report: &AccountReport) {
         let (requests, tokens) = (report.requests, report.tokens);
         if requests == 0 && tokens == 0 {
             return;
@@ -69,7 +72,7 @@ impl Store {
         let bucket = self.now().ms() / BUCKET_MS * BUCKET_MS;
         let span = (by.tenant.publisher, account, bucket);
         let counts = (i64::from(requests), i64::from(tokens));
-        self.state::<Lending>().usage.add(span, counts);
+        self.state::<PoolCache>().usage.add(span, counts);
         if by.snapshot.has_ceilings {
             let mut used = by.tenant.used();
             let used = used.entry(account).or_default();
@@ -77,9 +80,9 @@ impl Store {
         }
     }
 
-    /// Writes down what was counted. What can't be written now is kept for the next time.
+    /// Writes the counted usage. What cannot be written stays for the next time.
     pub(crate) async fn flush_usage(&self) -> Result<u64> {
-        let pending = &self.state::<Lending>().usage;
+        let pending = &self.state::<PoolCache>().usage;
         let taken = std::mem::take(&mut *pending.spans());
         if taken.is_empty() {
             return Ok(0);
@@ -97,22 +100,25 @@ impl Store {
         Ok(u64::try_from(taken.len()).unwrap_or(u64::MAX))
     }
 
-    /// Reads how much was used of the accounts that have ceilings.
+    /// Reads the usage of accounts with ceilings.
     pub(super) async fn read_usage(
         &self,
         tenant: &Tenant,
-        accounts: &HashMap<Uuid, Arc<Lent>>,
+        accounts: &HashMap<Uuid, Arc<ResolvedAccount>>,
     ) -> Result<()> {
         let now = self.now();
         tenant.used_read_ms.store(now.ms(), Ordering::Relaxed);
         let limited = accounts
             .iter()
-            .filter(|(_, lent)| lent.ceilings != Ceilings::default())
+            .filter(|(_, account)| account.ceilings != Ceilings::default())
             .map(|(id, _)| *id);
         let mut all = HashMap::new();
         for account in limited {
             let used = self.used_of(tenant.publisher, account, now).await?;
-            let pending = self.state::<Lending>().usage.of(tenant.publisher, account);
+            let pending = self
+                .state::<PoolCache>()
+                .usage
+                .of(tenant.publisher, account);
             all.insert(account, used.and(pending.0, pending.1));
         }
         *tenant.used() = all;
@@ -150,7 +156,7 @@ impl Store {
         })
     }
 
-    /// Reads the use of a publisher's accounts again if that is due, off the caller's path.
+    /// Reads the usage of a publisher's accounts again if that is due, in a task of its own.
     pub(super) fn renew_usage(&self, tenant: &Arc<Tenant>, snapshot: &Arc<Snapshot>) {
         if !snapshot.has_ceilings {
             return;
@@ -167,17 +173,17 @@ impl Store {
         }
         let (store, tenant, snapshot) = (self.clone(), Arc::clone(tenant), Arc::clone(snapshot));
         self.inner.tasks.spawn(async move {
-            let lent = snapshot.trains.values().flat_map(|train| &train.accounts);
-            let accounts = lent.map(|(_, lent)| (lent.id.uuid(), Arc::clone(lent)));
+            let members = snapshot.trains.values().flat_map(|train| &train.accounts);
+            let accounts = members.map(|(_, account)| (account.id.uuid(), Arc::clone(account)));
             if let Err(error) = store.read_usage(&tenant, &accounts.collect()).await {
-                tracing::warn!(%error, "the use of accounts could not be read again");
+                tracing::warn!(%error, "the usage of accounts could not be read again");
             }
         });
     }
 }
 
 impl System {
-    /// Writes down what gateways reported to have used; answers of how many accounts.
+    /// Writes the usage that gateways reported. Returns of how many accounts.
     pub async fn flush_usage(&self) -> Result<u64, StoreError> {
         self.store.flush_usage().await
     }

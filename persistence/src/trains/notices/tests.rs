@@ -47,7 +47,7 @@ async fn train(
     id
 }
 
-/// An account of some trains.
+/// An account in these trains.
 async fn account(fixture: &Fixture, publisher: PublisherId, of: &[TrainId]) -> AccountId {
     let id = AccountId::generate(fixture.store.now());
     fixture
@@ -95,17 +95,17 @@ async fn account(fixture: &Fixture, publisher: PublisherId, of: &[TrainId]) -> A
     id
 }
 
-async fn tell(fixture: &Fixture, publisher: PublisherId, news: News<'_>) {
-    let news = &news;
+async fn tell(fixture: &Fixture, publisher: PublisherId, trigger: NoticeTrigger<'_>) {
+    let trigger = &trigger;
     fixture
         .store
-        .write(|tx| async move { notify(&tx, publisher, news).await })
+        .write(|tx| async move { notify(&tx, publisher, trigger).await })
         .await
         .unwrap();
 }
 
 async fn exhaust(fixture: &Fixture, publisher: PublisherId, train: TrainId) {
-    tell(fixture, publisher, News::Exhausted(train, None)).await;
+    tell(fixture, publisher, NoticeTrigger::Exhausted(train, None)).await;
 }
 
 async fn look(fixture: &Fixture, busy: &[PublisherId], bounds: (u32, u32)) -> Notices {
@@ -146,13 +146,13 @@ async fn those_are_told_that_asked() {
         train(&fixture, other, "both", Some(BOTH)).await;
         let account = account(&fixture, acme, &[both, one, silent]).await;
 
-        let news = News::RefreshFailed {
+        let trigger = NoticeTrigger::RefreshFailed {
             lent_until: None,
             account,
             name: "main <a>",
             reason: "invalid_grant",
         };
-        tell(&fixture, acme, news).await;
+        tell(&fixture, acme, trigger).await;
         let told = claim_all(&fixture).await;
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!((told[0].publisher, told[0].train), (acme, both));
@@ -197,7 +197,8 @@ async fn a_claim_is_bounded_and_leaves_out_who_is_busy() {
         assert_eq!(of(acme) + of(other), 4);
         let found = look(&fixture, &[acme], (10, 10)).await;
         assert!(found.claimed.iter().all(|due| due.publisher == other));
-        // Who is busy is not waited for either, nor is what is claimed due before its lease ends.
+        // A busy publisher's messages do not count as next, and neither do claimed ones before
+        // their lease ends.
         let found = look(&fixture, &[acme], (10, 10)).await;
         assert_eq!(found.next, Some(START.plus(LEASE)));
         let found = look(&fixture, &[acme, other], (10, 10)).await;
@@ -327,7 +328,7 @@ async fn processes_share_and_take_nothing_twice() {
                 let fixture = Arc::clone(&fixture);
                 tokio::spawn(async move {
                     let mut taken = Vec::new();
-                    // A taker that the others were quicker than finds nothing, and looks again.
+                    // A caller that was slower than the others gets nothing, and tries again.
                     for _ in 0..20 {
                         let found = look(&fixture, &[], (5, 2)).await;
                         taken.extend(found.claimed.into_iter().map(|due| due.id));
@@ -386,11 +387,11 @@ async fn a_commit_wakes_the_sender_and_a_rollback_leaves_nothing() {
     for fixture in engines().await {
         let acme = fixture.publisher("acme").await.publisher.id;
         let train = train(&fixture, acme, "one", Some(BOTH)).await;
-        let news = &News::Exhausted(train, None);
+        let trigger = &NoticeTrigger::Exhausted(train, None);
         let refused: Result<()> = fixture
             .store
             .write(|tx| async move {
-                notify(&tx, acme, news).await?;
+                notify(&tx, acme, trigger).await?;
                 Err(domain::Problem::not_found().into())
             })
             .await;

@@ -9,7 +9,7 @@ use domain::{
 use sea_orm::ActiveValue::Set;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{RefreshLease, Turn, Want};
+use super::{RefreshClaim, RefreshLease, RefreshRequest};
 use crate::{
     StoreError,
     fixture::{Fixture, START, context, engines},
@@ -28,7 +28,7 @@ impl Fixture {
         self.store.scoped(&Scope::of_row(publisher.uuid(), None))
     }
 
-    /// An OAuth account that ends in an hour and is due at `due`.
+    /// An OAuth account that expires in an hour and is due at `due`.
     async fn oauth_account(&self, publisher: PublisherId, due: Timestamp) -> AccountId {
         let id = AccountId::generate(self.store.now());
         let tokens = Credential::Oauth(OauthTokens {
@@ -77,8 +77,8 @@ impl Fixture {
     }
 }
 
-fn wanted(seen: i64, force: bool) -> Want {
-    Want {
+fn wanted(seen: i64, force: bool) -> RefreshRequest {
+    RefreshRequest {
         seen,
         force,
         waited: None,
@@ -100,7 +100,7 @@ async fn ours(scoped: &Scoped, account: AccountId, seen: i64) -> RefreshLease {
         .await
         .unwrap()
     {
-        Turn::Ours(lease) => *lease,
+        RefreshClaim::Claimed(lease) => *lease,
         other => panic!("{other:?}"),
     }
 }
@@ -121,7 +121,7 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
         assert_eq!(lease.tokens.refresh_token.expose_secret(), "rt-1");
         assert!(matches!(
             take(1).await.unwrap(),
-            Turn::Another { failures: 0 }
+            RefreshClaim::InProgress { failures: 0 }
         ));
         fixture.clock.advance(Duration::from_secs(3));
         let kept = scoped
@@ -129,7 +129,7 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
             .await;
         let token = kept.unwrap();
         assert_eq!(token.expires_at, Some(START.plus(HOUR)));
-        assert!(matches!(take(1).await.unwrap(), Turn::Done));
+        assert!(matches!(take(1).await.unwrap(), RefreshClaim::Replaced));
 
         let read = scoped.account_token(account).await.unwrap();
         assert_eq!(
@@ -161,7 +161,7 @@ async fn many_who_take_at_once_are_one() {
         }
         let mut ours = 0;
         for taker in takers {
-            ours += u32::from(matches!(taker.await.unwrap(), Turn::Ours(_)));
+            ours += u32::from(matches!(taker.await.unwrap(), RefreshClaim::Claimed(_)));
         }
         assert_eq!(ours, 1);
     }
@@ -175,13 +175,13 @@ async fn who_waited_for_a_try_that_failed_does_not_try_again() {
         let scoped = fixture.scoped(publisher);
         let lease = ours(&scoped, account, 1).await;
         let take = |waited| {
-            let want = Want {
+            let request = RefreshRequest {
                 waited,
                 ..wanted(1, true)
             };
-            scoped.take_refresh(account, want, LEASE)
+            scoped.take_refresh(account, request, LEASE)
         };
-        let Turn::Another { failures } = take(None).await.unwrap() else {
+        let RefreshClaim::InProgress { failures } = take(None).await.unwrap() else {
             panic!("it is free")
         };
         let passing = TokenError::passing("timeout");
@@ -189,10 +189,16 @@ async fn who_waited_for_a_try_that_failed_does_not_try_again() {
             .keep_refresh_failure(&context(), &lease, &passing)
             .await;
         kept.unwrap();
-        let turn = take(Some(failures)).await.unwrap();
-        assert!(matches!(turn, Turn::Later { .. }), "{turn:?}");
-        // Whoever comes only now may.
-        assert!(matches!(take(None).await.unwrap(), Turn::Ours(_)));
+        let claim = take(Some(failures)).await.unwrap();
+        assert!(
+            matches!(claim, RefreshClaim::BackingOff { .. }),
+            "{claim:?}"
+        );
+        // A caller that has not waited may claim it.
+        assert!(matches!(
+            take(None).await.unwrap(),
+            RefreshClaim::Claimed(_)
+        ));
     }
 }
 
@@ -236,12 +242,12 @@ async fn a_passing_failure_waits_and_never_ends_the_account() {
                 .keep_refresh_failure(&context(), &lease, &passing)
                 .await;
             kept.unwrap();
-            let turn = scoped
+            let claim = scoped
                 .take_refresh(account, wanted(1, false), LEASE)
                 .await
                 .unwrap();
-            let Turn::Later { at, reason } = turn else {
-                panic!("after {failures}: {turn:?}")
+            let RefreshClaim::BackingOff { at, reason } = claim else {
+                panic!("after {failures}: {claim:?}")
             };
             assert!(at > fixture.store.now() && reason == "timeout");
             assert!(at <= fixture.store.now().plus(Duration::from_secs(72)));
@@ -277,11 +283,14 @@ async fn a_spent_grant_ends_the_account_is_told_once_and_a_success_mends_it() {
         fixture.clock.advance(HOUR * 24);
         let due = fixture.store.system().due_refreshes(10, 10).await.unwrap();
         assert!(due.is_empty(), "{due:?}");
-        let turn = scoped
+        let claim = scoped
             .take_refresh(account, wanted(1, false), LEASE)
             .await
             .unwrap();
-        assert!(matches!(turn, Turn::Later { .. }), "{turn:?}");
+        assert!(
+            matches!(claim, RefreshClaim::BackingOff { .. }),
+            "{claim:?}"
+        );
 
         let lease = ours(&scoped, account, 1).await;
         let now = fixture.store.now();

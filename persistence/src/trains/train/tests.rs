@@ -33,12 +33,12 @@ pub(crate) async fn make(scoped: &Scoped, name: &str) -> Result<Train> {
 pub(crate) async fn lend(
     scoped: &Scoped,
     train: &str,
-    places: &[(AccountId, u16)],
+    accounts: &[(AccountId, u16)],
 ) -> Result<Train> {
     let slot = Slot::new();
-    let (slug, places) = (slug(train), places.to_vec());
+    let (slug, accounts) = (slug(train), accounts.to_vec());
     scoped
-        .set_train_accounts(&context(), &slug, places, None, |train| slot.keep(train))
+        .set_train_accounts(&context(), &slug, accounts, None, |train| slot.keep(train))
         .await?;
     Ok(slot.take())
 }
@@ -74,9 +74,9 @@ async fn accounts_stand_in_order_whatever_the_order_of_the_request() {
             ..TrainPatch::default()
         };
         change(&acme, "night", described).await.unwrap();
-        let places = [(ids[3], 1), (ids[2], 0), (ids[0], 1), (ids[1], 999)];
-        let train = lend(&acme, "night", &places).await.unwrap();
-        let order: Vec<_> = train.accounts.iter().map(|place| place.account).collect();
+        let accounts = [(ids[3], 1), (ids[2], 0), (ids[0], 1), (ids[1], 999)];
+        let train = lend(&acme, "night", &accounts).await.unwrap();
+        let order: Vec<_> = train.accounts.iter().map(|member| member.account).collect();
         assert_eq!(order, [ids[2], ids[0], ids[3], ids[1]]);
         assert_eq!(acme.train(&slug("night")).await.unwrap(), train);
         assert_eq!(train.description.as_deref(), Some("The nightly jobs."));
@@ -84,8 +84,8 @@ async fn accounts_stand_in_order_whatever_the_order_of_the_request() {
             acme.trains(PAGE).await.unwrap().items,
             std::slice::from_ref(&train)
         );
-        // The same set in another order is the same.
-        let mut again = places;
+        // The same accounts in another order change nothing.
+        let mut again = accounts;
         again.reverse();
         assert_eq!(lend(&acme, "night", &again).await.unwrap(), train);
         let none = lend(&acme, "night", &[]).await.unwrap();
@@ -120,7 +120,7 @@ async fn a_list_is_one_query_and_pages_by_trains() {
         };
         let mut seen = Vec::new();
         loop {
-            // One statement makes the page, by construction.
+            // The page is read with one statement.
             assert_eq!(
                 query(acme.scope.uuid(), &Which::Part(&page))
                     .text()

@@ -1,4 +1,4 @@
-//! What is due: which endpoints have work, and the deliveries of those that this process holds.
+//! Due deliveries: which endpoints have some, and those of the endpoints that this process holds.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,25 +16,25 @@ use super::{processes::ProcessId, values::whole};
 use crate::store::{
     System,
     effects::{DueDelivery, EndpointKey},
-    error::{Result, StoreError, damaged},
+    error::{Result, StoreError, corrupt_row},
     lines::Line,
     sql::{Sql, padded},
     unreadable,
 };
 
-/// Most endpoints that one look finds.
+/// Most endpoints that one look returns.
 const WAITING_MAX: i64 = 10_000;
 
-/// What events say that one look loads, bytes, beyond the first delivery of each endpoint.
+/// Bytes of bodies that one look loads, beyond the first delivery of each endpoint.
 const LOAD_BYTES: usize = 16 * 1024 * 1024;
-/// So many deliveries are loaded without a look at their sizes first.
+/// Up to so many deliveries are loaded without reading their sizes first.
 const UNSEEN: usize = 16;
 
-/// Walks the index of waiting deliveries from endpoint to endpoint: its cost grows with the
-/// endpoints that have any, not with the deliveries.
+/// Walks the index of pending deliveries from endpoint to endpoint: the cost depends on the number
+/// of endpoints with some, not on the number of deliveries.
 ///
-/// Of each endpoint it tells when the first is due, and of one that was ordered once also when one
-/// with a place in that order is.
+/// For each endpoint it returns when the first delivery is due. For an endpoint that was once
+/// ordered, it also considers the first delivery with a sequence number.
 const WAITING: &str = "WITH RECURSIVE owners (owner) AS (\
     SELECT (SELECT d.publisher_id FROM deliveries d WHERE d.status = 'pending' \
     ORDER BY d.publisher_id LIMIT 1) \
@@ -58,7 +58,7 @@ const WAITING: &str = "WITH RECURSIVE owners (owner) AS (\
     (SELECT d.next_attempt_at FROM deliveries d WHERE d.status = 'pending' AND NOT e.ordered \
     AND d.publisher_id = r.owner AND d.endpoint_id = r.target AND d.seq > 0 \
     AND d.next_attempt_at <= ";
-/// The rest of it, after the present moment.
+/// The rest of the statement, after the current time.
 const WAITING_WHERE: &str = " ORDER BY d.seq LIMIT 1) AS rest \
     FROM reach r \
     JOIN webhook_endpoints e ON e.publisher_id = r.owner AND e.id = r.target \
@@ -67,10 +67,10 @@ const WAITING_WHERE: &str = " ORDER BY d.seq LIMIT 1) AS rest \
     WHERE r.target IS NOT NULL AND e.enabled AND e.deleted_at IS NULL AND p.status = 'active' \
     AND (l.process_id IS NULL OR l.process_id = ";
 
-/// An endpoint with deliveries that wait.
+/// An endpoint with pending deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Which.
+pub struct WaitingEndpoint {
+    /// The endpoint.
     pub key: EndpointKey,
     /// When its next delivery is due; in the past if one is.
     pub due: Timestamp,
@@ -78,29 +78,30 @@ pub struct Waiting {
 
 /// What to load of one endpoint.
 #[derive(Clone, Debug)]
-pub struct Ask {
-    /// Which.
+pub struct DueRequest {
+    /// The endpoint.
     pub key: EndpointKey,
-    /// In the order of events, whatever is due, instead of what is due longest.
+    /// Whether to load in the order of events, whatever is due. Otherwise what has been due the
+    /// longest comes first.
     pub ordered: bool,
-    /// How many at most.
+    /// Most deliveries to return.
     pub limit: u64,
-    /// Those that the caller has already.
+    /// Deliveries that the caller has already.
     pub known: HashSet<DeliveryId>,
 }
 
 /// What was loaded of one endpoint.
 #[derive(Debug)]
-pub struct Page {
-    /// Which.
+pub struct DuePage {
+    /// The endpoint.
     pub key: EndpointKey,
-    /// What the caller did not have yet, in the order in which to send it.
+    /// The deliveries that the caller did not have, in the order in which to send them.
     pub due: Vec<DueDelivery>,
     /// Whether there may be more.
     pub more: bool,
 }
 
-/// A waiting delivery's row.
+/// The row of a pending delivery.
 struct Row {
     key: EndpointKey,
     id: Uuid,
@@ -140,23 +141,23 @@ pub(super) fn waiting_sql(process: ProcessId, now: Timestamp) -> Sql {
     sql
 }
 
-/// Some of an endpoint's waiting deliveries, along the index.
+/// A part of an endpoint's pending deliveries, along an index.
 struct Branch {
     which: &'static str,
-    /// Whether only those that are due.
+    /// Whether only due ones are read.
     due: bool,
     order: &'static str,
 }
 
-/// All of an ordered endpoint, one after the other.
+/// The branch for an ordered endpoint: all deliveries, by sequence number.
 const ORDERED: [Branch; 1] = [Branch {
     which: "",
     due: false,
     order: "seq, next_attempt_at",
 }];
 
-/// Of others: without a place in an order, telling of what just happened; with a place, which does
-/// not count any more; telling of it once more, which are few at a time.
+/// Branches for unordered endpoints: new deliveries; deliveries left over from when the endpoint
+/// was ordered; replays (at most 500 pending).
 const UNORDERED: [Branch; 3] = [
     Branch {
         which: " AND seq = 0 AND precedence = 0",
@@ -175,21 +176,21 @@ const UNORDERED: [Branch; 3] = [
     },
 ];
 
-/// Found by the index of replays: of those by endpoint it would look at the whole backlog.
+/// Uses the index of replays. The index by endpoint would read the whole backlog.
 const REPLAYED: &str = " AND replay_id IS NOT NULL AND seq = 0 AND precedence > 0";
 
 const SELECT: &str = "SELECT publisher_id, endpoint_id, id, event_id, attempts, \
      throttled, next_attempt_at, created_at, seq, precedence FROM deliveries";
 const WHERE: &str = " WHERE status = 'pending' AND publisher_id = ";
 
-/// How many rows to read to find as many as are asked for among those that are known.
-fn reach(ask: &Ask) -> i64 {
+/// How many rows to read, so that as many as requested remain without the known ones.
+fn reach(ask: &DueRequest) -> i64 {
     let known = whole(u64::try_from(ask.known.len()).unwrap_or(u64::MAX));
     whole(ask.limit).saturating_add(known)
 }
 
 /// Reads each endpoint's rows along the index, in the order in which to send them.
-pub(super) fn load_sql(asks: &[Ask], now: Timestamp, backend: DbBackend) -> Sql {
+pub(super) fn load_sql(asks: &[DueRequest], now: Timestamp, backend: DbBackend) -> Sql {
     match backend {
         DbBackend::Postgres => load_lateral(asks, now),
         _ => load_union(asks, now),
@@ -197,12 +198,12 @@ pub(super) fn load_sql(asks: &[Ask], now: Timestamp, backend: DbBackend) -> Sql 
 }
 
 /// A statement with a part for each endpoint and branch, for engines without `LATERAL`. Planning
-/// costs `SQLite` next to nothing.
-fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
+/// costs SQLite next to nothing.
+fn load_union(asks: &[DueRequest], now: Timestamp) -> Sql {
     let mut sql = Sql::new("");
     let mut at = 0;
-    // What fills up asks for nothing.
-    let filling = asks.last().map(|last| Ask {
+    // The rows that fill the statement up request nothing.
+    let filling = asks.last().map(|last| DueRequest {
         limit: 0,
         known: HashSet::new(),
         ..*last
@@ -215,7 +216,7 @@ fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
             let [publisher, endpoint] = ask.key.values();
             sql.push(if at == 0 { "" } else { " UNION ALL " });
             sql.push("SELECT * FROM (").push(SELECT);
-            // It knows no figures that would tell it.
+            // SQLite has no statistics by which it would choose this index.
             if branch.which == REPLAYED {
                 sql.push(" INDEXED BY deliveries_of_replay");
             }
@@ -234,12 +235,12 @@ fn load_union(asks: &[Ask], now: Timestamp) -> Sql {
     sql
 }
 
-/// The same with the branches written once, and run for each endpoint: `PostgreSQL` plans every
-/// part of a union by itself, which took longer than all else that it did for a delivery.
-fn load_lateral(asks: &[Ask], now: Timestamp) -> Sql {
+/// A statement with the branches written once and run for each endpoint. PostgreSQL plans every
+/// part of a union separately, which took longer than the rest of its work for a delivery.
+fn load_lateral(asks: &[DueRequest], now: Timestamp) -> Sql {
     let mut sql = Sql::new("SELECT part.* FROM (");
     let missing = asks.len().next_power_of_two() - asks.len();
-    // What fills up asks for nothing.
+    // The rows that fill the statement up request nothing.
     let filling = asks.last().map(|last| (last, 0));
     let filling = filling.into_iter().cycle().take(missing);
     let rows = asks.iter().map(|ask| (ask, reach(ask))).chain(filling);
@@ -268,9 +269,12 @@ fn load_lateral(asks: &[Ask], now: Timestamp) -> Sql {
 }
 
 impl System {
-    /// Endpoints with waiting deliveries that can be sent to and that no other living process
+    /// Endpoints with pending deliveries that may be sent to and that no other living process
     /// holds: 10 000 at most.
-    pub async fn waiting_endpoints(&self, process: ProcessId) -> Result<Vec<Waiting>, StoreError> {
+    pub async fn waiting_endpoints(
+        &self,
+        process: ProcessId,
+    ) -> Result<Vec<WaitingEndpoint>, StoreError> {
         let sql = waiting_sql(process, self.store.now());
         let statement = sql.statement(self.store.backend());
         let rows = self.store.read().query_all_raw(statement).await?;
@@ -279,7 +283,7 @@ impl System {
             let head: Option<i64> = row.try_get("", "head")?;
             let rest: Option<i64> = row.try_get("", "rest")?;
             if let Some(due) = head.into_iter().chain(rest).min() {
-                found.push(Waiting {
+                found.push(WaitingEndpoint {
                     key: EndpointKey::of_row(row)?,
                     due: Timestamp::from_ms(due),
                 });
@@ -288,9 +292,9 @@ impl System {
         Ok(found)
     }
 
-    /// Loads deliveries of endpoints that the caller holds: one statement for all their rows, one
-    /// for what these say. At most a hundred endpoints at a time.
-    pub async fn load_due(&self, asks: &[Ask]) -> Result<Vec<Page>, StoreError> {
+    /// Loads deliveries of endpoints that the caller holds, with one statement for the rows and one
+    /// for the bodies. At most a hundred endpoints at a time.
+    pub async fn load_due(&self, asks: &[DueRequest]) -> Result<Vec<DuePage>, StoreError> {
         if asks.is_empty() {
             return Ok(Vec::new());
         }
@@ -310,7 +314,7 @@ impl System {
                 Ok(row) => rows.entry(key).or_default().push(row),
                 Err(error) => {
                     let (owner, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
-                    unreadable::tell("delivery", owner, endpoint, &error);
+                    unreadable::report("delivery", owner, endpoint, &error);
                 }
             }
         }
@@ -324,10 +328,10 @@ impl System {
                 .filter(|row| !ask.known.contains(&DeliveryId::from_uuid(row.id)))
                 .collect();
             if ask.ordered {
-                // A union of sorted parts need not keep their order.
+                // A union of sorted parts may be unsorted.
                 fresh.sort_by_key(|row| (row.seq, row.due));
             } else {
-                // What just happened goes before what is told once more.
+                // New deliveries go before replays.
                 fresh.sort_by_key(|row| row.precedence);
             }
             let more = full || fresh.len() > asked;
@@ -343,7 +347,7 @@ impl System {
             .into_iter()
             .map(|(key, rows, more)| {
                 let due = rows.into_iter().map(|row| row.due(&bodies));
-                Page {
+                DuePage {
                     key,
                     due: due.collect(),
                     more,
@@ -352,7 +356,7 @@ impl System {
             .collect())
     }
 
-    /// How long what the events say is, bytes, by publisher and event.
+    /// The sizes of the events' bodies in bytes, by publisher and event.
     async fn sizes(
         &self,
         found: &[(EndpointKey, Vec<Row>, bool)],
@@ -367,7 +371,7 @@ impl System {
         Ok(sizes)
     }
 
-    /// What the events say, by publisher and event.
+    /// The events' bodies, by publisher and event.
     async fn bodies(
         &self,
         found: &[(EndpointKey, Vec<Row>, bool)],
@@ -380,13 +384,13 @@ impl System {
                 Ok(body) => {
                     bodies.insert((PublisherId::from_uuid(owner), id), body.into());
                 }
-                Err(error) => unreadable::tell("event", owner, id, &error.into()),
+                Err(error) => unreadable::report("event", owner, id, &error.into()),
             }
         }
         Ok(bodies)
     }
 
-    /// A column (our own text) of the events that deliveries tell of.
+    /// A column of the deliveries' events. Its name must be a literal of this program.
     async fn events(
         &self,
         found: &[(EndpointKey, Vec<Row>, bool)],
@@ -411,8 +415,8 @@ impl System {
     }
 }
 
-/// Leaves to a later look what would be too much to load at once; of each endpoint the first
-/// delivery stays.
+/// Drops what would be too much to load at once, except the first delivery of each endpoint. It is
+/// loaded later.
 fn bound(found: &mut [(EndpointKey, Vec<Row>, bool)], sizes: &HashMap<(PublisherId, Uuid), usize>) {
     let (mut loaded, mut bytes) = (HashSet::new(), 0_usize);
     for (_, rows, more) in found {
@@ -438,8 +442,8 @@ impl Row {
     fn due(self, bodies: &HashMap<(PublisherId, Uuid), Arc<str>>) -> DueDelivery {
         let body = bodies.get(&(self.key.publisher, self.event)).cloned();
         if body.is_none() {
-            let (owner, error) = (self.key.publisher.uuid(), damaged("event"));
-            unreadable::tell("event", owner, self.event, &error);
+            let (owner, error) = (self.key.publisher.uuid(), corrupt_row("event"));
+            unreadable::report("event", owner, self.event, &error);
         }
         DueDelivery {
             id: DeliveryId::from_uuid(self.id),

@@ -1,4 +1,5 @@
-//! Endpoints that a process holds: taken when nobody alive does, handed over with their state.
+//! Leases of endpoints: taken if no living process holds the endpoint, and given back with its
+//! state.
 
 use domain::Timestamp;
 use sea_orm::{ConnectionTrait as _, QueryResult, Value};
@@ -11,25 +12,27 @@ use crate::store::{
     sql::Sql,
 };
 
-/// An endpoint that this process alone sends to.
+/// An endpoint that only this process sends to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Which.
+    /// The endpoint.
     pub key: EndpointKey,
-    /// The lease's number; outcomes are written under it.
+    /// The lease's number, with which outcomes are written.
     pub fence: i64,
-    /// What the last holder left.
+    /// The state that the last holder left.
     pub state: Handover,
 }
 
-/// What one holder of an endpoint leaves to the next. A holder that died leaves what it took over.
+/// The state that one holder of an endpoint leaves to the next. A holder that died leaves the state
+/// that it got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handover {
-    /// What was in the bucket of the rate limit, in thousandths of a delivery, and when.
+    /// The tokens in the rate limit's bucket, in thousandths of a delivery, and the time of that
+    /// count.
     pub tokens: Option<(i64, Timestamp)>,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
-    /// When the breaker lets the next probe out, if it is open.
+    /// When the circuit breaker allows the next probe, if it is open.
     pub probe_at: Option<Timestamp>,
 }
 
@@ -67,8 +70,8 @@ impl Lease {
     }
 }
 
-/// Takes what nobody alive holds. The rows are locked in the order of their keys, so that two
-/// processes which want the same wait for each other instead of blocking each other.
+/// Takes endpoints that no living process holds. The rows are locked in the order of their keys, so
+/// that two processes that want the same endpoints cannot deadlock.
 fn take_sql(process: ProcessId, now: Timestamp, wanted: &[EndpointKey]) -> Sql {
     let mut sql = Sql::new(
         "INSERT INTO dispatch_leases (publisher_id, endpoint_id, process_id, fence, failures) \
@@ -111,8 +114,8 @@ fn give_back_sql(process: ProcessId, leases: &[Lease]) -> Sql {
 }
 
 impl System {
-    /// Takes those of the wanted endpoints that can be sent to and that no other living process
-    /// holds. One that this process holds already gets a new number.
+    /// Takes those of the wanted endpoints that may be sent to and that no other living process
+    /// holds. If this process holds one already, the lease gets a new number.
     pub async fn take_leases(
         &self,
         process: ProcessId,
@@ -131,7 +134,7 @@ impl System {
             .await
     }
 
-    /// Gives endpoints back, for anybody to take. A lease that was lost meanwhile is left alone.
+    /// Gives endpoints back. A lease that was lost meanwhile does not change.
     pub async fn give_back_leases(
         &self,
         process: ProcessId,

@@ -1,4 +1,4 @@
-//! How tries ended, written many at a time.
+//! Outcomes of attempts, written many at a time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,43 +25,44 @@ use crate::{
 /// Outcomes that one statement writes.
 const RECORD_ROWS: usize = 256;
 
-/// How one try ended.
+/// The outcome of one attempt.
 #[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Where it went.
+pub struct AttemptOutcome {
+    /// The endpoint.
     pub key: EndpointKey,
-    /// The number of the lease under which it was made.
+    /// The number of the lease under which the attempt was made.
     pub fence: i64,
-    /// Which delivery.
+    /// The delivery.
     pub id: DeliveryId,
-    /// Which try, from 1.
+    /// The attempt's number, from 1.
     pub attempt: i32,
-    /// When it began.
+    /// When the attempt began.
     pub at: Timestamp,
     /// The answer's status, if one came.
     pub status_code: Option<u16>,
     /// The class of error; `None` for a success.
     pub error: Option<&'static str>,
-    /// From the start to the end of the answer.
+    /// From the start of the attempt to the end of the answer, in milliseconds.
     pub latency_ms: u64,
-    /// The start of the answer, made safe.
+    /// The beginning of the answer, with unsafe characters replaced.
     pub excerpt: Option<String>,
-    /// What becomes of the delivery.
+    /// The next state of the delivery.
     pub next: Next,
 }
 
-/// What becomes of a delivery after a try.
+/// The next state of a delivery after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It arrived.
+    /// The delivery arrived.
     Succeeded,
-    /// It is tried again then.
+    /// The next attempt is made at this time.
     RetryAt(Timestamp),
-    /// The receiver asked for a pause until then. It is tried again, and this try does not count.
+    /// The receiver asked for a pause until this time. The delivery is tried again, and this
+    /// attempt does not count.
     Throttled(Timestamp),
-    /// That was the last try.
+    /// This was the last attempt.
     Failed,
-    /// The receiver said that the endpoint is gone for good (410): no further try.
+    /// The receiver is gone for good (410): no further attempt.
     Gone,
 }
 
@@ -82,23 +83,23 @@ impl Next {
     }
 }
 
-/// Whether an outcome counted.
+/// Whether an outcome was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is written down.
+pub enum RecordResult {
+    /// The outcome was recorded.
     Recorded,
-    /// The delivery did not wait for it any more: called off, or gone.
+    /// The delivery was not pending any more: it was cancelled or removed.
     Settled,
-    /// The endpoint is another holder's by now.
+    /// Another process holds the endpoint now.
     LeaseLost,
 }
 
-/// The statement that writes outcomes where lease and try are still theirs.
-pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
+/// The statement that records outcomes whose lease and attempt are current.
+pub(super) fn record_sql(outcomes: &[AttemptOutcome], now: Timestamp) -> Sql {
     let mut sql = Sql::new(
         "WITH outcome (owner, target, delivery, claim, becomes, due, ended, tries, slowed) AS (",
     );
-    // What is repeated to fill up changes its row no second time.
+    // Rows that are repeated to fill the statement up do not change a row twice.
     sql.values(padded(outcomes).into_iter().map(|outcome| {
         let [publisher, endpoint] = outcome.key.values();
         let due = outcome.next.due();
@@ -114,8 +115,9 @@ pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
             Value::from(i32::from(matches!(outcome.next, Next::Throttled(_)))),
         ]
     }));
-    // Leases are looked at first and apart, and deliveries by their key alone: as one join, and by
-    // status, PostgreSQL may look through all that waits of a publisher for each outcome.
+    // Leases are read first and separately, and deliveries by primary key alone. In one join, or
+    // with a condition on the status, PostgreSQL may read all of a publisher's pending deliveries
+    // for each outcome.
     sql.push(
         "), good AS MATERIALIZED (SELECT outcome.* FROM outcome JOIN dispatch_leases l \
          ON l.publisher_id = owner AND l.endpoint_id = target AND l.fence = claim) \
@@ -126,7 +128,7 @@ pub(super) fn record_sql(outcomes: &[Outcome], now: Timestamp) -> Sql {
     sql
 }
 
-fn attempt_row(outcome: &Outcome) -> delivery_attempts::Model {
+fn attempt_row(outcome: &AttemptOutcome) -> delivery_attempts::Model {
     delivery_attempts::Model {
         publisher_id: outcome.key.publisher.uuid(),
         delivery_id: outcome.id.uuid(),
@@ -139,7 +141,7 @@ fn attempt_row(outcome: &Outcome) -> delivery_attempts::Model {
     }
 }
 
-fn try_of(outcome: &Outcome) -> Try {
+fn try_of(outcome: &AttemptOutcome) -> Try {
     Try {
         publisher: outcome.key.publisher.uuid(),
         endpoint: outcome.key.endpoint.uuid(),
@@ -150,7 +152,7 @@ fn try_of(outcome: &Outcome) -> Try {
     }
 }
 
-/// The present numbers of leases.
+/// The current numbers of leases.
 async fn fences(tx: &Tx, keys: &[EndpointKey]) -> Result<HashMap<EndpointKey, i64>> {
     let mut sql = Sql::new(
         "SELECT publisher_id, endpoint_id, fence FROM dispatch_leases \
@@ -164,14 +166,15 @@ async fn fences(tx: &Tx, keys: &[EndpointKey]) -> Result<HashMap<EndpointKey, i6
         .collect()
 }
 
-/// Also answers whether an endpoint said that it is gone for good.
-async fn record(tx: &Tx, part: &[Outcome]) -> Result<(Vec<Verdict>, bool)> {
+/// The second value tells whether an endpoint is gone for good.
+async fn record(tx: &Tx, part: &[AttemptOutcome]) -> Result<(Vec<RecordResult>, bool)> {
     let statement = record_sql(part, tx.now).statement(tx.db().get_database_backend());
     let mut counted: HashSet<(Uuid, Uuid)> = HashSet::with_capacity(part.len());
     for row in tx.db().query_all_raw(statement).await? {
         counted.insert((row.try_get("", "publisher_id")?, row.try_get("", "id")?));
     }
-    let counts = |one: &Outcome| counted.contains(&(one.key.publisher.uuid(), one.id.uuid()));
+    let counts =
+        |one: &AttemptOutcome| counted.contains(&(one.key.publisher.uuid(), one.id.uuid()));
     let rows: Vec<_> = part
         .iter()
         .filter(|one| counts(one))
@@ -187,36 +190,36 @@ async fn record(tx: &Tx, part: &[Outcome]) -> Result<(Vec<Verdict>, bool)> {
     } else {
         fences(tx, &lost).await?
     };
-    let verdict = |one: &Outcome| {
+    let result = |one: &AttemptOutcome| {
         if counts(one) {
-            Verdict::Recorded
+            RecordResult::Recorded
         } else if fences.get(&one.key) == Some(&one.fence) {
-            Verdict::Settled
+            RecordResult::Settled
         } else {
-            Verdict::LeaseLost
+            RecordResult::LeaseLost
         }
     };
-    Ok((part.iter().map(verdict).collect(), gone))
+    Ok((part.iter().map(result).collect(), gone))
 }
 
 impl System {
-    /// Writes down how tries ended, all in one transaction, and says of each whether it counted;
-    /// also whether an endpoint said that it is gone for good, which
-    /// [`System::disable_gone_endpoints`] is to look at. Of one delivery at most one outcome may
-    /// be given at a time.
+    /// Records outcomes in one transaction, and returns for each whether it was recorded. The
+    /// second value tells whether an endpoint is gone for good; then
+    /// [`System::disable_gone_endpoints`] has to be called. `outcomes` may hold at most one outcome
+    /// of each delivery.
     pub async fn record_outcomes(
         &self,
-        outcomes: &[Outcome],
-    ) -> Result<(Vec<Verdict>, bool), StoreError> {
+        outcomes: &[AttemptOutcome],
+    ) -> Result<(Vec<RecordResult>, bool), StoreError> {
         self.store
             .write_outcomes(|tx| async move {
-                let (mut verdicts, mut any_gone) = (Vec::with_capacity(outcomes.len()), false);
+                let (mut results, mut any_gone) = (Vec::with_capacity(outcomes.len()), false);
                 for part in outcomes.chunks(RECORD_ROWS) {
                     let (some, gone) = record(&tx, part).await?;
-                    verdicts.extend(some);
+                    results.extend(some);
                     any_gone |= gone;
                 }
-                Ok((verdicts, any_gone))
+                Ok((results, any_gone))
             })
             .await
     }

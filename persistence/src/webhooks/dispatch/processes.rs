@@ -1,4 +1,4 @@
-//! Processes that live: a row each, renewed while it can be.
+//! Living processes: each has a row, which it renews.
 
 use std::time::Duration;
 
@@ -15,30 +15,31 @@ use crate::store::{
     error::{Result, StoreError},
 };
 
-/// How long a process counts as alive after its last renewal. Longer than clocks differ.
+/// How long a process counts as alive after its last renewal. Longer than clocks may differ.
 pub const PROCESS_EXPIRES_AFTER: Duration = Duration::from_secs(8);
-/// Rows of processes that ended without a word are kept this long.
+/// How long rows of processes stay that ended without saying so.
 const KEPT: Duration = Duration::from_hours(1);
 
-/// A registration of this process. One that was late to renew is over for good: the process
-/// registers anew.
+/// A registration of this process. If it is renewed too late, it is over for good, and the process
+/// registers again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessId(pub(super) Uuid);
 
-/// What became of a renewal.
+/// The result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewed {
-    /// It holds, from the renewal's beginning for [`PROCESS_EXPIRES_AFTER`].
+    /// The registration holds, for [`PROCESS_EXPIRES_AFTER`] from the beginning of the renewal.
     Alive {
         /// When the first of the other processes counts as dead unless it renews.
         next_expiry: Option<Timestamp>,
     },
-    /// It came too late: what this process held may be another's.
+    /// The renewal came too late: another process may hold this process's endpoints.
     Expired,
 }
 
 impl System {
-    /// Makes this process one that may hold leases, for [`PROCESS_EXPIRES_AFTER`] from now on.
+    /// Registers this process, so that it may hold leases for [`PROCESS_EXPIRES_AFTER`] from now
+    /// on.
     pub async fn register_process(&self) -> Result<ProcessId, StoreError> {
         let id = Uuid::from_bytes(domain::random::bytes());
         self.store
@@ -62,7 +63,7 @@ impl System {
         Ok(ProcessId(id))
     }
 
-    /// Says that the process lives.
+    /// Renews a registration.
     pub async fn renew_process(&self, process: ProcessId) -> Result<Renewed, StoreError> {
         use processes::Column;
         let renewed = self
@@ -98,7 +99,7 @@ impl System {
         })
     }
 
-    /// Says that the process ends: what it still holds is free at once.
+    /// Ends a registration. Everything that the process holds is free at once.
     pub async fn end_process(&self, process: ProcessId) -> Result<(), StoreError> {
         self.store
             .write(|tx| async move {
@@ -110,9 +111,9 @@ impl System {
             .await
     }
 
-    /// Frees everything that an earlier process still held. For a process that has the store to
-    /// itself and has not registered yet: on PostgreSQL, where others may be at work, it does
-    /// nothing, and processes expire by themselves.
+    /// Frees everything that an earlier process held. Only for a process that has the store to
+    /// itself and has not registered yet. On PostgreSQL, where other processes may run, it does
+    /// nothing: registrations expire.
     pub async fn release_leases(&self) -> Result<(), StoreError> {
         if self.store.backend() != DbBackend::Sqlite {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Where deliveries go and how: an endpoint as the dispatcher sees it, with its secrets opened.
+//! Delivery targets: endpoints as the dispatcher needs them, with opened secrets.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,7 @@ use crate::{
         Store, System,
         effects::EndpointKey,
         entity::credentials,
-        error::{Result, StoreError, damaged},
+        error::{Result, StoreError, corrupt_row},
         plane_state::PlaneState,
         sql::Sql,
         unreadable,
@@ -31,30 +31,31 @@ use crate::{
     webhooks::{endpoint_secrets::OwnSecrets, listeners::check_filters},
 };
 
-/// Most publishers whose secrets are kept opened.
+/// Most publishers whose opened secrets are cached.
 const CACHED_PUBLISHERS: usize = 10_000;
 
 /// An endpoint that may be sent to.
 #[derive(Clone, Debug)]
-pub struct Target {
-    /// Where it is.
+pub struct DeliveryTarget {
+    /// The URL of the receiver.
     pub url: String,
-    /// Its own headers.
+    /// The endpoint's own headers.
     pub headers: BTreeMap<String, String>,
-    /// The newest live bearer, if it asks for one and there is one.
+    /// The newest live bearer, if the endpoint wants one and there is one.
     pub bearer: Option<SecretString>,
-    /// All live secrets that sign, newest first: the endpoint's own, if it has some, else its
+    /// All live signing secrets, newest first: the endpoint's own if it has any, or else the
     /// publisher's.
     pub secrets: Vec<SecretString>,
-    /// Whether deliveries go out one after the other, in the order of their events.
+    /// Whether deliveries are sent one after the other, in the order of their events.
     pub ordered: bool,
     /// Most deliveries a second.
     pub rate_limit_per_second: Option<u32>,
-    /// Waits between tries, if it has its own.
+    /// The waits between attempts, if the endpoint has its own.
     pub retry_schedule: Option<Schedule>,
-    /// Most deliveries under way, if it has its own limit.
+    /// Most deliveries in flight, if the endpoint has its own limit.
     pub max_in_flight: Option<u32>,
-    /// A part of it, or one of its secrets, can't be read: nothing can be sent to it.
+    /// Whether a part of the endpoint, or one of its secrets, cannot be read. Then nothing can be
+    /// sent.
     pub unreadable: bool,
 }
 
@@ -79,22 +80,22 @@ struct Row {
 /// A publisher's live secrets.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets {
-    /// Those that sign, newest first.
+    /// The signing secrets, newest first.
     pub(crate) signing: Vec<SecretString>,
     /// The newest bearer.
     pub(crate) bearer: Option<SecretString>,
-    /// When the first of them expires.
+    /// When the first of the secrets expires.
     until: Option<Timestamp>,
-    /// Whether one that signs, or a bearer, does not open.
+    /// Whether a signing secret, and whether a bearer, cannot be opened.
     unreadable: (bool, bool),
 }
 
-/// Opened secrets by publisher. An entry dies with the publisher's cached tokens: at once in the
-/// process that changes a credential, within moments in the others.
+/// Opened secrets by publisher. An entry is invalidated together with the publisher's cached
+/// tokens: at once in the process that changes a credential, within moments in the others.
 #[derive(Default)]
 pub(crate) struct SecretCache {
     entries: Mutex<HashMap<Uuid, Arc<Secrets>>>,
-    /// Counts invalidations; what was read before one is not kept after it.
+    /// Counts invalidations. Secrets that were read before one are not cached after it.
     generation: AtomicU64,
 }
 
@@ -135,13 +136,13 @@ impl PlaneState for SecretCache {
     }
 }
 
-fn tell(key: EndpointKey, error: &StoreError) {
+fn report(key: EndpointKey, error: &StoreError) {
     let (publisher, endpoint) = (key.publisher.uuid(), key.endpoint.uuid());
-    unreadable::tell("endpoint", publisher, endpoint, error);
+    unreadable::report("endpoint", publisher, endpoint, error);
 }
 
-impl Target {
-    /// One whose row can't be read.
+impl DeliveryTarget {
+    /// A target whose row cannot be read.
     fn unreadable(ordered: bool) -> Self {
         Self {
             url: String::new(),
@@ -162,23 +163,24 @@ impl Row {
         self.enabled && self.deleted_at.is_none() && self.status == "active"
     }
 
-    /// An endpoint that has secrets of its own is signed for by those alone.
-    fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<Target> {
+    /// The target of this row. If the endpoint has secrets of its own, only those sign.
+    fn target(self, secrets: &Secrets, own: Option<OwnSecrets>) -> Result<DeliveryTarget> {
         let limit = |number: Option<i32>| number.and_then(|some| u32::try_from(some).ok());
         let schedule = self.retry_schedule.as_deref().map(Schedule::parse);
         check_filters(&self.event_types, self.pipelines.as_deref())?;
         let (signing, bearer) = secrets.unreadable;
         let signing = own.as_ref().map_or(signing, |own| own.unreadable);
-        Ok(Target {
+        Ok(DeliveryTarget {
             url: self.url,
-            headers: serde_json::from_str(&self.headers).map_err(|_| damaged("map of headers"))?,
+            headers: serde_json::from_str(&self.headers)
+                .map_err(|_| corrupt_row("map of headers"))?,
             bearer: secrets.bearer.clone().filter(|_| self.send_bearer),
             secrets: own.map_or_else(|| secrets.signing.clone(), |own| own.signing),
             ordered: self.ordered,
             rate_limit_per_second: limit(self.rate_limit_per_second),
             retry_schedule: schedule
                 .transpose()
-                .map_err(|_| damaged("schedule of retries"))?,
+                .map_err(|_| corrupt_row("schedule of retries"))?,
             max_in_flight: limit(self.max_in_flight),
             unreadable: signing || (self.send_bearer && bearer),
         })
@@ -186,13 +188,13 @@ impl Row {
 }
 
 impl System {
-    /// The endpoints as they stand; those that may not be sent to are left out: disabled, deleted,
-    /// of a publisher that is not active, or whose keys do not open. One
-    /// that can't be read is among them, marked so.
+    /// The targets of these endpoints. Endpoints that may not be sent to are left out: those that
+    /// are disabled or deleted, and those of a publisher that is not active or whose keys cannot be
+    /// opened. An endpoint that cannot be read is returned and marked as unreadable.
     pub async fn targets(
         &self,
         keys: &[EndpointKey],
-    ) -> Result<HashMap<EndpointKey, Arc<Target>>, StoreError> {
+    ) -> Result<HashMap<EndpointKey, Arc<DeliveryTarget>>, StoreError> {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
@@ -213,8 +215,8 @@ impl System {
                 Ok(row) => rows.push(row),
                 Err(error) => {
                     let key = EndpointKey::of_row(row)?;
-                    tell(key, &error.into());
-                    targets.insert(key, Arc::new(Target::unreadable(false)));
+                    report(key, &error.into());
+                    targets.insert(key, Arc::new(DeliveryTarget::unreadable(false)));
                 }
             }
         }
@@ -229,8 +231,8 @@ impl System {
                 let own = own.remove(&(publisher, endpoint));
                 let ordered = row.ordered;
                 let target = row.target(secrets, own).unwrap_or_else(|error| {
-                    tell(key, &error);
-                    Target::unreadable(ordered)
+                    report(key, &error);
+                    DeliveryTarget::unreadable(ordered)
                 });
                 targets.insert(key, Arc::new(target));
             }
@@ -238,8 +240,8 @@ impl System {
         Ok(targets)
     }
 
-    /// The live secrets of all these endpoints' publishers. One whose secrets do not open does
-    /// not hold up the others.
+    /// The live secrets of all these endpoints' publishers. If the secrets of one cannot be opened,
+    /// the others are still returned.
     async fn secrets_of(&self, rows: &[Row]) -> Result<HashMap<Uuid, Arc<Secrets>>> {
         let (now, cache) = (self.store.now(), self.store.state::<SecretCache>());
         let trusted = self.store.inner.freshness.trusted(now);
@@ -271,8 +273,8 @@ impl System {
                     all.insert(owner, opened);
                 }
                 Err(error) if error.may_pass() => return Err(error),
-                // Its deliveries wait: a master key may have to be given first.
-                Err(error) => unreadable::tell("owner_keys", owner, owner, &error),
+                // Deliveries wait, since the operator may have to provide a master key first.
+                Err(error) => unreadable::report("owner_keys", owner, owner, &error),
             }
         }
         Ok(all)
@@ -285,7 +287,7 @@ impl Store {
         let rows = self.live_secrets(&[owner]).await?;
         let secrets = self.open_secrets(owner, rows.iter()).await?;
         if secrets.unreadable.0 || secrets.unreadable.1 {
-            return Err(damaged("secret"));
+            return Err(corrupt_row("secret"));
         }
         Ok(secrets)
     }
@@ -317,7 +319,7 @@ impl Store {
             let secret = match open_secret(&keys.data, row) {
                 Ok(secret) => secret,
                 Err(error) => {
-                    unreadable::tell("credential", owner, row.id, &error);
+                    unreadable::report("credential", owner, row.id, &error);
                     secrets.unreadable.0 |= signs;
                     secrets.unreadable.1 |= !signs;
                     continue;

@@ -11,8 +11,8 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::{
-    Ask, Handover, Lease, Next, Outcome, PROCESS_EXPIRES_AFTER, ProcessId, Renewed, Verdict,
-    outcomes::record_sql,
+    AttemptOutcome, DueRequest, Handover, Lease, Next, PROCESS_EXPIRES_AFTER, ProcessId,
+    RecordResult, Renewed, outcomes::record_sql,
 };
 use crate::{
     CreatedPublisher, DueDelivery, EndpointKey, NewCredential, StoreError, System,
@@ -87,7 +87,7 @@ impl World {
         known: &[DeliveryId],
         ordered: bool,
     ) -> (Vec<DueDelivery>, bool) {
-        let ask = Ask {
+        let ask = DueRequest {
             key: self.key(),
             ordered,
             limit,
@@ -97,9 +97,9 @@ impl World {
         (page.due, page.more)
     }
 
-    fn outcome(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Outcome {
+    fn outcome(&self, lease: &Lease, due: &DueDelivery, next: Next) -> AttemptOutcome {
         let error = (next != Next::Succeeded).then_some("status");
-        Outcome {
+        AttemptOutcome {
             key: self.key(),
             fence: lease.fence,
             id: due.id,
@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> Verdict {
+    async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> RecordResult {
         let outcome = self.outcome(lease, due, next);
         self.system().record_outcomes(&[outcome]).await.unwrap().0[0]
     }
@@ -141,7 +141,7 @@ impl World {
         waiting.map(|one| (one.key.endpoint, one.due)).collect()
     }
 
-    /// Writes one event that everybody hears of, numbered by `n`.
+    /// Writes an event number `n` that every endpoint wants.
     async fn emit(&self, n: i32) {
         let data = &json!({ "n": n });
         let owner = self.publisher.uuid();
@@ -165,7 +165,7 @@ impl World {
     }
 }
 
-/// Also where PostgreSQL has no statistics, and most of the table waits.
+/// Even if PostgreSQL has no statistics, and most of the table is pending.
 #[tokio::test]
 async fn each_outcome_finds_its_row_by_its_key() {
     for world in worlds().await {
@@ -370,7 +370,7 @@ async fn pages_of_many_endpoints_come_in_one_go() {
                     .delivery(world.publisher, world.event, endpoint, START)
                     .await;
             }
-            asks.push(Ask {
+            asks.push(DueRequest {
                 key: EndpointKey {
                     publisher: world.publisher,
                     endpoint,
@@ -406,7 +406,7 @@ async fn an_ordered_endpoint_gives_places_in_the_order_of_commits() {
         for (n, due) in page[1..].iter().enumerate() {
             assert!(due.body.contains(&format!(r#""n":{n}"#)), "{}", due.body);
         }
-        // A head that waits for its retry still is the head.
+        // A first delivery that waits for its next attempt still blocks the others.
         let process = world.process().await;
         let lease = world.take(process).await.unwrap();
         let later = START.plus(Duration::from_secs(9));
@@ -416,7 +416,7 @@ async fn an_ordered_endpoint_gives_places_in_the_order_of_commits() {
         assert!(page[0].body.contains(r#""n":0"#));
         assert_eq!((page[0].due, page[0].attempt), (later, 2));
         assert_eq!(world.waiting(process).await, [(world.endpoint, later)]);
-        // Once order does not count, all that is due goes out.
+        // After the endpoint stopped being ordered, everything due is sent.
         world
             .fixture
             .execute("UPDATE webhook_endpoints SET ordered = FALSE")
@@ -473,8 +473,8 @@ async fn outcomes_end_a_delivery_or_move_it() {
         let id = world.delivery(START).await;
         let due = world.load(10, &[], false).await.0.remove(0);
         let later = START.plus(Duration::from_secs(5));
-        let verdict = world.record(&lease, &due, Next::RetryAt(later)).await;
-        assert_eq!(verdict, Verdict::Recorded);
+        let result = world.record(&lease, &due, Next::RetryAt(later)).await;
+        assert_eq!(result, RecordResult::Recorded);
         let row = world.row(id).await;
         assert_eq!((row.status.as_str(), row.attempts), ("pending", 1));
         assert_eq!(
@@ -532,15 +532,18 @@ async fn many_outcomes_are_judged_each_by_itself() {
             }
         );
         world.fixture.execute(&off).await;
-        let mut outcomes: Vec<Outcome> = page
+        let mut outcomes: Vec<AttemptOutcome> = page
             .iter()
             .map(|due| world.outcome(&lease, due, Next::Succeeded))
             .collect();
         outcomes[0].fence -= 1;
-        let (verdicts, _) = world.system().record_outcomes(&outcomes).await.unwrap();
-        assert_eq!(verdicts[0], Verdict::LeaseLost);
-        let count = |wanted| verdicts.iter().filter(|one| **one == wanted).count();
-        assert_eq!((count(Verdict::Recorded), count(Verdict::Settled)), (2, 1));
+        let (results, _) = world.system().record_outcomes(&outcomes).await.unwrap();
+        assert_eq!(results[0], RecordResult::LeaseLost);
+        let count = |wanted| results.iter().filter(|one| **one == wanted).count();
+        assert_eq!(
+            (count(RecordResult::Recorded), count(RecordResult::Settled)),
+            (2, 1)
+        );
         assert_eq!(world.attempts().await.len(), 2);
     }
 }
@@ -555,14 +558,14 @@ async fn a_late_outcome_changes_nothing() {
         world.fixture.clock.advance(PROCESS_EXPIRES_AFTER);
         let two = world.process().await;
         let held = world.take(two).await.unwrap();
-        let verdict = world.record(&lost, &due, Next::Failed).await;
-        assert_eq!(verdict, Verdict::LeaseLost);
+        let result = world.record(&lost, &due, Next::Failed).await;
+        assert_eq!(result, RecordResult::LeaseLost);
         assert_eq!(world.row(id).await.status, "pending");
         assert!(world.attempts().await.is_empty());
-        let verdict = world.record(&held, &due, Next::Succeeded).await;
-        assert_eq!(verdict, Verdict::Recorded);
-        let verdict = world.record(&held, &due, Next::Failed).await;
-        assert_eq!(verdict, Verdict::Settled);
+        let result = world.record(&held, &due, Next::Succeeded).await;
+        assert_eq!(result, RecordResult::Recorded);
+        let result = world.record(&held, &due, Next::Failed).await;
+        assert_eq!(result, RecordResult::Settled);
         assert_eq!(world.row(id).await.status, "succeeded");
         assert_eq!(world.attempts().await.len(), 1);
     }
@@ -609,7 +612,7 @@ async fn what_a_process_locked_before_it_stood_still_is_free_before_it_counts_as
         };
         let (stood_still, waited) = tokio::join!(stands_still, goes_on);
         assert!(waited < PROCESS_EXPIRES_AFTER, "{waited:?}");
-        // Its own work is to be done anew, like after any lost connection.
+        // Its own work has to be repeated, as after any lost connection.
         assert!(
             matches!(stood_still, Err(StoreError::Unavailable(_))),
             "{stood_still:?}"
@@ -660,9 +663,9 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
-        // All but the very first row are sought.
+        // All rows except the very first are found by the index.
         assert_eq!(plan.matches("SCAN d").count(), 1, "{plan}");
-        let ask = |ordered| Ask {
+        let ask = |ordered| DueRequest {
             key: world.key(),
             ordered,
             limit: 10,
@@ -683,7 +686,7 @@ async fn sqlite_follows_the_index_of_waiting_deliveries() {
         ] {
             assert!(plan.contains(wanted), "{wanted}: {plan}");
         }
-        // What is told once more, a few at a time, is all that is sorted.
+        // Only the few replayed deliveries are sorted.
         assert_eq!(plan.matches("TEMP B-TREE").count(), 1, "{plan}");
     }
 }

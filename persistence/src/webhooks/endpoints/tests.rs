@@ -1,4 +1,4 @@
-//! Endpoints, and what events start on their way to them, on both engines.
+//! Endpoints, and the deliveries that events start, on both engines.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ async fn types_to(scoped: &Scoped, endpoint: &Endpoint) -> Vec<String> {
     all
 }
 
-/// What the log says of endpoints and deliveries.
+/// The entries of the audit log about endpoints and deliveries.
 async fn logged(scoped: &Scoped) -> Vec<String> {
     let page = PageRequest {
         limit: 200,
@@ -356,11 +356,11 @@ async fn a_seeded_publishers_endpoints_send_the_bearer_by_default() {
             .execute("UPDATE credentials SET source = 'seed' WHERE kind = 'admin'")
             .await;
         assert!(make(&mine, new_endpoint(&["*"])).await.unwrap().send_bearer);
-        let wish = NewEndpoint {
+        let new = NewEndpoint {
             send_bearer: Some(false),
             ..new_endpoint(&["*"])
         };
-        assert!(!make(&mine, wish).await.unwrap().send_bearer);
+        assert!(!make(&mine, new).await.unwrap().send_bearer);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     store::{
         columns::slugs_of,
         entity::webhook_endpoints,
-        error::{Result, damaged},
+        error::{Result, corrupt_row},
     },
     webhooks::listeners::Listener,
 };
@@ -36,7 +36,7 @@ impl Sending {
             rate_limit_per_second: limit(row.rate_limit_per_second),
             retry_schedule: schedule
                 .transpose()
-                .map_err(|_| damaged("schedule of retries"))?,
+                .map_err(|_| corrupt_row("schedule of retries"))?,
             max_in_flight: limit(row.max_in_flight),
         })
     }
@@ -59,10 +59,12 @@ impl Texts {
         Ok(Self {
             sending: Sending::of_row(row)?,
             event_types: serde_json::from_str(&row.event_types)
-                .map_err(|_| damaged("list of event types"))?,
+                .map_err(|_| corrupt_row("list of event types"))?,
             pipelines: row.pipelines.as_deref().map(slugs_of).transpose()?,
-            headers: serde_json::from_str(&row.headers).map_err(|_| damaged("list of headers"))?,
-            signing: Signing::parse(&row.signing).ok_or_else(|| damaged("endpoint's signing"))?,
+            headers: serde_json::from_str(&row.headers)
+                .map_err(|_| corrupt_row("list of headers"))?,
+            signing: Signing::parse(&row.signing)
+                .ok_or_else(|| corrupt_row("endpoint's signing"))?,
         })
     }
 }

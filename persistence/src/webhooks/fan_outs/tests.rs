@@ -14,7 +14,7 @@ use crate::{
     store::Scoped,
 };
 
-/// Deliveries of a step.
+/// Deliveries that one step writes.
 const STEP: usize = 256;
 
 fn order(pipeline: Option<&str>) -> NewOwnEvent {
@@ -35,7 +35,7 @@ async fn publish(scoped: &Scoped, count: usize) -> Result<Vec<EventId>> {
     Ok(slot.take().into_iter().map(|one| one.event.id).collect())
 }
 
-/// A publisher with so many endpoints that want everything.
+/// A publisher with `endpoints` endpoints that want everything.
 async fn heard_by(fixture: &Fixture, endpoints: usize) -> (Scoped, Vec<EndpointId>) {
     let scoped = house(fixture, "acme", &[]).await;
     let mut all = Vec::new();
@@ -45,7 +45,7 @@ async fn heard_by(fixture: &Fixture, endpoints: usize) -> (Scoped, Vec<EndpointI
     (scoped, all)
 }
 
-/// Spreads one step; answers how many deliveries that were.
+/// Spreads one step. Returns how many deliveries it wrote.
 async fn spread(store: &Store) -> usize {
     let Some(publisher) = store.system().fanning_out(None).await.unwrap() else {
         return 0;
@@ -63,7 +63,7 @@ async fn spread_all(store: &Store) -> usize {
     }
 }
 
-/// The events of an endpoint's deliveries, in the order of their places.
+/// The events of an endpoint's deliveries, in the order of their sequence numbers.
 async fn line_of(fixture: &Fixture, endpoint: EndpointId) -> Vec<EventId> {
     let mut sql = Sql::new("SELECT event_id FROM deliveries WHERE endpoint_id = ");
     sql.bind(endpoint.uuid()).push(" ORDER BY seq, created_at");

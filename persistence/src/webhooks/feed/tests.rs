@@ -1,4 +1,4 @@
-//! Following events, on both engines.
+//! Feeds of events, on both engines.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ async fn event(fixture: &Fixture, scoped: &Scoped, event_type: &str) -> EventId 
     event_of(fixture, scoped, event_type, Duration::ZERO).await
 }
 
-/// Everything that there is now.
+/// All events that the feed returns now.
 async fn all(feed: &mut Feed) -> Vec<EventId> {
     let mut found = Vec::new();
     loop {
@@ -84,10 +84,10 @@ async fn what_commits_late_is_not_passed_over() {
             event(&fixture, &acme, "a").await;
         }
         assert_eq!(all(&mut feed).await.len(), 3);
-        // Overtaken by a little: found at the next look.
+        // Slightly late: found at the next look.
         let late = event_of(&fixture, &acme, "a", Duration::from_millis(12)).await;
         assert_eq!(all(&mut feed).await, [late]);
-        // By much: found when they are counted.
+        // Very late: found by counting.
         fixture.clock.advance(Duration::from_secs(50));
         let next = event(&fixture, &acme, "a").await;
         assert_eq!(all(&mut feed).await, [next]);
@@ -133,12 +133,12 @@ async fn another_feed_goes_on_where_one_ended() {
             event(&fixture, &acme, "a").await,
             event(&fixture, &acme, "a").await,
         );
-        for (place, missed) in [
+        for (cursor, missed) in [
             (beginning, vec![one, two, three]),
             (first.after(one), vec![one, two, three]),
             (first.after(three), vec![two, three]),
         ] {
-            let mut next = acme.feed(every(), Some(place)).await.unwrap();
+            let mut next = acme.feed(every(), Some(cursor)).await.unwrap();
             assert_eq!(all(&mut next).await, missed, "not what came before it all");
         }
     }
@@ -149,7 +149,7 @@ async fn much_is_read_in_parts() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
         let mut feed = acme.feed(every(), None).await.unwrap();
-        let place = feed.beginning();
+        let cursor = feed.beginning();
         let mut rows = Vec::new();
         for _ in 0..2500_u32 {
             fixture.clock.advance(Duration::from_millis(100));
@@ -177,7 +177,7 @@ async fn much_is_read_in_parts() {
             .unwrap();
         assert_eq!(all(&mut feed).await, ids);
         assert!(feed.seen.len() < 700, "{}", feed.seen.len());
-        let mut again = acme.feed(every(), Some(place)).await.unwrap();
+        let mut again = acme.feed(every(), Some(cursor)).await.unwrap();
         let first = again.next().await.unwrap();
         assert!(first.len() == READ && again.is_behind());
         assert_eq!(all(&mut again).await, ids[READ..]);
@@ -240,9 +240,9 @@ async fn a_clock_that_is_set_back_hides_nothing() {
         domain::Clock::steer(&*fixture.clock, fixture.store.now().minus(back));
         let after = event(&fixture, &acme, "order.paid").await;
         assert_eq!(all(&mut feed).await, [after]);
-        // One that goes on from a place that lies ahead finds it too.
-        let place = feed.after(before);
-        let mut resumed = acme.feed(every(), Some(place)).await.unwrap();
+        // A feed with a cursor in the future finds it, too.
+        let cursor = feed.after(before);
+        let mut resumed = acme.feed(every(), Some(cursor)).await.unwrap();
         assert!(all(&mut resumed).await.contains(&after));
         fixture.store.close().await;
     }

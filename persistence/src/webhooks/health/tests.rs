@@ -1,4 +1,4 @@
-//! Health, and what follows from it, on both engines.
+//! Health and its consequences, on both engines.
 
 use domain::{Timestamp, id::PublisherId};
 
@@ -156,7 +156,7 @@ async fn an_endpoint_that_fails_for_days_is_told_of_and_then_disabled() {
             1
         );
 
-        // Another chance: nothing of before counts.
+        // Enabled again: earlier failures do not count.
         let (endpoint, replay) = enable(&acme, one, None).await;
         assert!(endpoint.enabled && replay.is_none());
         assert_eq!(settle(&fixture).await, (0, 0, 0));
@@ -177,7 +177,7 @@ async fn a_warned_endpoint_that_works_again_is_told_of_once() {
         assert_eq!(settle(&fixture).await, (0, 0, 0));
         let told = types(&acme).await;
         assert!(told.contains(&"stationmaster.endpoint.recovered".to_owned()));
-        // A short failure is nobody's business.
+        // Nobody is told of a short failure.
         note(&fixture, of, one, &[500]).await;
         note(&fixture, of, one, &[204]).await;
         assert_eq!(settle(&fixture).await, (0, 0, 0));

@@ -108,7 +108,7 @@ async fn a_call_is_done_as_a_whole_or_not_at_all() {
         };
         assert_eq!(problem.errors[0].pointer, "/events/1/pipeline");
         assert_eq!(events_kept(&fixture.store, &acme).await, 0);
-        // Its name is free still.
+        // The external identifier is still free.
         assert!(!publish(&acme, vec![order(Some("a"), None)]).await.unwrap()[0].existed);
     }
 }
@@ -144,7 +144,7 @@ async fn many_callers_share_a_commit_and_none_of_their_events_is_lost() {
         for caller in 0..40 {
             let acme = acme.clone();
             callers.spawn(async move {
-                // Every fourth caller uses the name that the one before it uses too.
+                // Every fourth caller uses the same external identifier as the one before.
                 let name = format!("n{}", caller / 4);
                 let events = vec![order(Some(&name), None), order(None, None)];
                 let refused = vec![order(None, None), order(None, Some("none-such"))];

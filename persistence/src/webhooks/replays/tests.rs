@@ -37,7 +37,7 @@ fn since(fixture: &Fixture, ago: Duration) -> NewReplay {
     }
 }
 
-/// Works until nothing moves.
+/// Runs rounds until no replay progresses. Returns how many deliveries were written.
 async fn work(fixture: &Fixture) -> u64 {
     let mut queued = 0;
     loop {
@@ -49,7 +49,7 @@ async fn work(fixture: &Fixture) -> u64 {
     }
 }
 
-/// Ends what is pending, well or not.
+/// Ends all pending deliveries with this status.
 async fn end_all(fixture: &Fixture, status: &str) {
     let sql = format!(
         "UPDATE deliveries SET status = '{status}', next_attempt_at = NULL, finished_at = 1 \
@@ -87,7 +87,7 @@ async fn events_since_a_time_are_delivered_again() {
         work(&fixture).await;
         let now = acme.replay(endpoint, replay.id).await.unwrap();
         assert_eq!((now.status.as_str(), now.done), ("succeeded", 2));
-        // Ended: the same filter starts a new one.
+        // After the end, the same filter starts a new replay.
         let (_, existed) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
         assert!(!existed);
         assert_eq!(acme.replays(endpoint, PAGE).await.unwrap().items.len(), 2);
@@ -124,7 +124,7 @@ async fn only_what_failed_and_never_arrived_is_sent_if_that_is_wished() {
         };
         start(&acme, endpoint, failed).await.unwrap();
         assert_eq!(work(&fixture).await, 1);
-        // What is pending now is left out of the next one.
+        // Deliveries that are pending now are left out of the next replay.
         start(&acme, endpoint, since(&fixture, 2 * HOUR))
             .await
             .unwrap();
@@ -156,7 +156,7 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
         })
         .await
         .unwrap();
-        // So many at once are spread first.
+        // There are so many deliveries that they have to be spread first.
         while fixture.store.system().spread(of, 256).await.unwrap() > 0 {}
         end_all(&fixture, "failed").await;
         let (replay, _) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();

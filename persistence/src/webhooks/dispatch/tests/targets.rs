@@ -1,4 +1,4 @@
-//! What a request needs to know of its endpoint.
+//! What a target contains for a request.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The two engines: where the data is, and a connection to it.
+//! Where the data is and how to connect to it, for both engines.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -16,24 +16,25 @@ use crate::store::{
     pool::Server,
 };
 
-/// How long a caller waits for one of SQLite's connections, unless less is set.
+/// How long a caller waits for one of SQLite's connections; a shorter limit for answers shortens
+/// this, too.
 pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// For how long an answer of the database is waited for, unless it is set otherwise.
+/// The default limit for each answer of the database.
 const WAIT: Duration = Duration::from_secs(10);
-/// Prepared statements that a connection keeps: some of ours have sixteen lengths.
+/// Prepared statements that a connection keeps. Some statements exist in sixteen lengths.
 const STATEMENTS_KEPT: usize = 200;
-/// SQLite's page cache for each connection, in its own unit of negative KiB.
+/// SQLite's page cache for each connection; a negative number is in KiB.
 const SQLITE_CACHE_KIB: &str = "-16384";
 /// How much of the file SQLite may map, bytes.
 const SQLITE_MMAP_BYTES: &str = "268435456";
 
-/// Pages in the log (32 MiB) at which the commit itself writes them back: a writer that never
-/// pauses leaves no moment in which all is written back and the log can start anew.
+/// Pages of the WAL (32 MiB) at which the commit itself writes them back. A writer that never
+/// pauses leaves no moment in which all is written back and the WAL can restart.
 const LOG_PAGES_MAX: &str = "8000";
 
-/// Where the data is.
+/// Where the data is, and the options of its connections.
 #[derive(Clone)]
-pub(crate) enum Target {
+pub(crate) enum DatabaseConfig {
     Sqlite {
         options: Box<SqliteConnectOptions>,
         /// Whether a commit waits for the disk.
@@ -46,8 +47,8 @@ pub(crate) enum Target {
     },
 }
 
-impl Target {
-    /// Reads a `sqlite://…` or `postgres://…` URL.
+impl DatabaseConfig {
+    /// Parses a `sqlite://…` or `postgres://…` URL.
     pub(crate) fn parse(
         url: &str,
         connections: u32,
@@ -81,7 +82,7 @@ impl Target {
         let options = PgConnectOptions::from_str(url)
             .map_err(wrong)?
             .application_name("stationmaster")
-            // Poolers refuse it, and the default is as precise since PostgreSQL 12.
+            // Poolers refuse this parameter, and the default is as precise since PostgreSQL 12.
             .extra_float_digits(None)
             .statement_cache_capacity(STATEMENTS_KEPT)
             .disable_statement_logging();
@@ -109,7 +110,7 @@ impl Target {
         }
     }
 
-    /// How long an answer of the database is waited for.
+    /// The limit for each answer of the database.
     pub(crate) const fn limit(&self) -> Duration {
         match self {
             Self::Sqlite { limit, .. } => *limit,
@@ -117,14 +118,14 @@ impl Target {
         }
     }
 
-    /// The process stops: from now on hardly anything is waited for that may not come.
+    /// Limits waiting to a second or less from now on, since the process is about to stop.
     pub(crate) fn stop_soon(&self) {
         if let Self::Postgres { server, .. } = self {
             server.stop_soon();
         }
     }
 
-    /// One connection, for migrations and for SQLite's writer.
+    /// Opens one connection, for migrations and for SQLite's writer.
     pub(crate) async fn connect_one(&self) -> Result<DatabaseConnection> {
         match self {
             Self::Sqlite { options, .. } => SqlitePoolOptions::new()

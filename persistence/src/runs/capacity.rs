@@ -1,4 +1,4 @@
-//! Places: how many more runs of a pipeline may be held at once.
+//! How many more runs of a pipeline may be held at once.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,11 +23,11 @@ use crate::{
     },
 };
 
-/// How many more runs of a pipeline may be held; pipelines without a limit are not in it.
-pub(super) struct Places(HashMap<Uuid, u32>);
+/// How many more runs of each pipeline may be held. Pipelines without a limit are not in the map.
+pub(super) struct RunCapacity(HashMap<Uuid, u32>);
 
-impl Places {
-    /// For the runs that their creators claim.
+impl RunCapacity {
+    /// The capacity for runs that their creators claim.
     pub(super) async fn of(
         tx: &Tx,
         creates: &[Arc<Create>],
@@ -43,7 +43,7 @@ impl Places {
         Self::count(tx, limited.collect()).await
     }
 
-    /// Locks the pipelines, so that two claims can't both take the last place, and counts.
+    /// Locks the pipelines, so that two claims cannot both take the last free one, and counts.
     pub(super) async fn count(tx: &Tx, limits: HashMap<(Uuid, Uuid), u32>) -> Result<Self> {
         if limits.is_empty() {
             return Ok(Self(HashMap::new()));
@@ -66,7 +66,7 @@ impl Places {
         Self::left(tx.db(), limits).await
     }
 
-    /// Counts without a lock: what may have changed by the time that it is needed.
+    /// Counts without a lock. The result may be out of date when it is used.
     pub(super) async fn left(
         db: &impl ConnectionTrait,
         limits: HashMap<(Uuid, Uuid), u32>,
@@ -98,14 +98,14 @@ impl Places {
         Ok(Self(room.collect()))
     }
 
-    /// How many places there are, at most `wanted`.
-    pub(super) fn up_to(&self, pipeline: Uuid, wanted: u32) -> u32 {
+    /// How many more runs of the pipeline may be held, at most `wanted`.
+    pub(super) fn available(&self, pipeline: Uuid, wanted: u32) -> u32 {
         self.0
             .get(&pipeline)
             .map_or(wanted, |room| Ord::min(wanted, *room))
     }
 
-    /// Takes a place; `false` if there is none.
+    /// Counts one more run as held; `false` if the limit is reached.
     pub(super) fn take(&mut self, pipeline: Uuid) -> bool {
         match self.0.get_mut(&pipeline) {
             None => true,

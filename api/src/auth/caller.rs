@@ -1,0 +1,210 @@
+//! What an operation takes first: a caller that holds its permission. The store is reached through
+//! it alone.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use poem::{PathPattern, Request, RequestBody};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ExtractParamOptions,
+    registry::{MetaSecurityScheme, Registry},
+};
+
+use domain::{Code, audit::Actor, id::PublisherId, permission::Required, token::TokenHash};
+use persistence::{Context, IdempotencyKey, Principal, Scope, Scoped, System};
+
+use super::{Standing, bearer, proxied};
+use crate::shared::App;
+use web::http::{ApiError, RequestContext, of_query};
+
+/// The scheme of a train's token that comes as `x-api-key`.
+const TRAIN_KEY: &str = "train_key";
+
+/// A request of a publisher's token, or of a train's, that holds the permission `P`.
+pub struct Caller<P> {
+    /// The token, and the publisher that it acts for.
+    pub principal: Arc<Principal>,
+    /// What is known of the request.
+    pub request: RequestContext,
+    token: TokenHash,
+    app: Arc<App>,
+    permission: PhantomData<fn() -> P>,
+}
+
+impl<P: Required> Caller<P> {
+    /// What the token acts for.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.principal.scope
+    }
+
+    /// The publisher that the token acts for.
+    #[must_use]
+    pub fn publisher(&self) -> PublisherId {
+        self.scope().publisher()
+    }
+
+    /// The store, as that publisher sees it.
+    #[must_use]
+    pub fn scoped(&self) -> Scoped {
+        self.app.store.scoped(self.scope())
+    }
+
+    /// What the store is told of who asks, and how.
+    #[must_use]
+    pub fn context(&self, key: Option<IdempotencyKey>) -> Context {
+        self.app.context(&self.request, self.principal.actor(), key)
+    }
+
+    /// For what lasts longer than a moment.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing {
+            app: Arc::clone(&self.app),
+            token: self.token,
+            permission: P::PERMISSION,
+        }
+    }
+
+    /// The token, for what waits in the store and asks there whether it is still good.
+    #[must_use]
+    pub fn token(&self) -> TokenHash {
+        self.token
+    }
+}
+
+/// A request that a proxy asks about: of a train's token, which its client may have sent as
+/// `x-api-key` too. A refusal is the operation's to answer, since some proxies know few statuses.
+pub struct Proxied<P> {
+    /// The train's token, or why there is none.
+    pub principal: Result<Arc<Principal>, ApiError>,
+    permission: PhantomData<fn() -> P>,
+}
+
+/// A request of the operator, whose token holds the permission `P`.
+pub struct Operator<P> {
+    /// What is known of the request.
+    pub request: RequestContext,
+    actor: Actor,
+    app: Arc<App>,
+    permission: PhantomData<fn() -> P>,
+}
+
+impl<P: Required> Operator<P> {
+    /// The store without a scope.
+    #[must_use]
+    pub fn system(&self) -> System {
+        self.app.store.system()
+    }
+
+    /// What the store is told of who asks, and how. Audit rows name the token by the beginning of
+    /// its hash.
+    #[must_use]
+    pub fn context(&self, key: Option<IdempotencyKey>) -> Context {
+        self.app.context(&self.request, self.actor.clone(), key)
+    }
+}
+
+fn app(request: &Request) -> Result<&Arc<App>, ApiError> {
+    request.data::<Arc<App>>().ok_or_else(|| {
+        tracing::error!("a request reached a guard without the application's parts");
+        Code::Internal.into()
+    })
+}
+
+/// Checks that the operation has every query parameter that was sent. A proxy's questions are not
+/// checked: their query may be the client's own.
+fn has_known_query(context: &RequestContext, request: &Request) -> Result<(), ApiError> {
+    let Some(query) = request.uri().query() else {
+        return Ok(());
+    };
+    let routes = context.contract().routes();
+    let route = request
+        .data::<PathPattern>()
+        .and_then(|pattern| routes.get(&pattern.0));
+    let problem = route.and_then(|route| of_query(query, route, request.method()));
+    problem.map_or(Ok(()), |problem| Err(problem.into()))
+}
+
+/// Names a permission in the draft of the document, where [the contract](web::contract::complete)
+/// reads it.
+fn register(registry: &mut Registry, name: &'static str) {
+    registry.create_security_scheme(
+        name,
+        MetaSecurityScheme {
+            ty: "http",
+            description: None,
+            name: None,
+            key_in: None,
+            scheme: Some("bearer"),
+            bearer_format: None,
+            flows: None,
+            openid_connect_url: None,
+        },
+    );
+}
+
+/// Makes an extractor of a type: the schemes that the draft names for it, and how a request becomes
+/// one.
+macro_rules! guard {
+    ($name:ident, [$($scheme:expr),+], |$app:ident, $context:ident, $request:ident| $made:expr) => {
+        impl<'a, P: Required> ApiExtractor<'a> for $name<P> {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+            type ParamType = ();
+            type ParamRawType = ();
+
+            fn register(registry: &mut Registry) {
+                $(register(registry, $scheme);)+
+            }
+
+            fn security_schemes() -> Vec<&'static str> {
+                vec![$($scheme),+]
+            }
+
+            async fn from_request(
+                $request: &'a Request,
+                _: &mut RequestBody,
+                _: ExtractParamOptions<()>,
+            ) -> poem::Result<Self> {
+                let ($app, $context) = (app($request)?, RequestContext::of($request)?);
+                Ok($made)
+            }
+        }
+    };
+}
+
+guard!(Caller, [P::PERMISSION.as_str()], |app, context, request| {
+    let sent = bearer::of(request);
+    let (principal, token) = app.authorize_token(context, sent, P::PERMISSION).await?;
+    has_known_query(context, request)?;
+    Self {
+        principal,
+        request: context.clone(),
+        token,
+        app: Arc::clone(app),
+        permission: PhantomData,
+    }
+});
+
+guard!(
+    Proxied,
+    [P::PERMISSION.as_str(), TRAIN_KEY],
+    |app, context, request| Self {
+        principal: proxied::principal(app, (context, request), P::PERMISSION).await,
+        permission: PhantomData,
+    }
+);
+
+guard!(
+    Operator,
+    [P::PERMISSION.as_str()],
+    |app, context, request| {
+        let sent = bearer::of(request);
+        let actor = app.authorize_operator(context, sent, P::PERMISSION).await?;
+        has_known_query(context, request)?;
+        Self {
+            request: context.clone(),
+            actor,
+            app: Arc::clone(app),
+            permission: PhantomData,
+        }
+    }
+);

@@ -1,0 +1,35 @@
+//! Whether what was good when its request came still is: asked by whatever lasts longer than a
+//! moment, before it hands anything out.
+
+use std::sync::Arc;
+
+use domain::{Code, permission::Permission, token::TokenHash};
+
+use crate::shared::App;
+use web::http::ApiError;
+
+/// The token of a request, and what it is used for.
+#[derive(Clone)]
+pub(crate) struct Standing {
+    pub(super) app: Arc<App>,
+    pub(super) token: TokenHash,
+    pub(super) permission: Permission,
+}
+
+impl Standing {
+    /// Looks again.
+    ///
+    /// # Errors
+    /// 401 when the token is not good any more, or not for this; 403 when its publisher is
+    /// suspended.
+    pub(crate) async fn check(&self) -> Result<(), ApiError> {
+        let principal = self.app.store.authenticate(self.token).await?;
+        let principal = principal
+            .filter(|principal| principal.holds(self.permission))
+            .ok_or(Code::Unauthenticated)?;
+        if !principal.publisher.is_active() {
+            return Err(Code::PublisherSuspended.into());
+        }
+        Ok(())
+    }
+}

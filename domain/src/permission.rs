@@ -1,0 +1,215 @@
+//! What a caller has to be allowed to do: one permission an operation, and one table of who holds
+//! each.
+//!
+//! An operation names its permission in its signature, by the type that has the permission's name.
+//! The security in the OpenAPI document, `docs/access.md` and the isolation proof follow from the
+//! table. Roles of people and scopes of their tokens will be further columns of it.
+
+/// A kind of token that a request can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenKind {
+    /// A publisher's token that configures.
+    Admin,
+    /// A publisher's token that works on runs.
+    Runner,
+    /// The token of a train.
+    Train,
+    /// The operator's token.
+    Bootstrap,
+}
+
+impl TokenKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Admin, Self::Runner, Self::Train, Self::Bootstrap];
+
+    /// The name of its security scheme in the OpenAPI document.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Runner => "runner",
+            Self::Train => "train",
+            Self::Bootstrap => "bootstrap",
+        }
+    }
+
+    /// The kind whose security scheme has this name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// What stands before the word "token" in a sentence.
+    const fn with_article(self) -> &'static str {
+        match self {
+            Self::Admin => "an admin",
+            Self::Runner => "a runner",
+            Self::Train => "a train",
+            Self::Bootstrap => "the operator's bootstrap",
+        }
+    }
+}
+
+/// A type that stands for a permission in the signature of an operation.
+pub trait Required {
+    /// The permission.
+    const PERMISSION: Permission;
+}
+
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, [$($kind:ident),+];)*) => {
+        /// What an operation asks of its caller.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Permission { $($(#[$doc])* $name,)* }
+
+        impl Permission {
+            /// Every permission.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// The permission that has this name.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($word => Some(Self::$name),)* _ => None }
+            }
+
+            /// The kinds of token that hold it.
+            #[must_use]
+            pub const fn holders(self) -> &'static [TokenKind] {
+                match self { $(Self::$name => &[$(TokenKind::$kind),+],)* }
+            }
+        }
+
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub enum $name {}
+
+            impl Required for $name {
+                const PERMISSION: Permission = Permission::$name;
+            }
+        )*
+    };
+}
+
+permissions! {
+    /// Read the publisher's own name, state and settings.
+    PublisherRead = "publisher.read", [Admin, Runner];
+    /// Change the publisher's own settings.
+    PublisherWrite = "publisher.write", [Admin];
+    /// Read the publisher's quotas and their use.
+    UsageRead = "usage.read", [Admin];
+    /// Read and verify the publisher's audit log.
+    AuditRead = "audit.read", [Admin];
+    /// Read the lists of the publisher's credentials. No credential itself can be read.
+    CredentialsRead = "credentials.read", [Admin];
+    /// Create, rotate and revoke credentials of the publisher, its endpoints and its trains.
+    CredentialsWrite = "credentials.write", [Admin];
+    /// Read pipelines.
+    PipelinesRead = "pipelines.read", [Admin, Runner];
+    /// Create, change, pause and delete pipelines.
+    PipelinesWrite = "pipelines.write", [Admin];
+    /// Read runs and their timelines.
+    RunsRead = "runs.read", [Admin, Runner];
+    /// Create runs.
+    RunsCreate = "runs.create", [Admin, Runner];
+    /// Cancel runs.
+    RunsCancel = "runs.cancel", [Admin, Runner];
+    /// Claim runs, work on what was claimed, and finish it.
+    RunsClaim = "runs.claim", [Runner];
+    /// Read events, and the list of their types.
+    EventsRead = "events.read", [Admin, Runner];
+    /// Publish events.
+    EventsPublish = "events.publish", [Admin, Runner];
+    /// Read one type of events with its schema.
+    EventTypesRead = "event_types.read", [Admin];
+    /// Describe types of events.
+    EventTypesWrite = "event_types.write", [Admin];
+    /// Read webhook endpoints, their deliveries and their replays.
+    WebhooksRead = "webhooks.read", [Admin];
+    /// Create, change and delete webhook endpoints; start and cancel replays.
+    WebhooksWrite = "webhooks.write", [Admin];
+    /// Send a test event to an endpoint, or a delivery again.
+    WebhooksSend = "webhooks.send", [Admin];
+    /// Receive events over a connection of one's own, signed with a secret of the token's.
+    WebhooksListen = "webhooks.listen", [Admin];
+    /// Read accounts. Their credentials can't be read.
+    AccountsRead = "accounts.read", [Admin];
+    /// Store, change, refresh and delete accounts.
+    AccountsWrite = "accounts.write", [Admin];
+    /// Read trains.
+    TrainsRead = "trains.read", [Admin];
+    /// Create, change and delete trains.
+    TrainsWrite = "trains.write", [Admin];
+    /// Use the accounts of one's own train: ask for a credential, and report how it went.
+    TrainsResolve = "trains.resolve", [Train];
+    /// Read the operator's audit log, and the state of the jobs.
+    OperatorRead = "operator.read", [Bootstrap];
+    /// Read publishers.
+    PublishersRead = "publishers.read", [Bootstrap];
+    /// Change, suspend, resume and delete publishers.
+    PublishersWrite = "publishers.write", [Bootstrap];
+    /// Create a publisher with its first credentials, or another admin token for one.
+    PublishersMint = "publishers.mint", [Bootstrap];
+}
+
+impl Permission {
+    /// Whether tokens of this kind hold it.
+    #[must_use]
+    pub fn is_held_by(self, kind: TokenKind) -> bool {
+        self.holders().contains(&kind)
+    }
+
+    /// The tokens that hold it, as a sentence names them: "an admin or a runner token".
+    #[must_use]
+    pub fn tokens(self) -> String {
+        let kinds = self.holders().iter().map(|kind| kind.with_article());
+        format!("{} token", kinds.collect::<Vec<_>>().join(" or "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for permission in Permission::ALL {
+            assert_eq!(Permission::parse(permission.as_str()), Some(*permission));
+        }
+        for kind in TokenKind::ALL {
+            assert_eq!(TokenKind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(Permission::parse("runs"), None);
+        assert_eq!(TokenKind::parse("admins"), None);
+    }
+
+    #[test]
+    fn the_operator_and_publishers_share_no_permission() {
+        for permission in Permission::ALL {
+            let operators = permission.is_held_by(TokenKind::Bootstrap);
+            assert!(
+                !operators || permission.holders() == [TokenKind::Bootstrap],
+                "{}",
+                permission.as_str()
+            );
+        }
+    }
+
+    #[test]
+    fn a_sentence_names_the_tokens() {
+        assert_eq!(
+            Permission::RunsCancel.tokens(),
+            "an admin or a runner token"
+        );
+        assert_eq!(
+            Permission::PublishersRead.tokens(),
+            "the operator's bootstrap token"
+        );
+    }
+}
