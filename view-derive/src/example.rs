@@ -32,6 +32,8 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         }
     };
     Ok(quote! {
+        #[automatically_derived]
+        #[allow(clippy::useless_conversion)]
         impl ::poem_openapi::types::Example for #name {
             fn example() -> Self {
                 #example

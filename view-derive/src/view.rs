@@ -86,6 +86,7 @@ fn of_enum(name: &Ident, data: &DataEnum, targets: &Targets) -> Result<TokenStre
     }
     let conversion = |from: &TokenStream, into: &TokenStream| {
         quote! {
+            #[automatically_derived]
             impl ::core::convert::From<#from> for #into {
                 fn from(value: #from) -> Self {
                     match value { #(#from::#variants => Self::#variants,)* }
@@ -136,9 +137,18 @@ fn struct_of(
             Origin::Expression(expression) => computed.push(quote!(#ident: #expression)),
         }
     }
-    let borrow = (!computed.is_empty()).then(|| quote!(let #of: &#row = &#value;));
-    // Members are evaluated as they are written: expressions first, since they need the whole row.
+    // An expression may do without the row.
+    let borrow = (!computed.is_empty()).then(|| {
+        quote! {
+            #[allow(unused_variables)]
+            let #of: &#row = &#value;
+        }
+    });
+    // Most conversions are of a type into itself, which a derive can't see. Members are evaluated in
+    // the order of the text: expressions come first, because they need the whole row.
     Ok(quote! {
+        #[automatically_derived]
+        #[allow(clippy::useless_conversion)]
         impl ::core::convert::From<#row> for #name {
             fn from(#value: #row) -> Self {
                 #borrow
@@ -146,6 +156,8 @@ fn struct_of(
             }
         }
 
+        #[automatically_derived]
+        #[allow(clippy::useless_conversion)]
         impl ::core::convert::From<&#row> for #name {
             fn from(#value: &#row) -> Self {
                 #borrow
@@ -162,6 +174,8 @@ fn struct_into(name: &Ident, target: &Path, fields: &Punctuated<Field, Token![,]
         quote!(#ident: #value)
     });
     quote! {
+        #[automatically_derived]
+        #[allow(clippy::useless_conversion)]
         impl ::core::convert::From<#name> for #target {
             fn from(value: #name) -> Self {
                 Self { #(#members,)* }

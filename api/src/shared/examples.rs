@@ -11,6 +11,8 @@ pub(crate) const EXAMPLE_ID: &str = "pub_01h455vb4pex5vsknk084sn02q";
 pub(crate) const EXAMPLE_AT: Time = Time(Timestamp::from_ms(1_769_860_800_000));
 /// Five minutes after [`EXAMPLE_AT`].
 pub(crate) const EXAMPLE_SOON: Time = Time(Timestamp::from_ms(1_769_861_100_000));
+/// A day before [`EXAMPLE_AT`].
+pub(crate) const EXAMPLE_DAY_BEFORE: Time = Time(Timestamp::from_ms(1_769_774_400_000));
 
 /// An identifier of zeros.
 pub(crate) fn nil_id<T: Id>() -> T {

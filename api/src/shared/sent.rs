@@ -17,9 +17,9 @@ const PATTERN: &str = "^[!-~]+$";
 #[derive(Clone, Debug)]
 pub(crate) struct Sent<const MIN: usize, const MAX: usize>(pub(crate) SecretString);
 
-impl<const MIN: usize, const MAX: usize> Sent<MIN, MAX> {
-    /// One for examples.
-    pub(crate) fn example(text: &str) -> Self {
+/// For examples.
+impl<const MIN: usize, const MAX: usize> From<&str> for Sent<MIN, MAX> {
+    fn from(text: &str) -> Self {
         Self(SecretString::from(text))
     }
 }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
+use view_derive::{Example, View};
 
 use domain::{
     Code,
-    id::{AccountId, Id as _},
+    id::AccountId,
     permission::{AccountsRead, AccountsWrite},
 };
 use persistence::{Account, AccountHealth, OauthClient};
@@ -26,7 +26,7 @@ use crate::{
         App,
         common::{Created, IfMatch, Ok, Tag, Time, answer, parse_id},
         cursor::{List, Listed},
-        examples::EXAMPLE_AT,
+        examples::nil_id,
         idempotency::Idempotency,
     },
 };
@@ -96,8 +96,8 @@ struct HealthView {
     lent_until: Option<Time>,
 }
 
-impl From<&AccountHealth> for HealthView {
-    fn from(health: &AccountHealth) -> Self {
+impl From<AccountHealth> for HealthView {
+    fn from(health: AccountHealth) -> Self {
         match health {
             AccountHealth::Ok => Self {
                 status: HealthStatus::Ok,
@@ -111,8 +111,8 @@ impl From<&AccountHealth> for HealthView {
                 lent_until,
             } => Self {
                 status: HealthStatus::Failed,
-                reason: reason.clone(),
-                failed_at: Some(Time(*at)),
+                reason,
+                failed_at: Some(Time(at)),
                 lent_until: lent_until.map(Time),
             },
         }
@@ -120,8 +120,9 @@ impl From<&AccountHealth> for HealthView {
 }
 
 /// How an account's tokens are refreshed.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Clone, Debug)]
 #[oai(rename = "OauthClient")]
+#[view(of = OauthClient)]
 struct ClientView {
     /// The token endpoint.
     token_url: String,
@@ -131,46 +132,49 @@ struct ClientView {
     scopes: Vec<String>,
 }
 
-impl From<&OauthClient> for ClientView {
-    fn from(client: &OauthClient) -> Self {
-        Self {
-            token_url: client.token_url.clone(),
-            client_id: client.client_id.clone(),
-            scopes: client.scopes.clone(),
-        }
-    }
-}
-
 /// An upstream credential, without what it is.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Account", example)]
+#[view(of = Account)]
 pub struct AccountView {
     /// `acc_…`
+    #[example(example_id())]
     id: String,
     /// Unique within the publisher.
+    #[example("Anthropic, team A")]
     name: String,
     /// Whose credential it is.
+    #[example("anthropic")]
     provider: String,
     /// Where the upstream is.
+    #[example("https://api.anthropic.com")]
     base_url: String,
     /// What carries the credential there.
+    #[example(HeaderBody { name: "x-api-key".into(), scheme: None })]
     header: HeaderBody,
     /// What sort of credential it is.
+    #[example(TypeName::ApiKey)]
     credential_type: TypeName,
     /// The last four characters of what goes out.
+    #[example("6789")]
     last_four: String,
     /// Whether trains lend it.
+    #[example(true)]
     enabled: bool,
     /// Whether it works.
+    #[example(AccountHealth::Ok)]
     health: HealthView,
     /// How much of it is to be used.
+    #[example(CeilingsBody::default())]
     ceilings: CeilingsBody,
     /// The cooldown of the account as a whole: no train lends it until then. Null if there is none.
     #[oai(nullable)]
+    #[view(from = cooldowns::of_all(of))]
     cooldown: Option<CooldownView>,
     /// The cooldowns for single models. Only in answers with one account, and only if there are
     /// any.
     #[oai(skip_serializing_if_is_none)]
+    #[view(from = Some(cooldowns::of_models(of)).filter(|models| !models.is_empty()))]
     model_cooldowns: Option<Vec<CooldownView>>,
     /// How it is refreshed; null for an `api_key`.
     #[oai(nullable)]
@@ -187,78 +191,18 @@ pub struct AccountView {
     updated_at: Time,
 }
 
-impl From<&Account> for AccountView {
-    fn from(account: &Account) -> Self {
-        let (cooldown, model_cooldowns) = cooldowns::parted(account);
-        Self {
-            id: account.id.to_string(),
-            name: account.name.clone(),
-            provider: account.provider.clone(),
-            base_url: account.base_url.clone(),
-            header: account.header.clone().into(),
-            credential_type: account.credential_type.into(),
-            last_four: account.last_four.clone(),
-            enabled: account.enabled,
-            health: HealthView::from(&account.health),
-            ceilings: account.ceilings.into(),
-            cooldown,
-            model_cooldowns: Some(model_cooldowns).filter(|models| !models.is_empty()),
-            oauth: account.oauth.as_ref().map(ClientView::from),
-            expires_at: account.expires_at.map(Time),
-            refreshed_at: account.refreshed_at.map(Time),
-            created_at: account.created_at.into(),
-            updated_at: account.updated_at.into(),
-        }
-    }
-}
-
 /// An identifier for examples.
 pub(crate) fn example_id() -> String {
-    AccountId::from_uuid(uuid::Uuid::nil()).to_string()
-}
-
-impl Example for AccountView {
-    fn example() -> Self {
-        let new = NewAccountBody::example();
-        Self {
-            id: example_id(),
-            name: new.name,
-            provider: new.provider,
-            base_url: "https://api.anthropic.com".into(),
-            header: HeaderBody {
-                name: "x-api-key".into(),
-                scheme: None,
-            },
-            credential_type: TypeName::ApiKey,
-            last_four: "6789".into(),
-            enabled: true,
-            health: HealthView::from(&AccountHealth::Ok),
-            ceilings: CeilingsBody::default(),
-            cooldown: None,
-            model_cooldowns: None,
-            oauth: None,
-            expires_at: None,
-            refreshed_at: None,
-            created_at: EXAMPLE_AT,
-            updated_at: EXAMPLE_AT,
-        }
-    }
+    nil_id::<AccountId>().into()
 }
 
 /// What the removal of an account leaves behind.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example)]
 pub struct DeletedAccount {
     /// The slugs of the trains that had no other account.
+    #[example(["night-shift"])]
     trains_left_empty: Vec<String>,
-}
-
-impl Example for DeletedAccount {
-    fn example() -> Self {
-        Self {
-            trains_left_empty: vec!["night-shift".into()],
-        }
-    }
 }
 
 /// The operations on accounts.

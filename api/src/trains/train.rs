@@ -7,12 +7,12 @@ use std::sync::Arc;
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
+use view_derive::{Example, View};
 
 use domain::{
     Code,
-    id::{Id as _, TrainId},
+    id::TrainId,
     permission::{TrainsRead, TrainsWrite},
 };
 use persistence::{LastNotice, Slack, Train, TrainAccount};
@@ -23,7 +23,7 @@ use crate::{
         App,
         common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
         cursor::{List, Listed},
-        examples::EXAMPLE_AT,
+        examples::nil_id,
         idempotency::Idempotency,
     },
     trains::accounts::{self, cooldowns::CooldownView},
@@ -61,28 +61,23 @@ pub const DOCS: &[OperationDoc] = &[
 ];
 
 /// Where a train's people read, without the URL that leads there.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Slack")]
+#[view(of = Slack)]
 struct SlackView {
     /// The channel; null for the webhook's own.
     #[oai(nullable)]
+    #[example("#gateway")]
     channel: Option<String>,
     /// What they are told.
+    #[example([NoticeName::TrainExhausted])]
     events: Vec<NoticeName>,
 }
 
-impl From<&Slack> for SlackView {
-    fn from(slack: &Slack) -> Self {
-        Self {
-            channel: slack.channel.clone(),
-            events: slack.events.iter().copied().map(NoticeName::from).collect(),
-        }
-    }
-}
-
 /// How the last Slack message about a train stands.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Clone, Debug)]
 #[oai(rename = "LastNotice")]
+#[view(of = LastNotice)]
 struct LastNoticeView {
     /// The type of the event that it tells of.
     event_type: String,
@@ -98,27 +93,20 @@ struct LastNoticeView {
     finished_at: Option<Time>,
 }
 
-impl From<LastNotice> for LastNoticeView {
-    fn from(notice: LastNotice) -> Self {
-        Self {
-            event_type: notice.event_type,
-            attempts: notice.attempts,
-            error: notice.error,
-            created_at: notice.created_at.into(),
-            finished_at: notice.finished_at.map(Time::from),
-        }
-    }
-}
-
 /// An account in its place in a train.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "TrainAccount")]
+#[view(of = TrainAccount)]
 struct PlaceView {
     /// `acc_…`
+    #[view(field = account)]
+    #[example(accounts::example_id())]
     account_id: String,
     /// Its name.
+    #[example("Anthropic, team A")]
     name: String,
     /// 0 is tried first.
+    #[example(0)]
     priority: u16,
     /// The cooldown of the account as a whole; null if there is none. The account itself also shows
     /// those for single models.
@@ -126,87 +114,42 @@ struct PlaceView {
     cooldown: Option<CooldownView>,
 }
 
-impl From<&TrainAccount> for PlaceView {
-    fn from(place: &TrainAccount) -> Self {
-        Self {
-            account_id: place.account.to_string(),
-            name: place.name.clone(),
-            priority: place.priority,
-            cooldown: place.cooldown.as_ref().map(CooldownView::from),
-        }
-    }
-}
-
 /// A named client of a gateway.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Train", example)]
+#[view(of = Train)]
 pub struct TrainView {
     /// `trn_…`
+    #[example(nil_id::<TrainId>())]
     id: String,
     /// Unique within the publisher.
+    #[example("night-shift")]
     slug: String,
     /// For people.
     #[oai(nullable)]
+    #[example("The gateway of the nightly jobs.")]
     description: Option<String>,
     /// Whether it lends anything.
+    #[example(true)]
     enabled: bool,
     /// Whether a client that names itself keeps its account while that is usable.
     sticky: bool,
     /// Where its people read; null for nowhere.
     #[oai(nullable)]
+    #[example(SlackView::example())]
     slack: Option<SlackView>,
     /// What it lends, in the order in which they are tried: by priority, then by identifier.
+    #[example([PlaceView::example()])]
     accounts: Vec<PlaceView>,
     /// The last Slack message about it. Only where one train is read, and where there was one
     /// within the time that they are kept.
     #[oai(skip_serializing_if_is_none)]
+    #[view(from = None)]
     last_notice: Option<LastNoticeView>,
     /// When it was made.
     created_at: Time,
     /// When it last changed.
     updated_at: Time,
-}
-
-impl From<&Train> for TrainView {
-    fn from(train: &Train) -> Self {
-        Self {
-            id: train.id.to_string(),
-            slug: train.slug.clone(),
-            description: train.description.clone(),
-            enabled: train.enabled,
-            sticky: train.sticky,
-            slack: train.slack.as_ref().map(SlackView::from),
-            accounts: train.accounts.iter().map(PlaceView::from).collect(),
-            last_notice: None,
-            created_at: train.created_at.into(),
-            updated_at: train.updated_at.into(),
-        }
-    }
-}
-
-impl Example for TrainView {
-    fn example() -> Self {
-        Self {
-            id: TrainId::from_uuid(uuid::Uuid::nil()).to_string(),
-            slug: "night-shift".into(),
-            description: Some("The gateway of the nightly jobs.".into()),
-            enabled: true,
-            sticky: false,
-            slack: Some(SlackView {
-                channel: Some("#gateway".into()),
-                events: vec![NoticeName::TrainExhausted],
-            }),
-            accounts: vec![PlaceView {
-                account_id: accounts::example_id(),
-                name: "Anthropic, team A".into(),
-                priority: 0,
-                cooldown: None,
-            }],
-            last_notice: None,
-            created_at: EXAMPLE_AT,
-            updated_at: EXAMPLE_AT,
-        }
-    }
 }
 
 /// The operations on trains.

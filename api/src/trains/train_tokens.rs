@@ -5,9 +5,9 @@ use std::sync::Arc;
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
 use secrecy::ExposeSecret as _;
+use view_derive::{Example, View};
 
 use domain::{
     Code,
@@ -39,15 +39,19 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 }];
 
 /// A train's token, without what it is.
-#[derive(Object)]
+#[derive(Object, View, Example)]
 #[oai(rename = "TrainToken", example)]
+#[view(of = TrainToken)]
 struct TrainTokenView {
     /// `tok_…`
+    #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// Its name for people.
     #[oai(nullable)]
+    #[example("gateway")]
     name: Option<String>,
     /// Its last four characters.
+    #[example("9kQz")]
     last_four: String,
     /// Whether it was made elsewhere and imported.
     imported: bool,
@@ -61,89 +65,44 @@ struct TrainTokenView {
     revoked_at: Option<Time>,
     /// When it was last used, to the minute.
     #[oai(nullable)]
+    #[example(EXAMPLE_AT)]
     last_used_at: Option<Time>,
 }
 
-impl From<TrainToken> for TrainTokenView {
-    fn from(token: TrainToken) -> Self {
-        Self {
-            id: token.id.to_string(),
-            name: token.name,
-            last_four: token.last_four,
-            imported: token.imported,
-            created_at: token.created_at.into(),
-            expires_at: token.expires_at.map(Time),
-            revoked_at: token.revoked_at.map(Time),
-            last_used_at: token.last_used_at.map(Time),
-        }
-    }
-}
-
-impl Example for TrainTokenView {
-    fn example() -> Self {
-        Self {
-            id: EXAMPLE_TOKEN_ID.into(),
-            name: Some("gateway".into()),
-            last_four: "9kQz".into(),
-            imported: false,
-            created_at: EXAMPLE_AT,
-            expires_at: None,
-            revoked_at: None,
-            last_used_at: Some(EXAMPLE_AT),
-        }
-    }
-}
-
 /// A new token of a train: this answer alone shows what it is.
-#[derive(Object)]
+#[derive(Object, View, Example)]
 #[oai(example)]
+#[view(of = MintedTrainToken)]
 struct IssuedTrainToken {
     /// `tok_…`
+    #[view(field = token.id)]
+    #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// The token itself.
+    #[view(from = of.text.expose_secret().to_owned())]
+    // It has the form of a real one, but its checksum is wrong.
+    #[example(format!("ptk_{}", "x".repeat(49)))]
     token: String,
     /// Its last four characters, by which lists show it.
+    #[view(field = token.last_four)]
+    #[example("xxxx")]
     last_four: String,
     /// Its name for people.
     #[oai(nullable)]
+    #[view(field = token.name)]
+    #[example("gateway")]
     name: Option<String>,
     /// When it was made.
+    #[view(field = token.created_at)]
     created_at: Time,
     /// When it stops working.
     #[oai(nullable)]
+    #[view(field = token.expires_at)]
     expires_at: Option<Time>,
 }
 
-impl From<&MintedTrainToken> for IssuedTrainToken {
-    fn from(minted: &MintedTrainToken) -> Self {
-        let token = &minted.token;
-        Self {
-            id: token.id.to_string(),
-            token: minted.text.expose_secret().to_owned(),
-            last_four: token.last_four.clone(),
-            name: token.name.clone(),
-            created_at: token.created_at.into(),
-            expires_at: token.expires_at.map(Time),
-        }
-    }
-}
-
-impl Example for IssuedTrainToken {
-    /// Its text has the form of a real one, but its checksum is wrong.
-    fn example() -> Self {
-        Self {
-            id: EXAMPLE_TOKEN_ID.into(),
-            token: format!("ptk_{}", "x".repeat(49)),
-            last_four: "xxxx".into(),
-            name: Some("gateway".into()),
-            created_at: EXAMPLE_AT,
-            expires_at: None,
-        }
-    }
-}
-
 /// What a new token of a train is given; everything may be left out.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(
     rename = "NewTrainToken",
     example,
@@ -153,18 +112,10 @@ impl Example for IssuedTrainToken {
 struct NewTrainTokenRequest {
     /// Its name for people.
     #[oai(validator(min_length = 1, max_length = 120))]
+    #[example("gateway")]
     name: Option<String>,
     /// When it stops working; by default never.
     expires_at: Option<Time>,
-}
-
-impl Example for NewTrainTokenRequest {
-    fn example() -> Self {
-        Self {
-            name: Some("gateway".into()),
-            expires_at: None,
-        }
-    }
 }
 
 fn made(minted: &MintedTrainToken) -> Answer {

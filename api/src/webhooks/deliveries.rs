@@ -5,11 +5,11 @@ use std::sync::Arc;
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
+use view_derive::{Example, View};
 
 use domain::{
-    Code, Timestamp,
+    Code,
     id::{DeliveryId, EndpointId, EventId, Id},
     permission::{WebhooksRead, WebhooksSend},
 };
@@ -21,6 +21,7 @@ use crate::{
         App,
         common::{Ok, Tag, Time, answer, parse_id},
         cursor::{List, Listed},
+        examples::{EXAMPLE_AT, nil_id},
         idempotency::Idempotency,
     },
 };
@@ -76,20 +77,29 @@ impl Status {
 }
 
 /// A delivery of one event to one endpoint.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Delivery", example)]
+#[view(of = Delivery)]
 pub struct DeliveryView {
     /// `dlv_…`
+    #[example(nil_id::<DeliveryId>())]
     id: String,
     /// What is delivered.
+    #[example(nil_id::<EventId>())]
     event_id: String,
     /// The event's type.
+    #[example("run.succeeded")]
     event_type: String,
     /// Where to.
+    #[example(nil_id::<EndpointId>())]
     endpoint_id: String,
     /// Where it stands.
+    #[example(Status::Succeeded)]
+    #[view(from = Status::of(&of.status))]
     status: Status,
     /// How often it was tried.
+    #[example(1)]
+    #[view(field = attempts)]
     attempt_count: i32,
     /// When the next try is due.
     #[oai(nullable)]
@@ -98,107 +108,45 @@ pub struct DeliveryView {
     created_at: Time,
     /// When it succeeded, failed or was cancelled.
     #[oai(nullable)]
+    #[example(EXAMPLE_AT)]
     finished_at: Option<Time>,
 }
 
-impl From<&Delivery> for DeliveryView {
-    fn from(delivery: &Delivery) -> Self {
-        Self {
-            id: delivery.id.to_string(),
-            event_id: delivery.event_id.to_string(),
-            event_type: delivery.event_type.clone(),
-            endpoint_id: delivery.endpoint_id.to_string(),
-            status: Status::of(&delivery.status),
-            attempt_count: delivery.attempts,
-            next_attempt_at: delivery.next_attempt_at.map(Time),
-            created_at: delivery.created_at.into(),
-            finished_at: delivery.finished_at.map(Time),
-        }
-    }
-}
-
-impl Example for DeliveryView {
-    fn example() -> Self {
-        let at = Timestamp::from_ms(1_769_860_800_000);
-        let nil = uuid::Uuid::nil();
-        Self {
-            id: DeliveryId::from_uuid(nil).to_string(),
-            event_id: EventId::from_uuid(nil).to_string(),
-            event_type: "run.succeeded".into(),
-            endpoint_id: EndpointId::from_uuid(nil).to_string(),
-            status: Status::Succeeded,
-            attempt_count: 1,
-            next_attempt_at: None,
-            created_at: at.into(),
-            finished_at: Some(at.into()),
-        }
-    }
-}
-
 /// One try.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "DeliveryAttempt", example)]
+#[view(of = Attempt)]
 pub struct AttemptView {
     /// Counts from 1.
+    #[example(1)]
     number: i32,
     /// When it began.
     at: Time,
     /// The consumer's status, if it answered.
     #[oai(nullable)]
+    #[example(200)]
     status_code: Option<i32>,
     /// Why there was no good answer: a stable word.
     #[oai(nullable)]
     error: Option<String>,
     /// How long it took, milliseconds.
+    #[example(23)]
     latency_ms: i64,
     /// The beginning of the consumer's answer, 1 KiB at most.
     #[oai(nullable)]
+    #[example("ok")]
     response_excerpt: Option<String>,
 }
 
-impl From<&Attempt> for AttemptView {
-    fn from(attempt: &Attempt) -> Self {
-        Self {
-            number: attempt.number,
-            at: attempt.at.into(),
-            status_code: attempt.status_code,
-            error: attempt.error.clone(),
-            latency_ms: attempt.latency_ms,
-            response_excerpt: attempt.response_excerpt.clone(),
-        }
-    }
-}
-
-impl Example for AttemptView {
-    fn example() -> Self {
-        Self {
-            number: 1,
-            at: Timestamp::from_ms(1_769_860_800_000).into(),
-            status_code: Some(200),
-            error: None,
-            latency_ms: 23,
-            response_excerpt: Some("ok".into()),
-        }
-    }
-}
-
 /// A delivery with its tries.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example)]
 pub struct DeliveryWithAttempts {
     #[oai(flatten)]
     delivery: DeliveryView,
     /// The newest tries, the oldest of them first.
+    #[example([AttemptView::example()])]
     attempts: Vec<AttemptView>,
-}
-
-impl Example for DeliveryWithAttempts {
-    fn example() -> Self {
-        Self {
-            delivery: DeliveryView::example(),
-            attempts: vec![AttemptView::example()],
-        }
-    }
 }
 
 /// An identifier to filter by. One that isn't in canonical form names nothing, as does one of

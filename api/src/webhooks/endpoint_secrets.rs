@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
 use secrecy::ExposeSecret as _;
+use view_derive::{Example, View};
 
 use domain::{
-    Code, Timestamp,
+    Code,
     id::{EndpointId, Id as _, KeySetId, SecretId},
     permission::{CredentialsRead, CredentialsWrite},
     signature::Signing,
@@ -21,6 +22,7 @@ use crate::{
     shared::{
         App,
         common::{Created, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
+        examples::nil_id,
         idempotency::Idempotency,
     },
 };
@@ -52,8 +54,9 @@ pub const DOCS: &[OperationDoc] = &[
 const EXAMPLE_PUBLIC: &str = "whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
 
 /// What deliveries are signed by.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Enum, View, Clone, Copy, Debug, PartialEq, Eq)]
 #[oai(rename = "Signing", rename_all = "snake_case")]
+#[view(of = Signing, into = Signing)]
 pub enum SigningName {
     /// HMAC-SHA256, with a secret that the receiver has too.
     Hmac,
@@ -61,36 +64,24 @@ pub enum SigningName {
     Ed25519,
 }
 
-impl From<Signing> for SigningName {
-    fn from(signing: Signing) -> Self {
-        match signing {
-            Signing::Hmac => Self::Hmac,
-            Signing::Ed25519 => Self::Ed25519,
-        }
-    }
-}
-
-impl From<SigningName> for Signing {
-    fn from(name: SigningName) -> Self {
-        match name {
-            SigningName::Hmac => Self::Hmac,
-            SigningName::Ed25519 => Self::Ed25519,
-        }
-    }
-}
-
 /// A secret of an endpoint, without what it is.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "EndpointSecret", example)]
+#[view(of = EndpointSecret)]
 pub struct EndpointSecretView {
     /// `sec_…`
+    #[example(nil_id::<SecretId>())]
     id: String,
     /// What it signs by.
+    #[example(SigningName::Ed25519)]
+    #[view(field = kind)]
     signing: SigningName,
     /// The key that verifies what it signs, `whpk_…`; null for a shared secret.
     #[oai(nullable)]
+    #[example(EXAMPLE_PUBLIC)]
     public_key: Option<String>,
     /// Its last four characters; of a pair, the public key's.
+    #[example("URo=")]
     last_four: String,
     /// When it was made.
     created_at: Time,
@@ -102,77 +93,33 @@ pub struct EndpointSecretView {
     superseded_at: Option<Time>,
 }
 
-impl From<&EndpointSecret> for EndpointSecretView {
-    fn from(secret: &EndpointSecret) -> Self {
-        Self {
-            id: secret.id.to_string(),
-            signing: secret.kind.into(),
-            public_key: secret.public_key.clone(),
-            last_four: secret.last_four.clone(),
-            created_at: secret.created_at.into(),
-            expires_at: secret.expires_at.map(Time),
-            superseded_at: secret.superseded_at.map(Time),
-        }
-    }
-}
-
-impl Example for EndpointSecretView {
-    fn example() -> Self {
-        Self {
-            id: SecretId::from_uuid(uuid::Uuid::nil()).to_string(),
-            signing: SigningName::Ed25519,
-            public_key: Some(EXAMPLE_PUBLIC.into()),
-            last_four: "URo=".into(),
-            created_at: Timestamp::from_ms(1_769_860_800_000).into(),
-            expires_at: None,
-            superseded_at: None,
-        }
-    }
-}
-
 /// All live secrets of an endpoint, on one page.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example)]
 pub struct EndpointSecrets {
     /// The secrets, newest first. None: the publisher's sign.
+    #[example([EndpointSecretView::example()])]
     items: Vec<EndpointSecretView>,
     /// Always null: there is no further page.
     #[oai(nullable)]
     next_cursor: Option<String>,
 }
 
-impl Example for EndpointSecrets {
-    fn example() -> Self {
-        Self {
-            items: vec![EndpointSecretView::example()],
-            next_cursor: None,
-        }
-    }
-}
-
 /// A new secret of an endpoint: this answer alone shows what it is.
-#[derive(Object)]
+#[derive(Object, View)]
 #[oai(example)]
+#[view(of = MintedEndpointSecret)]
 pub struct IssuedEndpointSecret {
     #[oai(flatten)]
+    #[view(field = secret)]
     of: EndpointSecretView,
     /// The secret itself, `whsec_…`; null for a pair of keys, of which nobody needs the private
     /// one.
     #[oai(nullable)]
+    #[view(from = of.text.as_ref().map(|text| text.expose_secret().to_owned()))]
     secret: Option<String>,
     /// What a rotation replaced.
     replaced: Vec<ReplacedCredential>,
-}
-
-impl From<&MintedEndpointSecret> for IssuedEndpointSecret {
-    fn from(minted: &MintedEndpointSecret) -> Self {
-        let text = minted.text.as_ref();
-        Self {
-            of: (&minted.secret).into(),
-            secret: text.map(|text| text.expose_secret().to_owned()),
-            replaced: minted.replaced.iter().map(Into::into).collect(),
-        }
-    }
 }
 
 impl Example for IssuedEndpointSecret {
@@ -191,59 +138,36 @@ impl Example for IssuedEndpointSecret {
 }
 
 /// How an endpoint's secrets are replaced.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(example, deny_unknown_fields, skip_serializing_if_is_none)]
 struct RotateEndpointSecrets {
     /// How long the old ones still sign beside the new one, seconds: 7 days at most.
     #[oai(validator(minimum(value = "0"), maximum(value = "604800")))]
+    #[example(3600)]
     overlap_seconds: Option<u32>,
 }
 
-impl Example for RotateEndpointSecrets {
-    fn example() -> Self {
-        Self {
-            overlap_seconds: Some(3600),
-        }
-    }
-}
-
 /// A key that verifies deliveries.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "WebhookKey")]
+#[view(of = PublicKey)]
 pub struct KeyView {
     /// `whpk_` and the base64 of the 32 bytes of an Ed25519 public key (Standard Webhooks).
+    #[view(field = text)]
+    #[example(EXAMPLE_PUBLIC)]
     public_key: String,
     /// When it stops being used.
     #[oai(nullable)]
     expires_at: Option<Time>,
 }
 
-impl From<&PublicKey> for KeyView {
-    fn from(key: &PublicKey) -> Self {
-        Self {
-            public_key: key.text.clone(),
-            expires_at: key.expires_at.map(Time),
-        }
-    }
-}
-
 /// The keys of one endpoint.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example)]
 pub struct WebhookKeys {
     /// The keys, newest first: a delivery is genuine if any of them verifies it.
+    #[example([KeyView::example()])]
     items: Vec<KeyView>,
-}
-
-impl Example for WebhookKeys {
-    fn example() -> Self {
-        Self {
-            items: vec![KeyView {
-                public_key: EXAMPLE_PUBLIC.into(),
-                expires_at: None,
-            }],
-        }
-    }
 }
 
 fn issued(status: u16, minted: &MintedEndpointSecret) -> Answer {

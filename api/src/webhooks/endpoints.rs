@@ -8,15 +8,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
+use view_derive::{Example, View};
 
 use domain::{
-    Code, Timestamp,
-    id::{EndpointId, Id as _},
+    Code,
+    id::EndpointId,
     permission::{WebhooksRead, WebhooksSend, WebhooksWrite},
     retry::Schedule,
-    slug::Slug,
 };
 use persistence::{Endpoint, NewReplay};
 
@@ -28,6 +27,7 @@ use crate::{
             Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id,
         },
         cursor::{List, Listed},
+        examples::nil_id,
         idempotency::Idempotency,
     },
     webhooks::{
@@ -72,24 +72,31 @@ pub const DOCS: &[OperationDoc] = &[
 ];
 
 /// A webhook endpoint.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "WebhookEndpoint", example)]
+#[view(of = Endpoint)]
 pub struct EndpointView {
     /// `ep_…`
+    #[example(nil_id::<EndpointId>())]
     id: String,
     /// Where it is, in its normalised form.
+    #[example("https://example.com/hooks")]
     url: String,
     /// For people.
     #[oai(nullable)]
+    #[example("Tells the billing service.")]
     description: Option<String>,
     /// `*`, `prefix.*` or event types.
+    #[example(["run.*"])]
     event_types: Vec<String>,
     /// If given, only what happens in these pipelines is delivered.
     #[oai(nullable)]
     pipelines: Option<Vec<String>>,
     /// What every delivery carries besides.
+    #[example(NewEndpointBody::example().headers)]
     headers: BTreeMap<String, String>,
     /// Whether deliveries are made.
+    #[example(true)]
     enabled: bool,
     /// Why not, if not: `requested` if its publisher wished so, `gone` if it answered 410,
     /// `failing` if every try failed for too long.
@@ -98,83 +105,35 @@ pub struct EndpointView {
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: bool,
     /// What deliveries are signed by.
+    #[example(SigningName::Hmac)]
     signing: SigningName,
     /// Where the keys are that verify what a pair of keys signs; null if it never had one.
     #[oai(nullable)]
+    #[view(from = of.key_set.map(|name| format!("/v1/webhook-keys/{name}")))]
     public_keys: Option<String>,
     /// Whether deliveries go out one after the other, in the order of their events.
+    #[view(field = sending.ordered)]
     ordered: bool,
     /// Most deliveries a second; null for no limit.
     #[oai(nullable)]
+    #[example(50)]
+    #[view(field = sending.rate_limit_per_second)]
     rate_limit_per_second: Option<u32>,
     /// Waits before the second, third, … try in seconds; null for the operator's.
     #[oai(nullable)]
+    #[view(from = of.sending.retry_schedule.as_ref().map(Schedule::seconds))]
     retry_schedule_seconds: Option<Vec<u32>>,
     /// Most deliveries under way at a time; null for the operator's limit.
     #[oai(nullable)]
+    #[view(field = sending.max_in_flight)]
     max_in_flight: Option<u32>,
     /// How tries at it went lately.
+    #[view(from = HealthView::of(of))]
     health: HealthView,
     /// When it was made.
     created_at: Time,
     /// When it last changed.
     updated_at: Time,
-}
-
-impl From<&Endpoint> for EndpointView {
-    fn from(endpoint: &Endpoint) -> Self {
-        let waits = endpoint.sending.retry_schedule.as_ref();
-        let words = |slugs: &Vec<Slug>| slugs.iter().map(Slug::to_string).collect();
-        Self {
-            id: endpoint.id.to_string(),
-            url: endpoint.url.clone(),
-            description: endpoint.description.clone(),
-            event_types: endpoint.event_types.clone(),
-            pipelines: endpoint.pipelines.as_ref().map(words),
-            headers: endpoint.headers.clone(),
-            enabled: endpoint.enabled,
-            disabled_reason: endpoint.disabled_reason.clone(),
-            send_bearer: endpoint.send_bearer,
-            signing: endpoint.signing.into(),
-            public_keys: endpoint
-                .key_set
-                .map(|name| format!("/v1/webhook-keys/{name}")),
-            ordered: endpoint.sending.ordered,
-            rate_limit_per_second: endpoint.sending.rate_limit_per_second,
-            retry_schedule_seconds: waits.map(Schedule::seconds),
-            max_in_flight: endpoint.sending.max_in_flight,
-            health: HealthView::of(endpoint),
-            created_at: endpoint.created_at.into(),
-            updated_at: endpoint.updated_at.into(),
-        }
-    }
-}
-
-impl Example for EndpointView {
-    fn example() -> Self {
-        let body = NewEndpointBody::example();
-        let at = Timestamp::from_ms(1_769_860_800_000);
-        Self {
-            id: EndpointId::from_uuid(uuid::Uuid::nil()).to_string(),
-            url: body.url,
-            description: body.description,
-            event_types: body.event_types,
-            pipelines: body.pipelines,
-            headers: body.headers,
-            enabled: true,
-            disabled_reason: None,
-            send_bearer: false,
-            signing: SigningName::Hmac,
-            public_keys: None,
-            ordered: false,
-            rate_limit_per_second: Some(50),
-            retry_schedule_seconds: None,
-            max_in_flight: None,
-            health: HealthView::example(),
-            created_at: at.into(),
-            updated_at: at.into(),
-        }
-    }
 }
 
 /// The operations on webhook endpoints.

@@ -6,10 +6,11 @@ use poem_openapi::{
     Object, OpenApi,
     param::Path,
     registry::{MetaSchema, MetaSchemaRef},
-    types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+use view_derive::{Example, View};
 
 use domain::{
     Code, FieldError, JsonText, Problem,
@@ -67,21 +68,26 @@ const fn description(own: OwnType) -> &'static str {
 }
 
 /// A type of events.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, View, Example, Serialize, Clone, Debug)]
 #[oai(example)]
+#[view(of = PublishersType)]
+#[example(OwnType::RunSucceeded)]
 pub struct EventType {
     /// The event type.
+    #[view(field = event_type)]
     r#type: String,
     /// What it tells.
     #[oai(nullable)]
     description: Option<String>,
     /// A body as deliveries send it.
     #[oai(nullable)]
+    #[view(from = example_of(of))]
     example: Option<EventView>,
     /// The JSON Schema that the data of every event of it fits; null for any.
     #[oai(nullable)]
     schema: Option<Value>,
     /// Whether the service itself emits it. The others are the publisher's own.
+    #[view(from = false)]
     built_in: bool,
 }
 
@@ -97,75 +103,53 @@ impl From<OwnType> for EventType {
     }
 }
 
-impl From<&PublishersType> for EventType {
-    fn from(described: &PublishersType) -> Self {
-        let sample =
-            |data: &JsonText| EventView::sample(&described.event_type, Verbatim(data.clone()));
-        Self {
-            r#type: described.event_type.clone(),
-            description: described.description.clone(),
-            example: described.example.as_ref().map(sample),
-            schema: described.schema.clone(),
-            built_in: false,
-        }
-    }
-}
-
-impl Example for EventType {
-    fn example() -> Self {
-        Self::from(OwnType::RunSucceeded)
-    }
+/// The example that a publisher gave of its event type.
+fn example_of(described: &PublishersType) -> Option<EventView> {
+    let data = Verbatim(described.example.clone()?);
+    Some(EventView::sample(&described.event_type, data))
 }
 
 /// All types, on one page.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, Example, Serialize, Clone, Debug)]
 #[oai(example)]
 pub struct EventTypes {
     /// The types: the service's own, then those that the publisher has described, by name.
+    #[example([EventType::example()])]
     items: Vec<EventType>,
     /// Always null: there is no further page.
     #[oai(nullable)]
     next_cursor: Option<String>,
 }
 
-impl Example for EventTypes {
-    fn example() -> Self {
-        Self {
-            items: vec![EventType::example()],
-            next_cursor: None,
-        }
-    }
+fn example_schema() -> BTreeMap<String, Value> {
+    let members = [
+        ("type", json!("object")),
+        ("required", json!(["order"])),
+        (
+            "properties",
+            json!({"order": {"type": "string", "maxLength": 40}}),
+        ),
+    ];
+    members.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// What is to be said of a type. What is left out is said no more.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "EventTypeDescription", example, deny_unknown_fields)]
 pub struct EventTypeBody {
     /// What it tells, for people.
     #[oai(nullable, validator(max_length = 1000))]
+    #[example("An order was paid.")]
     description: Option<String>,
     /// Data of such an event, at most 8 KiB; it must fit the schema.
     #[oai(nullable)]
+    #[example(json!({"order": "A-1017"}))]
     example: Option<Verbatim>,
     /// JSON Schema that the data of every event of the type must fit from now on, by the rules of
     /// a pipeline's; null takes anything.
     #[oai(nullable, validator(max_properties = 1000))]
+    #[example(example_schema())]
     schema: Option<BTreeMap<String, Value>>,
-}
-
-impl Example for EventTypeBody {
-    fn example() -> Self {
-        let schema = json!({
-            "type": "object",
-            "required": ["order"],
-            "properties": {"order": {"type": "string", "maxLength": 40}},
-        });
-        Self {
-            description: Some("An order was paid.".into()),
-            example: Some(json!({"order": "A-1017"}).into()),
-            schema: serde_json::from_value(schema).ok(),
-        }
-    }
 }
 
 impl EventTypeBody {

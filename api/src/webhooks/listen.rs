@@ -19,6 +19,7 @@ use poem_openapi::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use view_derive::Example;
 
 use domain::{
     Code, Problem, Timestamp,
@@ -64,17 +65,21 @@ pub const DOCS: &[OperationDoc] = &[OperationDoc {
 }];
 
 /// The first message: what to verify with.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "Listening", example)]
 pub struct Listening {
     /// Where the stream stands; also the message's `id`, for `Last-Event-ID`.
+    #[example(example_place())]
     place: String,
     /// Signs what this token's listeners are sent, and nothing else: the same for every listener
     /// of the token, on every server process.
+    #[example("whsec_MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0")]
     secret: String,
     /// What is listened for.
+    #[example(["run.*"])]
     event_types: Vec<String>,
     /// When the stream ends.
+    #[example(Timestamp::from_ms(1_769_861_700_000))]
     ends_at: Time,
 }
 
@@ -95,8 +100,9 @@ pub struct Delivered {
 }
 
 /// The last message: why nothing more follows.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "ListenEnd", example)]
+#[example(Ended::of(Reason::TimeOver))]
 pub struct Ended {
     /// For programs.
     reason: Reason,
@@ -132,17 +138,6 @@ pub enum Message {
     End(Ended),
 }
 
-impl Example for Listening {
-    fn example() -> Self {
-        Self {
-            place: example_place(),
-            secret: "whsec_MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0".into(),
-            event_types: vec!["run.*".into()],
-            ends_at: Timestamp::from_ms(1_769_861_700_000).into(),
-        }
-    }
-}
-
 impl Example for Delivered {
     fn example() -> Self {
         let secret = SecretString::from(Listening::example().secret);
@@ -162,12 +157,6 @@ fn example_place() -> String {
         event: EventId::from_uuid(uuid::Uuid::nil()),
         since: Timestamp::from_ms(1_769_860_800_000),
     })
-}
-
-impl Example for Ended {
-    fn example() -> Self {
-        Self::of(Reason::TimeOver)
-    }
 }
 
 impl Ended {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Path, Query},
-    types::Example,
 };
+use view_derive::{Example, View};
 
 use domain::{
-    Code, Timestamp,
-    id::{EndpointId, Id as _, ReplayId},
+    Code,
+    id::{EndpointId, ReplayId},
     permission::{WebhooksRead, WebhooksWrite},
 };
 use persistence::{NewReplay, Replay};
@@ -21,6 +21,7 @@ use crate::{
         App,
         common::{Accepted, Ok, Tag, Time, answer, parse_id},
         cursor::{List, Listed},
+        examples::{EXAMPLE_DAY_BEFORE, nil_id},
         idempotency::Idempotency,
     },
 };
@@ -69,33 +70,46 @@ impl Status {
 }
 
 /// A replay.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Replay", example)]
+#[view(of = Replay)]
 pub struct ReplayView {
     /// `rpl_…`
+    #[example(nil_id::<ReplayId>())]
     id: String,
     /// Where to.
+    #[example(nil_id::<EndpointId>())]
+    #[view(field = endpoint)]
     endpoint_id: String,
     /// Where it stands.
+    #[example(Status::Running)]
+    #[view(from = Status::of(&of.status))]
     status: Status,
     /// Events from this moment on.
+    #[example(EXAMPLE_DAY_BEFORE)]
     since: Time,
     /// Up to this one.
     until: Time,
     /// Whether only events are sent of which a delivery failed and none succeeded.
+    #[example(true)]
     only_failed: bool,
     /// Whether deliveries of these events that wait for a later attempt are made due at once.
+    #[example(true)]
     include_pending: bool,
     /// Only events that one of these filters lets through, besides the endpoint's own.
     #[oai(nullable)]
     event_types: Option<Vec<String>>,
     /// Events that fit, of those that were looked at so far.
+    #[example(1200)]
     matched: i64,
     /// Deliveries that were written for them so far.
+    #[example(340)]
     queued: i64,
     /// Those that have ended.
+    #[example(120)]
     done: i64,
     /// Waiting deliveries that were made due so far.
+    #[example(12)]
     made_due: i64,
     /// When it was started.
     created_at: Time,
@@ -104,69 +118,29 @@ pub struct ReplayView {
     finished_at: Option<Time>,
 }
 
-impl From<&Replay> for ReplayView {
-    fn from(replay: &Replay) -> Self {
-        Self {
-            id: replay.id.to_string(),
-            endpoint_id: replay.endpoint.to_string(),
-            status: Status::of(&replay.status),
-            since: replay.since.into(),
-            until: replay.until.into(),
-            only_failed: replay.only_failed,
-            include_pending: replay.include_pending,
-            event_types: replay.event_types.clone(),
-            matched: replay.matched,
-            queued: replay.queued,
-            done: replay.done,
-            made_due: replay.made_due,
-            created_at: replay.created_at.into(),
-            finished_at: replay.finished_at.map(Time),
-        }
-    }
-}
-
-impl Example for ReplayView {
-    fn example() -> Self {
-        let at = Timestamp::from_ms(1_769_860_800_000);
-        let nil = uuid::Uuid::nil();
-        Self {
-            id: ReplayId::from_uuid(nil).to_string(),
-            endpoint_id: EndpointId::from_uuid(nil).to_string(),
-            status: Status::Running,
-            since: Timestamp::from_ms(1_769_774_400_000).into(),
-            until: at.into(),
-            only_failed: true,
-            include_pending: true,
-            event_types: None,
-            matched: 1200,
-            queued: 340,
-            done: 120,
-            made_due: 12,
-            created_at: at.into(),
-            finished_at: None,
-        }
-    }
-}
-
 /// What to send again.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(
     rename = "NewReplay",
     example,
     deny_unknown_fields,
     skip_serializing_if_is_none
 )]
+#[view(into = NewReplay)]
 pub struct NewReplayBody {
     /// Events from this moment on.
+    #[example(EXAMPLE_DAY_BEFORE)]
     since: Time,
     /// Up to this one; by default, and at most, up to now.
     until: Option<Time>,
     /// Whether to send only events of which a delivery to the endpoint failed and none succeeded.
     #[oai(default)]
+    #[example(true)]
     only_failed: bool,
     /// Whether to make due at once the deliveries of these events that wait for a later attempt.
     /// Otherwise they are left as they are. A pause that the receiver asked for ends with it.
     #[oai(default)]
+    #[example(true)]
     include_pending: bool,
     /// Only events that one of these lets through: `*`, `prefix.*` or types. The endpoint's own
     /// filters hold besides.
@@ -177,31 +151,8 @@ pub struct NewReplayBody {
         max_length = 128,
         pattern = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$"
     ))]
+    #[example(["order.*"])]
     event_types: Option<Vec<String>>,
-}
-
-impl From<NewReplayBody> for NewReplay {
-    fn from(body: NewReplayBody) -> Self {
-        Self {
-            since: body.since.0,
-            until: body.until.map(|at| at.0),
-            only_failed: body.only_failed,
-            include_pending: body.include_pending,
-            event_types: body.event_types,
-        }
-    }
-}
-
-impl Example for NewReplayBody {
-    fn example() -> Self {
-        Self {
-            since: Timestamp::from_ms(1_769_774_400_000).into(),
-            until: None,
-            only_failed: true,
-            include_pending: true,
-            event_types: Some(vec!["order.*".into()]),
-        }
-    }
 }
 
 /// The operations on replays.

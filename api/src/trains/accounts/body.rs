@@ -1,9 +1,7 @@
 //! What a request says of an account, and whether that may be.
 
-use poem_openapi::{
-    Enum, Object,
-    types::{Example, MaybeUndefined},
-};
+use poem_openapi::{Enum, Object, types::MaybeUndefined};
+use view_derive::{Example, View};
 
 use domain::{
     FieldError, Problem,
@@ -15,13 +13,13 @@ use persistence::{AccountPatch, NewAccount, OauthClient};
 use crate::shared::{
     common::{Time, change},
     destination,
-    examples::EXAMPLE_AT,
     sent::Sent,
 };
 
 /// What sort of credential an account holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, View)]
 #[oai(rename = "CredentialType", rename_all = "snake_case")]
+#[view(of = CredentialType, into = CredentialType)]
 pub(super) enum TypeName {
     /// A key that stays as it is.
     ApiKey,
@@ -29,27 +27,11 @@ pub(super) enum TypeName {
     Oauth,
 }
 
-impl From<CredentialType> for TypeName {
-    fn from(credential: CredentialType) -> Self {
-        match credential {
-            CredentialType::ApiKey => Self::ApiKey,
-            CredentialType::Oauth => Self::Oauth,
-        }
-    }
-}
-
-impl From<TypeName> for CredentialType {
-    fn from(name: TypeName) -> Self {
-        match name {
-            TypeName::ApiKey => Self::ApiKey,
-            TypeName::Oauth => Self::Oauth,
-        }
-    }
-}
-
 /// What carries a credential to the upstream.
-#[derive(Object, Clone, Debug, PartialEq, Eq)]
+#[derive(Object, View, Example, Clone, Debug, PartialEq, Eq)]
 #[oai(rename = "UpstreamHeader", example, deny_unknown_fields)]
+#[view(of = UpstreamHeader)]
+#[example(UpstreamHeader::bearer())]
 pub(super) struct HeaderBody {
     /// The header's name, in any case. Names of the connection's own headers are refused.
     #[oai(validator(min_length = 1, max_length = 64))]
@@ -66,24 +48,10 @@ pub(super) struct HeaderBody {
     pub(super) scheme: Option<String>,
 }
 
-impl Example for HeaderBody {
-    fn example() -> Self {
-        UpstreamHeader::bearer().into()
-    }
-}
-
-impl From<UpstreamHeader> for HeaderBody {
-    fn from(header: UpstreamHeader) -> Self {
-        Self {
-            name: header.name,
-            scheme: header.scheme,
-        }
-    }
-}
-
 /// Soft ceilings of use; null for none.
-#[derive(Object, Clone, Debug, Default)]
+#[derive(Object, View, Clone, Debug, Default)]
 #[oai(rename = "Ceilings", deny_unknown_fields)]
+#[view(of = Ceilings, into = Ceilings)]
 pub(super) struct CeilingsBody {
     /// Requests in 5 hours.
     #[oai(
@@ -111,30 +79,8 @@ pub(super) struct CeilingsBody {
     tokens_7d: Option<u64>,
 }
 
-impl From<Ceilings> for CeilingsBody {
-    fn from(ceilings: Ceilings) -> Self {
-        Self {
-            requests_5h: ceilings.requests_5h,
-            tokens_5h: ceilings.tokens_5h,
-            requests_7d: ceilings.requests_7d,
-            tokens_7d: ceilings.tokens_7d,
-        }
-    }
-}
-
-impl From<CeilingsBody> for Ceilings {
-    fn from(body: CeilingsBody) -> Self {
-        Self {
-            requests_5h: body.requests_5h,
-            tokens_5h: body.tokens_5h,
-            requests_7d: body.requests_7d,
-            tokens_7d: body.tokens_7d,
-        }
-    }
-}
-
 /// The tokens of an `oauth` account, and how they are refreshed (RFC 6749 §6).
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewOauthCredential",
     example,
@@ -143,16 +89,20 @@ impl From<CeilingsBody> for Ceilings {
 )]
 pub(super) struct OauthBody {
     /// What goes out.
+    #[example("access-token-of-the-upstream")]
     access_token: Sent<8, CREDENTIAL_CHARS>,
     /// What a refresh presents.
+    #[example("refresh-token-of-the-upstream")]
     refresh_token: Sent<1, CREDENTIAL_CHARS>,
     /// When the access token expires. One that has expired already is refreshed at once.
     expires_at: Time,
     /// The token endpoint: an https URL on a public address.
     #[oai(validator(min_length = 1, max_length = 2048))]
+    #[example("https://auth.example.com/oauth/token")]
     token_url: String,
     /// As whom the refresh is asked for.
     #[oai(validator(min_length = 1, max_length = 255, pattern = "^[ -~]+$"))]
+    #[example("stationmaster")]
     client_id: String,
     /// What the client authenticates with, if it has to.
     client_secret: Option<Sent<1, 1024>>,
@@ -166,25 +116,12 @@ pub(super) struct OauthBody {
             pattern = r"^[!#-\[\]-~]+$"
         )
     )]
+    #[example(["inference"])]
     scopes: Vec<String>,
 }
 
-impl Example for OauthBody {
-    fn example() -> Self {
-        Self {
-            access_token: Sent::example("access-token-of-the-upstream"),
-            refresh_token: Sent::example("refresh-token-of-the-upstream"),
-            expires_at: EXAMPLE_AT,
-            token_url: "https://auth.example.com/oauth/token".into(),
-            client_id: "stationmaster".into(),
-            client_secret: None,
-            scopes: vec!["inference".into()],
-        }
-    }
-}
-
 /// An account to make.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewAccount",
     example,
@@ -194,9 +131,11 @@ impl Example for OauthBody {
 pub(crate) struct NewAccountBody {
     /// Unique within the publisher.
     #[oai(validator(min_length = 1, max_length = 120))]
+    #[example("Anthropic, team A")]
     pub(super) name: String,
     /// Whose credential it is. `anthropic` and `openai` are known; for others `base_url` is needed.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    #[example("anthropic")]
     pub(super) provider: String,
     /// Where the upstream is: an https URL on a public address, without query. A known provider
     /// has one.
@@ -206,8 +145,10 @@ pub(crate) struct NewAccountBody {
     /// `authorization: Bearer`.
     pub(super) header: Option<HeaderBody>,
     /// What sort of credential it is; the member of the same name holds it.
+    #[example(TypeName::ApiKey)]
     pub(super) credential_type: TypeName,
     /// The key, for `api_key`. It is never shown again.
+    #[example("sk-ant-example-0123456789")]
     pub(super) api_key: Option<Sent<8, CREDENTIAL_CHARS>>,
     /// The tokens, for `oauth`. They are never shown again.
     pub(super) oauth: Option<OauthBody>,
@@ -221,22 +162,6 @@ pub(crate) struct NewAccountBody {
 
 const fn yes() -> bool {
     true
-}
-
-impl Example for NewAccountBody {
-    fn example() -> Self {
-        Self {
-            name: "Anthropic, team A".into(),
-            provider: "anthropic".into(),
-            base_url: None,
-            header: None,
-            credential_type: TypeName::ApiKey,
-            api_key: Some(Sent::example("sk-ant-example-0123456789")),
-            oauth: None,
-            enabled: true,
-            ceilings: None,
-        }
-    }
 }
 
 /// A base URL as it is stored: normalised, without a slash at its end.
@@ -430,7 +355,7 @@ impl CeilingsPatchBody {
 
 /// What to change of an account; what is left out stays. A credential never changes: replace the
 /// account instead.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "AccountPatch",
     example,
@@ -442,20 +367,11 @@ pub(super) struct AccountPatchBody {
     #[oai(validator(min_length = 1, max_length = 120))]
     name: Option<String>,
     /// Whether trains lend it.
+    #[example(false)]
     enabled: Option<bool>,
     /// Ceilings to set, by name; null for none at all.
     #[oai(nullable)]
     ceilings: MaybeUndefined<CeilingsPatchBody>,
-}
-
-impl Example for AccountPatchBody {
-    fn example() -> Self {
-        Self {
-            name: None,
-            enabled: Some(false),
-            ceilings: MaybeUndefined::Undefined,
-        }
-    }
 }
 
 impl AccountPatchBody {

@@ -1,10 +1,11 @@
 //! Cooldowns of accounts, which gateways report: how they are shown, and how an admin ends them.
 
-use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
+use poem_openapi::{Enum, Object, OpenApi, param::Path};
+use view_derive::{Example, View};
 
 use domain::{
     Code,
-    id::{AccountId, Id as _, TokenId},
+    id::{AccountId, TokenId},
     lending::UseOutcome,
     permission::AccountsWrite,
 };
@@ -14,7 +15,7 @@ use crate::{
     auth::Caller,
     shared::{
         common::{Ok, Tag, Time, answer, parse_id},
-        examples::EXAMPLE_AT,
+        examples::nil_id,
         idempotency::Idempotency,
     },
 };
@@ -55,32 +56,29 @@ impl From<UseOutcome> for ReasonName {
 }
 
 /// Who reported that an account needs to cool down.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "CooldownReporter")]
+#[view(of = Reporter)]
 struct ReporterView {
     /// The train token: `tok_…`
+    #[view(field = token)]
+    #[example(nil_id::<TokenId>())]
     token_id: String,
     /// Its name; null if it has none, or is gone.
     #[oai(nullable)]
+    #[view(field = name)]
+    #[example("laptop")]
     token_name: Option<String>,
     /// The slug of its train; null if it is gone.
     #[oai(nullable)]
+    #[example("night-shift")]
     train: Option<String>,
 }
 
-impl From<&Reporter> for ReporterView {
-    fn from(reporter: &Reporter) -> Self {
-        Self {
-            token_id: reporter.token.to_string(),
-            token_name: reporter.name.clone(),
-            train: reporter.train.clone(),
-        }
-    }
-}
-
 /// A time in which trains do not lend an account.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(rename = "Cooldown", example)]
+#[view(of = AccountCooldown)]
 pub(crate) struct CooldownView {
     /// The model that it is about; null for the account as a whole.
     #[oai(nullable)]
@@ -88,54 +86,32 @@ pub(crate) struct CooldownView {
     /// Until when.
     until: Time,
     /// What was reported.
+    #[example(ReasonName::RateLimited)]
     reason: ReasonName,
     /// When it was reported.
     reported_at: Time,
     /// Who reported it; null if that was not recorded.
     #[oai(nullable)]
+    #[example(ReporterView::example())]
     reported_by: Option<ReporterView>,
 }
 
-impl From<&AccountCooldown> for CooldownView {
-    fn from(cooldown: &AccountCooldown) -> Self {
-        Self {
-            model: cooldown.model.clone(),
-            until: cooldown.until.into(),
-            reason: cooldown.reason.into(),
-            reported_at: cooldown.reported_at.into(),
-            reported_by: cooldown.reported_by.as_ref().map(ReporterView::from),
-        }
-    }
+/// The cooldown of an account as a whole.
+pub(super) fn of_all(account: &Account) -> Option<CooldownView> {
+    let mut cooldowns = account.cooldowns.iter();
+    let whole = cooldowns.find(|cooldown| cooldown.model.is_none());
+    whole.map(CooldownView::from)
 }
 
-impl Example for CooldownView {
-    fn example() -> Self {
-        Self {
-            model: None,
-            until: EXAMPLE_AT,
-            reason: ReasonName::RateLimited,
-            reported_at: EXAMPLE_AT,
-            reported_by: Some(ReporterView {
-                token_id: TokenId::from_uuid(uuid::Uuid::nil()).to_string(),
-                token_name: Some("laptop".into()),
-                train: Some("night-shift".into()),
-            }),
-        }
-    }
-}
-
-/// Of an account's cooldowns, that of the account as a whole, and those for one model each.
-pub(super) fn parted(account: &Account) -> (Option<CooldownView>, Vec<CooldownView>) {
-    let (whole, models): (Vec<_>, Vec<_>) = account
-        .cooldowns
-        .iter()
-        .partition(|cooldown| cooldown.model.is_none());
-    let whole = whole.first().copied().map(CooldownView::from);
-    (whole, models.into_iter().map(CooldownView::from).collect())
+/// The cooldowns of an account for one model each.
+pub(super) fn of_models(account: &Account) -> Vec<CooldownView> {
+    let cooldowns = account.cooldowns.iter();
+    let of_models = cooldowns.filter(|cooldown| cooldown.model.is_some());
+    of_models.map(CooldownView::from).collect()
 }
 
 /// Which cooldown to end.
-#[derive(Object, Clone, Debug, Default)]
+#[derive(Object, Example, Clone, Debug, Default)]
 #[oai(
     rename = "EndCooldown",
     example,
@@ -145,15 +121,8 @@ pub(super) fn parted(account: &Account) -> (Option<CooldownView>, Vec<CooldownVi
 pub struct EndBody {
     /// End the cooldown for this model alone. Without it, all of the account's cooldowns end.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("claude-opus-4-1")]
     model: Option<String>,
-}
-
-impl Example for EndBody {
-    fn example() -> Self {
-        Self {
-            model: Some("claude-opus-4-1".into()),
-        }
-    }
 }
 
 /// The operation.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use poem_openapi::{Object, OpenApi, types::Example};
+use poem_openapi::{Object, OpenApi};
 use secrecy::ExposeSecret as _;
+use view_derive::Example;
 
 use domain::{
     Code, FieldError, Problem, Timestamp,
@@ -22,7 +23,6 @@ use crate::{
         App,
         common::{Created, Ok, Tag, Time, parse_id},
         destination,
-        examples::EXAMPLE_AT,
         sent::Sent,
     },
 };
@@ -60,7 +60,7 @@ pub const DOCS: &[OperationDoc] = &[
 ];
 
 /// A login to begin.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "StartOauthLogin",
     example,
@@ -70,10 +70,12 @@ pub const DOCS: &[OperationDoc] = &[
 struct StartBody {
     /// The name of the account that is to be made.
     #[oai(validator(min_length = 1, max_length = 120))]
+    #[example("Anthropic, team A")]
     name: String,
     /// Whose credential it is to be. `anthropic` and `openai` are known; for others `base_url` is
     /// needed.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    #[example("anthropic")]
     provider: String,
     /// Where the upstream is: an https URL on a public address, without query. A known provider
     /// has one.
@@ -84,13 +86,16 @@ struct StartBody {
     header: Option<HeaderBody>,
     /// Where people log in: an https URL. It may have a query.
     #[oai(validator(min_length = 1, max_length = 2048))]
+    #[example("https://auth.example.com/oauth/authorize")]
     authorize_url: String,
     /// Where the code is traded for tokens, and where they are refreshed: an https URL on a public
     /// address.
     #[oai(validator(min_length = 1, max_length = 2048))]
+    #[example("https://auth.example.com/oauth/token")]
     token_url: String,
     /// The client that the upstream knows.
     #[oai(validator(min_length = 1, max_length = 255, pattern = "^[ -~]+$"))]
+    #[example("stationmaster")]
     client_id: String,
     /// What the client authenticates with, if it has to. It is never shown again.
     client_secret: Option<Sent<1, 1024>>,
@@ -99,73 +104,42 @@ struct StartBody {
         default,
         validator(max_length = 2048, pattern = r"^([!#-\[\]-~]+( [!#-\[\]-~]+)*)?$")
     )]
+    #[example("inference offline_access")]
     scopes: String,
     /// Where the upstream sends the browser back to: an https URL, or http on this machine
     /// (RFC 8252 §7.3), as the upstream knows it.
     #[oai(validator(min_length = 1, max_length = 2048))]
+    #[example("http://127.0.0.1:40404/callback")]
     redirect_uri: String,
     /// An account whose places in trains the new one takes over; it goes when the login ends well.
     #[oai(validator(max_length = 40))]
     replaces: Option<String>,
 }
 
-impl Example for StartBody {
-    fn example() -> Self {
-        Self {
-            name: "Anthropic, team A".into(),
-            provider: "anthropic".into(),
-            base_url: None,
-            header: None,
-            authorize_url: "https://auth.example.com/oauth/authorize".into(),
-            token_url: "https://auth.example.com/oauth/token".into(),
-            client_id: "stationmaster".into(),
-            client_secret: None,
-            scopes: "inference offline_access".into(),
-            redirect_uri: "http://127.0.0.1:40404/callback".into(),
-            replaces: None,
-        }
-    }
-}
-
 /// A login that was begun.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "OauthLogin", example)]
 pub struct LoginView {
     /// Where a person logs in.
+    #[example("https://auth.example.com/oauth/authorize?response_type=code&…")]
     url: String,
     /// Comes back with the code, and is needed to finish. It counts once.
+    #[example("Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE")]
     state: String,
     /// When it stops counting.
     expires_at: Time,
 }
 
-impl Example for LoginView {
-    fn example() -> Self {
-        Self {
-            url: "https://auth.example.com/oauth/authorize?response_type=code&…".into(),
-            state: "Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE".into(),
-            expires_at: EXAMPLE_AT,
-        }
-    }
-}
-
 /// What came back from the upstream.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "FinishOauthLogin", example, deny_unknown_fields)]
 struct FinishBody {
     /// The state that the login was begun with.
+    #[example("Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE")]
     state: Sent<1, 100>,
     /// The code that came with it.
+    #[example("code-of-the-upstream")]
     code: Sent<1, 4096>,
-}
-
-impl Example for FinishBody {
-    fn example() -> Self {
-        Self {
-            state: Sent::example("Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE"),
-            code: Sent::example("code-of-the-upstream"),
-        }
-    }
 }
 
 /// Judges where a browser is sent back to. We never call it, and it is passed on as it came: the

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
+use poem_openapi::{Enum, Object, OpenApi, param::Path};
 use tokio::time::Instant;
+use view_derive::Example;
 
 use domain::{Code, account::CredentialType, id::AccountId, permission::AccountsWrite};
 use persistence::{Context, Refreshable, Scope, StoreError};
@@ -50,14 +51,17 @@ pub enum Outcome {
 }
 
 /// An account, and what became of it.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "AccountRefresh", example)]
 pub struct RefreshView {
     /// `acc_…`
+    #[example(example_id())]
     account_id: String,
     /// Its name.
+    #[example("team-one")]
     name: String,
     /// What was done, or would be.
+    #[example(Outcome::Refreshed)]
     outcome: Outcome,
     /// Why it failed or was left alone: `api_key`, `disabled`, `time_over`, or the endpoint's fault.
     #[oai(nullable)]
@@ -75,46 +79,23 @@ impl RefreshView {
     }
 }
 
-impl Example for RefreshView {
-    fn example() -> Self {
-        Self {
-            account_id: example_id(),
-            name: "team-one".into(),
-            outcome: Outcome::Refreshed,
-            reason: None,
-        }
-    }
-}
-
 /// Every account.
-#[derive(Object)]
+#[derive(Object, Example)]
 #[oai(rename = "AccountRefreshes", example)]
 struct RefreshesView {
     /// All of them, by name.
+    #[example([RefreshView::example()])]
     items: Vec<RefreshView>,
 }
 
-impl Example for RefreshesView {
-    fn example() -> Self {
-        Self {
-            items: vec![RefreshView::example()],
-        }
-    }
-}
-
 /// How to refresh all.
-#[derive(Object, Clone, Debug, Default)]
+#[derive(Object, Example, Clone, Debug, Default)]
 #[oai(rename = "RefreshAccounts", example, deny_unknown_fields)]
 pub struct RefreshBody {
     /// Whether to say what would be done, and do nothing.
     #[oai(default)]
+    #[example(true)]
     dry_run: bool,
-}
-
-impl Example for RefreshBody {
-    fn example() -> Self {
-        Self { dry_run: true }
-    }
 }
 
 /// Why an account is no matter of a refresh of all.

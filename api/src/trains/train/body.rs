@@ -9,6 +9,7 @@ use poem_openapi::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
+use view_derive::{Example, View};
 
 use domain::{
     FieldError, Problem,
@@ -25,8 +26,9 @@ use crate::{
 };
 
 /// What a train's people may be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum, View)]
 #[oai(rename = "TrainNotice")]
+#[view(of = NoticeKind, into = NoticeKind)]
 pub(super) enum NoticeName {
     /// An account of the train can't be refreshed any more.
     #[oai(rename = "account.refresh_failed")]
@@ -36,30 +38,12 @@ pub(super) enum NoticeName {
     TrainExhausted,
 }
 
-impl From<NoticeKind> for NoticeName {
-    fn from(notice: NoticeKind) -> Self {
-        match notice {
-            NoticeKind::AccountRefreshFailed => Self::AccountRefreshFailed,
-            NoticeKind::TrainExhausted => Self::TrainExhausted,
-        }
-    }
-}
-
-impl From<NoticeName> for NoticeKind {
-    fn from(name: NoticeName) -> Self {
-        match name {
-            NoticeName::AccountRefreshFailed => Self::AccountRefreshFailed,
-            NoticeName::TrainExhausted => Self::TrainExhausted,
-        }
-    }
-}
-
 fn notices(names: &[NoticeName]) -> Vec<NoticeKind> {
     names.iter().copied().map(NoticeKind::from).collect()
 }
 
 /// Where a train's people read.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewSlack",
     example,
@@ -68,27 +52,20 @@ fn notices(names: &[NoticeName]) -> Vec<NoticeKind> {
 )]
 pub(super) struct SlackBody {
     /// The incoming webhook's URL. Who knows it may send, so it is never shown again.
+    #[example("https://hooks.slack.com/services/T000/B000/example")]
     webhook_url: Sent<1, 2048>,
     /// The channel, if not the webhook's own.
     #[oai(nullable, validator(min_length = 1, max_length = 80))]
+    #[example("#gateway")]
     channel: Option<String>,
     /// What they are told.
     #[oai(validator(min_items = 1, max_items = 2, unique_items))]
+    #[example([NoticeName::TrainExhausted])]
     events: Vec<NoticeName>,
 }
 
-impl Example for SlackBody {
-    fn example() -> Self {
-        Self {
-            webhook_url: Sent::example("https://hooks.slack.com/services/T000/B000/example"),
-            channel: Some("#gateway".into()),
-            events: vec![NoticeName::TrainExhausted],
-        }
-    }
-}
-
 /// A train to make.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewTrain",
     example,
@@ -98,9 +75,11 @@ impl Example for SlackBody {
 pub(crate) struct NewTrainBody {
     /// Unique within the publisher.
     #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    #[example("night-shift")]
     slug: String,
     /// For people.
     #[oai(nullable, validator(max_length = 1000))]
+    #[example("The gateway of the nightly jobs.")]
     description: Option<String>,
     /// Whether it lends anything.
     #[oai(default = "yes")]
@@ -110,23 +89,12 @@ pub(crate) struct NewTrainBody {
     sticky: bool,
     /// Where its people read.
     #[oai(nullable)]
+    #[example(SlackBody::example())]
     slack: Option<SlackBody>,
 }
 
 const fn yes() -> bool {
     true
-}
-
-impl Example for NewTrainBody {
-    fn example() -> Self {
-        Self {
-            slug: "night-shift".into(),
-            description: Some("The gateway of the nightly jobs.".into()),
-            enabled: true,
-            sticky: false,
-            slack: Some(SlackBody::example()),
-        }
-    }
 }
 
 /// Judges the URL of a Slack webhook; its normalised form.
@@ -194,7 +162,7 @@ impl SlackPatchBody {
 }
 
 /// What to change of a train; what is left out stays.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "TrainPatch",
     example,
@@ -206,23 +174,14 @@ pub(super) struct TrainPatchBody {
     #[oai(nullable, validator(max_length = 1000))]
     description: MaybeUndefined<String>,
     /// Whether it lends anything.
+    #[example(false)]
     enabled: Option<bool>,
     /// Whether a client that names itself keeps its account while that is usable.
     sticky: Option<bool>,
     /// Where its people read; null for nowhere.
     #[oai(nullable)]
+    #[example(MaybeUndefined::Null)]
     slack: MaybeUndefined<SlackPatchBody>,
-}
-
-impl Example for TrainPatchBody {
-    fn example() -> Self {
-        Self {
-            description: MaybeUndefined::Undefined,
-            enabled: Some(false),
-            sticky: None,
-            slack: MaybeUndefined::Null,
-        }
-    }
 }
 
 impl TrainPatchBody {
@@ -243,24 +202,17 @@ impl TrainPatchBody {
 }
 
 /// An account's place in a train.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "TrainPlace", example, deny_unknown_fields)]
 pub(super) struct PlaceBody {
     /// `acc_…`
     #[oai(validator(max_length = 40))]
+    #[example(accounts::example_id())]
     account_id: String,
     /// 0 is tried first; of two alike the one with the smaller identifier.
     #[oai(validator(minimum(value = "0"), maximum(value = "999")))]
+    #[example(0)]
     priority: u16,
-}
-
-impl Example for PlaceBody {
-    fn example() -> Self {
-        Self {
-            account_id: accounts::example_id(),
-            priority: 0,
-        }
-    }
 }
 
 /// Which accounts a train lends, all of them.
@@ -368,7 +320,7 @@ mod tests {
         let inside = "https://127.0.0.1/services/T0/B0/secret";
         let body = NewTrainBody {
             slack: Some(SlackBody {
-                webhook_url: Sent::example(inside),
+                webhook_url: Sent::from(inside),
                 ..Example::example()
             }),
             ..Example::example()

@@ -5,9 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 use poem_openapi::{
     Object,
     registry::{MetaSchema, MetaSchemaRef},
-    types::{Example, MaybeUndefined, ParseFromJSON, ParseResult, ToJSON, Type},
+    types::{MaybeUndefined, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde_json::Value;
+use view_derive::Example;
 
 use domain::{FieldError, Problem, limits::HEADERS, retry::Schedule};
 use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
@@ -20,7 +21,7 @@ use crate::{
 use web::contract::child;
 
 /// An endpoint to make.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewWebhookEndpoint",
     example,
@@ -30,9 +31,11 @@ use web::contract::child;
 pub struct NewEndpointBody {
     /// Where it is: an https URL on a public address, without credentials and fragment.
     #[oai(validator(min_length = 1, max_length = 2048))]
+    #[example("https://example.com/hooks")]
     pub(super) url: String,
     /// For people.
     #[oai(nullable, validator(max_length = 1000))]
+    #[example("Tells the billing service.")]
     pub(super) description: Option<String>,
     /// `*`, `prefix.*` or event types: what one of them matches is delivered.
     #[oai(
@@ -45,6 +48,7 @@ pub struct NewEndpointBody {
             pattern = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$"
         )
     )]
+    #[example(["run.*"])]
     pub(super) event_types: Vec<String>,
     /// If given, only what happens in these pipelines is delivered.
     #[oai(
@@ -60,12 +64,14 @@ pub struct NewEndpointBody {
     /// What every delivery carries besides. Names of the connection's and of our own headers are
     /// refused.
     #[oai(default, validator(max_properties = 20, max_length = 1024))]
+    #[example(BTreeMap::from([("X-Team".into(), "billing".into())]))]
     pub(super) headers: BTreeMap<String, String>,
     /// Whether deliveries are made.
     #[oai(default = "yes")]
     enabled: bool,
     /// Whether deliveries carry the newest subcommand bearer as `Authorization: Bearer`. Only a
     /// publisher that was seeded starts with true.
+    #[example(false)]
     send_bearer: Option<bool>,
     /// What deliveries are signed by. `ed25519` makes a pair of keys for this endpoint.
     #[oai(default = "shared")]
@@ -76,6 +82,7 @@ pub struct NewEndpointBody {
     ordered: bool,
     /// Most deliveries a second, whichever processes make them.
     #[oai(nullable, validator(minimum(value = "1"), maximum(value = "10000")))]
+    #[example(50)]
     rate_limit_per_second: Option<u32>,
     /// Waits before the second, third, … try in seconds, instead of the operator's; none for a
     /// single try. Each is spread by a fifth to either side.
@@ -99,25 +106,6 @@ fn every_type() -> Vec<String> {
 
 const fn yes() -> bool {
     true
-}
-
-impl Example for NewEndpointBody {
-    fn example() -> Self {
-        Self {
-            url: "https://example.com/hooks".into(),
-            description: Some("Tells the billing service.".into()),
-            event_types: vec!["run.*".into()],
-            pipelines: None,
-            headers: BTreeMap::from([("X-Team".into(), "billing".into())]),
-            enabled: true,
-            send_bearer: Some(false),
-            signing: shared(),
-            ordered: false,
-            rate_limit_per_second: Some(50),
-            retry_schedule_seconds: None,
-            max_in_flight: None,
-        }
-    }
 }
 
 /// A header's new value; null takes the header away (RFC 7396 §2).
@@ -165,7 +153,7 @@ impl ToJSON for HeaderChange {
 }
 
 /// What to change of an endpoint; what is left out stays.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "WebhookEndpointPatch",
     example,
@@ -178,6 +166,7 @@ pub struct EndpointPatchBody {
     url: Option<String>,
     /// For people; null takes it away.
     #[oai(nullable, validator(max_length = 1000))]
+    #[example(MaybeUndefined::Null)]
     description: MaybeUndefined<String>,
     /// The new list.
     #[oai(validator(
@@ -187,6 +176,7 @@ pub struct EndpointPatchBody {
         max_length = 128,
         pattern = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$"
     ))]
+    #[example(["run.failed", "run.expired"])]
     event_types: Option<Vec<String>>,
     /// The new list; null for all pipelines, also those to come.
     #[oai(
@@ -203,6 +193,7 @@ pub struct EndpointPatchBody {
     #[oai(validator(max_properties = 40))]
     headers: Option<BTreeMap<String, HeaderChange>>,
     /// Whether deliveries are made. What waits meanwhile goes out when it is true again.
+    #[example(true)]
     enabled: Option<bool>,
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: Option<bool>,
@@ -212,6 +203,7 @@ pub struct EndpointPatchBody {
     ordered: Option<bool>,
     /// Most deliveries a second; null for no limit.
     #[oai(nullable, validator(minimum(value = "1"), maximum(value = "10000")))]
+    #[example(MaybeUndefined::Value(10))]
     rate_limit_per_second: MaybeUndefined<u32>,
     /// Waits before the second, third, … try in seconds; null for the operator's.
     #[oai(
@@ -222,25 +214,6 @@ pub struct EndpointPatchBody {
     /// Most deliveries under way at a time; null for the operator's limit.
     #[oai(nullable, validator(minimum(value = "1"), maximum(value = "100")))]
     max_in_flight: MaybeUndefined<u32>,
-}
-
-impl Example for EndpointPatchBody {
-    fn example() -> Self {
-        Self {
-            url: None,
-            description: MaybeUndefined::Null,
-            event_types: Some(vec!["run.failed".into(), "run.expired".into()]),
-            pipelines: MaybeUndefined::Undefined,
-            headers: None,
-            enabled: Some(true),
-            send_bearer: None,
-            signing: None,
-            ordered: None,
-            rate_limit_per_second: MaybeUndefined::Value(10),
-            retry_schedule_seconds: MaybeUndefined::Undefined,
-            max_in_flight: MaybeUndefined::Undefined,
-        }
-    }
 }
 
 /// The contract bounds waits as [`Schedule`] does; where it does not, its word counts.

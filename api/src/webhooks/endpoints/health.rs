@@ -1,12 +1,16 @@
 //! How an endpoint fares: its health, a day of counts, and another chance.
 
 use poem_openapi::{Enum, Object, types::Example};
+use view_derive::{Example, View};
 
 use domain::{Timestamp, id::EndpointId};
 use persistence::{BUCKET_MS, Enabled, Endpoint, Health, StatsBucket};
 
 use super::EndpointView;
-use crate::{shared::common::Time, webhooks::replays::ReplayView};
+use crate::{
+    shared::{common::Time, examples::EXAMPLE_DAY_BEFORE},
+    webhooks::replays::ReplayView,
+};
 
 /// Spans of a day.
 const BUCKETS: i64 = 24 * 3600 * 1000 / BUCKET_MS;
@@ -27,10 +31,12 @@ pub enum State {
 }
 
 /// How tries at an endpoint went lately.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Clone, Debug)]
 #[oai(rename = "EndpointHealth", example)]
+#[view(of = Health)]
 pub struct HealthView {
     /// In a word.
+    #[view(from = State::of(of))]
     state: State,
     /// Failures since the last success.
     consecutive_failures: i32,
@@ -51,6 +57,7 @@ pub struct HealthView {
     last_status_code: Option<i32>,
     /// Of the tries of the last 24 hours, the part that succeeded, 0 to 1; null without any.
     #[oai(nullable)]
+    #[view(from = share(of.succeeded_day, of.succeeded_day + of.failed_day))]
     success_rate: Option<f64>,
 }
 
@@ -60,6 +67,19 @@ pub struct HealthView {
 )]
 fn share(part: i64, whole: i64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+impl State {
+    /// As the tries alone say.
+    fn of(health: &Health) -> Self {
+        if health.consecutive_failures > 0 {
+            Self::Failing
+        } else if health.last_success_at.is_some() {
+            Self::Healthy
+        } else {
+            Self::Untried
+        }
+    }
 }
 
 impl HealthView {
@@ -78,31 +98,6 @@ impl HealthView {
     }
 }
 
-impl From<&Health> for HealthView {
-    fn from(health: &Health) -> Self {
-        let state = if health.consecutive_failures > 0 {
-            State::Failing
-        } else if health.last_success_at.is_some() {
-            State::Healthy
-        } else {
-            State::Untried
-        };
-        Self {
-            state,
-            consecutive_failures: health.consecutive_failures,
-            failing_since: health.failing_since.map(Time),
-            last_success_at: health.last_success_at.map(Time),
-            last_failure_at: health.last_failure_at.map(Time),
-            last_error: health.last_error.clone(),
-            last_status_code: health.last_status_code,
-            success_rate: share(
-                health.succeeded_day,
-                health.succeeded_day + health.failed_day,
-            ),
-        }
-    }
-}
-
 impl Example for HealthView {
     fn example() -> Self {
         Self::from(&Health {
@@ -115,7 +110,7 @@ impl Example for HealthView {
 }
 
 /// What else to do when an endpoint is enabled.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "EnableEndpoint",
     example,
@@ -124,48 +119,24 @@ impl Example for HealthView {
 )]
 pub struct EnableBody {
     /// If given, everything from this moment on is sent to it again.
+    #[example(EXAMPLE_DAY_BEFORE)]
     pub(super) replay_since: Option<Time>,
 }
 
-impl Example for EnableBody {
-    fn example() -> Self {
-        Self {
-            replay_since: Some(Timestamp::from_ms(1_769_774_400_000).into()),
-        }
-    }
-}
-
 /// An endpoint that was enabled.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, View, Example, Clone, Debug)]
 #[oai(example)]
+#[view(of = Enabled)]
 pub struct EnabledEndpoint {
     #[oai(flatten)]
     endpoint: EndpointView,
     /// Deliveries that waited for a later attempt, and are due now.
+    #[example(12)]
     deliveries_due: u64,
     /// The replay that was asked for.
     #[oai(nullable)]
+    #[example(ReplayView::example())]
     replay: Option<ReplayView>,
-}
-
-impl From<&Enabled> for EnabledEndpoint {
-    fn from(enabled: &Enabled) -> Self {
-        Self {
-            endpoint: (&enabled.endpoint).into(),
-            deliveries_due: enabled.deliveries_due,
-            replay: enabled.replay.as_ref().map(Into::into),
-        }
-    }
-}
-
-impl Example for EnabledEndpoint {
-    fn example() -> Self {
-        Self {
-            endpoint: EndpointView::example(),
-            deliveries_due: 12,
-            replay: Some(ReplayView::example()),
-        }
-    }
 }
 
 /// Tries within five minutes.

@@ -6,9 +6,10 @@ use poem::{IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, Object,
     registry::{MetaResponses, MetaSchema, MetaSchemaRef, Registry},
-    types::{Example, ParseFromJSON, ParseResult, Type},
+    types::{ParseFromJSON, ParseResult, Type},
 };
 use serde_json::{Value, json};
+use view_derive::Example;
 
 use domain::{FieldError, Problem, event};
 use persistence::{Answer, PublishedEvent};
@@ -24,7 +25,7 @@ use crate::{
 use web::contract::FAULTS_MAX;
 
 /// An event to publish.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(
     rename = "NewEvent",
     example,
@@ -33,45 +34,30 @@ use web::contract::FAULTS_MAX;
 )]
 pub struct NewEventBody {
     /// A type of the publisher's own: not one that begins with `run.` or `stationmaster.`.
+    #[example(OwnTypeName("order.paid".into()))]
     pub(super) r#type: OwnTypeName,
     /// What happened: any JSON that the type's schema takes, at most 256 KiB, and 50 000 values where
     /// there is a schema. It is delivered as it came, to the byte.
+    #[example(json!({"order": "A-1017"}))]
     pub(super) data: Verbatim,
     /// The caller's name for the event, unique within the publisher for as long as the event is
     /// kept.
     #[oai(validator(min_length = 1, max_length = 200))]
+    #[example("order-A-1017-paid")]
     pub(super) external_id: Option<String>,
     /// The pipeline that it happened in; none if it is left out.
     #[oai(validator(min_length = 1, max_length = 63))]
     pub(super) pipeline: Option<String>,
 }
 
-impl Example for NewEventBody {
-    fn example() -> Self {
-        Self {
-            r#type: OwnTypeName("order.paid".into()),
-            data: json!({"order": "A-1017"}).into(),
-            external_id: Some("order-A-1017-paid".into()),
-            pipeline: None,
-        }
-    }
-}
-
 /// Events to publish, all or none.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(rename = "NewEvents", example, deny_unknown_fields)]
 pub struct NewEventsBody {
     /// The events, in the order in which they happened.
     #[oai(validator(min_items = 1, max_items = 1000))]
+    #[example([NewEventBody::example()])]
     events: Vec<NewEventBody>,
-}
-
-impl Example for NewEventsBody {
-    fn example() -> Self {
-        Self {
-            events: vec![NewEventBody::example()],
-        }
-    }
 }
 
 /// One event, or several.
@@ -145,20 +131,12 @@ impl ParseFromJSON for PublishBody {
 }
 
 /// Events that were published, in the order of the request.
-#[derive(Object, Clone, Debug)]
+#[derive(Object, Example, Clone, Debug)]
 #[oai(example)]
 pub struct PublishedEvents {
     /// The events.
+    #[example([EventView::sample("order.paid", NewEventBody::example().data)])]
     items: Vec<EventView>,
-}
-
-impl Example for PublishedEvents {
-    fn example() -> Self {
-        let example = NewEventBody::example();
-        Self {
-            items: vec![EventView::sample(&example.r#type.0, example.data)],
-        }
-    }
 }
 
 /// What is answered: the event, or the list.

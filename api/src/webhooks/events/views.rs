@@ -1,8 +1,9 @@
 //! An event as it is shown, and an example of each of the service's own types.
 
-use poem_openapi::{Object, types::Example};
+use poem_openapi::Object;
 use serde::Serialize;
 use serde_json::{Value, json};
+use view_derive::Example;
 
 use domain::{
     event::OwnType,
@@ -16,8 +17,9 @@ use crate::{
 };
 
 /// An event.
-#[derive(Object, Serialize, Clone, Debug)]
+#[derive(Object, Example, Serialize, Clone, Debug)]
 #[oai(rename = "Event", example)]
+#[example(EventView::of_type(OwnType::RunSucceeded))]
 pub struct EventView {
     /// `evt_…`, also the `webhook-id` of its deliveries: by it consumers know a repeat.
     id: String,
@@ -43,12 +45,6 @@ impl EventView {
             timestamp: EXAMPLE_AT,
             data,
         }
-    }
-}
-
-impl Example for EventView {
-    fn example() -> Self {
-        Self::of_type(OwnType::RunSucceeded)
     }
 }
 

@@ -67,7 +67,7 @@ fn an_unknown_provider_needs_a_url() {
 
 #[test]
 fn a_credential_of_the_other_type_is_refused() {
-    let key = Some(Sent::example("sk-0123456789"));
+    let key = Some(Sent::from("sk-0123456789"));
     let tokens = Some(OauthBody::example());
     for (credential_type, api_key, oauth, pointers) in [
         (TypeName::ApiKey, None, None, &["/api_key"][..]),
