@@ -20,7 +20,7 @@ pub const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a page when nothing is asked for.
 pub const PAGE_DEFAULT: u64 = 50;
 /// Most rows of a page.
-pub const PAGE_MAX: u64 = 200;
+pub const PAGE_MAX: u32 = 200;
 /// Longest display name, characters.
 pub const NAME_CHARS: usize = 120;
 /// Longest description, characters.
