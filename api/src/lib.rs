@@ -26,6 +26,8 @@ pub mod publishers;
 pub mod shared;
 pub mod trains;
 
+#[cfg(test)]
+mod bounds;
 mod runs;
 mod schemas;
 mod webhooks;

@@ -87,8 +87,6 @@ pub const IDEMPOTENCY_HOURS: u64 = 24;
 pub const IDEMPOTENCY_SECRET_MINUTES: u64 = 10;
 /// How long a deleted publisher can come back, days.
 pub const UNDELETE_DAYS: u64 = 7;
-/// First part of a consumer's answer that is kept with an attempt, bytes.
-pub const EXCERPT_BYTES: usize = 1024;
 
 /// How much one publisher may have. The operator sets exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
