@@ -26,6 +26,8 @@ pub mod publishers;
 pub mod shared;
 pub mod trains;
 
+#[cfg(test)]
+mod bounds;
 mod runs;
 mod schemas;
 mod webhooks;
@@ -107,9 +109,9 @@ fn operations(app: &Arc<App>) -> Operations {
     (
         publisher::Publishers { app: app() },
         publisher::Own,
-        credentials::Credentials { app: app() },
-        audit::OwnLog { app: app() },
-        audit::OperatorLog { app: app() },
+        credentials::Credentials,
+        audit::OwnLog,
+        audit::OperatorLog,
         audit::Audit { app: app() },
         jobs::JobList,
         pipelines::Pipelines { app: app() },
@@ -123,14 +125,14 @@ fn operations(app: &Arc<App>) -> Operations {
         (
             endpoints::Endpoints { app: app() },
             endpoint_secrets::EndpointSecretsApi { app: app() },
-            replays::Replays { app: app() },
-            deliveries::Deliveries { app: app() },
+            replays::Replays,
+            deliveries::Deliveries,
             listen::Listen::new(app()),
         ),
         (
             accounts::all(&app()),
             train::Trains { app: app() },
-            train_tokens::TrainTokens { app: app() },
+            train_tokens::TrainTokens,
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },
         ),

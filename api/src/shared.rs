@@ -7,6 +7,8 @@ pub(crate) mod destination;
 pub(crate) mod examples;
 pub mod idempotency;
 mod notices;
+pub mod page;
+pub mod path;
 pub(crate) mod sent;
 pub(crate) mod verbatim;
 

@@ -20,7 +20,7 @@ pub const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a page if the request names no number.
 pub const PAGE_DEFAULT: u64 = 50;
 /// Most rows of a page.
-pub const PAGE_MAX: u64 = 200;
+pub const PAGE_MAX: u32 = 200;
 /// Longest display name, characters.
 pub const NAME_CHARS: usize = 120;
 /// Longest description, characters.
@@ -87,8 +87,6 @@ pub const IDEMPOTENCY_HOURS: u64 = 24;
 pub const IDEMPOTENCY_SECRET_MINUTES: u64 = 10;
 /// How long a deleted publisher can come back, days.
 pub const UNDELETE_DAYS: u64 = 7;
-/// How much of a consumer's answer is kept with an attempt, bytes.
-pub const EXCERPT_BYTES: usize = 1024;
 
 /// How much one publisher may have. The operator sets exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

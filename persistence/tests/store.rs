@@ -333,7 +333,7 @@ async fn one_key_makes_one_change(bench: &Bench) {
     let scoped = bench.scoped(&admin).await;
     let with_key = |hash: u8| Context {
         idempotency: Some(IdempotencyKey {
-            operation: "mint_credential",
+            operation: "mint_credential".into(),
             key: "once".to_owned(),
             request_hash: [hash; 32],
         }),

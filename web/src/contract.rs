@@ -12,6 +12,7 @@ mod example;
 mod fault_list;
 mod faults;
 mod markdown;
+mod parameters;
 mod problems;
 mod routes;
 mod schema;

@@ -10,10 +10,10 @@ use poem_openapi::{
 };
 
 use domain::{Code, audit::Actor, id::PublisherId, permission::Required, token::TokenHash};
-use persistence::{Context, IdempotencyKey, Principal, Scope, Scoped, System};
+use persistence::{Context, Principal, Scope, Scoped, System};
 
 use super::{Standing, bearer, proxied};
-use crate::shared::App;
+use crate::shared::{App, context, cursor::List, idempotency::Idempotency, page::PageQuery};
 use web::http::{ApiError, RequestContext, of_query};
 
 /// The scheme of a train's token that comes as `x-api-key`.
@@ -51,8 +51,23 @@ impl<P: Required> Caller<P> {
 
     /// What the store is told of who asks, and how.
     #[must_use]
-    pub fn context(&self, key: Option<IdempotencyKey>) -> Context {
-        self.app.context(&self.request, self.principal.actor(), key)
+    pub fn context(&self) -> Context {
+        context(&self.request, self.principal.actor(), None)
+    }
+
+    /// The same for a change that is made at most once. To be called after the body was read.
+    #[must_use]
+    pub fn context_with(&self, key: Idempotency) -> Context {
+        let key = key.of(&self.request);
+        context(&self.request, self.principal.actor(), key)
+    }
+
+    /// Begins to answer a list of the publisher's.
+    ///
+    /// # Errors
+    /// When the store can't be read, or the caller has too many answers to read already.
+    pub async fn list(&self, page: PageQuery) -> Result<List, ApiError> {
+        List::begin(&self.app, &self.request, Some(self.scope()), page).await
     }
 
     /// For what lasts longer than a moment.
@@ -98,8 +113,23 @@ impl<P: Required> Operator<P> {
     /// What the store is told of who asks, and how. Audit rows name the token by the beginning of
     /// its hash.
     #[must_use]
-    pub fn context(&self, key: Option<IdempotencyKey>) -> Context {
-        self.app.context(&self.request, self.actor.clone(), key)
+    pub fn context(&self) -> Context {
+        context(&self.request, self.actor.clone(), None)
+    }
+
+    /// The same for a change that is made at most once. To be called after the body was read.
+    #[must_use]
+    pub fn context_with(&self, key: Idempotency) -> Context {
+        let key = key.of(&self.request);
+        context(&self.request, self.actor.clone(), key)
+    }
+
+    /// Begins to answer a list of the operator's.
+    ///
+    /// # Errors
+    /// When the store can't be read, or the caller has too many answers to read already.
+    pub async fn list(&self, page: PageQuery) -> Result<List, ApiError> {
+        List::begin(&self.app, &self.request, None, page).await
     }
 }
 

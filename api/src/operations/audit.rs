@@ -29,10 +29,11 @@ use crate::{
     shared::{
         App,
         common::{Ok, Tag, Time},
-        cursor::{List, Listed},
+        cursor::Listed,
+        page::PageQuery,
     },
 };
-use web::http::{ApiError, RequestContext};
+use web::http::ApiError;
 
 /// Steps of an export that wait for a slow reader.
 const EXPORT_AHEAD: usize = 2;
@@ -278,9 +279,7 @@ macro_rules! listing {
         $(#[doc = $words:tt])*
         $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ty => $read:ident
     ) => {
-        pub(crate) struct $name {
-            pub(crate) app: Arc<App>,
-        }
+        pub(crate) struct $name;
 
         #[expect(
             clippy::too_many_arguments,
@@ -293,7 +292,6 @@ macro_rules! listing {
             async fn list(
                 &self,
                 who: $who,
-                context: &RequestContext,
                 /// Only this action.
                 action: Query<Option<ActionName>>,
                 /// Only actions of this credential.
@@ -306,12 +304,7 @@ macro_rules! listing {
                 since: Query<Option<Time>>,
                 /// Only before this moment.
                 until: Query<Option<Time>>,
-                /// Page size.
-                #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-                limit: Query<Option<u64>>,
-                /// Cursor: the `next_cursor` of the previous page.
-                #[oai(validator(max_length = 200))]
-                cursor: Query<Option<String>>,
+                page: PageQuery,
             ) -> Result<Listed<AuditEntry>, ApiError> {
                 let filter = AuditFilter {
                     action: action.0.map(|name| name.0),
@@ -320,7 +313,7 @@ macro_rules! listing {
                     since: since.0.map(|at| at.0),
                     until: until.0.map(|at| at.0),
                 };
-                $read(&self.app, &who, context, &filter, (limit.0, cursor.0)).await
+                $read(&who, &filter, page).await
             }
         }
     };
@@ -342,29 +335,22 @@ listing! {
     OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator<OperatorRead> => operator_log
 }
 
-type Part = (Option<u64>, Option<String>);
-
 async fn own_log(
-    app: &App,
     who: &Caller<AuditRead>,
-    context: &RequestContext,
     filter: &AuditFilter,
-    (limit, cursor): Part,
+    page: PageQuery,
 ) -> Result<Listed<AuditEntry>, ApiError> {
-    let scope = who.scope();
-    let list = List::begin(app, context, Some(scope), limit, cursor).await?;
+    let list = who.list(page).await?;
     let page = who.scoped().audit(filter, list.page()?).await?;
     Ok(list.answer(page, Into::into))
 }
 
 async fn operator_log(
-    app: &App,
     who: &Operator<OperatorRead>,
-    context: &RequestContext,
     filter: &AuditFilter,
-    (limit, cursor): Part,
+    page: PageQuery,
 ) -> Result<Listed<AuditEntry>, ApiError> {
-    let list = List::begin(app, context, None, limit, cursor).await?;
+    let list = who.list(page).await?;
     let page = who.system().audit(filter, list.page()?).await?;
     Ok(list.answer(page, Into::into))
 }

@@ -1,11 +1,12 @@
 //! A publisher's credentials: two kinds of token that come in, two kinds of secret that go out.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use poem_openapi::{
     Enum, Object, OpenApi,
-    param::{Path, Query},
-    types::Example,
+    param::Query,
+    registry::{MetaSchemaRef, Registry},
+    types::{Example, Type},
 };
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
@@ -22,16 +23,17 @@ use crate::{
     auth::Caller,
     runs::pipelines,
     shared::{
-        App,
         common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
-        cursor::{List, Listed},
+        cursor::Listed,
         examples::EXAMPLE_AT,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::{Path, PathValue},
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
+    http::{ApiError, OptionalBody},
 };
 
 /// The problems of these operations.
@@ -70,6 +72,20 @@ pub(crate) enum KindName {
     WebhookSigning,
     /// Goes out: the bearer that subcommand calls carry.
     SubcommandBearer,
+}
+
+impl PathValue for KindName {
+    fn schema() -> MetaSchemaRef {
+        Self::schema_ref()
+    }
+
+    fn of_path(text: &str) -> Option<Self> {
+        CredentialKind::parse(text).map(Self::from)
+    }
+
+    fn register(registry: &mut Registry) {
+        <Self as Type>::register(registry);
+    }
 }
 
 /// Where a credential came from.
@@ -330,10 +346,6 @@ fn overlap(seconds: Option<u32>) -> Duration {
     Duration::from_secs(seconds.unwrap_or(0).into())
 }
 
-fn credential_id(text: &str) -> Result<CredentialId, ApiError> {
-    CredentialId::parse(text).ok_or_else(|| Problem::not_found().into())
-}
-
 fn made(minted: &Minted) -> Answer {
     answer(201, &IssuedCredential::from(minted), None, None, true)
 }
@@ -343,9 +355,7 @@ fn rotated(minted: &Minted) -> Answer {
 }
 
 /// A publisher's credentials.
-pub(crate) struct Credentials {
-    pub(crate) app: Arc<App>,
-}
+pub(crate) struct Credentials;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Credentials")]
 impl Credentials {
@@ -360,19 +370,12 @@ impl Credentials {
     async fn list(
         &self,
         who: Caller<CredentialsRead>,
-        context: &RequestContext,
         /// Only this kind.
         kind: Query<Option<KindName>>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<CredentialView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, context, Some(scope), limit.0, cursor.0).await?;
-        let scoped = self.app.store.scoped(scope);
+        let list = who.list(page).await?;
+        let scoped = who.scoped();
         let page = scoped.credentials(kind.0.map(Into::into), list.page()?);
         Ok(list.answer(page.await?, Into::into))
     }
@@ -386,23 +389,17 @@ impl Credentials {
     async fn mint(
         &self,
         who: Caller<CredentialsWrite>,
-        context: &RequestContext,
         /// The kind of credential.
-        kind: Path<KindName>,
+        Path(kind): Path<KindName>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<NewCredentialRequest>,
     ) -> Result<Created<IssuedCredential>, ApiError> {
         let new = body.0.parse()?;
-        let key = key.of("mint_credential", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
-        Ok(scoped
-            .mint(&context, kind.0.into(), new, made)
-            .await?
-            .into())
+        Ok(scoped.mint(&context, kind.into(), new, made).await?.into())
     }
 
     /// Rotate all credentials of a kind
@@ -417,22 +414,19 @@ impl Credentials {
     async fn rotate_all(
         &self,
         who: Caller<CredentialsWrite>,
-        context: &RequestContext,
         /// The kind of credential.
-        kind: Path<KindName>,
+        Path(kind): Path<KindName>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<RotateCredentials>,
     ) -> Result<Ok<IssuedCredential>, ApiError> {
         let body = body.0;
         let new = new_credential(body.name, body.expires_at, body.pipelines)?;
-        let key = key.of("rotate_credentials", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let overlap = overlap(body.overlap_seconds);
-        let answer = scoped.rotate_all(&context, kind.0.into(), overlap, new, rotated);
+        let answer = scoped.rotate_all(&context, kind.into(), overlap, new, rotated);
         Ok(answer.await?.into())
     }
 
@@ -447,24 +441,18 @@ impl Credentials {
     async fn rotate_one(
         &self,
         who: Caller<CredentialsWrite>,
-        context: &RequestContext,
         /// The kind of credential.
-        kind: Path<KindName>,
-        /// The credential's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(kind): Path<KindName>,
+        Path(id): Path<CredentialId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<RotateCredential>,
     ) -> Result<Ok<IssuedCredential>, ApiError> {
-        let id = credential_id(&id.0)?;
-        let key = key.of("rotate_credential", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let overlap = overlap(body.0.overlap_seconds);
-        let answer = scoped.rotate_one(&context, kind.0.into(), id, overlap, rotated);
+        let answer = scoped.rotate_one(&context, kind.into(), id, overlap, rotated);
         Ok(answer.await?.into())
     }
 
@@ -481,15 +469,12 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        kind: Path<KindName>,
-        /// The credential's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(kind): Path<KindName>,
+        Path(id): Path<CredentialId>,
     ) -> Result<NoContent, ApiError> {
-        let id = credential_id(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.revoke(&context, kind.0.into(), id, |()| no_content());
+        let answer = scoped.revoke(&context, kind.into(), id, |()| no_content());
         Ok(answer.await?.into())
     }
 }

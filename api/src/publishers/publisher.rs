@@ -6,10 +6,7 @@ mod views;
 
 use std::sync::Arc;
 
-use poem_openapi::{
-    OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
     Code, Problem,
@@ -24,14 +21,16 @@ use crate::{
     publishers::credentials::{IssuedCredential, NewCredentialRequest},
     shared::{
         App,
-        common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content, parse_id},
-        cursor::{List, Listed},
+        common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content},
+        cursor::Listed,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch, RequestContext},
+    http::{ApiError, Body, OptionalBody, Patch},
 };
 
 pub(crate) use own::Own;
@@ -91,10 +90,8 @@ impl Publishers {
     async fn create(
         &self,
         who: Operator<PublishersMint>,
-        context: &RequestContext,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credentials again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<NewPublisherRequest>,
     ) -> Result<Created<CreatedView>, ApiError> {
@@ -102,8 +99,7 @@ impl Publishers {
             slug: slug_field(&body.0.slug)?,
             display_name: body.0.display_name,
         };
-        let key = key.of("create_publisher", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let system = who.system();
         let answer = system.create_publisher(&context, new, |created| {
             let location = format!("/v1/publishers/{}", created.publisher.id);
@@ -126,15 +122,9 @@ impl Publishers {
     async fn list(
         &self,
         who: Operator<PublishersRead>,
-        context: &RequestContext,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<PublisherView>, ApiError> {
-        let list = List::begin(&self.app, context, None, limit.0, cursor.0).await?;
+        let list = who.list(page).await?;
         let page = who.system().publishers(list.page()?).await?;
         Ok(list.answer(page, |publisher| PublisherView::from(&publisher)))
     }
@@ -148,11 +138,8 @@ impl Publishers {
     async fn get(
         &self,
         who: Operator<PublishersRead>,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(id): Path<PublisherId>,
     ) -> Result<Ok<PublisherView>, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
         let publisher = who.system().publisher(id).await?;
         Ok(show(&publisher).into())
     }
@@ -168,16 +155,11 @@ impl Publishers {
     async fn update(
         &self,
         who: Operator<PublishersWrite>,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
-        /// Only if the publisher still has this `ETag`.
-        #[oai(name = "If-Match")]
+        Path(id): Path<PublisherId>,
         if_match: IfMatch,
         body: Patch<PatchRequest>,
     ) -> Result<Ok<PublisherView>, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let answer = self
             .app
             .store
@@ -199,18 +181,13 @@ impl Publishers {
     async fn delete(
         &self,
         who: Operator<PublishersWrite>,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(id): Path<PublisherId>,
         /// The publisher's slug, as a confirmation.
         #[oai(validator(max_length = 63))]
         confirm: Query<String>,
-        /// Only if the publisher still has this `ETag`.
-        #[oai(name = "If-Match")]
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let system = who.system();
         let answer = system
             .delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content())
@@ -229,17 +206,10 @@ impl Publishers {
     async fn suspend(
         &self,
         who: Operator<PublishersWrite>,
-        context: &RequestContext,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
-        /// Makes a repeat of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<PublisherId>,
         key: Idempotency,
     ) -> Result<Ok<PublisherView>, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
-        let key = key.of("suspend_publisher", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let system = who.system();
         Ok(system.suspend_publisher(&context, id, show).await?.into())
     }
@@ -255,19 +225,12 @@ impl Publishers {
     async fn resume(
         &self,
         who: Operator<PublishersWrite>,
-        context: &RequestContext,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
-        /// Makes a repeat of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<PublisherId>,
         key: Idempotency,
         body: OptionalBody<ResumeRequest>,
     ) -> Result<Ok<PublisherView>, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
         let slug = body.0.slug.as_deref().map(slug_field).transpose()?;
-        let key = key.of("resume_publisher", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let system = who.system();
         Ok(system
             .resume_publisher(&context, id, slug, show)
@@ -286,20 +249,14 @@ impl Publishers {
     async fn mint_admin(
         &self,
         who: Operator<PublishersMint>,
-        context: &RequestContext,
-        /// The publisher's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(id): Path<PublisherId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the token again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<NewCredentialRequest>,
     ) -> Result<Created<IssuedCredential>, ApiError> {
-        let id: PublisherId = parse_id(&id.0)?;
         let new = body.0.parse()?;
-        let key = key.of("mint_admin_token", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let system = who.system();
         let answer = system.mint_admin_token(&context, id, new, |minted| {
             answer(201, &IssuedCredential::from(minted), None, None, true)

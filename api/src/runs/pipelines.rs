@@ -1,12 +1,10 @@
 //! Pipelines: what a publisher's runs are runs of.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use poem_openapi::{
     Object, OpenApi,
-    param::{Path, Query},
     registry::{MetaSchema, MetaSchemaRef},
-    types::{ParseFromParameter, ParseResult, Type},
 };
 use serde_json::{Value, json};
 use view_derive::{Example, View};
@@ -18,23 +16,25 @@ use domain::{
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
-use persistence::{IdempotencyKey, Pipeline};
+use persistence::Pipeline;
 
 use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
         App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content, parse_slug},
-        cursor::{List, Listed},
+        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content},
+        cursor::Listed,
         destination,
         examples::{EXAMPLE_AT, nil_id},
         idempotency::Idempotency,
+        page::PageQuery,
+        path::{Path, PathValue},
     },
 };
 use web::{
     contract::{OperationDoc, child},
-    http::{ApiError, Body, RequestContext},
+    http::{ApiError, Body},
 };
 
 /// Longest name of a subcommand, characters.
@@ -353,34 +353,16 @@ impl NewSlug {
     }
 }
 
-impl Type for NewSlug {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
-
-    fn name() -> Cow<'static, str> {
-        "string_slug".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
+impl PathValue for NewSlug {
+    fn schema() -> MetaSchemaRef {
         MetaSchemaRef::Inline(Box::new(MetaSchema {
             pattern: Some(slug::PATTERN.to_owned()),
             ..MetaSchema::new("string")
         }))
     }
 
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
-    }
-}
-
-impl ParseFromParameter for NewSlug {
-    fn parse_from_parameter(text: &str) -> ParseResult<Self> {
-        Ok(Self(text.to_owned()))
+    fn of_path(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
     }
 }
 
@@ -393,12 +375,11 @@ impl Pipelines {
     async fn set_paused(
         &self,
         who: &Caller<PipelinesWrite>,
-        slug: &str,
-        key: Option<IdempotencyKey>,
+        slug: &Slug,
+        key: Idempotency,
         paused: bool,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let slug = parse_slug(slug)?;
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answered = scoped.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
             let view = PipelineView::from(pipeline);
@@ -422,19 +403,17 @@ impl Pipelines {
     async fn put(
         &self,
         who: Caller<PipelinesWrite>,
-        request: &RequestContext,
         /// The pipeline's slug.
-        slug: Path<NewSlug>,
+        Path(slug): Path<NewSlug>,
         /// The revision that is to be replaced; `*` for any, but not for a pipeline that is not there.
-        #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Body<PipelineDefinition>,
     ) -> Result<OkOrCreated<PipelineView>, ApiError> {
-        let slug = slug.0.checked()?;
+        let slug = slug.checked()?;
         let (app, publisher) = (&self.app, who.publisher());
         let checked = body.0.checked(&app.policy, &app.schemas, publisher);
-        let definition = request.aside(checked).await??;
-        let context = who.context(None);
+        let definition = who.request.aside(checked).await??;
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
             .put_pipeline(
@@ -466,10 +445,8 @@ impl Pipelines {
         &self,
         who: Caller<PipelinesRead>,
         /// The pipeline's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
+        Path(slug): Path<Slug>,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         let scoped = who.scoped();
         let pipeline = scoped.pipeline(slug.as_str()).await?;
         Ok(Ok::show(
@@ -485,17 +462,10 @@ impl Pipelines {
     async fn list(
         &self,
         who: Caller<PipelinesRead>,
-        request: &RequestContext,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<PipelineView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let page = self.app.store.scoped(scope).pipelines(list.page()?).await?;
+        let list = who.list(page).await?;
+        let page = who.scoped().pipelines(list.page()?).await?;
         Ok(list.answer(page, |pipeline| PipelineView::from(&pipeline)))
     }
 
@@ -510,16 +480,11 @@ impl Pipelines {
     async fn pause(
         &self,
         who: Caller<PipelinesWrite>,
-        request: &RequestContext,
         /// The pipeline's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(slug): Path<Slug>,
         key: Idempotency,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let key = key.of("pause_pipeline", request);
-        self.set_paused(&who, &slug.0, key, true).await
+        self.set_paused(&who, &slug, key, true).await
     }
 
     /// Resume a pipeline
@@ -531,16 +496,11 @@ impl Pipelines {
     async fn resume(
         &self,
         who: Caller<PipelinesWrite>,
-        request: &RequestContext,
         /// The pipeline's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(slug): Path<Slug>,
         key: Idempotency,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let key = key.of("resume_pipeline", request);
-        self.set_paused(&who, &slug.0, key, false).await
+        self.set_paused(&who, &slug, key, false).await
     }
 
     /// Delete a pipeline
@@ -556,14 +516,10 @@ impl Pipelines {
         &self,
         who: Caller<PipelinesWrite>,
         /// The pipeline's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(slug): Path<Slug>,
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let slug = parse_slug(&slug.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
             .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use poem_openapi::{
     OpenApi,
-    param::{Header, Path, Query},
+    param::{Header, Query},
 };
 
 use domain::{
@@ -26,10 +26,12 @@ use crate::{
     schemas::{Item, Side, check_payload_bytes},
     shared::{
         App,
-        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text, parse_id, parse_slug},
-        cursor::{List, Listed},
+        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text},
+        cursor::Listed,
         destination,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
@@ -204,16 +206,11 @@ impl Runs {
     async fn create(
         &self,
         who: Caller<RunsCreate>,
-        request: &RequestContext,
         /// The pipeline's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(slug): Path<Slug>,
         key: Idempotency,
         body: Body<NewRunBody>,
     ) -> Result<OkOrCreated<CreatedRunView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         check_may_claim(body.0.claim, who.principal.holds(Permission::RunsClaim))?;
         let new = NewRun {
             pipeline: slug.to_string(),
@@ -223,8 +220,7 @@ impl Runs {
             not_before: body.0.not_before.map(|at| at.0),
             claim: body.0.claim,
         };
-        let key = key.of("create_run", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let render = |created: &CreatedRun| {
             let view = CreatedRunView::from(created);
             let revision = Some(created.run.revision);
@@ -242,7 +238,7 @@ impl Runs {
             }
         };
         let answer = self
-            .create_judged((request, who.scope()), &context, (&slug, new), render)
+            .create_judged((&who.request, who.scope()), &context, (&slug, new), render)
             .await?;
         Ok(answer.into())
     }
@@ -259,7 +255,6 @@ impl Runs {
     async fn list(
         &self,
         who: Caller<RunsRead>,
-        request: &RequestContext,
         /// Only runs of this pipeline.
         #[oai(validator(max_length = 63))]
         pipeline: Query<Option<String>>,
@@ -272,15 +267,9 @@ impl Runs {
         since: Query<Option<Time>>,
         /// Only runs created before this time.
         until: Query<Option<Time>>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<RunView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
+        let list = who.list(page).await?;
         let filter = RunFilter {
             pipeline: pipeline.0,
             status: status.0.map(RunStatus::from),
@@ -288,12 +277,7 @@ impl Runs {
             since: since.0.map(|at| at.0),
             until: until.0.map(|at| at.0),
         };
-        let page = self
-            .app
-            .store
-            .scoped(scope)
-            .runs(&filter, list.page()?)
-            .await?;
+        let page = who.scoped().runs(&filter, list.page()?).await?;
         Ok(list.answer_text(page, RunView::from))
     }
 
@@ -302,11 +286,8 @@ impl Runs {
     async fn get(
         &self,
         who: Caller<RunsRead>,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let run = who.scoped().run(id).await?;
         let revision = Some(run.revision);
         Ok(Ok::text(&RunView::from(run), revision))
@@ -325,17 +306,10 @@ impl Runs {
     async fn cancel(
         &self,
         who: Caller<RunsCancel>,
-        request: &RequestContext,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<RunId>,
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
-        let key = key.of("cancel_run", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         Ok(scoped.cancel_run(&context, id, shown).await?.into())
     }
@@ -348,15 +322,11 @@ impl Runs {
     async fn cancel_all(
         &self,
         who: Caller<RunsCancel>,
-        request: &RequestContext,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<CancelBody>,
     ) -> Result<Ok<CancelledRuns>, ApiError> {
         let filter = RunFilter::from(body.0);
-        let key = key.of("cancel_runs", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answered = scoped.cancel_runs(&context, &filter, |done| {
             answer(200, &CancelledRuns::from(done), None, None, false)
@@ -378,23 +348,22 @@ impl Runs {
     async fn claim(
         &self,
         who: Caller<RunsClaim>,
-        request: &RequestContext,
         body: OptionalBody<ClaimBody>,
     ) -> Result<Ok<ClaimedRuns>, ApiError> {
         let mut faults = Vec::new();
         let wanted = body.0.pipelines.as_deref();
         let pipelines = wanted.map(|texts| slugs(texts, "/pipelines", &mut faults));
         destination::refuse(faults, Vec::new())?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let asked = Duration::from_secs(u64::from(body.0.wait_seconds));
         let wait = asked.min(self.app.claim_wait_max);
         if !wait.is_zero() {
-            request.leave_place();
+            who.request.leave_place();
         }
         let patience = WaitOptions {
             wait,
-            gone: request.gone(),
+            gone: who.request.gone(),
             token: who.token(),
         };
         let claimed = scoped
@@ -416,20 +385,17 @@ impl Runs {
     async fn heartbeat(
         &self,
         who: Caller<RunsClaim>,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The claim's token.
         #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
         claim: Header<String>,
         body: OptionalBody<HeartbeatBody>,
     ) -> Result<Ok<HeartbeatView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let progress = body.0.progress.map(|progress| progress.0);
         if let Some(progress) = &progress {
             check_progress(progress)?;
         }
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let run = scoped
             .heartbeat_run(&context, id, &claim.0, progress)
@@ -447,25 +413,18 @@ impl Runs {
     async fn complete(
         &self,
         who: Caller<RunsClaim>,
-        request: &RequestContext,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The claim's token.
         #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
         claim: Header<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<CompleteBody>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let scoped = who.scoped();
         let output = self
-            .judged_output((request, who.scope()), id, body.0.output.0)
+            .judged_output((&who.request, who.scope()), id, body.0.output.0)
             .await?;
-        let key = key.of("complete_run", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         Ok(scoped
             .complete_run(&context, id, &claim.0, output, shown)
             .await?
@@ -479,24 +438,17 @@ impl Runs {
     async fn fail(
         &self,
         who: Caller<RunsClaim>,
-        request: &RequestContext,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The claim's token.
         #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
         claim: Header<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<FailBody>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let retryable = body.0.retryable;
         let error = body.0.error.0;
         check_payload_bytes("error", &error)?;
-        let key = key.of("fail_run", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         Ok(scoped
             .fail_run(&context, id, &claim.0, (error, retryable), shown)
@@ -515,20 +467,13 @@ impl Runs {
     async fn release(
         &self,
         who: Caller<RunsClaim>,
-        request: &RequestContext,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The claim's token.
         #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
         claim: Header<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
-        let key = key.of("release_run", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         Ok(scoped
             .release_run(&context, id, &claim.0, shown)

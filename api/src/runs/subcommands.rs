@@ -9,10 +9,7 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use poem::http::HeaderMap;
-use poem_openapi::{
-    OpenApi,
-    param::{Header, Path},
-};
+use poem_openapi::{OpenApi, param::Header};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use domain::{
@@ -30,12 +27,13 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Ok, Tag, parse_id},
+        common::{Ok, Tag},
+        path::{Path, Text},
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{AnyBody, ApiError, RequestContext},
+    http::{AnyBody, ApiError},
 };
 
 mod envelope;
@@ -236,37 +234,31 @@ impl Subcommands {
         method = "post",
         operation_id = "call_subcommand"
     )]
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
     async fn call(
         &self,
         who: Caller<RunsClaim>,
-        request: &RequestContext,
         headers: &HeaderMap,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The subcommand's name.
-        #[oai(validator(max_length = 63))]
-        name: Path<String>,
+        Path(name): Path<Text<63>>,
         /// The claim's token.
         #[oai(name = "X-Stationmaster-Claim", validator(max_length = 200))]
         claim: Header<String>,
         body: AnyBody,
     ) -> Result<Ok<SubcommandAnswer>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let headers = headers::passed(headers, body.0.len())?;
         let scope = who.scope();
-        let scoped = self.app.store.scoped(scope);
+        let scoped = who.scoped();
         let call = scoped.subcommand_call(id, &claim.0, &name.0).await?;
         let permit = self.permit(scope.publisher())?;
         // From here on the endpoint is waited for.
-        request.leave_place();
+        who.request.leave_place();
         let at = self.app.store.now();
         let sent = Sent {
             name: &name.0,
             headers,
             body: body.0,
-            request_id: request.request_id(),
+            request_id: who.request.request_id(),
             at,
         };
         let call_id = CallId::generate(at);
@@ -275,7 +267,7 @@ impl Subcommands {
         drop(permit);
         self.count_in_flight();
         let answer = answer?;
-        let context = who.context(None);
+        let context = who.context();
         let record = answer.record((call_id, call.attempt), &name.0);
         if let Err(error) = scoped.record_call(&context, id, &record).await {
             // The endpoint has acted: what it said goes to the runner all the same.

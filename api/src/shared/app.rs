@@ -68,20 +68,9 @@ impl App {
             full.problem("requests that wait for token endpoints")
         })?)
     }
-
-    /// What the store is told of who asks, and how.
-    #[must_use]
-    pub fn context(
-        &self,
-        request: &RequestContext,
-        actor: Actor,
-        idempotency: Option<IdempotencyKey>,
-    ) -> Context {
-        context(request, actor, idempotency)
-    }
 }
 
-/// See [`App::context`].
+/// What the store is told of who asks, and how.
 pub(crate) fn context(
     request: &RequestContext,
     actor: Actor,

@@ -20,7 +20,7 @@ use poem_openapi::{
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use domain::{Problem, Timestamp, id::Id, slug::Slug};
+use domain::{Problem, Timestamp};
 use persistence::{Answer, Expected};
 
 use crate::shared::examples::EXAMPLE_AT;
@@ -47,22 +47,6 @@ pub enum Tag {
     Webhooks,
     /// Upstream credentials, and the trains that lend them to gateways.
     Trains,
-}
-
-/// An identifier from a path. One that isn't in canonical form names nothing.
-///
-/// # Errors
-/// 404.
-pub fn parse_id<T: Id>(text: &str) -> Result<T, ApiError> {
-    T::parse(text).ok_or_else(|| Problem::not_found().into())
-}
-
-/// A slug from a path.
-///
-/// # Errors
-/// 404.
-pub fn parse_slug(text: &str) -> Result<Slug, ApiError> {
-    Slug::parse(text).ok_or_else(|| Problem::not_found().into())
 }
 
 /// Makes an answer of `value`. `revision` becomes its `ETag`, `location` is an absolute path.
@@ -357,8 +341,7 @@ impl Serialize for Time {
 
 /// The state that a caller expects, from `If-Match` (RFC 9110 §13.1.1).
 ///
-/// Documented as the header `If-Match` whatever the argument is called; name it
-/// `#[oai(name = "If-Match")]`. One entity tag or `*` is taken; weak ones too, since proxies that
+/// One entity tag or `*` is taken; weak ones too, since proxies that
 /// compress weaken ours. A tag that is none of ours matches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IfMatch(pub Option<Expected>);
@@ -408,7 +391,12 @@ impl<'a> ApiExtractor<'a> for IfMatch {
     }
 
     fn param_schema_ref() -> Option<MetaSchemaRef> {
-        Some(header_schema(100))
+        let described = MetaSchema {
+            title: Some("If-Match".to_owned()),
+            description: Some("The expected revision (`ETag`)."),
+            ..MetaSchema::ANY
+        };
+        Some(header_schema(100).merge(described))
     }
 
     async fn from_request(

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use domain::{Code, limits::PAGE_DEFAULT};
 use persistence::{Page, PageRequest, Scope};
 
-use crate::shared::{App, common::text_header};
+use crate::shared::{App, common::text_header, page::PageQuery};
 use web::http::{ApiError, RequestContext};
 
 /// What the key is derived for.
@@ -74,8 +74,7 @@ pub struct List {
 }
 
 impl List {
-    /// Begins to answer a list; `scope` is whose it is, `None` for the operator's own. The
-    /// parameters are `limit` and `cursor` as they came.
+    /// Begins to answer a list; `scope` is whose it is, `None` for the operator's own.
     ///
     /// # Errors
     /// When the store can't be read, or the caller has too many answers to read already.
@@ -83,15 +82,14 @@ impl List {
         app: &App,
         request: &RequestContext,
         scope: Option<&Scope>,
-        limit: Option<u64>,
-        cursor: Option<String>,
+        page: PageQuery,
     ) -> Result<Self, ApiError> {
         request.reserve_answer(RESERVED_BYTES).await?;
         Ok(Self {
             key: app.store.derived_key(scope, PURPOSE).await?,
             uri: request.uri().clone(),
-            limit: limit.unwrap_or(PAGE_DEFAULT),
-            cursor,
+            limit: page.limit.unwrap_or(PAGE_DEFAULT),
+            cursor: page.cursor,
         })
     }
 

@@ -7,10 +7,7 @@ pub mod refreshes;
 
 use std::sync::Arc;
 
-use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
@@ -24,15 +21,17 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Created, IfMatch, Ok, Tag, Time, answer, parse_id},
-        cursor::{List, Listed},
+        common::{Created, IfMatch, Ok, Tag, Time, answer},
+        cursor::Listed,
         examples::nil_id,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, Patch, RequestContext},
+    http::{ApiError, Body, Patch},
 };
 
 use cooldowns::CooldownView;
@@ -238,15 +237,11 @@ impl Accounts {
     async fn create(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<NewAccountBody>,
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
-        let key = key.of("create_account", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped.create_account(&context, new, made);
         Ok(answer.await?.into())
@@ -259,17 +254,10 @@ impl Accounts {
     async fn list(
         &self,
         who: Caller<AccountsRead>,
-        request: &RequestContext,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<AccountView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let page = self.app.store.scoped(scope).accounts(list.page()?).await?;
+        let list = who.list(page).await?;
+        let page = who.scoped().accounts(list.page()?).await?;
         Ok(list.answer(page, |account| AccountView::from(&account)))
     }
 
@@ -278,11 +266,8 @@ impl Accounts {
     async fn get(
         &self,
         who: Caller<AccountsRead>,
-        /// The account's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
         let account = who.scoped().account(id).await?;
         Ok(Ok::show(
             &AccountView::from(&account),
@@ -301,16 +286,11 @@ impl Accounts {
     async fn update(
         &self,
         who: Caller<AccountsWrite>,
-        /// The account's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(id): Path<AccountId>,
         if_match: IfMatch,
         body: Patch<AccountPatchBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let wish = |account: &Account| body.0.over(account.ceilings);
         let shown = |account: &Account| {
@@ -332,15 +312,10 @@ impl Accounts {
     async fn delete(
         &self,
         who: Caller<AccountsWrite>,
-        /// The account's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(id): Path<AccountId>,
         if_match: IfMatch,
     ) -> Result<Ok<DeletedAccount>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let report = |empty: &Vec<String>| {
             let report = DeletedAccount {
@@ -364,19 +339,12 @@ impl Accounts {
     async fn replace(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
-        /// The identifier of the account that is replaced.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<AccountId>,
         key: Idempotency,
         body: Body<NewAccountBody>,
     ) -> Result<Created<AccountView>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
         let new = body.0.checked(&self.app.policy)?;
-        let key = key.of("replace_account", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped.replace_account(&context, id, new, made);
         Ok(answer.await?.into())

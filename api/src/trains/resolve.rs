@@ -263,11 +263,10 @@ impl Resolve {
     async fn resolve(
         &self,
         who: Caller<TrainsResolve>,
-        request: &RequestContext,
         body: OptionalBody<ResolveRequest>,
     ) -> Result<Ok<Lending>, ApiError> {
         let asked = Asked::of(body.0)?;
-        let lent = lend(&self.app, request, &who.principal, &asked).await?;
+        let lent = lend(&self.app, &who.request, &who.principal, &asked).await?;
         Ok(Ok::show(&Lending::of(&lent, self.app.store.now()), None))
     }
 

@@ -4,14 +4,11 @@ pub(crate) mod body;
 
 use std::sync::Arc;
 
-use poem_openapi::{
-    Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
+    Code, Slug,
     id::TrainId,
     permission::{TrainsRead, TrainsWrite},
 };
@@ -21,16 +18,18 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_slug},
-        cursor::{List, Listed},
+        common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content},
+        cursor::Listed,
         examples::nil_id,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
     trains::accounts::{self, cooldowns::CooldownView},
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, Patch, RequestContext},
+    http::{ApiError, Body, Patch},
 };
 
 use body::{NewTrainBody, NoticeName, PlacesBody, TrainPatchBody};
@@ -166,15 +165,11 @@ impl Trains {
     async fn create(
         &self,
         who: Caller<TrainsWrite>,
-        request: &RequestContext,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<NewTrainBody>,
     ) -> Result<Created<TrainView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
-        let key = key.of("create_train", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped.create_train(&context, new, |train| {
             let location = format!("/v1/trains/{}", train.slug);
@@ -191,17 +186,10 @@ impl Trains {
     async fn list(
         &self,
         who: Caller<TrainsRead>,
-        request: &RequestContext,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<TrainView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let page = self.app.store.scoped(scope).trains(list.page()?).await?;
+        let list = who.list(page).await?;
+        let page = who.scoped().trains(list.page()?).await?;
         Ok(list.answer(page, |train| TrainView::from(&train)))
     }
 
@@ -211,10 +199,8 @@ impl Trains {
         &self,
         who: Caller<TrainsRead>,
         /// The train's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
+        Path(slug): Path<Slug>,
     ) -> Result<Ok<TrainView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         let scoped = who.scoped();
         let train = scoped.train(&slug).await?;
         let last = scoped.last_notice(train.id).await?;
@@ -237,16 +223,12 @@ impl Trains {
         &self,
         who: Caller<TrainsWrite>,
         /// The train's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(slug): Path<Slug>,
         if_match: IfMatch,
         body: Patch<TrainPatchBody>,
     ) -> Result<Ok<TrainView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         let patch = body.0.checked(&self.app.policy)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped.update_train(&context, &slug, patch, if_match.0, shown);
         Ok(answer.await?.into())
@@ -264,14 +246,10 @@ impl Trains {
         &self,
         who: Caller<TrainsWrite>,
         /// The train's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(slug): Path<Slug>,
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let slug = parse_slug(&slug.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped.delete_train(&context, &slug, if_match.0, |()| no_content());
         Ok(answer.await?.into())
@@ -290,16 +268,13 @@ impl Trains {
         &self,
         who: Caller<TrainsWrite>,
         /// The train's slug.
-        #[oai(validator(max_length = 63))]
-        slug: Path<String>,
+        Path(slug): Path<Slug>,
         /// The expected revision (`ETag`) of the train.
-        #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Body<PlacesBody>,
     ) -> Result<Ok<TrainView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         let wish = body.0.checked()?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped.set_train_accounts(&context, &slug, wish, if_match.0, shown);
         Ok(answer.await?.into())

@@ -1,16 +1,11 @@
 //! Tokens of trains: what the clients of an AI gateway present.
 
-use std::sync::Arc;
-
-use poem_openapi::{
-    Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Object, OpenApi};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
+    Code, Slug,
     id::TokenId,
     permission::{CredentialsRead, CredentialsWrite},
 };
@@ -20,16 +15,17 @@ use crate::{
     auth::Caller,
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
-        App,
-        common::{Created, NoContent, Tag, Time, answer, no_content, parse_id, parse_slug},
-        cursor::{List, Listed},
+        common::{Created, NoContent, Tag, Time, answer, no_content},
+        cursor::Listed,
         examples::EXAMPLE_AT,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
+    http::{ApiError, OptionalBody},
 };
 
 /// The problems of these operations' own.
@@ -123,9 +119,7 @@ fn made(minted: &MintedTrainToken) -> Answer {
 }
 
 /// The operations on trains' tokens.
-pub(crate) struct TrainTokens {
-    pub(crate) app: Arc<App>,
-}
+pub(crate) struct TrainTokens;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
 impl TrainTokens {
@@ -140,21 +134,13 @@ impl TrainTokens {
     async fn list(
         &self,
         who: Caller<CredentialsRead>,
-        context: &RequestContext,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
-        slug: Path<String>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        Path(slug): Path<Slug>,
+        page: PageQuery,
     ) -> Result<Listed<TrainTokenView>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
-        let scope = who.scope();
-        let list = List::begin(&self.app, context, Some(scope), limit.0, cursor.0).await?;
-        let scoped = self.app.store.scoped(scope);
+        let list = who.list(page).await?;
+        let scoped = who.scoped();
         let page = scoped.train_tokens(&slug, list.page()?).await?;
         Ok(list.answer(page, Into::into))
     }
@@ -168,23 +154,19 @@ impl TrainTokens {
     async fn mint(
         &self,
         who: Caller<CredentialsWrite>,
-        context: &RequestContext,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
-        slug: Path<String>,
+        Path(slug): Path<Slug>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the token again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<NewTrainTokenRequest>,
     ) -> Result<Created<IssuedTrainToken>, ApiError> {
-        let slug = parse_slug(&slug.0)?;
         let new = NewTrainToken {
             name: body.0.name,
             expires_at: body.0.expires_at.map(|at| at.0),
         };
-        let key = key.of("mint_train_token", context);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped.mint_train_token(&context, &slug, new, made);
         Ok(answer.await?.into())
@@ -203,13 +185,10 @@ impl TrainTokens {
         who: Caller<CredentialsWrite>,
         /// The train's slug.
         #[oai(validator(max_length = 64))]
-        slug: Path<String>,
-        /// The token's identifier.
-        #[oai(validator(max_length = 64))]
-        id: Path<String>,
+        Path(slug): Path<Slug>,
+        Path(id): Path<TokenId>,
     ) -> Result<NoContent, ApiError> {
-        let (slug, id) = (parse_slug(&slug.0)?, parse_id::<TokenId>(&id.0)?);
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped.revoke_train_token(&context, &slug, id, |()| no_content());
         Ok(answer.await?.into())

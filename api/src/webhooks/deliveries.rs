@@ -1,11 +1,6 @@
 //! Deliveries: what became of each event at each endpoint.
 
-use std::sync::Arc;
-
-use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Enum, Object, OpenApi, param::Query};
 use view_derive::{Example, View};
 
 use domain::{
@@ -18,17 +13,15 @@ use persistence::{Attempt, Delivery, DeliveryFilter};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Ok, Tag, Time, answer, parse_id},
-        cursor::{List, Listed},
+        common::{Ok, Tag, Time, answer},
+        cursor::Listed,
         examples::{EXAMPLE_AT, nil_id},
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, RequestContext},
-};
+use web::{contract::OperationDoc, http::ApiError};
 
 /// The problems of these operations' own.
 pub const DOCS: &[OperationDoc] = &[OperationDoc {
@@ -156,9 +149,7 @@ fn filter_id<T: Id>(text: Option<&str>) -> Option<T> {
 }
 
 /// The operations on deliveries.
-pub struct Deliveries {
-    pub(crate) app: Arc<App>,
-}
+pub struct Deliveries;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
 impl Deliveries {
@@ -166,14 +157,9 @@ impl Deliveries {
     ///
     /// Newest first.
     #[oai(path = "/deliveries", method = "get", operation_id = "list_deliveries")]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a parameter of the request"
-    )]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
-        request: &RequestContext,
         /// Only deliveries to this endpoint.
         #[oai(validator(max_length = 40))]
         endpoint: Query<Option<String>>,
@@ -182,26 +168,15 @@ impl Deliveries {
         event: Query<Option<String>>,
         /// Only deliveries with this status.
         status: Query<Option<Status>>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<DeliveryView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
+        let list = who.list(page).await?;
         let filter = DeliveryFilter {
             endpoint: filter_id(endpoint.0.as_deref()),
             event: filter_id(event.0.as_deref()),
             status: status.0.map(|status| status.as_str().to_owned()),
         };
-        let page = self
-            .app
-            .store
-            .scoped(scope)
-            .deliveries(&filter, list.page()?)
-            .await?;
+        let page = who.scoped().deliveries(&filter, list.page()?).await?;
         Ok(list.answer(page, |delivery| DeliveryView::from(&delivery)))
     }
 
@@ -214,11 +189,8 @@ impl Deliveries {
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
-        /// The delivery's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<DeliveryId>,
     ) -> Result<Ok<DeliveryWithAttempts>, ApiError> {
-        let id = parse_id::<DeliveryId>(&id.0)?;
         let (delivery, attempts) = who.scoped().delivery(id).await?;
         let view = DeliveryWithAttempts {
             delivery: DeliveryView::from(&delivery),
@@ -239,17 +211,10 @@ impl Deliveries {
     async fn retry(
         &self,
         who: Caller<WebhooksSend>,
-        request: &RequestContext,
-        /// The delivery's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<DeliveryId>,
         key: Idempotency,
     ) -> Result<Ok<DeliveryView>, ApiError> {
-        let id = parse_id::<DeliveryId>(&id.0)?;
-        let key = key.of("retry_delivery", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
             .retry_delivery(&context, id, |delivery| {

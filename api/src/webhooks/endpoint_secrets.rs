@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
+use poem_openapi::{Enum, Object, OpenApi, types::Example};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
@@ -21,9 +21,10 @@ use crate::{
     publishers::credentials::ReplacedCredential,
     shared::{
         App,
-        common::{Created, NoContent, Ok, Tag, Time, answer, no_content, parse_id},
+        common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
         examples::nil_id,
         idempotency::Idempotency,
+        path::{Path, Text},
     },
 };
 use web::{
@@ -194,11 +195,8 @@ impl EndpointSecretsApi {
     async fn list(
         &self,
         who: Caller<CredentialsRead>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointSecrets>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
         let scoped = who.scoped();
         let secrets = scoped.endpoint_secrets(id).await?;
         let list = EndpointSecrets {
@@ -220,18 +218,12 @@ impl EndpointSecretsApi {
     async fn mint(
         &self,
         who: Caller<CredentialsWrite>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EndpointId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the secret again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
     ) -> Result<Created<IssuedEndpointSecret>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let key = key.of("mint_endpoint_secret", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let minted = scoped.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
         Ok(minted.await?.into())
@@ -249,20 +241,14 @@ impl EndpointSecretsApi {
     async fn rotate(
         &self,
         who: Caller<CredentialsWrite>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EndpointId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the secret again.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: OptionalBody<RotateEndpointSecrets>,
     ) -> Result<Ok<IssuedEndpointSecret>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
         let overlap = Duration::from_secs(body.0.overlap_seconds.unwrap_or(0).into());
-        let key = key.of("rotate_endpoint_secrets", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let rotated =
             scoped.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
@@ -281,16 +267,10 @@ impl EndpointSecretsApi {
     async fn delete(
         &self,
         who: Caller<CredentialsWrite>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The secret's identifier.
-        #[oai(validator(max_length = 40))]
-        secret: Path<String>,
+        Path(id): Path<EndpointId>,
+        Path(secret): Path<SecretId>,
     ) -> Result<NoContent, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let secret = parse_id::<SecretId>(&secret.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let gone = scoped.revoke_endpoint_secret(&context, id, secret, |()| no_content());
         Ok(gone.await?.into())
@@ -310,8 +290,7 @@ impl EndpointSecretsApi {
         &self,
         request: &RequestContext,
         /// The name, as the endpoint's `public_keys` says.
-        #[oai(validator(max_length = 40))]
-        name: Path<String>,
+        Path(name): Path<Text<40>>,
     ) -> Result<Ok<WebhookKeys>, ApiError> {
         let (limits, address) = (&self.app.limits, request.address());
         let verdict = limits.may_authenticate(address, &TokenHash::of(&name.0));

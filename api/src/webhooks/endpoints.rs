@@ -5,10 +5,7 @@ mod health;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use poem_openapi::{
-    Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
@@ -23,12 +20,12 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{
-            Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content, parse_id,
-        },
-        cursor::{List, Listed},
+        common::{Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content},
+        cursor::Listed,
         examples::nil_id,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
     webhooks::{
         endpoint_secrets::SigningName,
@@ -37,7 +34,7 @@ use crate::{
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch, RequestContext},
+    http::{ApiError, Body, OptionalBody, Patch},
 };
 
 use body::{EndpointPatchBody, NewEndpointBody};
@@ -152,15 +149,11 @@ impl Endpoints {
     async fn create(
         &self,
         who: Caller<WebhooksWrite>,
-        request: &RequestContext,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<NewEndpointBody>,
     ) -> Result<Created<EndpointView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
-        let key = key.of("create_webhook_endpoint", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
             .create_endpoint(&context, new, |endpoint| {
@@ -183,17 +176,10 @@ impl Endpoints {
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
-        request: &RequestContext,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<EndpointView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let page = self.app.store.scoped(scope).endpoints(list.page()?).await?;
+        let list = who.list(page).await?;
+        let page = who.scoped().endpoints(list.page()?).await?;
         Ok(list.answer(page, |endpoint| EndpointView::from(&endpoint)))
     }
 
@@ -206,11 +192,8 @@ impl Endpoints {
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
         let endpoint = who.scoped().endpoint(id).await?;
         Ok(Ok::show(
             &EndpointView::from(&endpoint),
@@ -230,16 +213,11 @@ impl Endpoints {
     async fn update(
         &self,
         who: Caller<WebhooksWrite>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(id): Path<EndpointId>,
         if_match: IfMatch,
         body: Patch<EndpointPatchBody>,
     ) -> Result<Ok<EndpointView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let (body, checked) = (&body.0, body.0.checked(&self.app.policy)?);
         let change = |endpoint: &Endpoint| body.merged_into(endpoint, &checked);
@@ -260,15 +238,10 @@ impl Endpoints {
     async fn delete(
         &self,
         who: Caller<WebhooksWrite>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(id): Path<EndpointId>,
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
             .delete_endpoint(&context, id, if_match.0, |()| no_content())
@@ -289,16 +262,10 @@ impl Endpoints {
     async fn enable(
         &self,
         who: Caller<WebhooksWrite>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<EndpointId>,
         key: Idempotency,
         body: OptionalBody<EnableBody>,
     ) -> Result<Ok<EnabledEndpoint>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
         let replay = body.0.replay_since.map(|since| NewReplay {
             since: since.0,
             until: None,
@@ -306,8 +273,7 @@ impl Endpoints {
             include_pending: false,
             event_types: None,
         });
-        let key = key.of("enable_webhook_endpoint", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let enabled = scoped.enable_endpoint(&context, id, replay, |enabled| {
             answer(200, &EnabledEndpoint::from(enabled), None, None, false)
@@ -326,11 +292,8 @@ impl Endpoints {
     async fn stats(
         &self,
         who: Caller<WebhooksRead>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointStats>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
         let scoped = who.scoped();
         let buckets = scoped.endpoint_stats(id).await?;
         let stats = EndpointStats::new(id, &buckets, self.app.store.now());
@@ -348,17 +311,10 @@ impl Endpoints {
     async fn test(
         &self,
         who: Caller<WebhooksSend>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<EndpointId>,
         key: Idempotency,
     ) -> Result<Accepted<EventView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let key = key.of("test_webhook_endpoint", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
             .test_endpoint(&context, id, |event| events::shown(202, event))

@@ -4,9 +4,8 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use poem_openapi::{
     Object, OpenApi,
-    param::Path,
     registry::{MetaSchema, MetaSchemaRef},
-    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,13 +26,14 @@ use crate::{
     shared::{
         App,
         common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
+        path::{Path, PathValue, Text},
         verbatim::Verbatim,
     },
     webhooks::events::views::EventView,
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, RequestContext},
+    http::{ApiError, Body},
 };
 
 /// The problems of these operations' own.
@@ -231,9 +231,13 @@ impl Type for OwnTypeName {
     }
 }
 
-impl ParseFromParameter for OwnTypeName {
-    fn parse_from_parameter(text: &str) -> ParseResult<Self> {
-        Ok(Self(text.to_owned()))
+impl PathValue for OwnTypeName {
+    fn schema() -> MetaSchemaRef {
+        Self::schema_ref()
+    }
+
+    fn of_path(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
     }
 }
 
@@ -295,19 +299,17 @@ impl EventTypesApi {
     async fn put(
         &self,
         who: Caller<EventTypesWrite>,
-        request: &RequestContext,
         /// The event type.
-        r#type: Path<OwnTypeName>,
+        Path(r#type): Path<OwnTypeName>,
         /// The revision that is to be replaced; `*` for any, but not for a type that is not
         /// described.
-        #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Body<EventTypeBody>,
     ) -> Result<OkOrCreated<EventType>, ApiError> {
-        let name = r#type.0.checked()?;
+        let name = r#type.checked()?;
         let checked = body.0.checked(&self.app.schemas, who.publisher());
-        let new = request.aside(checked).await??;
-        let context = who.context(None);
+        let new = who.request.aside(checked).await??;
+        let context = who.context();
         let scoped = who.scoped();
         let render = |(described, made): &(PublishersType, bool)| {
             let (status, location) = if *made {
@@ -332,8 +334,7 @@ impl EventTypesApi {
         &self,
         who: Caller<EventTypesRead>,
         /// The event type.
-        #[oai(validator(max_length = 128))]
-        r#type: Path<String>,
+        Path(r#type): Path<Text<128>>,
     ) -> Result<Ok<EventType>, ApiError> {
         let name = r#type.0;
         if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
@@ -356,13 +357,10 @@ impl EventTypesApi {
         &self,
         who: Caller<EventTypesWrite>,
         /// The event type.
-        #[oai(validator(max_length = 128))]
-        r#type: Path<String>,
-        /// The expected revision (`ETag`).
-        #[oai(name = "If-Match")]
+        Path(r#type): Path<Text<128>>,
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let name = r#type.0;
         let answer = scoped.delete_event_type(&context, &name, if_match.0, |()| no_content());

@@ -5,10 +5,7 @@ pub(crate) mod views;
 
 use std::sync::Arc;
 
-use poem_openapi::{
-    OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
     Code, Problem,
@@ -23,9 +20,11 @@ use crate::{
     schemas::{Item, placed, too_long},
     shared::{
         App,
-        common::{Ok, Tag, parse_id},
-        cursor::{List, Listed},
+        common::{Ok, Tag},
+        cursor::Listed,
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
@@ -105,18 +104,14 @@ impl Events {
     async fn publish(
         &self,
         who: Caller<EventsPublish>,
-        request: &RequestContext,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
         key: Idempotency,
         body: Body<PublishBody, PUBLISH_BYTES>,
     ) -> Result<Published, ApiError> {
         let scope = who.scope();
         let (bodies, listed) = body.0.events();
-        let events = self.checked((request, scope), bodies, listed).await?;
-        let key = key.of("publish_events", request);
-        let context = who.context(key);
-        let scoped = self.app.store.scoped(scope);
+        let events = self.checked((&who.request, scope), bodies, listed).await?;
+        let context = who.context_with(key);
+        let scoped = who.scoped();
         let answer = scoped
             .publish(&context, events, listed, |published| {
                 publish::answer(published, listed)
@@ -133,20 +128,13 @@ impl Events {
     async fn list(
         &self,
         who: Caller<EventsRead>,
-        request: &RequestContext,
         /// Only events of exactly this type.
         #[oai(name = "type", validator(max_length = 128))]
         event_type: Query<Option<String>>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        page: PageQuery,
     ) -> Result<Listed<EventView>, ApiError> {
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let scoped = self.app.store.scoped(scope);
+        let list = who.list(page).await?;
+        let scoped = who.scoped();
         let page = scoped.events(event_type.0.as_deref(), list.page()?).await?;
         Ok(list.written(page, |event, answer| answer.push_str(&event.body)))
     }
@@ -156,11 +144,8 @@ impl Events {
     async fn get(
         &self,
         who: Caller<EventsRead>,
-        /// The event's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<EventId>,
     ) -> Result<Ok<EventView>, ApiError> {
-        let id = parse_id::<EventId>(&id.0)?;
         let event = who.scoped().event(id).await?;
         Ok(shown(200, &event).into())
     }

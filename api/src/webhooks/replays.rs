@@ -1,11 +1,6 @@
 //! Replays: what happened since a time, sent to an endpoint again.
 
-use std::sync::Arc;
-
-use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::{Path, Query},
-};
+use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
@@ -18,16 +13,17 @@ use persistence::{NewReplay, Replay};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Accepted, Ok, Tag, Time, answer, parse_id},
-        cursor::{List, Listed},
+        common::{Accepted, Ok, Tag, Time, answer},
+        cursor::Listed,
         examples::{EXAMPLE_DAY_BEFORE, nil_id},
         idempotency::Idempotency,
+        page::PageQuery,
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, RequestContext},
+    http::{ApiError, Body},
 };
 
 /// The problems of these operations' own.
@@ -156,9 +152,7 @@ pub struct NewReplayBody {
 }
 
 /// The operations on replays.
-pub struct Replays {
-    pub(crate) app: Arc<App>,
-}
+pub struct Replays;
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
 impl Replays {
@@ -177,18 +171,11 @@ impl Replays {
     async fn start(
         &self,
         who: Caller<WebhooksWrite>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<EndpointId>,
         key: Idempotency,
         body: Body<NewReplayBody>,
     ) -> Result<Accepted<ReplayView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let key = key.of("start_replay", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let started = scoped.start_replay(&context, id, body.0.into(), |(replay, _)| {
             answer(202, &ReplayView::from(replay), None, None, false)
@@ -207,26 +194,11 @@ impl Replays {
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        Path(id): Path<EndpointId>,
+        page: PageQuery,
     ) -> Result<Listed<ReplayView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let page = self
-            .app
-            .store
-            .scoped(scope)
-            .replays(id, list.page()?)
-            .await?;
+        let list = who.list(page).await?;
+        let page = who.scoped().replays(id, list.page()?).await?;
         Ok(list.answer(page, |replay| ReplayView::from(&replay)))
     }
 
@@ -239,15 +211,9 @@ impl Replays {
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The replay's identifier.
-        #[oai(validator(max_length = 40))]
-        replay: Path<String>,
+        Path(id): Path<EndpointId>,
+        Path(replay): Path<ReplayId>,
     ) -> Result<Ok<ReplayView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let replay = parse_id::<ReplayId>(&replay.0)?;
         let found = who.scoped().replay(id, replay).await?;
         Ok(Ok::show(&ReplayView::from(&found), None))
     }
@@ -264,21 +230,11 @@ impl Replays {
     async fn cancel(
         &self,
         who: Caller<WebhooksWrite>,
-        request: &RequestContext,
-        /// The endpoint's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// The replay's identifier.
-        #[oai(validator(max_length = 40))]
-        replay: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<EndpointId>,
+        Path(replay): Path<ReplayId>,
         key: Idempotency,
     ) -> Result<Ok<ReplayView>, ApiError> {
-        let id = parse_id::<EndpointId>(&id.0)?;
-        let replay = parse_id::<ReplayId>(&replay.0)?;
-        let key = key.of("cancel_replay", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let cancelled = scoped.cancel_replay(&context, id, replay, |replay| {
             answer(200, &ReplayView::from(replay), None, None, false)

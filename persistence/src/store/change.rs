@@ -97,7 +97,7 @@ pub(crate) fn check_revision(expected: Option<Expected>, revision: i64) -> Resul
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// The operation's id.
-    pub operation: &'static str,
+    pub operation: String,
     /// The caller's key. In the store, the hash of the sharer is appended if only some callers
     /// share the key.
     pub key: String,
@@ -413,7 +413,7 @@ impl Store {
             if self.insert_key(tx, owner, key).await? {
                 return Ok(KeyState::Claimed);
             }
-            let by_key = (owner, key.operation.to_owned(), key.key.clone());
+            let by_key = (owner, key.operation.clone(), key.key.clone());
             let found = idempotency_keys::Entity::find_by_id(by_key.clone())
                 .one(tx.db())
                 .await?;
@@ -448,7 +448,7 @@ impl Store {
             .plus(Duration::from_secs(3600 * limits::IDEMPOTENCY_HOURS));
         let row = idempotency_keys::ActiveModel {
             owner_id: Set(owner),
-            operation: Set(key.operation.to_owned()),
+            operation: Set(key.operation.clone()),
             key: Set(key.key.clone()),
             request_hash: Set(key.request_hash.to_vec()),
             answer: Set(None),
@@ -487,7 +487,7 @@ impl Store {
         tx.stores(owner, sealed.len());
         idempotency_keys::Entity::update(idempotency_keys::ActiveModel {
             owner_id: Set(owner),
-            operation: Set(key.operation.to_owned()),
+            operation: Set(key.operation.clone()),
             key: Set(key.key.clone()),
             answer: Set(Some(sealed)),
             answer_until: Set(until.map(Timestamp::ms)),

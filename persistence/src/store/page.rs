@@ -58,12 +58,12 @@ pub(crate) fn fitting(sizes: impl IntoIterator<Item = usize>) -> usize {
 impl<K> PageRequest<K> {
     /// How many rows to read: one more than requested, to learn whether there is a next page.
     pub(crate) fn fetch(&self) -> u64 {
-        self.limit.clamp(1, PAGE_MAX) + 1
+        self.limit.clamp(1, PAGE_MAX.into()) + 1
     }
 
     /// Cuts the rows that were read to the requested page.
     pub(crate) fn cut<M>(&self, mut rows: Vec<M>, key: impl Fn(&M) -> K) -> Page<M, K> {
-        let limit = usize::try_from(self.limit.clamp(1, PAGE_MAX)).unwrap_or(usize::MAX);
+        let limit = usize::try_from(self.limit.clamp(1, PAGE_MAX.into())).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         rows.truncate(limit);
         let next = if more { rows.last().map(key) } else { None };

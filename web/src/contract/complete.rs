@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use domain::{Code, permission::Permission};
 
 use super::{
-    example, problems,
+    example, parameters, problems,
     schema::{close_requests, contents_mut, flatten, modernise, operations_mut, prune, sorted},
 };
 
@@ -33,6 +33,7 @@ pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
     let mut document: Value = serde_json::from_str(draft).expect("poem-openapi writes JSON");
     document["openapi"] = json!("3.1.0");
     document["servers"] = json!([{"url": "/"}]);
+    operations_mut(&mut document).for_each(parameters::spell_out);
     for_each_schema(&mut document, modernise);
     flatten(&mut document);
     let mut kinds = Vec::new();

@@ -19,6 +19,7 @@ pub struct Route {
     index: usize,
     path: String,
     allow: HeaderValue,
+    operations: HashMap<String, String>,
     parameters: HashMap<String, Vec<Parameter>>,
 }
 
@@ -101,9 +102,12 @@ impl Route {
             .iter()
             .filter_map(|method| Some((*method, item.get(*method)?)));
         let mut allowed = Vec::new();
-        let mut parameters = HashMap::new();
+        let (mut ids, mut parameters) = (HashMap::new(), HashMap::new());
         for (method, operation) in operations {
             let method = method.to_ascii_uppercase();
+            if let Some(id) = operation["operationId"].as_str() {
+                ids.insert(method.clone(), id.to_owned());
+            }
             parameters.insert(method.clone(), parameters_of(operation, document));
             if method == "GET" {
                 allowed.push("HEAD".to_owned());
@@ -117,6 +121,7 @@ impl Route {
             index,
             path: path.to_owned(),
             allow,
+            operations: ids,
             parameters,
         }
     }
@@ -137,6 +142,12 @@ impl Route {
     #[must_use]
     pub fn allow(&self) -> HeaderValue {
         self.allow.clone()
+    }
+
+    /// The id of the operation with `method`.
+    #[must_use]
+    pub fn operation(&self, method: &Method) -> Option<&str> {
+        self.operations.get(method.as_str()).map(String::as_str)
     }
 
     /// The names of the query parameters that the operation with `method` takes. `None` when there is
@@ -205,7 +216,7 @@ mod tests {
             "/v1/a/{kind}/b/{id}": {
                 "get": {"parameters": [{"name": "limit", "in": "query",
                     "schema": {"type": "integer", "minimum": 1, "maximum": 200}}]},
-                "delete": {},
+                "delete": {"operationId": "delete_b"},
             },
         }});
         let routes = Routes::of(&document);
@@ -223,6 +234,8 @@ mod tests {
         assert_eq!(query(Method::HEAD), Some(vec!["limit"]));
         assert_eq!(query(Method::DELETE), Some(Vec::new()));
         assert_eq!(query(Method::POST), None);
+        assert_eq!(route.operation(&Method::DELETE), Some("delete_b"));
+        assert_eq!(route.operation(&Method::POST), None);
         assert!(routes.get("/v1/a").is_none());
     }
 }

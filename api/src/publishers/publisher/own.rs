@@ -174,12 +174,10 @@ impl Own {
     async fn update(
         &self,
         who: Caller<PublisherWrite>,
-        /// Only if the publisher still has this `ETag`.
-        #[oai(name = "If-Match")]
         if_match: IfMatch,
         body: Patch<OwnPatchRequest>,
     ) -> Result<Ok<OwnView>, ApiError> {
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let render = |publisher: &Publisher| {
             let view = OwnView::of(publisher, &who.principal);

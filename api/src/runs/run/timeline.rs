@@ -5,10 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use poem::web::sse::Event;
 use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::{Header, Path, Query},
-    payload::EventStream,
-    types::ToJSON as _,
+    Enum, Object, OpenApi, param::Header, payload::EventStream, types::ToJSON as _,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -30,15 +27,14 @@ use crate::{
     auth::{Caller, Standing},
     shared::{
         App,
-        common::{Tag, Time, parse_id},
-        cursor::{List, Listed},
+        common::{Tag, Time},
+        cursor::Listed,
+        page::PageQuery,
+        path::Path,
         verbatim::Verbatim,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, RequestContext},
-};
+use web::{contract::OperationDoc, http::ApiError};
 
 /// Most streams in one process, and of a publisher.
 const STREAMS: Bounds = Bounds {
@@ -149,21 +145,11 @@ impl Timelines {
     async fn list(
         &self,
         who: Caller<RunsRead>,
-        request: &RequestContext,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Page size.
-        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
-        limit: Query<Option<u64>>,
-        /// Cursor: the `next_cursor` of the previous page.
-        #[oai(validator(max_length = 200))]
-        cursor: Query<Option<String>>,
+        Path(id): Path<RunId>,
+        page: PageQuery,
     ) -> Result<Listed<TimelineView>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
-        let scope = who.scope();
-        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
-        let scoped = self.app.store.scoped(scope);
+        let list = who.list(page).await?;
+        let scoped = who.scoped();
         let page = scoped.timeline(id, list.page()?).await?;
         Ok(list.answer_text(page, TimelineView::from))
     }
@@ -178,9 +164,7 @@ impl Timelines {
     async fn stream(
         &self,
         who: Caller<RunsRead>,
-        /// The run's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<RunId>,
         /// The identifier of the last event that the caller has.
         #[oai(
             name = "Last-Event-ID",
@@ -188,7 +172,6 @@ impl Timelines {
         )]
         last: Header<Option<i64>>,
     ) -> Result<EventStream<BoxStream<'static, TimelineView>>, ApiError> {
-        let id = parse_id::<RunId>(&id.0)?;
         let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
         let changes = scoped.watch_run(id);

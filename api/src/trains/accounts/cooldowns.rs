@@ -1,6 +1,6 @@
 //! Cooldowns of accounts, which gateways report: how they are shown, and how an admin ends them.
 
-use poem_openapi::{Enum, Object, OpenApi, param::Path};
+use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
@@ -14,14 +14,15 @@ use persistence::{Account, AccountCooldown, Reporter};
 use crate::{
     auth::Caller,
     shared::{
-        common::{Ok, Tag, Time, answer, parse_id},
+        common::{Ok, Tag, Time, answer},
         examples::nil_id,
         idempotency::Idempotency,
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
+    http::{ApiError, OptionalBody},
 };
 
 use super::AccountView;
@@ -143,18 +144,11 @@ impl Cooldowns {
     async fn end(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
-        /// The account's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
-        /// Makes repeats of the request harmless for 24 hours.
-        #[oai(name = "Idempotency-Key")]
+        Path(id): Path<AccountId>,
         key: Idempotency,
         body: OptionalBody<EndBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
-        let key = key.of("end_account_cooldown", request);
-        let context = who.context(key);
+        let context = who.context_with(key);
         let scoped = who.scoped();
         let model = body.0.model.as_deref();
         let shown = |account: &Account| {

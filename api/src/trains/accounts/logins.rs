@@ -21,14 +21,14 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Created, Ok, Tag, Time, parse_id},
+        common::{Created, Ok, Tag, Time},
         destination,
         sent::Sent,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, Body, RequestContext},
+    http::{ApiError, Body},
 };
 
 use super::{
@@ -186,7 +186,10 @@ impl StartBody {
         else {
             return Err(destination::refusal(faults, refused).into());
         };
-        let replaces = self.replaces.as_deref().map(parse_id::<AccountId>);
+        let replaces = self.replaces.as_deref().map(|text| {
+            let id = AccountId::parse(text);
+            id.ok_or_else(Problem::not_found)
+        });
         let login = AccountAuthorization {
             name: self.name,
             provider: self.provider,
@@ -275,7 +278,7 @@ impl Logins {
             verifier: begun.verifier,
             client_secret: asked.client_secret.map(|secret| secret.0),
         };
-        let context = who.context(None);
+        let context = who.context();
         let scoped = who.scoped();
         let until = scoped.begin_account_authorization(&context, &begun.state, &login, &secrets);
         let view = LoginView {
@@ -298,12 +301,11 @@ impl Logins {
     async fn finish(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
         body: Body<FinishBody>,
     ) -> Result<Created<AccountView>, ApiError> {
         let publisher = who.publisher();
         // Before the state is taken, which counts once.
-        let _outside = self.app.wait_outside(request, publisher).await?;
+        let _outside = self.app.wait_outside(&who.request, publisher).await?;
         let scoped = who.scoped();
         let (login, secrets) = scoped.take_account_authorization(&body.0.state.0).await?;
         let client = ClientCredentials {
@@ -332,7 +334,7 @@ impl Logins {
                          `offline_access`.";
             failed(words.to_owned())
         })?;
-        let context = who.context(None);
+        let context = who.context();
         let answer = match login.replaces {
             Some(old) => {
                 let old = AccountId::from_uuid(old);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use poem_openapi::{Enum, Object, OpenApi, param::Path};
+use poem_openapi::{Enum, Object, OpenApi};
 use tokio::time::Instant;
 use view_derive::Example;
 
@@ -15,12 +15,13 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Ok, Tag, parse_id},
+        common::{Ok, Tag},
+        path::Path,
     },
 };
 use web::{
     contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
+    http::{ApiError, OptionalBody},
 };
 
 use super::{AccountView, example_id};
@@ -175,17 +176,16 @@ impl Refreshes {
     async fn one(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
-        /// The account's identifier.
-        #[oai(validator(max_length = 40))]
-        id: Path<String>,
+        Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
-        let id = parse_id::<AccountId>(&id.0)?;
         let scope = who.scope();
-        let scoped = self.app.store.scoped(scope);
+        let scoped = who.scoped();
         let seen = scoped.credential_version(id).await?;
-        let context = who.context(None);
-        let _outside = self.app.wait_outside(request, scope.publisher()).await?;
+        let context = who.context();
+        let _outside = self
+            .app
+            .wait_outside(&who.request, scope.publisher())
+            .await?;
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
@@ -208,20 +208,23 @@ impl Refreshes {
     async fn all(
         &self,
         who: Caller<AccountsWrite>,
-        request: &RequestContext,
         body: OptionalBody<RefreshBody>,
     ) -> Result<Ok<RefreshesView>, ApiError> {
         let scope = who.scope();
-        let all = self.app.store.scoped(scope).refreshable().await?;
+        let all = who.scoped().refreshable().await?;
         let _outside = if body.0.dry_run {
             None
         } else {
-            Some(self.app.wait_outside(request, scope.publisher()).await?)
+            Some(
+                self.app
+                    .wait_outside(&who.request, scope.publisher())
+                    .await?,
+            )
         };
         let round = Round {
             app: Arc::clone(&self.app),
             scope: scope.clone(),
-            context: who.context(None),
+            context: who.context(),
             dry_run: body.0.dry_run,
             until: Instant::now() + BEGIN_WITHIN,
         };

@@ -345,7 +345,7 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
         let first = waiting(&mine, &["nightly"], &bearer).await;
         let keyed = Context {
             idempotency: Some(crate::IdempotencyKey {
-                operation: "create_run",
+                operation: "create_run".into(),
                 key: "k".into(),
                 request_hash: [7; 32],
             }),

@@ -26,7 +26,7 @@ async fn a_judgement_by_another_version_creates_nothing() {
         };
         let key = || {
             Some(IdempotencyKey {
-                operation: "create_run",
+                operation: "create_run".into(),
                 key: "k".into(),
                 request_hash: [7; 32],
             })
