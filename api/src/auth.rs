@@ -23,10 +23,8 @@ use domain::{
 };
 use persistence::{Known, Principal};
 
-use crate::{
-    http::{ApiError, Owner, RequestContext, of_query},
-    shared::{App, context},
-};
+use crate::shared::{App, context};
+use web::http::{ApiError, Owner, RequestContext, of_query};
 
 /// Where some clients send what others send as a bearer.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");

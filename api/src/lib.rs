@@ -1,4 +1,5 @@
-//! The HTTP surface: one module a resource, over the shared ways of [`http`] and the [`contract`].
+//! The HTTP surface: one folder a plane and one module a resource, over the
+//! ground of every surface in [`web`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,47 +20,27 @@ use domain::{permits::Permits, token::TokenHash};
 use persistence::Store;
 use upstream::Refresher;
 
-pub mod audit;
 pub mod auth;
-pub mod common;
-pub mod contract;
-pub mod credentials;
-pub mod cursor;
-pub mod docs;
-pub mod health;
-pub mod http;
-pub mod idempotency;
-pub mod import;
-pub mod jobs;
+pub mod operations;
 pub mod publishers;
 pub mod shared;
+pub mod trains;
 
-mod accounts;
-mod deliveries;
-mod destination;
-mod endpoint_secrets;
-mod endpoints;
-mod event_types;
-mod events;
-mod listen;
-mod pipelines;
-mod replays;
-pub mod resolve;
 mod runs;
-mod sent;
-mod subcommands;
-mod train_tokens;
-mod trains;
-mod verbatim;
+mod schemas;
+mod webhooks;
 
-#[cfg(test)]
-mod probe;
-#[cfg(test)]
-mod sample;
-
-use contract::{Contract, OperationDoc, complete};
-use http::{RateLimits, RateSettings, StackOptions, wrap};
+use operations::{audit, health, jobs};
+use publishers::{credentials, publisher};
+use runs::{pipelines, run, subcommands};
 use shared::App;
+use trains::{accounts, resolve, train, train_tokens};
+use web::{
+    contract::{self, Contract, OperationDoc, complete},
+    docs,
+    http::{RateLimits, RateSettings, StackOptions, wrap},
+};
+use webhooks::{deliveries, endpoint_secrets, endpoints, event_types, events, listen, replays};
 
 /// What the surface is made of.
 pub struct Deps {
@@ -87,16 +68,16 @@ pub struct Deps {
 
 /// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
 type Operations = (
-    publishers::Publishers,
-    publishers::Own,
+    publisher::Publishers,
+    publisher::Own,
     credentials::Credentials,
     audit::OwnLog,
     audit::OperatorLog,
     audit::Audit,
     jobs::JobList,
     pipelines::Pipelines,
-    runs::Runs,
-    runs::timeline::Timelines,
+    run::Runs,
+    run::timeline::Timelines,
     subcommands::Subcommands,
     (event_types::EventTypesApi, events::Events),
     Webhooks,
@@ -115,7 +96,7 @@ type Webhooks = (
 /// What is lent, by what, and to whom.
 type Lending = (
     accounts::All,
-    trains::Trains,
+    train::Trains,
     train_tokens::TrainTokens,
     resolve::Resolve,
     resolve::forward::ForwardAuth,
@@ -124,16 +105,16 @@ type Lending = (
 fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
-        publishers::Publishers { app: app() },
-        publishers::Own { app: app() },
+        publisher::Publishers { app: app() },
+        publisher::Own { app: app() },
         credentials::Credentials { app: app() },
         audit::OwnLog { app: app() },
         audit::OperatorLog { app: app() },
         audit::Audit { app: app() },
         jobs::JobList { app: app() },
         pipelines::Pipelines { app: app() },
-        runs::Runs { app: app() },
-        runs::timeline::Timelines::new(app()),
+        run::Runs { app: app() },
+        run::timeline::Timelines::new(app()),
         subcommands::Subcommands::new(app()),
         (
             event_types::EventTypesApi { app: app() },
@@ -148,7 +129,7 @@ fn operations(app: &Arc<App>) -> Operations {
         ),
         (
             accounts::all(&app()),
-            trains::Trains { app: app() },
+            train::Trains { app: app() },
             train_tokens::TrainTokens { app: app() },
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },
@@ -158,11 +139,11 @@ fn operations(app: &Arc<App>) -> Operations {
 
 fn docs_of_all() -> Vec<OperationDoc> {
     [
-        publishers::DOCS,
+        publisher::DOCS,
         credentials::DOCS,
         pipelines::DOCS,
-        runs::DOCS,
-        runs::timeline::DOCS,
+        run::DOCS,
+        run::timeline::DOCS,
         subcommands::DOCS,
         endpoints::DOCS,
         endpoint_secrets::DOCS,
@@ -175,7 +156,7 @@ fn docs_of_all() -> Vec<OperationDoc> {
         accounts::refreshes::DOCS,
         accounts::cooldowns::DOCS,
         accounts::logins::DOCS,
-        trains::DOCS,
+        train::DOCS,
         train_tokens::DOCS,
         resolve::DOCS,
         resolve::forward::DOCS,
@@ -335,7 +316,7 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
         claim_wait_max: deps.claim_wait_max,
         tasks: deps.tasks.clone(),
         outside: Permits::new(shared::OUTSIDE),
-        schemas: pipelines::schema::Schemas::new(),
+        schemas: schemas::Schemas::new(),
         notices: shared::Notices::default(),
     });
     // Not among the tasks that a shutdown waits for: it never ends.

@@ -1,8 +1,14 @@
 //! What stands below authentication and below every resource.
 
 mod app;
+pub mod common;
+pub mod cursor;
+pub(crate) mod destination;
 pub(crate) mod examples;
+pub mod idempotency;
 mod notices;
+pub(crate) mod sent;
+pub(crate) mod verbatim;
 
 pub use app::App;
 pub(crate) use app::{OUTSIDE, context};

@@ -3,10 +3,10 @@
 
 use std::io::Write as _;
 
-use api::http::{ConnectionLimits, serve};
 use poem::{Response, endpoint::make_sync, http::header};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use web::http::{ConnectionLimits, serve};
 
 const BODY: &str = r#"{"id":"pub_01h455vb4pex5vsknk084sn02q","slug":"acme","status":"active"}"#;
 

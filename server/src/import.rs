@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use api::import::Judge;
+use api::operations::import::Judge;
 use clap::{Args, Subcommand};
 use domain::{Code, token::TokenHash};
 use outbound::Policy;

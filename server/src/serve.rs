@@ -8,10 +8,6 @@ use std::{
     time::Duration,
 };
 
-use api::{
-    contract::Contract,
-    http::{ConnectionLimits, RateSettings},
-};
 use domain::token::TokenHash;
 use outbound::{Client, ClientLimits, Policy};
 use persistence::{Job, Retention, Store};
@@ -21,6 +17,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upstream::Refresher;
+use web::{
+    contract::Contract,
+    http::{ConnectionLimits, RateSettings},
+};
 
 use crate::{
     config::{Config, Loaded},
@@ -225,7 +225,7 @@ async fn answer(
     let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));
     tracing::info!(%address, "Ready");
-    api::http::serve(listener, app, limits, stop)
+    web::http::serve(listener, app, limits, stop)
         .await
         .map_err(failed)?;
 

@@ -11,11 +11,11 @@ const MAY_SEE_EVERYTHING: &[&str] = &[
     "jobs/",
     "server/",
     // the operator's routes
-    "api/src/publishers.rs",
-    "api/src/audit.rs",
-    "api/src/jobs.rs",
+    "api/src/publishers/publisher.rs",
+    "api/src/operations/audit.rs",
+    "api/src/operations/jobs.rs",
     // notes each minute that a bootstrap token was used
-    "api/src/auth.rs",
+    "api/src/auth",
 ];
 
 fn root() -> PathBuf {
@@ -42,6 +42,7 @@ fn only_those_who_may_ask_for_the_store_without_a_scope() {
     let mut files = Vec::new();
     for crate_name in [
         "api",
+        "web",
         "dispatcher",
         "jobs",
         "upstream",
@@ -98,6 +99,17 @@ fn the_rules_know_neither_database_nor_network() {
         assert!(
             !manifest.contains(&format!("\n{name}")),
             "domain depends on {name}"
+        );
+    }
+}
+
+#[test]
+fn the_ground_of_http_knows_neither_store_nor_resources() {
+    let manifest = std::fs::read_to_string(root().join("web/Cargo.toml")).unwrap();
+    for name in ["persistence", "upstream", "api", "sea-orm", "sqlx"] {
+        assert!(
+            !manifest.contains(&format!("\n{name}")),
+            "web depends on {name}"
         );
     }
 }

@@ -14,10 +14,8 @@ use persistence::{Context, IdempotencyKey, Store};
 use upstream::Refresher;
 
 use super::notices::Notices;
-use crate::{
-    http::{ApiError, RateLimits, RequestContext, share},
-    pipelines::schema::Schemas,
-};
+use crate::schemas::Schemas;
+use web::http::{ApiError, RateLimits, RequestContext, share};
 
 /// The parts that operations work with.
 pub struct App {

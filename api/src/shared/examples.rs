@@ -2,7 +2,7 @@
 
 use domain::Timestamp;
 
-use crate::common::Time;
+use crate::shared::common::Time;
 
 /// A publisher's identifier.
 pub(crate) const EXAMPLE_ID: &str = "pub_01h455vb4pex5vsknk084sn02q";

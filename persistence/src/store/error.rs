@@ -61,6 +61,34 @@ impl From<Code> for StoreError {
     }
 }
 
+impl From<StoreError> for Problem {
+    /// As a caller meets it. What is no refusal is logged here, since the caller does not learn
+    /// its cause.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Refused(problem) => problem,
+            StoreError::Unavailable(_)
+            | StoreError::Conflict(_)
+            | StoreError::VersionChanged(_) => {
+                tracing::warn!(%error, "the store did not do what it was asked");
+                let detail = "The store is not available; nothing was changed.";
+                Self::new(Code::StoreUnavailable, detail).retry_after(1)
+            }
+            StoreError::Uncertain(_) => {
+                tracing::warn!(%error, "the store did not say whether it did what it was asked");
+                let detail = "The connection to the store was lost before it confirmed the change, \
+                              which may have been made. Look, or repeat the request with its \
+                              `Idempotency-Key`.";
+                Self::new(Code::StoreUnavailable, detail).retry_after(1)
+            }
+            StoreError::Internal(_) => {
+                tracing::error!(%error, "the store failed");
+                Code::Internal.into()
+            }
+        }
+    }
+}
+
 impl From<DbErr> for StoreError {
     fn from(error: DbErr) -> Self {
         let text = error.to_string();

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use api::import::{Judge, parse};
+use api::operations::import::{Judge, parse};
 use domain::FieldError;
 use persistence::{AccountWish, ClientKeyWish, TrainWish};
 use serde_json::Value;

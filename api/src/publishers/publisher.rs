@@ -1,0 +1,310 @@
+//! Publishers, from both sides: what the operator makes and changes, and what each publisher sees
+//! and changes of itself.
+
+mod own;
+mod views;
+
+use std::sync::Arc;
+
+use poem_openapi::{
+    OpenApi,
+    param::{Path, Query},
+};
+
+use domain::{
+    Code, Problem,
+    id::PublisherId,
+    slug::{self, Slug},
+};
+use persistence::{Answer, NewPublisher, Publisher};
+
+use crate::{
+    auth::Operator,
+    publishers::credentials::{IssuedCredential, NewCredentialRequest},
+    shared::{
+        App,
+        common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content, parse_id},
+        cursor::{List, Listed},
+        idempotency::Idempotency,
+    },
+};
+use web::{
+    contract::OperationDoc,
+    http::{ApiError, Body, OptionalBody, Patch, RequestContext},
+};
+
+pub(crate) use own::Own;
+use views::{CreatedView, NewPublisherRequest, PatchRequest, PublisherView, ResumeRequest};
+
+/// The problems of these operations.
+pub const DOCS: &[OperationDoc] = &[
+    OperationDoc {
+        operation_id: "create_publisher",
+        codes: &[Code::SlugTaken, Code::SecretNoLongerAvailable],
+    },
+    OperationDoc {
+        operation_id: "suspend_publisher",
+        codes: &[Code::WrongPublisherState],
+    },
+    OperationDoc {
+        operation_id: "resume_publisher",
+        codes: &[Code::WrongPublisherState, Code::SlugTaken],
+    },
+    OperationDoc {
+        operation_id: "mint_admin_token",
+        codes: &[
+            Code::WrongPublisherState,
+            Code::QuotaExceeded,
+            Code::SecretNoLongerAvailable,
+        ],
+    },
+];
+
+fn slug_field(text: &str) -> Result<Slug, ApiError> {
+    Slug::parse(text).ok_or_else(|| {
+        let detail = format!("`slug` must match `{}`.", slug::PATTERN);
+        Problem::field("/slug", "pattern", detail).into()
+    })
+}
+
+fn show(publisher: &Publisher) -> Answer {
+    let revision = Some(publisher.revision);
+    answer(200, &PublisherView::from(publisher), revision, None, false)
+}
+
+/// The operator's operations on publishers.
+pub(crate) struct Publishers {
+    pub(crate) app: Arc<App>,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Operator")]
+impl Publishers {
+    /// Create a publisher
+    ///
+    /// The answer is the only one that shows its first two tokens and two secrets.
+    #[oai(
+        path = "/publishers",
+        method = "post",
+        operation_id = "create_publisher"
+    )]
+    async fn create(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
+        /// the credentials again.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: Body<NewPublisherRequest>,
+    ) -> Result<Created<CreatedView>, ApiError> {
+        let new = NewPublisher {
+            slug: slug_field(&body.0.slug)?,
+            display_name: body.0.display_name,
+        };
+        let key = key.of("create_publisher", context);
+        let context = self.app.context(context, who.0.actor(), key);
+        let system = self.app.store.system();
+        let answer = system.create_publisher(&context, new, |created| {
+            let location = format!("/v1/publishers/{}", created.publisher.id);
+            let revision = Some(created.publisher.revision);
+            answer(
+                201,
+                &CreatedView::from(created),
+                revision,
+                Some(location),
+                true,
+            )
+        });
+        Ok(answer.await?.into())
+    }
+
+    /// List publishers
+    ///
+    /// Newest first; deleted ones too, until they are removed.
+    #[oai(path = "/publishers", method = "get", operation_id = "list_publishers")]
+    async fn list(
+        &self,
+        _who: Operator,
+        context: &RequestContext,
+        /// Page size.
+        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
+        limit: Query<Option<u64>>,
+        /// Cursor: the `next_cursor` of the previous page.
+        #[oai(validator(max_length = 200))]
+        cursor: Query<Option<String>>,
+    ) -> Result<Listed<PublisherView>, ApiError> {
+        let list = List::begin(&self.app, context, None, limit.0, cursor.0).await?;
+        let page = self.app.store.system().publishers(list.page()?).await?;
+        Ok(list.answer(page, |publisher| PublisherView::from(&publisher)))
+    }
+
+    /// Get a publisher
+    #[oai(
+        path = "/publishers/:id",
+        method = "get",
+        operation_id = "get_publisher"
+    )]
+    async fn get(
+        &self,
+        _who: Operator,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+    ) -> Result<Ok<PublisherView>, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let publisher = self.app.store.system().publisher(id).await?;
+        Ok(show(&publisher).into())
+    }
+
+    /// Update a publisher
+    ///
+    /// Name and quotas. A quota below what the publisher has takes nothing away.
+    #[oai(
+        path = "/publishers/:id",
+        method = "patch",
+        operation_id = "update_publisher"
+    )]
+    async fn update(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+        /// Only if the publisher still has this `ETag`.
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+        body: Patch<PatchRequest>,
+    ) -> Result<Ok<PublisherView>, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let context = self.app.context(context, who.0.actor(), None);
+        let answer = self
+            .app
+            .store
+            .system()
+            .update_publisher(&context, id, body.0.into(), if_match.0, show)
+            .await?;
+        Ok(answer.into())
+    }
+
+    /// Delete a publisher
+    ///
+    /// Its tokens stop working at once and its slug is free. For 7 days it can be resumed; then
+    /// its data key is destroyed and its rows are removed.
+    #[oai(
+        path = "/publishers/:id",
+        method = "delete",
+        operation_id = "delete_publisher"
+    )]
+    async fn delete(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+        /// The publisher's slug, as a confirmation.
+        #[oai(validator(max_length = 63))]
+        confirm: Query<String>,
+        /// Only if the publisher still has this `ETag`.
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+    ) -> Result<NoContent, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let context = self.app.context(context, who.0.actor(), None);
+        let system = self.app.store.system();
+        let answer = system
+            .delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content())
+            .await?;
+        Ok(answer.into())
+    }
+
+    /// Suspend a publisher
+    ///
+    /// Its tokens answer 403 `publisher_suspended`; its deliveries and claims pause, unharmed.
+    #[oai(
+        path = "/publishers/:id/suspend",
+        method = "post",
+        operation_id = "suspend_publisher"
+    )]
+    async fn suspend(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+        /// Makes a repeat of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<PublisherView>, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let key = key.of("suspend_publisher", context);
+        let context = self.app.context(context, who.0.actor(), key);
+        let system = self.app.store.system();
+        Ok(system.suspend_publisher(&context, id, show).await?.into())
+    }
+
+    /// Resume a publisher
+    ///
+    /// Undoes a suspension, or a deletion of the last 7 days.
+    #[oai(
+        path = "/publishers/:id/resume",
+        method = "post",
+        operation_id = "resume_publisher"
+    )]
+    async fn resume(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+        /// Makes a repeat of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: OptionalBody<ResumeRequest>,
+    ) -> Result<Ok<PublisherView>, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let slug = body.0.slug.as_deref().map(slug_field).transpose()?;
+        let key = key.of("resume_publisher", context);
+        let context = self.app.context(context, who.0.actor(), key);
+        let system = self.app.store.system();
+        Ok(system
+            .resume_publisher(&context, id, slug, show)
+            .await?
+            .into())
+    }
+
+    /// Create an admin token for a publisher
+    ///
+    /// For a publisher that has lost its own. It stands in the publisher's audit log too.
+    #[oai(
+        path = "/publishers/:id/tokens/admin",
+        method = "post",
+        operation_id = "mint_admin_token"
+    )]
+    async fn mint_admin(
+        &self,
+        who: Operator,
+        context: &RequestContext,
+        /// The publisher's identifier.
+        #[oai(validator(max_length = 64))]
+        id: Path<String>,
+        /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
+        /// the token again.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+        body: OptionalBody<NewCredentialRequest>,
+    ) -> Result<Created<IssuedCredential>, ApiError> {
+        let id: PublisherId = parse_id(&id.0)?;
+        let new = body.0.parse()?;
+        let key = key.of("mint_admin_token", context);
+        let context = self.app.context(context, who.0.actor(), key);
+        let system = self.app.store.system();
+        let answer = system.mint_admin_token(&context, id, new, |minted| {
+            answer(201, &IssuedCredential::from(minted), None, None, true)
+        });
+        Ok(answer.await?.into())
+    }
+}

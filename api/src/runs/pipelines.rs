@@ -1,0 +1,695 @@
+//! Pipelines: what a publisher's runs are runs of.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use poem_openapi::{
+    Object, OpenApi,
+    param::{Path, Query},
+    registry::{MetaSchema, MetaSchemaRef},
+    types::{Example, ParseFromParameter, ParseResult, Type},
+};
+use serde_json::{Value, json};
+
+use domain::{
+    Code, FieldError, Problem, Timestamp,
+    id::{Id as _, PipelineId, PublisherId},
+    pipeline::{Definition, Subcommand},
+    slug::{self, Slug},
+};
+use persistence::{IdempotencyKey, Pipeline};
+
+use crate::{
+    auth::{Admin, AdminOrRunner},
+    schemas::Schemas,
+    shared::{
+        App,
+        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content, parse_slug},
+        cursor::{List, Listed},
+        destination,
+        idempotency::Idempotency,
+    },
+};
+use web::{
+    contract::{OperationDoc, child},
+    http::{ApiError, Body, RequestContext},
+};
+
+/// Longest name of a subcommand, characters.
+const SUBCOMMAND_CHARS: usize = 63;
+
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[
+    OperationDoc {
+        operation_id: "put_pipeline",
+        codes: &[
+            Code::DestinationRefused,
+            Code::QuotaExceeded,
+            Code::PreconditionFailed,
+        ],
+    },
+    OperationDoc {
+        operation_id: "pause_pipeline",
+        codes: &[Code::IdempotencyKeyReused],
+    },
+    OperationDoc {
+        operation_id: "resume_pipeline",
+        codes: &[Code::IdempotencyKeyReused],
+    },
+    OperationDoc {
+        operation_id: "delete_pipeline",
+        codes: &[Code::PipelineInUse, Code::PreconditionFailed],
+    },
+];
+
+/// An endpoint of the publisher that a run may call through the control plane.
+#[derive(Object, Clone, Debug, PartialEq, Eq)]
+#[oai(rename = "Subcommand", deny_unknown_fields)]
+pub struct SubcommandBody {
+    /// Where it is called: an https URL on a public address.
+    #[oai(validator(min_length = 1, max_length = 2048))]
+    url: String,
+    /// Longest wait for the whole answer, milliseconds.
+    #[oai(
+        default = "timeout_ms_default",
+        validator(minimum(value = "100"), maximum(value = "60000"))
+    )]
+    timeout_ms: u32,
+}
+
+const fn timeout_ms_default() -> u32 {
+    30_000
+}
+
+const fn lease_seconds_default() -> u32 {
+    300
+}
+
+const fn max_attempts_default() -> u32 {
+    3
+}
+
+const fn retention_days_default() -> u32 {
+    30
+}
+
+/// What a pipeline is. Whatever is left out has its default, also when the pipeline exists.
+#[derive(Object, Clone, Debug)]
+#[oai(example, deny_unknown_fields)]
+pub struct PipelineDefinition {
+    /// For people.
+    #[oai(validator(min_length = 1, max_length = 120))]
+    display_name: String,
+    /// For people.
+    #[oai(nullable, validator(max_length = 1000))]
+    description: Option<String>,
+    /// JSON Schema (2020-12 unless `$schema` says draft 6, 7 or 2019-09) of a run's input; null
+    /// takes anything. At most 64 KiB. References stay within the schema and make no circle;
+    /// patterns have no look-around and no back-references, and at most 4096 bytes; a check takes
+    /// at most 4000 steps for each value, references resolved and what `unevaluated…` looks at
+    /// again counted again, and 1000 for each byte.
+    #[oai(nullable, validator(max_properties = 1000))]
+    input_schema: Option<BTreeMap<String, Value>>,
+    /// The same of a run's output.
+    #[oai(nullable, validator(max_properties = 1000))]
+    output_schema: Option<BTreeMap<String, Value>>,
+    /// By name (`[a-z0-9_-]{1,63}`).
+    #[oai(default, validator(max_properties = 50))]
+    subcommands: BTreeMap<String, SubcommandBody>,
+    /// How long a claim holds, seconds.
+    #[oai(
+        default = "lease_seconds_default",
+        validator(minimum(value = "5"), maximum(value = "86400"))
+    )]
+    lease_seconds: u32,
+    /// How many tries of a run may fail, or lose their lease.
+    #[oai(
+        default = "max_attempts_default",
+        validator(minimum(value = "1"), maximum(value = "100"))
+    )]
+    max_attempts: u32,
+    /// How many of its runs may be held at once; null sets no limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "100000")))]
+    max_concurrent_runs: Option<u32>,
+    /// How long after its creation a run may still be queued, seconds: then it expires. Null sets
+    /// no limit.
+    #[oai(nullable, validator(minimum(value = "1"), maximum(value = "31536000")))]
+    time_to_live_seconds: Option<u32>,
+    /// How long finished runs are kept, days.
+    #[oai(
+        default = "retention_days_default",
+        validator(minimum(value = "1"), maximum(value = "365"))
+    )]
+    retention_days: u32,
+}
+
+impl Example for PipelineDefinition {
+    fn example() -> Self {
+        let schema = |value: Value| serde_json::from_value(value).ok();
+        Self {
+            display_name: "Nightly import".into(),
+            description: Some("Reads the day's files.".into()),
+            input_schema: schema(json!({
+                "type": "object",
+                "required": ["day"],
+                "properties": {"day": {"type": "string", "format": "date"}},
+            })),
+            output_schema: schema(json!({
+                "type": "object",
+                "properties": {"rows": {"type": "integer", "minimum": 0}},
+            })),
+            subcommands: BTreeMap::from([(
+                "archive".into(),
+                SubcommandBody {
+                    url: "https://example.com/archive".into(),
+                    timeout_ms: timeout_ms_default(),
+                },
+            )]),
+            lease_seconds: lease_seconds_default(),
+            max_attempts: max_attempts_default(),
+            max_concurrent_runs: None,
+            time_to_live_seconds: None,
+            retention_days: retention_days_default(),
+        }
+    }
+}
+
+impl PipelineDefinition {
+    /// Checks what the contract can't say.
+    async fn checked(
+        self,
+        policy: &outbound::Policy,
+        schemas: &Schemas,
+        publisher: PublisherId,
+    ) -> Result<Definition, Problem> {
+        let schema_of = |members: Option<BTreeMap<String, Value>>| {
+            members.map(|members| Value::Object(members.into_iter().collect()))
+        };
+        let input_schema = schema_of(self.input_schema);
+        let output_schema = schema_of(self.output_schema);
+        let placed = [
+            ("/input_schema", input_schema.clone()),
+            ("/output_schema", output_schema.clone()),
+        ];
+        let there = placed
+            .into_iter()
+            .filter_map(|(pointer, schema)| Some((pointer, schema?)));
+        let mut faults = schemas.faults(publisher, there.collect(), None).await?;
+        let mut refused = Vec::new();
+        let mut subcommands = BTreeMap::new();
+        for (name, subcommand) in self.subcommands {
+            let Some(pointer) = subcommand_pointer(&name, &mut faults) else {
+                continue;
+            };
+            match destination::check(policy, &child(&pointer, "url"), &subcommand.url) {
+                Ok(url) => {
+                    let timeout_ms = subcommand.timeout_ms;
+                    subcommands.insert(name, Subcommand { url, timeout_ms });
+                }
+                Err(fault) => refused.push(fault),
+            }
+        }
+        destination::refuse(faults, refused)?;
+        Ok(Definition {
+            display_name: self.display_name,
+            description: self.description,
+            input_schema,
+            output_schema,
+            subcommands,
+            lease_seconds: self.lease_seconds,
+            max_attempts: self.max_attempts,
+            max_concurrent_runs: self.max_concurrent_runs,
+            time_to_live_seconds: self.time_to_live_seconds,
+            retention_days: self.retention_days,
+        })
+    }
+}
+
+/// The slugs of a list at `pointer`, whose form the contract has checked already.
+pub(crate) fn slugs(texts: &[String], pointer: &str, faults: &mut Vec<FieldError>) -> Vec<Slug> {
+    let mut slugs = Vec::with_capacity(texts.len());
+    for (at, text) in texts.iter().enumerate() {
+        if let Some(slug) = Slug::parse(text) {
+            slugs.push(slug);
+        } else {
+            let detail = "It is not a pipeline's slug.";
+            faults.push(FieldError::new(
+                format!("{pointer}/{at}"),
+                "pattern",
+                detail,
+            ));
+        }
+    }
+    slugs
+}
+
+/// Where a subcommand stands in the body; a fault instead when it can't be called so.
+fn subcommand_pointer(name: &str, faults: &mut Vec<FieldError>) -> Option<String> {
+    let fits = (1..=SUBCOMMAND_CHARS).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
+    if fits {
+        return Some(child("/subcommands", name));
+    }
+    let pointer = if name.len() <= SUBCOMMAND_CHARS {
+        child("/subcommands", name)
+    } else {
+        "/subcommands".to_owned()
+    };
+    let detail = "A subcommand's name must match `^[a-z0-9_-]{1,63}$`.";
+    faults.push(FieldError::new(pointer, "pattern", detail));
+    None
+}
+
+/// A pipeline.
+#[derive(Object, Clone, Debug)]
+#[oai(rename = "Pipeline", example)]
+pub struct PipelineView {
+    /// `pl_…`
+    id: String,
+    /// Its name in paths.
+    slug: String,
+    /// Counts changes of the definition. A run keeps the version that it was created with.
+    version: i64,
+    /// For people.
+    display_name: String,
+    /// For people.
+    #[oai(nullable)]
+    description: Option<String>,
+    /// JSON Schema of a run's input; null takes anything.
+    #[oai(nullable)]
+    input_schema: Option<BTreeMap<String, Value>>,
+    /// JSON Schema of a run's output; null takes anything.
+    #[oai(nullable)]
+    output_schema: Option<BTreeMap<String, Value>>,
+    /// By name.
+    subcommands: BTreeMap<String, SubcommandBody>,
+    /// How long a claim holds, seconds.
+    lease_seconds: u32,
+    /// How many tries of a run may fail, or lose their lease.
+    max_attempts: u32,
+    /// How many of its runs may be held at once; null sets no limit.
+    #[oai(nullable)]
+    max_concurrent_runs: Option<u32>,
+    /// How long after its creation a run may still be queued, seconds; null sets no limit.
+    #[oai(nullable)]
+    time_to_live_seconds: Option<u32>,
+    /// How long finished runs are kept, days.
+    retention_days: u32,
+    /// Since when it hands out no runs; null while it does.
+    #[oai(nullable)]
+    paused_at: Option<Time>,
+    /// When it was registered.
+    created_at: Time,
+    /// When it last changed.
+    updated_at: Time,
+}
+
+impl From<&Pipeline> for PipelineView {
+    fn from(pipeline: &Pipeline) -> Self {
+        let definition = &pipeline.definition;
+        let members = |schema: &Option<Value>| {
+            let members = schema.as_ref()?.as_object()?;
+            Some(
+                members
+                    .iter()
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect(),
+            )
+        };
+        let subcommands = definition.subcommands.iter().map(|(name, subcommand)| {
+            let body = SubcommandBody {
+                url: subcommand.url.clone(),
+                timeout_ms: subcommand.timeout_ms,
+            };
+            (name.clone(), body)
+        });
+        Self {
+            id: pipeline.id.to_string(),
+            slug: pipeline.slug.clone(),
+            version: pipeline.version,
+            display_name: definition.display_name.clone(),
+            description: definition.description.clone(),
+            input_schema: members(&definition.input_schema),
+            output_schema: members(&definition.output_schema),
+            subcommands: subcommands.collect(),
+            lease_seconds: definition.lease_seconds,
+            max_attempts: definition.max_attempts,
+            max_concurrent_runs: definition.max_concurrent_runs,
+            time_to_live_seconds: definition.time_to_live_seconds,
+            retention_days: definition.retention_days,
+            paused_at: pipeline.paused_at.map(Time),
+            created_at: pipeline.created_at.into(),
+            updated_at: pipeline.updated_at.into(),
+        }
+    }
+}
+
+impl Example for PipelineView {
+    fn example() -> Self {
+        let body = PipelineDefinition::example();
+        let at = Timestamp::from_ms(1_769_860_800_000);
+        Self {
+            id: PipelineId::from_uuid(uuid::Uuid::nil()).to_string(),
+            slug: "nightly-import".into(),
+            version: 1,
+            display_name: body.display_name,
+            description: body.description,
+            input_schema: body.input_schema,
+            output_schema: body.output_schema,
+            subcommands: body.subcommands,
+            lease_seconds: body.lease_seconds,
+            max_attempts: body.max_attempts,
+            max_concurrent_runs: body.max_concurrent_runs,
+            time_to_live_seconds: body.time_to_live_seconds,
+            retention_days: body.retention_days,
+            paused_at: None,
+            created_at: at.into(),
+            updated_at: at.into(),
+        }
+    }
+}
+
+/// The slug of a pipeline that may be new, so that a wrong one is not simply absent.
+pub struct NewSlug(String);
+
+impl NewSlug {
+    fn checked(&self) -> Result<Slug, Problem> {
+        Slug::parse(&self.0).ok_or_else(|| {
+            let detail = format!("A pipeline's slug must match `{}`.", slug::PATTERN);
+            Problem::parameter("/path/slug", detail)
+        })
+    }
+}
+
+impl Type for NewSlug {
+    const IS_REQUIRED: bool = true;
+    type RawValueType = Self;
+    type RawElementValueType = Self;
+
+    fn name() -> Cow<'static, str> {
+        "string_slug".into()
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        MetaSchemaRef::Inline(Box::new(MetaSchema {
+            pattern: Some(slug::PATTERN.to_owned()),
+            ..MetaSchema::new("string")
+        }))
+    }
+
+    fn as_raw_value(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+        Box::new(self.as_raw_value().into_iter())
+    }
+}
+
+impl ParseFromParameter for NewSlug {
+    fn parse_from_parameter(text: &str) -> ParseResult<Self> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The operations on pipelines.
+pub struct Pipelines {
+    pub(crate) app: Arc<App>,
+}
+
+impl Pipelines {
+    async fn set_paused(
+        &self,
+        who: &Admin,
+        request: &RequestContext,
+        slug: &str,
+        key: Option<IdempotencyKey>,
+        paused: bool,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let slug = parse_slug(slug)?;
+        let context = self.app.context(request, who.0.actor(), key);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let answered = scoped.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
+            let view = PipelineView::from(pipeline);
+            answer(200, &view, Some(pipeline.revision), None, false)
+        });
+        Ok(answered.await?.into())
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Pipelines")]
+impl Pipelines {
+    /// Create or update a pipeline
+    ///
+    /// The body is the whole definition. A definition that differs makes a new version; the same
+    /// one again changes nothing.
+    #[oai(
+        path = "/pipelines/:slug",
+        method = "put",
+        operation_id = "put_pipeline"
+    )]
+    async fn put(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        slug: Path<NewSlug>,
+        /// The revision that is to be replaced; `*` for any, but not for a pipeline that is not there.
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+        body: Body<PipelineDefinition>,
+    ) -> Result<OkOrCreated<PipelineView>, ApiError> {
+        let slug = slug.0.checked()?;
+        let (app, publisher) = (&self.app, who.0.scope.publisher());
+        let checked = body.0.checked(&app.policy, &app.schemas, publisher);
+        let definition = request.aside(checked).await??;
+        let context = self.app.context(request, who.0.actor(), None);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let answer = scoped
+            .put_pipeline(
+                &context,
+                slug,
+                definition,
+                if_match.0,
+                |(pipeline, created)| {
+                    let (status, location) = if *created {
+                        (201, Some(format!("/v1/pipelines/{}", pipeline.slug)))
+                    } else {
+                        (200, None)
+                    };
+                    let view = PipelineView::from(pipeline);
+                    answer(status, &view, Some(pipeline.revision), location, false)
+                },
+            )
+            .await?;
+        Ok(answer.into())
+    }
+
+    /// Get a pipeline
+    #[oai(
+        path = "/pipelines/:slug",
+        method = "get",
+        operation_id = "get_pipeline"
+    )]
+    async fn get(
+        &self,
+        who: AdminOrRunner,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let slug = parse_slug(&slug.0)?;
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let pipeline = scoped.pipeline(slug.as_str()).await?;
+        Ok(Ok::show(
+            &PipelineView::from(&pipeline),
+            Some(pipeline.revision),
+        ))
+    }
+
+    /// List pipelines
+    ///
+    /// Newest first. A token that is limited to some pipelines sees only those.
+    #[oai(path = "/pipelines", method = "get", operation_id = "list_pipelines")]
+    async fn list(
+        &self,
+        who: AdminOrRunner,
+        request: &RequestContext,
+        /// Page size.
+        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
+        limit: Query<Option<u64>>,
+        /// Cursor: the `next_cursor` of the previous page.
+        #[oai(validator(max_length = 200))]
+        cursor: Query<Option<String>>,
+    ) -> Result<Listed<PipelineView>, ApiError> {
+        let scope = &who.0.scope;
+        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
+        let page = self.app.store.scoped(scope).pipelines(list.page()?).await?;
+        Ok(list.answer(page, |pipeline| PipelineView::from(&pipeline)))
+    }
+
+    /// Pause a pipeline
+    ///
+    /// It hands out no runs until it is resumed. Runs that are held go on, and new ones wait.
+    #[oai(
+        path = "/pipelines/:slug/pause",
+        method = "post",
+        operation_id = "pause_pipeline"
+    )]
+    async fn pause(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let key = key.of("pause_pipeline", request);
+        self.set_paused(&who, request, &slug.0, key, true).await
+    }
+
+    /// Resume a pipeline
+    #[oai(
+        path = "/pipelines/:slug/resume",
+        method = "post",
+        operation_id = "resume_pipeline"
+    )]
+    async fn resume(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+        /// Makes repeats of the request harmless for 24 hours.
+        #[oai(name = "Idempotency-Key")]
+        key: Idempotency,
+    ) -> Result<Ok<PipelineView>, ApiError> {
+        let key = key.of("resume_pipeline", request);
+        self.set_paused(&who, request, &slug.0, key, false).await
+    }
+
+    /// Delete a pipeline
+    ///
+    /// Its finished runs stay readable until their retention ends; unfinished ones refuse it. The
+    /// slug is free at once.
+    #[oai(
+        path = "/pipelines/:slug",
+        method = "delete",
+        operation_id = "delete_pipeline"
+    )]
+    async fn delete(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The pipeline's slug.
+        #[oai(validator(max_length = 63))]
+        slug: Path<String>,
+        /// The expected revision (`ETag`).
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+    ) -> Result<NoContent, ApiError> {
+        let slug = parse_slug(&slug.0)?;
+        let context = self.app.context(request, who.0.actor(), None);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let answer = scoped
+            .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())
+            .await?;
+        Ok(answer.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn checked(body: PipelineDefinition) -> Result<Definition, Problem> {
+        let publisher = PublisherId::from_uuid(uuid::Uuid::nil());
+        let (policy, schemas) = (outbound::Policy::default(), Schemas::new());
+        body.checked(&policy, &schemas, publisher).await
+    }
+
+    async fn faults_of(body: PipelineDefinition) -> (Code, Vec<(String, String)>) {
+        let problem = checked(body).await.unwrap_err();
+        let found = problem.errors.into_iter();
+        (
+            problem.code,
+            found.map(|f| (f.pointer, f.code.into_owned())).collect(),
+        )
+    }
+
+    fn with_subcommand(name: &str, url: &str) -> PipelineDefinition {
+        let body = SubcommandBody {
+            url: url.into(),
+            timeout_ms: 1000,
+        };
+        PipelineDefinition {
+            subcommands: BTreeMap::from([(name.to_owned(), body)]),
+            ..PipelineDefinition::example()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_example_is_taken() {
+        let definition = checked(PipelineDefinition::example()).await.unwrap();
+        assert_eq!(
+            definition.subcommands["archive"].url,
+            "https://example.com/archive"
+        );
+    }
+
+    #[test]
+    fn a_wrong_slug_is_named_where_it_stands() {
+        let mut faults = Vec::new();
+        assert_eq!(
+            slugs(&["a".into(), "B".into()], "/list", &mut faults).len(),
+            1
+        );
+        assert_eq!(faults[0].pointer, "/list/1");
+    }
+
+    #[tokio::test]
+    async fn every_fault_is_named() {
+        let mut body = with_subcommand("Bad/Name", "https://example.com");
+        body.input_schema = serde_json::from_value(json!({"type": 3})).unwrap();
+        body.output_schema =
+            serde_json::from_value(json!({"$ref": "https://example.com"})).unwrap();
+        let (code, found) = faults_of(body).await;
+        assert_eq!(code, Code::ValidationFailed);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(at, code)| (at.as_str(), code.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("/input_schema/type", "invalid"),
+                ("/output_schema/$ref", "not_allowed"),
+                ("/subcommands/Bad~1Name", "pattern"),
+            ]
+        );
+        let long = with_subcommand(&"x".repeat(64), "https://example.com");
+        let (_, found) = faults_of(long).await;
+        assert_eq!(found[0].0, "/subcommands");
+    }
+
+    #[tokio::test]
+    async fn a_subcommand_goes_only_where_it_may() {
+        for url in [
+            "http://example.com",
+            "https://127.0.0.1",
+            "https://u:p@example.com",
+        ] {
+            let (code, found) = faults_of(with_subcommand("a", url)).await;
+            assert_eq!(code, Code::DestinationRefused, "{url}");
+            assert_eq!(
+                found,
+                [("/subcommands/a/url".to_owned(), "not_allowed".to_owned())]
+            );
+        }
+    }
+}

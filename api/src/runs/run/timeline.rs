@@ -1,0 +1,343 @@
+//! What happened to a run: as a list, and as it happens.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use poem::web::sse::Event;
+use poem_openapi::{
+    Enum, Object, OpenApi,
+    param::{Header, Path, Query},
+    payload::EventStream,
+    types::{Example, ToJSON as _},
+};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use domain::{
+    Code, Problem, Timestamp,
+    id::{Id as _, PublisherId, RunId, TokenId},
+    permits::{Bounds, Full, Permit, Permits},
+    run::Moment,
+    token::TokenHash,
+};
+use persistence::{PageRequest, Scoped, TimelineEntry};
+
+use super::views::Creator;
+use crate::{
+    auth::{AdminOrRunner, still_good},
+    shared::{
+        App,
+        common::{Tag, Time, parse_id},
+        cursor::{List, Listed},
+        verbatim::Verbatim,
+    },
+};
+use web::{
+    contract::OperationDoc,
+    http::{ApiError, RequestContext},
+};
+
+/// Most streams in one process, and of a publisher.
+const STREAMS: Bounds = Bounds {
+    total: 2000,
+    per_owner: 100,
+};
+/// Longest life of a stream; its reader connects again and goes on.
+const STREAM_LIFE: Duration = Duration::from_mins(15);
+/// How often a quiet stream sends a comment, so that nobody between takes it for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a stream looks, and asks whether its token is still good, without being woken.
+const LOOK: Duration = Duration::from_secs(2);
+/// Entries that a stream reads at once; each may have 256 KiB.
+const READ: u64 = 16;
+
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[OperationDoc {
+    operation_id: "stream_run",
+    codes: &[Code::RateLimited],
+}];
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident,)*) => {
+        /// What happened.
+        #[derive(Enum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+        #[oai(rename = "TimelineType", rename_all = "snake_case")]
+        #[serde(rename_all = "snake_case")]
+        pub enum Kind { $($(#[$doc])* $variant,)* }
+
+        impl From<Moment> for Kind {
+            fn from(moment: Moment) -> Self {
+                match moment { $(Moment::$variant => Self::$variant,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// It was created.
+    Created,
+    /// A runner took it.
+    Claimed,
+    /// Its holder reported progress; `data.progress` has it.
+    Progress,
+    /// A subcommand was called for it; `data` says how that went.
+    Subcommand,
+    /// It finished well.
+    Succeeded,
+    /// It finished badly; `data.error` says why.
+    Failed,
+    /// A try failed and another follows; `data.error` says why.
+    AttemptFailed,
+    /// Its holder gave it back.
+    Released,
+    /// Its lease ran out; another try follows.
+    LeaseLost,
+    /// Somebody wants it cancelled.
+    CancelRequested,
+    /// It was called off.
+    Cancelled,
+    /// Its tries or its time to live ran out.
+    Expired,
+}
+
+/// Something that happened to a run.
+#[derive(Object, Serialize, Clone, Debug)]
+#[oai(rename = "TimelineEntry", example)]
+pub struct TimelineView {
+    /// Sorts the entries as they happened; not without gaps. Also the `id` of the stream's events.
+    seq: i64,
+    /// When it happened.
+    at: Time,
+    /// What happened.
+    r#type: Kind,
+    /// How often the run had been claimed then.
+    attempt: i32,
+    /// The credential that did it; null for the service itself.
+    #[oai(nullable)]
+    actor: Option<Creator>,
+    /// Further facts.
+    #[oai(nullable)]
+    data: Option<Verbatim>,
+}
+
+impl From<TimelineEntry> for TimelineView {
+    fn from(entry: TimelineEntry) -> Self {
+        Self {
+            seq: entry.seq,
+            at: entry.at.into(),
+            r#type: entry.moment.into(),
+            attempt: entry.attempt,
+            actor: entry.actor.map(|(kind, id)| Creator { id, kind }),
+            data: entry.data.map(Verbatim),
+        }
+    }
+}
+
+impl Example for TimelineView {
+    fn example() -> Self {
+        Self {
+            seq: 2,
+            at: Timestamp::from_ms(1_769_860_800_000).into(),
+            r#type: Kind::Claimed,
+            attempt: 1,
+            actor: Some(Creator {
+                id: TokenId::from_uuid(uuid::Uuid::nil()).to_string(),
+                kind: "runner".into(),
+            }),
+            data: None,
+        }
+    }
+}
+
+/// The operations on timelines.
+pub struct Timelines {
+    app: Arc<App>,
+    streams: Permits<PublisherId>,
+}
+
+impl Timelines {
+    /// The operations over the application's parts.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        Self {
+            app,
+            streams: Permits::new(STREAMS),
+        }
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Runs")]
+impl Timelines {
+    /// List a run's timeline
+    ///
+    /// Everything that happened to it, oldest first. A part also ends at about 4 MiB.
+    #[oai(
+        path = "/runs/:id/timeline",
+        method = "get",
+        operation_id = "list_run_timeline"
+    )]
+    async fn list(
+        &self,
+        who: AdminOrRunner,
+        request: &RequestContext,
+        /// The run's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+        /// Page size.
+        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
+        limit: Query<Option<u64>>,
+        /// Cursor: the `next_cursor` of the previous page.
+        #[oai(validator(max_length = 200))]
+        cursor: Query<Option<String>>,
+    ) -> Result<Listed<TimelineView>, ApiError> {
+        let id = parse_id::<RunId>(&id.0)?;
+        let scope = &who.0.scope;
+        let list = List::begin(&self.app, request, Some(scope), limit.0, cursor.0).await?;
+        let scoped = self.app.store.scoped(scope);
+        let page = scoped.timeline(id, list.page()?).await?;
+        Ok(list.answer_text(page, TimelineView::from))
+    }
+
+    /// Follow a run
+    ///
+    /// Its timeline as server-sent events, from the beginning or after `Last-Event-ID`: first what
+    /// happened already, then what happens. Each event has the entry's `seq` as its `id`, its
+    /// `type` as its `event`, and the entry as its `data`. The stream ends with the run, or after
+    /// 15 minutes; whoever wants more connects again.
+    #[oai(path = "/runs/:id/stream", method = "get", operation_id = "stream_run")]
+    async fn stream(
+        &self,
+        who: AdminOrRunner,
+        /// The run's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+        /// The identifier of the last event that the caller has.
+        #[oai(
+            name = "Last-Event-ID",
+            validator(minimum(value = "0"), maximum(value = "9007199254740991"))
+        )]
+        last: Header<Option<i64>>,
+    ) -> Result<EventStream<BoxStream<'static, TimelineView>>, ApiError> {
+        let id = parse_id::<RunId>(&id.0)?;
+        let scoped = self.app.store.scoped(&who.0.scope);
+        // Watched before it is read, so that nothing falls between.
+        let changes = scoped.watch_run(id);
+        let mut follower = Follower {
+            app: Arc::clone(&self.app),
+            scoped,
+            token: who.1,
+            run: id,
+            after: last.0.unwrap_or(0),
+            known: VecDeque::new(),
+            ended: false,
+            changes,
+            quiet: self.app.store.quiet(),
+            until: Instant::now() + STREAM_LIFE,
+            permit: None,
+        };
+        follower.read().await?;
+        let permit = self.streams.try_acquire(who.0.scope.publisher(), 1);
+        let permit = permit.map_err(|full| match full {
+            Full::Owner => {
+                let detail = format!("At most {} streams at once.", STREAMS.per_owner);
+                Problem::new(Code::RateLimited, detail).retry_after(5)
+            }
+            Full::Total => full.problem("streams"),
+        })?;
+        follower.permit = Some(permit);
+        let entries = stream::unfold(follower, |mut follower| async move {
+            let entry = follower.next().await?;
+            Some((TimelineView::from(entry), follower))
+        });
+        Ok(EventStream::new(entries.boxed())
+            .keep_alive(KEEP_ALIVE)
+            .to_event(|entry| {
+                let kind = entry.r#type.to_json();
+                let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
+                Event::message(streamed(&entry))
+                    .id(entry.seq.to_string())
+                    .event_type(kind)
+            }))
+    }
+}
+
+/// An entry as a stream sends it. White space within its data may have carriage returns, which end
+/// lines of a stream and so can't be sent in one: there each is a space.
+fn streamed(entry: &TimelineView) -> String {
+    let text = serde_json::to_string(entry).unwrap_or_default();
+    if text.contains('\r') {
+        text.replace('\r', " ")
+    } else {
+        text
+    }
+}
+
+/// Reads a timeline to its end, waiting for what comes.
+struct Follower {
+    app: Arc<App>,
+    scoped: Scoped,
+    token: TokenHash,
+    run: RunId,
+    after: i64,
+    known: VecDeque<TimelineEntry>,
+    ended: bool,
+    changes: watch::Receiver<u64>,
+    quiet: CancellationToken,
+    until: Instant,
+    /// Held for as long as the stream lives.
+    permit: Option<Permit<PublisherId>>,
+}
+
+impl Follower {
+    async fn read(&mut self) -> Result<(), ApiError> {
+        let page = PageRequest {
+            limit: READ,
+            after: Some(self.after),
+        };
+        let mut found = self.scoped.timeline(self.run, page).await?;
+        if found.items.is_empty() && self.scoped.run(self.run).await?.status.is_final() {
+            // What ended it may have come between the two. After that nothing more will.
+            found = self.scoped.timeline(self.run, page).await?;
+            self.ended = found.items.is_empty();
+        }
+        self.known.extend(found.items);
+        Ok(())
+    }
+
+    /// The next entry; `None` at the end, and whenever nothing more may be handed out.
+    async fn next(&mut self) -> Option<TimelineEntry> {
+        loop {
+            if let Some(entry) = self.known.pop_front() {
+                self.after = entry.seq;
+                self.ended |= entry.moment.is_last();
+                return Some(entry);
+            }
+            if self.ended {
+                return None;
+            }
+            tokio::select! {
+                changed = self.changes.changed() => changed.ok()?,
+                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep_until(self.until) => return None,
+                () = self.quiet.cancelled() => return None,
+            }
+            still_good(&self.app, self.token, None).await.ok()?;
+            self.read().await.ok()?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_have_one_word_everywhere() {
+        for moment in Moment::ALL {
+            let shown = Kind::from(*moment).to_json();
+            assert_eq!(shown, Some(Value::from(moment.as_str())));
+        }
+    }
+}

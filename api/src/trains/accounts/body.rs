@@ -1,0 +1,474 @@
+//! What a request says of an account, and whether that may be.
+
+use poem_openapi::{
+    Enum, Object,
+    types::{Example, MaybeUndefined},
+};
+
+use domain::{
+    FieldError, Problem,
+    account::{Ceilings, Credential, CredentialType, OauthTokens, UpstreamHeader, known_provider},
+    limits::CREDENTIAL_CHARS,
+};
+use persistence::{AccountPatch, NewAccount, OauthClient};
+
+use crate::shared::{
+    common::{Time, change},
+    destination,
+    examples::EXAMPLE_AT,
+    sent::Sent,
+};
+
+/// What sort of credential an account holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename = "CredentialType", rename_all = "snake_case")]
+pub(super) enum TypeName {
+    /// A key that stays as it is.
+    ApiKey,
+    /// An access token that is refreshed.
+    Oauth,
+}
+
+impl From<CredentialType> for TypeName {
+    fn from(credential: CredentialType) -> Self {
+        match credential {
+            CredentialType::ApiKey => Self::ApiKey,
+            CredentialType::Oauth => Self::Oauth,
+        }
+    }
+}
+
+impl From<TypeName> for CredentialType {
+    fn from(name: TypeName) -> Self {
+        match name {
+            TypeName::ApiKey => Self::ApiKey,
+            TypeName::Oauth => Self::Oauth,
+        }
+    }
+}
+
+/// What carries a credential to the upstream.
+#[derive(Object, Clone, Debug, PartialEq, Eq)]
+#[oai(rename = "UpstreamHeader", example, deny_unknown_fields)]
+pub(super) struct HeaderBody {
+    /// The header's name, in any case. Names of the connection's own headers are refused.
+    #[oai(validator(min_length = 1, max_length = 64))]
+    pub(super) name: String,
+    /// The word before the credential, such as `Bearer`; without one the credential stands alone.
+    #[oai(
+        nullable,
+        validator(
+            min_length = 1,
+            max_length = 32,
+            pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+        )
+    )]
+    pub(super) scheme: Option<String>,
+}
+
+impl Example for HeaderBody {
+    fn example() -> Self {
+        UpstreamHeader::bearer().into()
+    }
+}
+
+impl From<UpstreamHeader> for HeaderBody {
+    fn from(header: UpstreamHeader) -> Self {
+        Self {
+            name: header.name,
+            scheme: header.scheme,
+        }
+    }
+}
+
+/// Soft ceilings of use; null for none.
+#[derive(Object, Clone, Debug, Default)]
+#[oai(rename = "Ceilings", deny_unknown_fields)]
+pub(super) struct CeilingsBody {
+    /// Requests in 5 hours.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    requests_5h: Option<u64>,
+    /// Tokens of a model in 5 hours.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    tokens_5h: Option<u64>,
+    /// Requests in 7 days.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    requests_7d: Option<u64>,
+    /// Tokens of a model in 7 days.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    tokens_7d: Option<u64>,
+}
+
+impl From<Ceilings> for CeilingsBody {
+    fn from(ceilings: Ceilings) -> Self {
+        Self {
+            requests_5h: ceilings.requests_5h,
+            tokens_5h: ceilings.tokens_5h,
+            requests_7d: ceilings.requests_7d,
+            tokens_7d: ceilings.tokens_7d,
+        }
+    }
+}
+
+impl From<CeilingsBody> for Ceilings {
+    fn from(body: CeilingsBody) -> Self {
+        Self {
+            requests_5h: body.requests_5h,
+            tokens_5h: body.tokens_5h,
+            requests_7d: body.requests_7d,
+            tokens_7d: body.tokens_7d,
+        }
+    }
+}
+
+/// The tokens of an `oauth` account, and how they are refreshed (RFC 6749 §6).
+#[derive(Object, Clone, Debug)]
+#[oai(
+    rename = "NewOauthCredential",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
+pub(super) struct OauthBody {
+    /// What goes out.
+    access_token: Sent<8, CREDENTIAL_CHARS>,
+    /// What a refresh presents.
+    refresh_token: Sent<1, CREDENTIAL_CHARS>,
+    /// When the access token expires. One that has expired already is refreshed at once.
+    expires_at: Time,
+    /// The token endpoint: an https URL on a public address.
+    #[oai(validator(min_length = 1, max_length = 2048))]
+    token_url: String,
+    /// As whom the refresh is asked for.
+    #[oai(validator(min_length = 1, max_length = 255, pattern = "^[ -~]+$"))]
+    client_id: String,
+    /// What the client authenticates with, if it has to.
+    client_secret: Option<Sent<1, 1024>>,
+    /// What a refresh asks for; none for what was granted first.
+    #[oai(
+        default,
+        validator(
+            max_items = 50,
+            unique_items,
+            max_length = 128,
+            pattern = r"^[!#-\[\]-~]+$"
+        )
+    )]
+    scopes: Vec<String>,
+}
+
+impl Example for OauthBody {
+    fn example() -> Self {
+        Self {
+            access_token: Sent::example("access-token-of-the-upstream"),
+            refresh_token: Sent::example("refresh-token-of-the-upstream"),
+            expires_at: EXAMPLE_AT,
+            token_url: "https://auth.example.com/oauth/token".into(),
+            client_id: "stationmaster".into(),
+            client_secret: None,
+            scopes: vec!["inference".into()],
+        }
+    }
+}
+
+/// An account to make.
+#[derive(Object, Clone, Debug)]
+#[oai(
+    rename = "NewAccount",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
+pub(crate) struct NewAccountBody {
+    /// Unique within the publisher.
+    #[oai(validator(min_length = 1, max_length = 120))]
+    pub(super) name: String,
+    /// Whose credential it is. `anthropic` and `openai` are known; for others `base_url` is needed.
+    #[oai(validator(pattern = "^[a-z0-9][a-z0-9-]{0,62}$"))]
+    pub(super) provider: String,
+    /// Where the upstream is: an https URL on a public address, without query. A known provider
+    /// has one.
+    #[oai(validator(min_length = 1, max_length = 2048))]
+    pub(super) base_url: Option<String>,
+    /// What carries the credential. A known provider has one; otherwise it is
+    /// `authorization: Bearer`.
+    pub(super) header: Option<HeaderBody>,
+    /// What sort of credential it is; the member of the same name holds it.
+    pub(super) credential_type: TypeName,
+    /// The key, for `api_key`. It is never shown again.
+    pub(super) api_key: Option<Sent<8, CREDENTIAL_CHARS>>,
+    /// The tokens, for `oauth`. They are never shown again.
+    pub(super) oauth: Option<OauthBody>,
+    /// Whether trains lend it.
+    #[oai(default = "yes")]
+    pub(super) enabled: bool,
+    /// How much of it is to be used: above a ceiling it is lent only when no other is left.
+    #[oai(nullable)]
+    pub(super) ceilings: Option<CeilingsBody>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Example for NewAccountBody {
+    fn example() -> Self {
+        Self {
+            name: "Anthropic, team A".into(),
+            provider: "anthropic".into(),
+            base_url: None,
+            header: None,
+            credential_type: TypeName::ApiKey,
+            api_key: Some(Sent::example("sk-ant-example-0123456789")),
+            oauth: None,
+            enabled: true,
+            ceilings: None,
+        }
+    }
+}
+
+/// A base URL as it is stored: normalised, without a slash at its end.
+fn base_url(policy: &outbound::Policy, text: &str) -> Result<String, FieldError> {
+    let url = destination::check(policy, "/base_url", text)?;
+    if url.contains('?') {
+        let detail = "A base URL has no query.";
+        return Err(FieldError::new("/base_url", "not_allowed", detail));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn needed(pointer: &str, detail: &str) -> FieldError {
+    FieldError::new(pointer, "required", detail)
+}
+
+fn out_of_place(pointer: &str, detail: &str) -> FieldError {
+    FieldError::new(pointer, "not_allowed", detail)
+}
+
+/// A credential, and for `oauth` how it is refreshed, by the URL as it came.
+type Held = (Credential, Option<(OauthClient, domain::Timestamp)>);
+
+impl OauthBody {
+    fn held(self) -> Held {
+        let client = OauthClient {
+            token_url: self.token_url,
+            client_id: self.client_id,
+            scopes: self.scopes,
+        };
+        let tokens = OauthTokens {
+            access_token: self.access_token.0,
+            refresh_token: self.refresh_token.0,
+            client_secret: self.client_secret.map(|secret| secret.0),
+        };
+        (Credential::Oauth(tokens), Some((client, self.expires_at.0)))
+    }
+}
+
+/// What fits `wanted`; `None` with a fault for what is missing, and a fault for what is too much.
+fn held(
+    wanted: TypeName,
+    api_key: Option<Sent<8, CREDENTIAL_CHARS>>,
+    oauth: Option<OauthBody>,
+    faults: &mut Vec<FieldError>,
+) -> Option<Held> {
+    match wanted {
+        TypeName::ApiKey => {
+            if oauth.is_some() {
+                faults.push(out_of_place(
+                    "/oauth",
+                    "An `api_key` account has no `oauth`.",
+                ));
+            }
+            if api_key.is_none() {
+                faults.push(needed("/api_key", "An `api_key` account needs `api_key`."));
+            }
+            api_key.map(|key| (Credential::ApiKey(key.0), None))
+        }
+        TypeName::Oauth => {
+            if api_key.is_some() {
+                faults.push(out_of_place(
+                    "/api_key",
+                    "An `oauth` account has no `api_key`.",
+                ));
+            }
+            if oauth.is_none() {
+                faults.push(needed("/oauth", "An `oauth` account needs `oauth`."));
+            }
+            oauth.map(OauthBody::held)
+        }
+    }
+}
+
+fn header(
+    body: Option<HeaderBody>,
+    known: Option<UpstreamHeader>,
+    faults: &mut Vec<FieldError>,
+) -> UpstreamHeader {
+    let Some(body) = body else {
+        return known.unwrap_or_else(UpstreamHeader::bearer);
+    };
+    if let Err(refusal) = outbound::check_credential_header(&body.name) {
+        faults.push(destination::header_fault("/header/name", refusal));
+    }
+    UpstreamHeader {
+        name: body.name.to_ascii_lowercase(),
+        scheme: body.scheme,
+    }
+}
+
+/// Where an upstream is and what carries its credential: what is known of the provider, unless the
+/// request has words of its own. Adds to the faults and to the refused destinations.
+pub(super) fn upstream(
+    policy: &outbound::Policy,
+    (provider, wanted): (&str, CredentialType),
+    (own_url, own_header): (Option<&str>, Option<HeaderBody>),
+    (faults, refused): (&mut Vec<FieldError>, &mut Vec<FieldError>),
+) -> (Option<String>, UpstreamHeader) {
+    let known = known_provider(provider, wanted);
+    let known_url = known.as_ref().map(|(url, _)| (*url).to_owned());
+    let header = header(own_header, known.map(|(_, header)| header), faults);
+    let url = match own_url.map(|text| base_url(policy, text)) {
+        None => known_url,
+        Some(Ok(url)) => return (Some(url), header),
+        Some(Err(fault)) => {
+            refused.push(fault);
+            return (None, header);
+        }
+    };
+    if url.is_none() {
+        let detail = "The provider is not known here, so its URL is needed.";
+        faults.push(needed("/base_url", detail));
+    }
+    (url, header)
+}
+
+impl NewAccountBody {
+    /// Checks what the contract can't say.
+    pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
+        let (mut faults, mut refused) = (Vec::new(), Vec::new());
+        let wanted = (self.provider.as_str(), self.credential_type.into());
+        let own = (self.base_url.as_deref(), self.header);
+        let (url, header) = upstream(policy, wanted, own, (&mut faults, &mut refused));
+        let mut held = held(self.credential_type, self.api_key, self.oauth, &mut faults);
+        if let Some((_, Some((client, _)))) = &mut held {
+            match destination::check(policy, "/oauth/token_url", &client.token_url) {
+                Ok(url) => client.token_url = url,
+                Err(fault) => refused.push(fault),
+            }
+        }
+        let (Some(base_url), Some((credential, oauth)), true, true) =
+            (url, held, faults.is_empty(), refused.is_empty())
+        else {
+            return Err(destination::refusal(faults, refused));
+        };
+        Ok(NewAccount {
+            name: self.name,
+            provider: self.provider,
+            base_url,
+            header,
+            credential,
+            oauth,
+            enabled: self.enabled,
+            ceilings: self.ceilings.unwrap_or_default().into(),
+        })
+    }
+}
+
+/// Ceilings to change; null takes one away.
+#[derive(Object, Clone, Debug)]
+#[oai(rename = "CeilingsPatch", deny_unknown_fields)]
+pub(super) struct CeilingsPatchBody {
+    /// Requests in 5 hours.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    requests_5h: MaybeUndefined<u64>,
+    /// Tokens of a model in 5 hours.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    tokens_5h: MaybeUndefined<u64>,
+    /// Requests in 7 days.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    requests_7d: MaybeUndefined<u64>,
+    /// Tokens of a model in 7 days.
+    #[oai(
+        nullable,
+        validator(minimum(value = "1"), maximum(value = "1000000000000"))
+    )]
+    tokens_7d: MaybeUndefined<u64>,
+}
+
+impl CeilingsPatchBody {
+    fn over(&self, now: Ceilings) -> Ceilings {
+        let merged = |wish: MaybeUndefined<u64>, now| change(wish).unwrap_or(now);
+        Ceilings {
+            requests_5h: merged(self.requests_5h, now.requests_5h),
+            tokens_5h: merged(self.tokens_5h, now.tokens_5h),
+            requests_7d: merged(self.requests_7d, now.requests_7d),
+            tokens_7d: merged(self.tokens_7d, now.tokens_7d),
+        }
+    }
+}
+
+/// What to change of an account; what is left out stays. A credential never changes: replace the
+/// account instead.
+#[derive(Object, Clone, Debug)]
+#[oai(
+    rename = "AccountPatch",
+    example,
+    deny_unknown_fields,
+    skip_serializing_if_is_none
+)]
+pub(super) struct AccountPatchBody {
+    /// Unique within the publisher.
+    #[oai(validator(min_length = 1, max_length = 120))]
+    name: Option<String>,
+    /// Whether trains lend it.
+    enabled: Option<bool>,
+    /// Ceilings to set, by name; null for none at all.
+    #[oai(nullable)]
+    ceilings: MaybeUndefined<CeilingsPatchBody>,
+}
+
+impl Example for AccountPatchBody {
+    fn example() -> Self {
+        Self {
+            name: None,
+            enabled: Some(false),
+            ceilings: MaybeUndefined::Undefined,
+        }
+    }
+}
+
+impl AccountPatchBody {
+    /// The patch, given the ceilings as they stand.
+    pub(super) fn over(&self, ceilings: Ceilings) -> AccountPatch {
+        AccountPatch {
+            name: self.name.clone(),
+            enabled: self.enabled,
+            ceilings: change(self.ceilings.clone())
+                .map(|wish| wish.map_or_else(Ceilings::default, |wish| wish.over(ceilings))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! Refreshing OAuth accounts by hand: one, or all.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use poem_openapi::{Enum, Object, OpenApi, param::Path, types::Example};
+use tokio::time::Instant;
+
+use domain::{Code, account::CredentialType, id::AccountId};
+use persistence::{Context, Refreshable, Scope, StoreError};
+use upstream::RefreshError;
+
+use crate::{
+    auth::Admin,
+    shared::{
+        App,
+        common::{Ok, Tag, parse_id},
+    },
+};
+use web::{
+    contract::OperationDoc,
+    http::{ApiError, OptionalBody, RequestContext},
+};
+
+use super::{AccountView, example_id};
+
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[OperationDoc {
+    operation_id: "refresh_account",
+    codes: &[Code::WrongCredentialType, Code::RefreshFailed],
+}];
+
+/// How many accounts of a publisher are refreshed at a time.
+const AT_A_TIME: usize = 8;
+/// After this no further account is begun: the answer has to come within the request's time.
+const BEGIN_WITHIN: Duration = Duration::from_secs(40);
+
+/// What was done, or would be.
+#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
+#[oai(rename = "RefreshOutcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It has a new token.
+    Refreshed,
+    /// It would get one: this was a dry run.
+    WouldRefresh,
+    /// It got none; the reason says why.
+    Failed,
+    /// It was left alone; the reason says why.
+    Skipped,
+}
+
+/// An account, and what became of it.
+#[derive(Object, Clone, Debug)]
+#[oai(rename = "AccountRefresh", example)]
+pub struct RefreshView {
+    /// `acc_…`
+    account_id: String,
+    /// Its name.
+    name: String,
+    /// What was done, or would be.
+    outcome: Outcome,
+    /// Why it failed or was left alone: `api_key`, `disabled`, `time_over`, or the endpoint's fault.
+    #[oai(nullable)]
+    reason: Option<String>,
+}
+
+impl RefreshView {
+    fn of(one: &Refreshable, outcome: Outcome, reason: Option<&str>) -> Self {
+        Self {
+            account_id: one.account.to_string(),
+            name: one.name.clone(),
+            outcome,
+            reason: reason.map(str::to_owned),
+        }
+    }
+}
+
+impl Example for RefreshView {
+    fn example() -> Self {
+        Self {
+            account_id: example_id(),
+            name: "team-one".into(),
+            outcome: Outcome::Refreshed,
+            reason: None,
+        }
+    }
+}
+
+/// Every account.
+#[derive(Object)]
+#[oai(rename = "AccountRefreshes", example)]
+struct RefreshesView {
+    /// All of them, by name.
+    items: Vec<RefreshView>,
+}
+
+impl Example for RefreshesView {
+    fn example() -> Self {
+        Self {
+            items: vec![RefreshView::example()],
+        }
+    }
+}
+
+/// How to refresh all.
+#[derive(Object, Clone, Debug, Default)]
+#[oai(rename = "RefreshAccounts", example, deny_unknown_fields)]
+pub struct RefreshBody {
+    /// Whether to say what would be done, and do nothing.
+    #[oai(default)]
+    dry_run: bool,
+}
+
+impl Example for RefreshBody {
+    fn example() -> Self {
+        Self { dry_run: true }
+    }
+}
+
+/// Why an account is no matter of a refresh of all.
+fn left_alone(one: &Refreshable) -> Option<&'static str> {
+    if one.credential_type != CredentialType::Oauth {
+        return Some(CredentialType::ApiKey.as_str());
+    }
+    (!one.enabled).then_some("disabled")
+}
+
+/// The operations.
+pub struct Refreshes {
+    pub(crate) app: Arc<App>,
+}
+
+/// What is done with each account of a refresh of all.
+#[derive(Clone)]
+struct Round {
+    app: Arc<App>,
+    scope: Scope,
+    context: Context,
+    dry_run: bool,
+    until: Instant,
+}
+
+impl Round {
+    async fn treat(self, one: Refreshable) -> RefreshView {
+        if let Some(reason) = left_alone(&one) {
+            return RefreshView::of(&one, Outcome::Skipped, Some(reason));
+        }
+        if self.dry_run {
+            return RefreshView::of(&one, Outcome::WouldRefresh, None);
+        }
+        if Instant::now() >= self.until {
+            return RefreshView::of(&one, Outcome::Skipped, Some("time_over"));
+        }
+        let refresher = &self.app.refresher;
+        let fresh = refresher.replace(
+            &self.scope,
+            one.account,
+            one.version,
+            true,
+            Some(self.context),
+        );
+        match fresh.await {
+            Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
+            Err(error) => RefreshView::of(&one, Outcome::Failed, Some(&why(&one, error))),
+        }
+    }
+}
+
+fn why(one: &Refreshable, error: RefreshError) -> String {
+    match error {
+        RefreshError::Upstream(reason) => reason,
+        RefreshError::TimeOver => "time_over".to_owned(),
+        // It was deleted meanwhile, or somebody else has just dealt with it.
+        RefreshError::Store(StoreError::Refused(problem)) => problem.code.as_str().to_owned(),
+        RefreshError::Store(error) => {
+            tracing::warn!(account = %one.account, %error, "an account could not be refreshed");
+            "store_unavailable".to_owned()
+        }
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+impl Refreshes {
+    /// Refresh an account
+    ///
+    /// Asks its token endpoint for a new access token now, whatever is left of the old one. However
+    /// many ask at the same time, one request goes out, and all get its outcome. A failure leaves an
+    /// unexpired token in use.
+    #[oai(
+        path = "/accounts/:id/refresh",
+        method = "post",
+        operation_id = "refresh_account"
+    )]
+    async fn one(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The account's identifier.
+        #[oai(validator(max_length = 40))]
+        id: Path<String>,
+    ) -> Result<Ok<AccountView>, ApiError> {
+        let id = parse_id::<AccountId>(&id.0)?;
+        let scope = &who.0.scope;
+        let scoped = self.app.store.scoped(scope);
+        let seen = scoped.credential_version(id).await?;
+        let context = self.app.context(request, who.0.actor(), None);
+        let _outside = self.app.wait_outside(request, scope.publisher()).await?;
+        let refresher = &self.app.refresher;
+        let fresh = refresher.replace(scope, id, seen, true, Some(context));
+        fresh.await.map_err(StoreError::from)?;
+        let account = scoped.account(id).await?;
+        Ok(Ok::show(
+            &AccountView::from(&account),
+            Some(account.revision),
+        ))
+    }
+
+    /// Refresh all accounts
+    ///
+    /// Those that hold OAuth tokens and are enabled, a few at a time; the others are listed as left
+    /// alone. What is not begun within 40 seconds is left alone too: ask again.
+    #[oai(
+        path = "/accounts/refresh",
+        method = "post",
+        operation_id = "refresh_accounts"
+    )]
+    async fn all(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        body: OptionalBody<RefreshBody>,
+    ) -> Result<Ok<RefreshesView>, ApiError> {
+        let scope = &who.0.scope;
+        let all = self.app.store.scoped(scope).refreshable().await?;
+        let _outside = if body.0.dry_run {
+            None
+        } else {
+            Some(self.app.wait_outside(request, scope.publisher()).await?)
+        };
+        let round = Round {
+            app: Arc::clone(&self.app),
+            scope: scope.clone(),
+            context: self.app.context(request, who.0.actor(), None),
+            dry_run: body.0.dry_run,
+            until: Instant::now() + BEGIN_WITHIN,
+        };
+        let work = all.into_iter().map(|one| round.clone().treat(one));
+        let items = stream::iter(work).buffered(AT_A_TIME).collect().await;
+        Ok(Ok::show(&RefreshesView { items }, None))
+    }
+}

@@ -1,0 +1,392 @@
+//! Types of events: the service's own, and what publishers say of theirs.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use poem_openapi::{
+    Object, OpenApi,
+    param::Path,
+    registry::{MetaSchema, MetaSchemaRef},
+    types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use domain::{
+    Code, FieldError, JsonText, Problem,
+    event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
+    id::PublisherId,
+    limits::EXAMPLE_BYTES,
+};
+use persistence::{EventTypePut, PublishersType};
+
+use crate::{
+    auth::{Admin, AdminOrRunner},
+    schemas::Schemas,
+    shared::{
+        App,
+        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
+        verbatim::Verbatim,
+    },
+    webhooks::events::views::EventView,
+};
+use web::{
+    contract::OperationDoc,
+    http::{ApiError, Body, RequestContext},
+};
+
+/// The problems of these operations' own.
+pub const DOCS: &[OperationDoc] = &[
+    OperationDoc {
+        operation_id: "put_event_type",
+        codes: &[Code::QuotaExceeded, Code::PreconditionFailed],
+    },
+    OperationDoc {
+        operation_id: "delete_event_type",
+        codes: &[Code::PreconditionFailed],
+    },
+];
+
+const fn description(own: OwnType) -> &'static str {
+    match own {
+        OwnType::RunCreated => "A run was created.",
+        OwnType::RunStarted => "A runner claimed a run.",
+        OwnType::RunSucceeded => "A run finished well.",
+        OwnType::RunFailed => "A run finished badly.",
+        OwnType::RunCancelled => "A run was called off.",
+        OwnType::RunExpired => "The tries of a run, or its time to live, ran out.",
+        OwnType::TokenRotated => "Live credentials of a kind were replaced by a new one.",
+        OwnType::TokenRevoked => "A credential was taken away.",
+        OwnType::EndpointDisabled => "Nothing is delivered to an endpoint any more.",
+        OwnType::EndpointFailing => "Every try at an endpoint has failed for a day.",
+        OwnType::EndpointRecovered => "An endpoint that was said to fail works again.",
+        OwnType::AccountRefreshFailed => "An account can't be refreshed any more.",
+        OwnType::TrainExhausted => "No account of a train is usable.",
+        OwnType::Test => "Sent on request, to one endpoint.",
+    }
+}
+
+/// A type of events.
+#[derive(Object, Serialize, Clone, Debug)]
+#[oai(example)]
+pub struct EventType {
+    /// The event type.
+    r#type: String,
+    /// What it tells.
+    #[oai(nullable)]
+    description: Option<String>,
+    /// A body as deliveries send it.
+    #[oai(nullable)]
+    example: Option<EventView>,
+    /// The JSON Schema that the data of every event of it fits; null for any.
+    #[oai(nullable)]
+    schema: Option<Value>,
+    /// Whether the service itself emits it. The others are the publisher's own.
+    built_in: bool,
+}
+
+impl From<OwnType> for EventType {
+    fn from(own: OwnType) -> Self {
+        Self {
+            r#type: own.as_str().to_owned(),
+            description: Some(description(own).to_owned()),
+            example: Some(EventView::of_type(own)),
+            schema: None,
+            built_in: true,
+        }
+    }
+}
+
+impl From<&PublishersType> for EventType {
+    fn from(described: &PublishersType) -> Self {
+        let sample =
+            |data: &JsonText| EventView::sample(&described.event_type, Verbatim(data.clone()));
+        Self {
+            r#type: described.event_type.clone(),
+            description: described.description.clone(),
+            example: described.example.as_ref().map(sample),
+            schema: described.schema.clone(),
+            built_in: false,
+        }
+    }
+}
+
+impl Example for EventType {
+    fn example() -> Self {
+        Self::from(OwnType::RunSucceeded)
+    }
+}
+
+/// All types, on one page.
+#[derive(Object, Serialize, Clone, Debug)]
+#[oai(example)]
+pub struct EventTypes {
+    /// The types: the service's own, then those that the publisher has described, by name.
+    items: Vec<EventType>,
+    /// Always null: there is no further page.
+    #[oai(nullable)]
+    next_cursor: Option<String>,
+}
+
+impl Example for EventTypes {
+    fn example() -> Self {
+        Self {
+            items: vec![EventType::example()],
+            next_cursor: None,
+        }
+    }
+}
+
+/// What is to be said of a type. What is left out is said no more.
+#[derive(Object, Clone, Debug)]
+#[oai(rename = "EventTypeDescription", example, deny_unknown_fields)]
+pub struct EventTypeBody {
+    /// What it tells, for people.
+    #[oai(nullable, validator(max_length = 1000))]
+    description: Option<String>,
+    /// Data of such an event, at most 8 KiB; it must fit the schema.
+    #[oai(nullable)]
+    example: Option<Verbatim>,
+    /// JSON Schema that the data of every event of the type must fit from now on, by the rules of
+    /// a pipeline's; null takes anything.
+    #[oai(nullable, validator(max_properties = 1000))]
+    schema: Option<BTreeMap<String, Value>>,
+}
+
+impl Example for EventTypeBody {
+    fn example() -> Self {
+        let schema = json!({
+            "type": "object",
+            "required": ["order"],
+            "properties": {"order": {"type": "string", "maxLength": 40}},
+        });
+        Self {
+            description: Some("An order was paid.".into()),
+            example: Some(json!({"order": "A-1017"}).into()),
+            schema: serde_json::from_value(schema).ok(),
+        }
+    }
+}
+
+impl EventTypeBody {
+    /// Checks what the contract can't say.
+    async fn checked(
+        self,
+        schemas: &Schemas,
+        publisher: PublisherId,
+    ) -> Result<EventTypePut, Problem> {
+        let schema: Option<Value> = self.schema.map(|members| members.into_iter().collect());
+        let example = self.example.map(|example| example.0);
+        let is_long = |example: &JsonText| example.as_str().len() > EXAMPLE_BYTES;
+        let mut faults = Vec::new();
+        if example.as_ref().is_some_and(is_long) {
+            let detail = format!("`example` may have at most {EXAMPLE_BYTES} bytes of JSON.");
+            faults.push(FieldError::new("/example", "too_long", detail));
+        }
+        let judged = example.clone().filter(|_| faults.is_empty());
+        let schema_at = schema.iter().map(|schema| ("/schema", schema.clone()));
+        let found = schemas.faults(
+            publisher,
+            schema_at.collect(),
+            judged.map(|text| ("/example", text.into_string())),
+        );
+        faults.extend(found.await?);
+        if !faults.is_empty() {
+            return Err(Problem::invalid(faults));
+        }
+        Ok(EventTypePut {
+            description: self.description,
+            example,
+            schema,
+        })
+    }
+}
+
+/// The name of a type of a publisher's own.
+///
+/// Its pattern is the contract's alone: a validator of the parser would compile it for every event.
+#[derive(Clone, Debug)]
+pub struct OwnTypeName(pub(crate) String);
+
+impl OwnTypeName {
+    fn checked(self) -> Result<String, Problem> {
+        if is_publishable(&self.0) {
+            return Ok(self.0);
+        }
+        let detail = format!(
+            "A type of your own must match `{TYPE_PATTERN}`, have at most {MAX_TYPE_LEN} \
+             characters, and not begin with `run.` or `stationmaster.`."
+        );
+        Err(Problem::parameter("/path/type", detail))
+    }
+}
+
+impl Type for OwnTypeName {
+    const IS_REQUIRED: bool = true;
+    type RawValueType = Self;
+    type RawElementValueType = Self;
+
+    fn name() -> Cow<'static, str> {
+        "string_event_type".into()
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        MetaSchemaRef::Inline(Box::new(MetaSchema {
+            pattern: Some(TYPE_PATTERN.to_owned()),
+            max_length: Some(MAX_TYPE_LEN),
+            ..MetaSchema::new("string")
+        }))
+    }
+
+    fn as_raw_value(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+        Box::new(self.as_raw_value().into_iter())
+    }
+}
+
+impl ParseFromParameter for OwnTypeName {
+    fn parse_from_parameter(text: &str) -> ParseResult<Self> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl ParseFromJSON for OwnTypeName {
+    fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+        let text = String::parse_from_json(value);
+        text.map(Self).map_err(ParseError::propagate)
+    }
+}
+
+impl ToJSON for OwnTypeName {
+    fn to_json(&self) -> Option<Value> {
+        Some(Value::String(self.0.clone()))
+    }
+}
+
+/// The operations on types of events.
+pub struct EventTypesApi {
+    pub(crate) app: Arc<App>,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
+impl EventTypesApi {
+    /// List event types
+    ///
+    /// The types that the service itself emits, each with an example, and those that the
+    /// publisher has described. Its schemas are shown one by one.
+    #[oai(
+        path = "/event-types",
+        method = "get",
+        operation_id = "list_event_types"
+    )]
+    async fn list(&self, who: AdminOrRunner) -> Result<Ok<EventTypes>, ApiError> {
+        let described = self.app.store.scoped(&who.0.scope).event_types().await?;
+        let own = described.iter().map(|described| EventType {
+            schema: None,
+            ..EventType::from(described)
+        });
+        let items = OwnType::ALL.into_iter().map(EventType::from).chain(own);
+        Ok(Ok::text(
+            &EventTypes {
+                items: items.collect(),
+                next_cursor: None,
+            },
+            None,
+        ))
+    }
+
+    /// Create or update an event type's description
+    ///
+    /// One of the publisher's own. Types need not be described to be published; those with a
+    /// schema take only data that fits it. A change counts for whatever is published after the
+    /// answer, on other processes after a second.
+    #[oai(
+        path = "/event-types/:type",
+        method = "put",
+        operation_id = "put_event_type"
+    )]
+    async fn put(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The event type.
+        r#type: Path<OwnTypeName>,
+        /// The revision that is to be replaced; `*` for any, but not for a type that is not
+        /// described.
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+        body: Body<EventTypeBody>,
+    ) -> Result<OkOrCreated<EventType>, ApiError> {
+        let name = r#type.0.checked()?;
+        let checked = body.0.checked(&self.app.schemas, who.0.scope.publisher());
+        let new = request.aside(checked).await??;
+        let context = self.app.context(request, who.0.actor(), None);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let render = |(described, made): &(PublishersType, bool)| {
+            let (status, location) = if *made {
+                (201, Some(format!("/v1/event-types/{name}")))
+            } else {
+                (200, None)
+            };
+            let view = EventType::from(described);
+            answer_text(status, &view, Some(described.revision), location, false)
+        };
+        let put = scoped.put_event_type(&context, &name, new, if_match.0, render);
+        Ok(put.await?.into())
+    }
+
+    /// Get an event type
+    #[oai(
+        path = "/event-types/:type",
+        method = "get",
+        operation_id = "get_event_type"
+    )]
+    async fn get(
+        &self,
+        who: Admin,
+        /// The event type.
+        #[oai(validator(max_length = 128))]
+        r#type: Path<String>,
+    ) -> Result<Ok<EventType>, ApiError> {
+        let name = r#type.0;
+        if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
+            return Ok(Ok::text(&EventType::from(own), None));
+        }
+        let described = self
+            .app
+            .store
+            .scoped(&who.0.scope)
+            .event_type(&name)
+            .await?;
+        let revision = Some(described.revision);
+        Ok(Ok::text(&EventType::from(&described), revision))
+    }
+
+    /// Delete an event type's description
+    ///
+    /// Events of the type stay, and it may still be published.
+    #[oai(
+        path = "/event-types/:type",
+        method = "delete",
+        operation_id = "delete_event_type"
+    )]
+    async fn delete(
+        &self,
+        who: Admin,
+        request: &RequestContext,
+        /// The event type.
+        #[oai(validator(max_length = 128))]
+        r#type: Path<String>,
+        /// The expected revision (`ETag`).
+        #[oai(name = "If-Match")]
+        if_match: IfMatch,
+    ) -> Result<NoContent, ApiError> {
+        let context = self.app.context(request, who.0.actor(), None);
+        let scoped = self.app.store.scoped(&who.0.scope);
+        let name = r#type.0;
+        let answer = scoped.delete_event_type(&context, &name, if_match.0, |()| no_content());
+        Ok(answer.await?.into())
+    }
+}
