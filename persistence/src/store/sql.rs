@@ -75,6 +75,12 @@ fn filler(row: &[Value]) -> Vec<Value> {
 /// Inserts rows, with `suffix` (our own text) after them; answers how many went in. One statement
 /// takes up to [`ROWS_MAX`]: empty rows fill up its text, and a limit keeps them from being
 /// written. Each statement would cost the way to the database.
+///
+/// Batches of 1 to 200 rows of twelve columns took 11.2 µs of processor time a row on PostgreSQL,
+/// the server's and the database's, and 17.4 without the empty rows: every number of rows is then a
+/// statement of its own, which has to be prepared. Cut by [`parts`] they took 12.0 µs, and 3.7 times
+/// as many statements. On SQLite the three took 28.1, 28.0 and 26.6 µs, so there nothing is lost
+/// (medians of seven rounds each, in turn).
 pub(crate) async fn insert<R: Row>(
     db: &impl ConnectionTrait,
     rows: Vec<R>,
