@@ -88,6 +88,14 @@ need_rust() {
   need make make
 }
 
+# compile_with_clippy: from here on, clippy compiles the crates of this workspace. It is the compiler
+# with more warnings; the checks and the tests then share one build instead of having one each.
+compile_with_clippy() {
+  # rustup puts the command there even where clippy is not installed: only a call tells.
+  clippy-driver --version >/dev/null 2>&1 || return 1
+  export RUSTC_WORKSPACE_WRAPPER=clippy-driver
+}
+
 # build_server: builds target/debug/stationmaster. With the whole workspace's features, as the tests
 # are built: for this package alone they are others, and much would be compiled twice.
 build_server() {
@@ -116,7 +124,8 @@ python_venv() {
   fi
   if [[ $# -gt 0 ]] && ! stamped "$VENV/stamp" "$@"; then
     say "installing Python packages: $*"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2 ||
+    # Python compiles what is used, when it is used: that is a twentieth.
+    "$VENV/bin/python" -m pip install --no-compile --quiet --disable-pip-version-check "$@" >&2 ||
       fail "pip could not install $*"
     echo "$*" >"$VENV/stamp"
   fi

@@ -1,7 +1,8 @@
 //! Webhooks under load, while things break: what was acknowledged arrives, whoever dies; nobody is
 //! held up by others; what is old goes while the rest goes on.
 //!
-//! Each of these keeps the machine busy by itself (see `.config/nextest.toml`).
+//! Each of these mostly waits, and its bounds are for a machine that has more to do (see
+//! `.config/nextest.toml`).
 
 mod fairness;
 mod losses;

@@ -1,5 +1,13 @@
 //! The order in which endpoints send: round robin between publishers, and between the endpoints of
 //! one publisher. Deliveries on time and late ones have a queue each.
+//!
+//! A publisher whose 1 000 endpoints all have something to send starts one request before a
+//! neighbour's; in a single queue of endpoints it would start 1 000. Taking turns costs 0.3 µs a
+//! request, and a request 90 to 269 µs (`docs/benchmarks.md`). Without the queue of what is late, p99
+//! of the neighbours grew from 7.4 to 43.3 ms beside a backlog (PostgreSQL, the same page).
+//!
+//! The first two figures are from a loop over this type and over a single queue: 98 publishers with
+//! three endpoints each, the medians of nine rounds.
 
 use std::collections::{HashMap, VecDeque};
 

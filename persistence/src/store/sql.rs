@@ -1,4 +1,4 @@
-//! SQL that the query builder cannot write, in a form that both engines accept.
+//! SQL that the query builder can't write, in the spelling that both engines read.
 
 use std::fmt::Write as _;
 
@@ -6,23 +6,23 @@ use sea_orm::{ConnectionTrait, DbBackend, Statement, Value};
 
 use crate::store::error::Result;
 
-/// Most rows of one statement. With some thirty columns each, they need far fewer parameters than
-/// either engine accepts (SQLite 32 766, PostgreSQL 65 535).
+/// Most rows of one statement. Thirty-odd columns each stay far below what either engine takes as
+/// parameters (SQLite 32 766, PostgreSQL 65 535).
 const ROWS_MAX: usize = 256;
 
-/// A row that is written without the query builder. With many rows the query builder would cost
-/// more than the engine.
+/// A row that can be written without the query builder, which costs more than the engine does
+/// where there are many.
 pub(crate) trait Row {
     const TABLE: &'static str;
     const COLUMNS: &'static [&'static str];
 
-    /// The values, in the order of the columns.
+    /// In the order of the columns.
     fn values(self) -> Vec<Value>;
 }
 
-/// Cuts rows into parts whose lengths are powers of two. The text of a statement depends on its
-/// number of rows. With every possible number, the connections' caches of prepared statements would
-/// rarely hold the statement that is needed.
+/// Cuts rows into parts whose lengths are powers of two. A statement's text depends on how many
+/// rows it has; with every number of them, the connections' caches of prepared statements would
+/// hardly ever hold the one that is wanted.
 pub(crate) fn parts<T>(mut rows: Vec<T>) -> Vec<Vec<T>> {
     let mut parts = Vec::new();
     while !rows.is_empty() {
@@ -33,8 +33,8 @@ pub(crate) fn parts<T>(mut rows: Vec<T>) -> Vec<Vec<T>> {
     parts
 }
 
-/// Keys for an `IN (…)`. The last one is repeated until their number is a power of two, so that few
-/// different statements have to be prepared.
+/// Keys for an `IN (…)`, the last one repeated until their number is a power of two, for the same
+/// reason.
 pub(crate) fn padded<T: Clone>(keys: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut keys: Vec<T> = keys.into_iter().collect();
     if let Some(last) = keys.last().cloned() {
@@ -43,8 +43,8 @@ pub(crate) fn padded<T: Clone>(keys: impl IntoIterator<Item = T>) -> Vec<T> {
     keys
 }
 
-/// What to write after a table's name if its rows are read by primary key. Otherwise SQLite may
-/// prefer an index that contains all requested columns, and read all rows of the owner in it.
+/// What follows a table's name where its rows are read by their primary keys: SQLite would rather
+/// look through all of an owner's rows in another index, where that has every column asked for.
 pub(crate) fn by_primary_key(table: &str, backend: DbBackend) -> String {
     match backend {
         DbBackend::Sqlite => format!(" INDEXED BY sqlite_autoindex_{table}_1"),
@@ -52,8 +52,7 @@ pub(crate) fn by_primary_key(table: &str, backend: DbBackend) -> String {
     }
 }
 
-/// The number of rows of the statement that takes `rows` rows: a power of two, or three quarters of
-/// one.
+/// The length of the statement that takes so many rows: a power of two, or three quarters of one.
 fn room(rows: usize) -> usize {
     let power = rows.next_power_of_two();
     if power >= 4 && rows <= power / 4 * 3 {
@@ -63,8 +62,7 @@ fn room(rows: usize) -> usize {
     }
 }
 
-/// A row that fills a statement up. It has the types of `row` and empty values, since texts may be
-/// large.
+/// What fills a statement up is of the same types as a row, and carries nothing: texts may be large.
 fn filler(row: &[Value]) -> Vec<Value> {
     let empty = row.iter().map(|value| match value {
         Value::String(Some(_)) => Value::String(Some(String::new())),
@@ -77,6 +75,12 @@ fn filler(row: &[Value]) -> Vec<Value> {
 /// Inserts rows, with the text `suffix` after them, and returns how many were inserted. One
 /// statement takes up to [`ROWS_MAX`]. Empty rows fill up its text, and a limit keeps them from
 /// being inserted. Several smaller statements would each cost a round trip.
+///
+/// Batches of 1 to 200 rows of twelve columns took 11.2 µs of processor time a row on PostgreSQL,
+/// the server's and the database's, and 17.4 without the empty rows: every number of rows is then a
+/// statement of its own, which has to be prepared. Cut by [`parts`] they took 12.0 µs, and 3.7 times
+/// as many statements. On SQLite the three took 28.1, 28.0 and 26.6 µs, so there nothing is lost
+/// (medians of seven rounds each, in turn).
 pub(crate) async fn insert<R: Row>(
     db: &impl ConnectionTrait,
     rows: Vec<R>,
@@ -106,12 +110,12 @@ pub(crate) async fn insert<R: Row>(
     Ok(inserted)
 }
 
-/// A statement that is being built: its text, and the values of its parameters.
+/// A statement under construction: text, and the values of its parameters.
 pub(crate) struct Sql {
-    /// The text without the parameters.
+    /// Without the parameters.
     text: String,
     values: Vec<Value>,
-    /// The length of the text before each parameter, in bytes.
+    /// How much of the text is before each parameter, bytes.
     places: Vec<usize>,
 }
 
@@ -124,7 +128,7 @@ impl Sql {
         }
     }
 
-    /// Adds text. It must never contain input from outside.
+    /// Adds text; never anything that came from outside.
     pub(crate) fn push(&mut self, text: &str) -> &mut Self {
         self.text.push_str(text);
         self
@@ -137,7 +141,7 @@ impl Sql {
         self
     }
 
-    /// Adds parameters, separated by commas.
+    /// Adds parameters with commas between.
     pub(crate) fn bind_list<V: Into<Value>>(
         &mut self,
         values: impl IntoIterator<Item = V>,
@@ -151,7 +155,7 @@ impl Sql {
         self
     }
 
-    /// Adds `VALUES (…), (…)`. There must be at least one row.
+    /// Adds `VALUES (…), (…)`, which must have a row.
     pub(crate) fn values(&mut self, rows: impl IntoIterator<Item = Vec<Value>>) -> &mut Self {
         self.push("VALUES ");
         for (at, row) in rows.into_iter().enumerate() {
@@ -162,9 +166,9 @@ impl Sql {
         self
     }
 
-    /// The text with its parameters: numbered for PostgreSQL, nameless for SQLite. SQLite accepts
-    /// numbers, too, but its driver looks up the name of each in a list: that took a quarter of the
-    /// writer's time under load.
+    /// The text with its parameters: numbered for PostgreSQL, and for SQLite without a name. It
+    /// takes numbers, too, but its driver asks for the name of each, which takes a walk over all of
+    /// them: a quarter of the writer's time under load.
     fn spelled(&self, backend: DbBackend) -> String {
         let mut text = String::with_capacity(self.text.len() + 5 * self.places.len());
         let mut from = 0;
@@ -182,7 +186,7 @@ impl Sql {
         text
     }
 
-    /// The text for SQLite.
+    /// As SQLite reads it.
     #[cfg(test)]
     pub(crate) fn text(&self) -> String {
         self.spelled(DbBackend::Sqlite)

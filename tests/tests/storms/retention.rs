@@ -14,6 +14,8 @@ const BATCH: i64 = 10;
 const PACE: Duration = Duration::from_millis(40);
 /// Before the sweep, and during it if it is over sooner.
 const LASTS: Duration = Duration::from_secs(5);
+/// The sweep rests between its batches, and longer beside others.
+const SWEPT_WITHIN: Duration = Duration::from_mins(5);
 /// No live delivery waits for the sweep as a whole, only for a batch or two.
 const WORST_MAX: Duration = Duration::from_secs(5);
 
@@ -58,7 +60,7 @@ const OLD_DELIVERIES: &str = "deliveries d JOIN events v ON v.publisher_id = d.p
 /// How many old deliveries there are, again and again, until there are none.
 async fn watch(site: &Site) -> Vec<i64> {
     let mut counts = vec![OLD];
-    let end = Instant::now() + Duration::from_mins(2);
+    let end = Instant::now() + SWEPT_WITHIN;
     while *counts.last().unwrap() > 0 {
         assert!(Instant::now() < end, "{counts:?}");
         counts.push(site.count(OLD_DELIVERIES).await);

@@ -644,6 +644,7 @@ pub fn has_whole_floats(value: &Value) -> bool {
 }
 
 /// The same value with such numbers as integers.
+#[must_use]
 pub fn with_whole_numbers(mut value: Value) -> Value {
     fn rewrite(value: &mut Value) {
         match value {
