@@ -7,9 +7,11 @@ pub(crate) mod destination;
 pub(crate) mod examples;
 pub mod idempotency;
 mod notices;
+mod own_value;
 pub(crate) mod sent;
 pub(crate) mod verbatim;
 
 pub use app::App;
 pub(crate) use app::{OUTSIDE, context};
 pub(crate) use notices::Notices;
+pub(crate) use own_value::own_value;

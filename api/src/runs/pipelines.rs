@@ -30,6 +30,7 @@ use crate::{
         destination,
         examples::{EXAMPLE_AT, nil_id},
         idempotency::Idempotency,
+        own_value,
     },
 };
 use web::{
@@ -354,9 +355,7 @@ impl NewSlug {
 }
 
 impl Type for NewSlug {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "string_slug".into()
@@ -367,14 +366,6 @@ impl Type for NewSlug {
             pattern: Some(slug::PATTERN.to_owned()),
             ..MetaSchema::new("string")
         }))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 
