@@ -1,4 +1,4 @@
-//! One try of one delivery: sign, send, judge.
+//! One try of one delivery: signs it, sends it, and decides what follows from the answer.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,23 @@ use secrecy::ExposeSecret as _;
 
 use crate::{board::Start, note::Tried, throttle::PAUSE_MAX};
 
-/// For so long after it was written a delivery's tries may be answered by asking for a pause
-/// without using up its schedule; for longer where the schedule itself takes longer.
+/// For this long after a delivery was written, a try that the receiver answers by asking for a
+/// pause uses up none of the schedule's tries. If the schedule takes longer, its length counts.
 const THROTTLED_FREE: Duration = Duration::from_hours(1);
 
 /// The answer that an endpoint is gone for good (RFC 9110 §15.5.11).
 const GONE: u16 = 410;
 
-/// The class of an answer that is no success.
+/// The error class of an answer that is no success.
 pub(crate) const STATUS: &str = "status";
-/// The class of a delivery that can't be signed, and so is not sent.
+/// The error class of a delivery that is not sent because its endpoint has no signing secret.
 const UNSIGNED: &str = "no_signing_secret";
-/// The classes of what is not sent since a part of the endpoint, or the event, can't be read as
-/// it is stored.
+/// The error classes of a delivery that is not sent because a stored part of its endpoint, or its
+/// stored event, can't be read.
 const UNREADABLE: (&str, &str) = ("endpoint_unreadable", "event_unreadable");
 
-/// Makes one try. Whatever happens is an outcome; nothing only where this process was short of
-/// something of its own, which says nothing of the receiver.
+/// Makes one try. Everything that happens is an outcome, with one exception: `None` if this process
+/// lacked a resource of its own, such as a file descriptor, which says nothing about the receiver.
 pub(crate) async fn make(
     store: &Store,
     client: &Client,
@@ -99,7 +99,7 @@ pub(crate) async fn make(
     Some(Tried { outcome, pause })
 }
 
-/// The request, signed for this moment.
+/// The request, signed for the time `at`.
 fn request(target: &DeliveryTarget, due: &DueDelivery, at: Timestamp) -> Request {
     let (id, seconds, body) = (due.event.to_string(), at.seconds(), due.body.as_bytes());
     let standard = signature::standard(&target.secrets, &id, seconds, body);
@@ -132,7 +132,7 @@ fn request(target: &DeliveryTarget, due: &DueDelivery, at: Timestamp) -> Request
     request
 }
 
-/// What becomes of what failed at its `attempt`-th try.
+/// What follows after the `attempt`-th try failed, counted from 1.
 pub(crate) fn after_failure(
     schedule: &Schedule,
     attempt: u32,

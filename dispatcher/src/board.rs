@@ -1,9 +1,10 @@
-//! Who goes next: publishers take turns, and within a publisher its endpoints do.
+//! Decides which delivery is sent next. Publishers take turns, and within a publisher its endpoints
+//! do.
 //!
-//! What is under way is bounded in all, for each publisher and for each endpoint. A request that
-//! has lasted for long leaves the common places for others, up to a bound of their own, so that
-//! receivers which hang can't take them all. What is late yields to what is on time. Nothing here
-//! waits or asks the store.
+//! The requests under way are limited in all, for each publisher and for each endpoint. A request
+//! that has lasted for longer than [`SLOW`] counts against a limit of its own, so that receivers
+//! which hang can't use up everything. Late deliveries have a lower priority. Nothing here waits or
+//! asks the store.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -18,37 +19,37 @@ use domain::{
 use persistence::{DeliveryTarget, DueDelivery, EndpointKey, HandedOver, Lease};
 
 use crate::{
+    backlog_throttle::BacklogThrottle,
     breaker::Breaker,
     endpoint::{End, Endpoint, Go, Pace, SLOW},
-    yielding::Yielding,
 };
-use lines::{Line, Lines};
+use round_robin::{Priority, RoundRobin};
 
-mod lines;
+mod round_robin;
 
-/// Outcomes that wait to be recorded; more stop the starts.
+/// With this many outcomes waiting to be recorded, no request is started.
 const UNRECORDED_MAX: usize = 4096;
-/// Loaded deliveries beyond which only endpoints with nothing loaded get more.
+/// With this many deliveries loaded, only endpoints with none loaded get more.
 const QUEUED_MAX: usize = 8192;
-/// The same in bytes of their bodies.
+/// The same limit in bytes of their bodies.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Bounds on what is under way.
+/// Limits on the requests under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Requests that are quick so far.
+    /// Requests that are not slow so far.
     pub(crate) quick: usize,
-    /// Requests that were slow from their start, since their endpoint is.
+    /// With this many slow requests, slow endpoints start no other.
     pub(crate) slow: usize,
-    /// All.
+    /// All requests.
     pub(crate) all: usize,
-    /// Those of one publisher.
+    /// Requests of one publisher.
     pub(crate) publisher: usize,
-    /// Those to one endpoint, unless it has its own limit.
+    /// Requests to one endpoint, unless it has its own limit.
     pub(crate) endpoint: usize,
 }
 
-/// A delivery that is to go out now.
+/// A delivery that is to be sent now.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) flight: u64,
@@ -68,17 +69,17 @@ struct Flight {
     probe: bool,
 }
 
-/// What to load of an endpoint.
+/// What to load for an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) key: EndpointKey,
     pub(crate) limit: usize,
-    /// Whether in order, where the target was read just now; else it is to be read with it.
+    /// Whether the endpoint is ordered; `None` if the target has to be read, too.
     pub(crate) ordered: Option<bool>,
     pub(crate) known: HashSet<DeliveryId>,
 }
 
-/// Figures of the moment.
+/// The numbers that the metrics show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Figures {
     pub(crate) in_flight: usize,
@@ -89,19 +90,19 @@ pub(crate) struct Figures {
     pub(crate) probing: usize,
 }
 
-/// See the module.
+/// The endpoints that this process holds, and the requests under way.
 #[derive(Debug)]
 pub(crate) struct Board {
     limits: Limits,
     endpoints: HashMap<EndpointKey, Endpoint>,
-    lines: Lines,
-    yielding: Yielding,
-    /// When the next that is late may go out, where that is all that it waits for.
+    round_robin: RoundRobin,
+    backlog: BacklogThrottle,
+    /// When the next late delivery may be sent, if it waits for its rate alone.
     held_back: Option<Instant>,
     to_load: VecDeque<EndpointKey>,
     wakes: BTreeSet<(Instant, EndpointKey)>,
     stale: BTreeSet<EndpointKey>,
-    /// Slow endpoints that wait for a place among the slow.
+    /// Slow endpoints that wait for the limit on slow requests.
     crowded: BTreeSet<EndpointKey>,
     flights: HashMap<u64, Flight>,
     last_flight: u64,
@@ -116,8 +117,8 @@ impl Board {
         Self {
             limits,
             endpoints: HashMap::new(),
-            lines: Lines::new(limits.publisher),
-            yielding: Yielding::new(now),
+            round_robin: RoundRobin::new(limits.publisher),
+            backlog: BacklogThrottle::new(now),
             held_back: None,
             to_load: VecDeque::new(),
             wakes: BTreeSet::new(),
@@ -137,12 +138,12 @@ impl Board {
         found.is_some_and(|endpoint| endpoint.fence.is_some())
     }
 
-    /// Requests under way, and outcomes that are not recorded yet.
+    /// The number of requests under way and of outcomes that are not recorded yet.
     pub(crate) fn awaited(&self) -> usize {
         self.flights.len() + self.unrecorded
     }
 
-    /// Changes an endpoint, keeps count of what is queued, and lets it go on.
+    /// Changes an endpoint, updates the totals, and queues it if it has work.
     fn with<T>(&mut self, key: EndpointKey, change: impl FnOnce(&mut Endpoint) -> T) -> Option<T> {
         let endpoint = self.endpoints.get_mut(&key)?;
         let before = endpoint.weight();
@@ -153,44 +154,44 @@ impl Board {
         self.queued_bytes = self.queued_bytes + after.1 - before.1;
         if over {
             self.endpoints.remove(&key);
-            self.lines.tidy(key.publisher);
+            self.round_robin.tidy(key.publisher);
         } else {
             self.ready(key);
-            self.line_up(key);
+            self.queue_load(key);
         }
         Some(value)
     }
 
-    /// Puts an endpoint with something to send in its publisher's line. Whether it belongs to those
-    /// that are late shows when its turn comes.
+    /// Puts an endpoint with something to send in its publisher's queue. Its priority is checked
+    /// when its turn comes.
     fn ready(&mut self, key: EndpointKey) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else {
             return;
         };
-        if endpoint.lines.turn || endpoint.fence.is_none() || endpoint.queue.is_empty() {
+        if endpoint.queued_for.sending || endpoint.fence.is_none() || endpoint.queue.is_empty() {
             return;
         }
-        endpoint.lines.turn = true;
-        self.lines.push(key, Line::OnTime);
+        endpoint.queued_for.sending = true;
+        self.round_robin.push(key, Priority::OnTime);
     }
 
     fn short(&self) -> bool {
         self.queued >= QUEUED_MAX || self.queued_bytes >= QUEUED_BYTES_MAX
     }
 
-    /// Puts an endpoint that wants more in the line of those to load.
-    fn line_up(&mut self, key: EndpointKey) {
+    /// Puts an endpoint that wants more in the queue of those to load.
+    fn queue_load(&mut self, key: EndpointKey) {
         let short = self.short();
         if let Some(endpoint) = self.endpoints.get_mut(&key)
-            && !endpoint.lines.load
+            && !endpoint.queued_for.loading
             && endpoint.wants(short).is_some()
         {
-            endpoint.lines.load = true;
+            endpoint.queued_for.loading = true;
             self.to_load.push_back(key);
         }
     }
 
-    /// A lease is taken.
+    /// Adds an endpoint whose lease was taken.
     pub(crate) fn hold(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.endpoints
             .entry(lease.key)
@@ -198,12 +199,12 @@ impl Board {
         self.with(lease.key, |endpoint| endpoint.held(lease, now, wall));
     }
 
-    /// A lease is lost.
+    /// Drops an endpoint whose lease is lost.
     fn lose(&mut self, key: EndpointKey) {
         self.with(key, Endpoint::lose);
     }
 
-    /// The lease of this number is lost, if it is the present one; answers whether it was.
+    /// The same, if the lost lease is the present one; returns whether it was.
     pub(crate) fn lose_numbered(&mut self, key: EndpointKey, fence: i64) -> bool {
         let found = self.endpoints.get(&key);
         let present = found.is_some_and(|endpoint| endpoint.fence == Some(fence));
@@ -213,7 +214,7 @@ impl Board {
         present
     }
 
-    /// All leases are lost; answers which.
+    /// Drops all endpoints; returns their keys.
     pub(crate) fn lose_all(&mut self) -> Vec<EndpointKey> {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let held: Vec<EndpointKey> = held.map(|one| one.key).collect();
@@ -223,18 +224,18 @@ impl Board {
         held
     }
 
-    /// There may be more of an endpoint than is loaded.
-    pub(crate) fn rung(&mut self, key: EndpointKey) {
-        self.with(key, Endpoint::rung);
+    /// Tells an endpoint that it may have due deliveries that are not loaded.
+    pub(crate) fn notify(&mut self, key: EndpointKey) {
+        self.with(key, Endpoint::notify);
     }
 
-    /// An endpoint's deliveries go out whatever its receiver did before.
+    /// Sends an endpoint's deliveries again, whatever its receiver did before.
     pub(crate) fn resume(&mut self, key: EndpointKey, now: Instant) {
         self.with(key, |endpoint| endpoint.resume(now));
     }
 
-    /// What to load next, of at most so many endpoints; a target that was read within `fresh`
-    /// need not be read again.
+    /// What to load next, for at most `most` endpoints. A target that was read within `fresh` need
+    /// not be read again.
     pub(crate) fn loads(&mut self, most: usize, now: Instant, fresh: Duration) -> Vec<Load> {
         let short = self.short();
         let mut loads = Vec::new();
@@ -244,7 +245,7 @@ impl Board {
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
-            endpoint.lines.load = false;
+            endpoint.queued_for.loading = false;
             if let Some(limit) = endpoint.wants(short) {
                 loads.push(Load {
                     key,
@@ -259,7 +260,7 @@ impl Board {
         loads
     }
 
-    /// A page of an endpoint has come.
+    /// Takes a page of an endpoint's deliveries; `more` says that the store has more due ones.
     pub(crate) fn loaded(
         &mut self,
         key: EndpointKey,
@@ -270,8 +271,8 @@ impl Board {
         self.with(key, |endpoint| endpoint.loaded(due, more, now));
     }
 
-    /// Takes a delivery that a commit hands over. Answers `false` for one that has to be looked
-    /// for in the store.
+    /// Takes a delivery that a commit of this process hands over. Returns `false` if it has to be
+    /// loaded from the store instead.
     pub(crate) fn hand_over(&mut self, handed: HandedOver, now: Instant) -> bool {
         let HandedOver { key, due, since } = handed;
         if self.short() {
@@ -285,7 +286,8 @@ impl Board {
         self.with(key, Endpoint::load_failed);
     }
 
-    /// An endpoint was read, beginning at `read_at`; nothing if it may not be sent to.
+    /// Takes the target of an endpoint, whose reading began at `read_at`. `None` means that nothing
+    /// may be sent to the endpoint.
     pub(crate) fn set_target(
         &mut self,
         key: EndpointKey,
@@ -299,23 +301,24 @@ impl Board {
         });
     }
 
-    /// An endpoint's receiver says that it is gone: nothing goes out before it was read again.
-    pub(crate) fn doubt(&mut self, key: EndpointKey) {
-        self.with(key, Endpoint::doubt);
+    /// Sends nothing to an endpoint before its target is read again: its receiver answered that it
+    /// is gone.
+    pub(crate) fn forget_target(&mut self, key: EndpointKey) {
+        self.with(key, Endpoint::forget_target);
     }
 
-    /// Endpoints or secrets of these publishers have changed: nothing goes out by what was read
-    /// of them before `now`.
-    pub(crate) fn outdate(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
+    /// Invalidates all targets of these publishers that were read before `now`: their endpoints or
+    /// secrets have changed.
+    pub(crate) fn invalidate_targets(&mut self, publishers: &BTreeSet<PublisherId>, now: Instant) {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let of_them = held.filter(|one| publishers.contains(&one.key.publisher));
         let keys: Vec<EndpointKey> = of_them.map(|one| one.key).collect();
         for key in keys {
-            self.with(key, |endpoint| endpoint.outdate(now));
+            self.with(key, |endpoint| endpoint.invalidate_target(now));
         }
     }
 
-    /// When deliveries are due has changed: all that is queued is read again.
+    /// Loads all queued deliveries again: the times at which they are due have changed.
     pub(crate) fn read_anew(&mut self) {
         let held = self.endpoints.values().filter(|one| one.fence.is_some());
         let held: Vec<EndpointKey> = held.map(|one| one.key).collect();
@@ -324,7 +327,7 @@ impl Board {
         }
     }
 
-    /// Endpoints whose targets are older than `fresh` and are needed.
+    /// The endpoints with something to send whose targets are older than `fresh`.
     pub(crate) fn stale(&mut self, now: Instant, fresh: Duration) -> Vec<EndpointKey> {
         self.stale.clear();
         let needed = self.endpoints.values();
@@ -334,7 +337,7 @@ impl Board {
             .collect()
     }
 
-    /// Whether something can't go out before its target was read again.
+    /// Whether a delivery waits for its target to be read again.
     pub(crate) fn has_stale(&self) -> bool {
         !self.stale.is_empty()
     }
@@ -346,23 +349,23 @@ impl Board {
             && self.unrecorded < UNRECORDED_MAX
     }
 
-    /// The next delivery to go out, if one may: what is on time first, unless what is late has
-    /// waited for long.
+    /// The next delivery to send, if one may be sent. Deliveries on time come first, unless a late
+    /// one has waited for too long.
     pub(crate) fn pick(&mut self, now: Instant, wall: Timestamp) -> Option<Start> {
         self.held_back = None;
-        if self.yielding.is_owed(now)
-            && let Some(start) = self.pick_in(Line::Late, now, wall)
+        if self.backlog.is_late_owed(now)
+            && let Some(start) = self.pick_in(Priority::Late, now, wall)
         {
             return Some(start);
         }
-        if let Some(start) = self.pick_in(Line::OnTime, now, wall) {
+        if let Some(start) = self.pick_in(Priority::OnTime, now, wall) {
             return Some(start);
         }
-        if self.lines.len(Line::Late) == 0 {
+        if self.round_robin.len(Priority::Late) == 0 {
             return None;
         }
-        match self.yielding.ready(now) {
-            Ok(()) => self.pick_in(Line::Late, now, wall),
+        match self.backlog.ready(now) {
+            Ok(()) => self.pick_in(Priority::Late, now, wall),
             Err(later) => {
                 self.held_back = Some(later);
                 None
@@ -370,15 +373,15 @@ impl Board {
         }
     }
 
-    fn pick_in(&mut self, line: Line, now: Instant, wall: Timestamp) -> Option<Start> {
-        for _ in 0..self.lines.len(line) {
+    fn pick_in(&mut self, priority: Priority, now: Instant, wall: Timestamp) -> Option<Start> {
+        for _ in 0..self.round_robin.len(priority) {
             if !self.has_room() {
                 return None;
             }
-            let id = self.lines.next_publisher(line)?;
-            let start = self.pick_of(id, line, now, wall);
-            self.lines.rejoin(id);
-            self.lines.tidy(id);
+            let id = self.round_robin.next_publisher(priority)?;
+            let start = self.pick_of(id, priority, now, wall);
+            self.round_robin.rejoin(id);
+            self.round_robin.tidy(id);
             if start.is_some() {
                 return start;
             }
@@ -389,33 +392,33 @@ impl Board {
     fn pick_of(
         &mut self,
         id: PublisherId,
-        line: Line,
+        priority: Priority,
         now: Instant,
         wall: Timestamp,
     ) -> Option<Start> {
-        for _ in 0..self.lines.endpoints(id, line) {
-            let key = self.lines.next_endpoint(id, line)?;
+        for _ in 0..self.round_robin.endpoints(id, priority) {
+            let key = self.round_robin.next_endpoint(id, priority)?;
             let Some(endpoint) = self.endpoints.get_mut(&key) else {
                 continue;
             };
             let fits = if endpoint.is_late(wall) {
-                Line::Late
+                Priority::Late
             } else {
-                Line::OnTime
+                Priority::OnTime
             };
-            if fits != line {
-                self.lines.push(key, fits);
+            if fits != priority {
+                self.round_robin.push(key, fits);
                 continue;
             }
-            endpoint.lines.turn = false;
+            endpoint.queued_for.sending = false;
             match endpoint.go(self.limits.endpoint, now, wall) {
                 Go::Now { .. } if endpoint.pace == Pace::Slow && self.slow >= self.limits.slow => {
                     self.crowded.insert(key);
                 }
                 Go::Now { probe } => {
-                    match line {
-                        Line::OnTime => self.yielding.takes_on_time(now),
-                        Line::Late => self.yielding.takes_late(now),
+                    match priority {
+                        Priority::OnTime => self.backlog.on_time_sent(now),
+                        Priority::Late => self.backlog.late_sent(now),
                     }
                     return self.start(key, probe, now);
                 }
@@ -434,7 +437,7 @@ impl Board {
     fn start(&mut self, key: EndpointKey, probe: bool, now: Instant) -> Option<Start> {
         let slow = self.endpoints.get(&key)?.pace == Pace::Slow;
         let (fence, target, due) = self.with(key, |endpoint| endpoint.begin(probe, now))??;
-        self.lines.begins(key.publisher);
+        self.round_robin.begins(key.publisher);
         self.last_flight += 1;
         self.slow += usize::from(slow);
         let flight = Flight {
@@ -454,7 +457,7 @@ impl Board {
         })
     }
 
-    /// Lets those who waited for a moment go on, once it has come.
+    /// Queues the endpoints whose time to go on has come.
     pub(crate) fn wake(&mut self, now: Instant) {
         while let Some((at, key)) = self.wakes.first().copied()
             && at <= now
@@ -464,24 +467,24 @@ impl Board {
         }
     }
 
-    /// When somebody may go on.
+    /// When the next endpoint may go on.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let wakes = self.wakes.first().map(|(at, _)| *at);
         wakes.into_iter().chain(self.held_back).min()
     }
 
-    /// When the loop is to be woken only to see when it is.
-    pub(crate) fn next_look(&mut self, now: Instant) -> Option<Instant> {
-        let waits = self.lines.len(Line::Late) > 0;
-        self.yielding.next_look(waits, now)
+    /// When the loop is to wake up to measure its own delay.
+    pub(crate) fn next_measurement(&mut self, now: Instant) -> Option<Instant> {
+        let waits = self.round_robin.len(Priority::Late) > 0;
+        self.backlog.next_measurement(waits, now)
     }
 
-    /// The loop is awake.
+    /// The loop woke up.
     pub(crate) fn woke(&mut self, now: Instant) {
-        self.yielding.woke(now);
+        self.backlog.woke(now);
     }
 
-    /// Requests that have lasted for long leave the common places.
+    /// Counts requests that have lasted for [`SLOW`] as slow from now on.
     pub(crate) fn age(&mut self, now: Instant) {
         for flight in self.flights.values_mut() {
             if !flight.slow && now.saturating_duration_since(flight.began) >= SLOW {
@@ -494,7 +497,7 @@ impl Board {
         }
     }
 
-    /// A request has ended, well or not; its outcome is to be recorded. Answers whose it was.
+    /// Takes the end of a request, whose outcome is recorded next. Returns endpoint and delivery.
     pub(crate) fn ended(
         &mut self,
         flight: u64,
@@ -517,7 +520,7 @@ impl Board {
         Some((key, id))
     }
 
-    /// A request was not made after all: its delivery waits in the store as before.
+    /// Takes back a request that was not made: its delivery waits in the store as before.
     pub(crate) fn unsent(&mut self, flight: u64, now: Instant) {
         let Some(Flight { key, id, probe, .. }) = self.land(flight) else {
             return;
@@ -526,7 +529,7 @@ impl Board {
         self.make_room(key.publisher);
     }
 
-    /// The same since this process is short of something of its own; none goes there before `until`.
+    /// The same because this process lacks a resource of its own; the endpoint rests until `until`.
     pub(crate) fn short_of(&mut self, flight: u64, until: Instant, now: Instant) {
         if let Some(flight) = self.flights.get(&flight) {
             let key = flight.key;
@@ -535,17 +538,17 @@ impl Board {
         self.unsent(flight, now);
     }
 
-    /// A request is under way no more.
+    /// Removes a request from those under way.
     fn land(&mut self, flight: u64) -> Option<Flight> {
         let flight = self.flights.remove(&flight)?;
         self.slow -= usize::from(flight.slow);
-        self.lines.ends(flight.key.publisher);
+        self.round_robin.ends(flight.key.publisher);
         Some(flight)
     }
 
-    /// Lets those go on who waited for a place.
+    /// Queues those that waited for a limit on requests under way.
     fn make_room(&mut self, publisher: PublisherId) {
-        self.lines.rejoin(publisher);
+        self.round_robin.rejoin(publisher);
         if self.slow < self.limits.slow {
             for key in std::mem::take(&mut self.crowded) {
                 self.ready(key);
@@ -553,18 +556,19 @@ impl Board {
         }
     }
 
-    /// An outcome is dealt with. `again` says that the delivery may still be waiting in the store.
+    /// An outcome is recorded, or never will be. `again` says that the delivery may still wait in
+    /// the store.
     pub(crate) fn settled(&mut self, key: EndpointKey, id: DeliveryId, retried: bool, again: bool) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.with(key, |endpoint| {
             endpoint.settled(id, retried || again);
             if again {
-                endpoint.rung();
+                endpoint.notify();
             }
         });
     }
 
-    /// Takes endpoints without work off the board, at most so many; answers what to give back.
+    /// Removes endpoints without work, at most `most`; returns the leases to give back.
     pub(crate) fn idle(&mut self, now: Instant, wall: Timestamp, most: usize) -> Vec<Lease> {
         let idle = self.endpoints.values_mut();
         let leases: Vec<Lease> = idle
@@ -578,7 +582,7 @@ impl Board {
         leases
     }
 
-    /// Takes everything off the board.
+    /// Removes all endpoints; returns the leases to give back.
     pub(crate) fn all_leases(&mut self, now: Instant, wall: Timestamp) -> Vec<Lease> {
         let leases = self.endpoints.values_mut();
         let leases: Vec<Lease> = leases.filter_map(|one| one.lease(now, wall)).collect();

@@ -1,4 +1,5 @@
-//! After a run of failures an endpoint is probed, one delivery at a time, instead of flooded.
+//! A circuit breaker: after a run of failures, an endpoint gets single deliveries as probes until
+//! one succeeds.
 
 use std::time::{Duration, Instant};
 
@@ -9,26 +10,26 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins
 /// Pauses are spread by this much to either side.
 const JITTER: f64 = 0.2;
 
-/// What an endpoint's last deliveries say about the next.
+/// Whether an endpoint's deliveries are sent, after what its last ones did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Breaker {
-    /// Deliveries go out.
+    /// Deliveries are sent. `failures` counts those in a row.
     Closed { failures: u32 },
-    /// None goes out before this.
+    /// Nothing is sent before `until`; then one probe is.
     Open { failed_probes: u32, until: Instant },
-    /// One is under way and will tell.
+    /// A probe is under way; its outcome decides.
     Probing { failed_probes: u32 },
 }
 
-/// Whether a delivery may go out.
+/// Whether a delivery may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
     Free,
-    /// This one alone, to find out.
+    /// This one alone, as a probe.
     Probe,
-    /// Not before.
+    /// Not before this time.
     At(Instant),
-    /// Not before the one under way has ended.
+    /// Not before the probe under way has ended.
     Shut,
 }
 
@@ -38,7 +39,7 @@ fn pause(failed_probes: u32) -> Duration {
 }
 
 impl Breaker {
-    /// As another holder of the endpoint left it.
+    /// The breaker as the last holder of the endpoint left it.
     pub(crate) fn restored(failures: u32, probe_in: Option<Duration>, now: Instant) -> Self {
         if failures < OPENS_AFTER {
             return Self::Closed { failures };
@@ -49,7 +50,7 @@ impl Breaker {
         }
     }
 
-    /// What the next holder is told: failures, and how long the pause lasts.
+    /// What is stored for the next holder: the failures in a row, and what is left of the pause.
     pub(crate) fn left(self, now: Instant) -> (u32, Option<Duration>) {
         match self {
             Self::Closed { failures } => (failures, None),
@@ -76,14 +77,14 @@ impl Breaker {
         }
     }
 
-    /// A probe goes out.
+    /// A probe is sent.
     pub(crate) fn probes(&mut self) {
         if let Self::Open { failed_probes, .. } = *self {
             *self = Self::Probing { failed_probes };
         }
     }
 
-    /// The probe was not made, which tells nothing: another may go out at once.
+    /// The probe was not made, so nothing is known: another may be sent at once.
     pub(crate) fn unprobed(&mut self, now: Instant) {
         if let Self::Probing { failed_probes } = *self {
             *self = Self::Open {
@@ -93,7 +94,7 @@ impl Breaker {
         }
     }
 
-    /// The next probe goes out at once, and is the first of its kind.
+    /// The next probe may be sent at once, and counts as the first.
     pub(crate) fn resume(&mut self, now: Instant) {
         *self = match *self {
             Self::Closed { .. } => Self::Closed { failures: 0 },
@@ -105,12 +106,12 @@ impl Breaker {
         };
     }
 
-    /// Any success tells that the endpoint lives.
+    /// A delivery succeeded: the endpoint works.
     pub(crate) fn succeeded(&mut self) {
         *self = Self::Closed { failures: 0 };
     }
 
-    /// What was under way when the breaker opened, and fails too, says nothing new.
+    /// A delivery failed. One that was under way when the breaker opened changes nothing.
     pub(crate) fn failed(&mut self, probe: bool, now: Instant) {
         *self = match *self {
             Self::Closed { failures } if failures + 1 < OPENS_AFTER => Self::Closed {

@@ -1,12 +1,13 @@
-//! A rate limit, as a bucket that fills with time.
+//! A rate limit: a token bucket.
 
 use std::time::{Duration, Instant};
 
-/// How much of a second's worth may go out at once. Small, so that no second sees much more than
-/// the limit; not nothing, since timers are coarse.
+/// The bucket's capacity, as a share of what one second adds. Small, so that no second exceeds the
+/// limit by much; not zero, because timers are coarse.
 const BURST: f64 = 0.1;
 
-/// Deliveries that may go out now. The bucket of an endpoint lies in the memory of its one sender.
+/// How many deliveries of an endpoint may be sent now. Only the holder of the endpoint's lease has
+/// the bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Bucket {
     per_second: f64,
@@ -19,7 +20,7 @@ fn capacity(per_second: f64) -> f64 {
 }
 
 impl Bucket {
-    /// As another holder left it, so long ago; full if there was none.
+    /// The bucket as the last holder left it: its tokens, and how long ago. Full if there was none.
     pub(crate) fn new(per_second: f64, left: Option<(f64, Duration)>, now: Instant) -> Self {
         let per_second = per_second.max(1.0);
         let full = capacity(per_second);
@@ -33,7 +34,7 @@ impl Bucket {
         }
     }
 
-    /// Fills from here on at another rate.
+    /// Fills at another rate from now on.
     pub(crate) fn set_rate(&mut self, per_second: f64, now: Instant) {
         self.fill(now);
         self.per_second = per_second.max(1.0);
@@ -47,10 +48,10 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Whether one may go out, or when. Takes nothing.
+    /// Whether a delivery may be sent now; else when. Takes no token.
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         self.fill(now);
-        // What rounding takes must not cost another turn.
+        // A rounding error must not cost another turn.
         if self.tokens >= 1.0 - 1e-6 {
             return Ok(());
         }
@@ -58,18 +59,18 @@ impl Bucket {
         Err(now + wait.max(Duration::from_millis(1)))
     }
 
-    /// One goes out.
+    /// Takes a token: a delivery is sent.
     pub(crate) fn take(&mut self) {
         self.tokens = (self.tokens - 1.0).max(0.0);
     }
 
-    /// What is in it.
+    /// The tokens in the bucket.
     pub(crate) fn tokens(&mut self, now: Instant) -> f64 {
         self.fill(now);
         self.tokens
     }
 
-    /// Deliveries a second.
+    /// The rate, deliveries a second.
     pub(crate) const fn per_second(&self) -> f64 {
         self.per_second
     }
@@ -79,7 +80,7 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    /// How many go out in a time if there is always one more.
+    /// How many deliveries are sent `during` a time if there is always one more.
     fn sent(bucket: &mut Bucket, mut now: Instant, during: Duration) -> u32 {
         let end = now + during;
         let mut count = 0;

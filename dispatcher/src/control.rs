@@ -1,7 +1,8 @@
-//! The loop that decides: it hears what happened, and says what is to be done next.
+//! The loop that makes all decisions: it gets notes of what happened, and starts what is to be done
+//! next.
 //!
-//! It never waits for the store or for a receiver. Everything that does runs in a task of its own,
-//! which nothing cancels, and comes back as a note.
+//! The loop never waits for the store or for a receiver. Whatever waits for them runs in a task of
+//! its own, which nothing cancels, and reports back with a note.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,11 +23,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Settings, Turned, attempt,
+    LastRun, Settings, attempt,
     board::{Board, Limits, Start},
     endpoint::End,
     meters::{gauge, lost},
-    note::{Found, Note, Recorded, Targets, Tried},
+    note::{LoadResult, Note, Recorded, Targets, Tried},
     process::Alive,
 };
 
@@ -34,36 +35,36 @@ mod load;
 
 use load::load;
 
-/// How old a target may grow while it is in use before it is read again.
+/// A target in use is read again after this.
 const REFRESH: Duration = Duration::from_millis(400);
-/// An endpoint that somebody else holds is not asked for again before this.
+/// The lease of an endpoint that another process holds is not asked for again before this.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 /// The pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// How long an endpoint is left alone after a request to it could not be made for want of something
-/// of our own.
+/// How long an endpoint rests after a request to it could not be made because this process lacked a
+/// resource of its own.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
-/// The shortest time between two looks at all endpoints.
+/// The shortest time between two searches of all endpoints.
 const POLL_MIN: Duration = Duration::from_millis(100);
-/// Endpoints of one statement.
+/// Most endpoints of one statement that leases or loads.
 const BATCH: usize = 32;
-/// Pages under way at the same time.
+/// Most loads under way at the same time.
 const LOADING_MAX: usize = 2;
 /// Most endpoints that a process holds.
 const LEASES_MAX: usize = 20_000;
-/// Retries that are remembered; the looks at all endpoints find the others.
+/// Most retries that are remembered; the searches of all endpoints find the others.
 const TIMERS_MAX: usize = 100_000;
-/// Leases given back by one statement.
+/// Most leases that one statement gives back.
 const GIVE_BACK_MAX: usize = 500;
 
 /// An endpoint that another process holds.
 struct Elsewhere {
     until: Instant,
-    /// Whether there was word of it meanwhile.
-    rung: bool,
+    /// Whether a notice of it came meanwhile.
+    notified: bool,
 }
 
-/// Work with the store of which there is one at a time.
+/// The kinds of work with the store that run one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Job {
     Lease,
@@ -72,7 +73,7 @@ enum Job {
     GiveBack,
 }
 
-/// Which work with the store is under way.
+/// The work with the store that is under way.
 #[derive(Default)]
 struct Busy {
     jobs: BTreeSet<Job>,
@@ -84,7 +85,7 @@ pub(crate) struct Control {
     client: outbound::Client,
     settings: Settings,
     alive: Arc<Alive>,
-    turned: Arc<Turned>,
+    last_run: Arc<LastRun>,
     notes: mpsc::UnboundedSender<Note>,
     heard: mpsc::UnboundedReceiver<Note>,
     outcomes: mpsc::UnboundedSender<AttemptOutcome>,
@@ -97,7 +98,8 @@ pub(crate) struct Control {
     busy: Busy,
     next_poll: Instant,
     last_poll: Instant,
-    /// When another process counts as dead unless it renews: what it held is looked for then.
+    /// When another process counts as dead unless it renews. All endpoints are searched then, for
+    /// those that it held.
     expiry: Option<Timestamp>,
     next_refresh: Instant,
     next_tick: Instant,
@@ -109,7 +111,7 @@ impl Control {
     pub(crate) fn new(
         (store, client, settings): (Store, outbound::Client, Settings),
         alive: Arc<Alive>,
-        turned: Arc<Turned>,
+        last_run: Arc<LastRun>,
         (notes, heard): (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
         outcomes: mpsc::UnboundedSender<AttemptOutcome>,
     ) -> Self {
@@ -126,7 +128,7 @@ impl Control {
             client,
             settings,
             alive,
-            turned,
+            last_run,
             notes,
             heard,
             outcomes,
@@ -146,22 +148,22 @@ impl Control {
         }
     }
 
-    /// Works until `stop`, then until what is under way is recorded; gives all leases back, and
-    /// says so by `end`.
+    /// Runs until `stop`, and then until all that is under way is recorded. Then gives all leases
+    /// back, and cancels `end`.
     pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
         let store = self.store.clone();
         let alive = Arc::clone(&self.alive);
-        let turns = store.progress().part("dispatch");
-        let _at_work = turns.work();
+        let part = store.progress().part("dispatch");
+        let _at_work = part.work();
         loop {
             let stopping = stop.is_cancelled();
             if stopping && self.board.awaited() == 0 && self.busy.is_quiet() {
                 break;
             }
             self.advance(stopping);
-            self.turned.now();
-            turns.moved();
-            let sleep = tokio::time::sleep_until(self.next_turn(stopping).into());
+            self.last_run.now();
+            part.moved();
+            let sleep = tokio::time::sleep_until(self.next_wake(stopping).into());
             tokio::select! {
                 note = self.heard.recv() => if let Some(note) = note { self.take(note) },
                 written = store.deliveries_written(), if !stopping => self.written(written),
@@ -177,7 +179,8 @@ impl Control {
         end.cancel();
     }
 
-    /// Gives everything back. What fails is free as soon as this process's registration ends.
+    /// Gives all leases back. One that can't be given back is free once this process's registration
+    /// ends.
     async fn leave(mut self) {
         let leases = self.board.all_leases(Instant::now(), self.store.now());
         let Some(process) = self.process else { return };
@@ -188,26 +191,27 @@ impl Control {
         }
     }
 
-    fn next_turn(&mut self, stopping: bool) -> Instant {
+    fn next_wake(&mut self, stopping: bool) -> Instant {
         if stopping {
             return self.next_tick;
         }
         let now = Instant::now();
         let wall = self.store.now();
         let timer = self.timers.first().map(|(at, _)| now + at.since(wall));
-        let wakes = [self.board.next_wake(), self.board.next_look(now)];
+        let wakes = [self.board.next_wake(), self.board.next_measurement(now)];
         let first = timer.into_iter().chain(wakes.into_iter().flatten()).min();
         first.map_or(self.next_tick, |first| first.min(self.next_tick))
     }
 
-    /// There is word of deliveries, or of changed endpoints. What is handed over comes last: of an
-    /// endpoint that has to be looked at, everything is looked for.
+    /// Takes notices of written deliveries and changed endpoints. Deliveries that are handed over
+    /// come last: an endpoint that was notified loads everything from the store anyway.
     fn written(&mut self, written: Written) {
         if !written.changed.is_empty() {
-            self.board.outdate(&written.changed, Instant::now());
+            self.board
+                .invalidate_targets(&written.changed, Instant::now());
         }
         for key in written.endpoints {
-            self.rung(key);
+            self.notify(key);
         }
         for key in written.resumed {
             self.board.resume(key, Instant::now());
@@ -218,7 +222,7 @@ impl Control {
             if self.board.hand_over(handed, now) {
                 metrics::counter!("stationmaster_deliveries_handed_over_total").increment(1);
             } else {
-                self.rung(key);
+                self.notify(key);
             }
         }
         if written.stepped {
@@ -231,11 +235,11 @@ impl Control {
         }
     }
 
-    fn rung(&mut self, key: EndpointKey) {
+    fn notify(&mut self, key: EndpointKey) {
         if self.board.is_held(key) {
-            self.board.rung(key);
+            self.board.notify(key);
         } else if let Some(other) = self.elsewhere.get_mut(&key) {
-            other.rung = true;
+            other.notified = true;
         } else {
             self.wanted.insert(key);
         }
@@ -267,7 +271,7 @@ impl Control {
         }
     }
 
-    /// The store failed: it is left alone for a moment.
+    /// The store failed: nothing is asked of it for [`STORE_PAUSE`].
     fn pause(&mut self) {
         self.store_after = Instant::now() + STORE_PAUSE;
     }
@@ -277,7 +281,7 @@ impl Control {
         if taken.is_none() {
             self.pause();
         }
-        // What an earlier registration took may be another process's by now.
+        // Leases of an earlier registration may belong to another process by now.
         let Some(taken) = taken.filter(|_| self.alive.process() == Some(process)) else {
             self.wanted.extend(asked);
             return;
@@ -289,8 +293,13 @@ impl Control {
         for key in asked {
             if !self.board.is_held(*key) {
                 let until = now + ELSEWHERE;
-                self.elsewhere
-                    .insert(*key, Elsewhere { until, rung: false });
+                self.elsewhere.insert(
+                    *key,
+                    Elsewhere {
+                        until,
+                        notified: false,
+                    },
+                );
             }
         }
     }
@@ -303,7 +312,7 @@ impl Control {
         }
     }
 
-    fn loaded(&mut self, asked: &[EndpointKey], read_at: Instant, found: Option<Found>) {
+    fn loaded(&mut self, asked: &[EndpointKey], read_at: Instant, found: Option<LoadResult>) {
         self.busy.loading -= 1;
         let Some(found) = found else {
             self.pause();
@@ -329,13 +338,13 @@ impl Control {
         let mut oldest = Duration::ZERO;
         for one in waiting {
             if one.due > wall {
-                // Nobody remembers it: its process may be gone.
+                // Perhaps no process has a timer for this retry: the one that had may be gone.
                 self.timer(one.due, one.key);
                 continue;
             }
             oldest = oldest.max(wall.since(one.due));
             self.elsewhere.remove(&one.key);
-            self.rung(one.key);
+            self.notify(one.key);
         }
         metrics::gauge!("stationmaster_delivery_oldest_due_seconds").set(oldest.as_secs_f64());
     }
@@ -357,10 +366,10 @@ impl Control {
         let ended = self.board.ended(flight, end, Instant::now());
         match (tried, ended) {
             (Some(tried), _) => {
-                // The recorder lives for as long as there is a sender.
+                // The recorder runs for as long as there is a sender, so this does not fail.
                 let _ = self.outcomes.send(tried.outcome);
             }
-            // A defect of ours; the delivery is still due, and comes again.
+            // The task panicked; the delivery is still due, and is loaded again.
             (None, Some((key, id))) => self.board.settled(key, id, false, true),
             (None, None) => {}
         }
@@ -376,7 +385,7 @@ impl Control {
             (Some(RecordResult::Recorded), Next::RetryAt(at) | Next::Throttled(at)) => {
                 self.timer(at, one.key);
             }
-            (Some(RecordResult::Recorded), Next::Gone) => self.board.doubt(one.key),
+            (Some(RecordResult::Recorded), Next::Gone) => self.board.forget_target(one.key),
             (Some(RecordResult::Recorded), _) => {}
             (Some(RecordResult::LeaseLost), _) => {
                 lost("lease");
@@ -389,7 +398,7 @@ impl Control {
         }
     }
 
-    /// Does whatever can be done now.
+    /// Starts everything that can be started now.
     fn advance(&mut self, stopping: bool) {
         let now = Instant::now();
         self.board.woke(now);
@@ -402,7 +411,7 @@ impl Control {
             self.look(now);
         }
         let mut started = 0;
-        // Asked each time: the process may stand still between any two.
+        // Checked before each start: the process may be suspended between any two.
         while !stopping && self.alive.sure(Instant::now()) {
             let Some(start) = self.board.pick(now, self.store.now()) else {
                 break;
@@ -411,16 +420,16 @@ impl Control {
             started += 1;
         }
         if !stopping {
-            // A turn has shown what can't go out before its target is read.
+            // Picking has shown which deliveries need their target read first.
             self.refresh_stale(now);
         }
-        // What went out may have made room to load more.
+        // What was sent may have made room to load more.
         if started > 0 {
             self.load(now);
         }
     }
 
-    /// Another registration than before holds nothing of what the last one held.
+    /// Drops all leases if the registration has changed: the new one holds none of them.
     fn follow_process(&mut self) {
         let process = self.alive.process();
         if process == self.process {
@@ -434,13 +443,13 @@ impl Control {
         self.next_poll = Instant::now();
     }
 
-    /// What comes with time.
+    /// Does what depends on time alone.
     fn tick(&mut self, now: Instant, stopping: bool) {
-        self.next_tick = now + self.settings.turn;
+        self.next_tick = now + self.settings.tick;
         self.board.age(now);
         let (board, wanted) = (&self.board, &mut self.wanted);
         self.elsewhere.retain(|key, other| {
-            if other.until <= now && other.rung && !board.is_held(*key) {
+            if other.until <= now && other.notified && !board.is_held(*key) {
                 wanted.insert(*key);
             }
             other.until > now
@@ -473,19 +482,19 @@ impl Control {
         );
     }
 
-    /// Retries whose time has come, and endpoints that may go on.
+    /// Notifies endpoints whose retry is due, and wakes those that may go on.
     fn wake(&mut self, now: Instant) {
         let wall = self.store.now();
         while let Some((at, key)) = self.timers.first().copied()
             && at <= wall
         {
             self.timers.pop_first();
-            self.rung(key);
+            self.notify(key);
         }
         self.board.wake(now);
     }
 
-    /// Asks the store for whatever is missing.
+    /// Starts the work with the store that is due.
     fn look(&mut self, now: Instant) {
         let Some(process) = self.process else { return };
         if now < self.store_after {
@@ -504,7 +513,7 @@ impl Control {
         self.load(now);
     }
 
-    /// Reads targets without which something can't go out, at once.
+    /// Reads at once the targets for which deliveries wait.
     fn refresh_stale(&mut self, now: Instant) {
         let may = self.process.is_some() && now >= self.store_after;
         if may && self.board.has_stale() && !self.busy.with(Job::Refresh) {
@@ -515,7 +524,7 @@ impl Control {
     fn poll(&mut self, process: ProcessId, now: Instant) {
         let wall = self.store.now();
         let expired = self.expiry.is_some_and(|at| at <= wall);
-        // Only after the last one was looked at, or a newer one would hide it.
+        // Replaced only after a search for the last one, or a later expiry would hide it.
         let next = self.alive.next_expiry().filter(|at| *at > wall);
         if self.busy.with(Job::Poll) || (now < self.next_poll && !expired) {
             self.expiry = self.expiry.filter(|_| expired).or(next);
@@ -538,7 +547,7 @@ impl Control {
             && let Some(key) = self.wanted.pop_first()
         {
             if self.board.is_held(key) {
-                self.board.rung(key);
+                self.board.notify(key);
             } else {
                 asked.push(key);
             }
@@ -588,7 +597,8 @@ impl Control {
         }
     }
 
-    /// Does something with the store in a task of its own.
+    /// Runs work with the store in a task of its own, which reports with a note. The note gets
+    /// `None` if the work failed.
     fn work<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -598,7 +608,7 @@ impl Control {
         let part = self.store.progress().part("loading");
         tokio::spawn(async move {
             let _under_way = part.work();
-            // A task within the task, so that a defect does not keep the note back.
+            // A task within the task, so that the note is sent even if the work panics.
             let done = match tokio::spawn(work).await {
                 Ok(Ok(value)) => {
                     part.moved();
@@ -615,11 +625,11 @@ impl Control {
                     None
                 }
                 Err(error) => {
-                    tracing::error!(%error, "deliveries wait: work with the store ended early");
+                    tracing::error!(%error, "deliveries wait: work with the store panicked");
                     None
                 }
             };
-            // The control goes first only when the process ends.
+            // The loop is gone only when the process ends.
             let _ = notes.send(note(done));
         });
     }
@@ -631,7 +641,7 @@ impl Control {
         metrics::histogram!("stationmaster_delivery_lag_seconds").record(lag.as_secs_f64());
         let (flight, alive) = (start.flight, Arc::clone(&self.alive));
         let make = async move {
-            // The process may have stood still since this was decided.
+            // The process may have been suspended since this was decided.
             if !alive.sure(Instant::now()) {
                 return None;
             }
@@ -643,7 +653,7 @@ impl Control {
                 Ok(Some(None)) => Note::Short(flight),
                 Ok(None) => Note::Unsent(flight),
                 Err(error) => {
-                    tracing::error!(%error, "a delivery ended early");
+                    tracing::error!(%error, "a delivery panicked");
                     Note::Ended(flight, None)
                 }
             };

@@ -1,4 +1,5 @@
-//! An endpoint that this process holds: what is loaded of it, and whether the next may go out.
+//! An endpoint whose lease this process holds: its loaded deliveries, and whether the next may be
+//! sent.
 
 mod handed;
 
@@ -12,24 +13,25 @@ use domain::{Timestamp, id::DeliveryId};
 use persistence::{DeliveryTarget, DueDelivery, EndpointKey, Handover, Lease};
 
 use crate::{
+    backlog_throttle::is_late,
     breaker::{Breaker, Gate},
     bucket::Bucket,
     throttle::Throttle,
-    yielding::is_late,
 };
-use handed::Shown;
+use handed::RecentlyLoaded;
 
-/// A target read longer ago is not sent to: it may have been disabled since.
+/// Nothing is sent by a target that was read longer ago than this: the endpoint may have been
+/// disabled since.
 pub(crate) const TARGET_FRESH: Duration = Duration::from_secs(1);
-/// A request that is under way for longer is slow, and so is its endpoint.
+/// A request that lasts longer than this is slow, and so is its endpoint.
 pub(crate) const SLOW: Duration = Duration::from_secs(2);
-/// Most under way to an endpoint that is slow, or of which nothing is known yet.
+/// Most requests under way to an endpoint that is slow, or whose speed is not known yet.
 const SLOW_SHARE: usize = 4;
-/// Most deliveries loaded at once of an endpoint that is quick.
+/// Most deliveries loaded at once for a quick endpoint.
 const PAGE: usize = 128;
-/// The same of one that is slow, or of which nothing is known yet.
+/// The same for an endpoint that is slow, or whose speed is not known yet.
 const SLOW_PAGE: usize = 16;
-/// An endpoint without work is given back after this.
+/// The lease of an endpoint without work is given back after this.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// How long an endpoint takes to answer.
@@ -40,16 +42,16 @@ pub(crate) enum Pace {
     Slow,
 }
 
-/// Whether an endpoint's next delivery may go out.
+/// Whether an endpoint's next delivery may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Go {
     Now {
         probe: bool,
     },
     At(Instant),
-    /// Something will change first: a request ends, or deliveries are loaded.
+    /// Not before a request ends or deliveries are loaded.
     Wait,
-    /// The target has to be read first.
+    /// Not before the target is read again.
     Stale,
 }
 
@@ -62,54 +64,54 @@ pub(crate) enum End {
     Throttled(Duration),
 }
 
-/// In which lines an endpoint stands.
+/// In which of the board's queues an endpoint is.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Lines {
-    /// Its publisher's, of those with something to send.
-    pub(crate) turn: bool,
-    /// That of those to load.
-    pub(crate) load: bool,
+pub(crate) struct QueuedFor {
+    /// Its publisher's queue of endpoints with something to send.
+    pub(crate) sending: bool,
+    /// The queue of endpoints to load.
+    pub(crate) loading: bool,
 }
 
-/// See the module.
+/// The state of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) key: EndpointKey,
-    /// The lease's number; none once the lease is lost.
+    /// The number of the lease; `None` once the lease is lost.
     pub(crate) fence: Option<i64>,
-    /// When the lease was taken. What was committed before may have been another holder's.
+    /// When the lease was taken. Another holder may have sent what was committed before.
     held_at: Instant,
     target: Option<Arc<DeliveryTarget>>,
     target_read: Option<Instant>,
-    /// What was begun to be read before this does not hold.
-    outdated: Option<Instant>,
+    /// A target whose reading began before this is not used.
+    invalid_before: Option<Instant>,
     pub(crate) queue: VecDeque<DueDelivery>,
-    /// What was handed over while a page was being loaded.
+    /// The deliveries that were handed over while a page was being loaded.
     waiting: Vec<DueDelivery>,
-    /// The bytes of all their bodies.
+    /// The bytes of all bodies in `queue` and `waiting`.
     queued_bytes: usize,
-    shown: Shown,
-    /// What is queued, under way, or not recorded yet.
+    recently_loaded: RecentlyLoaded,
+    /// The deliveries that are queued, under way, or not recorded yet.
     known: HashSet<DeliveryId>,
     pub(crate) in_flight: usize,
     unrecorded: usize,
-    /// There may be due deliveries that are not known.
+    /// Whether the store may have due deliveries that are not known here.
     dirty: bool,
     pub(crate) loading: bool,
-    /// What was dealt with while a page was being loaded, which may still show it.
+    /// The deliveries that were settled while a page was being loaded: the page may contain them.
     settled: HashSet<DeliveryId>,
-    /// The queue was emptied while a page was being loaded, which goes on where the queue ended:
-    /// it would put what comes later before what comes first. Also when the lease was lost:
-    /// another holder may have sent all of the page.
+    /// Whether the page that is being loaded must be dropped. The queue was emptied meanwhile, and
+    /// the page begins where the queue ended, so it would break the order. Or the lease was lost,
+    /// and another holder may have sent all of the page.
     overtaken: bool,
     left: Handover,
     bucket: Option<Bucket>,
-    /// What the receiver asked for.
+    /// The pauses and the rate that the receiver asked for.
     throttle: Throttle,
     pub(crate) breaker: Breaker,
     pub(crate) pace: Pace,
-    pub(crate) lines: Lines,
-    /// Nothing goes out before this, since something of our own was missing.
+    pub(crate) queued_for: QueuedFor,
+    /// Nothing is sent before this, because this process lacked a resource of its own.
     rests_until: Option<Instant>,
     busy_at: Instant,
 }
@@ -126,11 +128,11 @@ impl Endpoint {
             held_at: now,
             target: None,
             target_read: None,
-            outdated: None,
+            invalid_before: None,
             queue: VecDeque::new(),
             waiting: Vec::new(),
             queued_bytes: 0,
-            shown: Shown::new(now),
+            recently_loaded: RecentlyLoaded::new(now),
             known: HashSet::new(),
             in_flight: 0,
             unrecorded: 0,
@@ -143,13 +145,13 @@ impl Endpoint {
             throttle: Throttle::new(now),
             breaker: Breaker::Closed { failures: 0 },
             pace: Pace::Unknown,
-            lines: Lines::default(),
+            queued_for: QueuedFor::default(),
             rests_until: None,
             busy_at: now,
         }
     }
 
-    /// The lease is taken, with what the last holder left.
+    /// Takes a lease, with the state that the last holder left.
     pub(crate) fn held(&mut self, lease: &Lease, now: Instant, wall: Timestamp) {
         self.fence = Some(lease.fence);
         self.held_at = now;
@@ -160,14 +162,14 @@ impl Endpoint {
         if let (Some(pause), Breaker::Closed { .. }) = (probe_in, self.breaker) {
             self.throttle.paused_for(pause, now);
         }
-        // Both are made anew once the target is read.
+        // Both are created again once the target is read.
         self.bucket = None;
         (self.target, self.target_read) = (None, None);
         self.dirty = true;
         self.busy_at = now;
     }
 
-    /// The lease is lost, or about to be given back: nothing that is queued goes out.
+    /// Ends the lease, which is lost or about to be given back: nothing that is queued is sent.
     pub(crate) fn lose(&mut self) {
         self.fence = None;
         self.dirty = false;
@@ -178,13 +180,13 @@ impl Endpoint {
         for due in self.queue.drain(..) {
             self.known.remove(&due.id);
         }
-        // The page that these waited for does not count either.
+        // The page that these waited for is dropped, too.
         self.waiting.clear();
         self.queued_bytes = 0;
         self.overtaken = self.loading;
     }
 
-    /// How many deliveries it has in memory, and the bytes of their bodies.
+    /// How many deliveries are in memory, and the bytes of their bodies.
     pub(crate) fn weight(&self) -> (usize, usize) {
         (self.queue.len() + self.waiting.len(), self.queued_bytes)
     }
@@ -197,28 +199,28 @@ impl Endpoint {
         }
     }
 
-    /// What was handed over during a load leaves its place.
+    /// Takes out what was handed over during a load.
     fn take_waiting(&mut self) -> Vec<DueDelivery> {
         let waiting = std::mem::take(&mut self.waiting);
         self.queued_bytes -= waiting.iter().map(|due| due.body.len()).sum::<usize>();
         waiting
     }
 
-    /// What is queued counts no more: it is read again.
+    /// Drops what is queued, and loads it again.
     pub(crate) fn read_anew(&mut self) {
         self.clear();
         self.dirty = true;
     }
 
-    /// Forgets what the receiver asked for and did. What is queued is read again: it may have been
-    /// due later.
+    /// Forgets what the receiver asked for and did. What is queued is loaded again, because it may
+    /// be due earlier now.
     pub(crate) fn resume(&mut self, now: Instant) {
         self.throttle.reset(now);
         self.breaker.resume(now);
         self.read_anew();
     }
 
-    pub(crate) fn rung(&mut self) {
+    pub(crate) fn notify(&mut self) {
         self.dirty = true;
     }
 
@@ -226,13 +228,13 @@ impl Endpoint {
         self.target.as_ref().map(|target| target.ordered)
     }
 
-    /// How many to have loaded.
+    /// How many deliveries to load at once.
     fn page(&self) -> usize {
         let probing = !matches!(self.breaker, Breaker::Closed { .. });
         let own = self.bucket.map(|bucket| bucket.per_second());
         let rates = own.into_iter().chain(self.throttle.per_second());
         let rate = rates.reduce(f64::min).map_or(PAGE, |rate| {
-            // A second's worth is loaded many times a second where nothing holds it up.
+            // One second's worth is enough: loads come many times a second.
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -248,7 +250,8 @@ impl Endpoint {
         }
     }
 
-    /// How many to load now, if any. When memory is short only what can go out at once.
+    /// How many deliveries to load now, if any. When memory is short, only what can be sent at
+    /// once.
     pub(crate) fn wants(&self, short: bool) -> Option<usize> {
         let page = if short {
             self.page().min(SLOW_SHARE)
@@ -261,7 +264,7 @@ impl Endpoint {
         (wants && self.queue.len() <= low).then_some(page)
     }
 
-    /// A page is being loaded from here on; answers what the loader need not bring.
+    /// Begins to load a page; returns the deliveries that the page need not contain.
     pub(crate) fn load_begins(&mut self) -> HashSet<DeliveryId> {
         self.loading = true;
         self.dirty = false;
@@ -270,8 +273,8 @@ impl Endpoint {
         self.known.clone()
     }
 
-    /// A page has come. What was handed over meanwhile goes behind it, and where there is more to
-    /// load has to be looked for behind that.
+    /// Takes a page. What was handed over meanwhile goes behind it. If the store has more, what was
+    /// handed over is dropped: the rest has to come first, and loading finds it again.
     pub(crate) fn loaded(&mut self, due: Vec<DueDelivery>, more: bool, now: Instant) {
         self.loading = false;
         self.dirty |= more;
@@ -285,7 +288,7 @@ impl Endpoint {
             return;
         }
         for due in due {
-            self.shown.add(due.id, now);
+            self.recently_loaded.add(due.id, now);
             if !settled.contains(&due.id) {
                 self.enqueue(due);
             }
@@ -302,7 +305,7 @@ impl Endpoint {
         self.take_waiting();
     }
 
-    /// What was read of the endpoint since `read_at`; nothing if it may not be sent to.
+    /// Takes the target, whose reading began at `read_at`; `None` if nothing may be sent.
     pub(crate) fn set_target(
         &mut self,
         target: Option<Arc<DeliveryTarget>>,
@@ -310,18 +313,18 @@ impl Endpoint {
         now: Instant,
     ) {
         let newer = self.target_read.is_some_and(|known| known > read_at);
-        if newer || self.outdated.is_some_and(|outdated| outdated >= read_at) {
+        if newer || self.invalid_before.is_some_and(|at| at >= read_at) {
             return;
         }
-        let turned = match (&self.target, &target) {
+        let order_changed = match (&self.target, &target) {
             (Some(old), Some(new)) => old.ordered != new.ordered,
             (None, Some(_)) => self.target_read.is_some(),
             _ => false,
         };
-        if turned {
+        if order_changed {
             self.dirty = true;
         }
-        if turned || target.is_none() {
+        if order_changed || target.is_none() {
             self.clear();
         }
         match target
@@ -339,7 +342,7 @@ impl Endpoint {
         self.target_read = Some(read_at);
     }
 
-    /// Makes the bucket of what the last holder left, once the rate is known.
+    /// Creates the bucket from the tokens that the last holder left, once the rate is known.
     pub(crate) fn fill_bucket(&mut self, now: Instant, wall: Timestamp) {
         let rate = self
             .target
@@ -356,19 +359,19 @@ impl Endpoint {
         }
     }
 
-    /// Forgets what is known of the target: it said itself that it is gone.
-    pub(crate) fn doubt(&mut self) {
+    /// Forgets the target: the receiver answered that it is gone.
+    pub(crate) fn forget_target(&mut self) {
         self.clear();
         self.dirty = true;
         self.target = None;
         self.target_read = None;
     }
 
-    /// The endpoint was changed: nothing goes out by what was read of it before `now`.
-    pub(crate) fn outdate(&mut self, now: Instant) {
-        self.outdated = Some(now);
+    /// Invalidates a target that was read before `now`: the endpoint was changed.
+    pub(crate) fn invalidate_target(&mut self, now: Instant) {
+        self.invalid_before = Some(now);
         self.target_read = None;
-        // One that may not be sent to perhaps may again.
+        // An endpoint to which nothing may be sent may have been enabled.
         self.dirty |= self.target.is_none();
     }
 
@@ -378,18 +381,19 @@ impl Endpoint {
             .is_none_or(|read| now.saturating_duration_since(read) > fresh)
     }
 
-    /// Whether there is something that the target has to be fresh for.
+    /// Whether deliveries wait that need a fresh target.
     pub(crate) fn is_active(&self) -> bool {
         self.fence.is_some() && !self.loading && !self.queue.is_empty()
     }
 
-    /// Whether the first of the queue is late.
+    /// Whether the first delivery of the queue is late.
     pub(crate) fn is_late(&self, wall: Timestamp) -> bool {
         let head = self.queue.front();
         head.is_some_and(|head| is_late(head.due, wall))
     }
 
-    /// Whether the first of the queue may go out. `usual` is the usual limit on those under way.
+    /// Whether the first delivery of the queue may be sent. `usual` is the limit on requests under
+    /// way of an endpoint without its own.
     pub(crate) fn go(&mut self, usual: usize, now: Instant, wall: Timestamp) -> Go {
         let (Some(_), Some(head)) = (self.fence, self.queue.front()) else {
             return Go::Wait;
@@ -421,7 +425,7 @@ impl Endpoint {
         }
         let probe = match self.breaker.gate(now) {
             Gate::Free => false,
-            // The outcomes of all others first: one of them may be a success.
+            // The requests under way end first: one of them may succeed.
             Gate::Probe if self.in_flight > 0 => return Go::Wait,
             Gate::Probe => true,
             Gate::At(later) => return Go::At(later),
@@ -435,7 +439,7 @@ impl Endpoint {
         }
     }
 
-    /// The first of the queue goes out.
+    /// Takes the first delivery off the queue, to send it.
     pub(crate) fn begin(
         &mut self,
         probe: bool,
@@ -456,7 +460,7 @@ impl Endpoint {
         Some((fence, target, due))
     }
 
-    /// A request has ended; its outcome is not recorded yet.
+    /// Takes the end of a request, whose outcome is not recorded yet.
     pub(crate) fn ended(&mut self, end: End, probe: bool, slow: bool, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.unrecorded += 1;
@@ -470,7 +474,7 @@ impl Endpoint {
             End::Failed => self.breaker.failed(probe, now),
             End::Throttled(pause) => {
                 self.throttle.refused(pause, now);
-                // The receiver lives; but while it takes nothing it is still only probed.
+                // The receiver answers; but while it takes nothing it is still only probed.
                 if probe {
                     self.breaker.failed(probe, now);
                 }
@@ -478,8 +482,8 @@ impl Endpoint {
         }
     }
 
-    /// A request was not made after all. What is queued is read anew with it, so that an order
-    /// stands.
+    /// Takes back a request that was not made. All that is queued is loaded again with it, so that
+    /// the order stays.
     pub(crate) fn unsent(&mut self, id: DeliveryId, probe: bool, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.known.remove(&id);
@@ -490,13 +494,13 @@ impl Endpoint {
         }
     }
 
-    /// Nothing goes out before `until`.
+    /// Sends nothing before `until`.
     pub(crate) fn rest(&mut self, until: Instant) {
         self.rests_until = Some(until);
     }
 
-    /// An outcome is dealt with: recorded, or not to be. `waits` says that the delivery may still
-    /// be waiting in the store.
+    /// An outcome is recorded, or never will be. `waits` says that the delivery may still wait in
+    /// the store.
     pub(crate) fn settled(&mut self, id: DeliveryId, waits: bool) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.known.remove(&id);
@@ -504,7 +508,7 @@ impl Endpoint {
             self.settled.insert(id);
         }
         if waits && self.is_ordered() == Some(true) {
-            // The others wait for it, and come back with it.
+            // In an order, the other deliveries wait for this one, and are loaded with it.
             self.clear();
         }
     }
@@ -514,7 +518,8 @@ impl Endpoint {
         self.in_flight > 0 || self.unrecorded > 0 || self.loading
     }
 
-    /// Whether it can be given back. An order whose head waits for a retry is idle too.
+    /// Whether the lease can be given back. An ordered endpoint whose first delivery waits for a
+    /// retry is idle, too.
     pub(crate) fn is_idle(&self, now: Instant, wall: Timestamp) -> bool {
         if self.is_awaited() || self.fence.is_none() {
             return false;
@@ -529,7 +534,7 @@ impl Endpoint {
         (waits || empty) && now.saturating_duration_since(self.busy_at) >= IDLE
     }
 
-    /// What to give back.
+    /// The lease with the state for the next holder; `None` if it is lost.
     pub(crate) fn lease(&mut self, now: Instant, wall: Timestamp) -> Option<Lease> {
         let (failures, wait) = self.breaker.left(now);
         let wait = wait.or_else(|| self.throttle.pause(now));

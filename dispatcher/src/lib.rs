@@ -1,11 +1,13 @@
-//! Webhook deliveries, endpoint by endpoint: lease it, load what is due, sign, send, record.
+//! Sends webhook deliveries. For each endpoint, the dispatcher takes a lease, loads the due
+//! deliveries, signs and sends them, and records the outcomes.
 //!
-//! One loop decides (`control`): who goes next stands on a `board`, which knows neither store nor
-//! network; every request is a task of its own and holds neither connection nor transaction; one
-//! recorder writes the outcomes in batches. Store work is done in tasks that nothing cancels: sqlx
-//! loses PostgreSQL writes after a cancelled `begin`. ADR 0017 has the reasons.
+//! One loop (`control`) makes all decisions. The `board` keeps the endpoints and decides which
+//! sends next; it knows neither store nor network. Each request is a task of its own and holds
+//! neither connection nor transaction. One recorder writes the outcomes in batches. Nothing cancels
+//! the tasks that use the store: sqlx loses PostgreSQL writes after a cancelled `begin`. ADR 0017
+//! has the reasons.
 //!
-//! Slack messages about trains (`notices`) are few, and go their own, simpler way.
+//! Slack messages about trains (`notices`) are few, and are sent by a simpler loop of their own.
 
 #![cfg_attr(
     test,
@@ -13,6 +15,7 @@
 )]
 
 mod attempt;
+mod backlog_throttle;
 mod board;
 mod breaker;
 mod bucket;
@@ -27,7 +30,6 @@ mod spreader;
 #[cfg(test)]
 mod tests;
 mod throttle;
-mod yielding;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -43,36 +45,36 @@ use control::Control;
 use notices::Sender;
 use process::Alive;
 
-/// The loop turns several times a second; when it has not for this long, it hangs.
-const TURN_MAX: Duration = Duration::from_secs(90);
+/// The loop runs several times a second. If it has not run for this long, it hangs.
+const LOOP_PAUSE_MAX: Duration = Duration::from_secs(90);
 
-/// The loop, the recorder, the heartbeat, the sender of messages about trains, and the spreader of
-/// fan-outs.
+/// The number of tasks: the loop, the recorder, the heartbeat, the sender of messages about trains,
+/// and the spreader of fan-outs.
 const TASKS: usize = 5;
 
-/// How to deliver.
+/// Limits and intervals of the dispatcher.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Waits between tries, for endpoints without their own.
+    /// The waits between tries, for endpoints without a schedule of their own.
     pub schedule: Schedule,
-    /// Most deliveries under way in this process whose receivers have not been slow so far; as
-    /// many again may be under way to slow ones. At least 1.
+    /// Most requests under way in this process to receivers that have not been slow so far. As many
+    /// again may be under way to slow receivers. At least 1.
     pub in_flight_max: usize,
-    /// Most of one publisher; at least 1.
+    /// Most requests of one publisher under way; at least 1.
     pub per_publisher_max: usize,
-    /// Most for one endpoint, unless it has its own limit; at least 1.
+    /// Most requests to one endpoint under way, unless it has its own limit; at least 1.
     pub per_endpoint_max: usize,
-    /// How often to look for due deliveries that nobody told of.
+    /// How often the store is searched for due deliveries of which no notice came.
     pub poll: Duration,
-    /// Waits between tries to send a message about a train.
+    /// The waits between tries to send a message about a train.
     pub notices: Schedule,
-    /// How often to look at what only time brings. Nothing that somebody told of waits for it.
-    pub turn: Duration,
+    /// How often the loop looks at what changes with time alone. Notices are handled at once.
+    pub tick: Duration,
 }
 
 impl Default for Settings {
-    /// 8 tries over some 28 hours; 256 under way, 64 of a publisher, 16 for an endpoint; a look
-    /// every two seconds. 5 tries of a message about a train within an hour.
+    /// 8 tries over some 28 hours; 256 requests under way, 64 of a publisher, 16 to an endpoint;
+    /// a search every two seconds; 5 tries of a message about a train within an hour.
     fn default() -> Self {
         let schedule = |text| Schedule::parse(text).expect("the text has the documented form");
         Self {
@@ -82,16 +84,16 @@ impl Default for Settings {
             per_publisher_max: 64,
             per_endpoint_max: 16,
             poll: Duration::from_secs(2),
-            turn: Duration::from_millis(250),
+            tick: Duration::from_millis(250),
         }
     }
 }
 
-/// When the loop last turned.
+/// When the loop last ran.
 #[derive(Debug)]
-struct Turned(Mutex<Instant>);
+struct LastRun(Mutex<Instant>);
 
-impl Turned {
+impl LastRun {
     fn at(&self) -> MutexGuard<'_, Instant> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,15 +103,15 @@ impl Turned {
     }
 }
 
-/// The running dispatcher. Dropping it leaves it running.
+/// The running dispatcher. It goes on when this value is dropped.
 #[derive(Debug)]
 pub struct Dispatcher {
-    turned: Arc<Turned>,
+    last_run: Arc<LastRun>,
     tasks: TaskTracker,
 }
 
 impl Dispatcher {
-    /// Starts to deliver, until `stop`.
+    /// Starts the tasks, which deliver until `stop` is cancelled.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -126,7 +128,7 @@ impl Dispatcher {
             per_endpoint_max: settings.per_endpoint_max.max(1),
             ..settings
         };
-        let turned = Arc::new(Turned(Mutex::new(Instant::now())));
+        let last_run = Arc::new(LastRun(Mutex::new(Instant::now())));
         let alive = Arc::new(Alive::default());
         let end = CancellationToken::new();
         let notes = mpsc::unbounded_channel();
@@ -149,26 +151,26 @@ impl Dispatcher {
         let control = Control::new(
             (store.loading(), client, settings),
             alive,
-            Arc::clone(&turned),
+            Arc::clone(&last_run),
             notes,
             outcomes,
         );
         tasks.spawn(control.run(stop, end));
         tasks.close();
-        Self { turned, tasks }
+        Self { last_run, tasks }
     }
 
-    /// Waits, once `stop` was called, until what is under way has ended and is recorded, and what
-    /// was held is given back. Set a deadline around it; what it cuts off comes due again when
-    /// this process counts as dead.
+    /// Waits until the requests under way have ended and are recorded and all leases are returned.
+    /// Cancel `stop` first, and set a deadline around this call: deliveries that the deadline cuts
+    /// off come due again once this process counts as dead.
     pub async fn drained(&self) {
         self.tasks.wait().await;
     }
 
-    /// Whether the loop lives and turns. A store that fails is no fault of the dispatcher's: it
-    /// goes on by itself once the store is back.
+    /// Whether all tasks run and the loop is not stuck. A failing store does not make this false:
+    /// the dispatcher goes on by itself once the store answers again.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        self.tasks.len() == TASKS && self.turned.at().elapsed() < TURN_MAX
+        self.tasks.len() == TASKS && self.last_run.at().elapsed() < LOOP_PAUSE_MAX
     }
 }

@@ -1,4 +1,4 @@
-//! What the tasks of the dispatcher tell the loop that decides.
+//! The notes by which the dispatcher's tasks report to its loop.
 
 use std::{
     collections::HashMap,
@@ -12,55 +12,56 @@ use persistence::{
     WaitingEndpoint,
 };
 
-/// Something that happened.
+/// A report of what happened.
 pub(crate) enum Note {
-    /// The store answered which of the asked endpoints this registration holds now.
+    /// Which of the asked endpoints this registration holds now; `None` if the store failed.
     Leased(ProcessId, Vec<EndpointKey>, Option<Vec<Lease>>),
-    /// Pages were loaded, by what was read since then.
-    Loaded(Vec<EndpointKey>, Instant, Option<Found>),
-    /// Targets were read, beginning then.
+    /// Pages and targets of the asked endpoints, whose reading began then; `None` if the store
+    /// failed.
+    Loaded(Vec<EndpointKey>, Instant, Option<LoadResult>),
+    /// Targets of the asked endpoints, whose reading began then; `None` if the store failed.
     Refreshed(Vec<EndpointKey>, Instant, Option<Targets>),
-    /// All endpoints were looked at.
+    /// The endpoints with waiting deliveries; `None` if the store failed.
     Polled(Option<Vec<WaitingEndpoint>>),
-    /// Leases were given back, or not.
+    /// An attempt to give leases back has ended, well or not.
     GivenBack,
-    /// A request has ended.
+    /// A request has ended; `None` if its task panicked.
     Ended(u64, Option<Tried>),
-    /// A request was not made.
+    /// A request was not made, because this process may not hold its leases any more.
     Unsent(u64),
-    /// A request could not be made for want of something of our own.
+    /// A request could not be made because this process lacked a resource of its own.
     Short(u64),
-    /// Outcomes were recorded, or not.
+    /// Outcomes were recorded, or refused by the store.
     Recorded(Vec<Recorded>),
 }
 
 /// A try that was made.
 #[derive(Debug)]
 pub(crate) struct Tried {
-    /// What is to be written down.
+    /// The outcome to record.
     pub(crate) outcome: AttemptOutcome,
     /// The pause that the receiver asked for.
     pub(crate) pause: Option<Duration>,
 }
 
-/// What endpoints are sent by.
+/// The targets of endpoints: URL, headers, secrets and limits.
 pub(crate) type Targets = HashMap<EndpointKey, Arc<DeliveryTarget>>;
 
-/// What a load found.
-pub(crate) struct Found {
-    /// Of which endpoints the targets were read.
+/// What a load read.
+pub(crate) struct LoadResult {
+    /// The endpoints whose targets were read.
     pub(crate) read: Vec<EndpointKey>,
     pub(crate) targets: Targets,
     pub(crate) pages: Vec<DuePage>,
 }
 
-/// An outcome that is dealt with.
+/// An outcome that the recorder is done with.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorded {
     pub(crate) key: EndpointKey,
     pub(crate) fence: i64,
     pub(crate) id: DeliveryId,
     pub(crate) next: Next,
-    /// Nothing where the store refused it.
+    /// What the store made of it; `None` if the store refused it.
     pub(crate) verdict: Option<RecordResult>,
 }

@@ -1,9 +1,11 @@
-//! Slack messages about trains: claim what is due, send it, write down how it went.
+//! Sends Slack messages about trains: claims those that are due, sends them, and records the
+//! outcomes.
 //!
-//! Apart from deliveries, which must not wait for it, and by the same rules: no connection is held
-//! during HTTP, everything leaves through the guard, and store work is never cancelled. One loop
-//! claims; each message is a task of its own. Of one publisher few are under way at a time, so that
-//! a receiver that is slow for it is slow for nobody else.
+//! This loop is separate from deliveries, which must not wait for messages. It keeps the same
+//! rules: no database connection is held during HTTP, every request passes the guard, and store
+//! work is never cancelled. One loop claims; each message is sent by a task of its own. Few
+//! messages of one publisher are under way at a time, so that its slow receiver does not delay
+//! others.
 
 use std::{
     collections::HashMap,
@@ -27,34 +29,36 @@ use crate::attempt::{STATUS, after_failure};
 /// Most messages under way in this process, and most of one publisher.
 const IN_FLIGHT_MAX: u32 = 64;
 const PER_PUBLISHER_MAX: u32 = 4;
-/// How long a claimed message is ours.
+/// How long a claim holds.
 const LEASE: Duration = Duration::from_secs(30);
-/// A message that could not be begun within this is left for whoever claims it next.
+/// A message that is not begun within this after its claim is left for the next claim.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
-/// The longest that one request may take. Slack answers within moments.
+/// The time limit of one request. Slack answers within a second or two.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause before a look or a record is tried again that the store did not take, or that lost
-/// against another process.
+/// The shortest pause before the next claim, and the pause before an outcome is recorded again,
+/// after the store failed or another process was first.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How long a message waits that could not be sent for want of something of our own.
+/// How long a message waits that could not be sent because this process lacked a resource of its
+/// own.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
 
-/// The class of a message whose train has no webhook any more, or one that does not open.
+/// The error class of a message whose train has no webhook any more, or one that can't be
+/// decrypted.
 const NO_WEBHOOK: &str = "no_webhook";
-/// The class of a message that is not sent since it is too old to be of use.
+/// The error class of a message that is not sent because it is too old to be of use.
 const STALE: &str = "stale";
 
-/// What sends.
+/// The loop that claims messages and starts their tasks.
 pub(crate) struct Sender {
     store: Store,
     client: Client,
     schedule: Schedule,
     poll: Duration,
     under_way: JoinSet<()>,
-    /// Whose each task is.
+    /// The publisher of each task.
     of: HashMap<Id, PublisherId>,
-    /// Whether the store failed at the last look.
+    /// Whether the store failed at the last claim.
     failing: bool,
 }
 
@@ -71,7 +75,7 @@ impl Sender {
         }
     }
 
-    /// Sends until `stop`, and then until what is under way is written down.
+    /// Runs until `stop`, and then until the messages under way are recorded.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let pause = self.look().await;
@@ -91,14 +95,14 @@ impl Sender {
         let id = match ended {
             Ok((id, ())) => id,
             Err(error) => {
-                tracing::error!(%error, "a message about a train ended early");
+                tracing::error!(%error, "a message about a train panicked");
                 error.id()
             }
         };
         self.of.remove(&id);
     }
 
-    /// Claims what is due and starts it; answers how long to wait before the next look.
+    /// Claims the due messages and starts them; returns how long to wait before the next claim.
     async fn look(&mut self) -> Duration {
         let under_way = u32::try_from(self.under_way.len()).unwrap_or(u32::MAX);
         let room = IN_FLIGHT_MAX.saturating_sub(under_way);
@@ -109,7 +113,7 @@ impl Sender {
         busy.sort_unstable();
         busy.dedup();
         let (began, system) = (Instant::now(), self.store.system());
-        // In a task of its own, so that a defect ends this look and not the sending for good.
+        // In a task of its own, so that a panic ends this claim and not the loop.
         let look = async move {
             let bounds = (room, PER_PUBLISHER_MAX);
             system.claim_notices(&busy, bounds, LEASE).await
@@ -143,7 +147,7 @@ impl Sender {
             self.of.insert(task.id(), publisher);
         }
         match found.next {
-            // There may be more, of others.
+            // Other publishers may have more.
             _ if !none => Duration::ZERO,
             Some(at) => at
                 .since(self.store.now())
@@ -153,15 +157,15 @@ impl Sender {
     }
 }
 
-/// Sends one message and writes down how that went.
+/// Sends one message and records the outcome.
 async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, claimed: Instant) {
-    // The process may have stood still since.
+    // The process may have been suspended since.
     if claimed.elapsed() > BEGIN_WITHIN {
         return;
     }
     let Some((error, retry_at)) = attempt(&store, &client, &schedule, &due).await else {
         if let Err(error) = store.system().return_notice(&due, SHORTAGE_PAUSE).await {
-            tracing::warn!(notice = %due.id, %error, "a message that could not be sent waits for its lease to end");
+            tracing::warn!(notice = %due.id, %error, "a message that could not be sent is not due again before its lease ends");
         }
         return;
     };
@@ -176,23 +180,23 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
     while let Err(error) = store.system().record_notice(outcome).await {
         let waits = error.may_pass() && claimed.elapsed() < LEASE;
         if !waits {
-            tracing::warn!(notice = %due.id, %error, "how a message went could not be written down; it is sent again");
+            tracing::warn!(notice = %due.id, %error, "the outcome of a message could not be recorded; the message is sent again");
             return;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// The class of error, if it failed, and when the next try is due.
-type Ended = (Option<&'static str>, Option<Timestamp>);
+/// The error class, if the message failed, and when the next try is due, if there is one.
+type SendResult = (Option<&'static str>, Option<Timestamp>);
 
-/// Nothing where this process was short of something of its own.
+/// Makes one try; `None` if this process lacked a resource of its own.
 async fn attempt(
     store: &Store,
     client: &Client,
     schedule: &Schedule,
     due: &DueNotice,
-) -> Option<Ended> {
+) -> Option<SendResult> {
     if store.now().since(due.created_at) > STALE_AFTER {
         return Some((Some(STALE), None));
     }
@@ -211,7 +215,7 @@ fn ended(
     schedule: &Schedule,
     attempt: u32,
     now: Timestamp,
-) -> Ended {
+) -> SendResult {
     let (error, response) = match sent {
         Ok(response) if (200..=299).contains(&response.status) => return (None, None),
         Ok(response) if notice::is_final(response.status) => return (Some(STATUS), None),
@@ -287,7 +291,7 @@ mod tests {
         let (error, retry_at) = of(&Err(Failure::Dns), 4);
         assert_eq!(error, Some("dns"));
         assert!(retry_at.unwrap().seconds() >= 36 * 60);
-        // The fifth is the last; one more is made where a process did not live to record one.
+        // The fifth try is the last. One more is made if a process ended before it recorded one.
         for attempt in [5, 6] {
             assert_eq!(of(&Err(Failure::Dns), attempt), (Some("dns"), None));
         }

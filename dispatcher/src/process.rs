@@ -1,4 +1,5 @@
-//! Keeps this process alive in the eyes of the others, and knows when it may not be.
+//! Registers this process, renews the registration, and knows until when it surely holds. Leases
+//! belong to a registration.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,11 +11,11 @@ use persistence::{PROCESS_EXPIRES_AFTER, ProcessId, Renewed, Store, StoreError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// How often the process says that it lives.
+/// How often the registration is renewed.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// The pause after a renewal that failed.
+/// The pause before a failed renewal is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// So much before the others may think it dead, the process starts nothing any more.
+/// The process starts nothing any more this long before others may consider it dead.
 const MARGIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Default)]
@@ -24,11 +25,11 @@ struct State {
     next_expiry: Option<Timestamp>,
 }
 
-/// What this process knows of its own life.
+/// The registration of this process.
 #[derive(Default)]
 pub(crate) struct Alive {
     state: Mutex<State>,
-    /// Rung when the process was registered, or is over.
+    /// Notified when the process was registered, or its registration ended.
     pub(crate) changed: Notify,
 }
 
@@ -37,17 +38,17 @@ impl Alive {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Under which registration leases are held.
+    /// The registration under which leases are held.
     pub(crate) fn process(&self) -> Option<ProcessId> {
         self.state().process
     }
 
-    /// Whether what this process holds is surely still its own.
+    /// Whether the leases of this process surely still hold.
     pub(crate) fn sure(&self, now: Instant) -> bool {
         self.state().good_until.is_some_and(|until| now < until)
     }
 
-    /// When the first of the other processes counts as dead unless it says otherwise.
+    /// When the first of the other processes counts as dead unless it renews.
     pub(crate) fn next_expiry(&self) -> Option<Timestamp> {
         self.state().next_expiry
     }
@@ -66,7 +67,8 @@ impl Alive {
 }
 
 async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
-    // From before the call, so that we never think ourselves alive for longer than others do.
+    // Taken before the call, so that this process never counts on its leases for longer than others
+    // grant them.
     let began = Instant::now();
     let system = store.system();
     if let Some(process) = alive.process() {
@@ -76,7 +78,9 @@ async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
                 return Ok(());
             }
             Renewed::Expired => {
-                tracing::warn!("this process was late to say that it lives: its leases are lost");
+                tracing::warn!(
+                    "this process renewed its registration too late: its leases are lost"
+                );
                 alive.clear();
                 alive.changed.notify_one();
             }
@@ -89,7 +93,7 @@ async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Registers, and renews until `end`; then takes the registration back.
+/// Registers, renews until `end`, and then ends the registration.
 pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken) {
     let mut failing = false;
     let part = store.progress().part(persistence::HEARTBEAT);
@@ -104,7 +108,7 @@ pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken)
             }
             Err(error) => {
                 if !failing {
-                    tracing::warn!(%error, "this process can't say that it lives");
+                    tracing::warn!(%error, "this process can't renew its registration");
                 }
                 failing = true;
                 RETRY
@@ -118,6 +122,6 @@ pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken)
     if let Some(process) = alive.process()
         && let Err(error) = store.system().end_process(process).await
     {
-        tracing::warn!(%error, "this process could not say that it ends; others wait until it counts as dead");
+        tracing::warn!(%error, "this process could not end its registration; others wait until it counts as dead");
     }
 }

@@ -1,4 +1,4 @@
-//! Writes down how tries ended: what finishes within moments goes into one transaction.
+//! Records the outcomes of tries. Those that end within a few milliseconds share a transaction.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::note::{Note, Recorded};
 
-/// How long a batch waits for as many outcomes as the last one had.
+/// How long a batch waits until it has as many outcomes as the last one had.
 const GATHER: Duration = Duration::from_millis(5);
-/// Most outcomes of a batch.
+/// Most outcomes of one batch.
 const BATCH_MAX: usize = 256;
 /// The first and the longest pause before a batch is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Records until the sender is gone.
+/// Records until all senders are gone.
 pub(crate) async fn run(
     store: Store,
     mut outcomes: mpsc::UnboundedReceiver<AttemptOutcome>,
@@ -46,13 +46,13 @@ pub(crate) async fn run(
             next: outcome.next,
             verdict,
         });
-        // The control goes first only when the process ends.
+        // The loop is gone only when the process ends.
         let _ = notes.send(Note::Recorded(recorded.collect()));
     }
 }
 
-/// Tries until the store takes the batch or refuses it. Leases may be lost meanwhile: their
-/// numbers see to it that nothing is written over.
+/// Tries until the store takes the batch or refuses it. Leases may be lost meanwhile; the store
+/// compares their numbers, so that no outcome overwrites that of another holder.
 async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordResult>> {
     let mut pause = PAUSE.0;
     let _under_way = store.progress().part("outcomes").work();
@@ -67,7 +67,7 @@ async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordRes
             Err(error) if error.may_pass() => {
                 tracing::warn!(%error, outcomes = batch.len(), "outcomes wait for the store");
             }
-            // One of them may be the cause; it must not take the others along.
+            // One of the outcomes may be the cause; the others must not be lost with it.
             Err(error) if batch.len() > 1 => {
                 tracing::error!(%error, "outcomes are recorded one by one");
                 let mut verdicts = Vec::with_capacity(batch.len());
@@ -86,8 +86,8 @@ async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordRes
     }
 }
 
-/// Disables endpoints that said that they are gone. What fails here is made up for by the job
-/// that looks at all endpoints.
+/// Disables endpoints whose receivers answered that they are gone. If that fails, the job that
+/// looks at all endpoints does it later.
 async fn settle(store: &Store) {
     if let Err(error) = store.system().disable_gone_endpoints().await {
         tracing::warn!(%error, "an endpoint that is gone could not be disabled yet");

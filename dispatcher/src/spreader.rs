@@ -1,6 +1,6 @@
-//! Spreads large fan-outs: in turns between publishers, some deliveries at a time, each time once
-//! nothing else is written for a moment. While others write, they are fewer, with a rest after
-//! them: a fan-out has time.
+//! Writes the deliveries of large fan-outs in steps. Publishers take turns, and a step waits until
+//! nothing else is written for a moment. While other publishers write, a step is smaller and a rest
+//! follows it: a fan-out is never urgent.
 
 use std::{
     collections::HashMap,
@@ -11,32 +11,31 @@ use domain::{id::PublisherId, progress::Part};
 use persistence::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
-/// The longest time between two looks at what is to be spread: a process that died may have left
-/// some.
+/// The longest time between two searches for fan-outs: a process that died may have left some.
 const POLL: Duration = Duration::from_secs(1);
 /// The pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// How long a publisher whose fan-out can't be spread is left alone: it must not hold up others.
+/// How long a publisher whose fan-out fails is left out, so that it does not hold up others.
 const BROKEN_PAUSE: Duration = Duration::from_secs(30);
 
-/// Deliveries of a step while its publisher is alone.
+/// Deliveries of a step while no other publisher writes.
 const ALONE: usize = 256;
-/// The same while others write: one or two milliseconds of the writer.
+/// Deliveries of a step while others write: one or two milliseconds of work for the writer.
 const BESIDE: usize = 64;
-/// How many times as long as such a step its rest is, and how long at most.
+/// The rest after such a step: so many times the length of the step, and at most this long.
 const REST: u32 = 4;
 const REST_MAX: Duration = Duration::from_millis(100);
 
-/// See the module.
+/// The state of the loop.
 struct Spreader {
     store: Store,
     stop: CancellationToken,
     part: Part,
-    /// Whose fan-outs can't be spread, and until when they are left alone.
+    /// The publishers whose fan-outs fail, and until when they are left out.
     broken: HashMap<PublisherId, Instant>,
 }
 
-/// Works until `stop`.
+/// Runs until `stop`.
 pub(crate) async fn run(store: Store, stop: CancellationToken) {
     let mut spreader = Spreader {
         store: store.clone(),
@@ -47,7 +46,7 @@ pub(crate) async fn run(store: Store, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let under_way = spreader.part.work();
         let done = spreader.round().await;
-        // Before the piece of work ends: a failure is no step.
+        // Reported before `under_way` is dropped: a failed round is no progress.
         spreader.part.went(done.is_ok());
         drop(under_way);
         let pause = match done {
@@ -67,7 +66,8 @@ pub(crate) async fn run(store: Store, stop: CancellationToken) {
 }
 
 impl Spreader {
-    /// A step for each publisher that has something to spread; answers whether one came further.
+    /// Makes a step for each publisher that has a fan-out; returns whether any delivery was
+    /// written.
     async fn round(&mut self) -> Result<bool, StoreError> {
         let (mut moved, mut after) = (false, None);
         self.broken.retain(|_, until| *until > Instant::now());
@@ -83,7 +83,7 @@ impl Spreader {
         Ok(moved)
     }
 
-    /// Store work runs in a task that nothing cancels.
+    /// Makes one step, in a task that nothing cancels; returns whether a delivery was written.
     async fn step(&mut self, publisher: PublisherId) -> Result<bool, StoreError> {
         let system = self.store.system();
         let work = async move {

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Dispatcher, Settings};
 use receiver::{Closed, Receiver, Reply, reply};
 
-/// A store with one publisher, and how to deliver.
+/// A store with one publisher, and the settings of the dispatcher.
 struct World {
     store: Store,
     scoped: Scoped,
@@ -64,7 +64,7 @@ fn no_content() -> Answer {
     }
 }
 
-/// Runs a change and gives what it rendered.
+/// Runs a change, and returns what it rendered.
 macro_rules! made {
     (|$keep:ident| $call:expr) => {{
         let slot = Mutex::new(None);
@@ -78,7 +78,7 @@ macro_rules! made {
     }};
 }
 
-// After the macro that they use.
+// Declared after the macro, which these modules use.
 mod changes;
 mod handed;
 mod hostile;
@@ -112,7 +112,7 @@ impl World {
         let scoped = store.scoped(&principal.scope);
         let settings = Settings {
             schedule: Schedule::parse(schedule).unwrap(),
-            // Long, so that what is in time was woken.
+            // Long, so that only a notice can make a delivery arrive in time.
             poll: Duration::from_secs(20),
             ..Settings::default()
         };
@@ -166,7 +166,7 @@ impl World {
         made.id
     }
 
-    /// The endpoint's deliveries, newest first, once `done` holds of them; waits 10 s at most.
+    /// The endpoint's deliveries, newest first, once `done` accepts them; waits at most 10 s.
     async fn until(
         &self,
         endpoint: EndpointId,
@@ -199,7 +199,7 @@ impl World {
     }
 }
 
-/// So many deliveries came, and each came once; says which did not.
+/// Checks that `count` deliveries arrived, each once; names those that did not.
 fn each_came_once(receiver: &Receiver, count: usize) {
     let mut tries: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for request in receiver.received() {
@@ -232,7 +232,7 @@ async fn a_commit_sends_a_signed_request_at_once() {
     let (dispatcher, stop) = world.start();
     assert!(dispatcher.healthy());
     let endpoint = world.endpoint(receiver.url(), true).await;
-    // The loop has been through its first turn and sleeps.
+    // The loop has run once and sleeps.
     tokio::time::sleep(Duration::from_millis(100)).await;
     world.event(endpoint).await;
     let (delivery, attempts) = world.until_status(endpoint, "succeeded").await;
@@ -374,7 +374,7 @@ async fn an_endpoint_may_have_its_own_schedule() {
 #[tokio::test]
 async fn an_order_holds_although_its_head_fails() {
     let world = World::new("200ms,200ms").await;
-    // The second event fails once, the fourth for good.
+    // The second event fails once, the fourth finally.
     let replies = [204, 500, 204, 204, 500, 500, 500, 204];
     let receiver = Receiver::start(replies.into_iter().map(reply).collect()).await;
     let sending = Sending {

@@ -1,4 +1,4 @@
-//! Upstream credentials: what an account holds, how it is sealed, and how it goes out.
+//! Upstream credentials: what an account holds, how it is sealed, and in which header it is sent.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::{
     token,
 };
 
-/// What sort of credential an account holds.
+/// The type of an account's credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CredentialType {
-    /// A key that stays as it is.
+    /// A key that never changes.
     ApiKey,
     /// An access token that is refreshed (RFC 6749 §6).
     Oauth,
@@ -36,34 +36,34 @@ impl CredentialType {
         }
     }
 
-    /// The one that a word names.
+    /// The type for a word; `None` for an unknown one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.as_str() == text)
     }
 }
 
-/// The tokens of an `oauth` account. Nothing of it shows in `Debug`; it is wiped when dropped.
+/// The tokens of an `oauth` account. `Debug` does not show them; they are wiped when dropped.
 #[derive(Clone, Debug)]
 pub struct OauthTokens {
-    /// What goes out.
+    /// The access token, which is sent to the upstream.
     pub access_token: SecretString,
-    /// What a refresh presents (RFC 6749 §1.5).
+    /// The refresh token (RFC 6749 §1.5).
     pub refresh_token: SecretString,
-    /// What the client authenticates with at the token endpoint, if it has to.
+    /// The client's secret at the token endpoint, if there is one.
     pub client_secret: Option<SecretString>,
 }
 
-/// What an account holds.
+/// The credential of an account.
 #[derive(Clone, Debug)]
 pub enum Credential {
-    /// A key that stays as it is.
+    /// A key that never changes.
     ApiKey(SecretString),
-    /// Tokens.
+    /// OAuth tokens.
     Oauth(OauthTokens),
 }
 
-/// The form that is sealed; it never leaves this module.
+/// The form that is sealed. It is used in this module only.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Plain<'a> {
@@ -76,7 +76,7 @@ enum Plain<'a> {
     },
 }
 
-/// The form that is opened: owned, since JSON may escape what it holds.
+/// The form that is opened. It owns its texts, because JSON may escape them.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Opened {
@@ -89,22 +89,22 @@ enum Opened {
     },
 }
 
-/// The account that a credential is sealed for, and where it may be sent: it does not open beside
-/// other URLs, so whoever can write to the store can't have it sent elsewhere.
+/// The account and the URLs for which a credential is sealed. It does not open with other URLs, so
+/// that somebody who can write to the database can't have it sent elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub struct SealedFor<'a> {
-    /// Whose account it is.
+    /// The publisher of the account.
     pub publisher: PublisherId,
-    /// Which one.
+    /// The account.
     pub account: AccountId,
-    /// Where gateways send it.
+    /// The base URL to which gateways send the credential.
     pub base_url: &'a str,
-    /// Where its tokens are refreshed; of an OAuth account alone.
+    /// The token endpoint; only of an OAuth account.
     pub token_url: Option<&'a str>,
 }
 
 impl SealedFor<'_> {
-    /// The account and both URLs, each with its length before it.
+    /// The account and both URLs, each prefixed by its length.
     fn row(&self) -> Vec<u8> {
         let mut row = self.account.uuid().as_bytes().to_vec();
         for url in [Some(self.base_url), self.token_url].into_iter().flatten() {
@@ -129,7 +129,7 @@ fn secret(text: &Zeroizing<String>) -> SecretString {
 }
 
 impl Credential {
-    /// Which type it is of.
+    /// The type of the credential.
     #[must_use]
     pub const fn credential_type(&self) -> CredentialType {
         match self {
@@ -138,7 +138,7 @@ impl Credential {
         }
     }
 
-    /// What goes out to the upstream.
+    /// The key or access token that is sent to the upstream.
     #[must_use]
     pub const fn bearer(&self) -> &SecretString {
         match self {
@@ -147,16 +147,16 @@ impl Credential {
         }
     }
 
-    /// The last four characters of what goes out.
+    /// The last four characters of the key or access token.
     #[must_use]
     pub fn last_four(&self) -> String {
         token::last_four(self.bearer().expose_secret())
     }
 
-    /// Seals it under its publisher's data key, for its account and URLs alone.
+    /// Seals the credential with the publisher's data key, for one account and its URLs.
     ///
     /// # Panics
-    /// Never: the form always serialises.
+    /// Never: the sealed form can always be serialized.
     #[must_use]
     pub fn seal(&self, key: &Key, sealed_for: &SealedFor<'_>) -> Vec<u8> {
         let plain = match self {
@@ -174,11 +174,11 @@ impl Credential {
         key.seal(&sealed_for.seal_context(&sealed_for.row()), &text)
     }
 
-    /// Opens what [`Credential::seal`] made for the same account and URLs, or what was sealed for
-    /// the account alone before URLs were bound. What is sealed now opens in the first way only.
+    /// Opens what [`Credential::seal`] made for the same account and URLs. Also opens credentials
+    /// of older versions, which were sealed for the account alone.
     ///
     /// # Errors
-    /// [`SealError`] for another key, account, URL, or bytes.
+    /// [`SealError`] for another key, account or URL, or changed bytes.
     pub fn open(key: &Key, sealed_for: &SealedFor<'_>, sealed: &[u8]) -> Result<Self, SealError> {
         let account = sealed_for.account.uuid();
         let plain = key
@@ -200,7 +200,7 @@ impl Credential {
         )
     }
 
-    /// Whether both hold the same; how long that takes does not tell where they differ.
+    /// Whether both credentials are the same, compared in constant time.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         let same = |a: &SecretString, b: &SecretString| {
@@ -226,9 +226,9 @@ impl Credential {
 /// The header that carries a credential to an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamHeader {
-    /// Its name, in lower case.
+    /// The name, in lower case.
     pub name: String,
-    /// The word before the credential, such as `Bearer`; none if it stands alone.
+    /// The word before the credential, such as `Bearer`; `None` if there is none.
     pub scheme: Option<String>,
 }
 
@@ -253,7 +253,8 @@ impl UpstreamHeader {
     }
 }
 
-/// What is known of a provider: where it is, and the header that it reads a credential from.
+/// The base URL of a known provider, and the header from which it reads a credential; `None` for an
+/// unknown name.
 ///
 /// Anthropic reads API keys from `x-api-key` and OAuth tokens from `authorization`; `OpenAI` reads
 /// both from `authorization` (their API references).
@@ -275,7 +276,7 @@ pub fn known_provider(name: &str, of: CredentialType) -> Option<(&'static str, U
     }
 }
 
-/// Soft ceilings of an account's use: above one it is lent only when no other account is left.
+/// Soft ceilings of an account's use. An account near one is lent only if no other is left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ceilings {
@@ -293,13 +294,13 @@ pub struct Ceilings {
     pub tokens_7d: Option<u64>,
 }
 
-/// An access token is refreshed at least this long before it expires.
+/// An access token is refreshed this long before it expires, if not earlier.
 pub const REFRESH_AHEAD: Duration = Duration::from_mins(10);
-/// How much earlier a refresh may be, so that not all of them come at once.
+/// How much earlier a refresh may be, at random, so that not all of them come at once.
 pub const REFRESH_JITTER_MAX: Duration = Duration::from_mins(2);
 
-/// When an access token is to be refreshed: before it expires by 10 minutes or a tenth of the life
-/// that it has left, whichever is longer, and by `jitter`; but never before half of that life is
+/// When an access token is to be refreshed: 10 minutes or a tenth of its remaining life before it
+/// expires, whichever is earlier, and earlier by `jitter`. But never before half of that life is
 /// over, or a token that lives for minutes would be refreshed all the time.
 #[must_use]
 pub fn refresh_due(now: Timestamp, expires_at: Timestamp, jitter: Duration) -> Timestamp {
@@ -411,10 +412,10 @@ mod tests {
                     ..here
                 },
             ];
-            for place in elsewhere {
+            for context in elsewhere {
                 assert!(
-                    Credential::open(&key, &place, &sealed).is_err(),
-                    "{place:?}"
+                    Credential::open(&key, &context, &sealed).is_err(),
+                    "{context:?}"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! The audit vocabulary, and the keyed chain that makes a log tamper-evident.
+//! The vocabulary of the audit logs, and the keyed chain that makes them tamper-evident.
 
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ macro_rules! words {
         pub enum $name { $($(#[$vdoc])* $variant,)* }
 
         impl $name {
-            /// Every one of them.
+            /// Every variant.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The word in answers and the store.
@@ -20,7 +20,7 @@ macro_rules! words {
                 match self { $(Self::$variant => $word,)* }
             }
 
-            /// The one that a word names.
+            /// The variant for a word; `None` for an unknown one.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 match text { $($word => Some(Self::$variant),)* _ => None }
@@ -30,69 +30,69 @@ macro_rules! words {
 }
 
 words! {
-    /// What was done: a closed list.
+    /// The action of an entry. The list is closed.
     Action {
-        /// A publisher was made.
+        /// A publisher was created.
         PublisherCreated = "publisher.created",
-        /// Its display name changed.
+        /// A publisher's display name changed.
         PublisherUpdated = "publisher.updated",
-        /// Its tokens stopped working, its deliveries paused.
+        /// A publisher was suspended: its tokens stopped working, and its deliveries paused.
         PublisherSuspended = "publisher.suspended",
-        /// The opposite, or a deletion undone.
+        /// A suspension or a deletion was undone.
         PublisherResumed = "publisher.resumed",
-        /// It was marked for removal.
+        /// A publisher was marked for removal.
         PublisherDeleted = "publisher.deleted",
-        /// The operator changed its quotas.
+        /// The operator changed a publisher's quotas.
         PublisherQuotaSet = "publisher.quota_set",
-        /// A token was made.
+        /// A token was created.
         TokenMinted = "token.minted",
         /// Live tokens were replaced by a new one.
         TokenRotated = "token.rotated",
-        /// A token, or one right of it, was taken away.
+        /// A token, or one of its rights, was revoked.
         TokenRevoked = "token.revoked",
-        /// A tenant's own token was refused something.
+        /// A request with a publisher's token was refused.
         TokenDenied = "token.denied",
-        /// A secret was made.
+        /// A secret was created.
         SecretMinted = "secret.minted",
         /// Live secrets were replaced by a new one.
         SecretRotated = "secret.rotated",
-        /// A secret was taken away.
+        /// A secret was revoked.
         SecretRevoked = "secret.revoked",
         /// A pipeline was registered.
         PipelineCreated = "pipeline.created",
-        /// A pipeline has a new version.
+        /// A pipeline got a new version.
         PipelineUpdated = "pipeline.updated",
-        /// A pipeline hands out no runs for now.
+        /// A pipeline was paused.
         PipelinePaused = "pipeline.paused",
-        /// A pipeline hands out runs again.
+        /// A pipeline was resumed.
         PipelineResumed = "pipeline.resumed",
         /// Runs were cancelled by filter.
         RunsCancelled = "runs.cancelled",
         /// A pipeline was removed.
         PipelineDeleted = "pipeline.deleted",
-        /// A type of events was described.
+        /// An event type was described.
         EventTypeCreated = "event_type.created",
-        /// What is said of a type of events changed.
+        /// The description of an event type changed.
         EventTypeUpdated = "event_type.updated",
-        /// Nothing is said of a type of events any more.
+        /// The description of an event type was removed.
         EventTypeDeleted = "event_type.deleted",
-        /// An endpoint was made.
+        /// An endpoint was created.
         EndpointCreated = "endpoint.created",
         /// An endpoint changed.
         EndpointUpdated = "endpoint.updated",
-        /// Deliveries to it flow again.
+        /// An endpoint was enabled.
         EndpointEnabled = "endpoint.enabled",
-        /// Deliveries to it stopped.
+        /// An endpoint was disabled.
         EndpointDisabled = "endpoint.disabled",
         /// An endpoint was removed.
         EndpointDeleted = "endpoint.deleted",
-        /// Everything since a time is sent to an endpoint again.
+        /// A replay of events to an endpoint was started.
         ReplayStarted = "replay.started",
-        /// It is not, any more.
+        /// A replay was cancelled.
         ReplayCancelled = "replay.cancelled",
-        /// A finished delivery was started again.
+        /// A finished delivery was retried.
         DeliveryRetried = "delivery.retried",
-        /// A train was made.
+        /// A train was created.
         TrainCreated = "train.created",
         /// A train changed.
         TrainUpdated = "train.updated",
@@ -100,31 +100,31 @@ words! {
         TrainDeleted = "train.deleted",
         /// The accounts that a train lends were set.
         TrainAccountsSet = "train.accounts_set",
-        /// A train's token was made.
+        /// A train's token was created.
         TrainTokenMinted = "train_token.minted",
-        /// A train's token was taken away.
+        /// A train's token was revoked.
         TrainTokenRevoked = "train_token.revoked",
         /// An upstream credential was stored.
         AccountCreated = "account.created",
-        /// Its name or settings changed.
+        /// An account's name or settings changed.
         AccountUpdated = "account.updated",
-        /// Another account took over all of its places.
+        /// An account was replaced by another one in all trains.
         AccountReplaced = "account.replaced",
         /// An upstream credential was removed.
         AccountDeleted = "account.deleted",
-        /// An admin ended its cooldowns, or that for one model.
+        /// An admin ended an account's cooldowns, or the one for a model.
         AccountCooldownEnded = "account.cooldown_ended",
-        /// Its tokens were refreshed.
+        /// An account's tokens were refreshed.
         AccountRefreshed = "account.refreshed",
-        /// Its tokens can't be refreshed any more.
+        /// An account's tokens can't be refreshed any more.
         AccountRefreshFailed = "account.refresh_failed",
         /// A bootstrap token was used (at most one row a minute for each).
         BootstrapUsed = "bootstrap.used",
-        /// Owners' keys were wrapped by another master key.
+        /// Data keys were wrapped by another master key.
         KeysRewrapped = "keys.rewrapped",
-        /// Rows that the service did not write stood behind the log's end, and were removed.
+        /// Rows behind the log's end that the service did not write were removed.
         AuditTampered = "audit.tampered",
-        /// The boot seed changed something.
+        /// The legacy token of the configuration was stored or changed.
         SeedApplied = "seed.applied",
     }
 }
@@ -132,7 +132,7 @@ words! {
 words! {
     /// Who acted.
     ActorKind {
-        /// The operator, by a bootstrap token.
+        /// The operator, with a bootstrap token.
         Bootstrap = "bootstrap",
         /// A publisher's admin token.
         Admin = "admin",
@@ -148,9 +148,10 @@ words! {
 /// Who acts: the kind and identifier of a credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// What kind of credential.
+    /// The kind of credential.
     pub kind: ActorKind,
-    /// Which one (`tok_…`, a fingerprint of a bootstrap token, or a part of the service).
+    /// The identifier (`tok_…`), a fingerprint of a bootstrap token, or the name of a part of the
+    /// service.
     pub id: String,
 }
 
@@ -165,44 +166,44 @@ impl Actor {
     }
 }
 
-/// One row of the log, as it is chained. Every field is covered by the code.
+/// One row of a log. The code covers every field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRow {
-    /// The publisher whose log it is, nil for the operator's.
+    /// The publisher whose log it is; nil for the operator's log.
     pub owner: Uuid,
-    /// Counts from 1 without gaps.
+    /// The number of the row, from 1 without gaps.
     pub seq: i64,
     /// The row's identifier.
     pub id: Uuid,
-    /// When.
+    /// The time of the action.
     pub at: Timestamp,
     /// The actor's kind.
     pub actor_kind: String,
-    /// The actor.
+    /// The identifier of the actor.
     pub actor_id: String,
-    /// What was done.
+    /// The action.
     pub action: String,
-    /// To which kind of thing.
+    /// The kind of the resource that was changed.
     pub target_kind: String,
-    /// To which thing.
+    /// The identifier of the resource that was changed.
     pub target_id: String,
-    /// The request that did it.
+    /// The identifier of the request.
     pub request_id: Option<String>,
     /// The caller's address.
     pub address: Option<String>,
-    /// The caller's program.
+    /// The caller's `User-Agent`.
     pub user_agent: Option<String>,
     /// Further facts as canonical JSON text; never a credential.
     pub metadata: String,
 }
 
 impl AuditRow {
-    /// The row's code: HMAC-SHA256 over the previous row's code and every field, each part
+    /// The row's code: HMAC-SHA256 over the code of the previous row and every field, each part
     /// prefixed by its length.
     #[must_use]
     pub fn mac(&self, key: &Key, previous: &[u8; 32]) -> [u8; 32] {
         fn optional(value: Option<&str>) -> Vec<u8> {
-            // Absent and empty differ.
+            // An absent value and an empty one differ.
             value.map_or_else(|| vec![0], |text| [&[1], text.as_bytes()].concat())
         }
         key.mac(&[
@@ -225,7 +226,7 @@ impl AuditRow {
     }
 }
 
-/// What stands before the first row.
+/// The code before the first row.
 pub const GENESIS: [u8; 32] = [0; 32];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Time: milliseconds since the Unix epoch in UTC, and the clock that hands them out.
+//! Time: milliseconds since the Unix epoch in UTC, and the clocks that return it.
 
 use std::{
     fmt,
@@ -8,11 +8,11 @@ use std::{
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// A point in time with millisecond resolution, UTC; the same integer in both stores.
+/// A point in time in milliseconds, UTC. Both database engines store the same integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// The last moment that RFC 3339 can write with a four-digit year.
+/// The last time that RFC 3339 can write with a four-digit year.
 const MAX_MS: i64 = 253_402_300_799_999;
 
 impl Timestamp {
@@ -60,10 +60,10 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
-    /// Parses RFC 3339 (§5.6) with any offset; finer parts than a millisecond are cut off.
+    /// Parses RFC 3339 (§5.6) with any offset. Fractions of a millisecond are cut off.
     ///
     /// # Errors
-    /// `None` if the text is not such a time, or lies before 1970.
+    /// `None` if the text is no such time, or the time is before 1970.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
@@ -76,7 +76,7 @@ impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC with exactly three decimals, as every answer shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = OffsetDateTime::from_unix_timestamp(self.seconds()).map_err(|_| fmt::Error)?;
-        // Nearly every answer shows some, and seven numbers by `write!` take far longer.
+        // Nearly every answer contains times, and `write!` with seven numbers takes far longer.
         let mut text = *b"0000-00-00T00:00:00.000Z";
         let mut put = |end: usize, mut number: u32| {
             for digit in text[..end].iter_mut().rev() {
@@ -98,17 +98,17 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Where the present moment comes from. Tests bring their own.
+/// A source of the present time. Tests have their own.
 pub trait Clock: Send + Sync + 'static {
-    /// The present moment.
+    /// The present time.
     fn now(&self) -> Timestamp;
 
-    /// Whether it runs on by itself, whatever is done to the machine's clock, until it is steered.
+    /// Whether this clock ignores changes of the machine's clock until it is steered.
     fn is_steady(&self) -> bool {
         false
     }
 
-    /// Takes `to` for the present moment, if it can be steered.
+    /// Sets this clock to `to`, if it can be set.
     fn steer(&self, _to: Timestamp) {}
 }
 
@@ -129,8 +129,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that starts with the machine's time and then runs on by itself: what is done to the
-/// machine's clock shows only once somebody steers this one.
+/// A clock that starts with the machine's time and then runs by itself. Changes of the machine's
+/// clock have no effect until this clock is steered.
 #[derive(Debug)]
 pub struct SteadyClock {
     began: Instant,
@@ -138,9 +138,9 @@ pub struct SteadyClock {
 }
 
 impl SteadyClock {
-    /// A clock that shows the machine's time now, to the millisecond where the machine lets this
-    /// thread read both clocks within one. A thread that has to wait in between would start a
-    /// clock that is ahead by as long for good, so the closest of some readings counts.
+    /// A clock that starts with the machine's present time, to the millisecond where the machine
+    /// lets this thread read both clocks within one. A thread that has to wait in between would
+    /// start a clock that is ahead by as long for good, so the closest of some readings counts.
     #[must_use]
     pub fn new() -> Self {
         const READINGS: usize = 16;
@@ -186,7 +186,7 @@ impl Clock for SteadyClock {
     }
 }
 
-/// A clock that stands still until it is told to move.
+/// A clock for tests, which moves only when it is told to.
 #[derive(Debug)]
 pub struct ManualClock(AtomicI64);
 

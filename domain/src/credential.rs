@@ -1,4 +1,4 @@
-//! The four kinds of credential, and what each may do.
+//! The four kinds of credentials, and what each allows.
 
 use std::fmt;
 
@@ -7,16 +7,16 @@ use secrecy::SecretString;
 
 use crate::{random, token};
 
-/// The two tokens and the two secrets, all rotated through one API.
+/// The kind of a credential: two tokens and two secrets, all rotated by one API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CredentialKind {
-    /// Comes in; may do everything within its publisher.
+    /// A token that allows everything within its publisher.
     Admin,
-    /// Comes in; may start, claim and finish runs.
+    /// A token that allows to start, claim and finish runs.
     Runner,
-    /// Goes out: the key that signs webhooks.
+    /// The secret that signs webhooks.
     WebhookSigning,
-    /// Goes out: the bearer that subcommand calls carry.
+    /// The bearer that subcommand calls carry.
     SubcommandBearer,
 }
 
@@ -46,16 +46,16 @@ impl CredentialKind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 
-    /// Whether it comes in (hashed) rather than goes out (sealed).
+    /// Whether it is a token, which is stored as a hash; secrets are stored sealed.
     #[must_use]
     pub const fn is_token(self) -> bool {
         matches!(self, Self::Admin | Self::Runner)
     }
 
-    /// A fresh credential of this kind.
+    /// Generates a credential of this kind.
     ///
-    /// A webhook secret is 33 random bytes, within Standard Webhooks' 24 to 64 and without
-    /// base64 padding, which some published verifiers drop.
+    /// A webhook secret is 33 random bytes: within Standard Webhooks' 24 to 64, and without base64
+    /// padding, which some published verifiers drop.
     #[must_use]
     pub fn generate(self) -> SecretString {
         match self {
@@ -75,17 +75,17 @@ impl fmt::Display for CredentialKind {
     }
 }
 
-/// What a token grants. A legacy token may grant both.
+/// The rights of a token. A legacy token may have both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// May do everything within its publisher.
+    /// Everything within its publisher.
     pub admin: bool,
-    /// May start, claim and finish runs.
+    /// Starting, claiming and finishing runs.
     pub runner: bool,
 }
 
 impl Grants {
-    /// The grants of a token of one kind; none for a secret.
+    /// The rights of a token of one kind; none for a secret.
     #[must_use]
     pub const fn of(kind: CredentialKind) -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Grants {
         }
     }
 
-    /// Whether the token's right of this kind is among them.
+    /// Whether the right of this kind of token is included.
     #[must_use]
     pub const fn has(self, kind: CredentialKind) -> bool {
         match kind {
@@ -104,7 +104,7 @@ impl Grants {
         }
     }
 
-    /// The same without one right.
+    /// The same rights without that of `kind`.
     #[must_use]
     pub const fn without(self, kind: CredentialKind) -> Self {
         Self {
@@ -113,13 +113,13 @@ impl Grants {
         }
     }
 
-    /// Whether nothing is left.
+    /// Whether there are no rights.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         !self.admin && !self.runner
     }
 
-    /// The kinds that are granted.
+    /// The kinds of token whose rights are included.
     #[must_use]
     pub fn kinds(self) -> Vec<CredentialKind> {
         CredentialKind::ALL
@@ -129,14 +129,14 @@ impl Grants {
     }
 }
 
-/// Where a credential came from.
+/// How a credential was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Made with its publisher.
+    /// Together with its publisher.
     Bootstrap,
-    /// Minted or rotated over the API.
+    /// Created or rotated by the API.
     Api,
-    /// Put there by the boot seed.
+    /// By the legacy token of the configuration.
     Seed,
 }
 

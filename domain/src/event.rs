@@ -1,4 +1,4 @@
-//! Event types, the filters that endpoints have, and the body that consumers receive.
+//! Event types, the event-type filters of endpoints, and the body of deliveries.
 
 use std::fmt;
 
@@ -16,31 +16,31 @@ pub const MAX_TYPE_LEN: usize = 128;
 pub enum OwnType {
     /// A run was created.
     RunCreated,
-    /// A runner claimed it.
+    /// A runner claimed a run.
     RunStarted,
-    /// It finished well.
+    /// A run succeeded.
     RunSucceeded,
-    /// It finished badly.
+    /// A run failed.
     RunFailed,
-    /// It was called off.
+    /// A run was cancelled.
     RunCancelled,
-    /// Its leases ran out.
+    /// A run expired: its leases or its time to live ran out.
     RunExpired,
-    /// Live credentials of a kind were replaced.
+    /// The live credentials of a kind were replaced by a new one.
     TokenRotated,
-    /// A credential was taken away.
+    /// A credential was revoked.
     TokenRevoked,
-    /// The service stopped delivering to an endpoint.
+    /// The service disabled an endpoint.
     EndpointDisabled,
     /// Every try at an endpoint has failed for a day.
     EndpointFailing,
-    /// An endpoint of which that was told works again.
+    /// An endpoint works again after an `endpoint.failing` event.
     EndpointRecovered,
     /// An upstream credential can't be refreshed any more.
     AccountRefreshFailed,
     /// No account of a train is usable.
     TrainExhausted,
-    /// Sent on request, to one endpoint.
+    /// A test event, sent on request to one endpoint.
     Test,
 }
 
@@ -84,7 +84,7 @@ impl OwnType {
         }
     }
 
-    /// The event that tells of a run's arrival in `status`.
+    /// The type of the event for a run that has reached `status`.
     #[must_use]
     pub const fn of_run(status: RunStatus) -> Self {
         match status {
@@ -112,14 +112,14 @@ fn is_type(text: &str) -> bool {
         })
 }
 
-/// Whether a publisher may call events of its own so: of the documented form, and not under the
-/// first words that are ours, `run` and `stationmaster`.
+/// Whether a publisher may publish events of this type: it has the documented form, and its first
+/// word is not reserved.
 #[must_use]
 pub fn is_publishable(text: &str) -> bool {
     text.len() <= MAX_TYPE_LEN && is_type(text) && !is_reserved(text)
 }
 
-/// Whether a type's first word is one of those that only the service's own types begin with.
+/// Whether a type's first word is reserved for the service's own types.
 #[must_use]
 pub fn is_reserved(text: &str) -> bool {
     let first = text.split_once('.').map_or(text, |(first, _)| first);
@@ -127,7 +127,7 @@ pub fn is_reserved(text: &str) -> bool {
 }
 
 impl Filter {
-    /// `*`, an exact type, or `prefix.*`; `None` for anything else.
+    /// Parses `*`, an exact type, or `prefix.*`; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let stem = text.strip_suffix(".*").unwrap_or(text);
@@ -135,12 +135,12 @@ impl Filter {
         fits.then(|| Self(text.to_owned()))
     }
 
-    /// Whether an event of this type passes.
+    /// Whether the filter accepts events of this type.
     #[must_use]
     pub fn matches(&self, event_type: &str) -> bool {
         match self.0.strip_suffix('*') {
             None => self.0 == event_type,
-            // `run.*` leaves `run.`, which must be followed by something.
+            // For `run.*` the prefix is `run.`, and more must follow it.
             Some(prefix) => event_type.len() > prefix.len() && event_type.starts_with(prefix),
         }
     }
@@ -158,11 +158,11 @@ impl fmt::Display for Filter {
     }
 }
 
-/// The exact text that every delivery of an event sends and signs. `data` is JSON text; the type
-/// must have the documented form.
+/// The exact text that every delivery of an event sends and signs. `data` must be JSON text, and
+/// the type must have the documented form.
 #[must_use]
 pub fn body(id: EventId, event_type: &str, at: Timestamp, data: &str) -> String {
-    // By hand, so that `data` is not copied member by member first.
+    // Formatted by hand, so that `data` is not parsed.
     format!(r#"{{"data":{data},"id":"{id}","timestamp":"{at}","type":"{event_type}"}}"#)
 }
 

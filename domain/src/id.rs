@@ -1,7 +1,7 @@
 //! Identifiers: a prefix that names the kind and a UUIDv7 in Crockford's base32 (TypeID 0.3).
 //!
-//! Only the canonical spelling parses. Anything else is no identifier of ours, so that a
-//! misspelt one is answered exactly as an absent one.
+//! Only the canonical spelling parses. So a misspelt identifier gets the same answer as one that
+//! does not exist.
 
 use std::fmt;
 
@@ -37,22 +37,22 @@ fn decode(text: &str) -> Option<Uuid> {
         .map(Uuid::from_u128)
 }
 
-/// A fresh UUIDv7 for `now` (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits.
+/// A new UUIDv7 for `now` (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits.
 fn fresh(now: Timestamp) -> Uuid {
     let random: [u8; 10] = crate::random::bytes();
     let ms = u64::try_from(now.ms()).unwrap_or(0);
     uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
-/// What every identifier type can do.
+/// The trait of all identifier types.
 pub trait Id: Copy + Eq + Ord + fmt::Display + Send + Sync + 'static {
-    /// What stands before the underscore.
+    /// The text before the underscore.
     const PREFIX: &'static str;
-    /// The bare UUID, for the store.
+    /// The UUID alone, for the store.
     fn uuid(self) -> Uuid;
-    /// From a UUID that the store holds.
+    /// The identifier with a UUID from the store.
     fn from_uuid(id: Uuid) -> Self;
-    /// A new identifier; later ones sort after earlier ones, to the millisecond.
+    /// A new identifier. One of a later millisecond sorts after those before.
     #[must_use]
     fn generate(now: Timestamp) -> Self {
         Self::from_uuid(fresh(now))
@@ -101,9 +101,9 @@ macro_rules! ids {
 ids! {
     /// A publisher, the unit of isolation.
     PublisherId = "pub";
-    /// A token (comes in).
+    /// A token, which callers present to this service.
     TokenId = "tok";
-    /// A secret (goes out).
+    /// A secret, with which this service signs or authenticates its requests.
     SecretId = "sec";
     /// A pipeline.
     PipelineId = "pl";
@@ -119,9 +119,9 @@ ids! {
     AttemptId = "att";
     /// A replay of events to an endpoint.
     ReplayId = "rpl";
-    /// The public keys of an endpoint. Random, so that it tells nothing and can't be guessed.
+    /// The public keys of an endpoint. Random, so that it reveals nothing and can't be guessed.
     KeySetId = "wks";
-    /// An audit event.
+    /// An entry of an audit log.
     AuditId = "aud";
     /// One call of a subcommand; also its `webhook-id`.
     CallId = "call";
@@ -133,7 +133,7 @@ ids! {
     NoticeId = "ntc";
 }
 
-/// Either kind of credential identifier; both share one table and one API.
+/// The identifier of a token or a secret. Both kinds share one table and one API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CredentialId {
     /// `tok_…`
@@ -143,7 +143,7 @@ pub enum CredentialId {
 }
 
 impl CredentialId {
-    /// Parses either form.
+    /// Parses either form; `None` for everything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         TokenId::parse(text)
@@ -151,7 +151,7 @@ impl CredentialId {
             .or_else(|| SecretId::parse(text).map(Self::Secret))
     }
 
-    /// The bare UUID, for the store.
+    /// The UUID alone, for the store.
     #[must_use]
     pub fn uuid(self) -> Uuid {
         match self {

@@ -1,7 +1,7 @@
-//! JSON that is somebody else's: carried as the text that it came as.
+//! JSON of publishers, which is kept as text.
 //!
-//! A tree of it would take up to a hundred times the room, and would not write every number as it
-//! was written. One is built only where a JSON Schema judges.
+//! A parsed tree would take up to a hundred times the memory, and could not reproduce every number
+//! as it was written. One is built only to validate it by a JSON Schema.
 
 use std::fmt;
 
@@ -11,26 +11,26 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-/// The text of one JSON value, without white space around it. Whatever is inside is kept to the
-/// byte: digits, escapes, white space, the order of members.
+/// The text of one JSON value, without white space around it. Inside, every byte is kept: digits,
+/// escapes, white space, the order of members.
 #[derive(Clone)]
 pub struct JsonText(Box<RawValue>);
 
 impl JsonText {
-    /// The text, if it is one JSON value.
+    /// Takes a text; `None` unless it is one JSON value.
     #[must_use]
     pub fn parse(text: String) -> Option<Self> {
         RawValue::from_string(text).ok().map(Self)
     }
 
-    /// The same of a text that is somebody else's.
+    /// The same with a borrowed text, which is copied.
     #[must_use]
     pub fn parse_str(text: &str) -> Option<Self> {
         let raw: &RawValue = serde_json::from_str(text).ok()?;
         Some(Self(raw.to_owned()))
     }
 
-    /// What `value` is written as; it has string keys only, as JSON does.
+    /// Serializes `value`, whose maps must have string keys.
     #[must_use]
     pub fn of(value: &impl Serialize) -> Self {
         to_raw_value(value).map_or_else(|_| Self::null(), Self)
@@ -48,7 +48,7 @@ impl JsonText {
         self.0.get()
     }
 
-    /// The text, as serde takes it.
+    /// The text, for serde.
     #[must_use]
     pub fn as_raw(&self) -> &RawValue {
         &self.0
@@ -60,7 +60,7 @@ impl JsonText {
         Box::<str>::from(self.0).into()
     }
 
-    /// How many values it consists of, itself among them.
+    /// The number of values in the text, including the outermost.
     #[must_use]
     pub fn values(&self) -> usize {
         let (mut values, mut in_string, mut escaped, mut opened) = (1, false, false, false);
@@ -73,7 +73,7 @@ impl JsonText {
             match byte {
                 b' ' | b'\t' | b'\r' | b'\n' => continue,
                 b',' => values += 1,
-                // What is not empty has one value more than commas.
+                // An array or object that is not empty has one more value than commas.
                 b']' | b'}' => {}
                 _ if opened => values += 1,
                 _ => {}
@@ -84,11 +84,11 @@ impl JsonText {
         values
     }
 
-    /// A tree of it, in which a number may have lost digits.
+    /// Parses the text into a tree, in which numbers may lose digits.
     #[must_use]
     pub fn to_tree(&self) -> Value {
-        // It is JSON: only numbers that no tree can hold remain, and there are none in what was
-        // taken.
+        // The text is valid JSON. Parsing could only fail at numbers that no tree can hold, and
+        // `parse` accepts none.
         serde_json::from_str(self.0.get()).unwrap_or_default()
     }
 }

@@ -1,4 +1,5 @@
-//! Which account of a train is lent to whoever asks, and what a report of its use brings about.
+//! Chooses the account of a train whose credential is lent, and what follows from reports of its
+//! use.
 
 use std::time::Duration;
 
@@ -6,39 +7,39 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{account::Ceilings, clock::Timestamp, id::AccountId, id::Id as _};
 
-/// An access token that lives no longer than this is refreshed before it is lent.
+/// An access token that expires within this time is refreshed before it is lent.
 pub const EXPIRES_SOON: Duration = Duration::from_mins(1);
-/// How long an answer may be used before the caller should ask again.
+/// How long a caller may use an answer before it should ask again.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// How long an account rests after a rate limit of unknown length.
+/// The cooldown of an account after a rate limit of unknown length.
 pub const RATE_LIMITED_DEFAULT: Duration = Duration::from_mins(1);
-/// The longest that it rests.
+/// The longest cooldown after a rate limit.
 pub const RATE_LIMITED_MAX: Duration = Duration::from_hours(7 * 24);
-/// How long it rests after its credential was refused.
+/// The cooldown after the upstream refused the credential.
 pub const UNAUTHORIZED_FOR: Duration = Duration::from_mins(5);
-/// How long it rests after any other failure.
+/// The cooldown after any other failure.
 pub const FAILED_FOR: Duration = Duration::from_secs(30);
-/// A train that stays exhausted is told of once in so long.
+/// The shortest time between two notices that a train is exhausted.
 pub const EXHAUSTED_EVERY: Duration = Duration::from_mins(5);
-/// How long to wait when no account comes back by itself.
+/// How long a caller should wait if no account becomes available by itself.
 pub const NOBODY_RETURNS_AFTER: Duration = Duration::from_mins(1);
-/// From this share of a soft ceiling on, an account is lent last.
+/// An account that has used this share of a soft ceiling is lent last.
 const NEAR_CEILING_PERCENT: u128 = 90;
 
 /// How a request that was made with a lent credential ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Well.
+pub enum UseOutcome {
+    /// It succeeded.
     Ok,
     /// The upstream asked for a pause.
     RateLimited,
     /// The upstream refused the credential.
     Unauthorized,
-    /// In another way that is the account's or the upstream's fault.
+    /// It failed in another way that is due to the account or the upstream.
     Failed,
 }
 
-impl Outcome {
+impl UseOutcome {
     /// All four.
     pub const ALL: [Self; 4] = [
         Self::Ok,
@@ -58,7 +59,7 @@ impl Outcome {
         }
     }
 
-    /// The one that a word names.
+    /// The variant for a word; `None` for an unknown one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.as_str() == text)
@@ -76,7 +77,8 @@ impl Outcome {
         }
     }
 
-    /// How long the account rests after it; `None` if it need not.
+    /// The cooldown that follows; `None` if there is none. `retry_after` is what the upstream asked
+    /// for.
     #[must_use]
     pub fn rest(self, retry_after: Option<Duration>) -> Option<Duration> {
         match self {
@@ -91,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// How much an account was used of late.
+/// How much an account was used lately.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
     /// Requests in 5 hours.
@@ -105,7 +107,7 @@ pub struct Used {
 }
 
 impl Used {
-    /// The same and a little more, just now.
+    /// The same use plus these requests and tokens, made just now.
     #[must_use]
     pub const fn and(self, requests: u64, tokens: u64) -> Self {
         Self {
@@ -116,7 +118,7 @@ impl Used {
         }
     }
 
-    /// Whether any ceiling is reached by nine tenths.
+    /// Whether at least nine tenths of any ceiling are used.
     #[must_use]
     pub fn is_near(self, ceilings: &Ceilings) -> bool {
         [
@@ -134,46 +136,48 @@ impl Used {
     }
 }
 
-/// What counts of an account of a train, for one request.
+/// What the choice depends on, for one account of a train and one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
 pub struct Candidate {
-    /// Which account.
+    /// The account.
     pub account: AccountId,
-    /// 0 is tried first.
+    /// The priority; 0 is tried first.
     pub priority: u16,
-    /// Whether its publisher lets it be lent.
+    /// Whether the publisher has enabled the account.
     pub enabled: bool,
-    /// Whether it works; one that can't be refreshed any more is lent until its token expires.
+    /// Whether the account works. One that can't be refreshed any more is lent until its token
+    /// expires.
     pub healthy: bool,
-    /// When its access token expires.
+    /// When the access token expires.
     pub expires_at: Option<Timestamp>,
-    /// Until when it rests, as a whole or for the model that is asked for.
+    /// The end of its cooldown, as a whole or for the requested model.
     pub resting_until: Option<Timestamp>,
-    /// Whether it is near a soft ceiling.
+    /// Whether the account is near a soft ceiling.
     pub near_ceiling: bool,
-    /// Whether the caller wants another one.
+    /// Whether the request excludes the account.
     pub excluded: bool,
-    /// Whether its access token could be replaced before it is lent.
+    /// Whether the access token could be refreshed before it is lent.
     pub renewable: bool,
 }
 
 /// Why an account is not lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Out {
-    /// Its publisher disabled it.
+pub enum Unavailable {
+    /// The publisher disabled it.
     Disabled,
-    /// It can't be refreshed any more and its token is expired, or its credential does not open.
+    /// It can't be refreshed any more and the token is expired, or the credential can't be
+    /// decrypted.
     Failed,
-    /// Its access token is expired and was not replaced.
+    /// The access token is expired and was not refreshed.
     Expired,
-    /// It rests until then.
+    /// It cools down until this time.
     CoolingDown(Timestamp),
-    /// Nothing but that the caller wants another one.
+    /// Only the request excludes it.
     Excluded,
 }
 
-impl Out {
+impl Unavailable {
     /// The word for it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -186,7 +190,7 @@ impl Out {
         }
     }
 
-    /// When the account is back by itself.
+    /// When the account becomes available by itself; `None` if it does not.
     #[must_use]
     pub const fn returns_at(self) -> Option<Timestamp> {
         match self {
@@ -197,37 +201,38 @@ impl Out {
 }
 
 impl Candidate {
-    /// Why it can't be lent; `None` if it can.
+    /// Why the account can't be lent; `None` if it can.
     #[must_use]
-    pub fn out(&self, now: Timestamp) -> Option<Out> {
+    pub fn out(&self, now: Timestamp) -> Option<Unavailable> {
         let expired = self.expires_at.is_some_and(|at| at <= now);
         let lives = self.expires_at.is_some_and(|at| at > now);
         if !self.enabled {
-            Some(Out::Disabled)
+            Some(Unavailable::Disabled)
         } else if !self.healthy && !lives {
-            Some(Out::Failed)
+            Some(Unavailable::Failed)
         } else if expired && !self.renewable {
-            Some(Out::Expired)
+            Some(Unavailable::Expired)
         } else if let Some(until) = self.resting_until.filter(|until| *until > now) {
-            Some(Out::CoolingDown(until))
+            Some(Unavailable::CoolingDown(until))
         } else if self.excluded {
-            Some(Out::Excluded)
+            Some(Unavailable::Excluded)
         } else {
             None
         }
     }
 
-    /// What comes first is tried first.
+    /// The sort key: accounts with a lower rank are tried first.
     const fn rank(&self) -> (bool, u16) {
         (self.near_ceiling, self.priority)
     }
 }
 
-/// The account to lend: of those that can be, one that is near no ceiling before one that is, the
-/// lowest priority number, then the lowest identifier.
+/// The account to lend, among those that can be lent: first one that is near no ceiling, then the
+/// one with the lowest priority number, then the one with the lowest identifier. `None` if none
+/// can.
 ///
-/// With the key of a client, accounts of the same priority are chosen between by that key: always
-/// the same one as long as it can be lent, and another client's may be another one (rendezvous
+/// With the key of a client, the key decides between accounts of the same rank: a client keeps its
+/// account as long as that can be lent, and clients are spread over the accounts (rendezvous
 /// hashing: when an account comes or goes, only its own clients move).
 #[must_use]
 pub fn choose(candidates: &[Candidate], now: Timestamp, client: Option<&str>) -> Option<AccountId> {
@@ -242,7 +247,7 @@ pub fn choose(candidates: &[Candidate], now: Timestamp, client: Option<&str>) ->
         .map(|one| one.account)
 }
 
-/// The same in every process and version.
+/// The weight of an account for a client. It is the same in every process and version.
 fn affinity(client: &str, account: AccountId) -> [u8; 32] {
     Sha256::new()
         .chain_update(account.uuid().as_bytes())
@@ -251,9 +256,9 @@ fn affinity(client: &str, account: AccountId) -> [u8; 32] {
         .into()
 }
 
-/// When the first of them is back; `None` if none comes back by itself.
-pub fn first_return(outs: impl IntoIterator<Item = Out>) -> Option<Timestamp> {
-    outs.into_iter().filter_map(Out::returns_at).min()
+/// When the first of the accounts becomes available; `None` if none does by itself.
+pub fn first_return(outs: impl IntoIterator<Item = Unavailable>) -> Option<Timestamp> {
+    outs.into_iter().filter_map(Unavailable::returns_at).min()
 }
 
 #[cfg(test)]

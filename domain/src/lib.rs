@@ -1,8 +1,7 @@
 //! Rules and types of Stationmaster, without I/O.
 //!
-//! Nothing here knows a database, a socket or a clock of the machine: time comes in through
-//! [`clock::Clock`], randomness through [`random`]. Every other crate may depend on this one;
-//! this one depends on none of ours.
+//! Nothing here uses a database or a socket. Time comes from a [`clock::Clock`], randomness from
+//! [`random`]. This crate depends on no other crate of the workspace.
 
 pub mod account;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! Named limits. Everything that grows has one.
+//! Limits. Everything that can grow has one.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 pub const BODY_BYTES: usize = 1024 * 1024;
 /// Deepest nesting of a JSON body.
 pub const JSON_DEPTH: usize = 32;
-/// Most values of a JSON body, beside what in it is carried as the text that it is. As a tree, an
-/// object with one member takes a hundred times its text.
+/// Most values of a JSON body, not counting the parts that are kept as text. Parsed into a tree, an
+/// object with one member takes a hundred times the memory of its text.
 pub const BODY_VALUES: usize = 20_000;
-/// Most values of a run's input or output, or of an event's data, where a JSON Schema judges it:
-/// only then does it become a tree.
+/// Most values of a run's input or output, or of an event's data, if it is validated by a JSON
+/// Schema: only then is it parsed into a tree.
 pub const PAYLOAD_VALUES: usize = 50_000;
 /// Largest run input, run output or event data, bytes of JSON.
 pub const PAYLOAD_BYTES: usize = 256 * 1024;
-/// Largest page, bytes of its rows' own text; one row more than that is a page by itself. Also the
-/// most that one claim hands out.
+/// Largest page, bytes of the texts in its rows. A larger row is a page by itself. Also the most
+/// that one claim hands out.
 pub const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Rows of a page when nothing is asked for.
+/// Rows of a page if the request names no number.
 pub const PAGE_DEFAULT: u64 = 50;
 /// Most rows of a page.
 pub const PAGE_MAX: u64 = 200;
@@ -31,7 +31,7 @@ pub const EXTERNAL_ID_CHARS: usize = 200;
 pub const URL_CHARS: usize = 2048;
 /// Most event-type filters, and most pipeline filters, of an endpoint.
 pub const FILTERS: usize = 50;
-/// Most own headers of an endpoint.
+/// Most custom headers of an endpoint.
 pub const HEADERS: usize = 20;
 /// Most subcommands of a pipeline.
 pub const SUBCOMMANDS: usize = 50;
@@ -59,7 +59,7 @@ pub const BULK_CANCEL: u64 = 1000;
 pub const PUBLISH_BYTES: usize = 4 * 1024 * 1024;
 /// Most events that one request publishes.
 pub const PUBLISH_EVENTS: usize = 1000;
-/// Most types of events that a publisher describes.
+/// Most event types that a publisher describes.
 pub const EVENT_TYPES: u64 = 200;
 /// Largest example of an event's data, bytes of JSON.
 pub const EXAMPLE_BYTES: usize = 8 * 1024;
@@ -87,7 +87,7 @@ pub const IDEMPOTENCY_HOURS: u64 = 24;
 pub const IDEMPOTENCY_SECRET_MINUTES: u64 = 10;
 /// How long a deleted publisher can come back, days.
 pub const UNDELETE_DAYS: u64 = 7;
-/// First part of a consumer's answer that is kept with an attempt, bytes.
+/// How much of a consumer's answer is kept with an attempt, bytes.
 pub const EXCERPT_BYTES: usize = 1024;
 
 /// How much one publisher may have. The operator sets exceptions.
@@ -108,8 +108,8 @@ pub struct Quotas {
     pub train_tokens: u32,
     /// Live tokens of one train.
     pub train_tokens_per_train: u32,
-    /// Bytes stored of events, runs, deliveries and kept answers. Left out where it is the usual
-    /// one: a program that does not know it refuses to read it.
+    /// Bytes of stored events, runs, deliveries and answers. Not written if it is the default,
+    /// because older versions of the program refuse to read unknown members.
     #[serde(skip_serializing_if = "is_usual_storage")]
     pub storage_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! What a train's people are told in Slack: the words, and the form that its webhooks take.
+//! Slack messages about trains: their texts, and the JSON that Slack's webhooks accept.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use serde_json::json;
 
 use crate::clock::Timestamp;
 
-/// What is older is not sent any more: it would alarm people over what has long passed.
+/// An older message is not sent any more: it would alarm people about what is long over.
 pub const STALE_AFTER: Duration = Duration::from_hours(24);
 
-/// Makes a name fit to stand in Slack's mrkdwn, as code.
+/// Formats a name as code in Slack's mrkdwn.
 ///
-/// The three control characters become entities, so that no name can mention people or draw a
-/// link (Slack's documentation, "Formatting text for app surfaces", "Escaping text"). What would
-/// end the code or the line is replaced.
+/// The three control characters become entities, so that a name can't mention people or contain a
+/// link (Slack's documentation, "Formatting text for app surfaces", "Escaping text"). Characters
+/// that would end the code or the line are replaced.
 #[must_use]
 pub fn code(name: &str) -> String {
     let mut text = String::with_capacity(name.len() + 2);
@@ -32,7 +32,7 @@ pub fn code(name: &str) -> String {
     text
 }
 
-/// That no account of a train is usable, until `usable_at` if that is known.
+/// The message that no account of a train is usable, until `usable_at` if that is known.
 #[must_use]
 pub fn train_exhausted(train: &str, usable_at: Option<Timestamp>) -> String {
     let train = code(train);
@@ -46,8 +46,8 @@ pub fn train_exhausted(train: &str, usable_at: Option<Timestamp>) -> String {
     )
 }
 
-/// That an account of a train can't be refreshed any more, and until when it is lent all the same;
-/// `reason` is a class of ours.
+/// The message that an account of a train can't be refreshed any more, and until when it is still
+/// lent. `reason` is one of the fixed words of [`crate::upstream::TokenError`].
 #[must_use]
 pub fn refresh_failed(
     account: &str,
@@ -66,7 +66,7 @@ pub fn refresh_failed(
     )
 }
 
-/// The body that an incoming webhook of Slack takes.
+/// The body of a request to an incoming webhook of Slack.
 #[must_use]
 pub fn payload(message: &str, channel: Option<&str>) -> String {
     let mut body = json!({"text": message});
@@ -76,8 +76,8 @@ pub fn payload(message: &str, channel: Option<&str>) -> String {
     body.to_string()
 }
 
-/// Whether an answer of this status says that no further try can help: there is no such webhook
-/// any more, or its channel is archived.
+/// Whether an answer with this status means that no further try can help: the webhook does not
+/// exist any more, or its channel is archived.
 #[must_use]
 pub const fn is_final(status: u16) -> bool {
     matches!(status, 404 | 410)

@@ -1,9 +1,9 @@
-//! Permits: a bounded resource, with a bound for everybody together and a bound for each owner.
+//! Permits for a limited resource, with a limit for all owners together and a limit for each owner.
 //!
 //! One type serves every resource that publishers share in a process: requests at work, bytes of
-//! bodies, open streams, subcommand calls, schema evaluations, waiting claims. An owner that has
-//! its whole share is refused or waits by itself; it never takes what the others need. Owners that
-//! wait are served in turns.
+//! bodies, open streams, subcommand calls, schema evaluations, waiting claims. An owner that uses
+//! its whole share is refused or waits; it can't use up what the others need. Waiting owners take
+//! turns.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,7 +13,7 @@ use std::{
 
 use futures_channel::oneshot;
 
-/// How much there is, in the resource's own unit (requests, bytes, streams).
+/// The limits of a resource, in its own unit (requests, bytes, streams).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// For all owners together.
@@ -22,19 +22,18 @@ pub struct Bounds {
     pub per_owner: usize,
 }
 
-/// Why there is no permit now.
+/// The limit that allows no permit now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// The owner has its whole share: answer 429 `share_exceeded`.
+    /// The owner uses its whole share: the answer is 429 `share_exceeded`.
     Owner,
-    /// Everything is in use, by others too: answer 503 `overloaded`.
+    /// All owners together use everything: the answer is 503 `overloaded`.
     Total,
 }
 
 impl Full {
-    /// What a caller is told: 429 `share_exceeded` about its own share, else 503 `overloaded`.
-    /// `what` names the resource in the plural, as in "requests at work". To be tried again after
-    /// a second.
+    /// The problem for the caller: 429 `share_exceeded` or 503 `overloaded`, to be tried again
+    /// after a second. `what` names the resource in the plural, as in "requests at work".
     #[must_use]
     pub fn problem(self, what: &str) -> crate::Problem {
         let (code, detail) = match self {
@@ -51,7 +50,7 @@ impl Full {
     }
 }
 
-/// Somebody who waits for a permit.
+/// A caller that waits for a permit.
 struct Waiter<K: Eq + Hash + Clone> {
     amount: usize,
     grant: oneshot::Sender<Permit<K>>,
@@ -60,7 +59,7 @@ struct Waiter<K: Eq + Hash + Clone> {
 struct State<K: Eq + Hash + Clone> {
     in_use: usize,
     by_owner: HashMap<K, usize>,
-    /// Owners that wait, the next to be served first. No entry is empty.
+    /// The waiting owners; the first is served next. Each has an entry with at least one waiter.
     waiting: VecDeque<(K, VecDeque<Waiter<K>>)>,
 }
 
@@ -80,7 +79,7 @@ impl<K: Eq + Hash + Clone> State<K> {
         self.by_owner.get(owner).copied().unwrap_or(0)
     }
 
-    /// Counts `amount` for `owner` if it fits both bounds.
+    /// Adds `amount` to what `owner` uses, if both limits allow it.
     fn take(&mut self, bounds: Bounds, owner: &K, amount: usize) -> Result<(), Full> {
         if self.used_by(owner).saturating_add(amount) > bounds.per_owner {
             return Err(Full::Owner);
@@ -103,8 +102,8 @@ impl<K: Eq + Hash + Clone> State<K> {
         }
     }
 
-    /// The first waiter that both bounds allow now, with its amount counted already. Its owner
-    /// goes to the end of the line.
+    /// The first waiter that both limits allow now; its amount is added already. Its owner goes to
+    /// the end of the queue.
     fn next_granted(&mut self, bounds: Bounds) -> Option<(K, Waiter<K>)> {
         for at in 0..self.waiting.len() {
             let (owner, line) = &mut self.waiting[at];
@@ -140,7 +139,7 @@ impl<K: Eq + Hash + Clone> Clone for Permits<K> {
 }
 
 impl<K: Eq + Hash + Clone> Permits<K> {
-    /// Permits within these bounds.
+    /// Permits with these limits.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         Self(Arc::new(Inner {
@@ -153,19 +152,20 @@ impl<K: Eq + Hash + Clone> Permits<K> {
         }))
     }
 
-    /// A permit for `amount` units, if both bounds allow it now.
+    /// Returns a permit for `amount` units, if both limits allow it now. Does not queue behind
+    /// callers that wait in [`Permits::acquire`].
     ///
     /// # Errors
-    /// Which bound does not. Who waits in [`Permits::acquire`] is not asked first.
+    /// The limit that does not allow it.
     pub fn try_acquire(&self, owner: K, amount: usize) -> Result<Permit<K>, Full> {
         self.0.state().take(self.0.bounds, &owner, amount)?;
         Ok(self.permit(owner, amount))
     }
 
-    /// A permit for `amount` units, as soon as both bounds allow it. An amount beyond what an
-    /// owner may ever have counts as all that it may have.
+    /// Waits until both limits allow a permit for `amount` units, and returns it. A larger amount
+    /// than the limit of an owner counts as that limit.
     ///
-    /// Waits without an end of its own: put a deadline around it. May be dropped at any time.
+    /// The wait has no time limit: put a deadline around it. The future may be dropped at any time.
     pub async fn acquire(&self, owner: K, amount: usize) -> Permit<K> {
         let bounds = self.0.bounds;
         let amount = amount.min(bounds.per_owner).min(bounds.total);
@@ -189,11 +189,11 @@ impl<K: Eq + Hash + Clone> Permits<K> {
         let Some(granted) = granted else {
             return self.permit(owner, amount);
         };
-        // Those before may have left their line meanwhile.
+        // Waiters before this one may have left the queue meanwhile.
         serve(&self.0);
         match granted.await {
             Ok(permit) => permit,
-            // Nobody drops a waiter that still listens.
+            // A waiter is never dropped while its receiver exists.
             Err(_) => std::future::pending().await,
         }
     }
@@ -204,7 +204,7 @@ impl<K: Eq + Hash + Clone> Permits<K> {
         self.0.state().in_use
     }
 
-    /// Units that one owner has in use now.
+    /// Units that one owner uses now.
     #[must_use]
     pub fn in_use_by(&self, owner: &K) -> usize {
         self.0.state().used_by(owner)
@@ -219,10 +219,11 @@ impl<K: Eq + Hash + Clone> Permits<K> {
     }
 }
 
-/// Hands out what is free to those that wait.
+/// Gives free units to waiters.
 fn serve<K: Eq + Hash + Clone>(inner: &Arc<Inner<K>>) {
     loop {
-        // The lock ends with this statement: a permit that nobody takes is dropped below.
+        // The lock ends with this statement, because a permit that no receiver takes is dropped
+        // below.
         let next = inner.state().next_granted(inner.bounds);
         let Some((owner, waiter)) = next else { return };
         let permit = Permit {
@@ -236,7 +237,7 @@ fn serve<K: Eq + Hash + Clone>(inner: &Arc<Inner<K>>) {
     }
 }
 
-/// Some units of a resource; given back when it is dropped.
+/// Some units of a resource. They are given back when the permit is dropped.
 pub struct Permit<K: Eq + Hash + Clone> {
     inner: Arc<Inner<K>>,
     owner: K,
@@ -244,16 +245,16 @@ pub struct Permit<K: Eq + Hash + Clone> {
 }
 
 impl<K: Eq + Hash + Clone> Permit<K> {
-    /// How many units.
+    /// The number of units.
     #[must_use]
     pub fn amount(&self) -> usize {
         self.amount
     }
 
-    /// Takes `more` units on top, if both bounds allow it.
+    /// Adds `more` units to the permit, if both limits allow it.
     ///
     /// # Errors
-    /// Which bound does not; the permit stays as it was.
+    /// The limit that does not allow it; the permit stays as it was.
     pub fn try_grow(&mut self, more: usize) -> Result<(), Full> {
         self.inner
             .state()
@@ -262,7 +263,7 @@ impl<K: Eq + Hash + Clone> Permit<K> {
         Ok(())
     }
 
-    /// Gives back all but `amount` units; does nothing if it has no more than that.
+    /// Gives back all but `amount` units. Does nothing if the permit has no more than that.
     pub fn shrink_to(&mut self, amount: usize) {
         let Some(less) = self.amount.checked_sub(amount).filter(|less| *less > 0) else {
             return;
@@ -272,7 +273,7 @@ impl<K: Eq + Hash + Clone> Permit<K> {
         serve(&self.inner);
     }
 
-    /// Gives everything back without serving anybody; answers whether somebody waits.
+    /// Gives all units back without serving waiters; returns whether there are any.
     fn release(&mut self) -> bool {
         let amount = std::mem::take(&mut self.amount);
         if amount == 0 {

@@ -1,4 +1,4 @@
-//! What can go wrong for a caller: a closed list of codes (RFC 9457 problem details).
+//! Problems: the errors that callers see (RFC 9457 problem details), with a closed list of codes.
 
 use std::{borrow::Cow, fmt};
 
@@ -12,19 +12,19 @@ macro_rules! codes {
             /// Every code.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The stable word.
+            /// The stable word for the code.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $code,)* }
             }
 
-            /// The HTTP status that it is answered with.
+            /// The HTTP status of an answer with this code.
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$variant => $status,)* }
             }
 
-            /// The code that a word names.
+            /// The code for a word; `None` for an unknown one.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 match text { $($code => Some(Self::$variant),)* _ => None }
@@ -49,19 +49,19 @@ codes! {
     /// The body is not JSON.
     MalformedJson = "malformed_json", 400, "The body is not valid JSON",
         "Send one JSON value in UTF-8, nested at most 32 levels deep, without repeated member names.";
-    /// What came is no HTTP request.
+    /// The bytes that arrived are no HTTP request.
     MalformedRequest = "malformed_request", 400, "The request is not valid HTTP",
         "Check the request line and the header fields. The connection is closed after this answer.";
-    /// A header or query parameter is wrong.
+    /// A header or query parameter is malformed or out of range.
     InvalidParameter = "invalid_parameter", 400, "A parameter is not valid",
         "`errors` names the parameter and what it takes.";
-    /// A list cursor was not made by us, for this list.
+    /// The cursor was not issued for this list.
     InvalidCursor = "invalid_cursor", 400, "The cursor is not valid for this list",
         "Start again without a cursor; keep the other parameters the same from page to page.";
     /// Two tokens of trains came with one request.
     TwoTokens = "two_tokens", 400, "Two different train tokens were sent",
         "Send one train token, as `Authorization: Bearer` or as `x-api-key`.";
-    /// No credential, or none that is live.
+    /// The request has no credential, or none that is live.
     Unauthenticated = "unauthenticated", 401, "A valid token is needed",
         "Send a live token as `Authorization: Bearer`. Missing, malformed, unknown, expired and revoked tokens are answered alike.";
     /// The token is live but of the wrong kind.
@@ -70,19 +70,19 @@ codes! {
     /// The publisher is suspended.
     PublisherSuspended = "publisher_suspended", 403, "The publisher is suspended",
         "Ask the operator. Nothing is lost meanwhile.";
-    /// The train lends nothing for now.
+    /// The train is disabled.
     TrainDisabled = "train_disabled", 403, "The train is disabled",
         "Its publisher can enable it.";
-    /// None of the train's accounts is of the upstream that was asked for.
+    /// The train has no account of the requested upstream.
     NoAccountOfUpstream = "no_account_of_upstream", 403, "The train has no account of that upstream",
         "Add an account of that provider or base URL to the train, or use the gateway of another upstream.";
-    /// A proxy serves one upstream, and did not say which.
+    /// A proxy asked without naming the upstream, and the train has several.
     SeveralUpstreams = "several_upstreams", 403, "The train has accounts of several upstreams",
         "Let the proxy say with `provider` or `base_url` which upstream it serves.";
-    /// Said to a proxy that knows no other status.
+    /// No credential can be lent; for proxies that handle only 401 and 403.
     NothingToLend = "nothing_to_lend", 403, "No credential can be lent now",
         "`X-Stationmaster-Status` says which status it would be for a caller that knows more of them.";
-    /// Nothing of the caller's has that name.
+    /// The caller has nothing with that name.
     NotFound = "not_found", 404, "Not found",
         "Check the path and the identifier. What belongs to another publisher is answered in the same way.";
     /// The run's pipeline has no subcommand of that name.
@@ -100,10 +100,10 @@ codes! {
     /// Another account of the publisher has that name.
     NameTaken = "name_taken", 409, "The name is in use",
         "Choose another name; names are unique within a publisher.";
-    /// It would leave no admin token.
+    /// The change would leave no admin token.
     LastAdminToken = "last_admin_token", 409, "The last live admin token can't be deleted",
         "Rotate it, or mint another one first.";
-    /// It would leave no secret of the kind.
+    /// The change would leave no secret of the kind.
     LastSecret = "last_secret", 409, "The last live secret of a kind can't be deleted",
         "Rotate it, or mint another one first.";
     /// A limit of the publisher is reached.
@@ -112,22 +112,22 @@ codes! {
     /// The stored answer held a credential and has been wiped.
     SecretNoLongerAvailable = "secret_no_longer_available", 409, "The answer held a credential and is no longer kept",
         "The change was made. Rotate the credential to get a new one.";
-    /// Runs of it are not finished.
+    /// The pipeline has unfinished runs.
     PipelineInUse = "pipeline_in_use", 409, "The pipeline has unfinished runs",
         "Cancel them or wait for them.";
-    /// It hands out no runs now.
+    /// The pipeline is paused.
     PipelinePaused = "pipeline_paused", 409, "The pipeline is paused",
         "Create the run without `claim`: it waits until the pipeline is resumed.";
-    /// As many of its runs are held as may be.
+    /// The pipeline's limit on concurrent runs is reached.
     ConcurrencyLimit = "concurrency_limit", 409, "The pipeline's concurrency limit is reached",
         "Create the run without `claim`, or wait until one of them ends.";
     /// The run is finished already.
     RunFinished = "run_finished", 409, "The run has already finished",
         "A finished run never changes.";
-    /// The claim is not, or no longer, the run's.
+    /// The claim does not, or no longer, hold the run.
     ClaimLost = "claim_lost", 409, "The claim no longer holds the run",
         "Stop working on this run: another claim may hold it, or it is finished.";
-    /// The endpoint takes no deliveries.
+    /// The endpoint is disabled.
     EndpointDisabled = "endpoint_disabled", 409, "The endpoint is disabled",
         "Enable it first.";
     /// The account holds the other type of credential.
@@ -139,7 +139,7 @@ codes! {
     /// The upstream did not accept the login.
     LoginFailed = "login_failed", 409, "The upstream did not accept the login",
         "Start the login again.";
-    /// The publisher is in a state that the change does not fit.
+    /// The change is not possible in the publisher's present state.
     WrongPublisherState = "wrong_publisher_state", 409, "The publisher's state does not allow this",
         "The detail says which state it is in.";
     /// `If-Match` names another revision.
@@ -151,13 +151,13 @@ codes! {
     /// The body is not declared as JSON.
     UnsupportedMediaType = "unsupported_media_type", 415, "The body must be JSON",
         "Send `Content-Type: application/json`.";
-    /// The body is JSON but not what the operation takes.
+    /// The body is JSON, but does not match the operation's schema.
     ValidationFailed = "validation_failed", 422, "The body does not match the operation's schema",
         "`errors` lists every fault with a JSON pointer (RFC 6901) to it.";
     /// The key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The Idempotency-Key belongs to another request",
         "Use a fresh key for each distinct request.";
-    /// The URL points where the service may not go.
+    /// The URL is no allowed destination.
     DestinationRefused = "destination_refused", 422, "The URL is not an allowed destination",
         "Use an https URL on a public address without credentials in it.";
     /// The request's head is too large.
@@ -166,19 +166,19 @@ codes! {
     /// Too many requests.
     RateLimited = "rate_limited", 429, "Too many requests",
         "Wait as long as `Retry-After` says.";
-    /// The publisher has as much of something in use as one publisher may.
+    /// The publisher uses its whole share of a resource.
     ShareExceeded = "share_exceeded", 429, "The publisher's share of a resource is in use",
         "The detail names the resource. Wait as long as `Retry-After` says; other publishers are not affected.";
     /// No account of the train is usable now.
     TrainExhausted = "train_exhausted", 429, "No account of the train is usable now",
         "Wait as long as `Retry-After` says. `errors` lists why for each account.";
-    /// Something on our side.
+    /// The service has a defect.
     Internal = "internal", 500, "Something went wrong on our side",
         "Try again. If it fails again, tell the operator the request id.";
-    /// The store can't be reached or can't write.
+    /// The store can't be reached, or can't write.
     StoreUnavailable = "store_unavailable", 503, "The store is not available",
         "The detail says whether nothing was changed, or whether that is not known. Wait as long as `Retry-After` says and send the request again, with its `Idempotency-Key` if it had one.";
-    /// The server is stopping or full.
+    /// The server is stopping, or has no capacity left.
     Overloaded = "overloaded", 503, "The server can't take the request now",
         "The detail says whether the work may still go on. Wait as long as `Retry-After` says and send the request again.";
 }
@@ -189,19 +189,19 @@ impl fmt::Display for Code {
     }
 }
 
-/// One fault of a request.
+/// One error in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     /// JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`, `/path/NAME`.
     pub pointer: String,
     /// A stable word: `required`, `unknown_field`, `type`, `too_long`, …
     pub code: Cow<'static, str>,
-    /// A sentence.
+    /// A sentence for people.
     pub detail: String,
 }
 
 impl FieldError {
-    /// A fault at `pointer`.
+    /// An error at `pointer`.
     #[must_use]
     pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
@@ -212,22 +212,22 @@ impl FieldError {
     }
 }
 
-/// A refusal, with what the caller may know of its reason.
+/// A refused request, with what the caller may know of the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {detail}")]
 pub struct Problem {
     /// The stable code.
     pub code: Code,
-    /// What happened this time; never internals, never the caller's input.
+    /// What happened this time. Contains neither internals nor the caller's input.
     pub detail: String,
-    /// The faults of the request, where there are any to name.
+    /// The errors in the request, if they can be named.
     pub errors: Vec<FieldError>,
-    /// When to try again, seconds.
+    /// After how many seconds to try again.
     pub retry_after_s: Option<u64>,
 }
 
 impl Problem {
-    /// A problem with a detail of its own.
+    /// A problem with a detail.
     #[must_use]
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
@@ -238,7 +238,7 @@ impl Problem {
         }
     }
 
-    /// The one answer for everything absent or foreign.
+    /// The one problem for everything that does not exist or belongs to another publisher.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(
@@ -247,7 +247,7 @@ impl Problem {
         )
     }
 
-    /// Faults in a body.
+    /// The problem for errors in a body.
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
@@ -262,13 +262,13 @@ impl Problem {
         }
     }
 
-    /// One fault in a body.
+    /// The problem for one error in a body.
     #[must_use]
     pub fn field(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
         Self::invalid(vec![FieldError::new(pointer, code, detail)])
     }
 
-    /// A fault in a header or query parameter; `pointer` is `/query/NAME` or `/header/NAME`.
+    /// The problem for a header or query parameter; `pointer` is `/query/NAME` or `/header/NAME`.
     #[must_use]
     pub fn parameter(pointer: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
@@ -281,7 +281,7 @@ impl Problem {
         }
     }
 
-    /// The same with a time to wait.
+    /// Adds the time after which to try again.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(seconds);
@@ -290,7 +290,7 @@ impl Problem {
 }
 
 impl From<Code> for Problem {
-    /// The code's title as the detail.
+    /// The problem with the code's title as its detail.
     fn from(code: Code) -> Self {
         Self::new(code, format!("{}.", code.title()))
     }

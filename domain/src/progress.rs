@@ -1,7 +1,7 @@
-//! What parts of the process have work, and when each last came further.
+//! Progress reports of the parts of the process: which have work, and when each last made progress.
 //!
-//! A part that waits for work is never late. One that has some, and has not come further for
-//! [`STUCK_AFTER`], stands still: `/readyz` names it. Nothing here waits for anything.
+//! A part without work is never stuck. A part that has work and has made no progress for
+//! [`STUCK_AFTER`] is stuck, and `/readyz` names it. Nothing here waits.
 
 use std::{
     collections::BTreeMap,
@@ -9,16 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After so long without a step a part that has work counts as standing still.
+/// A part with work counts as stuck after this time without progress.
 pub const STUCK_AFTER: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 struct State {
     /// How many pieces of work are under way.
     under_way: usize,
-    /// Whether work failed that is still to be done.
+    /// Whether the last step failed and has to be repeated.
     failed: bool,
-    /// When the present work began, or last came further.
+    /// When the present work began or last made progress.
     since: Instant,
 }
 
@@ -39,8 +39,8 @@ impl Part {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a piece of work, which lasts until the answer is dropped. What goes on for ever is
-    /// one piece, and says at each step that it came further.
+    /// Begins a piece of work, which lasts until the returned value is dropped. An endless loop is
+    /// one piece of work, and calls [`Part::moved`] at each step.
     #[must_use]
     pub fn work(&self) -> Working {
         let mut state = self.state();
@@ -52,14 +52,14 @@ impl Part {
         Working(self.clone())
     }
 
-    /// The part came a step further; what had failed is done.
+    /// Reports progress; a failed step is done now.
     pub fn moved(&self) {
         let mut state = self.state();
         state.failed = false;
         state.since = Instant::now();
     }
 
-    /// A step failed, and is still to be done.
+    /// Reports that a step failed and has to be repeated.
     pub fn failed(&self) {
         let mut state = self.state();
         if state.under_way == 0 && !state.failed {
@@ -68,7 +68,7 @@ impl Part {
         state.failed = true;
     }
 
-    /// Says how a step went that is tried again until it goes well.
+    /// Reports the end of a step that is repeated until it succeeds.
     pub fn went(&self, well: bool) {
         if well {
             self.moved();
@@ -77,7 +77,7 @@ impl Part {
         }
     }
 
-    /// How the part stands now.
+    /// The present state of the part.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let state = self.state();
@@ -93,12 +93,12 @@ impl Part {
     }
 }
 
-/// How a part stands.
+/// The state of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// For how long it has had work and has not come further.
+    /// How long the part has had work without progress.
     pub age: Duration,
-    /// Whether its last step failed.
+    /// Whether the last step failed.
     pub failing: bool,
 }
 
@@ -125,13 +125,13 @@ impl Progress {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The part of that name.
+    /// The part with this name; it is created if there is none.
     #[must_use]
     pub fn part(&self, name: &'static str) -> Part {
         self.parts().entry(name).or_insert_with(Part::new).clone()
     }
 
-    /// How each part stands, by name.
+    /// The states of all parts, by name.
     #[must_use]
     pub fn standings(&self) -> BTreeMap<&'static str, Standing> {
         let parts = self.parts();
@@ -139,7 +139,7 @@ impl Progress {
         each.collect()
     }
 
-    /// Which parts stand still, and for how long.
+    /// The stuck parts, and how long each has made no progress.
     #[must_use]
     pub fn stuck(&self) -> BTreeMap<&'static str, Duration> {
         let all = self.standings().into_iter();

@@ -1,11 +1,11 @@
-//! The one place that randomness comes from: the operating system's generator.
+//! The only source of randomness: the operating system's generator.
 
 use rand::TryRng as _;
 
 /// `N` random bytes from the operating system.
 ///
 /// # Panics
-/// If the operating system has no randomness to give: nothing safe can be done without it.
+/// If the operating system returns no random bytes: nothing safe can be done without them.
 #[must_use]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut out = [0_u8; N];
@@ -15,8 +15,8 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     out
 }
 
-/// `N` random bytes that nobody needs to be unable to guess: from this thread's generator, without
-/// asking the operating system each time. For names in logs; never for secrets.
+/// `N` random bytes that an attacker may be able to guess, from this thread's generator, which does
+/// not ask the operating system each time. For names in logs; never for secrets.
 #[must_use]
 #[expect(
     clippy::disallowed_methods,

@@ -1,22 +1,23 @@
-//! When a failed delivery is tried again.
+//! Retry schedules: when a failed delivery is tried again.
 
 use std::{fmt, time::Duration};
 
 use crate::random;
 
-/// Each wait is spread by this much to either side, so that a recovered consumer is not met by
-/// everything at once.
+/// Each wait varies by this share to either side, so that a recovered consumer does not get all
+/// retries at once.
 pub const JITTER: f64 = 0.2;
 
-/// The longest wait and the most waits that a schedule may have.
+/// The longest wait, and the most waits, of a schedule.
 const MAX_WAIT: Duration = Duration::from_hours(7 * 24);
 const MAX_WAITS: usize = 32;
 
-/// Waits before the second, third, … try.
+/// The waits before the second, third, … try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(Vec<Duration>);
 
-/// A schedule's text is not of the form `5s,5m,2h`.
+/// The text of a schedule does not have the form `5s,5m,2h`. Contains the number of the wrong wait,
+/// counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "wait {0} is not a whole number with ms, s, m, h or d, at most 7d, in a list of at most 32"
@@ -24,10 +25,10 @@ pub struct Schedule(Vec<Duration>);
 pub struct ScheduleError(usize);
 
 impl Schedule {
-    /// Parses waits such as `5s,5m,30m,2h`; an empty text means no second try.
+    /// Parses waits such as `5s,5m,30m,2h`. An empty text means that there is no second try.
     ///
     /// # Errors
-    /// Which wait, counted from 1, is wrong.
+    /// [`ScheduleError`] with the number of the wrong wait.
     pub fn parse(text: &str) -> Result<Self, ScheduleError> {
         let mut waits = Vec::new();
         for (at, part) in text
@@ -42,10 +43,10 @@ impl Schedule {
         Ok(Self(waits))
     }
 
-    /// Waits of whole seconds.
+    /// A schedule of waits in whole seconds.
     ///
     /// # Errors
-    /// Which wait, counted from 1, is wrong.
+    /// [`ScheduleError`] with the number of the wrong wait.
     pub fn of_seconds(waits: &[u32]) -> Result<Self, ScheduleError> {
         let waits = waits.iter().map(|wait| Duration::from_secs((*wait).into()));
         let waits: Vec<Duration> = waits.collect();
@@ -56,7 +57,7 @@ impl Schedule {
         }
     }
 
-    /// The waits in seconds, each rounded up to a whole one.
+    /// The waits in seconds, each rounded up.
     #[must_use]
     pub fn seconds(&self) -> Vec<u32> {
         let whole = |wait: &Duration| u32::try_from(wait.as_millis().div_ceil(1000));
@@ -91,7 +92,7 @@ impl Schedule {
 }
 
 impl fmt::Display for Schedule {
-    /// As [`Schedule::parse`] reads it, each wait in the largest unit that is whole.
+    /// The text that [`Schedule::parse`] reads, each wait in the largest unit without a fraction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u128, &str); 4] = [
             (86_400_000, "d"),

@@ -1,30 +1,31 @@
-//! A run's states, which change of state is possible, and who may bring it about.
+//! The states of a run, the possible changes of state, and who may cause each.
 
 use std::time::Duration;
 
 use crate::{clock::Timestamp, random};
 
-/// Wait after a run's first retryable failure; it doubles with each one.
+/// The wait after a run's first retryable failure. It doubles with each further failure.
 const BACKOFF_FIRST: Duration = Duration::from_secs(5);
 /// The longest wait between two tries.
 const BACKOFF_MAX: Duration = Duration::from_hours(1);
-/// Spread of a wait to either side, so that what failed together is not tried together.
+/// Each wait varies by this share to either side, so that runs which failed together are not tried
+/// together.
 const BACKOFF_JITTER: f64 = 0.2;
 
-/// Where a run stands.
+/// The status of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RunStatus {
-    /// Waits for a runner.
+    /// The run waits for a runner.
     Queued,
-    /// A runner holds its claim.
+    /// A runner holds the claim.
     Running,
-    /// Finished well.
+    /// The run is finished and succeeded.
     Succeeded,
-    /// Finished badly.
+    /// The run is finished and failed.
     Failed,
-    /// Somebody called it off.
+    /// The run was cancelled.
     Cancelled,
-    /// Its tries or its time to live ran out.
+    /// The tries or the time to live ran out.
     Expired,
 }
 
@@ -58,13 +59,13 @@ impl RunStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
-    /// Whether nothing can change any more.
+    /// Whether the run is finished, so that its status never changes again.
     #[must_use]
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
 
-    /// The status after `change`, or `None` if a run that stands here can't take it.
+    /// The status after `change`; `None` if the change is not possible in this status.
     #[must_use]
     pub fn after(self, change: RunChange) -> Option<Self> {
         TRANSITIONS
@@ -74,49 +75,49 @@ impl RunStatus {
     }
 }
 
-/// Who brings a change about.
+/// Who causes a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RunActor {
-    /// A runner that holds nothing yet.
+    /// A runner that does not hold the run.
     Runner,
-    /// Whoever shows the run's present claim.
+    /// Whoever presents the run's present claim token.
     Holder,
-    /// The publisher, by any token that may cancel.
+    /// The publisher, with any token that may cancel.
     Publisher,
-    /// The service, when a time has come.
+    /// The service, when a time has passed.
     Clock,
 }
 
-/// What can happen to a run. Each is also an entry of its timeline.
+/// A change of a run. Each is also an entry of the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RunChange {
-    /// A runner takes it.
+    /// A runner claims the run.
     Claim,
-    /// Its holder extends its lease, and may report progress.
+    /// The holder extends the lease, and may report progress.
     Heartbeat,
-    /// Its holder finished it.
+    /// The holder completes the run.
     Complete,
-    /// Its holder gave it up for good.
+    /// The holder reports a final failure.
     Fail,
-    /// Its holder's try failed, and another one may do better.
+    /// The holder reports a failure, and the run is tried again.
     Retry,
-    /// Its holder gives it back untried.
+    /// The holder gives the run back without a result.
     Release,
-    /// Its holder stops because somebody wants it cancelled.
+    /// The holder stops because cancellation was requested.
     Stop,
-    /// Somebody calls it off while nobody holds it.
+    /// The publisher cancels the run while it is queued.
     Cancel,
-    /// Somebody wants it called off while it is held.
+    /// The publisher requests cancellation while the run is held.
     RequestCancel,
-    /// Its lease ran out and tries are left.
+    /// The lease ran out, and tries are left.
     LoseLease,
-    /// Its lease ran out after somebody wanted it cancelled.
+    /// The lease ran out after cancellation was requested.
     Abandon,
-    /// Its last lease ran out, or its time to live did.
+    /// The lease of the last try ran out, or the time to live did.
     Expire,
 }
 
-/// From where, what, by whom, to where. What is not listed can't happen.
+/// The possible changes: the status before, the change, who causes it, and the status after.
 pub const TRANSITIONS: &[(RunStatus, RunChange, RunActor, RunStatus)] = {
     use RunActor::{Clock, Holder, Publisher, Runner};
     use RunChange::{
@@ -141,16 +142,16 @@ pub const TRANSITIONS: &[(RunStatus, RunChange, RunActor, RunStatus)] = {
     ]
 };
 
-/// What decides how a run goes on when a try of it ends without a result.
+/// What decides how a run continues when a try ends without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tries {
-    /// Tries that failed or lost their lease, before this one.
+    /// The number of tries before this one that failed or lost their lease.
     pub failures: u32,
-    /// How many may.
+    /// How many tries may fail or lose their lease.
     pub max_attempts: u32,
-    /// Whether somebody wants the run cancelled.
+    /// Whether cancellation was requested.
     pub cancel_requested: bool,
-    /// When it may not be queued any more.
+    /// When the time to live ends, after which the run may not be queued.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -163,7 +164,7 @@ impl Tries {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
-    /// What the holder's report of a failure is.
+    /// The change when the holder reports a failure.
     #[must_use]
     pub fn at_failure(self, retryable: bool, now: Timestamp) -> RunChange {
         if self.cancel_requested {
@@ -175,7 +176,7 @@ impl Tries {
         }
     }
 
-    /// What giving the run back is. It uses up no try.
+    /// The change when the holder gives the run back, which uses up no try.
     #[must_use]
     pub const fn at_release(self) -> RunChange {
         if self.cancel_requested {
@@ -185,7 +186,7 @@ impl Tries {
         }
     }
 
-    /// What the end of the lease is.
+    /// The change when the lease ends.
     #[must_use]
     pub fn at_lease_end(self, now: Timestamp) -> RunChange {
         if self.cancel_requested {
@@ -198,8 +199,8 @@ impl Tries {
     }
 }
 
-/// How long a run waits after its `failures`-th retryable failure (from 1): 5 s, doubled each
-/// time up to an hour, ±20 %.
+/// The wait after the `failures`-th retryable failure of a run, counted from 1: 5 s, doubled with
+/// each failure up to an hour, ±20 %.
 #[must_use]
 pub fn backoff(failures: u32) -> Duration {
     let doubled = 2_u32.checked_pow(failures.saturating_sub(1));
@@ -210,12 +211,12 @@ pub fn backoff(failures: u32) -> Duration {
 
 macro_rules! timeline_entry_kinds {
     ($($(#[$doc:meta])* $variant:ident = $word:literal;)*) => {
-        /// An entry of a run's timeline: a closed vocabulary.
+        /// The kind of an entry in a run's timeline. The list is closed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum TimelineEntryKind { $($(#[$doc])* $variant,)* }
 
         impl TimelineEntryKind {
-            /// Every kind of entry.
+            /// Every kind.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The word in answers and the store.
@@ -224,7 +225,7 @@ macro_rules! timeline_entry_kinds {
                 match self { $(Self::$variant => $word,)* }
             }
 
-            /// The entry that a word names.
+            /// The kind for a word; `None` for an unknown one.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 match text { $($word => Some(Self::$variant),)* _ => None }
@@ -234,34 +235,34 @@ macro_rules! timeline_entry_kinds {
 }
 
 timeline_entry_kinds! {
-    /// It was created.
+    /// The run was created.
     Created = "created";
-    /// A runner took it.
+    /// A runner claimed the run.
     Claimed = "claimed";
-    /// Its holder reported progress.
+    /// The holder reported progress.
     Progress = "progress";
-    /// A subcommand was called for it.
+    /// A subcommand was called for the run.
     Subcommand = "subcommand";
-    /// It finished well.
+    /// The run succeeded.
     Succeeded = "succeeded";
-    /// It finished badly.
+    /// The run failed.
     Failed = "failed";
-    /// A try failed; another follows.
+    /// A try failed, and another follows.
     AttemptFailed = "attempt_failed";
-    /// Its holder gave it back.
+    /// The holder gave the run back.
     Released = "released";
-    /// Its lease ran out; another try follows.
+    /// The lease ran out, and another try follows.
     LeaseLost = "lease_lost";
-    /// Somebody wants it cancelled.
+    /// Cancellation was requested.
     CancelRequested = "cancel_requested";
-    /// It was called off.
+    /// The run was cancelled.
     Cancelled = "cancelled";
-    /// Its tries or its time to live ran out.
+    /// The tries or the time to live ran out.
     Expired = "expired";
 }
 
 impl TimelineEntryKind {
-    /// How a timeline tells of a change. A heartbeat is told of only if it reports progress.
+    /// The kind of the entry for a change. A heartbeat has an entry only if it reports progress.
     #[must_use]
     pub const fn of(change: RunChange) -> Self {
         match change {
@@ -278,7 +279,7 @@ impl TimelineEntryKind {
         }
     }
 
-    /// Whether the timeline ends here.
+    /// Whether this is the last entry of a timeline.
     #[must_use]
     pub const fn is_last(self) -> bool {
         matches!(

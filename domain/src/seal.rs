@@ -1,8 +1,8 @@
-//! Sealing: authenticated encryption of what must be readable again.
+//! Sealing: authenticated encryption of secrets that must be readable again.
 //!
 //! XChaCha20-Poly1305 with a random 192-bit nonce (draft-irtf-cfrg-xchacha §2) and a data key per
 //! owner. The data key is wrapped by a master key. The associated data binds owner, table, row
-//! and column, so that a ciphertext moved elsewhere does not open.
+//! and column, so that a ciphertext can't be decrypted after it was moved elsewhere.
 
 use std::fmt;
 
@@ -18,28 +18,28 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::random;
 
-/// First byte of every sealed value: the form described in this module.
+/// The first byte of every sealed value: the version of the format.
 const VERSION: u8 = 1;
 const NONCE_LEN: usize = 24;
 const KEY_LEN: usize = 32;
-/// What an entry of a key file takes besides its identifier: a colon, the key, a comma.
+/// The bytes of an entry in a key file besides its identifier: a colon, the key, a comma.
 const ENTRY_LEN: usize = 1 + KEY_LEN.div_ceil(3) * 4 + 1;
 
-/// Where a sealed value lives; it opens nowhere else.
+/// What a sealed value belongs to: the associated data. The value opens in this context alone.
 #[derive(Clone, Copy, Debug)]
 pub struct SealContext<'a> {
     /// The publisher, or nil for the operator.
     pub owner: Uuid,
     /// The table.
     pub table: &'static str,
-    /// The row within its owner.
+    /// The key of the row, without the owner.
     pub row: &'a [u8],
     /// The column.
     pub column: &'static str,
 }
 
 impl SealContext<'_> {
-    /// Length-prefixed parts, so that no two contexts spell the same bytes.
+    /// The associated data: length-prefixed parts, so that no two contexts give the same bytes.
     fn associated_data(&self) -> Vec<u8> {
         let mut out = b"stationmaster.seal.v1".to_vec();
         for part in [
@@ -60,12 +60,12 @@ impl SealContext<'_> {
 #[error("a sealed value does not open with this key in this context")]
 pub struct SealError;
 
-/// A 256-bit key that is wiped when dropped and never shown.
+/// A 256-bit key. It is wiped from memory when dropped, and `Debug` does not show it.
 #[derive(Clone)]
 pub struct Key(Zeroizing<[u8; KEY_LEN]>);
 
 impl Key {
-    /// A fresh random key.
+    /// Generates a random key.
     #[must_use]
     pub fn generate() -> Self {
         Self(Zeroizing::new(random::bytes()))
@@ -152,24 +152,24 @@ pub(crate) fn hmac_sha256(key: &[u8]) -> Hmac<Sha256> {
     <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-/// The master keys: the first one is the one to come to, all of them open.
+/// The master keys. Each can unwrap data keys; new ones are wrapped by the first.
 #[derive(Clone, Debug)]
 pub struct MasterKeys(Vec<(String, Key)>);
 
 /// The text that holds master keys is not of the form `id:base64[,id:base64…]`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MasterKeyError {
-    /// No key at all.
+    /// The text has no key.
     #[error("no master key is given")]
     Missing,
-    /// An entry without `id:` or with an identifier outside `[A-Za-z0-9_-]{1,64}`.
+    /// The entry of this number has no `id:`, or an identifier outside `[A-Za-z0-9_-]{1,64}`.
     #[error("master key {0} needs the form id:base64, the id 1 to 64 of A-Z a-z 0-9 _ -")]
     Form(usize),
-    /// An entry whose key is not 32 bytes of base64.
+    /// The key of this number is not 32 bytes of base64.
     #[error("master key {0} is not 32 bytes of base64")]
     Length(usize),
-    /// Two entries with one identifier.
-    #[error("master key {0} has an id that another one has already")]
+    /// The entry of this number has the identifier of an earlier one.
+    #[error("master key {0} has the id of an earlier key")]
     Duplicate(usize),
 }
 
@@ -177,7 +177,7 @@ impl MasterKeys {
     /// Parses `id:base64,…`.
     ///
     /// # Errors
-    /// Which entry (counted from 1) is wrong and why; never its content.
+    /// [`MasterKeyError`] with the number of the wrong entry, counted from 1; never its content.
     pub fn parse(text: &str) -> Result<Self, MasterKeyError> {
         let mut keys: Vec<(String, Key)> = Vec::new();
         let entries = text
@@ -208,7 +208,7 @@ impl MasterKeys {
         }
     }
 
-    /// The text of one fresh master key, for a key file.
+    /// Generates a master key, and returns its text for a key file.
     #[must_use]
     pub fn generate_text(id: &str) -> Zeroizing<String> {
         let mut bytes: [u8; KEY_LEN] = random::bytes();
@@ -217,10 +217,10 @@ impl MasterKeys {
         text
     }
 
-    /// All of them as text that [`MasterKeys::parse`] reads, the first one first.
+    /// All keys as text that [`MasterKeys::parse`] reads, in their order.
     #[must_use]
     pub fn text(&self) -> Zeroizing<String> {
-        // Sized beforehand: a string that grows leaves copies behind that nobody wipes.
+        // Allocated at its final size: a growing string leaves copies in memory that are not wiped.
         let size = self.0.iter().map(|(id, _)| id.len() + ENTRY_LEN).sum();
         let mut text = Zeroizing::new(String::with_capacity(size));
         for (id, key) in &self.0 {
@@ -234,28 +234,28 @@ impl MasterKeys {
         text
     }
 
-    /// Their identifiers, the first one first.
+    /// The identifiers of the keys, in their order.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(id, _)| id.as_str())
     }
 
-    /// The identifier of the first one.
+    /// The identifier of the first key.
     #[must_use]
     pub fn first_id(&self) -> &str {
         &self.0[0].0
     }
 
-    /// Whether one of them has that identifier.
+    /// Whether there is a key with this identifier.
     #[must_use]
     pub fn knows(&self, id: &str) -> bool {
         self.ids().any(|known| known == id)
     }
 
-    /// The same with a fresh key in front.
+    /// The same keys with a new random key in front.
     ///
     /// # Errors
-    /// [`MasterKeyError::Duplicate`] if one of them has that identifier,
-    /// [`MasterKeyError::Form`] if none could have it.
+    /// [`MasterKeyError::Duplicate`] if a key has this identifier already, [`MasterKeyError::Form`]
+    /// if the identifier is malformed.
     pub fn with_fresh_first(&self, id: &str) -> Result<Self, MasterKeyError> {
         if self.knows(id) {
             return Err(MasterKeyError::Duplicate(1));
@@ -265,7 +265,8 @@ impl MasterKeys {
         Ok(keys)
     }
 
-    /// The same without the key of that identifier; `None` if that is the first one, or none.
+    /// The same keys without the one with this identifier; `None` if it is the first, or there is
+    /// none.
     #[must_use]
     pub fn without(&self, id: &str) -> Option<Self> {
         if !self.knows(id) || self.first_id() == id {
@@ -275,8 +276,8 @@ impl MasterKeys {
         Some(Self(others.cloned().collect()))
     }
 
-    /// These, and behind them those of `others` whose identifiers are new. One that is known is
-    /// never replaced: what it has wrapped must open.
+    /// These keys, and behind them those of `others` with new identifiers. A known key is never
+    /// replaced, because the data keys that it has wrapped must still open.
     #[must_use]
     pub fn and(&self, others: &Self) -> Self {
         let mut keys = self.clone();
@@ -293,10 +294,10 @@ impl MasterKeys {
         found.map(|(_, key)| key).ok_or(SealError)
     }
 
-    /// Wraps `key` for `context` under the master key of that identifier.
+    /// Wraps `key` for `context` with the master key of this identifier.
     ///
     /// # Errors
-    /// [`SealError`] if we have no such master key.
+    /// [`SealError`] if there is no such master key.
     pub fn wrap(
         &self,
         id: &str,
@@ -306,10 +307,10 @@ impl MasterKeys {
         Ok(self.find(id)?.seal(context, &*key.0))
     }
 
-    /// Unwraps with the master key of that identifier.
+    /// Unwraps a data key with the master key of this identifier.
     ///
     /// # Errors
-    /// [`SealError`] if we have no such master key or it does not open.
+    /// [`SealError`] if there is no such master key, or the data key does not open with it.
     pub fn unwrap(
         &self,
         id: &str,

@@ -1,13 +1,13 @@
-//! Webhook signatures, in both schemes that every delivery carries.
+//! Webhook signatures, in both schemes that a delivery carries.
 //!
-//! One secret serves both. `X-Stationmaster-Signature` is keyed with the secret's whole text,
-//! `whsec_` included, which is what Stripe's libraries expect; Standard Webhooks 1.0.0 is keyed
-//! with the decoded base64 after the prefix.
+//! One secret serves both. The key of `X-Stationmaster-Signature` is the secret's whole text with
+//! `whsec_`, as Stripe's libraries expect it. The key of Standard Webhooks 1.0.0 is the decoded
+//! base64 after the prefix.
 //!
 //! Calls of subcommands are signed by a secret of their own ([`subcommand_secret`]).
 //!
-//! An endpoint may have a pair of keys instead (`whsk_`, `whpk_`: Ed25519, RFC 8032). Then
-//! Standard Webhooks' `v1a` is all there is: nobody who verifies can also sign.
+//! An endpoint may have a key pair instead (`whsk_`, `whpk_`: Ed25519, RFC 8032). Then a delivery
+//! carries only Standard Webhooks' `v1a`, which a receiver can verify but not create.
 
 use base64::{
     Engine as _,
@@ -25,17 +25,17 @@ mod verify;
 
 pub use verify::{Refused, Verifier};
 
-/// What stands before a private key, and before a public one.
+/// The prefixes of private and of public keys.
 const PRIVATE: &str = "whsk_";
 const PUBLIC: &str = "whpk_";
 
-/// What an endpoint's deliveries are signed by.
+/// The kind of signature of an endpoint's deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signing {
-    /// A secret that the receiver has too.
+    /// By a secret that the receiver has, too.
     #[default]
     Hmac,
-    /// A private key; the receiver has the public one.
+    /// By a private key; the receiver has the public one.
     Ed25519,
 }
 
@@ -70,8 +70,8 @@ fn pair_of(secret: &SecretString) -> Option<Ed25519KeyPair> {
     Ed25519KeyPair::from_seed_unchecked(&seed).ok()
 }
 
-/// A fresh pair of keys: the private one (`whsk_` and the base64 of the 32 bytes of RFC 8032
-/// §5.1.5), and the public one (`whpk_` and the base64 of its 32 bytes).
+/// Generates a key pair: the private key (`whsk_` and the base64 of the 32 bytes of RFC 8032
+/// §5.1.5), and the public key (`whpk_` and the base64 of its 32 bytes).
 #[must_use]
 pub fn generate_pair() -> (SecretString, String) {
     let seed = Zeroizing::new(random::bytes::<32>());
@@ -83,14 +83,14 @@ pub fn generate_pair() -> (SecretString, String) {
     (private, public)
 }
 
-/// Standard base64 that takes padding or none.
+/// Standard base64 with or without padding.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
 /// The value of `X-Stationmaster-Signature`: `t=<unix>,v1=<hex>`, one `v1` for each live secret.
-/// Private keys don't sign it: without another secret there is nothing to send.
+/// Private keys can't create it, so at least one other secret is needed.
 ///
 /// `timestamp_s` is the attempt's time in whole seconds; `body` the exact bytes sent.
 #[must_use]
@@ -108,8 +108,8 @@ pub fn stationmaster(secrets: &[SecretString], timestamp_s: i64, body: &[u8]) ->
 }
 
 /// The value of `webhook-signature` (Standard Webhooks 1.0.0): `v1,<base64>` for each live
-/// secret, or `v1a,<base64>` for a private key, separated by spaces. A secret that is not base64 is
-/// keyed by its text.
+/// secret, or `v1a,<base64>` for a private key, separated by spaces. If a secret is not base64, the
+/// key is its text.
 #[must_use]
 pub fn standard(secrets: &[SecretString], id: &str, timestamp_s: i64, body: &[u8]) -> String {
     let signed: Vec<String> = secrets
@@ -144,8 +144,8 @@ pub fn standard(secrets: &[SecretString], id: &str, timestamp_s: i64, body: &[u8
 /// `whsec_` and the base64 of HMAC-SHA256 over `stationmaster.subcommand.v1`, keyed by the
 /// secret's whole text.
 ///
-/// A runner chooses a call's body. Under the webhooks' own secret it could have any body signed,
-/// and pass it off as a webhook.
+/// A runner chooses the body of a call. If calls were signed by the webhook secret, a runner could
+/// get a signature for any body, and send it as a webhook.
 #[must_use]
 pub fn subcommand_secret(webhook_secret: &SecretString) -> SecretString {
     let mut mac = hmac_sha256(webhook_secret.expose_secret().as_bytes());

@@ -1,16 +1,16 @@
-//! Slugs: names that stand in paths.
+//! Slugs: names that are part of URL paths.
 
 use std::fmt;
 
-/// `[a-z0-9][a-z0-9-]{0,62}`: 1 to 63 characters of ASCII, so no look-alikes.
+/// `[a-z0-9][a-z0-9-]{0,62}`: 1 to 63 characters. Only ASCII, so that no two slugs look alike.
 pub const PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,62}$";
 
-/// A checked slug.
+/// A text that matches [`PATTERN`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slug(String);
 
 impl Slug {
-    /// `None` unless the text matches [`PATTERN`].
+    /// Takes a text; `None` unless it matches [`PATTERN`].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();

@@ -1,9 +1,9 @@
-//! Tokens: bearer credentials that come in. Only their SHA-256 is ever stored.
+//! Tokens: bearer credentials that callers present. Only their SHA-256 is stored.
 //!
 //! Form: `<prefix>_<43 base64url characters = 32 random bytes><6 base62 characters>`, where the
-//! last six are the CRC-32 of everything before them. The checksum refuses typos and garbage
-//! without a query and lets a scanner of leaked credentials verify a find offline. It is no
-//! protection against a forger; the 256 random bits are.
+//! last six are the CRC-32 of everything before them. With the checksum, malformed tokens are
+//! refused without a query, and a scanner for leaked credentials can check a find offline. The
+//! checksum does not protect against forgery; the 256 random bits do.
 
 use std::fmt;
 
@@ -14,27 +14,27 @@ use subtle::ConstantTimeEq as _;
 
 use crate::random;
 
-/// Longest bearer that is hashed at all, in bytes; longer input is refused unread.
+/// The longest bearer that is hashed, in bytes. A longer one is refused without hashing.
 pub const MAX_BEARER_LEN: usize = 512;
-/// Shortest bootstrap or legacy token that an operator may bring, in bytes.
+/// The shortest bootstrap or legacy token that an operator may choose, in bytes.
 pub const MIN_FOREIGN_LEN: usize = 32;
 
 const RANDOM_CHARS: usize = 43;
 const CHECK_CHARS: usize = 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// What a generated bearer is for; written in its prefix.
+/// The purpose of a generated bearer, which its prefix names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Prefix {
     /// A publisher's admin token.
     Admin,
     /// A publisher's runner token.
     Runner,
-    /// The operator's bootstrap token, when we make it.
+    /// The operator's bootstrap token, if this program generates it.
     Boot,
-    /// A subcommand bearer: a secret of the same shape, which goes out.
+    /// A subcommand bearer: a secret of the same form, which this service presents.
     SubcommandBearer,
-    /// What a runner shows to prove that it holds a run.
+    /// The claim token that a runner presents to prove that it holds a run.
     Claim,
     /// A train's token, which its clients present to an AI gateway.
     Train,
@@ -72,7 +72,7 @@ fn checksum(text: &str) -> [u8; CHECK_CHARS] {
     out
 }
 
-/// Makes a bearer of the given kind from 32 fresh random bytes.
+/// Generates a bearer from 32 random bytes.
 #[must_use]
 pub fn generate(prefix: Prefix) -> SecretString {
     let mut text = String::with_capacity(64);
@@ -83,7 +83,8 @@ pub fn generate(prefix: Prefix) -> SecretString {
     SecretString::from(text)
 }
 
-/// What kind of bearer of ours this is; `None` if it has not our form or its checksum is wrong.
+/// The purpose of a bearer; `None` if the text does not have the form above or the checksum is
+/// wrong.
 #[must_use]
 pub fn recognise(text: &str) -> Option<Prefix> {
     let prefix = Prefix::ALL
@@ -103,19 +104,19 @@ pub fn recognise(text: &str) -> Option<Prefix> {
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
-    /// Hashes the presented text.
+    /// Hashes a text.
     #[must_use]
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text.as_bytes()).into())
     }
 
-    /// Hashes a bearer of ours.
+    /// Hashes a secret text.
     #[must_use]
     pub fn of_secret(text: &SecretString) -> Self {
         Self::of(text.expose_secret())
     }
 
-    /// The hash that these bytes are; `None` unless there are 32 of them.
+    /// The hash from its stored bytes; `None` unless there are 32.
     #[must_use]
     pub fn from_stored(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
@@ -127,7 +128,7 @@ impl TokenHash {
         &self.0
     }
 
-    /// Compares without a time that depends on where the two differ.
+    /// Compares in constant time.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -140,7 +141,7 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// The last four characters, by which people tell credentials apart.
+/// The last four characters, so that people can tell credentials apart.
 #[must_use]
 pub fn last_four(text: &str) -> String {
     let start = text.char_indices().rev().nth(3).map_or(0, |(at, _)| at);

@@ -1,4 +1,4 @@
-//! Trains: what is told of them, and where.
+//! Trains: the kinds of notices about them, and the sealing of their Slack webhooks.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
@@ -8,16 +8,16 @@ use crate::{
     seal::{Key, SealContext, SealError},
 };
 
-/// What a train's people may be told.
+/// The kind of a notice about a train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Notice {
+pub enum NoticeKind {
     /// An account of the train can't be refreshed any more.
     AccountRefreshFailed,
     /// No account of the train is usable.
     TrainExhausted,
 }
 
-impl Notice {
+impl NoticeKind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::AccountRefreshFailed, Self::TrainExhausted];
 
@@ -30,7 +30,7 @@ impl Notice {
         }
     }
 
-    /// The one that a word names.
+    /// The kind for a word; `None` for an unknown one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.as_str() == text)
@@ -46,7 +46,7 @@ fn seal_context(publisher: Uuid, train: &Uuid) -> SealContext<'_> {
     }
 }
 
-/// Seals the URL that messages to Slack are sent to, for its train alone: whoever knows it may send.
+/// Seals the Slack webhook URL of a train. The URL is a secret: whoever knows it can send messages.
 #[must_use]
 pub fn seal_webhook(
     key: &Key,
@@ -61,7 +61,7 @@ pub fn seal_webhook(
 /// Opens what [`seal_webhook`] made for the same train.
 ///
 /// # Errors
-/// [`SealError`] for another key, train, or bytes.
+/// [`SealError`] for another key or train, or changed bytes.
 pub fn open_webhook(
     key: &Key,
     publisher: PublisherId,
@@ -95,9 +95,9 @@ mod tests {
 
     #[test]
     fn words_parse_back() {
-        for notice in Notice::ALL {
-            assert_eq!(Notice::parse(notice.as_str()), Some(notice));
+        for notice in NoticeKind::ALL {
+            assert_eq!(NoticeKind::parse(notice.as_str()), Some(notice));
         }
-        assert_eq!(Notice::parse("train.created"), None);
+        assert_eq!(NoticeKind::parse("train.created"), None);
     }
 }

@@ -1,8 +1,8 @@
-//! OAuth 2.0 as a client speaks it: what is sent to a token endpoint, what its answers mean, and
-//! what follows from them (RFC 6749, RFC 7636).
+//! OAuth 2.0 as a client uses it: requests to token endpoints, and what their answers mean
+//! (RFC 6749, RFC 7636).
 //!
-//! Nothing of an answer but its tokens leaves here: reasons are words of ours, so that no byte
-//! that somebody else wrote reaches a log, an event or another caller.
+//! Of an answer, only its tokens leave this module. Reasons are words of a closed list, so that
+//! nothing that an upstream wrote reaches a log, an event or another caller.
 
 use std::time::Duration;
 
@@ -19,73 +19,73 @@ pub use answer::{ANSWER_BYTES, ErrorKind, Grant, TokenError, read_answer};
 
 mod answer;
 
-/// A token this near to its end is replaced before it is handed out.
+/// A token that expires within this time is refreshed before it is lent.
 const MARGIN: Duration = Duration::from_mins(1);
-/// Whether a token is so near to its end that it is replaced before it is handed out: within its
-/// last minute, or the last fifth of a life that is short. `since` is when it was had.
+/// Whether a token expires so soon that it is refreshed before it is lent: within its last minute,
+/// or within the last fifth of a shorter life. `since` is the time at which it was granted.
 #[must_use]
 pub fn ends_soon(now: Timestamp, since: Timestamp, expires_at: Timestamp) -> bool {
     let margin = MARGIN.min(expires_at.since(since) / 5);
     expires_at.minus(margin) <= now
 }
 
-/// How a client proves itself at a token endpoint (RFC 6749 §2.3.1).
+/// How a client authenticates at a token endpoint (RFC 6749 §2.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// In the `Authorization` header, which every endpoint with secrets has to understand.
+    /// By the `Authorization` header, which every endpoint has to support.
     Basic,
-    /// In the body; also that of a client without a secret, which only says its name.
+    /// By the body. A client without a secret sends only its identifier there.
     Body,
 }
 
-/// What is asked of a token endpoint.
+/// A request to a token endpoint.
 #[derive(Clone, Copy, Debug)]
-pub enum Ask<'a> {
-    /// A new access token (RFC 6749 §6).
+pub enum TokenRequest<'a> {
+    /// For a new access token (RFC 6749 §6).
     Refresh {
         /// The refresh token.
         token: &'a SecretString,
-        /// What to ask for; none for what was granted first.
+        /// The requested scope; `None` for the scope of the grant.
         scope: Option<&'a str>,
     },
-    /// Tokens for a code (RFC 6749 §4.1.3, RFC 7636 §4.5).
+    /// For tokens in exchange for a code (RFC 6749 §4.1.3, RFC 7636 §4.5).
     Code {
-        /// The code.
+        /// The authorization code.
         code: &'a SecretString,
-        /// Where it was sent to.
+        /// The URL to which the code was sent.
         redirect_uri: &'a str,
-        /// What the challenge was made of.
+        /// The text from which the challenge was made.
         verifier: &'a SecretString,
     },
 }
 
-/// A client of a token endpoint.
+/// The identifier and secret of a client at a token endpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct Client<'a> {
-    /// Its identifier.
+pub struct ClientCredentials<'a> {
+    /// The identifier.
     pub id: &'a str,
-    /// Its secret, if it has one.
+    /// The secret, if there is one.
     pub secret: Option<&'a SecretString>,
 }
 
-impl Client<'_> {
-    /// The form's text, and the `Authorization` header if there is to be one.
+impl ClientCredentials<'_> {
+    /// The body of a request, and the value of its `Authorization` header, if it has one.
     #[must_use]
     pub fn request(
         &self,
-        ask: Ask<'_>,
+        ask: TokenRequest<'_>,
         auth: ClientAuth,
     ) -> (Zeroizing<String>, Option<SecretString>) {
         let mut form = Form::default();
         match ask {
-            Ask::Refresh { token, scope } => {
+            TokenRequest::Refresh { token, scope } => {
                 form.add("grant_type", "refresh_token");
                 form.add("refresh_token", token.expose_secret());
                 if let Some(scope) = scope {
                     form.add("scope", scope);
                 }
             }
-            Ask::Code {
+            TokenRequest::Code {
                 code,
                 redirect_uri,
                 verifier,
@@ -116,7 +116,7 @@ impl Client<'_> {
     }
 }
 
-/// A text of `application/x-www-form-urlencoded`, wiped when it is dropped.
+/// A text in `application/x-www-form-urlencoded`, which is wiped when dropped.
 #[derive(Default)]
 struct Form(Zeroizing<String>);
 
@@ -131,7 +131,7 @@ impl Form {
     }
 }
 
-/// Percent-encoding as forms have it (RFC 6749 appendix B).
+/// Percent-encodes a text for a form (RFC 6749 appendix B).
 fn encoded(text: &str) -> Zeroizing<String> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = Zeroizing::new(String::with_capacity(text.len() * 3));
@@ -151,19 +151,19 @@ fn encoded(text: &str) -> Zeroizing<String> {
     out
 }
 
-/// Where a person is sent to log in, and what it takes to finish.
+/// The URL at which a person logs in, and what is needed to finish the login.
 pub struct LoginRequest {
-    /// The authorization endpoint with all that it is asked.
+    /// The authorization endpoint with the query of the request.
     pub url: String,
-    /// Comes back with the code; 256 bits.
+    /// The state, which comes back with the code; 256 random bits.
     pub state: SecretString,
-    /// Proves that whoever brings the code began the login (RFC 7636).
+    /// The verifier, which proves that whoever presents the code began the login (RFC 7636).
     pub verifier: SecretString,
 }
 
 impl LoginRequest {
-    /// Asks for a code with `S256` (RFC 6749 §4.1.1, RFC 7636 §4.3). `authorize_url` may have a
-    /// query, which stays.
+    /// A request for a code with `S256` (RFC 6749 §4.1.1, RFC 7636 §4.3). A query of
+    /// `authorize_url` is kept.
     #[must_use]
     pub fn new(authorize_url: &str, client_id: &str, redirect_uri: &str, scopes: &str) -> Self {
         let state = random_text();
@@ -227,11 +227,11 @@ mod tests {
     #[test]
     fn clients_prove_themselves_by_header_or_body() {
         let (token, key) = (secret("r/+ t"), secret("s:€"));
-        let refresh = |scope| Ask::Refresh {
+        let refresh = |scope| TokenRequest::Refresh {
             token: &token,
             scope,
         };
-        let client = Client {
+        let client = ClientCredentials {
             id: "a client",
             secret: Some(&key),
         };
@@ -245,11 +245,11 @@ mod tests {
         assert!(header.is_none());
         assert!(form.ends_with("&scope=a+b&client_id=a+client&client_secret=s%3A%E2%82%AC"));
 
-        let public = Client {
+        let public = ClientCredentials {
             id: "cli",
             secret: None,
         };
-        let ask = Ask::Code {
+        let ask = TokenRequest::Code {
             code: &secret("c"),
             redirect_uri: "http://127.0.0.1:1/cb",
             verifier: &secret("v"),

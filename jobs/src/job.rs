@@ -1,4 +1,4 @@
-//! When a job is due.
+//! The schedule of a job: a cron expression in UTC.
 
 use chrono::DateTime;
 use croner::{
@@ -10,12 +10,15 @@ use persistence::Job;
 
 use crate::StartError;
 
-/// When a job is due.
+/// The times at which a job is due.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule(Cron);
 
 impl Schedule {
-    /// Reads an expression as the scheduler does, and makes sure that it names a time after `now`.
+    /// Reads a cron expression in the way in which the scheduler does.
+    ///
+    /// # Errors
+    /// [`StartError::Cron`] if it is malformed, or names no time after `now`.
     pub(crate) fn parse(job: Job, cron: &str, now: Timestamp) -> Result<Self, StartError> {
         let refused = |cause: String| StartError::Cron {
             job: job.as_str(),
@@ -37,9 +40,9 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// The first moment after `now`, in UTC; `None` if there is none.
+    /// The first time after `now`, in UTC; `None` if there is none.
     pub(crate) fn next(&self, now: Timestamp) -> Option<Timestamp> {
-        // Whole seconds: what is finer would be carried over into the answer.
+        // Whole seconds: fractions of `now` would be carried over into the result.
         let now = DateTime::from_timestamp(now.seconds(), 0)?;
         let next = self.0.find_next_occurrence(&now, false).ok()?;
         Some(Timestamp::from_ms(next.timestamp_millis()))

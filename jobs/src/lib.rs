@@ -1,9 +1,9 @@
-//! Scheduled work: sweeps of what is past its time, leases that ran out, accounts to refresh.
+//! Scheduled work: removing expired rows, ending lost leases of runs, refreshing accounts.
 //!
-//! The scheduler of tokio-cron-scheduler ticks, and a tick only says "look now". What is due,
-//! which process has it and how it last went stand in the store's table of jobs, so any number of
-//! processes share the work, and a tick that is lost costs seconds: a look every quarter of a
-//! minute catches up. Nothing cancels store work half-way: it runs in tasks of its own.
+//! The store's table of jobs says which job is due, which process works on it, and how its last run
+//! ended. So any number of processes can share the work. A tick of tokio-cron-scheduler only makes
+//! a process look at that table. A lost tick costs seconds, because every process also looks every
+//! 15 seconds. Nothing cancels store work half-way: it runs in tasks of its own.
 
 #![cfg_attr(
     test,
@@ -28,27 +28,28 @@ use upstream::Refresher;
 use job::Schedule;
 use worker::Worker;
 
-/// How often uses of tokens are written down, ages are measured and overdue jobs looked at.
+/// How often the uses of tokens are stored, the ages of jobs are measured, and overdue jobs are
+/// started.
 const ROUND: Duration = Duration::from_secs(15);
 
-/// The pause between two looks at replays when none is running, when those that are wait for
-/// their deliveries, and when one came further.
+/// The pause between two steps of replays: when no replay runs, when all wait for their deliveries,
+/// and when one made progress.
 const REPLAYS_IDLE: Duration = Duration::from_secs(1);
 const REPLAYS_WAITING: Duration = Duration::from_millis(250);
 const REPLAYS_MOVING: Duration = Duration::from_millis(10);
 
-/// When jobs run, and how long things are kept.
+/// When jobs run, and how long rows are kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// When each job runs: six cron fields, in UTC.
+    /// The cron expression of each job: six fields, in UTC.
     pub crons: Vec<(Job, String)>,
-    /// Days of nothing but failures after which an endpoint is disabled.
+    /// An endpoint is disabled after so many days with nothing but failures.
     pub disable_endpoint_after_days: u32,
-    /// How long what has ended stays.
+    /// How long rows of what has ended are kept.
     pub retention: Retention,
 }
 
-/// Why no jobs run.
+/// Why the jobs did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An expression is not six cron fields, or names no time at all.
@@ -61,12 +62,12 @@ pub enum StartError {
         /// What is wrong with it.
         cause: String,
     },
-    /// The scheduler gave up.
+    /// The scheduler failed.
     #[error("the scheduler does not start: {0}")]
     Scheduler(#[from] JobSchedulerError),
 }
 
-/// The running jobs. Dropping it leaves them running.
+/// The running jobs. They go on when this value is dropped.
 pub struct Jobs {
     tasks: TaskTracker,
     scheduler: JobScheduler,
@@ -80,10 +81,10 @@ impl std::fmt::Debug for Jobs {
     }
 }
 
-/// Starts the jobs, until `stop`. Each is looked at once at the start.
+/// Starts the jobs, which run until `stop` is cancelled. Each is checked once at the start.
 ///
 /// # Errors
-/// [`StartError`] for an expression that can't be a schedule.
+/// [`StartError`] if an expression is no schedule, or the scheduler fails.
 pub async fn start(
     store: Store,
     refresher: Refresher,
@@ -107,30 +108,30 @@ pub async fn start(
         settings,
         stop.clone(),
     ));
-    let mut bells = HashMap::new();
+    let mut wakeups = HashMap::new();
     for (job, cron, schedule) in known {
-        let bell = Arc::new(Notify::new());
-        // The first look is due at once.
-        bell.notify_one();
-        let rung = Arc::clone(&bell);
+        let wakeup = Arc::new(Notify::new());
+        // So that the job is checked at once.
+        wakeup.notify_one();
+        let ticked = Arc::clone(&wakeup);
         let tick = Tick::new_async(cron, move |_, _| {
-            let rung = Arc::clone(&rung);
-            Box::pin(async move { rung.notify_one() })
+            let ticked = Arc::clone(&ticked);
+            Box::pin(async move { ticked.notify_one() })
         })?;
         scheduler.add(tick).await?;
-        bells.insert(job.as_str(), Arc::clone(&bell));
-        tasks.spawn(Arc::clone(&worker).serve(job, schedule, bell));
+        wakeups.insert(job.as_str(), Arc::clone(&wakeup));
+        tasks.spawn(Arc::clone(&worker).serve(job, schedule, wakeup));
     }
     tasks.spawn(replays(store.clone(), stop.clone()));
-    tasks.spawn(rounds(store, bells, stop));
+    tasks.spawn(rounds(store, wakeups, stop));
     tasks.close();
     scheduler.start().await?;
     Ok(Jobs { tasks, scheduler })
 }
 
 impl Jobs {
-    /// Waits, once `stop` was called, until what is under way has ended; a sweep ends with the
-    /// batch that it is at.
+    /// Waits until the jobs under way have ended; a sweep ends after its present batch. Cancel
+    /// `stop` first.
     pub async fn stopped(mut self) {
         if let Err(error) = self.scheduler.shutdown().await {
             tracing::warn!(%error, "the scheduler did not stop cleanly");
@@ -139,8 +140,8 @@ impl Jobs {
     }
 }
 
-/// Works on replays of events, as every process may at any time: the store sees to it that no two
-/// do the same part.
+/// Works on replays of events until `stop`. Every process does so at the same time: the store makes
+/// sure that no two do the same part.
 async fn replays(store: Store, stop: CancellationToken) {
     let mut pause = REPLAYS_IDLE;
     let part = store.progress().part("replays");
@@ -151,7 +152,7 @@ async fn replays(store: Store, stop: CancellationToken) {
         }
         let system = store.system();
         let under_way = part.work();
-        // In a task of its own, so that a defect ends this look and not the work for good.
+        // In a task of its own, so that a panic ends this step and not the loop.
         let worked = tokio::spawn(async move { system.work_replays().await }).await;
         drop(under_way);
         pause = match worked {
@@ -170,9 +171,13 @@ async fn replays(store: Store, stop: CancellationToken) {
     }
 }
 
-/// What every process does for itself, every [`ROUND`]. The last uses of tokens and accounts are
-/// written down when the store closes.
-async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: CancellationToken) {
+/// The work that every process does for itself, every [`ROUND`]. The uses of tokens and accounts
+/// since the last round are stored when the store closes.
+async fn rounds(
+    store: Store,
+    wakeups: HashMap<&'static str, Arc<Notify>>,
+    stop: CancellationToken,
+) {
     let part = store.progress().part("usage");
     loop {
         tokio::select! {
@@ -181,28 +186,28 @@ async fn rounds(store: Store, bells: HashMap<&'static str, Arc<Notify>>, stop: C
         }
         let _under_way = part.work();
         if let Err(error) = store.system().flush_uses().await {
-            tracing::warn!(%error, "the last uses of tokens could not be written down");
+            tracing::warn!(%error, "the last uses of tokens could not be stored");
         }
         part.moved();
         if let Err(error) = store.system().flush_usage().await {
-            tracing::warn!(%error, "the use of accounts could not be written down");
+            tracing::warn!(%error, "the use of accounts could not be stored");
         }
         match store.system().jobs().await {
-            Ok(rows) => look_at(&rows, &bells, store.now()),
+            Ok(rows) => look_at(&rows, &wakeups, store.now()),
             Err(error) => tracing::warn!(%error, "the table of jobs can't be read"),
         }
     }
 }
 
-/// Measures the age of each job's last good run, and wakes those that are overdue: their tick was
-/// lost, or they failed.
+/// Measures the age of each job's last successful run, and wakes the jobs that are due: their tick
+/// was lost, or they failed.
 fn look_at(
     rows: &[persistence::JobRow],
-    bells: &HashMap<&'static str, Arc<Notify>>,
+    wakeups: &HashMap<&'static str, Arc<Notify>>,
     now: Timestamp,
 ) {
     for row in rows {
-        let Some((job, bell)) = bells.get_key_value(row.name.as_str()) else {
+        let Some((job, wakeup)) = wakeups.get_key_value(row.name.as_str()) else {
             continue;
         };
         if let Some(at) = row.finished_at {
@@ -210,7 +215,7 @@ fn look_at(
             metrics::gauge!("stationmaster_job_age_seconds", "job" => *job).set(age);
         }
         if row.due_at <= now {
-            bell.notify_one();
+            wakeup.notify_one();
         }
     }
 }

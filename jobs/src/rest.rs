@@ -1,26 +1,26 @@
-//! How large a batch of a sweep is, and how long the sweep rests after it.
+//! The size of a sweep's batches, and the rest after each.
 //!
-//! A sweep is never urgent, and takes store and processors from those who are: so each batch
-//! waits a moment for a lull, is to take few milliseconds, and the sweep rests for several times as
-//! long. Where the store is busy a batch takes longer, gets smaller, and is followed by a longer
-//! rest; but what is written without a pause has to be removed some day, too.
+//! A sweep is never urgent, but it takes store and processors from urgent work. So each batch waits
+//! a moment until nothing else writes, should take few milliseconds, and is followed by a rest of
+//! several times its length. While the store is busy, batches take longer, so they get smaller and
+//! the rests longer. Both have limits: rows that are written all the time have to be removed, too.
 
 use std::time::Duration;
 
-/// How long a batch should take.
+/// The time that a batch should take.
 const AIM: Duration = Duration::from_micros(2500);
-/// Rows of the least batch, which comes first, of the least where no lull came, and of the most.
-/// All are whole numbers of steps.
+/// Rows of a batch: the fewest, which is also the first size; the fewest if other writes went on;
+/// the most. All are multiples of `STEP`.
 const LEAST: u64 = 20;
 const LEAST_BUSY: u64 = 100;
 const MOST: u64 = 1000;
 const STEP: u64 = 10;
-/// How many times as long as its batch took a sweep rests.
+/// The rest after a batch, as a multiple of the time that the batch took.
 const RESTS: u32 = 4;
-/// Never longer than this: however busy the store is, a sweep goes on.
+/// The longest rest: a sweep goes on however busy the store is.
 const REST_MAX: Duration = Duration::from_millis(500);
 
-/// The next batch of a sweep.
+/// The size of the next batch of a sweep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batches {
     rows: u64,
@@ -31,12 +31,12 @@ impl Batches {
         Self { rows: LEAST }
     }
 
-    /// Rows of the next batch, in a lull or in the midst of traffic.
-    pub(crate) fn rows(self, lull: bool) -> u64 {
-        self.rows.max(if lull { LEAST } else { LEAST_BUSY })
+    /// Rows of the next batch. `idle` says that nothing else is being written.
+    pub(crate) fn rows(self, idle: bool) -> u64 {
+        self.rows.max(if idle { LEAST } else { LEAST_BUSY })
     }
 
-    /// A batch took so long: finds the next one's size, and answers how long to rest.
+    /// Takes the time that a batch took: sets the next size, and returns how long to rest.
     pub(crate) fn took(&mut self, took: Duration) -> Duration {
         if took > AIM {
             let fewer = self.rows * 3 / 4;

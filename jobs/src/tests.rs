@@ -48,7 +48,7 @@ async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
     Store::open(options).await.unwrap()
 }
 
-/// Looks at the table of jobs until it shows what is waited for, at most for 10 s.
+/// Reads the table of jobs until `done` accepts it; waits at most 10 s.
 async fn until(store: &Store, done: impl Fn(&[JobRow]) -> bool) -> Vec<JobRow> {
     for _ in 0..1000 {
         let rows = store.system().jobs().await.unwrap();
@@ -85,7 +85,7 @@ async fn a_start_learns_the_schedule_and_a_later_one_catches_up() {
     stop.cancel();
     jobs.stopped().await;
 
-    // The night passed while no process ran.
+    // The scheduled time passed while no process ran.
     clock.advance(Duration::from_hours(24));
     let stop = CancellationToken::new();
     let jobs = start(

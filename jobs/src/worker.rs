@@ -1,4 +1,4 @@
-//! One job's work: look whether it is due, do it in batches, write down how it went.
+//! Runs a job: checks whether it is due, works in batches, and records how it went.
 
 use std::{
     collections::BTreeMap,
@@ -15,22 +15,22 @@ use upstream::Refresher;
 
 use crate::{ROUND, Settings, job::Schedule, rest::Batches};
 
-/// How long a job is ours without a sign of life.
+/// How long the lease of a job lasts unless it is prolonged.
 const LEASE: Duration = Duration::from_mins(5);
-/// The shortest time between two looks that nobody asked for.
+/// The shortest time between two checks without a wake-up.
 const LOOK_MIN: Duration = Duration::from_millis(100);
-/// How often a job under way gives one.
+/// How often a job under way prolongs its lease.
 const KEEP_EVERY: Duration = Duration::from_mins(1);
-/// A job that failed is due again after this, if its schedule is not sooner.
+/// A failed job is due again after this, or at its next scheduled time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_mins(5);
-/// Runs that one batch takes back; each of them may tell many endpoints. Somebody waits for them,
-/// so there is no lull before a batch and no rest after it.
+/// Runs with a lost lease that one batch ends; the event of each may go to many endpoints. Runners
+/// wait for these runs, so a batch neither waits for other writes nor rests.
 const LEASES_BATCH: u64 = 100;
 
-/// How many of what.
+/// The counts of a job, by name.
 type Counts = BTreeMap<&'static str, u64>;
 
-/// A batch's counts, and whether there may be more.
+/// The counts of a batch, and whether there may be more to do.
 #[derive(Default)]
 struct Batch {
     counts: Vec<(&'static str, u64)>,
@@ -38,14 +38,14 @@ struct Batch {
 }
 
 impl Batch {
-    /// Of sweeps that take up to `limit` rows each.
+    /// The result of sweeps that take up to `limit` rows each.
     fn of(limit: u64, counts: Vec<(&'static str, u64)>) -> Self {
         let more = counts.iter().any(|(_, count)| *count >= limit);
         Self { counts, more }
     }
 }
 
-/// Why a job ended before its end.
+/// Why a job stopped before it was done.
 #[derive(Debug, thiserror::Error)]
 enum Interruption {
     #[error(transparent)]
@@ -54,12 +54,12 @@ enum Interruption {
     Lost,
 }
 
-/// What a job remembers from one batch to the next.
-struct Progress {
-    /// When the lease was last prolonged.
+/// What a job keeps from one batch to the next.
+struct JobState {
+    /// When the lease was taken or last prolonged.
     kept: Instant,
-    /// Whether deliveries to deleted endpoints may be left: looked for once, not at each batch.
-    /// Those that are found too late are the next job's.
+    /// Whether deliveries to deleted endpoints may be left. Searched until none is found, not at
+    /// each batch. The next run of the job finds those that come later.
     orphans: bool,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
     refresher: Refresher,
     settings: Settings,
     stop: CancellationToken,
-    /// This process, in leases.
+    /// The name of this process in leases.
     owner: String,
 }
 
@@ -89,19 +89,19 @@ impl Worker {
         }
     }
 
-    /// Looks at one job whenever the bell rings, until the end.
-    pub(crate) async fn serve(self: Arc<Self>, job: Job, schedule: Schedule, bell: Arc<Notify>) {
+    /// Runs one job at each wake-up and each scheduled time, until `stop`.
+    pub(crate) async fn serve(self: Arc<Self>, job: Job, schedule: Schedule, wakeup: Arc<Notify>) {
         loop {
-            // The scheduler waits by the machine's clock, and stands still for as long as that is set
-            // back; this waits by one that nobody sets.
+            // The scheduler waits by the machine's clock, and does nothing for hours if that is set
+            // back. This waits by a clock that nobody sets.
             let now = self.store.now();
             let wait = schedule.next(now).map_or(ROUND, |next| next.since(now));
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = bell.notified() => {}
+                () = wakeup.notified() => {}
                 () = tokio::time::sleep(wait.clamp(LOOK_MIN, ROUND)) => {}
             }
-            // A task of its own, so that a panic ends this look and not the job for good.
+            // In a task of its own, so that a panic ends this run and not the loop.
             let look = Arc::clone(&self).look(job, schedule.clone());
             if let Err(error) = tokio::spawn(look).await {
                 tracing::error!(job = job.as_str(), %error, "a job panicked");
@@ -113,11 +113,11 @@ impl Worker {
 
     async fn look(self: Arc<Self>, kind: Job, schedule: Schedule) {
         let (job, system) = (kind.as_str(), self.store.system());
-        // Refreshes of accounts are no part of the process's progress: they wait for others' token
-        // endpoints, each within a limit of its own.
+        // Refreshes of accounts do not report progress: they wait for token endpoints of others,
+        // each within a time limit.
         let part = (kind != Job::Accounts).then(|| self.store.progress().part(kind.part()));
         let _under_way = part.as_ref().map(Part::work);
-        // Checked when it was read: there is always a next time.
+        // The schedule was checked when it was parsed, so there is always a next time.
         let Some(next) = schedule.next(self.store.now()) else {
             return;
         };
@@ -125,7 +125,7 @@ impl Worker {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                tracing::warn!(job, %error, "a job could not be looked at");
+                tracing::warn!(job, %error, "a job could not be taken");
                 return;
             }
         }
@@ -139,7 +139,7 @@ impl Worker {
         let counts = json!(counts);
         let error = interrupted.map(|error| error.to_string());
         match &error {
-            // They come so often that most looks find nothing.
+            // These run so often that most runs find nothing.
             None if matches!(kind, Job::Leases | Job::IdempotencyKeys | Job::Accounts) => {
                 tracing::debug!(job, %counts, took_ms, "job done");
             }
@@ -154,30 +154,30 @@ impl Worker {
         if error.is_some() {
             due = due.min(now.plus(RETRY_AFTER));
         } else if self.stop.is_cancelled() {
-            // Cut short: what is left is for whoever comes next.
+            // The run was cut short: another process may do the rest at once.
             due = now;
         }
         let done = system
             .finish_job(job, &self.owner, due, &counts, error.as_deref())
             .await;
         if let Err(error) = done {
-            tracing::warn!(job, %error, "a job's end could not be written down");
+            tracing::warn!(job, %error, "the end of a job could not be recorded");
         }
     }
 
-    /// Batch after batch, with rests, until nothing is left, the process stops, or something fails.
+    /// Works in batches, with rests, until nothing is left, the process stops, or a batch fails.
     async fn work(&self, job: Job, part: Option<&Part>) -> (Counts, Option<Interruption>) {
         let mut counts = Counts::new();
-        let mut progress = Progress {
+        let mut state = JobState {
             kept: Instant::now(),
             orphans: true,
         };
         let mut batches = Batches::new();
         loop {
             let waits = Instant::now();
-            let lull = job == Job::Leases || self.store.system().wait_for_idle().await;
+            let idle = job == Job::Leases || self.store.system().wait_for_idle().await;
             let began = Instant::now();
-            match self.step(job, batches.rows(lull), &mut progress).await {
+            match self.step(job, batches.rows(idle), &mut state).await {
                 Ok(batch) => {
                     if let Some(part) = part {
                         part.moved();
@@ -195,7 +195,7 @@ impl Worker {
                 tokio::task::yield_now().await;
                 continue;
             }
-            // Waiting was rest, too.
+            // The time spent waiting counts as rest.
             let rest = batches.took(began.elapsed());
             let rest = rest.saturating_sub(began - waits);
             tokio::select! {
@@ -205,14 +205,9 @@ impl Worker {
         }
     }
 
-    async fn step(
-        &self,
-        job: Job,
-        rows: u64,
-        progress: &mut Progress,
-    ) -> Result<Batch, Interruption> {
-        if progress.kept.elapsed() >= KEEP_EVERY {
-            progress.kept = Instant::now();
+    async fn step(&self, job: Job, rows: u64, state: &mut JobState) -> Result<Batch, Interruption> {
+        if state.kept.elapsed() >= KEEP_EVERY {
+            state.kept = Instant::now();
             if !self
                 .store
                 .system()
@@ -222,17 +217,13 @@ impl Worker {
                 return Err(Interruption::Lost);
             }
         }
-        Ok(self.batch(job, rows, progress).await?)
+        Ok(self.batch(job, rows, state).await?)
     }
 
-    /// One step of a job: what it does beside removing rows, and then the rows whose end has come.
-    async fn batch(
-        &self,
-        job: Job,
-        rows: u64,
-        progress: &mut Progress,
-    ) -> Result<Batch, StoreError> {
-        let mut batch = self.beside(job, rows, progress).await?;
+    /// Makes one batch: what the job does besides removing rows, and then the removal of expired
+    /// rows.
+    async fn batch(&self, job: Job, rows: u64, state: &mut JobState) -> Result<Batch, StoreError> {
+        let mut batch = self.beside(job, rows, state).await?;
         let removed = self
             .store
             .system()
@@ -243,12 +234,7 @@ impl Worker {
         Ok(batch)
     }
 
-    async fn beside(
-        &self,
-        job: Job,
-        rows: u64,
-        progress: &mut Progress,
-    ) -> Result<Batch, StoreError> {
+    async fn beside(&self, job: Job, rows: u64, state: &mut JobState) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match job {
             Job::Credentials | Job::Events | Job::Notices => Batch::default(),
@@ -257,12 +243,12 @@ impl Worker {
                 Batch::of(rows, vec![("answers_wiped", wiped)])
             }
             Job::Deliveries => {
-                let cancelled = if progress.orphans {
+                let cancelled = if state.orphans {
                     system.cancel_orphans(rows).await?
                 } else {
                     0
                 };
-                progress.orphans = cancelled >= rows;
+                state.orphans = cancelled >= rows;
                 Batch::of(rows, vec![("cancelled", cancelled)])
             }
             Job::Runs => {
@@ -288,13 +274,14 @@ impl Worker {
                 Batch::of(rows, counts)
             }
             Job::Accounts => {
-                // As many that are due as may be asked for at a time.
+                // As many due accounts as may be refreshed at a time.
                 let (limit, each) = Refresher::BATCH;
                 let due = system.due_refreshes(limit, each).await?;
                 let (refreshed, failed) = self.refresher.refresh_due(&due).await;
                 Batch {
                     counts: vec![("refreshed", refreshed), ("failed", failed)],
-                    // Those that failed are not due for a while; without any other, that is all.
+                    // Failed accounts are not due again for a while, so only successes hint at
+                    // more.
                     more: refreshed > 0,
                 }
             }

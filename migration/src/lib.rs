@@ -1,4 +1,4 @@
-//! The schema, as numbered steps that run on SQLite and PostgreSQL alike.
+//! The schema, as numbered steps that run on both SQLite and PostgreSQL.
 //!
 //! Rules: one change a statement; foreign keys at `CREATE TABLE` (SQLite can't add them later);
 //! every step in a transaction; a released step never changes; an old binary must run against the
@@ -45,7 +45,7 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// A foreign key over several columns, refusing deletion of what is referred to.
+/// A foreign key over several columns. Rows that it refers to can't be deleted.
 fn foreign_key(
     from: (&'static str, &[&'static str]),
     to: (&'static str, &[&'static str]),
@@ -71,7 +71,8 @@ fn primary_key(columns: &[&'static str]) -> IndexCreateStatement {
     key
 }
 
-/// Runs SQL that both engines read alike (partial indexes, which the builder can't write).
+/// Runs SQL that is the same for both engines, such as partial indexes, which the builder can't
+/// write.
 async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     for sql in statements {
         manager.get_connection().execute_unprepared(sql).await?;
@@ -79,7 +80,7 @@ async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbE
     Ok(())
 }
 
-/// Drops tables, the last one first.
+/// Drops tables, in the reverse order.
 async fn drop_tables(manager: &SchemaManager<'_>, tables: &[&'static str]) -> Result<(), DbErr> {
     for table in tables {
         manager

@@ -54,7 +54,8 @@ fn publishers() -> TableCreateStatement {
         .table("publishers")
         .col(uuid("id").primary_key())
         .col(text("slug"))
-        // The same while the publisher exists, NULL once it is deleted: that frees the slug.
+        // The slug while the publisher exists, and NULL once it is deleted, so that the slug is
+        // free.
         .col(text_uniq("live_slug").null())
         .col(text("display_name"))
         .col(text("status"))
@@ -71,7 +72,7 @@ fn publishers() -> TableCreateStatement {
         .to_owned()
 }
 
-/// No foreign key: the operator's own keys are here too, under the nil owner.
+/// Without a foreign key, because the operator's keys are in this table, too, with the nil owner.
 fn owner_keys() -> TableCreateStatement {
     Table::create()
         .table("owner_keys")
@@ -118,7 +119,7 @@ fn credentials() -> TableCreateStatement {
         .to_owned()
 }
 
-/// The one look-up that knows no publisher yet.
+/// The index for authentication, which does not know the publisher yet.
 fn token_hashes() -> TableCreateStatement {
     Table::create()
         .table("token_hashes")
@@ -135,7 +136,7 @@ fn token_hashes() -> TableCreateStatement {
         .to_owned()
 }
 
-/// One row, whose lock puts the changes of all credentials in one order.
+/// One row. Its lock puts the changes of all credentials in one order.
 fn cache_epoch() -> TableCreateStatement {
     Table::create()
         .table("cache_epoch")
@@ -144,7 +145,7 @@ fn cache_epoch() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Whose credentials changed, for the caches of other processes.
+/// The publishers whose credentials changed, for the caches of other processes.
 fn credential_changes() -> TableCreateStatement {
     Table::create()
         .table("credential_changes")

@@ -34,7 +34,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// The end of each owner's chain; locked last in the transaction that adds to it.
+/// The newest entry of each owner's log. It is locked last in the transaction that adds an entry.
 fn audit_heads() -> TableCreateStatement {
     Table::create()
         .table("audit_heads")
@@ -44,7 +44,7 @@ fn audit_heads() -> TableCreateStatement {
         .to_owned()
 }
 
-/// The operator's log stands under the nil owner.
+/// The operator's log has the nil owner.
 fn audit_events() -> TableCreateStatement {
     Table::create()
         .table("audit_events")

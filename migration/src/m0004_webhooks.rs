@@ -97,9 +97,10 @@ fn deliveries() -> TableCreateStatement {
         .col(uuid("endpoint_id"))
         .col(text("status"))
         .col(integer("attempts"))
-        // When the next try is due; while a dispatcher holds the row, when its lease ends.
+        // When the next try is due; while a dispatcher holds the row, when the lease ends.
         .col(big_integer_null("next_attempt_at"))
-        // Counts claims; an outcome counts only under the number that it was claimed with.
+        // The number of the claim. An outcome is recorded only with the number of the present
+        // claim.
         .col(big_integer("fence"))
         .col(big_integer("created_at"))
         .col(big_integer_null("finished_at"))

@@ -1,5 +1,5 @@
-//! Runs in full: pauses, progress, wishes to cancel, times to live, timelines. Events say which
-//! pipeline they happened in.
+//! More about runs: pauses, progress, requested cancellations, times to live, timelines. Events
+//! name the pipeline of their run.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -66,8 +66,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// What happened to a run. Entries are numbered by the revision that the run had then, so they
-/// sort as they happened, with gaps.
+/// The timelines of runs. The number of an entry is the revision of the run at that time, so
+/// entries sort in their order, with gaps.
 fn run_timeline() -> TableCreateStatement {
     Table::create()
         .table("run_timeline")

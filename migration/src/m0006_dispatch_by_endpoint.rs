@@ -1,5 +1,5 @@
-//! Deliveries are dispatched by endpoint: processes that live, endpoints that they lease, what an
-//! endpoint wishes of its deliveries, and the order of those that go out one after the other.
+//! Deliveries are dispatched by endpoint: the running processes, the endpoints that they lease, the
+//! settings of endpoints for their deliveries, and the order of deliveries to ordered endpoints.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -25,10 +25,12 @@ impl MigrationTrait for Migration {
                 "ALTER TABLE webhook_endpoints ADD COLUMN rate_limit_per_second INTEGER",
                 "ALTER TABLE webhook_endpoints ADD COLUMN retry_schedule TEXT",
                 "ALTER TABLE webhook_endpoints ADD COLUMN max_in_flight INTEGER",
-                // The place in the order of an endpoint's deliveries; 0 where none was asked for.
+                // The sequence number among the endpoint's deliveries; 0 for endpoints without an
+                // order.
                 "ALTER TABLE deliveries ADD COLUMN seq BIGINT NOT NULL DEFAULT 0",
                 "DROP INDEX deliveries_due",
-                // Claims of single deliveries were numbered here; leases number endpoints now.
+                // Claims of single deliveries were numbered here. Now leases of endpoints are
+                // numbered.
                 "ALTER TABLE deliveries DROP COLUMN fence",
                 "CREATE INDEX deliveries_waiting ON deliveries (publisher_id, endpoint_id, seq, next_attempt_at, id) WHERE status = 'pending'",
             ],
@@ -59,7 +61,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// A row for each running process. Leases are its own for as long as it renews this.
+/// A row for each running process. Its leases hold for as long as it renews this row.
 fn processes() -> TableCreateStatement {
     Table::create()
         .table("processes")
@@ -70,20 +72,21 @@ fn processes() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Who alone sends to an endpoint, and what it hands over with it.
+/// The process that alone sends to an endpoint, and the state for the next one.
 fn dispatch_leases() -> TableCreateStatement {
     Table::create()
         .table("dispatch_leases")
         .col(uuid("publisher_id"))
         .col(uuid("endpoint_id"))
-        // Nobody's where it is null or names a process that is gone.
+        // The lease is free if this is null or names a process that is gone.
         .col(uuid_null("process_id"))
-        // Counts holders; an outcome counts only under its holder's number.
+        // The number of the lease. An outcome is recorded only with the number of the present
+        // lease.
         .col(big_integer("fence"))
         // The rate limit's bucket, in thousandths of a delivery, as it was at a time.
         .col(big_integer_null("tokens_milli"))
         .col(big_integer_null("tokens_at"))
-        // The breaker: failures in a row, and when the next probe may go out.
+        // The circuit breaker: failures in a row, and when the next probe may be sent.
         .col(integer("failures"))
         .col(big_integer_null("probe_at"))
         .primary_key(&mut primary_key(&["publisher_id", "endpoint_id"]))
@@ -97,7 +100,7 @@ fn dispatch_leases() -> TableCreateStatement {
         .to_owned()
 }
 
-/// The last place given out in the order of an endpoint's deliveries.
+/// The last sequence number that was given to a delivery of an endpoint.
 fn endpoint_sequences() -> TableCreateStatement {
     Table::create()
         .table("endpoint_sequences")

@@ -1,5 +1,5 @@
-//! Webhooks in full: a publisher's own events and their types, replays, the health of endpoints,
-//! and secrets that only one endpoint has.
+//! More about webhooks: a publisher's own events and their types, replays, the health of endpoints,
+//! and secrets of single endpoints.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -26,12 +26,12 @@ impl MigrationTrait for Migration {
         }
         for (table, column) in [
             ("events", text_null("external_id")),
-            // Which replay wrote it; none if its event did.
+            // The replay that wrote the delivery; NULL if the event did.
             ("deliveries", uuid_null("replay_id")),
-            // 0 goes before 1: what just happened before what is sent again.
+            // 0 is sent before 1: new deliveries before those of replays.
             ("deliveries", integer("precedence").default(0).take()),
             ("webhook_endpoints", text("signing").default("hmac").take()),
-            // Random, and the only name under which the endpoint's public keys are served.
+            // Random. The endpoint's public keys are served under this name alone.
             ("webhook_endpoints", uuid_null("key_set")),
         ] {
             let add = Table::alter().table(table).add_column(column).to_owned();
@@ -88,13 +88,13 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// What a publisher says of its own types of events.
+/// A publisher's descriptions of its event types.
 fn event_types() -> TableCreateStatement {
     Table::create()
         .table("event_types")
         .col(uuid("publisher_id"))
         .col(text("event_type"))
-        // With the revision it names a state of the schema that never changes.
+        // Together with the revision, it names a version of the schema that never changes.
         .col(uuid("id"))
         .col(text_null("description"))
         .col(text_null("example"))
@@ -124,13 +124,13 @@ fn replays() -> TableCreateStatement {
         .col(uuid("id"))
         .col(uuid("endpoint_id"))
         .col(text("status"))
-        // What was asked for, in one spelling.
+        // The normalised request.
         .col(text("filter"))
         .col(big_integer("since"))
         .col(big_integer("until"))
         .col(boolean("only_failed"))
         .col(text_null("event_types"))
-        // The last event that was looked at.
+        // The last event that was processed.
         .col(uuid_null("position"))
         .col(big_integer("matched"))
         .col(big_integer("queued"))
@@ -146,30 +146,30 @@ fn replays() -> TableCreateStatement {
         .to_owned()
 }
 
-/// How tries at an endpoint went lately. Written by whoever records outcomes, so that the
-/// endpoint's own row stays as its publisher left it.
+/// The results of recent tries at an endpoint. They are apart from the endpoint's row, so that
+/// recording outcomes never changes that row.
 fn endpoint_health() -> TableCreateStatement {
     Table::create()
         .table("endpoint_health")
         .col(uuid("publisher_id"))
         .col(uuid("endpoint_id"))
         .col(integer("consecutive_failures"))
-        // The first of the failures since which nothing succeeded.
+        // The first failure after the last success.
         .col(big_integer_null("failing_since"))
         .col(big_integer_null("last_success_at"))
         .col(big_integer_null("last_failure_at"))
         .col(text_null("last_error"))
         .col(integer_null("last_status_code"))
-        // When its publisher was told that it fails.
+        // When the publisher got the event that the endpoint fails.
         .col(big_integer_null("warned_at"))
-        // When it said that it is gone for good.
+        // When the receiver answered that it is gone for good.
         .col(big_integer_null("gone_at"))
         .primary_key(&mut primary_key(&["publisher_id", "endpoint_id"]))
         .foreign_key(&mut of_endpoint("endpoint_health"))
         .to_owned()
 }
 
-/// Tries counted by endpoint and span of five minutes.
+/// The number of tries at each endpoint in each span of five minutes.
 fn endpoint_stats() -> TableCreateStatement {
     Table::create()
         .table("endpoint_stats")

@@ -1,4 +1,4 @@
-//! Upstream credentials (accounts), the trains that lend them, and what trains' clients present.
+//! Upstream credentials (accounts), the trains that lend them, and the tokens of trains.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -72,7 +72,7 @@ fn of_publisher(table: &'static str) -> ForeignKeyCreateStatement {
     foreign_key((table, &["publisher_id"]), ("publishers", &["id"]))
 }
 
-/// A key to `table` whose rows go with what it names.
+/// A foreign key to `table` whose rows are deleted together with the row that they refer to.
 fn belongs_to(
     from: &'static str,
     column: &'static str,
@@ -100,7 +100,7 @@ fn accounts() -> TableCreateStatement {
         .col(text("credential_type"))
         // An API key, or the tokens and the client secret of OAuth.
         .col(binary("sealed"))
-        // Counts the credentials that it held: a refresh replaces one, under this number.
+        // The version of the credential. A refresh replaces the version that it began with.
         .col(big_integer("credential_version"))
         .col(text("last_four"))
         .col(boolean("enabled"))
@@ -148,7 +148,7 @@ fn accounts() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Until when an account is not to be used, for one model or (`''`) for all.
+/// The cooldowns of accounts, for one model or (`''`) for all.
 fn account_cooldowns() -> TableCreateStatement {
     Table::create()
         .table("account_cooldowns")
@@ -170,7 +170,7 @@ fn account_cooldowns() -> TableCreateStatement {
         .to_owned()
 }
 
-/// What gateways reported to have used, by span of time.
+/// The use that gateways reported, by span of time.
 fn account_usage() -> TableCreateStatement {
     Table::create()
         .table("account_usage")
@@ -192,12 +192,12 @@ fn trains() -> TableCreateStatement {
         .col(text("slug"))
         .col(text_null("description"))
         .col(boolean("enabled"))
-        // Whether a client that names itself keeps its account while that is usable.
+        // Whether a client that sends its key keeps its account while that is usable.
         .col(boolean("sticky"))
         .col(binary_null("slack_webhook"))
         .col(text_null("slack_channel"))
         .col(text_null("slack_events"))
-        // When its publisher was last told that no account is left.
+        // When the publisher was last notified that no account is usable.
         .col(big_integer_null("exhausted_at"))
         .col(big_integer("revision"))
         .col(big_integer("created_at"))
@@ -240,7 +240,7 @@ fn train_tokens() -> TableCreateStatement {
         .col(uuid("train_id"))
         .col(text_null("name"))
         .col(text("last_four"))
-        // `import`: made elsewhere, in whatever form.
+        // `import`: created by another service, in any form.
         .col(text("source"))
         .col(big_integer("created_at"))
         .col(big_integer_null("expires_at"))
@@ -252,7 +252,7 @@ fn train_tokens() -> TableCreateStatement {
         .to_owned()
 }
 
-/// The look-up of train tokens, which knows no publisher yet.
+/// The index for the authentication of train tokens, which does not know the publisher yet.
 fn train_token_hashes() -> TableCreateStatement {
     Table::create()
         .table("train_token_hashes")
@@ -267,7 +267,7 @@ fn train_token_hashes() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Logins at an upstream that were begun and not finished (RFC 7636).
+/// Unfinished logins at upstreams (RFC 7636).
 fn oauth_logins() -> TableCreateStatement {
     Table::create()
         .table("oauth_logins")
@@ -275,7 +275,7 @@ fn oauth_logins() -> TableCreateStatement {
         .col(binary("state_hash"))
         // The code verifier, and a client secret if there is one.
         .col(binary("sealed"))
-        // What the account is to be, as JSON without credentials.
+        // The settings of the new account, as JSON without credentials.
         .col(text("account"))
         .col(big_integer("created_at"))
         .col(big_integer("expires_at"))
@@ -284,7 +284,7 @@ fn oauth_logins() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Messages that wait to be sent to where a train's people read.
+/// Slack messages about trains that are to be sent.
 fn train_notices() -> TableCreateStatement {
     Table::create()
         .table("train_notices")
@@ -294,7 +294,7 @@ fn train_notices() -> TableCreateStatement {
         .col(text("event_type"))
         .col(text("message"))
         .col(integer("attempts"))
-        // None once it was sent or given up.
+        // NULL once the message was sent or finally failed.
         .col(big_integer_null("next_attempt_at"))
         .col(text_null("last_error"))
         .col(big_integer("created_at"))

@@ -27,7 +27,7 @@ fn of_publisher(table: &'static str) -> ForeignKeyCreateStatement {
     foreign_key((table, &["publisher_id"]), ("publishers", &["id"]))
 }
 
-/// The last number given to a fan-out of a publisher: they are spread in this order.
+/// The last number that was given to a fan-out of a publisher. Fan-outs are written in this order.
 fn fan_out_sequences() -> TableCreateStatement {
     Table::create()
         .table("fan_out_sequences")
@@ -38,7 +38,7 @@ fn fan_out_sequences() -> TableCreateStatement {
         .to_owned()
 }
 
-/// Events whose deliveries are still to be written, and to which endpoints.
+/// Events whose deliveries are still to be written, with their endpoints.
 fn fan_outs() -> TableCreateStatement {
     Table::create()
         .table("fan_outs")
@@ -47,7 +47,7 @@ fn fan_outs() -> TableCreateStatement {
         // How many deliveries there are, and how many of them are written.
         .col(big_integer("total"))
         .col(big_integer("done"))
-        // The moment of its events.
+        // The time of its events.
         .col(big_integer("created_at"))
         // Endpoints and events, as JSON.
         .col(text("plan"))

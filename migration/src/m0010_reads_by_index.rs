@@ -1,8 +1,8 @@
 //! Indexes for every filter of the lists, and the bytes that each publisher stores.
 //!
-//! The parts of a list are ordered by the last column of its index, and the columns before it are
-//! fixed by the filter: a part costs what it shows, however much there is beside it. Partial
-//! where that keeps the index off the way of new rows.
+//! A filter fixes all columns of its index but the last, which gives the order. So the cost of a
+//! page depends on its own rows only. Some indexes are partial, so that inserting new rows does not
+//! have to update them.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -22,8 +22,8 @@ impl MigrationTrait for Migration {
         run(
             manager,
             &[
-                // By the slug, which the filters name; the index of external identifiers serves
-                // what looks for a pipeline's identifier.
+                // By the slug, which filters name. Queries by a pipeline's identifier use the index
+                // of external identifiers.
                 "CREATE INDEX runs_by_slug ON runs (publisher_id, pipeline_slug, id)",
                 "DROP INDEX runs_by_pipeline",
                 "CREATE INDEX runs_unfinished ON runs (publisher_id, cancel_requested, id) WHERE status IN ('queued', 'running')",
@@ -72,13 +72,13 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// How much each publisher stores: a sum that processes add to in batches, not with every row.
+/// How much each publisher stores: a sum that processes update in batches, not with every row.
 fn storage_usage() -> TableCreateStatement {
     Table::create()
         .table("storage_usage")
         .col(uuid("publisher_id").primary_key())
         .col(big_integer("bytes"))
-        // When its rows were last counted one by one; none before the first time.
+        // When the rows were last counted; NULL before the first time.
         .col(big_integer_null("counted_at"))
         .foreign_key(&mut foreign_key(
             ("storage_usage", &["publisher_id"]),

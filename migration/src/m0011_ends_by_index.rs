@@ -1,5 +1,5 @@
-//! Indexes by which rows are found whose end has come: deleted endpoints and pipelines, and
-//! versions of pipelines. Without them a sweep looks through everything that is alive.
+//! Indexes for sweeps: deleted endpoints and pipelines, and superseded versions of pipelines.
+//! Without them a sweep would read all live rows.
 
 use sea_orm_migration::prelude::*;
 
@@ -21,7 +21,8 @@ impl MigrationTrait for Migration {
                 "CREATE INDEX webhook_endpoints_deleted ON webhook_endpoints (deleted_at) WHERE deleted_at IS NOT NULL",
                 "CREATE INDEX pipelines_deleted ON pipelines (updated_at) WHERE live_slug IS NULL",
                 "CREATE INDEX pipeline_versions_by_age ON pipeline_versions (created_at)",
-                // Both engines look here whenever a version is removed; there are many runs.
+                // Both engines search this table when a version is removed, and there are many
+                // runs.
                 "CREATE INDEX runs_of_version ON runs (publisher_id, pipeline_id, pipeline_version)",
             ],
         )

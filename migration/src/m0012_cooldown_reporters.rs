@@ -1,4 +1,4 @@
-//! Whose report let an account cool down.
+//! The token whose report caused the cooldown of an account.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
@@ -14,7 +14,7 @@ impl MigrationTrait for Migration {
     }
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        // The train's token. It may be gone before the cooldown is, so no key refers to it.
+        // The token of the train. It may be removed before the cooldown, so this is no foreign key.
         let add = Table::alter()
             .table("account_cooldowns")
             .add_column(uuid_null("reported_by"))

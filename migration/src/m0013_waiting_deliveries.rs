@@ -1,5 +1,5 @@
-//! What lets waiting deliveries go on: how many attempts of each the receiver answered by asking
-//! for a pause, which use up nothing of the retry schedule; and replays that make due what waits.
+//! Waiting deliveries: the number of attempts that the receiver answered by asking for a pause,
+//! which use up none of the retry schedule; and replays that make waiting deliveries due.
 
 use sea_orm_migration::prelude::*;
 

@@ -1,4 +1,4 @@
-//! One request out, one bounded answer back.
+//! Sends one request, and reads a bounded part of its answer.
 
 use std::fmt;
 use std::io;
@@ -32,37 +32,37 @@ pub const READ_BYTES_MAX_DEFAULT: usize = 64 * 1024;
 const OURSELVES: &str = concat!("Stationmaster/", env!("CARGO_PKG_VERSION"));
 /// `Retry-After` and `Content-Type` are dropped when longer than this, in bytes.
 const ANSWER_HEADER_LEN_MAX: usize = 256;
-/// What an HTTP/2 peer may push before it is read: one stream, and all of a connection.
+/// How many bytes an HTTP/2 peer may send before they are read: on one stream, and on a connection.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 256 * 1024;
 const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
-/// An HTTP/2 connection with requests under way is asked whether it lives when it was silent for so
-/// long; without an answer for as long again it is closed, and takes no new ones.
+/// An HTTP/2 connection with requests under way gets a ping after this time of silence. Without an
+/// answer within the same time it is closed.
 const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
 /// How many headers an answer may have; their bytes have a limit of their own.
 const HEADERS_MAX: usize = 512;
-/// How often a request is sent again which the peer said that it had not looked at.
+/// How often a request is sent again if the peer says that it has not processed it.
 const UNPROCESSED_MAX: u32 = 8;
-/// What of an HTTP/1.1 answer is held before it is taken; its head may not be longer.
+/// How many bytes of an HTTP/1.1 answer are buffered. The headers may not be longer.
 const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// The HTTP library's client over our connections.
+/// The HTTP library's client, with guarded connections.
 pub(crate) type Http = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
-/// An answer whose body has yet to be read.
+/// An answer whose body is not read yet.
 pub(crate) type Answering = http::Response<Incoming>;
 
-/// How long and how much, for every request of a client.
+/// Limits for every request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientLimits {
-    /// For resolving, connecting and the TLS handshake together.
+    /// The time for resolving the name, connecting and the TLS handshake together.
     pub connect_timeout: Duration,
-    /// From the start to the last header of the answer.
+    /// The time from the start to the last header of the answer.
     pub headers_timeout: Duration,
-    /// From the start to the end of the body.
+    /// The time from the start to the end of the body.
     pub total_timeout: Duration,
-    /// Reading stops here, or at the request's `keep_bytes` where that is more.
+    /// How many bytes of a body are read at most, unless the request's `keep_bytes` is more.
     pub read_bytes_max: usize,
-    /// Idle connections kept for one scheme, host and port.
+    /// Most idle connections that are kept for one scheme, host and port.
     pub idle_per_host_max: usize,
     /// An idle connection is closed after this.
     pub idle_timeout: Duration,
@@ -75,20 +75,21 @@ impl Default for ClientLimits {
             headers_timeout: Duration::from_secs(15),
             total_timeout: Duration::from_secs(20),
             read_bytes_max: READ_BYTES_MAX_DEFAULT,
-            // As many as usually go out at once to one host, which may have many endpoints: what
-            // is above it is made anew for each request (a sixth of a delivery's CPU time).
+            // As many as are usually under way to one host, which may have many endpoints. Requests
+            // above that number need a new connection each (a sixth of a delivery's CPU time).
             idle_per_host_max: 64,
             idle_timeout: Duration::from_secs(30),
         }
     }
 }
 
-/// What to send. Its `Debug` shows neither headers nor body, nor the URL's path.
+/// A request. Its `Debug` shows neither URL nor headers nor body.
 #[derive(Clone)]
 pub struct Request {
     /// The method.
     pub method: Method,
-    /// The URL; judged again on every send, since the policy may have changed since it was stored.
+    /// The URL. It is checked on every send, because the policy may have changed since it was
+    /// stored.
     pub url: String,
     /// Headers in order. Custom ones must have passed [`crate::check_custom_header`] before.
     pub headers: Vec<(String, String)>,
@@ -96,11 +97,11 @@ pub struct Request {
     pub body: Bytes,
     /// How many bytes of the answer's body to keep.
     pub keep_bytes: usize,
-    /// Whether it may arrive twice, and its answer's status says all: see [`Request::notice`].
+    /// Whether this is a notice: see [`Request::notice`].
     pub is_notice: bool,
-    /// Instead of [`ClientLimits::headers_timeout`].
+    /// Replaces [`ClientLimits::headers_timeout`].
     pub headers_timeout: Option<Duration>,
-    /// Instead of [`ClientLimits::total_timeout`].
+    /// Replaces [`ClientLimits::total_timeout`].
     pub total_timeout: Option<Duration>,
 }
 
@@ -119,16 +120,16 @@ impl Request {
         }
     }
 
-    /// A `POST`.
+    /// A `POST` request.
     pub fn post(url: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self::new(Method::POST, url, body)
     }
 
-    /// A `POST` that tells something, may arrive twice, and is answered by a status.
+    /// A `POST` request that may arrive twice, and of whose answer only the status matters.
     ///
-    /// It is sent once more, on a connection of its own, when a kept connection ends before an
-    /// answer: whether the receiver has got it is not known then. And a status that has come stands
-    /// even if the body after it breaks off or takes too long.
+    /// If a kept connection ends before the answer, the request is sent once more on a new
+    /// connection, although the receiver may have got it. A status counts even if the body after it
+    /// breaks off or takes too long.
     pub fn notice(url: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self {
             is_notice: true,
@@ -147,7 +148,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// An answer with any status. Its `Debug` does not show the body.
+/// An answer, whatever its status. Its `Debug` does not show the body.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Response {
     /// The HTTP status, 200 to 999; a redirect is an answer like any other.
@@ -156,19 +157,19 @@ pub struct Response {
     pub retry_after: Option<String>,
     /// `Content-Type` as sent.
     pub content_type: Option<String>,
-    /// The first bytes of the body, `keep_bytes` at most, raw and still encoded as sent. Pass them
-    /// through [`crate::safe_excerpt`] before storing or showing them.
+    /// The first bytes of the body, at most `keep_bytes`, as they were sent. Pass them through
+    /// [`crate::safe_excerpt`] before you store or show them.
     pub body_excerpt: Vec<u8>,
-    /// Whether the body was longer than what is kept.
+    /// Whether the body was longer than the excerpt.
     pub truncated: bool,
-    /// From the call to the end of reading, in milliseconds.
+    /// The time from the call to the end of reading, in milliseconds.
     pub latency_ms: u64,
 }
 
 impl Response {
-    /// How long it asks to wait from `now_ms` on (Unix time, milliseconds): `Retry-After` in
-    /// seconds, or as a date in any of HTTP's three forms (RFC 9110 §10.2.3). Zero for a date that
-    /// is past; nothing for what is neither. Unbounded: callers have limits of their own.
+    /// How long the answer asks to wait from `now_ms` on (Unix time, milliseconds): `Retry-After`
+    /// in seconds, or as a date in any of HTTP's three forms (RFC 9110 §10.2.3). Zero for a past
+    /// date; `None` if the header is missing or malformed. The wait has no upper limit.
     #[must_use]
     pub fn asked_wait(&self, now_ms: i64) -> Option<Duration> {
         asked_wait(self.retry_after.as_deref()?, now_ms)
@@ -180,7 +181,7 @@ impl Response {
 pub fn asked_wait(retry_after: &str, now_ms: i64) -> Option<Duration> {
     let text = retry_after.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit mean more than anybody waits.
+        // A number that does not fit into 64 bits counts as the largest that does.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let at = httpdate::parse_http_date(text).ok()?;
@@ -199,28 +200,28 @@ impl fmt::Debug for Response {
     }
 }
 
-/// The guarded HTTP client. Clones share connections; make one for the whole process.
+/// The guarded HTTP client. Clones share connections; create one for the whole process.
 ///
-/// A kept connection was judged when it was made and is used again for the same scheme, host and
-/// port only. So a name that moves to a refused address is answered by the old, allowed peer until
-/// the connection closes, and refused on the next connect.
+/// The address of a kept connection was checked when the connection was made. It is used again only
+/// for the same scheme, host and port. If a name moves to an address that is not allowed, requests
+/// still go to the old peer until the connection closes; the next connection is refused.
 #[derive(Clone)]
 pub struct Client {
     http: Http,
-    /// Makes a new connection for each request.
+    /// The same, but with a new connection for each request.
     fresh: Http,
     policy: Arc<Policy>,
     limits: ClientLimits,
 }
 
 impl Client {
-    /// A client that resolves as this machine does.
+    /// A client that resolves names as this machine does.
     #[must_use]
     pub fn new(policy: Policy, limits: ClientLimits) -> Self {
         Self::with_resolver(policy, limits, Arc::new(SystemResolver::new()))
     }
 
-    /// A client with a resolver of the caller's. Its answers are judged like any other.
+    /// A client with another resolver. The guard checks its answers, too.
     #[must_use]
     pub fn with_resolver(
         policy: Policy,
@@ -242,15 +243,17 @@ impl Client {
             inner: resolver,
         };
         let connector = Connector::new(guarded, tls::config(roots), limits.connect_timeout);
-        // It follows no redirect, obeys no proxy, keeps no cookie and unpacks nothing: bombs stay
-        // packed. A kept connection that turns out closed before anything was sent is replaced.
+        // This client follows no redirect, uses no proxy and keeps no cookie. It unpacks nothing,
+        // so a decompression bomb does no harm. It replaces a kept connection that turns out to be
+        // closed before anything was sent.
         let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.idle_timeout)
             .http1_max_buf_size(HTTP1_BUFFER_BYTES_MAX)
-            // What old servers send, and is not ambiguous in an answer (RFC 9112 §5.1, §5.2).
+            // Some old servers send these forms, which are not ambiguous in an answer (RFC 9112
+            // §5.1, §5.2).
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_max_headers(HEADERS_MAX)
@@ -271,7 +274,7 @@ impl Client {
         }
     }
 
-    /// The policy that this client enforces, for checks at creation by the same rules.
+    /// The policy that this client enforces, so that a URL can be checked when it is stored.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -283,8 +286,9 @@ impl Client {
             .unwrap_or(self.limits.headers_timeout)
     }
 
-    /// Sends a prepared request and waits for the head of its answer. What the peer has not looked at
-    /// is sent again at once; what it may have, once, if it may arrive twice.
+    /// Sends a prepared request and waits for the headers of its answer. A request that the peer
+    /// has not processed is sent again at once. One that the peer may have processed is sent again
+    /// once, and only if it may arrive twice.
     pub(crate) async fn head_of(
         &self,
         request: http::Request<Full<Bytes>>,
@@ -322,13 +326,13 @@ impl Client {
 
     /// Sends one request and reads a bounded part of the answer. Any status is an `Ok`.
     ///
-    /// A body longer than the read limit is no failure: reading stops, the connection (HTTP/1.1)
-    /// or stream (HTTP/2) is dropped, and the status stands. A body that breaks off, or is not
-    /// complete when the time is over, is a failure whatever the status said, but for a
+    /// A body longer than the read limit is no failure: reading stops, the connection (HTTP/1.1) or
+    /// stream (HTTP/2) is dropped, and the answer counts. A body that breaks off, or is not
+    /// complete when the time is over, is a failure whatever the status, except for a
     /// [`Request::notice`].
     ///
     /// # Errors
-    /// One [`Failure`] of the closed list.
+    /// [`Failure`] if no complete answer came.
     pub async fn send(&self, request: Request) -> Result<Response, Failure> {
         let started = Instant::now();
         let destination = self.policy.check_url(&request.url)?;
@@ -383,7 +387,7 @@ pub(crate) fn prepare(
         if is_connection_header(name.as_str()) {
             return Err(Failure::RequestInvalid);
         }
-        // Keeps it out of logs and of HTTP/2's compression table.
+        // Keeps the value out of logs and of HTTP/2's compression table.
         value.set_sensitive(name == AUTHORIZATION);
         headers.append(name, value);
     }
@@ -402,7 +406,7 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
-/// For how long the peer keeps a connection that nobody uses, if it says so.
+/// How long the peer keeps an unused connection, if its answer says so.
 fn keep_alive_timeout(headers: &HeaderMap) -> Option<Duration> {
     let words = headers.get("keep-alive")?.to_str().ok()?;
     words.split(',').find_map(|word| {
@@ -439,7 +443,7 @@ pub(crate) async fn chunk(answer: &mut Answering) -> Result<Option<Bytes>, Failu
     }
 }
 
-/// What is kept of an answer's body.
+/// The part of an answer's body that is kept.
 pub(crate) struct Body {
     pub(crate) kept: Vec<u8>,
     keep: usize,
@@ -447,7 +451,7 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Nothing yet, and `keep` bytes at most.
+    /// An empty body that keeps at most `keep` bytes.
     pub(crate) const fn up_to(keep: usize) -> Self {
         Self {
             kept: Vec::new(),
@@ -456,8 +460,8 @@ impl Body {
         }
     }
 
-    /// Reads up to `read_max` bytes. What is not kept is still read up to the limit, since an answer
-    /// read to its end leaves the connection usable. What was kept stays when it fails.
+    /// Reads up to `read_max` bytes. Bytes that are not kept are read, too: an answer that is read
+    /// to its end leaves the connection usable. After a failure, the bytes kept so far stay.
     pub(crate) async fn read(
         &mut self,
         answer: &mut Answering,
@@ -477,9 +481,9 @@ impl Body {
     }
 }
 
-/// Whether the peer said, or the library knows, that it has not looked at the request: refused streams
-/// (RFC 9113 §8.7), streams behind the last that a connection still takes (§6.8; without an error, it
-/// closes in good order), and what was never written.
+/// Whether the peer has certainly not processed the request: it refused the stream (RFC 9113 §8.7),
+/// the stream comes after the last one that it accepts before an orderly close (§6.8), or the
+/// request was never written.
 fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = find::<h2::Error>(error) {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
@@ -489,7 +493,7 @@ fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
     find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
 }
 
-/// Whether the connection had brought an answer before.
+/// Whether an earlier answer had come on the connection.
 fn was_reused(error: &hyper_util::client::legacy::Error) -> bool {
     let mut extras = http::Extensions::new();
     if let Some(connected) = error.connect_info() {
@@ -499,7 +503,7 @@ fn was_reused(error: &hyper_util::client::legacy::Error) -> bool {
     credit.is_some_and(|credit| credit.has_answered())
 }
 
-/// Whether the connection ended, and not the peer sent something that it should not.
+/// Whether the connection ended, in contrast to a peer that sent something invalid.
 fn broke_off(error: &(dyn std::error::Error + 'static)) -> bool {
     if find::<Failure>(error).is_some() {
         return false;

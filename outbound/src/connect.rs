@@ -1,15 +1,15 @@
-//! Connections: made to judged addresses within the connect deadline, and ended when a peer sends
-//! more than anybody asked it for.
+//! Connections. They are made to checked addresses within the connect deadline, and end when a peer
+//! sends more bytes than it should.
 //!
-//! A peer may send without end what is no answer: interim answers (1xx), frames of HTTP/2 that
-//! carry nothing, a header block that goes on. Each costs us work, and no deadline of a request
-//! stops it soon enough. So each connection has a credit of bytes, counted below TLS. It grows by
-//! what a request was after: the head of an answer, and the bytes of a body once they were taken.
-//! A peer that sends beyond it has broken off its answer.
+//! A peer can send endless bytes that are no answer: interim answers (1xx), empty HTTP/2 frames,
+//! a header block without end. They cost work, and no deadline of a request stops them soon enough.
+//! So each connection has a credit of bytes, counted below TLS. The headers of an answer add to the
+//! credit, and so does each part of a body when it is read. If a peer sends more than its credit,
+//! the connection ends as if the peer had broken off its answer.
 //!
-//! A peer may also say for how long it keeps a connection that nobody uses (`Keep-Alive: timeout`,
-//! RFC 2068 §19.7.1.1). The connection ends a little sooner on our side, so that no request crosses
-//! the peer's close.
+//! A peer may say how long it keeps an unused connection (`Keep-Alive: timeout`, RFC 2068
+//! §19.7.1.1). The client ends the connection a little sooner, so that no request is sent while the
+//! peer closes it.
 
 use std::{
     error::Error,
@@ -44,19 +44,19 @@ use crate::{
     resolver::Guarded,
 };
 
-/// What a peer may send before the head of its first answer, bytes: the handshake and the head.
+/// The first credit without TLS, bytes: the headers of the first answer.
 const FIRST_PLAIN: i64 = 128 * 1024;
-/// The same with TLS, where it may be HTTP/2, whose answers may come at the same time: the window
-/// of a connection besides.
+/// The first credit with TLS, bytes. It includes the handshake and, for HTTP/2, the window of a
+/// connection, because several answers may come at the same time.
 const FIRST_TLS: i64 = 384 * 1024;
-/// What the head of an answer brings.
+/// What the headers of an answer add, bytes.
 const HEAD: i64 = 128 * 1024;
-/// What each part of a body brings besides its length: how it was packed.
+/// What each part of a body adds besides its length, bytes: its framing.
 const PART: i64 = 64;
-/// The most that is kept of what a peer did not use.
+/// The largest credit, bytes.
 const MOST: i64 = 512 * 1024;
 
-/// How much sooner than its peer a connection ends that nobody uses.
+/// How much sooner than the peer the client ends an unused connection.
 const SOONER: Duration = Duration::from_secs(1);
 
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -65,25 +65,26 @@ const KEEPALIVE_TRIES: u32 = 3;
 type BoxError = Box<dyn Error + Send + Sync>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// How many more bytes a peer may send.
+/// How many more bytes a peer may send, and when the connection ends unused.
 #[derive(Debug)]
 pub(crate) struct Credit {
     left: AtomicI64,
-    /// Whether the connection has brought an answer.
+    /// Whether an answer has come on the connection.
     answered: AtomicBool,
     unused: Mutex<Unused>,
 }
 
-/// For how long a connection may go unused.
+/// When an unused connection ends.
 #[derive(Debug, Default)]
 struct Unused {
-    /// Counts the writes, so that the end of an answer is told from that of the one before.
+    /// The number of writes, to tell whether a request followed an answer.
     writes: u64,
-    /// What the peer said with an answer, and how many writes there had been by then.
+    /// How long the connection may be unused, as the peer said with an answer; and the number of
+    /// writes at that time.
     allowed: Option<(Duration, u64)>,
-    /// When the connection ends, unless something is written before.
+    /// When the connection ends, unless something is written before that.
     ends: Option<Instant>,
-    /// Who reads, and has to look again when that is known.
+    /// The reader, to be woken when `ends` is set.
     reader: Option<Waker>,
 }
 
@@ -100,19 +101,20 @@ impl Credit {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer said with its answer that it closes the connection when it goes unused for so long.
+    /// Takes what the peer said with an answer: it closes the connection after this time without
+    /// use.
     pub(crate) fn closes_after(&self, unused_for: Duration) {
         let mut unused = self.unused();
         unused.allowed = Some((unused_for.saturating_sub(SOONER), unused.writes));
     }
 
-    /// The answer was read to its end: from now on the connection is not used.
+    /// The answer was read to its end: the connection is unused from now on.
     pub(crate) fn answer_ended(&self) {
         let mut unused = self.unused();
         let Some((allowed, writes)) = unused.allowed.take() else {
             return;
         };
-        // Otherwise the next request is under way already.
+        // Otherwise the next request is already under way.
         if writes == unused.writes {
             unused.ends = Some(Instant::now() + allowed);
             if let Some(reader) = unused.reader.take() {
@@ -121,14 +123,15 @@ impl Credit {
         }
     }
 
-    /// Something is written: the connection is used.
+    /// Something is written: the connection is in use.
     fn wrote(&self) {
         let mut unused = self.unused();
         unused.writes += 1;
         (unused.allowed, unused.ends) = (None, None);
     }
 
-    /// When the connection ends for want of use. Wakes the reader when that changes to a time.
+    /// When the unused connection ends; `None` while it is in use. Wakes `reader` once there is a
+    /// time.
     fn ends(&self, reader: &Waker) -> Option<Instant> {
         let mut unused = self.unused();
         if unused.ends.is_none() {
@@ -137,18 +140,18 @@ impl Credit {
         unused.ends
     }
 
-    /// The head of an answer has come.
+    /// The headers of an answer have come.
     pub(crate) fn head(&self) {
         self.answered.store(true, Ordering::Relaxed);
         self.give(HEAD);
     }
 
-    /// Whether the head of any answer has come.
+    /// Whether the headers of any answer have come.
     pub(crate) fn has_answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// So many bytes of a body were taken.
+    /// `bytes` of a body were read.
     pub(crate) fn part(&self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(MOST);
         self.give(bytes + bytes / 8 + PART);
@@ -156,13 +159,13 @@ impl Credit {
 
     fn give(&self, bytes: i64) {
         let more = |left: i64| Some(left.saturating_add(bytes).min(MOST));
-        // It always gives something.
+        // `more` always returns a value, so this never fails.
         let _ = self
             .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
-    /// Whether so many bytes were within it.
+    /// Takes `bytes` off the credit; returns whether there were as many.
     fn take(&self, bytes: usize) -> bool {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.left.fetch_sub(bytes, Ordering::Relaxed) >= bytes
@@ -174,12 +177,12 @@ impl Credit {
 pub(crate) struct Counted {
     stream: TcpStream,
     credit: Arc<Credit>,
-    /// Wakes the reader when the connection ends for want of use.
+    /// Wakes the reader when the unused connection is to end.
     end: Option<Pin<Box<Sleep>>>,
 }
 
 impl Counted {
-    /// Whether the connection ends now for want of use.
+    /// Ready once the unused connection is to end.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(ends) = self.credit.ends(cx.waker()) else {
             return Poll::Pending;
@@ -201,7 +204,7 @@ impl AsyncRead for Counted {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(read) => read?,
-            // Nothing was read, which is how a stream says that it has ended.
+            // A read of no bytes means that the stream has ended.
             Poll::Pending => return self.poll_end(cx).map(Ok),
         }
         if !self.credit.take(buf.filled().len() - before) {
@@ -249,7 +252,7 @@ impl Connection for Counted {
     }
 }
 
-/// Makes counted connections.
+/// Makes TCP connections whose bytes are counted.
 #[derive(Clone)]
 pub(crate) struct Counting(HttpConnector<Guarded>);
 
@@ -281,7 +284,7 @@ impl Service<Uri> for Counting {
     }
 }
 
-/// The whole way to a connection, within the connect deadline.
+/// Makes connections: resolves, connects and does the TLS handshake within the connect deadline.
 #[derive(Clone)]
 pub(crate) struct Connector {
     inner: HttpsConnector<Counting>,
@@ -296,7 +299,8 @@ impl Connector {
         http.set_keepalive(Some(KEEPALIVE));
         http.set_keepalive_interval(Some(KEEPALIVE));
         http.set_keepalive_retries(Some(KEEPALIVE_TRIES));
-        // Divided among the addresses of a name, so that one that is silent does not use it up.
+        // The library divides this among the addresses of a name, so that a silent one does not use
+        // it up.
         http.set_connect_timeout(Some(within));
         Self {
             inner: HttpsConnector::from((Counting(http), tls)),
@@ -305,8 +309,8 @@ impl Connector {
     }
 }
 
-/// A connection whose end is an end, even where TLS did not say goodbye (RFC 8446 §6.1): many servers
-/// close so. What is cut short by it is noticed by HTTP's own lengths.
+/// A connection that may end without TLS's closing message (RFC 8446 §6.1), as many servers end
+/// theirs. HTTP's own lengths show whether an answer was cut short.
 pub(crate) struct Ended(MaybeHttpsStream<TokioIo<Counted>>);
 
 impl rt::Read for Ended {

@@ -4,15 +4,16 @@
 pub const EXCERPT_BYTES_MAX: usize = 1024;
 
 const MASK: &str = "[masked]";
-/// How each of our secrets begins. What follows, up to a delimiter, is masked.
+/// The prefixes of the secrets that this service issues. What follows one, up to a delimiter, is
+/// masked.
 const SECRET_PREFIXES: &[&str] = &["stm_", "whsec_", "ptk_"];
 
 /// The first [`EXCERPT_BYTES_MAX`] bytes of an answer as text.
 ///
-/// Bytes that are not UTF-8, control characters (but line feed and tab) and characters that turn
-/// the direction of text become U+FFFD; CR LF becomes LF; a character cut at the end is dropped.
-/// Whatever looks like one of our secrets is masked, since careless receivers echo what they got.
-/// At most three bytes of text come from each byte, a few more where a secret was masked.
+/// Bytes that are not UTF-8, control characters (except line feed and tab) and characters that
+/// change the direction of text become U+FFFD. CR LF becomes LF. A character that is cut at the end
+/// is dropped. Whatever looks like a secret of this service is masked, because some receivers echo
+/// the request. Each byte becomes at most three bytes of text; a mask adds a few.
 #[must_use]
 pub fn safe_excerpt(bytes: &[u8]) -> String {
     let cut = &bytes[..bytes.len().min(EXCERPT_BYTES_MAX)];
@@ -24,10 +25,10 @@ pub fn safe_excerpt(bytes: &[u8]) -> String {
     mask_secrets(&clean)
 }
 
-/// Lossy UTF-8, without the replacement for a character that the cut left incomplete.
+/// Decodes UTF-8 with replacement characters, but drops an incomplete character at the end.
 fn decode(bytes: &[u8]) -> String {
     let whole = match std::str::from_utf8(bytes) {
-        // `None` says that the end came too early, not that the bytes are wrong.
+        // `None` means that the text ends within a character, not that the bytes are wrong.
         Err(error) if error.error_len().is_none() => &bytes[..error.valid_up_to()],
         _ => bytes,
     };
@@ -42,10 +43,10 @@ fn is_unsafe(c: char) -> bool {
     bidirectional || (c.is_control() && c != '\n' && c != '\t')
 }
 
-/// Replaces what looks like one of our tokens or secrets, or a bearer token, by a mask.
+/// Masks whatever looks like a token or secret of this service, or a bearer token.
 ///
-/// A secret reaches to the next white space, quote, comma or bracket, so that an escaped or
-/// encoded one is masked whole; masking too much is the right mistake.
+/// A secret reaches to the next white space, quote, comma or bracket, so that an escaped or encoded
+/// one is masked completely. Masking too much is better than masking too little.
 #[must_use]
 pub fn mask_secrets(text: &str) -> String {
     let mut masked = String::with_capacity(text.len());
@@ -60,7 +61,8 @@ pub fn mask_secrets(text: &str) -> String {
     masked
 }
 
-/// Text before the first secret, the lead that stays visible, and everything after the lead.
+/// Splits the text at its first secret: the text before it, the lead of the secret, which stays
+/// visible, and everything after the lead.
 fn next_secret(text: &str) -> Option<(&str, &str, &str)> {
     text.char_indices().find_map(|(at, _)| {
         let lead_len = lead_len(&text[at..])?;
@@ -72,7 +74,7 @@ fn next_secret(text: &str) -> Option<(&str, &str, &str)> {
     })
 }
 
-/// The length of the lead when a secret begins here.
+/// The length of the lead, if a secret begins here.
 fn lead_len(text: &str) -> Option<usize> {
     let prefix = SECRET_PREFIXES.iter().find(|p| text.starts_with(**p));
     if let Some(prefix) = prefix {

@@ -1,11 +1,11 @@
-//! What can go wrong with a request, as a closed list that is safe to show to a publisher.
+//! The ways in which a request can fail: a closed list that is safe to show to a publisher.
 
 use std::error::Error;
 use std::io;
 
-use crate::guard::Refusal;
+use crate::guard::DestinationRefusal;
 
-/// How far a request had come when its time ran out.
+/// What a request was doing when its time ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Resolving the name, connecting, or the TLS handshake.
@@ -16,18 +16,19 @@ pub enum Phase {
     Body,
 }
 
-/// Why no complete answer came. Closed; carries no byte of an answer and no address.
+/// Why no complete answer came. The list is closed; no variant contains bytes of an answer or an
+/// address.
 ///
 /// [`Failure::code`] is part of the contract; the message is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
-    /// The name has no address, or one that may not be called; or no name server answered.
+    /// The host name has no address, or one that may not be called; or no name server answered.
     #[error("the host's name does not lead to an address that may be called")]
     Dns,
-    /// The guard refused the URL, or the address in it; nothing was connected.
+    /// The guard refused the URL or the address in it. No connection was made.
     #[error("the destination was refused: {0}")]
-    DestinationRefused(#[from] Refusal),
-    /// No TCP connection, or it broke before a request could be sent.
+    DestinationRefused(#[from] DestinationRefusal),
+    /// No TCP connection could be made, or it broke before a request could be sent.
     #[error("no connection could be made")]
     Connect,
     /// The TLS handshake failed: untrusted, expired or wrong certificate, no common version.
@@ -43,17 +44,17 @@ pub enum Failure {
     /// The peer broke off, or what it sent is not HTTP.
     #[error("the answer broke off or was not valid HTTP")]
     Protocol,
-    /// This machine had too little of something of its own (descriptors, memory, local ports), or
-    /// its resolver could not work: nothing was learnt of the receiver. Never a failed attempt.
-    #[error("this server is short of something of its own")]
+    /// This machine lacked a resource of its own (file descriptors, memory, local ports), or its
+    /// resolver did not work. Nothing is known about the receiver, so this is no failed attempt.
+    #[error("this server lacks a resource of its own")]
     OwnShortage,
-    /// The request itself can't be sent: a header that is malformed or belongs to the connection.
+    /// The request can't be sent: it has a header that is malformed or belongs to the connection.
     #[error("the request has a header that can't be sent")]
     RequestInvalid,
 }
 
 impl Failure {
-    /// The stable code, for attempts, problems and metrics.
+    /// The stable code for attempts, problems and metrics.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -68,21 +69,21 @@ impl Failure {
         }
     }
 
-    /// The guard's reason, when it was the guard that refused.
+    /// The reason, if the guard refused the destination.
     #[must_use]
-    pub const fn refusal(self) -> Option<Refusal> {
+    pub const fn refusal(self) -> Option<DestinationRefusal> {
         match self {
             Self::DestinationRefused(refusal) => Some(refusal),
             _ => None,
         }
     }
 
-    /// Sorts an error of the HTTP library, which may have come up while it connected.
+    /// Classifies an error of the HTTP library. `connecting` says that it came while connecting.
     pub(crate) fn of(error: &(dyn Error + 'static), connecting: bool) -> Self {
         if let Some(failure) = find::<Self>(error) {
             return *failure;
         }
-        // While it connects: nothing was sent then.
+        // Only while connecting, when nothing was sent yet.
         if connecting && is_own_shortage(error) {
             return Self::OwnShortage;
         }
@@ -99,14 +100,14 @@ impl Failure {
     }
 }
 
-/// What the system says when this process or machine has too little of something: no descriptor
-/// (`EMFILE`, `ENFILE`), no memory (`ENOMEM`, `ENOBUFS`), no local port (`EADDRNOTAVAIL`).
+/// The error numbers of a shortage: no file descriptor (`EMFILE`, `ENFILE`), no memory (`ENOMEM`,
+/// `ENOBUFS`), no local port (`EADDRNOTAVAIL`).
 #[cfg(target_os = "linux")]
 const SHORTAGES: [i32; 5] = [24, 23, 12, 105, 99];
 #[cfg(not(target_os = "linux"))]
 const SHORTAGES: [i32; 5] = [24, 23, 12, 55, 49];
 
-/// Whether an error of the system is one of its own shortages.
+/// Whether an error of the operating system is a shortage.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error
         .raw_os_error()
@@ -118,7 +119,7 @@ fn is_time_out(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut
 }
 
-/// Whether any cause is a shortage of our own.
+/// Whether the error or any of its causes is a shortage.
 fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -134,7 +135,8 @@ fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// The first cause of type `T`, also inside I/O errors, whose payload is not in the source chain.
+/// The first error of type `T` among the error and its causes, including the payloads of I/O
+/// errors, which are not in the source chain.
 pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {

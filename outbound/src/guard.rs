@@ -1,4 +1,4 @@
-//! Where requests may go: the one judge for storing a URL, testing it and delivering to it.
+//! The rules for destinations. The same rules hold when a URL is stored, tested and called.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,28 +7,28 @@ use url::{Host, Url};
 
 use crate::registry::{AddressClass, classify};
 
-/// The longest URL taken, in bytes, unless configured otherwise.
+/// The longest URL that is accepted, in bytes, unless configured otherwise.
 pub const URL_LEN_MAX_DEFAULT: usize = 2048;
 
 /// The operator's rules for destinations.
 ///
-/// The allow-list overrules the refusal of an address, never the rule about the scheme. It is
-/// matched against the address as it stands: `127.0.0.0/8` lets `127.0.0.1` through but not
-/// `::ffff:127.0.0.1`; whoever wants an embedding form names it (`::ffff:127.0.0.0/104`).
+/// The allow-list overrules the refusal of an address, but not the rule about the scheme. It is
+/// compared with the address as written: `127.0.0.0/8` allows `127.0.0.1` but not
+/// `::ffff:127.0.0.1`. To allow such an IPv6 form, list it as well (`::ffff:127.0.0.0/104`).
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Whether plain `http` is taken beside `https`.
+    /// Whether `http` is allowed besides `https`.
     pub allow_http: bool,
-    /// Networks that may be reached although they are special. For tests and private networks.
+    /// Networks that may be called although they are not public. For tests and private networks.
     pub allowed: Vec<IpNet>,
-    /// The longest URL in bytes, both as given and as normalised.
+    /// The longest URL in bytes, both as given and after normalisation.
     pub max_url_len: usize,
-    /// The only ports taken; empty means any port but 0.
+    /// The only ports that are allowed; if empty, every port but 0.
     pub allowed_ports: Vec<u16>,
 }
 
 impl Default for Policy {
-    /// The strict policy: https to public addresses, any port.
+    /// The strict policy: `https` to public addresses, on any port.
     fn default() -> Self {
         Self {
             allow_http: false,
@@ -39,7 +39,7 @@ impl Default for Policy {
     }
 }
 
-/// A URL that passed the static check, in its normalised form. The form to store and to show.
+/// A URL that passed [`Policy::check_url`], in the normalised form that is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     url: Url,
@@ -63,31 +63,32 @@ impl Destination {
     }
 }
 
-/// Why a destination is refused. Closed; [`Refusal::code`] is part of the contract.
+/// Why a destination is refused. The list is closed; [`DestinationRefusal::code`] is part of the
+/// contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
-    /// Longer than the limit, as given or once normalised.
+pub enum DestinationRefusal {
+    /// The URL is longer than the limit, as given or after normalisation.
     #[error("the URL is longer than {max} bytes")]
     UrlTooLong {
         /// The limit in bytes.
         max: usize,
     },
-    /// Not a URL, or one with white space or control characters.
+    /// The text is no URL, or has white space or control characters.
     #[error("the URL can't be parsed")]
     UrlInvalid,
-    /// Neither https nor, where allowed, http.
+    /// The scheme is neither `https` nor, where it is allowed, `http`.
     #[error("the URL's scheme is not allowed: use https")]
     SchemeRefused,
-    /// A user name or password before the host.
+    /// The URL has a user name or password before the host.
     #[error("the URL must not contain a user name or password")]
     CredentialsInUrl,
-    /// A `#…` part, which no server would ever see.
+    /// The URL has a fragment (`#…`), which is never sent to a server.
     #[error("the URL must not contain a fragment (#)")]
     FragmentInUrl,
-    /// No host.
+    /// The URL has no host.
     #[error("the URL has no host")]
     HostMissing,
-    /// Port 0, or a port that the operator does not allow.
+    /// The port is 0, or one that the operator does not allow.
     #[error("the URL's port is not allowed")]
     PortRefused,
     /// The host is, or resolves to, an address that is not public.
@@ -95,8 +96,8 @@ pub enum Refusal {
     AddressRefused(AddressClass),
 }
 
-impl Refusal {
-    /// The stable code, for attempts, problems and metrics.
+impl DestinationRefusal {
+    /// The stable code for attempts, problems and metrics.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -113,8 +114,8 @@ impl Refusal {
 }
 
 impl Policy {
-    /// Anywhere, by http or https: for a URL that the one who runs the program typed himself. Never
-    /// for one that a tenant chose.
+    /// A policy that allows every address, by `http` or `https`. For URLs that the person who runs
+    /// the program typed; never for a URL that a tenant chose.
     #[must_use]
     pub fn anywhere() -> Self {
         let every = [
@@ -128,53 +129,56 @@ impl Policy {
         }
     }
 
-    /// Judges a URL without touching the network, and returns its normalised form.
+    /// Checks a URL without using the network, and returns its normalised form.
     ///
-    /// A host that is an IP address is judged at once, in any spelling that the URL standard turns
-    /// into one (decimal, octal, hexadecimal, shortened, full-width, mapped IPv6). `localhost` and
-    /// names below it count as loopback (RFC 6761 §6.3). Any other name is judged when it resolves.
+    /// A host that is an IP address is checked at once, in every spelling that the URL standard
+    /// accepts (decimal, octal, hexadecimal, shortened, full-width, mapped IPv6). `localhost` and
+    /// names below it count as loopback (RFC 6761 §6.3). The addresses of any other name are
+    /// checked when a connection is made.
     ///
     /// # Errors
     /// The first rule that the URL breaks.
-    pub fn check_url(&self, text: &str) -> Result<Destination, Refusal> {
+    pub fn check_url(&self, text: &str) -> Result<Destination, DestinationRefusal> {
         let max = self.max_url_len;
         if text.len() > max {
-            return Err(Refusal::UrlTooLong { max });
+            return Err(DestinationRefusal::UrlTooLong { max });
         }
-        // The parser would drop these in silence, so that what is seen is not what is called.
+        // The parser would drop these silently, and call another URL than the one that is shown.
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Refusal::UrlInvalid);
+            return Err(DestinationRefusal::UrlInvalid);
         }
         let url = Url::parse(text).map_err(|error| match error {
-            url::ParseError::EmptyHost => Refusal::HostMissing,
-            _ => Refusal::UrlInvalid,
+            url::ParseError::EmptyHost => DestinationRefusal::HostMissing,
+            _ => DestinationRefusal::UrlInvalid,
         })?;
         if url.as_str().len() > max {
-            return Err(Refusal::UrlTooLong { max });
+            return Err(DestinationRefusal::UrlTooLong { max });
         }
         self.check_parts(&url)?;
         check_authority(text)?;
         Ok(Destination { url })
     }
 
-    fn check_parts(&self, url: &Url) -> Result<(), Refusal> {
+    fn check_parts(&self, url: &Url) -> Result<(), DestinationRefusal> {
         match url.scheme() {
             "https" => {}
             "http" if self.allow_http => {}
-            _ => return Err(Refusal::SchemeRefused),
+            _ => return Err(DestinationRefusal::SchemeRefused),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Refusal::CredentialsInUrl);
+            return Err(DestinationRefusal::CredentialsInUrl);
         }
         if url.fragment().is_some() {
-            return Err(Refusal::FragmentInUrl);
+            return Err(DestinationRefusal::FragmentInUrl);
         }
-        let port = url.port_or_known_default().ok_or(Refusal::PortRefused)?;
+        let port = url
+            .port_or_known_default()
+            .ok_or(DestinationRefusal::PortRefused)?;
         if port == 0 || !(self.allowed_ports.is_empty() || self.allowed_ports.contains(&port)) {
-            return Err(Refusal::PortRefused);
+            return Err(DestinationRefusal::PortRefused);
         }
         match url.host() {
-            None | Some(Host::Domain("")) => Err(Refusal::HostMissing),
+            None | Some(Host::Domain("")) => Err(DestinationRefusal::HostMissing),
             Some(Host::Ipv4(address)) => self.check_address(address.into()),
             Some(Host::Ipv6(address)) => self.check_address(address.into()),
             Some(Host::Domain(name)) if is_localhost(name) => self
@@ -184,41 +188,43 @@ impl Policy {
                         .map_err(|_| refusal)
                 }),
             Some(Host::Domain(name)) if is_name(name) => Ok(()),
-            Some(Host::Domain(_)) => Err(Refusal::UrlInvalid),
+            Some(Host::Domain(_)) => Err(DestinationRefusal::UrlInvalid),
         }
     }
 
-    /// Judges one address, as found in a URL or in a name's answer.
+    /// Checks one address, from a URL or from the answer of a name server.
     ///
-    /// # Errors
-    /// [`Refusal::AddressRefused`] when the address is special and not on the allow-list.
-    pub fn check_address(&self, address: IpAddr) -> Result<(), Refusal> {
+    /// # Errors [`DestinationRefusal::AddressRefused`] if the address is not public and not on the
+    /// allow-list.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), DestinationRefusal> {
         match classify(address) {
             Some(class) if !self.allowed.iter().any(|net| net.contains(&address)) => {
-                Err(Refusal::AddressRefused(class))
+                Err(DestinationRefusal::AddressRefused(class))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Refuses a host that is not where it is looked for: the parser takes any number of slashes, and
-/// backslashes too, so that `https:///x` leads to a host `x`.
-fn check_authority(text: &str) -> Result<(), Refusal> {
+/// Refuses a URL without a host behind exactly two slashes. The parser accepts any number of
+/// slashes and backslashes, so that `https:///x` would lead to the host `x`.
+fn check_authority(text: &str) -> Result<(), DestinationRefusal> {
     let rest = text.split_once(':').map_or("", |(_, rest)| rest);
-    let rest = rest.strip_prefix("//").ok_or(Refusal::UrlInvalid)?;
+    let rest = rest
+        .strip_prefix("//")
+        .ok_or(DestinationRefusal::UrlInvalid)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.is_empty() {
-        return Err(Refusal::HostMissing);
+        return Err(DestinationRefusal::HostMissing);
     }
     if authority.contains('\\') {
-        return Err(Refusal::UrlInvalid);
+        return Err(DestinationRefusal::UrlInvalid);
     }
     Ok(())
 }
 
-/// Whether this can be a host's name (RFC 1123 §2.1): labels of letters, digits and hyphens within.
-/// Underscores are taken, as private networks have them.
+/// Whether the text can be a host name (RFC 1123 §2.1): labels of letters and digits, with hyphens
+/// inside. Underscores are accepted, because private networks use them.
 fn is_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_label = |label: &str| {

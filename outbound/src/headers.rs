@@ -1,38 +1,39 @@
-//! Which extra headers a publisher may put on its deliveries.
+//! The rules for custom headers of deliveries, and for headers that carry credentials.
 
-/// The longest name, in bytes.
+/// The longest name of a custom header, in bytes.
 pub const HEADER_NAME_LEN_MAX: usize = 64;
-/// The longest value, in bytes.
+/// The longest value of a custom header, in bytes.
 pub const HEADER_VALUE_LEN_MAX: usize = 1024;
 
-/// Why a custom header is refused. Closed; [`HeaderRefusal::code`] is part of the contract.
+/// Why a custom header is refused. The list is closed; [`HeaderRefusal::code`] is part of the
+/// contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum HeaderRefusal {
-    /// No name.
+    /// The name is empty.
     #[error("the header has no name")]
     NameEmpty,
     /// The name is longer than [`HEADER_NAME_LEN_MAX`].
     #[error("the header's name is longer than {HEADER_NAME_LEN_MAX} bytes")]
     NameTooLong,
-    /// The name has a character outside of RFC 9110 §5.6.2 `token`.
+    /// The name has a character that RFC 9110 §5.6.2 does not allow in a `token`.
     #[error("the header's name has a character that is not allowed in a name")]
     NameInvalid,
     /// The value is longer than [`HEADER_VALUE_LEN_MAX`].
     #[error("the header's value is longer than {HEADER_VALUE_LEN_MAX} bytes")]
     ValueTooLong,
-    /// The value has something else than visible ASCII and inner spaces.
+    /// The value has other characters than visible ASCII and inner spaces.
     #[error("the header's value may hold only visible ASCII characters and single-line spaces")]
     ValueInvalid,
-    /// The header frames the message or steers the connection.
+    /// The header frames the message or controls the connection.
     #[error("the header belongs to the connection and can't be set")]
     ConnectionHeader,
-    /// The header is written by this service, or speaks for a proxy or a platform.
+    /// The header is set by this service, or is one that only a proxy or a platform sets.
     #[error("the header is reserved and can't be set")]
     Reserved,
 }
 
 impl HeaderRefusal {
-    /// The stable code, for problems.
+    /// The stable code for problems.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -47,7 +48,8 @@ impl HeaderRefusal {
     }
 }
 
-/// Message framing and hop-by-hop fields (RFC 9110 §7.6.1); who sets them can smuggle requests.
+/// Message framing and hop-by-hop fields (RFC 9110 §7.6.1). With them a publisher could smuggle
+/// requests.
 const CONNECTION: &[&str] = &[
     "connection",
     "content-length",
@@ -62,18 +64,18 @@ const CONNECTION: &[&str] = &[
 ];
 
 const RESERVED: &[&str] = &[
-    // Written by this service; the content headers also because the body is signed as it is.
+    // Set by this service. The content headers also describe the body, which is signed as it is.
     "accept-encoding",
     "authorization",
     "content-encoding",
     "content-type",
     "cookie",
     "user-agent",
-    // Would speak for a proxy about who is calling.
+    // Set by proxies, to say who is calling.
     "forwarded",
     "via",
     "x-real-ip",
-    // Open cloud metadata services, should a request ever reach one.
+    // Unlock the metadata services of cloud platforms, if a request ever reached one.
     "metadata",
     "metadata-flavor",
 ];
@@ -85,9 +87,9 @@ const RESERVED_PREFIXES: &[&str] = &[
     "x-aws-ec2-metadata-",
 ];
 
-/// Judges a header that a publisher wants on its deliveries.
+/// Checks a custom header of deliveries.
 ///
-/// The name is compared without regard to case. The value may be empty.
+/// The case of the name does not matter. The value may be empty.
 ///
 /// # Errors
 /// The first rule that the header breaks.
@@ -119,8 +121,8 @@ pub fn check_custom_header(name: &str, value: &str) -> Result<(), HeaderRefusal>
     Ok(())
 }
 
-/// Judges a header that is to carry a credential to an upstream: what may stand on a delivery may
-/// do so, and `authorization`, but nothing that describes a body.
+/// Checks the name of a header that carries a credential to an upstream. Allowed are the names of
+/// custom headers and `authorization`, but no name that describes a body.
 ///
 /// # Errors
 /// The first rule that the name breaks.
@@ -135,7 +137,7 @@ pub fn check_credential_header(name: &str) -> Result<(), HeaderRefusal> {
     check_custom_header(name, "")
 }
 
-/// Whether a lower-case name frames the message or steers the connection.
+/// Whether a header, by its lower-case name, frames the message or controls the connection.
 pub(crate) fn is_connection_header(name: &str) -> bool {
     CONNECTION.contains(&name) || name.starts_with("proxy-")
 }

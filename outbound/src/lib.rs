@@ -1,8 +1,8 @@
-//! The only way out of the process: a destination guard and an HTTP client behind it.
+//! The HTTP client for all requests to other servers, with a guard that checks their destinations.
 //!
-//! Every URL that a tenant can choose (webhook endpoints, subcommands, OAuth refresh, Slack) leaves
-//! through [`Client`]. A [`Policy`] judges the URL when it is stored and again when it is used, and
-//! judges every address that its name resolves to at the moment of connecting.
+//! Every request to a URL that a tenant can choose (webhook endpoints, subcommands, token
+//! endpoints, Slack) is sent by [`Client`]. A [`Policy`] checks the URL when it is stored and again
+//! when it is used, and checks every address of its host each time that a connection is made.
 //!
 //! This crate must never follow a redirect, obey a proxy variable, keep a cookie, read a body
 //! without a limit, or put bytes of an answer into an error.
@@ -29,7 +29,7 @@ pub use client::{
 };
 pub use excerpt::{EXCERPT_BYTES_MAX, mask_secrets, safe_excerpt};
 pub use failure::{Failure, Phase};
-pub use guard::{Destination, Policy, Refusal, URL_LEN_MAX_DEFAULT};
+pub use guard::{Destination, DestinationRefusal, Policy, URL_LEN_MAX_DEFAULT};
 pub use headers::{
     HEADER_NAME_LEN_MAX, HEADER_VALUE_LEN_MAX, HeaderRefusal, check_credential_header,
     check_custom_header,

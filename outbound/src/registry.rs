@@ -1,15 +1,15 @@
-//! Which addresses are special: both IANA special-purpose registries, as data.
+//! The addresses that are not public: both IANA special-purpose registries, as data.
 //!
 //! Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190) and the
-//! IPv6 address space registry. Every entry counts, also the few that IANA marks as globally
-//! reachable (AS112, AMT, PCP and TURN anycast, ORCHID, DRIP): they are answered by whatever
-//! network is nearest, or are no locators at all, and nobody receives a webhook there.
+//! IPv6 address space registry. Every entry counts, including the few that IANA marks as globally
+//! reachable (AS112, AMT, PCP and TURN anycast, ORCHID, DRIP): the nearest network answers them, or
+//! they are no locators at all, and no webhook receiver has such an address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-/// Why an address is no public destination. Closed: a new class is a change of the contract.
+/// Why an address is not public. The list is closed: a new class changes the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddressClass {
     /// `0.0.0.0/8` and `::`: this host, this network.
@@ -26,7 +26,7 @@ pub enum AddressClass {
     ProtocolAssignment,
     /// Ranges for examples in documents.
     Documentation,
-    /// Ranges for benchmarks of devices.
+    /// Ranges for benchmarks of network devices.
     Benchmarking,
     /// A cloud platform's host service on an otherwise public address.
     CloudPlatform,
@@ -34,9 +34,9 @@ pub enum AddressClass {
     Multicast,
     /// `255.255.255.255`.
     Broadcast,
-    /// Not assigned for unicast to anyone.
+    /// Not assigned for unicast.
     Reserved,
-    /// An IPv6 form that carries an IPv4 address inside: mapped, compatible, translated, NAT64,
+    /// An IPv6 address that contains an IPv4 address: mapped, compatible, translated, NAT64,
     /// 6to4, Teredo, ISATAP.
     EmbedsIpv4,
     /// Black-hole prefixes (RFC 6666, RFC 9780).
@@ -50,7 +50,7 @@ pub enum AddressClass {
 }
 
 impl AddressClass {
-    /// The stable code of a refusal for this class, shown to publishers and written to attempts.
+    /// The stable code of a refusal for this class, for publishers and attempts.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -74,7 +74,7 @@ impl AddressClass {
         }
     }
 
-    /// The class in words, to stand after "address".
+    /// The class in words, to stand before "address".
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
@@ -113,7 +113,7 @@ const SPECIAL_V4: [(Ipv4Net, AddressClass); 20] = [
     (v4(10, 0, 0, 0, 8), AddressClass::Private),
     (v4(100, 64, 0, 0, 10), AddressClass::SharedSpace),
     (v4(127, 0, 0, 0, 8), AddressClass::Loopback),
-    // Azure's host service. Public by number, but inside Azure it is the machine's own platform.
+    // Azure's host service: a public address, but inside Azure it reaches the platform.
     (v4(168, 63, 129, 16, 32), AddressClass::CloudPlatform),
     (v4(169, 254, 0, 0, 16), AddressClass::LinkLocal),
     (v4(172, 16, 0, 0, 12), AddressClass::Private),
@@ -160,10 +160,10 @@ const SPECIAL_V6: [(Ipv6Net, AddressClass); 21] = [
     (v6(0xff00 << 112, 8), AddressClass::Multicast),
 ];
 
-/// Globally routed unicast; IANA hands out nothing else.
+/// The only range from which IANA assigns public unicast addresses.
 const GLOBAL_UNICAST_V6: Ipv6Net = v6(0x2000 << 112, 3);
 
-/// The special class of an address, or `None` when it is an ordinary public unicast address.
+/// The class of an address that is not public; `None` for a public unicast address.
 pub(crate) fn classify(address: IpAddr) -> Option<AddressClass> {
     match address {
         IpAddr::V4(address) => SPECIAL_V4

@@ -1,4 +1,4 @@
-//! Names to addresses, with the guard between the answer and the connector.
+//! Resolves names to addresses, and checks each address before a connection is made to it.
 
 use std::fmt;
 use std::future::Future;
@@ -23,28 +23,28 @@ use tower_service::Service;
 use crate::failure::{Failure, is_shortage};
 use crate::guard::Policy;
 
-/// How many addresses of one name are tried at most; all of them are checked.
+/// How many addresses of a name are tried at most. All addresses are checked.
 const ADDRESSES_TRIED_MAX: usize = 16;
-/// One query, two tries: both fit into the connect deadline.
+/// The time limit of one query, and the number of tries; both fit into the connect deadline.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 const QUERY_TRIES_MAX: usize = 2;
-/// A moved endpoint is found again, and a new name seen, at the latest after these.
+/// How long an answer is cached at most, and how long it is cached at most that a name has none.
 const POSITIVE_TTL_MAX: Duration = Duration::from_mins(5);
 const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(10);
-/// Queries in flight to one name server; beyond it look-ups fail instead of waiting.
+/// Most queries under way to one name server. Further queries fail instead of waiting.
 const QUERIES_IN_FLIGHT_MAX: usize = 1024;
 
-/// Once one family of addresses is known, the other is waited for this long (RFC 8305 §3): a name
-/// server that never answers one of the two questions does not cost the request.
+/// How long to wait for the other family of addresses once one is known (RFC 8305 §3). A request
+/// succeeds even if a name server never answers one of the two queries.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// A name without an answer.
+/// Why a name has no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveFailed {
-    /// It is absent, or no name server answered.
+    /// The name does not exist, or no name server answered.
     #[error("the name could not be resolved")]
     NoAnswer,
-    /// Nobody was asked: this machine had no descriptor or no place left for it.
+    /// No name server was asked: this machine had no file descriptor left, or too many queries.
     #[error("the name could not be asked for")]
     OwnShortage,
 }
@@ -52,7 +52,7 @@ pub enum ResolveFailed {
 /// What [`Resolver::addresses`] returns: all addresses of the name, in order of preference.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, ResolveFailed>> + Send + 'a>>;
 
-/// The source of a name's addresses. A trait so that tests can answer as an attacker would.
+/// Looks up the addresses of names. A trait, so that tests can answer as an attacker would.
 pub trait Resolver: Send + Sync + 'static {
     /// Looks a name up; the name is lower-case ASCII, never an IP address.
     fn addresses<'a>(&'a self, name: &'a str) -> Answer<'a>;
@@ -60,17 +60,18 @@ pub trait Resolver: Send + Sync + 'static {
 
 /// The machine's resolver: `/etc/hosts` first, then the name servers of `/etc/resolv.conf`.
 ///
-/// Both files are read once, at start. Names are taken as complete: the search list is not used,
-/// so that a tenant's one-word name can't reach into the operator's domain. Without a usable
-/// `resolv.conf` the name server on this machine is asked, as resolv.conf(5) says.
+/// Both files are read once, when this is created. The search list is not used, so that a tenant's
+/// one-word name can't lead into the operator's domain. Without a usable `resolv.conf`, the name
+/// server on this machine is asked, as resolv.conf(5) says.
 pub struct SystemResolver {
     hosts: Hosts,
-    /// `None` only when the library refuses its configuration; then `/etc/hosts` alone answers.
+    /// `None` if the library refuses its configuration; then only `/etc/hosts` is used.
     dns: Option<TokioResolver>,
 }
 
 impl SystemResolver {
-    /// Reads the machine's configuration. Never fails: what is missing is logged and done without.
+    /// Reads the machine's configuration. Never fails: parts that can't be read are logged and left
+    /// out.
     #[must_use]
     pub fn new() -> Self {
         let hosts = Hosts::from_system().unwrap_or_else(|error| {
@@ -119,9 +120,9 @@ fn build_dns(config: ResolverConfig, system: ResolverOpts) -> Result<TokioResolv
     *options = system;
     options.timeout = options.timeout.min(QUERY_TIMEOUT);
     options.attempts = options.attempts.min(QUERY_TRIES_MAX);
-    // Both families, so that the guard sees every address the name has.
+    // Both families, so that the guard checks every address of the name.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // Asked above, for both families at once.
+    // [`SystemResolver`] reads the hosts file itself, for both families at once.
     options.use_hosts_file = ResolveHosts::Never;
     options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
     options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
@@ -155,8 +156,8 @@ async fn family(dns: &TokioResolver, name: Name, kind: RecordType) -> Found {
     }
 }
 
-/// The addresses of both families, the first one's first: all of them where both answers come at
-/// about the same time, else those of the family that is known.
+/// The addresses of both families, IPv4 first. If the answers are more than [`GRACE`] apart, those
+/// of the later family are left out.
 async fn both(four: impl Future<Output = Found>, six: impl Future<Output = Found>) -> Found {
     tokio::pin!(four, six);
     let (mut known_four, mut known_six): (Option<Found>, Option<Found>) = (None, None);
@@ -220,8 +221,8 @@ impl fmt::Debug for SystemResolver {
     }
 }
 
-/// The connector's resolver. What it returns is what is connected to, so the check can't be
-/// separated from the use by a second look-up.
+/// The connector's resolver. The connector connects to the addresses that this returns, so no
+/// second look-up can give other addresses after the check.
 #[derive(Clone)]
 pub(crate) struct Guarded {
     pub(crate) policy: Arc<Policy>,
@@ -242,7 +243,7 @@ impl Service<dns::Name> for Guarded {
         let inner = Arc::clone(&self.inner);
         Box::pin(async move {
             let addresses = checked(&policy, inner.as_ref(), name.as_str()).await?;
-            // Port 0 is replaced by the URL's.
+            // The connector replaces port 0 by that of the URL.
             let sockets: Vec<SocketAddr> = addresses
                 .into_iter()
                 .take(ADDRESSES_TRIED_MAX)
@@ -253,11 +254,11 @@ impl Service<dns::Name> for Guarded {
     }
 }
 
-/// All addresses of a name, or a failure when there is none or **any** of them is refused: a name
-/// that mixes public and inner addresses is an attack or a mistake, never a webhook receiver.
+/// All addresses of a name; an error if there is none, or if **any** is refused. A name with both
+/// public and internal addresses is an attack or a mistake, never a webhook receiver.
 ///
-/// Both are the same failure. Told apart they would say which names exist in the operator's own
-/// network; the operator's log has the difference.
+/// Both cases give the same error. Different errors would show a publisher which names exist in the
+/// operator's own network. The operator's log tells them apart.
 async fn checked(
     policy: &Policy,
     resolver: &dyn Resolver,

@@ -1,16 +1,16 @@
-//! What this process tells its operator when it is short of something itself.
+//! Reports to the operator that this process lacks a resource of its own.
 
 use std::{
     sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// A shortage lasts, and meets every request: it is told of once in this time.
+/// A shortage lasts and affects every request, so it is logged once in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 static TOLD: LazyLock<Mutex<Option<Instant>>> = LazyLock::new(Mutex::default);
 
-/// A request to `host` could not be made for want of something of our own.
+/// Counts, and at times logs, a request to `host` that could not be made because of a shortage.
 pub(crate) fn tell(host: &str) {
     metrics::counter!("stationmaster_own_shortages_total").increment(1);
     let now = Instant::now();
@@ -19,7 +19,7 @@ pub(crate) fn tell(host: &str) {
         *told = Some(now);
         tracing::error!(
             host,
-            "a request could not be made: this process has no descriptor, memory or local port left, or can't ask for names; it is made again, and counts as no attempt"
+            "a request could not be made: this process has no file descriptor, memory or local port left, or can't query name servers; the request is made again, and does not count as an attempt"
         );
     }
 }

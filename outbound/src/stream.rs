@@ -1,4 +1,4 @@
-//! An answer that goes on: read as it comes, by a caller that keeps no more of it than it wants.
+//! Streamed answers, which the caller reads piece by piece.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     shortage,
 };
 
-/// The beginning of an answer, and the rest of it as it comes. Its `Debug` shows no byte of it.
+/// An answer whose body is read as it arrives. Its `Debug` shows nothing of the body.
 pub struct Incoming {
     /// The HTTP status.
     pub status: u16,
@@ -31,12 +31,12 @@ impl std::fmt::Debug for Incoming {
 }
 
 impl Client {
-    /// Sends one request whose answer may go on for ever. The guard, and the deadlines up to the
-    /// answer's last header, are those of [`Client::send`]; after that no more than `silence_max`
-    /// may pass without a byte.
+    /// Sends one request whose answer may be endless. The guard, and the deadline for the answer's
+    /// headers, are those of [`Client::send`]. After the headers, at most `silence_max` may pass
+    /// without a byte.
     ///
     /// # Errors
-    /// One [`Failure`] of the closed list.
+    /// [`Failure`], as for [`Client::send`].
     pub async fn open(&self, request: Request, silence_max: Duration) -> Result<Incoming, Failure> {
         let destination = self.policy().check_url(&request.url)?;
         let host = destination.host().to_owned();

@@ -1,14 +1,14 @@
-//! Whom the client trusts.
+//! The certificate authorities that the client trusts.
 //!
-//! The machine's certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR` override where they are read,
-//! which is also how an operator adds a private authority). A bare container without any gets
-//! Mozilla's roots, bundled at build time: it then trusts what was current on that day.
+//! They are those of the machine. `SSL_CERT_FILE` and `SSL_CERT_DIR` say where they are read from;
+//! with them an operator can add a private authority. On a machine without any, the client trusts
+//! Mozilla's root certificates as they were when the program was built.
 
 use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore};
 
-/// The machine's roots, or the bundled ones where the machine has none.
+/// The machine's root certificates, or the bundled ones if the machine has none.
 pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
@@ -23,7 +23,8 @@ pub(crate) fn system_roots() -> RootCertStore {
     roots
 }
 
-/// TLS 1.2 and 1.3 on `ring`, named here so that no process-wide default can change it.
+/// The TLS settings: TLS 1.2 and 1.3 by `ring`, given here so that no process-wide default can
+/// change the library.
 pub(crate) fn config(roots: RootCertStore) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)

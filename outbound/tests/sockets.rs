@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outbound::{
-    Answer, Client, ClientLimits, Failure, Method, Phase, Policy, Refusal, Request, ResolveFailed,
-    Resolver, SystemResolver,
+    Answer, Client, ClientLimits, DestinationRefusal, Failure, Method, Phase, Policy, Request,
+    ResolveFailed, Resolver, SystemResolver,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -406,7 +406,10 @@ async fn ip_literals_are_refused_in_every_spelling_before_anything_is_connected(
     ] {
         let failure = get(&strict, server.url(host)).await.unwrap_err();
         assert!(
-            matches!(failure.refusal(), Some(Refusal::AddressRefused(_))),
+            matches!(
+                failure.refusal(),
+                Some(DestinationRefusal::AddressRefused(_))
+            ),
             "{host}: {failure}"
         );
         assert_eq!(failure.code(), "destination_refused");

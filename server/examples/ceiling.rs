@@ -1,5 +1,5 @@
-//! The ceiling that HTTP figures are held against: the same stack answering one constant JSON
-//! body, with no middleware, no routing to speak of and no store. Prints `listening on …`.
+//! The upper limit for the HTTP measurements: the same HTTP stack with one constant JSON answer,
+//! without middleware, routing or store. Prints `listening on …`.
 
 use std::io::Write as _;
 

@@ -1,10 +1,10 @@
-//! The receiver of `scripts/bench webhooks`: bare hyper on one thread, so that it is not what is
-//! measured. Prints `listening on …`.
+//! The receiver of `scripts/bench webhooks`: hyper on one thread, so that it does not limit the
+//! measurement. Prints `listening on …`.
 //!
-//! `POST /NAME…` is a delivery: noted with the moment it came and answered with 204, after 30 s
-//! where the path begins with `/hang`. `GET /count` answers how many came, and when the first and
-//! the last did (microseconds of the wall clock); `GET /arrivals` hands out a line
-//! `NAME webhook-id microseconds` for each and forgets them; `POST /-/forget` forgets all.
+//! `POST /NAME…` is a delivery. Its time is recorded, and it is answered with 204, or after 30 s if
+//! the path begins with `/hang`. `GET /count` returns how many arrived, and when the first and the
+//! last did (microseconds of the wall clock). `GET /arrivals` returns a line
+//! `NAME webhook-id microseconds` for each, and removes them. `POST /-/forget` removes all.
 
 use std::{
     cell::RefCell,
@@ -24,16 +24,16 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, task::LocalSet};
 
-/// How long a receiver that hangs does.
+/// How long a delivery to `/hang…` waits for its answer.
 const HANG: Duration = Duration::from_secs(30);
 
-/// What came.
+/// The deliveries that arrived.
 #[derive(Default)]
 struct Log {
     count: u64,
     first: u128,
     last: u128,
-    /// The path, the event, and when.
+    /// The path, the event, and the time.
     arrivals: Vec<(Box<str>, Option<HeaderValue>, u128)>,
 }
 
@@ -90,7 +90,7 @@ async fn answer(
             let path = request.uri().path();
             log.borrow_mut().note(path, id);
             let hangs = path.starts_with("/hang");
-            // Read to its end, or the connection could not be used again.
+            // The body is read to its end, or the connection could not be used again.
             while let Some(Ok(_)) = request.frame().await {}
             if hangs {
                 tokio::time::sleep(HANG).await;

@@ -1,6 +1,6 @@
-//! `stationmaster accounts …`: upstream accounts from the command line, through a running server.
+//! `stationmaster accounts …`: manages upstream accounts through the API of a running server.
 //!
-//! Exit codes: 0 done, 1 refused or failed (of `refresh-all`: any account failed), 2 wrong usage.
+//! Exit codes: 0 success, 1 refused or failed (`refresh-all`: any account failed), 2 wrong usage.
 
 mod login;
 mod remote;
@@ -17,64 +17,71 @@ use crate::{
 
 use remote::Remote;
 
-/// What can be done with accounts.
+/// The subcommands of `accounts`.
 #[derive(Debug, Subcommand)]
 pub enum Accounts {
-    /// Log in at an upstream in a browser, and make an account of what it grants
+    /// Log in at an upstream in a browser, and create an account with the tokens that it grants
     Login(login::Login),
-    /// Show accounts: their health, their cooldowns, and until when their tokens live
+    /// Show accounts: their health, their cooldowns, and when their tokens expire
     Status {
-        /// Only this one, by id or by name
+        /// Only this account, by id or by name
         account: Option<String>,
-        /// Which server, as whom.
+        /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
     /// Replace the token of one OAuth account now
     Refresh {
-        /// Which one, by id or by name
+        /// The account, by id or by name
         account: String,
-        /// Which server, as whom.
+        /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
     /// Replace the tokens of all OAuth accounts now; exits with 1 if any failed
     RefreshAll {
         /// Only show what would be done
         #[arg(long)]
         dry_run: bool,
-        /// Which server, as whom.
+        /// The server and the admin token.
         #[command(flatten)]
-        reach: Reach,
+        server_args: ServerArgs,
     },
 }
 
-/// Which server, and as whom.
+/// The server, and the admin token for it.
 #[derive(Debug, Args)]
-pub struct Reach {
-    /// The server to talk to
+pub struct ServerArgs {
+    /// The URL of the server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     server: String,
     /// The environment variable that holds an admin token
     #[arg(long, value_name = "NAME", default_value = "STATIONMASTER_TOKEN")]
     token_env: String,
-    /// A file that holds an admin token, instead
+    /// A file that holds an admin token, instead of the environment variable
     #[arg(long, value_name = "FILE", conflicts_with = "token_env")]
     token_file: Option<PathBuf>,
 }
 
-/// Does one of them.
+/// Runs one of the subcommands.
 ///
 /// # Errors
-/// Wrong usage; the server refuses or can't be reached; an account could not be refreshed.
+/// The usage is wrong; the server refuses or can't be reached; an account could not be refreshed.
 pub async fn run(command: Accounts) -> Result<(), Failure> {
     match command {
         Accounts::Login(options) => login::run(options).await,
-        Accounts::Status { account, reach } => status(&Remote::new(&reach)?, account).await,
-        Accounts::Refresh { account, reach } => refresh(&Remote::new(&reach)?, &account).await,
-        Accounts::RefreshAll { dry_run, reach } => {
-            refresh_all(&Remote::new(&reach)?, dry_run).await
-        }
+        Accounts::Status {
+            account,
+            server_args,
+        } => status(&Remote::new(&server_args)?, account).await,
+        Accounts::Refresh {
+            account,
+            server_args,
+        } => refresh(&Remote::new(&server_args)?, &account).await,
+        Accounts::RefreshAll {
+            dry_run,
+            server_args,
+        } => refresh_all(&Remote::new(&server_args)?, dry_run).await,
     }
 }
 
@@ -148,7 +155,7 @@ async fn refresh_all(remote: &Remote, dry_run: bool) -> Result<(), Failure> {
     }
 }
 
-/// Writes rows under each other, each column as wide as it has to be.
+/// Prints rows as a table, each column as wide as its longest text.
 fn table<const N: usize>(rows: &[[String; N]]) {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());

@@ -1,9 +1,8 @@
-//! The command line: what can be asked of the program, and how it answers.
+//! The command line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Where 1 says that some things were
-//! found wrong and the rest was done (`keys status`, `keys rewrap`, `import`), 2 is whatever ended it
-//! before.
-//! Results go to standard output, everything else to standard error.
+//! Exit codes: 0 success, 1 failure, 2 wrong usage or configuration. For `keys status`, `keys
+//! rewrap` and `import`, 1 means that the work was done but some things were wrong, and 2 that the
+//! work was not done. Results go to standard output, everything else to standard error.
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
 
@@ -50,7 +49,7 @@ enum Command {
     /// Check the configuration, the data directory and the keys, and report what was found
     Doctor,
     /// Receive events on this machine as an endpoint would, and forward them to a local URL
-    Listen(listen::Options),
+    Listen(listen::ListenOptions),
     /// Manage upstream accounts through a running server
     #[command(subcommand)]
     Accounts(Accounts),
@@ -111,7 +110,7 @@ struct Files {
     env_example: bool,
 }
 
-/// Reads the process's arguments and environment and does what they say.
+/// Runs the command that the process's arguments name; returns the exit code.
 #[must_use]
 pub fn run() -> ExitCode {
     match dispatch(Cli::parse()) {
@@ -178,7 +177,7 @@ fn load(file: Option<&std::path::Path>) -> Result<Loaded, Failure> {
     config::load(std::env::vars_os(), file).map_err(|faults| Failure::Usage(faults.to_string()))
 }
 
-/// Longest wait, at the end, for threads that are at work still.
+/// The longest wait at the end for blocking threads that are still running.
 const BLOCKED_AT_MOST: std::time::Duration = std::time::Duration::from_secs(3);
 
 fn in_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -187,7 +186,7 @@ fn in_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime can't start: {error}")))?;
     let done = runtime.block_on(work);
-    // What can't be stopped, such as an evaluation of a schema, has no say in when this ends.
+    // A thread that can't be stopped, such as the evaluation of a schema, must not delay the end.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
     done
 }

@@ -1,8 +1,9 @@
 //! The configuration: one table of settings, and everything that follows from it.
 //!
-//! The table in `config/table.rs` lists the settings. The typed [`Config`], its parsing from the environment and from a
-//! TOML file, `docs/configuration.md`, `.env.example` and `serve --print-config` all come from
-//! that list, so none of them can forget a setting. A fault never shows a secret's text.
+//! The table in `config/table.rs` lists the settings. The typed [`Config`], its parsing from the
+//! environment and from a TOML file, `docs/configuration.md`, `.env.example` and `serve
+//! --print-config` all follow from that list, so none of them can lack a setting. An error never
+//! contains the text of a secret.
 
 mod docs;
 mod forms;
@@ -23,11 +24,13 @@ pub use table::{Config, SETTINGS};
 
 use crate::text;
 
-/// What every name of ours begins with.
+/// The prefix of all names of settings.
 pub const PREFIX: &str = "STATIONMASTER_";
-/// Names for the test scripts, which share their environment with the servers that they start.
+/// The prefix of variables for the test scripts, which share their environment with the servers
+/// that they start.
 const TEST_PREFIX: &str = "STATIONMASTER_TEST_";
-/// What `stationmaster listen` reads: no setting, but often in the same environment as some.
+/// The variable that `stationmaster listen` reads. It is no setting, but often in the same
+/// environment.
 const TOKEN: &str = "STATIONMASTER_TOKEN";
 /// The longest configuration file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -35,36 +38,36 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Who may see a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrecy {
-    /// Anybody who operates the server.
+    /// The operators of the server.
     Open,
     /// Nobody: shown as asterisks.
     Secret,
-    /// A URL, whose password alone is hidden.
+    /// The operators, except for the password in the URL.
     Url,
 }
 
-/// One row of the table.
+/// One row of the table of settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// The name, in the environment and in the file.
+    /// The name in the environment and in the configuration file.
     pub name: &'static str,
-    /// The heading that it stands under in the documentation.
+    /// The heading of its section in the documentation.
     pub section: &'static str,
-    /// The text that is read when nothing is given.
+    /// The text that is read if none is given.
     pub default: &'static str,
     /// What the documentation says in place of an empty default.
     pub default_words: &'static str,
     /// Who may see the value.
     pub secrecy: Secrecy,
-    /// What it does, in whole sentences.
+    /// What the setting does, in sentences.
     pub meaning: &'static str,
-    /// What it takes, to follow the words "it takes".
+    /// The values that it takes, to follow the words "it takes".
     pub takes: fn() -> String,
 }
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum SettingSource {
     /// The environment.
     Environment,
     /// The configuration file.
@@ -74,7 +77,7 @@ pub enum Source {
 /// A text that was given for a setting.
 struct Given {
     text: Zeroizing<String>,
-    source: Source,
+    source: SettingSource,
 }
 
 /// The texts that were given, by name.
@@ -91,16 +94,16 @@ impl Values {
 
     /// Where a setting's text came from; `None` when it is the default.
     #[must_use]
-    pub fn source(&self, name: &str) -> Option<Source> {
+    pub fn source(&self, name: &str) -> Option<SettingSource> {
         self.0.get(name).map(|given| given.source)
     }
 
-    /// Takes the names of ours out of an environment. Other programs' names are none of our
-    /// business; a name of ours that we do not know is a mistake.
+    /// Takes the settings out of an environment. Variables of other programs are ignored. An
+    /// unknown name with the prefix of settings is an error.
     fn take_environment(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
-        faults: &mut Vec<Fault>,
+        faults: &mut Vec<SettingError>,
     ) {
         for (name, value) in variables {
             let name = name.to_string_lossy();
@@ -108,7 +111,7 @@ impl Values {
                 continue;
             }
             let Some(setting) = find(&name) else {
-                faults.push(Fault::unknown(&name, "the environment"));
+                faults.push(SettingError::unknown(&name, "the environment"));
                 continue;
             };
             match value.into_string() {
@@ -118,21 +121,21 @@ impl Values {
                         setting.name,
                         Given {
                             text,
-                            source: Source::Environment,
+                            source: SettingSource::Environment,
                         },
                     );
                 }
-                Err(_) => faults.push(Fault::new(setting.name, "its value is not UTF-8")),
+                Err(_) => faults.push(SettingError::new(setting.name, "its value is not UTF-8")),
             }
         }
     }
 
-    fn take_file(&mut self, path: &Path, faults: &mut Vec<Fault>) {
+    fn take_file(&mut self, path: &Path, faults: &mut Vec<SettingError>) {
         let shown = path.display();
         let text = match read_bounded(path) {
             Ok(text) => text,
             Err(reason) => {
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "--config",
                     format!("{shown} can't be read: {reason}"),
                 ));
@@ -142,12 +145,12 @@ impl Values {
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                // The parser's full message quotes the line, which may hold a secret.
+                // The full message of the parser quotes the line, which may contain a secret.
                 let line = error
                     .span()
                     .map_or(1, |at| 1 + text[..at.start].matches('\n').count());
                 let what = error.message();
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "--config",
                     format!("{shown}, line {line}: {what}"),
                 ));
@@ -156,15 +159,15 @@ impl Values {
         };
         for (name, value) in &table {
             let Some(setting) = find(name) else {
-                faults.push(Fault::unknown(name, &format!("{shown}")));
+                faults.push(SettingError::unknown(name, &format!("{shown}")));
                 continue;
             };
             match plain_text(value) {
                 Some(text) => {
                     let text = Zeroizing::new(text);
-                    self.0.insert(setting.name, Given { text, source: Source::File });
+                    self.0.insert(setting.name, Given { text, source: SettingSource::File });
                 }
-                None => faults.push(Fault::new(
+                None => faults.push(SettingError::new(
                     setting.name,
                     format!("in {shown} it is neither a string, a whole number, true or false, nor a list of strings"),
                 )),
@@ -187,7 +190,7 @@ fn read_bounded(path: &Path) -> Result<Zeroizing<String>, String> {
         .map_err(|e| e.to_string())
 }
 
-/// The text that a TOML value stands for: what one would have written in the environment.
+/// The text of a TOML value, as it would be in the environment.
 fn plain_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
@@ -201,16 +204,16 @@ fn plain_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// One thing that is wrong with the configuration.
+/// One error in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The setting, or the option, at fault.
+pub struct SettingError {
+    /// The wrong setting or option.
     pub name: String,
-    /// What is wrong, and what would be right; never a secret.
+    /// What is wrong, and what would be right. Contains no secret.
     pub what: String,
 }
 
-impl Fault {
+impl SettingError {
     fn new(name: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -224,7 +227,7 @@ impl Fault {
             || "`stationmaster config --docs` lists all".to_owned(),
             |nearest| format!("did you mean {nearest}?"),
         );
-        // A name may be anything that somebody put into a file: keep the message on one line.
+        // A name from a file may be any text, so it is shortened to keep the message on one line.
         let name = text::shortened(name);
         Self::new(
             name,
@@ -233,17 +236,17 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SettingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.what)
     }
 }
 
-/// Everything that is wrong with the configuration, at once.
+/// All errors in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct SettingErrors(pub Vec<SettingError>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for SettingErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
             1 => write!(f, "the configuration has a fault:")?,
@@ -256,24 +259,24 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for SettingErrors {}
 
-/// A configuration that passed every check, and the texts that it was read from.
+/// A checked configuration, and the texts from which it was read.
 pub struct Loaded {
     /// The typed values.
     pub config: Config,
-    /// The texts, for showing.
+    /// The texts, to be shown.
     pub values: Values,
 }
 
-/// Reads the configuration: defaults, over them the file, over it the environment.
+/// Reads the configuration. The file replaces defaults, and the environment replaces both.
 ///
 /// # Errors
-/// All faults at once: unknown names, values that do not parse, settings that contradict.
+/// All errors: unknown names, values that do not parse, settings that contradict each other.
 pub fn load(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     file: Option<&Path>,
-) -> Result<Loaded, Faults> {
+) -> Result<Loaded, SettingErrors> {
     let mut faults = Vec::new();
     let mut values = Values::default();
     if let Some(path) = file {
@@ -286,15 +289,15 @@ pub fn load(
     }
     match config {
         Some(config) if faults.is_empty() => Ok(Loaded { config, values }),
-        _ => Err(Faults(faults)),
+        _ => Err(SettingErrors(faults)),
     }
 }
 
 impl Config {
-    /// Rules between settings. Only what never serves; what is merely odd is allowed.
-    fn contradictions(&self, faults: &mut Vec<Fault>) {
+    /// Checks the rules between settings. Only combinations that can never work are errors.
+    fn contradictions(&self, faults: &mut Vec<SettingError>) {
         if self.master_keys.is_some() && self.master_keys_file.is_some() {
-            faults.push(Fault::new(
+            faults.push(SettingError::new(
                 "STATIONMASTER_MASTER_KEYS_FILE",
                 "STATIONMASTER_MASTER_KEYS is given too; give one of the two",
             ));
@@ -303,7 +306,7 @@ impl Config {
             let legacy = domain::token::TokenHash::of_secret(legacy);
             let same = |token| domain::token::TokenHash::of_secret(token).matches(&legacy);
             if bootstrap.iter().any(same) {
-                faults.push(Fault::new(
+                faults.push(SettingError::new(
                     "STATIONMASTER_LEGACY_TOKEN",
                     "it is also a bootstrap token; a publisher must not hold the operator's token",
                 ));
@@ -311,8 +314,8 @@ impl Config {
         }
     }
 
-    /// Where the SQLite file is: the configured place (a relative one lies in the data directory),
-    /// or `stationmaster.db` there. `None` with PostgreSQL.
+    /// The path of the SQLite file: the configured one (a relative path begins in the data
+    /// directory), or `stationmaster.db` there. `None` with PostgreSQL.
     #[must_use]
     pub fn sqlite_path(&self) -> Option<PathBuf> {
         match &self.database_url {
@@ -323,10 +326,10 @@ impl Config {
     }
 }
 
-/// Reads bootstrap tokens that stand in a file, by the rules of the setting.
+/// Reads bootstrap tokens from the text of a file, by the rules of the setting.
 ///
 /// # Errors
-/// What is wrong and what would be right; never the text.
+/// What is wrong, and what would be right. Contains nothing of the text.
 pub(crate) fn parse_bootstrap_tokens(text: &str) -> Result<Vec<secrecy::SecretString>, String> {
     use forms::{BootstrapTokens, Form as _};
     BootstrapTokens::read(text.trim())

@@ -1,9 +1,10 @@
-//! No image of this process's memory, which holds keys and credentials, reaches a disk.
+//! Forbids core dumps, because the memory of this process contains keys and credentials.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Forbids core dumps. Best effort, and in two ways: the limit holds where dumps go to files, and a
-/// process that is not dumpable is passed over where they are piped to a program (core(5)).
+/// Forbids core dumps in two ways. The resource limit works where dumps are written to files. Where
+/// dumps are piped to a program (core(5)), a process that is not dumpable is left out. A failure is
+/// only reported.
 pub fn forbid() {
     let none = Rlimit {
         current: Some(0),

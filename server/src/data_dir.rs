@@ -1,17 +1,15 @@
-//! What must be in place before the store opens: the data directory, its lock, the master keys and
-//! the bootstrap token.
+//! Prepares the data directory, its lock, the master keys and the bootstrap token, before the store
+//! opens.
 //!
-//! With SQLite, the first start makes the keys and the token as files that only their owner may
-//! read. A key file is never made beside a database that exists: the secrets in that database are
-//! sealed under another key. With PostgreSQL nothing is made: two replicas would each make their
-//! own, so both must be configured.
+//! With SQLite, the first start creates the keys and the token in files that only their owner may
+//! read. If the database exists, no key file is created, because the secrets in that database are
+//! encrypted with another key. With PostgreSQL nothing is created: each replica would create its
+//! own keys, so they must be configured.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{
-        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
-    },
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -20,133 +18,36 @@ use domain::{
     token::{self, Prefix},
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use zeroize::Zeroizing;
 
 use crate::{
     config::{self, Config, DatabaseUrl},
     key_file::KeyFile,
+    secret_file::{DataDirError, FILE_MODE, Result, io_at, read_private, write_whole},
 };
 
-/// The name of the file with the master keys.
-pub const KEYS_FILE: &str = "master-keys";
 /// The name of the file with the bootstrap token.
 pub const TOKEN_FILE: &str = "bootstrap-token";
 /// The name of the lock file.
 pub const LOCK_FILE: &str = "lock";
 
 const DIRECTORY_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
-/// The identifier of the key that a first start makes.
+/// The identifier of the master key that the first start creates.
 const FIRST_KEY_ID: &str = "k1";
-/// The longest key or token file that is read, bytes.
-const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Why the groundwork can't be laid; each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum DataDirError {
-    /// The operating system refused something.
-    #[error("{what} {} failed: {error}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// Another process has the data directory or the database file.
-    #[error(
-        "{} is in use by {holder}, which holds the lock {}. One process at a time may use an embedded database: stop that one, or give this one its own STATIONMASTER_DATA_DIR, or move to PostgreSQL",
-        path.display(), lock.display()
-    )]
-    Locked {
-        /// What is in use.
-        path: PathBuf,
-        /// The lock file.
-        lock: PathBuf,
-        /// Who has it, as far as known.
-        holder: String,
-    },
-    /// A secret's file can be read by others than its owner.
-    #[error(
-        "{} can be read or written by others (mode {mode:04o}). Run `chmod 600 {}`, and replace what is in it if somebody may have read it",
-        path.display(), path.display()
-    )]
-    TooOpen {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The database is there, and the keys to it are not.
-    #[error(
-        "the database {} exists but its key file {} does not. Put the key file back from where you keep it, or give the keys in STATIONMASTER_MASTER_KEYS. A new key would not open the secrets in the database, so none is made; to start from nothing, move the database away",
-        database.display(), keys.display()
-    )]
-    KeysLost {
-        /// The database file.
-        database: PathBuf,
-        /// Where the keys should be.
-        keys: PathBuf,
-    },
-    /// A file's content is not what it should be; never repeated.
-    #[error("{} does not hold {expected}: {wrong}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What it should hold.
-        expected: &'static str,
-        /// What is wrong.
-        wrong: String,
-    },
-    /// Somebody else is about to change the key file, or to move keys by it.
-    #[error(
-        "another `stationmaster keys` command is at work with the master keys in {}: wait for its end", .0.display()
-    )]
-    KeysBusy(PathBuf),
-    /// PostgreSQL without what only the configuration can give.
-    #[error(
-        "{name} must be given with PostgreSQL, the same for every process that shares the database. A fresh one: {how}"
-    )]
-    Required {
-        /// The setting.
-        name: &'static str,
-        /// A shell line that makes a value.
-        how: &'static str,
-    },
-    /// A path that a database URL can't say.
-    #[error("the path {} is not UTF-8; choose another STATIONMASTER_DATA_DIR", .0.display())]
-    NotUtf8(PathBuf),
-}
-
-pub(crate) type Result<T> = std::result::Result<T, DataDirError>;
-
-/// Says what was tried when the system refuses.
-pub(crate) fn io_at<'a>(
-    what: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> DataDirError + 'a {
-    move |error| DataDirError::Io {
-        what,
-        path: path.to_owned(),
-        error,
-    }
-}
-
-/// The database, ready to be opened. Dropping this gives its locks up.
+/// The database, ready to be opened. Dropping this releases its locks.
 #[derive(Debug)]
 pub struct Database {
-    /// For the store. May hold a password.
+    /// The URL for the store. It may contain a password.
     pub url: SecretString,
-    /// The SQLite file, if that is what it is.
+    /// The SQLite file; `None` with PostgreSQL.
     pub file: Option<PathBuf>,
-    /// Whether there is data in the SQLite file.
+    /// Whether the SQLite file contains data; true with PostgreSQL.
     exists: bool,
     _locks: Vec<File>,
 }
 
 impl Database {
-    /// PostgreSQL needs no groundwork.
+    /// A PostgreSQL database, which needs no preparation.
     fn remote(config: &Config) -> Self {
         let url = match &config.database_url {
             Some(DatabaseUrl::Postgres(url)) => url.clone(),
@@ -160,11 +61,11 @@ impl Database {
         }
     }
 
-    /// Makes the data directory, takes the locks and, for a new SQLite database, makes its file
-    /// readable to its owner only. Does nothing with PostgreSQL.
+    /// Creates the data directory, takes the locks, and creates a new SQLite database's file, which
+    /// only its owner may read. Does nothing with PostgreSQL.
     ///
     /// # Errors
-    /// The directory can't be made or written, or another process has it.
+    /// The directory can't be created or written, or another process uses it.
     pub fn prepare(config: &Config) -> Result<Self> {
         let Some(file) = config.sqlite_path() else {
             return Ok(Self::remote(config));
@@ -173,7 +74,8 @@ impl Database {
         let mut locks = vec![lock(&config.data_dir, &config.data_dir.join(LOCK_FILE))?];
         let file = resolved(&file)?;
         if !lies_in(&file, &config.data_dir)? {
-            // Two data directories may name one database: the lock must lie beside it.
+            // Two data directories may use the same database, so another lock is beside the
+            // database.
             let mut name = file.clone().into_os_string();
             name.push(".lock");
             locks.push(lock(&file, Path::new(&name))?);
@@ -196,22 +98,22 @@ impl Database {
     }
 }
 
-/// What can be seen of the groundwork without changing anything.
+/// The state of the data directory, read without a change.
 #[derive(Debug)]
 pub struct Survey {
-    /// As [`Database::prepare`] would return it, but without a lock.
+    /// The database as [`Database::prepare`] would return it, but without a lock.
     pub database: Database,
-    /// Whether the first start is still to come: no data directory, or no database in it.
+    /// Whether there was no start yet: the data directory or the database does not exist.
     pub fresh: bool,
-    /// The running process that has the lock.
+    /// The running process that holds the lock, if there is one.
     pub holder: Option<String>,
 }
 
 impl Survey {
-    /// Looks at the data directory; makes nothing and keeps no lock.
+    /// Reads the state of the data directory. Creates nothing and keeps no lock.
     ///
     /// # Errors
-    /// Something there can't be looked at.
+    /// A file there can't be read.
     pub fn of(config: &Config) -> Result<Self> {
         let Some(file) = config.sqlite_path() else {
             let database = Database::remote(config);
@@ -246,23 +148,23 @@ impl Survey {
     }
 }
 
-/// What the store is opened with besides its URL.
+/// The master keys and bootstrap tokens of this start.
 #[derive(Debug)]
 pub struct Credentials {
-    /// The keys that seal and open.
+    /// The master keys.
     pub master_keys: MasterKeys,
     /// The operator's tokens, one or two.
     pub bootstrap_tokens: Vec<SecretString>,
-    /// The file that the bootstrap token is in, and whether it was made just now.
+    /// The file of the bootstrap token, and whether this start created it.
     pub token_file: Option<(PathBuf, bool)>,
 }
 
 impl Credentials {
     /// Takes keys and token from the configuration, else from their files, else (SQLite only)
-    /// makes the files.
+    /// creates the files.
     ///
     /// # Errors
-    /// A file is missing that can't be made, is too open, or holds something else.
+    /// A file is missing and can't be created, is open to others, or is malformed.
     pub fn prepare(config: &Config, database: &Database) -> Result<Self> {
         let master_keys = master_keys(config, database, &mut write_new)?;
         let (bootstrap_tokens, token_file) = bootstrap_tokens(config, database, &mut write_new)?;
@@ -273,17 +175,17 @@ impl Credentials {
         })
     }
 
-    /// Whether [`Credentials::prepare`] would succeed, without making anything.
+    /// Checks whether [`Credentials::prepare`] would succeed. Creates nothing.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Credentials::prepare`].
     pub fn check(config: &Config, database: &Database) -> Result<()> {
         Self::present_keys(config, database)?;
         bootstrap_tokens(config, database, &mut nothing)?;
         Ok(())
     }
 
-    /// The master keys as they stand, without making any that stay.
+    /// The present master keys. If there are none, returns new ones without storing them.
     ///
     /// # Errors
     /// As [`Credentials::prepare`], for the keys alone.
@@ -298,7 +200,7 @@ fn nothing(_: &Path, _: &str) -> Result<()> {
     Ok(())
 }
 
-/// How a file with a new secret is written; a check writes none.
+/// Writes a file with a new secret; for a check, it writes none.
 type Write<'a> = &'a mut dyn FnMut(&Path, &str) -> Result<()>;
 
 fn master_keys(config: &Config, database: &Database, write: Write<'_>) -> Result<MasterKeys> {
@@ -348,14 +250,14 @@ fn bootstrap_tokens(config: &Config, database: &Database, write: Write<'_>) -> R
         })?;
         return Ok((tokens, Some((path, false))));
     }
-    // Nothing is sealed under this token, so a lost one may be replaced.
+    // Nothing is encrypted with this token, so a lost one may be replaced.
     let token = token::generate(Prefix::Boot);
     write(&path, token.expose_secret())?;
     Ok((vec![token], Some((path, true))))
 }
 
 impl Credentials {
-    /// The operator's tokens as they stand, without making one that stays.
+    /// The present tokens of the operator. If there is none, returns a new one without storing it.
     ///
     /// # Errors
     /// As [`Credentials::prepare`], for the tokens alone.
@@ -372,7 +274,7 @@ fn make_directory(path: &Path) -> Result<()> {
         .map_err(io_at("making the data directory", path))
 }
 
-/// The path with its directory's links followed, and its own where it exists.
+/// The path with the links of its directory followed, and the file's own link if it exists.
 fn resolved(path: &Path) -> Result<PathBuf> {
     if exists(path)? {
         return fs::canonicalize(path).map_err(io_at("finding", path));
@@ -391,7 +293,7 @@ fn lies_in(file: &Path, directory: &Path) -> Result<bool> {
     Ok(file.parent() == Some(&directory))
 }
 
-/// Takes the lock, which the operating system gives up when this process ends, however it ends.
+/// Takes the lock, which the operating system releases when this process ends, however it ends.
 fn lock(path: &Path, lock: &Path) -> Result<File> {
     let mut file = OpenOptions::new()
         .read(true)
@@ -420,7 +322,7 @@ fn lock(path: &Path, lock: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Who wrote the lock file. Between locking and writing there is a moment without a name.
+/// The process that wrote the lock file. Between locking and writing, the file names none.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(32).read_to_string(&mut text);
@@ -462,77 +364,9 @@ fn exists(path: &Path) -> Result<bool> {
     path.try_exists().map_err(io_at("looking at", path))
 }
 
-/// The permission bits of a file, if they let anybody but the owner at it.
-pub(crate) fn open_mode(path: &Path) -> Result<Option<u32>> {
-    let mode = fs::metadata(path)
-        .map_err(io_at("reading", path))?
-        .permissions()
-        .mode()
-        & 0o7777;
-    Ok((mode & 0o077 != 0).then_some(mode))
-}
-
-/// Reads one of our own secret files, which must be closed to others.
-pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>> {
-    match open_mode(path)? {
-        Some(mode) => Err(DataDirError::TooOpen {
-            path: path.to_owned(),
-            mode,
-        }),
-        None => read_secret(path),
-    }
-}
-
-pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    File::open(path)
-        .and_then(|file| file.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text))
-        .map_err(io_at("reading", path))?;
-    Ok(text)
-}
-
 /// Writes a new secret.
 fn write_new(path: &Path, text: &str) -> Result<()> {
     write_whole(path, text, None)
-}
-
-/// Writes a secret so that after a power cut there is the whole file or what was there before: to
-/// a file beside it, flushed, then renamed, and the directory flushed. The file is its owner's
-/// alone, or gets the owner and mode of what it replaces.
-pub(crate) fn write_whole(path: &Path, text: &str, like: Option<&fs::Metadata>) -> Result<()> {
-    let mut beside = path.to_owned().into_os_string();
-    beside.push(".new");
-    let beside = Path::new(&beside);
-    let written = write_beside(beside, text, like).and_then(|()| {
-        fs::rename(beside, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    });
-    written.map_err(|error| {
-        // What was begun holds a secret. If it can't be removed it is still its owner's alone.
-        let _ = fs::remove_file(beside);
-        io_at("writing", path)(error)
-    })
-}
-
-fn write_beside(beside: &Path, text: &str, like: Option<&fs::Metadata>) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(beside)?;
-    // A left-over of an earlier try may have another mode.
-    file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-    if let Some(like) = like {
-        let now = file.metadata()?;
-        if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
-            fchown(&file, Some(like.uid()), Some(like.gid()))?;
-        }
-        file.set_permissions(like.permissions())?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! `stationmaster demo`: the first minute of a new deployment, done for real and told in words.
+//! `stationmaster demo`: shows the first minute of a new deployment.
 //!
-//! Nothing is short-cut: the server is this program, started as anybody would; every step is an
-//! HTTP request that a reader could send; the webhook arrives in another process, which verifies
-//! it with nothing but the published rules.
+//! Everything is real. The server is this program, started as usual. Every step is an HTTP request
+//! that a reader could send. The webhook arrives in another process, which verifies it by the
+//! published rules alone.
 
 mod child;
 pub mod consumer;
@@ -17,21 +17,21 @@ use crate::{failure::Failure, signals, text::say};
 use child::{Consumer, Server};
 use story::Story;
 
-/// How long the webhook may take from the end of the run to its arrival.
+/// How long the webhook may take to arrive after the end of the run.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the demo's runner is willing to wait for a run.
+/// How long the claim of the demo's runner waits for a run.
 const CLAIM_WAIT_S: u32 = 5;
-/// How long the runner waits before there is a run.
+/// How long the runner waits before the demo creates a run.
 const HEAD_START: Duration = Duration::from_millis(300);
 const CLAIM_HEADER: &str = "X-Stationmaster-Claim";
 const PUBLISHER: &str = "acme";
 const PIPELINE: &str = "nightly-report";
 const SUBCOMMAND: &str = "archive";
 
-/// Runs the demo; with `keep`, leaves the server up until a signal comes.
+/// Runs the demo. With `keep`, the server runs until a signal comes.
 ///
 /// # Errors
-/// The first step that did not go as it should, and what the server said to it.
+/// The first step that failed, and the server's answer to it.
 pub async fn run(keep: bool) -> Result<(), Failure> {
     let stop = signals::watch().map_err(|e| Failure::Failed(format!("signals: {e}")))?;
     let home = tempfile::Builder::new()
@@ -48,7 +48,7 @@ pub async fn run(keep: bool) -> Result<(), Failure> {
     })
 }
 
-/// A kept demo ends well by a signal; any other is cut short by one.
+/// Waits for a signal, unless `keep` is set: then a signal is the regular end.
 async fn interrupted(keep: bool, stop: &CancellationToken) {
     stop.cancelled().await;
     if keep {
@@ -63,10 +63,10 @@ fn tail(log: &str) -> String {
     if last.is_empty() {
         return String::new();
     }
-    format!("\nThe server's last words:\n  {}", last.join("\n  "))
+    format!("\nThe server's last log lines:\n  {}", last.join("\n  "))
 }
 
-/// What the steps hand on to each other.
+/// The tokens that later steps need.
 struct Tokens {
     admin: String,
     runner: String,
@@ -149,12 +149,12 @@ async fn register_endpoint(story: &mut Story, tokens: &Tokens, url: &str) -> Res
 }
 
 /// A run that the demo's runner holds.
-struct Held {
+struct ClaimedRun {
     run: String,
     claim: String,
 }
 
-async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, String> {
+async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<ClaimedRun, String> {
     story.step("A runner asks for a run and waits. Then one is created, which wakes it.");
     let body = json!({"pipelines": [PIPELINE], "wait_seconds": CLAIM_WAIT_S});
     let claim = story.post("/v1/runs/claim", &tokens.runner).json(&body);
@@ -167,7 +167,7 @@ async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, Strin
     };
     let (claimed, created) = tokio::join!(claim.expect(200), create);
     let (claimed, created) = (claimed?, created?);
-    let held = Held {
+    let held = ClaimedRun {
         run: text_at(&claimed, "/items/0/id")?,
         claim: text_at(&claimed, "/items/0/claim/token")?,
     };
@@ -178,7 +178,11 @@ async fn wait_for_work(story: &mut Story, tokens: &Tokens) -> Result<Held, Strin
     Ok(held)
 }
 
-async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn report_progress(
+    story: &mut Story,
+    tokens: &Tokens,
+    held: &ClaimedRun,
+) -> Result<(), String> {
     story.step("The runner keeps its claim with a heartbeat, and says how far it is.");
     let path = format!("/v1/runs/{}/heartbeat", held.run);
     let beat = story
@@ -192,7 +196,11 @@ async fn report_progress(story: &mut Story, tokens: &Tokens, held: &Held) -> Res
     }
 }
 
-async fn call_subcommand(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn call_subcommand(
+    story: &mut Story,
+    tokens: &Tokens,
+    held: &ClaimedRun,
+) -> Result<(), String> {
     story.step(
         "It calls a subcommand: the control plane adds the publisher's bearer, which the runner \
          never sees, and the publisher's server checks it.",
@@ -210,7 +218,7 @@ async fn call_subcommand(story: &mut Story, tokens: &Tokens, held: &Held) -> Res
     Ok(())
 }
 
-async fn complete(story: &mut Story, tokens: &Tokens, held: &Held) -> Result<(), String> {
+async fn complete(story: &mut Story, tokens: &Tokens, held: &ClaimedRun) -> Result<(), String> {
     story.step("It completes the run.");
     let path = format!("/v1/runs/{}/complete", held.run);
     let request = story

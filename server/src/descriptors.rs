@@ -1,16 +1,16 @@
-//! Open files: how many the process may have, and how many of them are for connections to it.
+//! The limit of open files, and how many client connections fit under it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are for nobody's connection to us: deliveries, subcommands and token endpoints,
-/// connections that wait for room, files of the database, the runtime's own.
+/// File descriptors besides client connections and database connections: deliveries, subcommands,
+/// token endpoints, connections that wait to be accepted, files of the database, the runtime.
 const OTHERS: u64 = 1024;
-/// The least that is left of a small limit for connections to us: one half of it.
+/// Client connections get at least this part of a small limit: one half.
 const LEAST_SHARE: u64 = 2;
 
-/// Raises the soft limit of open files to the hard one, and says what came of it.
+/// Raises the soft limit of open files to the hard limit, and logs the result.
 ///
-/// A soft limit of 1024 is a convention for programs that use `select`; nothing here does.
+/// The usual soft limit of 1024 is meant for programs that use `select`; this one does not.
 pub(crate) fn raise() {
     let before = getrlimit(Resource::Nofile);
     if before.current == before.maximum {
@@ -32,8 +32,8 @@ fn shown(limit: Option<u64>) -> String {
     limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string())
 }
 
-/// How many connections to us fit under the limit of open files, of so many that are wanted.
-/// `database` is how many connections go to the database.
+/// How many of the `wanted` client connections fit under the limit of open files, besides
+/// `database` connections to the database.
 pub(crate) fn connections(wanted: u64, database: u64) -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let fit = fitting(limit, wanted, database);
@@ -43,15 +43,19 @@ pub(crate) fn connections(wanted: u64, database: u64) -> usize {
             wanted,
             connections = fit,
             limit,
-            "Fewer connections are taken than wanted, for want of open files; raise `ulimit -n`"
+            "The limit of open files allows fewer connections than STATIONMASTER_MAX_CONNECTIONS; raise `ulimit -n`"
         );
     } else {
-        tracing::info!(connections = fit, "Connections are taken up to this many");
+        tracing::info!(
+            connections = fit,
+            "The most client connections at the same time"
+        );
     }
     usize::try_from(fit).unwrap_or(usize::MAX)
 }
 
-/// In words, how many open files are wanted and may be, of the hard limit: a start takes all that it may.
+/// In words, how many open files are wanted and may be, of the hard limit: a start takes all that
+/// it may.
 pub(crate) fn told(wanted: u64, database: u64) -> String {
     let limit = getrlimit(Resource::Nofile).maximum;
     let (fit, all) = (fitting(limit, wanted, database), wanted + database + OTHERS);

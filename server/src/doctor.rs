@@ -1,5 +1,5 @@
-//! `stationmaster doctor`: tries out what a start needs, changes nothing, and says what it found,
-//! a line each. What depends on something that failed is not tried.
+//! `stationmaster doctor`: checks what a start needs, changes nothing, and prints one line for each
+//! check. A check that depends on a failed one is left out.
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -19,14 +19,14 @@ use crate::{
     text::say,
 };
 
-/// Lines as they come, and whether any was bad.
+/// Prints the lines, and counts the failed checks.
 #[derive(Default)]
 struct Report {
     failed: usize,
 }
 
 impl Report {
-    /// Tells one finding and returns its value, if it was good.
+    /// Prints the result of one check; returns its value if it passed.
     fn line<T>(&mut self, what: &str, found: Result<(T, String), String>) -> Option<T> {
         match found {
             Ok((value, words)) => {
@@ -42,11 +42,11 @@ impl Report {
     }
 }
 
-/// Checks the configuration, the data directory, the keys, and whether there are as many connections
-/// and open files as a process needs.
+/// Checks the configuration, the data directory, the keys, and whether there are as many
+/// connections and open files as a process needs.
 ///
 /// # Errors
-/// How many checks failed; what they found is on standard output.
+/// The number of failed checks; their results are on standard output.
 pub async fn run(file: Option<&Path>) -> Result<(), Failure> {
     let mut report = Report::default();
     let loaded = config::load(std::env::vars_os(), file)
@@ -74,7 +74,7 @@ pub async fn run(file: Option<&Path>) -> Result<(), Failure> {
     }
 }
 
-/// A file with a credential in it is nobody else's business.
+/// Checks that only its owner may read a configuration file with credentials.
 fn private(path: &Path, config: &Config) -> Result<((), String), String> {
     let mode = std::fs::metadata(path)
         .map_err(|error| error.to_string())?
@@ -86,7 +86,7 @@ fn private(path: &Path, config: &Config) -> Result<((), String), String> {
     if holds && mode & 0o077 != 0 {
         let path = path.display();
         return Err(format!(
-            "{path} can be read by others (mode {:04o}) and credentials are configured; if they stand there, run `chmod 600 {path}`",
+            "{path} can be read by others (mode {:04o}) and credentials are configured; if this file contains them, run `chmod 600 {path}`",
             mode & 0o7777
         ));
     }
@@ -106,7 +106,7 @@ fn survey(config: &Config) -> Result<(Survey, String), String> {
     Ok((survey, words))
 }
 
-/// Opens what a start opens, and closes it again.
+/// Opens the connections that a start opens, and closes them again.
 async fn connections(config: &Config, database: &Database) -> Result<((), String), String> {
     let limit = Duration::from_secs(u64::from(config.database_timeout_seconds));
     let requests = config.database_connections;

@@ -1,12 +1,13 @@
-//! How a command fails: the one type that all of them answer with.
+//! The error of all commands.
 
-/// Why a command did not do its work, in sentences that say what to do.
+/// Why a command failed, in sentences that say what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Wrong usage or configuration.
+    /// The usage or the configuration is wrong. Exit code 2.
     Usage(String),
-    /// It went wrong.
+    /// The command failed. Exit code 1.
     Failed(String),
-    /// It was not done, by a command that fails too when it is done and finds something wrong.
+    /// The command did not finish its work. For commands that use [`Failure::Failed`] if they
+    /// finish and find something wrong. Exit code 2.
     Fatal(String),
 }

@@ -13,10 +13,10 @@ use crate::failure::Failure;
 /// The largest file that is read, bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// All of a file, or of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 ///
 /// # Errors
-/// It can't be read, or is larger than 16 MiB.
+/// The file can't be read, or is larger than 16 MiB.
 pub fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::Usage(format!("{} can't be read: {error}", path.display()))
@@ -43,10 +43,10 @@ pub fn is_input(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// The one word in a file, or on standard input for `-`.
+/// Reads a credential from a file, or from standard input for `-`.
 ///
 /// # Errors
-/// It can't be read, or holds no single word.
+/// The file can't be read, or does not contain exactly one word.
 pub fn secret_of_file(path: &Path) -> Result<SecretString, Failure> {
     let bytes = Zeroizing::new(read(path)?);
     let text = std::str::from_utf8(&bytes).ok().and_then(word);
@@ -57,10 +57,10 @@ pub fn secret_of_file(path: &Path) -> Result<SecretString, Failure> {
     text.ok_or(Failure::Usage(words))
 }
 
-/// The one word in an environment variable.
+/// Reads a credential from an environment variable.
 ///
 /// # Errors
-/// It is not set, or holds no single word.
+/// The variable is not set, or does not contain exactly one word.
 pub fn secret_of_env(name: &str) -> Result<SecretString, Failure> {
     let text = std::env::var(name).ok().map(Zeroizing::new);
     let words = format!("the environment variable {name} does not hold a credential");

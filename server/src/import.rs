@@ -1,9 +1,9 @@
-//! `stationmaster import`: accounts, trains and clients' keys from files.
+//! `stationmaster import`: imports accounts, trains and client keys from files.
 //!
-//! All files are read and judged before anything is written. Then each thing is brought to what
-//! the files say, by itself, beside running servers: nothing here takes the lock of the data
-//! directory. What is there already stays, so whatever breaks off is completed by the next run.
-//! No credential is ever written to the output.
+//! All files are read and checked before anything is written. Then each item is created or changed
+//! in a transaction of its own. Servers may run meanwhile, because the import does not take the
+//! lock of the data directory. Items that exist already are kept, so a repeated run completes an
+//! import that was interrupted. No credential is ever written to the output.
 
 mod fault;
 mod files;
@@ -31,55 +31,54 @@ use crate::{
     failure::Failure,
     operate, text,
 };
-use files::Sources;
+use files::InputFiles;
 use format::Plan;
 use report::{Kind, Report};
 
-/// How often a step is tried that the store has no time for. SQLite by itself waits 5 s.
+/// How often a step is tried while the store is busy. SQLite itself waits 5 s each time.
 const TRIES: u32 = 6;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// What can be imported.
+/// The subcommands of `import`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Upstream accounts, trains, and the keys that trains' clients have already
-    Credentials(Options),
+    /// Import upstream accounts, trains, and the keys that clients of trains have already
+    Credentials(ImportOptions),
 }
 
 /// Options of `import credentials`.
 #[derive(Debug, Args)]
-pub struct Options {
-    /// Where accounts.json, trains.json and client-keys.json are; docs/import.md says what they hold
+pub struct ImportOptions {
+    /// The directory with accounts.json, trains.json and client-keys.json; see docs/import.md
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// Whose they become: a slug or an identifier
+    /// The publisher that gets them: a slug or an identifier
     #[arg(long, value_name = "SLUG_OR_ID")]
     publisher: String,
-    /// Say what would be done, and write nothing
+    /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write the report as JSON to this file too; `-` writes it to standard output instead
+    /// Write the report as JSON to this file, too; `-` writes it to standard output instead
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Does what is asked.
+/// Runs the command.
 ///
-/// # Errors
-/// Some things could not be imported ([`Failure::Failed`]), or nothing was tried at all, or the
-/// store went away half-way ([`Failure::Fatal`]).
+/// # Errors [`Failure::Failed`] if some items could not be imported. [`Failure::Fatal`] if nothing
+/// was tried, or the store failed half-way.
 pub async fn run(loaded: Loaded, command: Command) -> Result<(), Failure> {
     let Command::Credentials(options) = command;
     let plan = plan(&loaded.config, &options)?;
     let mut sink = Sink::open(options.json.as_deref()).map_err(fatal)?;
-    let present = Present::open(&loaded.config).await?;
-    let report = present.import(&options, &plan).await;
-    present.store.close().await;
+    let opened = OpenStore::open(&loaded.config).await?;
+    let report = opened.import(&options, &plan).await;
+    opened.store.close().await;
     let (report, broken) = report?;
     sink.write(&report).map_err(fatal)?;
     if let Some(words) = broken {
         return Err(fatal(format!(
-            "the import broke off: {words}. What the report lists is done; run it again for the rest"
+            "the import stopped: {words}. What the report lists is done; run the command again for the rest"
         )));
     }
     match report.count(ImportOutcome::Failed) {
@@ -95,10 +94,10 @@ fn fatal(error: impl std::fmt::Display) -> Failure {
     Failure::Fatal(error.to_string())
 }
 
-/// Reads and judges the files.
-fn plan(config: &Config, options: &Options) -> Result<Plan, Failure> {
+/// Reads and checks the files.
+fn plan(config: &Config, options: &ImportOptions) -> Result<Plan, Failure> {
     let listed = |faults: Vec<fault::Fault>| fatal(fault::listed(&faults));
-    let sources = Sources::read(&options.directory).map_err(listed)?;
+    let sources = InputFiles::read(&options.directory).map_err(listed)?;
     for warning in &sources.warnings {
         eprintln!("warning: {warning}");
     }
@@ -113,13 +112,13 @@ fn plan(config: &Config, options: &Options) -> Result<Plan, Failure> {
     Plan::of(sources, &judge, &environment).map_err(listed)
 }
 
-/// A database that is there, and what may not be given away as a client's key.
-struct Present {
+/// The open store, and the hashes of the operator's tokens, which can't be keys of clients.
+struct OpenStore {
     store: Store,
     reserved: Vec<TokenHash>,
 }
 
-impl Present {
+impl OpenStore {
     async fn open(config: &Config) -> Result<Self, Failure> {
         let survey = Survey::of(config).map_err(fatal)?;
         if survey.fresh {
@@ -137,11 +136,11 @@ impl Present {
         Ok(Self { store, reserved })
     }
 
-    /// Imports everything, up to the first thing that the store has no answer for; then what it
-    /// said, too.
+    /// Imports all items in order, until the store fails. Returns the report, and the error of the
+    /// store, if there was one.
     async fn import(
         &self,
-        options: &Options,
+        options: &ImportOptions,
         plan: &Plan,
     ) -> Result<(Report, Option<String>), Failure> {
         let system = self.store.system();
@@ -160,7 +159,7 @@ impl Present {
     }
 }
 
-/// Accounts before the trains that lend them, and those before the keys of their clients.
+/// Imports accounts before the trains that lend them, and trains before the keys of their clients.
 async fn bring(import: &mut Import, plan: &Plan, report: &mut Report) -> Result<(), StoreError> {
     for (name, wish) in &plan.accounts {
         let done = patiently(async || import.account(wish).await).await?;
@@ -177,7 +176,7 @@ async fn bring(import: &mut Import, plan: &Plan, report: &mut Report) -> Result<
     Ok(())
 }
 
-/// Tries again what the store had no time for.
+/// Runs a step, and repeats it while the store is busy.
 async fn patiently(
     mut step: impl AsyncFnMut() -> Result<ImportResult, StoreError>,
 ) -> Result<ImportResult, StoreError> {
@@ -191,8 +190,8 @@ async fn patiently(
     }
 }
 
-/// Where the report goes. A file is opened before anything is imported: afterwards it would be too
-/// late to learn that it can't be written.
+/// Where the report is written. A file is opened before the import, because it would be too late to
+/// notice afterwards that it can't be written.
 enum Sink {
     People,
     Programs,

@@ -1,4 +1,4 @@
-//! The file with the master keys: read, and changed as a whole or not at all.
+//! The file with the master keys. It is replaced as a whole or not at all.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -11,22 +11,25 @@ use domain::seal::MasterKeys;
 
 use crate::{
     config::Config,
-    data_dir::{
-        DataDirError, KEYS_FILE, Result, io_at, open_mode, read_private, read_secret, write_whole,
+    secret_file::{
+        DataDirError, FILE_MODE, Result, io_at, open_mode, read_private, read_secret, write_whole,
     },
 };
 
-/// Where the master keys stand, if it is a file of their own.
+/// The name of the file with the master keys.
+pub const KEYS_FILE: &str = "master-keys";
+
+/// The file with the master keys.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
     path: PathBuf,
-    /// Whether the operator chose it; else it is ours, in the data directory.
+    /// Whether the operator chose the path; else the file is in the data directory.
     given: bool,
 }
 
 impl KeyFile {
-    /// The file that a configuration takes its keys from; nothing if it gives the keys themselves.
-    /// The file need not exist.
+    /// The key file of a configuration; `None` if the configuration contains the keys. The file
+    /// need not exist.
     #[must_use]
     pub fn of(config: &Config) -> Option<Self> {
         if config.master_keys.is_some() {
@@ -44,21 +47,21 @@ impl KeyFile {
         })
     }
 
-    /// Its path.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The keys in it.
+    /// Reads the keys.
     ///
-    /// # Errors
-    /// It can't be read, holds something else, or, in the data directory, is not private.
+    /// # Errors The file can't be read or is malformed; or it is in the data directory, and others
+    /// have access.
     pub fn read(&self) -> Result<MasterKeys> {
         if !self.given {
             return self.parse(&read_private(&self.path)?);
         }
-        // Orchestrators mount secrets with modes of their own, so this one is not refused.
+        // Orchestrators mount secrets with other modes, so this one is not refused.
         if let Some(mode) = open_mode(&self.path)? {
             let path = self.path.display();
             tracing::warn!("The key file {path} can be read by others (mode {mode:04o})");
@@ -66,10 +69,10 @@ impl KeyFile {
         self.parse(&read_secret(&self.path)?)
     }
 
-    /// The keys in what was read of it.
+    /// Parses the content of the file.
     ///
     /// # Errors
-    /// It holds something else; which is not repeated.
+    /// The content is malformed. The error contains none of it.
     pub(crate) fn parse(&self, text: &str) -> Result<MasterKeys> {
         MasterKeys::parse(text).map_err(|error| DataDirError::Content {
             path: self.path.clone(),
@@ -78,14 +81,16 @@ impl KeyFile {
         })
     }
 
-    /// Keeps others from changing it, and, if `alone`, from moving keys by it. Servers do neither.
-    /// Holds until the returned file is dropped.
+    /// Takes a lock against other `keys` commands: a shared one to rewrap keys, or an exclusive
+    /// one, if `alone`, to change the file. Servers take neither. Dropping the returned file
+    /// releases it.
     ///
     /// # Errors
-    /// Somebody else is at it.
+    /// Another command holds the lock.
     pub fn lock(&self, alone: bool) -> Result<File> {
         let path = self.resolved()?;
-        // Not the file: that is about to be another one. And nothing is left behind.
+        // The directory is locked, because the file is about to be replaced, and no lock file is
+        // left.
         let directory = path.parent().unwrap_or(Path::new("/"));
         let lock = File::open(directory).map_err(io_at("opening", directory))?;
         let locked = if alone {
@@ -100,18 +105,18 @@ impl KeyFile {
         }
     }
 
-    /// Puts others in place of the keys in it. Owner and mode stay: whoever runs this may be
-    /// somebody else than the server.
+    /// Replaces the keys in the file. Owner and mode stay, because the user who runs this may not
+    /// be the one who runs the server.
     ///
     /// # Errors
-    /// It can't be written; then it is as it was.
+    /// The file can't be written; then it is unchanged.
     pub fn replace(&self, keys: &MasterKeys) -> Result<()> {
         let path = self.resolved()?;
         let before = fs::metadata(&path).map_err(io_at("reading", &path))?;
         write_whole(&path, &keys.text(), Some(&before))
     }
 
-    /// With links followed, so that a link stays one.
+    /// The path with links followed, so that a link is not replaced by a file.
     fn resolved(&self) -> Result<PathBuf> {
         fs::canonicalize(&self.path).map_err(io_at("finding", &self.path))
     }
@@ -120,12 +125,12 @@ impl KeyFile {
 /// Writes keys to a new file that only its owner may read.
 ///
 /// # Errors
-/// It exists, or can't be written; then none is left.
+/// The file exists, or can't be written; then no new file is left.
 pub fn write_out(path: &Path, keys: &MasterKeys) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(FILE_MODE)
         .open(path)
         .map_err(io_at("making", path))?;
     let mut write = || -> io::Result<()> {
@@ -193,7 +198,7 @@ mod tests {
         let path = home.path().join("keys");
         let keys = some_keys();
         write_out(&path, &keys).unwrap();
-        // A directory stands where the new file would be begun.
+        // A directory has the name of the new file.
         fs::create_dir(home.path().join("keys.new")).unwrap();
         let file = file_of(&path);
         let refused = file.replace(&keys.with_fresh_first("k2").unwrap());

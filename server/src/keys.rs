@@ -1,8 +1,9 @@
-//! `stationmaster keys`: what wraps whose keys, a new master key, and the move to it.
+//! `stationmaster keys`: shows which master key wraps whose data keys, adds master keys, and
+//! rewraps data keys.
 //!
-//! All of it works beside running servers, on either store: nothing here takes the lock of the
-//! data directory. Commands that change the key file, or move keys by it, keep out of each
-//! other's way by a lock of their own. No key is ever written to the output.
+//! Servers may run meanwhile, on either database engine, because these commands do not take the
+//! lock of the data directory. Commands that change the key file or rewrap keys exclude each other
+//! by a lock of their own. No key is ever written to the output.
 
 use std::{fs::File, path::PathBuf, time::Duration};
 
@@ -15,7 +16,7 @@ use persistence::{KeysSurvey, RewrapCursor, Rewrapped, Store, StoreError, System
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    config::{Config, Loaded, Source},
+    config::{Config, Loaded, SettingSource},
     data_dir::{Credentials, Database, Survey},
     failure::Failure,
     key_file::{self, KeyFile},
@@ -24,16 +25,16 @@ use crate::{
     text::say,
 };
 
-/// How often a step is tried that the store has no time for. SQLite by itself waits 5 s.
+/// How often a step is tried while the store is busy. SQLite itself waits 5 s each time.
 const TRIES: u32 = 6;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// What can be done with master keys.
+/// The subcommands of `keys`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show how many data keys each master key encrypts, and which can't be decrypted
     Status,
-    /// Make a new master key and put it first in the key file, or take an old one out of it
+    /// Add a new master key at the front of the key file, or remove an old one
     Rotate(Rotate),
     /// Encrypt every data key with the first master key; may be interrupted and repeated
     Rewrap(Rewrap),
@@ -65,10 +66,10 @@ pub struct Rewrap {
     restarted: bool,
 }
 
-/// Does what is asked.
+/// Runs the command.
 ///
-/// # Errors
-/// Some owners' keys do not open ([`Failure::Failed`]), or it can't be done at all.
+/// # Errors [`Failure::Failed`] if the data keys of some owners can't be unwrapped.
+/// [`Failure::Fatal`] if the command can't be done at all.
 pub async fn run(loaded: Loaded, command: Command) -> Result<(), Failure> {
     match command {
         Command::Status => status(&loaded.config).await,
@@ -90,15 +91,15 @@ fn database(config: &Config) -> Result<Database, String> {
     let survey = Survey::of(config).map_err(|error| error.to_string())?;
     if survey.fresh {
         return Err(
-            "there is no database here yet: the first start makes it, and its master key"
+            "there is no database here yet: the first start creates it, and its master key"
                 .to_owned(),
         );
     }
     Ok(survey.database)
 }
 
-/// Keeps the key file as it is, or, if `alone`, to ourselves. Where it is missing there is nothing
-/// to keep, and reading it says so.
+/// Takes the shared lock of the key file, or the exclusive one if `alone`. A missing file is not
+/// locked; reading it gives the error.
 fn locked(file: Option<&KeyFile>, alone: bool) -> Result<Option<File>, String> {
     let file = file.filter(|file| file.path().exists());
     let lock = file.map(|file| file.lock(alone)).transpose();
@@ -178,7 +179,7 @@ async fn rotate(loaded: &Loaded, options: Rotate) -> Result<(), Failure> {
         return Err(Failure::Usage(by_hand(loaded)));
     }
     let database = database(config).map_err(failed)?;
-    // The keys are read under the lock: two that add one each must not lose the other's.
+    // The keys are read under the lock, so that of two commands that add a key none is lost.
     let _lock = locked(file.as_ref(), true).map_err(failed)?;
     let present = Present::of(config, database).map_err(failed)?;
     let (keys, id) = if let Some(id) = options.retire {
@@ -204,22 +205,22 @@ async fn rotate(loaded: &Loaded, options: Rotate) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What to do where no file can be changed.
+/// The instructions if there is no file to change.
 fn by_hand(loaded: &Loaded) -> String {
     let place = match loaded.values.source("STATIONMASTER_MASTER_KEYS") {
-        Some(Source::File) => "the configuration file",
+        Some(SettingSource::File) => "the configuration file",
         _ => "the environment",
     };
     format!(
-        "the master keys stand in {place} (STATIONMASTER_MASTER_KEYS), which this program can't change. \
-         Run it with --out FILE: it writes the new list there, readable to you alone. Make it the value \
+        "the master keys are in {place} (STATIONMASTER_MASTER_KEYS), which this program can't change. \
+         Run the command with --out FILE: it writes the new list to a file that only you may read. Make it the value \
          of STATIONMASTER_MASTER_KEYS (or let STATIONMASTER_MASTER_KEYS_FILE name it) for every server and \
          for this program, start every server again, and then run `stationmaster keys rewrap --restarted`"
     )
 }
 
-/// When it was made, and something that no other has: an identifier that was ever used must not
-/// come back, since a backup may still need the key that had it.
+/// A new identifier: the time, and a random part. An identifier must never be used twice, because a
+/// backup may still need the key that had it.
 fn fresh_id() -> String {
     let today = SystemClock.now().to_string();
     let digits = today.chars().filter(char::is_ascii_digit).take(8);
@@ -227,14 +228,14 @@ fn fresh_id() -> String {
     format!("k{}-{tail:04x}", digits.collect::<String>())
 }
 
-/// The keys without one, if nobody needs it.
+/// The keys without one that wraps no data key.
 async fn retired(present: &Present, id: &str) -> Result<MasterKeys, String> {
     if !present.keys.knows(id) {
         return Err(format!("there is no master key {id:?} in the list"));
     }
     let Some(left) = present.keys.without(id) else {
         return Err(format!(
-            "master key {id:?} is the first in the list, the one that all keys move to; put a new one before it first (`stationmaster keys rotate`)"
+            "master key {id:?} is the first in the list, which wraps new data keys; add another one before it first (`stationmaster keys rotate`)"
         ));
     };
     let count = present.survey().await?.owners.get(id).copied().unwrap_or(0);
@@ -253,8 +254,8 @@ fn tell_written(path: &std::path::Path, id: &str, retired: bool) {
         format!("master keys without {id} were written to {path}; give them to every server")
     } else {
         format!(
-            "master key {id} was made; {path} holds it and those before it. Give that list to every server, \
-             start each again unless it reads a key file, then run `stationmaster keys rewrap`"
+            "master key {id} was created; {path} contains it and the earlier ones. Give that list to every server, \
+             restart each server unless it reads a key file, then run `stationmaster keys rewrap`"
         )
     });
 }
@@ -263,11 +264,11 @@ fn tell_replaced(file: &KeyFile, id: &str, retired: bool) {
     let path = file.path().display();
     say(&if retired {
         format!(
-            "master key {id} was taken out of {path}. Keep a copy of it for as long as you keep a backup from its time"
+            "master key {id} was removed from {path}. Keep a copy of it for as long as you keep a backup from its time"
         )
     } else {
         format!(
-            "master key {id} was made and stands first in {path}. Make sure that every server has this file, \
+            "master key {id} was created, and is first in {path}. Make sure that every server has this file, \
              then run `stationmaster keys rewrap`; servers read it again when they need it"
         )
     });
@@ -292,17 +293,17 @@ async fn rewrap(config: &Config, options: Rewrap) -> Result<(), Failure> {
     some_closed(result?)
 }
 
-/// A move of all owners' keys.
+/// A rewrap of the data keys of all owners.
 struct Move {
     system: System,
     dry: bool,
     limit: u64,
-    /// Whether a running server may lack the first master key and has no way to get it.
+    /// Whether a running server may lack the first master key without a way to get it.
     unsure: bool,
 }
 
 impl Move {
-    /// Answers how many owners' keys do not open.
+    /// Rewraps everything; returns for how many owners the data keys can't be unwrapped.
     async fn run(&self) -> Result<usize, Failure> {
         let id = self.system.first_master_key();
         let total = self.system.keys_to_rewrap().await.map_err(fatal)?;
@@ -357,7 +358,7 @@ impl Move {
         }
     }
 
-    /// A server beside us may keep the store busy.
+    /// Makes one step, and repeats it while a server keeps the store busy.
     async fn step(&self, place: Option<RewrapCursor>) -> Result<Rewrapped, StoreError> {
         let mut tries = 1;
         loop {

@@ -1,7 +1,7 @@
 //! The program `stationmaster`: configuration, the command line, and the wiring of all crates.
 //!
-//! The only crate that knows the whole. It holds no rule of the product: those live in `domain`,
-//! and what happens to data in `persistence`.
+//! The only crate that uses all others. The rules of the product are in `domain`, and the work with
+//! stored data is in `persistence`.
 
 #![cfg_attr(
     test,
@@ -26,6 +26,7 @@ pub mod logging;
 pub mod metrics;
 pub mod operate;
 mod progress;
+pub mod secret_file;
 pub mod serve;
 pub mod sign;
 pub mod signals;

@@ -1,5 +1,5 @@
-//! `stationmaster listen`: what an endpoint would be sent, received on a developer's machine and
-//! passed on to a program there.
+//! `stationmaster listen`: receives the events that an endpoint would get, on a developer's
+//! machine, and forwards them to a program there.
 
 mod forward;
 mod sse;
@@ -24,19 +24,20 @@ use crate::{
 
 use forward::{Delivery, Forwarder};
 
-/// Longest silence: the server sends a comment every 15 s.
+/// The longest silence of the stream: the server sends a comment every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
-/// First and longest wait before another try to connect.
+/// The first and the longest wait before another try to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
-/// Events that are remembered: those of the minute before come again after a reconnect.
+/// Most events that are remembered, because after a reconnect the server sends those of the last
+/// minute again.
 const REMEMBERED_MAX: usize = 100_000;
-/// How much of a refusal is read, bytes.
+/// How much of an error answer is read, bytes.
 const REFUSAL_BYTES: usize = 16 * 1024;
 
-/// What is asked for on the command line.
+/// The options of `listen`.
 #[derive(Debug, Args)]
-pub struct Options {
-    /// Where to pass deliveries on to, by POST; without it they are only printed
+pub struct ListenOptions {
+    /// The URL to which deliveries are forwarded by POST; without it they are only printed
     #[arg(long, value_name = "URL")]
     forward: Option<String>,
     /// The server to listen to
@@ -45,13 +46,13 @@ pub struct Options {
     /// The environment variable that holds an admin token
     #[arg(long, value_name = "NAME", default_value = "STATIONMASTER_TOKEN")]
     token_env: String,
-    /// A file that holds an admin token, instead
+    /// A file that holds an admin token, instead of the environment variable
     #[arg(long, value_name = "FILE", conflicts_with = "token_env")]
     token_file: Option<PathBuf>,
     /// Only these event types: `prefix.*` or types, separated by commas
     #[arg(long, value_name = "TYPES", default_value = "*")]
     event_types: String,
-    /// Print each event's body too
+    /// Print the body of each event, too
     #[arg(long)]
     print: bool,
 }
@@ -59,8 +60,8 @@ pub struct Options {
 /// Listens until a signal comes.
 ///
 /// # Errors
-/// Wrong usage; the server can't be reached at the start; it refuses the token, now or later.
-pub async fn run(options: Options) -> Result<(), Failure> {
+/// The usage is wrong; the server can't be reached at the start; the server refuses the token.
+pub async fn run(options: ListenOptions) -> Result<(), Failure> {
     let mut listener = Listener::new(&options)?;
     let stop = signals::watch().map_err(|error| Failure::Failed(error.to_string()))?;
     let result = tokio::select! {
@@ -73,9 +74,9 @@ pub async fn run(options: Options) -> Result<(), Failure> {
 
 /// Why a connection ended.
 enum End {
-    /// Connect again at once.
+    /// The server ended the stream; the next connection follows at once.
     Renew,
-    /// Connect again after a wait; why, for people.
+    /// The connection is lost, with the reason; the next one follows after a wait.
     Lost(String),
 }
 
@@ -91,7 +92,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(options: &Options) -> Result<Self, Failure> {
+    fn new(options: &ListenOptions) -> Result<Self, Failure> {
         let words = options.event_types.split(',').map(Filter::parse);
         if words.into_iter().any(|filter| filter.is_none()) {
             let words = "--event-types takes `*`, `prefix.*` or event types, separated by commas";
@@ -124,7 +125,7 @@ impl Listener {
         })
     }
 
-    /// Connects again and again; ends only with a failure.
+    /// Connects, and connects again after each end; returns only with an error.
     async fn listen(&mut self) -> Result<(), Failure> {
         let mut wait = BACKOFF.0;
         loop {
@@ -173,7 +174,7 @@ impl Listener {
         Ok(incoming)
     }
 
-    /// Takes messages until the connection ends.
+    /// Reads messages until the connection ends.
     async fn receive(&mut self, mut incoming: Incoming) -> Result<End, Failure> {
         let mut parser = sse::Parser::default();
         loop {
@@ -183,7 +184,7 @@ impl Listener {
                 Err(failure) => return Ok(End::Lost(format!("the connection is lost: {failure}"))),
             };
             if parser.push(&bytes).is_err() {
-                let words = "the server sent more than a message may have";
+                let words = "the server sent a message that is too long";
                 return Err(Failure::Failed(words.into()));
             }
             while let Some(message) = parser.next() {
@@ -199,8 +200,9 @@ impl Listener {
         match message.event.as_str() {
             "listening" => self.begun(&content),
             "delivery" => {
-                let delivery = Delivery::of(&content)
-                    .ok_or_else(|| Failure::Failed("the server sent an unknown form".into()))?;
+                let delivery = Delivery::of(&content).ok_or_else(|| {
+                    Failure::Failed("the server sent a message in an unknown form".into())
+                })?;
                 if self.recent.is_new(&delivery.id) {
                     self.forwarder.pass_on(delivery).await;
                 }
@@ -245,9 +247,9 @@ fn ended(detail: &str) -> Failure {
 
 /// Why no stream was opened.
 enum Refusal {
-    /// It will be so the next time.
+    /// Another try would give the same.
     Final(String),
-    /// Another try may go better.
+    /// Another try may succeed.
     Passing(String),
 }
 
@@ -270,7 +272,7 @@ impl Refusal {
     }
 }
 
-/// The events that were passed on lately.
+/// The events that were forwarded lately.
 #[derive(Default)]
 struct Recent {
     known: HashSet<String>,
@@ -278,7 +280,7 @@ struct Recent {
 }
 
 impl Recent {
-    /// Whether it was not there before; now it is.
+    /// Adds an event; returns whether it is new.
     fn is_new(&mut self, id: &str) -> bool {
         if !self.known.insert(id.to_owned()) {
             return false;

@@ -6,16 +6,16 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::{Config, LogFormat};
 
-/// What stays quiet unless the operator's filter names it: statements, and their bound values,
-/// have no place in a log.
+/// Log targets that only warn unless the operator's filter names them: they would log database
+/// statements with their values.
 const QUIET: &str = "sqlx=warn,sea_orm=warn,sea_orm_migration=warn,hyper=warn,h2=warn,rustls=warn";
 
 /// Starts logging for this process.
 ///
 /// # Errors
-/// The filter does not parse (the configuration has checked it), or logging was started before.
+/// The filter does not parse (the configuration has checked it), or logging was already started.
 pub fn start(config: &Config) -> Result<(), String> {
-    // A later directive for the same target wins, so the operator's stand last.
+    // The last directive for a target counts, so the operator's filter comes last.
     let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
         .map_err(|error| format!("STATIONMASTER_LOG: {error}"))?;
     let text_by_default = io::stderr().is_terminal();

@@ -1,6 +1,6 @@
-//! The program; everything is in the library beside it.
+//! The program. All code is in the library of this crate.
 
-/// Gives back what a burst took (ADR 0033).
+/// An allocator that returns memory to the system after a burst (ADR 0033).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

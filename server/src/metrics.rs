@@ -1,4 +1,4 @@
-//! Figures for Prometheus, on a port of their own so that they are never public by accident.
+//! Metrics for Prometheus, on a port of their own so that they are never public by accident.
 
 use std::{io, time::Duration};
 
@@ -12,19 +12,19 @@ use crate::config::{Config, Values};
 
 /// The text format that Prometheus reads (exposition format 0.0.4).
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// How often old samples are folded together when nobody reads them.
+/// How often old samples are aggregated if nobody reads the metrics.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// How often it is looked at how the parts of the process come on.
+/// How often the progress of the parts of the process is measured.
 const FOLLOW: Duration = Duration::from_secs(2);
-/// Upper bounds for everything measured in seconds: from a cached look-up to a slow consumer.
+/// The histogram bounds for durations in seconds: from a cached look-up to a slow consumer.
 const SECONDS: [f64; 14] = [
     0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
 ];
 
-/// Binds the metrics port, if one is wanted.
+/// Binds the metrics port, unless it is turned off.
 ///
 /// # Errors
-/// The port can't be had and was asked for by name; a default port that is taken only warns.
+/// The configured port can't be bound. If the default port can't be bound, a warning is logged.
 pub async fn bind(config: &Config, values: &Values) -> Result<Option<TcpListener>, String> {
     let Some(address) = config.metrics_listen else {
         return Ok(None);
@@ -33,7 +33,7 @@ pub async fn bind(config: &Config, values: &Values) -> Result<Option<TcpListener
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if !asked_for && error.kind() == io::ErrorKind::AddrInUse => {
-            tracing::warn!(%address, "Metrics are off: the default port is taken. Set STATIONMASTER_METRICS_LISTEN to another one");
+            tracing::warn!(%address, "Metrics are off, because the default port is in use. Set STATIONMASTER_METRICS_LISTEN to another one");
             Ok(None)
         }
         Err(error) => Err(format!(
@@ -42,10 +42,10 @@ pub async fn bind(config: &Config, values: &Values) -> Result<Option<TcpListener
     }
 }
 
-/// Starts recording for this process. Call once.
+/// Starts recording metrics in this process. Call this once.
 ///
 /// # Errors
-/// Something records already.
+/// A recorder is already installed.
 pub fn record() -> Result<PrometheusHandle, String> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
@@ -55,7 +55,7 @@ pub fn record() -> Result<PrometheusHandle, String> {
     Ok(handle)
 }
 
-/// Keeps the records small, and serves them while there is a listener, until `shutdown`.
+/// Aggregates the records, and serves them if there is a listener, until `shutdown`.
 ///
 /// # Errors
 /// The listener can't be used.
@@ -95,7 +95,7 @@ pub async fn serve(
     }
 }
 
-/// Tells how long each part of the process has had work without coming further, until `stop`.
+/// Records how long each part of the process has had work without progress, until `stop`.
 pub async fn follow(progress: Progress, stop: CancellationToken) {
     loop {
         for (part, standing) in progress.standings() {

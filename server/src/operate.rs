@@ -1,4 +1,4 @@
-//! Commands that work on the store without serving: `migrate` and `audit verify`.
+//! The commands that use the store without a server: `migrate` and `audit verify`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 
-/// How the store is opened under a configuration.
+/// The options with which the store is opened.
 pub(crate) fn store_options(
     config: &Config,
     database: &Database,
@@ -40,7 +40,8 @@ pub(crate) fn store_options(
     }
 }
 
-/// How many connections a process has to its database; a file's are among its other descriptors.
+/// How many connections a process opens to PostgreSQL; none with SQLite, whose files are counted
+/// elsewhere.
 pub(crate) const fn database_connections(config: &Config, database: &Database) -> u32 {
     if database.file.is_some() {
         0
@@ -49,10 +50,10 @@ pub(crate) const fn database_connections(config: &Config, database: &Database) -
     }
 }
 
-/// Takes every missing step of the schema.
+/// Applies every missing migration.
 ///
 /// # Errors
-/// The database can't be reached, or a step failed; it then changed nothing.
+/// The database can't be reached, or a migration failed; then that one changed nothing.
 pub async fn migrate(loaded: Loaded) -> Result<(), Failure> {
     let database = Database::prepare(&loaded.config).map_err(failed)?;
     let steps = persistence::migrate(database.url.expose_secret())
@@ -60,16 +61,16 @@ pub async fn migrate(loaded: Loaded) -> Result<(), Failure> {
         .map_err(failed)?;
     say(&match steps {
         0 => "the schema is up to date".to_owned(),
-        1 => "1 step was taken; the schema is up to date".to_owned(),
-        many => format!("{many} steps were taken; the schema is up to date"),
+        1 => "1 step was applied; the schema is up to date".to_owned(),
+        many => format!("{many} steps were applied; the schema is up to date"),
     });
     Ok(())
 }
 
-/// Checks one publisher's log, or the operator's and everybody's.
+/// Verifies the audit log of one publisher, or those of the operator and of all publishers.
 ///
 /// # Errors
-/// A fault was found, or a log can't be read.
+/// A log was changed, or can't be read.
 pub async fn verify_audit(loaded: Loaded, publisher: Option<String>) -> Result<(), Failure> {
     let config = &loaded.config;
     let database = Database::prepare(config).map_err(failed)?;
@@ -86,8 +87,8 @@ pub async fn verify_audit(loaded: Loaded, publisher: Option<String>) -> Result<(
     store.close().await;
     match result? {
         0 => Ok(()),
-        1 => Err(failed("a log is not what was written")),
-        many => Err(failed(format!("{many} logs are not what was written"))),
+        1 => Err(failed("a log was changed")),
+        many => Err(failed(format!("{many} logs were changed"))),
     }
 }
 
@@ -111,7 +112,7 @@ async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failu
             .map_err(failed)?;
         for one in &page.items {
             let whose = one.id.to_string();
-            // One that can't be read is a fault of its own, and hides nobody else's.
+            // A log that can't be read counts as a fault, and the others are still verified.
             faults += match system.verify_audit(Some(one.id)).await {
                 Ok(found) => tell(&whose, &found),
                 Err(error) => {
@@ -127,7 +128,7 @@ async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failu
     }
 }
 
-/// Says what was found in one log; answers how many faults.
+/// Prints the result for one log; returns the number of faults.
 fn tell(whose: &str, found: &Verification) -> u32 {
     let head = hex::encode(found.head.mac);
     match &found.fault {

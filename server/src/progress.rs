@@ -1,21 +1,21 @@
-//! How far a long command has come, on standard error: a bar that moves on a terminal, a line now
-//! and then elsewhere.
+//! Shows the progress of a long command on standard error: a bar on a terminal, a line for each
+//! tenth elsewhere.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 const WIDTH: u64 = 30;
 
-/// The progress of one command.
+/// The progress display of one command.
 pub struct Progress {
     total: u64,
     done: u64,
-    /// The last tenth that was told.
+    /// The last tenth that was shown.
     tenth: u64,
     moving: bool,
 }
 
 impl Progress {
-    /// Nothing is done yet of `total`.
+    /// Shows that nothing of `total` is done yet.
     #[must_use]
     pub fn new(total: u64) -> Self {
         let progress = Self {
@@ -28,7 +28,7 @@ impl Progress {
         progress
     }
 
-    /// So much more is done. There may be more of it in the end than was counted at first.
+    /// Adds `by` to what is done. The sum may exceed the first total.
     pub fn advance(&mut self, by: u64) {
         self.done += by;
         self.total = self.total.max(self.done);
@@ -41,7 +41,7 @@ impl Progress {
         self.tenth = tenth;
     }
 
-    /// Takes the bar away, so that a line can be written; the next advance draws it again.
+    /// Removes the bar, so that a line can be written. [`Progress::advance`] draws it again.
     pub fn clear(&self) {
         if self.moving {
             let longest = line(self.total, self.total).len();
@@ -56,7 +56,7 @@ impl Progress {
     }
 }
 
-/// Whoever looks on may have gone away.
+/// Writes to standard error. The reader may be gone, so errors are ignored.
 fn write(text: &str) {
     let mut out = io::stderr().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

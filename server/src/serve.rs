@@ -1,4 +1,4 @@
-//! `stationmaster serve`: opens everything in order, answers until a signal comes, and closes
+//! `stationmaster serve`: opens everything in order, serves until a signal comes, and closes
 //! everything in the opposite order.
 
 use std::{
@@ -33,18 +33,19 @@ use crate::{
     text,
 };
 
-/// How long after the signal the process ends, whatever hangs.
+/// How long after the signal the process ends, even if something hangs.
 const END: Duration = Duration::from_secs(29);
-/// How long after it connections are closed, whatever is asked on them.
+/// How long after the signal connections are closed, even with requests on them.
 const CONNECTIONS_END: Duration = Duration::from_secs(20);
-/// How long after it work in flight may go on.
+/// How long after the signal other work may go on.
 const DRAIN_END: Duration = Duration::from_secs(25);
-/// How long after it the store is closed.
+/// How long after the signal the store is closed at the latest.
 const STORE_END: Duration = Duration::from_secs(28);
-/// Connections that the system keeps until they are accepted, if it may: somebody who opens many at
-/// once must not have others' dropped, which try again after a second.
+/// How many connections the system queues until they are accepted, if its limits allow it. If one
+/// client opens many at once, those of others must not be dropped: they would be tried again only
+/// after a second.
 const BACKLOG: u32 = 4096;
-/// Failed uses of a bootstrap token, a minute and address.
+/// How many requests with a wrong bootstrap token each address may make in a minute.
 const BOOTSTRAP_FAILURES_PER_MINUTE: u32 = 5;
 
 fn failed(error: impl std::fmt::Display) -> Failure {
@@ -56,18 +57,18 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // After a restart, what the last process answered may not be over yet.
+    // After a restart, connections of the last process may still be closing.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Runs the server until the first SIGTERM or SIGINT. On SQLite the schema is brought up at the
-/// start; on PostgreSQL only if `migrate` says so.
+/// Runs the server until the first SIGTERM or SIGINT. With SQLite the start applies missing
+/// migrations; with PostgreSQL only if `migrate` is set.
 ///
 /// # Errors
-/// The first thing that is not as it must be, in words that say what to do.
+/// The first step of the start that failed, with a text that says what to do.
 pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::start(config).map_err(Failure::Failed)?;
@@ -75,7 +76,7 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let unfinished = Unfinished::default();
     let stop = signals::watch_within(END, unfinished.clone()).map_err(failed)?;
     let stopped_at = moment_of(stop.clone());
-    // Beside the opening of the store.
+    // Runs while the store is opened.
     let contract = tokio::task::spawn_blocking(api::compiled_contract);
     let database = Database::prepare(config).map_err(failed)?;
     let credentials = Credentials::prepare(config, &database).map_err(failed)?;
@@ -118,7 +119,7 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let rest = async {
         unfinished.until("the store", store.close()).await;
         if let Ok(Err(error)) = metrics_server.await {
-            tracing::warn!(%error, "The metrics' port was closed early");
+            tracing::warn!(%error, "The metrics port failed");
         }
     };
     let closed = timeout_at(stopped_at.get_or_now() + STORE_END, rest).await;
@@ -132,7 +133,7 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// When the signal came.
+/// The time of the signal.
 #[derive(Clone, Default)]
 struct StoppedAt(Arc<OnceLock<Instant>>);
 
@@ -156,14 +157,14 @@ fn tell_token_file(credentials: &Credentials) {
     if let Some((path, made)) = &credentials.token_file {
         let path = path.display();
         if *made {
-            tracing::info!(%path, "A bootstrap token was made; it stands in this file");
+            tracing::info!(%path, "A bootstrap token was created. It is in this file");
         } else {
-            tracing::info!(%path, "The bootstrap token stands in this file");
+            tracing::info!(%path, "The bootstrap token is in this file");
         }
     }
 }
 
-/// The part with a store: dispatcher, jobs and the HTTP surface, up to the end of the drain.
+/// Runs dispatcher, jobs and API on an open store, until all work has ended or its time is over.
 async fn answer(
     config: &Config,
     credentials: &Credentials,
@@ -174,7 +175,7 @@ async fn answer(
 ) -> Result<(), Failure> {
     let policy = policy(config);
     if database.file.is_some() {
-        // Alone on this file: what a process before us held is free.
+        // This process has the database for itself, so leases of earlier processes are free.
         store.system().release_leases().await.map_err(failed)?;
     }
     let client = Client::new(policy.clone(), ClientLimits::default());
@@ -241,7 +242,7 @@ async fn answer(
             .until("refreshes of accounts", refresher.drained())
             .await;
     };
-    // What did not end is on the list.
+    // `unfinished` lists what did not end.
     let _ = timeout_at(stopped_at.get_or_now() + DRAIN_END, drain).await;
     Ok(())
 }

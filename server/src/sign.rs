@@ -1,4 +1,4 @@
-//! `stationmaster sign` and `verify`: deliveries in files, made and judged.
+//! `stationmaster sign` and `verify`: sign and verify deliveries in files.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::{
     text::{put, say},
 };
 
-/// Where a secret or a key is.
+/// Where the secret or the key is.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Key {
@@ -24,18 +24,18 @@ struct Key {
     /// standard input
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// The environment variable that holds it
+    /// The environment variable that holds the secret or the key
     #[arg(long, value_name = "NAME")]
     secret_env: Option<String>,
 }
 
 impl Key {
-    /// The key as it is, or the secret that it gives for calls of subcommands.
+    /// Reads the key; for `subcommand`, returns the secret for calls that is derived from it.
     fn read(&self, subcommand: bool) -> Result<SecretString, Failure> {
         let key = match (&self.secret_file, &self.secret_env) {
             (Some(path), _) => files::secret_of_file(path)?,
             (None, Some(name)) => files::secret_of_env(name)?,
-            (None, None) => return Err(Failure::Usage("there is no secret".into())),
+            (None, None) => return Err(Failure::Usage("no secret is given".into())),
         };
         if !subcommand {
             return Ok(key);
@@ -91,7 +91,7 @@ pub struct Verify {
     body: PathBuf,
 }
 
-/// Standard input can be only one of several things.
+/// Refuses more than one path that names standard input.
 fn one_input(paths: &[Option<&PathBuf>]) -> Result<(), Failure> {
     let inputs = paths.iter().flatten().filter(|path| files::is_input(path));
     if inputs.count() > 1 {
@@ -104,7 +104,7 @@ fn one_input(paths: &[Option<&PathBuf>]) -> Result<(), Failure> {
 /// Writes the headers of a delivery, one a line.
 ///
 /// # Errors
-/// A file can't be read, or holds no secret.
+/// A file can't be read, or contains no secret.
 pub fn sign(options: &Sign) -> Result<(), Failure> {
     one_input(&[options.key.secret_file.as_ref(), Some(&options.body)])?;
     let key = options.key.read(options.subcommand)?;
@@ -148,10 +148,10 @@ pub fn sign(options: &Sign) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says whether a delivery is genuine.
+/// Verifies a delivery, and prints the result.
 ///
 /// # Errors
-/// It is not, and why; or a file can't be read.
+/// The delivery is not genuine, with the reason; or a file can't be read.
 pub fn verify(options: &Verify) -> Result<(), Failure> {
     let inputs = [
         options.key.secret_file.as_ref(),
@@ -191,22 +191,23 @@ const STANDARD: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signatu
 
 fn words(refused: Refused, missing: &[&str], tolerance_s: u32) -> String {
     match refused {
-        Refused::NoSignature => "none of the headers that this key could judge is there".into(),
+        Refused::NoSignature => "there is no signature that this key could verify".into(),
         Refused::Malformed if (1..STANDARD.len()).contains(&missing.len()) => {
             format!("missing: {}", missing.join(", "))
         }
-        Refused::Malformed => "a header has not the documented form for this key".into(),
+        Refused::Malformed => "a header does not have the documented form for this key".into(),
         Refused::TooOld => format!("it was signed more than {tolerance_s} s ago"),
         Refused::TooNew => format!("it was signed more than {tolerance_s} s from now"),
-        Refused::NoMatch => "no signature is of this key for these bytes".into(),
+        Refused::NoMatch => "no signature matches this key and these bytes".into(),
         Refused::BadSecret => {
-            "the secret or key has not the documented form, or is too weak to prove anything".into()
+            "the secret or key does not have the documented form, or is too weak".into()
         }
     }
 }
 
-/// Names in lower case, and values; of a name that comes twice, the first. Lines without a colon,
-/// such as a request's first, and the marks that `curl -v` sets before lines are passed over.
+/// The headers in a text: names in lower case, with their values. Lines without a colon, such as
+/// the first line of a request, are left out, and so are the marks that `curl -v` puts before
+/// lines.
 fn headers_of(text: &str) -> Vec<(String, String)> {
     let lines = text.lines().filter_map(|line| {
         let line = line.strip_prefix(['>', '<']).unwrap_or(line);

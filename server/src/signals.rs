@@ -1,7 +1,7 @@
-//! SIGTERM and SIGINT: the first asks the process to finish, the second ends it at once, and so does
-//! the end of the time for finishing.
+//! SIGTERM and SIGINT. The first signal asks the process to finish. The second ends it at once, and
+//! so does the end of the time limit.
 //!
-//! They are watched by a thread of its own: what hangs may be the runtime that does the work.
+//! A thread of its own watches the signals, because the async runtime may hang.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// What has to end before the process may.
+/// The names of the work that has to end before the process.
 #[derive(Clone, Debug, Default)]
 pub struct Unfinished(Arc<Mutex<BTreeSet<&'static str>>>);
 
@@ -22,7 +22,7 @@ impl Unfinished {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the end of something that has to end.
+    /// Waits for `ends`, and lists it under `name` until then.
     pub async fn until<T>(&self, name: &'static str, ends: impl Future<Output = T>) -> T {
         self.names().insert(name);
         let ended = ends.await;
@@ -30,7 +30,7 @@ impl Unfinished {
         ended
     }
 
-    /// What has not ended, in words.
+    /// The names of the work that has not ended, separated by commas.
     #[must_use]
     pub fn list(&self) -> String {
         let names: Vec<&str> = self.names().iter().copied().collect();
@@ -38,9 +38,9 @@ impl Unfinished {
     }
 }
 
-/// Watches for the two signals. The token is cancelled by the first of them; the second ends the
-/// process with 128 plus its number, as a shell reports it. Nothing that was acknowledged is lost
-/// either way: it was durable before.
+/// Watches the two signals. The first one cancels the returned token. The second one ends the
+/// process with 128 plus the number of the signal, as a shell reports it. In both cases nothing
+/// that was acknowledged is lost, because it was durable before.
 ///
 /// # Errors
 /// The system refuses to report signals.
@@ -48,8 +48,8 @@ pub fn watch() -> io::Result<CancellationToken> {
     begin(None)
 }
 
-/// The same, and ends the process with 1 when it has not ended by itself so long after the first
-/// signal.
+/// Does the same as [`watch`], and ends the process with 1 if it has not ended by itself `limit`
+/// after the first signal.
 ///
 /// # Errors
 /// The system refuses to report signals.

@@ -1,11 +1,11 @@
-//! Small helpers for messages to people.
+//! Helpers for messages to people.
 
 use std::io::{self, Write as _};
 
-/// The longest piece of somebody's input that a message repeats, characters.
+/// The longest part of an input that a message repeats, characters.
 const QUOTE_CHARS: usize = 60;
 
-/// `text` without control characters and cut to a length that fits a message.
+/// `text` without control characters, cut to a length that fits into a message.
 #[must_use]
 pub fn shortened(text: &str) -> String {
     let clean: String = text
@@ -18,7 +18,7 @@ pub fn shortened(text: &str) -> String {
     clean.chars().take(QUOTE_CHARS).chain(['…']).collect()
 }
 
-/// The candidate that differs least from `text`, if any is near enough to be meant.
+/// The candidate that differs least from `text`; `None` if none is similar enough.
 #[must_use]
 pub fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if text.len() > 100 {
@@ -46,13 +46,13 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// Writes a line to standard output at once. A reader that went away is not our failure.
+/// Writes a line to standard output and flushes it. Errors are ignored: the reader may be gone.
 pub fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Writes a text to standard output as it is.
+/// Writes a text to standard output, without a line feed. Errors are ignored.
 pub fn put(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

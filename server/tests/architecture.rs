@@ -1,12 +1,12 @@
-//! Rules of the shape that no compiler checks. The lists may only shrink.
+//! Rules of the architecture that the compiler does not check. The lists may only get shorter.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::path::{Path, PathBuf};
 
-/// Who may ask for the store without a scope, and why.
+/// The files that may use the store without a scope, with the reasons.
 const MAY_SEE_EVERYTHING: &[&str] = &[
-    // what they exist for
+    // their whole work is for all publishers
     "dispatcher/",
     "jobs/",
     "server/",
@@ -16,7 +16,7 @@ const MAY_SEE_EVERYTHING: &[&str] = &[
     "api/src/operations/jobs.rs",
     // hands it to the operator's routes
     "api/src/auth/caller.rs",
-    // notes each minute that a bootstrap token was used
+    // records once a minute that a bootstrap token was used
     "api/src/auth/bootstrap.rs",
 ];
 

@@ -1,4 +1,4 @@
-//! The command line as an operator meets it: through the built program.
+//! The command line, tested with the built program.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -8,13 +8,13 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-/// Settings for a server that must not meet another one.
+/// Settings for a server that must not collide with another one.
 const QUIET: [(&str, &str); 2] = [
     ("STATIONMASTER_LISTEN", "127.0.0.1:0"),
     ("STATIONMASTER_METRICS_LISTEN", ""),
 ];
 
-/// The program with nothing in its environment but what is given.
+/// The program with only these variables in its environment.
 fn stationmaster(home: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_stationmaster"))
         .args(arguments)
@@ -29,7 +29,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("output is UTF-8")
 }
 
-/// Runs the program, which must refuse; returns what it said.
+/// Runs the program, which must fail; returns its messages.
 fn refusal(home: &Path, arguments: &[&str], settings: &[(&str, &str)], code: i32) -> String {
     let output = stationmaster(home, arguments, settings);
     let said = text(&output.stderr);
@@ -136,7 +136,7 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
     }
 }
 
-/// What people read who ask for help. `INSTA_UPDATE=always cargo test -p server` writes it anew.
+/// The help texts. `INSTA_UPDATE=always cargo test -p server` updates them.
 #[test]
 fn the_help_of_accounts_is_as_it_was() {
     let home = tempfile::tempdir().unwrap();
@@ -176,7 +176,7 @@ fn generated_files_are_up_to_date() {
     }
 }
 
-/// The demo's consumer is a process of its own; its verdicts must not depend on ours.
+/// The demo's consumer is a process of its own, which verifies signatures with code of its own.
 #[test]
 fn the_demo_s_consumer_tells_a_genuine_delivery_from_a_changed_one() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_stationmaster"))
@@ -255,7 +255,7 @@ fn a_database_without_its_keys_is_refused() {
     std::fs::create_dir(&data).unwrap();
     std::fs::write(data.join("stationmaster.db"), "SQLite format 3\0").unwrap();
     let said = refusal(home.path(), &["serve"], &QUIET, 1);
-    assert!(said.contains("Put the key file back"), "{said}");
+    assert!(said.contains("Restore the key file"), "{said}");
     assert!(!data.join("master-keys").exists());
 }
 
@@ -272,7 +272,7 @@ fn a_lost_key_file_is_named_and_not_replaced_by_a_new_one() {
         (&["keys", "rotate", "--retire", "k1"], 1),
     ] {
         let said = refusal(home.path(), arguments, &[], code);
-        assert!(said.contains("Put the key file back"), "{said}");
+        assert!(said.contains("Restore the key file"), "{said}");
     }
     assert!(!data.join("master-keys").exists());
     let keys = ("STATIONMASTER_MASTER_KEYS", "k1:hunter2");

@@ -1,4 +1,4 @@
-//! `stationmaster sign` and `verify`, as they are called: files in, words and exit codes out.
+//! `stationmaster sign` and `verify`, tested by their files, messages and exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -17,7 +17,7 @@ const PRIVATE: &str = "whsk_7GVPrJWZ9i554nBqvvI9+3wHwIGFqobbTYaV8LcY0bM=";
 const PUBLIC: &str = "whpk_SNyyCO7345B3iTPRPd3gTLmwJQnCB6dWOjHbH8wBbMM=";
 const AT: &str = "1614265330";
 
-/// A place with files, and the program in it.
+/// A directory with files, in which the program runs.
 struct Desk(TempDir);
 
 impl Desk {
@@ -43,7 +43,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may have ended without reading.
+        // The program may have ended without reading.
         let _ = child.stdin.take().unwrap().write_all(input);
         let output = child.wait_with_output().unwrap();
         let said = [output.stdout.clone(), output.stderr.clone()].concat();
@@ -69,7 +69,7 @@ fn words(output: &Output) -> String {
     String::from_utf8_lossy(&both).trim().to_owned()
 }
 
-/// The headers of a case of the vectors, as a dump of a request would show them.
+/// The headers of a test vector, as a dump of a request shows them.
 fn dump_of(case: &Value) -> String {
     let headers = case["headers"].as_object().unwrap().iter();
     let lines = headers.map(|(name, value)| format!("{name}: {}\r\n", value.as_str().unwrap()));

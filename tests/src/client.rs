@@ -1,4 +1,4 @@
-//! A small JSON client that looks at every answer with suspicion.
+//! A small JSON client that checks every answer.
 
 use std::{
     ops::Index,
@@ -15,15 +15,15 @@ use serde_json::Value;
 
 use crate::vault::Vault;
 
-/// Where a server listens now; a restarted one listens elsewhere.
-pub(crate) type Place = Arc<RwLock<String>>;
+/// The URL of a server. It changes when the server is started again.
+pub(crate) type BaseUrl = Arc<RwLock<String>>;
 
-/// For a server that has stopped or stands still.
+/// The time limit of a request, for a server that has stopped or hangs.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Headers that differ between two answers to the same question.
+/// The headers that may differ between two answers to the same request.
 const CHANGING: [&str; 4] = ["date", "ratelimit", "ratelimit-policy", "retry-after"];
 
-/// A kept connection would outlive the server that it belonged to.
+/// Without kept connections, which would outlive the server that they belong to.
 static HTTP: LazyLock<reqwest::Client> =
     LazyLock::new(|| builder().pool_max_idle_per_host(0).build().unwrap());
 
@@ -34,7 +34,7 @@ pub fn keeping_client() -> reqwest::Client {
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    // Plain HTTP needs no authority, but the client wants to know that there is none.
+    // Only plain HTTP is used, but the client needs a list of certificate authorities.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -48,18 +48,18 @@ fn builder() -> reqwest::ClientBuilder {
         .timeout(TIMEOUT)
 }
 
-/// Somebody who sends requests: nobody in particular, or the holder of a token.
+/// A sender of requests, with or without a token.
 #[derive(Clone)]
 pub struct User {
-    place: Place,
+    base_url: BaseUrl,
     token: Option<String>,
     vault: Arc<Vault>,
 }
 
 impl User {
-    pub(crate) fn new(place: Place, token: Option<String>, vault: Arc<Vault>) -> Self {
+    pub(crate) fn new(base_url: BaseUrl, token: Option<String>, vault: Arc<Vault>) -> Self {
         Self {
-            place,
+            base_url,
             token,
             vault,
         }
@@ -157,7 +157,7 @@ impl User {
     }
 }
 
-/// A request that is being put together.
+/// A request that is being built.
 #[derive(Clone)]
 pub struct Call {
     user: User,
@@ -185,7 +185,7 @@ impl Call {
         self.header("content-type", content_type)
     }
 
-    /// With one more header, or another value for it.
+    /// With this header, in place of one with the same name.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name: HeaderName = name.parse().unwrap();
@@ -216,7 +216,7 @@ impl Call {
         }
     }
 
-    /// The answer repeats, on purpose, a secret that was answered before.
+    /// Allows the answer to repeat a secret of an earlier answer.
     #[must_use]
     pub fn repeats_a_secret(mut self) -> Self {
         self.may_repeat_secret = true;
@@ -252,7 +252,7 @@ impl Call {
     }
 
     fn request(&self) -> reqwest::RequestBuilder {
-        let url = format!("{}{}", self.user.place.read().unwrap(), self.path);
+        let url = format!("{}{}", self.user.base_url.read().unwrap(), self.path);
         let request = HTTP.request(self.method.clone(), url);
         let request = request.headers(self.headers.clone());
         match &self.body {
@@ -264,7 +264,7 @@ impl Call {
         }
     }
 
-    /// Sends it; the answer's body is the caller's to read, piece by piece.
+    /// Sends it; the caller reads the body of the answer piece by piece.
     pub async fn open(self) -> reqwest::Response {
         let asked = format!("{} {}", self.method, self.path);
         let response = self.request().send().await;
@@ -294,7 +294,7 @@ impl Call {
     }
 }
 
-/// A body as JSON, if it is some.
+/// A body as JSON; null if it is none.
 fn sent(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
@@ -357,11 +357,11 @@ impl Answer {
         all
     }
 
-    /// What holds for every answer, whatever was asked.
+    /// Checks what must hold for every answer.
     fn check(&self, head: bool) {
         assert_ne!(self.header("x-request-id"), "", "no request id: {self}");
         assert_eq!(self.header("x-content-type-options"), "nosniff", "{self}");
-        // Readiness has a report of its own for whoever balances load.
+        // `/readyz` answers with a report of its own, for load balancers.
         if self.status < 400 || head || self.asked.ends_with(" /readyz") {
             return;
         }
@@ -391,8 +391,8 @@ impl Answer {
     }
 }
 
-/// Everything of an answer that must not differ between a foreign thing and an absent one: all
-/// but the time, the rate limit's state and, which is compared apart, the request's own words.
+/// The part of an answer that must be the same for another publisher's object and for one that does
+/// not exist: all but the time, the rate limit's state and the texts of the request.
 #[must_use]
 pub fn fingerprint(answer: &Answer) -> (u16, Vec<(String, String)>, Bytes) {
     let mut headers: Vec<_> = answer

@@ -1,4 +1,4 @@
-//! A consumer of webhooks: keeps what it gets, answers as it is told.
+//! A consumer of webhooks, which keeps all requests and answers as the test says.
 
 use std::{
     collections::VecDeque,
@@ -15,13 +15,13 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::tools::{eventually, now_s};
 
-/// How long a delivery may take that nothing stands in the way of.
+/// How long an undisturbed delivery may take.
 const PROMPT: Duration = Duration::from_secs(10);
 
 /// One request that the consumer got.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// When, in Unix seconds.
+    /// The time of arrival in Unix seconds.
     pub at_s: i64,
     /// Its path and query.
     pub path: String,
@@ -29,7 +29,7 @@ pub struct Delivery {
     pub headers: Vec<(String, String)>,
     /// The exact bytes.
     pub body: Bytes,
-    /// How it was answered.
+    /// The status of the answer.
     pub answered: u16,
 }
 
@@ -41,7 +41,7 @@ impl Delivery {
         found.map_or("", |(_, value)| value)
     }
 
-    /// The event's identifier, as the consumer is to deduplicate by.
+    /// The event's identifier, by which consumers recognize duplicates.
     #[must_use]
     pub fn id(&self) -> &str {
         self.header("webhook-id")
@@ -63,18 +63,18 @@ impl Delivery {
 /// How to answer a delivery.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// With this status.
+    /// The status.
     pub status: u16,
-    /// And these headers.
+    /// The headers.
     pub headers: Vec<(&'static str, String)>,
-    /// And this body.
+    /// The body.
     pub body: String,
-    /// After this long.
+    /// The time before the answer.
     pub delay: Duration,
 }
 
 impl Reply {
-    /// A status alone.
+    /// An answer with a status only.
     #[must_use]
     pub fn status(status: u16) -> Self {
         Self {
@@ -90,14 +90,14 @@ struct State {
     seen: Vec<Delivery>,
     next: VecDeque<Reply>,
     otherwise: Reply,
-    /// From which delivery on, counted from 0, none is answered for now.
+    /// The first delivery, counted from 0, that is held.
     held_from: usize,
-    /// Most deliveries that are taken within a second, and when the last ones were.
+    /// The most deliveries that are accepted within a second, and the times of the last ones.
     limit: Option<(usize, VecDeque<Instant>)>,
 }
 
 impl State {
-    /// Whether one more is too many.
+    /// Whether another delivery exceeds the limit.
     fn is_over(&mut self) -> bool {
         let Some((limit, taken)) = &mut self.limit else {
             return false;
@@ -117,16 +117,16 @@ impl State {
 
 /// The consumer. Gone when dropped.
 pub struct Consumer {
-    /// Where it listens, with a path.
+    /// The URL at which it listens, with a path.
     pub url: String,
     state: Arc<Mutex<State>>,
-    /// How often what is held was let go.
+    /// How often held deliveries were released.
     releases: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
 
 impl Consumer {
-    /// Starts one that answers 204.
+    /// Starts a consumer that answers 204.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -161,25 +161,25 @@ impl Consumer {
         self.state.lock().unwrap().otherwise = reply;
     }
 
-    /// Takes at most so many deliveries within a second from now on. Others are answered 429, with a
+    /// Accepts at most `limit` deliveries a second from now on. Others are answered 429, with a
     /// `Retry-After` of one second.
     pub fn take_a_second(&self, limit: usize) {
         self.state.lock().unwrap().limit = Some((limit, VecDeque::new()));
     }
 
-    /// Answers so many deliveries more, and holds those that come then until [`Self::release`].
+    /// Answers `count` more deliveries, and holds those after them until [`Self::release`].
     pub fn hold_after(&self, count: usize) {
         let mut state = self.state.lock().unwrap();
         state.held_from = state.seen.len() + count;
     }
 
-    /// Answers what is held, and holds nothing more.
+    /// Answers all held deliveries, and holds no more.
     pub fn release(&self) {
         self.state.lock().unwrap().held_from = usize::MAX;
         self.releases.send_modify(|count| *count += 1);
     }
 
-    /// Everything that came, in order.
+    /// All deliveries, in order.
     #[must_use]
     pub fn seen(&self) -> Vec<Delivery> {
         self.state.lock().unwrap().seen.clone()
@@ -253,7 +253,7 @@ impl Endpoint for Receiver {
             (reply, held)
         };
         if held {
-            // Gone with the consumer.
+            // An error means that the consumer was dropped.
             let _ = released.changed().await;
         }
         tokio::time::sleep(reply.delay).await;

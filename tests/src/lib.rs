@@ -1,11 +1,12 @@
-//! Black-box tests: a real `stationmaster` process for each, spoken to over HTTP, on both stores.
+//! Black-box tests: each starts a real `stationmaster` process and sends it HTTP requests, on both
+//! database engines.
 //!
 //! A test is an `async fn(&World)`. [`on_both_stores!`] runs it on SQLite and on PostgreSQL, each
-//! time on an empty database of its own. When it ends well, the world ends too, and judges it:
-//! every server must stop cleanly, must not have logged an error that nobody announced
-//! ([`Site::tolerate`]), and neither logs nor database may hold a secret that the test received.
+//! time on an empty database of its own. After a test that passed, its world is checked: every
+//! server must stop cleanly, must not have logged an error that the test did not announce
+//! ([`Site::tolerate`]), and neither logs nor database may contain a secret that the test received.
 //!
-//! Nothing here knows the server's code; what it says about the server comes from the contract.
+//! Nothing here uses the server's code. What is known about the server comes from the contract.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,11 +34,11 @@ pub use publisher::{Publisher, claim_of, new_account};
 pub use server::{Refused, Server, Site};
 pub use store::{Database, OwnCluster, Store};
 pub use tally::{Arrival, Tally};
-pub use token_endpoint::{Asked, Mood, TokenEndpoint};
+pub use token_endpoint::{AnswerMode, Asked, TokenEndpoint};
 pub use vault::Vault;
 pub use world::{World, leave_out, run, skip};
 
-/// Makes, for each named `async fn(&World)`, a module of that name with the tests `sqlite` and
+/// Defines, for each named `async fn(&World)`, a module of that name with the tests `sqlite` and
 /// `postgres`.
 #[macro_export]
 macro_rules! on_both_stores {
@@ -56,7 +57,7 @@ macro_rules! on_both_stores {
     )+};
 }
 
-/// The same on SQLite alone, for what only exists there.
+/// The same on SQLite only, for what exists only there.
 #[macro_export]
 macro_rules! on_sqlite {
     ($($name:ident),+ $(,)?) => {$(
@@ -69,7 +70,7 @@ macro_rules! on_sqlite {
     )+};
 }
 
-/// The same on PostgreSQL alone.
+/// The same on PostgreSQL only.
 #[macro_export]
 macro_rules! on_postgres {
     ($($name:ident),+ $(,)?) => {$(

@@ -1,4 +1,4 @@
-//! A wire to a database that can be cut, that can stall, and that can swallow what it is given.
+//! A proxy in front of a database that can break connections, delay bytes and lose them.
 
 use std::{
     future::pending,
@@ -19,13 +19,13 @@ use tokio::{
 };
 use url::Url;
 
-/// What happens to bytes on their way.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
+enum Forwarding {
     Passes,
-    /// They wait until the path is another.
+    /// They wait until the setting changes.
     Stalls,
-    /// They are lost, and what a connection says afterwards too.
+    /// They are lost, and so are all later bytes of the connection.
     Swallows,
 }
 
@@ -41,11 +41,11 @@ pub struct Proxy {
     target: String,
     accepting: Option<JoinHandle<()>>,
     open: Arc<Mutex<Vec<Open>>>,
-    path: watch::Sender<Path>,
+    forwarding: watch::Sender<Forwarding>,
 }
 
 impl Proxy {
-    /// Opens one to the server that a URL names.
+    /// Opens a proxy in front of the server in a URL.
     pub async fn to(url: &str) -> Self {
         let url = Url::parse(url).unwrap();
         let target = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432));
@@ -54,13 +54,13 @@ impl Proxy {
             target,
             accepting: None,
             open: Arc::default(),
-            path: watch::channel(Path::Passes).0,
+            forwarding: watch::channel(Forwarding::Passes).0,
         };
         proxy.mend().await;
         proxy
     }
 
-    /// The URL with this wire in between.
+    /// The URL with the address of this proxy.
     #[must_use]
     pub fn url(&self, url: &str) -> String {
         let mut url = Url::parse(url).unwrap();
@@ -69,11 +69,11 @@ impl Proxy {
         url.into()
     }
 
-    /// Breaks every connection and takes no new one.
+    /// Breaks every connection, and accepts no new ones.
     pub async fn cut(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
-            // Only then is the port closed for certain.
+            // The port is certainly closed only after this.
             let _ = accepting.await;
         }
         for connection in self.open.lock().unwrap().drain(..) {
@@ -81,8 +81,8 @@ impl Proxy {
         }
     }
 
-    /// Every connection that is open goes silent for ever: neither end hears of the other again,
-    /// not even of its end. New ones pass. Answers how many there are.
+    /// Silences every open connection for ever: neither side receives anything again, not even the
+    /// end of the connection. New connections work. Returns how many were silenced.
     #[must_use]
     pub fn silence(&self) -> usize {
         let open = self.open.lock().unwrap();
@@ -91,32 +91,37 @@ impl Proxy {
             .count()
     }
 
-    /// Swallows all bytes from now on, of new connections too.
+    /// Loses all bytes from now on, on new connections, too.
     pub fn swallow(&self) {
         let _ = self.silence();
-        self.path.send_replace(Path::Swallows);
+        self.forwarding.send_replace(Forwarding::Swallows);
     }
 
     /// Holds all bytes back.
     pub fn stall(&self) {
-        self.path.send_replace(Path::Stalls);
+        self.forwarding.send_replace(Forwarding::Stalls);
     }
 
-    /// Passes bytes again, those first that were held back.
+    /// Passes bytes again, beginning with those that were held back.
     pub fn pass(&self) {
-        self.path.send_replace(Path::Passes);
+        self.forwarding.send_replace(Forwarding::Passes);
     }
 
-    /// Takes connections again, on the same port.
+    /// Accepts connections again, on the same port.
     pub async fn mend(&mut self) {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         self.port = listener.local_addr().unwrap().port();
         let (target, open) = (self.target.clone(), Arc::clone(&self.open));
-        let path = self.path.clone();
+        let forwarding = self.forwarding.clone();
         self.accepting = Some(tokio::spawn(async move {
             while let Ok((inner, _)) = listener.accept().await {
                 let deaf = Arc::new(AtomicBool::new(false));
-                let passing = pass(inner, target.clone(), path.subscribe(), Arc::clone(&deaf));
+                let passing = pass(
+                    inner,
+                    target.clone(),
+                    forwarding.subscribe(),
+                    Arc::clone(&deaf),
+                );
                 let task = tokio::spawn(passing).abort_handle();
                 open.lock().unwrap().push(Open { task, deaf });
             }
@@ -127,7 +132,7 @@ impl Proxy {
 async fn pass(
     inner: TcpStream,
     target: String,
-    path: watch::Receiver<Path>,
+    forwarding: watch::Receiver<Forwarding>,
     deaf: Arc<AtomicBool>,
 ) {
     let Ok(outer) = TcpStream::connect(target).await else {
@@ -136,26 +141,26 @@ async fn pass(
     let (asks, hears) = inner.into_split();
     let (answers, is_asked) = outer.into_split();
     tokio::join!(
-        one_way(asks, is_asked, path.clone(), &deaf),
-        one_way(answers, hears, path, &deaf),
+        one_way(asks, is_asked, forwarding.clone(), &deaf),
+        one_way(answers, hears, forwarding, &deaf),
     );
 }
 
 async fn one_way(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut path: watch::Receiver<Path>,
+    mut forwarding: watch::Receiver<Forwarding>,
     deaf: &AtomicBool,
 ) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let count = from.read(&mut bytes).await.unwrap_or(0);
-        let open = path.wait_for(|path| *path != Path::Stalls).await;
-        if open.is_ok_and(|path| *path == Path::Swallows) {
+        let open = forwarding.wait_for(|now| *now != Forwarding::Stalls).await;
+        if open.is_ok_and(|now| *now == Forwarding::Swallows) {
             deaf.store(true, Ordering::SeqCst);
         }
         match (deaf.load(Ordering::SeqCst), count) {
-            // An end is not heard of either.
+            // The end of the connection is not passed on, either.
             (true, 0) => pending().await,
             (true, _) => {}
             (false, 0) => return,

@@ -1,4 +1,4 @@
-//! A publisher with its users, and the things that it most often has.
+//! A publisher with its users and its most common resources.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::{
     tools,
 };
 
-/// A publisher, as its creation answered it.
+/// A publisher, from the answer to its creation.
 #[derive(Clone)]
 pub struct Publisher {
     /// `pub_…`
@@ -24,7 +24,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Lets the operator make one.
+    /// Creates a publisher as the operator.
     pub async fn create(operator: &User, slug: &str) -> Self {
         let body = json!({"slug": slug, "display_name": format!("The {slug} company")});
         let answer = operator
@@ -58,7 +58,7 @@ impl Publisher {
         found.unwrap().to_owned()
     }
 
-    /// Registers a pipeline with as little as possible.
+    /// Registers a pipeline with the required members only.
     pub async fn pipeline(&self, slug: &str) -> Answer {
         let path = format!("/v1/pipelines/{slug}");
         let body = json!({"display_name": format!("Pipeline {slug}")});
@@ -79,7 +79,7 @@ impl Publisher {
         call.expect(201).await.text("/id")
     }
 
-    /// Makes a train that lends these accounts, the first one first.
+    /// Creates a train that lends these accounts, the first one first.
     pub async fn train(&self, slug: &str, accounts: &[&str]) -> Answer {
         let body = json!({"slug": slug});
         let call = self.admin.post("/v1/trains").json(&body);
@@ -92,7 +92,7 @@ impl Publisher {
         self.admin.put(&path).json(&json!(places)).expect(200).await
     }
 
-    /// Makes a token of a train; returns its identifier and who holds it.
+    /// Creates a token of a train; returns its identifier and a user with it.
     pub async fn train_token(&self, slug: &str) -> (String, User) {
         let path = format!("/v1/trains/{slug}/tokens");
         let made = self.admin.post(&path).expect(201).await;
@@ -129,7 +129,7 @@ impl Publisher {
             .await
     }
 
-    /// A run from its creation to its good end; returns its identifier.
+    /// Creates, claims and completes a run; returns its identifier.
     pub async fn finished_run(&self, pipeline: &str) -> String {
         let (run, claim) = self.claimed_run(pipeline).await;
         self.complete(&run, &claim).await;
@@ -146,7 +146,7 @@ impl Publisher {
     }
 }
 
-/// What makes an account with an API key that nobody else has.
+/// A body that creates an account with a unique API key.
 #[must_use]
 pub fn new_account(name: &str) -> Value {
     json!({
@@ -158,7 +158,7 @@ pub fn new_account(name: &str) -> Value {
     })
 }
 
-/// The claim in a run that was answered with one.
+/// The claim token in the answer for a claimed run.
 #[must_use]
 pub fn claim_of(run: &Value) -> String {
     let token = run.pointer("/claim/token").and_then(Value::as_str);

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
-    client::{Place, User},
+    client::{BaseUrl, User},
     publisher::Publisher,
     store::Database,
     tools::{raw, root, word},
@@ -27,14 +27,13 @@ use crate::{
 
 /// How long a start may take on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// A little more than the server gives what is under way.
+/// A little longer than the server waits for its work at a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
-/// Files in the data directory that hold secrets because that is what they are for.
+/// The files in the data directory whose purpose is to contain secrets.
 const SECRET_FILES: [&str; 2] = ["bootstrap-token", "master-keys"];
 
-/// What tests want otherwise than a deployment: deliveries to this machine, no limits on how often
-/// one asks, figures on a port of their own, logs that can be read by a program, and few enough
-/// connections that many servers share one PostgreSQL.
+/// The settings of tests: deliveries to this machine, no rate limits, a free port for metrics, JSON
+/// logs, and few connections, because many servers share one PostgreSQL.
 const SETTINGS: [(&str, &str); 9] = [
     ("STATIONMASTER_LISTEN", "127.0.0.1:0"),
     ("STATIONMASTER_METRICS_LISTEN", "127.0.0.1:0"),
@@ -69,8 +68,8 @@ pub(crate) fn binary() -> &'static Path {
     &BINARY
 }
 
-/// The program, without the settings of whoever runs the tests. `wrapper` stands before it and
-/// must become it (`prlimit …`), so that its process id is the server's.
+/// The program, without the settings in the environment of the tests. `wrapper` is a command that
+/// replaces itself by the program (`prlimit …`), so that its process id is the server's.
 pub(crate) fn command(data_dir: &Path, wrapper: &[&str]) -> Command {
     let mut command = match wrapper {
         [] => Command::new(binary()),
@@ -102,9 +101,9 @@ pub struct Site {
     /// With PostgreSQL.
     pub database: Option<Database>,
     pub(crate) vault: Arc<Vault>,
-    /// Only the environment can say these with PostgreSQL.
+    /// The settings that PostgreSQL requires.
     given: Vec<(String, String)>,
-    place: Place,
+    base_url: BaseUrl,
     logs: Mutex<Vec<PathBuf>>,
     running: Mutex<Vec<Arc<Process>>>,
     tolerated: Mutex<Vec<String>>,
@@ -148,14 +147,14 @@ impl Site {
             database,
             vault,
             given,
-            place: Arc::new(RwLock::new(String::new())),
+            base_url: Arc::new(RwLock::new(String::new())),
             logs: Mutex::default(),
             running: Mutex::default(),
             tolerated: Mutex::default(),
         }
     }
 
-    /// Announces that lines of level ERROR with this text may be logged.
+    /// Allows log lines of level ERROR with this text.
     pub fn tolerate(&self, text: &str) {
         self.tolerated.lock().unwrap().push(text.to_owned());
     }
@@ -166,7 +165,7 @@ impl Site {
         self.home.path()
     }
 
-    /// The program, as it would run here, without arguments yet.
+    /// The program with the settings of this site, without arguments.
     #[must_use]
     pub fn command(&self, wrapper: &[&str]) -> Command {
         let mut command = command(&self.data_dir, wrapper);
@@ -175,29 +174,29 @@ impl Site {
         command
     }
 
-    /// Starts a server here. The users of an earlier one here talk to the new one.
+    /// Starts a server here. Users of an earlier server of this site send to the new one.
     pub async fn start(self: &Arc<Self>, env: &[(&str, &str)]) -> Server {
         self.start_within(&[], env).await
     }
 
     /// The same under a wrapper such as `prlimit`.
     pub async fn start_within(self: &Arc<Self>, wrapper: &[&str], env: &[(&str, &str)]) -> Server {
-        let place = Arc::clone(&self.place);
-        let server = self.launch(wrapper, env, place).await;
+        let base_url = Arc::clone(&self.base_url);
+        let server = self.launch(wrapper, env, base_url).await;
         server.unwrap_or_else(|refused| panic!("the server did not start: {refused:?}"))
     }
 
     /// Starts one more server on the same data, for users of its own.
     pub async fn start_beside(self: &Arc<Self>, env: &[(&str, &str)]) -> Server {
-        let place = Arc::new(RwLock::new(String::new()));
-        let server = self.launch(&[], env, place).await;
+        let base_url = Arc::new(RwLock::new(String::new()));
+        let server = self.launch(&[], env, base_url).await;
         server.unwrap_or_else(|refused| panic!("the server did not start: {refused:?}"))
     }
 
     /// Starts a server that must refuse to start.
     pub async fn refused(self: &Arc<Self>, env: &[(&str, &str)]) -> Refused {
-        let place = Arc::new(RwLock::new(String::new()));
-        match self.launch(&[], env, place).await {
+        let base_url = Arc::new(RwLock::new(String::new()));
+        match self.launch(&[], env, base_url).await {
             Ok(server) => panic!("the server started at {}", server.url()),
             Err(refused) => refused,
         }
@@ -207,7 +206,7 @@ impl Site {
         self: &Arc<Self>,
         wrapper: &[&str],
         env: &[(&str, &str)],
-        place: Place,
+        base_url: BaseUrl,
     ) -> Result<Server, Refused> {
         let number = self.logs.lock().unwrap().len() / 2 + 1;
         let out = self.home().join(format!("out-{number}.log"));
@@ -227,7 +226,7 @@ impl Site {
                 return Err(Refused { code, words });
             }
         };
-        url.clone_into(&mut place.write().unwrap());
+        url.clone_into(&mut base_url.write().unwrap());
         let process = Arc::new(Process {
             child: child.into(),
             pid,
@@ -236,7 +235,7 @@ impl Site {
         let server = Server {
             site: Arc::clone(self),
             process,
-            place,
+            base_url,
             log: err,
         };
         if server.site.given.is_empty() {
@@ -258,7 +257,7 @@ impl Site {
         )
     }
 
-    /// Stops what still runs and judges what was left behind.
+    /// Stops all servers, and checks logs and database.
     pub(crate) async fn finish(&self) {
         let running: Vec<_> = self.running.lock().unwrap().drain(..).collect();
         for process in running {
@@ -285,7 +284,7 @@ impl Site {
         }
     }
 
-    /// Lines of level ERROR, and of panics, that nobody announced.
+    /// Log lines of level ERROR, and of panics, that the test does not allow.
     fn unexpected_errors(&self) -> Vec<String> {
         let tolerated = self.tolerated.lock().unwrap();
         let logs = self.logs.lock().unwrap();
@@ -299,7 +298,7 @@ impl Site {
             .collect()
     }
 
-    /// Runs a statement on the database behind the server's back; answers how many rows it changed.
+    /// Runs a statement directly on the database; returns how many rows it changed.
     pub async fn execute(&self, statement: &str) -> u64 {
         let statement = AssertSqlSafe(statement.to_owned());
         if let Some(database) = &self.database {
@@ -317,7 +316,7 @@ impl Site {
         }
     }
 
-    /// How many rows a table has, or those that a condition names.
+    /// How many rows a table has; `from` may contain a condition.
     pub async fn count(&self, from: &str) -> i64 {
         let query = AssertSqlSafe(format!("SELECT count(*) FROM {from}"));
         if let Some(database) = &self.database {
@@ -335,7 +334,7 @@ impl Site {
         }
     }
 
-    /// The identifiers of a table's rows that a condition names, as 32 hexadecimal digits.
+    /// The identifiers of a table's rows, as 32 hexadecimal digits; `from` may contain a condition.
     pub async fn ids(&self, from: &str) -> Vec<String> {
         if let Some(database) = &self.database {
             let query = format!("SELECT replace(id::text, '-', '') FROM {from}");
@@ -354,7 +353,7 @@ impl Site {
         }
     }
 
-    /// The URL of the database behind the server.
+    /// The URL of the server's database.
     #[must_use]
     pub fn url(&self) -> String {
         if let Some(database) = &self.database {
@@ -368,7 +367,7 @@ impl Site {
         SqliteConnection::connect(&self.url()).await.unwrap()
     }
 
-    /// Looks for this text too, wherever no secret may be.
+    /// Adds this text to the secrets that must not be found.
     pub fn remember(&self, secret: &str) {
         self.vault.add(secret);
     }
@@ -379,13 +378,13 @@ impl Site {
         self.vault.count()
     }
 
-    /// Which of them `bytes` hold.
+    /// The secrets in `bytes`.
     #[must_use]
     pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
         self.vault.found_in(bytes)
     }
 
-    /// Where secrets stand that should stand nowhere: in logs and in the database.
+    /// The secrets in logs and in the database, where none should be.
     pub async fn leaks(&self) -> Vec<String> {
         let mut places: Vec<(String, Vec<u8>)> = Vec::new();
         for log in self.logs.lock().unwrap().iter() {
@@ -410,7 +409,7 @@ impl Site {
         found.collect()
     }
 
-    /// After a failure: ends what runs, and shows the last words.
+    /// After a failure: ends all servers, and prints their last log lines.
     pub(crate) fn abandon(&self) {
         for process in self.running.lock().unwrap().drain(..) {
             process.signal(Signal::KILL);
@@ -452,7 +451,7 @@ impl Process {
             .ok()
             .and_then(Pid::from_raw)
             .unwrap();
-        // It may have ended already, which is for the caller to find out.
+        // The process may have ended already; the caller notices that.
         let _ = kill_process(pid, signal);
     }
 
@@ -468,12 +467,12 @@ impl Process {
     }
 }
 
-/// A running server. It runs on when this is dropped; its world stops it.
+/// A running server. It goes on when this is dropped; its world stops it.
 #[derive(Clone)]
 pub struct Server {
     site: Arc<Site>,
     process: Arc<Process>,
-    place: Place,
+    base_url: BaseUrl,
     log: PathBuf,
 }
 
@@ -481,7 +480,7 @@ impl Server {
     /// Where it listens: `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.place.read().unwrap().clone()
+        self.base_url.read().unwrap().clone()
     }
 
     /// Its site.
@@ -496,19 +495,23 @@ impl Server {
         self.process.pid
     }
 
-    /// Somebody without a token.
+    /// A user without a token.
     #[must_use]
     pub fn anon(&self) -> User {
-        User::new(Arc::clone(&self.place), None, Arc::clone(&self.site.vault))
+        User::new(
+            Arc::clone(&self.base_url),
+            None,
+            Arc::clone(&self.site.vault),
+        )
     }
 
-    /// The holder of a token.
+    /// A user with this token.
     #[must_use]
     pub fn user(&self, token: &str) -> User {
         self.anon().with_token(token)
     }
 
-    /// The holder of the bootstrap token.
+    /// A user with the bootstrap token.
     #[must_use]
     pub fn operator(&self) -> User {
         self.user(&self.site.bootstrap_token())
@@ -528,7 +531,7 @@ impl Server {
             .collect()
     }
 
-    /// Its figures.
+    /// Its metrics.
     pub async fn metrics(&self) -> String {
         let address = self.log().iter().find_map(|line| {
             let ours = line["message"].as_str()?.contains("Metrics are served");
@@ -539,7 +542,7 @@ impl Server {
         raw(&address, request).await
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Stops it by SIGTERM, and waits for its end.
     pub async fn stop(&self) -> ExitStatus {
         self.forget();
         self.process.stop().await
@@ -550,7 +553,7 @@ impl Server {
         self.process.signal(signal);
     }
 
-    /// Asks it to stop, and goes on.
+    /// Sends SIGTERM, and does not wait.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
@@ -561,7 +564,7 @@ impl Server {
         self.process.wait().await
     }
 
-    /// Kills it on the spot.
+    /// Kills it at once.
     pub async fn kill(&self) {
         self.forget();
         self.process.signal(Signal::KILL);

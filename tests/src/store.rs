@@ -1,5 +1,5 @@
-//! The two stores. On PostgreSQL every site gets a database of its own, copied from one that was
-//! migrated once.
+//! The two database engines. On PostgreSQL every site gets a database of its own, copied from one
+//! that was migrated once.
 
 use std::{
     path::Path,
@@ -16,10 +16,10 @@ use crate::{
     tools::{root, word},
 };
 
-/// Any number, the same in every process: who holds it makes the template.
+/// The number of the lock under which the template is created; the same in every process.
 const TEMPLATE_LOCK: i64 = 0x73_74_6d_31;
 
-/// Where a server keeps its data.
+/// The database engine of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// A file in its data directory.
@@ -28,7 +28,7 @@ pub enum Store {
     Postgres,
 }
 
-/// A PostgreSQL cluster, which the test's environment named or which we started.
+/// A PostgreSQL cluster, which the environment named or this process started.
 pub(crate) struct Cluster {
     url: String,
     ours: bool,
@@ -41,7 +41,7 @@ impl Cluster {
     /// The cluster to use.
     ///
     /// # Errors
-    /// There is none, and none can be started here; why.
+    /// The reason why there is none and none can be started.
     pub(crate) fn get() -> Result<Arc<Self>, String> {
         if let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") {
             return Ok(Arc::new(Self { url, ours: false }));
@@ -98,14 +98,14 @@ impl Drop for Cluster {
     }
 }
 
-/// A cluster of a test's own, which the test stops. Its commits are durable.
+/// A cluster for one test, which the test may stop. Its commits are durable.
 pub struct OwnCluster(Arc<Cluster>);
 
 impl OwnCluster {
-    /// Starts one.
+    /// Starts a cluster.
     ///
     /// # Errors
-    /// None can be started here; why.
+    /// The reason why none can be started.
     pub(crate) fn start() -> Result<Self, String> {
         Ok(Self(Arc::new(Cluster::start(&[])?)))
     }
@@ -114,12 +114,12 @@ impl OwnCluster {
         &self.0
     }
 
-    /// Ends all its processes on the spot.
+    /// Ends all its processes at once.
     pub async fn halt(&self) {
         self.script("halt").await;
     }
 
-    /// Starts it again, where it was.
+    /// Starts it again at the same address.
     pub async fn resume(&self) {
         self.script("resume").await;
     }
@@ -160,7 +160,7 @@ impl Database {
         let name = format!("stm_{}", word());
         let mut connection = cluster.connect().await;
         let statement = format!("CREATE DATABASE {name} {options}");
-        // A template that somebody else is just copying can't be copied for a moment.
+        // A template can't be copied while another process copies it.
         for attempt in 1.. {
             match sqlx::raw_sql(AssertSqlSafe(statement.clone()))
                 .execute(&mut connection)
@@ -193,7 +193,7 @@ impl Database {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
-    /// Everything in it, as text; bytes are in hexadecimal.
+    /// All its rows as text, with bytes in hexadecimal.
     pub async fn dump(&self) -> Vec<u8> {
         let mut connection = self.connect().await;
         let tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
@@ -219,7 +219,7 @@ impl Database {
     }
 }
 
-/// The bytes that stand in a row's text as `\x…`, so that secrets are found within them too.
+/// The bytes in a row's text, written as `\x…`, so that secrets in them are found, too.
 fn bytes_in(line: &str) -> Vec<u8> {
     let mut all = Vec::new();
     for part in line.split("\\\\x").skip(1) {
@@ -230,7 +230,8 @@ fn bytes_in(line: &str) -> Vec<u8> {
     all
 }
 
-/// The name of the database that this very program has migrated, made by whoever comes first.
+/// The name of the template database, which the program under test has migrated. The first process
+/// creates it.
 async fn template(cluster: &Cluster, data_dir: &Path) -> String {
     let meta = std::fs::metadata(binary()).unwrap();
     let age = meta.modified().unwrap().duration_since(UNIX_EPOCH).unwrap();

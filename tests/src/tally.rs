@@ -1,6 +1,6 @@
-//! A consumer that only counts, for stories of thousands of deliveries: a thread of its own, so
-//! that what it notes is when requests came and not when the test had time for them. It can hold
-//! requests, so that a story knows what is under way.
+//! A consumer that only counts, for tests with thousands of deliveries. It has a thread of its own,
+//! so that it records when requests arrive, not when the test has time for them. It can hold
+//! requests, so that a test knows what is under way.
 
 use std::{
     collections::HashSet,
@@ -18,15 +18,15 @@ use tokio::{
 };
 
 const NO_CONTENT: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
-/// Where [`Tally::caught_up`] asks; no arrival.
+/// The path of the requests of [`Tally::caught_up`], which do not count.
 const CAUGHT_UP: &str = "/caught-up";
 
-/// A request that came in full.
+/// A complete request.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
-    /// Where to.
+    /// The path.
     pub path: String,
     /// `webhook-id`.
     pub event: String,
@@ -36,7 +36,7 @@ pub struct Arrival {
     pub attempt: u32,
 }
 
-/// Which requests are not answered for now.
+/// Decides which requests are held.
 type Rule = Box<dyn FnMut(&Arrival) -> bool + Send>;
 
 struct Counts {
@@ -45,11 +45,11 @@ struct Counts {
     peak: AtomicUsize,
     held: AtomicUsize,
     rule: Mutex<Option<Rule>>,
-    /// How often what is held was let go.
+    /// How often held requests were released.
     releases: watch::Sender<u64>,
 }
 
-/// Counts as long as it lives, whatever ends it.
+/// Adds one to a counter until it is dropped.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -67,14 +67,14 @@ impl Drop for Counted<'_> {
 
 /// The consumer. Gone, with all its connections, when dropped.
 pub struct Tally {
-    /// Where it listens; any path will do.
+    /// The URL at which it listens; every path works.
     pub url: String,
     counts: Arc<Counts>,
     _alive: oneshot::Sender<()>,
 }
 
 impl Tally {
-    /// Starts one that answers 204 after this long.
+    /// Starts a consumer that answers 204 after `delay`.
     pub async fn start(delay: Duration) -> Self {
         let counts = Arc::new(Counts {
             arrivals: Mutex::default(),
@@ -109,13 +109,13 @@ impl Tally {
         }
     }
 
-    /// From now on holds the requests that this says: they are not answered before
+    /// Holds the requests that `rule` accepts from now on: they are answered after
     /// [`Tally::release`].
     pub fn hold(&self, rule: impl FnMut(&Arrival) -> bool + Send + 'static) {
         *self.counts.rule.lock().unwrap() = Some(Box::new(rule));
     }
 
-    /// Answers what is held, and holds nothing more.
+    /// Answers all held requests, and holds no more.
     pub fn release(&self) {
         *self.counts.rule.lock().unwrap() = None;
         self.counts.releases.send_modify(|count| *count += 1);
@@ -127,11 +127,12 @@ impl Tally {
         self.counts.held.load(Ordering::Relaxed)
     }
 
-    /// Waits until everything is counted that was sent before, also by somebody who is dead now.
+    /// Waits until all requests that were sent before are counted, including those of dead
+    /// processes.
     pub async fn caught_up(&self) {
         let address = self.url.trim_start_matches("http://");
-        // Connections are taken in the order in which they came, and read in turns: after the first
-        // answer all are taken, after the second all were read.
+        // Connections are accepted in their order, and read in turns: after the first answer all
+        // are accepted, and after the second all were read.
         for _ in 0..2 {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("POST {CAUGHT_UP} HTTP/1.1\r\n\r\n");
@@ -141,25 +142,25 @@ impl Tally {
         }
     }
 
-    /// Everything that came, in order.
+    /// All requests that arrived, in order.
     #[must_use]
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.counts.arrivals.lock().unwrap().clone()
     }
 
-    /// How many requests came.
+    /// The number of requests.
     #[must_use]
     pub fn len(&self) -> usize {
         self.counts.arrivals.lock().unwrap().len()
     }
 
-    /// Whether none came.
+    /// Whether no request arrived.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many events came, however often.
+    /// The number of different events.
     #[must_use]
     pub fn events(&self) -> usize {
         let arrivals = self.counts.arrivals.lock().unwrap();
@@ -179,7 +180,7 @@ async fn accept(listener: TcpListener, counts: Arc<Counts>, delay: Duration) {
         let (stream, _) = listener.accept().await.unwrap();
         let counts = Arc::clone(&counts);
         tokio::spawn(async move {
-            // Whoever is killed breaks off anywhere.
+            // A killed sender can end the connection anywhere, so errors are ignored.
             let _ = serve(stream, &counts, delay).await;
         });
     }
@@ -218,7 +219,7 @@ async fn serve(mut stream: TcpStream, counts: &Counts, delay: Duration) -> std::
     }
 }
 
-/// Nobody waits for an answer that nobody hears any more.
+/// Waits for `done`, but no longer than the sender is there.
 async fn unless_gone(stream: &TcpStream, done: impl Future<Output = ()>) {
     let mut gone = [0];
     tokio::select! {
@@ -227,7 +228,7 @@ async fn unless_gone(stream: &TcpStream, done: impl Future<Output = ()>) {
     }
 }
 
-/// The request at the beginning of these bytes, and where it ends.
+/// The complete request at the beginning of these bytes, and where it ends.
 fn whole(bytes: &[u8]) -> Option<(Arrival, usize)> {
     let head = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let text = std::str::from_utf8(&bytes[..head]).unwrap();

@@ -1,5 +1,5 @@
-//! A token endpoint that a test controls: it counts, is slow, fails, rotates refresh tokens, and
-//! takes a refresh token that comes twice for theft (RFC 6819 §5.2.2.3).
+//! A token endpoint that a test controls: it counts requests, can be slow or fail, rotates refresh
+//! tokens, and treats a refresh token that comes twice as stolen (RFC 6819 §5.2.2.3).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,52 +19,52 @@ use crate::{server::Server, tools::word, vault::Vault};
 /// One request that the endpoint got.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
-    /// Its form.
+    /// The form in its body.
     pub form: HashMap<String, String>,
     /// Its `Authorization`; empty without.
     pub authorization: String,
-    /// How it was answered.
+    /// The status of the answer.
     pub answered: u16,
 }
 
 /// How the endpoint answers.
 #[derive(Clone, Debug)]
-pub enum Mood {
-    /// As it should.
+pub enum AnswerMode {
+    /// With a grant.
     Granting,
     /// With this status and body.
     Saying(u16, String),
-    /// As it should, but with this status, with these members in place of its own, and with this
-    /// text before them.
+    /// With a grant, but with this status, with these members added or replaced, and with this text
+    /// before the JSON.
     Oddly {
         /// The status.
         status: u16,
         /// Members of the answer.
         members: Value,
-        /// What comes before it.
+        /// The text before the JSON.
         before: &'static str,
     },
-    /// As it should, but as a form.
+    /// With a grant in the form of a form.
     Form,
-    /// As it should to a client that has its secret in the body; else with this status and body.
+    /// With a grant if the secret is in the body; else with this status and body.
     SecretInBody(u16, String),
-    /// With this status and body, and that it does not know a client without a header.
+    /// With this status and body if the secret is in the header; else with 401 `invalid_client`.
     SecretInHeader(u16, String),
 }
 
 struct State {
     asked: Vec<Asked>,
-    mood: Mood,
+    answer_mode: AnswerMode,
     delay: Duration,
     life: Duration,
     rotates: bool,
-    /// The refresh token that counts, by its family.
+    /// The valid refresh token of each family.
     live: HashMap<String, String>,
     /// Families whose token came twice.
     revoked: HashSet<String>,
-    /// When each access token ends.
+    /// When each access token expires.
     ends: HashMap<String, Instant>,
     under_way: usize,
     most_under_way: usize,
@@ -72,7 +72,7 @@ struct State {
 
 /// The endpoint. Gone when dropped.
 pub struct TokenEndpoint {
-    /// Where it listens.
+    /// The URL at which it listens.
     pub url: String,
     state: Arc<Mutex<State>>,
     vault: Arc<Vault>,
@@ -80,14 +80,14 @@ pub struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    /// Starts one that grants tokens that live for an hour and rotates refresh tokens. What it
-    /// grants must not be found where secrets may not be.
+    /// Starts an endpoint whose access tokens live for an hour and which rotates refresh tokens.
+    /// The tokens are added to the secrets that must not be found.
     pub async fn start(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/token", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State {
             asked: Vec::new(),
-            mood: Mood::Granting,
+            answer_mode: AnswerMode::Granting,
             delay: Duration::ZERO,
             life: Duration::from_hours(1),
             rotates: true,
@@ -118,7 +118,7 @@ impl TokenEndpoint {
         self.state.lock().unwrap()
     }
 
-    /// A first pair of tokens, as a login elsewhere would have given: access and refresh token.
+    /// A first access and refresh token, as from a login.
     #[must_use]
     pub fn login(&self, life: Duration) -> (String, String) {
         let family = word();
@@ -147,7 +147,7 @@ impl TokenEndpoint {
         })
     }
 
-    /// The body that begins a login whose code is traded here.
+    /// The body that begins a login whose code is exchanged here.
     #[must_use]
     pub fn login_body(&self, name: &str) -> Value {
         json!({
@@ -163,8 +163,8 @@ impl TokenEndpoint {
     }
 
     /// Answers like this from now on.
-    pub fn mood(&self, mood: Mood) {
-        self.state().mood = mood;
+    pub fn answer_with(&self, answer_mode: AnswerMode) {
+        self.state().answer_mode = answer_mode;
     }
 
     /// Answers after this long from now on.
@@ -172,7 +172,7 @@ impl TokenEndpoint {
         self.state().delay = delay;
     }
 
-    /// Grants tokens that live so long from now on.
+    /// Grants tokens with this life from now on.
     pub fn life(&self, life: Duration) {
         self.state().life = life;
     }
@@ -182,19 +182,19 @@ impl TokenEndpoint {
         self.state().rotates = false;
     }
 
-    /// Everything that was asked, in order.
+    /// All requests, in order.
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
         self.state().asked.clone()
     }
 
-    /// How many requests were under way at the same time, at most.
+    /// The most requests that were under way at the same time.
     #[must_use]
     pub fn most_under_way(&self) -> usize {
         self.state().most_under_way
     }
 
-    /// How long an access token still lives; `None` if it has ended or was never granted.
+    /// How long an access token is still valid; `None` if it is expired or was never granted.
     #[must_use]
     pub fn left(&self, access_token: &str) -> Option<Duration> {
         let left = self
@@ -203,7 +203,7 @@ impl TokenEndpoint {
         left.filter(|left| !left.is_zero())
     }
 
-    /// When an access token ends; `None` if it was never granted.
+    /// When an access token expires; `None` if it was never granted.
     #[must_use]
     pub fn end(&self, access_token: &str) -> Option<Instant> {
         self.state().ends.get(access_token).copied()
@@ -238,19 +238,21 @@ struct Receiver {
 impl Receiver {
     /// Status and body.
     fn judge(&self, form: &HashMap<String, String>) -> (u16, String) {
-        let mood = self.state.lock().unwrap().mood.clone();
-        match mood {
-            Mood::Saying(status, body) => (status, body),
-            Mood::SecretInBody(status, body) if !form.contains_key("client_secret") => {
+        let answer_mode = self.state.lock().unwrap().answer_mode.clone();
+        match answer_mode {
+            AnswerMode::Saying(status, body) => (status, body),
+            AnswerMode::SecretInBody(status, body) if !form.contains_key("client_secret") => {
                 (status, body)
             }
-            Mood::SecretInHeader(status, body) if !form.contains_key("client_id") => (status, body),
-            Mood::SecretInHeader(..) => (401, json!({"error": "invalid_client"}).to_string()),
-            Mood::Granting | Mood::SecretInBody(..) => {
+            AnswerMode::SecretInHeader(status, body) if !form.contains_key("client_id") => {
+                (status, body)
+            }
+            AnswerMode::SecretInHeader(..) => (401, json!({"error": "invalid_client"}).to_string()),
+            AnswerMode::Granting | AnswerMode::SecretInBody(..) => {
                 let (status, answer) = self.properly(form);
                 (status, answer.to_string())
             }
-            Mood::Oddly {
+            AnswerMode::Oddly {
                 status,
                 members,
                 before,
@@ -262,7 +264,7 @@ impl Receiver {
                 let status = if granted == 200 { status } else { granted };
                 (status, format!("{before}{answer}"))
             }
-            Mood::Form => {
+            AnswerMode::Form => {
                 let (status, answer) = self.properly(form);
                 let mut form = url::form_urlencoded::Serializer::new(String::new());
                 for (name, value) in answer.as_object().unwrap() {
@@ -276,7 +278,7 @@ impl Receiver {
         }
     }
 
-    /// What RFC 6749 has for such a request.
+    /// The answer that RFC 6749 defines for the request.
     fn properly(&self, form: &HashMap<String, String>) -> (u16, Value) {
         let mut state = self.state.lock().unwrap();
         let refused = |error: &str| (400, json!({"error": error}));

@@ -1,4 +1,4 @@
-//! Small things that many tests need.
+//! Helpers for many tests.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -55,8 +55,8 @@ pub fn below(limit: u64) -> u64 {
     u64::from_le_bytes(random::bytes()) % limit
 }
 
-/// Asks again and again until there is an answer, the last time when `limit` is over: how long it
-/// takes to ask does not count.
+/// Calls `ask` until it returns a value. The last call comes after `limit`, so that a slow call
+/// does not make it fail.
 pub async fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -73,7 +73,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// Sends bytes as they are and returns all that comes back until the peer closes or 10 s pass.
+/// Sends bytes as they are; returns all that comes back until the peer closes or 10 s pass.
 pub async fn raw(url: &str, request: &[u8]) -> String {
     let address = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -94,7 +94,7 @@ pub fn absent(prefix: &str) -> String {
     format!("{prefix}_0{suffix}")
 }
 
-/// Random numbers that can be had again: the seed is printed, and `STATIONMASTER_TEST_SEED` sets it.
+/// Reproducible random numbers: the seed is printed, and `STATIONMASTER_TEST_SEED` sets it.
 pub struct Dice(u64);
 
 impl Dice {
@@ -117,9 +117,9 @@ impl Dice {
     }
 }
 
-/// An address of this machine where a server can come back after its end. Its port is not one of
-/// those that the system gives to connections: somebody who keeps calling a server that is gone
-/// could otherwise be given the very port and be connected to itself.
+/// An address of this machine at which a server can start again after its end. The system must not
+/// give its port to outgoing connections: a client that keeps calling the stopped server could get
+/// that port, and be connected to itself.
 #[must_use]
 pub fn lasting_address() -> String {
     loop {
@@ -131,7 +131,7 @@ pub fn lasting_address() -> String {
     }
 }
 
-/// The value below which this share of the others lies.
+/// The value below which this share of the values lies.
 #[must_use]
 pub fn percentile(values: &[Duration], share: f64) -> Duration {
     let mut sorted = values.to_vec();

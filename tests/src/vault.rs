@@ -1,4 +1,4 @@
-//! Every secret that a test ever receives, and the search for them where none may be.
+//! All secrets that a test receives, and the search for them where none may be.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use base64::{
 };
 use serde_json::Value;
 
-/// What our credentials begin with.
+/// The prefixes of the credentials that the server issues.
 const PREFIXES: [&str; 7] = [
     "stm_admin_",
     "stm_runner_",
@@ -22,23 +22,22 @@ const PREFIXES: [&str; 7] = [
     "ptk_",
 ];
 
-/// Shorter ones could stand somewhere by chance.
+/// Shorter secrets are left out: a text could contain them by chance.
 const SENT_LEN_MIN: usize = 16;
 
 /// The secrets of one test.
 #[derive(Default)]
 pub struct Vault(Mutex<Index>);
 
-/// All forms of all secrets by their last eight bytes: one walk through a text finds them all,
-/// however many there are.
+/// All forms of all secrets by their last eight bytes. One pass over a text finds all of them.
 struct Index {
     secrets: Vec<String>,
     forms: HashMap<u64, Vec<Form>>,
-    /// Whether any form ends in these two bytes: most places of a text need no other look.
+    /// Whether any form ends in these two bytes: this alone rules out most positions of a text.
     endings: Vec<bool>,
 }
 
-/// How a secret would look if something wrote it: as it is, in hex, in base64.
+/// A form in which a secret could be written: as it is, in hexadecimal, in base64.
 struct Form {
     secret: usize,
     name: &'static str,
@@ -74,7 +73,7 @@ impl Vault {
         }
     }
 
-    /// Remembers every upstream credential in a request's body, also in one that is refused.
+    /// Remembers every upstream credential in a request's body, even if the request is refused.
     pub fn take_sent(&self, value: &Value) {
         match value {
             Value::Array(items) => items.iter().for_each(|item| self.take_sent(item)),
@@ -93,7 +92,7 @@ impl Vault {
     fn take_member(&self, name: &str, text: &str) {
         let secret = match name {
             "api_key" | "access_token" | "refresh_token" | "client_secret" => text,
-            // The rest of the URL is no secret, and others may have it too.
+            // The rest of the URL is no secret, and other URLs may share it.
             "webhook_url" => text.rsplit('/').next().unwrap_or_default(),
             _ => return,
         };
@@ -102,12 +101,12 @@ impl Vault {
         }
     }
 
-    /// How many there are.
+    /// The number of secrets.
     pub fn count(&self) -> usize {
         self.0.lock().unwrap().secrets.len()
     }
 
-    /// Which secrets, in which form, `bytes` hold. The descriptions give nothing away.
+    /// The secrets in `bytes`, with their form. The descriptions do not reveal them.
     pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
         self.0.lock().unwrap().found_in(bytes)
     }
@@ -188,7 +187,8 @@ fn forms_of(raw: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     forms
 }
 
-/// What base64 makes of `raw` when `offset` other bytes stand before it and any may follow.
+/// The base64 of `raw` after `offset` other bytes, without the characters that depend on other
+/// bytes.
 fn within_base64(raw: &[u8], offset: usize, engine: &base64::engine::GeneralPurpose) -> Vec<u8> {
     let padded = [&vec![0; offset], raw].concat();
     let encoded = engine.encode(&padded);

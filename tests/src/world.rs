@@ -1,4 +1,4 @@
-//! What one test has to itself.
+//! The world of a test: its sites, servers and secrets.
 
 use std::{
     io::Write as _,
@@ -10,9 +10,9 @@ use crate::{
     store::{Cluster, Database, OwnCluster, Store},
 };
 
-/// Everything that one test makes: sites, servers, secrets.
+/// Everything that one test creates: sites, servers, secrets.
 pub struct World {
-    /// Where its servers keep their data.
+    /// The database engine of its servers.
     pub store: Store,
     cluster: Option<Arc<Cluster>>,
     sites: Mutex<Vec<Arc<Site>>>,
@@ -51,7 +51,7 @@ impl World {
     /// A new site on a PostgreSQL cluster of its own, which the test may stop.
     ///
     /// # Errors
-    /// No cluster can be started here; why.
+    /// The reason why no cluster can be started here.
     pub async fn site_with_cluster(&self) -> Result<(Arc<Site>, OwnCluster), String> {
         let home = tempfile::Builder::new()
             .prefix("stationmaster-test-")
@@ -75,7 +75,7 @@ impl World {
         self.start_with(&[]).await
     }
 
-    /// A server on a new site, with settings of its own.
+    /// A server on a new site, with these settings.
     pub async fn start_with(&self, env: &[(&str, &str)]) -> Server {
         self.site().await.start(env).await
     }
@@ -98,7 +98,7 @@ impl Drop for World {
     }
 }
 
-/// Runs one test in a world of its own, and judges the world afterwards.
+/// Runs one test in a world of its own, and checks the world afterwards.
 pub fn run(store: Store, name: &str, body: impl AsyncFnOnce(&World)) {
     let cluster = match store {
         Store::Sqlite => None,
@@ -122,8 +122,7 @@ pub fn run(store: Store, name: &str, body: impl AsyncFnOnce(&World)) {
     });
 }
 
-/// Leaves a test out and says so where the test script counts; a failure where nothing may be
-/// left out.
+/// Skips a test, and reports that to the test script. Fails if the script allows no skipped tests.
 pub fn skip(name: &str, reason: &str) {
     assert!(
         std::env::var_os("STATIONMASTER_TEST_STRICT").is_none(),
@@ -132,7 +131,7 @@ pub fn skip(name: &str, reason: &str) {
     leave_out(name, reason);
 }
 
-/// The same for what no script can install: never a failure.
+/// Skips a test for want of something that no script can install. Never fails.
 pub fn leave_out(name: &str, reason: &str) {
     eprintln!("{name} is skipped: {reason}");
     if let Some(path) = std::env::var_os("STATIONMASTER_TEST_SKIPS") {

@@ -295,7 +295,7 @@ async fn a_move_that_is_killed_goes_on_where_it_was(world: &World) {
     // Nobody takes the key away under its hands.
     let (code, words) = keys.keys(&["rotate", "--retire", &old]).await;
     assert_eq!(code, Some(1), "{words}");
-    assert!(words.contains("is at work"), "{words}");
+    assert!(words.contains("is using the master keys"), "{words}");
     moving.kill().await.unwrap();
     obstacle.clear(&keys.site).await;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{
-    Answer, Consumer, Mood, Publisher, Server, TokenEndpoint, World, new_account, on_both_stores,
-    tools,
+    Answer, AnswerMode, Consumer, Publisher, Server, TokenEndpoint, World, new_account,
+    on_both_stores, tools,
 };
 
 use crate::{audit::verified, resolving::resolve};
@@ -130,7 +130,7 @@ async fn a_spent_grant_fails_the_account_and_tells_its_publisher_once(world: &Wo
     let words = "a-description-that-nobody-repeats";
     server.site().remember(words);
     let body = json!({"error": "invalid_grant", "error_description": words});
-    endpoint.mood(Mood::Saying(400, body.to_string()));
+    endpoint.answer_with(AnswerMode::Saying(400, body.to_string()));
     for _ in 0..2 {
         let refused = refresh(&publisher, &account).await;
         assert_eq!(refused["code"], "refresh_failed", "{refused}");
@@ -154,7 +154,7 @@ async fn a_spent_grant_fails_the_account_and_tells_its_publisher_once(world: &Wo
     assert_eq!(publisher.admin.all(&events).await.len(), 1);
     assert_eq!(actions(&publisher, "account.refresh_failed").await, 2);
 
-    endpoint.mood(Mood::Granting);
+    endpoint.answer_with(AnswerMode::Granting);
     assert_eq!(refresh(&publisher, &account).await.status, 200);
     let mended = read(&publisher, &account).await;
     let well = json!({"status": "ok", "reason": null, "failed_at": null, "lent_until": null});
@@ -187,7 +187,7 @@ async fn a_passing_failure_never_fails_the_account(world: &World) {
         // Put right by the operator of the upstream: the token lives on.
         (401, r#"{"error":"invalid_client"}"#, "invalid_client"),
     ] {
-        endpoint.mood(Mood::Saying(status, body.to_owned()));
+        endpoint.answer_with(AnswerMode::Saying(status, body.to_owned()));
         let refused = refresh(&publisher, &account).await;
         assert_eq!(refused["code"], "refresh_failed", "{refused}");
         let detail = refused.text("/detail");
@@ -221,7 +221,7 @@ async fn all_are_refreshed_and_a_dry_run_changes_nothing(world: &World) {
     let server = world.start_with(&BY_HAND).await;
     let (publisher, endpoint, _) = house(&server).await;
     let broken = TokenEndpoint::start(&server).await;
-    broken.mood(Mood::Saying(503, "{}".into()));
+    broken.answer_with(AnswerMode::Saying(503, "{}".into()));
     hold(&publisher, &broken.account("broken", HOUR)).await;
     let mut off = endpoint.account("off", HOUR);
     off["enabled"] = json!(false);

@@ -146,7 +146,7 @@ async fn a_lost_key_file_is_not_replaced(world: &World) {
     std::fs::rename(&keys, &aside).unwrap();
     let refused = site.refused(&[]).await;
     assert!(
-        refused.words.contains("Put the key file back"),
+        refused.words.contains("Restore the key file"),
         "{refused:?}"
     );
     assert!(!keys.exists(), "a new key file opens nothing");

@@ -328,7 +328,7 @@ async fn a_stop_without_descriptors_loses_nothing(world: &World) {
     tools::eventually("a shortage is told of", LIMIT, async || {
         let told = server.log().into_iter().find(|line| {
             let text = line["message"].as_str().unwrap_or_default();
-            text.contains("no descriptor")
+            text.contains("no file descriptor")
         });
         told.map(drop)
     })

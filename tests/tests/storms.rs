@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tests::{Arrival, Publisher, Server, Tally, keeping_client, tools};
 
 /// How long a server may be away before a caller gives up on the test.
-const PATIENCE: Duration = Duration::from_mins(1);
+const WAIT_MAX: Duration = Duration::from_mins(1);
 /// How many requests one process has under way at most: 256, and as many again to slow receivers.
 /// The receivers of these stories are none, and what is not recorded yet counts as under way.
 const UNDER_WAY_MAX: usize = 256;
@@ -82,7 +82,7 @@ impl Source {
             json!({"events": numbers.iter().map(event).collect::<Vec<_>>()})
         };
         let body = body.to_string();
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_MAX;
         let (status, answer) = loop {
             if let Some(answer) = self.ask(at, &body).await {
                 break answer;
@@ -218,7 +218,7 @@ async fn latencies(
         .into_iter()
         .map(|(whose, number, at)| (sources[whose].acknowledged()[&number].clone(), at))
         .collect();
-    tools::eventually("every live event comes", PATIENCE, async || {
+    tools::eventually("every live event comes", WAIT_MAX, async || {
         tokio::time::sleep(Duration::from_millis(80)).await;
         let arrivals = tally.arrivals();
         let came = arrivals.iter().filter_map(|arrival| {

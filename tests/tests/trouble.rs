@@ -193,7 +193,7 @@ impl Drop for NoDescriptors {
 async fn without_descriptors_no_delivery_is_given_up(world: &World) {
     let server = world.start().await;
     let publisher = server.publisher("acme").await;
-    server.site().tolerate("no descriptor");
+    server.site().tolerate("no file descriptor");
     server.site().tolerate("Too many open files");
     server.site().tolerate("unable to open database file");
     let url = closing_receiver().await;
@@ -206,7 +206,7 @@ async fn without_descriptors_no_delivery_is_given_up(world: &World) {
     tools::eventually("a shortage is told of", LIMIT, async || {
         let told = server.log().into_iter().find(|line| {
             let text = line["message"].as_str().unwrap_or_default();
-            text.contains("no descriptor")
+            text.contains("no file descriptor")
         });
         if told.is_none() {
             tokio::time::sleep(Duration::from_millis(100)).await;

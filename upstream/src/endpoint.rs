@@ -1,27 +1,28 @@
-//! One question to a token endpoint.
+//! One request to a token endpoint.
 
 use std::time::{Duration, Instant};
 
 use domain::upstream::{
-    ANSWER_BYTES, Ask, Client, ClientAuth, ErrorKind, Grant, TokenError, read_answer,
+    ANSWER_BYTES, ClientAuth, ClientCredentials, ErrorKind, Grant, TokenError, TokenRequest,
+    read_answer,
 };
 use outbound::{Failure, Request};
 use secrecy::ExposeSecret as _;
 
 use crate::Refresher;
 
-/// From the start to the last header of the answer, and to its end.
+/// The time limits of a request: to the last header of the answer, and to the answer's end.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why there is no grant.
+/// Why the token endpoint gave no grant.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AskError {
-    /// The endpoint gave none.
+    /// The endpoint refused or failed.
     #[error("{}", .0.reason)]
     Endpoint(TokenError),
-    /// It was not asked: this process is short of something of its own.
-    #[error("this server is short of something of its own; try again in a moment")]
+    /// The endpoint was not asked: this process lacks a resource of its own.
+    #[error("this server lacks a resource of its own; try again in a moment")]
     OwnShortage,
 }
 
@@ -40,25 +41,26 @@ impl From<TokenError> for AskError {
     }
 }
 
-/// Asks once. If that is refused and the client has a secret, it asks a second time with the
-/// secret in the other place: RFC 6749 §2.3.1 leaves it to endpoints whether they take one in the
-/// body, and some take it there alone. What they call their refusal then is not settled, so any
-/// refusal counts that may be about the client. A client that is not known spends nothing.
+/// Asks for a grant with the client's secret in the `Authorization` header. If the endpoint
+/// refuses, asks again with the secret in the body: RFC 6749 §2.3.1 leaves it to endpoints whether
+/// they take the secret there, and some take it there alone. No standard says by which error they
+/// refuse, so any error that may be about the client leads to the second request. An endpoint that
+/// does not recognize the client does not use up its refresh token, so the second request is safe.
 ///
 /// # Errors
-/// Why there is no grant, in words of ours.
+/// [`AskError`], whose texts contain nothing that the endpoint wrote.
 pub(crate) async fn ask(
     refresher: &Refresher,
     url: &str,
-    client: Client<'_>,
-    ask: Ask<'_>,
+    client: ClientCredentials<'_>,
+    ask: TokenRequest<'_>,
 ) -> Result<Grant, AskError> {
     let began = Instant::now();
     let answer = match once(refresher, url, client, ask, ClientAuth::Basic).await {
         Err(AskError::Endpoint(first)) if asks_again(client, &first) => {
             match once(refresher, url, client, ask, ClientAuth::Body).await {
                 Err(AskError::Endpoint(second)) => Err(first.or(second).into()),
-                // That the grant is dead is known all the same.
+                // The first answer said that the grant is dead, and that stands.
                 Err(AskError::OwnShortage) if first.kind == ErrorKind::Spent => Err(first.into()),
                 other => other,
             }
@@ -71,16 +73,16 @@ pub(crate) async fn ask(
     answer
 }
 
-/// Not an endpoint that asks to be left alone.
-fn asks_again(client: Client<'_>, first: &TokenError) -> bool {
+/// Whether a second request may help. An endpoint that asks for a pause gets none.
+fn asks_again(client: ClientCredentials<'_>, first: &TokenError) -> bool {
     client.secret.is_some() && first.other_place && first.retry_after.is_none()
 }
 
 async fn once(
     refresher: &Refresher,
     url: &str,
-    client: Client<'_>,
-    ask: Ask<'_>,
+    client: ClientCredentials<'_>,
+    ask: TokenRequest<'_>,
     auth: ClientAuth,
 ) -> Result<Grant, AskError> {
     let (form, header) = client.request(ask, auth);
@@ -93,7 +95,7 @@ async fn once(
     };
     add("content-type", "application/x-www-form-urlencoded");
     add("accept", "application/json");
-    // An answer in a coding would be bytes that nobody unpacks.
+    // Compressed answers are not unpacked.
     add("accept-encoding", "identity");
     if let Some(header) = header {
         add("authorization", header.expose_secret());

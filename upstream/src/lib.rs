@@ -1,9 +1,10 @@
-//! The token endpoints of upstreams: refreshing what accounts hold, and trading a login's code.
+//! Requests to the token endpoints of upstreams: refreshing the tokens of accounts, and exchanging
+//! the code of a login for tokens.
 //!
-//! However many ask for an account's fresh token, here or in other processes, one request goes
-//! out ([`Refresher`]). It leaves through `outbound` alone, holds no database connection, and is
-//! never cancelled half-way: whoever asked and went away leaves a task behind that ends by itself.
-//! Neither tokens nor bodies of answers ever reach a log.
+//! However many callers want a fresh token of an account, in this process or in others, one request
+//! is sent ([`Refresher`]). It is sent by `outbound`, holds no database connection, and is never
+//! cancelled half-way: if the caller goes away, the task ends by itself. Neither tokens nor bodies
+//! of answers ever reach a log.
 
 mod endpoint;
 mod refresher;
@@ -11,18 +12,18 @@ mod refresher;
 pub use endpoint::AskError;
 pub use refresher::{RefreshError, Refresher};
 
-use domain::upstream::{Ask, Client, Grant};
+use domain::upstream::{ClientCredentials, Grant, TokenRequest};
 
 impl Refresher {
-    /// Trades the code of a login for tokens.
+    /// Exchanges the code of a login for tokens.
     ///
     /// # Errors
-    /// Why there are none, in words of ours.
+    /// [`AskError`], whose texts contain nothing that the endpoint wrote.
     pub async fn trade(
         &self,
         token_url: &str,
-        client: Client<'_>,
-        code: Ask<'_>,
+        client: ClientCredentials<'_>,
+        code: TokenRequest<'_>,
     ) -> Result<Grant, AskError> {
         endpoint::ask(self, token_url, client, code).await
     }

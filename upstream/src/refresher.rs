@@ -1,8 +1,8 @@
-//! One refresh however many ask.
+//! Refreshes the tokens of an account once, however many callers ask.
 //!
-//! In a process, those who ask for the same account at the same time share one flight. Among
-//! processes, a lease in the account's row lets one ask the endpoint; the others look at the row
-//! until it has another credential.
+//! In a process, callers that ask for the same account at the same time share one refresh, called a
+//! flight. Among processes, a lease in the account's row lets one of them ask the endpoint. The
+//! others poll the row until it has another credential.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use domain::{
     id::{AccountId, PublisherId},
     permits::{Bounds, Permits},
     random,
-    upstream::{Ask, Client, ErrorKind, Grant, TokenError},
+    upstream::{ClientCredentials, ErrorKind, Grant, TokenError, TokenRequest},
 };
 use moka::sync::Cache;
 use persistence::{
@@ -27,44 +27,46 @@ use tokio_util::task::TaskTracker;
 
 use crate::endpoint::{self, AskError};
 
-/// Most requests to token endpoints under way in a process, and of one publisher: endpoints that
-/// hang hold up nobody else's refreshes.
+/// Most requests to token endpoints under way, in a process and for one publisher. Endpoints that
+/// hang do not delay the refreshes of other publishers.
 const ASKING: Bounds = Bounds {
     total: 128,
     per_owner: 8,
 };
-/// How long a lease lasts: two questions to the endpoint, and the commit.
+/// How long a lease lasts: two requests to the endpoint, and the commit.
 const LEASE: Duration = Duration::from_secs(45);
-/// How often one who waits for another process looks at the row, spread by a third.
-const LOOK_EVERY: Duration = Duration::from_millis(75);
-/// How long a flight waits for another process: as long as that one's lease may last.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// How long it is remembered of an account that its token is good; that its refresh failed, while
-/// the old token lives; and the same after its end. And of how many accounts.
+/// How often a flight that waits for another process reads the row; varied by a third.
+const POLL_EVERY: Duration = Duration::from_millis(75);
+/// How long a flight waits for another process: longer than that process's lease lasts.
+const FLIGHT_WAIT_MAX: Duration = Duration::from_mins(1);
+/// How long the state of an account is cached: its token is good; its refresh failed while the old
+/// token still works; its refresh failed and the old token is expired. And for how many accounts.
 const GOOD_KEPT: Duration = Duration::from_secs(1);
 const FAILED_KEPT: Duration = Duration::from_secs(5);
 const OVER_KEPT: Duration = Duration::from_secs(1);
 const KEPT_MAX: u64 = 10_000;
-/// Tries to store an answer of which no other copy exists, and the wait between them.
+/// How often it is tried to store new tokens, of which no other copy exists; and the wait between
+/// two tries.
 const STORE_TRIES: u32 = 5;
 const STORE_AGAIN: Duration = Duration::from_millis(500);
 
-/// Why an account has no fresh token.
+/// Why an account got no fresh token.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RefreshError {
-    /// The endpoint gave none, or was not asked because it gave none a moment ago.
+    /// The endpoint gave none, or was not asked because it failed a moment ago.
     #[error("the upstream gave no new token: {0}")]
     Upstream(String),
-    /// The store's answer.
+    /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It takes too long.
+    /// The refresh did not end in time.
     #[error("the refresh takes too long")]
     TimeOver,
 }
 
 impl RefreshError {
-    /// The store's error, if it could not do its part; nothing is known of the account then.
+    /// The store's error if the store failed, so that the state of the account is unknown; `None`
+    /// for every other error.
     #[must_use]
     pub fn of_the_store(self) -> Option<StoreError> {
         match self {
@@ -75,7 +77,7 @@ impl RefreshError {
 }
 
 impl From<RefreshError> for StoreError {
-    /// As the publisher meets it: `refresh_failed` with the reason.
+    /// The error that the publisher sees: `refresh_failed` with the reason.
     fn from(error: RefreshError) -> Self {
         match error {
             RefreshError::Store(error) => error,
@@ -88,10 +90,10 @@ impl From<RefreshError> for StoreError {
     }
 }
 
-type Outcome = Result<AccountToken, RefreshError>;
-type Flights = HashMap<(PublisherId, AccountId, bool), watch::Receiver<Option<Outcome>>>;
+type RefreshResult = Result<AccountToken, RefreshError>;
+type Flights = HashMap<(PublisherId, AccountId, bool), watch::Receiver<Option<RefreshResult>>>;
 
-/// Refreshes accounts. Cheap to clone; make one for the whole process.
+/// Refreshes accounts. Cheap to clone; create one for the whole process.
 #[derive(Clone)]
 pub struct Refresher(Arc<Inner>);
 
@@ -100,7 +102,7 @@ struct Inner {
     http: outbound::Client,
     asking: Permits<PublisherId>,
     flights: Mutex<Flights>,
-    /// How it stands with accounts that were asked for a moment ago, and until when that holds.
+    /// The cached results for accounts that were asked for lately, and until when each holds.
     lately: Cache<(PublisherId, AccountId), (Result<(), RefreshError>, Timestamp)>,
     tasks: TaskTracker,
 }
@@ -112,11 +114,11 @@ impl std::fmt::Debug for Refresher {
 }
 
 impl Refresher {
-    /// Accounts of a batch of scheduled refreshes, and those of one publisher among them: as many
-    /// as may be under way, so that none waits for its place.
+    /// The size of a batch of scheduled refreshes: accounts in all, and of one publisher. As many
+    /// as may be under way at a time, so that none waits for a permit.
     pub const BATCH: (u64, u64) = (ASKING.total as u64, ASKING.per_owner as u64);
 
-    /// Over a store, by a client whose policy judges token endpoints.
+    /// A refresher on a store. The policy of `http` decides which token endpoints may be called.
     #[must_use]
     pub fn new(store: Store, http: outbound::Client) -> Self {
         Self(Arc::new(Inner {
@@ -140,18 +142,19 @@ impl Refresher {
         self.0.store.now()
     }
 
-    /// Waits until nothing is under way. Call it before the store is closed.
+    /// Waits until no refresh is under way. Call it before the store is closed.
     pub async fn drained(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
 
-    /// Sees to it that the account's token is good to use: replaces it if it is near its end, and
-    /// waits for that for the first of `wait` if the old one lives for longer than that, else for
-    /// the second. For a moment the answer comes from memory: many may ask.
+    /// Makes sure that the account's access token can be used, and refreshes it if it expires soon.
+    /// Waits for the refresh for `wait.0` if the present token works for longer than that, else for
+    /// `wait.1`. The result is cached for some seconds, because many callers may ask.
     ///
     /// # Errors
-    /// It is still near its end, or over; 404 and `wrong_credential_type` of the store.
+    /// [`RefreshError`] if the token still expires soon or is expired; the store's 404 and
+    /// `wrong_credential_type`.
     pub async fn living_token(
         &self,
         scope: &Scope,
@@ -168,13 +171,13 @@ impl Refresher {
         let present = scoped.account_token(account).await?;
         let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
-            // Whoever asks knows another token, and may have yet to hear of this one.
+            // The caller saw another token, so its caches may be stale.
             scoped.invalidate_cached();
             let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
         }
-        // One that ends meanwhile is of no use then.
+        // A token that expires during the wait is of no use after it.
         let lives = left.is_some_and(|left| left > wait.0);
         let wait = if lives { wait.0 } else { wait.1 };
         let flight = self.replace(scope, account, present.version, false, None);
@@ -192,12 +195,12 @@ impl Refresher {
         Err(error)
     }
 
-    /// The token that follows the one numbered `seen`, whoever gets it from the endpoint. `force`
-    /// asks even if the endpoint failed a moment ago. `context` says who asks, for the audit log;
-    /// among those who share a flight, the first counts.
+    /// Returns the token that follows the one with version `seen`, whichever process gets it from
+    /// the endpoint. `force` asks the endpoint even if it failed a moment ago. `context` says who
+    /// asks, for the audit log; if several callers share a flight, that of the first counts.
     ///
     /// # Errors
-    /// There is none.
+    /// [`RefreshError`] if there is no such token.
     pub async fn replace(
         &self,
         scope: &Scope,
@@ -205,10 +208,10 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: Option<Context>,
-    ) -> Outcome {
+    ) -> RefreshResult {
         let mut flight = self.join(scope, account, seen, force, context);
         let landed = flight.wait_for(Option::is_some).await;
-        let broken = || StoreError::Internal("a refresh broke down".to_owned());
+        let broken = || StoreError::Internal("a refresh panicked".to_owned());
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
         outcome.unwrap_or_else(|| Err(broken().into()))
     }
@@ -227,16 +230,16 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: Option<Context>,
-    ) -> watch::Receiver<Option<Outcome>> {
+    ) -> watch::Receiver<Option<RefreshResult>> {
         let key = (scope.publisher(), account, force);
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
         }
-        let (landing, flight) = watch::channel(None);
+        let (done, flight) = watch::channel(None);
         flights.insert(key, flight.clone());
         drop(flights);
-        let landed = Landing {
+        let entry = FlightEntry {
             refresher: self.clone(),
             key,
         };
@@ -244,13 +247,13 @@ impl Refresher {
         let context = context.unwrap_or_else(|| Context::system("refresh"));
         let this = self.clone();
         self.0.tasks.spawn(async move {
-            // Before the lease, which waits for nothing.
+            // The permit first: a lease must not run out while the flight waits for a permit.
             let permit = this.0.asking.acquire(key.0, 1).await;
             let outcome = this.fly(&scoped, account, seen, force, &context).await;
             drop(permit);
-            // Whoever comes from now on looks for himself.
-            drop(landed);
-            landing.send_replace(Some(outcome));
+            // Callers from now on start a flight of their own.
+            drop(entry);
+            done.send_replace(Some(outcome));
         });
         flight
     }
@@ -262,8 +265,8 @@ impl Refresher {
         seen: i64,
         force: bool,
         context: &Context,
-    ) -> Outcome {
-        let end = Instant::now() + PATIENCE;
+    ) -> RefreshResult {
+        let end = Instant::now() + FLIGHT_WAIT_MAX;
         let mut request = RefreshRequest {
             seen,
             force,
@@ -273,7 +276,8 @@ impl Refresher {
             match scoped.take_refresh(account, request, LEASE).await? {
                 RefreshClaim::Claimed(lease) => return self.ask(scoped, &lease, context).await,
                 RefreshClaim::Replaced => {
-                    // Another process may have done it, of whose commit this one has yet to hear.
+                    // Another process may have stored it, and its notice may not have arrived here
+                    // yet.
                     scoped.invalidate_cached();
                     return Ok(scoped.account_token(account).await?);
                 }
@@ -287,18 +291,18 @@ impl Refresher {
             if Instant::now() >= end {
                 return Err(RefreshError::TimeOver);
             }
-            tokio::time::sleep(LOOK_EVERY.mul_f64(random::jitter(0.33))).await;
+            tokio::time::sleep(POLL_EVERY.mul_f64(random::jitter(0.33))).await;
         }
     }
 
-    /// Asks the endpoint, and stores what came of it before anybody hears of it.
-    async fn ask(&self, scoped: &Scoped, lease: &RefreshLease, context: &Context) -> Outcome {
+    /// Asks the endpoint, and stores the result before it is returned.
+    async fn ask(&self, scoped: &Scoped, lease: &RefreshLease, context: &Context) -> RefreshResult {
         let asked_at = self.0.store.now();
-        let client = Client {
+        let client = ClientCredentials {
             id: &lease.client_id,
             secret: lease.tokens.client_secret.as_ref(),
         };
-        let ask = Ask::Refresh {
+        let ask = TokenRequest::Refresh {
             token: &lease.tokens.refresh_token,
             scope: lease.scopes.as_deref(),
         };
@@ -310,10 +314,10 @@ impl Refresher {
             }
             Err(error @ AskError::OwnShortage) => {
                 count("own_shortage");
-                // The account is as good, and as due, as before.
+                // Nothing is known about the account, so it is as due as before.
                 if let Err(error) = scoped.return_refresh(lease).await {
                     let account = lease.account;
-                    tracing::warn!(%account, %error, "a refresh that was not made waits for its lease to end");
+                    tracing::warn!(%account, %error, "a refresh that was not made is not due again before its lease ends");
                 }
                 Err(StoreError::Unavailable(error.to_string()).into())
             }
@@ -338,10 +342,10 @@ impl Refresher {
         loop {
             match scoped.keep_refresh_failure(context, lease, error).await {
                 Ok(()) => return,
-                // No other copy exists of a refresh token that came.
+                // No other copy exists of a refresh token that came with the error.
                 Err(failure) if error.refresh_token.is_some() && may_try(&failure, tries) => {}
                 Err(error) => {
-                    tracing::warn!(%account, %error, "a failed refresh could not be written down");
+                    tracing::warn!(%account, %error, "a failed refresh could not be recorded");
                     return;
                 }
             }
@@ -350,8 +354,8 @@ impl Refresher {
         }
     }
 
-    /// Refreshes accounts that are due; answers how many have a new token, and how many not.
-    /// [`Refresher::BATCH`] says how many it is good to ask for at a time.
+    /// Refreshes accounts that are due; returns how many succeeded and how many failed. Pass at
+    /// most [`Refresher::BATCH`] at a time.
     pub async fn refresh_due(&self, due: &[DueRefresh]) -> (u64, u64) {
         let flights: Vec<_> = due
             .iter()
@@ -369,20 +373,20 @@ impl Refresher {
     }
 }
 
-/// Whether a store that stumbled is asked once more.
+/// Whether to try the store again after an error.
 fn may_try(error: &StoreError, tries: u32) -> bool {
     error.may_pass() && tries < STORE_TRIES
 }
 
-/// Stores what was granted. The old refresh token may be spent, and no other copy of the new one
-/// exists: a store that stumbles is asked again.
+/// Stores new tokens. Tries again if the store fails: the old refresh token may not work any more,
+/// and no other copy of the new one exists.
 async fn keep(
     scoped: &Scoped,
     lease: &RefreshLease,
     context: &Context,
     grant: &Grant,
     asked_at: Timestamp,
-) -> Outcome {
+) -> RefreshResult {
     let account = lease.account;
     let mut tries = 1;
     loop {
@@ -405,13 +409,13 @@ async fn keep(
     }
 }
 
-/// Takes a flight off the list however it ends.
-struct Landing {
+/// The entry of a flight in the list; removed when dropped, however the flight ends.
+struct FlightEntry {
     refresher: Refresher,
     key: (PublisherId, AccountId, bool),
 }
 
-impl Drop for Landing {
+impl Drop for FlightEntry {
     fn drop(&mut self) {
         self.refresher.flights().remove(&self.key);
     }

@@ -1,7 +1,7 @@
 //! URLs in requests, judged by the destination guard.
 
 use domain::{Code, FieldError, Problem};
-use outbound::{HeaderRefusal, Policy, Refusal};
+use outbound::{DestinationRefusal, HeaderRefusal, Policy};
 
 /// Judges the URL that stands at `pointer`; its normalised form, the one to store and to show.
 ///
@@ -13,8 +13,8 @@ pub(crate) fn check(policy: &Policy, pointer: &str, url: &str) -> Result<String,
         .map(|destination| destination.as_str().to_owned())
         .map_err(|refusal| {
             let code = match refusal {
-                Refusal::UrlTooLong { .. } => "too_long",
-                Refusal::UrlInvalid | Refusal::HostMissing => "format",
+                DestinationRefusal::UrlTooLong { .. } => "too_long",
+                DestinationRefusal::UrlInvalid | DestinationRefusal::HostMissing => "format",
                 _ => "not_allowed",
             };
             FieldError::new(pointer, code, sentence(refusal))

@@ -10,7 +10,7 @@ use poem_openapi::OpenApi;
 use domain::{
     Code, FieldError, Problem, Timestamp,
     id::{AccountId, Id as _, TrainId},
-    lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Out},
+    lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Unavailable},
     permission::TrainsResolve,
 };
 use persistence::{
@@ -211,7 +211,7 @@ fn refusal(exhausted: &Exhausted, now: Timestamp) -> ApiError {
         Some(at) => format!("The first account is back at {at}."),
         None => "No account comes back by itself.".to_owned(),
     };
-    let why = |(account, out): &(AccountId, Out)| {
+    let why = |(account, out): &(AccountId, Unavailable)| {
         let pointer = format!("/accounts/{account}");
         FieldError::new(pointer, out.as_str(), describe(*out))
     };
@@ -222,13 +222,13 @@ fn refusal(exhausted: &Exhausted, now: Timestamp) -> ApiError {
         .into()
 }
 
-fn describe(out: Out) -> String {
+fn describe(out: Unavailable) -> String {
     match out {
-        Out::Disabled => "It is disabled.".to_owned(),
-        Out::Failed => "It can't be refreshed any more.".to_owned(),
-        Out::Expired => "Its access token is expired.".to_owned(),
-        Out::CoolingDown(until) => format!("It cools down until {until}."),
-        Out::Excluded => "The request excludes it.".to_owned(),
+        Unavailable::Disabled => "It is disabled.".to_owned(),
+        Unavailable::Failed => "It can't be refreshed any more.".to_owned(),
+        Unavailable::Expired => "Its access token is expired.".to_owned(),
+        Unavailable::CoolingDown(until) => format!("It cools down until {until}."),
+        Unavailable::Excluded => "The request excludes it.".to_owned(),
     }
 }
 
@@ -304,8 +304,8 @@ mod tests {
         let until = now.plus(Duration::from_millis(1001));
         let exhausted = Exhausted {
             accounts: vec![
-                (account(1), Out::Disabled),
-                (account(2), Out::CoolingDown(until)),
+                (account(1), Unavailable::Disabled),
+                (account(2), Unavailable::CoolingDown(until)),
             ],
         };
         let error = refusal(&exhausted, now);
@@ -316,7 +316,7 @@ mod tests {
         assert!(problem.errors[1].detail.contains(&until.to_string()));
         assert!(problem.errors[0].pointer.starts_with("/accounts/acc_"));
         let nobody = Exhausted {
-            accounts: vec![(account(1), Out::Failed)],
+            accounts: vec![(account(1), Unavailable::Failed)],
         };
         assert_eq!(refusal(&nobody, now).problem().retry_after_s, Some(60));
     }

@@ -17,7 +17,7 @@ const LIMITS: Limits = Limits {
     endpoint: 8,
 };
 
-/// A board on a clock of its own, and what is under way on it.
+/// A board with a clock of its own, and its requests under way.
 struct Game {
     board: Board,
     now: Instant,
@@ -98,7 +98,7 @@ impl Game {
         }
     }
 
-    /// Gives an endpoint as much as it asks for, of an endless backlog.
+    /// Loads as much as the endpoints ask for, from an endless backlog.
     fn feed(&mut self) {
         loop {
             let loads = self.board.loads(10, self.now, Duration::ZERO);
@@ -128,7 +128,7 @@ impl Game {
         count
     }
 
-    /// Ends a request and has its outcome recorded.
+    /// Ends a request, and records its outcome.
     fn end(&mut self, at: usize, success: bool) -> EndpointKey {
         let start = self.flights.swap_remove(at);
         let end = if success { End::Succeeded } else { End::Failed };
@@ -183,7 +183,7 @@ fn own_limits_and_publishers_limits_hold() {
     game.start_all();
     assert_eq!(game.under_way(|_| true), LIMITS.publisher);
     assert_eq!(game.under_way(|at| at == key(1, 1)), 2);
-    // Those of others are not touched by that.
+    // The limits of other endpoints stay the same.
     game.hold(key(2, 1), target());
     game.feed();
     assert_eq!(game.start_all(), 4);
@@ -217,7 +217,7 @@ fn a_deep_backlog_takes_no_more_than_its_turn() {
 #[test]
 fn receivers_that_hang_leave_the_common_places_to_others() {
     let mut game = Game::new();
-    // More hang than there are places.
+    // More requests hang than may be under way.
     for publisher in 1..=20 {
         game.hold(key(publisher, 1), target());
     }
@@ -235,7 +235,7 @@ fn receivers_that_hang_leave_the_common_places_to_others() {
     game.start_all();
     assert!(game.under_way(|at| at == key(50, 1)) > 0);
     assert!(game.flights.len() <= LIMITS.all);
-    // One that answers is served at its full rate from then on.
+    // An endpoint that answers has its full limit from then on.
     for _ in 0..100 {
         game.end_all_of(key(50, 1), true);
         game.feed();
@@ -250,7 +250,7 @@ fn what_was_read_under_an_earlier_lease_does_not_go_out() {
     let one = key(1, 1);
     game.hold(one, target());
     assert_eq!(game.board.loads(10, game.now, Duration::ZERO).len(), 1);
-    // Somebody else may have had the endpoint in between, and sent what is in the page.
+    // Another process may have held the lease in between, and sent the deliveries of the page.
     game.board.lose_all();
     game.hold(one, target());
     game.give(one, 3);
@@ -295,7 +295,7 @@ fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
     game.board.ended(second.flight, End::Failed, game.now);
     game.board.settled(one, second.due.id, true, false);
     assert_eq!(game.start_all(), 0, "the third waits for the second");
-    // It comes back from the store with its retry at the head.
+    // The store returns it again, with its retry first.
     let later = game.wall.plus(Duration::from_millis(700));
     let page = vec![
         DueDelivery {
@@ -316,7 +316,7 @@ fn an_order_sends_one_and_waits_for_its_record_and_its_retry() {
 
 #[test]
 fn a_page_that_was_overtaken_does_not_change_an_order() {
-    // Its first fails, or its outcome could not be written, while more is being loaded.
+    // The first delivery fails, or its outcome could not be recorded, while a page is being loaded.
     for (retried, again) in [(true, false), (false, true)] {
         let mut game = Game::new();
         let one = key(1, 1);
@@ -329,7 +329,7 @@ fn a_page_that_was_overtaken_does_not_change_an_order() {
         assert_eq!(loads[0].known.len(), 3);
         game.board.ended(first.flight, End::Failed, game.now);
         game.board.settled(one, first.due.id, retried, again);
-        // The page goes on behind what was known when it was asked for.
+        // The page continues after the deliveries that were known when it was requested.
         game.board.loaded(one, all[3..].to_vec(), false, game.now);
         assert_eq!(game.start_all(), 0);
         let loads = game.board.loads(1, game.now, Duration::ZERO);
@@ -377,7 +377,7 @@ fn a_dead_endpoint_costs_a_probe_now_and_then() {
     }
     assert!((10..=20).contains(&sent), "{sent} in a minute");
     assert_eq!(game.board.figures().open, 1);
-    // The first success opens the gate again.
+    // The first success closes the breaker again.
     game.pass(Duration::from_mins(6));
     game.read(key(1, 1), Some(target()));
     assert_eq!(game.start_all(), 1, "a probe goes alone");
@@ -398,7 +398,7 @@ fn nothing_goes_out_by_an_old_target_or_without_a_lease() {
     assert_eq!(game.board.stale(game.now, Duration::ZERO), [one]);
     game.read(one, Some(target()));
     assert_eq!(game.start_all(), 4);
-    // Disabled meanwhile: what is loaded is dropped, what is under way ends.
+    // Disabled meanwhile: loaded deliveries are dropped, and requests under way end.
     game.end(0, true);
     game.read(one, None);
     assert_eq!(game.start_all(), 0);
@@ -425,11 +425,11 @@ fn what_was_read_before_a_change_says_nothing_after_it() {
     let one = key(1, 1);
     game.hold(one, target());
     game.read(one, None);
-    // It is enabled while a read that began before that is still under way.
+    // It is enabled while a read that began before is still under way.
     let before = game.now;
     game.pass(Duration::from_millis(1));
     let publishers = BTreeSet::from([one.publisher]);
-    game.board.outdate(&publishers, game.now);
+    game.board.invalidate_targets(&publishers, game.now);
     let moment = (game.now, game.wall);
     game.board.set_target(one, None, before, moment);
     game.pass(Duration::from_millis(1));
@@ -451,7 +451,7 @@ fn what_was_dealt_with_during_a_load_is_not_loaded_again() {
     let loads = game.board.loads(1, game.now, Duration::ZERO);
     assert!(loads[0].known.contains(&mine.id));
     game.end(0, true);
-    // The page was read before the outcome was written.
+    // The page was read before the outcome was recorded.
     game.board.loaded(one, vec![mine], false, game.now);
     assert_eq!(game.start_all(), 0);
 }
@@ -479,7 +479,7 @@ fn an_idle_endpoint_is_given_back_with_its_state() {
 }
 
 proptest! {
-    /// Whatever happens, the bounds hold, and nobody who could go is passed over for ever.
+    /// Whatever happens, the limits hold, and no delivery that may be sent waits for ever.
     #[test]
     fn bounds_hold_and_all_come_to_their_turn(
         moves in prop::collection::vec((0_u8..6, 0_usize..64, any::<bool>()), 1..300),
@@ -516,7 +516,7 @@ proptest! {
                 prop_assert!(game.under_way(own) <= LIMITS.publisher);
             }
         }
-        // Then all is well again, and everybody is served.
+        // In the end everything works again, and all deliveries are sent.
         while !game.flights.is_empty() {
             game.end(0, true);
         }

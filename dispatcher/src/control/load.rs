@@ -1,13 +1,13 @@
-//! What is read of endpoints that have something to send.
+//! Reads the targets and due deliveries of endpoints that have something to send.
 
 use std::collections::BTreeSet;
 
 use persistence::{DuePage, DueRequest, EndpointKey, Store, StoreError};
 
-use crate::{board::Load, note::Found};
+use crate::{board::Load, note::LoadResult};
 
-/// Targets and pages of some endpoints.
-pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreError> {
+/// Reads the targets that are not known yet, and a page of due deliveries for each endpoint.
+pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, StoreError> {
     let system = store.system();
     let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
     let unread = loads.iter().filter(|load| load.ordered.is_none());
@@ -27,7 +27,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreE
         .collect();
     let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
     let mut pages = system.load_due(&asks).await?;
-    // Those that may not be sent to have nothing to load.
+    // An endpoint to which nothing may be sent gets an empty page.
     pages.extend(
         all.iter()
             .filter(|key| !asked.contains(key))
@@ -37,7 +37,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<Found, StoreE
                 more: false,
             }),
     );
-    Ok(Found {
+    Ok(LoadResult {
         read,
         targets,
         pages,

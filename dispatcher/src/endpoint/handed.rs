@@ -1,4 +1,5 @@
-//! Deliveries that a commit of this process hands over, and when one may be taken (ADR 0022).
+//! Deliveries that a commit of this process hands over in memory, and when the endpoint may take
+//! one (ADR 0022).
 
 use std::{
     collections::HashSet,
@@ -10,50 +11,51 @@ use persistence::DueDelivery;
 
 use super::{Endpoint, PAGE};
 
-/// What is handed over later than this after its commit began is looked for in the store instead.
+/// A delivery that is handed over later than this after its commit began is loaded from the store
+/// instead.
 const PROMPT: Duration = Duration::from_secs(1);
-/// Pages that an endpoint may have in memory by being handed over.
+/// How many pages of deliveries an endpoint may get into memory by handing over.
 const PAGES: usize = 4;
 
-/// What pages have shown within [`PROMPT`]: it may have gone out and be forgotten before it is
-/// handed over, too.
+/// The deliveries that were loaded within [`PROMPT`]. Such a delivery may have been sent and
+/// forgotten before it is handed over as well; without this it would be sent twice.
 #[derive(Debug)]
-pub(super) struct Shown {
-    /// By the time in which it was shown: this one, and the one before.
-    turns: [HashSet<DeliveryId>; 2],
-    turned: Instant,
+pub(super) struct RecentlyLoaded {
+    /// Those of the present period and of the one before.
+    periods: [HashSet<DeliveryId>; 2],
+    period_began: Instant,
 }
 
-impl Shown {
+impl RecentlyLoaded {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            turns: [HashSet::new(), HashSet::new()],
-            turned: now,
+            periods: [HashSet::new(), HashSet::new()],
+            period_began: now,
         }
     }
 
-    fn turn(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.turned) > PROMPT {
-            self.turned = now;
-            self.turns.swap(0, 1);
-            self.turns[0] = HashSet::new();
+    fn rotate(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.period_began) > PROMPT {
+            self.period_began = now;
+            self.periods.swap(0, 1);
+            self.periods[0] = HashSet::new();
         }
     }
 
     pub(super) fn add(&mut self, id: DeliveryId, now: Instant) {
-        self.turn(now);
-        self.turns[0].insert(id);
+        self.rotate(now);
+        self.periods[0].insert(id);
     }
 
     fn has(&self, id: DeliveryId) -> bool {
-        self.turns.iter().any(|turn| turn.contains(&id))
+        self.periods.iter().any(|period| period.contains(&id))
     }
 }
 
 impl Endpoint {
-    /// Takes a delivery whose commit began after `since`. Answers `false` for one that has to be
-    /// looked for in the store: because something may come before it, because another holder of
-    /// the lease may have sent it, or because there is no room.
+    /// Takes a delivery whose commit began after `since`. Returns `false` if the delivery has to be
+    /// loaded from the store: because others may come before it, because another holder of the
+    /// lease may have sent it, or because there is no room.
     pub(crate) fn hand_over(&mut self, due: DueDelivery, since: Instant, now: Instant) -> bool {
         let plain = self
             .target
@@ -64,11 +66,11 @@ impl Endpoint {
         if !(plain && ours && prompt) || self.dirty || self.overtaken {
             return false;
         }
-        if self.shown.has(due.id) {
+        if self.recently_loaded.has(due.id) {
             return true;
         }
         if self.loading {
-            // The page tells whether something comes before it, and may show it too.
+            // The page shows whether others come before it, and may contain it.
             self.queued_bytes += due.body.len();
             self.waiting.push(due);
         } else {

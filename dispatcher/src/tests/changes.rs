@@ -1,4 +1,4 @@
-//! What is changed of an endpoint holds from then on.
+//! Changes of an endpoint take effect at once.
 
 use domain::credential::CredentialKind;
 use persistence::{EndpointPatch, Minted, NewCredential};
@@ -59,7 +59,7 @@ async fn what_is_changed_holds_for_the_next_delivery() {
     let context = Context::system("test");
     let mut old = world.created.webhook_signing.text.clone();
     for round in 0..6 {
-        // The dispatcher has just used what it knows of the endpoint.
+        // The dispatcher has just used the target that it has read.
         world.event(endpoint).await;
         world.until_status(endpoint, "succeeded").await;
         let receiver = &receivers[round % 2];

@@ -1,19 +1,19 @@
-//! What a commit hands over.
+//! Deliveries that a commit hands over.
 
 use super::*;
 
 #[tokio::test]
 async fn an_event_after_a_pause_goes_out_at_once() {
     let mut world = World::new("5s").await;
-    // One that waits for the next turn of the loop would not come in time.
-    world.settings.turn = Duration::from_mins(1);
+    // A delivery that waits for the next tick of the loop would not arrive in time.
+    world.settings.tick = Duration::from_mins(1);
     let receiver = Receiver::start(vec![reply(204)]).await;
     let endpoint = world.endpoint(receiver.url(), false).await;
     let (dispatcher, stop) = world.start();
     world.event(endpoint).await;
     world.until_status(endpoint, "succeeded").await;
     for round in 0..3 {
-        // What was read of the endpoint is too old by then.
+        // The target that was read is too old by then.
         tokio::time::sleep(Duration::from_millis(1050)).await;
         world.event(endpoint).await;
         receiver.has(round + 2).await;

@@ -1,5 +1,5 @@
-//! Receivers that misbehave, on real sockets: each attempt ends in time, with its class, and
-//! nobody else's deliveries are held up.
+//! Receivers that misbehave, on real sockets: each attempt ends in time, with its error class, and
+//! does not delay the deliveries of others.
 
 use std::{
     collections::VecDeque,
@@ -16,11 +16,11 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// What a receiver can put in before its connection is closed: what is read, and what the buffers
-/// of two sockets of this machine hold.
+/// The most bytes that a receiver can send before its connection is closed: those that are read,
+/// and those in the buffers of two sockets of this machine.
 const LET_IN_MAX: usize = 32 * 1024 * 1024;
 
-/// A server that does with each connection what it likes, after it has read the request.
+/// A server that runs `behave` on each connection after it has read the request.
 async fn hostile<F, Fut>(behave: F) -> String
 where
     F: Fn(TcpStream) -> Fut + Send + 'static,
@@ -42,7 +42,7 @@ where
     url
 }
 
-/// Answers these bytes, then the last ones for as long as somebody reads; counts these.
+/// Answers these bytes, and repeats the last ones as long as they are read; counts the repetitions.
 async fn endless(
     head: &'static str,
     part: Vec<u8>,
@@ -68,7 +68,7 @@ async fn answering(answer: String) -> String {
     hostile(move |mut stream| {
         let answer = answer.clone();
         async move {
-            // The dispatcher may have seen enough.
+            // The dispatcher may have closed the connection.
             let _ = stream.write_all(answer.as_bytes()).await;
             let _ = stream.shutdown().await;
         }
@@ -76,7 +76,7 @@ async fn answering(answer: String) -> String {
     .await
 }
 
-/// Speaks first, and not TLS.
+/// Sends first, and not TLS.
 async fn without_tls() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/hook", listener.local_addr().unwrap());
@@ -91,7 +91,7 @@ async fn without_tls() -> String {
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 const HUGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
 
-/// Its connections are accepted by the kernel, and by nobody else.
+/// Only the kernel accepts its connections.
 async fn deaf() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -102,7 +102,7 @@ async fn deaf() -> String {
     url
 }
 
-/// Accepts nothing, and its queue of connections to accept is full.
+/// Accepts nothing, and the queue of connections is full.
 async fn crowded() -> String {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -120,7 +120,7 @@ async fn crowded() -> String {
     format!("http://{address}/")
 }
 
-/// Takes a while to accept.
+/// Accepts connections late.
 async fn late(wait: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -134,8 +134,8 @@ async fn late(wait: Duration) -> String {
     url
 }
 
-/// Has a certificate that nobody vouches for. (Expired ones and those for other names are the
-/// outbound client's tests: they need an authority that it trusts.)
+/// Has a certificate of no trusted authority. (Expired certificates and those for other names are
+/// tested in `outbound`, because they need an authority that the client trusts.)
 async fn unknown() -> String {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
@@ -158,7 +158,7 @@ async fn unknown() -> String {
     url
 }
 
-/// Resets the connection when half of the body is out.
+/// Resets the connection in the middle of the body.
 async fn resetting() -> String {
     hostile(|mut stream| async move {
         let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
@@ -173,10 +173,10 @@ fn headers(count: usize) -> String {
     (0..count).fold(String::new(), |all, at| all + &format!("x-h{at}: {at}\r\n"))
 }
 
-/// A receiver: what it does, where it is, the status that is recorded of it, and the class.
+/// A receiver: its name, its URL, and the status and the error class that are recorded.
 type Case = (&'static str, String, Option<i32>, Option<&'static str>);
 
-/// Those that let nobody in as they should.
+/// Receivers that do not accept connections properly.
 async fn at_the_door() -> Vec<Case> {
     let late = late(Duration::from_secs(2)).await;
     vec![
@@ -188,7 +188,7 @@ async fn at_the_door() -> Vec<Case> {
     ]
 }
 
-/// Those that do not come to an end. What they could put in is counted.
+/// Receivers whose answers do not end. The bytes that they could send are counted.
 async fn without_end(let_in: &Arc<AtomicUsize>) -> Vec<Case> {
     const HEAD: &str = "HTTP/1.1 200 OK\r\n";
     let (second, at_once) = (Duration::from_secs(1), Duration::ZERO);
@@ -209,12 +209,12 @@ async fn without_end(let_in: &Arc<AtomicUsize>) -> Vec<Case> {
     ]
 }
 
-/// Those that answer something else than they should.
+/// Receivers whose answers are malformed.
 async fn with_words() -> Vec<Case> {
     let plain = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()).await;
     let moved = format!("HTTP/1.1 302 Found\r\nlocation: {plain}\r\ncontent-length: 0\r\n\r\n");
     let broken = answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf".into());
-    // An empty frame of settings (RFC 9113 §6.5).
+    // An empty SETTINGS frame (RFC 9113 §6.5).
     let http2 = answering("\0\0\0\x04\0\0\0\0\0".into());
     let mail = answering("220 mail.example ESMTP\r\n".into());
     let with = |count| answering(format!("HTTP/1.1 204 No Content\r\n{}\r\n", headers(count)));
@@ -281,7 +281,7 @@ async fn whatever_a_receiver_does_the_attempt_ends_with_its_class() {
     end(world, dispatcher, stop).await;
 }
 
-/// Gives one address a look-up, and the last one for ever.
+/// Returns another address at each look-up, and the last one from then on.
 struct Moving(Mutex<VecDeque<IpAddr>>);
 
 impl Resolver for Moving {
@@ -316,7 +316,7 @@ async fn a_name_that_moves_to_a_private_address_is_refused_there() {
     end(world, dispatcher, stop).await;
 }
 
-/// Can't ask for names at first.
+/// A resolver that at first has no resources to query name servers.
 struct Short(AtomicUsize);
 
 impl Resolver for Short {
@@ -334,7 +334,7 @@ impl Resolver for Short {
 
 #[tokio::test]
 async fn what_this_process_is_short_of_is_no_attempt() {
-    // One try alone.
+    // A schedule with one try.
     let world = World::new("").await;
     let receiver = Receiver::start(vec![reply(204)]).await;
     let resolver = Arc::new(Short(AtomicUsize::new(2)));

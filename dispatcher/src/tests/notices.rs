@@ -1,6 +1,6 @@
 //! Slack messages about trains, from the commit to the receiver.
 
-use domain::train::Notice;
+use domain::train::NoticeKind;
 use persistence::{LastNotice, NewSlack, NewTrain, Train};
 use secrecy::SecretString;
 
@@ -12,12 +12,12 @@ impl World {
         self
     }
 
-    /// A train that is told of at a URL, once it has nothing to lend.
+    /// A train that has no usable account, with a webhook at a URL.
     async fn exhausted(&self, slug: &str, url: &str) -> Train {
         let slack = NewSlack {
             webhook_url: SecretString::from(url.to_owned()),
             channel: Some("#ops".to_owned()),
-            events: vec![Notice::TrainExhausted],
+            events: vec![NoticeKind::TrainExhausted],
         };
         let new = NewTrain {
             slug: Slug::parse(slug).unwrap(),
@@ -37,7 +37,7 @@ impl World {
         train
     }
 
-    /// How the train's last message stands, once `done` says so.
+    /// The train's last message, once `done` accepts it.
     async fn last(&self, train: &Train, done: impl Fn(&LastNotice) -> bool) -> LastNotice {
         for _ in 0..1000 {
             let last = self.scoped.last_notice(train.id).await.unwrap();
@@ -81,7 +81,7 @@ async fn the_last_try_is_the_last_and_what_can_not_arrive_is_not_tried_again() {
     let gone = Receiver::start(vec![reply(404)]).await;
     let failing_train = world.exhausted("failing", &failing.url()).await;
     let gone_train = world.exhausted("gone", &gone.url()).await;
-    // Of a private network that the policy does not allow.
+    // An address in a private network, which the policy does not allow.
     let refused_train = world.exhausted("refused", "http://10.0.0.1/hook").await;
     for (train, attempts, class) in [
         (&failing_train, 3, "status"),
@@ -134,7 +134,7 @@ async fn few_of_one_publisher_are_under_way_at_a_time() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(hanging.received().len(), 4);
     stop.cancel();
-    // Ended by the deadline of each request, not by the receiver.
+    // Ended by the deadlines of the requests, not by the receiver.
     dispatcher.drained().await;
     assert_eq!(hanging.received().len(), 4);
 }

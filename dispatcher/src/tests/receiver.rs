@@ -1,4 +1,4 @@
-//! What deliveries are sent to: receivers that do as they are told, and ports where nobody listens.
+//! Receivers for the tests, with given answers, and closed ports.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ pub(super) struct Received {
     pub(super) body: String,
 }
 
-/// What a receiver answers.
+/// The answer of a receiver.
 #[derive(Clone)]
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -45,7 +45,7 @@ impl Receiver {
         receiver
     }
 
-    /// One that answers nothing before it is told to.
+    /// A receiver that holds all requests until it is released.
     pub(super) async fn holding(replies: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,12 +66,12 @@ impl Receiver {
         }
     }
 
-    /// Answers what it holds, and what comes later at once.
+    /// Answers all held requests, and later ones at once.
     pub(super) fn answer(&self) {
         self.answers.send_replace(true);
     }
 
-    /// Waits until as many requests have come.
+    /// Waits until `count` requests have arrived.
     pub(super) async fn has(&self, count: usize) {
         for _ in 0..2000 {
             if self.received().len() >= count {
@@ -122,7 +122,7 @@ async fn answer(
         seen.push(Received { headers, body });
         replies[(seen.len() - 1).min(replies.len() - 1)].clone()
     };
-    // Gone with the receiver.
+    // An error means that the receiver was dropped.
     if may.wait_for(|answers| *answers).await.is_err() {
         return;
     }
@@ -137,12 +137,12 @@ async fn answer(
         "HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
-    // The dispatcher may have given up.
+    // The dispatcher may have closed the connection.
     let _ = stream.write_all(text.as_bytes()).await;
 }
 
-/// A port where nobody listens for as long as this lives. One that was only given up may be given
-/// to a receiver of another test, which then counts a request that was not meant for it.
+/// A port on which nothing listens as long as this exists. A port that was only closed could be
+/// given to a receiver of another test, which would count a request that was not meant for it.
 pub(super) struct Closed {
     _bound: TcpSocket,
     pub(super) address: SocketAddr,

@@ -2,8 +2,8 @@ use std::collections::VecDeque;
 
 use super::*;
 
-/// A receiver that takes so many deliveries within each window, counted from the first of them, and
-/// asks for a pause of `retry_after` when it refuses.
+/// A receiver that accepts `limit` deliveries within each window, which begins with the first of
+/// them, and asks for a pause of `retry_after` when it refuses.
 struct Receiver {
     limit: usize,
     window: Duration,
@@ -37,8 +37,8 @@ impl Receiver {
     }
 }
 
-/// Sends until `count` have arrived, one after the other, each of which takes 5 ms. Answers how
-/// long it took and how many were refused.
+/// Sends deliveries one after the other, each of which takes 5 ms, until `count` have arrived.
+/// Returns the time that this took, and the number of refusals.
 fn drain(receiver: &mut Receiver, count: usize) -> (Duration, usize) {
     let began = Instant::now();
     let mut throttle = Throttle::new(began);
@@ -119,7 +119,7 @@ fn what_was_under_way_when_the_pause_began_changes_no_rate() {
     assert_eq!(throttle.pause(now), Some(Duration::from_secs(2)));
     assert_eq!(throttle.ready(later), Ok(()));
     assert!((throttle.per_second().unwrap() - 47.5).abs() < 0.1);
-    // A longer pause that is asked for meanwhile counts.
+    // A longer pause that the receiver asks for meanwhile counts.
     throttle.refused(Duration::from_secs(2), later);
     throttle.refused(Duration::from_hours(100), later);
     assert_eq!(throttle.pause(later), Some(PAUSE_MAX));

@@ -46,21 +46,21 @@ fn each_reason_keeps_an_account_from_being_lent() {
                 healthy: false,
                 ..good
             },
-            Some(Out::Disabled),
+            Some(Unavailable::Disabled),
         ),
         (
             Candidate {
                 healthy: false,
                 ..good
             },
-            Some(Out::Failed),
+            Some(Unavailable::Failed),
         ),
         (
             Candidate {
                 expires_at: Some(NOW),
                 ..good
             },
-            Some(Out::Expired),
+            Some(Unavailable::Expired),
         ),
         (
             Candidate {
@@ -76,7 +76,7 @@ fn each_reason_keeps_an_account_from_being_lent() {
                 excluded: true,
                 ..good
             },
-            Some(Out::CoolingDown(later(1))),
+            Some(Unavailable::CoolingDown(later(1))),
         ),
         (
             Candidate {
@@ -90,7 +90,7 @@ fn each_reason_keeps_an_account_from_being_lent() {
                 excluded: true,
                 ..good
             },
-            Some(Out::Excluded),
+            Some(Unavailable::Excluded),
         ),
     ] {
         assert_eq!(one.out(NOW), out, "{one:?}");
@@ -107,8 +107,8 @@ fn one_that_can_not_be_refreshed_is_lent_until_its_token_expires() {
         ..candidate(1, 0)
     };
     assert_eq!(failed(Some(later(1))).out(NOW), None);
-    assert_eq!(failed(Some(NOW)).out(NOW), Some(Out::Failed));
-    assert_eq!(failed(None).out(NOW), Some(Out::Failed));
+    assert_eq!(failed(Some(NOW)).out(NOW), Some(Unavailable::Failed));
+    assert_eq!(failed(None).out(NOW), Some(Unavailable::Failed));
 }
 
 #[test]
@@ -157,35 +157,38 @@ fn clients_keep_their_account_and_spread_over_all_of_the_first_priority() {
 
 #[test]
 fn reports_let_an_account_rest_for_bounded_times() {
-    let seconds = |outcome: Outcome, asked: Option<u64>| {
+    let seconds = |outcome: UseOutcome, asked: Option<u64>| {
         let rest = outcome.rest(asked.map(Duration::from_secs));
         rest.map(|rest| rest.as_secs())
     };
     for (outcome, asked, rest) in [
-        (Outcome::Ok, Some(5), None),
-        (Outcome::RateLimited, None, Some(60)),
-        (Outcome::RateLimited, Some(0), Some(1)),
-        (Outcome::RateLimited, Some(3600), Some(3600)),
-        (Outcome::RateLimited, Some(u64::MAX), Some(604_800)),
-        (Outcome::Unauthorized, Some(5), Some(300)),
-        (Outcome::Failed, Some(5), Some(30)),
+        (UseOutcome::Ok, Some(5), None),
+        (UseOutcome::RateLimited, None, Some(60)),
+        (UseOutcome::RateLimited, Some(0), Some(1)),
+        (UseOutcome::RateLimited, Some(3600), Some(3600)),
+        (UseOutcome::RateLimited, Some(u64::MAX), Some(604_800)),
+        (UseOutcome::Unauthorized, Some(5), Some(300)),
+        (UseOutcome::Failed, Some(5), Some(30)),
     ] {
         assert_eq!(seconds(outcome, asked), rest, "{outcome:?} {asked:?}");
     }
-    for outcome in Outcome::ALL {
-        assert_eq!(Outcome::parse(outcome.as_str()), Some(outcome));
+    for outcome in UseOutcome::ALL {
+        assert_eq!(UseOutcome::parse(outcome.as_str()), Some(outcome));
     }
 }
 
 #[test]
 fn the_first_return_is_that_of_whoever_rests_shortest() {
     let outs = [
-        Out::Disabled,
-        Out::CoolingDown(later(9)),
-        Out::CoolingDown(later(3)),
+        Unavailable::Disabled,
+        Unavailable::CoolingDown(later(9)),
+        Unavailable::CoolingDown(later(3)),
     ];
     assert_eq!(first_return(outs), Some(later(3)));
-    assert_eq!(first_return([Out::Failed, Out::Excluded]), None);
+    assert_eq!(
+        first_return([Unavailable::Failed, Unavailable::Excluded]),
+        None
+    );
 }
 
 type Facts = (([bool; 5], u16), (Option<i64>, Option<i64>));

@@ -1,4 +1,4 @@
-//! Whether a delivery is genuine: what a consumer decides, by the rules of `docs/webhooks.md`.
+//! Verifies deliveries, as a consumer does, by the rules of `docs/webhooks.md`.
 
 use base64::Engine as _;
 use hmac::Mac as _;
@@ -9,15 +9,15 @@ use zeroize::Zeroizing;
 use super::{LENIENT, PRIVATE, PUBLIC, pair_of};
 use crate::seal::hmac_sha256;
 
-/// What stands before a secret that both sides have.
+/// The prefix of a shared secret.
 const SHARED: &str = "whsec_";
-/// Most digits of a time in Unix seconds.
+/// Most digits of a time in Unix seconds that are accepted.
 const TIME_DIGITS_MAX: usize = 12;
 /// Fewest bytes of a shared secret (Standard Webhooks 1.0.0, "Signature scheme": 24 to 64).
 const SHARED_BYTES_MIN: usize = 24;
 /// The points of small order on edwards25519 by their y coordinates, in every encoding that fits
-/// into 255 bits (RFC 8032 §5.1.2 and, with y + p, those that it does not allow). Under such a key
-/// a signature that anybody can make is genuine for one message in eight, or for all.
+/// into 255 bits (RFC 8032 §5.1.2, and those with y + p, which it does not allow). With such a
+/// public key, anybody can make a signature that is valid for one message in eight, or for all.
 const SMALL_ORDER: [&str; 7] = [
     "0000000000000000000000000000000000000000000000000000000000000000",
     "0100000000000000000000000000000000000000000000000000000000000000",
@@ -28,44 +28,44 @@ const SMALL_ORDER: [&str; 7] = [
     "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
 ];
 
-/// Why a delivery is refused. Closed; the words are those of the samples and vectors.
+/// Why a delivery is refused. The list is closed; the samples and vectors use the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It carries none of the headers that this key could judge.
+    /// The delivery has no signature that this key could verify.
     #[error("no_signature")]
     NoSignature,
-    /// A header is missing or has not the documented form.
+    /// A header is missing, or does not have the documented form.
     #[error("malformed")]
     Malformed,
-    /// Signed longer ago than is tolerated.
+    /// The delivery was signed longer ago than the tolerance.
     #[error("too_old")]
     TooOld,
-    /// Signed in the future, by more than is tolerated.
+    /// The time of signing is in the future by more than the tolerance.
     #[error("too_new")]
     TooNew,
-    /// No signature is of this key, for these bytes.
+    /// No signature matches this key and these bytes.
     #[error("no_match")]
     NoMatch,
-    /// The key itself has not the documented form.
+    /// The key itself does not have the documented form.
     #[error("bad_secret")]
     BadSecret,
 }
 
-/// What deliveries are verified with.
+/// A key that verifies deliveries.
 pub enum Verifier {
-    /// A secret that both sides have: its whole text, and the bytes that it encodes.
+    /// A shared secret: its whole text, and the bytes that it encodes.
     Shared(SecretString, Zeroizing<Vec<u8>>),
-    /// The public half of a pair of keys.
+    /// The public key of a key pair.
     Public(Vec<u8>),
 }
 
 impl Verifier {
-    /// Of a secret (`whsec_…`), a public key (`whpk_…`), or a private one (`whsk_…`), whose public
-    /// half then verifies.
+    /// Reads a secret (`whsec_…`), a public key (`whpk_…`), or a private key (`whsk_…`), whose
+    /// public key then verifies.
     ///
     /// # Errors
-    /// [`Refused::BadSecret`]: another form, a secret of fewer than 24 bytes, or a public key of
-    /// small order, which anybody can sign for.
+    /// [`Refused::BadSecret`] for another form, a secret of fewer than 24 bytes, or a public key of
+    /// small order, for which anybody can sign.
     pub fn of(text: &SecretString) -> Result<Self, Refused> {
         let shown = text.expose_secret();
         let decode = |encoded: &str| LENIENT.decode(encoded).map_err(|_| Refused::BadSecret);
@@ -86,9 +86,10 @@ impl Verifier {
         fits.then_some(Self::Public(key)).ok_or(Refused::BadSecret)
     }
 
-    /// Judges a delivery: every scheme that it carries and this key can judge must be genuine, and
-    /// there must be one. `header` looks a value up by its lower-case name; `body` are the exact
-    /// bytes; `now_s` is in Unix seconds, `tolerance_s` how far the time of signing may be from it.
+    /// Verifies a delivery. It must carry at least one scheme that this key can verify, and each
+    /// such scheme must match. `header` returns a value by its lower-case name. `body` is the exact
+    /// body. `now_s` is the present time in Unix seconds, and `tolerance_s` how far the time of
+    /// signing may be from it.
     ///
     /// # Errors
     /// The first rule that the delivery breaks.
@@ -121,7 +122,7 @@ impl Verifier {
         matches!(self, Self::Shared(..))
     }
 
-    /// `t=<unix>,v1=<hex>[,v1=<hex>…]`, keyed by the secret's whole text.
+    /// Verifies `t=<unix>,v1=<hex>[,v1=<hex>…]`, whose key is the secret's whole text.
     fn stationmaster(&self, value: &str, body: &[u8], clock: &Clock) -> Result<(), Refused> {
         let Self::Shared(text, _) = self else {
             return Err(Refused::NoSignature);
@@ -140,7 +141,7 @@ impl Verifier {
         })
     }
 
-    /// `v1,<base64>` or `v1a,<base64>`, separated by spaces (Standard Webhooks 1.0.0).
+    /// Verifies `v1,<base64>` or `v1a,<base64>`, separated by spaces (Standard Webhooks 1.0.0).
     fn standard(
         &self,
         (id, time, codes): (&str, &str, &str),
@@ -150,8 +151,8 @@ impl Verifier {
         let version = if self.is_shared() { "v1," } else { "v1a," };
         let codes = codes.split(' ').filter_map(|one| one.strip_prefix(version));
         let codes: Vec<_> = codes.map(|code| LENIENT.decode(code).ok()).collect();
-        // The parts are joined by dots: an identifier with one could take in the true time, and
-        // leave another one to be signed as the body's beginning.
+        // Dots join the parts that are signed. With a dot in the identifier, the real time could be
+        // read as part of the identifier, and the beginning of the body as the time.
         if id.contains('.') {
             return Err(Refused::Malformed);
         }
@@ -172,7 +173,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// Judges the time that was signed, and that something was signed at all.
+    /// Checks the time of signing, and that there is a signature at all.
     fn check(&self, time: &str, codes: usize) -> Result<(), Refused> {
         let digits = (1..=TIME_DIGITS_MAX).contains(&time.len())
             && time.bytes().all(|byte| byte.is_ascii_digit());
@@ -191,13 +192,14 @@ impl Clock {
     }
 }
 
-/// Any one may match: while a secret rotates there is one of the old and one of the new.
+/// Whether any signature matches: during a rotation there is one of the old secret and one of the
+/// new.
 fn any_of(codes: &[Option<Vec<u8>>], genuine: impl Fn(&[u8]) -> bool) -> Result<(), Refused> {
     let found = codes.iter().flatten().any(|code| genuine(code));
     found.then_some(()).ok_or(Refused::NoMatch)
 }
 
-/// Whether a public key is one of the eight points of small order, by either sign of x.
+/// Whether a public key is one of the eight points of small order, with either sign of x.
 fn is_small_order(key: &[u8]) -> bool {
     let mut y = key.to_vec();
     if let Some(last) = y.last_mut() {
@@ -206,7 +208,7 @@ fn is_small_order(key: &[u8]) -> bool {
     SMALL_ORDER.contains(&hex::encode(y).as_str())
 }
 
-/// Compared in constant time.
+/// Compares a code in constant time.
 fn same_code(key: &[u8], parts: &[&[u8]], code: &[u8]) -> bool {
     let mut mac = hmac_sha256(key);
     for part in parts {

@@ -1,8 +1,9 @@
-//! What the answers of token endpoints mean.
+//! Reads the answers of token endpoints.
 //!
-//! RFC 6749 has one form for a grant (§5.1) and one for a refusal (§5.2). Endpoints have dialects
-//! of both. A grant that is lost is lost for good where refresh tokens rotate, so whatever can be
-//! used of an answer is used. A grant that is dead stays dead in whatever words that is told.
+//! RFC 6749 has one form for a grant (§5.1) and one for an error (§5.2). Endpoints have variants of
+//! both. Where refresh tokens rotate, a grant that is not understood is lost for good, so whatever
+//! can be used of an answer is used. An answer that a grant is dead counts in whatever form it
+//! comes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,64 +17,64 @@ use words::{Fault, fault_of};
 
 mod words;
 
-/// Shortest access token that is taken, bytes: its last four are shown.
+/// The shortest access token that is accepted, bytes: its last four are shown.
 const TOKEN_BYTES_MIN: usize = 8;
-/// Largest answer of a token endpoint that is read, bytes.
+/// The largest answer of a token endpoint that is read, bytes.
 pub const ANSWER_BYTES: usize = 64 * 1024;
-/// How long a token lives whose answer does not say (RFC 6749 §5.1 only recommends that it does).
+/// The life of a token if the answer does not say it (RFC 6749 §5.1 only recommends that it does).
 const LIFE_DEFAULT: Duration = Duration::from_hours(1);
-/// No token is believed to live longer, or shorter.
+/// The longest and the shortest life of a token; others are clamped.
 const LIFE_MAX: Duration = Duration::from_hours(365 * 24);
 const LIFE_MIN: Duration = Duration::from_secs(1);
-/// Waits between tries at an endpoint that gives no tokens: the first, and the longest.
+/// The waits between tries at an endpoint that fails: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
-/// No endpoint makes us wait longer by its `Retry-After`.
+/// The longest wait that an endpoint can ask for by `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
-/// Spread of waits, so that many accounts do not come back at once.
+/// Each wait varies by this share to either side, so that many accounts are not tried at once.
 const SPREAD: f64 = 0.2;
-/// Types of tokens that prove nothing when they are sent as they are, and what an exchange calls
-/// a token that is no access token (RFC 8693 §2.2.1). Any other type is sent as a bearer.
+/// Token types that need a proof with each request, and the type of a token that is no access token
+/// (RFC 8693 §2.2.1). A token of any other type is sent as a bearer.
 const NO_BEARERS: [&str; 5] = ["mac", "dpop", "pop", "hok", "n_a"];
 
-/// What a token endpoint granted. Nothing of it shows in `Debug`.
+/// What a token endpoint granted. `Debug` does not show the tokens.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The new access token.
     pub access_token: SecretString,
-    /// The refresh token to use from now on; none if the old one stays (RFC 6749 §6).
+    /// The new refresh token; `None` if the old one stays (RFC 6749 §6).
     pub refresh_token: Option<SecretString>,
-    /// How long the access token lives from the request on.
+    /// How long the access token lives, from the time of the request.
     pub life: Duration,
 }
 
 /// Why a token endpoint granted nothing.
 #[derive(Clone, Debug)]
 pub struct TokenError {
-    /// What it means for the account.
+    /// What the error means for the account.
     pub kind: ErrorKind,
-    /// One of a closed list of words.
+    /// The reason, one of a closed list of words.
     pub reason: &'static str,
-    /// How long the endpoint asks to be left alone.
+    /// How long the endpoint asks to wait.
     pub retry_after: Option<Duration>,
-    /// Whether the client's secret in another place of the request may help.
+    /// Whether the request may succeed with the client's secret in another place.
     pub other_place: bool,
-    /// The refresh token to use from now on, of an answer without a usable access token.
+    /// The new refresh token, if the answer had one but no usable access token.
     pub refresh_token: Option<SecretString>,
 }
 
-/// What a failure means.
+/// What an error means for the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The grant is spent or revoked: only a new login helps.
     Spent,
-    /// The endpoint understood, and refuses this client or request.
+    /// The endpoint refuses this client or request.
     Refused,
-    /// Another try may go better.
+    /// Another try may succeed.
     Passing,
 }
 
 impl TokenError {
-    /// A failure that says nothing about the grant.
+    /// An error that says nothing about the grant.
     #[must_use]
     pub const fn passing(reason: &'static str) -> Self {
         Self::of(ErrorKind::Passing, reason)
@@ -89,8 +90,8 @@ impl TokenError {
         }
     }
 
-    /// Whether the account can't be refreshed any more. The access token that it has is used while
-    /// it lives. A client that is refused may be put right in time, so that counts only at its end.
+    /// Whether the account can't be refreshed any more. A refused client may be repaired while the
+    /// present access token works, so a refusal counts only once that token is expired.
     #[must_use]
     pub fn ends_account(&self, now: Timestamp, expires_at: Option<Timestamp>) -> bool {
         match self.kind {
@@ -100,7 +101,7 @@ impl TokenError {
         }
     }
 
-    /// How long to wait before the next try, when this was the `failures`-th in a row (from 1).
+    /// The wait before the next try, after `failures` errors in a row, this one included.
     #[must_use]
     pub fn wait(&self, failures: u32) -> Duration {
         let doubled = BACKOFF.0 * 2_u32.pow(failures.saturating_sub(1).min(10));
@@ -109,9 +110,9 @@ impl TokenError {
         wait.max(asked)
     }
 
-    /// What is to be made of it, when the same request with the client's secret in the other place
-    /// failed with `second`: what is said of the grant counts, and what is said by that of the two
-    /// which found the secret in its place.
+    /// The error of two requests with the client's secret in different places, of which the second
+    /// failed with `second`. An error about the grant counts more than others, and so does the
+    /// error of the request whose secret was in the place that the endpoint reads.
     #[must_use]
     pub fn or(self, second: Self) -> Self {
         let here = self.kind == ErrorKind::Spent
@@ -124,12 +125,12 @@ impl TokenError {
     }
 }
 
-/// Reads a token endpoint's answer, whatever type its head says that it has. Besides the JSON of
-/// RFC 6749 (§5.1, §5.2) that may be a form; and a refusal may come with the status of a success.
+/// Reads an answer of a token endpoint, whatever its `Content-Type`. The body may be the JSON of
+/// RFC 6749 (§5.1, §5.2) or a form. An error may come with the status of a success.
 ///
 /// # Errors
-/// Why it is no grant. A 5xx, a 429, and whatever says neither what it grants nor why it refuses are
-/// passing; so is a redirect, which is never followed.
+/// [`TokenError`] if the answer is no grant. It is [`ErrorKind::Passing`] for a 5xx, a 429, a
+/// redirect, which is never followed, and an answer that has neither grant nor error.
 pub fn read_answer(status: u16, body: &[u8]) -> Result<Grant, TokenError> {
     let found = Found::read(body);
     match status {
@@ -163,14 +164,16 @@ fn granted(status: u16, found: &Found) -> Result<Grant, TokenError> {
     })
 }
 
-/// A token that can stand in a header (RFC 6749 appendix A.12 allows spaces; no header would).
+/// The token, if it can be sent in a header. (RFC 6749 appendix A.12 allows spaces, headers do
+/// not.)
 fn header_token(text: &Zeroizing<String>) -> Option<SecretString> {
     let sane = (TOKEN_BYTES_MIN..=CREDENTIAL_CHARS).contains(&text.len());
     let sane = sane && text.bytes().all(|byte| byte.is_ascii_graphic());
     sane.then(|| SecretString::from(text.as_str().to_owned()))
 }
 
-/// Some endpoints write 0 or -1 for a token without an end. None is believed: the life is unknown.
+/// The life of a token. Some endpoints write 0 or -1 for a token without an end; then it is
+/// unknown.
 fn life(seconds: Option<f64>) -> Duration {
     let (min, max) = (LIFE_MIN.as_secs_f64(), LIFE_MAX.as_secs_f64());
     match seconds {
@@ -180,7 +183,7 @@ fn life(seconds: Option<f64>) -> Duration {
 }
 
 fn refusal(status: u16, found: &Found) -> TokenError {
-    // What is told of the grant counts most, then what RFC 6749 has a word for.
+    // Codes about the grant count most, then those of RFC 6749.
     let faults = found.codes.iter().map(|code| fault_of(code));
     let fault = faults.min().unwrap_or(Fault::Unknown);
     let (kind, reason) = match fault {
@@ -192,7 +195,7 @@ fn refusal(status: u16, found: &Found) -> TokenError {
         Fault::Unknown => (ErrorKind::Passing, "malformed_answer"),
     };
     let other_place = match fault {
-        // That may also mean that the client which the grant belongs to was not recognised.
+        // `invalid_grant` may also mean that the endpoint did not recognize the client.
         Fault::Spent(reason) => reason == "invalid_grant",
         Fault::Passing(_) => false,
         Fault::Refused(_) => true,
@@ -204,18 +207,18 @@ fn refusal(status: u16, found: &Found) -> TokenError {
     }
 }
 
-/// What counts of an answer. What is not of the form that a member should have is not there.
+/// The members of an answer that count. Malformed members are left out.
 #[derive(Default)]
 struct Found {
-    /// Whether it is of a form that is read at all.
+    /// Whether the answer is JSON or a form at all.
     is_object: bool,
     access_token: Option<Zeroizing<String>>,
     refresh_token: Option<Zeroizing<String>>,
     token_type: Option<String>,
     expires_in: Option<f64>,
-    /// Every word that may name an error.
+    /// All words that may be error codes.
     codes: Vec<String>,
-    /// Whether one of them stands where RFC 6749 has it.
+    /// Whether one of them is in the member that RFC 6749 defines.
     has_code: bool,
 }
 
@@ -262,14 +265,14 @@ impl Found {
         }
     }
 
-    /// It goes into a form, where any text can stand.
+    /// The refresh token. It is sent in a form, so it may be any text.
     fn refresh_token(&self) -> Option<SecretString> {
         let text = self.refresh_token.as_ref().filter(|text| !text.is_empty());
         text.map(|text| SecretString::from(text.as_str().to_owned()))
     }
 }
 
-/// Members of an answer, or of an error in it, that name what is wrong.
+/// The members of an answer, or of an error object in it, that may contain an error code.
 const CODES: [&str; 8] = [
     "error",
     "errors",
@@ -280,7 +283,7 @@ const CODES: [&str; 8] = [
     "type",
     "status",
 ];
-/// Errors stand in errors no deeper than this, and are no more.
+/// Error objects within error objects are read to this depth.
 const CODES_DEEP: u8 = 3;
 const CODES_MAX: usize = 50;
 
@@ -294,13 +297,13 @@ fn text_of(raw: &RawValue) -> Option<Zeroizing<String>> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// A number, or a text that is one; too large a number counts as without an end.
+/// A number, or a text that is one. A number that is too large counts as infinite.
 fn number_of(raw: &RawValue) -> Option<f64> {
     let text = text_of(raw).unwrap_or_else(|| Zeroizing::new(raw.get().to_owned()));
     text.trim().parse().ok()
 }
 
-/// Collects the words that an error may be named by: a text, or the members of an object or a list.
+/// Collects possible error codes: a text, or the texts in an object or a list.
 fn codes_of(raw: &RawValue, depth: u8, codes: &mut Vec<String>) {
     if codes.len() >= CODES_MAX || depth > CODES_DEEP {
         return;
@@ -320,7 +323,7 @@ fn codes_of(raw: &RawValue, depth: u8, codes: &mut Vec<String>) {
     }
 }
 
-/// The members of a form; `None` for what can be none.
+/// The members of a form; `None` if the text is no form.
 fn form_of(text: &str) -> Option<HashMap<String, Zeroizing<String>>> {
     let none = |byte: u8| !byte.is_ascii_graphic() || b"<>\"{}".contains(&byte);
     if !text.contains('=') || text.bytes().any(none) {
@@ -331,7 +334,7 @@ fn form_of(text: &str) -> Option<HashMap<String, Zeroizing<String>>> {
     Some(decoded.collect())
 }
 
-/// The opposite of how forms are encoded.
+/// Decodes a text of a form.
 fn decoded(text: &str) -> Zeroizing<String> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut rest = text.as_bytes();

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
-use super::{Policy, Refusal};
+use super::{DestinationRefusal, Policy};
 use crate::registry::AddressClass::{
     self, Benchmarking, Broadcast, CloudPlatform, Discard, Documentation, EmbedsIpv4, LinkLocal,
     Loopback, Multicast, Private, ProtocolAssignment, Reserved, SegmentRouting, SharedSpace,
@@ -152,7 +152,7 @@ fn every_special_address_is_refused_with_its_class() {
     for (text, class) in REFUSED {
         assert_eq!(
             Policy::default().check_address(ip(text)),
-            Err(Refusal::AddressRefused(*class)),
+            Err(DestinationRefusal::AddressRefused(*class)),
             "{text}"
         );
     }
@@ -184,7 +184,7 @@ fn an_ipv4_entry_of_the_allow_list_does_not_cover_embedding_forms() {
         "2002:7f00:1::",
         "::127.0.0.1",
     ] {
-        let refused = Err(Refusal::AddressRefused(EmbedsIpv4));
+        let refused = Err(DestinationRefusal::AddressRefused(EmbedsIpv4));
         assert_eq!(policy.check_address(ip(text)), refused, "{text}");
     }
     let named = allowing(&["::ffff:127.0.0.0/104"]);
@@ -196,7 +196,7 @@ fn the_allow_list_never_overrules_the_scheme() {
     let policy = allowing(&["0.0.0.0/0", "::/0"]);
     assert_eq!(
         policy.check_url("http://10.0.0.1/"),
-        Err(Refusal::SchemeRefused)
+        Err(DestinationRefusal::SchemeRefused)
     );
     assert!(policy.check_url("https://10.0.0.1/").is_ok());
 }
@@ -206,44 +206,62 @@ fn urls_are_refused_for_the_rule_they_break() {
     let strict = Policy::default();
     let long = format!("https://example.com/{}", "a".repeat(2048));
     let grows = format!("https://example.com/{}", "é".repeat(600));
-    let cases: &[(&str, Refusal)] = &[
-        (&long, Refusal::UrlTooLong { max: 2048 }),
-        (&grows, Refusal::UrlTooLong { max: 2048 }),
-        ("", Refusal::UrlInvalid),
-        ("example.com/hook", Refusal::UrlInvalid),
-        ("/hook", Refusal::UrlInvalid),
-        (" https://example.com/", Refusal::UrlInvalid),
-        ("https://exam\nple.com/", Refusal::UrlInvalid),
-        ("https://exam\tple.com/", Refusal::UrlInvalid),
-        ("https://example.com/\u{a0}", Refusal::UrlInvalid),
-        ("https://example.com:99999/", Refusal::UrlInvalid),
-        ("https://1.2.3.4.5/", Refusal::UrlInvalid),
-        ("https://[::1/", Refusal::UrlInvalid),
-        ("https://[fe80::1%25eth0]/", Refusal::UrlInvalid),
-        ("https://", Refusal::HostMissing),
-        ("https:///example.com/hook", Refusal::HostMissing),
-        ("https:////example.com/hook", Refusal::HostMissing),
-        ("https:/example.com/hook", Refusal::UrlInvalid),
-        ("https:example.com/hook", Refusal::UrlInvalid),
-        ("https:\\\\example.com/hook", Refusal::UrlInvalid),
-        ("https://example.com\\@other.example/", Refusal::UrlInvalid),
-        ("https://a..b/", Refusal::UrlInvalid),
-        ("https://.a.b/", Refusal::UrlInvalid),
-        ("https://a.b../", Refusal::UrlInvalid),
-        ("https://-/", Refusal::UrlInvalid),
-        ("https://-a.b/", Refusal::UrlInvalid),
-        ("https://a-.b/", Refusal::UrlInvalid),
-        ("https://a*.b/", Refusal::UrlInvalid),
-        ("http://example.com/", Refusal::SchemeRefused),
-        ("ftp://example.com/", Refusal::SchemeRefused),
-        ("file:///etc/passwd", Refusal::SchemeRefused),
-        ("javascript:alert(1)", Refusal::SchemeRefused),
-        ("https://user@example.com/", Refusal::CredentialsInUrl),
-        ("https://user:pw@example.com/", Refusal::CredentialsInUrl),
-        ("https://:pw@example.com/", Refusal::CredentialsInUrl),
-        ("https://example.com/#part", Refusal::FragmentInUrl),
-        ("https://example.com/#", Refusal::FragmentInUrl),
-        ("https://example.com:0/", Refusal::PortRefused),
+    let cases: &[(&str, DestinationRefusal)] = &[
+        (&long, DestinationRefusal::UrlTooLong { max: 2048 }),
+        (&grows, DestinationRefusal::UrlTooLong { max: 2048 }),
+        ("", DestinationRefusal::UrlInvalid),
+        ("example.com/hook", DestinationRefusal::UrlInvalid),
+        ("/hook", DestinationRefusal::UrlInvalid),
+        (" https://example.com/", DestinationRefusal::UrlInvalid),
+        ("https://exam\nple.com/", DestinationRefusal::UrlInvalid),
+        ("https://exam\tple.com/", DestinationRefusal::UrlInvalid),
+        ("https://example.com/\u{a0}", DestinationRefusal::UrlInvalid),
+        ("https://example.com:99999/", DestinationRefusal::UrlInvalid),
+        ("https://1.2.3.4.5/", DestinationRefusal::UrlInvalid),
+        ("https://[::1/", DestinationRefusal::UrlInvalid),
+        ("https://[fe80::1%25eth0]/", DestinationRefusal::UrlInvalid),
+        ("https://", DestinationRefusal::HostMissing),
+        ("https:///example.com/hook", DestinationRefusal::HostMissing),
+        (
+            "https:////example.com/hook",
+            DestinationRefusal::HostMissing,
+        ),
+        ("https:/example.com/hook", DestinationRefusal::UrlInvalid),
+        ("https:example.com/hook", DestinationRefusal::UrlInvalid),
+        ("https:\\\\example.com/hook", DestinationRefusal::UrlInvalid),
+        (
+            "https://example.com\\@other.example/",
+            DestinationRefusal::UrlInvalid,
+        ),
+        ("https://a..b/", DestinationRefusal::UrlInvalid),
+        ("https://.a.b/", DestinationRefusal::UrlInvalid),
+        ("https://a.b../", DestinationRefusal::UrlInvalid),
+        ("https://-/", DestinationRefusal::UrlInvalid),
+        ("https://-a.b/", DestinationRefusal::UrlInvalid),
+        ("https://a-.b/", DestinationRefusal::UrlInvalid),
+        ("https://a*.b/", DestinationRefusal::UrlInvalid),
+        ("http://example.com/", DestinationRefusal::SchemeRefused),
+        ("ftp://example.com/", DestinationRefusal::SchemeRefused),
+        ("file:///etc/passwd", DestinationRefusal::SchemeRefused),
+        ("javascript:alert(1)", DestinationRefusal::SchemeRefused),
+        (
+            "https://user@example.com/",
+            DestinationRefusal::CredentialsInUrl,
+        ),
+        (
+            "https://user:pw@example.com/",
+            DestinationRefusal::CredentialsInUrl,
+        ),
+        (
+            "https://:pw@example.com/",
+            DestinationRefusal::CredentialsInUrl,
+        ),
+        (
+            "https://example.com/#part",
+            DestinationRefusal::FragmentInUrl,
+        ),
+        ("https://example.com/#", DestinationRefusal::FragmentInUrl),
+        ("https://example.com:0/", DestinationRefusal::PortRefused),
     ];
     for (text, refusal) in cases {
         assert_eq!(strict.check_url(text), Err(*refusal), "{text:?}");
@@ -269,15 +287,15 @@ fn names_that_hosts_have_are_taken() {
     let label = "a".repeat(63);
     assert!(strict.check_url(&format!("https://{label}.b/")).is_ok());
     let refused = strict.check_url(&format!("https://{label}a.b/"));
-    assert_eq!(refused, Err(Refusal::UrlInvalid));
+    assert_eq!(refused, Err(DestinationRefusal::UrlInvalid));
 }
 
 #[test]
 fn ip_literals_are_judged_in_every_spelling() {
-    let loopback = Refusal::AddressRefused(Loopback);
-    let link_local = Refusal::AddressRefused(LinkLocal);
-    let embeds = Refusal::AddressRefused(EmbedsIpv4);
-    let cases: &[(&str, Refusal)] = &[
+    let loopback = DestinationRefusal::AddressRefused(Loopback);
+    let link_local = DestinationRefusal::AddressRefused(LinkLocal);
+    let embeds = DestinationRefusal::AddressRefused(EmbedsIpv4);
+    let cases: &[(&str, DestinationRefusal)] = &[
         ("https://127.0.0.1/", loopback),
         ("https://127.0.0.1./", loopback),
         ("https://127.1/", loopback),
@@ -295,8 +313,14 @@ fn ip_literals_are_judged_in_every_spelling() {
         ("https://2852039166/latest/meta-data/", link_local),
         ("https://0xa9fea9fe/", link_local),
         ("https://0251.0376.0251.0376/", link_local),
-        ("https://0/", Refusal::AddressRefused(Unspecified)),
-        ("https://[::]/", Refusal::AddressRefused(Unspecified)),
+        (
+            "https://0/",
+            DestinationRefusal::AddressRefused(Unspecified),
+        ),
+        (
+            "https://[::]/",
+            DestinationRefusal::AddressRefused(Unspecified),
+        ),
         ("https://[::1]/", loopback),
         ("https://[0:0:0:0:0:0:0:1]/", loopback),
         ("https://[::ffff:127.0.0.1]/", embeds),
@@ -347,7 +371,7 @@ fn ports_can_be_limited() {
     assert!(policy.check_url("https://example.com:8443/").is_ok());
     assert_eq!(
         policy.check_url("https://example.com:25/"),
-        Err(Refusal::PortRefused)
+        Err(DestinationRefusal::PortRefused)
     );
 }
 
@@ -461,7 +485,7 @@ proptest! {
             _ => format!("{a}.{}", (u32::from(b) << 16) | (u32::from(c) << 8) | u32::from(d)),
         };
         let verdict = Policy::default().check_url(&format!("https://{host}/"));
-        prop_assert!(matches!(verdict, Err(Refusal::AddressRefused(_))), "{} {:?}", host, verdict);
+        prop_assert!(matches!(verdict, Err(DestinationRefusal::AddressRefused(_))), "{} {:?}", host, verdict);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use domain::{
     Timestamp,
     account::{Ceilings, UpstreamHeader},
     id::{AccountId, Id as _, TrainId},
-    lending::{Candidate, EXHAUSTED_EVERY, EXPIRES_SOON, Out, Used, choose, first_return},
+    lending::{Candidate, EXHAUSTED_EVERY, EXPIRES_SOON, Unavailable, Used, choose, first_return},
 };
 use moka::sync::Cache;
 use secrecy::SecretString;
@@ -249,7 +249,7 @@ pub struct AccountCriteria<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted {
     /// For each account, in order of priority, why it is not usable.
-    pub accounts: Vec<(AccountId, Out)>,
+    pub accounts: Vec<(AccountId, Unavailable)>,
 }
 
 impl Exhausted {
@@ -263,7 +263,9 @@ impl Exhausted {
     /// excluded it.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.accounts.iter().all(|(_, out)| *out != Out::Excluded)
+        self.accounts
+            .iter()
+            .all(|(_, out)| *out != Unavailable::Excluded)
     }
 }
 

@@ -14,7 +14,7 @@ use domain::{
     event::OwnType,
     id::{AccountId, Id as _, NoticeId, PublisherId, TrainId},
     notice,
-    train::{self, Notice},
+    train::{self, NoticeKind},
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DbBackend, EntityTrait as _, FromQueryResult,
@@ -54,10 +54,10 @@ pub(crate) enum NoticeTrigger<'a> {
 }
 
 impl NoticeTrigger<'_> {
-    const fn notice(&self) -> Notice {
+    const fn notice(&self) -> NoticeKind {
         match self {
-            Self::Exhausted(..) => Notice::TrainExhausted,
-            Self::RefreshFailed { .. } => Notice::AccountRefreshFailed,
+            Self::Exhausted(..) => NoticeKind::TrainExhausted,
+            Self::RefreshFailed { .. } => NoticeKind::AccountRefreshFailed,
         }
     }
 

@@ -5,7 +5,7 @@ use domain::{
     audit::Action,
     id::{AccountId, Id as _, PublisherId, TrainId},
     slug::Slug,
-    train::{Notice, seal_webhook},
+    train::{NoticeKind, seal_webhook},
 };
 use sea_orm::{
     ActiveModelTrait as _, ActiveValue::NotSet, ColumnTrait as _, Condition, ConnectionTrait,
@@ -34,7 +34,7 @@ pub struct Slack {
     /// The channel; `None` for the webhook's own.
     pub channel: Option<String>,
     /// The messages that are wanted.
-    pub events: Vec<Notice>,
+    pub events: Vec<NoticeKind>,
 }
 
 /// An account in a train.
@@ -83,7 +83,7 @@ pub struct NewSlack {
     /// The channel; `None` for the webhook's own.
     pub channel: Option<String>,
     /// The messages that are wanted.
-    pub events: Vec<Notice>,
+    pub events: Vec<NoticeKind>,
 }
 
 /// What a caller gives for a new train.
@@ -109,7 +109,7 @@ pub struct SlackPatch {
     /// The channel; `None` for the webhook's own.
     pub channel: Option<Option<String>>,
     /// The messages that are wanted.
-    pub events: Option<Vec<Notice>>,
+    pub events: Option<Vec<NoticeKind>>,
 }
 
 /// Changes of a train. `None` keeps a member, `Some(None)` empties it.
@@ -151,13 +151,13 @@ fn slack_of(channel: Option<String>, events: Option<&str>) -> Result<Option<Slac
 }
 
 /// The messages that a train wants, from the column.
-pub(crate) fn notices_of(column: &str) -> Result<Vec<Notice>> {
-    let notices = column.split(' ').map(Notice::parse);
-    let notices: Option<Vec<Notice>> = notices.collect();
+pub(crate) fn notices_of(column: &str) -> Result<Vec<NoticeKind>> {
+    let notices = column.split(' ').map(NoticeKind::parse);
+    let notices: Option<Vec<NoticeKind>> = notices.collect();
     notices.ok_or_else(|| corrupt_row("train's notices"))
 }
 
-pub(crate) fn events_column(events: &[Notice]) -> String {
+pub(crate) fn events_column(events: &[NoticeKind]) -> String {
     let words: Vec<&str> = events.iter().map(|notice| notice.as_str()).collect();
     words.join(" ")
 }

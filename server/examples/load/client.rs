@@ -1,4 +1,4 @@
-//! A kept connection to the server.
+//! A connection to the server that is kept open.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::Outcome;
 
-/// A kept connection with one token.
+/// A connection that is kept open, with one token.
 pub(crate) struct Client {
     address: String,
     authorization: String,
@@ -31,7 +31,7 @@ impl Client {
         })
     }
 
-    /// Posts, and answers the body of a 2xx.
+    /// Sends a POST request, and returns the body of a 2xx answer.
     pub(crate) async fn post(
         &mut self,
         path: &str,

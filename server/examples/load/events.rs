@@ -1,4 +1,4 @@
-//! Events published, as fast as answers come or so many a second.
+//! Publishes events, as fast as answers come or at a given rate.
 
 use std::{
     fmt::Write as _,
@@ -21,7 +21,8 @@ struct Published {
     events: u32,
     /// How long each answer took, microseconds.
     took: Vec<u32>,
-    /// Which events were answered, and when by the wall clock: `IDENTIFIER MICROSECONDS` a line.
+    /// The events that were answered, with the time by the wall clock: lines `IDENTIFIER
+    /// MICROSECONDS`.
     answers: String,
 }
 
@@ -43,7 +44,7 @@ impl Published {
     }
 }
 
-/// When a client's requests begin, where there is a pace.
+/// When a client's requests begin, if there is a rate.
 #[derive(Clone, Copy)]
 struct Pace {
     first: Instant,

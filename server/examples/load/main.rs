@@ -1,8 +1,8 @@
-//! The load of `scripts/bench runs` and `scripts/bench webhooks`: runs created, claimed and
-//! completed, or events published, over kept connections. One thread and bare hyper, so that the
-//! machine is left to the server.
+//! The load of `scripts/bench runs` and `scripts/bench webhooks`: creates, claims and completes
+//! runs, or publishes events, over kept connections. It uses hyper on one thread, to leave the
+//! machine to the server.
 //!
-//! Reads one JSON object from standard input (see [`Plan`]) and prints one a phase.
+//! Reads one JSON object from standard input (see [`Plan`]), and prints one for each phase.
 
 mod client;
 mod events;
@@ -15,25 +15,25 @@ use serde_json::Value;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Outcome<T> = Result<T, Failure>;
 
-/// What to do.
+/// The load to create.
 struct Plan {
     /// `host:port`.
     address: String,
     clients: usize,
-    /// How long creating or publishing goes on; claiming and completing end with the runs, or
-    /// after as long.
+    /// How long to create or publish. Claiming and completing end with the runs, or after the same
+    /// time.
     seconds: f64,
     /// Tokens of different publishers, dealt out to the clients in turn.
     tokens: Vec<String>,
-    /// Where runs are created; events are published where there is none.
+    /// The pipeline of the runs; without one, events are published.
     pipeline: Option<String>,
     /// Events of one request.
     batch: usize,
-    /// Requests a second of all clients together; as many as are answered if there is none.
+    /// Requests a second of all clients together; without it, as many as are answered.
     rate: Option<f64>,
-    /// Where to write which event was answered when.
+    /// The file for the times at which events were answered.
     answers: Option<String>,
-    /// Process groups by name whose CPU time is noted: a process and its children.
+    /// The processes whose CPU time is measured, with their children, by name.
     watched: Vec<(String, u32)>,
 }
 
@@ -62,16 +62,16 @@ impl Plan {
         })
     }
 
-    /// The CPU time spent so far, of each of those that are watched.
+    /// The CPU time so far of each measured process.
     fn spent(&self) -> Vec<u64> {
         self.watched.iter().map(|(_, pid)| ticks(*pid)).collect()
     }
 
-    /// Microseconds of CPU time since then, for each of so many things.
+    /// Microseconds of CPU time since `before`, for each of `count` items.
     fn cpu_since(&self, before: &[u64], count: u32) -> Outcome<serde_json::Map<String, Value>> {
         let mut cpu = serde_json::Map::new();
         for (((name, _), now), before) in self.watched.iter().zip(self.spent()).zip(before) {
-            // A tick is 10 ms wherever Linux runs programs (USER_HZ).
+            // A tick is 10 ms on Linux (USER_HZ).
             let spent = u32::try_from(now.saturating_sub(*before))?;
             let each = f64::from(spent) * 10_000.0 / f64::from(count.max(1));
             cpu.insert(name.clone(), each.into());

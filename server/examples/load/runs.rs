@@ -1,4 +1,4 @@
-//! Runs created, claimed and completed, as fast as answers come.
+//! Creates, claims and completes runs, as fast as answers come.
 
 use std::{
     collections::VecDeque,
@@ -85,7 +85,7 @@ async fn work(
 
 /// Creates, claims and completes runs of a pipeline.
 pub(crate) async fn run(plan: &Plan, pipeline: &str) -> Outcome<()> {
-    // One queue of held runs a publisher: claims are its own.
+    // One queue of held runs for each publisher, because claims belong to a publisher.
     let queues: Vec<_> = plan.tokens.iter().map(|_| Arc::default()).collect();
     let mut clients = Vec::new();
     for number in 0..plan.clients {

@@ -1,4 +1,4 @@
-//! A login at an upstream: the browser comes back to a port of this machine (RFC 8252 §7.3).
+//! A login at an upstream: the browser is redirected to a port of this machine (RFC 8252 §7.3).
 
 use std::time::Duration;
 
@@ -16,55 +16,55 @@ use crate::{
     text::{say, shortened},
 };
 
-use super::{Reach, remote::Remote};
+use super::{ServerArgs, remote::Remote};
 
-/// How long the server keeps a login that was begun.
-const PATIENCE: Duration = Duration::from_mins(10);
-/// How long a browser may take to send a request's first line, and how long that may be.
+/// How long the server keeps an unfinished login.
+const LOGIN_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long a browser may take to send the headers of a request, and how long these may be.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_BYTES: u64 = 16 * 1024;
-/// Where the browser comes back to.
+/// The path to which the browser is redirected.
 const CALLBACK: &str = "/callback";
 
-/// What is asked for on the command line.
+/// The options of `accounts login`.
 #[derive(Debug, Args)]
 pub struct Login {
-    /// The name of the account that is made
+    /// The name of the new account
     name: String,
     /// The provider, such as `anthropic`
     #[arg(long, value_name = "NAME")]
     provider: String,
-    /// Where people log in
+    /// The URL at which people log in
     #[arg(long, value_name = "URL")]
     authorize_url: String,
-    /// Where a code is traded for tokens, and where they are refreshed
+    /// The token endpoint, which exchanges the code for tokens and refreshes them
     #[arg(long, value_name = "URL")]
     token_url: String,
-    /// The client that the upstream knows
+    /// The identifier of the OAuth client at the upstream
     #[arg(long, value_name = "ID")]
     client_id: String,
     /// The environment variable that holds the client's secret, if it has one
     #[arg(long, value_name = "NAME")]
     client_secret_env: Option<String>,
-    /// What to ask for, separated by spaces
+    /// The scopes to request, separated by spaces
     #[arg(long, value_name = "SCOPES", default_value = "")]
     scopes: String,
-    /// Where the upstream's API is; known for well-known providers
+    /// The base URL of the upstream's API; has a default for well-known providers
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
-    /// The port on 127.0.0.1 that the browser comes back to; 0 takes a free one
+    /// The port on 127.0.0.1 to which the browser is redirected; 0 picks a free one
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
     #[command(flatten)]
-    reach: Reach,
+    server_args: ServerArgs,
 }
 
-/// Begins a login, waits for the browser to come back, and finishes it.
+/// Begins a login, waits until the browser is redirected here, and finishes the login.
 ///
 /// # Errors
-/// Wrong usage; the server or the upstream refuses; nobody comes back in time.
+/// The usage is wrong; the server or the upstream refuses; nobody logs in within the time.
 pub async fn run(options: Login) -> Result<(), Failure> {
-    let remote = Remote::new(&options.reach)?;
+    let remote = Remote::new(&options.server_args)?;
     let client_secret = match &options.client_secret_env {
         Some(name) => Some(files::secret_of_env(name)?),
         None => None,
@@ -93,7 +93,7 @@ pub async fn run(options: Login) -> Result<(), Failure> {
     let state = begun["state"].as_str().unwrap_or_default();
     say("open this address in a browser and log in:");
     say(begun["url"].as_str().unwrap_or_default());
-    let code = timeout(PATIENCE, come_back(&listener, state)).await;
+    let code = timeout(LOGIN_TIMEOUT, come_back(&listener, state)).await;
     let code = code.map_err(|_| Failure::Failed("nobody logged in within 10 minutes".into()))??;
     let body = json!({ "state": state, "code": code });
     let made = remote
@@ -104,7 +104,7 @@ pub async fn run(options: Login) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits for the request that carries the code; others are turned away.
+/// Waits for the request with the code; other requests get 404.
 async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failure> {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
@@ -116,9 +116,9 @@ async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failur
             _ => continue,
         };
         let (status, words) = match &answer {
-            Answer::Code(_) => ("200 OK", "You are logged in. This window can be closed."),
-            Answer::Refused(_) => ("200 OK", "The login failed. This window can be closed."),
-            Answer::Stray => ("404 Not Found", "Nothing is here."),
+            Callback::Code(_) => ("200 OK", "You are logged in. This window can be closed."),
+            Callback::Refused(_) => ("200 OK", "The login failed. This window can be closed."),
+            Callback::Stray => ("404 Not Found", "Nothing is here."),
         };
         let page = format!(
             "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\
@@ -126,15 +126,15 @@ async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failur
              content-length: {}\r\n\r\n{words}",
             words.len()
         );
-        // Whether the browser reads it is its own affair.
+        // The login is done whether or not the browser reads the page.
         let _ = timeout(REQUEST_TIMEOUT, stream.write_all(page.as_bytes())).await;
         match answer {
-            Answer::Code(code) => return Ok(code),
-            Answer::Refused(error) => {
+            Callback::Code(code) => return Ok(code),
+            Callback::Refused(error) => {
                 let words = format!("the upstream refused the login: {}", shortened(&error));
                 return Err(Failure::Failed(words));
             }
-            Answer::Stray => {}
+            Callback::Stray => {}
         }
     }
 }
@@ -142,7 +142,7 @@ async fn come_back(listener: &TcpListener, state: &str) -> Result<String, Failur
 async fn first_line(stream: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     let mut stream = stream.take(REQUEST_BYTES);
-    // To the end of the headers: a connection that is closed with bytes unread is reset.
+    // Reads all headers: closing a connection with unread bytes would reset it.
     while !bytes.ends_with(b"\r\n\r\n") {
         let mut some = [0; 1024];
         let count = stream
@@ -156,22 +156,22 @@ async fn first_line(stream: &mut TcpStream) -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-/// What a request to our port means.
+/// What a request of the browser means.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum Callback {
     Code(String),
     Refused(String),
     Stray,
 }
 
-/// Reads a request's first line. Without our state it is nobody that we wait for: another site may
-/// send a browser here, too (RFC 6749 §10.12).
-fn read(line: &str, state: &str) -> Answer {
+/// Reads the first line of a request. A request without the state of this login does not count:
+/// another site may send a browser here, too (RFC 6749 §10.12).
+fn read(line: &str, state: &str) -> Callback {
     let target = line
         .strip_prefix("GET ")
         .and_then(|rest| rest.split(' ').next());
     let Some((CALLBACK, query)) = target.and_then(|target| target.split_once('?')) else {
-        return Answer::Stray;
+        return Callback::Stray;
     };
     let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
     let one = |name: &str| {
@@ -180,11 +180,11 @@ fn read(line: &str, state: &str) -> Answer {
         first.filter(|_| found.next().is_none())
     };
     if state.is_empty() || one("state").as_deref() != Some(state) {
-        return Answer::Stray;
+        return Callback::Stray;
     }
     match (one("code"), one("error")) {
-        (Some(code), None) if !code.is_empty() => Answer::Code(code),
-        (_, error) => Answer::Refused(error.unwrap_or_else(|| "no code came".to_owned())),
+        (Some(code), None) if !code.is_empty() => Callback::Code(code),
+        (_, error) => Callback::Refused(error.unwrap_or_else(|| "no code came".to_owned())),
     }
 }
 
@@ -195,19 +195,19 @@ mod tests {
     #[test]
     fn only_the_right_state_brings_a_code() {
         let line = |query: &str| format!("GET /callback?{query} HTTP/1.1");
-        let code = Answer::Code("a b".to_owned());
+        let code = Callback::Code("a b".to_owned());
         assert_eq!(read(&line("code=a+b&state=s&iss=x"), "s"), code);
         for stray in ["code=a", "code=a&state=t", "code=a&state=s&state=s", ""] {
-            assert_eq!(read(&line(stray), "s"), Answer::Stray, "{stray}");
+            assert_eq!(read(&line(stray), "s"), Callback::Stray, "{stray}");
         }
-        assert_eq!(read(&line("code=a&state="), ""), Answer::Stray);
-        assert_eq!(read("GET /favicon.ico HTTP/1.1", "s"), Answer::Stray);
+        assert_eq!(read(&line("code=a&state="), ""), Callback::Stray);
+        assert_eq!(read("GET /favicon.ico HTTP/1.1", "s"), Callback::Stray);
         assert_eq!(
             read("POST /callback?code=a&state=s HTTP/1.1", "s"),
-            Answer::Stray
+            Callback::Stray
         );
-        let denied = Answer::Refused("access_denied".to_owned());
+        let denied = Callback::Refused("access_denied".to_owned());
         assert_eq!(read(&line("error=access_denied&state=s"), "s"), denied);
-        assert!(matches!(read(&line("state=s"), "s"), Answer::Refused(_)));
+        assert!(matches!(read(&line("state=s"), "s"), Callback::Refused(_)));
     }
 }

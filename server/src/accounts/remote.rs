@@ -1,4 +1,4 @@
-//! A running server, as its API's client.
+//! A client of the API of a running server.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use crate::{failure::Failure, files, text::shortened};
 
-use super::Reach;
+use super::ServerArgs;
 
-/// Longer than the server makes anybody wait.
+/// The time limit of a request: longer than the server takes for any answer.
 const TIMEOUT: Duration = Duration::from_secs(100);
-/// Largest answer that is read, bytes: a page of 200 accounts is far smaller.
+/// The largest answer that is read, bytes. A page of 200 accounts is far smaller.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
-/// A server, and the token to show there.
+/// A server, and the token to present there.
 pub(super) struct Remote {
     client: Client,
     server: String,
@@ -28,15 +28,15 @@ fn failed(words: impl Into<String>) -> Failure {
 }
 
 impl Remote {
-    pub(super) fn new(reach: &Reach) -> Result<Self, Failure> {
+    pub(super) fn new(args: &ServerArgs) -> Result<Self, Failure> {
         let policy = Policy::anywhere();
         let server = policy
-            .check_url(reach.server.trim_end_matches('/'))
+            .check_url(args.server.trim_end_matches('/'))
             .map_err(|refusal| Failure::Usage(format!("--server: {refusal}")))?;
         let server = server.as_str().trim_end_matches('/').to_owned();
-        let token = match &reach.token_file {
+        let token = match &args.token_file {
             Some(path) => files::secret_of_file(path)?,
-            None => files::secret_of_env(&reach.token_env)?,
+            None => files::secret_of_env(&args.token_env)?,
         };
         let client = Client::new(policy, ClientLimits::default());
         Ok(Self {
@@ -46,7 +46,7 @@ impl Remote {
         })
     }
 
-    /// The account that a person named: by its id, or by its name.
+    /// The account with this id or name.
     pub(super) async fn account(&self, named: &str) -> Result<Value, Failure> {
         if AccountId::parse(named).is_some() {
             return self
@@ -58,7 +58,7 @@ impl Remote {
         found.ok_or_else(|| failed(format!("there is no account {:?}", shortened(named))))
     }
 
-    /// All of them.
+    /// All accounts.
     pub(super) async fn accounts(&self) -> Result<Vec<Value>, Failure> {
         let mut all = Vec::new();
         let mut path = "/v1/accounts?limit=200".to_owned();
@@ -74,7 +74,7 @@ impl Remote {
         }
     }
 
-    /// A POST's answer.
+    /// Sends a POST request, and returns its answer.
     pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         self.ask(Method::POST, path, body).await
     }
@@ -105,7 +105,7 @@ impl Remote {
             return Ok(answer);
         }
         let status = response.status;
-        // Longer than a quote: the detail says what to do.
+        // Not shortened: the detail says what to do.
         let detail = answer["detail"].as_str().unwrap_or("no reason given");
         let detail: String = detail
             .chars()

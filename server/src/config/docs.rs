@@ -1,15 +1,15 @@
-//! What people read of the settings: the reference, the example file, and the result in force.
+//! The texts about settings: the reference, the example file, and the settings in force.
 
 use std::fmt::Write as _;
 
 use url::Url;
 
-use super::{Loaded, SETTINGS, Secrecy, Setting, Source};
+use super::{Loaded, SETTINGS, Secrecy, Setting, SettingSource};
 
-/// What stands in place of a secret.
+/// The text in place of a secret.
 const MASK: &str = "********";
 
-/// Runs of settings that share a section, in order.
+/// The settings of each section, in order.
 fn sections() -> impl Iterator<Item = &'static [Setting]> {
     SETTINGS.chunk_by(|a, b| a.section == b.section)
 }
@@ -57,7 +57,7 @@ fn shown_default(setting: &Setting) -> String {
     }
 }
 
-/// A bar would end the table's cell.
+/// Escapes bars, which would end the cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
@@ -86,7 +86,7 @@ pub fn env_example() -> String {
                     setting.default_words.replace('`', "")
                 );
             }
-            // Quoted where a shell or a reader of such files would otherwise split or expand it.
+            // Quoted if a shell or a reader of such files would split or expand the text.
             let quote = if setting.default.contains([' ', '*']) {
                 "'"
             } else {
@@ -98,7 +98,7 @@ pub fn env_example() -> String {
     out
 }
 
-/// Lines of at most 92 characters, broken between words.
+/// Splits a text into lines of at most 92 characters, between words.
 fn wrapped(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -131,8 +131,8 @@ pub fn print(loaded: &Loaded) -> String {
             Secrecy::Url => masked_url(text),
         };
         let source = match loaded.values.source(setting.name) {
-            Some(Source::Environment) => "environment".to_owned(),
-            Some(Source::File) => "file".to_owned(),
+            Some(SettingSource::Environment) => "environment".to_owned(),
+            Some(SettingSource::File) => "file".to_owned(),
             None if text.is_empty() => format!("default: {}", setting.default_words),
             None => "default".to_owned(),
         };
@@ -146,7 +146,7 @@ pub fn print(loaded: &Loaded) -> String {
     out
 }
 
-/// A database URL without its password, wherever that stands.
+/// A database URL without its password, wherever in the URL it is.
 fn masked_url(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else {
         return MASK.to_owned();

@@ -1,4 +1,5 @@
-//! What settings take: how a text becomes a value, and how to say what would have been right.
+//! The forms of settings: how a text becomes a value, and the text that says which values are
+//! right.
 
 use std::{
     marker::PhantomData,
@@ -20,16 +21,16 @@ use url::Url;
 
 use crate::text::shortened;
 
-/// How one kind of setting is read.
+/// The form of one kind of setting.
 pub trait Form {
-    /// What the text becomes.
+    /// The type of the value.
     type Value;
-    /// What it takes, to follow the words "it takes".
+    /// The values that the form takes, to follow the words "it takes".
     fn takes() -> String;
     /// Reads a text.
     ///
     /// # Errors
-    /// What is wrong with it, as a clause; a secret's form must not repeat the text.
+    /// What is wrong with the text, as a clause. The form of a secret must not repeat the text.
     fn read(text: &str) -> Result<Self::Value, String>;
 }
 
@@ -41,7 +42,7 @@ fn not_understood(text: &str) -> String {
     }
 }
 
-/// A form that may also be left empty.
+/// Another form, or an empty text.
 pub struct Maybe<F>(PhantomData<F>);
 
 impl<F: Form> Form for Maybe<F> {
@@ -71,7 +72,7 @@ impl Form for Address {
     }
 }
 
-/// A whole number within bounds.
+/// A whole number from `MIN` to `MAX`.
 pub struct Whole<const MIN: u32, const MAX: u32>;
 
 impl<const MIN: u32, const MAX: u32> Form for Whole<MIN, MAX> {
@@ -88,7 +89,7 @@ impl<const MIN: u32, const MAX: u32> Form for Whole<MIN, MAX> {
     }
 }
 
-/// A switch.
+/// True or false.
 pub struct Switch;
 
 impl Form for Switch {
@@ -117,19 +118,19 @@ impl Form for FilePath {
     }
 }
 
-/// Which store, and where.
+/// The database engine, and where the database is.
 #[derive(Clone, Debug)]
 pub enum DatabaseUrl {
-    /// The embedded one, in this file.
+    /// SQLite, in this file.
     Sqlite(PathBuf),
-    /// A server. The URL may hold a password.
+    /// PostgreSQL. The URL may contain a password.
     Postgres(SecretString),
 }
 
 /// The form of [`DatabaseUrl`].
-pub struct Database;
+pub struct DatabaseLocation;
 
-impl Form for Database {
+impl Form for DatabaseLocation {
     type Value = DatabaseUrl;
     fn takes() -> String {
         "sqlite://PATH (plain, without % or ?) or postgres://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -147,7 +148,7 @@ impl Form for Database {
         if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
             return Err("it names neither SQLite nor PostgreSQL".into());
         }
-        // A socket's directory may stand in a parameter instead of a host.
+        // The directory of a socket may be in a parameter instead of a host.
         let url = Url::parse(text).map_err(|error| format!("it is no URL ({error})"))?;
         let host = url.host_str().is_some_and(|host| !host.is_empty());
         if !host && !url.query_pairs().any(|(name, _)| name == "host") {
@@ -157,7 +158,7 @@ impl Form for Database {
     }
 }
 
-/// Networks in CIDR form; a lone address counts as a network of one.
+/// Networks in CIDR form. A single address counts as a network.
 pub struct Networks;
 
 impl Form for Networks {
@@ -194,7 +195,7 @@ impl Form for Retries {
     }
 }
 
-/// Whether a text can stand in an `Authorization` header and is hard enough to guess.
+/// Accepts a token that fits into an `Authorization` header and is long enough.
 fn foreign_token(text: &str) -> Result<SecretString, String> {
     if !text
         .bytes()
@@ -229,7 +230,7 @@ impl Form for BootstrapTokens {
     }
 }
 
-/// A token that another system made.
+/// A token that another system created.
 pub struct LegacyToken;
 
 impl Form for LegacyToken {
@@ -240,7 +241,7 @@ impl Form for LegacyToken {
         )
     }
     fn read(text: &str) -> Result<SecretString, String> {
-        // That beginning says that the token has a checksum, and one without is never looked up.
+        // A token with this prefix must have a checksum, or it is refused without a look-up.
         if text.trim().starts_with("stm_") {
             return Err("it begins with stm_".into());
         }
@@ -254,7 +255,7 @@ pub struct Keys;
 impl Form for Keys {
     type Value = MasterKeys;
     fn takes() -> String {
-        "keys as id:base64 of 32 bytes, separated by commas; all of them open, `keys rewrap` moves to the first"
+        "keys as id:base64 of 32 bytes, separated by commas; all of them decrypt, and `keys rewrap` encrypts everything with the first"
             .into()
     }
     fn read(text: &str) -> Result<MasterKeys, String> {
@@ -262,7 +263,7 @@ impl Form for Keys {
     }
 }
 
-/// How much SQLite waits for the disk.
+/// SQLite's `synchronous` setting; true for `full`.
 pub struct SynchronousFull;
 
 impl Form for SynchronousFull {
@@ -292,7 +293,7 @@ impl Form for Cron {
         "six cron fields in UTC: second minute hour day month weekday".into()
     }
     fn read(text: &str) -> Result<CronUtc, String> {
-        // The same reading as the scheduler's, so that what passes here also runs.
+        // The same parser as the scheduler's, so that the scheduler accepts what passes here.
         let parser = CronParser::builder()
             .seconds(Seconds::Required)
             .dom_and_dow(true)
@@ -326,10 +327,10 @@ impl Form for LogFilter {
     }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object a line.
     Json,

@@ -11,7 +11,7 @@ fn faults_of(given: &[(&str, &str)]) -> Vec<String> {
     let faults = load(pairs(given), None)
         .err()
         .expect("the configuration must be refused");
-    faults.0.iter().map(Fault::to_string).collect()
+    faults.0.iter().map(SettingError::to_string).collect()
 }
 
 #[test]
@@ -106,11 +106,11 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(loaded.config.allowed_destinations.len(), 2);
     assert_eq!(
         loaded.values.source("STATIONMASTER_LISTEN"),
-        Some(Source::Environment)
+        Some(SettingSource::Environment)
     );
     assert_eq!(
         loaded.values.source("STATIONMASTER_MAX_CONNECTIONS"),
-        Some(Source::File)
+        Some(SettingSource::File)
     );
     assert_eq!(loaded.values.source("STATIONMASTER_LOG"), None);
 }

@@ -1,6 +1,7 @@
-use std::ffi::OsString;
+use std::{ffi::OsString, fs::Permissions, os::unix::fs::PermissionsExt as _};
 
 use super::*;
+use crate::key_file::KEYS_FILE;
 
 struct Home(tempfile::TempDir);
 

@@ -19,11 +19,12 @@ use crate::config::PREFIX;
 /// The server's log, in the demo's directory.
 pub(super) const LOG_FILE: &str = "server.log";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// A little more than the server takes to finish what is under way.
+/// The time limit for a stop: a little longer than the server takes to finish its work.
 const STOP_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// This program as a command, without the settings of whoever runs the demo, and in a process
-/// group of its own: Ctrl-C in a terminal reaches only the demo, which then stops its children.
+/// This program as a command, without the settings in the environment of the demo. It gets a
+/// process group of its own, so that Ctrl-C in a terminal reaches only the demo, which stops its
+/// children.
 fn this_program() -> Result<Command, String> {
     let program = std::env::current_exe().map_err(|e| format!("this program is not found: {e}"))?;
     let mut command = Command::new(program);
@@ -47,27 +48,27 @@ fn spawn(command: &mut Command) -> Result<(Child, Lines<BufReader<ChildStdout>>)
     Ok((child, BufReader::new(stdout).lines()))
 }
 
-/// The next line that a child writes, or what happened instead.
+/// The next line that a child writes; an error if there is none.
 async fn line(lines: &mut Lines<BufReader<ChildStdout>>, who: &str) -> Result<String, String> {
     match lines.next_line().await {
         Ok(Some(line)) => Ok(line),
         Ok(None) => Err(format!("{who} ended")),
-        Err(error) => Err(format!("{who} can't be heard: {error}")),
+        Err(error) => Err(format!("{who} can't be read: {error}")),
     }
 }
 
-/// The server.
+/// The running server.
 pub(super) struct Server {
     child: Child,
-    /// Held open: a server that writes to a closed pipe would fail.
+    /// Kept open, because a server that writes to a closed pipe fails.
     _lines: Lines<BufReader<ChildStdout>>,
     pub(super) url: String,
     pub(super) token_file: PathBuf,
 }
 
 impl Server {
-    /// Starts one on an empty data directory below `home`, on a free port, allowed to deliver to
-    /// this machine.
+    /// Starts a server on an empty data directory below `home` and a free port, which may deliver
+    /// to this machine.
     pub(super) async fn start(home: &Path) -> Result<Self, String> {
         let data = home.join("data");
         let log = File::create(home.join(LOG_FILE)).map_err(|e| format!("the log: {e}"))?;
@@ -97,7 +98,7 @@ impl Server {
         })
     }
 
-    /// Asks it to stop, as a service manager would, and waits for it.
+    /// Stops the server by SIGTERM, as a service manager does, and waits for its end.
     pub(super) async fn stop(mut self) -> Result<(), String> {
         let pid = self
             .child
@@ -115,18 +116,18 @@ impl Server {
     }
 }
 
-/// The publisher's server: consumer of webhooks, and of a subcommand.
+/// The publisher's server, which receives webhooks and calls of a subcommand.
 pub(super) struct Consumer {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// It stops when this closes.
+    /// The consumer stops when this closes.
     stdin: ChildStdin,
     pub(super) url: String,
 }
 
 impl Consumer {
-    /// Starts one that knows these secrets, which go in through its standard input: arguments and
-    /// environments can be seen by others.
+    /// Starts a consumer with these secrets. They are passed by standard input, because other users
+    /// can read arguments and environments.
     pub(super) async fn start(signing: &str, bearer: &str) -> Result<Self, String> {
         let mut command = this_program()?;
         command
@@ -150,12 +151,12 @@ impl Consumer {
         })
     }
 
-    /// The next delivery that it took, with its verdict.
+    /// The next delivery that the consumer received, with the result of the verification.
     pub(super) async fn next(&mut self) -> Result<Value, String> {
         parse(&line(&mut self.lines, "the consumer").await?)
     }
 
-    /// Stops it by closing its standard input.
+    /// Stops the consumer by closing its standard input.
     pub(super) async fn stop(mut self) -> Result<(), String> {
         drop(self.stdin);
         match timeout(STOP_TIMEOUT, self.child.wait()).await {

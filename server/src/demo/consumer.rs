@@ -1,6 +1,6 @@
-//! A publisher's server, as the publisher would write one: it takes webhooks and answers a
-//! subcommand. It knows its two secrets and the published rules, and nothing of this program. So
-//! it must not use the signing code that it checks.
+//! A publisher's server, as a publisher would write it: it receives webhooks and answers a
+//! subcommand. It uses only its two secrets and the published rules, so it must not use the signing
+//! code of this program, which it checks.
 
 use std::{io::BufRead as _, sync::Arc};
 
@@ -21,12 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{failure::Failure, text::say};
 
-/// How far a signature's time may be from ours, in seconds, so that an old one can't be replayed.
+/// How far the time of a signature may be from the present, in seconds, so that an old delivery
+/// can't be replayed.
 const TOLERANCE_S: i64 = 300;
 /// The longest webhook that is read, bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// What the publisher's server was given.
+/// The secrets of the publisher's server.
 struct Secrets {
     signing: String,
     bearer: String,
@@ -37,7 +38,7 @@ struct Secrets {
 /// input closes.
 ///
 /// # Errors
-/// No secret came, or no port is free.
+/// No secrets came, or no port is free.
 pub async fn run() -> Result<(), Failure> {
     let failed = |what: &str| Failure::Failed(format!("the demo's consumer: {what}"));
     let read = || {
@@ -69,7 +70,7 @@ pub async fn run() -> Result<(), Failure> {
         .map_err(io)
 }
 
-/// Cancelled when standard input ends: then whoever started us has gone.
+/// Cancelled when standard input ends, because the process that started this one has ended.
 fn input_closed() -> CancellationToken {
     let token = CancellationToken::new();
     let closed = token.clone();
@@ -107,7 +108,7 @@ async fn receive(headers: &HeaderMap, body: Body, secrets: Data<&Arc<Secrets>>) 
     }
 }
 
-/// The subcommand: done only for who shows the bearer, which only the control plane has.
+/// The subcommand. It is done only for callers with the bearer, which only the server has.
 #[handler]
 async fn archive(
     headers: &HeaderMap,
@@ -129,7 +130,7 @@ async fn archive(
     (StatusCode::OK, Json(answer))
 }
 
-/// What is wrong with a delivery; empty when both signatures are genuine and fresh.
+/// What is wrong with a delivery; empty if both signatures are genuine and recent.
 fn verify<'a>(
     secret: &str,
     header: &dyn Fn(&str) -> Option<&'a str>,
@@ -185,7 +186,7 @@ fn standard<'a>(
     Some(fresh(time, now_s)? && genuine)
 }
 
-/// Whether `code` is the HMAC-SHA256 of the parts; takes as long whichever byte differs.
+/// Whether `code` is the HMAC-SHA256 of the parts, compared in constant time.
 fn same_code(key: &[u8], parts: &[&[u8]], code: &[u8]) -> bool {
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
         return false;

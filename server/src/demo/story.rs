@@ -1,4 +1,4 @@
-//! The demo's voice: numbered steps, and the requests that they made, with tokens shortened.
+//! Prints the demo's numbered steps and their requests, with shortened tokens.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::text::say;
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Tells the steps and sends the requests.
+/// Prints the steps and sends the requests.
 pub(super) struct Story {
     client: Client,
     url: String,
@@ -19,7 +19,7 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// For the server at `url`, which is on this machine.
+    /// A story about the server at `url`, which is on this machine.
     pub(super) fn new(url: String) -> Self {
         let loopback = "127.0.0.0/8".parse().expect("a constant network");
         let policy = Policy {
@@ -38,7 +38,7 @@ impl Story {
         }
     }
 
-    /// Begins a step.
+    /// Prints the beginning of a step.
     pub(super) fn step(&mut self, words: &str) {
         self.step += 1;
         say(&format!("\n{}. {words}", self.step));
@@ -71,14 +71,14 @@ impl Story {
     }
 }
 
-/// One request, being put together.
+/// A request that is being built.
 pub(super) struct Call<'a> {
     client: &'a Client,
     request: Request,
 }
 
 impl Call<'_> {
-    /// Adds a header that holds a credential.
+    /// Adds a header with a credential.
     pub(super) fn header(mut self, name: &str, value: &str) -> Self {
         say(&format!("   {name}: {}", shortened(value)));
         self.request
@@ -97,10 +97,10 @@ impl Call<'_> {
         self
     }
 
-    /// Sends it and returns the JSON answer, or null if there is none.
+    /// Sends the request, and returns the JSON answer, or null if there is none.
     ///
     /// # Errors
-    /// No answer, or one with another status.
+    /// There is no answer, or its status is another one.
     pub(super) async fn expect(self, status: u16) -> Result<Value, String> {
         let answer = self
             .client
@@ -120,7 +120,7 @@ impl Call<'_> {
     }
 }
 
-/// A credential as people may see it: its kind and its last four characters.
+/// A credential as it is printed: its prefix and its last four characters.
 fn shortened(token: &str) -> String {
     let kind = ["stm_admin_", "stm_runner_", "stm_boot_"]
         .into_iter()

@@ -1,23 +1,23 @@
-//! What is wrong with the files of an import. Never repeats what may be a credential.
+//! Errors in the files of an import. They never repeat a text that may be a credential.
 
 use std::fmt;
 
-/// Most faults that are listed.
+/// Most errors that are listed.
 const LISTED_MAX: usize = 100;
 
-/// One fault.
+/// One error in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The file.
     pub file: String,
-    /// JSON pointer into it (RFC 6901); empty for the whole of it.
+    /// A JSON pointer into the file (RFC 6901); empty for the whole file.
     pub pointer: String,
-    /// A sentence.
+    /// What is wrong, as a sentence.
     pub what: String,
 }
 
 impl Fault {
-    /// A fault of a file as a whole.
+    /// An error of a file as a whole.
     pub fn of_file(file: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             file: file.into(),
@@ -26,7 +26,7 @@ impl Fault {
         }
     }
 
-    /// A fault of what stands at `pointer`.
+    /// An error at `pointer`.
     pub fn at(file: &str, pointer: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             file: file.to_owned(),
@@ -45,7 +45,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// All faults as one message.
+/// All errors as one message.
 #[must_use]
 pub fn listed(faults: &[Fault]) -> String {
     let head = match faults.len() {

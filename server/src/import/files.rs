@@ -1,4 +1,4 @@
-//! The files of an import: which there are, whether they may be read, and what is in them.
+//! Reads the files of an import.
 
 use std::{
     fs::{self, File},
@@ -12,43 +12,42 @@ use zeroize::Zeroizing;
 use super::fault::Fault;
 use crate::text;
 
-/// What a directory may hold for an import, in the order in which it is imported.
+/// The files of an import, in the order in which they are imported.
 pub const NAMES: [&str; 3] = [ACCOUNTS, TRAINS, CLIENT_KEYS];
 /// Upstream credentials.
 pub const ACCOUNTS: &str = "accounts.json";
-/// Trains with what they lend.
+/// Trains with the accounts that they lend.
 pub const TRAINS: &str = "trains.json";
-/// Keys that trains' clients have already.
+/// Keys that clients of trains have already.
 pub const CLIENT_KEYS: &str = "client-keys.json";
 
 /// The largest file that is read, bytes.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Most entries of a directory that are looked at.
+/// Most entries of the directory.
 const ENTRIES_MAX: usize = 1000;
 
-/// One file, as it was read. Wiped when dropped.
-pub struct Source {
-    /// Its name, one of [`NAMES`].
+/// The content of one file. It is wiped when dropped.
+pub struct InputFile {
+    /// The name, one of [`NAMES`].
     pub name: &'static str,
-    /// What is in it.
+    /// The content.
     pub bytes: Zeroizing<Vec<u8>>,
 }
 
 /// All files of an import.
 #[derive(Default)]
-pub struct Sources {
-    /// Those that are there, in the order of [`NAMES`].
-    pub files: Vec<Source>,
-    /// Sentences on what somebody should see to.
+pub struct InputFiles {
+    /// The files that exist, in the order of [`NAMES`].
+    pub files: Vec<InputFile>,
+    /// Warnings, as sentences.
     pub warnings: Vec<String>,
 }
 
-impl Sources {
-    /// Reads a directory. Links are followed, as orchestrators mount secrets by them.
+impl InputFiles {
+    /// Reads a directory. Links are followed, because orchestrators mount secrets as links.
     ///
-    /// # Errors
-    /// All that is wrong with it: nothing to import, JSON under another name, what can't be read or
-    /// is too large.
+    /// # Errors All errors: no file to import, a JSON file with another name, a file that can't be
+    /// read or is too large.
     pub fn read(directory: &Path) -> Result<Self, Vec<Fault>> {
         let names = match json_names(directory) {
             Ok(names) => names,
@@ -68,7 +67,7 @@ impl Sources {
             match read_file(&path) {
                 Ok((bytes, mode)) => {
                     sources.warnings.extend(too_open(&path, mode));
-                    sources.files.push(Source { name, bytes });
+                    sources.files.push(InputFile { name, bytes });
                 }
                 Err(what) => faults.push(Fault::of_file(name, what)),
             }
@@ -119,8 +118,8 @@ fn unknown(name: &str) -> Fault {
     Fault::of_file(text::shortened(name), format!("can't be imported; {hint}"))
 }
 
-/// What is in a file, and its mode. The room for it is made at once: a vector that grows leaves
-/// copies behind.
+/// The content of a file, and its mode. The buffer gets its full size at once: a growing one would
+/// leave copies in memory.
 fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), String> {
     let failed = |error: std::io::Error| format!("can't be read: {error}");
     let meta = fs::metadata(path).map_err(failed)?;
@@ -162,7 +161,7 @@ mod tests {
     }
 
     fn faults(directory: &Path) -> Vec<String> {
-        let faults = Sources::read(directory).err().unwrap();
+        let faults = InputFiles::read(directory).err().unwrap();
         faults.iter().map(ToString::to_string).collect()
     }
 
@@ -174,7 +173,7 @@ mod tests {
             ("accounts.json", "a"),
             ("README.md", "x"),
         ]);
-        let sources = Sources::read(directory.path()).unwrap();
+        let sources = InputFiles::read(directory.path()).unwrap();
         let found: Vec<_> = sources.files.iter().map(|file| file.name).collect();
         assert_eq!(found, NAMES);
         assert_eq!(*sources.files[0].bytes, b"a");
@@ -186,7 +185,7 @@ mod tests {
         let path = directory.path().join("trains.json");
         for (mode, warned) in [(0o600, 0), (0o640, 1), (0o602, 1)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let sources = Sources::read(directory.path()).unwrap();
+            let sources = InputFiles::read(directory.path()).unwrap();
             assert_eq!(sources.warnings.len(), warned, "{mode:o}");
         }
     }
@@ -227,7 +226,7 @@ mod tests {
         let directory = directory(&[]);
         let link = directory.path().join("trains.json");
         std::os::unix::fs::symlink(files.path().join("data"), link).unwrap();
-        let sources = Sources::read(directory.path()).unwrap();
+        let sources = InputFiles::read(directory.path()).unwrap();
         assert_eq!(*sources.files[0].bytes, b"t");
     }
 }

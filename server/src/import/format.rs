@@ -1,5 +1,5 @@
-//! From files to wishes: each file is an object with one list, each item judged by the rules of the
-//! API. All faults are found before anything is wished for.
+//! Turns files into a plan. Each file is an object with one list, and each item is checked by the
+//! rules of the API. All errors are found before anything is imported.
 
 use std::collections::HashSet;
 
@@ -10,43 +10,43 @@ use serde_json::Value;
 
 use super::{
     fault::Fault,
-    files::{ACCOUNTS, Source, Sources, TRAINS},
+    files::{ACCOUNTS, InputFile, InputFiles, TRAINS},
     secrets::{Environment, Wiped, fill_in},
 };
 
 /// Most items of a file.
 const ITEMS_MAX: usize = 10_000;
 
-/// Where credentials may stand in an account.
+/// The members of an account that may contain credentials.
 const ACCOUNT_SECRETS: [&str; 4] = [
     "/api_key",
     "/oauth/access_token",
     "/oauth/refresh_token",
     "/oauth/client_secret",
 ];
-/// The same in a train.
+/// The members of a train that may.
 const TRAIN_SECRETS: [&str; 1] = ["/slack/webhook_url"];
-/// The same in a client's key.
+/// The members of a client key that may.
 const KEY_SECRETS: [&str; 1] = ["/key"];
 
-/// What is to be imported, each with the name that the report gives it.
+/// The items to import, each with its name in the report.
 #[derive(Default)]
 pub struct Plan {
     /// Upstream credentials.
     pub accounts: Vec<(String, AccountSpec)>,
-    /// Trains with what they lend.
+    /// Trains with the accounts that they lend.
     pub trains: Vec<(String, TrainSpec)>,
-    /// Keys that trains' clients have already.
+    /// Keys that clients of trains have already.
     pub client_keys: Vec<(String, ClientKeySpec)>,
 }
 
 impl Plan {
-    /// Reads what the files say.
+    /// Reads the files.
     ///
     /// # Errors
-    /// All faults of all files.
+    /// All errors of all files.
     pub fn of(
-        sources: Sources,
+        sources: InputFiles,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Result<Self, Vec<Fault>> {
@@ -68,7 +68,7 @@ impl Plan {
 
     fn read_accounts(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -77,7 +77,12 @@ impl Plan {
             let unknown = fill_in(item, &ACCOUNT_SECRETS, environment);
             let wish = with(unknown, judge.account(item))?;
             let name = wish.new.name.clone();
-            once(&mut seen, name.clone(), "/name", "The name stands twice.")?;
+            once(
+                &mut seen,
+                name.clone(),
+                "/name",
+                "The file has this name twice.",
+            )?;
             self.accounts.push((name, wish));
             Ok(())
         })
@@ -85,7 +90,7 @@ impl Plan {
 
     fn read_trains(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -94,7 +99,12 @@ impl Plan {
             let unknown = fill_in(item, &TRAIN_SECRETS, environment);
             let wish = with(unknown, judge.train(item))?;
             let slug = wish.slug.to_string();
-            once(&mut seen, slug.clone(), "/slug", "The slug stands twice.")?;
+            once(
+                &mut seen,
+                slug.clone(),
+                "/slug",
+                "The file has this slug twice.",
+            )?;
             self.trains.push((slug, wish));
             Ok(())
         })
@@ -102,7 +112,7 @@ impl Plan {
 
     fn read_client_keys(
         &mut self,
-        source: &Source,
+        source: &InputFile,
         judge: &Judge,
         environment: Environment<'_>,
     ) -> Vec<Fault> {
@@ -110,7 +120,7 @@ impl Plan {
         read(source, "client_keys", |pointer, item| {
             let unknown = fill_in(item, &KEY_SECRETS, environment);
             let wish = with(unknown, judge.client_key(item))?;
-            once(&mut seen, wish.hash, "", "The same key stands twice.")?;
+            once(&mut seen, wish.hash, "", "The file has this key twice.")?;
             let of_train = wish.name.as_deref().unwrap_or(pointer);
             self.client_keys
                 .push((format!("{} {of_train}", wish.train), wish));
@@ -121,7 +131,7 @@ impl Plan {
 
 type Read<T> = Result<T, Vec<FieldError>>;
 
-/// Refuses what stands twice in a file.
+/// Refuses a value that a file contains twice.
 fn once<T: Eq + std::hash::Hash>(
     seen: &mut HashSet<T>,
     what: T,
@@ -134,7 +144,7 @@ fn once<T: Eq + std::hash::Hash>(
     Err(vec![FieldError::new(pointer, "duplicate", detail)])
 }
 
-/// The faults of credentials that are named and not there stand for all others in their place.
+/// Replaces the errors of a credential by the error that its variable does not exist.
 fn with<T>(unknown: Vec<(&'static str, &'static str)>, judged: Read<T>) -> Read<T> {
     if unknown.is_empty() {
         return judged;
@@ -148,9 +158,9 @@ fn with<T>(unknown: Vec<(&'static str, &'static str)>, judged: Read<T>) -> Read<
     Err(faults)
 }
 
-/// Gives each item of a file's one list to `take`, with its pointer; answers all faults.
+/// Passes each item of a file's list to `take`, with its pointer; returns all errors.
 fn read(
-    source: &Source,
+    source: &InputFile,
     list: &'static str,
     mut take: impl FnMut(&str, &mut Value) -> Read<()>,
 ) -> Vec<Fault> {
@@ -176,7 +186,7 @@ fn read(
     faults
 }
 
-/// The one list of a file. Names of other members are not repeated: they may be credentials.
+/// The list of a file. An error does not repeat names of other members: they may be credentials.
 fn items_of<'a>(content: &'a mut Value, list: &str) -> Result<&'a mut Vec<Value>, String> {
     let form =
         format!("must be an object with the list `{list}`, {{\"{list}\": […]}}, and nothing else");

@@ -1,18 +1,18 @@
-//! What an import did: for people, and as JSON.
+//! The report of an import, as text and as JSON.
 
 use persistence::{ImportOutcome, ImportResult, Publisher};
 use serde_json::{Value, json};
 
 use crate::text;
 
-/// What kind of thing was imported.
+/// The kind of an imported item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An upstream credential.
     Account,
-    /// A train with what it lends.
+    /// A train with the accounts that it lends.
     Train,
-    /// A key that a train's client has already.
+    /// A key that a client of a train has already.
     ClientKey,
 }
 
@@ -39,7 +39,7 @@ struct Item {
     done: ImportResult,
 }
 
-/// What became of each thing. Holds no credential.
+/// The outcome of each item. Contains no credential.
 pub struct Report {
     publisher: Publisher,
     dry_run: bool,
@@ -47,7 +47,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing is done yet.
+    /// A report without items.
     #[must_use]
     pub const fn new(publisher: Publisher, dry_run: bool) -> Self {
         Self {
@@ -57,13 +57,13 @@ impl Report {
         }
     }
 
-    /// Notes what became of one thing.
+    /// Adds the outcome of one item.
     pub fn add(&mut self, kind: Kind, name: &str, done: ImportResult) {
         let name = text::shortened(name);
         self.items.push(Item { kind, name, done });
     }
 
-    /// How many things ended so.
+    /// How many items had this outcome.
     #[must_use]
     pub fn count(&self, outcome: ImportOutcome) -> usize {
         let ended = self
@@ -73,7 +73,7 @@ impl Report {
         ended.count()
     }
 
-    /// A line for each thing, and one on all of them.
+    /// One line for each item, and a summary.
     #[must_use]
     pub fn table(&self) -> String {
         let width = self.items.iter().map(|item| item.name.chars().count());
@@ -112,7 +112,7 @@ impl Report {
         }
     }
 
-    /// The same for programs.
+    /// The report as JSON.
     #[must_use]
     pub fn json(&self) -> String {
         let items = self.items.iter().map(|item| {

@@ -1,12 +1,13 @@
-//! Credentials in files: written out, or named as `{"env": "NAME"}`. What was read is wiped.
+//! Credentials in files: given as text, or as `{"env": "NAME"}` by the name of a variable.
+//! Everything that was read is wiped.
 
 use serde_json::Value;
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// Looks a variable of the environment up; `None` if it is not set, or is not text.
+/// Looks up a variable of the environment; `None` if it is not set, or is not UTF-8.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<Zeroizing<String>>;
 
-/// A value whose texts are wiped when it is dropped.
+/// A JSON value whose texts are wiped when it is dropped.
 pub struct Wiped(Value);
 
 impl Wiped {
@@ -37,8 +38,8 @@ fn wipe(value: &mut Value) {
     }
 }
 
-/// Puts the values of variables in the place of what names them, where a credential may stand.
-/// Answers the pointers of those that name none, with a sentence.
+/// Replaces the names of variables by their values, in the members that may contain credentials.
+/// Returns the pointers of those that name no variable, with a sentence.
 pub fn fill_in(
     item: &mut Value,
     places: &[&'static str],
@@ -60,7 +61,7 @@ pub fn fill_in(
                 continue;
             }
         };
-        // What is named is not repeated: it may be the credential itself, in the wrong place.
+        // The name is not repeated: it may be a credential in the wrong place.
         match environment(name) {
             Some(text) => *value = Value::String(text.as_str().to_owned()),
             None => faults.push((
@@ -72,7 +73,8 @@ pub fn fill_in(
     faults
 }
 
-/// POSIX.1-2024, 8.1: letters, digits and the low line, no digit first.
+/// Whether a text can be the name of a variable (POSIX.1-2024, 8.1): letters, digits and
+/// underscores, no digit first.
 fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     let first = bytes.next();

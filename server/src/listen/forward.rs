@@ -1,4 +1,4 @@
-//! Passing deliveries on to a program of this machine, and saying what it answered.
+//! Forwards deliveries to a program on this machine, and prints its answers.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,11 +9,11 @@ use tokio::sync::Semaphore;
 
 use crate::text::say;
 
-/// Most deliveries under way. While as many are, nothing more is read from the server.
+/// Most deliveries under way. With as many, nothing more is read from the server.
 const IN_FLIGHT_MAX: u32 = 8;
-/// How long an answer may take: longer than a real delivery's, for whoever looks at it in a debugger.
+/// How long an answer may take: longer than for a real delivery, so that a debugger can be used.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
-/// How long is waited at the end for what is under way.
+/// How long to wait at the end for deliveries under way.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A delivery as the server sent it.
@@ -27,7 +27,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// From a message's data; `None` if it has another form.
+    /// Reads the data of a message; `None` if it has another form.
     pub fn of(content: &Value) -> Option<Self> {
         let text = |name: &str| content[name].as_str().map(str::to_owned);
         let headers = content["headers"].as_object()?.iter();
@@ -43,7 +43,7 @@ impl Delivery {
     }
 }
 
-/// Passes deliveries on, several at a time, and prints a line for each.
+/// Forwards deliveries, several at a time, and prints a line for each.
 pub struct Forwarder {
     client: Client,
     url: Option<String>,
@@ -52,7 +52,7 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// To this URL, or to nowhere; `print` shows bodies too.
+    /// A forwarder to `url`; without it, deliveries are only printed. `print` prints bodies, too.
     pub fn new(client: Client, url: Option<String>, print: bool) -> Self {
         let places = usize::try_from(IN_FLIGHT_MAX).unwrap_or(1);
         Self {
@@ -63,7 +63,7 @@ impl Forwarder {
         }
     }
 
-    /// Begins to pass one on, once there is a place for it.
+    /// Starts to forward a delivery, once fewer than eight are under way.
     pub async fn pass_on(&self, delivery: Delivery) {
         let print = self.print;
         let Some(url) = self.url.clone() else {
@@ -80,14 +80,14 @@ impl Forwarder {
         });
     }
 
-    /// Waits a little for what is under way.
+    /// Waits for the deliveries under way, at most five seconds.
     pub async fn finish(&self) {
         let all = self.places.acquire_many(IN_FLIGHT_MAX);
         let _ = tokio::time::timeout(FINISH_TIMEOUT, all).await;
     }
 }
 
-/// The same bytes and headers; answers what came of it.
+/// Sends the same bytes and headers; returns the result as text.
 async fn send(client: &Client, url: &str, delivery: &Delivery) -> String {
     let mut request = Request::notice(url, delivery.body.clone());
     request.headers = delivery.headers.clone().into_iter().collect();

@@ -1,34 +1,35 @@
-//! Server-sent events, read from bytes as they come (WHATWG HTML, "Server-sent events", §9.2.6).
+//! Parses server-sent events (WHATWG HTML, "Server-sent events", §9.2.6).
 
 use std::collections::VecDeque;
 
-/// The longest message that is read, bytes: an event's body of 256 KiB, however it is escaped,
-/// fits many times over.
+/// The longest message that is read, bytes. An event's body of 256 KiB fits many times, however it
+/// is escaped.
 const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Its type; `message` where none was given.
+    /// The type; `message` if none was given.
     pub event: String,
-    /// Its lines, separated by `\n`.
+    /// The data lines, separated by `\n`.
     pub data: String,
-    /// The last `id` that the stream gave, with this message or before; empty where none.
+    /// The last `id` of the stream, with this message or before; empty if there was none.
     pub id: String,
 }
 
-/// A message is longer than is read.
+/// A message is longer than 8 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong;
 
-/// Takes bytes in, gives messages out.
+/// A parser that takes bytes and returns messages.
 #[derive(Default)]
 pub struct Parser {
     line: Vec<u8>,
-    /// A line feed that follows belongs to the line that just ended.
+    /// Whether the last byte was a carriage return; a line feed after it belongs to the same line
+    /// end.
     after_return: bool,
-    /// The first line has ended.
+    /// Whether the first line has ended.
     begun: bool,
     event: String,
     data: String,
@@ -37,10 +38,10 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Takes in what came.
+    /// Takes the next bytes.
     ///
     /// # Errors
-    /// A message does not end.
+    /// A message is too long.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
         for byte in bytes {
             let after_return = std::mem::take(&mut self.after_return);
@@ -59,7 +60,7 @@ impl Parser {
         Ok(())
     }
 
-    /// The next whole message.
+    /// The next complete message; `None` if more bytes are needed.
     pub fn next(&mut self) -> Option<Message> {
         self.ready.pop_front()
     }
@@ -82,7 +83,7 @@ impl Parser {
                 self.data.push('\n');
             }
             "id" if !value.contains('\0') => value.clone_into(&mut self.id),
-            // Comments have no name; `retry` and names to come are passed over.
+            // Comments, which have no name, `retry` and unknown names are ignored.
             _ => {}
         }
     }

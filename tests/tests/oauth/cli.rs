@@ -288,7 +288,7 @@ async fn what_can_not_be_done_is_said_with_an_exit_code(world: &World) {
     let endpoint = tests::TokenEndpoint::start(&server).await;
     hold(&publisher, &endpoint.account("one", HOUR)).await;
     hold(&publisher, &new_account("key")).await;
-    endpoint.mood(tests::Mood::Saying(503, String::new()));
+    endpoint.answer_with(tests::AnswerMode::Saying(503, String::new()));
     let expect = async |arguments: &[&str], code: i32, words: &str| {
         let (found, said, wrong) = run(&server, &publisher, arguments).await;
         assert_eq!(found, code, "{arguments:?}: {said}{wrong}");
@@ -302,7 +302,7 @@ async fn what_can_not_be_done_is_said_with_an_exit_code(world: &World) {
     let said = expect(&["refresh-all"], 1, "1 accounts could not be refreshed").await;
     assert!(said.contains("failed   unavailable"), "{said}");
     let body = json!({"error": "invalid_grant"}).to_string();
-    endpoint.mood(tests::Mood::Saying(400, body));
+    endpoint.answer_with(tests::AnswerMode::Saying(400, body));
     expect(&["refresh", "one"], 1, "refresh_failed").await;
     let said = expect(&["status", "one"], 0, "").await;
     let health = "failed (invalid_grant), lent until 20";

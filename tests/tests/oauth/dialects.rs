@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::{Consumer, Mood, TokenEndpoint, World, on_both_stores, tools};
+use tests::{AnswerMode, Consumer, TokenEndpoint, World, on_both_stores, tools};
 
 use crate::resolving::resolve;
 
@@ -70,7 +70,7 @@ async fn a_dead_grant_is_asked_for_once_whatever_it_is_called(world: &World) {
     let mut all = Vec::new();
     for (number, (status, body, reason)) in DEAD.into_iter().enumerate() {
         let endpoint = TokenEndpoint::start(&server).await;
-        endpoint.mood(Mood::Saying(status, body.to_owned()));
+        endpoint.answer_with(AnswerMode::Saying(status, body.to_owned()));
         // It is due after the first half of its life.
         let account = endpoint.account(&format!("number {number}"), Duration::from_secs(4));
         let account = hold(&publisher, &account).await;
@@ -103,7 +103,7 @@ async fn a_dead_grant_tried_by_hand_is_not_asked_for_again(world: &World) {
     assert_eq!(server.site().count(due).await, 1);
     // What may pass is tried again of itself, but not where that can't help.
     for (status, body) in [(400, r#"{"error": "invalid_grant"}"#), (503, "")] {
-        endpoint.mood(Mood::Saying(status, body.to_owned()));
+        endpoint.answer_with(AnswerMode::Saying(status, body.to_owned()));
         assert_eq!(refresh(&publisher, &account).await.status, 409);
         assert_eq!(server.site().count(due).await, 0, "{status}");
     }
@@ -123,7 +123,10 @@ async fn a_token_without_its_grant_is_lent_until_it_ends(world: &World) {
     let account = hold(&publisher, &body).await;
     publisher.train("chat", &[&account]).await;
     let (_, gateway) = publisher.train_token("chat").await;
-    endpoint.mood(Mood::Saying(400, r#"{"error": "invalid_grant"}"#.into()));
+    endpoint.answer_with(AnswerMode::Saying(
+        400,
+        r#"{"error": "invalid_grant"}"#.into(),
+    ));
     assert_eq!(refresh(&publisher, &account).await.status, 409);
 
     let state = read(&publisher, &account).await;
@@ -161,12 +164,12 @@ async fn a_token_without_its_grant_is_lent_until_it_ends(world: &World) {
 async fn a_new_refresh_token_is_kept_whatever_else_is_odd(world: &World) {
     let server = world.start_with(&BY_HAND).await;
     let publisher = server.publisher("acme").await;
-    let odd = |status: u16, members: Value| Mood::Oddly {
+    let odd = |status: u16, members: Value| AnswerMode::Oddly {
         status,
         members,
         before: "",
     };
-    for (number, mood) in [
+    for (number, answer_mode) in [
         odd(201, json!({})),
         odd(200, json!({"expires_in": 0})),
         odd(200, json!({"expires_in": -1})),
@@ -175,12 +178,12 @@ async fn a_new_refresh_token_is_kept_whatever_else_is_odd(world: &World) {
         odd(200, json!({"token_type": "BearerToken"})),
         odd(200, json!({"token_type": null, "error": null})),
         odd(200, json!({"token_type": 7, "scope": {"a": []}})),
-        Mood::Oddly {
+        AnswerMode::Oddly {
             status: 200,
             members: json!({}),
             before: "\u{feff}\r\n",
         },
-        Mood::Form,
+        AnswerMode::Form,
     ]
     .into_iter()
     .enumerate()
@@ -189,17 +192,17 @@ async fn a_new_refresh_token_is_kept_whatever_else_is_odd(world: &World) {
         let body = endpoint.account(&format!("number {number}"), HOUR / 2);
         let account = hold(&publisher, &body).await;
         let before = read(&publisher, &account).await;
-        endpoint.mood(mood.clone());
+        endpoint.answer_with(answer_mode.clone());
         for _ in 0..2 {
             let after = refresh(&publisher, &account).await;
-            assert_eq!(after.status, 200, "{mood:?} {after}");
+            assert_eq!(after.status, 200, "{answer_mode:?} {after}");
             // What is not said, or makes no sense, is an hour.
             assert!(
                 after.text("/expires_at") > before.text("/expires_at"),
-                "{mood:?} {after}"
+                "{answer_mode:?} {after}"
             );
         }
-        assert!(!endpoint.saw_reuse(), "{mood:?}");
+        assert!(!endpoint.saw_reuse(), "{answer_mode:?}");
     }
 }
 
@@ -214,7 +217,7 @@ async fn a_refresh_token_without_a_usable_access_token_is_kept(world: &World) {
         json!({"access_token": null}),
         json!({"token_type": "DPoP"}),
     ] {
-        endpoint.mood(Mood::Oddly {
+        endpoint.answer_with(AnswerMode::Oddly {
             status: 200,
             members: members.clone(),
             before: "",
@@ -229,7 +232,7 @@ async fn a_refresh_token_without_a_usable_access_token_is_kept(world: &World) {
         let state = read(&publisher, &account).await;
         assert_eq!(state["health"]["status"], "ok", "{state}");
     }
-    endpoint.mood(Mood::Granting);
+    endpoint.answer_with(AnswerMode::Granting);
     assert_eq!(refresh(&publisher, &account).await.status, 200);
     assert!(!endpoint.saw_reuse());
 }
@@ -253,7 +256,7 @@ async fn a_clients_secret_goes_where_the_endpoint_takes_it(world: &World) {
     .enumerate()
     {
         let endpoint = TokenEndpoint::start(&server).await;
-        endpoint.mood(Mood::SecretInBody(status, body.to_owned()));
+        endpoint.answer_with(AnswerMode::SecretInBody(status, body.to_owned()));
         let mut account = endpoint.account(&format!("number {number}"), HOUR);
         account["oauth"]["client_secret"] = json!(secret);
         let account = hold(&publisher, &account).await;
@@ -269,7 +272,7 @@ async fn a_clients_secret_goes_where_the_endpoint_takes_it(world: &World) {
     }
     // A dead grant stays one, also where only one place of the secret is right.
     let endpoint = TokenEndpoint::start(&server).await;
-    endpoint.mood(Mood::SecretInHeader(
+    endpoint.answer_with(AnswerMode::SecretInHeader(
         400,
         r#"{"error": "invalid_grant"}"#.into(),
     ));
@@ -286,7 +289,7 @@ async fn a_clients_secret_goes_where_the_endpoint_takes_it(world: &World) {
         r#"{"error": "slow_down"}"#,
     ] {
         let endpoint = TokenEndpoint::start(&server).await;
-        endpoint.mood(Mood::Saying(400, body.to_owned()));
+        endpoint.answer_with(AnswerMode::Saying(400, body.to_owned()));
         let mut account = endpoint.account(body, HOUR);
         account["oauth"]["client_secret"] = json!(secret);
         let account = hold(&publisher, &account).await;

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tests::{Answer, Mood, Publisher, TokenEndpoint, World, on_both_stores, tools};
+use tests::{Answer, AnswerMode, Publisher, TokenEndpoint, World, on_both_stores, tools};
 use url::Url;
 
 use crate::{audit::verified, resolving::resolve};
@@ -163,22 +163,26 @@ async fn a_login_that_the_upstream_refuses_makes_nothing(world: &World) {
     let endpoint = TokenEndpoint::start(&server).await;
     let bare = json!({"access_token": "at-without-the-other-0123"});
     server.site().remember("at-without-the-other-0123");
-    for (mood, code, reason) in [
-        (Mood::Granting, "bad", "invalid_grant"),
-        (Mood::Saying(503, String::new()), "good", "unavailable"),
+    for (answer_mode, code, reason) in [
+        (AnswerMode::Granting, "bad", "invalid_grant"),
         (
-            Mood::Saying(200, bare.to_string()),
+            AnswerMode::Saying(503, String::new()),
+            "good",
+            "unavailable",
+        ),
+        (
+            AnswerMode::Saying(200, bare.to_string()),
             "good",
             "no refresh token",
         ),
     ] {
-        endpoint.mood(mood);
+        endpoint.answer_with(answer_mode);
         let begun = start(&publisher, &endpoint.login_body("mine")).await;
         let state = begun.text("/state");
         let refused = finish(&publisher, &state, code).await;
         assert_eq!(refused["code"], "login_failed", "{refused}");
         assert!(refused.text("/detail").contains(reason), "{refused}");
-        endpoint.mood(Mood::Granting);
+        endpoint.answer_with(AnswerMode::Granting);
         let again = finish(&publisher, &state, "good").await;
         assert_eq!(again.status, 404, "{again}");
     }

@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    Answer, Mood, Publisher, Server, TokenEndpoint, User, World, keeping_client, on_both_stores,
-    on_postgres, on_sqlite, tools,
+    Answer, AnswerMode, Publisher, Server, TokenEndpoint, User, World, keeping_client,
+    on_both_stores, on_postgres, on_sqlite, tools,
 };
 use tokio::{sync::Barrier, time::Instant};
 
@@ -45,7 +45,7 @@ async fn many_who_refresh_at_once_are_one_request(world: &World) {
     }
     assert_eq!((endpoint.asked().len(), ends.len()), (1, 1));
 
-    endpoint.mood(Mood::Saying(503, "{}".into()));
+    endpoint.answer_with(AnswerMode::Saying(503, "{}".into()));
     for answer in all_at_once(&[&publisher], &account, 40).await {
         assert_eq!(answer["code"], "refresh_failed", "{answer}");
     }
@@ -127,7 +127,7 @@ async fn a_store_that_fails_at_a_tokens_end_is_no_exhausted_train(world: &World)
     let life = Duration::from_secs(8);
     let (_, gateway) = lender(&publisher, &endpoint.account("one", life)).await;
     let end = Instant::now() + life;
-    endpoint.mood(Mood::Saying(503, "{}".into()));
+    endpoint.answer_with(AnswerMode::Saying(503, "{}".into()));
     let mut connection = site.database.as_ref().unwrap().connect().await;
     let mut run = async |sql: &'static str| {
         let run = sqlx::raw_sql(sql).execute(&mut connection).await;
@@ -245,7 +245,7 @@ async fn while_the_endpoint_is_down_the_old_token_is_lent(world: &World) {
     let server = world.start_with(&BY_CLOCK).await;
     let publisher = server.publisher("acme").await;
     let endpoint = TokenEndpoint::start(&server).await;
-    endpoint.mood(Mood::Saying(503, "{}".into()));
+    endpoint.answer_with(AnswerMode::Saying(503, "{}".into()));
     let body = endpoint.account("one", LIFE);
     let token = body["oauth"]["access_token"].as_str().unwrap().to_owned();
     let (account, gateway) = lender(&publisher, &body).await;
@@ -264,7 +264,7 @@ async fn while_the_endpoint_is_down_the_old_token_is_lent(world: &World) {
     let state = read(&publisher, &account).await;
     assert_eq!(state["health"]["status"], "ok", "{state}");
 
-    endpoint.mood(Mood::Granting);
+    endpoint.answer_with(AnswerMode::Granting);
     tools::eventually("it is refreshed", LIMIT, async || {
         let answer = resolve(&gateway, &json!({})).await;
         (answer.status == 200 && lent_token(&answer) != token).then_some(())
@@ -348,7 +348,7 @@ async fn processes_share_one_refresh(world: &World) {
     }
     assert_eq!(endpoint.asked().len(), 1);
     // Whoever waited for another process hears of its failure, too.
-    endpoint.mood(Mood::Saying(503, "{}".into()));
+    endpoint.answer_with(AnswerMode::Saying(503, "{}".into()));
     for answer in all_at_once(&[&publisher, &there], &account, 40).await {
         assert_eq!(answer["code"], "refresh_failed", "{answer}");
     }

@@ -32,7 +32,7 @@ const KILLS: usize = 3;
 const KEPT: usize = 4;
 const KEPT_IN: &str = "kept";
 /// How long a server may be away before a caller gives up on the test.
-const PATIENCE: Duration = Duration::from_mins(1);
+const WAIT_MAX: Duration = Duration::from_mins(1);
 
 fn how_many() -> usize {
     let given = std::env::var("STATIONMASTER_TEST_STORM_RUNS");
@@ -125,7 +125,7 @@ impl Storm {
         claim: &str,
         body: &Value,
     ) -> (u16, Value, bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_MAX;
         let mut lost = false;
         loop {
             if let Said::Answer(status, value) = self.try_once(at, token, path, claim, body).await {

@@ -183,7 +183,7 @@ async fn every_acknowledged_event_arrives(world: &World) {
         let path = format!("/{}", kill - 1);
         tally.hold(move |arrival| arrival.path == path);
         plan.holding.store(kill, Ordering::Relaxed);
-        tools::eventually("something is under way", PATIENCE, async || {
+        tools::eventually("something is under way", WAIT_MAX, async || {
             (tally.held() > 0).then_some(())
         })
         .await;

@@ -120,7 +120,7 @@ async fn kill_one<'a>(
 ) -> (Death, &'a Server) {
     let held = tools::eventually(
         "every endpoint has something under way",
-        PATIENCE,
+        WAIT_MAX,
         async || {
             let mut held = Vec::new();
             for server in servers {
@@ -245,7 +245,7 @@ fn rate_holds(arrivals: &[Arrival]) {
 
 /// The one process that holds the only endpoint with work.
 async fn holder(servers: &[Server]) -> usize {
-    tools::eventually("one of them holds it", PATIENCE, async || {
+    tools::eventually("one of them holds it", WAIT_MAX, async || {
         let mut held = Vec::new();
         for server in servers {
             held.push(holds(server).await);
@@ -285,7 +285,7 @@ async fn one_that_stands_still_starts_nothing_that_is_anothers(world: &World) {
     });
     publish(1, STALLED).await;
     // Deliveries of large batches are written after the answer, by any process.
-    tools::eventually("all are there and it is at work", PATIENCE, async || {
+    tools::eventually("all are there and it is at work", WAIT_MAX, async || {
         let there = servers[other].site().count("deliveries").await;
         (usize::try_from(there) == Ok(STALLED + 1) && tally.held() > 0).then_some(())
     })
@@ -307,7 +307,7 @@ async fn one_that_stands_still_starts_nothing_that_is_anothers(world: &World) {
     // All is done: whatever still comes is the stalled one's.
     let done = tally.len();
     servers[stalls].signal(Signal::CONT);
-    tools::eventually("it knows what it has missed", PATIENCE, async || {
+    tools::eventually("it knows what it has missed", WAIT_MAX, async || {
         let log = servers[stalls].log();
         let lost = log.iter().any(|line| {
             line["message"]
@@ -326,7 +326,7 @@ async fn one_that_stands_still_starts_nothing_that_is_anothers(world: &World) {
         .unwrap()
         .clone_from(&servers[stalls].url());
     publish(STALLED + 1, 500).await;
-    drained(&servers[stalls], PATIENCE).await;
+    drained(&servers[stalls], WAIT_MAX).await;
     let arrivals = tally.arrivals();
     nothing_is_lost(&source, &publisher, &arrivals).await;
     let again = repeats(&arrivals[..done], &[stopped]);

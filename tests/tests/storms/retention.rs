@@ -84,7 +84,7 @@ async fn what_is_old_goes_while_the_rest_goes_on(world: &World) {
     let sources = [Source::new(&publisher, &[&server])];
     latencies(&sources, &tally, 0, PACE, Duration::from_secs(1)).await;
     let before = latencies(&sources, &tally, 10_000, PACE, LASTS).await;
-    drained(&server, PATIENCE).await;
+    drained(&server, WAIT_MAX).await;
     let live = site.count("deliveries WHERE status = 'succeeded'").await - OLD;
 
     let swept = [
@@ -116,7 +116,7 @@ async fn what_is_old_goes_while_the_rest_goes_on(world: &World) {
         shown(&during)
     );
     all_old_is_gone(&site).await;
-    drained(&server, PATIENCE).await;
+    drained(&server, WAIT_MAX).await;
     let kept = site.count("deliveries WHERE status = 'succeeded'").await;
     let new = i64::try_from(during.len()).unwrap();
     assert_eq!(kept, live + new, "nothing else went");
@@ -138,7 +138,7 @@ async fn all_old_is_gone(site: &Site) {
     let day_ago = (tools::now_s() - 86_400) * 1000;
     let tries = format!("delivery_attempts WHERE at < {day_ago}");
     assert_eq!(site.count(&tries).await, 0);
-    tools::eventually("old events go too", PATIENCE, async || {
+    tools::eventually("old events go too", WAIT_MAX, async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let left = site.count("events WHERE event_type = 'old.event'").await;
         (left == 0).then_some(())

@@ -6,7 +6,7 @@ use view_derive::{Example, View};
 use domain::{
     Code,
     id::{AccountId, TokenId},
-    lending::Outcome,
+    lending::UseOutcome,
     permission::AccountsWrite,
 };
 use persistence::{Account, AccountCooldown, Reporter};
@@ -44,13 +44,13 @@ enum ReasonName {
     Failed,
 }
 
-impl From<Outcome> for ReasonName {
-    fn from(outcome: Outcome) -> Self {
+impl From<UseOutcome> for ReasonName {
+    fn from(outcome: UseOutcome) -> Self {
         match outcome {
-            Outcome::RateLimited => Self::RateLimited,
-            Outcome::Unauthorized => Self::Unauthorized,
+            UseOutcome::RateLimited => Self::RateLimited,
+            UseOutcome::Unauthorized => Self::Unauthorized,
             // The store has no cooldown after a success.
-            Outcome::Failed | Outcome::Ok => Self::Failed,
+            UseOutcome::Failed | UseOutcome::Ok => Self::Failed,
         }
     }
 }

@@ -11,7 +11,7 @@ use domain::{
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
     permission::AccountsWrite,
-    upstream::{Ask, Client, Grant, LoginRequest},
+    upstream::{ClientCredentials, Grant, LoginRequest, TokenRequest},
 };
 use outbound::Policy;
 use persistence::{AccountAuthorization, AuthorizationSecrets, NewAccount, OauthClient};
@@ -306,11 +306,11 @@ impl Logins {
         let _outside = self.app.wait_outside(request, publisher).await?;
         let scoped = who.scoped();
         let (login, secrets) = scoped.take_account_authorization(&body.0.state.0).await?;
-        let client = Client {
+        let client = ClientCredentials {
             id: &login.client_id,
             secret: secrets.client_secret.as_ref(),
         };
-        let code = Ask::Code {
+        let code = TokenRequest::Code {
             code: &body.0.code.0,
             redirect_uri: &login.redirect_uri,
             verifier: &secrets.verifier,

@@ -21,7 +21,7 @@ use secrecy::ExposeSecret as _;
 use domain::{
     Code, Problem, Timestamp,
     id::{AccountId, Id as _},
-    lending::Outcome,
+    lending::UseOutcome,
     permission::TrainsResolve,
 };
 use persistence::{AccountReport, Principal, ResolvedAccount};
@@ -236,7 +236,7 @@ impl Failed {
 
     /// The report that this amounts to, if the account is to blame.
     fn report(&self, model: Option<&str>, now: Timestamp) -> Option<AccountReport> {
-        let outcome = Outcome::of_status(self.status)?;
+        let outcome = UseOutcome::of_status(self.status)?;
         let wait = self.retry_after.as_deref();
         let wait = wait.and_then(|text| outbound::asked_wait(text, now.ms()));
         Some(AccountReport {

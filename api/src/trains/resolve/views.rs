@@ -6,7 +6,7 @@ use poem_openapi::{Enum, Object};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
-use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
+use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::UseOutcome};
 use persistence::{AccountReport, ResolvedAccount};
 
 use super::{ask_again_at, seconds};
@@ -84,7 +84,7 @@ impl Lending {
 /// How a request ended.
 #[derive(Clone, Copy, Enum, View)]
 #[oai(rename = "ReportOutcome", rename_all = "snake_case")]
-#[view(into = Outcome)]
+#[view(into = UseOutcome)]
 pub(super) enum OutcomeName {
     /// Well.
     Ok,
@@ -146,8 +146,8 @@ pub(super) struct ReportRequest {
 
 impl ReportRequest {
     pub(super) fn parse(self) -> Result<AccountReport, ApiError> {
-        let outcome = Outcome::from(self.outcome);
-        if self.retry_after.is_some() && outcome != Outcome::RateLimited {
+        let outcome = UseOutcome::from(self.outcome);
+        if self.retry_after.is_some() && outcome != UseOutcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
             return Err(Problem::field("/retry_after", "not_allowed", detail).into());
         }

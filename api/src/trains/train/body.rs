@@ -16,7 +16,7 @@ use domain::{
     id::{AccountId, Id as _},
     limits::TRAIN_ACCOUNTS,
     slug::{self, Slug},
-    train::Notice,
+    train::NoticeKind,
 };
 use persistence::{NewSlack, NewTrain, SlackPatch, TrainPatch};
 
@@ -28,7 +28,7 @@ use crate::{
 /// What a train's people may be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum, View)]
 #[oai(rename = "TrainNotice")]
-#[view(of = Notice, into = Notice)]
+#[view(of = NoticeKind, into = NoticeKind)]
 pub(super) enum NoticeName {
     /// An account of the train can't be refreshed any more.
     #[oai(rename = "account.refresh_failed")]
@@ -38,8 +38,8 @@ pub(super) enum NoticeName {
     TrainExhausted,
 }
 
-fn notices(names: &[NoticeName]) -> Vec<Notice> {
-    names.iter().copied().map(Notice::from).collect()
+fn notices(names: &[NoticeName]) -> Vec<NoticeKind> {
+    names.iter().copied().map(NoticeKind::from).collect()
 }
 
 /// Where a train's people read.

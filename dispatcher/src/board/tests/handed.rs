@@ -1,11 +1,11 @@
-//! What commits hand over.
+//! Deliveries that commits hand over.
 
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
 impl Game {
-    /// An endpoint that was looked at, with nothing more to load.
+    /// An endpoint that was loaded, with no more deliveries in the store.
     fn empty(&mut self, key: EndpointKey, target: DeliveryTarget) {
         self.hold(key, target);
         assert!(self.asked_for().contains(&key));
@@ -65,15 +65,15 @@ fn a_page_that_shows_it_again_changes_nothing() {
     let due = game.new_due();
     // While it is queued, while it is under way, and before its outcome is recorded.
     assert!(game.hand(one, &due));
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 1);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 0);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.end(0, true);
     game.page(one, std::slice::from_ref(&due), false);
@@ -85,9 +85,9 @@ fn what_a_page_showed_first_is_not_sent_again() {
     let mut game = Game::new();
     let one = key(1, 1);
     game.empty(one, target());
-    // Its committer stands still between the commit and its word of it.
+    // The process is suspended between the commit and the handover.
     let (due, since) = (game.new_due(), game.now);
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     game.page(one, std::slice::from_ref(&due), false);
     assert_eq!(game.start_all(), 1);
@@ -95,9 +95,9 @@ fn what_a_page_showed_first_is_not_sent_again() {
     for pause in [MS, 600 * MS, 300 * MS] {
         game.pass(pause);
         game.read(one, Some(target()));
-        // More pages come meanwhile, with others.
+        // Pages with other deliveries arrive meanwhile.
         let other = game.new_due();
-        game.board.rung(one);
+        game.board.notify(one);
         assert_eq!(game.asked_for(), [one]);
         game.page(one, &[other], false);
         assert_eq!(game.start_all(), 1);
@@ -105,7 +105,7 @@ fn what_a_page_showed_first_is_not_sent_again() {
         assert!(game.hand_since(one, &due, since), "it is known");
         assert_eq!(game.start_all(), 0, "it went out already");
     }
-    // Later it may be forgotten, so it is looked for instead.
+    // Later it may be forgotten, so it is loaded from the store instead.
     game.pass(100 * MS);
     assert!(!game.hand_since(one, &due, since));
 }
@@ -116,12 +116,12 @@ fn it_waits_for_a_page_under_way_and_goes_behind_it() {
     let one = key(1, 1);
     game.empty(one, target());
     let all: Vec<DueDelivery> = (0..3).map(|_| game.new_due()).collect();
-    game.board.rung(one);
+    game.board.notify(one);
     assert_eq!(game.asked_for(), [one]);
     assert!(game.hand(one, &all[1]));
     assert!(game.hand(one, &all[2]));
     assert_eq!(game.start_all(), 0);
-    // The page shows one that nobody told of, and one of those.
+    // The page contains one that was not handed over, and one that was.
     game.page(one, &all[..2], false);
     assert_eq!(game.start_all(), 3);
     let ids: Vec<DeliveryId> = all.iter().map(|due| due.id).collect();
@@ -146,12 +146,12 @@ fn nothing_is_taken_where_something_may_come_first() {
     game.pass(MS);
     assert!(!game.hand(unread, &due));
     game.empty(backlog, target());
-    game.board.rung(backlog);
+    game.board.notify(backlog);
     assert!(!game.hand(backlog, &due), "not looked at yet");
 
-    // What waits for a page that is not all is looked for behind it.
+    // If the page is not the last, the waiting deliveries are loaded after it.
     game.empty(more, target());
-    game.board.rung(more);
+    game.board.notify(more);
     assert!(game.asked_for().contains(&more));
     assert!(game.hand(more, &due));
     let first = game.new_due();
@@ -164,7 +164,7 @@ fn nothing_is_taken_where_something_may_come_first() {
     assert!(game.sent().contains(&due.id));
 
     game.empty(failing, target());
-    game.board.rung(failing);
+    game.board.notify(failing);
     assert!(game.asked_for().contains(&failing));
     assert!(game.hand(failing, &due));
     game.board.load_failed(failing);
@@ -179,7 +179,7 @@ fn what_was_committed_under_an_earlier_lease_is_looked_for() {
     let one = key(1, 1);
     game.empty(one, target());
     let (due, since) = (game.new_due(), game.now);
-    // Another process may have held it in between, and sent it.
+    // Another process may have held the lease in between, and sent the delivery.
     game.pass(MS);
     game.board.lose_all();
     game.empty(one, target());
@@ -195,7 +195,7 @@ fn a_change_that_came_before_is_read_first_and_at_once() {
     let one = key(1, 1);
     game.empty(one, target());
     let publishers = BTreeSet::from([one.publisher]);
-    game.board.outdate(&publishers, game.now);
+    game.board.invalidate_targets(&publishers, game.now);
     game.pass(MS);
     for _ in 0..2 {
         let due = game.new_due();
@@ -206,11 +206,11 @@ fn a_change_that_came_before_is_read_first_and_at_once() {
         game.read(one, Some(target()));
         assert_eq!(game.start_all(), 1);
         game.end(0, true);
-        // Not used for long, it is old by itself.
+        // After a while without use, the target is too old.
         game.pass(1001 * MS);
     }
-    // Disabled: what is handed over by a commit from before does not go out.
-    game.board.outdate(&publishers, game.now);
+    // Disabled: a delivery that an earlier commit hands over is not sent.
+    game.board.invalidate_targets(&publishers, game.now);
     game.pass(MS);
     let due = game.new_due();
     assert!(game.hand(one, &due));
@@ -227,7 +227,7 @@ fn an_endpoint_that_turns_ordered_is_read_anew() {
     game.empty(one, target());
     let due = game.new_due();
     game.board
-        .outdate(&BTreeSet::from([one.publisher]), game.now);
+        .invalidate_targets(&BTreeSet::from([one.publisher]), game.now);
     game.pass(MS);
     assert!(game.hand(one, &due));
     assert_eq!(game.start_all(), 0);
@@ -256,8 +256,8 @@ fn what_is_in_memory_is_bounded() {
     assert_eq!(game.start_all(), 5);
     game.end_all_of(quick, true);
     assert_eq!(taken(&mut game, quick), 512);
-    // What there is no room for is looked for once what is there has gone out.
-    game.board.rung(quick);
+    // Deliveries without room are loaded once the present ones were sent.
+    game.board.notify(quick);
     assert!(game.asked_for().is_empty());
 
     let mut large = game.new_due();

@@ -1,4 +1,4 @@
-//! What is late beside what is on time.
+//! Late deliveries beside deliveries on time.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const MS: Duration = Duration::from_millis(1);
 const LATE: Duration = Duration::from_secs(10);
 
 impl Game {
-    /// Gives an endpoint deliveries that are late by now.
+    /// Loads late deliveries for an endpoint.
     fn give_late(&mut self, key: EndpointKey, count: usize) {
         let since = self.wall.minus(LATE);
         let due = (0..count).map(|_| self.due(since)).collect();
@@ -30,8 +30,9 @@ impl Game {
     }
 }
 
-/// For a second, one on time every ten milliseconds and as much late as may go; the loop wakes up
-/// so much later than it means to. How many late ones went out.
+/// Sends for a second: one delivery on time every ten milliseconds, and as many late ones as
+/// allowed. The loop wakes up by `later` later than planned. Returns how many late deliveries were
+/// sent.
 fn a_second(game: &mut Game, late: &[EndpointKey], other: EndpointKey, later: Duration) -> usize {
     let end = game.now + Duration::from_secs(1);
     let (mut count, mut on_time) = (0, game.now);
@@ -50,7 +51,7 @@ fn a_second(game: &mut Game, late: &[EndpointKey], other: EndpointKey, later: Du
         while !game.flights.is_empty() {
             game.end(0, true);
         }
-        match game.board.next_look(game.now) {
+        match game.board.next_measurement(game.now) {
             Some(look) if look <= game.now + MS => game.pass(look + later - game.now),
             _ => game.pass(MS),
         }
@@ -74,8 +75,8 @@ fn alone_a_backlog_goes_as_fast_as_it_can() {
         game.pass(MS);
     }
     assert_eq!(count, 8000);
-    assert_eq!(game.board.next_look(game.now), None);
-    // And what it sent does not count against it once others are there.
+    assert_eq!(game.board.next_measurement(game.now), None);
+    // What was sent alone does not count against the rate afterwards.
     let other = key(2, 1);
     game.quick(other);
     let count = a_second(&mut game, &[one], other, Duration::ZERO);

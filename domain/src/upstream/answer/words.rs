@@ -1,23 +1,23 @@
-//! What the error codes of token endpoints mean: those of RFC 6749, and others that are met.
+//! The meanings of error codes of token endpoints: those of RFC 6749, and others that are in use.
 //!
-//! Only codes are read, never the texts for people beside them. A code's meaning becomes a word of
-//! a closed list. A code that is not known means no more than that the endpoint refuses.
+//! Only codes are read, never the texts for people beside them. Each code is turned into a word of
+//! a closed list. An unknown code only means that the endpoint refuses.
 
-/// What a code means; what counts more comes first.
+/// The meaning of a code. Earlier variants count more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
     /// The grant is dead.
     Spent(&'static str),
-    /// Another try may go better.
+    /// Another try may succeed.
     Passing(&'static str),
     /// The client or the request is refused.
     Refused(&'static str),
-    /// It says nothing to us.
+    /// The code is unknown.
     Unknown,
 }
 
-/// Codes of a dead grant: RFC 6749 §5.2; then those by which endpoints ask for the person
-/// (`OpenID` Connect Core §3.1.2.6), or say that the login was taken back.
+/// Codes of a dead grant: that of RFC 6749 §5.2, and those that ask for a new login (`OpenID`
+/// Connect Core §3.1.2.6) or say that the login was revoked.
 const SPENT: [&str; 8] = [
     "invalidgrant",
     "grantexpired",
@@ -28,7 +28,7 @@ const SPENT: [&str; 8] = [
     "loginrequired",
     "consentrequired",
 ];
-/// What makes a dead grant of a code that names the refresh token.
+/// Words that mean a dead grant in a code that names the refresh token.
 const DEAD: [&str; 14] = [
     "invalid",
     "bad",
@@ -45,7 +45,7 @@ const DEAD: [&str; 14] = [
     "incorrect",
     "wrong",
 ];
-/// What makes an unknown client of a code that names the client.
+/// Words that mean an unknown client in a code that names the client.
 const NOT_KNOWN: [&str; 7] = [
     "invalid",
     "bad",
@@ -55,7 +55,7 @@ const NOT_KNOWN: [&str; 7] = [
     "wrong",
     "mismatch",
 ];
-/// Parts of codes of what passes.
+/// Words in codes of errors that pass.
 const PASSING: [&str; 9] = [
     "unavailable",
     "servererror",
@@ -69,7 +69,7 @@ const PASSING: [&str; 9] = [
 ];
 const LIMITED: [&str; 4] = ["ratelimit", "toomanyrequests", "slowdown", "throttl"];
 
-/// What a code means, whatever its case and however its words are joined.
+/// The meaning of a code. Neither its case nor the separators of its words matter.
 pub(super) fn fault_of(code: &str) -> Fault {
     let letters = code.chars().filter(char::is_ascii_alphanumeric);
     let code: String = letters.map(|one| one.to_ascii_lowercase()).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use domain::{Timestamp, lending::Outcome};
+use domain::{Timestamp, lending::UseOutcome};
 use sea_orm::QueryResult;
 use uuid::Uuid;
 
@@ -24,7 +24,7 @@ pub(super) const REMEMBERED_MS: i64 = 60_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cooldown {
     pub(super) until: i64,
-    pub(super) reason: Outcome,
+    pub(super) reason: UseOutcome,
     pub(super) reported_at: i64,
 }
 
@@ -32,7 +32,7 @@ impl Cooldown {
     fn of(until: i64, reason: &str, reported_at: i64) -> Result<Self> {
         Ok(Self {
             until,
-            reason: Outcome::parse(reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
+            reason: UseOutcome::parse(reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
             reported_at,
         })
     }
@@ -91,7 +91,7 @@ impl Cooldowns {
             .into_iter()
             .flatten()
             .filter_map(|model| models.get(model))
-            .filter(|one| one.reason != Outcome::Unauthorized || one.reported_at >= renewed_ms)
+            .filter(|one| one.reason != UseOutcome::Unauthorized || one.reported_at >= renewed_ms)
             .map(|one| Timestamp::from_ms(one.until))
             .max()
     }

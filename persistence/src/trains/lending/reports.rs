@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use domain::{
     Problem, Timestamp,
     id::{AccountId, Id as _, TokenId, TrainId},
-    lending::Outcome,
+    lending::UseOutcome,
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _, QueryFilter as _,
@@ -45,7 +45,7 @@ pub struct AccountReport {
     /// The account that was used.
     pub account: AccountId,
     /// The outcome of the request.
-    pub outcome: Outcome,
+    pub outcome: UseOutcome,
     /// The model that the outcome concerns; `None` for the account as a whole.
     pub model: Option<String>,
     /// How long the upstream asked to wait.
@@ -61,7 +61,7 @@ struct NewCooldown<'a> {
     publisher: Uuid,
     account: Uuid,
     model: &'a str,
-    outcome: Outcome,
+    outcome: UseOutcome,
     length: Duration,
     reporter: TokenId,
     /// Whether the credential was refused and should be refreshed.
@@ -260,7 +260,7 @@ impl Store {
         if rests.is_some_and(|one| one.until + SLACK_MS >= now.plus(length).ms()) {
             return Ok(());
         }
-        let refused = rests.is_some_and(|one| one.reason == Outcome::Unauthorized);
+        let refused = rests.is_some_and(|one| one.reason == UseOutcome::Unauthorized);
         let cooldown = NewCooldown {
             publisher,
             account,
@@ -268,7 +268,7 @@ impl Store {
             outcome: report.outcome,
             length,
             reporter,
-            refresh: report.outcome == Outcome::Unauthorized && !refused,
+            refresh: report.outcome == UseOutcome::Unauthorized && !refused,
         };
         let cooldown = &cooldown;
         let written = self

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use domain::{
     Timestamp,
     id::{Id as _, TokenId},
-    lending::Outcome,
+    lending::UseOutcome,
 };
 use sea_orm::{ConnectionTrait, QueryResult};
 use uuid::Uuid;
@@ -36,7 +36,7 @@ pub struct AccountCooldown {
     /// When the cooldown ends.
     pub until: Timestamp,
     /// The reported outcome.
-    pub reason: Outcome,
+    pub reason: UseOutcome,
     /// When it was reported.
     pub reported_at: Timestamp,
     /// Who reported it, if that was recorded.
@@ -105,7 +105,7 @@ fn cooldown_of(row: &QueryResult) -> Result<AccountCooldown> {
     Ok(AccountCooldown {
         model: Some(model).filter(|model| model != WHOLE),
         until: time("until")?,
-        reason: Outcome::parse(&reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
+        reason: UseOutcome::parse(&reason).ok_or_else(|| corrupt_row("cooldown's reason"))?,
         reported_at: time("reported_at")?,
         reported_by: token.map(|token| Reporter {
             token: TokenId::from_uuid(token),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use domain::{
     account::Credential,
-    lending::Outcome,
+    lending::UseOutcome,
     token::{TokenHash, last_four},
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -84,7 +84,7 @@ impl House {
         self.accounts.iter().position(|id| *id == chosen)
     }
 
-    fn report_of(&self, at: usize, outcome: Outcome) -> AccountReport {
+    fn report_of(&self, at: usize, outcome: UseOutcome) -> AccountReport {
         AccountReport {
             account: self.accounts[at],
             outcome,
@@ -101,7 +101,7 @@ impl House {
         reported.await.unwrap();
     }
 
-    async fn says(&self, at: usize, outcome: Outcome) {
+    async fn says(&self, at: usize, outcome: UseOutcome) {
         self.report(self.report_of(at, outcome)).await;
     }
 
@@ -241,21 +241,21 @@ async fn many_who_ask_at_once_are_served_by_one_reading() {
 async fn a_report_lets_an_account_rest_until_it_may_go_on() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 2).await;
-        house.says(0, Outcome::RateLimited).await;
+        house.says(0, UseOutcome::RateLimited).await;
         assert_eq!(house.chosen().await, Some(1));
         // A shorter cooldown does not shorten a longer one, and a success ends it.
-        house.says(0, Outcome::Failed).await;
+        house.says(0, UseOutcome::Failed).await;
         fixture.clock.advance(Duration::from_secs(31));
         assert_eq!(house.chosen().await, Some(1));
         fixture.clock.advance(Duration::from_secs(30));
         assert_eq!(house.chosen().await, Some(0));
-        house.says(0, Outcome::RateLimited).await;
-        house.says(0, Outcome::Ok).await;
+        house.says(0, UseOutcome::RateLimited).await;
+        house.says(0, UseOutcome::Ok).await;
         assert_eq!(house.chosen().await, Some(0));
         assert_eq!(fixture.count("account_cooldowns").await, 1);
         // Reports outlive the snapshot.
-        house.says(1, Outcome::Unauthorized).await;
-        house.says(0, Outcome::Unauthorized).await;
+        house.says(1, UseOutcome::Unauthorized).await;
+        house.says(0, UseOutcome::Unauthorized).await;
         fixture.store.state::<PoolCache>().tenants.invalidate_all();
         let out = house.choose(AccountCriteria::default()).await.unwrap_err();
         assert!(out.is_whole());
@@ -270,16 +270,16 @@ async fn a_report_lets_an_account_rest_until_it_may_go_on() {
 async fn an_account_rests_for_one_model_alone() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 2).await;
-        let mut report = house.report_of(0, Outcome::RateLimited);
+        let mut report = house.report_of(0, UseOutcome::RateLimited);
         report.model = Some("large".into());
         report.retry_after = Some(10 * MINUTE);
         house.report(report).await;
         assert_eq!(house.chosen_for("large").await, Some(1));
         assert_eq!(house.chosen_for("small").await, Some(0));
         assert_eq!(house.chosen().await, Some(0));
-        house.says(0, Outcome::Failed).await;
+        house.says(0, UseOutcome::Failed).await;
         assert_eq!(house.chosen_for("small").await, Some(1));
-        let mut report = house.report_of(0, Outcome::Ok);
+        let mut report = house.report_of(0, UseOutcome::Ok);
         report.model = Some("large".into());
         house.report(report).await;
         assert_eq!(house.chosen_for("large").await, Some(0));
@@ -292,14 +292,14 @@ async fn made_up_models_fill_nothing() {
     for fixture in engines().await {
         let house = with_accounts(&fixture, 1).await;
         for number in 0..130 {
-            let mut report = house.report_of(0, Outcome::Failed);
+            let mut report = house.report_of(0, UseOutcome::Failed);
             report.model = Some(format!("model-{number}"));
             house.report(report).await;
         }
         assert_eq!(fixture.count("account_cooldowns").await, 101);
         assert_eq!(house.chosen().await, None, "it rests as a whole");
         fixture.clock.advance(2 * MINUTE);
-        let mut report = house.report_of(0, Outcome::Failed);
+        let mut report = house.report_of(0, UseOutcome::Failed);
         report.model = Some("one more".into());
         house.report(report).await;
         assert_eq!(fixture.count("account_cooldowns").await, 1);
@@ -315,7 +315,7 @@ async fn only_an_account_of_the_train_is_reported_of() {
             .unwrap();
         let report = AccountReport {
             account: stranger.id,
-            ..house.report_of(0, Outcome::Failed)
+            ..house.report_of(0, UseOutcome::Failed)
         };
         let refused = house
             .acme
@@ -367,7 +367,7 @@ async fn an_account_near_its_ceiling_comes_last() {
         let house = with_accounts(&fixture, 2).await;
         let table = r#"UPDATE accounts SET ceilings = '{"requests_5h":10}' WHERE name = 'a0'"#;
         fixture.execute(table).await;
-        let mut report = house.report_of(0, Outcome::Ok);
+        let mut report = house.report_of(0, UseOutcome::Ok);
         report.requests = 8;
         report.tokens = 5;
         house.report(report.clone()).await;
@@ -386,8 +386,8 @@ async fn an_account_near_its_ceiling_comes_last() {
         fixture.store.state::<PoolCache>().tenants.invalidate_all();
         assert_eq!(house.chosen().await, Some(0));
         // Usage of an account that was removed meanwhile is dropped.
-        house.report(house.report_of(1, Outcome::Ok)).await;
-        let mut report = house.report_of(1, Outcome::Ok);
+        house.report(house.report_of(1, UseOutcome::Ok)).await;
+        let mut report = house.report_of(1, UseOutcome::Ok);
         report.requests = 1;
         house.report(report).await;
         fixture

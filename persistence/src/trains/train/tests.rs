@@ -184,7 +184,7 @@ async fn where_people_read_is_sealed_and_merged() {
         assert_eq!(code(refused), Code::ValidationFailed, "no URL yet");
         let first = SlackPatch {
             webhook_url: Some(SecretString::from("https://hooks.example/T/B/first")),
-            events: Some(vec![Notice::TrainExhausted]),
+            events: Some(vec![NoticeKind::TrainExhausted]),
             ..SlackPatch::default()
         };
         change(&acme, "night", slack(first)).await.unwrap();
@@ -208,7 +208,7 @@ async fn where_people_read_is_sealed_and_merged() {
             .unwrap();
         let expected = Slack {
             channel: Some("#night".into()),
-            events: vec![Notice::TrainExhausted],
+            events: vec![NoticeKind::TrainExhausted],
         };
         assert_eq!(merged.slack, Some(expected));
         assert_eq!(row().await.slack_webhook.unwrap(), sealed);

@@ -4,12 +4,12 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::import::files::CLIENT_KEYS;
 
-fn sources(files: &[(&'static str, &str)]) -> Sources {
-    let files = files.iter().map(|(name, text)| Source {
+fn sources(files: &[(&'static str, &str)]) -> InputFiles {
+    let files = files.iter().map(|(name, text)| InputFile {
         name,
         bytes: Zeroizing::new(text.as_bytes().to_vec()),
     });
-    Sources {
+    InputFiles {
         files: files.collect(),
         warnings: Vec::new(),
     }
@@ -59,8 +59,8 @@ fn what_stands_twice_is_a_fault() {
         ),
     ]);
     let expected = [
-        "trains.json /trains/1/slug: The slug stands twice.",
-        "client-keys.json /client_keys/1: The same key stands twice.",
+        "trains.json /trains/1/slug: The file has this slug twice.",
+        "client-keys.json /client_keys/1: The file has this key twice.",
     ];
     assert_eq!(faults.err().unwrap(), expected);
 }
@@ -83,7 +83,7 @@ fn a_file_is_one_list_and_a_fault_of_it_repeats_nothing() {
         assert!(!faults[0].contains("secret"), "{faults:?}");
     }
     let faults = plan(&[(TRAINS, r#"{"trains": [], "trains": []}"#)]);
-    assert!(faults.err().unwrap()[0].contains("stands twice"));
+    assert!(faults.err().unwrap()[0].contains("twice"));
 }
 
 #[test]
