@@ -30,6 +30,7 @@ use crate::{
         App,
         common::{Ok, Tag, Time},
         cursor::Listed,
+        own_value,
         page::PageQuery,
     },
 };
@@ -45,9 +46,7 @@ const NDJSON: &str = "application/x-ndjson";
 pub(crate) struct ActionName(Action);
 
 impl Type for ActionName {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "AuditAction".into()
@@ -59,14 +58,6 @@ impl Type for ActionName {
             enum_items: words.collect(),
             ..MetaSchema::new("string")
         }))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

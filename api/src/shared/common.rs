@@ -23,7 +23,7 @@ use serde_json::Value;
 use domain::{Problem, Timestamp};
 use persistence::{Answer, Expected};
 
-use crate::shared::examples::EXAMPLE_AT;
+use crate::shared::{examples::EXAMPLE_AT, own_value};
 use web::http::ApiError;
 
 /// The chapters of the reference.
@@ -291,9 +291,7 @@ impl Example for Time {
 }
 
 impl Type for Time {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "string_date-time".into()
@@ -301,14 +299,6 @@ impl Type for Time {
 
     fn schema_ref() -> MetaSchemaRef {
         MetaSchemaRef::Inline(Box::new(MetaSchema::new_with_format("string", "date-time")))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

@@ -9,6 +9,8 @@ use poem_openapi::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
+use crate::shared::own_value;
+
 /// Visible ASCII: what fits into a header, and into a form (RFC 6749, appendix A).
 const PATTERN: &str = "^[!-~]+$";
 
@@ -25,9 +27,7 @@ impl<const MIN: usize, const MAX: usize> From<&str> for Sent<MIN, MAX> {
 }
 
 impl<const MIN: usize, const MAX: usize> Type for Sent<MIN, MAX> {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "string_password".into()
@@ -41,14 +41,6 @@ impl<const MIN: usize, const MAX: usize> Type for Sent<MIN, MAX> {
             write_only: true,
             ..MetaSchema::new_with_format("string", "password")
         }))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use domain::JsonText;
 
+use crate::shared::own_value;
+
 /// Any JSON, kept as the text that it came as.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 #[serde(transparent)]
@@ -29,9 +31,7 @@ impl From<Value> for Verbatim {
 }
 
 impl Type for Verbatim {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "any".into()
@@ -39,14 +39,6 @@ impl Type for Verbatim {
 
     fn schema_ref() -> MetaSchemaRef {
         MetaSchemaRef::Inline(Box::new(MetaSchema::ANY))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

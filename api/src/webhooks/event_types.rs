@@ -26,6 +26,7 @@ use crate::{
     shared::{
         App,
         common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
+        own_value,
         path::{Path, PathValue, Text},
         verbatim::Verbatim,
     },
@@ -206,9 +207,7 @@ impl OwnTypeName {
 }
 
 impl Type for OwnTypeName {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "string_event_type".into()
@@ -220,14 +219,6 @@ impl Type for OwnTypeName {
             max_length: Some(MAX_TYPE_LEN),
             ..MetaSchema::new("string")
         }))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

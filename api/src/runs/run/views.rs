@@ -18,6 +18,7 @@ use persistence::{BulkCancelled, Claimed, CreatedRun, Run, RunFilter};
 use crate::shared::{
     common::Time,
     examples::{EXAMPLE_SOON, nil_id},
+    own_value,
     verbatim::Verbatim,
 };
 
@@ -80,9 +81,7 @@ impl RunError {
 }
 
 impl Type for RunError {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "RunError".into()
@@ -94,14 +93,6 @@ impl Type for RunError {
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>(Self::name().into_owned(), |_| Self::schema());
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

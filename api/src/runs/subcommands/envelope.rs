@@ -281,7 +281,7 @@ fn is_json(content_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use poem_openapi::types::ToJSON as _;
+    use poem_openapi::types::{Example as _, ToJSON as _};
     use serde_json::Value;
 
     use super::*;

@@ -21,7 +21,7 @@ use domain::{
 use persistence::{NewSlack, NewTrain, SlackPatch, TrainPatch};
 
 use crate::{
-    shared::{common::change, destination, sent::Sent},
+    shared::{common::change, destination, own_value, sent::Sent},
     trains::accounts,
 };
 
@@ -220,9 +220,7 @@ pub(super) struct PlaceBody {
 pub(super) struct PlacesBody(Vec<PlaceBody>);
 
 impl Type for PlacesBody {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "TrainPlaces".into()
@@ -243,14 +241,6 @@ impl Type for PlacesBody {
                 .map(|one| Value::Array(vec![one])),
             ..MetaSchema::new("array")
         });
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

@@ -15,7 +15,7 @@ use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
 use crate::{
     runs::pipelines::slugs,
-    shared::{common::change, destination},
+    shared::{common::change, destination, own_value},
     webhooks::endpoint_secrets::SigningName,
 };
 use web::contract::child;
@@ -113,9 +113,7 @@ const fn yes() -> bool {
 pub struct HeaderChange(Option<String>);
 
 impl Type for HeaderChange {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "header_change".into()
@@ -127,14 +125,6 @@ impl Type for HeaderChange {
             max_length: Some(outbound::HEADER_VALUE_LEN_MAX),
             ..MetaSchema::new("string")
         }))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 
@@ -368,6 +358,7 @@ fn merged(
 mod tests {
     use super::*;
     use domain::Code;
+    use poem_openapi::types::Example;
 
     fn faults_of(body: NewEndpointBody) -> (Code, Vec<(String, String)>) {
         let problem = body.checked(&outbound::Policy::default()).unwrap_err();

@@ -18,6 +18,7 @@ use super::views::EventView;
 use crate::{
     shared::{
         common::{described, respond},
+        own_value,
         verbatim::Verbatim,
     },
     webhooks::event_types::OwnTypeName,
@@ -90,9 +91,7 @@ fn either<A: Type, B: Type>(registry: &mut Registry) -> MetaSchema {
 }
 
 impl Type for PublishBody {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "Publish".into()
@@ -104,14 +103,6 @@ impl Type for PublishBody {
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>("Publish".into(), either::<NewEventBody, NewEventsBody>);
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 
@@ -143,9 +134,7 @@ pub struct PublishedEvents {
 struct PublishedView;
 
 impl Type for PublishedView {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
+    own_value!();
 
     fn name() -> Cow<'static, str> {
         "Published".into()
@@ -157,14 +146,6 @@ impl Type for PublishedView {
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>("Published".into(), either::<EventView, PublishedEvents>);
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(self.as_raw_value().into_iter())
     }
 }
 

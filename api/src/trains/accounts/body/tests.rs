@@ -1,4 +1,5 @@
 use domain::Code;
+use poem_openapi::types::Example;
 
 use super::*;
 
