@@ -6,7 +6,7 @@ use poem_openapi::{Object, OpenApi, types::Example};
 use secrecy::ExposeSecret as _;
 
 use domain::{
-    Code, FieldError, Problem, Timestamp,
+    Code, FaultCode, FieldError, Problem, Timestamp,
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
     permission::AccountsWrite,
@@ -185,7 +185,11 @@ fn redirect(uri: &str) -> Result<(), FieldError> {
     };
     if url.starts_with("http://") && strict.check_url(&url).is_ok() {
         let detail = "Plain http is for this machine alone: 127.0.0.1, [::1] or localhost.";
-        return Err(FieldError::new("/redirect_uri", "not_allowed", detail));
+        return Err(FieldError::new(
+            "/redirect_uri",
+            FaultCode::NotAllowed,
+            detail,
+        ));
     }
     Ok(())
 }

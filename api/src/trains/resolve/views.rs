@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use poem_openapi::{Enum, Object, types::Example};
 use secrecy::ExposeSecret as _;
 
-use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
+use domain::{FaultCode, Problem, Timestamp, id::AccountId, id::Id as _, lending::Outcome};
 use persistence::{Lent, Report};
 
 use super::{ask_again_at, seconds};
@@ -180,7 +180,7 @@ impl ReportRequest {
         let outcome = Outcome::from(self.outcome);
         if self.retry_after.is_some() && outcome != Outcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
-            return Err(Problem::field("/retry_after", "not_allowed", detail).into());
+            return Err(Problem::field("/retry_after", FaultCode::NotAllowed, detail).into());
         }
         let usage = self.usage.as_ref();
         Ok(Report {

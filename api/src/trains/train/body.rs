@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 use domain::{
-    FieldError, Problem,
+    FaultCode, FieldError, Problem,
     id::{AccountId, Id as _},
     limits::TRAIN_ACCOUNTS,
     slug::{self, Slug},
@@ -151,7 +151,7 @@ impl NewTrainBody {
     pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewTrain, Problem> {
         let slug = Slug::parse(&self.slug).ok_or_else(|| {
             let detail = format!("`slug` must match `{}`.", slug::PATTERN);
-            Problem::field("/slug", "pattern", detail)
+            Problem::field("/slug", FaultCode::Pattern, detail)
         })?;
         let slack = self.slack.map(|slack| slack.checked(policy));
         Ok(NewTrain {
@@ -321,7 +321,7 @@ impl PlacesBody {
             {
                 let pointer = format!("/{at}/account_id");
                 let detail = "The same account stands twice.";
-                faults.push(FieldError::new(pointer, "duplicate", detail));
+                faults.push(FieldError::new(pointer, FaultCode::Duplicate, detail));
             }
         }
         if !faults.is_empty() {
