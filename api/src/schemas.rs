@@ -12,7 +12,7 @@ use std::{borrow::Cow, sync::Arc};
 use serde_json::Value;
 
 use domain::{
-    FieldError, JsonText, Problem,
+    FaultCode, FieldError, JsonText, Problem,
     id::{Id as _, PipelineId, PublisherId},
     limits::{PAYLOAD_BYTES, PAYLOAD_VALUES},
 };
@@ -252,7 +252,7 @@ pub(crate) fn check_payload_bytes(member: &str, payload: &JsonText) -> Result<()
 /// A payload that is longer than any may be.
 pub(crate) fn too_long(member: &str) -> FieldError {
     let detail = format!("`{member}` may have at most {PAYLOAD_BYTES} bytes of JSON.");
-    FieldError::new(format!("/{member}"), "too_long", detail)
+    FieldError::new(format!("/{member}"), FaultCode::TooLong, detail)
 }
 
 /// A tree of too many values would take too much room.
@@ -260,7 +260,7 @@ fn too_many_values(item: &Item<'_>) -> FieldError {
     let member = item.side().member();
     let detail =
         format!("`{member}` may have at most {PAYLOAD_VALUES} values where a schema judges it.");
-    let fault = FieldError::new(format!("/{member}"), "too_many_values", detail);
+    let fault = FieldError::new(format!("/{member}"), FaultCode::TooManyValues, detail);
     placed(&item.pointer, fault)
 }
 
@@ -366,12 +366,12 @@ impl<'a> Job<'a> {
     fn too_large(&self, several: bool) -> Problem {
         if several {
             let detail = "The events and their schemas are together too large to check.";
-            return Problem::field("/events", "too_large", detail);
+            return Problem::field("/events", FaultCode::TooLarge, detail);
         }
         let side = self.item.side();
         let (member, owner) = (side.member(), side.owner());
         let detail = format!("`{member}` and {owner} are together too large to check.");
-        let fault = FieldError::new(format!("/{member}"), "too_large", detail);
+        let fault = FieldError::new(format!("/{member}"), FaultCode::TooLarge, detail);
         Problem::invalid(vec![placed(&self.item.pointer, fault)])
     }
 
@@ -387,7 +387,11 @@ impl<'a> Job<'a> {
                     "{owner} can't be evaluated any more and has to be registered anew: at `{}`: {}",
                     fault.pointer, fault.detail
                 );
-                return vec![FieldError::new(pointer, "invalid", capitalised(detail))];
+                return vec![FieldError::new(
+                    pointer,
+                    FaultCode::Invalid,
+                    capitalised(detail),
+                )];
             }
         };
         if compiled.validator.is_valid(&self.payload) {
@@ -403,7 +407,7 @@ impl<'a> Job<'a> {
             }
         }
         let detail = format!("`{member}` is not what {owner} takes.");
-        vec![FieldError::new(pointer, "invalid", detail)]
+        vec![FieldError::new(pointer, FaultCode::Invalid, detail)]
     }
 }
 

@@ -5,7 +5,12 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{account::Ceilings, clock::Timestamp, id::AccountId, id::Id as _};
+use crate::{
+    account::Ceilings,
+    clock::Timestamp,
+    fault::FaultCode,
+    id::{AccountId, Id as _},
+};
 
 /// An access token that expires within this time is refreshed before it is lent.
 pub const EXPIRES_SOON: Duration = Duration::from_mins(1);
@@ -178,15 +183,15 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// The word for it.
+    /// The code by which a refusal tells of it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn code(self) -> FaultCode {
         match self {
-            Self::Disabled => "disabled",
-            Self::Failed => "failed",
-            Self::Expired => "expired",
-            Self::CoolingDown(_) => "cooling_down",
-            Self::Excluded => "excluded",
+            Self::Disabled => FaultCode::Disabled,
+            Self::Failed => FaultCode::Failed,
+            Self::Expired => FaultCode::Expired,
+            Self::CoolingDown(_) => FaultCode::CoolingDown,
+            Self::Excluded => FaultCode::Excluded,
         }
     }
 

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod clock;
 pub mod credential;
 pub mod event;
+pub mod fault;
 pub mod id;
 pub mod json;
 pub mod lending;
@@ -29,6 +30,7 @@ pub mod train;
 pub mod upstream;
 
 pub use clock::{Clock, Timestamp};
+pub use fault::FaultCode;
 pub use json::JsonText;
 pub use problem::{Code, FieldError, Problem};
 pub use slug::Slug;

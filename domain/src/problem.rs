@@ -1,6 +1,8 @@
 //! Problems: the errors that callers see (RFC 9457 problem details), with a closed list of codes.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
+
+use crate::fault::FaultCode;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $status:literal, $title:literal, $help:literal;)*) => {
@@ -194,8 +196,8 @@ impl fmt::Display for Code {
 pub struct FieldError {
     /// JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`, `/path/NAME`.
     pub pointer: String,
-    /// A stable word: `required`, `unknown_field`, `type`, `too_long`, …
-    pub code: Cow<'static, str>,
+    /// What is wrong there.
+    pub code: FaultCode,
     /// A sentence for people.
     pub detail: String,
 }
@@ -203,10 +205,10 @@ pub struct FieldError {
 impl FieldError {
     /// An error at `pointer`.
     #[must_use]
-    pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
+    pub fn new(pointer: impl Into<String>, code: FaultCode, detail: impl Into<String>) -> Self {
         Self {
             pointer: pointer.into(),
-            code: Cow::Borrowed(code),
+            code,
             detail: detail.into(),
         }
     }
@@ -264,7 +266,7 @@ impl Problem {
 
     /// The problem for one error in a body.
     #[must_use]
-    pub fn field(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
+    pub fn field(pointer: &str, code: FaultCode, detail: impl Into<String>) -> Self {
         Self::invalid(vec![FieldError::new(pointer, code, detail)])
     }
 
@@ -272,7 +274,7 @@ impl Problem {
     #[must_use]
     pub fn parameter(pointer: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        let errors = vec![FieldError::new(pointer, "invalid", detail.clone())];
+        let errors = vec![FieldError::new(pointer, FaultCode::Invalid, detail.clone())];
         Self {
             code: Code::InvalidParameter,
             detail,

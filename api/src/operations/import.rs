@@ -9,8 +9,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
 use domain::{
-    FieldError, Problem, limits::TRAIN_ACCOUNTS, limits::TRAIN_PRIORITY_MAX, slug::Slug, token,
-    token::TokenHash,
+    FaultCode, FieldError, Problem, limits::TRAIN_ACCOUNTS, limits::TRAIN_PRIORITY_MAX, slug::Slug,
+    token, token::TokenHash,
 };
 use persistence::{AccountSpec, ClientKeySpec, TrainSpec};
 
@@ -128,7 +128,7 @@ impl Judge {
         check(&self.client_key, item)?;
         let text = |item: &Value, name: &str| item[name].as_str().map(str::to_owned);
         let train = item["train"].as_str().and_then(Slug::parse);
-        let train = train.ok_or_else(|| one("/train", "pattern", "It is no slug."))?;
+        let train = train.ok_or_else(|| one("/train", FaultCode::Pattern, "It is no slug."))?;
         // The text itself moves along: no copy of it stays behind.
         let key = match item.get_mut("key").map(Value::take) {
             Some(Value::String(key)) => Some(SecretString::from(key)),
@@ -142,14 +142,18 @@ impl Judge {
             }
             (Some(_), None, Some(_)) => {
                 let detail = "`last_four` goes with `sha256`; of a key it is known.";
-                return Err(one("/last_four", "not_allowed", detail));
+                return Err(one("/last_four", FaultCode::NotAllowed, detail));
             }
             (Some(_), Some(_), _) => {
                 let detail = "A key stands there itself or as its `sha256`, not both.";
-                return Err(one("/sha256", "not_allowed", detail));
+                return Err(one("/sha256", FaultCode::NotAllowed, detail));
             }
             (None, None, _) => {
-                return Err(one("/key", "required", "`key` or `sha256` is required."));
+                return Err(one(
+                    "/key",
+                    FaultCode::Required,
+                    "`key` or `sha256` is required.",
+                ));
             }
         };
         Ok(ClientKeySpec {
@@ -197,13 +201,13 @@ fn client_key_schema() -> Value {
     })
 }
 
-fn one(pointer: &str, code: &'static str, detail: &str) -> Vec<FieldError> {
+fn one(pointer: &str, code: FaultCode, detail: &str) -> Vec<FieldError> {
     vec![FieldError::new(pointer, code, detail)]
 }
 
 fn faults(problem: Problem) -> Vec<FieldError> {
     if problem.errors.is_empty() {
-        return vec![FieldError::new("", "invalid", problem.detail)];
+        return vec![FieldError::new("", FaultCode::Invalid, problem.detail)];
     }
     problem.errors
 }
@@ -224,7 +228,7 @@ fn unrepeated(mut fault: FieldError) -> FieldError {
     if let Some(rest) = fault.detail.strip_prefix("The body ") {
         fault.detail = format!("It {rest}");
     }
-    if fault.code != "unknown_field" {
+    if fault.code != FaultCode::UnknownField {
         return fault;
     }
     let (parent, name) = fault.pointer.rsplit_once('/').unwrap_or_default();
@@ -233,12 +237,13 @@ fn unrepeated(mut fault: FieldError) -> FieldError {
         return fault;
     }
     let detail = format!("A member with a name of {chars} characters is not known here.");
-    FieldError::new(parent, "unknown_field", detail)
+    FieldError::new(parent, FaultCode::UnknownField, detail)
 }
 
 fn parsed<T: ParseFromJSON>(item: &mut Value) -> Result<T, Vec<FieldError>> {
     // The schema should have said what is wrong; the parser's words may hold values.
-    T::parse_from_json(Some(item.take())).map_err(|_| one("", "invalid", "It is not valid."))
+    T::parse_from_json(Some(item.take()))
+        .map_err(|_| one("", FaultCode::Invalid, "It is not valid."))
 }
 
 fn places_of(places: &Value) -> Result<Vec<(String, u16)>, Vec<FieldError>> {
@@ -250,7 +255,7 @@ fn places_of(places: &Value) -> Result<Vec<(String, u16)>, Vec<FieldError>> {
         if !seen.insert(name) {
             let pointer = format!("/accounts/{at}/account");
             let detail = "The same account stands twice.";
-            faults.push(FieldError::new(pointer, "duplicate", detail));
+            faults.push(FieldError::new(pointer, FaultCode::Duplicate, detail));
         }
         found.push((name.to_owned(), priority.unwrap_or(TRAIN_PRIORITY_MAX)));
     }
@@ -265,7 +270,7 @@ fn of_key(key: &SecretString) -> Result<(TokenHash, String), Vec<FieldError>> {
     let text = key.expose_secret();
     if OURS.iter().any(|prefix| text.starts_with(prefix)) {
         let detail = "It is a credential of this service, and none of a train's.";
-        return Err(one("/key", "not_allowed", detail));
+        return Err(one("/key", FaultCode::NotAllowed, detail));
     }
     Ok((TokenHash::of_secret(key), token::last_four(text)))
 }
@@ -277,7 +282,13 @@ fn of_hex(sha256: &str) -> Result<TokenHash, Vec<FieldError>> {
         .collect();
     bytes
         .and_then(|bytes| TokenHash::from_stored(&bytes))
-        .ok_or_else(|| one("/sha256", "pattern", "It is no SHA-256 in hexadecimal."))
+        .ok_or_else(|| {
+            one(
+                "/sha256",
+                FaultCode::Pattern,
+                "It is no SHA-256 in hexadecimal.",
+            )
+        })
 }
 
 #[cfg(test)]

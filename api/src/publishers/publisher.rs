@@ -9,7 +9,7 @@ use std::sync::Arc;
 use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
-    Code, Problem,
+    Code, FaultCode, Problem,
     id::PublisherId,
     permission::{PublishersMint, PublishersRead, PublishersWrite},
     slug::{self, Slug},
@@ -63,7 +63,7 @@ pub const DOCS: &[OperationDoc] = &[
 fn slug_field(text: &str) -> Result<Slug, ApiError> {
     Slug::parse(text).ok_or_else(|| {
         let detail = format!("`slug` must match `{}`.", slug::PATTERN);
-        Problem::field("/slug", "pattern", detail).into()
+        Problem::field("/slug", FaultCode::Pattern, detail).into()
     })
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FieldError, Problem,
+    Code, FaultCode, FieldError, Problem,
     id::PublisherId,
     permission::{PipelinesRead, PipelinesWrite},
     pipeline::{Definition, Subcommand},
@@ -211,7 +211,7 @@ pub(crate) fn slugs(texts: &[String], pointer: &str, faults: &mut Vec<FieldError
             let detail = "It is not a pipeline's slug.";
             faults.push(FieldError::new(
                 format!("{pointer}/{at}"),
-                "pattern",
+                FaultCode::Pattern,
                 detail,
             ));
         }
@@ -234,7 +234,7 @@ fn subcommand_pointer(name: &str, faults: &mut Vec<FieldError>) -> Option<String
         "/subcommands".to_owned()
     };
     let detail = "A subcommand's name must match `^[a-z0-9_-]{1,63}$`.";
-    faults.push(FieldError::new(pointer, "pattern", detail));
+    faults.push(FieldError::new(pointer, FaultCode::Pattern, detail));
     None
 }
 
@@ -545,7 +545,7 @@ mod tests {
         let found = problem.errors.into_iter();
         (
             problem.code,
-            found.map(|f| (f.pointer, f.code.into_owned())).collect(),
+            found.map(|f| (f.pointer, f.code.to_string())).collect(),
         )
     }
 

@@ -8,7 +8,7 @@ use poem_openapi::{
 };
 
 use domain::{
-    Code, JsonText, Problem,
+    Code, FaultCode, JsonText, Problem,
     id::RunId,
     limits::PROGRESS_BYTES,
     permission::{Permission, RunsCancel, RunsClaim, RunsCreate, RunsRead},
@@ -186,7 +186,7 @@ impl Runs {
 fn check_may_claim(wanted: bool, may: bool) -> Result<(), Problem> {
     if wanted && !may {
         let detail = "Only a runner token can claim: leave `claim` out, or use one.";
-        return Err(Problem::field("/claim", "not_allowed", detail));
+        return Err(Problem::field("/claim", FaultCode::NotAllowed, detail));
     }
     Ok(())
 }
@@ -486,7 +486,7 @@ impl Runs {
 fn check_progress(progress: &JsonText) -> Result<(), Problem> {
     if progress.as_str().len() > PROGRESS_BYTES {
         let detail = format!("`progress` may have at most {PROGRESS_BYTES} bytes of JSON.");
-        return Err(Problem::field("/progress", "too_long", detail));
+        return Err(Problem::field("/progress", FaultCode::TooLong, detail));
     }
     Ok(())
 }

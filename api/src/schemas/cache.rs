@@ -8,7 +8,7 @@ use std::{
 use moka::sync::Cache;
 use serde_json::Value;
 
-use domain::{FieldError, id::PublisherId};
+use domain::{FaultCode, FieldError, id::PublisherId};
 
 use super::{
     Key,
@@ -73,7 +73,8 @@ impl Known {
         }
         let fresh = compile(schema, KEPT).map_err(|faults| {
             let fault = faults.into_iter().next();
-            let fault = fault.unwrap_or_else(|| FieldError::new("", "invalid", "It is invalid."));
+            let fault =
+                fault.unwrap_or_else(|| FieldError::new("", FaultCode::Invalid, "It is invalid."));
             tracing::warn!(
                 %publisher,
                 version = ?key,

@@ -3,7 +3,7 @@
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::Value;
 
-use domain::FieldError;
+use domain::{FaultCode, FieldError};
 
 use super::{
     cost::{self, Cost, Limits, Steps},
@@ -31,11 +31,11 @@ pub(super) fn compile(schema: &Value, limits: Limits) -> Result<Compiled, Vec<Fi
     let text_bytes = schema.to_string().len();
     if text_bytes > SCHEMA_BYTES {
         let detail = format!("A schema may have at most {SCHEMA_BYTES} bytes of JSON.");
-        return Err(one("", "too_long", detail));
+        return Err(one("", FaultCode::TooLong, detail));
     }
     let Some(draft) = draft_of(schema) else {
         let detail = "`$schema` must name draft 6, 7, 2019-09 or 2020-12, or be left out.".into();
-        return Err(one("/$schema", "not_allowed", detail));
+        return Err(one("/$schema", FaultCode::NotAllowed, detail));
     };
     let Cost {
         check,
@@ -46,7 +46,7 @@ pub(super) fn compile(schema: &Value, limits: Limits) -> Result<Compiled, Vec<Fi
         let detail = "That is not valid JSON Schema: a keyword has a value that it does not take.";
         return Err(one(
             error.instance_path().as_str(),
-            "invalid",
+            FaultCode::Invalid,
             detail.into(),
         ));
     }
@@ -66,7 +66,11 @@ pub(super) fn compile(schema: &Value, limits: Limits) -> Result<Compiled, Vec<Fi
         .map_err(|error| {
             let detail = "The schema can't be used: a reference leads nowhere, or a pattern is too \
                 large or uses look-around or back-references.";
-            one(error.instance_path().as_str(), "invalid", detail.into())
+            one(
+                error.instance_path().as_str(),
+                FaultCode::Invalid,
+                detail.into(),
+            )
         })?;
     Ok(Compiled {
         validator,

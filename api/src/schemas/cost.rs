@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use domain::FieldError;
+use domain::{FaultCode, FieldError};
 
 use super::pattern::{self, PatternCost};
 use web::contract::{FAULTS_MAX, child};
@@ -150,7 +150,8 @@ pub(super) fn cost_of(schema: &Value, limits: Limits) -> Result<Cost, Vec<FieldE
     scan.schema("", schema);
     if scan.patterns > PATTERNS_MAX {
         let detail = format!("A schema may have at most {PATTERNS_MAX} patterns.");
-        scan.faults.push(FieldError::new("", "too_long", detail));
+        scan.faults
+            .push(FieldError::new("", FaultCode::TooLong, detail));
     }
     if !scan.faults.is_empty() {
         return Err(scan.faults);
@@ -238,7 +239,8 @@ impl Scan {
             let at = child(pointer, keyword);
             if let Some(detail) = forbidden(keyword, value, pointer.is_empty()) {
                 if self.faults.len() < FAULTS_MAX {
-                    self.faults.push(FieldError::new(at, "not_allowed", detail));
+                    self.faults
+                        .push(FieldError::new(at, FaultCode::NotAllowed, detail));
                 }
                 continue;
             }
@@ -288,13 +290,13 @@ impl<'a> Walk<'a> {
             Some(Some(part)) => return Ok(*part),
             Some(None) => {
                 let detail = "A schema may not contain itself.";
-                return Err(FieldError::new(pointer, "not_allowed", detail));
+                return Err(FieldError::new(pointer, FaultCode::NotAllowed, detail));
             }
             None => {}
         }
         if depth > DEEP_MAX {
             let detail = format!("A schema may be at most {DEEP_MAX} levels deep.");
-            return Err(FieldError::new(pointer, "too_long", detail));
+            return Err(FieldError::new(pointer, FaultCode::TooLong, detail));
         }
         self.known.insert(address, None);
         let part = self.members(pointer, members, depth)?;
@@ -316,7 +318,7 @@ impl<'a> Walk<'a> {
         for (keyword, value) in members {
             let at = child(pointer, keyword);
             if let Some(detail) = forbidden(keyword, value, pointer.is_empty()) {
-                return Err(FieldError::new(at, "not_allowed", detail));
+                return Err(FieldError::new(at, FaultCode::NotAllowed, detail));
             }
             self.grow(&at, KEYWORD_BYTES + PLACES * at.len() as u64)?;
             let place = match keyword.as_str() {
@@ -502,11 +504,11 @@ impl<'a> Walk<'a> {
         if cost.steps > self.limits.byte {
             let detail = "Matching the pattern takes too long: it has too many states, and no \
                 small automaton decides it. Shorten its repetitions.";
-            return Err(FieldError::new(at, "too_long", detail));
+            return Err(FieldError::new(at, FaultCode::TooLong, detail));
         }
         if self.patterns.len() >= PATTERNS_MAX {
             let detail = format!("A schema may have at most {PATTERNS_MAX} patterns.");
-            return Err(FieldError::new(at, "too_long", detail));
+            return Err(FieldError::new(at, FaultCode::TooLong, detail));
         }
         self.grow(at, cost.bytes)?;
         self.patterns.insert(pattern, cost);
@@ -518,7 +520,7 @@ impl<'a> Walk<'a> {
         let root = self.root;
         let schema = root.pointer(pointer).ok_or_else(|| {
             let detail = "The `$ref` leads to nothing within the schema.";
-            FieldError::new(at, "invalid", detail)
+            FieldError::new(at, FaultCode::Invalid, detail)
         })?;
         // The fault is told where the reference stands, which may be one of several.
         self.schema(pointer, schema, depth + 1)
@@ -542,7 +544,7 @@ impl<'a> Walk<'a> {
                  their places and its patterns together.",
                 self.limits.memory
             );
-            return Err(FieldError::new(at, "too_long", detail));
+            return Err(FieldError::new(at, FaultCode::TooLong, detail));
         }
         Ok(())
     }
@@ -561,7 +563,7 @@ impl<'a> Walk<'a> {
             "A check takes more than {most} steps for each {of} of a payload at `{here}`: \
              references resolved, and what `unevaluated…` looks at again counted again."
         );
-        Err(FieldError::new(pointer, "too_long", detail))
+        Err(FieldError::new(pointer, FaultCode::TooLong, detail))
     }
 }
 

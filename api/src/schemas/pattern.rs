@@ -5,6 +5,7 @@
 //! deterministic automaton is small is matched by that automaton, one step for each byte. Of the
 //! others each state counts for each byte.
 
+use domain::FaultCode;
 use regex_automata::{
     dfa::{StartKind, dense},
     nfa::thompson::{self, NFA},
@@ -34,22 +35,22 @@ pub(super) struct PatternCost {
 }
 
 /// Why a pattern is not taken: a code and a sentence.
-pub(super) type Refusal = (&'static str, String);
+pub(super) type Refusal = (FaultCode, String);
 
 /// What a pattern costs; or why there is none.
 pub(super) fn cost_of(pattern: &str) -> Result<PatternCost, Refusal> {
     if pattern.len() > PATTERN_LENGTH {
         let detail = format!("A pattern may have at most {PATTERN_LENGTH} bytes.");
-        return Err(("too_long", detail));
+        return Err((FaultCode::TooLong, detail));
     }
     let not_linear = || {
         let detail = "That is no regular expression that can be matched in linear time: it may \
             have no look-around and no back-references.";
-        ("not_allowed", detail.to_owned())
+        (FaultCode::NotAllowed, detail.to_owned())
     };
     let translated = jsonschema_regex::to_rust_regex(pattern).map_err(|()| not_linear())?;
     let forward = states_of(&translated, false).map_err(|error| match error.size_limit() {
-        Some(_) => ("too_long", too_large()),
+        Some(_) => (FaultCode::TooLong, too_large()),
         None => not_linear(),
     })?;
     let automaton = automaton_of(&translated, &forward);
@@ -161,16 +162,19 @@ mod tests {
     #[test]
     fn patterns_that_are_not_linear_or_too_large_are_refused() {
         for (pattern, code) in [
-            ("^(?=a)", "not_allowed"),
-            ("^(?<!a)b", "not_allowed"),
-            (r"(a)\1", "not_allowed"),
-            ("(", "not_allowed"),
-            (r"(\pL{100}){100}", "too_long"),
-            ("((a{100}){100}){100}", "too_long"),
+            ("^(?=a)", FaultCode::NotAllowed),
+            ("^(?<!a)b", FaultCode::NotAllowed),
+            (r"(a)\1", FaultCode::NotAllowed),
+            ("(", FaultCode::NotAllowed),
+            (r"(\pL{100}){100}", FaultCode::TooLong),
+            ("((a{100}){100}){100}", FaultCode::TooLong),
         ] {
             let refused = cost_of(pattern).unwrap_err();
             assert_eq!(refused.0, code, "{pattern}: {}", refused.1);
         }
-        assert_eq!(cost_of(&r"\cA".repeat(2000)).unwrap_err().0, "too_long");
+        assert_eq!(
+            cost_of(&r"\cA".repeat(2000)).unwrap_err().0,
+            FaultCode::TooLong
+        );
     }
 }

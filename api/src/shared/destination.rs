@@ -1,6 +1,6 @@
 //! URLs in requests, judged by the destination guard.
 
-use domain::{Code, FieldError, Problem};
+use domain::{Code, FaultCode, FieldError, Problem};
 use outbound::{DestinationRefusal, HeaderRefusal, Policy};
 
 /// Judges the URL that stands at `pointer`; its normalised form, the one to store and to show.
@@ -13,9 +13,9 @@ pub(crate) fn check(policy: &Policy, pointer: &str, url: &str) -> Result<String,
         .map(|destination| destination.as_str().to_owned())
         .map_err(|refusal| {
             let code = match refusal {
-                DestinationRefusal::UrlTooLong { .. } => "too_long",
-                DestinationRefusal::UrlInvalid | DestinationRefusal::HostMissing => "format",
-                _ => "not_allowed",
+                DestinationRefusal::UrlTooLong { .. } => FaultCode::TooLong,
+                DestinationRefusal::UrlInvalid | DestinationRefusal::HostMissing => FaultCode::Format,
+                _ => FaultCode::NotAllowed,
             };
             FieldError::new(pointer, code, sentence(refusal))
         })
@@ -24,10 +24,10 @@ pub(crate) fn check(policy: &Policy, pointer: &str, url: &str) -> Result<String,
 /// What is wrong with a header that stands at `pointer`.
 pub(crate) fn header_fault(pointer: impl Into<String>, refusal: HeaderRefusal) -> FieldError {
     let code = match refusal {
-        HeaderRefusal::NameEmpty => "too_short",
-        HeaderRefusal::NameTooLong | HeaderRefusal::ValueTooLong => "too_long",
-        HeaderRefusal::NameInvalid | HeaderRefusal::ValueInvalid => "pattern",
-        HeaderRefusal::ConnectionHeader | HeaderRefusal::Reserved => "not_allowed",
+        HeaderRefusal::NameEmpty => FaultCode::TooShort,
+        HeaderRefusal::NameTooLong | HeaderRefusal::ValueTooLong => FaultCode::TooLong,
+        HeaderRefusal::NameInvalid | HeaderRefusal::ValueInvalid => FaultCode::Pattern,
+        HeaderRefusal::ConnectionHeader | HeaderRefusal::Reserved => FaultCode::NotAllowed,
     };
     FieldError::new(pointer, code, sentence(refusal))
 }
@@ -83,19 +83,19 @@ mod tests {
         );
         let fault = check("https://[::1]/").unwrap_err();
         assert_eq!(
-            (fault.pointer.as_str(), &*fault.code),
+            (fault.pointer.as_str(), fault.code.as_str()),
             ("/url", "not_allowed")
         );
         assert_eq!(
             fault.detail,
             "The destination is a loopback address, which is not allowed."
         );
-        assert_eq!(&*check("no url").unwrap_err().code, "format");
+        assert_eq!(check("no url").unwrap_err().code.as_str(), "format");
     }
 
     #[test]
     fn other_faults_come_first() {
-        let fault = |pointer| FieldError::new(pointer, "not_allowed", "x");
+        let fault = |pointer| FieldError::new(pointer, FaultCode::NotAllowed, "x");
         let only = refuse(Vec::new(), vec![fault("/url")]).unwrap_err();
         assert_eq!(only.code, Code::DestinationRefused);
         let both = refuse(vec![fault("/headers")], vec![fault("/url")]).unwrap_err();

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use poem_openapi::OpenApi;
 
 use domain::{
-    Code, FieldError, Problem, Timestamp,
+    Code, FaultCode, FieldError, Problem, Timestamp,
     id::{AccountId, Id as _, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Unavailable},
     permission::TrainsResolve,
@@ -70,7 +70,7 @@ impl Asked {
     fn of(request: ResolveRequest) -> Result<Self, ApiError> {
         let exclude = request.exclude.unwrap_or_default();
         let base_url = request.base_url.as_deref().map(base_url).transpose();
-        let fault = || Problem::field("/base_url", "format", NO_URL);
+        let fault = || Problem::field("/base_url", FaultCode::Format, NO_URL);
         Ok(Self {
             provider: request.provider,
             base_url: base_url.map_err(|NoUrl| fault())?,
@@ -213,7 +213,7 @@ fn refusal(exhausted: &Exhausted, now: Timestamp) -> ApiError {
     };
     let why = |(account, out): &(AccountId, Unavailable)| {
         let pointer = format!("/accounts/{account}");
-        FieldError::new(pointer, out.as_str(), describe(*out))
+        FieldError::new(pointer, out.code(), describe(*out))
     };
     let mut problem = Problem::new(Code::TrainExhausted, detail);
     problem.errors = exhausted.accounts.iter().map(why).collect();
@@ -311,7 +311,7 @@ mod tests {
         let problem = error.problem();
         assert_eq!(problem.retry_after_s, Some(2), "never too early");
         assert_eq!(problem.errors.len(), 2);
-        assert_eq!(problem.errors[1].code, "cooling_down");
+        assert_eq!(problem.errors[1].code.as_str(), "cooling_down");
         assert!(problem.errors[1].detail.contains(&until.to_string()));
         assert!(problem.errors[0].pointer.starts_with("/accounts/acc_"));
         let nobody = Exhausted {

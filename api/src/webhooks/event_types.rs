@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FieldError, JsonText, Problem,
+    Code, FaultCode, FieldError, JsonText, Problem,
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
     id::PublisherId,
     limits::EXAMPLE_BYTES,
@@ -166,7 +166,7 @@ impl EventTypeBody {
         let mut faults = Vec::new();
         if example.as_ref().is_some_and(is_long) {
             let detail = format!("`example` may have at most {EXAMPLE_BYTES} bytes of JSON.");
-            faults.push(FieldError::new("/example", "too_long", detail));
+            faults.push(FieldError::new("/example", FaultCode::TooLong, detail));
         }
         let judged = example.clone().filter(|_| faults.is_empty());
         let schema_at = schema.iter().map(|schema| ("/schema", schema.clone()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, FaultCode, Problem, Timestamp,
     audit::Action,
     credential::{CredentialKind, Grants, Source},
     id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
@@ -264,14 +264,16 @@ async fn check_new(
     new: &NewCredential,
 ) -> Result<()> {
     if new.expires_at.is_some_and(|at| at <= tx.now) {
-        return Err(Problem::field("/expires_at", "too_small", "The time has passed.").into());
+        return Err(
+            Problem::field("/expires_at", FaultCode::TooSmall, "The time has passed.").into(),
+        );
     }
     let Some(slugs) = &new.pipelines else {
         return Ok(());
     };
     if kind != CredentialKind::Runner {
         let detail = "Only a runner token can be limited to pipelines.";
-        return Err(Problem::field("/pipelines", "not_allowed", detail).into());
+        return Err(Problem::field("/pipelines", FaultCode::NotAllowed, detail).into());
     }
     crate::runs::pipelines::check_known(tx, publisher, slugs, "/pipelines").await
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use domain::{
-    Code, JsonText, Problem, Timestamp,
+    Code, FaultCode, JsonText, Problem, Timestamp,
     audit::Actor,
     id::{Id as _, RunId},
     run::{RunChange, RunStatus, TimelineEntryKind},
@@ -392,7 +392,7 @@ fn draft(
     }
     if !row.ready {
         let detail = "A run that is claimed at once can't wait.";
-        return Err(Problem::field("/not_before", "not_allowed", detail).into());
+        return Err(Problem::field("/not_before", FaultCode::NotAllowed, detail).into());
     }
     if pipeline.paused_at.is_some() {
         return Err(Code::PipelinePaused.into());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, FaultCode, Problem, Timestamp,
     audit::Action,
     id::{Id as _, PipelineId},
     pipeline::Definition,
@@ -128,7 +128,9 @@ pub(crate) async fn check_known(
     for (at, slug) in slugs.iter().enumerate() {
         if !known.iter().any(|name| name == slug.as_str()) {
             let detail = "There is no pipeline of that name.";
-            return Err(Problem::field(&format!("{pointer}/{at}"), "invalid", detail).into());
+            return Err(
+                Problem::field(&format!("{pointer}/{at}"), FaultCode::Invalid, detail).into(),
+            );
         }
     }
     Ok(())

@@ -16,10 +16,10 @@
 //! PostgreSQL the batches of two processes can deadlock for that reason. The database then refuses
 //! one of the two, and it runs again.
 
-use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use domain::{
-    Code, FieldError, Problem, Timestamp,
+    Code, FaultCode, FieldError, Problem, Timestamp,
     audit::{Action, Actor},
     limits,
     seal::SealContext,
@@ -548,15 +548,12 @@ impl StoredResponse {
                 errors,
             } => {
                 let code = Code::parse(&code).ok_or_else(|| corrupt_row("refusal"))?;
-                let errors = errors
-                    .into_iter()
-                    .map(|(pointer, code, detail)| FieldError {
-                        pointer,
-                        code: Cow::Owned(code),
-                        detail,
-                    });
+                let errors = errors.into_iter().map(|(pointer, code, detail)| {
+                    let code = FaultCode::parse(&code).ok_or_else(|| corrupt_row("refusal"))?;
+                    Ok(FieldError::new(pointer, code, detail))
+                });
                 let mut problem = Problem::new(code, detail);
-                problem.errors = errors.collect();
+                problem.errors = errors.collect::<Result<_>>()?;
                 Err(problem.into())
             }
         }

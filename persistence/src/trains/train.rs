@@ -1,7 +1,7 @@
 //! Trains: the named clients of a gateway, and the accounts of each.
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, FaultCode, Problem, Timestamp,
     audit::Action,
     id::{AccountId, Id as _, PublisherId, TrainId},
     slug::Slug,
@@ -360,7 +360,7 @@ async fn apply_slack(
         ];
         if let Some((pointer, _)) = missing.into_iter().find(|(_, missing)| *missing) {
             let detail = "It is needed, since nothing is set for Slack yet.";
-            return Err(Problem::field(pointer, "required", detail).into());
+            return Err(Problem::field(pointer, FaultCode::Required, detail).into());
         }
     }
     if let Some(url) = &patch.webhook_url {

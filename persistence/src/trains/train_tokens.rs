@@ -1,7 +1,7 @@
 //! Tokens of trains: the clients of an AI gateway authenticate with them.
 
 use domain::{
-    Problem, Timestamp,
+    FaultCode, Problem, Timestamp,
     audit::Action,
     id::{Id as _, TokenId},
     limits::Quotas,
@@ -211,7 +211,7 @@ impl Scoped {
         let work = |tx: Tx| async move {
             if new.expires_at.is_some_and(|at| at <= tx.now) {
                 let detail = "The time has passed.";
-                return Err(Problem::field("/expires_at", "too_small", detail).into());
+                return Err(Problem::field("/expires_at", FaultCode::TooSmall, detail).into());
             }
             let row = row_of(&tx, owner, train).await?;
             check_quotas(&tx, owner, row.id).await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, FaultCode, Problem, Timestamp,
     audit::Action,
     credential::Source,
     event::{Filter, OwnType},
@@ -220,7 +220,9 @@ fn check_types(event_types: &[String]) -> Result<()> {
     for (at, filter) in event_types.iter().enumerate() {
         if Filter::parse(filter).is_none() {
             let detail = "It takes `*`, an event type, or `prefix.*`.";
-            return Err(Problem::field(&format!("/event_types/{at}"), "invalid", detail).into());
+            return Err(
+                Problem::field(&format!("/event_types/{at}"), FaultCode::Invalid, detail).into(),
+            );
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::{
 };
 
 use domain::{
-    JsonText, Problem, event,
+    FaultCode, JsonText, Problem, event,
     id::{EventId, Id as _},
 };
 use sea_orm::{
@@ -69,7 +69,7 @@ pub(crate) struct Publish {
 }
 
 impl Publish {
-    fn fault(&self, at: usize, member: &str, code: &'static str, detail: &str) -> Problem {
+    fn fault(&self, at: usize, member: &str, code: FaultCode, detail: &str) -> Problem {
         let pointer = if self.listed {
             format!("/events/{at}/{member}")
         } else {
@@ -207,7 +207,7 @@ impl Drafts {
             && !(publish.scope.reaches(slug) && pipelines.contains(&(owner, slug.clone())))
         {
             let detail = "There is no pipeline of that name.";
-            return Err(publish.fault(at, "pipeline", "invalid", detail));
+            return Err(publish.fault(at, "pipeline", FaultCode::Invalid, detail));
         }
         if let Some(name) = &new.external_id {
             let name = (owner, name.clone());
@@ -215,7 +215,7 @@ impl Drafts {
             let first = drafted.or_else(|| taken.get(&name));
             if first.is_some_and(|row| !in_reach(&publish.scope, row)) {
                 let detail = "The identifier is in use.";
-                return Err(publish.fault(at, "external_id", "duplicate", detail));
+                return Err(publish.fault(at, "external_id", FaultCode::Duplicate, detail));
             }
         }
         Ok(())

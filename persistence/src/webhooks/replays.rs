@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use domain::{
-    Code, Problem, Timestamp,
+    Code, FaultCode, Problem, Timestamp,
     audit::Action,
     event::{Filter, OwnType},
     id::{EndpointId, EventId, Id as _, ReplayId},
@@ -192,7 +192,7 @@ fn check_filters<'a>(filters: impl Iterator<Item = &'a String>) -> Result<(), Pr
             let detail = "It takes `*`, an event type, or `prefix.*`.";
             return Err(Problem::field(
                 &format!("/event_types/{at}"),
-                "invalid",
+                FaultCode::Invalid,
                 detail,
             ));
         }
@@ -210,7 +210,7 @@ pub(crate) async fn start_in(
     let until = new.until.unwrap_or(tx.now).min(tx.now);
     if new.since > until {
         let detail = "It must be before `until`, and not in the future.";
-        return Err(Problem::field("/since", "too_large", detail).into());
+        return Err(Problem::field("/since", FaultCode::TooLarge, detail).into());
     }
     check_filters(new.event_types.iter().flatten())?;
     let types = new

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use api::operations::import::{Judge, parse};
-use domain::FieldError;
+use domain::{FaultCode, FieldError};
 use persistence::{AccountSpec, ClientKeySpec, TrainSpec};
 use serde_json::Value;
 
@@ -141,7 +141,7 @@ fn once<T: Eq + std::hash::Hash>(
     if seen.insert(what) {
         return Ok(());
     }
-    Err(vec![FieldError::new(pointer, "duplicate", detail)])
+    Err(vec![FieldError::new(pointer, FaultCode::Duplicate, detail)])
 }
 
 /// Replaces the errors of a credential by the error that its variable does not exist.
@@ -153,7 +153,7 @@ fn with<T>(unknown: Vec<(&'static str, &'static str)>, judged: Read<T>) -> Read<
     faults.retain(|fault| !unknown.iter().any(|(place, _)| fault.pointer == *place));
     let unknown = unknown
         .into_iter()
-        .map(|(pointer, detail)| FieldError::new(pointer, "invalid", detail));
+        .map(|(pointer, detail)| FieldError::new(pointer, FaultCode::Invalid, detail));
     faults.extend(unknown);
     Err(faults)
 }

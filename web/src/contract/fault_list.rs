@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use domain::FieldError;
+use domain::{FaultCode, FieldError};
 
 /// Most faults that one answer lists.
 pub const FAULTS_MAX: usize = 20;
@@ -16,7 +16,7 @@ const POINTER_BYTES: usize = 200;
 pub(super) struct Faults<'a> {
     pub(super) body: &'a Value,
     pub(super) list: Vec<FieldError>,
-    seen: HashSet<(String, &'static str)>,
+    seen: HashSet<(String, FaultCode)>,
 }
 
 impl<'a> Faults<'a> {
@@ -31,7 +31,7 @@ impl<'a> Faults<'a> {
 }
 
 impl Faults<'_> {
-    pub(super) fn add(&mut self, pointer: &str, code: &'static str, what: &str) {
+    pub(super) fn add(&mut self, pointer: &str, code: FaultCode, what: &str) {
         let pointer = bounded(pointer);
         if self.seen.insert((pointer.to_owned(), code)) {
             let detail = format!("{} {what}.", label(pointer));
@@ -45,11 +45,11 @@ impl Faults<'_> {
             let chars = name.chars().count();
             self.add(
                 at,
-                "unknown_field",
+                FaultCode::UnknownField,
                 &format!("has an unknown member with a name of {chars} characters"),
             );
         } else {
-            self.add(&pointer, "unknown_field", "is not known here");
+            self.add(&pointer, FaultCode::UnknownField, "is not known here");
         }
     }
 }

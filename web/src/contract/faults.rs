@@ -10,7 +10,7 @@ use jsonschema::{
 };
 use serde_json::{Map, Value, json};
 
-use domain::{FieldError, Timestamp};
+use domain::{FaultCode, FieldError, Timestamp};
 
 use super::{
     describe,
@@ -111,7 +111,7 @@ pub(super) fn of_body(
     if faults.list.is_empty() && sizes.unclear {
         faults.add(
             "",
-            "invalid",
+            FaultCode::Invalid,
             "has faults, and too many values to look for them",
         );
     }
@@ -128,7 +128,7 @@ impl Faults<'_> {
         match error.kind() {
             Kind::Required { property } => {
                 let name = property.as_str().unwrap_or_default();
-                self.add(&child(at, name), "required", "is required");
+                self.add(&child(at, name), FaultCode::Required, "is required");
             }
             Kind::AdditionalProperties { unexpected }
             | Kind::UnevaluatedProperties { unexpected } => {
@@ -144,7 +144,7 @@ impl Faults<'_> {
                         .take(FAULTS_MAX)
                         .for_each(|name| self.add_unknown(at, name));
                 }
-                None => self.add(at, "unknown_field", "is not known here"),
+                None => self.add(at, FaultCode::UnknownField, "is not known here"),
             },
             Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
                 self.explain_branches(at, context);
@@ -152,7 +152,7 @@ impl Faults<'_> {
             Kind::PropertyNames { error } => {
                 let what = explain_one(error)
                     .map_or("is not an allowed name".to_owned(), |(_, what)| what);
-                let code = explain_one(error).map_or("invalid", |(code, _)| code);
+                let code = explain_one(error).map_or(FaultCode::Invalid, |(code, _)| code);
                 match error.instance().as_str() {
                     Some(name) => self.add(&child(at, name), code, &format!("as a name {what}")),
                     None => self.add(at, code, "has a member with a name that is not allowed"),
@@ -160,7 +160,7 @@ impl Faults<'_> {
             }
             _ => {
                 let (code, what) = explain_one(error)
-                    .unwrap_or(("invalid", "is not of the documented form".into()));
+                    .unwrap_or((FaultCode::Invalid, "is not of the documented form".into()));
                 self.add(at, code, &what);
             }
         }
@@ -170,7 +170,7 @@ impl Faults<'_> {
     fn explain_branches(&mut self, at: &str, branches: &[Vec<ValidationError<'static>>]) {
         if let Some((pointer, words)) = wrong_branch_word(branches, at) {
             let what = format!("must be {}", describe::one_of(&words));
-            return self.add(&pointer, "not_allowed", &what);
+            return self.add(&pointer, FaultCode::NotAllowed, &what);
         }
         let meant = branches
             .iter()
@@ -178,7 +178,7 @@ impl Faults<'_> {
             .min_by_key(|errors| (misses(errors, at), errors.len()));
         match meant {
             Some(errors) => errors.iter().for_each(|error| self.explain(error)),
-            None => self.add(at, "invalid", "fits none of the documented forms"),
+            None => self.add(at, FaultCode::Invalid, "fits none of the documented forms"),
         }
     }
 }
@@ -234,7 +234,7 @@ fn misses(errors: &[ValidationError<'static>], at: &str) -> usize {
 }
 
 /// Code and predicate of the errors that concern one value.
-fn explain_one(error: &ValidationError<'_>) -> Option<(&'static str, String)> {
+fn explain_one(error: &ValidationError<'_>) -> Option<(FaultCode, String)> {
     let at_least =
         |limit: &dyn std::fmt::Display, unit: &str| format!("must have at least {limit} {unit}");
     let at_most =
@@ -242,42 +242,50 @@ fn explain_one(error: &ValidationError<'_>) -> Option<(&'static str, String)> {
     Some(match error.kind() {
         Kind::Type { kind } => {
             let found = found(error.instance());
-            ("type", format!("must be {}, not {found}", wanted(kind)))
+            (
+                FaultCode::Type,
+                format!("must be {}, not {found}", wanted(kind)),
+            )
         }
-        Kind::MinLength { limit: 1 } => ("too_short", "must not be empty".to_owned()),
-        Kind::MinLength { limit } => ("too_short", at_least(limit, "characters")),
-        Kind::MaxLength { limit } => ("too_long", at_most(limit, "characters")),
-        Kind::MinItems { limit } => ("too_short", at_least(limit, "items")),
-        Kind::MaxItems { limit } => ("too_long", at_most(limit, "items")),
-        Kind::AdditionalItems { limit } => ("too_long", at_most(limit, "items")),
-        Kind::MinProperties { limit } => ("too_short", at_least(limit, "members")),
-        Kind::MaxProperties { limit } => ("too_long", at_most(limit, "members")),
-        Kind::Minimum { limit } => ("too_small", format!("must be at least {limit}")),
-        Kind::Maximum { limit } => ("too_large", format!("may be at most {limit}")),
-        Kind::ExclusiveMinimum { limit } => ("too_small", format!("must be more than {limit}")),
-        Kind::ExclusiveMaximum { limit } => ("too_large", format!("must be less than {limit}")),
-        Kind::Pattern { pattern } => ("pattern", format!("must match `{pattern}`")),
+        Kind::MinLength { limit: 1 } => (FaultCode::TooShort, "must not be empty".to_owned()),
+        Kind::MinLength { limit } => (FaultCode::TooShort, at_least(limit, "characters")),
+        Kind::MaxLength { limit } => (FaultCode::TooLong, at_most(limit, "characters")),
+        Kind::MinItems { limit } => (FaultCode::TooShort, at_least(limit, "items")),
+        Kind::MaxItems { limit } => (FaultCode::TooLong, at_most(limit, "items")),
+        Kind::AdditionalItems { limit } => (FaultCode::TooLong, at_most(limit, "items")),
+        Kind::MinProperties { limit } => (FaultCode::TooShort, at_least(limit, "members")),
+        Kind::MaxProperties { limit } => (FaultCode::TooLong, at_most(limit, "members")),
+        Kind::Minimum { limit } => (FaultCode::TooSmall, format!("must be at least {limit}")),
+        Kind::Maximum { limit } => (FaultCode::TooLarge, format!("may be at most {limit}")),
+        Kind::ExclusiveMinimum { limit } => {
+            (FaultCode::TooSmall, format!("must be more than {limit}"))
+        }
+        Kind::ExclusiveMaximum { limit } => {
+            (FaultCode::TooLarge, format!("must be less than {limit}"))
+        }
+        Kind::Pattern { pattern } => (FaultCode::Pattern, format!("must match `{pattern}`")),
         Kind::Enum { options } => {
             let words = options.as_array().map_or(&[][..], Vec::as_slice);
             (
-                "not_allowed",
+                FaultCode::NotAllowed,
                 format!("must be {}", describe::one_of(words)),
             )
         }
         Kind::Constant { expected_value } => (
-            "not_allowed",
+            FaultCode::NotAllowed,
             format!(
                 "must be {}",
                 describe::one_of(&[(**expected_value).clone()])
             ),
         ),
         // Checked by ourselves.
-        Kind::Custom { keyword, .. } if keyword == "uniqueItems" => {
-            ("duplicate", "must not hold the same item twice".to_owned())
-        }
+        Kind::Custom { keyword, .. } if keyword == "uniqueItems" => (
+            FaultCode::Duplicate,
+            "must not hold the same item twice".to_owned(),
+        ),
         Kind::Format { format } => {
             let name = describe::format_name(format).unwrap_or("of the documented format");
-            ("format", format!("must be {name}"))
+            (FaultCode::Format, format!("must be {name}"))
         }
         _ => return None,
     })
@@ -319,7 +327,7 @@ mod tests {
         let validator = compile(schema, &json!({"components": {"schemas": {}}})).unwrap();
         let faults = of(&validator, value).into_iter();
         faults
-            .map(|fault| (fault.pointer, fault.code.into_owned()))
+            .map(|fault| (fault.pointer, fault.code.to_string()))
             .collect()
     }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use domain::{Code, FieldError, Problem};
+use domain::{Code, FaultCode, FieldError, Problem};
 
-use crate::http::error::{self, FAULT_CODES, PROBLEM_JSON};
+use crate::http::error::{self, PROBLEM_JSON};
 
 use super::schema::refer;
 
@@ -118,10 +118,14 @@ fn example(code: Code) -> Value {
         Code::ValidationFailed => Problem::invalid(vec![
             FieldError::new(
                 "/name",
-                "too_long",
+                FaultCode::TooLong,
                 "`name` may have at most 120 characters.",
             ),
-            FieldError::new("/nmae", "unknown_field", "`nmae` is not known here."),
+            FieldError::new(
+                "/nmae",
+                FaultCode::UnknownField,
+                "`nmae` is not known here.",
+            ),
         ]),
         Code::InvalidParameter => {
             Problem::parameter("/query/limit", "`limit` takes an integer from 1 to 200.")
@@ -159,6 +163,7 @@ pub(super) fn schemas() -> [(&'static str, Value); 2] {
                 "description": "The request's identifier, which the operator's log has too."},
         },
     });
+    let fault_codes: Vec<&str> = FaultCode::ALL.iter().map(|code| code.as_str()).collect();
     let fault = json!({
         "title": "Fault",
         "description": "One fault of a request.",
@@ -167,7 +172,7 @@ pub(super) fn schemas() -> [(&'static str, Value); 2] {
         "properties": {
             "pointer": {"type": "string", "description":
                 "JSON pointer into the body (RFC 6901), or `/query/NAME`, `/header/NAME`."},
-            "code": {"type": "string", "enum": FAULT_CODES, "description": "The stable word."},
+            "code": {"type": "string", "enum": fault_codes, "description": "The stable word."},
             "detail": {"type": "string", "description": "A sentence."},
         },
     });

@@ -11,6 +11,8 @@
 
 use serde_json::{Map, Value};
 
+use domain::FaultCode;
+
 use super::{
     fault_list::{FAULTS_MAX, Faults, child},
     schema::resolve,
@@ -65,7 +67,7 @@ impl<'a> Sizes<'a> {
     fn array(&mut self, schema: &'a Value, items: &'a [Value], at: &str) {
         if let Some(max) = exceeded(schema, "maxItems", items.len()) {
             let what = format!("may have at most {max} items");
-            return self.faults.add(at, "too_long", &what);
+            return self.faults.add(at, FaultCode::TooLong, &what);
         }
         let Some(form) = schema.get("items") else {
             return;
@@ -78,7 +80,7 @@ impl<'a> Sizes<'a> {
     fn object(&mut self, schema: &'a Value, members: &'a Map<String, Value>, at: &str) {
         if let Some(max) = exceeded(schema, "maxProperties", members.len()) {
             let what = format!("may have at most {max} members");
-            return self.faults.add(at, "too_long", &what);
+            return self.faults.add(at, FaultCode::TooLong, &what);
         }
         let known = schema["properties"].as_object();
         let others = &schema["additionalProperties"];
@@ -251,7 +253,7 @@ mod tests {
             let took = began.elapsed();
             let first = &faults[0];
             assert_eq!(
-                (first.pointer.as_str(), &*first.code),
+                (first.pointer.as_str(), first.code.as_str()),
                 (pointer, code),
                 "{schema}"
             );
@@ -278,7 +280,7 @@ mod tests {
         let unclear = sizes.unclear;
         let faults = sizes.faults.list.into_iter();
         (
-            faults.map(|f| (f.pointer, f.code.into_owned())).collect(),
+            faults.map(|f| (f.pointer, f.code.to_string())).collect(),
             unclear,
         )
     }

@@ -17,7 +17,7 @@ use poem_openapi::{
 };
 use tokio::time::Instant;
 
-use domain::{Code, FieldError, Problem, limits, permits::Permit};
+use domain::{Code, FaultCode, FieldError, Problem, limits, permits::Permit};
 
 use super::{
     context::RequestContext,
@@ -364,7 +364,7 @@ fn judge<T: ParseFromJSON>(context: &RequestContext, parsed: Parsed) -> Result<T
             );
             Problem::invalid(vec![FieldError::new(
                 "",
-                "invalid",
+                FaultCode::Invalid,
                 "The body is not valid.",
             )])
         })

@@ -9,7 +9,7 @@ use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
 };
 
-use domain::{Code, FieldError, Problem};
+use domain::{Code, FaultCode, FieldError, Problem};
 
 use crate::contract::{Location, Route};
 
@@ -125,7 +125,7 @@ pub(super) fn of_host(request: &Request) -> Option<Problem> {
     (!fits).then(|| {
         let detail = "Send exactly one `Host` header.";
         Problem {
-            errors: vec![FieldError::new("/header/Host", "invalid", detail)],
+            errors: vec![FieldError::new("/header/Host", FaultCode::Invalid, detail)],
             ..Problem::new(Code::InvalidParameter, detail)
         }
     })
@@ -168,7 +168,11 @@ pub fn of_query(query: &str, route: &Route, method: &Method) -> Option<Problem> 
             format!("This operation has no such query parameter. It has: `{known}`.")
         }
     };
-    let error = FieldError::new(pointer_to_query(&name), "unknown_parameter", detail.clone());
+    let error = FieldError::new(
+        pointer_to_query(&name),
+        FaultCode::UnknownParameter,
+        detail.clone(),
+    );
     Some(Problem {
         errors: vec![error],
         ..Problem::new(Code::InvalidParameter, detail)
@@ -197,7 +201,7 @@ fn of_parameter(name: &str, route: Option<&Route>, method: &Method) -> Problem {
         Some(parameter) => {
             let detail = format!("`{name}` takes {}.", parameter.takes);
             let pointer = format!("/{}/{name}", parameter.location.as_str());
-            let errors = vec![FieldError::new(pointer, "invalid", detail.clone())];
+            let errors = vec![FieldError::new(pointer, FaultCode::Invalid, detail.clone())];
             Problem {
                 errors,
                 ..Problem::new(Code::InvalidParameter, detail)

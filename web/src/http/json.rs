@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Map, Number, Value, value::RawValue};
 
 use domain::{
-    Code, FieldError, Problem,
+    Code, FaultCode, FieldError, Problem,
     limits::{BODY_VALUES, JSON_DEPTH},
 };
 
@@ -173,7 +173,7 @@ impl State<'_> {
                 "The body may have at most {BODY_VALUES} values, beside those that are carried as \
                  they are."
             );
-            self.problem = Some(Problem::field("", "too_many_values", detail));
+            self.problem = Some(Problem::field("", FaultCode::TooManyValues, detail));
             return Err(E::custom("too many values"));
         }
         self.left -= 1;
@@ -412,7 +412,7 @@ struct Nul<'p> {
 impl Nul<'_> {
     fn fault(&self) -> FieldError {
         let detail = if self.in_name { NUL_IN_NAME } else { NUL };
-        FieldError::new(self.pointer, "invalid", detail)
+        FieldError::new(self.pointer, FaultCode::Invalid, detail)
     }
 }
 
@@ -611,7 +611,7 @@ fn collect_nul(pointer: &str, value: &Value, faults: &mut Vec<FieldError>) {
     }
     match value {
         Value::String(text) if text.contains('\0') => {
-            faults.push(FieldError::new(pointer, "invalid", NUL));
+            faults.push(FieldError::new(pointer, FaultCode::Invalid, NUL));
         }
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
@@ -623,7 +623,7 @@ fn collect_nul(pointer: &str, value: &Value, faults: &mut Vec<FieldError>) {
         Value::Object(members) => {
             for (name, member) in members {
                 if name.contains('\0') {
-                    faults.push(FieldError::new(pointer, "invalid", NUL_IN_NAME));
+                    faults.push(FieldError::new(pointer, FaultCode::Invalid, NUL_IN_NAME));
                 } else {
                     collect_nul(&child(pointer, name), member, faults);
                 }

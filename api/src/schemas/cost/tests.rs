@@ -19,7 +19,7 @@ fn cost(schema: &Value) -> Cost {
 fn refused(schema: &Value) -> Vec<(String, String)> {
     let faults = cost_of(schema, REGISTERED).expect_err("it is refused");
     let said = faults.into_iter();
-    said.map(|fault| (fault.pointer, fault.code.into_owned()))
+    said.map(|fault| (fault.pointer, fault.code.to_string()))
         .collect()
 }
 

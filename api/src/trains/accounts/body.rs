@@ -4,7 +4,7 @@ use poem_openapi::{Enum, Object, types::MaybeUndefined};
 use view_derive::{Example, View};
 
 use domain::{
-    FieldError, Problem,
+    FaultCode, FieldError, Problem,
     account::{Ceilings, Credential, CredentialType, OauthTokens, UpstreamHeader, known_provider},
     limits::CREDENTIAL_CHARS,
 };
@@ -169,17 +169,17 @@ fn base_url(policy: &outbound::Policy, text: &str) -> Result<String, FieldError>
     let url = destination::check(policy, "/base_url", text)?;
     if url.contains('?') {
         let detail = "A base URL has no query.";
-        return Err(FieldError::new("/base_url", "not_allowed", detail));
+        return Err(FieldError::new("/base_url", FaultCode::NotAllowed, detail));
     }
     Ok(url.trim_end_matches('/').to_owned())
 }
 
 fn needed(pointer: &str, detail: &str) -> FieldError {
-    FieldError::new(pointer, "required", detail)
+    FieldError::new(pointer, FaultCode::Required, detail)
 }
 
 fn out_of_place(pointer: &str, detail: &str) -> FieldError {
-    FieldError::new(pointer, "not_allowed", detail)
+    FieldError::new(pointer, FaultCode::NotAllowed, detail)
 }
 
 /// A credential, and for `oauth` how it is refreshed, by the URL as it came.

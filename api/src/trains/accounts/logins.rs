@@ -7,7 +7,7 @@ use secrecy::ExposeSecret as _;
 use view_derive::Example;
 
 use domain::{
-    Code, FieldError, Problem, Timestamp,
+    Code, FaultCode, FieldError, Problem, Timestamp,
     account::{Ceilings, Credential, CredentialType, OauthTokens},
     id::{AccountId, Id as _},
     permission::AccountsWrite,
@@ -159,7 +159,11 @@ fn redirect(uri: &str) -> Result<(), FieldError> {
     };
     if url.starts_with("http://") && strict.check_url(&url).is_ok() {
         let detail = "Plain http is for this machine alone: 127.0.0.1, [::1] or localhost.";
-        return Err(FieldError::new("/redirect_uri", "not_allowed", detail));
+        return Err(FieldError::new(
+            "/redirect_uri",
+            FaultCode::NotAllowed,
+            detail,
+        ));
     }
     Ok(())
 }

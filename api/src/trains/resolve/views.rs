@@ -6,7 +6,7 @@ use poem_openapi::{Enum, Object};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
-use domain::{Problem, Timestamp, id::AccountId, id::Id as _, lending::UseOutcome};
+use domain::{FaultCode, Problem, Timestamp, id::AccountId, id::Id as _, lending::UseOutcome};
 use persistence::{AccountReport, ResolvedAccount};
 
 use super::{ask_again_at, seconds};
@@ -149,7 +149,7 @@ impl ReportRequest {
         let outcome = UseOutcome::from(self.outcome);
         if self.retry_after.is_some() && outcome != UseOutcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
-            return Err(Problem::field("/retry_after", "not_allowed", detail).into());
+            return Err(Problem::field("/retry_after", FaultCode::NotAllowed, detail).into());
         }
         let usage = self.usage.as_ref();
         Ok(AccountReport {

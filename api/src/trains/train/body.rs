@@ -12,7 +12,7 @@ use serde_json::Value;
 use view_derive::{Example, View};
 
 use domain::{
-    FieldError, Problem,
+    FaultCode, FieldError, Problem,
     id::{AccountId, Id as _},
     limits::TRAIN_ACCOUNTS,
     slug::{self, Slug},
@@ -119,7 +119,7 @@ impl NewTrainBody {
     pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewTrain, Problem> {
         let slug = Slug::parse(&self.slug).ok_or_else(|| {
             let detail = format!("`slug` must match `{}`.", slug::PATTERN);
-            Problem::field("/slug", "pattern", detail)
+            Problem::field("/slug", FaultCode::Pattern, detail)
         })?;
         let slack = self.slack.map(|slack| slack.checked(policy));
         Ok(NewTrain {
@@ -263,7 +263,7 @@ impl PlacesBody {
             {
                 let pointer = format!("/{at}/account_id");
                 let detail = "The same account stands twice.";
-                faults.push(FieldError::new(pointer, "duplicate", detail));
+                faults.push(FieldError::new(pointer, FaultCode::Duplicate, detail));
             }
         }
         if !faults.is_empty() {

@@ -10,7 +10,7 @@ use poem_openapi::{
 use serde_json::Value;
 use view_derive::Example;
 
-use domain::{FieldError, Problem, limits::HEADERS, retry::Schedule};
+use domain::{FaultCode, FieldError, Problem, limits::HEADERS, retry::Schedule};
 use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
 use crate::{
@@ -212,7 +212,11 @@ fn schedule(waits: &[u32], faults: &mut Vec<FieldError>) -> Option<Schedule> {
         Ok(schedule) => Some(schedule),
         Err(error) => {
             let detail = format!("{error}.");
-            faults.push(FieldError::new("/retry_schedule_seconds", "range", detail));
+            faults.push(FieldError::new(
+                "/retry_schedule_seconds",
+                FaultCode::NotAllowed,
+                detail,
+            ));
             None
         }
     }
@@ -237,7 +241,11 @@ fn check_headers(headers: &BTreeMap<String, String>, faults: &mut Vec<FieldError
         let plain = name.to_ascii_lowercase();
         if seen.contains(&plain) {
             let detail = "The same header stands twice; case makes no difference.";
-            faults.push(FieldError::new(header_pointer(name), "duplicate", detail));
+            faults.push(FieldError::new(
+                header_pointer(name),
+                FaultCode::Duplicate,
+                detail,
+            ));
         }
         seen.push(plain);
     }
@@ -348,7 +356,7 @@ fn merged(
     check_headers(&new, &mut faults);
     if new.len() > HEADERS {
         let detail = format!("`headers` may have at most {HEADERS} members in all.");
-        faults.push(FieldError::new("/headers", "too_long", detail));
+        faults.push(FieldError::new("/headers", FaultCode::TooLong, detail));
     }
     destination::refuse(faults, Vec::new())?;
     Ok(new)
@@ -365,7 +373,7 @@ mod tests {
         let found = problem.errors.into_iter();
         (
             problem.code,
-            found.map(|f| (f.pointer, f.code.into_owned())).collect(),
+            found.map(|f| (f.pointer, f.code.to_string())).collect(),
         )
     }
 
@@ -442,7 +450,10 @@ mod tests {
         let new = merged(&old, &changes).unwrap();
         assert_eq!(new, map(&[("x-a", "9"), ("X-C", "3"), ("X-D", "4")]));
         let many = (0..18).map(|n| (format!("y-{n}"), set("1"))).collect();
-        assert_eq!(merged(&old, &many).unwrap_err().errors[0].code, "too_long");
+        assert_eq!(
+            merged(&old, &many).unwrap_err().errors[0].code.as_str(),
+            "too_long"
+        );
         let bad = BTreeMap::from([("Host".to_owned(), set("x"))]);
         assert_eq!(
             merged(&old, &bad).unwrap_err().errors[0].pointer,

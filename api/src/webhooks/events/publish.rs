@@ -11,7 +11,7 @@ use poem_openapi::{
 use serde_json::{Value, json};
 use view_derive::Example;
 
-use domain::{FieldError, Problem, event};
+use domain::{FaultCode, FieldError, Problem, event};
 use persistence::{Answer, PublishedEvent};
 
 use super::views::EventView;
@@ -215,7 +215,7 @@ pub(super) fn check_types(events: &[NewEventBody], listed: bool) -> Result<(), P
         if faults.len() < FAULTS_MAX && !event::is_publishable(&body.r#type.0) {
             let pointer = format!("{}/type", pointer(at, listed));
             let detail = "Types that begin with `run.` or `stationmaster.` are the service's own.";
-            faults.push(FieldError::new(pointer, "not_allowed", detail));
+            faults.push(FieldError::new(pointer, FaultCode::NotAllowed, detail));
         }
     }
     if faults.is_empty() {
@@ -234,7 +234,7 @@ mod tests {
         let faults_of = |body: Value| -> Vec<(String, String)> {
             let found = contract.faults("Publish", &body).unwrap().into_iter();
             found
-                .map(|fault| (fault.pointer, fault.code.into_owned()))
+                .map(|fault| (fault.pointer, fault.code.to_string()))
                 .collect()
         };
         let good = json!({"type": "a.b", "data": 1});
