@@ -163,7 +163,11 @@ impl App {
         let scoped = self.store.scoped(&principal.scope);
         let context = context(request, principal.actor(), None);
         self.tasks.spawn(async move {
-            if let Err(error) = scoped.note_denial(&context, reason.as_str()).await {
+            if let Err(error) = scoped
+                .operations()
+                .note_denial(&context, reason.as_str())
+                .await
+            {
                 tracing::warn!(%error, "a denial could not be written down");
             }
         });

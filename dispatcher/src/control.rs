@@ -185,7 +185,13 @@ impl Control {
         let leases = self.board.all_leases(Instant::now(), self.store.now());
         let Some(process) = self.process else { return };
         for part in leases.chunks(GIVE_BACK_MAX) {
-            if let Err(error) = self.store.system().give_back_leases(process, part).await {
+            if let Err(error) = self
+                .store
+                .system()
+                .webhooks()
+                .give_back_leases(process, part)
+                .await
+            {
                 tracing::warn!(%error, "leases could not be given back");
             }
         }
@@ -477,7 +483,13 @@ impl Control {
         self.busy.jobs.insert(Job::GiveBack);
         let store = self.store.clone();
         self.work(
-            async move { store.system().give_back_leases(process, &leases).await },
+            async move {
+                store
+                    .system()
+                    .webhooks()
+                    .give_back_leases(process, &leases)
+                    .await
+            },
             |_| Note::GivenBack,
         );
     }
@@ -536,7 +548,7 @@ impl Control {
         self.next_poll = now + self.settings.poll.mul_f64(domain::random::jitter(0.1));
         let store = self.store.clone();
         self.work(
-            async move { store.system().waiting_endpoints(process).await },
+            async move { store.system().webhooks().waiting_endpoints(process).await },
             Note::Polled,
         );
     }
@@ -558,7 +570,7 @@ impl Control {
         self.busy.jobs.insert(Job::Lease);
         let (store, keys) = (self.store.clone(), asked.clone());
         self.work(
-            async move { store.system().take_leases(process, &keys).await },
+            async move { store.system().webhooks().take_leases(process, &keys).await },
             move |taken| Note::Leased(process, asked, taken),
         );
     }
@@ -574,7 +586,7 @@ impl Control {
         let read = async move {
             let mut all = Targets::new();
             for part in keys.chunks(GIVE_BACK_MAX) {
-                all.extend(store.system().targets(part).await?);
+                all.extend(store.system().webhooks().targets(part).await?);
             }
             Ok(all)
         };

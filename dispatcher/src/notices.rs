@@ -116,7 +116,7 @@ impl Sender {
         // In a task of its own, so that a panic ends this claim and not the loop.
         let look = async move {
             let bounds = (room, PER_PUBLISHER_MAX);
-            system.claim_notices(&busy, bounds, LEASE).await
+            system.trains().claim_notices(&busy, bounds, LEASE).await
         };
         match tokio::spawn(look).await {
             Ok(Ok(found)) => {
@@ -164,7 +164,12 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
         return;
     }
     let Some((error, retry_at)) = attempt(&store, &client, &schedule, &due).await else {
-        if let Err(error) = store.system().return_notice(&due, SHORTAGE_PAUSE).await {
+        if let Err(error) = store
+            .system()
+            .trains()
+            .return_notice(&due, SHORTAGE_PAUSE)
+            .await
+        {
             tracing::warn!(notice = %due.id, %error, "a message that could not be sent is not due again before its lease ends");
         }
         return;
@@ -177,7 +182,7 @@ async fn send(store: Store, client: Client, schedule: Schedule, due: DueNotice, 
         retry_at,
     };
     measure(&due, &outcome);
-    while let Err(error) = store.system().record_notice(outcome).await {
+    while let Err(error) = store.system().trains().record_notice(outcome).await {
         let waits = error.may_pass() && claimed.elapsed() < LEASE;
         if !waits {
             tracing::warn!(notice = %due.id, %error, "the outcome of a message could not be recorded; the message is sent again");

@@ -72,7 +72,7 @@ async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
     let began = Instant::now();
     let system = store.system();
     if let Some(process) = alive.process() {
-        match system.renew_process(process).await? {
+        match system.webhooks().renew_process(process).await? {
             Renewed::Alive { next_expiry } => {
                 alive.set(process, began, next_expiry);
                 return Ok(());
@@ -87,7 +87,7 @@ async fn beat(store: &Store, alive: &Alive) -> Result<(), StoreError> {
         }
     }
     let began = Instant::now();
-    let process = system.register_process().await?;
+    let process = system.webhooks().register_process().await?;
     alive.set(process, began, None);
     alive.changed.notify_one();
     Ok(())
@@ -120,7 +120,7 @@ pub(crate) async fn run(store: Store, alive: Arc<Alive>, end: CancellationToken)
         }
     }
     if let Some(process) = alive.process()
-        && let Err(error) = store.system().end_process(process).await
+        && let Err(error) = store.system().webhooks().end_process(process).await
     {
         tracing::warn!(%error, "this process could not end its registration; others wait until it counts as dead");
     }

@@ -57,7 +57,7 @@ async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordRes
     let mut pause = PAUSE.0;
     let _under_way = store.progress().part("outcomes").work();
     loop {
-        match store.system().record_outcomes(batch).await {
+        match store.system().webhooks().record_outcomes(batch).await {
             Ok((verdicts, gone)) => {
                 if gone {
                     settle(store).await;
@@ -89,7 +89,7 @@ async fn record(store: &Store, batch: &[AttemptOutcome]) -> Vec<Option<RecordRes
 /// Disables endpoints whose receivers answered that they are gone. If that fails, the job that
 /// looks at all endpoints does it later.
 async fn settle(store: &Store) {
-    if let Err(error) = store.system().disable_gone_endpoints().await {
+    if let Err(error) = store.system().webhooks().disable_gone_endpoints().await {
         tracing::warn!(%error, "an endpoint that is gone could not be disabled yet");
     }
 }

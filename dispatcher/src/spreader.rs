@@ -72,7 +72,7 @@ impl Spreader {
         let (mut moved, mut after) = (false, None);
         self.broken.retain(|_, until| *until > Instant::now());
         while !self.stop.is_cancelled() {
-            let Some(publisher) = self.store.system().fanning_out(after).await? else {
+            let Some(publisher) = self.store.system().webhooks().fanning_out(after).await? else {
                 break;
             };
             after = Some(publisher);
@@ -89,10 +89,10 @@ impl Spreader {
         let work = async move {
             system.wait_for_idle().await;
             if !system.others_are_active(publisher) {
-                return system.spread(publisher, ALONE).await;
+                return system.webhooks().spread(publisher, ALONE).await;
             }
             let began = Instant::now();
-            let spread = system.spread(publisher, BESIDE).await;
+            let spread = system.webhooks().spread(publisher, BESIDE).await;
             tokio::time::sleep((began.elapsed() * REST).min(REST_MAX)).await;
             spread
         };

@@ -106,7 +106,8 @@ impl World {
             display_name: "Acme".into(),
         };
         let system = store.system();
-        let created: CreatedPublisher = made!(|keep| system.create_publisher(&context, new, keep));
+        let created: CreatedPublisher =
+            made!(|keep| system.publishers().create_publisher(&context, new, keep));
         let token = TokenHash::of_secret(&created.admin.text);
         let principal = store.authenticate(token).await.unwrap().unwrap();
         let scoped = store.scoped(&principal.scope);
@@ -155,14 +156,16 @@ impl World {
         };
         let context = Context::system("test");
         let made: persistence::Endpoint =
-            made!(|keep| self.scoped.create_endpoint(&context, new, keep));
+            made!(|keep| self.scoped.webhooks().create_endpoint(&context, new, keep));
         made.id
     }
 
     async fn event(&self, endpoint: EndpointId) -> EventId {
         let context = Context::system("test");
-        let made: persistence::Event =
-            made!(|keep| self.scoped.test_endpoint(&context, endpoint, keep));
+        let made: persistence::Event = made!(|keep| self
+            .scoped
+            .webhooks()
+            .test_endpoint(&context, endpoint, keep));
         made.id
     }
 
@@ -182,7 +185,13 @@ impl World {
                 limit: 200,
                 after: None,
             };
-            last = self.scoped.deliveries(&filter, page).await.unwrap().items;
+            last = self
+                .scoped
+                .webhooks()
+                .deliveries(&filter, page)
+                .await
+                .unwrap()
+                .items;
             if done(&last) {
                 return last;
             }
@@ -195,7 +204,7 @@ impl World {
         let all = self
             .until(endpoint, |all| all.iter().all(|one| one.status == status))
             .await;
-        self.scoped.delivery(all[0].id).await.unwrap()
+        self.scoped.webhooks().delivery(all[0].id).await.unwrap()
     }
 }
 
@@ -336,7 +345,7 @@ async fn the_last_failure_is_the_end_and_each_has_its_class() {
     world.event(endpoint).await;
     let tried = |all: &[Delivery]| all.iter().all(|one| one.attempts > 0);
     let all = world.until(endpoint, tried).await;
-    let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
+    let (_, attempts) = world.scoped.webhooks().delivery(all[0].id).await.unwrap();
     assert_eq!(attempts[0].error.as_deref(), Some("timeout"));
     end(world, dispatcher, stop).await;
 }

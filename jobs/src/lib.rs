@@ -153,7 +153,7 @@ async fn replays(store: Store, stop: CancellationToken) {
         let system = store.system();
         let under_way = part.work();
         // In a task of its own, so that a panic ends this step and not the loop.
-        let worked = tokio::spawn(async move { system.work_replays().await }).await;
+        let worked = tokio::spawn(async move { system.webhooks().work_replays().await }).await;
         drop(under_way);
         pause = match worked {
             Ok(Ok(worked)) if worked.moved => REPLAYS_MOVING,
@@ -185,14 +185,14 @@ async fn rounds(
             () = tokio::time::sleep(ROUND) => {}
         }
         let _under_way = part.work();
-        if let Err(error) = store.system().flush_uses().await {
+        if let Err(error) = store.system().publishers().flush_uses().await {
             tracing::warn!(%error, "the last uses of tokens could not be stored");
         }
         part.moved();
-        if let Err(error) = store.system().flush_usage().await {
+        if let Err(error) = store.system().trains().flush_usage().await {
             tracing::warn!(%error, "the use of accounts could not be stored");
         }
-        match store.system().jobs().await {
+        match store.system().operations().jobs().await {
             Ok(rows) => look_at(&rows, &wakeups, store.now()),
             Err(error) => tracing::warn!(%error, "the table of jobs can't be read"),
         }

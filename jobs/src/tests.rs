@@ -51,7 +51,7 @@ async fn open(dir: &tempfile::TempDir, clock: Arc<ManualClock>) -> Store {
 /// Reads the table of jobs until `done` accepts it; waits at most 10 s.
 async fn until(store: &Store, done: impl Fn(&[JobRow]) -> bool) -> Vec<JobRow> {
     for _ in 0..1000 {
-        let rows = store.system().jobs().await.unwrap();
+        let rows = store.system().operations().jobs().await.unwrap();
         if done(&rows) {
             return rows;
         }

@@ -121,7 +121,11 @@ impl Worker {
         let Some(next) = schedule.next(self.store.now()) else {
             return;
         };
-        match system.take_job(job, &self.owner, LEASE, next).await {
+        match system
+            .operations()
+            .take_job(job, &self.owner, LEASE, next)
+            .await
+        {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -158,6 +162,7 @@ impl Worker {
             due = now;
         }
         let done = system
+            .operations()
             .finish_job(job, &self.owner, due, &counts, error.as_deref())
             .await;
         if let Err(error) = done {
@@ -211,6 +216,7 @@ impl Worker {
             if !self
                 .store
                 .system()
+                .operations()
                 .keep_job(job.as_str(), &self.owner, LEASE)
                 .await?
             {
@@ -227,6 +233,7 @@ impl Worker {
         let removed = self
             .store
             .system()
+            .operations()
             .sweep(job, &self.settings.retention, rows)
             .await?;
         batch.more |= removed.more;
@@ -239,12 +246,12 @@ impl Worker {
         Ok(match job {
             Job::Credentials | Job::Events | Job::Notices => Batch::default(),
             Job::IdempotencyKeys => {
-                let wiped = system.wipe_secret_answers(rows).await?;
+                let wiped = system.operations().wipe_secret_answers(rows).await?;
                 Batch::of(rows, vec![("answers_wiped", wiped)])
             }
             Job::Deliveries => {
                 let cancelled = if state.orphans {
-                    system.cancel_orphans(rows).await?
+                    system.operations().cancel_orphans(rows).await?
                 } else {
                     0
                 };
@@ -253,19 +260,19 @@ impl Worker {
             }
             Job::Runs => {
                 let cutoff = self.store.now().minus(keep.retention.runs);
-                let shortened = system.shorten_runs(cutoff, rows).await?;
+                let shortened = system.operations().shorten_runs(cutoff, rows).await?;
                 Batch::of(rows, vec![("shortened", shortened)])
             }
             Job::Publishers => {
                 let age = Duration::from_hours(UNDELETE_DAYS * 24);
                 let cutoff = self.store.now().minus(age);
-                let removed = system.sweep_publishers(cutoff, rows).await?;
+                let removed = system.operations().sweep_publishers(cutoff, rows).await?;
                 Batch::of(rows, vec![("removed", removed)])
             }
             Job::Endpoints => {
                 let days = u64::from(keep.disable_endpoint_after_days);
                 let after = Duration::from_hours(days * 24);
-                let settled = system.settle_endpoints(after, rows).await?;
+                let settled = system.webhooks().settle_endpoints(after, rows).await?;
                 let counts = vec![
                     ("disabled", settled.disabled),
                     ("warned", settled.warned),
@@ -276,7 +283,7 @@ impl Worker {
             Job::Accounts => {
                 // As many due accounts as may be refreshed at a time.
                 let (limit, each) = Refresher::BATCH;
-                let due = system.due_refreshes(limit, each).await?;
+                let due = system.trains().due_refreshes(limit, each).await?;
                 let (refreshed, failed) = self.refresher.refresh_due(&due).await;
                 Batch {
                     counts: vec![("refreshed", refreshed), ("failed", failed)],
@@ -286,7 +293,7 @@ impl Worker {
                 }
             }
             Job::Leases => {
-                let (requeued, expired) = system.expire_runs(LEASES_BATCH).await?;
+                let (requeued, expired) = system.runs().expire_runs(LEASES_BATCH).await?;
                 Batch {
                     counts: vec![("requeued", requeued), ("expired", expired)],
                     more: requeued + expired >= LEASES_BATCH,

@@ -126,6 +126,7 @@ impl Fixture {
         };
         self.store
             .system()
+            .publishers()
             .create_publisher(&context(), new, keep)
             .await
             .unwrap();

@@ -21,6 +21,7 @@ mod trains;
 mod webhooks;
 
 pub use operations::{
+    Operations,
     audit::{AuditFilter, ChainFault, Checkpoint, Verification},
     jobs::JobRow,
     open::{OpenError, SchemaState, StoreOptions, migrate, schema_state, try_connections},
@@ -28,6 +29,7 @@ pub use operations::{
     sweeps::SweepResult,
 };
 pub use publishers::{
+    Credentials, Publishers,
     auth::{CachedToken, Principal},
     credentials::{Credential, Minted, NewCredential, Replaced},
     publisher::{
@@ -36,7 +38,7 @@ pub use publishers::{
     },
 };
 pub use runs::{
-    BulkCancelled, RunFilter,
+    BulkCancelled, RunFilter, Runs,
     changes::ValidatedInput,
     lane::WaitOptions,
     pipelines::Pipeline,
@@ -58,6 +60,7 @@ pub use store::{
     wake::Written,
 };
 pub use trains::{
+    Trains,
     account_authorizations::{AccountAuthorization, AuthorizationSecrets},
     accounts::{Account, AccountHealth, AccountPatch, NewAccount, OauthClient},
     import::{AccountSpec, ClientKeySpec, Import, ImportOutcome, ImportResult, TrainSpec},
@@ -72,6 +75,7 @@ pub use trains::{
     train_tokens::{MintedTrainToken, NewTrainToken, TrainToken},
 };
 pub use webhooks::{
+    Webhooks,
     deliveries::{Attempt, Delivery, DeliveryFilter},
     dispatch::{
         AttemptOutcome, DeliveryTarget, DuePage, DueRequest, Handover, Lease, Next,

@@ -8,3 +8,11 @@ pub(crate) mod open;
 pub(crate) mod recount;
 pub(crate) mod rewrap;
 pub(crate) mod sweeps;
+
+use crate::store::handle::handle;
+
+handle! {
+    "The audit log, jobs, sweeps and keys: of one
+     publisher over [`Scoped`](crate::Scoped), of all over [`System`](crate::System).",
+    Operations, Scoped::operations, System::operations
+}

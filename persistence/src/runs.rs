@@ -28,6 +28,7 @@ use crate::{
         db::Tx,
         entity::runs,
         error::{Result, StoreError, corrupt_row},
+        handle::handle,
         page::{Page, PageRequest},
         sql::padded,
         walk::{Check, Path, Span, Walk, distinct, first_id_at},
@@ -53,6 +54,12 @@ use changes::{Change, Create, ValidatedInput, What};
 use claims::Claim;
 use row::{RunEvents, save_all};
 use run::{Claimed, CreatedRun, NewRun, Run, bytes, size_of};
+
+handle! {
+    "Pipelines and runs: of one
+     publisher over [`Scoped`](crate::Scoped), of all over [`System`](crate::System).",
+    Runs, Scoped::runs, System::runs
+}
 
 /// Which runs a list contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,7 +187,7 @@ fn first<T, E: Into<StoreError>>(results: Vec<Result<T, E>>) -> Result<T> {
     first.map_err(Into::into)
 }
 
-impl Scoped {
+impl Runs<Scoped> {
     /// Creates a run, or returns the one that has the same external identifier. `validated` says
     /// whether the input matches the pipeline's schema.
     ///
@@ -537,7 +544,7 @@ impl Scoped {
     }
 }
 
-impl System {
+impl Runs<System> {
     /// Requeues up to `limit` runs whose lease expired, and ends up to `limit` that exceeded their
     /// time in the queue. Returns how many are queued again, and how many ended.
     pub async fn expire_runs(&self, limit: u64) -> Result<(u64, u64), StoreError> {

@@ -47,6 +47,7 @@ pub(crate) mod ends;
 pub(crate) mod entity;
 pub(crate) mod error;
 pub(crate) mod freshness;
+pub(crate) mod handle;
 pub(crate) mod job;
 pub(crate) mod keys;
 pub(crate) mod lines;

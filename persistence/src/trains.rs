@@ -10,3 +10,11 @@ pub(crate) mod notices;
 pub(crate) mod refresh;
 pub(crate) mod train;
 pub(crate) mod train_tokens;
+
+use crate::store::handle::handle;
+
+handle! {
+    "Accounts and trains: of one
+     publisher over [`Scoped`](crate::Scoped), of all over [`System`](crate::System).",
+    Trains, Scoped::trains, System::trains
+}

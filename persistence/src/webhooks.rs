@@ -18,3 +18,11 @@ pub(crate) mod own_events;
 mod publish;
 mod recovery;
 pub(crate) mod replays;
+
+use crate::store::handle::handle;
+
+handle! {
+    "Endpoints, events and deliveries: of one
+     publisher over [`Scoped`](crate::Scoped), of all over [`System`](crate::System).",
+    Webhooks, Scoped::webhooks, System::webhooks
+}

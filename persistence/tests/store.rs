@@ -94,6 +94,7 @@ impl Bench {
         let seen = Mutex::new(None);
         self.store
             .system()
+            .publishers()
             .create_publisher(&operator(), new, |created| {
                 *seen.lock().unwrap() = Some((
                     created.publisher.id,
@@ -197,6 +198,7 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     let kind = CredentialKind::Admin;
     let zero = Duration::ZERO;
     let new = scoped
+        .credentials()
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
@@ -205,6 +207,7 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     assert!(bench.lives(&new).await);
     // The other kinds are untouched, and the old credential is gone for good.
     let listed = scoped
+        .credentials()
         .credentials(
             None,
             PageRequest {
@@ -217,6 +220,7 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     assert_eq!(listed.items.len(), 4);
     assert!(listed.items.iter().all(|one| one.id != id));
     let refused = scoped
+        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap_err();
@@ -241,6 +245,7 @@ async fn what_was_verified_once_is_known_without_a_query(bench: &Bench) {
     let kind = CredentialKind::Admin;
     let zero = Duration::ZERO;
     scoped
+        .credentials()
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
@@ -269,6 +274,7 @@ async fn changes_of_different_quotas_both_last(bench: &Bench) {
             };
             changes.spawn(async move {
                 system
+                    .publishers()
                     .update_publisher(&by, id, patch, None, |_| answer(""))
                     .await
             });
@@ -277,7 +283,14 @@ async fn changes_of_different_quotas_both_last(bench: &Bench) {
     while let Some(change) = changes.join_next().await {
         change.unwrap().unwrap();
     }
-    let quotas = bench.store.system().publisher(id).await.unwrap().quotas;
+    let quotas = bench
+        .store
+        .system()
+        .publishers()
+        .publisher(id)
+        .await
+        .unwrap()
+        .quotas;
     assert!((1..=10).contains(&quotas.pipelines), "{quotas:?}");
     assert!((1..=10).contains(&quotas.webhook_endpoints), "{quotas:?}");
 }
@@ -287,6 +300,7 @@ async fn an_overlap_lets_the_old_one_live_until_its_end(bench: &Bench) {
     let scoped = bench.scoped(&old).await;
     let overlap = Duration::from_mins(1);
     scoped
+        .credentials()
         .rotate_all(
             &operator(),
             CredentialKind::Admin,
@@ -309,20 +323,24 @@ async fn the_last_admin_token_stays(bench: &Bench) {
     let scoped = bench.scoped(&admin).await;
     let kind = CredentialKind::Admin;
     let refused = scoped
+        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap_err();
     assert_eq!(code_of(refused), Code::LastAdminToken);
     scoped
+        .credentials()
         .mint(&operator(), kind, NewCredential::default(), text_of)
         .await
         .unwrap();
     scoped
+        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap();
     assert!(!bench.lives(&admin).await);
     let wrong = scoped
+        .credentials()
         .revoke(&operator(), CredentialKind::Runner, id, |()| answer(""))
         .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::NotFound);
@@ -344,6 +362,7 @@ async fn one_key_makes_one_change(bench: &Bench) {
         async move {
             let kind = CredentialKind::Runner;
             scoped
+                .credentials()
                 .mint(&context, kind, NewCredential::default(), text_of)
                 .await
         }
@@ -372,6 +391,7 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
     for _ in 0..3 {
         let kind = CredentialKind::Runner;
         scoped
+            .credentials()
             .mint(&operator(), kind, NewCredential::default(), text_of)
             .await
             .unwrap();
@@ -380,26 +400,35 @@ async fn the_log_is_complete_and_shows_tampering(bench: &Bench) {
         limit: 2,
         after: None,
     };
-    let first = scoped.audit(&AuditFilter::default(), page).await.unwrap();
+    let first = scoped
+        .operations()
+        .audit(&AuditFilter::default(), page)
+        .await
+        .unwrap();
     assert_eq!((first.items.len(), first.next), (2, Some(3)));
-    let verified = scoped.verify_audit(None).await.unwrap();
+    let verified = scoped.operations().verify_audit(None).await.unwrap();
     assert_eq!((verified.checked, verified.fault), (4, None));
     let checkpoint = verified.head;
     let db = sea_orm::Database::connect(&bench.url).await.unwrap();
     db.execute_unprepared("UPDATE audit_events SET actor_id = 'nobody' WHERE seq = 2")
         .await
         .unwrap();
-    let found = scoped.verify_audit(None).await.unwrap().fault;
+    let found = scoped.operations().verify_audit(None).await.unwrap().fault;
     assert_eq!(found, Some(persistence::ChainFault::Edited { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events WHERE seq = 2")
         .await
         .unwrap();
-    let found = scoped.verify_audit(Some(&checkpoint)).await.unwrap().fault;
+    let found = scoped
+        .operations()
+        .verify_audit(Some(&checkpoint))
+        .await
+        .unwrap()
+        .fault;
     assert_eq!(found, Some(persistence::ChainFault::Gap { seq: 2 }));
     db.execute_unprepared("DELETE FROM audit_events")
         .await
         .unwrap();
-    let found = scoped.verify_audit(None).await.unwrap().fault;
+    let found = scoped.operations().verify_audit(None).await.unwrap().fault;
     assert_eq!(found, Some(persistence::ChainFault::Head { seq: 4 }));
 }
 
@@ -411,10 +440,19 @@ async fn a_refused_change_leaves_nothing(bench: &Bench) {
         ..Default::default()
     };
     let refused = scoped
+        .credentials()
         .mint(&operator(), CredentialKind::Admin, past, text_of)
         .await;
     assert_eq!(code_of(refused.unwrap_err()), Code::ValidationFailed);
-    assert_eq!(scoped.verify_audit(None).await.unwrap().checked, 1);
+    assert_eq!(
+        scoped
+            .operations()
+            .verify_audit(None)
+            .await
+            .unwrap()
+            .checked,
+        1
+    );
     let new = NewPublisher {
         slug: Slug::parse("a").unwrap(),
         display_name: "again".to_owned(),
@@ -422,13 +460,21 @@ async fn a_refused_change_leaves_nothing(bench: &Bench) {
     let taken = bench
         .store
         .system()
+        .publishers()
         .create_publisher(&operator(), new, |_| answer(""))
         .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
     // Nothing is half done: the same name under another slug works, and both logs are intact.
     bench.publisher("b").await;
     assert_eq!(
-        bench.store.system().verify_audit(None).await.unwrap().fault,
+        bench
+            .store
+            .system()
+            .operations()
+            .verify_audit(None)
+            .await
+            .unwrap()
+            .fault,
         None
     );
 }
@@ -443,6 +489,7 @@ async fn another_process_hears_of_a_revocation(bench: &Bench) {
     let scoped = bench.scoped(&old).await;
     let kind = CredentialKind::Admin;
     scoped
+        .credentials()
         .rotate_all(
             &operator(),
             kind,
@@ -487,7 +534,11 @@ async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
             ..NewCredential::default()
         };
         let kind = CredentialKind::Runner;
-        let minted = here.mint(&operator(), kind, new, text_of).await.unwrap();
+        let minted = here
+            .credentials()
+            .mint(&operator(), kind, new, text_of)
+            .await
+            .unwrap();
         SecretString::from(minted.body)
     };
     let brief = mint(bench.store.now().plus(life)).await;
@@ -504,6 +555,7 @@ async fn clocks_that_differ_shift_an_expiry_and_no_revocation(bench: &Bench) {
     let there = other.scoped(&principal.unwrap().unwrap().scope);
     let none = NewCredential::default();
     there
+        .credentials()
         .rotate_all(
             &operator(),
             CredentialKind::Admin,
@@ -539,6 +591,7 @@ async fn what_rotations_leave_is_bounded(bench: &Bench) {
     };
     let system = bench.store.system();
     system
+        .publishers()
         .update_publisher(&operator(), id, patch, None, |_| answer(""))
         .await
         .unwrap();
@@ -547,7 +600,8 @@ async fn what_rotations_leave_is_bounded(bench: &Bench) {
     let rotate = async |overlap: Duration| {
         let none = NewCredential::default();
         let context = operator();
-        let done = scoped.rotate_all(&context, kind, overlap, none, text_of);
+        let credentials = scoped.credentials();
+        let done = credentials.rotate_all(&context, kind, overlap, none, text_of);
         done.await.map_err(code_of)
     };
     let hour = Duration::from_hours(1);
@@ -578,6 +632,7 @@ async fn suspended_and_deleted_publishers(bench: &Bench) {
     assert!(bench.lives(&admin).await);
     let system = bench.store.system();
     system
+        .publishers()
         .suspend_publisher(&operator(), id, |_| answer(""))
         .await
         .unwrap();
@@ -592,25 +647,30 @@ async fn suspended_and_deleted_publishers(bench: &Bench) {
         persistence::PublisherStatus::Suspended
     );
     system
+        .publishers()
         .resume_publisher(&operator(), id, None, |_| answer(""))
         .await
         .unwrap();
     let wrong = system
+        .publishers()
         .delete_publisher(&operator(), id, "b", None, |()| answer(""))
         .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::InvalidParameter);
     system
+        .publishers()
         .delete_publisher(&operator(), id, "a", None, |()| answer(""))
         .await
         .unwrap();
     assert!(!bench.lives(&admin).await);
     let (second, ..) = bench.publisher("a").await;
     let taken = system
+        .publishers()
         .resume_publisher(&operator(), id, None, |_| answer(""))
         .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
     let slug = Slug::parse("a-again");
     system
+        .publishers()
         .resume_publisher(&operator(), id, slug, |_| answer(""))
         .await
         .unwrap();
@@ -622,8 +682,8 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
     let system = bench.store.system();
     let first = SecretString::from("an-old-shared-token-of-32-characters");
     let second = SecretString::from("another-shared-token-of-32-characters");
-    system.apply_seed(&first).await.unwrap();
-    system.apply_seed(&first).await.unwrap();
+    system.publishers().apply_seed(&first).await.unwrap();
+    system.publishers().apply_seed(&first).await.unwrap();
     let principal = bench
         .store
         .authenticate(TokenHash::of_secret(&first))
@@ -635,6 +695,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
     // Rotating the runner token ends that right for good, even if the same value is applied again.
     let kind = CredentialKind::Runner;
     scoped
+        .credentials()
         .rotate_all(
             &operator(),
             kind,
@@ -644,7 +705,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         )
         .await
         .unwrap();
-    system.apply_seed(&first).await.unwrap();
+    system.publishers().apply_seed(&first).await.unwrap();
     let principal = bench
         .store
         .authenticate(TokenHash::of_secret(&first))
@@ -652,10 +713,10 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         .unwrap()
         .unwrap();
     assert!(principal.grants.admin && !principal.grants.runner);
-    system.apply_seed(&second).await.unwrap();
+    system.publishers().apply_seed(&second).await.unwrap();
     assert!(!bench.lives(&first).await);
     assert!(bench.lives(&second).await);
-    system.apply_seed(&first).await.unwrap();
+    system.publishers().apply_seed(&first).await.unwrap();
     assert!(
         !bench.lives(&first).await,
         "a revoked value does not come back"

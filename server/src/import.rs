@@ -144,7 +144,7 @@ impl OpenStore {
         plan: &Plan,
     ) -> Result<(Report, Option<String>), Failure> {
         let system = self.store.system();
-        let publisher = system.publisher_named(&options.publisher).await;
+        let publisher = system.trains().publisher_named(&options.publisher).await;
         let publisher = publisher.map_err(|error| match error {
             StoreError::Refused(problem) if problem.code == Code::NotFound => {
                 let name = text::shortened(&options.publisher);
@@ -153,7 +153,9 @@ impl OpenStore {
             other => fatal(other),
         })?;
         let mut report = Report::new(publisher.clone(), options.dry_run);
-        let mut import = system.import(&publisher, self.reserved.clone(), options.dry_run);
+        let mut import = system
+            .trains()
+            .import(&publisher, self.reserved.clone(), options.dry_run);
         let broken = bring(&mut import, plan, &mut report).await.err();
         Ok((report, broken.map(|error| error.to_string())))
     }

@@ -305,8 +305,13 @@ struct Move {
 impl Move {
     /// Rewraps everything; returns for how many owners the data keys can't be unwrapped.
     async fn run(&self) -> Result<usize, Failure> {
-        let id = self.system.first_master_key();
-        let total = self.system.keys_to_rewrap().await.map_err(fatal)?;
+        let id = self.system.operations().first_master_key();
+        let total = self
+            .system
+            .operations()
+            .keys_to_rewrap()
+            .await
+            .map_err(fatal)?;
         if total > 0 && self.unsure && !self.dry {
             self.refuse_beside_servers(&id).await?;
         }
@@ -349,7 +354,13 @@ impl Move {
     }
 
     async fn refuse_beside_servers(&self, id: &str) -> Result<(), Failure> {
-        match self.system.live_processes().await.map_err(fatal)? {
+        match self
+            .system
+            .operations()
+            .live_processes()
+            .await
+            .map_err(fatal)?
+        {
             0 => Ok(()),
             _ => Err(fatal(format!(
                 "servers work on this database, and a server that was given its master keys themselves knows only \
@@ -362,7 +373,12 @@ impl Move {
     async fn step(&self, place: Option<RewrapCursor>) -> Result<Rewrapped, StoreError> {
         let mut tries = 1;
         loop {
-            match self.system.rewrap_keys(place, self.limit, self.dry).await {
+            match self
+                .system
+                .operations()
+                .rewrap_keys(place, self.limit, self.dry)
+                .await
+            {
                 Err(error) if error.may_pass() && tries < TRIES => tries += 1,
                 done => return done,
             }

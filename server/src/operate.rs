@@ -96,24 +96,33 @@ async fn verify(system: &System, publisher: Option<String>) -> Result<u32, Failu
     if let Some(text) = publisher {
         let id = PublisherId::parse(&text)
             .ok_or_else(|| Failure::Usage(format!("{text:?} is not a publisher's identifier")))?;
-        system.publisher(id).await.map_err(failed)?;
-        let found = system.verify_audit(Some(id)).await.map_err(failed)?;
+        system.publishers().publisher(id).await.map_err(failed)?;
+        let found = system
+            .operations()
+            .verify_audit(Some(id))
+            .await
+            .map_err(failed)?;
         return Ok(tell(&id.to_string(), &found));
     }
     let mut faults = tell(
         "operator",
-        &system.verify_audit(None).await.map_err(failed)?,
+        &system
+            .operations()
+            .verify_audit(None)
+            .await
+            .map_err(failed)?,
     );
     let mut after = None;
     loop {
         let page = system
+            .publishers()
             .publishers(PageRequest { limit: 200, after })
             .await
             .map_err(failed)?;
         for one in &page.items {
             let whose = one.id.to_string();
             // A log that can't be read counts as a fault, and the others are still verified.
-            faults += match system.verify_audit(Some(one.id)).await {
+            faults += match system.operations().verify_audit(Some(one.id)).await {
                 Ok(found) => tell(&whose, &found),
                 Err(error) => {
                     say(&format!("FAULTY  {whose}: it can't be read: {error}"));

@@ -98,10 +98,18 @@ pub async fn run(loaded: Loaded, migrate: bool) -> Result<(), Failure> {
     let store = Store::open(options).await.map_err(failed)?;
     if let Some(file) = KeyFile::of(config) {
         let source = move || file.read().map_err(|error| error.to_string());
-        store.system().reread_master_keys_from(Arc::new(source));
+        store
+            .system()
+            .operations()
+            .reread_master_keys_from(Arc::new(source));
     }
     if let Some(token) = &config.legacy_token {
-        store.system().apply_seed(token).await.map_err(failed)?;
+        store
+            .system()
+            .publishers()
+            .apply_seed(token)
+            .await
+            .map_err(failed)?;
     }
     tokio::spawn(metrics::follow(store.progress().clone(), stop.clone()));
     let metrics_server = tokio::spawn(metrics::serve(metrics_port, recorder, stop.clone()));
@@ -176,7 +184,12 @@ async fn answer(
     let policy = policy(config);
     if database.file.is_some() {
         // This process has the database for itself, so leases of earlier processes are free.
-        store.system().release_leases().await.map_err(failed)?;
+        store
+            .system()
+            .webhooks()
+            .release_leases()
+            .await
+            .map_err(failed)?;
     }
     let client = Client::new(policy.clone(), ClientLimits::default());
     let settings = dispatcher::Settings {

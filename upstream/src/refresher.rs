@@ -168,11 +168,11 @@ impl Refresher {
             return outcome;
         }
         let scoped = self.0.store.scoped(scope);
-        let present = scoped.account_token(account).await?;
+        let present = scoped.trains().account_token(account).await?;
         let left = present.expires_at.map(|at| at.since(now));
         if !present.ends_soon {
             // The caller saw another token, so its caches may be stale.
-            scoped.invalidate_cached();
+            scoped.trains().invalidate_cached();
             let kept = left.map_or(GOOD_KEPT, |left| GOOD_KEPT.min(left / 4));
             self.0.lately.insert(key, (Ok(()), now.plus(kept)));
             return Ok(());
@@ -273,13 +273,17 @@ impl Refresher {
             waited: None,
         };
         loop {
-            match scoped.take_refresh(account, request, LEASE).await? {
+            match scoped
+                .trains()
+                .take_refresh(account, request, LEASE)
+                .await?
+            {
                 RefreshClaim::Claimed(lease) => return self.ask(scoped, &lease, context).await,
                 RefreshClaim::Replaced => {
                     // Another process may have stored it, and its notice may not have arrived here
                     // yet.
-                    scoped.invalidate_cached();
-                    return Ok(scoped.account_token(account).await?);
+                    scoped.trains().invalidate_cached();
+                    return Ok(scoped.trains().account_token(account).await?);
                 }
                 RefreshClaim::BackingOff { reason, .. } => {
                     return Err(RefreshError::Upstream(reason));
@@ -315,7 +319,7 @@ impl Refresher {
             Err(error @ AskError::OwnShortage) => {
                 count("own_shortage");
                 // Nothing is known about the account, so it is as due as before.
-                if let Err(error) = scoped.return_refresh(lease).await {
+                if let Err(error) = scoped.trains().return_refresh(lease).await {
                     let account = lease.account;
                     tracing::warn!(%account, %error, "a refresh that was not made is not due again before its lease ends");
                 }
@@ -340,7 +344,11 @@ impl Refresher {
         tracing::warn!(%account, reason, "an account could not be refreshed");
         let mut tries = 1;
         loop {
-            match scoped.keep_refresh_failure(context, lease, error).await {
+            match scoped
+                .trains()
+                .keep_refresh_failure(context, lease, error)
+                .await
+            {
                 Ok(()) => return,
                 // No other copy exists of a refresh token that came with the error.
                 Err(failure) if error.refresh_token.is_some() && may_try(&failure, tries) => {}
@@ -390,7 +398,11 @@ async fn keep(
     let account = lease.account;
     let mut tries = 1;
     loop {
-        match scoped.keep_refreshed(context, lease, grant, asked_at).await {
+        match scoped
+            .trains()
+            .keep_refreshed(context, lease, grant, asked_at)
+            .await
+        {
             Ok(token) => {
                 count("refreshed");
                 tracing::info!(%account, "an account was refreshed");

@@ -332,7 +332,11 @@ async fn own_log(
     page: PageQuery,
 ) -> Result<Listed<AuditEntry>, ApiError> {
     let list = who.list(page).await?;
-    let page = who.scoped().audit(filter, list.page()?).await?;
+    let page = who
+        .scoped()
+        .operations()
+        .audit(filter, list.page()?)
+        .await?;
     Ok(list.answer(page, Into::into))
 }
 
@@ -342,7 +346,11 @@ async fn operator_log(
     page: PageQuery,
 ) -> Result<Listed<AuditEntry>, ApiError> {
     let list = who.list(page).await?;
-    let page = who.system().audit(filter, list.page()?).await?;
+    let page = who
+        .system()
+        .operations()
+        .audit(filter, list.page()?)
+        .await?;
     Ok(list.answer(page, Into::into))
 }
 
@@ -364,7 +372,7 @@ impl Audit {
     )]
     async fn export(&self, who: Caller<AuditRead>) -> Result<Export, ApiError> {
         let scoped = who.scoped();
-        let first = scoped.audit_after(0).await?;
+        let first = scoped.operations().audit_after(0).await?;
         let (lines, receiver) = mpsc::channel(EXPORT_AHEAD);
         let standing = who.standing();
         // Reads go on in a task of their own: a caller that goes away must not cancel one.
@@ -377,7 +385,7 @@ impl Audit {
                 if standing.check().await.is_err() {
                     return;
                 }
-                rows = match scoped.audit_after(last).await {
+                rows = match scoped.operations().audit_after(last).await {
                     Ok(rows) => rows,
                     Err(error) => {
                         tracing::warn!(%error, "an export of an audit log broke off");
@@ -407,7 +415,7 @@ impl Audit {
     ) -> Result<Ok<AuditVerification>, ApiError> {
         let point = checkpoint.0.as_deref().map(parse_checkpoint).transpose()?;
         let scoped = who.scoped();
-        let found = scoped.verify_audit(point.as_ref()).await?;
+        let found = scoped.operations().verify_audit(point.as_ref()).await?;
         Ok(Ok::show(&found.into(), None))
     }
 }

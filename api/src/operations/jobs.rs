@@ -62,7 +62,7 @@ impl JobList {
     /// When each is due, when it last ran, what it did, and why it last failed.
     #[oai(path = "/jobs", method = "get", operation_id = "list_jobs")]
     async fn list(&self, who: Operator<OperatorRead>) -> Result<Ok<Jobs>, ApiError> {
-        let rows = who.system().jobs().await?;
+        let rows = who.system().operations().jobs().await?;
         let items = rows.into_iter().map(Into::into).collect();
         Ok(Ok::show(&Jobs { items }, None))
     }

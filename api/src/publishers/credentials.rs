@@ -376,7 +376,8 @@ impl Credentials {
     ) -> Result<Listed<CredentialView>, ApiError> {
         let list = who.list(page).await?;
         let scoped = who.scoped();
-        let page = scoped.credentials(kind.0.map(Into::into), list.page()?);
+        let credentials = scoped.credentials();
+        let page = credentials.credentials(kind.0.map(Into::into), list.page()?);
         Ok(list.answer(page.await?, Into::into))
     }
 
@@ -399,7 +400,11 @@ impl Credentials {
         let new = body.0.parse()?;
         let context = who.context_with(key);
         let scoped = who.scoped();
-        Ok(scoped.mint(&context, kind.into(), new, made).await?.into())
+        Ok(scoped
+            .credentials()
+            .mint(&context, kind.into(), new, made)
+            .await?
+            .into())
     }
 
     /// Rotate all credentials of a kind
@@ -426,7 +431,8 @@ impl Credentials {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let overlap = overlap(body.overlap_seconds);
-        let answer = scoped.rotate_all(&context, kind.into(), overlap, new, rotated);
+        let credentials = scoped.credentials();
+        let answer = credentials.rotate_all(&context, kind.into(), overlap, new, rotated);
         Ok(answer.await?.into())
     }
 
@@ -452,7 +458,8 @@ impl Credentials {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let overlap = overlap(body.0.overlap_seconds);
-        let answer = scoped.rotate_one(&context, kind.into(), id, overlap, rotated);
+        let credentials = scoped.credentials();
+        let answer = credentials.rotate_one(&context, kind.into(), id, overlap, rotated);
         Ok(answer.await?.into())
     }
 
@@ -474,7 +481,8 @@ impl Credentials {
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.revoke(&context, kind.into(), id, |()| no_content());
+        let credentials = scoped.credentials();
+        let answer = credentials.revoke(&context, kind.into(), id, |()| no_content());
         Ok(answer.await?.into())
     }
 }

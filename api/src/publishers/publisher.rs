@@ -101,7 +101,8 @@ impl Publishers {
         };
         let context = who.context_with(key);
         let system = who.system();
-        let answer = system.create_publisher(&context, new, |created| {
+        let publishers = system.publishers();
+        let answer = publishers.create_publisher(&context, new, |created| {
             let location = format!("/v1/publishers/{}", created.publisher.id);
             let revision = Some(created.publisher.revision);
             answer(
@@ -125,7 +126,7 @@ impl Publishers {
         page: PageQuery,
     ) -> Result<Listed<PublisherView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.system().publishers(list.page()?).await?;
+        let page = who.system().publishers().publishers(list.page()?).await?;
         Ok(list.answer(page, |publisher| PublisherView::from(&publisher)))
     }
 
@@ -140,7 +141,7 @@ impl Publishers {
         who: Operator<PublishersRead>,
         Path(id): Path<PublisherId>,
     ) -> Result<Ok<PublisherView>, ApiError> {
-        let publisher = who.system().publisher(id).await?;
+        let publisher = who.system().publishers().publisher(id).await?;
         Ok(show(&publisher).into())
     }
 
@@ -164,6 +165,7 @@ impl Publishers {
             .app
             .store
             .system()
+            .publishers()
             .update_publisher(&context, id, body.0.into(), if_match.0, show)
             .await?;
         Ok(answer.into())
@@ -190,6 +192,7 @@ impl Publishers {
         let context = who.context();
         let system = who.system();
         let answer = system
+            .publishers()
             .delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content())
             .await?;
         Ok(answer.into())
@@ -211,7 +214,11 @@ impl Publishers {
     ) -> Result<Ok<PublisherView>, ApiError> {
         let context = who.context_with(key);
         let system = who.system();
-        Ok(system.suspend_publisher(&context, id, show).await?.into())
+        Ok(system
+            .publishers()
+            .suspend_publisher(&context, id, show)
+            .await?
+            .into())
     }
 
     /// Resume a publisher
@@ -233,6 +240,7 @@ impl Publishers {
         let context = who.context_with(key);
         let system = who.system();
         Ok(system
+            .publishers()
             .resume_publisher(&context, id, slug, show)
             .await?
             .into())
@@ -258,7 +266,8 @@ impl Publishers {
         let new = body.0.parse()?;
         let context = who.context_with(key);
         let system = who.system();
-        let answer = system.mint_admin_token(&context, id, new, |minted| {
+        let publishers = system.publishers();
+        let answer = publishers.mint_admin_token(&context, id, new, |minted| {
             answer(201, &IssuedCredential::from(minted), None, None, true)
         });
         Ok(answer.await?.into())

@@ -381,7 +381,8 @@ impl Pipelines {
     ) -> Result<Ok<PipelineView>, ApiError> {
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answered = scoped.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
+        let runs = scoped.runs();
+        let answered = runs.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
             let view = PipelineView::from(pipeline);
             answer(200, &view, Some(pipeline.revision), None, false)
         });
@@ -416,6 +417,7 @@ impl Pipelines {
         let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
+            .runs()
             .put_pipeline(
                 &context,
                 slug,
@@ -448,7 +450,7 @@ impl Pipelines {
         Path(slug): Path<Slug>,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let scoped = who.scoped();
-        let pipeline = scoped.pipeline(slug.as_str()).await?;
+        let pipeline = scoped.runs().pipeline(slug.as_str()).await?;
         Ok(Ok::show(
             &PipelineView::from(&pipeline),
             Some(pipeline.revision),
@@ -465,7 +467,7 @@ impl Pipelines {
         page: PageQuery,
     ) -> Result<Listed<PipelineView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.scoped().pipelines(list.page()?).await?;
+        let page = who.scoped().runs().pipelines(list.page()?).await?;
         Ok(list.answer(page, |pipeline| PipelineView::from(&pipeline)))
     }
 
@@ -522,6 +524,7 @@ impl Pipelines {
         let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
+            .runs()
             .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())
             .await?;
         Ok(answer.into())

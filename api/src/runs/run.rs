@@ -138,7 +138,7 @@ impl Runs {
         let scoped = self.app.store.scoped(scope);
         check_payload_bytes("input", &new.input)?;
         let new = Arc::new(new);
-        let mut version = match scoped.likely_version(slug).await {
+        let mut version = match scoped.runs().likely_version(slug).await {
             // Left to the transaction, which may have an answer kept from when it existed.
             Err(StoreError::Refused(_)) => None,
             found => Some(found?),
@@ -151,7 +151,8 @@ impl Runs {
                 }
                 None => None,
             };
-            let created = scoped.create_run(context, Arc::clone(&new), judged, &render);
+            let runs = scoped.runs();
+            let created = runs.create_run(context, Arc::clone(&new), judged, &render);
             match created.await {
                 Err(StoreError::VersionChanged(now)) => version = Some(*now),
                 answered => return Ok(answered?),
@@ -169,7 +170,13 @@ impl Runs {
         run: RunId,
         output: JsonText,
     ) -> Result<JsonText, ApiError> {
-        let kept = self.app.store.scoped(scope).version_of_run(run).await?;
+        let kept = self
+            .app
+            .store
+            .scoped(scope)
+            .runs()
+            .version_of_run(run)
+            .await?;
         check_payload_bytes("output", &output)?;
         if let Some(schema) = &kept.definition.output_schema {
             let version = (kept.pipeline, kept.version);
@@ -277,7 +284,7 @@ impl Runs {
             since: since.0.map(|at| at.0),
             until: until.0.map(|at| at.0),
         };
-        let page = who.scoped().runs(&filter, list.page()?).await?;
+        let page = who.scoped().runs().runs(&filter, list.page()?).await?;
         Ok(list.answer_text(page, RunView::from))
     }
 
@@ -288,7 +295,7 @@ impl Runs {
         who: Caller<RunsRead>,
         Path(id): Path<RunId>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let run = who.scoped().run(id).await?;
+        let run = who.scoped().runs().run(id).await?;
         let revision = Some(run.revision);
         Ok(Ok::text(&RunView::from(run), revision))
     }
@@ -311,7 +318,7 @@ impl Runs {
     ) -> Result<Ok<RunView>, ApiError> {
         let context = who.context_with(key);
         let scoped = who.scoped();
-        Ok(scoped.cancel_run(&context, id, shown).await?.into())
+        Ok(scoped.runs().cancel_run(&context, id, shown).await?.into())
     }
 
     /// Cancel runs
@@ -328,7 +335,8 @@ impl Runs {
         let filter = RunFilter::from(body.0);
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answered = scoped.cancel_runs(&context, &filter, |done| {
+        let runs = scoped.runs();
+        let answered = runs.cancel_runs(&context, &filter, |done| {
             answer(200, &CancelledRuns::from(done), None, None, false)
         });
         Ok(answered.await?.into())
@@ -367,6 +375,7 @@ impl Runs {
             token: who.token(),
         };
         let claimed = scoped
+            .runs()
             .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
             .await?;
         let items = claimed.into_iter().map(ClaimedRun::from).collect();
@@ -398,6 +407,7 @@ impl Runs {
         let context = who.context();
         let scoped = who.scoped();
         let run = scoped
+            .runs()
             .heartbeat_run(&context, id, &claim.0, progress)
             .await?;
         let view = HeartbeatView::of(&run).ok_or(Code::ClaimLost)?;
@@ -426,6 +436,7 @@ impl Runs {
             .await?;
         let context = who.context_with(key);
         Ok(scoped
+            .runs()
             .complete_run(&context, id, &claim.0, output, shown)
             .await?
             .into())
@@ -451,6 +462,7 @@ impl Runs {
         let context = who.context_with(key);
         let scoped = who.scoped();
         Ok(scoped
+            .runs()
             .fail_run(&context, id, &claim.0, (error, retryable), shown)
             .await?
             .into())
@@ -476,6 +488,7 @@ impl Runs {
         let context = who.context_with(key);
         let scoped = who.scoped();
         Ok(scoped
+            .runs()
             .release_run(&context, id, &claim.0, shown)
             .await?
             .into())

@@ -249,7 +249,7 @@ impl Subcommands {
         let headers = headers::passed(headers, body.0.len())?;
         let scope = who.scope();
         let scoped = who.scoped();
-        let call = scoped.subcommand_call(id, &claim.0, &name.0).await?;
+        let call = scoped.runs().subcommand_call(id, &claim.0, &name.0).await?;
         let permit = self.permit(scope.publisher())?;
         // From here on the endpoint is waited for.
         who.request.leave_place();
@@ -269,7 +269,7 @@ impl Subcommands {
         let answer = answer?;
         let context = who.context();
         let record = answer.record((call_id, call.attempt), &name.0);
-        if let Err(error) = scoped.record_call(&context, id, &record).await {
+        if let Err(error) = scoped.runs().record_call(&context, id, &record).await {
             // The endpoint has acted: what it said goes to the runner all the same.
             tracing::warn!(call = %call_id, %error, "a call could not be added to its run's timeline");
         }

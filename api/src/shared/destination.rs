@@ -14,7 +14,9 @@ pub(crate) fn check(policy: &Policy, pointer: &str, url: &str) -> Result<String,
         .map_err(|refusal| {
             let code = match refusal {
                 DestinationRefusal::UrlTooLong { .. } => FaultCode::TooLong,
-                DestinationRefusal::UrlInvalid | DestinationRefusal::HostMissing => FaultCode::Format,
+                DestinationRefusal::UrlInvalid | DestinationRefusal::HostMissing => {
+                    FaultCode::Format
+                }
                 _ => FaultCode::NotAllowed,
             };
             FieldError::new(pointer, code, sentence(refusal))

@@ -243,7 +243,8 @@ impl Accounts {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answer = scoped.create_account(&context, new, made);
+        let trains = scoped.trains();
+        let answer = trains.create_account(&context, new, made);
         Ok(answer.await?.into())
     }
 
@@ -257,7 +258,7 @@ impl Accounts {
         page: PageQuery,
     ) -> Result<Listed<AccountView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.scoped().accounts(list.page()?).await?;
+        let page = who.scoped().trains().accounts(list.page()?).await?;
         Ok(list.answer(page, |account| AccountView::from(&account)))
     }
 
@@ -268,7 +269,7 @@ impl Accounts {
         who: Caller<AccountsRead>,
         Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
-        let account = who.scoped().account(id).await?;
+        let account = who.scoped().trains().account(id).await?;
         Ok(Ok::show(
             &AccountView::from(&account),
             Some(account.revision),
@@ -297,7 +298,8 @@ impl Accounts {
             let view = AccountView::from(account);
             answer(200, &view, Some(account.revision), None, false)
         };
-        let answer = scoped.update_account(&context, id, if_match.0, wish, shown);
+        let trains = scoped.trains();
+        let answer = trains.update_account(&context, id, if_match.0, wish, shown);
         Ok(answer.await?.into())
     }
 
@@ -323,7 +325,8 @@ impl Accounts {
             };
             answer(200, &report, None, None, false)
         };
-        let answer = scoped.delete_account(&context, id, if_match.0, report);
+        let trains = scoped.trains();
+        let answer = trains.delete_account(&context, id, if_match.0, report);
         Ok(answer.await?.into())
     }
 
@@ -346,7 +349,8 @@ impl Accounts {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answer = scoped.replace_account(&context, id, new, made);
+        let trains = scoped.trains();
+        let answer = trains.replace_account(&context, id, new, made);
         Ok(answer.await?.into())
     }
 }

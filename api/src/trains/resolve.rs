@@ -123,7 +123,7 @@ fn train_of(who: &Principal) -> Result<TrainId, ApiError> {
 async fn lending(app: &App, who: &Principal) -> Result<CredentialPool, ApiError> {
     let scoped = app.store.scoped(&who.scope);
     // A train takes its tokens along when it goes.
-    let by = scoped.credential_pool(train_of(who)?).await?;
+    let by = scoped.trains().credential_pool(train_of(who)?).await?;
     let by = by.ok_or(Code::Unauthenticated)?;
     if by.is_enabled() {
         Ok(by)
@@ -197,7 +197,11 @@ fn tell_exhausted(app: &App, who: &Principal, by: &CredentialPool, exhausted: &E
     let scoped = app.store.scoped(&who.scope);
     let (slug, available_at) = (by.slug().to_owned(), exhausted.available_at());
     app.tasks.spawn(async move {
-        if let Err(error) = scoped.tell_exhausted(train, &slug, available_at).await {
+        if let Err(error) = scoped
+            .trains()
+            .tell_exhausted(train, &slug, available_at)
+            .await
+        {
             tracing::warn!(%error, "that a train is exhausted could not be told");
         }
     });
@@ -236,6 +240,7 @@ fn describe(out: Unavailable) -> String {
 async fn report(app: &App, who: &Principal, report: &AccountReport) -> Result<(), ApiError> {
     let scoped = app.store.scoped(&who.scope);
     scoped
+        .trains()
         .report(train_of(who)?, who.credential, report)
         .await?;
     Ok(())

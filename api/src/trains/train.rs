@@ -171,7 +171,8 @@ impl Trains {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answer = scoped.create_train(&context, new, |train| {
+        let trains = scoped.trains();
+        let answer = trains.create_train(&context, new, |train| {
             let location = format!("/v1/trains/{}", train.slug);
             let view = TrainView::from(train);
             answer(201, &view, Some(train.revision), Some(location), false)
@@ -189,7 +190,7 @@ impl Trains {
         page: PageQuery,
     ) -> Result<Listed<TrainView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.scoped().trains(list.page()?).await?;
+        let page = who.scoped().trains().trains(list.page()?).await?;
         Ok(list.answer(page, |train| TrainView::from(&train)))
     }
 
@@ -202,8 +203,8 @@ impl Trains {
         Path(slug): Path<Slug>,
     ) -> Result<Ok<TrainView>, ApiError> {
         let scoped = who.scoped();
-        let train = scoped.train(&slug).await?;
-        let last = scoped.last_notice(train.id).await?;
+        let train = scoped.trains().train(&slug).await?;
+        let last = scoped.trains().last_notice(train.id).await?;
         let view = TrainView {
             last_notice: last.map(LastNoticeView::from),
             ..TrainView::from(&train)
@@ -230,7 +231,8 @@ impl Trains {
         let patch = body.0.checked(&self.app.policy)?;
         let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.update_train(&context, &slug, patch, if_match.0, shown);
+        let trains = scoped.trains();
+        let answer = trains.update_train(&context, &slug, patch, if_match.0, shown);
         Ok(answer.await?.into())
     }
 
@@ -251,7 +253,8 @@ impl Trains {
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.delete_train(&context, &slug, if_match.0, |()| no_content());
+        let trains = scoped.trains();
+        let answer = trains.delete_train(&context, &slug, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
 
@@ -276,7 +279,8 @@ impl Trains {
         let wish = body.0.checked()?;
         let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.set_train_accounts(&context, &slug, wish, if_match.0, shown);
+        let trains = scoped.trains();
+        let answer = trains.set_train_accounts(&context, &slug, wish, if_match.0, shown);
         Ok(answer.await?.into())
     }
 }

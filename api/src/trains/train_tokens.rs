@@ -141,7 +141,7 @@ impl TrainTokens {
     ) -> Result<Listed<TrainTokenView>, ApiError> {
         let list = who.list(page).await?;
         let scoped = who.scoped();
-        let page = scoped.train_tokens(&slug, list.page()?).await?;
+        let page = scoped.trains().train_tokens(&slug, list.page()?).await?;
         Ok(list.answer(page, Into::into))
     }
 
@@ -168,7 +168,8 @@ impl TrainTokens {
         };
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let answer = scoped.mint_train_token(&context, &slug, new, made);
+        let trains = scoped.trains();
+        let answer = trains.mint_train_token(&context, &slug, new, made);
         Ok(answer.await?.into())
     }
 
@@ -190,7 +191,8 @@ impl TrainTokens {
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
         let scoped = who.scoped();
-        let answer = scoped.revoke_train_token(&context, &slug, id, |()| no_content());
+        let trains = scoped.trains();
+        let answer = trains.revoke_train_token(&context, &slug, id, |()| no_content());
         Ok(answer.await?.into())
     }
 }

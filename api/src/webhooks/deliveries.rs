@@ -176,7 +176,11 @@ impl Deliveries {
             event: filter_id(event.0.as_deref()),
             status: status.0.map(|status| status.as_str().to_owned()),
         };
-        let page = who.scoped().deliveries(&filter, list.page()?).await?;
+        let page = who
+            .scoped()
+            .webhooks()
+            .deliveries(&filter, list.page()?)
+            .await?;
         Ok(list.answer(page, |delivery| DeliveryView::from(&delivery)))
     }
 
@@ -191,7 +195,7 @@ impl Deliveries {
         who: Caller<WebhooksRead>,
         Path(id): Path<DeliveryId>,
     ) -> Result<Ok<DeliveryWithAttempts>, ApiError> {
-        let (delivery, attempts) = who.scoped().delivery(id).await?;
+        let (delivery, attempts) = who.scoped().webhooks().delivery(id).await?;
         let view = DeliveryWithAttempts {
             delivery: DeliveryView::from(&delivery),
             attempts: attempts.iter().map(AttemptView::from).collect(),
@@ -217,6 +221,7 @@ impl Deliveries {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
+            .webhooks()
             .retry_delivery(&context, id, |delivery| {
                 answer(200, &DeliveryView::from(delivery), None, None, false)
             })

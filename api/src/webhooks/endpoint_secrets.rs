@@ -198,7 +198,7 @@ impl EndpointSecretsApi {
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointSecrets>, ApiError> {
         let scoped = who.scoped();
-        let secrets = scoped.endpoint_secrets(id).await?;
+        let secrets = scoped.webhooks().endpoint_secrets(id).await?;
         let list = EndpointSecrets {
             items: secrets.iter().map(Into::into).collect(),
             next_cursor: None,
@@ -225,7 +225,8 @@ impl EndpointSecretsApi {
     ) -> Result<Created<IssuedEndpointSecret>, ApiError> {
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let minted = scoped.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
+        let webhooks = scoped.webhooks();
+        let minted = webhooks.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
         Ok(minted.await?.into())
     }
 
@@ -250,8 +251,9 @@ impl EndpointSecretsApi {
         let overlap = Duration::from_secs(body.0.overlap_seconds.unwrap_or(0).into());
         let context = who.context_with(key);
         let scoped = who.scoped();
+        let webhooks = scoped.webhooks();
         let rotated =
-            scoped.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
+            webhooks.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
         Ok(rotated.await?.into())
     }
 
@@ -272,7 +274,8 @@ impl EndpointSecretsApi {
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
         let scoped = who.scoped();
-        let gone = scoped.revoke_endpoint_secret(&context, id, secret, |()| no_content());
+        let webhooks = scoped.webhooks();
+        let gone = webhooks.revoke_endpoint_secret(&context, id, secret, |()| no_content());
         Ok(gone.await?.into())
     }
 

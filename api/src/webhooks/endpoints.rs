@@ -156,6 +156,7 @@ impl Endpoints {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
+            .webhooks()
             .create_endpoint(&context, new, |endpoint| {
                 let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
                 let view = EndpointView::from(endpoint);
@@ -179,7 +180,7 @@ impl Endpoints {
         page: PageQuery,
     ) -> Result<Listed<EndpointView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.scoped().endpoints(list.page()?).await?;
+        let page = who.scoped().webhooks().endpoints(list.page()?).await?;
         Ok(list.answer(page, |endpoint| EndpointView::from(&endpoint)))
     }
 
@@ -194,7 +195,7 @@ impl Endpoints {
         who: Caller<WebhooksRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointView>, ApiError> {
-        let endpoint = who.scoped().endpoint(id).await?;
+        let endpoint = who.scoped().webhooks().endpoint(id).await?;
         Ok(Ok::show(
             &EndpointView::from(&endpoint),
             Some(endpoint.revision),
@@ -222,6 +223,7 @@ impl Endpoints {
         let (body, checked) = (&body.0, body.0.checked(&self.app.policy)?);
         let change = |endpoint: &Endpoint| body.merged_into(endpoint, &checked);
         let answer = scoped
+            .webhooks()
             .update_endpoint(&context, id, if_match.0, change, shown)
             .await?;
         Ok(answer.into())
@@ -244,6 +246,7 @@ impl Endpoints {
         let context = who.context();
         let scoped = who.scoped();
         let answer = scoped
+            .webhooks()
             .delete_endpoint(&context, id, if_match.0, |()| no_content())
             .await?;
         Ok(answer.into())
@@ -275,7 +278,8 @@ impl Endpoints {
         });
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let enabled = scoped.enable_endpoint(&context, id, replay, |enabled| {
+        let webhooks = scoped.webhooks();
+        let enabled = webhooks.enable_endpoint(&context, id, replay, |enabled| {
             answer(200, &EnabledEndpoint::from(enabled), None, None, false)
         });
         Ok(enabled.await?.into())
@@ -295,7 +299,7 @@ impl Endpoints {
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointStats>, ApiError> {
         let scoped = who.scoped();
-        let buckets = scoped.endpoint_stats(id).await?;
+        let buckets = scoped.webhooks().endpoint_stats(id).await?;
         let stats = EndpointStats::new(id, &buckets, self.app.store.now());
         Ok(Ok::show(&stats, None))
     }
@@ -317,6 +321,7 @@ impl Endpoints {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
+            .webhooks()
             .test_endpoint(&context, id, |event| events::shown(202, event))
             .await?;
         Ok(answer.into())

@@ -262,7 +262,7 @@ impl EventTypesApi {
         operation_id = "list_event_types"
     )]
     async fn list(&self, who: Caller<EventsRead>) -> Result<Ok<EventTypes>, ApiError> {
-        let described = who.scoped().event_types().await?;
+        let described = who.scoped().webhooks().event_types().await?;
         let own = described.iter().map(|described| EventType {
             schema: None,
             ..EventType::from(described)
@@ -311,7 +311,8 @@ impl EventTypesApi {
             let view = EventType::from(described);
             answer_text(status, &view, Some(described.revision), location, false)
         };
-        let put = scoped.put_event_type(&context, &name, new, if_match.0, render);
+        let webhooks = scoped.webhooks();
+        let put = webhooks.put_event_type(&context, &name, new, if_match.0, render);
         Ok(put.await?.into())
     }
 
@@ -331,7 +332,7 @@ impl EventTypesApi {
         if let Some(own) = OwnType::ALL.into_iter().find(|own| own.as_str() == name) {
             return Ok(Ok::text(&EventType::from(own), None));
         }
-        let described = who.scoped().event_type(&name).await?;
+        let described = who.scoped().webhooks().event_type(&name).await?;
         let revision = Some(described.revision);
         Ok(Ok::text(&EventType::from(&described), revision))
     }
@@ -354,7 +355,8 @@ impl EventTypesApi {
         let context = who.context();
         let scoped = who.scoped();
         let name = r#type.0;
-        let answer = scoped.delete_event_type(&context, &name, if_match.0, |()| no_content());
+        let webhooks = scoped.webhooks();
+        let answer = webhooks.delete_event_type(&context, &name, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
 }

@@ -57,7 +57,7 @@ impl Events {
     ) -> Result<Vec<NewOwnEvent>, ApiError> {
         publish::check_types(&bodies, listed)?;
         let scoped = self.app.store.scoped(scope);
-        let known = scoped.event_schemas().await?;
+        let known = scoped.webhooks().event_schemas().await?;
         let mut events = Vec::with_capacity(bodies.len());
         let mut faults = Vec::new();
         for (at, body) in bodies.into_iter().enumerate() {
@@ -113,6 +113,7 @@ impl Events {
         let context = who.context_with(key);
         let scoped = who.scoped();
         let answer = scoped
+            .webhooks()
             .publish(&context, events, listed, |published| {
                 publish::answer(published, listed)
             })
@@ -135,7 +136,10 @@ impl Events {
     ) -> Result<Listed<EventView>, ApiError> {
         let list = who.list(page).await?;
         let scoped = who.scoped();
-        let page = scoped.events(event_type.0.as_deref(), list.page()?).await?;
+        let page = scoped
+            .webhooks()
+            .events(event_type.0.as_deref(), list.page()?)
+            .await?;
         Ok(list.written(page, |event, answer| answer.push_str(&event.body)))
     }
 
@@ -146,7 +150,7 @@ impl Events {
         who: Caller<EventsRead>,
         Path(id): Path<EventId>,
     ) -> Result<Ok<EventView>, ApiError> {
-        let event = who.scoped().event(id).await?;
+        let event = who.scoped().webhooks().event(id).await?;
         Ok(shown(200, &event).into())
     }
 }

@@ -326,11 +326,11 @@ impl Listen {
     ) -> Result<Listener, ApiError> {
         let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
-        let changes = scoped.watch_events();
+        let changes = scoped.webhooks().watch_events();
         let secret = self.secret(&who.principal).await?;
         let life = Duration::from_secs(seconds);
         let event_types = filters.iter().map(Filter::to_string).collect();
-        let feed = scoped.feed(filters, from).await?;
+        let feed = scoped.webhooks().feed(filters, from).await?;
         let place = from.unwrap_or_else(|| feed.beginning());
         let first = Message::Listening(Listening {
             place: place_text(place),

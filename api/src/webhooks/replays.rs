@@ -177,7 +177,8 @@ impl Replays {
     ) -> Result<Accepted<ReplayView>, ApiError> {
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let started = scoped.start_replay(&context, id, body.0.into(), |(replay, _)| {
+        let webhooks = scoped.webhooks();
+        let started = webhooks.start_replay(&context, id, body.0.into(), |(replay, _)| {
             answer(202, &ReplayView::from(replay), None, None, false)
         });
         Ok(started.await?.into())
@@ -198,7 +199,7 @@ impl Replays {
         page: PageQuery,
     ) -> Result<Listed<ReplayView>, ApiError> {
         let list = who.list(page).await?;
-        let page = who.scoped().replays(id, list.page()?).await?;
+        let page = who.scoped().webhooks().replays(id, list.page()?).await?;
         Ok(list.answer(page, |replay| ReplayView::from(&replay)))
     }
 
@@ -214,7 +215,7 @@ impl Replays {
         Path(id): Path<EndpointId>,
         Path(replay): Path<ReplayId>,
     ) -> Result<Ok<ReplayView>, ApiError> {
-        let found = who.scoped().replay(id, replay).await?;
+        let found = who.scoped().webhooks().replay(id, replay).await?;
         Ok(Ok::show(&ReplayView::from(&found), None))
     }
 
@@ -236,7 +237,8 @@ impl Replays {
     ) -> Result<Ok<ReplayView>, ApiError> {
         let context = who.context_with(key);
         let scoped = who.scoped();
-        let cancelled = scoped.cancel_replay(&context, id, replay, |replay| {
+        let webhooks = scoped.webhooks();
+        let cancelled = webhooks.cancel_replay(&context, id, replay, |replay| {
             answer(200, &ReplayView::from(replay), None, None, false)
         });
         Ok(cancelled.await?.into())

@@ -12,7 +12,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, S
     let all: Vec<EndpointKey> = loads.iter().map(|load| load.key).collect();
     let unread = loads.iter().filter(|load| load.ordered.is_none());
     let read: Vec<EndpointKey> = unread.map(|load| load.key).collect();
-    let targets = system.targets(&read).await?;
+    let targets = system.webhooks().targets(&read).await?;
     let asks: Vec<DueRequest> = loads
         .into_iter()
         .filter_map(|load| {
@@ -26,7 +26,7 @@ pub(super) async fn load(store: Store, loads: Vec<Load>) -> Result<LoadResult, S
         })
         .collect();
     let asked: BTreeSet<EndpointKey> = asks.iter().map(|ask| ask.key).collect();
-    let mut pages = system.load_due(&asks).await?;
+    let mut pages = system.webhooks().load_due(&asks).await?;
     // An endpoint to which nothing may be sent gets an empty page.
     pages.extend(
         all.iter()

@@ -24,6 +24,7 @@ async fn an_endpoint_that_is_disabled_gets_nothing_more_within_a_second() {
         let context = Context::system("test");
         world
             .scoped
+            .webhooks()
             .update_endpoint(
                 &context,
                 endpoint,
@@ -67,7 +68,8 @@ async fn what_is_changed_holds_for_the_next_delivery() {
             url: Some(receiver.url()),
             ..EndpointPatch::default()
         };
-        let update = world.scoped.update_endpoint(
+        let webhooks = world.scoped.webhooks();
+        let update = webhooks.update_endpoint(
             &context,
             endpoint,
             None,
@@ -77,8 +79,13 @@ async fn what_is_changed_holds_for_the_next_delivery() {
         update.await.unwrap();
         let (kind, scoped) = (CredentialKind::WebhookSigning, &world.scoped);
         let new = NewCredential::default();
-        let minted: Minted =
-            made!(|keep| scoped.rotate_all(&context, kind, Duration::ZERO, new, keep));
+        let minted: Minted = made!(|keep| scoped.credentials().rotate_all(
+            &context,
+            kind,
+            Duration::ZERO,
+            new,
+            keep
+        ));
         let id = world.event(endpoint).await.to_string();
         world.until_status(endpoint, "succeeded").await;
         let all = receiver.received();

@@ -260,7 +260,7 @@ async fn whatever_a_receiver_does_the_attempt_ends_with_its_class() {
     for (name, endpoint, status, class) in cases {
         let tried = |all: &[Delivery]| all.iter().all(|one| one.attempts > 0);
         let all = world.until(endpoint, tried).await;
-        let (delivery, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
+        let (delivery, attempts) = world.scoped.webhooks().delivery(all[0].id).await.unwrap();
         let [attempt] = attempts.as_slice() else {
             panic!("{name}: {attempts:?}")
         };
@@ -310,7 +310,7 @@ async fn a_name_that_moves_to_a_private_address_is_refused_there() {
     world.event(endpoint).await;
     let tried = |all: &[Delivery]| all.len() == 2 && all.iter().all(|one| one.attempts > 0);
     let all = world.until(endpoint, tried).await;
-    let (_, attempts) = world.scoped.delivery(all[0].id).await.unwrap();
+    let (_, attempts) = world.scoped.webhooks().delivery(all[0].id).await.unwrap();
     assert_eq!(attempts[0].error.as_deref(), Some("dns"));
     assert_eq!(receiver.received().len(), 1);
     end(world, dispatcher, stop).await;

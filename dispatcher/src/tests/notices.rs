@@ -27,9 +27,10 @@ impl World {
             slack: Some(slack),
         };
         let context = Context::system("test");
-        let train: Train = made!(|keep| self.scoped.create_train(&context, new, keep));
+        let train: Train = made!(|keep| self.scoped.trains().create_train(&context, new, keep));
         assert!(
             self.scoped
+                .trains()
                 .tell_exhausted(train.id, slug, None)
                 .await
                 .unwrap()
@@ -40,7 +41,7 @@ impl World {
     /// The train's last message, once `done` accepts it.
     async fn last(&self, train: &Train, done: impl Fn(&LastNotice) -> bool) -> LastNotice {
         for _ in 0..1000 {
-            let last = self.scoped.last_notice(train.id).await.unwrap();
+            let last = self.scoped.trains().last_notice(train.id).await.unwrap();
             if let Some(last) = last.filter(&done) {
                 return last;
             }
@@ -112,7 +113,13 @@ async fn what_is_under_way_at_the_end_is_finished_and_written_down() {
     receiver.has(1).await;
     stop.cancel();
     dispatcher.drained().await;
-    let last = world.scoped.last_notice(train.id).await.unwrap().unwrap();
+    let last = world
+        .scoped
+        .trains()
+        .last_notice(train.id)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((ended(&last), last.error), (true, None));
 }
 

@@ -12,16 +12,19 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::store::{
-    Scoped, Store, System,
-    audit_log::mac_of,
-    change::{AuditEntry, Context, audit_entry},
-    entity::{audit_events, audit_heads},
-    error::{Result, StoreError, corrupt_row},
-    page::{Page, PageRequest},
-    scope::OPERATOR,
-    sql::padded,
-    walk::{Check, Path, Span, Walk},
+use crate::{
+    operations::Operations,
+    store::{
+        Scoped, Store, System,
+        audit_log::mac_of,
+        change::{AuditEntry, Context, audit_entry},
+        entity::{audit_events, audit_heads},
+        error::{Result, StoreError, corrupt_row},
+        page::{Page, PageRequest},
+        scope::OPERATOR,
+        sql::padded,
+        walk::{Check, Path, Span, Walk},
+    },
 };
 
 /// Rows that one step of a verification or an export reads.
@@ -315,7 +318,7 @@ impl Store {
     }
 }
 
-impl Scoped {
+impl Operations<Scoped> {
     /// The publisher's log, newest first.
     pub async fn audit(
         &self,
@@ -342,7 +345,7 @@ impl Scoped {
     }
 }
 
-impl System {
+impl Operations<System> {
     /// The operator's log, newest first.
     pub async fn audit(
         &self,
@@ -381,7 +384,7 @@ impl System {
     }
 }
 
-impl Scoped {
+impl Operations<Scoped> {
     /// Logs that a token of the publisher was refused something, in a transaction of its own.
     pub async fn note_denial(&self, context: &Context, reason: &str) -> Result<(), StoreError> {
         let entry = audit_entry(

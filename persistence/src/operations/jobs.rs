@@ -8,11 +8,14 @@ use sea_orm::{
     QueryOrder as _,
 };
 
-use crate::store::{
-    System,
-    db::Tx,
-    entity::jobs::{ActiveModel, Column, Entity},
-    error::{Result, StoreError},
+use crate::{
+    operations::Operations,
+    store::{
+        System,
+        db::Tx,
+        entity::jobs::{ActiveModel, Column, Entity},
+        error::{Result, StoreError},
+    },
 };
 
 /// The state of a job.
@@ -67,7 +70,7 @@ async fn take(tx: &Tx, name: &str, owner: &str, lease: Duration, next: i64) -> R
     Ok(taken.rows_affected == 1)
 }
 
-impl System {
+impl Operations<System> {
     /// Claims a job for `lease` if it is due and no process runs it.
     ///
     /// `next` is the next time of the schedule. A job without a row, or with a later due time, is

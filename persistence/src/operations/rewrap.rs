@@ -15,6 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    operations::Operations,
     operations::open::{OpenError, config_of, connect, state_of},
     store::{
         System,
@@ -139,7 +140,7 @@ impl Move {
     }
 }
 
-impl System {
+impl Operations<System> {
     /// Sets a source of master keys. It is read whenever keys are found that no known master key
     /// wraps, so that a running process follows changes of its key file. Known keys are never
     /// forgotten. Only the first call has an effect.

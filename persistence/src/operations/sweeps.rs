@@ -16,17 +16,20 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::store::{
-    System,
-    db::Tx,
-    ends::{End, Retention, Swept, Table},
-    entity::owner_keys,
-    error::{Result, StoreError},
-    freshness::publish_credential_changes,
-    job::Job,
-    sql::Sql,
-    storage,
-    tables::TABLES,
+use crate::{
+    operations::Operations,
+    store::{
+        System,
+        db::Tx,
+        ends::{End, Retention, Swept, Table},
+        entity::owner_keys,
+        error::{Result, StoreError},
+        freshness::publish_credential_changes,
+        job::Job,
+        sql::Sql,
+        storage,
+        tables::TABLES,
+    },
 };
 
 /// The result of one step of a job's sweeps.
@@ -231,7 +234,7 @@ fn tables_of_a_publisher() -> impl Iterator<Item = (&'static Table, &'static str
         .filter_map(|table| Some((table, table.owner?)))
 }
 
-impl System {
+impl Operations<System> {
     async fn amend(&self, amend: Amend<'_>, limit: u64) -> Result<u64> {
         let backend = self.store.backend();
         let statement = amend.find(limit).statement(backend);

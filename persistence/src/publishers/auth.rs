@@ -22,6 +22,7 @@ use sea_orm::{ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFil
 use uuid::Uuid;
 
 use crate::{
+    publishers::Publishers,
     publishers::publisher::Publisher,
     store::{
         Store, System,
@@ -420,7 +421,7 @@ fn principal_of_train(
     })
 }
 
-impl System {
+impl Publishers<System> {
     /// Writes when tokens were last used. Returns of how many tokens.
     pub async fn flush_uses(&self) -> Result<u64, StoreError> {
         self.store.flush_uses().await

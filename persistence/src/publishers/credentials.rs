@@ -21,14 +21,17 @@ use uuid::Uuid;
 
 mod list;
 
-use crate::store::{
-    Scoped, Store,
-    change::{Answer, Audited, Context, audit_entry},
-    columns::slugs_of,
-    db::Tx,
-    entity::{credentials, token_hashes},
-    error::{Result, StoreError, corrupt_row},
-    quota::{over_quota, quotas_of},
+use crate::{
+    publishers::Credentials,
+    store::{
+        Scoped, Store,
+        change::{Answer, Audited, Context, audit_entry},
+        columns::slugs_of,
+        db::Tx,
+        entity::{credentials, token_hashes},
+        error::{Result, StoreError, corrupt_row},
+        quota::{over_quota, quotas_of},
+    },
 };
 
 /// A credential, without its value.
@@ -394,7 +397,7 @@ fn inherited(row: &credentials::Model) -> Result<NewCredential> {
     })
 }
 
-impl Scoped {
+impl Credentials<Scoped> {
     /// Creates a further credential of a kind.
     pub async fn mint<A>(
         &self,

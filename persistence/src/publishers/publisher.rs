@@ -18,6 +18,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    publishers::Publishers,
     publishers::credentials::{Minted, NewCredential, insert_first_four},
     store::{
         Scoped, Store, System,
@@ -270,7 +271,7 @@ impl Store {
     }
 }
 
-impl System {
+impl Publishers<System> {
     /// Creates a publisher with one credential of each kind.
     pub async fn create_publisher<A>(
         &self,

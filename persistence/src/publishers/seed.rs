@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use crate::{
+    publishers::Publishers,
     publishers::{
         credentials::{Insert, NewCredential, insert},
         publisher::NewPublisher,
@@ -43,7 +44,7 @@ fn quiet<T>(_: &T) -> Answer {
     }
 }
 
-impl System {
+impl Publishers<System> {
     /// Applies the legacy token of the configuration.
     ///
     /// The first time, it creates a publisher with this token as admin and runner token and as

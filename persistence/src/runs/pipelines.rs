@@ -17,17 +17,20 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::store::{
-    Scoped, Store,
-    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
-    db::Tx,
-    entity::{pipeline_versions, pipelines},
-    error::{Result, StoreError, corrupt_row},
-    page::{Page, PageRequest},
-    quota::{over_quota, quotas_of},
-    sql::{Sql, padded},
-    storage::{Room, VERSION},
-    walk::{Check, Path, Span, Walk},
+use crate::{
+    runs::Runs,
+    store::{
+        Scoped, Store,
+        change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
+        db::Tx,
+        entity::{pipeline_versions, pipelines},
+        error::{Result, StoreError, corrupt_row},
+        page::{Page, PageRequest},
+        quota::{over_quota, quotas_of},
+        sql::{Sql, padded},
+        storage::{Room, VERSION},
+        walk::{Check, Path, Span, Walk},
+    },
 };
 
 /// A pipeline with its current version.
@@ -270,7 +273,7 @@ impl Store {
     }
 }
 
-impl Scoped {
+impl Runs<Scoped> {
     /// Creates a pipeline, or stores a new version of it. `render` also learns whether it is new.
     /// An unchanged definition changes nothing.
     ///

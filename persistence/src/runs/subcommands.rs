@@ -15,6 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    runs::Runs,
     runs::{batch::check_held, versions::Definitions},
     store::{
         Scoped,
@@ -80,7 +81,7 @@ struct ClaimRow {
     lease_expires_at: Option<i64>,
 }
 
-impl Scoped {
+impl Runs<Scoped> {
     /// What calling a subcommand needs. `claim` must be the run's current claim.
     ///
     /// # Errors

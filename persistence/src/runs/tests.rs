@@ -93,6 +93,7 @@ fn limited(all: &Scoped, pipelines: &[&str]) -> Scoped {
 async fn put(scoped: &Scoped, name: &str, new: Definition) -> Result<(Pipeline, bool)> {
     let slot = Slot::new();
     scoped
+        .runs()
         .put_pipeline(&context(), slug(name), new, None, |put| slot.keep(put))
         .await?;
     Ok(slot.take())
@@ -100,6 +101,7 @@ async fn put(scoped: &Scoped, name: &str, new: Definition) -> Result<(Pipeline, 
 
 async fn delete(scoped: &Scoped, name: &str) -> Result<Answer> {
     scoped
+        .runs()
         .delete_pipeline(&context(), name, None, |()| no_content())
         .await
 }
@@ -120,7 +122,8 @@ pub(crate) async fn create(scoped: &Scoped, new: NewRun) -> Result<CreatedRun> {
     let mut validated = None;
     loop {
         let render = |created: &CreatedRun| slot.keep(created);
-        let created = scoped.create_run(&context, Arc::clone(&new), validated, render);
+        let runs = scoped.runs();
+        let created = runs.create_run(&context, Arc::clone(&new), validated, render);
         match created.await {
             Err(StoreError::VersionChanged(now)) => validated = Some(taken_by(&now)),
             created => {
@@ -150,6 +153,7 @@ pub(crate) fn at_once() -> WaitOptions {
 
 async fn claim(scoped: &Scoped, max: u32) -> Vec<Claimed> {
     scoped
+        .runs()
         .claim_runs(&context(), None, max, at_once())
         .await
         .unwrap()
@@ -159,6 +163,7 @@ async fn complete(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
     let slot = Slot::new();
     let output = json!({ "rows": 7 }).into();
     scoped
+        .runs()
         .complete_run(&context(), id, claim, output, |run| slot.keep(run))
         .await?;
     Ok(slot.take())
@@ -168,6 +173,7 @@ async fn fail(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
     let slot = Slot::new();
     let error = (json!({ "message": "no" }).into(), false);
     scoped
+        .runs()
         .fail_run(&context(), id, claim, error, |run| slot.keep(run))
         .await?;
     Ok(slot.take())
@@ -176,6 +182,7 @@ async fn fail(scoped: &Scoped, id: RunId, claim: &str) -> Result<Run> {
 async fn cancel(scoped: &Scoped, id: RunId) -> Result<Run> {
     let slot = Slot::new();
     scoped
+        .runs()
         .cancel_run(&context(), id, |run| slot.keep(run))
         .await?;
     Ok(slot.take())
@@ -188,7 +195,7 @@ fn tick(fixture: &Fixture) {
 
 /// The types of all events, oldest first.
 async fn told(scoped: &Scoped) -> Vec<String> {
-    let page = scoped.events(None, PAGE).await.unwrap();
+    let page = scoped.webhooks().events(None, PAGE).await.unwrap();
     page.items
         .into_iter()
         .rev()
@@ -202,6 +209,7 @@ async fn logged(scoped: &Scoped) -> Vec<String> {
         after: None,
     };
     let rows = scoped
+        .operations()
         .audit(&AuditFilter::default(), page)
         .await
         .unwrap()
@@ -231,8 +239,8 @@ async fn a_pipeline_has_a_new_version_only_when_it_changes() {
         assert!(!created);
         assert_eq!((second.version, second.revision), (2, 2));
         assert_eq!(*second.definition, changed);
-        assert_eq!(mine.pipeline("nightly").await.unwrap(), second);
-        assert_eq!(mine.pipelines(PAGE).await.unwrap().items, [second]);
+        assert_eq!(mine.runs().pipeline("nightly").await.unwrap(), second);
+        assert_eq!(mine.runs().pipelines(PAGE).await.unwrap().items, [second]);
         assert_eq!(
             logged(&mine).await,
             ["pipeline.created", "pipeline.updated"]
@@ -244,7 +252,8 @@ async fn a_pipeline_has_a_new_version_only_when_it_changes() {
             ("other", Expected::Any),
         ] {
             let (by, seen) = (context(), Some(seen));
-            let stale = mine.put_pipeline(&by, slug(name), definition(), seen, |_| no_content());
+            let runs = mine.runs();
+            let stale = runs.put_pipeline(&by, slug(name), definition(), seen, |_| no_content());
             assert_eq!(code(stale.await), Code::PreconditionFailed);
         }
     }
@@ -288,7 +297,8 @@ async fn the_quota_of_pipelines_holds() {
         let system = fixture.store.system();
         let publisher = mine.scope.publisher();
         let by = context();
-        let set = system.update_publisher(&by, publisher, patch, None, |_| no_content());
+        let publishers = system.publishers();
+        let set = publishers.update_publisher(&by, publisher, patch, None, |_| no_content());
         set.await.unwrap();
         assert_eq!(
             code(put(&mine, "two", definition()).await),
@@ -318,12 +328,15 @@ async fn a_pipeline_goes_only_without_unfinished_runs_and_frees_its_slug() {
         cancel(&mine, run.id).await.unwrap();
         delete(&mine, "nightly").await.unwrap();
         assert_eq!(code(delete(&mine, "nightly").await), Code::NotFound);
-        assert_eq!(code(mine.pipeline("nightly").await), Code::NotFound);
+        assert_eq!(code(mine.runs().pipeline("nightly").await), Code::NotFound);
         assert_eq!(
             code(create(&mine, new_run("nightly")).await),
             Code::NotFound
         );
-        assert_eq!(mine.run(run.id).await.unwrap().status, RunStatus::Cancelled);
+        assert_eq!(
+            mine.runs().run(run.id).await.unwrap().status,
+            RunStatus::Cancelled
+        );
         let (again, created) = put(&mine, "nightly", definition()).await.unwrap();
         assert!(created);
         assert_eq!(again.version, 1);
@@ -368,7 +381,7 @@ async fn a_run_goes_from_creation_to_success() {
             (run.created_by_kind.as_str(), run.created_by_id.as_str()),
             ("system", "test")
         );
-        assert_eq!(mine.run(run.id).await.unwrap(), run);
+        assert_eq!(mine.runs().run(run.id).await.unwrap(), run);
 
         fixture.clock.advance(Duration::from_secs(1));
         let claimed = claim(&mine, 5).await.remove(0);
@@ -381,7 +394,7 @@ async fn a_run_goes_from_creation_to_success() {
             (RunStatus::Running, 1)
         );
         assert_eq!(claimed.run.input, run.input);
-        assert_eq!(mine.run(run.id).await.unwrap(), claimed.run);
+        assert_eq!(mine.runs().run(run.id).await.unwrap(), claimed.run);
         assert!(claim(&mine, 5).await.is_empty());
 
         fixture.clock.advance(Duration::from_secs(1));
@@ -392,13 +405,14 @@ async fn a_run_goes_from_creation_to_success() {
         assert_eq!(done.output, Some(json!({ "rows": 7 }).into()));
         assert_eq!(done.finished_at, Some(mine.store.now()));
         assert_eq!((done.lease_expires_at, done.revision), (None, 3));
-        assert_eq!(mine.run(run.id).await.unwrap(), done);
+        assert_eq!(mine.runs().run(run.id).await.unwrap(), done);
         assert_eq!(
             told(&mine).await,
             ["run.created", "run.started", "run.succeeded"]
         );
 
         let last = mine
+            .webhooks()
             .events(Some("run.succeeded"), PAGE)
             .await
             .unwrap()
@@ -432,7 +446,7 @@ async fn only_the_present_claim_finishes_a_run() {
         let late = first.token.expose_secret();
         assert_eq!(code(complete(&mine, run.id, late).await), Code::ClaimLost);
         assert_eq!(
-            fixture.store.system().expire_runs(10).await.unwrap(),
+            fixture.store.system().runs().expire_runs(10).await.unwrap(),
             (1, 0)
         );
         let second = claim(&mine, 1).await.remove(0);
@@ -461,11 +475,14 @@ async fn a_run_expires_with_its_last_lease() {
             tick(&fixture);
             assert_eq!(claim(&mine, 1).await.len(), 1);
             fixture.clock.advance(Duration::from_secs(59));
-            assert_eq!(system.expire_runs(10).await.unwrap(), (0, 0));
+            assert_eq!(system.runs().expire_runs(10).await.unwrap(), (0, 0));
             fixture.clock.advance(Duration::from_secs(1));
-            assert_eq!(system.expire_runs(10).await.unwrap(), outcome);
+            assert_eq!(system.runs().expire_runs(10).await.unwrap(), outcome);
         }
-        assert_eq!(mine.run(run.id).await.unwrap().status, RunStatus::Expired);
+        assert_eq!(
+            mine.runs().run(run.id).await.unwrap().status,
+            RunStatus::Expired
+        );
         let types = ["run.created", "run.started", "run.started", "run.expired"];
         assert_eq!(told(&mine).await, types);
         assert!(claim(&mine, 1).await.is_empty());
@@ -480,16 +497,18 @@ async fn the_leases_of_a_suspended_publisher_wait_for_it() {
         create(&mine, new_run("nightly")).await.unwrap();
         claim(&mine, 1).await;
         system
+            .publishers()
             .suspend_publisher(&context(), id, |_| no_content())
             .await
             .unwrap();
         fixture.clock.advance(Duration::from_mins(10));
-        assert_eq!(system.expire_runs(10).await.unwrap(), (0, 0));
+        assert_eq!(system.runs().expire_runs(10).await.unwrap(), (0, 0));
         system
+            .publishers()
             .resume_publisher(&context(), id, None, |_| no_content())
             .await
             .unwrap();
-        assert_eq!(system.expire_runs(10).await.unwrap(), (1, 0));
+        assert_eq!(system.runs().expire_runs(10).await.unwrap(), (1, 0));
     }
 }
 
@@ -505,7 +524,10 @@ async fn cancelling_a_held_run_asks_its_holder() {
             (RunStatus::Running, true)
         );
         let token = claimed.token.expose_secret();
-        let kept = mine.heartbeat_run(&context(), run.id, token, None).await;
+        let kept = mine
+            .runs()
+            .heartbeat_run(&context(), run.id, token, None)
+            .await;
         assert!(kept.unwrap().cancel_requested);
         let ended = fail(&mine, run.id, token).await.unwrap();
         assert_eq!(ended.status, RunStatus::Cancelled);
@@ -548,7 +570,7 @@ async fn who_creates_a_run_can_hold_it_at_once() {
             (created.run.status, created.run.attempt),
             (RunStatus::Running, 1)
         );
-        assert_eq!(mine.run(created.run.id).await.unwrap(), created.run);
+        assert_eq!(mine.runs().run(created.run.id).await.unwrap(), created.run);
         assert!(claim(&mine, 1).await.is_empty());
         tick(&fixture);
         complete(&mine, created.run.id, token.expose_secret())
@@ -601,7 +623,10 @@ async fn an_external_identifier_names_one_run_of_a_pipeline() {
             external_id: Some("order-1".into()),
             ..RunFilter::default()
         };
-        assert_eq!(mine.runs(&filter, PAGE).await.unwrap().items.len(), 2);
+        assert_eq!(
+            mine.runs().runs(&filter, PAGE).await.unwrap().items.len(),
+            2
+        );
     }
 }
 
@@ -617,21 +642,28 @@ async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
     for fixture in engines().await {
         let mine = house(&fixture, "a", &["nightly", "daily"]).await;
         let nightly = slug("nightly");
-        assert_eq!(mine.likely_version(&nightly).await.unwrap().version, 1);
+        assert_eq!(
+            mine.runs().likely_version(&nightly).await.unwrap().version,
+            1
+        );
         let created = create(&mine, new_run("nightly")).await.unwrap();
         let claimed = claim(&mine, 1).await.remove(0);
         assert_eq!(claimed.run.id, created.run.id);
         assert_eq!(
-            mine.version_of_run(created.run.id).await.unwrap().version,
+            mine.runs()
+                .version_of_run(created.run.id)
+                .await
+                .unwrap()
+                .version,
             1
         );
 
         let elsewhere = limited(&mine, &["daily"]);
         let theirs = house(&fixture, "b", &[]).await;
         for stranger in [&elsewhere, &theirs] {
-            let version = stranger.likely_version(&nightly).await;
+            let version = stranger.runs().likely_version(&nightly).await;
             assert_eq!(code(version), Code::NotFound);
-            let version = stranger.version_of_run(created.run.id).await;
+            let version = stranger.runs().version_of_run(created.run.id).await;
             assert_eq!(code(version), Code::NotFound);
         }
 
@@ -641,9 +673,16 @@ async fn remembered_versions_keep_to_the_reach_of_tokens_and_to_the_latest() {
         };
         put(&mine, "nightly", changed).await.unwrap();
         create(&mine, new_run("nightly")).await.unwrap();
-        assert_eq!(mine.likely_version(&nightly).await.unwrap().version, 2);
         assert_eq!(
-            mine.version_of_run(created.run.id).await.unwrap().version,
+            mine.runs().likely_version(&nightly).await.unwrap().version,
+            2
+        );
+        assert_eq!(
+            mine.runs()
+                .version_of_run(created.run.id)
+                .await
+                .unwrap()
+                .version,
             1
         );
     }
@@ -667,7 +706,7 @@ async fn odd_numbers_of_runs_are_written_in_several_statements() {
         let mut existed = 0;
         for (number, created) in creating.join_all().await {
             existed += usize::from(created.existed);
-            let input = &mine.run(created.run.id).await.unwrap().input;
+            let input = &mine.runs().run(created.run.id).await.unwrap().input;
             assert!(created.existed || input.to_tree()["number"] == number);
         }
         // Two even numbers share each of eleven names.

@@ -14,13 +14,16 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::row::TIMELINE_REVISIONS;
-use crate::store::{
-    Scoped,
-    change::Context,
-    entity::{run_timeline, runs},
-    error::{Result, StoreError, corrupt_row},
-    page::{Page, PageRequest, bytes_of},
-    storage,
+use crate::{
+    runs::Runs,
+    store::{
+        Scoped,
+        change::Context,
+        entity::{run_timeline, runs},
+        error::{Result, StoreError, corrupt_row},
+        page::{Page, PageRequest, bytes_of},
+        storage,
+    },
 };
 
 /// An entry of a run's timeline.
@@ -54,7 +57,7 @@ impl TimelineEntry {
     }
 }
 
-impl Scoped {
+impl Runs<Scoped> {
     /// Reads a run's timeline, oldest entry first.
     pub async fn timeline(
         &self,

@@ -19,6 +19,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
+    runs::Runs,
     runs::pipelines::{Pipeline, definition_of},
     store::{
         Scoped,
@@ -117,7 +118,7 @@ impl Definitions {
 
 impl PlaneState for Definitions {}
 
-impl Scoped {
+impl Runs<Scoped> {
     /// The version that a run was created with. Its pipeline may have been deleted since.
     pub async fn version_of_run(&self, id: RunId) -> Result<PipelineVersion, StoreError> {
         let key = self.version_key_of_run(id).await?;

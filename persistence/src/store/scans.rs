@@ -98,11 +98,20 @@ mod tests {
                 held.push(fixture.store.scan(mine.scope.uuid()).await.unwrap());
             }
             let filter = RunFilter::default();
-            let mut list = std::pin::pin!(mine.runs(&filter, PAGE));
+            let runs = mine.runs();
+            let mut list = std::pin::pin!(runs.runs(&filter, PAGE));
             assert!(waits(list.as_mut()), "it waits for its turn");
             // Neither a single row's read nor another publisher's list waits.
-            mine.run(run).await.unwrap();
-            assert!(theirs.runs(&filter, PAGE).await.unwrap().items.is_empty());
+            mine.runs().run(run).await.unwrap();
+            assert!(
+                theirs
+                    .runs()
+                    .runs(&filter, PAGE)
+                    .await
+                    .unwrap()
+                    .items
+                    .is_empty()
+            );
             // It is refused when its turn does not come.
             let short = Duration::from_millis(20);
             let inner = &fixture.store.inner;

@@ -297,10 +297,22 @@ mod tests {
             let (store, system) = (&fixture.store, fixture.store.system());
             let lease = Duration::from_mins(1);
             let next = START.plus(EVERY);
-            assert!(system.take_job(JOB, "a", lease, next).await.is_ok());
-            system.register_process().await.unwrap();
+            assert!(
+                system
+                    .operations()
+                    .take_job(JOB, "a", lease, next)
+                    .await
+                    .is_ok()
+            );
+            system.webhooks().register_process().await.unwrap();
             fixture.clock.advance(EVERY);
-            assert!(system.take_job(JOB, "a", lease, next).await.unwrap());
+            assert!(
+                system
+                    .operations()
+                    .take_job(JOB, "a", lease, next)
+                    .await
+                    .unwrap()
+            );
             store.step(store.now(), -HOUR_MS).await.unwrap();
             let now = store.now().ms();
             // The last sign of life gives the old time if there may be other processes.
@@ -321,18 +333,34 @@ mod tests {
         for fixture in engines().await {
             let (store, system) = (&fixture.store, fixture.store.system());
             let lease = Duration::from_mins(1);
-            let process = system.register_process().await.unwrap();
+            let process = system.webhooks().register_process().await.unwrap();
             let next = START.plus(EVERY);
-            system.take_job(JOB, "a", lease, next).await.unwrap();
+            system
+                .operations()
+                .take_job(JOB, "a", lease, next)
+                .await
+                .unwrap();
             fixture.clock.advance(EVERY / 10);
-            system.renew_process(process).await.unwrap();
+            system.webhooks().renew_process(process).await.unwrap();
             fixture.clock.advance(EVERY);
-            assert!(system.take_job(JOB, "a", lease, next).await.unwrap());
+            assert!(
+                system
+                    .operations()
+                    .take_job(JOB, "a", lease, next)
+                    .await
+                    .unwrap()
+            );
             store.step(store.now(), HOUR_MS).await.unwrap();
             let left = column(store, "lease_until").await - store.now().ms();
             assert!((59_000..=61_000).contains(&left), "{left}");
             // A second process on the same database moves nothing again.
-            assert!(!system.take_job(JOB, "b", lease, next).await.unwrap());
+            assert!(
+                !system
+                    .operations()
+                    .take_job(JOB, "b", lease, next)
+                    .await
+                    .unwrap()
+            );
             fixture.store.close().await;
         }
     }

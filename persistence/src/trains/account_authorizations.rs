@@ -15,16 +15,19 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::store::{
-    Scoped,
-    change::{Audited, Context, nothing},
-    db::Tx,
-    entity::{
-        accounts,
-        oauth_logins::{ActiveModel, Column, Entity},
+use crate::{
+    store::{
+        Scoped,
+        change::{Audited, Context, nothing},
+        db::Tx,
+        entity::{
+            accounts,
+            oauth_logins::{ActiveModel, Column, Entity},
+        },
+        error::{Result, StoreError, corrupt_row},
+        quota::over_quota,
     },
-    error::{Result, StoreError, corrupt_row},
-    quota::over_quota,
+    trains::Trains,
 };
 
 /// How long an authorization may take.
@@ -119,7 +122,7 @@ async fn check_account(tx: &Tx, owner: Uuid, authorization: &AccountAuthorizatio
     }
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Stores a new authorization under the hash of its state. Returns when it expires.
     ///
     /// # Errors
@@ -258,6 +261,7 @@ mod tests {
         };
         let (context, authorization) = (context(), authorization());
         scoped
+            .trains()
             .begin_account_authorization(&context, &secret(state), &authorization, &secrets)
             .await
     }
@@ -277,28 +281,49 @@ mod tests {
             let (owner, other) = (scoped(&fixture, owner), scoped(&fixture, other));
             begin(&owner, "one").await.unwrap();
             assert_eq!(
-                refused(other.take_account_authorization(&secret("one")).await),
+                refused(
+                    other
+                        .trains()
+                        .take_account_authorization(&secret("one"))
+                        .await
+                ),
                 Code::NotFound
             );
             assert_eq!(
-                refused(owner.take_account_authorization(&secret("two")).await),
+                refused(
+                    owner
+                        .trains()
+                        .take_account_authorization(&secret("two"))
+                        .await
+                ),
                 Code::NotFound
             );
             let (found, secrets) = owner
+                .trains()
                 .take_account_authorization(&secret("one"))
                 .await
                 .unwrap();
             assert_eq!(found, authorization());
             assert_eq!(secrets.verifier.expose_secret(), "verifier-of-the-test");
             assert_eq!(
-                refused(owner.take_account_authorization(&secret("one")).await),
+                refused(
+                    owner
+                        .trains()
+                        .take_account_authorization(&secret("one"))
+                        .await
+                ),
                 Code::NotFound
             );
 
             begin(&owner, "late").await.unwrap();
             fixture.clock.advance(AUTHORIZATION_LIFE);
             assert_eq!(
-                refused(owner.take_account_authorization(&secret("late")).await),
+                refused(
+                    owner
+                        .trains()
+                        .take_account_authorization(&secret("late"))
+                        .await
+                ),
                 Code::NotFound
             );
         }
@@ -318,11 +343,13 @@ mod tests {
             let swept = fixture
                 .store
                 .system()
+                .operations()
                 .sweep_table("oauth_logins", Timestamp::from_ms(0), 1000)
                 .await
                 .unwrap();
             assert_eq!(swept, u64::from(OAUTH_LOGINS));
             owner
+                .trains()
                 .take_account_authorization(&secret("more"))
                 .await
                 .unwrap();

@@ -21,14 +21,17 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::lending::shown::{AccountCooldown, Shown, cooldowns, cooldowns_of};
-use crate::store::{
-    Scoped, Store,
-    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
-    db::Tx,
-    entity::{accounts, train_accounts, trains},
-    error::{Result, StoreError, corrupt_row},
-    page::{Page, PageRequest},
-    quota::{over_quota, quotas_of},
+use crate::{
+    store::{
+        Scoped, Store,
+        change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
+        db::Tx,
+        entity::{accounts, train_accounts, trains},
+        error::{Result, StoreError, corrupt_row},
+        page::{Page, PageRequest},
+        quota::{over_quota, quotas_of},
+    },
+    trains::Trains,
 };
 
 /// Whether an account's credential works, as far as is known.
@@ -489,7 +492,7 @@ pub(crate) async fn replace_within(
     Ok(Audited::new(account, owner, entry))
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Creates an account.
     pub async fn create_account<A>(
         &self,

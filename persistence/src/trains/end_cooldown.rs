@@ -13,14 +13,17 @@ use super::{
         shown::{AccountCooldown, cooldowns_of},
     },
 };
-use crate::store::{
-    Scoped,
-    change::{Answer, Audited, Context, audit_entry},
-    db::Tx,
-    error::StoreError,
+use crate::{
+    store::{
+        Scoped,
+        change::{Answer, Audited, Context, audit_entry},
+        db::Tx,
+        error::StoreError,
+    },
+    trains::Trains,
 };
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Ends all of an account's cooldowns, or that for one model. If there is none, nothing
     /// changes. Other processes learn of it like of reports.
     pub async fn end_cooldown<A>(

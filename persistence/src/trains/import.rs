@@ -29,6 +29,7 @@ use crate::{
         error::{Result, StoreError},
         scope::Scope,
     },
+    trains::Trains,
     trains::{accounts::NewAccount, train::NewSlack},
 };
 
@@ -177,11 +178,11 @@ fn refusal_as_result(result: Result<ImportResult>) -> Result<ImportResult> {
     }
 }
 
-impl System {
+impl Trains<System> {
     /// The publisher with this identifier or slug, unless it is deleted.
     pub async fn publisher_named(&self, name: &str) -> Result<Publisher, StoreError> {
         if let Some(id) = PublisherId::parse(name) {
-            let found = self.publisher(id).await?;
+            let found = self.publishers().publisher(id).await?;
             if found.status == PublisherStatus::Deleted {
                 return Err(Problem::not_found().into());
             }

@@ -25,12 +25,15 @@ use moka::sync::Cache;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::store::{
-    Scoped, Store,
-    error::{Result, StoreError},
-    freshness::Cell,
-    plane_state::PlaneState,
-    scope::Scope,
+use crate::{
+    store::{
+        Scoped, Store,
+        error::{Result, StoreError},
+        freshness::Cell,
+        plane_state::PlaneState,
+        scope::Scope,
+    },
+    trains::Trains,
 };
 
 mod cooldowns;
@@ -389,7 +392,7 @@ impl CredentialPool {
     }
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// The credential pool of a train; `None` if the train does not exist.
     pub async fn credential_pool(
         &self,

@@ -32,6 +32,7 @@ use crate::{
         sql::{self, Sql, padded},
         unreadable,
     },
+    trains::Trains,
     trains::train::notices_of,
 };
 
@@ -210,7 +211,7 @@ pub struct LastNotice {
     pub finished_at: Option<Timestamp>,
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// The last message about a train, if one was written within the retention of messages.
     pub async fn last_notice(&self, train: TrainId) -> Result<Option<LastNotice>, StoreError> {
         use train_notices::Column;
@@ -294,7 +295,7 @@ fn claim_sql(
     sql
 }
 
-impl System {
+impl Trains<System> {
     /// Claims due messages for `lease`: at most `limit`, at most `each` of one publisher, and none
     /// of publishers in `busy`. If none is due, nothing is written.
     pub async fn claim_notices(

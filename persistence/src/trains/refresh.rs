@@ -36,6 +36,7 @@ use crate::{
         sql::Sql,
         unreadable,
     },
+    trains::Trains,
     trains::{
         accounts::{lent_after, sealed_for},
         notices::{NoticeTrigger, notify},
@@ -177,7 +178,7 @@ fn lost() -> StoreError {
     Problem::new(Code::RefreshFailed, words).into()
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     fn token_of(&self, row: &Model, opened: &Credential) -> AccountToken {
         let since = at(row.refreshed_at).unwrap_or(Timestamp::from_ms(row.created_at));
         let expires_at = at(row.expires_at);
@@ -596,7 +597,7 @@ pub(crate) async fn release_all(tx: &Tx) -> Result<()> {
     Ok(())
 }
 
-impl System {
+impl Trains<System> {
     /// Up to `limit` accounts whose refresh is due, at most `each` of one publisher. Accounts whose
     /// last refresh did not fail come first, so that endpoints that hang delay only their own
     /// accounts. Accounts of suspended or deleted publishers are left out.

@@ -17,15 +17,18 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::lending::shown::{AccountCooldown, Shown, cooldowns};
-use crate::store::{
-    Scoped, Store,
-    change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
-    db::Tx,
-    entity::{accounts, train_accounts, train_tokens, trains},
-    error::{Result, StoreError, corrupt_row},
-    page::{Page, PageRequest},
-    quota::{over_quota, quotas_of},
-    sql::Sql,
+use crate::{
+    store::{
+        Scoped, Store,
+        change::{Answer, AuditEntry, Audited, Context, Expected, audit_entry, check_revision},
+        db::Tx,
+        entity::{accounts, train_accounts, train_tokens, trains},
+        error::{Result, StoreError, corrupt_row},
+        page::{Page, PageRequest},
+        quota::{over_quota, quotas_of},
+        sql::Sql,
+    },
+    trains::Trains,
 };
 
 /// The Slack channel for messages about a train, without the webhook's URL.
@@ -538,7 +541,7 @@ pub(crate) async fn update_within(
     Ok(audited)
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Creates a train without accounts.
     pub async fn create_train<A>(
         &self,

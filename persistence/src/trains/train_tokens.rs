@@ -28,6 +28,7 @@ use crate::{
         sql::padded,
         walk::{Path, Span, Walk},
     },
+    trains::Trains,
     trains::train::{live_tokens, of as trains_of, row_of},
 };
 
@@ -169,7 +170,7 @@ async fn insert(
     Ok(MintedTrainToken { token, text })
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// A train's tokens, newest first, including revoked ones until they are swept.
     pub async fn train_tokens(
         &self,

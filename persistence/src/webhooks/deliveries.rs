@@ -25,6 +25,7 @@ use crate::{
         sql::{Sql, by_primary_key, padded},
         walk::{Check, Path, Span, Walk},
     },
+    webhooks::Webhooks,
     webhooks::recovery::resume,
 };
 
@@ -191,7 +192,7 @@ async fn check_endpoint(tx: &Tx, row: &deliveries::Model) -> Result<()> {
     }
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// The publisher's deliveries, newest first.
     pub async fn deliveries(
         &self,

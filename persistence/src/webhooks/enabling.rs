@@ -10,6 +10,7 @@ use crate::{
         db::Tx,
         error::StoreError,
     },
+    webhooks::Webhooks,
     webhooks::{
         endpoint_rows::live_row,
         endpoints::{Endpoint, EndpointPatch, change},
@@ -29,7 +30,7 @@ pub struct Enabled {
     pub replay: Option<Replay>,
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// Enables an endpoint, and treats it as if it had never failed: deliveries that waited for a
     /// later attempt are due now. Starts a replay if one is requested. Has the same effect on an
     /// endpoint that is enabled already.

@@ -37,6 +37,7 @@ use crate::{
         quota::over_quota,
         unreadable,
     },
+    webhooks::Webhooks,
     webhooks::endpoint_rows::live_row,
 };
 
@@ -273,7 +274,7 @@ async fn retire(tx: &Tx, row: &endpoint_secrets::Model, overlap: Duration) -> Re
     })
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// The live secrets of an endpoint, newest first.
     pub async fn endpoint_secrets(
         &self,
@@ -425,7 +426,7 @@ impl Store {
 /// The identifiers of a publisher and of one of its endpoints.
 pub(crate) type EndpointIds = (Uuid, Uuid);
 
-impl System {
+impl Webhooks<System> {
     /// The signing secrets of those endpoints that have live ones of their kind of signature. The
     /// publisher's secrets sign for the others.
     pub(crate) async fn own_secrets(

@@ -39,6 +39,7 @@ use crate::{
         unreadable,
         walk::{Path, Span, Walk},
     },
+    webhooks::Webhooks,
     webhooks::{
         endpoint_rows::{live, live_row, write_row},
         endpoint_secrets::{ensure_key_set_id, ensure_signing_key},
@@ -453,7 +454,7 @@ async fn cancel_pending(tx: &Tx, publisher: Uuid, endpoint: Uuid) -> Result<u64>
     Ok(done.rows_affected)
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// Creates an endpoint.
     pub async fn create_endpoint<A>(
         &self,

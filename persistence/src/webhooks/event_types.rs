@@ -11,14 +11,17 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::store::{
-    Scoped,
-    change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
-    db::Tx,
-    entity::event_types,
-    error::{Result, StoreError, corrupt_row},
-    plane_state::PlaneState,
-    quota::over_quota,
+use crate::{
+    store::{
+        Scoped,
+        change::{Answer, Audited, Context, Expected, audit_entry, check_revision},
+        db::Tx,
+        entity::event_types,
+        error::{Result, StoreError, corrupt_row},
+        plane_state::PlaneState,
+        quota::over_quota,
+    },
+    webhooks::Webhooks,
 };
 
 /// How long schemas are cached. A change takes effect at once in the process that made it, and
@@ -188,7 +191,7 @@ async fn check_limit(tx: &Tx, owner: Uuid) -> Result<()> {
     Ok(())
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// The types that the publisher has described, by name; at most [`EVENT_TYPES`].
     pub async fn event_types(&self) -> Result<Vec<PublishersType>, StoreError> {
         let rows = event_types::Entity::find()

@@ -31,6 +31,7 @@ use crate::{
         sql, storage,
         walk::{Check, Path, Span, Walk, distinct},
     },
+    webhooks::Webhooks,
     webhooks::{
         fan_outs::{self, Audience, Outgoing},
         listeners::{Listener, Listeners, listeners},
@@ -192,7 +193,7 @@ pub(crate) async fn emit_to(
     Ok(Event::of_row(row))
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// The events that the scope reaches. A token that is limited to pipelines reaches events of
     /// those, and events of no pipeline.
     pub(crate) fn visible_events(&self) -> Select<events::Entity> {

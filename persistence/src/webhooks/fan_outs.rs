@@ -33,6 +33,7 @@ use crate::{
         error::{Result, StoreError, corrupt_row},
         sql::{self, Sql, padded},
     },
+    webhooks::Webhooks,
     webhooks::{
         delivery_rows::{delivery_row, insert_deliveries},
         listeners::{Listener, Listeners},
@@ -425,7 +426,7 @@ async fn step(tx: &Tx, publisher: Uuid, most: usize) -> Result<usize> {
     Ok(pairs.len())
 }
 
-impl System {
+impl Webhooks<System> {
     /// The first publisher with a fan-out: after `after` in the order of identifiers, or of all.
     pub async fn fanning_out(
         &self,

@@ -28,6 +28,7 @@ use crate::{
         entity::events,
         error::{Result, StoreError},
     },
+    webhooks::Webhooks,
     webhooks::events::Event,
 };
 
@@ -109,7 +110,7 @@ fn ms_of(id: Uuid) -> i64 {
     i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// A counter that changes whenever events of the publisher were committed, in any process. It
     /// may also change without a reason.
     #[must_use]
@@ -137,7 +138,7 @@ impl Scoped {
             }
         });
         let mut feed = Feed {
-            scoped: self.clone(),
+            scoped: self.0.clone(),
             filters,
             since: from.map_or(now, |cursor| cursor.since),
             floor: first_of(start),
@@ -193,6 +194,7 @@ impl Feed {
         let ids = self.wanted.iter().take(count).copied();
         let rows = self
             .scoped
+            .webhooks()
             .visible_events()
             .filter(events::Column::Id.is_in(ids))
             .order_by_asc(events::Column::Id)
@@ -245,7 +247,10 @@ impl Feed {
         for (id, event_type, pipeline) in rows {
             scan.at = id;
             self.head = self.head.max(id);
-            let in_reach = self.scoped.sees_event(&event_type, pipeline.as_deref());
+            let in_reach = self
+                .scoped
+                .webhooks()
+                .sees_event(&event_type, pipeline.as_deref());
             if self.seen.insert(id) && in_reach && self.wants(&event_type) {
                 self.wanted.push_back(id);
             }

@@ -33,6 +33,7 @@ use crate::{
         sql::Sql,
         unreadable,
     },
+    webhooks::Webhooks,
     webhooks::{
         endpoint_rows::{live_row, write_row},
         events::emit_beside,
@@ -318,7 +319,7 @@ fn time_text(ms: Option<i64>) -> Option<String> {
     ms.map(|ms| Timestamp::from_ms(ms).to_string())
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// How many attempts at an endpoint succeeded and failed in each five minutes of the last day,
     /// oldest first. Spans without attempts are left out.
     pub async fn endpoint_stats(&self, id: EndpointId) -> Result<Vec<StatsBucket>, StoreError> {
@@ -354,7 +355,7 @@ fn alone((owner, endpoint): Key, settled: Result<bool>) -> Result<bool> {
     }
 }
 
-impl System {
+impl Webhooks<System> {
     /// Carries out the consequences, for at most `limit` endpoints of each kind. Disables endpoints
     /// that are gone, or of which every attempt failed for `disable_after`. Tells publishers of
     /// endpoints that have failed for a day, and of those that work again.

@@ -11,6 +11,7 @@ use crate::{
         db::Tx,
         error::{Result, StoreError, corrupt_row},
     },
+    webhooks::Webhooks,
     webhooks::{
         fan_outs::{self, CALL_MAX, WAITING_MAX},
         listeners::read_listeners,
@@ -18,7 +19,7 @@ use crate::{
     },
 };
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// Publishes events in the given order, all or none. If an event with the same external
     /// identifier exists, it is returned instead.
     ///

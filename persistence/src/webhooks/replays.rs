@@ -36,6 +36,7 @@ use crate::{
         unreadable,
         walk::{Path, Span, Walk, first_id_at},
     },
+    webhooks::Webhooks,
     webhooks::{
         delivery_rows::{delivery_row, insert_deliveries},
         endpoint_rows::live_row,
@@ -479,7 +480,7 @@ async fn queue(
     Ok(queued)
 }
 
-impl Scoped {
+impl Webhooks<Scoped> {
     /// Starts a replay to an endpoint. `render` also learns whether a replay with the same filter
     /// was running already.
     pub async fn start_replay<A>(
@@ -580,7 +581,7 @@ impl Scoped {
     }
 }
 
-impl System {
+impl Webhooks<System> {
     /// Works a little on every running replay that may continue. Those that waited longest come
     /// first.
     pub async fn work_replays(&self) -> Result<ReplayRound, StoreError> {

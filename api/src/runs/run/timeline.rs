@@ -150,7 +150,7 @@ impl Timelines {
     ) -> Result<Listed<TimelineView>, ApiError> {
         let list = who.list(page).await?;
         let scoped = who.scoped();
-        let page = scoped.timeline(id, list.page()?).await?;
+        let page = scoped.runs().timeline(id, list.page()?).await?;
         Ok(list.answer_text(page, TimelineView::from))
     }
 
@@ -174,7 +174,7 @@ impl Timelines {
     ) -> Result<EventStream<BoxStream<'static, TimelineView>>, ApiError> {
         let scoped = who.scoped();
         // Watched before it is read, so that nothing falls between.
-        let changes = scoped.watch_run(id);
+        let changes = scoped.runs().watch_run(id);
         let mut follower = Follower {
             scoped,
             standing: who.standing(),
@@ -245,10 +245,10 @@ impl Follower {
             limit: READ,
             after: Some(self.after),
         };
-        let mut found = self.scoped.timeline(self.run, page).await?;
-        if found.items.is_empty() && self.scoped.run(self.run).await?.status.is_final() {
+        let mut found = self.scoped.runs().timeline(self.run, page).await?;
+        if found.items.is_empty() && self.scoped.runs().run(self.run).await?.status.is_final() {
             // What ended it may have come between the two. After that nothing more will.
-            found = self.scoped.timeline(self.run, page).await?;
+            found = self.scoped.runs().timeline(self.run, page).await?;
             self.ended = found.items.is_empty();
         }
         self.known.extend(found.items);

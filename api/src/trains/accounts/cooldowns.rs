@@ -155,7 +155,8 @@ impl Cooldowns {
             let view = AccountView::from(account);
             answer(200, &view, Some(account.revision), None, false)
         };
-        let answer = scoped.end_cooldown(&context, id, model, shown);
+        let trains = scoped.trains();
+        let answer = trains.end_cooldown(&context, id, model, shown);
         Ok(answer.await?.into())
     }
 }

@@ -284,7 +284,8 @@ impl Logins {
         };
         let context = who.context();
         let scoped = who.scoped();
-        let until = scoped.begin_account_authorization(&context, &begun.state, &login, &secrets);
+        let trains = scoped.trains();
+        let until = trains.begin_account_authorization(&context, &begun.state, &login, &secrets);
         let view = LoginView {
             expires_at: until.await?.into(),
             state: begun.state.expose_secret().to_owned(),
@@ -311,7 +312,10 @@ impl Logins {
         // Before the state is taken, which counts once.
         let _outside = self.app.wait_outside(&who.request, publisher).await?;
         let scoped = who.scoped();
-        let (login, secrets) = scoped.take_account_authorization(&body.0.state.0).await?;
+        let (login, secrets) = scoped
+            .trains()
+            .take_account_authorization(&body.0.state.0)
+            .await?;
         let client = ClientCredentials {
             id: &login.client_id,
             secret: secrets.client_secret.as_ref(),
@@ -342,9 +346,12 @@ impl Logins {
         let answer = match login.replaces {
             Some(old) => {
                 let old = AccountId::from_uuid(old);
-                scoped.replace_account(&context, old, new, made).await
+                scoped
+                    .trains()
+                    .replace_account(&context, old, new, made)
+                    .await
             }
-            None => scoped.create_account(&context, new, made).await,
+            None => scoped.trains().create_account(&context, new, made).await,
         };
         Ok(answer?.into())
     }

@@ -180,7 +180,7 @@ impl Refreshes {
     ) -> Result<Ok<AccountView>, ApiError> {
         let scope = who.scope();
         let scoped = who.scoped();
-        let seen = scoped.credential_version(id).await?;
+        let seen = scoped.trains().credential_version(id).await?;
         let context = who.context();
         let _outside = self
             .app
@@ -189,7 +189,7 @@ impl Refreshes {
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
-        let account = scoped.account(id).await?;
+        let account = scoped.trains().account(id).await?;
         Ok(Ok::show(
             &AccountView::from(&account),
             Some(account.revision),
@@ -211,7 +211,7 @@ impl Refreshes {
         body: OptionalBody<RefreshBody>,
     ) -> Result<Ok<RefreshesView>, ApiError> {
         let scope = who.scope();
-        let all = who.scoped().refreshable().await?;
+        let all = who.scoped().trains().refreshable().await?;
         let _outside = if body.0.dry_run {
             None
         } else {

@@ -273,6 +273,7 @@ async fn dead_credentials_go_and_live_ones_stay() {
         let (system, cutoff) = (fixture.store.system(), START.minus(30 * DAY));
         assert_eq!(
             system
+                .operations()
                 .sweep_table("credentials", cutoff, 500)
                 .await
                 .unwrap(),
@@ -287,6 +288,7 @@ async fn dead_credentials_go_and_live_ones_stay() {
         );
         assert_eq!(
             system
+                .operations()
                 .sweep_table("credentials", cutoff, 500)
                 .await
                 .unwrap(),
@@ -311,6 +313,7 @@ async fn the_log_of_changes_keeps_its_end() {
         }
         assert_eq!(
             system
+                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -318,6 +321,7 @@ async fn the_log_of_changes_keeps_its_end() {
         );
         assert_eq!(
             system
+                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -325,6 +329,7 @@ async fn the_log_of_changes_keeps_its_end() {
         );
         assert_eq!(
             system
+                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -348,6 +353,7 @@ async fn idempotency_keys_go_at_their_hour() {
             fixture
                 .store
                 .system()
+                .operations()
                 .sweep_table("idempotency_keys", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -381,7 +387,10 @@ async fn answers_that_hold_a_credential_are_wiped_at_their_minute() {
         }
         let system = fixture.store.system();
         for wiped in [2, 1, 0] {
-            assert_eq!(system.wipe_secret_answers(2).await.unwrap(), wiped);
+            assert_eq!(
+                system.operations().wipe_secret_answers(2).await.unwrap(),
+                wiped
+            );
         }
         let count = async |condition: &str| {
             let from = format!("idempotency_keys WHERE {condition}");
@@ -415,7 +424,8 @@ async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
         let remover = async {
             written.notified().await;
             let context = context();
-            let done = scoped.delete_endpoint(&context, endpoint, None, |()| no_content());
+            let webhooks = scoped.webhooks();
+            let done = webhooks.delete_endpoint(&context, endpoint, None, |()| no_content());
             done.await.unwrap();
             gone.notify_one();
         };
@@ -424,7 +434,7 @@ async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
         let waiting = "deliveries WHERE status = 'pending'";
         assert_eq!(fixture.count(waiting).await, 1, "neither saw the other");
         let system = fixture.store.system();
-        assert_eq!(system.cancel_orphans(500).await.unwrap(), 1);
+        assert_eq!(system.operations().cancel_orphans(500).await.unwrap(), 1);
         assert_eq!(fixture.count(waiting).await, 0);
     }
 }
@@ -463,7 +473,10 @@ async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
 
         let system = fixture.store.system();
         for called_off in [2, 1, 0] {
-            assert_eq!(system.cancel_orphans(2).await.unwrap(), called_off);
+            assert_eq!(
+                system.operations().cancel_orphans(2).await.unwrap(),
+                called_off
+            );
         }
         let cancelled = format!(
             "deliveries WHERE status = 'cancelled' AND finished_at = {} \
@@ -490,12 +503,20 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
         fixture.clock.advance(40 * DAY);
         let (system, cutoff) = (fixture.store.system(), START.plus(10 * DAY));
         assert_eq!(
-            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("deliveries", cutoff, 500)
+                .await
+                .unwrap(),
             0,
             "all are pending"
         );
         assert_eq!(
-            system.sweep_table("events", cutoff, 500).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("events", cutoff, 500)
+                .await
+                .unwrap(),
             0,
             "all have deliveries"
         );
@@ -507,12 +528,20 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             ))
             .await;
         assert_eq!(
-            system.sweep_table("deliveries", START, 500).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("deliveries", START, 500)
+                .await
+                .unwrap(),
             0,
             "all are fresh"
         );
         assert_eq!(
-            system.sweep_table("deliveries", cutoff, 2).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("deliveries", cutoff, 2)
+                .await
+                .unwrap(),
             2
         );
         assert_eq!(
@@ -521,12 +550,30 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             "attempts go along"
         );
         furnish_webhook(&fixture, publisher).await;
-        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 2);
         assert_eq!(
-            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("events", cutoff, 500)
+                .await
+                .unwrap(),
+            2
+        );
+        assert_eq!(
+            system
+                .operations()
+                .sweep_table("deliveries", cutoff, 500)
+                .await
+                .unwrap(),
             1
         );
-        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 1);
+        assert_eq!(
+            system
+                .operations()
+                .sweep_table("events", cutoff, 500)
+                .await
+                .unwrap(),
+            1
+        );
         assert_eq!(fixture.count("events").await, 1, "the new one");
         assert_eq!(fixture.count("deliveries").await, 1);
     }
@@ -569,6 +616,7 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         let system = fixture.store.system();
         assert_eq!(
             system
+                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -576,6 +624,7 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
+                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -583,6 +632,7 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
+                .operations()
                 .shorten_runs(START.minus(90 * DAY), 500)
                 .await
                 .unwrap(),
@@ -590,6 +640,7 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
+                .operations()
                 .shorten_runs(START.minus(5 * DAY), 500)
                 .await
                 .unwrap(),
@@ -597,6 +648,7 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
+                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -616,6 +668,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         furnish(&fixture, kept).await;
         let system = fixture.store.system();
         system
+            .publishers()
             .delete_publisher(&context(), gone, "gone", None, |()| no_content())
             .await
             .unwrap();
@@ -623,6 +676,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         fixture.clock.advance(6 * DAY);
         assert_eq!(
             system
+                .operations()
                 .sweep_publishers(cutoff(&fixture), 500)
                 .await
                 .unwrap(),
@@ -636,7 +690,11 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         );
         assert_eq!(fixture.count(&of_gone).await, 1);
         assert_eq!(
-            system.sweep_publishers(cutoff(&fixture), 3).await.unwrap(),
+            system
+                .operations()
+                .sweep_publishers(cutoff(&fixture), 3)
+                .await
+                .unwrap(),
             3
         );
         assert_eq!(fixture.count(&of_gone).await, 0, "keys go first");
@@ -650,14 +708,20 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
                 .unwrap()
                 .is_none()
         );
-        let log = system.verify_audit(Some(gone)).await.unwrap();
+        let log = system.operations().verify_audit(Some(gone)).await.unwrap();
         assert_eq!(
             (log.fault, log.checked),
             (None, log.head.seq.unsigned_abs())
         );
         assert!(log.checked > 1, "a log is verified until it is removed");
         assert_eq!(fixture.count("publishers").await, 2, "the row goes last");
-        while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
+        while system
+            .operations()
+            .sweep_publishers(cutoff(&fixture), 3)
+            .await
+            .unwrap()
+            == 3
+        {}
 
         for (Table { name: table, .. }, owner) in super::tables_of_a_publisher() {
             let of = |id: PublisherId| {
@@ -668,7 +732,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         }
         assert_eq!(fixture.count("token_hashes").await, 2);
         assert_eq!(fixture.count("train_token_hashes").await, 1);
-        assert!(system.publisher(kept).await.is_ok());
+        assert!(system.publishers().publisher(kept).await.is_ok());
     }
 }
 

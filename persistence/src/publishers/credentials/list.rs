@@ -5,16 +5,19 @@ use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryResult}
 use uuid::Uuid;
 
 use super::{Credential, credential_of};
-use crate::store::{
-    Scoped,
-    entity::credentials,
-    error::{Result, StoreError},
-    page::{Page, PageRequest},
-    sql::padded,
-    walk::{Check, Path, Span, Walk},
+use crate::{
+    publishers::Credentials,
+    store::{
+        Scoped,
+        entity::credentials,
+        error::{Result, StoreError},
+        page::{Page, PageRequest},
+        sql::padded,
+        walk::{Check, Path, Span, Walk},
+    },
 };
 
-impl Scoped {
+impl Credentials<Scoped> {
     /// The publisher's credentials that are not revoked, newest first.
     pub async fn credentials(
         &self,

@@ -40,6 +40,7 @@ async fn publisher(fixture: &Fixture) -> Scoped {
 
 async fn put(scoped: &Scoped, definition: Definition) {
     scoped
+        .runs()
         .put_pipeline(&context(), slug("nightly"), definition, None, |_| {
             no_content()
         })
@@ -71,6 +72,7 @@ async fn a_holder_is_given_what_the_call_takes() {
         let scoped = publisher(&fixture).await;
         let (run, claim) = claimed(&scoped, "nightly").await;
         let call = scoped
+            .runs()
             .subcommand_call(run, &claim, "archive")
             .await
             .unwrap();
@@ -96,9 +98,18 @@ async fn a_run_keeps_the_subcommands_of_its_version() {
         let scoped = publisher(&fixture).await;
         let (run, claim) = claimed(&scoped, "nightly").await;
         put(&scoped, definition()).await;
-        assert!(scoped.subcommand_call(run, &claim, "archive").await.is_ok());
+        assert!(
+            scoped
+                .runs()
+                .subcommand_call(run, &claim, "archive")
+                .await
+                .is_ok()
+        );
         let (later, claim) = claimed(&scoped, "nightly").await;
-        let refused = scoped.subcommand_call(later, &claim, "archive").await;
+        let refused = scoped
+            .runs()
+            .subcommand_call(later, &claim, "archive")
+            .await;
         assert_eq!(code(refused), Code::UnknownSubcommand);
     }
 }
@@ -109,7 +120,7 @@ async fn an_unknown_name_lists_those_that_there_are() {
         let scoped = publisher(&fixture).await;
         let detail = async |pipeline: &str| {
             let (run, claim) = claimed(&scoped, pipeline).await;
-            match scoped.subcommand_call(run, &claim, "Archive").await {
+            match scoped.runs().subcommand_call(run, &claim, "Archive").await {
                 Err(StoreError::Refused(problem)) => problem.detail,
                 other => panic!("{other:?}"),
             }
@@ -131,14 +142,18 @@ async fn only_the_present_claim_of_the_very_run_will_do() {
         let scoped = publisher(&fixture).await;
         let (run, claim) = claimed(&scoped, "nightly").await;
         let (_, others) = claimed(&scoped, "nightly").await;
-        let ask = async |claim: &str| code(scoped.subcommand_call(run, claim, "archive").await);
+        let ask =
+            async |claim: &str| code(scoped.runs().subcommand_call(run, claim, "archive").await);
         assert_eq!(ask(&others).await, Code::ClaimLost);
         assert_eq!(ask("").await, Code::ClaimLost);
         let queued = create(&scoped, new_run("nightly")).await.unwrap().run.id;
-        let refused = scoped.subcommand_call(queued, &claim, "archive").await;
+        let refused = scoped
+            .runs()
+            .subcommand_call(queued, &claim, "archive")
+            .await;
         assert_eq!(code(refused), Code::ClaimLost);
         // Only the holder learns the names.
-        let refused = scoped.subcommand_call(run, &others, "none").await;
+        let refused = scoped.runs().subcommand_call(run, &others, "none").await;
         assert_eq!(code(refused), Code::ClaimLost);
         fixture
             .clock
@@ -158,12 +173,13 @@ async fn what_is_out_of_reach_is_absent() {
             (&limited(&scoped, "bare"), run),
             (&scoped, RunId::from_uuid(Uuid::nil())),
         ] {
-            let refused = who.subcommand_call(run, &claim, "archive").await;
+            let refused = who.runs().subcommand_call(run, &claim, "archive").await;
             assert_eq!(code(refused), Code::NotFound);
         }
         let reached = limited(&scoped, "nightly");
         assert!(
             reached
+                .runs()
                 .subcommand_call(run, &claim, "archive")
                 .await
                 .is_ok()
@@ -176,7 +192,11 @@ async fn during_a_rotation_the_newest_bearer_goes_and_every_secret_signs() {
     for fixture in engines().await {
         let scoped = publisher(&fixture).await;
         let (run, claim) = claimed(&scoped, "nightly").await;
-        let before = scoped.subcommand_call(run, &claim, "notify").await.unwrap();
+        let before = scoped
+            .runs()
+            .subcommand_call(run, &claim, "notify")
+            .await
+            .unwrap();
         fixture.clock.advance(Duration::from_secs(1));
         for kind in [
             CredentialKind::SubcommandBearer,
@@ -184,13 +204,18 @@ async fn during_a_rotation_the_newest_bearer_goes_and_every_secret_signs() {
         ] {
             let overlap = Duration::from_secs(10);
             scoped
+                .credentials()
                 .rotate_all(&context(), kind, overlap, NewCredential::default(), |_| {
                     no_content()
                 })
                 .await
                 .unwrap();
         }
-        let during = scoped.subcommand_call(run, &claim, "notify").await.unwrap();
+        let during = scoped
+            .runs()
+            .subcommand_call(run, &claim, "notify")
+            .await
+            .unwrap();
         let text = |secret: &SecretString| secret.expose_secret().to_owned();
         assert_ne!(
             during.bearer.as_ref().map(text),
@@ -199,7 +224,11 @@ async fn during_a_rotation_the_newest_bearer_goes_and_every_secret_signs() {
         assert_eq!(during.signing.len(), 2);
         assert_eq!(text(&during.signing[1]), text(&before.signing[0]));
         fixture.clock.advance(Duration::from_secs(10));
-        let after = scoped.subcommand_call(run, &claim, "notify").await.unwrap();
+        let after = scoped
+            .runs()
+            .subcommand_call(run, &claim, "notify")
+            .await
+            .unwrap();
         assert_eq!(after.signing.len(), 1);
         assert_eq!(text(&after.signing[0]), text(&during.signing[0]));
     }
@@ -218,14 +247,22 @@ async fn a_call_stands_in_the_timeline() {
             error: None,
             latency_ms: 41,
         };
-        scoped.record_call(&context(), run, &call).await.unwrap();
+        scoped
+            .runs()
+            .record_call(&context(), run, &call)
+            .await
+            .unwrap();
         (call.status_code, call.error) = (None, Some("timeout"));
-        scoped.record_call(&context(), run, &call).await.unwrap();
+        scoped
+            .runs()
+            .record_call(&context(), run, &call)
+            .await
+            .unwrap();
         let page = PageRequest {
             limit: 50,
             after: None,
         };
-        let timeline = scoped.timeline(run, page).await.unwrap().items;
+        let timeline = scoped.runs().timeline(run, page).await.unwrap().items;
         let calls: Vec<_> = timeline
             .iter()
             .filter(|entry| entry.kind == TimelineEntryKind::Subcommand)
@@ -242,8 +279,12 @@ async fn a_call_stands_in_the_timeline() {
             [expected(Some(404), None), expected(None, Some("timeout"))]
         );
         let stranger = house(&fixture, "other", &[]).await;
-        stranger.record_call(&context(), run, &call).await.unwrap();
-        let after = scoped.timeline(run, page).await.unwrap().items;
+        stranger
+            .runs()
+            .record_call(&context(), run, &call)
+            .await
+            .unwrap();
+        let after = scoped.runs().timeline(run, page).await.unwrap().items;
         assert_eq!(after.len(), timeline.len(), "a stranger adds nothing");
     }
 }

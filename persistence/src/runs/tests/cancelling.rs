@@ -17,7 +17,8 @@ async fn bulk_cancelling_reads_no_inputs() {
             fixture.execute("UPDATE runs SET input = x'ff'").await;
         }
         let (slot, filter) = (Slot::new(), RunFilter::default());
-        acme.cancel_runs(&context(), &filter, |done| slot.keep(done))
+        acme.runs()
+            .cancel_runs(&context(), &filter, |done| slot.keep(done))
             .await
             .unwrap();
         assert_eq!(slot.take().cancelled, 3);

@@ -85,15 +85,15 @@ async fn a_limited_token_reaches_its_pipelines_only() {
         let foreign = create(&all, new_run("other")).await.unwrap().run;
         let own = create(&some, new_run("mine")).await.unwrap().run;
         assert_eq!(code(create(&some, new_run("other")).await), Code::NotFound);
-        assert_eq!(code(some.run(foreign.id).await), Code::NotFound);
+        assert_eq!(code(some.runs().run(foreign.id).await), Code::NotFound);
         assert_eq!(code(cancel(&some, foreign.id).await), Code::NotFound);
-        assert_eq!(code(some.pipeline("other").await), Code::NotFound);
+        assert_eq!(code(some.runs().pipeline("other").await), Code::NotFound);
         assert_eq!(
             code(put(&some, "third", definition()).await),
             Code::NotFound
         );
         assert_eq!(code(delete(&some, "other").await), Code::NotFound);
-        let names = some.pipelines(PAGE).await.unwrap().items;
+        let names = some.runs().pipelines(PAGE).await.unwrap().items;
         assert_eq!(
             names
                 .iter()
@@ -101,32 +101,48 @@ async fn a_limited_token_reaches_its_pipelines_only() {
                 .collect::<Vec<_>>(),
             ["mine"]
         );
-        let seen = some.runs(&RunFilter::default(), PAGE).await.unwrap().items;
+        let seen = some
+            .runs()
+            .runs(&RunFilter::default(), PAGE)
+            .await
+            .unwrap()
+            .items;
         assert_eq!(seen, std::slice::from_ref(&own));
         let other = RunFilter {
             pipeline: Some("other".into()),
             ..RunFilter::default()
         };
-        assert!(some.runs(&other, PAGE).await.unwrap().items.is_empty());
-        let (seen, told) = (some.events(None, PAGE), all.events(None, PAGE));
+        assert!(
+            some.runs()
+                .runs(&other, PAGE)
+                .await
+                .unwrap()
+                .items
+                .is_empty()
+        );
+        let webhooks = all.webhooks();
+        let webhooks = some.webhooks();
+        let (seen, told) = (webhooks.events(None, PAGE), webhooks.events(None, PAGE));
         let (seen, told) = (seen.await.unwrap().items, told.await.unwrap().items);
         assert_eq!((seen.len(), told.len()), (1, 2));
         for event in told {
             let about_own = event.body.contains(&own.id.to_string());
-            let read = some.event(event.id).await;
+            let read = some.webhooks().event(event.id).await;
             assert_eq!(read.is_ok(), about_own);
             assert_eq!(seen[0].id == event.id, about_own);
         }
 
         let asked = [slug("other")];
         assert!(
-            some.claim_runs(&context(), Some(&asked), 9, at_once())
+            some.runs()
+                .claim_runs(&context(), Some(&asked), 9, at_once())
                 .await
                 .unwrap()
                 .is_empty()
         );
         let both = [slug("other"), slug("mine")];
         let taken = some
+            .runs()
             .claim_runs(&context(), Some(&both), 9, at_once())
             .await
             .unwrap();
@@ -135,6 +151,7 @@ async fn a_limited_token_reaches_its_pipelines_only() {
             [own.id]
         );
         let left = all
+            .runs()
             .claim_runs(&context(), Some(&asked), 9, at_once())
             .await
             .unwrap();
@@ -155,11 +172,14 @@ async fn another_publisher_sees_and_changes_nothing() {
         let run = create(&mine, new_run("nightly")).await.unwrap().run;
         assert!(claim(&theirs, 9).await.is_empty());
         let token = claim(&mine, 1).await.remove(0).token;
-        assert_eq!(code(theirs.run(run.id).await), Code::NotFound);
+        assert_eq!(code(theirs.runs().run(run.id).await), Code::NotFound);
         assert_eq!(code(cancel(&theirs, run.id).await), Code::NotFound);
         let stolen = complete(&theirs, run.id, token.expose_secret()).await;
         assert_eq!(code(stolen), Code::NotFound);
-        assert_eq!(code(theirs.pipeline("nightly").await), Code::NotFound);
+        assert_eq!(
+            code(theirs.runs().pipeline("nightly").await),
+            Code::NotFound
+        );
         assert_eq!(code(delete(&theirs, "nightly").await), Code::NotFound);
         assert_eq!(
             code(create(&theirs, new_run("nightly")).await),
@@ -167,14 +187,24 @@ async fn another_publisher_sees_and_changes_nothing() {
         );
         assert!(
             theirs
+                .runs()
                 .runs(&RunFilter::default(), PAGE)
                 .await
                 .unwrap()
                 .items
                 .is_empty()
         );
-        let event = mine.events(None, PAGE).await.unwrap().items.remove(0);
-        assert_eq!(code(theirs.event(event.id).await), Code::NotFound);
+        let event = mine
+            .webhooks()
+            .events(None, PAGE)
+            .await
+            .unwrap()
+            .items
+            .remove(0);
+        assert_eq!(
+            code(theirs.webhooks().event(event.id).await),
+            Code::NotFound
+        );
         complete(&mine, run.id, token.expose_secret())
             .await
             .unwrap();
@@ -238,7 +268,7 @@ async fn lists_narrow_and_page() {
                 after: None,
             };
             loop {
-                let part = mine.runs(&filter, page).await.unwrap();
+                let part = mine.runs().runs(&filter, page).await.unwrap();
                 assert!(part.items.len() <= 2);
                 seen.extend(part.items.into_iter().map(|run| run.id));
                 let Some(next) = part.next else { break };
@@ -277,7 +307,10 @@ async fn a_claim_waits_for_the_run_that_comes() {
         let weekly = [slug("weekly")];
         let waiter = tokio::spawn(async move {
             let by = context();
-            waiting.claim_runs(&by, Some(&weekly), 5, options).await
+            waiting
+                .runs()
+                .claim_runs(&by, Some(&weekly), 5, options)
+                .await
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
@@ -286,7 +319,7 @@ async fn a_claim_waits_for_the_run_that_comes() {
         assert_eq!(taken.len(), 1);
         assert_eq!(taken[0].run.id, wanted.id);
         assert_eq!(
-            mine.run(wanted.id).await.unwrap().status,
+            mine.runs().run(wanted.id).await.unwrap().status,
             RunStatus::Running
         );
     }
@@ -299,7 +332,7 @@ async fn waiting(mine: &Scoped, pipelines: &[&str], bearer: &SecretString) -> Wa
     let waiter = tokio::spawn(async move {
         let by = context();
         let pipelines = Some(pipelines.as_slice()).filter(|some| !some.is_empty());
-        mine.claim_runs(&by, pipelines, 1, options).await
+        mine.runs().claim_runs(&by, pipelines, 1, options).await
     });
     // Until the lane has tried it.
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -351,9 +384,10 @@ async fn runs_that_others_made_ready_reach_those_that_wait() {
             }),
             ..context()
         };
-        let version = mine.likely_version(&slug("nightly")).await.unwrap();
+        let version = mine.runs().likely_version(&slug("nightly")).await.unwrap();
         let (new, validated) = (Arc::new(new_run("nightly")), Some(taken_by(&version)));
-        let made = mine.create_run(&keyed, new, validated, |_| no_content());
+        let runs = mine.runs();
+        let made = runs.create_run(&keyed, new, validated, |_| no_content());
         made.await.unwrap();
         assert_eq!(first.await.unwrap().unwrap().len(), 1);
         // By time.
@@ -396,13 +430,15 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
         let mut waiters = JoinSet::new();
         for _ in 0..domain::limits::WAITING_CLAIMS {
             let (mine, options) = (mine.clone(), waiting_with(&bearer));
-            waiters.spawn(async move { mine.claim_runs(&context(), None, 1, options).await });
+            waiters
+                .spawn(async move { mine.runs().claim_runs(&context(), None, 1, options).await });
         }
         let lane = fixture.store.state::<Lane>();
         while lane.waiting_of(mine.scope.uuid()) < domain::limits::WAITING_CLAIMS {
             tokio::task::yield_now().await;
         }
         let refused = mine
+            .runs()
             .claim_runs(&context(), None, 1, waiting_with(&bearer))
             .await;
         assert_eq!(code(refused), Code::ShareExceeded);
@@ -415,7 +451,7 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
             wait: Duration::from_millis(10),
             ..waiting_with(&bearer)
         };
-        let waited = other.claim_runs(&context(), None, 1, options).await;
+        let waited = other.runs().claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
         // Each run goes to one claim, which makes capacity free for the next. Which claim gets it
         // depends on which began to wait first.
@@ -430,7 +466,7 @@ async fn a_publishers_waiting_claims_have_a_bound_of_their_own() {
             wait: Duration::from_millis(10),
             ..waiting_with(&bearer)
         };
-        let waited = mine.claim_runs(&context(), None, 1, options).await;
+        let waited = mine.runs().claim_runs(&context(), None, 1, options).await;
         assert!(waited.unwrap().is_empty());
         fixture.store.stop_waiters();
         while let Some(waiter) = waiters.join_next().await {
@@ -445,8 +481,12 @@ async fn nobody_who_left_gets_a_run() {
         let (mine, token) = staffed(&fixture, &["nightly"]).await;
         let (waiting, options) = (mine.clone(), waiting_with(&token));
         let gone = options.gone.clone();
-        let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
+        let waiter = tokio::spawn(async move {
+            waiting
+                .runs()
+                .claim_runs(&context(), None, 1, options)
+                .await
+        });
         tokio::time::sleep(Duration::from_millis(50)).await;
         gone.cancel();
         let run = create(&mine, new_run("nightly")).await.unwrap().run;
@@ -463,8 +503,12 @@ async fn a_claim_of_a_dead_token_ends_with_nothing() {
             mine.clone(),
             waiting_with(&"stm_runner_no".to_owned().into()),
         );
-        let waiter =
-            tokio::spawn(async move { waiting.claim_runs(&context(), None, 1, options).await });
+        let waiter = tokio::spawn(async move {
+            waiting
+                .runs()
+                .claim_runs(&context(), None, 1, options)
+                .await
+        });
         tokio::time::sleep(Duration::from_millis(50)).await;
         create(&mine, new_run("nightly")).await.unwrap();
         assert_eq!(code(waiter.await.unwrap()), Code::Unauthenticated);
@@ -506,7 +550,8 @@ async fn a_paused_pipeline_hands_out_nothing() {
         let mine = house(&fixture, "a", &["nightly"]).await;
         create(&mine, new_run("nightly")).await.unwrap();
         let by = context();
-        let pause = |paused| mine.pause_pipeline(&by, "nightly", paused, |_| no_content());
+        let runs = mine.runs();
+        let pause = |paused| runs.pause_pipeline(&by, "nightly", paused, |_| no_content());
         pause(true).await.unwrap();
         pause(true).await.unwrap();
         assert!(claim(&mine, 1).await.is_empty());
@@ -570,12 +615,18 @@ async fn a_run_does_not_outlive_its_time_in_the_queue() {
         let taken = claim(&mine, 1).await;
         fixture.clock.advance(Duration::from_secs(1));
         assert!(claim(&mine, 1).await.is_empty());
-        assert_eq!(fixture.store.system().expire_runs(9).await.unwrap(), (0, 1));
+        assert_eq!(
+            fixture.store.system().runs().expire_runs(9).await.unwrap(),
+            (0, 1)
+        );
         let ended = [run.id, held.id]
             .into_iter()
             .find(|id| *id != taken[0].run.id)
             .unwrap();
-        assert_eq!(mine.run(ended).await.unwrap().status, RunStatus::Expired);
+        assert_eq!(
+            mine.runs().run(ended).await.unwrap().status,
+            RunStatus::Expired
+        );
         let proof = taken[0].token.expose_secret();
         complete(&mine, taken[0].run.id, proof).await.unwrap();
     }

@@ -7,7 +7,7 @@ use crate::IdempotencyKey;
 async fn a_judgement_by_another_version_creates_nothing() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &["a"]).await;
-        let first = acme.likely_version(&slug("a")).await.unwrap();
+        let first = acme.runs().likely_version(&slug("a")).await.unwrap();
         let strict = Definition {
             input_schema: Some(json!({ "type": "string" })),
             ..definition()
@@ -21,7 +21,9 @@ async fn a_judgement_by_another_version_creates_nothing() {
             let (acme, new) = (acme.clone(), Arc::new(new_run("a")));
             async move {
                 let render = |_: &CreatedRun| no_content();
-                acme.create_run(&context, new, validated, render).await
+                acme.runs()
+                    .create_run(&context, new, validated, render)
+                    .await
             }
         };
         let key = || {
@@ -42,13 +44,14 @@ async fn a_judgement_by_another_version_creates_nothing() {
             assert_eq!((now.pipeline, now.version), (first.pipeline, 2));
         }
         assert!(
-            acme.runs(&RunFilter::default(), PAGE)
+            acme.runs()
+                .runs(&RunFilter::default(), PAGE)
                 .await
                 .unwrap()
                 .items
                 .is_empty()
         );
-        let now = acme.likely_version(&slug("a")).await.unwrap();
+        let now = acme.runs().likely_version(&slug("a")).await.unwrap();
         let refused = ValidatedInput {
             result: Err(Code::ValidationFailed.into()),
             ..taken_by(&now)

@@ -76,18 +76,20 @@ async fn act(mine: &Scoped, run: &mut ModelRun, dice: &mut Dice) {
         1 => {
             let retryable = dice.roll(2) == 0;
             let failure = (json!({ "message": "no" }).into(), retryable);
-            let result = mine.fail_run(&by, run.id, &token, failure, |_| no_content());
+            let runs = mine.runs();
+            let result = runs.fail_run(&by, run.id, &token, failure, |_| no_content());
             (
                 run.tries().at_failure(retryable, now),
                 result.await.map(drop),
             )
         }
         2 => {
-            let result = mine.release_run(&by, run.id, &token, |_| no_content());
+            let runs = mine.runs();
+            let result = runs.release_run(&by, run.id, &token, |_| no_content());
             (run.tries().at_release(), result.await.map(drop))
         }
         3 => {
-            let result = mine.heartbeat_run(&by, run.id, &token, None).await;
+            let result = mine.runs().heartbeat_run(&by, run.id, &token, None).await;
             if let Ok(run_now) = &result {
                 let until = run_now.lease_expires_at.unwrap();
                 assert_eq!(until, now.plus(Duration::from_mins(1)));
@@ -137,14 +139,14 @@ async fn take(mine: &Scoped, known: &mut [ModelRun], max: u32) {
 
 async fn compare(mine: &Scoped, known: &[ModelRun]) {
     for run in known {
-        let stored = mine.run(run.id).await.unwrap();
+        let stored = mine.runs().run(run.id).await.unwrap();
         assert_eq!(stored.status, run.status, "{run:?}");
         assert_eq!(stored.cancel_requested, run.cancel_requested, "{run:?}");
         let page = PageRequest {
             limit: 200,
             after: None,
         };
-        let entries = mine.timeline(run.id, page).await.unwrap().items;
+        let entries = mine.runs().timeline(run.id, page).await.unwrap().items;
         let kinds: Vec<TimelineEntryKind> = entries.iter().map(|entry| entry.kind).collect();
         assert_eq!(kinds, run.kinds, "{run:?}");
         assert!(entries.is_sorted_by(|a, b| a.seq < b.seq));
@@ -180,7 +182,13 @@ async fn every_history_is_one_that_the_rules_allow() {
                 }
                 4 => {
                     fixture.clock.advance(Duration::from_secs(dice.roll(50)));
-                    fixture.store.system().expire_runs(1000).await.unwrap();
+                    fixture
+                        .store
+                        .system()
+                        .runs()
+                        .expire_runs(1000)
+                        .await
+                        .unwrap();
                     lose_leases(&mut known, mine.store.now());
                 }
                 _ if known.is_empty() => {}

@@ -22,7 +22,13 @@ async fn houses() -> Vec<House> {
     for fixture in engines().await {
         let publisher = fixture.publisher("acme").await.publisher.id;
         let endpoint = fixture.endpoint(publisher, false).await;
-        let process = fixture.store.system().register_process().await.unwrap();
+        let process = fixture
+            .store
+            .system()
+            .webhooks()
+            .register_process()
+            .await
+            .unwrap();
         let house = House {
             fixture,
             process,
@@ -68,7 +74,13 @@ impl House {
             known: std::collections::HashSet::new(),
         };
         let system = self.fixture.store.system();
-        system.load_due(&[ask]).await.unwrap().remove(0).due
+        system
+            .webhooks()
+            .load_due(&[ask])
+            .await
+            .unwrap()
+            .remove(0)
+            .due
     }
 }
 
@@ -179,7 +191,11 @@ async fn nothing_is_handed_over_that_is_not_surely_there() {
         assert!(failed.is_err());
         assert_eq!(house.heard().await, Written::default());
         let waiting = house.fixture.store.system();
-        let waiting = waiting.waiting_endpoints(house.process).await.unwrap();
+        let waiting = waiting
+            .webhooks()
+            .waiting_endpoints(house.process)
+            .await
+            .unwrap();
         assert_eq!(waiting, [], "and it is not there");
     }
 }

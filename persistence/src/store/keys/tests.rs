@@ -32,7 +32,8 @@ async fn create(store: &Store, slug: &str) -> Result<(), StoreError> {
         display_name: slug.to_owned(),
     };
     let (system, context) = (store.system(), context());
-    let made = system.create_publisher(&context, new, |_| no_content());
+    let publishers = system.publishers();
+    let made = publishers.create_publisher(&context, new, |_| no_content());
     made.await.map(|_| ())
 }
 
@@ -42,6 +43,7 @@ async fn rewrap(store: &Store, limit: u64, dry: bool) -> (u64, u64, Vec<ClosedKe
     loop {
         let step = store
             .system()
+            .operations()
             .rewrap_keys(cursor, limit, dry)
             .await
             .unwrap();
@@ -64,7 +66,12 @@ async fn told(store: &Store) -> Vec<u64> {
         limit: 100,
         after: None,
     };
-    let found = store.system().audit(&filter, page).await.unwrap();
+    let found = store
+        .system()
+        .operations()
+        .audit(&filter, page)
+        .await
+        .unwrap();
     let owners = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     let rows = found.items.iter().rev();
     rows.map(|row| owners(&row.metadata)["owners"].as_u64().unwrap())
@@ -72,7 +79,12 @@ async fn told(store: &Store) -> Vec<u64> {
 }
 
 async fn sound(store: &Store, publisher: Option<PublisherId>) {
-    let found = store.system().verify_audit(publisher).await.unwrap();
+    let found = store
+        .system()
+        .operations()
+        .verify_audit(publisher)
+        .await
+        .unwrap();
     assert_eq!(found.fault, None);
 }
 
@@ -86,14 +98,25 @@ async fn all_move_in_steps_and_the_same_keys_open() {
         let before = rows(&fixture.store).await;
         let keys = fixture.keys.with_fresh_first("new").unwrap();
         let other = fixture.beside(&keys).await;
-        assert_eq!(other.system().keys_to_rewrap().await.unwrap(), 8);
+        assert_eq!(
+            other.system().operations().keys_to_rewrap().await.unwrap(),
+            8
+        );
 
         assert_eq!(rewrap(&other, 3, true).await, (8, 0, vec![]));
         assert_eq!(rows(&fixture.store).await, before, "a dry run");
         // Interrupted after its first step, and started again.
-        let step = other.system().rewrap_keys(None, 3, false).await.unwrap();
+        let step = other
+            .system()
+            .operations()
+            .rewrap_keys(None, 3, false)
+            .await
+            .unwrap();
         assert_eq!(step.moved, 3);
-        assert_eq!(other.system().keys_to_rewrap().await.unwrap(), 5);
+        assert_eq!(
+            other.system().operations().keys_to_rewrap().await.unwrap(),
+            5
+        );
         assert_eq!(rewrap(&other, 3, false).await, (5, 0, vec![]));
         assert_eq!(rewrap(&other, 3, false).await, (0, 0, vec![]));
         assert_eq!(told(&other).await, [3, 3, 2], "a row with each change");
@@ -181,8 +204,8 @@ async fn new_owners_get_the_key_in_force_and_a_process_learns_it() {
         let source: KeySource = Arc::new(move || Ok(keys.without("test").unwrap()));
         let third = fixture.beside(&source().unwrap()).await;
         let system = fixture.store.system();
-        system.reread_master_keys_from(source);
-        system.reread_master_keys_from(missing);
+        system.operations().reread_master_keys_from(source);
+        system.operations().reread_master_keys_from(missing);
         create(&fixture.store, "late").await.unwrap();
         assert_eq!(wrapped_by(&other).await, BTreeSet::from(["new".into()]));
         // It still knows its first key, and the others can open what it has sealed.
@@ -206,7 +229,8 @@ async fn new_owners_get_the_key_in_force_and_a_process_learns_it() {
 
 async fn delete(fixture: &Fixture, id: PublisherId, slug: &str) {
     let (system, context) = (fixture.store.system(), context());
-    let deleted = system.delete_publisher(&context, id, slug, None, |()| no_content());
+    let publishers = system.publishers();
+    let deleted = publishers.delete_publisher(&context, id, slug, None, |()| no_content());
     deleted.await.unwrap();
 }
 
@@ -233,7 +257,13 @@ async fn moves_creations_and_removals_at_once_leave_every_key_open() {
         };
         let removals = async {
             let system = fixture.store.system();
-            while system.sweep_publishers(cutoff, 2).await.unwrap() > 0 {}
+            while system
+                .operations()
+                .sweep_publishers(cutoff, 2)
+                .await
+                .unwrap()
+                > 0
+            {}
         };
         let (a, b, (), ()) = tokio::join!(
             rewrap(&one, 2, false),
@@ -279,7 +309,11 @@ async fn destroyed_keys_are_forgotten_here_and_elsewhere() {
         fixture.clock.advance(7 * DAY);
         let cutoff = fixture.store.now().minus(7 * DAY);
         let system = fixture.store.system();
-        system.sweep_publishers(cutoff, 1).await.unwrap();
+        system
+            .operations()
+            .sweep_publishers(cutoff, 1)
+            .await
+            .unwrap();
         assert!(!rings[0].cache.contains_key(&owner));
         let kept = u64::try_from(rings[0].cache.iter().count()).unwrap();
         assert_eq!(rings[0].cache.entry_count(), kept, "wiped, not only hidden");

@@ -22,6 +22,7 @@ async fn publish(scoped: &Scoped, count: usize) -> Result<()> {
     };
     let events = vec![event; count];
     scoped
+        .webhooks()
         .publish(&context(), events, true, |_| no_content())
         .await
         .map(drop)
@@ -44,11 +45,15 @@ async fn confirmed(fixture: &Fixture, scoped: &Scoped) -> i64 {
 }
 
 async fn finish(scoped: &Scoped) -> Result<()> {
-    let claimed = scoped.claim_runs(&context(), None, 1, at_once()).await?;
+    let claimed = scoped
+        .runs()
+        .claim_runs(&context(), None, 1, at_once())
+        .await?;
     let (run, token) = (&claimed[0].run, &claimed[0].token);
     let output = json!({ "rows": 7 }).into();
     let token = secrecy::ExposeSecret::expose_secret(token);
     scoped
+        .runs()
         .complete_run(&context(), run.id, token, output, |_| no_content())
         .await
         .map(drop)
@@ -79,12 +84,27 @@ async fn sums_say_what_the_rows_come_to() {
             .execute("UPDATE deliveries SET status = 'succeeded', next_attempt_at = NULL, finished_at = 1")
             .await;
         let (system, now) = (fixture.store.system(), fixture.store.now());
-        assert!(system.sweep_table("deliveries", now, 1000).await.unwrap() > 7);
+        assert!(
+            system
+                .operations()
+                .sweep_table("deliveries", now, 1000)
+                .await
+                .unwrap()
+                > 7
+        );
         confirmed(&fixture, &mine).await;
-        assert!(system.sweep_table("events", now, 1000).await.unwrap() > 7);
+        assert!(
+            system
+                .operations()
+                .sweep_table("events", now, 1000)
+                .await
+                .unwrap()
+                > 7
+        );
         fixture.clock.advance(Duration::from_hours(24 * 400));
         assert_eq!(
             system
+                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 1000)
                 .await
                 .unwrap(),
@@ -134,6 +154,7 @@ async fn who_stores_as_much_as_it_may_is_refused_until_rows_are_gone() {
             fixture
                 .store
                 .system()
+                .operations()
                 .sweep_table("events", now, 1000)
                 .await
                 .unwrap()

@@ -49,7 +49,12 @@ async fn sweep_all(fixture: &Fixture) -> u64 {
     loop {
         let mut removed = 0;
         for job in Job::ALL {
-            let swept = fixture.store.system().sweep(*job, &RETENTION, 2).await;
+            let swept = fixture
+                .store
+                .system()
+                .operations()
+                .sweep(*job, &RETENTION, 2)
+                .await;
             removed += swept.unwrap().counts.iter().map(|(_, n)| n).sum::<u64>();
         }
         if removed == 0 {

@@ -235,14 +235,14 @@ impl House {
         for of in [&self.mine, &self.limited] {
             let limited = of.scope.pipelines().is_some();
             for filter in every_run_filter() {
-                of.runs(&filter, page()).await.unwrap();
+                of.runs().runs(&filter, page()).await.unwrap();
                 asked(format!("{limited} {filter:?}")).await;
             }
             for event_type in [None, Some("a.b"), Some("no.such")] {
-                of.events(event_type, page()).await.unwrap();
+                of.webhooks().events(event_type, page()).await.unwrap();
                 asked(format!("{limited} events {event_type:?}")).await;
             }
-            of.pipelines(page()).await.unwrap();
+            of.runs().pipelines(page()).await.unwrap();
             asked(format!("{limited} pipelines")).await;
         }
         let unknown = (
@@ -263,22 +263,34 @@ impl House {
                         event,
                         status: status.map(str::to_owned),
                     };
-                    self.mine.deliveries(&filter, page()).await.unwrap();
+                    self.mine
+                        .webhooks()
+                        .deliveries(&filter, page())
+                        .await
+                        .unwrap();
                     asked(format!("{filter:?}")).await;
                 }
             }
         }
         for filter in every_audit_filter() {
-            self.mine.audit(&filter, page()).await.unwrap();
+            self.mine.operations().audit(&filter, page()).await.unwrap();
             asked(format!("{filter:?}")).await;
         }
         for kind in std::iter::once(None).chain(CredentialKind::ALL.into_iter().map(Some)) {
-            self.mine.credentials(kind, page()).await.unwrap();
+            self.mine
+                .credentials()
+                .credentials(kind, page())
+                .await
+                .unwrap();
             asked(format!("credentials {kind:?}")).await;
         }
-        self.mine.endpoints(page()).await.unwrap();
+        self.mine.webhooks().endpoints(page()).await.unwrap();
         asked("endpoints".to_owned()).await;
-        self.mine.replays(self.endpoint, page()).await.unwrap();
+        self.mine
+            .webhooks()
+            .replays(self.endpoint, page())
+            .await
+            .unwrap();
         asked("replays".to_owned()).await;
     }
 }
@@ -504,7 +516,7 @@ impl House {
                             until,
                             ..RunFilter::default()
                         };
-                        let list = async |page| of.runs(&filter, page).await.unwrap();
+                        let list = async |page| of.runs().runs(&filter, page).await.unwrap();
                         let (found, _) = all_of(200, list).await;
                         let sorted = found.windows(2).all(|pair| pair[0].id > pair[1].id);
                         assert!(sorted, "{filter:?}");
@@ -518,7 +530,7 @@ impl House {
                 "(pipeline_slug = 'q' OR (pipeline_slug IS NULL AND event_type <> 'run.created'))"
             });
             for event_type in [None, Some("c.d"), Some("a.b")] {
-                let list = async |page| of.events(event_type, page).await.unwrap();
+                let list = async |page| of.webhooks().events(event_type, page).await.unwrap();
                 let (found, _) = all_of(200, list).await;
                 assert!(found.windows(2).all(|pair| pair[0].id > pair[1].id));
                 let so = event_type.map_or("TRUE".to_owned(), |t| format!("event_type = '{t}'"));
@@ -557,7 +569,7 @@ impl House {
             status: Some(RunStatus::Succeeded),
             ..RunFilter::default()
         };
-        let list = async |page| house.mine.runs(&filter, page).await.unwrap();
+        let list = async |page| house.mine.runs().runs(&filter, page).await.unwrap();
         let (found, short) = all_of(50, list).await;
         assert!(found.is_empty());
         assert!(short > 1, "it looked through everything in one part");
@@ -566,7 +578,14 @@ impl House {
                 status: Some(status.to_owned()),
                 ..DeliveryFilter::default()
             };
-            let list = async |page| house.mine.deliveries(&filter, page).await.unwrap();
+            let list = async |page| {
+                house
+                    .mine
+                    .webhooks()
+                    .deliveries(&filter, page)
+                    .await
+                    .unwrap()
+            };
             let (found, _) = all_of(200, list).await;
             let from = format!("deliveries WHERE status = '{status}'");
             assert_eq!(count_of(&found), house.fixture.count(&from).await);

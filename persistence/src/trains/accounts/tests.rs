@@ -51,6 +51,7 @@ fn oauth_account(name: &str, expires_at: Timestamp) -> NewAccount {
 pub(crate) async fn make(scoped: &Scoped, new: NewAccount) -> Result<Account> {
     let slot = Slot::new();
     scoped
+        .trains()
         .create_account(&context(), new, |account| slot.keep(account))
         .await?;
     Ok(slot.take())
@@ -60,7 +61,8 @@ async fn change(scoped: &Scoped, id: AccountId, patch: AccountPatch) -> Result<A
     let (slot, context) = (Slot::new(), context());
     let patch_of = |_: &Account| patch.clone();
     // The future is too large for the stacks of its callers.
-    let changed = scoped.update_account(&context, id, None, patch_of, |account| slot.keep(account));
+    let trains = scoped.trains();
+    let changed = trains.update_account(&context, id, None, patch_of, |account| slot.keep(account));
     Box::pin(changed).await?;
     Ok(slot.take())
 }
@@ -78,7 +80,7 @@ async fn an_account_is_stored_sealed_and_reads_back_without_its_credential() {
         let before = told(&fixture).await;
         let made = make(&acme, oauth_account("one", expires_at)).await.unwrap();
         assert_eq!(told(&fixture).await, before + 1);
-        assert_eq!(acme.account(made.id).await.unwrap(), made);
+        assert_eq!(acme.trains().account(made.id).await.unwrap(), made);
         assert_eq!(
             (made.last_four.as_str(), made.health),
             ("wxyz", AccountHealth::Ok)
@@ -155,10 +157,10 @@ async fn names_are_unique_within_a_publisher() {
             ..AccountPatch::default()
         };
         assert_eq!(code(change(&acme, one.id, patch).await), Code::NameTaken);
-        let page = acme.accounts(PAGE).await.unwrap();
+        let page = acme.trains().accounts(PAGE).await.unwrap();
         let names: Vec<String> = page.items.into_iter().map(|one| one.name).collect();
         assert_eq!(names, ["two", "one"], "newest first, and nobody else's");
-        assert_eq!(code(other.account(one.id).await), Code::NotFound);
+        assert_eq!(code(other.trains().account(one.id).await), Code::NotFound);
     }
 }
 
@@ -173,17 +175,18 @@ async fn a_replacement_that_fails_leaves_everything_as_it_was() {
         let replace = async |name: &str| {
             let slot = Slot::new();
             let new = new_account(name);
-            acme.replace_account(&context(), one.id, new, |account| slot.keep(account))
+            acme.trains()
+                .replace_account(&context(), one.id, new, |account| slot.keep(account))
                 .await?;
             Ok(slot.take())
         };
         assert_eq!(code(replace("two").await), Code::NameTaken);
-        assert_eq!(acme.account(one.id).await.unwrap(), one);
-        assert_eq!(acme.train(&slug("night")).await.unwrap(), before);
+        assert_eq!(acme.trains().account(one.id).await.unwrap(), one);
+        assert_eq!(acme.trains().train(&slug("night")).await.unwrap(), before);
 
         let new: Account = replace("one").await.unwrap();
         assert_eq!(new.name, "one");
-        let after = acme.train(&slug("night")).await.unwrap();
+        let after = acme.trains().train(&slug("night")).await.unwrap();
         assert_eq!(
             (after.accounts[0].account, after.accounts[0].priority),
             (new.id, 3)
@@ -210,6 +213,7 @@ async fn many_accounts_at_once_stay_within_the_quota() {
         };
         let (system, id) = (fixture.store.system(), acme.scope.publisher());
         system
+            .publishers()
             .update_publisher(&context(), id, patch, None, |_| no_content())
             .await
             .unwrap();
@@ -222,8 +226,9 @@ async fn many_accounts_at_once_stay_within_the_quota() {
         assert_eq!(made.count(), 3);
         assert_eq!(acme.usage().await.unwrap().accounts, 3);
         // A replacement needs no free quota.
-        let one = acme.accounts(PAGE).await.unwrap().items[0].id;
-        acme.replace_account(&context(), one, new_account("new"), |_| no_content())
+        let one = acme.trains().accounts(PAGE).await.unwrap().items[0].id;
+        acme.trains()
+            .replace_account(&context(), one, new_account("new"), |_| no_content())
             .await
             .unwrap();
     }

@@ -65,7 +65,7 @@ impl World {
 
     async fn bring(&self, spec: &AccountSpec) -> ImportResult {
         let system = self.fixture.store.system();
-        let mut import = system.import(&self.publisher, Vec::new(), false);
+        let mut import = system.trains().import(&self.publisher, Vec::new(), false);
         import.account(spec).await.unwrap()
     }
 
@@ -172,7 +172,7 @@ async fn a_publisher_is_found_by_slug_and_identifier_until_it_is_deleted() {
     for world in World::all().await {
         let system = world.fixture.store.system();
         for name in ["acme", &world.publisher.id.to_string()] {
-            let found = system.publisher_named(name).await.unwrap();
+            let found = system.trains().publisher_named(name).await.unwrap();
             assert_eq!(found.id, world.publisher.id);
         }
         world
@@ -180,7 +180,7 @@ async fn a_publisher_is_found_by_slug_and_identifier_until_it_is_deleted() {
             .execute("UPDATE publishers SET status = 'deleted', deleted_at = 1, live_slug = NULL")
             .await;
         for name in ["acme", &world.publisher.id.to_string()] {
-            let found = system.publisher_named(name).await;
+            let found = system.trains().publisher_named(name).await;
             assert!(matches!(found, Err(StoreError::Refused(_))));
         }
     }
@@ -205,7 +205,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
             last_four: "make".into(),
             name: None,
         };
-        let mut import = system.import(&world.publisher, Vec::new(), false);
+        let mut import = system.trains().import(&world.publisher, Vec::new(), false);
         import.train(&train).await.unwrap();
         let made = import.client_key(&key).await.unwrap();
         assert_eq!(made, ImportResult::of(ImportOutcome::Created));
@@ -214,6 +214,7 @@ async fn a_revoked_key_is_known_for_as_long_as_its_train() {
             .execute("UPDATE train_tokens SET revoked_at = 1")
             .await;
         let swept = system
+            .operations()
             .sweep_table("train_tokens", START, 500)
             .await
             .unwrap();

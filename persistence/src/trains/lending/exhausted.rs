@@ -17,10 +17,11 @@ use crate::{
         entity::trains,
         error::{Result, StoreError},
     },
+    trains::Trains,
     trains::notices::{NoticeTrigger, notify},
 };
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Emits `stationmaster.train.exhausted`, unless any process did so within the last five
     /// minutes. Returns whether it did. Trains that want it also get a Slack message.
     pub async fn tell_exhausted(

@@ -21,12 +21,15 @@ use super::{
     CredentialPool, PoolCache, Tenant,
     cooldowns::{Cooldown, Cooldowns, REMEMBERED_MS, WHOLE, readable},
 };
-use crate::store::{
-    Scoped, Store,
-    db::Tx,
-    entity::account_cooldowns,
-    error::{Result, StoreError},
-    sql::Sql,
+use crate::{
+    store::{
+        Scoped, Store,
+        db::Tx,
+        entity::account_cooldowns,
+        error::{Result, StoreError},
+        sql::Sql,
+    },
+    trains::Trains,
 };
 
 /// A cooldown is not extended by less than this, in milliseconds.
@@ -186,7 +189,7 @@ async fn prune(tx: &Tx, publisher: Uuid, account: Uuid) -> Result<()> {
     Ok(())
 }
 
-impl Scoped {
+impl Trains<Scoped> {
     /// Takes in a gateway's report. `reporter` is the train's token that the gateway used.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ impl House {
 
     async fn by(&self) -> CredentialPool {
         self.acme
+            .trains()
             .credential_pool(self.train.id)
             .await
             .unwrap()
@@ -97,7 +98,8 @@ impl House {
 
     async fn report(&self, report: AccountReport) {
         let token = self.reporter();
-        let reported = self.acme.report(self.train.id, token, &report);
+        let trains = self.acme.trains();
+        let reported = trains.report(self.train.id, token, &report);
         reported.await.unwrap();
     }
 
@@ -108,6 +110,7 @@ impl House {
     async fn token(&self, new: NewTrainToken) -> MintedTrainToken {
         let (slot, slug) = (Slot::new(), slug("chat"));
         self.acme
+            .trains()
             .mint_train_token(&context(), &slug, new, |minted| slot.keep(minted))
             .await
             .unwrap();
@@ -136,8 +139,16 @@ async fn a_train_that_was_just_made_lends_at_once() {
         house.settled().await;
         let new = make_train(&house.acme, "new").await.unwrap().id;
         assert!(house.kept().is_some(), "what was read is not for nothing");
-        assert!(house.acme.credential_pool(new).await.unwrap().is_some());
-        assert!(other.credential_pool(new).await.unwrap().is_none());
+        assert!(
+            house
+                .acme
+                .trains()
+                .credential_pool(new)
+                .await
+                .unwrap()
+                .is_some()
+        );
+        assert!(other.trains().credential_pool(new).await.unwrap().is_none());
     }
 }
 
@@ -164,6 +175,7 @@ async fn what_is_lent_is_the_credential_in_its_header() {
         let other = crate::runs::tests::house(&fixture, "other", &[]).await;
         assert!(
             other
+                .trains()
                 .credential_pool(house.train.id)
                 .await
                 .unwrap()
@@ -226,7 +238,13 @@ async fn many_who_ask_at_once_are_served_by_one_reading() {
         let asked: Vec<_> = (0..50)
             .map(|_| {
                 let (acme, train) = (house.acme.clone(), house.train.id);
-                tokio::spawn(async move { acme.credential_pool(train).await.unwrap().is_some() })
+                tokio::spawn(async move {
+                    acme.trains()
+                        .credential_pool(train)
+                        .await
+                        .unwrap()
+                        .is_some()
+                })
             })
             .collect();
         for one in asked {
@@ -319,6 +337,7 @@ async fn only_an_account_of_the_train_is_reported_of() {
         };
         let refused = house
             .acme
+            .trains()
             .report(house.train.id, house.reporter(), &report)
             .await;
         assert_eq!(code(refused), domain::Code::NotFound);
@@ -416,7 +435,8 @@ async fn that_a_train_is_exhausted_is_told_once_in_five_minutes() {
         let (train, now) = (house.train.id, fixture.store.now());
         let by = house.by().await;
         assert!(by.claim_exhausted_notice(now) && !by.claim_exhausted_notice(now));
-        let tell = || house.acme.tell_exhausted(train, "chat", Some(now));
+        let trains = house.acme.trains();
+        let tell = || trains.tell_exhausted(train, "chat", Some(now));
         assert!(tell().await.unwrap());
         assert!(!tell().await.unwrap());
         let told = "events WHERE event_type = 'stationmaster.train.exhausted'";
@@ -490,7 +510,8 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         assert_eq!(fixture.count(used).await, 1);
         let (acme, id) = (&house.acme, minted.token.id);
         let (context, chat) = (context(), slug("chat"));
-        let revoke = || acme.revoke_train_token(&context, &chat, id, |()| no_content());
+        let trains = acme.trains();
+        let revoke = || trains.revoke_train_token(&context, &chat, id, |()| no_content());
         revoke().await.unwrap();
         assert!(!matches!(
             store.cached_token(hash),

@@ -26,6 +26,7 @@ use crate::{
         error::{Result, StoreError},
         sql::{self, Row, Sql},
     },
+    trains::Trains,
     webhooks::health::BUCKET_MS,
 };
 
@@ -182,7 +183,7 @@ impl Store {
     }
 }
 
-impl System {
+impl Trains<System> {
     /// Writes the usage that gateways reported. Returns of how many accounts.
     pub async fn flush_usage(&self) -> Result<u64, StoreError> {
         self.store.flush_usage().await

@@ -110,7 +110,11 @@ async fn exhaust(fixture: &Fixture, publisher: PublisherId, train: TrainId) {
 
 async fn look(fixture: &Fixture, busy: &[PublisherId], bounds: (u32, u32)) -> Notices {
     let system = fixture.store.system();
-    system.claim_notices(busy, bounds, LEASE).await.unwrap()
+    system
+        .trains()
+        .claim_notices(busy, bounds, LEASE)
+        .await
+        .unwrap()
 }
 
 async fn claim_all(fixture: &Fixture) -> Vec<DueNotice> {
@@ -131,7 +135,7 @@ async fn record(
         retry_at,
     };
     let system = fixture.store.system();
-    system.record_notice(outcome).await.unwrap()
+    system.trains().record_notice(outcome).await.unwrap()
 }
 
 #[tokio::test]
@@ -240,7 +244,10 @@ async fn the_last_message_is_shown_with_its_train_alone() {
         let other = fixture.publisher("other").await.publisher.id;
         let train = train(&fixture, acme, "one", Some(BOTH)).await;
         let scoped = |of: PublisherId| fixture.store.scoped(&Scope::of_row(of.uuid(), None));
-        assert_eq!(scoped(acme).last_notice(train).await.unwrap(), None);
+        assert_eq!(
+            scoped(acme).trains().last_notice(train).await.unwrap(),
+            None
+        );
         exhaust(&fixture, acme, train).await;
         fixture.clock.advance(Duration::from_secs(1));
         exhaust(&fixture, acme, train).await;
@@ -249,11 +256,19 @@ async fn the_last_message_is_shown_with_its_train_alone() {
             assert!(record(&fixture, &due, error, None).await);
         }
         let now = fixture.store.now();
-        let last = scoped(acme).last_notice(train).await.unwrap().unwrap();
+        let last = scoped(acme)
+            .trains()
+            .last_notice(train)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(last.event_type, "stationmaster.train.exhausted");
         assert_eq!((last.attempts, last.error), (1, None));
         assert_eq!((last.created_at, last.finished_at), (now, Some(now)));
-        assert_eq!(scoped(other).last_notice(train).await.unwrap(), None);
+        assert_eq!(
+            scoped(other).trains().last_notice(train).await.unwrap(),
+            None
+        );
     }
 }
 
@@ -362,6 +377,7 @@ async fn the_sweep_takes_what_ended_long_ago() {
         let system = fixture.store.system();
         assert_eq!(
             system
+                .operations()
                 .sweep_table("train_notices", START, 10)
                 .await
                 .unwrap(),
@@ -370,11 +386,19 @@ async fn the_sweep_takes_what_ended_long_ago() {
         assert_eq!(fixture.count("train_notices").await, 2);
         let now = fixture.store.now();
         assert_eq!(
-            system.sweep_table("train_notices", now, 10).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("train_notices", now, 10)
+                .await
+                .unwrap(),
             1
         );
         assert_eq!(
-            system.sweep_table("train_notices", now, 10).await.unwrap(),
+            system
+                .operations()
+                .sweep_table("train_notices", now, 10)
+                .await
+                .unwrap(),
             0
         );
         let waits = "train_notices WHERE finished_at IS NULL";

@@ -96,6 +96,7 @@ fn refused() -> TokenError {
 
 async fn ours(scoped: &Scoped, account: AccountId, seen: i64) -> RefreshLease {
     match scoped
+        .trains()
         .take_refresh(account, wanted(seen, true), LEASE)
         .await
         .unwrap()
@@ -115,7 +116,8 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
         let publisher = fixture.publisher("acme").await.publisher.id;
         let account = fixture.oauth_account(publisher, START).await;
         let scoped = fixture.scoped(publisher);
-        let take = |seen| scoped.take_refresh(account, wanted(seen, false), LEASE);
+        let trains = scoped.trains();
+        let take = |seen| trains.take_refresh(account, wanted(seen, false), LEASE);
 
         let lease = ours(&scoped, account, 1).await;
         assert_eq!(lease.tokens.refresh_token.expose_secret(), "rt-1");
@@ -125,13 +127,14 @@ async fn one_at_a_time_and_the_others_hear_of_the_new_token() {
         ));
         fixture.clock.advance(Duration::from_secs(3));
         let kept = scoped
+            .trains()
             .keep_refreshed(&context(), &lease, &grant(), START)
             .await;
         let token = kept.unwrap();
         assert_eq!(token.expires_at, Some(START.plus(HOUR)));
         assert!(matches!(take(1).await.unwrap(), RefreshClaim::Replaced));
 
-        let read = scoped.account_token(account).await.unwrap();
+        let read = scoped.trains().account_token(account).await.unwrap();
         assert_eq!(
             (read.version, read.access_token.expose_secret()),
             (2, "at-22-longer")
@@ -154,6 +157,7 @@ async fn many_who_take_at_once_are_one() {
             let scoped = fixture.scoped(publisher);
             takers.push(tokio::spawn(async move {
                 scoped
+                    .trains()
                     .take_refresh(account, wanted(1, true), LEASE)
                     .await
                     .unwrap()
@@ -174,18 +178,20 @@ async fn who_waited_for_a_try_that_failed_does_not_try_again() {
         let account = fixture.oauth_account(publisher, START).await;
         let scoped = fixture.scoped(publisher);
         let lease = ours(&scoped, account, 1).await;
+        let trains = scoped.trains();
         let take = |waited| {
             let request = RefreshRequest {
                 waited,
                 ..wanted(1, true)
             };
-            scoped.take_refresh(account, request, LEASE)
+            trains.take_refresh(account, request, LEASE)
         };
         let RefreshClaim::InProgress { failures } = take(None).await.unwrap() else {
             panic!("it is free")
         };
         let passing = TokenError::passing("timeout");
         let kept = scoped
+            .trains()
             .keep_refresh_failure(&context(), &lease, &passing)
             .await;
         kept.unwrap();
@@ -213,15 +219,18 @@ async fn a_lease_that_ran_out_stores_nothing_once_another_has_it() {
         let next = ours(&scoped, account, 1).await;
         let now = fixture.store.now();
         let lost = scoped
+            .trains()
             .keep_refreshed(&context(), &slow, &grant(), now)
             .await;
         assert!(is_lost(&lost.unwrap_err()));
         let lost = scoped
+            .trains()
             .keep_refresh_failure(&context(), &slow, &refused())
             .await;
         assert!(is_lost(&lost.unwrap_err()));
-        assert!(!scoped.account_token(account).await.unwrap().failed);
+        assert!(!scoped.trains().account_token(account).await.unwrap().failed);
         let kept = scoped
+            .trains()
             .keep_refreshed(&context(), &next, &grant(), now)
             .await;
         assert_eq!(kept.unwrap().version, 2);
@@ -239,10 +248,12 @@ async fn a_passing_failure_waits_and_never_ends_the_account() {
             let lease = ours(&scoped, account, 1).await;
             let passing = TokenError::passing("timeout");
             let kept = scoped
+                .trains()
                 .keep_refresh_failure(&context(), &lease, &passing)
                 .await;
             kept.unwrap();
             let claim = scoped
+                .trains()
                 .take_refresh(account, wanted(1, false), LEASE)
                 .await
                 .unwrap();
@@ -252,12 +263,24 @@ async fn a_passing_failure_waits_and_never_ends_the_account() {
             assert!(at > fixture.store.now() && reason == "timeout");
             assert!(at <= fixture.store.now().plus(Duration::from_secs(72)));
         }
-        assert!(!scoped.account_token(account).await.unwrap().failed);
+        assert!(!scoped.trains().account_token(account).await.unwrap().failed);
         assert_eq!(fixture.count("events").await, 0);
-        let due = fixture.store.system().due_refreshes(10, 10).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 10)
+            .await
+            .unwrap();
         assert!(due.is_empty(), "{due:?}");
         fixture.clock.advance(Duration::from_secs(72));
-        let due = fixture.store.system().due_refreshes(10, 10).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 10)
+            .await
+            .unwrap();
         assert_eq!(due[0].account, account);
     }
 }
@@ -271,19 +294,27 @@ async fn a_spent_grant_ends_the_account_is_told_once_and_a_success_mends_it() {
         for _ in 0..2 {
             let lease = ours(&scoped, account, 1).await;
             let kept = scoped
+                .trains()
                 .keep_refresh_failure(&context(), &lease, &refused())
                 .await;
             kept.unwrap();
-            assert!(scoped.account_token(account).await.unwrap().failed);
+            assert!(scoped.trains().account_token(account).await.unwrap().failed);
         }
         let told = "events WHERE event_type = 'stationmaster.account.refresh_failed'";
         assert_eq!(fixture.count(told).await, 1);
         let audited = "audit_events WHERE action = 'account.refresh_failed'";
         assert_eq!(fixture.count(audited).await, 2);
         fixture.clock.advance(HOUR * 24);
-        let due = fixture.store.system().due_refreshes(10, 10).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 10)
+            .await
+            .unwrap();
         assert!(due.is_empty(), "{due:?}");
         let claim = scoped
+            .trains()
             .take_refresh(account, wanted(1, false), LEASE)
             .await
             .unwrap();
@@ -295,10 +326,11 @@ async fn a_spent_grant_ends_the_account_is_told_once_and_a_success_mends_it() {
         let lease = ours(&scoped, account, 1).await;
         let now = fixture.store.now();
         let kept = scoped
+            .trains()
             .keep_refreshed(&context(), &lease, &grant(), now)
             .await;
         kept.unwrap();
-        assert!(!scoped.account_token(account).await.unwrap().failed);
+        assert!(!scoped.trains().account_token(account).await.unwrap().failed);
         let well = "accounts WHERE health_reason IS NULL AND failed_at IS NULL \
                     AND refresh_failures = 0 AND refresh_due_at IS NOT NULL";
         assert_eq!(fixture.count(well).await, 1);
@@ -320,7 +352,13 @@ async fn what_is_due_comes_from_all_publishers_and_failing_ones_last() {
         fixture
             .execute("UPDATE publishers SET status = 'suspended' WHERE slug = 'gone'")
             .await;
-        let first = fixture.store.system().due_refreshes(10, 3).await.unwrap();
+        let first = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 3)
+            .await
+            .unwrap();
         assert_eq!(first.len(), 3);
         fixture
             .execute(
@@ -328,14 +366,32 @@ async fn what_is_due_comes_from_all_publishers_and_failing_ones_last() {
             )
             .await;
         fixture.clock.advance(HOUR);
-        let due = fixture.store.system().due_refreshes(10, 3).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 3)
+            .await
+            .unwrap();
         assert_eq!((due.len(), due[0].account), (4, second));
-        let due = fixture.store.system().due_refreshes(2, 3).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(2, 3)
+            .await
+            .unwrap();
         assert_eq!(due.len(), 2);
 
         let scoped = fixture.scoped(publishers[1]);
         ours(&scoped, second, 1).await;
-        let due = fixture.store.system().due_refreshes(10, 3).await.unwrap();
+        let due = fixture
+            .store
+            .system()
+            .trains()
+            .due_refreshes(10, 3)
+            .await
+            .unwrap();
         assert!(due.iter().all(|one| one.account != second));
     }
 }
@@ -348,11 +404,17 @@ async fn another_publisher_s_account_is_absent() {
         let account = fixture.oauth_account(owner, START).await;
         let stranger = fixture.scoped(other);
         let absent = |error: &StoreError| matches!(error, StoreError::Refused(p) if p.code == Code::NotFound);
-        assert!(absent(&stranger.account_token(account).await.unwrap_err()));
-        let take = stranger.take_refresh(account, wanted(1, true), LEASE).await;
+        assert!(absent(
+            &stranger.trains().account_token(account).await.unwrap_err()
+        ));
+        let take = stranger
+            .trains()
+            .take_refresh(account, wanted(1, true), LEASE)
+            .await;
         assert!(absent(&take.unwrap_err()));
         let lease = ours(&fixture.scoped(owner), account, 1).await;
         let kept = stranger
+            .trains()
             .keep_refreshed(&context(), &lease, &grant(), START)
             .await;
         assert!(is_lost(&kept.unwrap_err()));

@@ -25,6 +25,7 @@ fn new_train(name: &str) -> NewTrain {
 pub(crate) async fn make(scoped: &Scoped, name: &str) -> Result<Train> {
     let slot = Slot::new();
     scoped
+        .trains()
         .create_train(&context(), new_train(name), |train| slot.keep(train))
         .await?;
     Ok(slot.take())
@@ -38,6 +39,7 @@ pub(crate) async fn lend(
     let slot = Slot::new();
     let (slug, accounts) = (slug(train), accounts.to_vec());
     scoped
+        .trains()
         .set_train_accounts(&context(), &slug, accounts, None, |train| slot.keep(train))
         .await?;
     Ok(slot.take())
@@ -46,6 +48,7 @@ pub(crate) async fn lend(
 async fn change(scoped: &Scoped, train: &str, patch: TrainPatch) -> Result<Train> {
     let (slot, slug) = (Slot::new(), slug(train));
     scoped
+        .trains()
         .update_train(&context(), &slug, patch, None, |train| slot.keep(train))
         .await?;
     Ok(slot.take())
@@ -78,10 +81,10 @@ async fn accounts_stand_in_order_whatever_the_order_of_the_request() {
         let train = lend(&acme, "night", &accounts).await.unwrap();
         let order: Vec<_> = train.accounts.iter().map(|member| member.account).collect();
         assert_eq!(order, [ids[2], ids[0], ids[3], ids[1]]);
-        assert_eq!(acme.train(&slug("night")).await.unwrap(), train);
+        assert_eq!(acme.trains().train(&slug("night")).await.unwrap(), train);
         assert_eq!(train.description.as_deref(), Some("The nightly jobs."));
         assert_eq!(
-            acme.trains(PAGE).await.unwrap().items,
+            acme.trains().trains(PAGE).await.unwrap().items,
             std::slice::from_ref(&train)
         );
         // The same accounts in another order change nothing.
@@ -128,7 +131,7 @@ async fn a_list_is_one_query_and_pages_by_trains() {
                     .count(),
                 1
             );
-            let part = acme.trains(page).await.unwrap();
+            let part = acme.trains().trains(page).await.unwrap();
             seen.extend(
                 part.items
                     .into_iter()
@@ -163,7 +166,7 @@ async fn foreign_accounts_and_absent_ones_are_answered_alike() {
             refusals.push(refused.unwrap_err().to_string());
         }
         assert_eq!(refusals[0], refusals[1]);
-        assert_eq!(acme.train(&slug("night")).await.unwrap(), before);
+        assert_eq!(acme.trains().train(&slug("night")).await.unwrap(), before);
         assert_eq!(
             code(lend(&other, "night", &[(theirs, 0)]).await),
             Code::NotFound
@@ -250,7 +253,8 @@ async fn a_train_goes_with_all_that_hangs_on_it_and_leaves_its_accounts() {
             fixture.execute(&sql.replace("slack_webhook", hash)).await;
         }
         assert_eq!(acme.usage().await.unwrap().train_tokens, 2);
-        acme.delete_train(&context(), &slug("night"), None, |()| no_content())
+        acme.trains()
+            .delete_train(&context(), &slug("night"), None, |()| no_content())
             .await
             .unwrap();
         for table in [
@@ -268,11 +272,12 @@ async fn a_train_goes_with_all_that_hangs_on_it_and_leaves_its_accounts() {
             (1, 1, 1)
         );
         let gone = acme
+            .trains()
             .delete_train(&context(), &slug("night"), None, |()| no_content())
             .await;
         assert_eq!(code(gone), Code::NotFound);
         make(&acme, "night").await.unwrap();
         assert_eq!(code(make(&acme, "night").await), Code::SlugTaken);
-        assert_eq!(acme.trains(PAGE).await.unwrap().items.len(), 2);
+        assert_eq!(acme.trains().trains(PAGE).await.unwrap().items.len(), 2);
     }
 }

@@ -13,13 +13,16 @@ use sea_orm::{ConnectionTrait as _, DbBackend, QueryResult, Value};
 use uuid::Uuid;
 
 use super::{processes::ProcessId, values::whole};
-use crate::store::{
-    System,
-    effects::{DueDelivery, EndpointKey},
-    error::{Result, StoreError, corrupt_row},
-    lines::Line,
-    sql::{Sql, padded},
-    unreadable,
+use crate::{
+    store::{
+        System,
+        effects::{DueDelivery, EndpointKey},
+        error::{Result, StoreError, corrupt_row},
+        lines::Line,
+        sql::{Sql, padded},
+        unreadable,
+    },
+    webhooks::Webhooks,
 };
 
 /// Most endpoints that one look returns.
@@ -268,7 +271,7 @@ fn load_lateral(asks: &[DueRequest], now: Timestamp) -> Sql {
     sql
 }
 
-impl System {
+impl Webhooks<System> {
     /// Endpoints with pending deliveries that may be sent to and that no other living process
     /// holds: 10 000 at most.
     pub async fn waiting_endpoints(

@@ -5,11 +5,14 @@ use domain::Timestamp;
 use sea_orm::{ConnectionTrait as _, QueryResult, Value};
 
 use super::{processes::ProcessId, values::rows_of};
-use crate::store::{
-    System,
-    effects::EndpointKey,
-    error::{Result, StoreError},
-    sql::Sql,
+use crate::{
+    store::{
+        System,
+        effects::EndpointKey,
+        error::{Result, StoreError},
+        sql::Sql,
+    },
+    webhooks::Webhooks,
 };
 
 /// An endpoint that only this process sends to.
@@ -113,7 +116,7 @@ fn give_back_sql(process: ProcessId, leases: &[Lease]) -> Sql {
     sql
 }
 
-impl System {
+impl Webhooks<System> {
     /// Takes those of the wanted endpoints that may be sent to and that no other living process
     /// holds. If this process holds one already, the lease gets a new number.
     pub async fn take_leases(

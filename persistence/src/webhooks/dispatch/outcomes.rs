@@ -19,6 +19,7 @@ use crate::{
         error::{Result, StoreError},
         sql::{self, Sql, padded},
     },
+    webhooks::Webhooks,
     webhooks::health::{Try, note_outcomes},
 };
 
@@ -202,7 +203,7 @@ async fn record(tx: &Tx, part: &[AttemptOutcome]) -> Result<(Vec<RecordResult>, 
     Ok((part.iter().map(result).collect(), gone))
 }
 
-impl System {
+impl Webhooks<System> {
     /// Records outcomes in one transaction, and returns for each whether it was recorded. The
     /// second value tells whether an endpoint is gone for good; then
     /// [`System::disable_gone_endpoints`] has to be called. `outcomes` may hold at most one outcome

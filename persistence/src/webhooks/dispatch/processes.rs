@@ -9,10 +9,13 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::store::{
-    System,
-    entity::processes,
-    error::{Result, StoreError},
+use crate::{
+    store::{
+        System,
+        entity::processes,
+        error::{Result, StoreError},
+    },
+    webhooks::Webhooks,
 };
 
 /// How long a process counts as alive after its last renewal. Longer than clocks may differ.
@@ -37,7 +40,7 @@ pub enum Renewed {
     Expired,
 }
 
-impl System {
+impl Webhooks<System> {
     /// Registers this process, so that it may hold leases for [`PROCESS_EXPIRES_AFTER`] from now
     /// on.
     pub async fn register_process(&self) -> Result<ProcessId, StoreError> {

@@ -28,6 +28,7 @@ use crate::{
         sql::Sql,
         unreadable,
     },
+    webhooks::Webhooks,
     webhooks::{endpoint_secrets::OwnSecrets, listeners::check_filters},
 };
 
@@ -187,7 +188,7 @@ impl Row {
     }
 }
 
-impl System {
+impl Webhooks<System> {
     /// The targets of these endpoints. Endpoints that may not be sent to are left out: those that
     /// are disabled or deleted, and those of a publisher that is not active or whose keys cannot be
     /// opened. An endpoint that cannot be read is returned and marked as unreadable.

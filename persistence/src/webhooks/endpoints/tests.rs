@@ -29,6 +29,7 @@ fn new_endpoint(event_types: &[&str]) -> NewEndpoint {
 async fn make(scoped: &Scoped, new: NewEndpoint) -> Result<Endpoint> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .create_endpoint(&context(), new, |endpoint| slot.keep(endpoint))
         .await?;
     Ok(slot.take())
@@ -37,6 +38,7 @@ async fn make(scoped: &Scoped, new: NewEndpoint) -> Result<Endpoint> {
 async fn patch(scoped: &Scoped, id: EndpointId, patch: EndpointPatch) -> Result<Endpoint> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .update_endpoint(
             &context(),
             id,
@@ -51,6 +53,7 @@ async fn patch(scoped: &Scoped, id: EndpointId, patch: EndpointPatch) -> Result<
 async fn retry(scoped: &Scoped, id: DeliveryId) -> Result<Delivery> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .retry_delivery(&context(), id, |delivery| slot.keep(delivery))
         .await?;
     Ok(slot.take())
@@ -59,6 +62,7 @@ async fn retry(scoped: &Scoped, id: DeliveryId) -> Result<Delivery> {
 async fn test(scoped: &Scoped, id: EndpointId) -> Result<Event> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .test_endpoint(&context(), id, |event| slot.keep(event))
         .await?;
     Ok(slot.take())
@@ -66,6 +70,7 @@ async fn test(scoped: &Scoped, id: EndpointId) -> Result<Event> {
 
 async fn delete(scoped: &Scoped, id: EndpointId) -> Result<Answer> {
     scoped
+        .webhooks()
         .delete_endpoint(&context(), id, None, |()| no_content())
         .await
 }
@@ -75,7 +80,12 @@ async fn to(scoped: &Scoped, endpoint: &Endpoint) -> Vec<Delivery> {
         endpoint: Some(endpoint.id),
         ..DeliveryFilter::default()
     };
-    scoped.deliveries(&filter, PAGE).await.unwrap().items
+    scoped
+        .webhooks()
+        .deliveries(&filter, PAGE)
+        .await
+        .unwrap()
+        .items
 }
 
 async fn types_to(scoped: &Scoped, endpoint: &Endpoint) -> Vec<String> {
@@ -95,6 +105,7 @@ async fn logged(scoped: &Scoped) -> Vec<String> {
         after: None,
     };
     let rows = scoped
+        .operations()
         .audit(&AuditFilter::default(), page)
         .await
         .unwrap()
@@ -141,7 +152,8 @@ async fn an_event_goes_to_those_who_want_it() {
         create(&mine, new_run("nightly")).await.unwrap();
         create(&mine, new_run("hourly")).await.unwrap();
         assert_eq!(
-            mine.claim_runs(&context(), None, 9, at_once())
+            mine.runs()
+                .claim_runs(&context(), None, 9, at_once())
                 .await
                 .unwrap()
                 .len(),
@@ -169,18 +181,33 @@ async fn an_event_goes_to_those_who_want_it() {
             .unwrap();
         assert_eq!((one.status.as_str(), one.attempts), ("pending", 0));
         assert_eq!(one.next_attempt_at, Some(mine.store.now()));
-        assert_eq!(mine.delivery(one.id).await.unwrap(), (one.clone(), vec![]));
-        assert_eq!(code(theirs.delivery(one.id).await), Code::NotFound);
+        assert_eq!(
+            mine.webhooks().delivery(one.id).await.unwrap(),
+            (one.clone(), vec![])
+        );
+        assert_eq!(
+            code(theirs.webhooks().delivery(one.id).await),
+            Code::NotFound
+        );
         assert_eq!(code(retry(&theirs, one.id).await), Code::NotFound);
-        let event = mine.event(one.event_id).await.unwrap();
+        let event = mine.webhooks().event(one.event_id).await.unwrap();
         assert_eq!(event.event_type, one.event_type);
         let filter = DeliveryFilter {
             event: Some(event.id),
             ..DeliveryFilter::default()
         };
-        assert_eq!(mine.deliveries(&filter, PAGE).await.unwrap().items.len(), 3);
+        assert_eq!(
+            mine.webhooks()
+                .deliveries(&filter, PAGE)
+                .await
+                .unwrap()
+                .items
+                .len(),
+            3
+        );
         assert!(
             theirs
+                .webhooks()
                 .deliveries(&filter, PAGE)
                 .await
                 .unwrap()
@@ -213,7 +240,7 @@ async fn events_of_one_moment_keep_their_order() {
         let mut seen = Vec::new();
         let mut page = PAGE;
         loop {
-            let part = mine.events(None, page).await.unwrap();
+            let part = mine.webhooks().events(None, page).await.unwrap();
             seen.extend(part.items.into_iter().map(|event| event.event_type));
             let Some(next) = part.next else { break };
             page.after = Some(next);
@@ -229,7 +256,7 @@ async fn an_endpoint_changes_and_says_so() {
         let mine = house(&fixture, "a", &["nightly"]).await;
         let made = make(&mine, new_endpoint(&["*"])).await.unwrap();
         assert!(!made.send_bearer);
-        assert_eq!(mine.endpoint(made.id).await.unwrap(), made);
+        assert_eq!(mine.webhooks().endpoint(made.id).await.unwrap(), made);
         let same = EndpointPatch {
             url: Some(made.url.clone()),
             ..EndpointPatch::default()
@@ -259,7 +286,7 @@ async fn an_endpoint_changes_and_says_so() {
         assert_eq!((&back.description, &back.pipelines), (&None, &None));
         assert_eq!((back.enabled, &back.disabled_reason), (true, &None));
         assert_eq!(
-            mine.endpoints(PAGE).await.unwrap().items,
+            mine.webhooks().endpoints(PAGE).await.unwrap().items,
             std::slice::from_ref(&back)
         );
         let lines = [
@@ -272,6 +299,7 @@ async fn an_endpoint_changes_and_says_so() {
         assert_eq!(logged(&mine).await, lines);
 
         let stale = mine
+            .webhooks()
             .update_endpoint(
                 &context(),
                 made.id,
@@ -284,7 +312,10 @@ async fn an_endpoint_changes_and_says_so() {
         let theirs = house(&fixture, "b", &["hourly"]).await;
         let none = EndpointPatch::default();
         assert_eq!(code(patch(&theirs, made.id, none).await), Code::NotFound);
-        assert_eq!(code(theirs.endpoint(made.id).await), Code::NotFound);
+        assert_eq!(
+            code(theirs.webhooks().endpoint(made.id).await),
+            Code::NotFound
+        );
         assert_eq!(code(delete(&theirs, made.id).await), Code::NotFound);
         assert_eq!(code(test(&theirs, made.id).await), Code::NotFound);
     }
@@ -335,6 +366,7 @@ async fn the_quota_of_endpoints_holds() {
         };
         let (system, id) = (fixture.store.system(), mine.scope.publisher());
         system
+            .publishers()
             .update_publisher(&context(), id, change, None, |_| no_content())
             .await
             .unwrap();
@@ -385,7 +417,12 @@ async fn a_deleted_endpoint_takes_its_pending_deliveries_along() {
             status: Some("pending".into()),
             ..DeliveryFilter::default()
         };
-        let left = mine.deliveries(&pending, PAGE).await.unwrap().items;
+        let left = mine
+            .webhooks()
+            .deliveries(&pending, PAGE)
+            .await
+            .unwrap()
+            .items;
         assert_eq!(
             left.iter().map(|one| one.endpoint_id).collect::<Vec<_>>(),
             [kept.id]
@@ -394,7 +431,10 @@ async fn a_deleted_endpoint_takes_its_pending_deliveries_along() {
             fixture.count("deliveries WHERE status = 'cancelled'").await,
             1
         );
-        assert_eq!(code(mine.endpoint(gone.id).await), Code::NotFound);
+        assert_eq!(
+            code(mine.webhooks().endpoint(gone.id).await),
+            Code::NotFound
+        );
         assert_eq!(code(delete(&mine, gone.id).await), Code::NotFound);
         create(&mine, new_run("nightly")).await.unwrap();
         assert_eq!(to(&mine, &gone).await.len(), 2);
@@ -455,7 +495,7 @@ async fn attempts_are_shown_oldest_first() {
                  CROSS JOIN (SELECT 2 AS n UNION ALL SELECT 1) numbers",
             )
             .await;
-        let (_, attempts) = mine.delivery(delivery.id).await.unwrap();
+        let (_, attempts) = mine.webhooks().delivery(delivery.id).await.unwrap();
         let seen: Vec<_> = attempts
             .iter()
             .map(|one| (one.number, one.at.ms(), one.status_code))
@@ -477,7 +517,7 @@ async fn a_test_event_goes_to_one_endpoint_past_its_filters() {
         assert_eq!(told[0].endpoint, narrow.id);
         assert_eq!(event.event_type, "stationmaster.test");
         assert!(event.body.contains(&narrow.id.to_string()));
-        assert_eq!(mine.event(event.id).await.unwrap(), event);
+        assert_eq!(mine.webhooks().event(event.id).await.unwrap(), event);
         let sent: Vec<EventId> = to(&mine, &narrow)
             .await
             .iter()

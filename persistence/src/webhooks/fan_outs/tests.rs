@@ -30,6 +30,7 @@ async fn publish(scoped: &Scoped, count: usize) -> Result<Vec<EventId>> {
     let slot = Slot::new();
     let events = (0..count).map(|_| order(None)).collect();
     scoped
+        .webhooks()
         .publish(&context(), events, true, |published| slot.keep(published))
         .await?;
     Ok(slot.take().into_iter().map(|one| one.event.id).collect())
@@ -47,10 +48,15 @@ async fn heard_by(fixture: &Fixture, endpoints: usize) -> (Scoped, Vec<EndpointI
 
 /// Spreads one step. Returns how many deliveries it wrote.
 async fn spread(store: &Store) -> usize {
-    let Some(publisher) = store.system().fanning_out(None).await.unwrap() else {
+    let Some(publisher) = store.system().webhooks().fanning_out(None).await.unwrap() else {
         return 0;
     };
-    store.system().spread(publisher, STEP).await.unwrap()
+    store
+        .system()
+        .webhooks()
+        .spread(publisher, STEP)
+        .await
+        .unwrap()
 }
 
 async fn spread_all(store: &Store) -> usize {
@@ -186,20 +192,40 @@ async fn publishers_take_turns() {
         fixture.endpoint(beta.scope.publisher(), false).await;
         publish(&beta, 200).await.unwrap();
         let system = fixture.store.system();
-        let first = system.fanning_out(None).await.unwrap().unwrap();
-        let second = system.fanning_out(Some(first)).await.unwrap().unwrap();
+        let first = system.webhooks().fanning_out(None).await.unwrap().unwrap();
+        let second = system
+            .webhooks()
+            .fanning_out(Some(first))
+            .await
+            .unwrap()
+            .unwrap();
         assert_ne!(first, second);
-        assert_eq!(system.fanning_out(Some(second)).await.unwrap(), None);
         assert_eq!(
-            system.spread(beta.scope.publisher(), STEP).await.unwrap(),
+            system.webhooks().fanning_out(Some(second)).await.unwrap(),
+            None
+        );
+        assert_eq!(
+            system
+                .webhooks()
+                .spread(beta.scope.publisher(), STEP)
+                .await
+                .unwrap(),
             200
         );
         assert_eq!(
-            system.spread(beta.scope.publisher(), STEP).await.unwrap(),
+            system
+                .webhooks()
+                .spread(beta.scope.publisher(), STEP)
+                .await
+                .unwrap(),
             0
         );
         assert_eq!(
-            system.spread(acme.scope.publisher(), STEP).await.unwrap(),
+            system
+                .webhooks()
+                .spread(acme.scope.publisher(), STEP)
+                .await
+                .unwrap(),
             STEP
         );
     }
@@ -219,7 +245,7 @@ async fn one_process_at_a_time_spreads_what_a_publisher_has() {
             assert_eq!(step(&tx, owner, STEP).await?, STEP);
             let publisher = acme.scope.publisher();
             assert_eq!(
-                other.system().spread(publisher, STEP).await?,
+                other.system().webhooks().spread(publisher, STEP).await?,
                 0,
                 "it is held"
             );
@@ -227,7 +253,15 @@ async fn one_process_at_a_time_spreads_what_a_publisher_has() {
         };
         fixture.store.write(work).await.unwrap();
         let publisher = acme.scope.publisher();
-        assert_eq!(other.system().spread(publisher, STEP).await.unwrap(), STEP);
+        assert_eq!(
+            other
+                .system()
+                .webhooks()
+                .spread(publisher, STEP)
+                .await
+                .unwrap(),
+            STEP
+        );
         other.close().await;
     }
 }
@@ -239,7 +273,8 @@ async fn endpoints_are_those_of_the_moment_of_the_event() {
         publish(&acme, 50).await.unwrap();
         let late = fixture.endpoint(acme.scope.publisher(), false).await;
         let by = context();
-        let gone = acme.delete_endpoint(&by, endpoints[0], None, |()| no_content());
+        let webhooks = acme.webhooks();
+        let gone = webhooks.delete_endpoint(&by, endpoints[0], None, |()| no_content());
         gone.await.unwrap();
         fixture
             .execute("UPDATE webhook_endpoints SET enabled = FALSE, disabled_reason = 'admin'")
@@ -266,7 +301,14 @@ async fn events_that_are_still_to_be_spread_are_neither_swept_nor_replayed() {
         fixture.clock.advance(Duration::from_mins(1));
         let now = fixture.store.now();
         let system = fixture.store.system();
-        assert_eq!(system.sweep_table("events", now, 1000).await.unwrap(), 0);
+        assert_eq!(
+            system
+                .operations()
+                .sweep_table("events", now, 1000)
+                .await
+                .unwrap(),
+            0
+        );
         let new = NewReplay {
             since,
             until: None,
@@ -275,18 +317,26 @@ async fn events_that_are_still_to_be_spread_are_neither_swept_nor_replayed() {
             event_types: None,
         };
         let by = context();
-        let started = acme.start_replay(&by, endpoints[0], new, |_| no_content());
+        let webhooks = acme.webhooks();
+        let started = webhooks.start_replay(&by, endpoints[0], new, |_| no_content());
         started.await.unwrap();
-        assert_eq!(system.work_replays().await.unwrap().queued, 0);
+        assert_eq!(system.webhooks().work_replays().await.unwrap().queued, 0);
         assert_eq!(spread_all(&fixture.store).await, 200);
-        let worked = system.work_replays().await.unwrap();
+        let worked = system.webhooks().work_replays().await.unwrap();
         assert_eq!(
             (worked.queued, worked.moved),
             (0, true),
             "all are on their way"
         );
         fixture.execute("DELETE FROM deliveries").await;
-        assert_eq!(system.sweep_table("events", now, 1000).await.unwrap(), 100);
+        assert_eq!(
+            system
+                .operations()
+                .sweep_table("events", now, 1000)
+                .await
+                .unwrap(),
+            100
+        );
     }
 }
 
@@ -317,6 +367,7 @@ async fn what_is_damaged_is_an_error_of_its_publisher() {
         let spread = fixture
             .store
             .system()
+            .webhooks()
             .spread(acme.scope.publisher(), STEP)
             .await;
         assert!(matches!(spread, Err(StoreError::Internal(_))), "{spread:?}");

@@ -60,7 +60,7 @@ async fn a_feed_hands_out_what_an_endpoint_would_be_sent() {
         event(&fixture, &acme, "order.paid").await;
         let filters = ["order.*", "stationmaster.*"];
         let filters = filters.map(|text| Filter::parse(text).unwrap()).to_vec();
-        let mut feed = acme.feed(filters, None).await.unwrap();
+        let mut feed = acme.webhooks().feed(filters, None).await.unwrap();
         assert_eq!(all(&mut feed).await, [], "nothing from before");
         let mut wanted = Vec::new();
         for _ in 0..3 {
@@ -79,7 +79,7 @@ async fn a_feed_hands_out_what_an_endpoint_would_be_sent() {
 async fn what_commits_late_is_not_passed_over() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
-        let mut feed = acme.feed(every(), None).await.unwrap();
+        let mut feed = acme.webhooks().feed(every(), None).await.unwrap();
         for _ in 0..3 {
             event(&fixture, &acme, "a").await;
         }
@@ -102,7 +102,7 @@ async fn what_commits_late_is_not_passed_over() {
 async fn what_is_settled_is_forgotten() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
-        let mut feed = acme.feed(every(), None).await.unwrap();
+        let mut feed = acme.webhooks().feed(every(), None).await.unwrap();
         for _ in 0..10 {
             event(&fixture, &acme, "a").await;
         }
@@ -124,7 +124,7 @@ async fn another_feed_goes_on_where_one_ended() {
         let acme = house(&fixture, "acme", &[]).await;
         event(&fixture, &acme, "a").await;
         fixture.clock.advance(Duration::from_secs(30));
-        let mut first = acme.feed(every(), None).await.unwrap();
+        let mut first = acme.webhooks().feed(every(), None).await.unwrap();
         let beginning = first.beginning();
         let one = event(&fixture, &acme, "a").await;
         assert_eq!(all(&mut first).await, [one]);
@@ -138,7 +138,7 @@ async fn another_feed_goes_on_where_one_ended() {
             (first.after(one), vec![one, two, three]),
             (first.after(three), vec![two, three]),
         ] {
-            let mut next = acme.feed(every(), Some(cursor)).await.unwrap();
+            let mut next = acme.webhooks().feed(every(), Some(cursor)).await.unwrap();
             assert_eq!(all(&mut next).await, missed, "not what came before it all");
         }
     }
@@ -148,7 +148,7 @@ async fn another_feed_goes_on_where_one_ended() {
 async fn much_is_read_in_parts() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
-        let mut feed = acme.feed(every(), None).await.unwrap();
+        let mut feed = acme.webhooks().feed(every(), None).await.unwrap();
         let cursor = feed.beginning();
         let mut rows = Vec::new();
         for _ in 0..2500_u32 {
@@ -177,7 +177,7 @@ async fn much_is_read_in_parts() {
             .unwrap();
         assert_eq!(all(&mut feed).await, ids);
         assert!(feed.seen.len() < 700, "{}", feed.seen.len());
-        let mut again = acme.feed(every(), Some(cursor)).await.unwrap();
+        let mut again = acme.webhooks().feed(every(), Some(cursor)).await.unwrap();
         let first = again.next().await.unwrap();
         assert!(first.len() == READ && again.is_behind());
         assert_eq!(all(&mut again).await, ids[READ..]);
@@ -193,7 +193,7 @@ async fn a_limited_token_follows_what_it_may_read() {
             store: acme.store.clone(),
             scope: Scope::of_row(acme.scope.uuid(), Some(slugs)),
         };
-        let mut feed = limited.feed(every(), None).await.unwrap();
+        let mut feed = limited.webhooks().feed(every(), None).await.unwrap();
         let (plain, here) = (
             event(&fixture, &acme, "a").await,
             event(&fixture, &acme, "b").await,
@@ -216,7 +216,7 @@ async fn whoever_follows_is_woken() {
             house(&fixture, "acme", &["nightly"]).await,
             house(&fixture, "other", &["nightly"]).await,
         );
-        let mut changes = acme.watch_events();
+        let mut changes = acme.webhooks().watch_events();
         crate::runs::tests::create(&other, crate::runs::tests::new_run("nightly"))
             .await
             .unwrap();
@@ -233,7 +233,7 @@ async fn whoever_follows_is_woken() {
 async fn a_clock_that_is_set_back_hides_nothing() {
     for fixture in engines().await {
         let acme = house(&fixture, "acme", &[]).await;
-        let mut feed = acme.feed(every(), None).await.unwrap();
+        let mut feed = acme.webhooks().feed(every(), None).await.unwrap();
         let before = event(&fixture, &acme, "order.paid").await;
         assert_eq!(all(&mut feed).await, [before]);
         let back = Duration::from_hours(1);
@@ -242,7 +242,7 @@ async fn a_clock_that_is_set_back_hides_nothing() {
         assert_eq!(all(&mut feed).await, [after]);
         // A feed with a cursor in the future finds it, too.
         let cursor = feed.after(before);
-        let mut resumed = acme.feed(every(), Some(cursor)).await.unwrap();
+        let mut resumed = acme.webhooks().feed(every(), Some(cursor)).await.unwrap();
         assert!(all(&mut resumed).await.contains(&after));
         fixture.store.close().await;
     }

@@ -44,12 +44,16 @@ async fn note(fixture: &Fixture, of: PublisherId, to: EndpointId, codes: &[u16])
 
 async fn settle(fixture: &Fixture) -> (u64, u64, u64) {
     let system = fixture.store.system();
-    let done = system.settle_endpoints(FIVE_DAYS, 10).await.unwrap();
+    let done = system
+        .webhooks()
+        .settle_endpoints(FIVE_DAYS, 10)
+        .await
+        .unwrap();
     (done.disabled, done.warned, done.recovered)
 }
 
 async fn types(scoped: &Scoped) -> Vec<String> {
-    let events = scoped.events(None, PAGE).await.unwrap().items;
+    let events = scoped.webhooks().events(None, PAGE).await.unwrap().items;
     events.into_iter().map(|event| event.event_type).collect()
 }
 
@@ -60,6 +64,7 @@ async fn enable(
 ) -> (Endpoint, Option<Replay>) {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .enable_endpoint(&context(), id, replay, |enabled| slot.keep(enabled))
         .await
         .unwrap();
@@ -72,10 +77,13 @@ async fn tries_are_counted_by_endpoint_and_time() {
     for fixture in engines().await {
         let (acme, one, other) = two(&fixture).await;
         let of = acme.scope.publisher();
-        assert_eq!(acme.endpoint(one).await.unwrap().health, Health::default());
+        assert_eq!(
+            acme.webhooks().endpoint(one).await.unwrap().health,
+            Health::default()
+        );
         assert!(!note(&fixture, of, one, &[500, 200, 503, 429]).await);
         note(&fixture, of, one, &[500]).await;
-        let health = acme.endpoint(one).await.unwrap().health;
+        let health = acme.webhooks().endpoint(one).await.unwrap().health;
         assert_eq!(health.consecutive_failures, 3);
         assert_eq!(
             health.failing_since,
@@ -86,7 +94,7 @@ async fn tries_are_counted_by_endpoint_and_time() {
         let later = 2 * BUCKET_MS.unsigned_abs();
         fixture.clock.advance(Duration::from_millis(later));
         note(&fixture, of, one, &[200]).await;
-        let health = acme.endpoint(one).await.unwrap().health;
+        let health = acme.webhooks().endpoint(one).await.unwrap().health;
         assert_eq!(
             (health.consecutive_failures, health.failing_since),
             (0, None)
@@ -96,22 +104,29 @@ async fn tries_are_counted_by_endpoint_and_time() {
             Some("status"),
             "of the last failure"
         );
-        let stats = acme.endpoint_stats(one).await.unwrap();
+        let stats = acme.webhooks().endpoint_stats(one).await.unwrap();
         let counts: Vec<_> = stats
             .iter()
             .map(|b| (b.succeeded, b.failed, b.latency_ms_max))
             .collect();
         assert_eq!(counts, [(1, 4, 40), (1, 0, 10)]);
         assert_eq!(
-            acme.endpoint(other).await.unwrap().health,
+            acme.webhooks().endpoint(other).await.unwrap().health,
             Health::default()
         );
         fixture.clock.advance(26 * Duration::from_hours(1));
-        assert!(acme.endpoint_stats(one).await.unwrap().is_empty());
+        assert!(
+            acme.webhooks()
+                .endpoint_stats(one)
+                .await
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(
             fixture
                 .store
                 .system()
+                .operations()
                 .sweep_table("endpoint_stats", Timestamp::from_ms(0), 10)
                 .await
                 .unwrap(),
@@ -134,7 +149,7 @@ async fn an_endpoint_that_fails_for_days_is_told_of_and_then_disabled() {
         fixture.clock.advance(4 * DAY);
         assert_eq!(settle(&fixture).await, (1, 0, 0));
         assert_eq!(settle(&fixture).await, (0, 0, 0));
-        let endpoint = acme.endpoint(one).await.unwrap();
+        let endpoint = acme.webhooks().endpoint(one).await.unwrap();
         assert_eq!(
             (endpoint.enabled, endpoint.disabled_reason.as_deref()),
             (false, Some("failing"))
@@ -194,12 +209,13 @@ async fn what_is_gone_is_disabled_at_once_and_can_be_enabled_with_a_replay() {
             fixture
                 .store
                 .system()
+                .webhooks()
                 .disable_gone_endpoints()
                 .await
                 .unwrap(),
             1
         );
-        let endpoint = acme.endpoint(one).await.unwrap();
+        let endpoint = acme.webhooks().endpoint(one).await.unwrap();
         assert_eq!(endpoint.disabled_reason.as_deref(), Some("gone"));
         let replay = NewReplay {
             since: fixture.store.now().minus(DAY),
@@ -215,6 +231,7 @@ async fn what_is_gone_is_disabled_at_once_and_can_be_enabled_with_a_replay() {
             fixture
                 .store
                 .system()
+                .webhooks()
                 .disable_gone_endpoints()
                 .await
                 .unwrap(),

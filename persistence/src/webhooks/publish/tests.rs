@@ -24,6 +24,7 @@ fn order(name: Option<&str>, pipeline: Option<&str>) -> NewOwnEvent {
 async fn publish(scoped: &Scoped, events: Vec<NewOwnEvent>) -> Result<Vec<PublishedEvent>> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .publish(&context(), events, true, |published| slot.keep(published))
         .await?;
     Ok(slot.take())
@@ -39,7 +40,13 @@ fn limited(all: &Scoped, pipeline: &str) -> Scoped {
 
 async fn events_kept(store: &Store, scoped: &Scoped) -> usize {
     assert_eq!(store.now(), scoped.store.now());
-    scoped.events(None, PAGE).await.unwrap().items.len()
+    scoped
+        .webhooks()
+        .events(None, PAGE)
+        .await
+        .unwrap()
+        .items
+        .len()
 }
 
 #[tokio::test]
@@ -67,10 +74,15 @@ async fn only_what_somebody_wants_costs_a_delivery() {
             endpoint: Some(endpoint),
             ..DeliveryFilter::default()
         };
-        let deliveries = acme.deliveries(&filter, PAGE).await.unwrap().items;
+        let deliveries = acme
+            .webhooks()
+            .deliveries(&filter, PAGE)
+            .await
+            .unwrap()
+            .items;
         assert_eq!(deliveries.len(), 2);
         assert_eq!(events_kept(&fixture.store, &acme).await, 3);
-        let event = acme.event(ids[0]).await.unwrap();
+        let event = acme.webhooks().event(ids[0]).await.unwrap();
         assert_eq!(event, published[0].event);
         assert!(event.body.contains(r#""data":{"n":1}"#), "{}", event.body);
     }

@@ -13,6 +13,7 @@ const HOUR: Duration = Duration::from_hours(1);
 async fn start(scoped: &Scoped, to: EndpointId, new: NewReplay) -> Result<(Replay, bool)> {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .start_replay(&context(), to, new, |started| slot.keep(started))
         .await?;
     Ok(slot.take())
@@ -21,6 +22,7 @@ async fn start(scoped: &Scoped, to: EndpointId, new: NewReplay) -> Result<(Repla
 async fn cancel(scoped: &Scoped, to: EndpointId, id: ReplayId) -> Replay {
     let slot = Slot::new();
     scoped
+        .webhooks()
         .cancel_replay(&context(), to, id, |replay| slot.keep(replay))
         .await
         .unwrap();
@@ -41,7 +43,13 @@ fn since(fixture: &Fixture, ago: Duration) -> NewReplay {
 async fn work(fixture: &Fixture) -> u64 {
     let mut queued = 0;
     loop {
-        let worked = fixture.store.system().work_replays().await.unwrap();
+        let worked = fixture
+            .store
+            .system()
+            .webhooks()
+            .work_replays()
+            .await
+            .unwrap();
         queued += worked.queued;
         if !worked.moved {
             return queued;
@@ -73,11 +81,16 @@ async fn events_since_a_time_are_delivered_again() {
         let (same, existed) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
         assert_eq!((same.id, existed), (replay.id, true));
         assert_eq!(work(&fixture).await, 2);
-        let now = acme.replay(endpoint, replay.id).await.unwrap();
+        let now = acme.webhooks().replay(endpoint, replay.id).await.unwrap();
         assert_eq!((now.matched, now.queued, now.done), (2, 2, 0));
         assert_eq!(now.status, "running", "until its deliveries have ended");
         let filter = crate::DeliveryFilter::default();
-        let sent = acme.deliveries(&filter, PAGE).await.unwrap().items;
+        let sent = acme
+            .webhooks()
+            .deliveries(&filter, PAGE)
+            .await
+            .unwrap()
+            .items;
         assert!(
             sent.iter()
                 .all(|delivery| events.contains(&delivery.event_id))
@@ -85,12 +98,20 @@ async fn events_since_a_time_are_delivered_again() {
         assert_eq!(fixture.count("deliveries WHERE precedence = 1").await, 2);
         end_all(&fixture, "succeeded").await;
         work(&fixture).await;
-        let now = acme.replay(endpoint, replay.id).await.unwrap();
+        let now = acme.webhooks().replay(endpoint, replay.id).await.unwrap();
         assert_eq!((now.status.as_str(), now.done), ("succeeded", 2));
         // After the end, the same filter starts a new replay.
         let (_, existed) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
         assert!(!existed);
-        assert_eq!(acme.replays(endpoint, PAGE).await.unwrap().items.len(), 2);
+        assert_eq!(
+            acme.webhooks()
+                .replays(endpoint, PAGE)
+                .await
+                .unwrap()
+                .items
+                .len(),
+            2
+        );
     }
 }
 
@@ -151,13 +172,22 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
             external_id: None,
             pipeline: None,
         });
-        acme.publish(&context(), events.collect(), true, |_| {
-            crate::store::change::nothing()
-        })
-        .await
-        .unwrap();
+        acme.webhooks()
+            .publish(&context(), events.collect(), true, |_| {
+                crate::store::change::nothing()
+            })
+            .await
+            .unwrap();
         // There are so many deliveries that they have to be spread first.
-        while fixture.store.system().spread(of, 256).await.unwrap() > 0 {}
+        while fixture
+            .store
+            .system()
+            .webhooks()
+            .spread(of, 256)
+            .await
+            .unwrap()
+            > 0
+        {}
         end_all(&fixture, "failed").await;
         let (replay, _) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
         let limit = u64::try_from(REPLAY_PENDING).unwrap();
@@ -168,7 +198,7 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
             130,
             "no event is left out, none comes twice"
         );
-        let half = acme.replay(endpoint, replay.id).await.unwrap();
+        let half = acme.webhooks().replay(endpoint, replay.id).await.unwrap();
         assert_eq!((half.queued, half.done), (630, 500));
         let ended = cancel(&acme, endpoint, replay.id).await;
         assert_eq!((ended.status.as_str(), ended.done), ("cancelled", 630));
@@ -178,7 +208,14 @@ async fn only_so_many_deliveries_of_a_replay_wait_at_a_time() {
         );
         assert_eq!(cancel(&acme, endpoint, replay.id).await, ended);
         assert_eq!(
-            fixture.store.system().work_replays().await.unwrap().running,
+            fixture
+                .store
+                .system()
+                .webhooks()
+                .work_replays()
+                .await
+                .unwrap()
+                .running,
             0
         );
     }
@@ -203,7 +240,10 @@ async fn a_replay_waits_for_its_endpoint_and_is_nobody_elses() {
             Code::ValidationFailed
         );
         let (replay, _) = start(&acme, endpoint, since(&fixture, HOUR)).await.unwrap();
-        assert_eq!(code(zeta.replay(endpoint, replay.id).await), Code::NotFound);
+        assert_eq!(
+            code(zeta.webhooks().replay(endpoint, replay.id).await),
+            Code::NotFound
+        );
         fixture
             .execute("UPDATE webhook_endpoints SET enabled = FALSE")
             .await;
@@ -216,11 +256,12 @@ async fn a_replay_waits_for_its_endpoint_and_is_nobody_elses() {
             .execute("UPDATE webhook_endpoints SET enabled = TRUE")
             .await;
         assert_eq!(work(&fixture).await, 1);
-        acme.delete_endpoint(&context(), endpoint, None, |()| {
-            crate::store::change::nothing()
-        })
-        .await
-        .unwrap();
+        acme.webhooks()
+            .delete_endpoint(&context(), endpoint, None, |()| {
+                crate::store::change::nothing()
+            })
+            .await
+            .unwrap();
         assert_eq!(fixture.count("replays WHERE status = 'running'").await, 0);
     }
 }

@@ -17,7 +17,7 @@ async fn a_target_has_all_that_a_request_needs() {
             endpoint: world.fixture.endpoint(world.publisher, false).await,
         };
         let keys = [world.key(), plain];
-        let targets = world.system().targets(&keys).await.unwrap();
+        let targets = world.system().webhooks().targets(&keys).await.unwrap();
         let target = &targets[&world.key()];
         assert_eq!(
             target.url,
@@ -45,7 +45,7 @@ async fn all_live_secrets_sign_from_the_moment_that_they_live() {
     for world in worlds().await {
         let key = world.key();
         let signing = async || {
-            world.system().targets(&[key]).await.unwrap()[&key]
+            world.system().webhooks().targets(&[key]).await.unwrap()[&key]
                 .secrets
                 .clone()
         };
@@ -59,6 +59,7 @@ async fn all_live_secrets_sign_from_the_moment_that_they_live() {
         ] {
             let new = NewCredential::default();
             scoped
+                .credentials()
                 .mint(&context(), kind, new, |_| no_content())
                 .await
                 .unwrap();
@@ -70,7 +71,7 @@ async fn all_live_secrets_sign_from_the_moment_that_they_live() {
         assert_eq!(secrets.len(), 2);
         assert_ne!(secrets[0].expose_secret(), old, "the newest comes first");
         assert_eq!(secrets[1].expose_secret(), old);
-        let target = world.system().targets(&[key]).await.unwrap();
+        let target = world.system().webhooks().targets(&[key]).await.unwrap();
         let bearer = target[&key].bearer.as_ref().unwrap().expose_secret();
         assert_ne!(bearer, world.created.subcommand_bearer.text.expose_secret());
     }
