@@ -402,7 +402,7 @@ impl<'a> Job<'a> {
             *explained = left;
             let found = contract::faults_of(&compiled.validator, &self.payload);
             if !found.is_empty() {
-                let found = found.into_iter();
+                let found = found.iter();
                 return found.map(|fault| below(&pointer, member, fault)).collect();
             }
         }
@@ -412,7 +412,7 @@ impl<'a> Job<'a> {
 }
 
 /// Moves a fault of a payload to where the payload stands in its request.
-fn below(pointer: &str, member: &str, fault: FieldError) -> FieldError {
+fn below(pointer: &str, member: &str, fault: &FieldError) -> FieldError {
     let detail = match fault.detail.strip_prefix('`') {
         Some(rest) => format!("`{member}.{rest}"),
         None => fault.detail.replacen("The body", &format!("`{member}`"), 1),
