@@ -270,10 +270,9 @@ async fn dead_credentials_go_and_live_ones_stay() {
                 .await
                 .unwrap();
         }
-        let (system, cutoff) = (fixture.store.system(), START.minus(30 * DAY));
+        let (system, cutoff) = (fixture.store.system().operations(), START.minus(30 * DAY));
         assert_eq!(
             system
-                .operations()
                 .sweep_table("credentials", cutoff, 500)
                 .await
                 .unwrap(),
@@ -288,7 +287,6 @@ async fn dead_credentials_go_and_live_ones_stay() {
         );
         assert_eq!(
             system
-                .operations()
                 .sweep_table("credentials", cutoff, 500)
                 .await
                 .unwrap(),
@@ -300,7 +298,7 @@ async fn dead_credentials_go_and_live_ones_stay() {
 #[tokio::test]
 async fn the_log_of_changes_keeps_its_end() {
     for fixture in engines().await {
-        let system = fixture.store.system();
+        let system = fixture.store.system().operations();
         fixture.execute("DELETE FROM credential_changes").await;
         for epoch in 101..=105 {
             fixture
@@ -313,7 +311,6 @@ async fn the_log_of_changes_keeps_its_end() {
         }
         assert_eq!(
             system
-                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -321,7 +318,6 @@ async fn the_log_of_changes_keeps_its_end() {
         );
         assert_eq!(
             system
-                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -329,7 +325,6 @@ async fn the_log_of_changes_keeps_its_end() {
         );
         assert_eq!(
             system
-                .operations()
                 .sweep_table("credential_changes", Timestamp::from_ms(0), 3)
                 .await
                 .unwrap(),
@@ -385,12 +380,9 @@ async fn answers_that_hold_a_credential_are_wiped_at_their_minute() {
             };
             fixture.insert(row).await;
         }
-        let system = fixture.store.system();
+        let system = fixture.store.system().operations();
         for wiped in [2, 1, 0] {
-            assert_eq!(
-                system.operations().wipe_secret_answers(2).await.unwrap(),
-                wiped
-            );
+            assert_eq!(system.wipe_secret_answers(2).await.unwrap(), wiped);
         }
         let count = async |condition: &str| {
             let from = format!("idempotency_keys WHERE {condition}");
@@ -433,8 +425,8 @@ async fn an_event_written_while_its_endpoint_goes_leaves_no_delivery_waiting() {
         written_down.unwrap();
         let waiting = "deliveries WHERE status = 'pending'";
         assert_eq!(fixture.count(waiting).await, 1, "neither saw the other");
-        let system = fixture.store.system();
-        assert_eq!(system.operations().cancel_orphans(500).await.unwrap(), 1);
+        let system = fixture.store.system().operations();
+        assert_eq!(system.cancel_orphans(500).await.unwrap(), 1);
         assert_eq!(fixture.count(waiting).await, 0);
     }
 }
@@ -471,12 +463,9 @@ async fn deliveries_to_deleted_endpoints_are_called_off_and_no_others() {
         );
         fixture.execute(&ended).await;
 
-        let system = fixture.store.system();
+        let system = fixture.store.system().operations();
         for called_off in [2, 1, 0] {
-            assert_eq!(
-                system.operations().cancel_orphans(2).await.unwrap(),
-                called_off
-            );
+            assert_eq!(system.cancel_orphans(2).await.unwrap(), called_off);
         }
         let cancelled = format!(
             "deliveries WHERE status = 'cancelled' AND finished_at = {} \
@@ -501,22 +490,14 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             furnish_webhook(&fixture, publisher).await;
         }
         fixture.clock.advance(40 * DAY);
-        let (system, cutoff) = (fixture.store.system(), START.plus(10 * DAY));
+        let (system, cutoff) = (fixture.store.system().operations(), START.plus(10 * DAY));
         assert_eq!(
-            system
-                .operations()
-                .sweep_table("deliveries", cutoff, 500)
-                .await
-                .unwrap(),
+            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
             0,
             "all are pending"
         );
         assert_eq!(
-            system
-                .operations()
-                .sweep_table("events", cutoff, 500)
-                .await
-                .unwrap(),
+            system.sweep_table("events", cutoff, 500).await.unwrap(),
             0,
             "all have deliveries"
         );
@@ -528,20 +509,12 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             ))
             .await;
         assert_eq!(
-            system
-                .operations()
-                .sweep_table("deliveries", START, 500)
-                .await
-                .unwrap(),
+            system.sweep_table("deliveries", START, 500).await.unwrap(),
             0,
             "all are fresh"
         );
         assert_eq!(
-            system
-                .operations()
-                .sweep_table("deliveries", cutoff, 2)
-                .await
-                .unwrap(),
+            system.sweep_table("deliveries", cutoff, 2).await.unwrap(),
             2
         );
         assert_eq!(
@@ -550,30 +523,12 @@ async fn deliveries_go_before_their_events_and_pending_ones_stay() {
             "attempts go along"
         );
         furnish_webhook(&fixture, publisher).await;
+        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 2);
         assert_eq!(
-            system
-                .operations()
-                .sweep_table("events", cutoff, 500)
-                .await
-                .unwrap(),
-            2
-        );
-        assert_eq!(
-            system
-                .operations()
-                .sweep_table("deliveries", cutoff, 500)
-                .await
-                .unwrap(),
+            system.sweep_table("deliveries", cutoff, 500).await.unwrap(),
             1
         );
-        assert_eq!(
-            system
-                .operations()
-                .sweep_table("events", cutoff, 500)
-                .await
-                .unwrap(),
-            1
-        );
+        assert_eq!(system.sweep_table("events", cutoff, 500).await.unwrap(), 1);
         assert_eq!(fixture.count("events").await, 1, "the new one");
         assert_eq!(fixture.count("deliveries").await, 1);
     }
@@ -613,10 +568,9 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         ] {
             fixture.insert(run_row(owner, pipeline, row)).await;
         }
-        let system = fixture.store.system();
+        let system = fixture.store.system().operations();
         assert_eq!(
             system
-                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -624,7 +578,6 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
-                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -632,7 +585,6 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
-                .operations()
                 .shorten_runs(START.minus(90 * DAY), 500)
                 .await
                 .unwrap(),
@@ -640,7 +592,6 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
-                .operations()
                 .shorten_runs(START.minus(5 * DAY), 500)
                 .await
                 .unwrap(),
@@ -648,7 +599,6 @@ async fn runs_go_when_their_pipeline_or_the_operator_says() {
         );
         assert_eq!(
             system
-                .operations()
                 .sweep_table("runs", Timestamp::from_ms(0), 500)
                 .await
                 .unwrap(),
@@ -666,7 +616,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         let kept = fixture.publisher("kept").await.publisher.id;
         furnish(&fixture, gone).await;
         furnish(&fixture, kept).await;
-        let system = fixture.store.system();
+        let system = fixture.store.system().operations();
         system
             .publishers()
             .delete_publisher(&context(), gone, "gone", None, |()| no_content())
@@ -676,7 +626,6 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         fixture.clock.advance(6 * DAY);
         assert_eq!(
             system
-                .operations()
                 .sweep_publishers(cutoff(&fixture), 500)
                 .await
                 .unwrap(),
@@ -690,11 +639,7 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
         );
         assert_eq!(fixture.count(&of_gone).await, 1);
         assert_eq!(
-            system
-                .operations()
-                .sweep_publishers(cutoff(&fixture), 3)
-                .await
-                .unwrap(),
+            system.sweep_publishers(cutoff(&fixture), 3).await.unwrap(),
             3
         );
         assert_eq!(fixture.count(&of_gone).await, 0, "keys go first");
@@ -708,20 +653,14 @@ async fn a_publisher_goes_for_good_and_takes_nobody_along() {
                 .unwrap()
                 .is_none()
         );
-        let log = system.operations().verify_audit(Some(gone)).await.unwrap();
+        let log = system.verify_audit(Some(gone)).await.unwrap();
         assert_eq!(
             (log.fault, log.checked),
             (None, log.head.seq.unsigned_abs())
         );
         assert!(log.checked > 1, "a log is verified until it is removed");
         assert_eq!(fixture.count("publishers").await, 2, "the row goes last");
-        while system
-            .operations()
-            .sweep_publishers(cutoff(&fixture), 3)
-            .await
-            .unwrap()
-            == 3
-        {}
+        while system.sweep_publishers(cutoff(&fixture), 3).await.unwrap() == 3 {}
 
         for (Table { name: table, .. }, owner) in super::tables_of_a_publisher() {
             let of = |id: PublisherId| {

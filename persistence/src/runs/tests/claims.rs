@@ -120,9 +120,11 @@ async fn a_limited_token_reaches_its_pipelines_only() {
                 .items
                 .is_empty()
         );
-        let webhooks = all.webhooks();
-        let webhooks = some.webhooks();
-        let (seen, told) = (webhooks.events(None, PAGE), webhooks.events(None, PAGE));
+        let (some_events, all_events) = (some.webhooks(), all.webhooks());
+        let (seen, told) = (
+            some_events.events(None, PAGE),
+            all_events.events(None, PAGE),
+        );
         let (seen, told) = (seen.await.unwrap().items, told.await.unwrap().items);
         assert_eq!((seen.len(), told.len()), (1, 2));
         for event in told {

@@ -21,7 +21,7 @@ use crate::{
         entity::{deliveries, delivery_attempts},
         sql::Sql,
     },
-    webhooks::events,
+    webhooks::{Webhooks, events},
 };
 
 mod targets;
@@ -53,8 +53,8 @@ async fn worlds() -> Vec<World> {
 }
 
 impl World {
-    fn system(&self) -> System {
-        self.fixture.store.system()
+    fn system(&self) -> Webhooks<System> {
+        self.fixture.store.system().webhooks()
     }
 
     fn key(&self) -> EndpointKey {
@@ -71,17 +71,12 @@ impl World {
     }
 
     async fn process(&self) -> ProcessId {
-        self.system().webhooks().register_process().await.unwrap()
+        self.system().register_process().await.unwrap()
     }
 
     async fn take(&self, process: ProcessId) -> Option<Lease> {
         let key = self.key();
-        let mut taken = self
-            .system()
-            .webhooks()
-            .take_leases(process, &[key])
-            .await
-            .unwrap();
+        let mut taken = self.system().take_leases(process, &[key]).await.unwrap();
         assert!(taken.len() < 2);
         taken.pop()
     }
@@ -98,13 +93,7 @@ impl World {
             limit,
             known: known.iter().copied().collect::<HashSet<_>>(),
         };
-        let page = self
-            .system()
-            .webhooks()
-            .load_due(&[ask])
-            .await
-            .unwrap()
-            .remove(0);
+        let page = self.system().load_due(&[ask]).await.unwrap().remove(0);
         (page.due, page.more)
     }
 
@@ -126,12 +115,7 @@ impl World {
 
     async fn record(&self, lease: &Lease, due: &DueDelivery, next: Next) -> RecordResult {
         let outcome = self.outcome(lease, due, next);
-        self.system()
-            .webhooks()
-            .record_outcomes(&[outcome])
-            .await
-            .unwrap()
-            .0[0]
+        self.system().record_outcomes(&[outcome]).await.unwrap().0[0]
     }
 
     async fn row(&self, id: DeliveryId) -> deliveries::Model {
@@ -152,12 +136,7 @@ impl World {
     }
 
     async fn waiting(&self, process: ProcessId) -> Vec<(EndpointId, Timestamp)> {
-        let waiting = self
-            .system()
-            .webhooks()
-            .waiting_endpoints(process)
-            .await
-            .unwrap();
+        let waiting = self.system().waiting_endpoints(process).await.unwrap();
         let waiting = waiting.into_iter();
         waiting.map(|one| (one.key.endpoint, one.due)).collect()
     }
@@ -245,7 +224,6 @@ async fn one_process_holds_an_endpoint_until_it_gives_it_back_or_dies() {
         };
         world
             .system()
-            .webhooks()
             .give_back_leases(one, &[stale])
             .await
             .unwrap();
@@ -256,7 +234,6 @@ async fn one_process_holds_an_endpoint_until_it_gives_it_back_or_dies() {
         );
         world
             .system()
-            .webhooks()
             .give_back_leases(one, &[given])
             .await
             .unwrap();
@@ -270,7 +247,7 @@ async fn one_process_holds_an_endpoint_until_it_gives_it_back_or_dies() {
         assert_eq!(world.take(two).await, None, "and takes nothing itself");
         let again = world.take(three).await.unwrap();
         assert_eq!(again.fence, 4, "the holder may take it anew");
-        world.system().webhooks().end_process(three).await.unwrap();
+        world.system().end_process(three).await.unwrap();
         let four = world.process().await;
         assert!(
             world.take(four).await.is_some(),
@@ -288,15 +265,12 @@ async fn a_process_lives_while_it_renews_and_hears_who_may_die() {
             let next = Renewed::Alive {
                 next_expiry: Some(world.fixture.store.now().plus(PROCESS_EXPIRES_AFTER)),
             };
-            world.system().webhooks().renew_process(two).await.unwrap();
-            assert_eq!(
-                world.system().webhooks().renew_process(one).await.unwrap(),
-                next
-            );
+            world.system().renew_process(two).await.unwrap();
+            assert_eq!(world.system().renew_process(one).await.unwrap(), next);
             world.fixture.clock.advance(step);
         }
         world.fixture.clock.advance(step);
-        let renewed = world.system().webhooks().renew_process(one).await.unwrap();
+        let renewed = world.system().renew_process(one).await.unwrap();
         assert_eq!(renewed, Renewed::Expired);
         assert_eq!(world.take(one).await, None);
     }
@@ -321,27 +295,10 @@ async fn only_endpoints_that_may_be_sent_to_are_taken_or_found_or_shown() {
             world.fixture.execute(stop).await;
             assert_eq!(world.take(process).await, None);
             assert!(world.waiting(process).await.is_empty());
-            assert!(
-                world
-                    .system()
-                    .webhooks()
-                    .targets(&[key])
-                    .await
-                    .unwrap()
-                    .is_empty()
-            );
+            assert!(world.system().targets(&[key]).await.unwrap().is_empty());
             world.fixture.execute(go).await;
             assert_eq!(world.waiting(process).await, [(world.endpoint, START)]);
-            assert_eq!(
-                world
-                    .system()
-                    .webhooks()
-                    .targets(&[key])
-                    .await
-                    .unwrap()
-                    .len(),
-                1
-            );
+            assert_eq!(world.system().targets(&[key]).await.unwrap().len(), 1);
         }
         assert!(world.take(process).await.is_some());
     }
@@ -423,7 +380,7 @@ async fn pages_of_many_endpoints_come_in_one_go() {
                 known: HashSet::new(),
             });
         }
-        let pages = world.system().webhooks().load_due(&asks).await.unwrap();
+        let pages = world.system().load_due(&asks).await.unwrap();
         assert_eq!(pages.len(), 100);
         for (at, (page, ask)) in pages.iter().zip(&asks).enumerate() {
             assert_eq!(page.key, ask.key);
@@ -580,12 +537,7 @@ async fn many_outcomes_are_judged_each_by_itself() {
             .map(|due| world.outcome(&lease, due, Next::Succeeded))
             .collect();
         outcomes[0].fence -= 1;
-        let (results, _) = world
-            .system()
-            .webhooks()
-            .record_outcomes(&outcomes)
-            .await
-            .unwrap();
+        let (results, _) = world.system().record_outcomes(&outcomes).await.unwrap();
         assert_eq!(results[0], RecordResult::LeaseLost);
         let count = |wanted| results.iter().filter(|one| **one == wanted).count();
         assert_eq!(
@@ -624,7 +576,7 @@ async fn what_a_dead_process_held_is_free_at_once_on_sqlite() {
     for world in worlds().await {
         let dead = world.process().await;
         world.take(dead).await.unwrap();
-        world.system().webhooks().release_leases().await.unwrap();
+        world.system().release_leases().await.unwrap();
         let process = world.process().await;
         let taken = world.take(process).await;
         let sqlite = world.fixture.store.backend() == DbBackend::Sqlite;
@@ -684,7 +636,7 @@ async fn two_that_want_the_same_never_both_get_it() {
             let mut keys = keys.clone();
             keys.rotate_left(at * 3);
             tasks.push(tokio::spawn(async move {
-                system.webhooks().take_leases(process, &keys).await
+                system.take_leases(process, &keys).await
             }));
         }
         let mut taken = Vec::new();

@@ -5,184 +5,19 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{
-    Code, Timestamp,
-    audit::{Actor, ActorKind},
-    clock::ManualClock,
-    credential::CredentialKind,
-    id::{CredentialId, PublisherId},
-    seal::MasterKeys,
-    slug::Slug,
+    Code, Timestamp, clock::ManualClock, credential::CredentialKind, seal::MasterKeys, slug::Slug,
     token::TokenHash,
 };
 use persistence::{
-    Answer, AuditFilter, CachedToken, Context, IdempotencyKey, Minted, NewCredential, NewPublisher,
-    OpenError, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError, StoreOptions,
+    AuditFilter, CachedToken, Context, IdempotencyKey, Minted, NewCredential, NewPublisher,
+    OpenError, PageRequest, PublisherPatch, QuotasPatch, Store, StoreError,
 };
 use sea_orm::ConnectionTrait as _;
-use secrecy::{ExposeSecret as _, SecretString};
-use std::sync::Mutex;
+use secrecy::SecretString;
 
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
-}
+mod bench;
 
-struct Bench {
-    store: Store,
-    clock: Arc<ManualClock>,
-    url: String,
-    keys: String,
-    _dir: Option<tempfile::TempDir>,
-}
-
-impl Bench {
-    async fn open(url: String, dir: Option<tempfile::TempDir>) -> Self {
-        let clock = Arc::new(ManualClock::at(
-            Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
-        ));
-        let keys = MasterKeys::generate_text("k1").to_string();
-        let store = Store::open(options(&url, &keys, &clock)).await.unwrap();
-        Self {
-            store,
-            clock,
-            url,
-            keys,
-            _dir: dir,
-        }
-    }
-
-    async fn sqlite() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}/test.db", dir.path().display());
-        Self::open(url, Some(dir)).await
-    }
-
-    async fn postgres(test: &str) -> Option<Self> {
-        let Ok(url) = std::env::var("STATIONMASTER_TEST_POSTGRES_URL") else {
-            assert!(
-                std::env::var("STATIONMASTER_TEST_STRICT").is_err(),
-                "no PostgreSQL: {test}"
-            );
-            if let Ok(file) = std::env::var("STATIONMASTER_TEST_SKIPS") {
-                use std::io::Write as _;
-                let file = std::fs::OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .open(file);
-                writeln!(file.unwrap(), "{test}: no STATIONMASTER_TEST_POSTGRES_URL").unwrap();
-            }
-            return None;
-        };
-        let name = format!("store_{}", hex(&domain::random::bytes::<12>()));
-        let admin = sea_orm::Database::connect(&url).await.unwrap();
-        admin
-            .execute_unprepared(&format!("CREATE DATABASE {name}"))
-            .await
-            .unwrap();
-        admin.close().await.unwrap();
-        let (base, _) = url.rsplit_once('/').unwrap();
-        Some(Self::open(format!("{base}/{name}"), None).await)
-    }
-
-    /// A publisher, the text of its admin token, and the identifier of that token.
-    async fn publisher(&self, slug: &str) -> (PublisherId, SecretString, CredentialId) {
-        let new = NewPublisher {
-            slug: Slug::parse(slug).unwrap(),
-            display_name: slug.to_owned(),
-        };
-        let seen = Mutex::new(None);
-        self.store
-            .system()
-            .publishers()
-            .create_publisher(&operator(), new, |created| {
-                *seen.lock().unwrap() = Some((
-                    created.publisher.id,
-                    created.admin.text.clone(),
-                    created.admin.credential.id,
-                ));
-                answer("created")
-            })
-            .await
-            .unwrap();
-        seen.into_inner().unwrap().unwrap()
-    }
-
-    async fn scoped(&self, token: &SecretString) -> persistence::Scoped {
-        let principal = self
-            .store
-            .authenticate(TokenHash::of_secret(token))
-            .await
-            .unwrap();
-        self.store.scoped(&principal.unwrap().scope)
-    }
-
-    async fn lives(&self, token: &SecretString) -> bool {
-        self.store
-            .authenticate(TokenHash::of_secret(token))
-            .await
-            .unwrap()
-            .is_some()
-    }
-
-    /// Authenticates a token until it is cached: the process polls its own earlier change once
-    /// more, which may invalidate the cache in between.
-    async fn becomes_known(&self, token: &SecretString) {
-        for _ in 0..100 {
-            assert!(self.lives(token).await);
-            if matches!(
-                self.store.cached_token(TokenHash::of_secret(token)),
-                CachedToken::Live(_)
-            ) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it is never known without a query");
-    }
-}
-
-fn options(url: &str, keys: &str, clock: &Arc<ManualClock>) -> StoreOptions {
-    StoreOptions {
-        database_url: url.to_owned(),
-        master_keys: MasterKeys::parse(keys).unwrap(),
-        clock: Arc::clone(clock) as Arc<dyn domain::Clock>,
-        max_connections: 5,
-        sqlite_synchronous_full: false,
-        write_batch_max: 256,
-        database_timeout: Duration::from_secs(10),
-        migrate: true,
-    }
-}
-
-fn operator() -> Context {
-    let actor = Actor {
-        kind: ActorKind::Bootstrap,
-        id: "boot".to_owned(),
-    };
-    Context {
-        actor,
-        ..Context::system("test")
-    }
-}
-
-fn answer(body: &str) -> Answer {
-    Answer {
-        status: 200,
-        body: body.to_owned(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
-}
-
-fn text_of(minted: &Minted) -> Answer {
-    Answer {
-        holds_secret: true,
-        ..answer(minted.text.expose_secret())
-    }
-}
+use bench::{Bench, answer, operator, options, text_of};
 
 fn code_of(error: StoreError) -> Code {
     match error {
@@ -194,11 +29,10 @@ fn code_of(error: StoreError) -> Code {
 async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     let (_, old, id) = bench.publisher("a").await;
     assert!(bench.lives(&old).await);
-    let scoped = bench.scoped(&old).await;
+    let scoped = bench.scoped(&old).await.credentials();
     let kind = CredentialKind::Admin;
     let zero = Duration::ZERO;
     let new = scoped
-        .credentials()
         .rotate_all(&operator(), kind, zero, NewCredential::default(), text_of)
         .await
         .unwrap();
@@ -207,7 +41,6 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     assert!(bench.lives(&new).await);
     // The other kinds are untouched, and the old credential is gone for good.
     let listed = scoped
-        .credentials()
         .credentials(
             None,
             PageRequest {
@@ -220,7 +53,6 @@ async fn a_rotated_token_is_refused_when_the_call_returns(bench: &Bench) {
     assert_eq!(listed.items.len(), 4);
     assert!(listed.items.iter().all(|one| one.id != id));
     let refused = scoped
-        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap_err();
@@ -320,27 +152,23 @@ async fn an_overlap_lets_the_old_one_live_until_its_end(bench: &Bench) {
 
 async fn the_last_admin_token_stays(bench: &Bench) {
     let (_, admin, id) = bench.publisher("a").await;
-    let scoped = bench.scoped(&admin).await;
+    let scoped = bench.scoped(&admin).await.credentials();
     let kind = CredentialKind::Admin;
     let refused = scoped
-        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap_err();
     assert_eq!(code_of(refused), Code::LastAdminToken);
     scoped
-        .credentials()
         .mint(&operator(), kind, NewCredential::default(), text_of)
         .await
         .unwrap();
     scoped
-        .credentials()
         .revoke(&operator(), kind, id, |()| answer(""))
         .await
         .unwrap();
     assert!(!bench.lives(&admin).await);
     let wrong = scoped
-        .credentials()
         .revoke(&operator(), CredentialKind::Runner, id, |()| answer(""))
         .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::NotFound);
@@ -630,9 +458,8 @@ async fn a_wrong_master_key_is_refused(bench: &Bench) {
 async fn suspended_and_deleted_publishers(bench: &Bench) {
     let (id, admin, _) = bench.publisher("a").await;
     assert!(bench.lives(&admin).await);
-    let system = bench.store.system();
+    let system = bench.store.system().publishers();
     system
-        .publishers()
         .suspend_publisher(&operator(), id, |_| answer(""))
         .await
         .unwrap();
@@ -647,30 +474,25 @@ async fn suspended_and_deleted_publishers(bench: &Bench) {
         persistence::PublisherStatus::Suspended
     );
     system
-        .publishers()
         .resume_publisher(&operator(), id, None, |_| answer(""))
         .await
         .unwrap();
     let wrong = system
-        .publishers()
         .delete_publisher(&operator(), id, "b", None, |()| answer(""))
         .await;
     assert_eq!(code_of(wrong.unwrap_err()), Code::InvalidParameter);
     system
-        .publishers()
         .delete_publisher(&operator(), id, "a", None, |()| answer(""))
         .await
         .unwrap();
     assert!(!bench.lives(&admin).await);
     let (second, ..) = bench.publisher("a").await;
     let taken = system
-        .publishers()
         .resume_publisher(&operator(), id, None, |_| answer(""))
         .await;
     assert_eq!(code_of(taken.unwrap_err()), Code::SlugTaken);
     let slug = Slug::parse("a-again");
     system
-        .publishers()
         .resume_publisher(&operator(), id, slug, |_| answer(""))
         .await
         .unwrap();
@@ -679,11 +501,11 @@ async fn suspended_and_deleted_publishers(bench: &Bench) {
 }
 
 async fn the_seed_runs_twice_and_moves(bench: &Bench) {
-    let system = bench.store.system();
+    let system = bench.store.system().publishers();
     let first = SecretString::from("an-old-shared-token-of-32-characters");
     let second = SecretString::from("another-shared-token-of-32-characters");
-    system.publishers().apply_seed(&first).await.unwrap();
-    system.publishers().apply_seed(&first).await.unwrap();
+    system.apply_seed(&first).await.unwrap();
+    system.apply_seed(&first).await.unwrap();
     let principal = bench
         .store
         .authenticate(TokenHash::of_secret(&first))
@@ -705,7 +527,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         )
         .await
         .unwrap();
-    system.publishers().apply_seed(&first).await.unwrap();
+    system.apply_seed(&first).await.unwrap();
     let principal = bench
         .store
         .authenticate(TokenHash::of_secret(&first))
@@ -713,10 +535,10 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         .unwrap()
         .unwrap();
     assert!(principal.grants.admin && !principal.grants.runner);
-    system.publishers().apply_seed(&second).await.unwrap();
+    system.apply_seed(&second).await.unwrap();
     assert!(!bench.lives(&first).await);
     assert!(bench.lives(&second).await);
-    system.publishers().apply_seed(&first).await.unwrap();
+    system.apply_seed(&first).await.unwrap();
     assert!(
         !bench.lives(&first).await,
         "a revoked value does not come back"
