@@ -54,14 +54,7 @@ fn limits() -> ClientLimits {
 }
 
 fn no_content() -> Answer {
-    Answer {
-        status: 204,
-        body: String::new(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(204, String::new())
 }
 
 /// Runs a change, and returns what it rendered.

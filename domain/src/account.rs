@@ -6,6 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::words;
 use crate::{
     clock::Timestamp,
     id::{AccountId, Id as _, PublisherId},
@@ -14,32 +15,13 @@ use crate::{
     token,
 };
 
-/// The type of an account's credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CredentialType {
-    /// A key that never changes.
-    ApiKey,
-    /// An access token that is refreshed (RFC 6749 §6).
-    Oauth,
-}
-
-impl CredentialType {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::ApiKey, Self::Oauth];
-
-    /// The word in answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ApiKey => "api_key",
-            Self::Oauth => "oauth",
-        }
-    }
-
-    /// The type for a word; `None` for an unknown one.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.as_str() == text)
+words! {
+    /// The type of an account's credential.
+    pub enum CredentialType {
+        /// A key that never changes.
+        ApiKey = "api_key",
+        /// An access token that is refreshed (RFC 6749 §6).
+        Oauth = "oauth",
     }
 }
 

@@ -5,47 +5,25 @@ use std::fmt;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::SecretString;
 
+use crate::words;
 use crate::{random, token};
 
-/// The kind of a credential: two tokens and two secrets, all rotated by one API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum CredentialKind {
-    /// A token that allows everything within its publisher.
-    Admin,
-    /// A token that allows to start, claim and finish runs.
-    Runner,
-    /// The secret that signs webhooks.
-    WebhookSigning,
-    /// The bearer that subcommand calls carry.
-    SubcommandBearer,
+words! {
+    /// The kind of a credential: two tokens and two secrets, all rotated by one API.
+    #[derive(PartialOrd, Ord)]
+    pub enum CredentialKind {
+        /// A token that allows everything within its publisher.
+        Admin = "admin",
+        /// A token that allows to start, claim and finish runs.
+        Runner = "runner",
+        /// The secret that signs webhooks.
+        WebhookSigning = "webhook_signing",
+        /// The bearer that subcommand calls carry.
+        SubcommandBearer = "subcommand_bearer",
+    }
 }
 
 impl CredentialKind {
-    /// Every kind, in the order in which answers list them.
-    pub const ALL: [Self; 4] = [
-        Self::Admin,
-        Self::Runner,
-        Self::WebhookSigning,
-        Self::SubcommandBearer,
-    ];
-
-    /// The word in paths, answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::Runner => "runner",
-            Self::WebhookSigning => "webhook_signing",
-            Self::SubcommandBearer => "subcommand_bearer",
-        }
-    }
-
-    /// The kind that a word names.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
-    }
-
     /// Whether it is a token, which is stored as a hash; secrets are stored sealed.
     #[must_use]
     pub const fn is_token(self) -> bool {
@@ -129,34 +107,15 @@ impl Grants {
     }
 }
 
-/// How a credential was created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Together with its publisher.
-    Bootstrap,
-    /// Created or rotated by the API.
-    Api,
-    /// By the legacy token of the configuration.
-    Seed,
-}
-
-impl Source {
-    /// The word in answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Bootstrap => "bootstrap",
-            Self::Api => "api",
-            Self::Seed => "seed",
-        }
-    }
-
-    /// The source that a word names.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Bootstrap, Self::Api, Self::Seed]
-            .into_iter()
-            .find(|source| source.as_str() == text)
+words! {
+    /// How a credential was created.
+    pub enum Source {
+        /// Together with its publisher.
+        Bootstrap = "bootstrap",
+        /// Created or rotated by the API.
+        Api = "api",
+        /// By the legacy token of the configuration.
+        Seed = "seed",
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::words;
 use crate::{clock::Timestamp, id::EventId, run::RunStatus};
 
 /// `name(.name)*` in `[a-z0-9_]`, at most 128 characters.
@@ -11,79 +12,41 @@ pub const FILTER_PATTERN: &str = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$";
 /// Longest event type, in characters.
 pub const MAX_TYPE_LEN: usize = 128;
 
-/// The event types that the service itself emits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OwnType {
-    /// A run was created.
-    RunCreated,
-    /// A runner claimed a run.
-    RunStarted,
-    /// A run succeeded.
-    RunSucceeded,
-    /// A run failed.
-    RunFailed,
-    /// A run was cancelled.
-    RunCancelled,
-    /// A run expired: its leases or its time to live ran out.
-    RunExpired,
-    /// The live credentials of a kind were replaced by a new one.
-    TokenRotated,
-    /// A credential was revoked.
-    TokenRevoked,
-    /// The service disabled an endpoint.
-    EndpointDisabled,
-    /// Every try at an endpoint has failed for a day.
-    EndpointFailing,
-    /// An endpoint works again after an `endpoint.failing` event.
-    EndpointRecovered,
-    /// An upstream credential can't be refreshed any more.
-    AccountRefreshFailed,
-    /// No account of a train is usable.
-    TrainExhausted,
-    /// A test event, sent on request to one endpoint.
-    Test,
+words! {
+    /// The event types that the service itself emits.
+    pub enum OwnType {
+        /// A run was created.
+        RunCreated = "run.created",
+        /// A runner claimed a run.
+        RunStarted = "run.started",
+        /// A run succeeded.
+        RunSucceeded = "run.succeeded",
+        /// A run failed.
+        RunFailed = "run.failed",
+        /// A run was cancelled.
+        RunCancelled = "run.cancelled",
+        /// A run expired: its leases or its time to live ran out.
+        RunExpired = "run.expired",
+        /// The live credentials of a kind were replaced by a new one.
+        TokenRotated = "stationmaster.token.rotated",
+        /// A credential was revoked.
+        TokenRevoked = "stationmaster.token.revoked",
+        /// The service disabled an endpoint.
+        EndpointDisabled = "stationmaster.endpoint.disabled",
+        /// Every try at an endpoint has failed for a day.
+        EndpointFailing = "stationmaster.endpoint.failing",
+        /// An endpoint works again after an `endpoint.failing` event.
+        EndpointRecovered = "stationmaster.endpoint.recovered",
+        /// An upstream credential can't be refreshed any more.
+        AccountRefreshFailed = "stationmaster.account.refresh_failed",
+        /// No account of a train is usable.
+        TrainExhausted = "stationmaster.train.exhausted",
+        /// A test event, sent on request to one endpoint.
+        Test = "stationmaster.test",
+    }
 }
 
 impl OwnType {
-    /// Every own type.
-    pub const ALL: [Self; 14] = [
-        Self::RunCreated,
-        Self::RunStarted,
-        Self::RunSucceeded,
-        Self::RunFailed,
-        Self::RunCancelled,
-        Self::RunExpired,
-        Self::TokenRotated,
-        Self::TokenRevoked,
-        Self::EndpointDisabled,
-        Self::EndpointFailing,
-        Self::EndpointRecovered,
-        Self::AccountRefreshFailed,
-        Self::TrainExhausted,
-        Self::Test,
-    ];
-
-    /// The type as consumers see it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RunCreated => "run.created",
-            Self::RunStarted => "run.started",
-            Self::RunSucceeded => "run.succeeded",
-            Self::RunFailed => "run.failed",
-            Self::RunCancelled => "run.cancelled",
-            Self::RunExpired => "run.expired",
-            Self::TokenRotated => "stationmaster.token.rotated",
-            Self::TokenRevoked => "stationmaster.token.revoked",
-            Self::EndpointDisabled => "stationmaster.endpoint.disabled",
-            Self::EndpointFailing => "stationmaster.endpoint.failing",
-            Self::EndpointRecovered => "stationmaster.endpoint.recovered",
-            Self::AccountRefreshFailed => "stationmaster.account.refresh_failed",
-            Self::TrainExhausted => "stationmaster.train.exhausted",
-            Self::Test => "stationmaster.test",
-        }
-    }
-
     /// The type of the event for a run that has reached `status`.
     #[must_use]
     pub const fn of_run(status: RunStatus) -> Self {

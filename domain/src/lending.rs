@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::words;
 use crate::{
     account::Ceilings,
     clock::Timestamp,
@@ -31,45 +32,21 @@ pub const NOBODY_RETURNS_AFTER: Duration = Duration::from_mins(1);
 /// An account that has used this share of a soft ceiling is lent last.
 const NEAR_CEILING_PERCENT: u128 = 90;
 
-/// How a request that was made with a lent credential ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum UseOutcome {
-    /// It succeeded.
-    Ok,
-    /// The upstream asked for a pause.
-    RateLimited,
-    /// The upstream refused the credential.
-    Unauthorized,
-    /// It failed in another way that is due to the account or the upstream.
-    Failed,
+words! {
+    /// How a request that was made with a lent credential ended.
+    pub enum UseOutcome {
+        /// It succeeded.
+        Ok = "ok",
+        /// The upstream asked for a pause.
+        RateLimited = "rate_limited",
+        /// The upstream refused the credential.
+        Unauthorized = "unauthorized",
+        /// It failed in another way that is due to the account or the upstream.
+        Failed = "failed",
+    }
 }
 
 impl UseOutcome {
-    /// All four.
-    pub const ALL: [Self; 4] = [
-        Self::Ok,
-        Self::RateLimited,
-        Self::Unauthorized,
-        Self::Failed,
-    ];
-
-    /// The word in requests and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::RateLimited => "rate_limited",
-            Self::Unauthorized => "unauthorized",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// The variant for a word; `None` for an unknown one.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.as_str() == text)
-    }
-
     /// What the status of an upstream's answer says about the account that was used; `None` if it
     /// says nothing.
     #[must_use]

@@ -28,6 +28,7 @@ pub mod slug;
 pub mod token;
 pub mod train;
 pub mod upstream;
+mod words;
 
 pub use clock::{Clock, Timestamp};
 pub use fault::FaultCode;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::words;
 use crate::{clock::Timestamp, random};
 
 /// The wait after a run's first retryable failure. It doubles with each further failure.
@@ -12,53 +13,25 @@ const BACKOFF_MAX: Duration = Duration::from_hours(1);
 /// together.
 const BACKOFF_JITTER: f64 = 0.2;
 
-/// The status of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RunStatus {
-    /// The run waits for a runner.
-    Queued,
-    /// A runner holds the claim.
-    Running,
-    /// The run is finished and succeeded.
-    Succeeded,
-    /// The run is finished and failed.
-    Failed,
-    /// The run was cancelled.
-    Cancelled,
-    /// The tries or the time to live ran out.
-    Expired,
+words! {
+    /// The status of a run.
+    pub enum RunStatus {
+        /// The run waits for a runner.
+        Queued = "queued",
+        /// A runner holds the claim.
+        Running = "running",
+        /// The run is finished and succeeded.
+        Succeeded = "succeeded",
+        /// The run is finished and failed.
+        Failed = "failed",
+        /// The run was cancelled.
+        Cancelled = "cancelled",
+        /// The tries or the time to live ran out.
+        Expired = "expired",
+    }
 }
 
 impl RunStatus {
-    /// Every status.
-    pub const ALL: [Self; 6] = [
-        Self::Queued,
-        Self::Running,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-        Self::Expired,
-    ];
-
-    /// The word in answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// The status that a word names.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == text)
-    }
-
     /// Whether the run is finished, so that its status never changes again.
     #[must_use]
     pub const fn is_final(self) -> bool {
@@ -209,56 +182,34 @@ pub fn backoff(failures: u32) -> Duration {
         .mul_f64(random::jitter(BACKOFF_JITTER))
 }
 
-macro_rules! timeline_entry_kinds {
-    ($($(#[$doc:meta])* $variant:ident = $word:literal;)*) => {
-        /// The kind of an entry in a run's timeline. The list is closed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum TimelineEntryKind { $($(#[$doc])* $variant,)* }
-
-        impl TimelineEntryKind {
-            /// Every kind.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The word in answers and the store.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-
-            /// The kind for a word; `None` for an unknown one.
-            #[must_use]
-            pub fn parse(text: &str) -> Option<Self> {
-                match text { $($word => Some(Self::$variant),)* _ => None }
-            }
-        }
-    };
-}
-
-timeline_entry_kinds! {
-    /// The run was created.
-    Created = "created";
-    /// A runner claimed the run.
-    Claimed = "claimed";
-    /// The holder reported progress.
-    Progress = "progress";
-    /// A subcommand was called for the run.
-    Subcommand = "subcommand";
-    /// The run succeeded.
-    Succeeded = "succeeded";
-    /// The run failed.
-    Failed = "failed";
-    /// A try failed, and another follows.
-    AttemptFailed = "attempt_failed";
-    /// The holder gave the run back.
-    Released = "released";
-    /// The lease ran out, and another try follows.
-    LeaseLost = "lease_lost";
-    /// Cancellation was requested.
-    CancelRequested = "cancel_requested";
-    /// The run was cancelled.
-    Cancelled = "cancelled";
-    /// The tries or the time to live ran out.
-    Expired = "expired";
+words! {
+    /// The kind of an entry in a run's timeline. The list is closed.
+    pub enum TimelineEntryKind {
+        /// The run was created.
+        Created = "created",
+        /// A runner claimed the run.
+        Claimed = "claimed",
+        /// The holder reported progress.
+        Progress = "progress",
+        /// A subcommand was called for the run.
+        Subcommand = "subcommand",
+        /// The run succeeded.
+        Succeeded = "succeeded",
+        /// The run failed.
+        Failed = "failed",
+        /// A try failed, and another follows.
+        AttemptFailed = "attempt_failed",
+        /// The holder gave the run back.
+        Released = "released",
+        /// The lease ran out, and another try follows.
+        LeaseLost = "lease_lost",
+        /// Cancellation was requested.
+        CancelRequested = "cancel_requested",
+        /// The run was cancelled.
+        Cancelled = "cancelled",
+        /// The tries or the time to live ran out.
+        Expired = "expired",
+    }
 }
 
 impl TimelineEntryKind {
@@ -404,7 +355,7 @@ mod tests {
             assert_eq!(RunStatus::parse(status.as_str()), Some(status));
         }
         for kind in TimelineEntryKind::ALL {
-            assert_eq!(TimelineEntryKind::parse(kind.as_str()), Some(*kind));
+            assert_eq!(TimelineEntryKind::parse(kind.as_str()), Some(kind));
         }
     }
 }

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
+use crate::words;
 use crate::{random, seal::hmac_sha256};
 
 mod verify;
@@ -29,32 +30,15 @@ pub use verify::{Refused, Verifier};
 const PRIVATE: &str = "whsk_";
 const PUBLIC: &str = "whpk_";
 
-/// The kind of signature of an endpoint's deliveries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Signing {
-    /// By a secret that the receiver has, too.
-    #[default]
-    Hmac,
-    /// By a private key; the receiver has the public one.
-    Ed25519,
-}
-
-impl Signing {
-    /// The word in answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hmac => "hmac",
-            Self::Ed25519 => "ed25519",
-        }
-    }
-
-    /// The one that a word names.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Hmac, Self::Ed25519]
-            .into_iter()
-            .find(|signing| signing.as_str() == text)
+words! {
+    /// The kind of signature of an endpoint's deliveries.
+    #[derive(Default)]
+    pub enum Signing {
+        /// By a secret that the receiver has, too.
+        #[default]
+        Hmac = "hmac",
+        /// By a private key; the receiver has the public one.
+        Ed25519 = "ed25519",
     }
 }
 

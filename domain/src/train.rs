@@ -3,37 +3,20 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
+use crate::words;
 use crate::{
     id::{Id as _, PublisherId, TrainId},
     seal::{Key, SealContext, SealError},
 };
 
-/// The kind of a notice about a train.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NoticeKind {
-    /// An account of the train can't be refreshed any more.
-    AccountRefreshFailed,
-    /// No account of the train is usable.
-    TrainExhausted,
-}
-
-impl NoticeKind {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::AccountRefreshFailed, Self::TrainExhausted];
-
-    /// The word in answers and the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AccountRefreshFailed => "account.refresh_failed",
-            Self::TrainExhausted => "train.exhausted",
-        }
-    }
-
-    /// The kind for a word; `None` for an unknown one.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.as_str() == text)
+words! {
+    /// The kind of a notice about a train.
+    #[derive(PartialOrd, Ord)]
+    pub enum NoticeKind {
+        /// An account of the train can't be refreshed any more.
+        AccountRefreshFailed = "account.refresh_failed",
+        /// No account of the train is usable.
+        TrainExhausted = "train.exhausted",
     }
 }
 

@@ -93,14 +93,7 @@ async fn store(url: &str, keys: &MasterKeys, clock: &Arc<ManualClock>) -> Store 
 }
 
 pub(crate) fn no_content() -> Answer {
-    Answer {
-        status: 204,
-        body: String::new(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(204, String::new())
 }
 
 pub(crate) fn context() -> Context {

@@ -197,20 +197,11 @@ async fn answer(
         ..dispatcher::Settings::default()
     };
     let refresher = Refresher::new(store.clone(), client.clone());
-    let dispatcher = Arc::new(dispatcher::Dispatcher::start(
-        store,
-        client,
-        settings,
-        stop.clone(),
-    ));
-    let jobs = jobs::start(
-        store.clone(),
-        refresher.clone(),
-        job_settings(config),
-        stop.clone(),
-    )
-    .await
-    .map_err(failed)?;
+    let dispatcher = dispatcher::Dispatcher::start(store, client, settings, stop.clone());
+    let dispatcher = Arc::new(dispatcher);
+    let settings = job_settings(config);
+    let jobs = jobs::start(store.clone(), refresher.clone(), settings, stop.clone());
+    let jobs = jobs.await.map_err(failed)?;
 
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);

@@ -347,11 +347,11 @@ fn overlap(seconds: Option<u32>) -> Duration {
 }
 
 fn made(minted: &Minted) -> Answer {
-    answer(201, &IssuedCredential::from(minted), None, None, true)
+    answer(201, &IssuedCredential::from(minted)).holds_secret(true)
 }
 
 fn rotated(minted: &Minted) -> Answer {
-    answer(200, &IssuedCredential::from(minted), None, None, true)
+    answer(200, &IssuedCredential::from(minted)).holds_secret(true)
 }
 
 /// A publisher's credentials.

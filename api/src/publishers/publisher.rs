@@ -69,7 +69,7 @@ fn slug_field(text: &str) -> Result<Slug, ApiError> {
 
 fn show(publisher: &Publisher) -> Answer {
     let revision = Some(publisher.revision);
-    answer(200, &PublisherView::from(publisher), revision, None, false)
+    answer(200, &PublisherView::from(publisher)).revision(revision)
 }
 
 /// The operator's operations on publishers.
@@ -105,13 +105,10 @@ impl Publishers {
         let answer = publishers.create_publisher(&context, new, |created| {
             let location = format!("/v1/publishers/{}", created.publisher.id);
             let revision = Some(created.publisher.revision);
-            answer(
-                201,
-                &CreatedView::from(created),
-                revision,
-                Some(location),
-                true,
-            )
+            answer(201, &CreatedView::from(created))
+                .revision(revision)
+                .at(location)
+                .holds_secret(true)
         });
         Ok(answer.await?.into())
     }
@@ -268,7 +265,7 @@ impl Publishers {
         let system = who.system();
         let publishers = system.publishers();
         let answer = publishers.mint_admin_token(&context, id, new, |minted| {
-            answer(201, &IssuedCredential::from(minted), None, None, true)
+            answer(201, &IssuedCredential::from(minted)).holds_secret(true)
         });
         Ok(answer.await?.into())
     }

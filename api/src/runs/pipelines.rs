@@ -384,7 +384,7 @@ impl Pipelines {
         let runs = scoped.runs();
         let answered = runs.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
             let view = PipelineView::from(pipeline);
-            answer(200, &view, Some(pipeline.revision), None, false)
+            answer(200, &view).revision(pipeline.revision)
         });
         Ok(answered.await?.into())
     }
@@ -430,7 +430,9 @@ impl Pipelines {
                         (200, None)
                     };
                     let view = PipelineView::from(pipeline);
-                    answer(status, &view, Some(pipeline.revision), location, false)
+                    answer(status, &view)
+                        .revision(pipeline.revision)
+                        .at(location)
                 },
             )
             .await?;

@@ -233,15 +233,12 @@ impl Runs {
             let revision = Some(created.run.revision);
             let location = format!("/v1/runs/{}", created.run.id);
             if created.existed {
-                answer_text(200, &view, revision, None, false)
+                answer_text(200, &view).revision(revision)
             } else {
-                answer_text(
-                    201,
-                    &view,
-                    revision,
-                    Some(location),
-                    created.claim.is_some(),
-                )
+                answer_text(201, &view)
+                    .revision(revision)
+                    .at(location)
+                    .holds_secret(created.claim.is_some())
             }
         };
         let answer = self
@@ -337,7 +334,7 @@ impl Runs {
         let scoped = who.scoped();
         let runs = scoped.runs();
         let answered = runs.cancel_runs(&context, &filter, |done| {
-            answer(200, &CancelledRuns::from(done), None, None, false)
+            answer(200, &CancelledRuns::from(done))
         });
         Ok(answered.await?.into())
     }
@@ -506,7 +503,7 @@ fn check_progress(progress: &JsonText) -> Result<(), Problem> {
 
 /// A changed run.
 fn shown(run: &Run) -> Answer {
-    answer_text(200, &RunView::from(run), Some(run.revision), None, false)
+    answer_text(200, &RunView::from(run)).revision(run.revision)
 }
 
 #[cfg(test)]

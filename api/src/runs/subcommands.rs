@@ -278,14 +278,7 @@ impl Subcommands {
 }
 
 fn shown(answer: &SubcommandAnswer) -> Ok<SubcommandAnswer> {
-    Ok::from(Answer {
-        status: 200,
-        body: answer.text(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    })
+    Ok::from(Answer::new(200, answer.text()))
 }
 
 #[cfg(test)]

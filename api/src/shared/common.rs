@@ -23,7 +23,7 @@ use serde_json::Value;
 use domain::{Problem, Timestamp};
 use persistence::{Answer, Expected};
 
-use crate::shared::{examples::EXAMPLE_AT, own_value};
+use crate::shared::own_value;
 use web::http::ApiError;
 
 /// The chapters of the reference.
@@ -49,57 +49,25 @@ pub enum Tag {
     Trains,
 }
 
-/// Makes an answer of `value`. `revision` becomes its `ETag`, `location` is an absolute path.
+/// An answer with `value` as its body; [`Answer`] has methods for its `ETag`, its location, and
+/// whether it holds a secret.
 #[must_use]
-pub fn answer<T: ToJSON>(
-    status: u16,
-    value: &T,
-    revision: Option<i64>,
-    location: Option<String>,
-    holds_secret: bool,
-) -> Answer {
-    Answer {
-        status,
-        body: value.to_json_string(),
-        etag: revision.map(|revision| revision.to_string()),
-        location,
-        holds_secret,
-        replayed: false,
-    }
+pub fn answer<T: ToJSON>(status: u16, value: &T) -> Answer {
+    Answer::new(status, value.to_json_string())
 }
 
 /// The same of what holds callers' own JSON: it is written as the text that it is, and no tree of
 /// it is built.
 #[must_use]
-pub fn answer_text<T: Serialize>(
-    status: u16,
-    value: &T,
-    revision: Option<i64>,
-    location: Option<String>,
-    holds_secret: bool,
-) -> Answer {
-    Answer {
-        status,
-        // Strings, numbers and JSON that parsed are always written.
-        body: serde_json::to_string(value).unwrap_or_default(),
-        etag: revision.map(|revision| revision.to_string()),
-        location,
-        holds_secret,
-        replayed: false,
-    }
+pub fn answer_text<T: Serialize>(status: u16, value: &T) -> Answer {
+    // Strings, numbers and JSON that parsed are always written.
+    Answer::new(status, serde_json::to_string(value).unwrap_or_default())
 }
 
 /// 204.
 #[must_use]
 pub fn no_content() -> Answer {
-    Answer {
-        status: 204,
-        body: String::new(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(204, String::new())
 }
 
 /// An answer as it goes out.
@@ -151,7 +119,7 @@ impl<T: ToJSON> Rendered<T, 200> {
     /// A thing as it is now, with its revision where it has one.
     #[must_use]
     pub fn show(value: &T, revision: Option<i64>) -> Self {
-        answer(200, value, revision, None, false).into()
+        answer(200, value).revision(revision).into()
     }
 }
 
@@ -159,7 +127,7 @@ impl<T: Serialize> Rendered<T, 200> {
     /// The same of a thing that holds callers' own JSON.
     #[must_use]
     pub fn text(value: &T, revision: Option<i64>) -> Self {
-        answer_text(200, value, revision, None, false).into()
+        answer_text(200, value).revision(revision).into()
     }
 }
 
@@ -284,9 +252,14 @@ impl From<Time> for Timestamp {
     }
 }
 
+impl Time {
+    /// The moment that examples show: 2026-01-31T12:00:00Z.
+    pub const EXAMPLE: Self = Self(Timestamp::from_ms(1_769_860_800_000));
+}
+
 impl Example for Time {
     fn example() -> Self {
-        EXAMPLE_AT
+        Self::EXAMPLE
     }
 }
 
@@ -448,7 +421,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_has_its_headers() {
-        let mut given = answer(201, &"x".to_owned(), Some(3), Some("/v1/x".into()), true);
+        let mut given = answer(201, &"x".to_owned())
+            .revision(3)
+            .at("/v1/x".to_owned())
+            .holds_secret(true);
         given.replayed = true;
         let response = respond(given);
         assert_eq!(response.status(), 201);

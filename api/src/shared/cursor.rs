@@ -24,7 +24,11 @@ use uuid::Uuid;
 use domain::{Code, limits::PAGE_DEFAULT};
 use persistence::{Page, PageRequest, Scope};
 
-use crate::shared::{App, common::text_header, page::PageQuery};
+use crate::shared::{
+    App,
+    common::text_header,
+    page::PageQuery,
+};
 use web::http::{ApiError, RequestContext};
 
 /// What the key is derived for.
@@ -34,8 +38,6 @@ const CODE_BYTES: usize = 16;
 /// What a part of a list is counted for until it is known how long it is, so that few of a
 /// publisher's are put together at a time.
 const RESERVED_BYTES: usize = 4 * 1024 * 1024;
-/// Longest cursor, characters: what the parameter's documentation says.
-pub const CURSOR_CHARS: usize = 200;
 
 /// The key of a row by which a list is sorted.
 pub trait Position: Sized {
@@ -290,6 +292,7 @@ fn next_cursor() -> MetaSchemaRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared::page::CURSOR_CHARS;
 
     fn list(key: u8, uri: &'static str) -> List {
         List {

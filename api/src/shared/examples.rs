@@ -8,7 +8,7 @@ use crate::shared::common::Time;
 /// A publisher's identifier.
 pub(crate) const EXAMPLE_ID: &str = "pub_01h455vb4pex5vsknk084sn02q";
 /// A moment: 2026-01-31T12:00:00Z.
-pub(crate) const EXAMPLE_AT: Time = Time(Timestamp::from_ms(1_769_860_800_000));
+pub(crate) const EXAMPLE_AT: Time = Time::EXAMPLE;
 /// Five minutes after [`EXAMPLE_AT`].
 pub(crate) const EXAMPLE_SOON: Time = Time(Timestamp::from_ms(1_769_861_100_000));
 /// A day before [`EXAMPLE_AT`].

@@ -11,7 +11,8 @@ use poem_openapi::{
 
 use domain::limits::PAGE_MAX;
 
-use crate::shared::cursor::CURSOR_CHARS;
+/// Longest cursor, characters: what the parameter's documentation says.
+pub(crate) const CURSOR_CHARS: usize = 200;
 
 /// Which part of a list is asked for, as it came.
 ///

@@ -296,7 +296,7 @@ impl Accounts {
         let wish = |account: &Account| body.0.over(account.ceilings);
         let shown = |account: &Account| {
             let view = AccountView::from(account);
-            answer(200, &view, Some(account.revision), None, false)
+            answer(200, &view).revision(account.revision)
         };
         let trains = scoped.trains();
         let answer = trains.update_account(&context, id, if_match.0, wish, shown);
@@ -323,7 +323,7 @@ impl Accounts {
             let report = DeletedAccount {
                 trains_left_empty: empty.clone(),
             };
-            answer(200, &report, None, None, false)
+            answer(200, &report)
         };
         let trains = scoped.trains();
         let answer = trains.delete_account(&context, id, if_match.0, report);
@@ -359,5 +359,5 @@ impl Accounts {
 fn made(account: &Account) -> persistence::Answer {
     let location = format!("/v1/accounts/{}", account.id);
     let view = AccountView::from(account);
-    answer(201, &view, Some(account.revision), Some(location), false)
+    answer(201, &view).revision(account.revision).at(location)
 }

@@ -175,7 +175,7 @@ impl Trains {
         let answer = trains.create_train(&context, new, |train| {
             let location = format!("/v1/trains/{}", train.slug);
             let view = TrainView::from(train);
-            answer(201, &view, Some(train.revision), Some(location), false)
+            answer(201, &view).revision(train.revision).at(location)
         });
         Ok(answer.await?.into())
     }
@@ -287,11 +287,5 @@ impl Trains {
 
 /// A changed train.
 fn shown(train: &Train) -> persistence::Answer {
-    answer(
-        200,
-        &TrainView::from(train),
-        Some(train.revision),
-        None,
-        false,
-    )
+    answer(200, &TrainView::from(train)).revision(train.revision)
 }

@@ -115,7 +115,7 @@ struct NewTrainTokenRequest {
 }
 
 fn made(minted: &MintedTrainToken) -> Answer {
-    answer(201, &IssuedTrainToken::from(minted), None, None, true)
+    answer(201, &IssuedTrainToken::from(minted)).holds_secret(true)
 }
 
 /// The operations on trains' tokens.

@@ -223,7 +223,7 @@ impl Deliveries {
         let answer = scoped
             .webhooks()
             .retry_delivery(&context, id, |delivery| {
-                answer(200, &DeliveryView::from(delivery), None, None, false)
+                answer(200, &DeliveryView::from(delivery))
             })
             .await?;
         Ok(answer.into())

@@ -173,7 +173,7 @@ pub struct WebhookKeys {
 
 fn issued(status: u16, minted: &MintedEndpointSecret) -> Answer {
     let view = IssuedEndpointSecret::from(minted);
-    answer(status, &view, None, None, minted.text.is_some())
+    answer(status, &view).holds_secret(minted.text.is_some())
 }
 
 /// The operations on endpoints' secrets.

@@ -160,7 +160,7 @@ impl Endpoints {
             .create_endpoint(&context, new, |endpoint| {
                 let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
                 let view = EndpointView::from(endpoint);
-                answer(201, &view, Some(endpoint.revision), Some(location), false)
+                answer(201, &view).revision(endpoint.revision).at(location)
             })
             .await?;
         Ok(answer.into())
@@ -280,7 +280,7 @@ impl Endpoints {
         let scoped = who.scoped();
         let webhooks = scoped.webhooks();
         let enabled = webhooks.enable_endpoint(&context, id, replay, |enabled| {
-            answer(200, &EnabledEndpoint::from(enabled), None, None, false)
+            answer(200, &EnabledEndpoint::from(enabled))
         });
         Ok(enabled.await?.into())
     }
@@ -330,11 +330,5 @@ impl Endpoints {
 
 /// A changed endpoint.
 fn shown(endpoint: &Endpoint) -> persistence::Answer {
-    answer(
-        200,
-        &EndpointView::from(endpoint),
-        Some(endpoint.revision),
-        None,
-        false,
-    )
+    answer(200, &EndpointView::from(endpoint)).revision(endpoint.revision)
 }

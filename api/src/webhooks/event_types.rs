@@ -309,7 +309,9 @@ impl EventTypesApi {
                 (200, None)
             };
             let view = EventType::from(described);
-            answer_text(status, &view, Some(described.revision), location, false)
+            answer_text(status, &view)
+                .revision(described.revision)
+                .at(location)
         };
         let webhooks = scoped.webhooks();
         let put = webhooks.put_event_type(&context, &name, new, if_match.0, render);

@@ -179,7 +179,7 @@ impl Replays {
         let scoped = who.scoped();
         let webhooks = scoped.webhooks();
         let started = webhooks.start_replay(&context, id, body.0.into(), |(replay, _)| {
-            answer(202, &ReplayView::from(replay), None, None, false)
+            answer(202, &ReplayView::from(replay))
         });
         Ok(started.await?.into())
     }
@@ -239,7 +239,7 @@ impl Replays {
         let scoped = who.scoped();
         let webhooks = scoped.webhooks();
         let cancelled = webhooks.cancel_replay(&context, id, replay, |replay| {
-            answer(200, &ReplayView::from(replay), None, None, false)
+            answer(200, &ReplayView::from(replay))
         });
         Ok(cancelled.await?.into())
     }

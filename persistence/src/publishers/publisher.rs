@@ -33,32 +33,15 @@ use crate::{
     trains::{accounts, train},
 };
 
-/// Whether a publisher's tokens work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublisherStatus {
-    /// Its tokens work.
-    Active,
-    /// Its tokens are refused until the operator resumes it.
-    Suspended,
-    /// Its tokens are unknown. The operator can resume it for some days.
-    Deleted,
-}
-
-impl PublisherStatus {
-    /// The status in responses and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Suspended => "suspended",
-            Self::Deleted => "deleted",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        [Self::Active, Self::Suspended, Self::Deleted]
-            .into_iter()
-            .find(|status| status.as_str() == text)
+domain::words! {
+    /// Whether a publisher's tokens work.
+    pub enum PublisherStatus {
+        /// Its tokens work.
+        Active = "active",
+        /// Its tokens are refused until the operator resumes it.
+        Suspended = "suspended",
+        /// Its tokens are unknown. The operator can resume it for some days.
+        Deleted = "deleted",
     }
 }
 

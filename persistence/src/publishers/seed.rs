@@ -34,14 +34,7 @@ const SEED_SLUG: &str = "legacy";
 const SEED_SLUGS: u32 = 100;
 
 fn quiet<T>(_: &T) -> Answer {
-    Answer {
-        status: 204,
-        body: String::new(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(204, String::new())
 }
 
 impl Publishers<System> {

@@ -164,16 +164,45 @@ pub struct Answer {
     pub replayed: bool,
 }
 
+impl Answer {
+    /// An answer without an ETag, a location or a secret. `body` is JSON, or empty.
+    #[must_use]
+    pub const fn new(status: u16, body: String) -> Self {
+        Self {
+            status,
+            body,
+            etag: None,
+            location: None,
+            holds_secret: false,
+            replayed: false,
+        }
+    }
+
+    /// With the object's revision, if it has one, as its `ETag`.
+    #[must_use]
+    pub fn revision(mut self, revision: impl Into<Option<i64>>) -> Self {
+        self.etag = revision.into().map(|revision| revision.to_string());
+        self
+    }
+
+    /// With the path of the object, if it is new.
+    #[must_use]
+    pub fn at(mut self, location: impl Into<Option<String>>) -> Self {
+        self.location = location.into();
+        self
+    }
+
+    /// Whether the body holds a credential.
+    #[must_use]
+    pub const fn holds_secret(mut self, holds: bool) -> Self {
+        self.holds_secret = holds;
+        self
+    }
+}
+
 /// The answer to a change whose caller needs none.
 pub(crate) const fn nothing() -> Answer {
-    Answer {
-        status: 204,
-        body: String::new(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(204, String::new())
 }
 
 /// One entry of the audit log, before it is chained.

@@ -40,41 +40,20 @@ mod trains;
 /// The actor in the audit log.
 const ACTOR: &str = "import";
 
-/// What an import did with one item, or in a dry run would do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ImportOutcome {
-    /// The item did not exist, and was created.
-    Created,
-    /// The item's settings differed, and were changed.
-    Updated,
-    /// A new account replaced an old one, because the credential or its destination differed.
-    Replaced,
-    /// The item already exists as described.
-    Unchanged,
-    /// The item was refused.
-    Failed,
-}
-
-impl ImportOutcome {
-    /// All outcomes, in the order of reports.
-    pub const ALL: [Self; 5] = [
-        Self::Created,
-        Self::Updated,
-        Self::Replaced,
-        Self::Unchanged,
-        Self::Failed,
-    ];
-
-    /// The outcome in reports.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Replaced => "replaced",
-            Self::Unchanged => "unchanged",
-            Self::Failed => "failed",
-        }
+domain::words! {
+    /// What an import did with one item, or in a dry run would do.
+    #[derive(PartialOrd, Ord)]
+    pub enum ImportOutcome {
+        /// The item did not exist, and was created.
+        Created = "created",
+        /// The item's settings differed, and were changed.
+        Updated = "updated",
+        /// A new account replaced an old one, because the credential or its destination differed.
+        Replaced = "replaced",
+        /// The item already exists as described.
+        Unchanged = "unchanged",
+        /// The item was refused.
+        Failed = "failed",
     }
 }
 

@@ -163,14 +163,7 @@ pub fn operator() -> Context {
 }
 
 pub fn answer(body: &str) -> Answer {
-    Answer {
-        status: 200,
-        body: body.to_owned(),
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    Answer::new(200, body.to_owned())
 }
 
 pub fn text_of(minted: &Minted) -> Answer {

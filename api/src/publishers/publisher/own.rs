@@ -181,7 +181,7 @@ impl Own {
         let scoped = who.scoped();
         let render = |publisher: &Publisher| {
             let view = OwnView::of(publisher, &who.principal);
-            answer(200, &view, Some(publisher.revision), None, false)
+            answer(200, &view).revision(publisher.revision)
         };
         let name = body.0.display_name;
         let answer = scoped.update_publisher(&context, name, if_match.0, render);

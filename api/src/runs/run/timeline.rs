@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn entries_have_one_word_everywhere() {
         for kind in TimelineEntryKind::ALL {
-            let shown = Kind::from(*kind).to_json();
+            let shown = Kind::from(kind).to_json();
             assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }

@@ -153,7 +153,7 @@ impl Cooldowns {
         let model = body.0.model.as_deref();
         let shown = |account: &Account| {
             let view = AccountView::from(account);
-            answer(200, &view, Some(account.revision), None, false)
+            answer(200, &view).revision(account.revision)
         };
         let trains = scoped.trains();
         let answer = trains.end_cooldown(&context, id, model, shown);

@@ -185,18 +185,12 @@ pub(super) fn answer(published: &[PublishedEvent], listed: bool) -> Answer {
         .map(|one| one.event.body.as_str())
         .collect();
     let body = texts.join(",");
-    Answer {
-        status: if repeat { 200 } else { 202 },
-        body: if listed {
-            format!(r#"{{"items":[{body}]}}"#)
-        } else {
-            body
-        },
-        etag: None,
-        location: None,
-        holds_secret: false,
-        replayed: false,
-    }
+    let body = if listed {
+        format!(r#"{{"items":[{body}]}}"#)
+    } else {
+        body
+    };
+    Answer::new(if repeat { 200 } else { 202 }, body)
 }
 
 /// Where an event stands in its request.
