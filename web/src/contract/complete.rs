@@ -21,9 +21,9 @@ pub struct OperationDoc {
 /// Completes a draft of OpenAPI 3.0 into the published document of OpenAPI 3.1.
 ///
 /// The draft names an operation's permission as its security scheme; the document has the kinds of
-/// token that hold it. Every operation gets the problems that its shape implies: 500 and 503 always; 401, 403 and 429 with a
-/// token; 404 with a variable in the path; 400 with parameters or a body; 408, 413, 415 and 422
-/// with a body.
+/// token that hold it. Every operation gets the problems that its shape implies: 500 and 503 always;
+/// 401, 403 and 429 with a token; 404 with a variable in the path; 400 with parameters or a body;
+/// 408, 413, 415 and 422 with a body.
 ///
 /// # Panics
 /// When the draft is no JSON, or `operations` names one that the draft has not: both are mistakes
