@@ -1,6 +1,6 @@
 //! Who asks, and whether they may: the first thing that every operation extracts.
 //!
-//! Each scheme has a file and says only what it found; [`App::authenticate`] asks them in order and
+//! Each scheme has a file and says only what it found; `App::authenticate` asks them in order and
 //! counts what fails. Whether the caller may follows from the operation's one [`Permission`], which
 //! stands in its signature as `Caller<…>` or `Operator<…>`.
 //!

@@ -24,11 +24,7 @@ use uuid::Uuid;
 use domain::{Code, limits::PAGE_DEFAULT};
 use persistence::{Page, PageRequest, Scope};
 
-use crate::shared::{
-    App,
-    common::text_header,
-    page::PageQuery,
-};
+use crate::shared::{App, common::text_header, page::PageQuery};
 use web::http::{ApiError, RequestContext};
 
 /// What the key is derived for.

@@ -165,7 +165,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An answer without an ETag, a location or a secret. `body` is JSON, or empty.
+    /// An answer without an `ETag`, a location or a secret. `body` is JSON, or empty.
     #[must_use]
     pub const fn new(status: u16, body: String) -> Self {
         Self {

@@ -147,7 +147,8 @@ impl Noted {
 
 /// Writes the counts of attempts in the transaction that records their outcomes, with two
 /// statements for any number. Only outcomes that counted belong here. Returns whether an endpoint
-/// is gone for good; then [`System::disable_gone_endpoints`] has to be called.
+/// is gone for good; then [`disable_gone_endpoints`](crate::Webhooks::disable_gone_endpoints) has to
+/// be called.
 pub(crate) async fn note_outcomes(tx: &Tx, tries: &[Try]) -> Result<bool> {
     if tries.is_empty() {
         return Ok(false);

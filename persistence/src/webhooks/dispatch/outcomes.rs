@@ -206,8 +206,8 @@ async fn record(tx: &Tx, part: &[AttemptOutcome]) -> Result<(Vec<RecordResult>, 
 impl Webhooks<System> {
     /// Records outcomes in one transaction, and returns for each whether it was recorded. The
     /// second value tells whether an endpoint is gone for good; then
-    /// [`System::disable_gone_endpoints`] has to be called. `outcomes` may hold at most one outcome
-    /// of each delivery.
+    /// [`disable_gone_endpoints`](crate::Webhooks::disable_gone_endpoints) has to be called.
+    /// `outcomes` may hold at most one outcome of each delivery.
     pub async fn record_outcomes(
         &self,
         outcomes: &[AttemptOutcome],

@@ -131,6 +131,7 @@ async fn an_event_goes_to_those_who_want_it() {
     for fixture in engines().await {
         let mine = house(&fixture, "a", &["nightly", "hourly"]).await;
         let theirs = house(&fixture, "b", &["nightly"]).await;
+        let (my_webhooks, their_webhooks) = (mine.webhooks(), theirs.webhooks());
         let nightly = Some(vec![slug("nightly")]);
         let every = make(&mine, new_endpoint(&["*"])).await.unwrap();
         let started = make(&mine, new_endpoint(&["run.started", "run.failed"]))
@@ -151,14 +152,9 @@ async fn an_event_goes_to_those_who_want_it() {
 
         create(&mine, new_run("nightly")).await.unwrap();
         create(&mine, new_run("hourly")).await.unwrap();
-        assert_eq!(
-            mine.runs()
-                .claim_runs(&context(), None, 9, at_once())
-                .await
-                .unwrap()
-                .len(),
-            2
-        );
+        let runs = mine.runs();
+        let claimed = runs.claim_runs(&context(), None, 9, at_once()).await;
+        assert_eq!(claimed.unwrap().len(), 2);
 
         let both = ["run.created", "run.created", "run.started", "run.started"];
         assert_eq!(types_to(&mine, &every).await, both);
@@ -182,38 +178,21 @@ async fn an_event_goes_to_those_who_want_it() {
         assert_eq!((one.status.as_str(), one.attempts), ("pending", 0));
         assert_eq!(one.next_attempt_at, Some(mine.store.now()));
         assert_eq!(
-            mine.webhooks().delivery(one.id).await.unwrap(),
+            my_webhooks.delivery(one.id).await.unwrap(),
             (one.clone(), vec![])
         );
-        assert_eq!(
-            code(theirs.webhooks().delivery(one.id).await),
-            Code::NotFound
-        );
+        assert_eq!(code(their_webhooks.delivery(one.id).await), Code::NotFound);
         assert_eq!(code(retry(&theirs, one.id).await), Code::NotFound);
-        let event = mine.webhooks().event(one.event_id).await.unwrap();
+        let event = my_webhooks.event(one.event_id).await.unwrap();
         assert_eq!(event.event_type, one.event_type);
         let filter = DeliveryFilter {
             event: Some(event.id),
             ..DeliveryFilter::default()
         };
-        assert_eq!(
-            mine.webhooks()
-                .deliveries(&filter, PAGE)
-                .await
-                .unwrap()
-                .items
-                .len(),
-            3
-        );
-        assert!(
-            theirs
-                .webhooks()
-                .deliveries(&filter, PAGE)
-                .await
-                .unwrap()
-                .items
-                .is_empty()
-        );
+        let mine = my_webhooks.deliveries(&filter, PAGE).await.unwrap();
+        assert_eq!(mine.items.len(), 3);
+        let theirs = their_webhooks.deliveries(&filter, PAGE).await.unwrap();
+        assert!(theirs.items.is_empty());
     }
 }
 
