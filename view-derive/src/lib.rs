@@ -5,7 +5,7 @@
 //!   domain.
 //! - [`Example`](macro@Example) writes the example that the `OpenAPI` document shows.
 //!
-//! `tests/thing.rs` is an example of both.
+//! `api/tests/shapes.rs` is an example of both.
 
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
