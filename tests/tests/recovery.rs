@@ -183,8 +183,8 @@ async fn enabling_makes_due_what_waits(world: &World) {
         let recorded = async || {
             let all = publisher.admin.all("/v1/deliveries").await;
             let tried = |one: &&Value| one["attempt_count"] != 0;
-            let tries = all.iter().filter_map(|one| one["attempt_count"].as_u64());
-            (all.iter().filter(tried).count(), tries.sum::<u64>())
+            let counts = all.iter().filter_map(|one| one["attempt_count"].as_u64());
+            (all.iter().filter(tried).count(), counts.sum::<u64>())
         };
         eventually("ten wait for their second try", LIMIT, async || {
             (recorded().await.0 >= 10).then_some(())
