@@ -1,0 +1,1 @@
+//! How people get in: sign-in, registration, invitations and sessions, without HTTP.
