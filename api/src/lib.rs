@@ -41,7 +41,7 @@ use trains::{accounts, resolve, train, train_tokens};
 use web::{
     contract::{self, Contract, OperationDoc, complete},
     docs,
-    http::{RateLimits, RateSettings, StackOptions, wrap},
+    http::{PublicOrigin, RateLimits, RateSettings, StackOptions, wrap},
 };
 use webhooks::{deliveries, endpoint_secrets, endpoints, event_types, events, listen, replays};
 
@@ -51,6 +51,8 @@ pub struct Deps {
     pub contract: Contract,
     /// The store.
     pub store: Store,
+    /// How people get in.
+    pub people: ::identity::Service,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
     /// Who refreshes accounts.
@@ -312,6 +314,8 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
     let limits = Arc::new(RateLimits::new(deps.rates));
     let app = Arc::new(App {
         store: deps.store,
+        origin: PublicOrigin::new(deps.people.settings().public_origin.clone()),
+        people: deps.people,
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,

@@ -369,7 +369,7 @@ impl Runs {
         let patience = WaitOptions {
             wait,
             gone: who.request.gone(),
-            token: who.token(),
+            presented: who.presented(),
         };
         let claimed = scoped
             .runs()
