@@ -12,7 +12,7 @@ use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Problem,
+    Problem,
     credential::{CredentialKind, Source},
     id::CredentialId,
     permission::{CredentialsRead, CredentialsWrite},
@@ -31,30 +31,7 @@ use crate::{
         path::{Path, PathValue},
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
-
-/// The problems of these operations.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "mint_credential",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_credentials",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_credential",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "delete_credential",
-        codes: &[Code::LastAdminToken, Code::LastSecret],
-    },
-];
+use web::http::{ApiError, OptionalBody};
 
 pub(crate) const EXAMPLE_TOKEN_ID: &str = "tok_01h455vb4pex5vsknk084sn02q";
 const EXAMPLE_SECRET_ID: &str = "sec_01h455vb4pex5vsknk084sn02q";

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
-    Code, FaultCode, Problem,
+    FaultCode, Problem,
     id::PublisherId,
     permission::{PublishersMint, PublishersRead, PublishersWrite},
     slug::{self, Slug},
@@ -28,37 +28,10 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch},
-};
+use web::http::{ApiError, Body, OptionalBody, Patch};
 
 pub(crate) use own::Own;
 use views::{CreatedView, NewPublisherRequest, PatchRequest, PublisherView, ResumeRequest};
-
-/// The problems of these operations.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_publisher",
-        codes: &[Code::SlugTaken, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "suspend_publisher",
-        codes: &[Code::WrongPublisherState],
-    },
-    OperationDoc {
-        operation_id: "resume_publisher",
-        codes: &[Code::WrongPublisherState, Code::SlugTaken],
-    },
-    OperationDoc {
-        operation_id: "mint_admin_token",
-        codes: &[
-            Code::WrongPublisherState,
-            Code::QuotaExceeded,
-            Code::SecretNoLongerAvailable,
-        ],
-    },
-];
 
 fn slug_field(text: &str) -> Result<Slug, ApiError> {
     Slug::parse(text).ok_or_else(|| {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FaultCode, FieldError, Problem,
+    FaultCode, FieldError, Problem,
     id::PublisherId,
     permission::{PipelinesRead, PipelinesWrite},
     pipeline::{Definition, Subcommand},
@@ -33,36 +33,12 @@ use crate::{
     },
 };
 use web::{
-    contract::{OperationDoc, child},
+    contract::child,
     http::{ApiError, Body},
 };
 
 /// Longest name of a subcommand, characters.
 const SUBCOMMAND_CHARS: usize = 63;
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "put_pipeline",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::PreconditionFailed,
-        ],
-    },
-    OperationDoc {
-        operation_id: "pause_pipeline",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "resume_pipeline",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "delete_pipeline",
-        codes: &[Code::PipelineInUse, Code::PreconditionFailed],
-    },
-];
 
 /// An endpoint of the publisher that a run may call through the control plane.
 #[derive(Object, View, Clone, Debug, PartialEq, Eq)]
@@ -535,6 +511,7 @@ impl Pipelines {
 
 #[cfg(test)]
 mod tests {
+    use domain::Code;
     use poem_openapi::types::Example;
 
     use super::*;

@@ -34,10 +34,7 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, RequestContext},
-};
+use web::http::{ApiError, Body, OptionalBody, RequestContext};
 
 pub(crate) mod timeline;
 mod views;
@@ -50,45 +47,6 @@ use views::{
 
 /// How often an input is judged by a pipeline that changes meanwhile.
 const VERSIONS_TRIED: u32 = 5;
-
-const FINISHING: [Code; 2] = [Code::IdempotencyKeyReused, Code::ClaimLost];
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_run",
-        codes: &[
-            Code::IdempotencyKeyReused,
-            Code::SecretNoLongerAvailable,
-            Code::PipelinePaused,
-            Code::ConcurrencyLimit,
-        ],
-    },
-    OperationDoc {
-        operation_id: "cancel_run",
-        codes: &[Code::IdempotencyKeyReused, Code::RunFinished],
-    },
-    OperationDoc {
-        operation_id: "cancel_runs",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "heartbeat_run",
-        codes: &[Code::ClaimLost],
-    },
-    OperationDoc {
-        operation_id: "complete_run",
-        codes: &FINISHING,
-    },
-    OperationDoc {
-        operation_id: "fail_run",
-        codes: &FINISHING,
-    },
-    OperationDoc {
-        operation_id: "release_run",
-        codes: &FINISHING,
-    },
-];
 
 /// The operations on runs.
 pub struct Runs {

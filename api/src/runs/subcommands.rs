@@ -31,10 +31,7 @@ use crate::{
         path::{Path, Text},
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{AnyBody, ApiError},
-};
+use web::http::{AnyBody, ApiError};
 
 mod envelope;
 mod headers;
@@ -49,12 +46,6 @@ const CALLS: Bounds = Bounds {
     total: SUBCOMMAND_CALLS_IN_ALL,
     per_owner: SUBCOMMAND_CALLS,
 };
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "call_subcommand",
-    codes: &[Code::ClaimLost, Code::UnknownSubcommand],
-}];
 
 /// The operation on subcommands.
 pub struct Subcommands {

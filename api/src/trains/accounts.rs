@@ -11,7 +11,6 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::AccountId,
     permission::{AccountsRead, AccountsWrite},
 };
@@ -29,43 +28,11 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, Patch},
-};
+use web::http::{ApiError, Body, Patch};
 
 use cooldowns::CooldownView;
 
 use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_account",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::NameTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_account",
-        codes: &[Code::NameTaken, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_account",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "replace_account",
-        codes: &[
-            Code::DestinationRefused,
-            Code::NameTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-];
 
 /// Whether a credential works, as far as is known.
 #[derive(Clone, Copy, Debug, Enum)]

@@ -26,31 +26,12 @@ use crate::{
         common::{NoContent, Ok, Tag, no_content},
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, RequestContext},
-};
+use web::http::{ApiError, Body, OptionalBody, RequestContext};
 
 pub(crate) mod forward;
 mod views;
 
 use views::{Lending, ReportRequest, ResolveRequest};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "resolve",
-        codes: &[
-            Code::TrainDisabled,
-            Code::TrainExhausted,
-            Code::NoAccountOfUpstream,
-        ],
-    },
-    OperationDoc {
-        operation_id: "report",
-        codes: &[Code::TrainDisabled, Code::NotFound],
-    },
-];
 
 /// What a caller asks for.
 #[derive(Debug, Default)]

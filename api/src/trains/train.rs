@@ -8,7 +8,7 @@ use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Slug,
+    Slug,
     id::TrainId,
     permission::{TrainsRead, TrainsWrite},
 };
@@ -27,37 +27,9 @@ use crate::{
     },
     trains::accounts::{self, cooldowns::CooldownView},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, Patch},
-};
+use web::http::{ApiError, Body, Patch};
 
 use body::{NewTrainBody, NoticeName, PlacesBody, TrainPatchBody};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_train",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::SlugTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_train",
-        codes: &[Code::DestinationRefused, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_train",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "set_train_accounts",
-        codes: &[Code::PreconditionFailed],
-    },
-];
 
 /// Where a train's people read, without the URL that leads there.
 #[derive(Object, View, Example, Clone, Debug)]

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Slug,
+    Slug,
     id::TokenId,
     permission::{CredentialsRead, CredentialsWrite},
 };
@@ -23,16 +23,7 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "mint_train_token",
-    codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-}];
+use web::http::{ApiError, OptionalBody};
 
 /// A train's token, without what it is.
 #[derive(Object, View, Example)]

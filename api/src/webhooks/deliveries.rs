@@ -4,7 +4,6 @@ use poem_openapi::{Enum, Object, OpenApi, param::Query};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{DeliveryId, EndpointId, EventId, Id},
     permission::{WebhooksRead, WebhooksSend},
 };
@@ -21,13 +20,7 @@ use crate::{
         path::Path,
     },
 };
-use web::{contract::OperationDoc, http::ApiError};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "retry_delivery",
-    codes: &[Code::EndpointDisabled, Code::IdempotencyKeyReused],
-}];
+use web::http::ApiError;
 
 /// Where a delivery stands.
 #[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,6 @@ use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{EndpointId, Id as _, KeySetId, SecretId},
     permission::{CredentialsRead, CredentialsWrite},
     signature::Signing,
@@ -27,30 +26,7 @@ use crate::{
         path::{Path, Text},
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "mint_endpoint_secret",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_endpoint_secrets",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "delete_endpoint_secret",
-        codes: &[Code::LastSecret],
-    },
-    OperationDoc {
-        operation_id: "get_webhook_keys",
-        codes: &[Code::RateLimited, Code::StoreUnavailable],
-    },
-];
+use web::http::{ApiError, OptionalBody, RequestContext};
 
 const EXAMPLE_PUBLIC: &str = "whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
 

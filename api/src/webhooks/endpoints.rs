@@ -9,7 +9,6 @@ use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::EndpointId,
     permission::{WebhooksRead, WebhooksSend, WebhooksWrite},
     retry::Schedule,
@@ -32,41 +31,10 @@ use crate::{
         events::{self, views::EventView},
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch},
-};
+use web::http::{ApiError, Body, OptionalBody, Patch};
 
 use body::{EndpointPatchBody, NewEndpointBody};
 use health::{EnableBody, EnabledEndpoint, EndpointStats, HealthView};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_webhook_endpoint",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_webhook_endpoint",
-        codes: &[Code::DestinationRefused, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_webhook_endpoint",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "enable_webhook_endpoint",
-        codes: &[Code::QuotaExceeded, Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "test_webhook_endpoint",
-        codes: &[Code::EndpointDisabled, Code::IdempotencyKeyReused],
-    },
-];
 
 /// A webhook endpoint.
 #[derive(Object, View, Example, Clone, Debug)]

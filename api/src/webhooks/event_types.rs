@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FaultCode, FieldError, JsonText, Problem,
+    FaultCode, FieldError, JsonText, Problem,
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
     id::PublisherId,
     limits::EXAMPLE_BYTES,
@@ -32,22 +32,7 @@ use crate::{
     },
     webhooks::events::views::EventView,
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "put_event_type",
-        codes: &[Code::QuotaExceeded, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_event_type",
-        codes: &[Code::PreconditionFailed],
-    },
-];
+use web::http::{ApiError, Body};
 
 const fn description(own: OwnType) -> &'static str {
     match own {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
-    Code, Problem,
+    Problem,
     id::EventId,
     limits::{PAYLOAD_BYTES, PUBLISH_BYTES},
     permission::{EventsPublish, EventsRead},
@@ -28,18 +28,12 @@ use crate::{
     },
 };
 use web::{
-    contract::{FAULTS_MAX, OperationDoc},
+    contract::FAULTS_MAX,
     http::{ApiError, Body, RequestContext},
 };
 
 use publish::{NewEventBody, PublishBody, Published};
 use views::EventView;
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "publish_events",
-    codes: &[Code::IdempotencyKeyReused],
-}];
 
 /// The operations on events.
 pub struct Events {

@@ -39,7 +39,7 @@ use crate::{
     },
     webhooks::events::views::EventView,
 };
-use web::{contract::OperationDoc, http::ApiError};
+use web::http::ApiError;
 
 /// Most listeners in one process, and of a publisher.
 const LISTENERS: Bounds = Bounds {
@@ -57,12 +57,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Bytes of the key that signs for a listener: divisible by three, so that base64 needs no
 /// padding, and within Standard Webhooks' 24 to 64.
 const KEY_BYTES: usize = 30;
-
-/// The problems of this operation's own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "listen",
-    codes: &[Code::QuotaExceeded],
-}];
 
 /// The first message: what to verify with.
 #[derive(Object, Example, Clone, Debug)]

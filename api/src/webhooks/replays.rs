@@ -4,7 +4,6 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{EndpointId, ReplayId},
     permission::{WebhooksRead, WebhooksWrite},
 };
@@ -21,26 +20,7 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "start_replay",
-        codes: &[
-            Code::EndpointDisabled,
-            Code::QuotaExceeded,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "cancel_replay",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-];
+use web::http::{ApiError, Body};
 
 /// Where a replay stands.
 #[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]

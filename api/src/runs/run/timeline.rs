@@ -34,7 +34,7 @@ use crate::{
         verbatim::Verbatim,
     },
 };
-use web::{contract::OperationDoc, http::ApiError};
+use web::http::ApiError;
 
 /// Most streams in one process, and of a publisher.
 const STREAMS: Bounds = Bounds {
@@ -49,12 +49,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_secs(2);
 /// Entries that a stream reads at once; each may have 256 KiB.
 const READ: u64 = 16;
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "stream_run",
-    codes: &[Code::RateLimited],
-}];
 
 /// What happened.
 #[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,6 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{AccountId, TokenId},
     lending::UseOutcome,
     permission::AccountsWrite,
@@ -20,18 +19,9 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
+use web::http::{ApiError, OptionalBody};
 
 use super::AccountView;
-
-/// The problems of this operation's own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "end_account_cooldown",
-    codes: &[Code::IdempotencyKeyReused],
-}];
 
 /// What a report said that lets an account cool down.
 #[derive(Clone, Copy, Debug, Enum)]

@@ -26,38 +26,13 @@ use crate::{
         sent::Sent,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
+use web::http::{ApiError, Body};
 
 use super::{
     AccountView,
     body::{HeaderBody, upstream},
     made,
 };
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "start_oauth_login",
-        codes: &[
-            Code::NotFound,
-            Code::DestinationRefused,
-            Code::NameTaken,
-            Code::QuotaExceeded,
-        ],
-    },
-    OperationDoc {
-        operation_id: "finish_oauth_login",
-        codes: &[
-            Code::NotFound,
-            Code::LoginFailed,
-            Code::NameTaken,
-            Code::QuotaExceeded,
-        ],
-    },
-];
 
 /// A login to begin.
 #[derive(Object, Example, Clone, Debug)]

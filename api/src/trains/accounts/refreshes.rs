@@ -7,7 +7,7 @@ use poem_openapi::{Enum, Object, OpenApi};
 use tokio::time::Instant;
 use view_derive::Example;
 
-use domain::{Code, account::CredentialType, id::AccountId, permission::AccountsWrite};
+use domain::{account::CredentialType, id::AccountId, permission::AccountsWrite};
 use persistence::{Context, Refreshable, Scope, StoreError};
 use upstream::RefreshError;
 
@@ -19,18 +19,9 @@ use crate::{
         path::Path,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
+use web::http::{ApiError, OptionalBody};
 
 use super::{AccountView, example_id};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "refresh_account",
-    codes: &[Code::WrongCredentialType, Code::RefreshFailed],
-}];
 
 /// How many accounts of a publisher are refreshed at a time.
 const AT_A_TIME: usize = 8;
