@@ -109,7 +109,7 @@ type Lending = (
 fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
-        publisher::Publishers { app: app() },
+        publisher::Publishers,
         publisher::Own,
         credentials::Credentials,
         audit::OwnLog,

@@ -334,16 +334,12 @@ fn rotated(minted: &Minted) -> Answer {
 /// A publisher's credentials.
 pub(crate) struct Credentials;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Credentials")]
+#[OpenApi(prefix_path = "/v1/publishers/me/tokens", tag = "Tag::Credentials")]
 impl Credentials {
     /// List credentials
     ///
     /// All that are not revoked, newest first, without what they are.
-    #[oai(
-        path = "/publishers/me/tokens",
-        method = "get",
-        operation_id = "list_credentials"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_credentials")]
     async fn list(
         &self,
         who: Caller<CredentialsRead>,
@@ -352,18 +348,13 @@ impl Credentials {
         page: PageQuery,
     ) -> Result<Listed<CredentialView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let credentials = scoped.credentials();
+        let credentials = who.scoped().credentials();
         let page = credentials.credentials(kind.0.map(Into::into), list.page()?);
         Ok(list.answer(page.await?, Into::into))
     }
 
     /// Create a credential
-    #[oai(
-        path = "/publishers/me/tokens/:kind",
-        method = "post",
-        operation_id = "mint_credential"
-    )]
+    #[oai(path = "/:kind", method = "post", operation_id = "mint_credential")]
     async fn mint(
         &self,
         who: Caller<CredentialsWrite>,
@@ -376,12 +367,9 @@ impl Credentials {
     ) -> Result<Created<IssuedCredential>, ApiError> {
         let new = body.0.parse()?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .credentials()
-            .mint(&context, kind.into(), new, made)
-            .await?
-            .into())
+        let credentials = who.scoped().credentials();
+        let answer = credentials.mint(&context, kind.into(), new, made);
+        Ok(answer.await?.into())
     }
 
     /// Rotate all credentials of a kind
@@ -389,7 +377,7 @@ impl Credentials {
     /// One new credential takes the place of all of them. Without an overlap the old ones stop
     /// working before the answer is sent.
     #[oai(
-        path = "/publishers/me/tokens/:kind/rotate",
+        path = "/:kind/rotate",
         method = "post",
         operation_id = "rotate_credentials"
     )]
@@ -406,9 +394,8 @@ impl Credentials {
         let body = body.0;
         let new = new_credential(body.name, body.expires_at, body.pipelines)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let credentials = who.scoped().credentials();
         let overlap = overlap(body.overlap_seconds);
-        let credentials = scoped.credentials();
         let answer = credentials.rotate_all(&context, kind.into(), overlap, new, rotated);
         Ok(answer.await?.into())
     }
@@ -417,7 +404,7 @@ impl Credentials {
     ///
     /// The new one has the old one's name, pipelines and expiry.
     #[oai(
-        path = "/publishers/me/tokens/:kind/:id/rotate",
+        path = "/:kind/:id/rotate",
         method = "post",
         operation_id = "rotate_credential"
     )]
@@ -433,9 +420,8 @@ impl Credentials {
         body: OptionalBody<RotateCredential>,
     ) -> Result<Ok<IssuedCredential>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let credentials = who.scoped().credentials();
         let overlap = overlap(body.0.overlap_seconds);
-        let credentials = scoped.credentials();
         let answer = credentials.rotate_one(&context, kind.into(), id, overlap, rotated);
         Ok(answer.await?.into())
     }
@@ -445,7 +431,7 @@ impl Credentials {
     /// It has stopped working when the answer arrives. An older token with several rights loses
     /// the one of `kind` and keeps the others.
     #[oai(
-        path = "/publishers/me/tokens/:kind/:id",
+        path = "/:kind/:id",
         method = "delete",
         operation_id = "delete_credential"
     )]
@@ -457,8 +443,7 @@ impl Credentials {
         Path(id): Path<CredentialId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let credentials = scoped.credentials();
+        let credentials = who.scoped().credentials();
         let answer = credentials.revoke(&context, kind.into(), id, |()| no_content());
         Ok(answer.await?.into())
     }

@@ -16,14 +16,14 @@ use domain::{
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
-use persistence::Pipeline;
+use persistence::{Answer, Pipeline};
 
 use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
         App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content},
+        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, created, no_content},
         cursor::Listed,
         destination,
         examples::{EXAMPLE_AT, nil_id},
@@ -356,27 +356,19 @@ impl Pipelines {
         paused: bool,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let runs = scoped.runs();
-        let answered = runs.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
-            let view = PipelineView::from(pipeline);
-            answer(200, &view).revision(pipeline.revision)
-        });
+        let runs = who.scoped().runs();
+        let answered = runs.pause_pipeline(&context, slug.as_str(), paused, shown);
         Ok(answered.await?.into())
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Pipelines")]
+#[OpenApi(prefix_path = "/v1/pipelines", tag = "Tag::Pipelines")]
 impl Pipelines {
     /// Create or update a pipeline
     ///
     /// The body is the whole definition. A definition that differs makes a new version; the same
     /// one again changes nothing.
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "put",
-        operation_id = "put_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "put", operation_id = "put_pipeline")]
     async fn put(
         &self,
         who: Caller<PipelinesWrite>,
@@ -391,54 +383,35 @@ impl Pipelines {
         let checked = body.0.checked(&app.policy, &app.schemas, publisher);
         let definition = who.request.aside(checked).await??;
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .runs()
-            .put_pipeline(
-                &context,
-                slug,
-                definition,
-                if_match.0,
-                |(pipeline, created)| {
-                    let (status, location) = if *created {
-                        (201, Some(format!("/v1/pipelines/{}", pipeline.slug)))
-                    } else {
-                        (200, None)
-                    };
-                    let view = PipelineView::from(pipeline);
-                    answer(status, &view)
-                        .revision(pipeline.revision)
-                        .at(location)
-                },
-            )
-            .await?;
-        Ok(answer.into())
+        let runs = who.scoped().runs();
+        let render = |(pipeline, is_new): &(Pipeline, bool)| {
+            if *is_new {
+                created(shown(pipeline), format!("/v1/pipelines/{}", pipeline.slug))
+            } else {
+                shown(pipeline)
+            }
+        };
+        let answer = runs.put_pipeline(&context, slug, definition, if_match.0, render);
+        Ok(answer.await?.into())
     }
 
     /// Get a pipeline
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "get",
-        operation_id = "get_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "get", operation_id = "get_pipeline")]
     async fn get(
         &self,
         who: Caller<PipelinesRead>,
         /// The pipeline's slug.
         Path(slug): Path<Slug>,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let scoped = who.scoped();
-        let pipeline = scoped.runs().pipeline(slug.as_str()).await?;
-        Ok(Ok::show(
-            &PipelineView::from(&pipeline),
-            Some(pipeline.revision),
-        ))
+        let runs = who.scoped().runs();
+        let pipeline = runs.pipeline(slug.as_str()).await?;
+        Ok(shown(&pipeline).into())
     }
 
     /// List pipelines
     ///
     /// Newest first. A token that is limited to some pipelines sees only those.
-    #[oai(path = "/pipelines", method = "get", operation_id = "list_pipelines")]
+    #[oai(path = "/", method = "get", operation_id = "list_pipelines")]
     async fn list(
         &self,
         who: Caller<PipelinesRead>,
@@ -453,7 +426,7 @@ impl Pipelines {
     ///
     /// It hands out no runs until it is resumed. Runs that are held go on, and new ones wait.
     #[oai(
-        path = "/pipelines/:slug/pause",
+        path = "/:slug/pause",
         method = "post",
         operation_id = "pause_pipeline"
     )]
@@ -469,7 +442,7 @@ impl Pipelines {
 
     /// Resume a pipeline
     #[oai(
-        path = "/pipelines/:slug/resume",
+        path = "/:slug/resume",
         method = "post",
         operation_id = "resume_pipeline"
     )]
@@ -487,11 +460,7 @@ impl Pipelines {
     ///
     /// Its finished runs stay readable until their retention ends; unfinished ones refuse it. The
     /// slug is free at once.
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "delete",
-        operation_id = "delete_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "delete", operation_id = "delete_pipeline")]
     async fn delete(
         &self,
         who: Caller<PipelinesWrite>,
@@ -500,13 +469,15 @@ impl Pipelines {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .runs()
-            .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())
-            .await?;
-        Ok(answer.into())
+        let runs = who.scoped().runs();
+        let answer = runs.delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content());
+        Ok(answer.await?.into())
     }
+}
+
+/// A pipeline as it is now.
+fn shown(pipeline: &Pipeline) -> Answer {
+    answer(200, &PipelineView::from(pipeline)).revision(pipeline.revision)
 }
 
 #[cfg(test)]

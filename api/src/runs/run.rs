@@ -26,7 +26,7 @@ use crate::{
     schemas::{Item, Side, check_payload_bytes},
     shared::{
         App,
-        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text},
+        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text, created},
         cursor::Listed,
         destination,
         idempotency::Idempotency,
@@ -186,18 +186,14 @@ impl Runs {
             claim: body.0.claim,
         };
         let context = who.context_with(key);
-        let render = |created: &CreatedRun| {
-            let view = CreatedRunView::from(created);
-            let revision = Some(created.run.revision);
-            let location = format!("/v1/runs/{}", created.run.id);
-            if created.existed {
-                answer_text(200, &view).revision(revision)
-            } else {
-                answer_text(201, &view)
-                    .revision(revision)
-                    .at(location)
-                    .holds_secret(created.claim.is_some())
+        let render = |new: &CreatedRun| {
+            let view = CreatedRunView::from(new);
+            let shown = answer_text(200, &view).revision(new.run.revision);
+            if new.existed {
+                return shown;
             }
+            let location = format!("/v1/runs/{}", new.run.id);
+            created(shown, location).holds_secret(new.claim.is_some())
         };
         let answer = self
             .create_judged((&who.request, who.scope()), &context, (&slug, new), render)
@@ -272,8 +268,8 @@ impl Runs {
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped.runs().cancel_run(&context, id, shown).await?.into())
+        let runs = who.scoped().runs();
+        Ok(runs.cancel_run(&context, id, shown).await?.into())
     }
 
     /// Cancel runs
@@ -289,8 +285,7 @@ impl Runs {
     ) -> Result<Ok<CancelledRuns>, ApiError> {
         let filter = RunFilter::from(body.0);
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let runs = scoped.runs();
+        let runs = who.scoped().runs();
         let answered = runs.cancel_runs(&context, &filter, |done| {
             answer(200, &CancelledRuns::from(done))
         });
@@ -318,7 +313,7 @@ impl Runs {
         let pipelines = wanted.map(|texts| slugs(texts, "/pipelines", &mut faults));
         destination::refuse(faults, Vec::new())?;
         let context = who.context();
-        let scoped = who.scoped();
+        let runs = who.scoped().runs();
         let asked = Duration::from_secs(u64::from(body.0.wait_seconds));
         let wait = asked.min(self.app.claim_wait_max);
         if !wait.is_zero() {
@@ -329,8 +324,7 @@ impl Runs {
             gone: who.request.gone(),
             token: who.token(),
         };
-        let claimed = scoped
-            .runs()
+        let claimed = runs
             .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
             .await?;
         let items = claimed.into_iter().map(ClaimedRun::from).collect();
@@ -360,11 +354,8 @@ impl Runs {
             check_progress(progress)?;
         }
         let context = who.context();
-        let scoped = who.scoped();
-        let run = scoped
-            .runs()
-            .heartbeat_run(&context, id, &claim.0, progress)
-            .await?;
+        let runs = who.scoped().runs();
+        let run = runs.heartbeat_run(&context, id, &claim.0, progress).await?;
         let view = HeartbeatView::of(&run).ok_or(Code::ClaimLost)?;
         Ok(Ok::show(&view, None))
     }
@@ -385,16 +376,13 @@ impl Runs {
         key: Idempotency,
         body: Body<CompleteBody>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let scoped = who.scoped();
+        let runs = who.scoped().runs();
         let output = self
             .judged_output((&who.request, who.scope()), id, body.0.output.0)
             .await?;
         let context = who.context_with(key);
-        Ok(scoped
-            .runs()
-            .complete_run(&context, id, &claim.0, output, shown)
-            .await?
-            .into())
+        let answer = runs.complete_run(&context, id, &claim.0, output, shown);
+        Ok(answer.await?.into())
     }
 
     /// Fail a run
@@ -415,12 +403,9 @@ impl Runs {
         let error = body.0.error.0;
         check_payload_bytes("error", &error)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .runs()
-            .fail_run(&context, id, &claim.0, (error, retryable), shown)
-            .await?
-            .into())
+        let runs = who.scoped().runs();
+        let answer = runs.fail_run(&context, id, &claim.0, (error, retryable), shown);
+        Ok(answer.await?.into())
     }
 
     /// Release a run
@@ -441,12 +426,9 @@ impl Runs {
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .runs()
-            .release_run(&context, id, &claim.0, shown)
-            .await?
-            .into())
+        let runs = who.scoped().runs();
+        let answer = runs.release_run(&context, id, &claim.0, shown);
+        Ok(answer.await?.into())
     }
 }
 

@@ -64,6 +64,16 @@ pub fn answer_text<T: Serialize>(status: u16, value: &T) -> Answer {
     Answer::new(status, serde_json::to_string(value).unwrap_or_default())
 }
 
+/// The answer that shows a thing, for one that was made just now and is found at `location`.
+#[must_use]
+pub fn created(shown: Answer, location: String) -> Answer {
+    let new = Answer {
+        status: 201,
+        ..shown
+    };
+    new.at(location)
+}
+
 /// 204.
 #[must_use]
 pub fn no_content() -> Answer {

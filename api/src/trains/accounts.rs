@@ -20,7 +20,7 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Created, IfMatch, Ok, Tag, Time, answer},
+        common::{Created, IfMatch, Ok, Tag, Time, answer, created},
         cursor::Listed,
         examples::nil_id,
         idempotency::Idempotency,
@@ -195,12 +195,12 @@ pub(crate) fn all(app: &Arc<App>) -> All {
     )
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Accounts {
     /// Create an account
     ///
     /// The credential is sealed, and no answer shows it again.
-    #[oai(path = "/accounts", method = "post", operation_id = "create_account")]
+    #[oai(path = "/", method = "post", operation_id = "create_account")]
     async fn create(
         &self,
         who: Caller<AccountsWrite>,
@@ -209,8 +209,7 @@ impl Accounts {
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.create_account(&context, new, made);
         Ok(answer.await?.into())
     }
@@ -218,7 +217,7 @@ impl Accounts {
     /// List accounts
     ///
     /// Newest first.
-    #[oai(path = "/accounts", method = "get", operation_id = "list_accounts")]
+    #[oai(path = "/", method = "get", operation_id = "list_accounts")]
     async fn list(
         &self,
         who: Caller<AccountsRead>,
@@ -230,27 +229,20 @@ impl Accounts {
     }
 
     /// Get an account
-    #[oai(path = "/accounts/:id", method = "get", operation_id = "get_account")]
+    #[oai(path = "/:id", method = "get", operation_id = "get_account")]
     async fn get(
         &self,
         who: Caller<AccountsRead>,
         Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let account = who.scoped().trains().account(id).await?;
-        Ok(Ok::show(
-            &AccountView::from(&account),
-            Some(account.revision),
-        ))
+        Ok(shown(&account).into())
     }
 
     /// Update an account
     ///
     /// A JSON Merge Patch (RFC 7396). Its credential stays what it is.
-    #[oai(
-        path = "/accounts/:id",
-        method = "patch",
-        operation_id = "update_account"
-    )]
+    #[oai(path = "/:id", method = "patch", operation_id = "update_account")]
     async fn update(
         &self,
         who: Caller<AccountsWrite>,
@@ -259,13 +251,8 @@ impl Accounts {
         body: Patch<AccountPatchBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let wish = |account: &Account| body.0.over(account.ceilings);
-        let shown = |account: &Account| {
-            let view = AccountView::from(account);
-            answer(200, &view).revision(account.revision)
-        };
-        let trains = scoped.trains();
         let answer = trains.update_account(&context, id, if_match.0, wish, shown);
         Ok(answer.await?.into())
     }
@@ -273,11 +260,7 @@ impl Accounts {
     /// Delete an account
     ///
     /// It leaves every train that lent it; the answer names those that have no account now.
-    #[oai(
-        path = "/accounts/:id",
-        method = "delete",
-        operation_id = "delete_account"
-    )]
+    #[oai(path = "/:id", method = "delete", operation_id = "delete_account")]
     async fn delete(
         &self,
         who: Caller<AccountsWrite>,
@@ -285,14 +268,13 @@ impl Accounts {
         if_match: IfMatch,
     ) -> Result<Ok<DeletedAccount>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let report = |empty: &Vec<String>| {
             let report = DeletedAccount {
                 trains_left_empty: empty.clone(),
             };
             answer(200, &report)
         };
-        let trains = scoped.trains();
         let answer = trains.delete_account(&context, id, if_match.0, report);
         Ok(answer.await?.into())
     }
@@ -302,7 +284,7 @@ impl Accounts {
     /// A new account, with another credential, takes over every place in trains, and the old one
     /// is removed: all of it or nothing. It may keep the name.
     #[oai(
-        path = "/accounts/:id/replace",
+        path = "/:id/replace",
         method = "post",
         operation_id = "replace_account"
     )]
@@ -315,16 +297,18 @@ impl Accounts {
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.replace_account(&context, id, new, made);
         Ok(answer.await?.into())
     }
 }
 
+/// An account as it is now.
+fn shown(account: &Account) -> persistence::Answer {
+    answer(200, &AccountView::from(account)).revision(account.revision)
+}
+
 /// A new account.
 fn made(account: &Account) -> persistence::Answer {
-    let location = format!("/v1/accounts/{}", account.id);
-    let view = AccountView::from(account);
-    answer(201, &view).revision(account.revision).at(location)
+    created(shown(account), format!("/v1/accounts/{}", account.id))
 }

@@ -144,12 +144,12 @@ fn filter_id<T: Id>(text: Option<&str>) -> Option<T> {
 /// The operations on deliveries.
 pub struct Deliveries;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/deliveries", tag = "Tag::Webhooks")]
 impl Deliveries {
     /// List deliveries
     ///
     /// Newest first.
-    #[oai(path = "/deliveries", method = "get", operation_id = "list_deliveries")]
+    #[oai(path = "/", method = "get", operation_id = "list_deliveries")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -178,11 +178,7 @@ impl Deliveries {
     }
 
     /// Get a delivery with its attempts
-    #[oai(
-        path = "/deliveries/:id",
-        method = "get",
-        operation_id = "get_delivery"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_delivery")]
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
@@ -200,11 +196,7 @@ impl Deliveries {
     ///
     /// Makes a delivery due at once, whether it has ended or waits for a later attempt. A pause that
     /// the receiver asked for ends. On an ordered endpoint, the deliveries before it go first.
-    #[oai(
-        path = "/deliveries/:id/retry",
-        method = "post",
-        operation_id = "retry_delivery"
-    )]
+    #[oai(path = "/:id/retry", method = "post", operation_id = "retry_delivery")]
     async fn retry(
         &self,
         who: Caller<WebhooksSend>,
@@ -212,14 +204,11 @@ impl Deliveries {
         key: Idempotency,
     ) -> Result<Ok<DeliveryView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .retry_delivery(&context, id, |delivery| {
-                answer(200, &DeliveryView::from(delivery))
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.retry_delivery(&context, id, |delivery| {
+            answer(200, &DeliveryView::from(delivery))
+        });
+        Ok(answer.await?.into())
     }
 }
 

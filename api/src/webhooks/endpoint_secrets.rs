@@ -173,8 +173,8 @@ impl EndpointSecretsApi {
         who: Caller<CredentialsRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointSecrets>, ApiError> {
-        let scoped = who.scoped();
-        let secrets = scoped.webhooks().endpoint_secrets(id).await?;
+        let webhooks = who.scoped().webhooks();
+        let secrets = webhooks.endpoint_secrets(id).await?;
         let list = EndpointSecrets {
             items: secrets.iter().map(Into::into).collect(),
             next_cursor: None,
@@ -200,8 +200,7 @@ impl EndpointSecretsApi {
         key: Idempotency,
     ) -> Result<Created<IssuedEndpointSecret>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let minted = webhooks.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
         Ok(minted.await?.into())
     }
@@ -226,8 +225,7 @@ impl EndpointSecretsApi {
     ) -> Result<Ok<IssuedEndpointSecret>, ApiError> {
         let overlap = Duration::from_secs(body.0.overlap_seconds.unwrap_or(0).into());
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let rotated =
             webhooks.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
         Ok(rotated.await?.into())
@@ -249,8 +247,7 @@ impl EndpointSecretsApi {
         Path(secret): Path<SecretId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let gone = webhooks.revoke_endpoint_secret(&context, id, secret, |()| no_content());
         Ok(gone.await?.into())
     }

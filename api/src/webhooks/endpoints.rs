@@ -19,7 +19,9 @@ use crate::{
     auth::Caller,
     shared::{
         App,
-        common::{Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content},
+        common::{
+            Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, created, no_content,
+        },
         cursor::Listed,
         examples::nil_id,
         idempotency::Idempotency,
@@ -106,14 +108,10 @@ pub struct Endpoints {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/webhook-endpoints", tag = "Tag::Webhooks")]
 impl Endpoints {
     /// Create a webhook endpoint
-    #[oai(
-        path = "/webhook-endpoints",
-        method = "post",
-        operation_id = "create_webhook_endpoint"
-    )]
+    #[oai(path = "/", method = "post", operation_id = "create_webhook_endpoint")]
     async fn create(
         &self,
         who: Caller<WebhooksWrite>,
@@ -122,26 +120,18 @@ impl Endpoints {
     ) -> Result<Created<EndpointView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .create_endpoint(&context, new, |endpoint| {
-                let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
-                let view = EndpointView::from(endpoint);
-                answer(201, &view).revision(endpoint.revision).at(location)
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.create_endpoint(&context, new, |endpoint| {
+            let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
+            created(shown(endpoint), location)
+        });
+        Ok(answer.await?.into())
     }
 
     /// List webhook endpoints
     ///
     /// Newest first.
-    #[oai(
-        path = "/webhook-endpoints",
-        method = "get",
-        operation_id = "list_webhook_endpoints"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_webhook_endpoints")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -153,21 +143,14 @@ impl Endpoints {
     }
 
     /// Get a webhook endpoint
-    #[oai(
-        path = "/webhook-endpoints/:id",
-        method = "get",
-        operation_id = "get_webhook_endpoint"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_webhook_endpoint")]
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let endpoint = who.scoped().webhooks().endpoint(id).await?;
-        Ok(Ok::show(
-            &EndpointView::from(&endpoint),
-            Some(endpoint.revision),
-        ))
+        Ok(shown(&endpoint).into())
     }
 
     /// Update a webhook endpoint
@@ -175,7 +158,7 @@ impl Endpoints {
     /// A JSON Merge Patch (RFC 7396), so `headers` are changed one by one. What is disabled keeps
     /// its deliveries waiting.
     #[oai(
-        path = "/webhook-endpoints/:id",
+        path = "/:id",
         method = "patch",
         operation_id = "update_webhook_endpoint"
     )]
@@ -187,21 +170,18 @@ impl Endpoints {
         body: Patch<EndpointPatchBody>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let webhooks = who.scoped().webhooks();
         let (body, checked) = (&body.0, body.0.checked(&self.app.policy)?);
         let change = |endpoint: &Endpoint| body.merged_into(endpoint, &checked);
-        let answer = scoped
-            .webhooks()
-            .update_endpoint(&context, id, if_match.0, change, shown)
-            .await?;
-        Ok(answer.into())
+        let answer = webhooks.update_endpoint(&context, id, if_match.0, change, shown);
+        Ok(answer.await?.into())
     }
 
     /// Delete a webhook endpoint
     ///
     /// Deliveries that are on their way to it are cancelled.
     #[oai(
-        path = "/webhook-endpoints/:id",
+        path = "/:id",
         method = "delete",
         operation_id = "delete_webhook_endpoint"
     )]
@@ -212,12 +192,9 @@ impl Endpoints {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .delete_endpoint(&context, id, if_match.0, |()| no_content())
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.delete_endpoint(&context, id, if_match.0, |()| no_content());
+        Ok(answer.await?.into())
     }
 
     /// Enable a webhook endpoint
@@ -226,7 +203,7 @@ impl Endpoints {
     /// that wait for a later attempt are due at once, and a pause that the receiver asked for
     /// ends. If that is wished, everything since a time is sent to it again.
     #[oai(
-        path = "/webhook-endpoints/:id/enable",
+        path = "/:id/enable",
         method = "post",
         operation_id = "enable_webhook_endpoint"
     )]
@@ -245,8 +222,7 @@ impl Endpoints {
             event_types: None,
         });
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let enabled = webhooks.enable_endpoint(&context, id, replay, |enabled| {
             answer(200, &EnabledEndpoint::from(enabled))
         });
@@ -257,7 +233,7 @@ impl Endpoints {
     ///
     /// How its tries went in the last day, in spans of five minutes.
     #[oai(
-        path = "/webhook-endpoints/:id/stats",
+        path = "/:id/stats",
         method = "get",
         operation_id = "get_webhook_endpoint_stats"
     )]
@@ -266,8 +242,8 @@ impl Endpoints {
         who: Caller<WebhooksRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointStats>, ApiError> {
-        let scoped = who.scoped();
-        let buckets = scoped.webhooks().endpoint_stats(id).await?;
+        let webhooks = who.scoped().webhooks();
+        let buckets = webhooks.endpoint_stats(id).await?;
         let stats = EndpointStats::new(id, &buckets, self.app.store.now());
         Ok(Ok::show(&stats, None))
     }
@@ -276,7 +252,7 @@ impl Endpoints {
     ///
     /// Delivers a `stationmaster.test` event to this endpoint alone, whatever its filters.
     #[oai(
-        path = "/webhook-endpoints/:id/test",
+        path = "/:id/test",
         method = "post",
         operation_id = "test_webhook_endpoint"
     )]
@@ -287,16 +263,13 @@ impl Endpoints {
         key: Idempotency,
     ) -> Result<Accepted<EventView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .test_endpoint(&context, id, |event| events::shown(202, event))
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.test_endpoint(&context, id, |event| events::shown(202, event));
+        Ok(answer.await?.into())
     }
 }
 
-/// A changed endpoint.
+/// An endpoint as it is now.
 fn shown(endpoint: &Endpoint) -> persistence::Answer {
     answer(200, &EndpointView::from(endpoint)).revision(endpoint.revision)
 }

@@ -18,14 +18,14 @@ use domain::{
     limits::EXAMPLE_BYTES,
     permission::{EventTypesRead, EventTypesWrite, EventsRead},
 };
-use persistence::{EventTypePut, PublishersType};
+use persistence::{Answer, EventTypePut, PublishersType};
 
 use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
         App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
+        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, created, no_content},
         own_value,
         path::{Path, PathValue, Text},
         verbatim::Verbatim,
@@ -235,17 +235,13 @@ pub struct EventTypesApi {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
+#[OpenApi(prefix_path = "/v1/event-types", tag = "Tag::Events")]
 impl EventTypesApi {
     /// List event types
     ///
     /// The types that the service itself emits, each with an example, and those that the
     /// publisher has described. Its schemas are shown one by one.
-    #[oai(
-        path = "/event-types",
-        method = "get",
-        operation_id = "list_event_types"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_event_types")]
     async fn list(&self, who: Caller<EventsRead>) -> Result<Ok<EventTypes>, ApiError> {
         let described = who.scoped().webhooks().event_types().await?;
         let own = described.iter().map(|described| EventType {
@@ -267,11 +263,7 @@ impl EventTypesApi {
     /// One of the publisher's own. Types need not be described to be published; those with a
     /// schema take only data that fits it. A change counts for whatever is published after the
     /// answer, on other processes after a second.
-    #[oai(
-        path = "/event-types/:type",
-        method = "put",
-        operation_id = "put_event_type"
-    )]
+    #[oai(path = "/:type", method = "put", operation_id = "put_event_type")]
     async fn put(
         &self,
         who: Caller<EventTypesWrite>,
@@ -286,29 +278,20 @@ impl EventTypesApi {
         let checked = body.0.checked(&self.app.schemas, who.publisher());
         let new = who.request.aside(checked).await??;
         let context = who.context();
-        let scoped = who.scoped();
-        let render = |(described, made): &(PublishersType, bool)| {
-            let (status, location) = if *made {
-                (201, Some(format!("/v1/event-types/{name}")))
+        let webhooks = who.scoped().webhooks();
+        let render = |(described, is_new): &(PublishersType, bool)| {
+            if *is_new {
+                created(shown(described), format!("/v1/event-types/{name}"))
             } else {
-                (200, None)
-            };
-            let view = EventType::from(described);
-            answer_text(status, &view)
-                .revision(described.revision)
-                .at(location)
+                shown(described)
+            }
         };
-        let webhooks = scoped.webhooks();
         let put = webhooks.put_event_type(&context, &name, new, if_match.0, render);
         Ok(put.await?.into())
     }
 
     /// Get an event type
-    #[oai(
-        path = "/event-types/:type",
-        method = "get",
-        operation_id = "get_event_type"
-    )]
+    #[oai(path = "/:type", method = "get", operation_id = "get_event_type")]
     async fn get(
         &self,
         who: Caller<EventTypesRead>,
@@ -320,18 +303,13 @@ impl EventTypesApi {
             return Ok(Ok::text(&EventType::from(own), None));
         }
         let described = who.scoped().webhooks().event_type(&name).await?;
-        let revision = Some(described.revision);
-        Ok(Ok::text(&EventType::from(&described), revision))
+        Ok(shown(&described).into())
     }
 
     /// Delete an event type's description
     ///
     /// Events of the type stay, and it may still be published.
-    #[oai(
-        path = "/event-types/:type",
-        method = "delete",
-        operation_id = "delete_event_type"
-    )]
+    #[oai(path = "/:type", method = "delete", operation_id = "delete_event_type")]
     async fn delete(
         &self,
         who: Caller<EventTypesWrite>,
@@ -340,10 +318,14 @@ impl EventTypesApi {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let webhooks = who.scoped().webhooks();
         let name = r#type.0;
-        let webhooks = scoped.webhooks();
         let answer = webhooks.delete_event_type(&context, &name, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
+}
+
+/// A publisher's type as it is now.
+fn shown(described: &PublishersType) -> Answer {
+    answer_text(200, &EventType::from(described)).revision(described.revision)
 }

@@ -83,7 +83,7 @@ impl Events {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
+#[OpenApi(prefix_path = "/v1/events", tag = "Tag::Events")]
 impl Events {
     /// Publish events
     ///
@@ -94,7 +94,7 @@ impl Events {
     /// answered 429 `share_exceeded`. An
     /// `external_id` that one of the publisher's events has already writes nothing: that event is
     /// answered in its place, with 200 if it was asked for alone.
-    #[oai(path = "/events", method = "post", operation_id = "publish_events")]
+    #[oai(path = "/", method = "post", operation_id = "publish_events")]
     async fn publish(
         &self,
         who: Caller<EventsPublish>,
@@ -105,21 +105,18 @@ impl Events {
         let (bodies, listed) = body.0.events();
         let events = self.checked((&who.request, scope), bodies, listed).await?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .publish(&context, events, listed, |published| {
-                publish::answer(published, listed)
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.publish(&context, events, listed, |published| {
+            publish::answer(published, listed)
+        });
+        Ok(answer.await?.into())
     }
 
     /// List events
     ///
     /// Newest first. A token that is limited to some pipelines sees what happened in those, and what
     /// happened in none. A part also ends at about 4 MiB.
-    #[oai(path = "/events", method = "get", operation_id = "list_events")]
+    #[oai(path = "/", method = "get", operation_id = "list_events")]
     async fn list(
         &self,
         who: Caller<EventsRead>,
@@ -129,16 +126,15 @@ impl Events {
         page: PageQuery,
     ) -> Result<Listed<EventView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let page = scoped
-            .webhooks()
+        let webhooks = who.scoped().webhooks();
+        let page = webhooks
             .events(event_type.0.as_deref(), list.page()?)
             .await?;
         Ok(list.written(page, |event, answer| answer.push_str(&event.body)))
     }
 
     /// Get an event
-    #[oai(path = "/events/:id", method = "get", operation_id = "get_event")]
+    #[oai(path = "/:id", method = "get", operation_id = "get_event")]
     async fn get(
         &self,
         who: Caller<EventsRead>,

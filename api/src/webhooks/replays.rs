@@ -134,7 +134,7 @@ pub struct NewReplayBody {
 /// The operations on replays.
 pub struct Replays;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/webhook-endpoints", tag = "Tag::Webhooks")]
 impl Replays {
     /// Replay events
     ///
@@ -143,11 +143,7 @@ impl Replays {
     /// is still pending gets no second one; `include_pending` makes that one due at once. It goes on by itself, a part at a time and after what just happened,
     /// also after a restart. A replay of the same filter that is running is answered instead of
     /// another one.
-    #[oai(
-        path = "/webhook-endpoints/:id/replays",
-        method = "post",
-        operation_id = "start_replay"
-    )]
+    #[oai(path = "/:id/replays", method = "post", operation_id = "start_replay")]
     async fn start(
         &self,
         who: Caller<WebhooksWrite>,
@@ -156,8 +152,7 @@ impl Replays {
         body: Body<NewReplayBody>,
     ) -> Result<Accepted<ReplayView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let started = webhooks.start_replay(&context, id, body.0.into(), |(replay, _)| {
             answer(202, &ReplayView::from(replay))
         });
@@ -167,11 +162,7 @@ impl Replays {
     /// List replays
     ///
     /// Newest first.
-    #[oai(
-        path = "/webhook-endpoints/:id/replays",
-        method = "get",
-        operation_id = "list_replays"
-    )]
+    #[oai(path = "/:id/replays", method = "get", operation_id = "list_replays")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -185,7 +176,7 @@ impl Replays {
 
     /// Get a replay
     #[oai(
-        path = "/webhook-endpoints/:id/replays/:replay",
+        path = "/:id/replays/:replay",
         method = "get",
         operation_id = "get_replay"
     )]
@@ -204,7 +195,7 @@ impl Replays {
     /// No more deliveries are written, and those that wait are cancelled. One that has ended stays
     /// as it is.
     #[oai(
-        path = "/webhook-endpoints/:id/replays/:replay/cancel",
+        path = "/:id/replays/:replay/cancel",
         method = "post",
         operation_id = "cancel_replay"
     )]
@@ -216,8 +207,7 @@ impl Replays {
         key: Idempotency,
     ) -> Result<Ok<ReplayView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let cancelled = webhooks.cancel_replay(&context, id, replay, |replay| {
             answer(200, &ReplayView::from(replay))
         });

@@ -149,16 +149,12 @@ struct UsageView {
 pub(crate) struct Own;
 
 #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Publisher")]
+#[OpenApi(prefix_path = "/v1/publishers/me", tag = "Tag::Publisher")]
 impl Own {
     /// Get the token's own publisher
     ///
     /// `credential` says which token asks. Answered without asking the store.
-    #[oai(
-        path = "/publishers/me",
-        method = "get",
-        operation_id = "get_own_publisher"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "get_own_publisher")]
     async fn get(&self, who: Caller<PublisherRead>) -> Result<Ok<OwnView>, ApiError> {
         let publisher = &who.principal.publisher;
         let view = OwnView::of(publisher, &who.principal);
@@ -166,11 +162,7 @@ impl Own {
     }
 
     /// Update the token's own publisher
-    #[oai(
-        path = "/publishers/me",
-        method = "patch",
-        operation_id = "update_own_publisher"
-    )]
+    #[oai(path = "/", method = "patch", operation_id = "update_own_publisher")]
     async fn update(
         &self,
         who: Caller<PublisherWrite>,
@@ -189,11 +181,7 @@ impl Own {
     }
 
     /// Get quotas and their use
-    #[oai(
-        path = "/publishers/me/usage",
-        method = "get",
-        operation_id = "get_usage"
-    )]
+    #[oai(path = "/usage", method = "get", operation_id = "get_usage")]
     async fn usage(&self, who: Caller<UsageRead>) -> Result<Ok<UsageView>, ApiError> {
         let usage = who.scoped().usage().await?;
         let live = |kind: CredentialKind| {

@@ -126,13 +126,13 @@ impl Timelines {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Runs")]
+#[OpenApi(prefix_path = "/v1/runs", tag = "Tag::Runs")]
 impl Timelines {
     /// List a run's timeline
     ///
     /// Everything that happened to it, oldest first. A part also ends at about 4 MiB.
     #[oai(
-        path = "/runs/:id/timeline",
+        path = "/:id/timeline",
         method = "get",
         operation_id = "list_run_timeline"
     )]
@@ -143,8 +143,8 @@ impl Timelines {
         page: PageQuery,
     ) -> Result<Listed<TimelineView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let page = scoped.runs().timeline(id, list.page()?).await?;
+        let runs = who.scoped().runs();
+        let page = runs.timeline(id, list.page()?).await?;
         Ok(list.answer_text(page, TimelineView::from))
     }
 
@@ -154,7 +154,7 @@ impl Timelines {
     /// happened already, then what happens. Each event has the entry's `seq` as its `id`, its
     /// `type` as its `event`, and the entry as its `data`. The stream ends with the run, or after
     /// 15 minutes; whoever wants more connects again.
-    #[oai(path = "/runs/:id/stream", method = "get", operation_id = "stream_run")]
+    #[oai(path = "/:id/stream", method = "get", operation_id = "stream_run")]
     async fn stream(
         &self,
         who: Caller<RunsRead>,

@@ -13,7 +13,7 @@ use persistence::{Account, AccountCooldown, Reporter};
 use crate::{
     auth::Caller,
     shared::{
-        common::{Ok, Tag, Time, answer},
+        common::{Ok, Tag, Time},
         examples::nil_id,
         idempotency::Idempotency,
         path::Path,
@@ -21,7 +21,7 @@ use crate::{
 };
 use web::http::{ApiError, OptionalBody};
 
-use super::AccountView;
+use super::{AccountView, shown};
 
 /// What a report said that lets an account cool down.
 #[derive(Clone, Copy, Debug, Enum)]
@@ -119,7 +119,7 @@ pub struct EndBody {
 /// The operation.
 pub struct Cooldowns;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Cooldowns {
     /// End the cooldown of an account
     ///
@@ -127,7 +127,7 @@ impl Cooldowns {
     /// account again; other processes follow within half a second. A later report starts a new
     /// cooldown. If the account does not cool down, nothing changes.
     #[oai(
-        path = "/accounts/:id/end-cooldown",
+        path = "/:id/end-cooldown",
         method = "post",
         operation_id = "end_account_cooldown"
     )]
@@ -139,13 +139,8 @@ impl Cooldowns {
         body: OptionalBody<EndBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let model = body.0.model.as_deref();
-        let shown = |account: &Account| {
-            let view = AccountView::from(account);
-            answer(200, &view).revision(account.revision)
-        };
-        let trains = scoped.trains();
         let answer = trains.end_cooldown(&context, id, model, shown);
         Ok(answer.await?.into())
     }

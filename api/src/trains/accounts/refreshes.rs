@@ -21,7 +21,7 @@ use crate::{
 };
 use web::http::{ApiError, OptionalBody};
 
-use super::{AccountView, example_id};
+use super::{AccountView, example_id, shown};
 
 /// How many accounts of a publisher are refreshed at a time.
 const AT_A_TIME: usize = 8;
@@ -124,14 +124,8 @@ impl Round {
         if Instant::now() >= self.until {
             return RefreshView::of(&one, Outcome::Skipped, Some("time_over"));
         }
-        let refresher = &self.app.refresher;
-        let fresh = refresher.replace(
-            &self.scope,
-            one.account,
-            one.version,
-            true,
-            Some(self.context),
-        );
+        let (refresher, context) = (&self.app.refresher, Some(self.context));
+        let fresh = refresher.replace(&self.scope, one.account, one.version, true, context);
         match fresh.await {
             Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
             Err(error) => RefreshView::of(&one, Outcome::Failed, Some(&why(&one, error))),
@@ -152,7 +146,7 @@ fn why(one: &Refreshable, error: RefreshError) -> String {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Refreshes {
     /// Refresh an account
     ///
@@ -160,7 +154,7 @@ impl Refreshes {
     /// many ask at the same time, one request goes out, and all get its outcome. A failure leaves an
     /// unexpired token in use.
     #[oai(
-        path = "/accounts/:id/refresh",
+        path = "/:id/refresh",
         method = "post",
         operation_id = "refresh_account"
     )]
@@ -170,8 +164,8 @@ impl Refreshes {
         Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let scope = who.scope();
-        let scoped = who.scoped();
-        let seen = scoped.trains().credential_version(id).await?;
+        let trains = who.scoped().trains();
+        let seen = trains.credential_version(id).await?;
         let context = who.context();
         let _outside = self
             .app
@@ -180,22 +174,15 @@ impl Refreshes {
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
-        let account = scoped.trains().account(id).await?;
-        Ok(Ok::show(
-            &AccountView::from(&account),
-            Some(account.revision),
-        ))
+        let account = trains.account(id).await?;
+        Ok(shown(&account).into())
     }
 
     /// Refresh all accounts
     ///
     /// Those that hold OAuth tokens and are enabled, a few at a time; the others are listed as left
     /// alone. What is not begun within 40 seconds is left alone too: ask again.
-    #[oai(
-        path = "/accounts/refresh",
-        method = "post",
-        operation_id = "refresh_accounts"
-    )]
+    #[oai(path = "/refresh", method = "post", operation_id = "refresh_accounts")]
     async fn all(
         &self,
         who: Caller<AccountsWrite>,
