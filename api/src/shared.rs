@@ -12,6 +12,7 @@ pub mod page;
 pub mod path;
 pub(crate) mod sent;
 pub(crate) mod verbatim;
+pub(crate) mod words;
 
 pub use app::App;
 pub(crate) use app::{OUTSIDE, context};

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::Query,
-    registry::{MetaSchemaRef, Registry},
-    types::{Example, Type},
-};
+use poem_openapi::{Object, OpenApi, param::Query, types::Example};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
@@ -28,55 +23,14 @@ use crate::{
         examples::EXAMPLE_AT,
         idempotency::Idempotency,
         page::PageQuery,
-        path::{Path, PathValue},
+        path::Path,
+        words::Word,
     },
 };
 use web::http::{ApiError, OptionalBody};
 
 pub(crate) const EXAMPLE_TOKEN_ID: &str = "tok_01h455vb4pex5vsknk084sn02q";
 const EXAMPLE_SECRET_ID: &str = "sec_01h455vb4pex5vsknk084sn02q";
-
-/// A kind of credential.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "CredentialKind", rename_all = "snake_case")]
-#[view(of = CredentialKind, into = CredentialKind)]
-pub(crate) enum KindName {
-    /// Comes in; may do everything within its publisher.
-    Admin,
-    /// Comes in; may start, claim and finish runs.
-    Runner,
-    /// Goes out: the key that signs webhooks.
-    WebhookSigning,
-    /// Goes out: the bearer that subcommand calls carry.
-    SubcommandBearer,
-}
-
-impl PathValue for KindName {
-    fn schema() -> MetaSchemaRef {
-        Self::schema_ref()
-    }
-
-    fn of_path(text: &str) -> Option<Self> {
-        CredentialKind::parse(text).map(Self::from)
-    }
-
-    fn register(registry: &mut Registry) {
-        <Self as Type>::register(registry);
-    }
-}
-
-/// Where a credential came from.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "CredentialSource", rename_all = "snake_case")]
-#[view(of = Source)]
-pub(crate) enum SourceName {
-    /// Made with its publisher.
-    Bootstrap,
-    /// Minted or rotated over this API.
-    Api,
-    /// Put there when the service was set up over an older one.
-    Seed,
-}
 
 /// A credential, without what it is.
 #[derive(Object, View, Example)]
@@ -87,12 +41,12 @@ pub(crate) struct CredentialView {
     #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// Its kind; of an older token with several rights the first.
-    #[example(KindName::Runner)]
-    kind: KindName,
+    #[example(CredentialKind::Runner)]
+    kind: Word<CredentialKind>,
     /// What it may do: more than one kind only for an older token.
-    #[example([KindName::Runner])]
+    #[example([CredentialKind::Runner])]
     #[view(from = kinds(of))]
-    kinds: Vec<KindName>,
+    kinds: Vec<Word<CredentialKind>>,
     /// Its name for people.
     #[oai(nullable)]
     #[example("importer")]
@@ -101,8 +55,8 @@ pub(crate) struct CredentialView {
     #[example("9kQz")]
     last_four: String,
     /// Where it came from.
-    #[example(SourceName::Api)]
-    source: SourceName,
+    #[example(Source::Api)]
+    source: Word<Source>,
     /// The only pipelines that a runner token reaches; null for all.
     #[oai(nullable)]
     #[example(["nightly-import"])]
@@ -135,13 +89,13 @@ pub(crate) struct ReplacedCredential {
 }
 
 /// What a credential may do.
-fn kinds(credential: &Credential) -> Vec<KindName> {
+fn kinds(credential: &Credential) -> Vec<Word<CredentialKind>> {
     let kinds = if credential.kind.is_token() {
         credential.grants.kinds()
     } else {
         vec![credential.kind]
     };
-    kinds.into_iter().map(KindName::from).collect()
+    kinds.into_iter().map(Word).collect()
 }
 
 /// The text of a new credential, in the member that is for its kind.
@@ -159,7 +113,7 @@ pub(crate) struct IssuedCredential {
     id: String,
     /// Its kind.
     #[view(field = credential.kind)]
-    kind: KindName,
+    kind: Word<CredentialKind>,
     /// The token itself; only of admin and runner tokens.
     #[oai(skip_serializing_if_is_none)]
     #[view(from = text_if(of.credential.kind.is_token(), of))]
@@ -207,7 +161,7 @@ impl IssuedCredential {
         };
         Self {
             id: id.into(),
-            kind: kind.into(),
+            kind: Word(kind),
             token,
             secret,
             last_four: "xxxx".into(),
@@ -344,12 +298,12 @@ impl Credentials {
         &self,
         who: Caller<CredentialsRead>,
         /// Only this kind.
-        kind: Query<Option<KindName>>,
+        kind: Query<Option<Word<CredentialKind>>>,
         page: PageQuery,
     ) -> Result<Listed<CredentialView>, ApiError> {
         let list = who.list(page).await?;
         let credentials = who.scoped().credentials();
-        let page = credentials.credentials(kind.0.map(Into::into), list.page()?);
+        let page = credentials.credentials(kind.0.map(|kind| kind.0), list.page()?);
         Ok(list.answer(page.await?, Into::into))
     }
 
@@ -359,7 +313,7 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
         key: Idempotency,
@@ -368,7 +322,7 @@ impl Credentials {
         let new = body.0.parse()?;
         let context = who.context_with(key);
         let credentials = who.scoped().credentials();
-        let answer = credentials.mint(&context, kind.into(), new, made);
+        let answer = credentials.mint(&context, kind.0, new, made);
         Ok(answer.await?.into())
     }
 
@@ -385,7 +339,7 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
         key: Idempotency,
@@ -396,7 +350,7 @@ impl Credentials {
         let context = who.context_with(key);
         let credentials = who.scoped().credentials();
         let overlap = overlap(body.overlap_seconds);
-        let answer = credentials.rotate_all(&context, kind.into(), overlap, new, rotated);
+        let answer = credentials.rotate_all(&context, kind.0, overlap, new, rotated);
         Ok(answer.await?.into())
     }
 
@@ -412,7 +366,7 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         Path(id): Path<CredentialId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
@@ -422,7 +376,7 @@ impl Credentials {
         let context = who.context_with(key);
         let credentials = who.scoped().credentials();
         let overlap = overlap(body.0.overlap_seconds);
-        let answer = credentials.rotate_one(&context, kind.into(), id, overlap, rotated);
+        let answer = credentials.rotate_one(&context, kind.0, id, overlap, rotated);
         Ok(answer.await?.into())
     }
 
@@ -439,12 +393,12 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         Path(id): Path<CredentialId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
         let credentials = who.scoped().credentials();
-        let answer = credentials.revoke(&context, kind.into(), id, |()| no_content());
+        let answer = credentials.revoke(&context, kind.0, id, |()| no_content());
         Ok(answer.await?.into())
     }
 }

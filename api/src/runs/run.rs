@@ -32,6 +32,7 @@ use crate::{
         idempotency::Idempotency,
         page::PageQuery,
         path::Path,
+        words::Word,
     },
 };
 use web::http::{ApiError, Body, OptionalBody, RequestContext};
@@ -42,7 +43,7 @@ mod views;
 pub(crate) use views::sample;
 use views::{
     CancelBody, CancelledRuns, ClaimBody, ClaimedRun, ClaimedRuns, CompleteBody, CreatedRunView,
-    FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView, Status,
+    FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView,
 };
 
 /// How often an input is judged by a pipeline that changes meanwhile.
@@ -217,7 +218,7 @@ impl Runs {
         #[oai(validator(max_length = 63))]
         pipeline: Query<Option<String>>,
         /// Only runs with this status.
-        status: Query<Option<Status>>,
+        status: Query<Option<Word<RunStatus>>>,
         /// Only runs of this external identifier.
         #[oai(validator(max_length = 200))]
         external_id: Query<Option<String>>,
@@ -230,7 +231,7 @@ impl Runs {
         let list = who.list(page).await?;
         let filter = RunFilter {
             pipeline: pipeline.0,
-            status: status.0.map(RunStatus::from),
+            status: status.0.map(|status| status.0),
             external_id: external_id.0,
             since: since.0.map(|at| at.0),
             until: until.0.map(|at| at.0),

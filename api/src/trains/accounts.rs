@@ -11,6 +11,7 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
+    account::CredentialType,
     id::AccountId,
     permission::{AccountsRead, AccountsWrite},
 };
@@ -26,13 +27,14 @@ use crate::{
         idempotency::Idempotency,
         page::PageQuery,
         path::Path,
+        words::Word,
     },
 };
 use web::http::{ApiError, Body, Patch};
 
 use cooldowns::CooldownView;
 
-use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};
+use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody};
 
 /// Whether a credential works, as far as is known.
 #[derive(Clone, Copy, Debug, Enum)]
@@ -119,8 +121,8 @@ pub struct AccountView {
     #[example(HeaderBody { name: "x-api-key".into(), scheme: None })]
     header: HeaderBody,
     /// What sort of credential it is.
-    #[example(TypeName::ApiKey)]
-    credential_type: TypeName,
+    #[example(CredentialType::ApiKey)]
+    credential_type: Word<CredentialType>,
     /// The last four characters of what goes out.
     #[example("6789")]
     last_four: String,

@@ -11,6 +11,7 @@ use domain::{
     Slug,
     id::TrainId,
     permission::{TrainsRead, TrainsWrite},
+    train::NoticeKind,
 };
 use persistence::{LastNotice, Slack, Train, TrainAccount};
 
@@ -24,12 +25,13 @@ use crate::{
         idempotency::Idempotency,
         page::PageQuery,
         path::Path,
+        words::Word,
     },
     trains::accounts::{self, cooldowns::CooldownView},
 };
 use web::http::{ApiError, Body, Patch};
 
-use body::{NewTrainBody, NoticeName, PlacesBody, TrainPatchBody};
+use body::{NewTrainBody, PlacesBody, TrainPatchBody};
 
 /// Where a train's people read, without the URL that leads there.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -41,8 +43,8 @@ struct SlackView {
     #[example("#gateway")]
     channel: Option<String>,
     /// What they are told.
-    #[example([NoticeName::TrainExhausted])]
-    events: Vec<NoticeName>,
+    #[example([NoticeKind::TrainExhausted])]
+    events: Vec<Word<NoticeKind>>,
 }
 
 /// How the last Slack message about a train stands.

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use poem_openapi::{Enum, Object, OpenApi, types::Example};
+use poem_openapi::{Object, OpenApi, types::Example};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
@@ -24,22 +24,12 @@ use crate::{
         examples::nil_id,
         idempotency::Idempotency,
         path::{Path, Text},
+        words::Word,
     },
 };
 use web::http::{ApiError, OptionalBody, RequestContext};
 
 const EXAMPLE_PUBLIC: &str = "whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
-
-/// What deliveries are signed by.
-#[derive(Enum, View, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "Signing", rename_all = "snake_case")]
-#[view(of = Signing, into = Signing)]
-pub enum SigningName {
-    /// HMAC-SHA256, with a secret that the receiver has too.
-    Hmac,
-    /// Ed25519, with a private key that nobody else has.
-    Ed25519,
-}
 
 /// A secret of an endpoint, without what it is.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -50,9 +40,9 @@ pub struct EndpointSecretView {
     #[example(nil_id::<SecretId>())]
     id: String,
     /// What it signs by.
-    #[example(SigningName::Ed25519)]
+    #[example(Signing::Ed25519)]
     #[view(field = kind)]
-    signing: SigningName,
+    signing: Word<Signing>,
     /// The key that verifies what it signs, `whpk_…`; null for a shared secret.
     #[oai(nullable)]
     #[example(EXAMPLE_PUBLIC)]
@@ -103,7 +93,7 @@ impl Example for IssuedEndpointSecret {
     fn example() -> Self {
         Self {
             of: EndpointSecretView {
-                signing: SigningName::Hmac,
+                signing: Word(Signing::Hmac),
                 public_key: None,
                 last_four: "xxxx".into(),
                 ..EndpointSecretView::example()

@@ -12,6 +12,7 @@ use domain::{
     id::EndpointId,
     permission::{WebhooksRead, WebhooksSend, WebhooksWrite},
     retry::Schedule,
+    signature::Signing,
 };
 use persistence::{Endpoint, NewReplay};
 
@@ -27,11 +28,9 @@ use crate::{
         idempotency::Idempotency,
         page::PageQuery,
         path::Path,
+        words::Word,
     },
-    webhooks::{
-        endpoint_secrets::SigningName,
-        events::{self, views::EventView},
-    },
+    webhooks::events::{self, views::EventView},
 };
 use web::http::{ApiError, Body, OptionalBody, Patch};
 
@@ -72,8 +71,8 @@ pub struct EndpointView {
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: bool,
     /// What deliveries are signed by.
-    #[example(SigningName::Hmac)]
-    signing: SigningName,
+    #[example(Signing::Hmac)]
+    signing: Word<Signing>,
     /// Where the keys are that verify what a pair of keys signs; null if it never had one.
     #[oai(nullable)]
     #[view(from = of.key_set.map(|name| format!("/v1/webhook-keys/{name}")))]

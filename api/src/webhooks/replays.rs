@@ -1,11 +1,12 @@
 //! Replays: what happened since a time, sent to an endpoint again.
 
-use poem_openapi::{Enum, Object, OpenApi};
+use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
     id::{EndpointId, ReplayId},
     permission::{WebhooksRead, WebhooksWrite},
+    words,
 };
 use persistence::{NewReplay, Replay};
 
@@ -18,32 +19,24 @@ use crate::{
         idempotency::Idempotency,
         page::PageQuery,
         path::Path,
+        words::{Word, schemas_of_words},
     },
 };
 use web::http::{ApiError, Body};
 
-/// Where a replay stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "ReplayStatus", rename_all = "snake_case")]
-pub enum Status {
-    /// Deliveries are being written, or some have not ended.
-    Running,
-    /// All its deliveries have ended, well or not.
-    Succeeded,
-    /// It was called off, or its endpoint deleted.
-    Cancelled,
-}
-
-impl Status {
-    /// From the store's word, of which there are no others.
-    fn of(word: &str) -> Self {
-        match word {
-            "succeeded" => Self::Succeeded,
-            "cancelled" => Self::Cancelled,
-            _ => Self::Running,
-        }
+words! {
+    /// Where a replay stands.
+    pub enum Status {
+        /// Deliveries are being written, or some have not ended.
+        Running = "running",
+        /// All its deliveries have ended, well or not.
+        Succeeded = "succeeded",
+        /// It was called off, or its endpoint deleted.
+        Cancelled = "cancelled",
     }
 }
+
+schemas_of_words! { Status, "ReplayStatus", "Where a replay stands."; }
 
 /// A replay.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -59,8 +52,9 @@ pub struct ReplayView {
     endpoint_id: String,
     /// Where it stands.
     #[example(Status::Running)]
-    #[view(from = Status::of(&of.status))]
-    status: Status,
+    // The store has no other words.
+    #[view(from = Word(Status::parse(&of.status).unwrap_or(Status::Running)))]
+    status: Word<Status>,
     /// Events from this moment on.
     #[example(EXAMPLE_DAY_BEFORE)]
     since: Time,

@@ -8,15 +8,16 @@ use domain::{
     permission::{PublisherRead, PublisherWrite, UsageRead},
     slug::Slug,
 };
-use persistence::{Principal, Publisher};
+use persistence::{Principal, Publisher, PublisherStatus};
 
-use super::views::{QuotasView, StatusName};
+use super::views::QuotasView;
 use crate::{
     auth::Caller,
-    publishers::credentials::{EXAMPLE_TOKEN_ID, KindName},
+    publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
         common::{IfMatch, Ok, Tag, Time, answer},
         examples::EXAMPLE_ID,
+        words::Word,
     },
 };
 use web::http::{ApiError, Patch};
@@ -30,9 +31,9 @@ struct Asking {
     #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// What it may do.
-    #[view(from = of.grants.kinds().into_iter().map(KindName::from).collect())]
-    #[example([KindName::Runner])]
-    kinds: Vec<KindName>,
+    #[view(from = of.grants.kinds().into_iter().map(Word).collect())]
+    #[example([CredentialKind::Runner])]
+    kinds: Vec<Word<CredentialKind>>,
     /// The only pipelines that it reaches; null for all.
     #[oai(nullable)]
     #[view(from = of.scope.pipelines().map(|all| all.iter().map(Slug::to_string).collect()))]
@@ -57,8 +58,8 @@ struct OwnView {
     #[example("Acme Media")]
     display_name: String,
     /// Whether its tokens work.
-    #[example(StatusName::Active)]
-    status: StatusName,
+    #[example(PublisherStatus::Active)]
+    status: Word<PublisherStatus>,
     /// How much it may have.
     quotas: QuotasView,
     /// When it was made.

@@ -4,11 +4,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use poem::web::sse::Event;
-use poem_openapi::{
-    Enum, Object, OpenApi, param::Header, payload::EventStream, types::ToJSON as _,
-};
+use poem_openapi::{Object, OpenApi, param::Header, payload::EventStream};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use view_derive::{Example, View};
@@ -32,6 +29,7 @@ use crate::{
         page::PageQuery,
         path::Path,
         verbatim::Verbatim,
+        words::Word,
     },
 };
 use web::http::ApiError;
@@ -50,38 +48,6 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Entries that a stream reads at once; each may have 256 KiB.
 const READ: u64 = 16;
 
-/// What happened.
-#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "TimelineType", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[view(of = TimelineEntryKind)]
-pub enum Kind {
-    /// It was created.
-    Created,
-    /// A runner took it.
-    Claimed,
-    /// Its holder reported progress; `data.progress` has it.
-    Progress,
-    /// A subcommand was called for it; `data` says how that went.
-    Subcommand,
-    /// It finished well.
-    Succeeded,
-    /// It finished badly; `data.error` says why.
-    Failed,
-    /// A try failed and another follows; `data.error` says why.
-    AttemptFailed,
-    /// Its holder gave it back.
-    Released,
-    /// Its lease ran out; another try follows.
-    LeaseLost,
-    /// Somebody wants it cancelled.
-    CancelRequested,
-    /// It was called off.
-    Cancelled,
-    /// Its tries or its time to live ran out.
-    Expired,
-}
-
 /// Something that happened to a run.
 #[derive(Object, View, Example, Serialize, Clone, Debug)]
 #[oai(rename = "TimelineEntry", example)]
@@ -93,9 +59,9 @@ pub struct TimelineView {
     /// When it happened.
     at: Time,
     /// What happened.
-    #[example(Kind::Claimed)]
+    #[example(TimelineEntryKind::Claimed)]
     #[view(field = kind)]
-    r#type: Kind,
+    r#type: Word<TimelineEntryKind>,
     /// How often the run had been claimed then.
     #[example(1)]
     attempt: i32,
@@ -198,11 +164,9 @@ impl Timelines {
         Ok(EventStream::new(entries.boxed())
             .keep_alive(KEEP_ALIVE)
             .to_event(|entry| {
-                let kind = entry.r#type.to_json();
-                let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
                 Event::message(streamed(&entry))
                     .id(entry.seq.to_string())
-                    .event_type(kind)
+                    .event_type(entry.r#type.0.as_str())
             }))
     }
 }
@@ -268,19 +232,6 @@ impl Follower {
             }
             self.standing.check().await.ok()?;
             self.read().await.ok()?;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_have_one_word_everywhere() {
-        for kind in TimelineEntryKind::ALL {
-            let shown = Kind::from(kind).to_json();
-            assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }
 }

@@ -20,32 +20,13 @@ use crate::shared::{
     examples::{EXAMPLE_SOON, nil_id},
     own_value,
     verbatim::Verbatim,
+    words::Word,
 };
 
 /// Longest message of a failure, characters.
 const MESSAGE_CHARS: usize = 1000;
 /// Most members of a failure.
 const ERROR_MEMBERS: usize = 50;
-
-/// Where a run stands.
-#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "RunStatus", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[view(of = RunStatus, into = RunStatus)]
-pub enum Status {
-    /// Waits for a runner.
-    Queued,
-    /// A runner holds its claim.
-    Running,
-    /// Finished well.
-    Succeeded,
-    /// Finished badly.
-    Failed,
-    /// Called off.
-    Cancelled,
-    /// Its last lease ran out.
-    Expired,
-}
 
 /// Why a run failed: a message, and whatever else its runner wants to say.
 #[derive(Serialize, Clone, Debug, PartialEq)]
@@ -135,7 +116,7 @@ pub struct RunView {
     /// The version of the pipeline that it was created with, and keeps.
     pipeline_version: i64,
     /// Where it stands.
-    status: Status,
+    status: Word<RunStatus>,
     /// What it was given.
     input: Verbatim,
     /// What it gave, once it succeeded.
