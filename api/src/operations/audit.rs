@@ -26,13 +26,7 @@ use persistence::{AuditFilter, ChainFault, Checkpoint, Verification};
 use crate::{
     auth::{Caller, Operator},
     publishers::credentials::EXAMPLE_TOKEN_ID,
-    shared::{
-        App,
-        common::{Ok, Tag, Time},
-        cursor::Listed,
-        own_value,
-        page::PageQuery,
-    },
+    shared::{App, Listed, Ok, PageQuery, Tag, Time, own_value},
 };
 use web::http::ApiError;
 

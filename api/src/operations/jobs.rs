@@ -9,10 +9,7 @@ use persistence::JobRow;
 
 use crate::{
     auth::Operator,
-    shared::{
-        common::{Ok, Tag, Time},
-        examples::EXAMPLE_AT,
-    },
+    shared::{EXAMPLE_AT, Ok, Tag, Time},
 };
 use web::http::ApiError;
 

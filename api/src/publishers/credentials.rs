@@ -18,13 +18,8 @@ use crate::{
     auth::Caller,
     runs::pipelines,
     shared::{
-        common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::EXAMPLE_AT,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::Word,
+        Created, EXAMPLE_AT, Idempotency, Listed, NoContent, Ok, PageQuery, Path, Tag, Time, Word,
+        answer, no_content,
     },
 };
 use web::http::{ApiError, OptionalBody};

@@ -18,11 +18,8 @@ use crate::{
     auth::Operator,
     publishers::credentials::{IssuedCredential, NewCredentialRequest},
     shared::{
-        common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content},
-        cursor::Listed,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag, answer,
+        no_content,
     },
 };
 use web::http::{ApiError, Body, OptionalBody, Patch};

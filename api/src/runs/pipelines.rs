@@ -22,14 +22,8 @@ use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
-        App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, created, no_content},
-        cursor::Listed,
-        destination,
-        examples::{EXAMPLE_AT, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::{Path, PathValue},
+        App, EXAMPLE_AT, Idempotency, IfMatch, Listed, NoContent, Ok, OkOrCreated, PageQuery, Path,
+        PathValue, Tag, Time, answer, created, destination, nil_id, no_content,
     },
 };
 use web::{

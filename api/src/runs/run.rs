@@ -25,14 +25,8 @@ use crate::{
     runs::pipelines::slugs,
     schemas::{Item, Side, check_payload_bytes},
     shared::{
-        App,
-        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text, created},
-        cursor::Listed,
-        destination,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::Word,
+        App, Idempotency, Listed, Ok, OkOrCreated, PageQuery, Path, Tag, Time, Word, answer,
+        answer_text, created, destination,
     },
 };
 use web::http::{ApiError, Body, OptionalBody, RequestContext};

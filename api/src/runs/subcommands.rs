@@ -25,11 +25,7 @@ use persistence::{Answer, SubcommandCall};
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Ok, Tag},
-        path::{Path, Text},
-    },
+    shared::{App, Ok, Path, Tag, Text},
 };
 use web::http::{AnyBody, ApiError};
 

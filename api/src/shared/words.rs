@@ -38,7 +38,7 @@ pub trait Words: Copy + Send + Sync + 'static {
 macro_rules! schemas_of_words {
     ($($words:ty, $schema:literal, $description:literal;)*) => {
         $(
-            impl $crate::shared::words::Words for $words {
+            impl $crate::shared::Words for $words {
                 const SCHEMA: &'static str = $schema;
                 const DESCRIPTION: &'static str = $description;
                 const ALL: &'static [Self] = &<$words>::ALL;

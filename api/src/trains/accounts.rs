@@ -20,14 +20,8 @@ use persistence::{Account, AccountHealth, OauthClient};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Created, IfMatch, Ok, Tag, Time, answer, created},
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::Word,
+        App, Created, Idempotency, IfMatch, Listed, Ok, PageQuery, Path, Tag, Time, Word, answer,
+        created, nil_id,
     },
 };
 use web::http::{ApiError, Body, Patch};

@@ -21,10 +21,7 @@ use url::Url;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{NoContent, Ok, Tag, no_content},
-    },
+    shared::{App, NoContent, Ok, Tag, no_content},
 };
 use web::http::{ApiError, Body, OptionalBody, RequestContext};
 

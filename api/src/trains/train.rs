@@ -18,14 +18,8 @@ use persistence::{LastNotice, Slack, Train, TrainAccount};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, created, no_content},
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::Word,
+        App, Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag, Time,
+        Word, answer, created, nil_id, no_content,
     },
     trains::accounts::{self, cooldowns::CooldownView},
 };

@@ -15,12 +15,8 @@ use crate::{
     auth::Caller,
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
-        common::{Created, NoContent, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::EXAMPLE_AT,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Created, EXAMPLE_AT, Idempotency, Listed, NoContent, PageQuery, Path, Tag, Time, answer,
+        no_content,
     },
 };
 use web::http::{ApiError, OptionalBody};

@@ -13,13 +13,8 @@ use persistence::{Attempt, Delivery, DeliveryFilter};
 use crate::{
     auth::Caller,
     shared::{
-        common::{Ok, Tag, Time, answer},
-        cursor::Listed,
-        examples::{EXAMPLE_AT, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::{Word, schemas_of_words},
+        EXAMPLE_AT, Idempotency, Listed, Ok, PageQuery, Path, Tag, Time, Word, answer, nil_id,
+        schemas_of_words,
     },
 };
 use web::http::ApiError;

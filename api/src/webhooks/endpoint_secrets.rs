@@ -19,12 +19,8 @@ use crate::{
     auth::Caller,
     publishers::credentials::ReplacedCredential,
     shared::{
-        App,
-        common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
-        examples::nil_id,
-        idempotency::Idempotency,
-        path::{Path, Text},
-        words::Word,
+        App, Created, Idempotency, NoContent, Ok, Path, Tag, Text, Time, Word, answer, nil_id,
+        no_content,
     },
 };
 use web::http::{ApiError, OptionalBody, RequestContext};

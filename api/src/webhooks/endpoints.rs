@@ -19,16 +19,8 @@ use persistence::{Endpoint, NewReplay};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{
-            Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, created, no_content,
-        },
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::Word,
+        Accepted, App, Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag,
+        Time, Word, answer, created, nil_id, no_content,
     },
     webhooks::events::{self, views::EventView},
 };

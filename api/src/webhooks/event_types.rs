@@ -24,11 +24,8 @@ use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
-        App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, created, no_content},
-        own_value,
-        path::{Path, PathValue, Text},
-        verbatim::Verbatim,
+        App, IfMatch, NoContent, Ok, OkOrCreated, Path, PathValue, Tag, Text, Verbatim,
+        answer_text, created, no_content, own_value,
     },
     webhooks::events::views::EventView,
 };

@@ -18,14 +18,7 @@ use persistence::{Answer, Event, NewOwnEvent, Scope};
 use crate::{
     auth::Caller,
     schemas::{Item, placed, too_long},
-    shared::{
-        App,
-        common::{Ok, Tag},
-        cursor::Listed,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-    },
+    shared::{App, Idempotency, Listed, Ok, PageQuery, Path, Tag},
 };
 use web::{
     contract::FAULTS_MAX,

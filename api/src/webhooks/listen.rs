@@ -33,10 +33,7 @@ use persistence::{Event, Feed, FeedCursor, Principal, StoreError};
 
 use crate::{
     auth::{Caller, Standing},
-    shared::{
-        App,
-        common::{Tag, Time},
-    },
+    shared::{App, Tag, Time},
     webhooks::events::views::EventView,
 };
 use web::http::ApiError;

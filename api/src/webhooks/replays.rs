@@ -13,13 +13,8 @@ use persistence::{NewReplay, Replay};
 use crate::{
     auth::Caller,
     shared::{
-        common::{Accepted, Ok, Tag, Time, answer},
-        cursor::Listed,
-        examples::{EXAMPLE_DAY_BEFORE, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-        words::{Word, schemas_of_words},
+        Accepted, EXAMPLE_DAY_BEFORE, Idempotency, Listed, Ok, PageQuery, Path, Tag, Time, Word,
+        answer, nil_id, schemas_of_words,
     },
 };
 use web::http::{ApiError, Body};

@@ -14,11 +14,7 @@ use super::views::QuotasView;
 use crate::{
     auth::Caller,
     publishers::credentials::EXAMPLE_TOKEN_ID,
-    shared::{
-        common::{IfMatch, Ok, Tag, Time, answer},
-        examples::EXAMPLE_ID,
-        words::Word,
-    },
+    shared::{EXAMPLE_ID, IfMatch, Ok, Tag, Time, Word, answer},
 };
 use web::http::{ApiError, Patch};
 

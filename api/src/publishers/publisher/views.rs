@@ -8,7 +8,7 @@ use persistence::{CreatedPublisher, Publisher, PublisherPatch, PublisherStatus};
 
 use crate::{
     publishers::credentials::IssuedCredential,
-    shared::{common::Time, examples::EXAMPLE_ID, words::Word},
+    shared::{EXAMPLE_ID, Time, Word},
 };
 
 /// How much a publisher may have.

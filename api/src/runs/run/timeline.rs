@@ -22,15 +22,7 @@ use persistence::{PageRequest, Scoped, TimelineEntry};
 use super::views::{Creator, sample};
 use crate::{
     auth::{Caller, Standing},
-    shared::{
-        App,
-        common::{Tag, Time},
-        cursor::Listed,
-        page::PageQuery,
-        path::Path,
-        verbatim::Verbatim,
-        words::Word,
-    },
+    shared::{App, Listed, PageQuery, Path, Tag, Time, Verbatim, Word},
 };
 use web::http::ApiError;
 

@@ -15,13 +15,7 @@ use view_derive::{Example, View};
 use domain::{JsonText, Timestamp, id::TokenId, run::RunStatus};
 use persistence::{BulkCancelled, Claimed, CreatedRun, Run, RunFilter};
 
-use crate::shared::{
-    common::Time,
-    examples::{EXAMPLE_SOON, nil_id},
-    own_value,
-    verbatim::Verbatim,
-    words::Word,
-};
+use crate::shared::{EXAMPLE_SOON, Time, Verbatim, Word, nil_id, own_value};
 
 /// Longest message of a failure, characters.
 const MESSAGE_CHARS: usize = 1000;

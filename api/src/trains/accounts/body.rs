@@ -10,12 +10,7 @@ use domain::{
 };
 use persistence::{AccountPatch, NewAccount, OauthClient};
 
-use crate::shared::{
-    common::{Time, change},
-    destination,
-    sent::Sent,
-    words::Word,
-};
+use crate::shared::{Sent, Time, Word, change, destination};
 
 /// What carries a credential to the upstream.
 #[derive(Object, View, Example, Clone, Debug, PartialEq, Eq)]

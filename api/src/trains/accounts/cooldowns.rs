@@ -12,12 +12,7 @@ use persistence::{Account, AccountCooldown, Reporter};
 
 use crate::{
     auth::Caller,
-    shared::{
-        common::{Ok, Tag, Time},
-        examples::nil_id,
-        idempotency::Idempotency,
-        path::Path,
-    },
+    shared::{Idempotency, Ok, Path, Tag, Time, nil_id},
 };
 use web::http::{ApiError, OptionalBody};
 

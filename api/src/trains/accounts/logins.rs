@@ -19,12 +19,7 @@ use upstream::AskError;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Created, Ok, Tag, Time},
-        destination,
-        sent::Sent,
-    },
+    shared::{App, Created, Ok, Sent, Tag, Time, destination},
 };
 use web::http::{ApiError, Body};
 

@@ -13,11 +13,7 @@ use upstream::RefreshError;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Ok, Tag},
-        path::Path,
-    },
+    shared::{App, Ok, Path, Tag},
 };
 use web::http::{ApiError, OptionalBody};
 

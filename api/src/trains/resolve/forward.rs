@@ -29,10 +29,7 @@ use persistence::{AccountReport, Principal, ResolvedAccount};
 use super::{Asked, NO_URL, NoUrl, base_url, lend, lending, report};
 use crate::{
     auth::{API_KEY, Proxied},
-    shared::{
-        App,
-        common::{Tag, text_header},
-    },
+    shared::{App, Tag, text_header},
 };
 use web::http::{ApiError, RequestContext, error};
 

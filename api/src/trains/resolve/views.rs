@@ -10,7 +10,7 @@ use domain::{FaultCode, Problem, Timestamp, id::AccountId, id::Id as _, lending:
 use persistence::{AccountReport, ResolvedAccount};
 
 use super::{ask_again_at, seconds};
-use crate::shared::{common::Time, words::Word};
+use crate::shared::{Time, Word};
 use web::http::ApiError;
 
 const EXAMPLE_ACCOUNT: &str = "acc_01h455vb4pex5vsknk084sn02q";

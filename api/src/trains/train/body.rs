@@ -21,7 +21,7 @@ use domain::{
 use persistence::{NewSlack, NewTrain, SlackPatch, TrainPatch};
 
 use crate::{
-    shared::{common::change, destination, own_value, sent::Sent, words::Word},
+    shared::{Sent, Word, change, destination, own_value},
     trains::accounts,
 };
 

@@ -17,7 +17,7 @@ use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
 use crate::{
     runs::pipelines::slugs,
-    shared::{common::change, destination, own_value, words::Word},
+    shared::{Word, change, destination, own_value},
 };
 use web::contract::child;
 

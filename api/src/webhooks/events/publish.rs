@@ -16,11 +16,7 @@ use persistence::{Answer, PublishedEvent};
 
 use super::views::EventView;
 use crate::{
-    shared::{
-        common::{described, respond},
-        own_value,
-        verbatim::Verbatim,
-    },
+    shared::{Verbatim, described, own_value, respond},
     webhooks::event_types::OwnTypeName,
 };
 use web::contract::FAULTS_MAX;
