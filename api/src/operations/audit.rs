@@ -1,6 +1,6 @@
 //! Who changed what: the publisher's log and the operator's.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use poem::{IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::Query,
-    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
+    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, Registry},
     types::{ParseError, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde_json::{Value, json};
@@ -40,19 +40,13 @@ const NDJSON: &str = "application/x-ndjson";
 pub(crate) struct ActionName(Action);
 
 impl Type for ActionName {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "AuditAction".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        let words = Action::ALL.iter().map(|action| json!(action.as_str()));
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
-            enum_items: words.collect(),
+    own_value!(
+        "AuditAction",
+        MetaSchema {
+            enum_items: Action::ALL.map(|action| action.as_str().into()).into(),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl ParseFromParameter for ActionName {

@@ -1,7 +1,5 @@
 //! Lists of words in requests and answers: each is a schema of the document.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef, Registry},
     types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
@@ -83,15 +81,7 @@ impl<W: Words> Word<W> {
 }
 
 impl<W: Words> Type for Word<W> {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        W::SCHEMA.into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference(W::SCHEMA.to_owned())
-    }
+    own_value!(W::SCHEMA);
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>(W::SCHEMA.to_owned(), |_| MetaSchema {

@@ -1,6 +1,6 @@
 //! Types of events: the service's own, and what publishers say of theirs.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use poem_openapi::{
     Object, OpenApi,
@@ -189,19 +189,14 @@ impl OwnTypeName {
 }
 
 impl Type for OwnTypeName {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "string_event_type".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
+    own_value!(
+        "string_event_type",
+        MetaSchema {
             pattern: Some(TYPE_PATTERN.to_owned()),
             max_length: Some(MAX_TYPE_LEN),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl PathValue for OwnTypeName {

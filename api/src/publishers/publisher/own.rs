@@ -8,7 +8,7 @@ use domain::{
     permission::{PublisherRead, PublisherWrite, UsageRead},
     slug::Slug,
 };
-use persistence::{Principal, Publisher, PublisherStatus};
+use persistence::{Principal, Publisher, PublisherStatus, Usage};
 
 use super::views::QuotasView;
 use crate::{
@@ -96,28 +96,41 @@ struct OwnPatchRequest {
     display_name: Option<String>,
 }
 
+/// How many credentials of a kind are live.
+fn live(usage: &Usage, kind: CredentialKind) -> u64 {
+    let count = usage.credentials.get(kind.as_str());
+    count.copied().unwrap_or_default()
+}
+
 /// How many credentials of each kind are live.
-#[derive(Object, Example)]
+#[derive(Object, View, Example)]
+#[view(of = Usage)]
 struct CredentialCounts {
     /// Admin tokens.
+    #[view(from = live(of, CredentialKind::Admin))]
     #[example(1)]
     admin: u64,
     /// Runner tokens.
+    #[view(from = live(of, CredentialKind::Runner))]
     #[example(3)]
     runner: u64,
     /// Webhook secrets.
+    #[view(from = live(of, CredentialKind::WebhookSigning))]
     #[example(1)]
     webhook_signing: u64,
     /// Subcommand bearers.
+    #[view(from = live(of, CredentialKind::SubcommandBearer))]
     #[example(1)]
     subcommand_bearer: u64,
 }
 
 /// How much a publisher has, beside how much it may have.
-#[derive(Object, Example)]
+#[derive(Object, View, Example)]
 #[oai(rename = "Usage", example)]
+#[view(of = Usage)]
 struct UsageView {
     /// Live credentials by kind.
+    #[view(from = of.into())]
     credentials: CredentialCounts,
     /// Pipelines.
     #[example(12)]
@@ -181,25 +194,6 @@ impl Own {
     #[oai(path = "/usage", method = "get", operation_id = "get_usage")]
     async fn usage(&self, who: Caller<UsageRead>) -> Result<Ok<UsageView>, ApiError> {
         let usage = who.scoped().usage().await?;
-        let live = |kind: CredentialKind| {
-            let count = usage.credentials.get(kind.as_str());
-            count.copied().unwrap_or_default()
-        };
-        let view = UsageView {
-            credentials: CredentialCounts {
-                admin: live(CredentialKind::Admin),
-                runner: live(CredentialKind::Runner),
-                webhook_signing: live(CredentialKind::WebhookSigning),
-                subcommand_bearer: live(CredentialKind::SubcommandBearer),
-            },
-            pipelines: usage.pipelines,
-            webhook_endpoints: usage.webhook_endpoints,
-            accounts: usage.accounts,
-            trains: usage.trains,
-            train_tokens: usage.train_tokens,
-            storage_bytes: usage.storage_bytes,
-            quotas: usage.quotas.into(),
-        };
-        Ok(Ok::show(&view, None))
+        Ok(Ok::show(&UsageView::from(&usage), None))
     }
 }

@@ -1,7 +1,5 @@
 //! Runs as requests and answers show them.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
     Enum, Object,
     registry::{MetaSchema, MetaSchemaRef, Registry},
@@ -56,15 +54,7 @@ impl RunError {
 }
 
 impl Type for RunError {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "RunError".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference(Self::name().into_owned())
-    }
+    own_value!("RunError");
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>(Self::name().into_owned(), |_| Self::schema());

@@ -1,10 +1,8 @@
 //! What a request says of a train, and whether that may be.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
     Object,
-    registry::{MetaSchema, MetaSchemaRef, Registry},
+    registry::{MetaSchema, Registry},
     types::{Example, MaybeUndefined, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -207,15 +205,7 @@ pub(super) struct PlaceBody {
 pub(super) struct PlacesBody(Vec<PlaceBody>);
 
 impl Type for PlacesBody {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "TrainPlaces".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference("TrainPlaces".into())
-    }
+    own_value!("TrainPlaces");
 
     fn register(registry: &mut Registry) {
         PlaceBody::register(registry);

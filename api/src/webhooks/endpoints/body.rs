@@ -1,10 +1,10 @@
 //! What a request says of a webhook endpoint, and whether that may be.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use poem_openapi::{
     Object,
-    registry::{MetaSchema, MetaSchemaRef},
+    registry::MetaSchema,
     types::{MaybeUndefined, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde_json::Value;
@@ -114,19 +114,14 @@ const fn yes() -> bool {
 pub struct HeaderChange(Option<String>);
 
 impl Type for HeaderChange {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "header_change".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
+    own_value!(
+        "header_change",
+        MetaSchema {
             nullable: true,
             max_length: Some(outbound::HEADER_VALUE_LEN_MAX),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl ParseFromJSON for HeaderChange {
