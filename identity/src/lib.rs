@@ -1,1 +1,8 @@
 //! How people get in: sign-in, registration, invitations and sessions, without HTTP.
+
+pub mod jws;
+
+mod json;
+mod public_key;
+
+pub use public_key::Algorithm;
