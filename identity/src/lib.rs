@@ -1,6 +1,7 @@
 //! How people get in: sign-in, registration, invitations and sessions, without HTTP.
 
 pub mod jws;
+pub mod passkeys;
 
 mod json;
 mod public_key;

@@ -63,16 +63,16 @@ fn every_changed_byte_of_a_signature_is_noticed() {
     for signer in Signer::all() {
         let set = keys(&[signer.jwk("k")]);
         let token = signer.token("k", &good_claims());
-        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let (input, signature) = token.rsplit_once('.').unwrap();
         let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
         for at in (0..signature.len()).step_by(7) {
             let mut changed = signature.clone();
             changed[at] ^= 0x10;
-            let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(changed));
+            let token = format!("{input}.{}", URL_SAFE_NO_PAD.encode(changed));
             assert_eq!(judge(&token, &set), Err(JwsError::Signature), "byte {at}");
         }
         for other in [&[][..], &[0; 64], &signature[1..]] {
-            let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(other));
+            let token = format!("{input}.{}", URL_SAFE_NO_PAD.encode(other));
             assert_eq!(judge(&token, &set), Err(JwsError::Signature));
         }
         let other = signer.token("k", &json!({"sub": "2"}));
@@ -87,7 +87,7 @@ fn every_changed_byte_of_a_signature_is_noticed() {
 fn es256_takes_the_fixed_form_alone() {
     let signer = Signer::p256();
     let token = signer.token("k", &good_claims());
-    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let (input, signature) = token.rsplit_once('.').unwrap();
     let raw = URL_SAFE_NO_PAD.decode(signature).unwrap();
     let mut der = vec![0x30, 0];
     for half in raw.chunks(32) {
@@ -95,7 +95,7 @@ fn es256_takes_the_fixed_form_alone() {
         der.extend(half);
     }
     der[1] = u8::try_from(der.len() - 2).unwrap();
-    let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(der));
+    let token = format!("{input}.{}", URL_SAFE_NO_PAD.encode(der));
     let set = keys(&[signer.jwk("k")]);
     assert_eq!(judge(&token, &set), Err(JwsError::Signature));
 }
@@ -114,14 +114,14 @@ fn an_algorithm_that_is_not_the_keys_is_refused() {
     }
     // The public key as the secret of an HMAC.
     let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"k"}"#);
-    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(&payload));
+    let input = format!("{header}.{}", URL_SAFE_NO_PAD.encode(&payload));
     let secret = hmac::Key::new(
         hmac::HMAC_SHA256,
         signer.jwk("k")["n"].to_string().as_bytes(),
     );
-    let tag = URL_SAFE_NO_PAD.encode(hmac::sign(&secret, signed.as_bytes()));
+    let tag = URL_SAFE_NO_PAD.encode(hmac::sign(&secret, input.as_bytes()));
     assert_eq!(
-        judge(&format!("{signed}.{tag}"), &set),
+        judge(&format!("{input}.{tag}"), &set),
         Err(JwsError::Algorithm)
     );
     for header in [
@@ -196,7 +196,7 @@ fn only_the_compact_canonical_form_is_read() {
     let signer = Signer::ed25519();
     let set = keys(&[signer.jwk("k")]);
     let token = signer.token("k", &good_claims());
-    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let (input, signature) = token.rsplit_once('.').unwrap();
     // 64 bytes end in a character of which two bits count: its neighbour decodes alike elsewhere.
     let last = signature.chars().last().unwrap();
     let stray = match last {
@@ -205,7 +205,7 @@ fn only_the_compact_canonical_form_is_read() {
         'g' => 'h',
         _ => 'x',
     };
-    let stray = format!("{signed}.{}{stray}", &signature[..signature.len() - 1]);
+    let stray = format!("{input}.{}{stray}", &signature[..signature.len() - 1]);
     for bad in [
         stray,
         format!("{token}="),
@@ -215,7 +215,7 @@ fn only_the_compact_canonical_form_is_read() {
         format!("{token}."),
         format!("{token}.x"),
         format!(".{token}"),
-        signed.to_owned(),
+        input.to_owned(),
         signature.to_owned(),
         String::new(),
         "..".to_owned(),
