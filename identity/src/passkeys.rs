@@ -1,10 +1,10 @@
-//! Passkeys: `WebAuthn` as a relying party, for registration and for sign-in.
+//! Passkeys: WebAuthn as a relying party, for registration and for sign-in.
 //!
 //! Plain data in, plain data out: the caller keeps challenges and passkeys. A challenge must be
 //! used once, and only by the browser that it was made for.
 //!
 //! Options ask for no attestation. A browser may still send a statement of any format, for example
-//! that of a key about itself (`WebAuthn` §5.1.3). It is accepted and not read: nothing that it says
+//! that of a key about itself (WebAuthn §5.1.3). It is accepted and not read: nothing that it says
 //! is trusted, so a passkey with one is worth as much as a passkey without. For the same reason
 //! [`NewPasskey::aaguid`], the model of the authenticator, is a hint for names in lists only.
 
@@ -36,7 +36,7 @@ mod response;
 /// The random text that a browser has the authenticator sign: `domain::random::bytes()`.
 pub type Challenge = [u8; 32];
 
-/// The longest and the shortest identifier of a passkey, in bytes (`WebAuthn` §4).
+/// The longest and the shortest identifier of a passkey, in bytes (WebAuthn §4).
 pub const CREDENTIAL_ID_LEN_MAX: usize = 1023;
 const CREDENTIAL_ID_LEN_MIN: usize = 16;
 
@@ -203,7 +203,7 @@ pub struct Verified {
     pub user_handle: Option<Vec<u8>>,
 }
 
-/// Verifies the answer to [`CreationOptions`] with this challenge (`WebAuthn` §7.1).
+/// Verifies the answer to [`CreationOptions`] with this challenge (WebAuthn §7.1).
 ///
 /// # Errors
 /// The first rule that the answer breaks.
@@ -249,7 +249,7 @@ pub fn verify_registration(
 }
 
 /// Verifies the answer to [`RequestOptions`] with this challenge, by the stored passkey with the
-/// answer's identifier ([`AssertionResponse::credential_id`]) (`WebAuthn` §7.2).
+/// answer's identifier ([`AssertionResponse::credential_id`]) (WebAuthn §7.2).
 ///
 /// # Errors
 /// The first rule that the answer breaks.

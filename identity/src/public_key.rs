@@ -18,7 +18,7 @@ domain::words! {
 }
 
 impl Algorithm {
-    /// The number in COSE keys and in the options of `WebAuthn` (RFC 9053, RFC 8812).
+    /// The number in COSE keys and in the options of WebAuthn (RFC 9053, RFC 8812).
     #[must_use]
     pub const fn cose(self) -> i64 {
         match self {
@@ -38,7 +38,7 @@ impl Algorithm {
 /// How the two numbers of an ECDSA signature are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EcdsaForm {
-    /// As ASN.1, in `WebAuthn`.
+    /// As ASN.1, in WebAuthn.
     Asn1,
     /// One after the other, in JWS (RFC 7518 §3.4).
     Fixed,

@@ -1,5 +1,5 @@
 //! An authenticator made by hand, with the browser in front of it: it makes passkeys, signs in by
-//! them, and breaks any rule of `WebAuthn` that a test wants broken.
+//! them, and breaks any rule of WebAuthn that a test wants broken.
 
 use base64::{
     Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD,

@@ -1,4 +1,4 @@
-//! What the authenticator says about itself and a passkey (`WebAuthn` §6.1).
+//! What the authenticator says about itself and a passkey (WebAuthn §6.1).
 
 use super::{PasskeyError, RelyingParty, cbor, equal};
 

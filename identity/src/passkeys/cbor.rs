@@ -1,4 +1,4 @@
-//! The part of CBOR that `WebAuthn` uses (RFC 8949, CTAP2's canonical form).
+//! The part of CBOR that WebAuthn uses (RFC 8949, CTAP2's canonical form).
 //!
 //! Refused are indefinite lengths, numbers that are longer than they need be, more than
 //! [`DEPTH_MAX`] levels, a key that stands twice in a map, keys that are no numbers or texts, tags,

@@ -1,4 +1,4 @@
-//! What the browser says about a request (`WebAuthn` §5.8.1).
+//! What the browser says about a request (WebAuthn §5.8.1).
 
 use serde_json::Value;
 

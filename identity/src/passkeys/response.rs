@@ -11,7 +11,7 @@ const VALUE_LEN_MAX: usize = 64 * 1024;
 const TRANSPORTS_MAX: usize = 16;
 
 domain::words! {
-    /// A way for a browser to reach an authenticator (`WebAuthn` §5.8.4).
+    /// A way for a browser to reach an authenticator (WebAuthn §5.8.4).
     pub enum Transport {
         /// Bluetooth.
         Ble = "ble",
