@@ -26,6 +26,7 @@ mod limits;
 mod listen;
 mod oauth;
 mod outage;
+mod passkeys;
 mod payloads;
 mod process;
 mod publishers;
