@@ -1,5 +1,6 @@
 //! How people get in: sign-in, registration, invitations and sessions, without HTTP.
 
+pub mod issuers;
 pub mod jws;
 pub mod passkeys;
 
