@@ -102,8 +102,8 @@ pub struct GitHubSettings {
     pub client_secret: SecretString,
 }
 
-/// A sign-in that was begun. All but the URL is to be kept until the browser comes back.
-#[derive(Debug)]
+/// A sign-in that was begun. All but the URL is to be kept until the browser comes back. There is no
+/// `Debug`, since the URL has secrets in it.
 pub struct Started {
     /// Where to send the browser.
     pub url: String,
