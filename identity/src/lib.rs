@@ -5,13 +5,19 @@
 //! of which only keyed hashes are stored.
 
 mod invitations;
+pub mod issuers;
+mod json;
+pub mod jws;
 pub mod mails;
 mod own;
+pub mod passkeys;
 pub mod passwords;
+mod public_key;
 mod service;
 mod sign_in;
 mod throttle;
 
 pub use own::{AddressChange, PasswordChange};
+pub use public_key::Algorithm;
 pub use service::{BeginSession, Registration, Service, Settings};
 pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, Requested};
