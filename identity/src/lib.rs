@@ -8,6 +8,7 @@ mod invitations;
 pub mod mails;
 mod own;
 pub mod passwords;
+mod recovery;
 mod service;
 mod sign_in;
 mod throttle;
