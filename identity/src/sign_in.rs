@@ -149,7 +149,7 @@ impl Service {
     /// mail was sent shows neither in the answer nor in how long it takes.
     ///
     /// # Errors
-    /// 429 `rate_limited` if this network asked for too many mails.
+    /// 429 `rate_limited` if this network asked for too many mails; `not_found` if no mails are sent.
     pub async fn request_link(
         &self,
         context: &Context,
@@ -157,6 +157,7 @@ impl Service {
         visit: Option<&str>,
         return_to: Option<&ReturnTo>,
     ) -> Result<Requested, StoreError> {
+        self.need_mail()?;
         let visit = self.visit(visit);
         let browser = self.browser_hash(visit.expose_secret());
         let (text, code) = (token::generate(Prefix::Link), six_digits());
@@ -496,7 +497,7 @@ impl Service {
     ///
     /// # Errors
     /// `registration_closed`; `validation_failed` for a bad password; 429 `rate_limited`; 503
-    /// `overloaded`.
+    /// `overloaded`; `not_found` if no mails are sent.
     pub async fn register(
         &self,
         context: &Context,
@@ -504,6 +505,7 @@ impl Service {
         password: Option<&SecretString>,
         (name, return_to): (Option<&str>, Option<&ReturnTo>),
     ) -> Result<(), StoreError> {
+        self.need_mail()?;
         if self.settings.registration == Registration::Closed {
             return Err(Code::RegistrationClosed.into());
         }
