@@ -25,6 +25,7 @@ pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod operate;
+mod people;
 mod progress;
 pub mod secret_file;
 pub mod serve;
