@@ -32,3 +32,4 @@ pub mod serve;
 pub mod sign;
 pub mod signals;
 mod text;
+pub mod users;

@@ -48,4 +48,5 @@ mod subcommands;
 mod tokens;
 mod trains;
 mod trouble;
+mod users;
 mod verifiers;
