@@ -15,6 +15,7 @@
     reason = "a test harness: whatever is not as it should be ends the test, with words"
 )]
 
+mod browser;
 mod client;
 mod consumer;
 mod proxy;
@@ -27,6 +28,7 @@ pub mod tools;
 mod vault;
 mod world;
 
+pub use browser::{Browser, Look, Shown, Tab};
 pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;

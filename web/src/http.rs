@@ -27,7 +27,7 @@ pub use error::ApiError;
 pub use error_mapping::of_query;
 pub use form::Form;
 pub use limit::{RateLimits, RateSettings, RateState};
-pub use middleware::{Stack, StackOptions, wrap};
+pub use middleware::{ProblemPages, Stack, StackOptions, wrap};
 pub use raw::AnyBody;
 pub use serve::{ConnectionLimits, serve};
 pub use share::{Owner, Shares};
