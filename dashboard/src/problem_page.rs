@@ -78,7 +78,7 @@ fn words(problem: &Problem) -> (&'static str, Vec<String>) {
         429 => (
             "Too many attempts",
             said(
-                "There were too many attempts from your network, or for this address. Nothing is locked.",
+                "There were too many attempts from your network, or for this e-mail address. Nothing is locked.",
             ),
         ),
         503 => (
