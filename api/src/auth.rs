@@ -156,7 +156,7 @@ impl App {
     fn note_denial(&self, request: &RequestContext, principal: &Principal, reason: Code) {
         let now = self.store.now();
         let mut key = [0; 32];
-        key[..16].copy_from_slice(principal.credential.uuid().as_bytes());
+        key[..16].copy_from_slice(principal.credential().as_bytes());
         if !self.notices.due(key, reason.as_str(), now) {
             return;
         }

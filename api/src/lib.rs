@@ -21,6 +21,7 @@ use persistence::Store;
 use upstream::Refresher;
 
 pub mod auth;
+pub mod identity;
 pub mod operations;
 pub mod publishers;
 pub mod shared;

@@ -20,9 +20,7 @@
 )]
 
 mod assets;
-mod cookies;
 mod headers;
-mod origin;
 mod page;
 mod problem_page;
 mod views;

@@ -103,6 +103,58 @@ words! {
         AuditTampered = "audit.tampered",
         /// The legacy token of the configuration was stored or changed.
         SeedApplied = "seed.applied",
+        /// A user was created.
+        UserCreated = "user.created",
+        /// A user's name or rights changed.
+        UserUpdated = "user.updated",
+        /// A user was disabled: no sign-in works, and all sessions ended.
+        UserDisabled = "user.disabled",
+        /// A disabled user was enabled again.
+        UserEnabled = "user.enabled",
+        /// A user was deleted.
+        UserDeleted = "user.deleted",
+        /// A user's address changed.
+        UserAddressChanged = "user.address_changed",
+        /// A mail with a link or a code was asked for.
+        SignInRequested = "sign_in.requested",
+        /// Somebody signed in.
+        SignInSucceeded = "sign_in.succeeded",
+        /// An attempt to sign in failed.
+        SignInFailed = "sign_in.failed",
+        /// A session was ended.
+        SessionEnded = "session.ended",
+        /// All sessions of a user were ended.
+        SessionsEnded = "sessions.ended",
+        /// A password was set or changed.
+        PasswordChanged = "password.changed",
+        /// A password was removed.
+        PasswordRemoved = "password.removed",
+        /// A link for a new password was asked for.
+        PasswordResetRequested = "password.reset_requested",
+        /// A passkey was added.
+        PasskeyAdded = "passkey.added",
+        /// A passkey's name changed.
+        PasskeyUpdated = "passkey.updated",
+        /// A passkey was removed.
+        PasskeyRemoved = "passkey.removed",
+        /// A sign-in elsewhere was connected with a user.
+        IdentityLinked = "identity.linked",
+        /// A sign-in elsewhere was disconnected from a user.
+        IdentityUnlinked = "identity.unlinked",
+        /// A member joined a publisher.
+        MemberAdded = "member.added",
+        /// A member's role changed.
+        MemberUpdated = "member.updated",
+        /// A member was removed, or left.
+        MemberRemoved = "member.removed",
+        /// A membership was offered.
+        InvitationCreated = "invitation.created",
+        /// An invitation was mailed again.
+        InvitationResent = "invitation.resent",
+        /// An invitation was accepted.
+        InvitationAccepted = "invitation.accepted",
+        /// An invitation was withdrawn.
+        InvitationRevoked = "invitation.revoked",
     }
 }
 
@@ -117,6 +169,10 @@ words! {
         Runner = "runner",
         /// A train's token.
         Train = "train",
+        /// A person who is signed in.
+        User = "user",
+        /// Somebody who is not signed in.
+        Anonymous = "anonymous",
         /// The service itself.
         System = "system",
     }
@@ -139,6 +195,33 @@ impl Actor {
         Self {
             kind: ActorKind::System,
             id: part.to_owned(),
+        }
+    }
+}
+
+impl Actor {
+    /// A person who is signed in.
+    #[must_use]
+    pub fn user(user: crate::id::UserId) -> Self {
+        Self {
+            kind: ActorKind::User,
+            id: user.to_string(),
+        }
+    }
+
+    /// The person, if one is signed in.
+    #[must_use]
+    pub fn user_id(&self) -> Option<crate::id::UserId> {
+        use crate::id::Id as _;
+        (self.kind == ActorKind::User).then(|| crate::id::UserId::parse(&self.id))?
+    }
+
+    /// Somebody who is not signed in.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self {
+            kind: ActorKind::Anonymous,
+            id: String::new(),
         }
     }
 }

@@ -131,6 +131,16 @@ ids! {
     AccountId = "acc";
     /// A message about a train.
     NoticeId = "ntc";
+    /// A person.
+    UserId = "usr";
+    /// A browser's sign-in.
+    SessionId = "ses";
+    /// An offer of membership.
+    InvitationId = "inv";
+    /// A person's passkey.
+    PasskeyId = "pky";
+    /// A mail.
+    MailId = "mail";
 }
 
 /// The identifier of a token or a secret. Both kinds share one table and one API.

@@ -14,6 +14,7 @@ pub mod json;
 pub mod lending;
 pub mod limits;
 pub mod notice;
+pub mod people;
 pub mod permission;
 pub mod permits;
 pub mod pipeline;

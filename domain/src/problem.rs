@@ -63,12 +63,45 @@ codes! {
     /// Two tokens of trains came with one request.
     TwoTokens = "two_tokens", 400, "Two different train tokens were sent",
         "Send one train token, as `Authorization: Bearer` or as `x-api-key`.";
+    /// A request of a session did not name its publisher.
+    PublisherRequired = "publisher_required", 400, "The request names no publisher",
+        "Send the publisher's slug as `Stationmaster-Publisher`.";
+    /// The text is no link of ours.
+    LinkInvalid = "link_invalid", 400, "The link is not valid",
+        "Copy the whole link from the mail, or ask for a new one.";
+    /// The address, the password, the code or the passkey is wrong.
+    SignInFailed = "sign_in_failed", 401, "That did not sign you in",
+        "Check what you gave. An unknown address and a wrong password are answered alike.";
     /// The request has no credential, or none that is live.
     Unauthenticated = "unauthenticated", 401, "A valid token is needed",
         "Send a live token as `Authorization: Bearer`. Missing, malformed, unknown, expired and revoked tokens are answered alike.";
     /// The token is live but of the wrong kind.
     WrongTokenKind = "wrong_token_kind", 403, "This kind of token may not call this operation",
         "The detail names the kinds of token that may.";
+    /// A person has to have signed in moments ago.
+    RecentSignInRequired = "recent_sign_in_required", 403, "Confirm that it is you",
+        "Sign in again, then repeat the request within five minutes.";
+    /// A request of a browser did not prove that one of our own pages sent it.
+    CsrfFailed = "csrf", 403, "The request did not come from a page of this service",
+        "Load the page again. A program sends the `csrf_token` of `GET /v1/me` as `X-CSRF-Token`.";
+    /// Nobody has proved to receive mail at the address.
+    EmailUnverified = "email_unverified", 403, "The address is not verified",
+        "Ask for a link by mail and open it.";
+    /// Nobody may register.
+    RegistrationClosed = "registration_closed", 403, "Registration is closed",
+        "Ask a member of a publisher for an invitation, or the operator.";
+    /// The user is disabled.
+    UserDisabled = "user_disabled", 403, "The user is disabled",
+        "Ask the operator.";
+    /// Another browser asked for the link.
+    OtherBrowser = "other_browser", 403, "Another browser asked for this link",
+        "Open it there, or confirm that you want to sign in here.";
+    /// Who asks has too low a role for that member.
+    RoleTooLow = "role_too_low", 403, "That takes a higher role",
+        "Nobody gives or takes a role above one's own. Ask an owner.";
+    /// The inviter may not invite any more.
+    InviterLostRights = "inviter_lost_rights", 403, "Who invited may not invite any more",
+        "Ask for another invitation.";
     /// The publisher is suspended.
     PublisherSuspended = "publisher_suspended", 403, "The publisher is suspended",
         "Ask the operator. Nothing is lost meanwhile.";
@@ -93,6 +126,15 @@ codes! {
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405, "The path does not take this method",
         "The `Allow` header lists the methods.";
+    /// The link was used.
+    LinkUsed = "link_used", 410, "The link was used already",
+        "Each link is good once. Ask for a new one.";
+    /// The link is too old, or a newer one took its place.
+    LinkExpired = "link_expired", 410, "The link has expired",
+        "Ask for a new one. Only the newest link is good.";
+    /// The request was sent to a host that is not this service's.
+    WrongHost = "wrong_host", 421, "This service has another host",
+        "Use the address that the operator has made public.";
     /// The request took too long to arrive.
     RequestTimeout = "request_timeout", 408, "The request did not arrive in time",
         "Send the body without pauses.";
@@ -102,6 +144,21 @@ codes! {
     /// Another account of the publisher has that name.
     NameTaken = "name_taken", 409, "The name is in use",
         "Choose another name; names are unique within a publisher.";
+    /// The person is a member already.
+    AlreadyMember = "already_member", 409, "That person is a member already",
+        "Change the member's role instead.";
+    /// Another user has the address.
+    AddressTaken = "address_taken", 409, "The address is another user's",
+        "An address belongs to one user. Take another one, or sign in as that user.";
+    /// Another user has the passkey.
+    PasskeyTaken = "passkey_taken", 409, "The passkey is known already",
+        "Use another authenticator.";
+    /// Another user has the sign-in elsewhere.
+    IdentityTaken = "identity_taken", 409, "That sign-in belongs to another user",
+        "Sign in with it and disconnect it there, or use another one.";
+    /// The change would leave a publisher without an owner.
+    LastOwner = "last_owner", 409, "A publisher keeps at least one owner",
+        "Make somebody else an owner first.";
     /// The change would leave no admin token.
     LastAdminToken = "last_admin_token", 409, "The last live admin token can't be deleted",
         "Rotate it, or mint another one first.";

@@ -71,6 +71,12 @@ impl Key {
         Self(Zeroizing::new(random::bytes()))
     }
 
+    /// The key of 32 bytes that were derived.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
     fn from_slice(bytes: &[u8]) -> Option<Self> {
         <[u8; KEY_LEN]>::try_from(bytes)
             .ok()

@@ -38,16 +38,25 @@ pub enum Prefix {
     Claim,
     /// A train's token, which its clients present to an AI gateway.
     Train,
+    /// A session: what a browser's cookie holds.
+    Session,
+    /// A single-use token: what a mailed link holds.
+    Link,
+    /// An invitation: what its mailed link holds.
+    Invitation,
 }
 
 impl Prefix {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::Admin,
         Self::Runner,
         Self::Boot,
         Self::SubcommandBearer,
         Self::Claim,
         Self::Train,
+        Self::Session,
+        Self::Link,
+        Self::Invitation,
     ];
 
     const fn text(self) -> &'static str {
@@ -58,6 +67,9 @@ impl Prefix {
             Self::SubcommandBearer => "stm_sub_",
             Self::Claim => "stm_claim_",
             Self::Train => "ptk_",
+            Self::Session => "stm_session_",
+            Self::Link => "stm_link_",
+            Self::Invitation => "stm_invite_",
         }
     }
 }

@@ -189,6 +189,10 @@ async fn rounds(
             tracing::warn!(%error, "the last uses of tokens could not be stored");
         }
         part.moved();
+        if let Err(error) = store.identity().flush_seen().await {
+            tracing::warn!(%error, "when sessions were last seen could not be stored");
+        }
+        part.moved();
         if let Err(error) = store.system().trains().flush_usage().await {
             tracing::warn!(%error, "the use of accounts could not be stored");
         }

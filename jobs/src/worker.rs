@@ -244,7 +244,7 @@ impl Worker {
     async fn beside(&self, job: Job, rows: u64, state: &mut JobState) -> Result<Batch, StoreError> {
         let (system, keep) = (self.store.system(), &self.settings);
         Ok(match job {
-            Job::Credentials | Job::Events | Job::Notices => Batch::default(),
+            Job::Credentials | Job::Events | Job::Notices | Job::People => Batch::default(),
             Job::IdempotencyKeys => {
                 let wiped = system.operations().wipe_secret_answers(rows).await?;
                 Batch::of(rows, vec![("answers_wiped", wiped)])

@@ -20,6 +20,7 @@ mod m0010_reads_by_index;
 mod m0011_ends_by_index;
 mod m0012_cooldown_reporters;
 mod m0013_waiting_deliveries;
+mod m0014_people;
 
 /// All steps, in order.
 pub struct Migrator;
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0011_ends_by_index::Migration),
             Box::new(m0012_cooldown_reporters::Migration),
             Box::new(m0013_waiting_deliveries::Migration),
+            Box::new(m0014_people::Migration),
         ]
     }
 }

@@ -191,6 +191,61 @@ const ROWS: &[(usize, &str, &str)] = &[
         "storage_usage",
         "INSERT INTO storage_usage (publisher_id, bytes) VALUES ({u}, 1)",
     ),
+    (
+        14,
+        "users",
+        "INSERT INTO users (id, staff, revision, created_at, updated_at) VALUES ({u}, FALSE, 1, 1, 1)",
+    ),
+    (
+        14,
+        "user_addresses",
+        "INSERT INTO user_addresses (address, user_id, is_primary, created_at) VALUES ('a@b.example', {u}, TRUE, 1)",
+    ),
+    (
+        14,
+        "user_identities",
+        "INSERT INTO user_identities (provider, subject, user_id, created_at, last_used_at) VALUES ('github', '1', {u}, 1, 1)",
+    ),
+    (
+        14,
+        "user_passwords",
+        "INSERT INTO user_passwords (user_id, hash, changed_at) VALUES ({u}, 'h', 1)",
+    ),
+    (
+        14,
+        "passkeys",
+        "INSERT INTO passkeys (id, user_id, credential_id, public_key, sign_count, backed_up, name, created_at) VALUES ({u}, {u}, {b}, {b}, 0, FALSE, 'n', 1)",
+    ),
+    (
+        14,
+        "sessions",
+        "INSERT INTO sessions (id, hash, user_id, method, authenticated_at, created_at, last_seen_at, expires_at) VALUES ({u}, {b}, {u}, 'link', 1, 1, 1, 2)",
+    ),
+    (
+        14,
+        "single_use_tokens",
+        "INSERT INTO single_use_tokens (hash, purpose, user_id, code_attempts, created_at, expires_at) VALUES ({b}, 'sign_in', {u}, 0, 1, 2)",
+    ),
+    (
+        14,
+        "memberships",
+        "INSERT INTO memberships (publisher_id, user_id, role, revision, created_at, updated_at) VALUES ({u}, {u}, 'owner', 1, 1, 1)",
+    ),
+    (
+        14,
+        "invitations",
+        "INSERT INTO invitations (publisher_id, id, address, role, hash, inviter_kind, inviter_id, created_at, expires_at) VALUES ({u}, {u}, 'a@b.example', 'viewer', {b}, 'user', 'usr_x', 1, 2)",
+    ),
+    (
+        14,
+        "mails",
+        "INSERT INTO mails (id, kind, attempts, next_attempt_at, created_at, expires_at) VALUES ({u}, 'sign_in', 0, 1, 1, 2)",
+    ),
+    (
+        14,
+        "sign_in_throttles",
+        "INSERT INTO sign_in_throttles (key, count, updated_at, blocked_until) VALUES ({b}, 1, 1, 1)",
+    ),
 ];
 
 /// Steps that make no table: what they keep are the rows of others.

@@ -36,11 +36,15 @@ fn decode(bytes: &[u8]) -> String {
 }
 
 fn is_unsafe(c: char) -> bool {
-    let bidirectional = matches!(
+    is_bidirectional(c) || (c.is_control() && c != '\n' && c != '\t')
+}
+
+/// Whether the character changes the direction of the text around it.
+pub(crate) fn is_bidirectional(c: char) -> bool {
+    matches!(
         c,
         '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    );
-    bidirectional || (c.is_control() && c != '\n' && c != '\t')
+    )
 }
 
 /// Masks whatever looks like a token or secret of this service, or a bearer token.

@@ -1,4 +1,5 @@
-//! The HTTP client for all requests to other servers, with a guard that checks their destinations.
+//! The HTTP client for all requests to other servers, with a guard that checks their destinations;
+//! and [`mail`].
 //!
 //! Every request to a URL that a tenant can choose (webhook endpoints, subcommands, token
 //! endpoints, Slack) is sent by [`Client`]. A [`Policy`] checks the URL when it is stored and again
@@ -18,6 +19,7 @@ mod excerpt;
 mod failure;
 mod guard;
 mod headers;
+pub mod mail;
 mod registry;
 mod resolver;
 mod shortage;

@@ -8,11 +8,12 @@
 //! The module `store` is the base: engines, transactions, keys, tables, lists and administrative
 //! changes. It imports none of the planes: `trains`, `publishers`, `webhooks` and `runs`. It holds
 //! what a plane keeps in memory as a `PlaneState`. `operations` is above all planes and opens the
-//! store. People, who belong to no publisher, will have a plane `identity` beside the others. No
-//! file is part of a circle of imports.
+//! store. People, who belong to no publisher, have the plane `identity` and the handle
+//! [`Store::identity`]. No file is part of a circle of imports.
 
 #[cfg(test)]
 mod fixture;
+mod identity;
 mod operations;
 mod publishers;
 mod runs;
@@ -20,6 +21,17 @@ mod store;
 mod trains;
 mod webhooks;
 
+pub use identity::{
+    Identity,
+    mails::{DueMail, Mails, NewMail},
+    passkeys::{NewPasskey, Passkey},
+    providers::ProviderIdentity,
+    sessions::{NewSession, Session, SignedIn},
+    sign_in::{Proof, ProviderOutcome, ProviderSubject, Refusal, SignIn},
+    throttles::Growth,
+    tokens::{NewToken, Token, TokenFault},
+    users::{NewUser, User},
+};
 pub use operations::{
     Operations,
     audit::{AuditFilter, ChainFault, Checkpoint, Verification},
@@ -29,13 +41,18 @@ pub use operations::{
     sweeps::SweepResult,
 };
 pub use publishers::{
-    Credentials, Publishers,
-    auth::{CachedToken, Principal},
+    Credentials, Members, Publishers,
+    auth::{CachedToken, Holder, Member, Principal},
     credentials::{Credential, Minted, NewCredential, Replaced},
+    invitations::{
+        Accepted, INVITATION_LASTS, Invitation, InvitationStatus, NewInvitation, OwnInvitation,
+    },
+    members::{Membership, MintedToken, OwnMembership, RemovedMember},
     publisher::{
         CreatedPublisher, NewPublisher, Publisher, PublisherPatch, PublisherStatus, QuotasPatch,
         Usage,
     },
+    standing::Presented,
 };
 pub use runs::{
     BulkCancelled, RunFilter, Runs,

@@ -201,6 +201,11 @@ impl Store {
         self.inner.wake.noticed().await;
     }
 
+    /// Waits until a commit of this process wrote mails. May be dropped at any time.
+    pub async fn mails_written(&self) {
+        self.inner.wake.mailed().await;
+    }
+
     /// Waits until a commit, here or in another process, wrote fan-outs that have to be spread. May
     /// be dropped at any time.
     pub async fn fanned_out(&self) {

@@ -296,6 +296,7 @@ fn job_settings(config: &Config) -> jobs::Settings {
             Job::Endpoints => &config.cron_endpoints,
             Job::Notices => &config.cron_notices,
             Job::Accounts => &config.cron_accounts,
+            Job::People => &config.cron_people,
         };
         (*job, cron.0.clone())
     };

@@ -19,6 +19,13 @@ pub fn root() -> PathBuf {
     here.parent().unwrap().to_owned()
 }
 
+/// The Python interpreter with the packages of the tests.
+#[must_use]
+pub fn python() -> PathBuf {
+    let given = std::env::var_os("STATIONMASTER_TEST_PYTHON").map(PathBuf::from);
+    given.unwrap_or_else(|| root().join("target/venv/bin/python"))
+}
+
 /// Unix seconds.
 #[must_use]
 pub fn now_s() -> i64 {

@@ -24,6 +24,7 @@ mod keys;
 mod kill;
 mod limits;
 mod listen;
+mod mail;
 mod oauth;
 mod outage;
 mod payloads;

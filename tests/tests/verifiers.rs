@@ -110,7 +110,7 @@ pub fn with_a_stale_time(case: &Value) -> Value {
 pub async fn ask(name: &str, case: &Value) -> String {
     let (_, arguments) = PROGRAMS.iter().find(|(known, _)| *known == name).unwrap();
     let program = match arguments[0] {
-        "python" => python(),
+        "python" => tools::python(),
         other => other.into(),
     };
     ask_program(name, (program, &arguments[1..]), case).await
@@ -144,11 +144,6 @@ async fn ask_program(name: &str, (program, arguments): (PathBuf, &[&str]), case:
     said
 }
 
-pub fn python() -> PathBuf {
-    let given = std::env::var_os("STATIONMASTER_TEST_PYTHON").map(PathBuf::from);
-    given.unwrap_or_else(|| tools::root().join("target/venv/bin/python"))
-}
-
 pub fn node_path() -> PathBuf {
     let given = std::env::var_os("STATIONMASTER_TEST_NODE_PATH").map(PathBuf::from);
     given.unwrap_or_else(|| tools::root().join("target/npm/node_modules"))
@@ -156,7 +151,7 @@ pub fn node_path() -> PathBuf {
 
 /// Whether the test script has installed what the verifiers need; a skip otherwise.
 pub fn installed(test: &str) -> bool {
-    let missing: Vec<String> = [python(), node_path()]
+    let missing: Vec<String> = [tools::python(), node_path()]
         .into_iter()
         .filter(|path| !path.exists())
         .map(|path| path.display().to_string())

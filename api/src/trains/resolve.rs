@@ -9,7 +9,7 @@ use poem_openapi::OpenApi;
 
 use domain::{
     Code, FaultCode, FieldError, Problem, Timestamp,
-    id::{AccountId, Id as _, TrainId},
+    id::{AccountId, Id as _, TokenId, TrainId},
     lending::{ASK_AGAIN_AFTER, NOBODY_RETURNS_AFTER, Unavailable},
     permission::TrainsResolve,
 };
@@ -116,7 +116,7 @@ fn base_url(text: &str) -> Result<String, NoUrl> {
 }
 
 fn train_of(who: &Principal) -> Result<TrainId, ApiError> {
-    who.train.ok_or_else(|| Code::WrongTokenKind.into())
+    who.train().ok_or_else(|| Code::WrongTokenKind.into())
 }
 
 /// The token's train as it lends now, unless it is disabled.
@@ -188,7 +188,7 @@ async fn lend(
 /// Tells the publisher, off the request's path, that a train has nothing left: whatever its callers
 /// exclude, and not more often than every five minutes.
 fn tell_exhausted(app: &App, who: &Principal, by: &CredentialPool, exhausted: &Exhausted) {
-    let (Some(train), true) = (who.train, exhausted.is_whole()) else {
+    let (Some(train), true) = (who.train(), exhausted.is_whole()) else {
         return;
     };
     if !by.claim_exhausted_notice(app.store.now()) {
@@ -241,7 +241,7 @@ async fn report(app: &App, who: &Principal, report: &AccountReport) -> Result<()
     let scoped = app.store.scoped(&who.scope);
     scoped
         .trains()
-        .report(train_of(who)?, who.credential, report)
+        .report(train_of(who)?, TokenId::from_uuid(who.credential()), report)
         .await?;
     Ok(())
 }

@@ -246,7 +246,7 @@ impl Listen {
     /// What signs for a token's listeners. It follows from the publisher's key and the token's
     /// identifier, so that it outlives connections and processes, and is stored nowhere.
     async fn secret(&self, who: &Principal) -> Result<SecretString, StoreError> {
-        let purpose = format!("listen.{}", who.credential);
+        let purpose = format!("listen.{}", who.actor().id);
         let key = self.app.store.derived_key(Some(&who.scope), &purpose);
         let text = STANDARD.encode(&key.await?[..KEY_BYTES]);
         Ok(SecretString::from(format!("whsec_{text}")))

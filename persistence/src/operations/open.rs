@@ -9,7 +9,8 @@ use sea_orm_migration::MigratorTrait as _;
 use tokio::time::timeout;
 
 use crate::{
-    publishers::auth::AuthCache,
+    identity::sessions::SessionCache,
+    publishers::{auth::AuthCache, standing::MemberCache},
     runs::{
         claims::RoundRobin,
         lane::{self, Lane},
@@ -334,6 +335,8 @@ impl Store {
         let (lane, inlet) = Lane::new();
         let planes = PlaneStates::default()
             .with(AuthCache::new())
+            .with(SessionCache::new())
+            .with(MemberCache::new())
             .with(Definitions::new())
             .with(RoundRobin::new())
             .with(lane)

@@ -13,7 +13,8 @@ use domain::{
     Timestamp,
     audit::{Actor, ActorKind},
     credential::{Grants, Source},
-    id::{Id as _, TokenId, TrainId},
+    id::{Id as _, SessionId, TokenId, TrainId, UserId},
+    people::Role,
     permission::{Permission, TokenKind},
     token::TokenHash,
 };
@@ -53,48 +54,118 @@ struct TokenCacheEntry {
     last_used_ms: AtomicI64,
 }
 
-/// An authenticated token of a publisher or of one of its trains.
+/// What acts for a publisher.
+#[derive(Clone, Debug)]
+pub enum Holder {
+    /// A token of the publisher's own.
+    Token {
+        /// The token's identifier.
+        id: TokenId,
+        /// The token's rights.
+        grants: Grants,
+    },
+    /// A token of one of the publisher's trains.
+    Train {
+        /// The token's identifier.
+        id: TokenId,
+        /// The train.
+        train: TrainId,
+    },
+    /// A member who is signed in.
+    Member(Member),
+}
+
+/// A member of a publisher who is signed in.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The person.
+    pub user: UserId,
+    /// The person's session.
+    pub session: SessionId,
+    /// The role in the publisher.
+    pub role: Role,
+    /// When the person last proved who they are.
+    pub authenticated_at: Timestamp,
+}
+
+/// A token, or a session of a member, that acts for a publisher.
 #[derive(Clone, Debug)]
 pub struct Principal {
     /// The publisher and the pipelines that the token reaches.
     pub scope: Scope,
-    /// The token's identifier.
-    pub credential: TokenId,
-    /// The token's rights; none for a train's token.
-    pub grants: Grants,
-    /// The train, if the token is a train's and not its publisher's own.
-    pub train: Option<TrainId>,
-    /// When the token expires.
+    /// What acts for the publisher.
+    pub holder: Holder,
+    /// When the token or the session expires.
     pub expires_at: Option<Timestamp>,
     /// The publisher, as of the last change that this process knows of.
     pub publisher: Arc<Publisher>,
 }
 
 impl Principal {
-    /// Whether the token is of a kind that holds the permission.
+    /// Whether a token of this kind, or a member of this role, holds the permission.
     #[must_use]
     pub fn holds(&self, permission: Permission) -> bool {
-        permission.holders().iter().any(|kind| match kind {
-            TokenKind::Admin => self.grants.admin,
-            TokenKind::Runner => self.grants.runner,
-            TokenKind::Train => self.train.is_some(),
-            TokenKind::Bootstrap => false,
-        })
+        let kind_holds =
+            |held: &dyn Fn(TokenKind) -> bool| permission.holders().iter().any(|kind| held(*kind));
+        match &self.holder {
+            Holder::Token { grants, .. } => kind_holds(&|kind| match kind {
+                TokenKind::Admin => grants.admin,
+                TokenKind::Runner => grants.runner,
+                TokenKind::Train | TokenKind::Bootstrap => false,
+            }),
+            Holder::Train { .. } => kind_holds(&|kind| kind == TokenKind::Train),
+            Holder::Member(member) => permission.is_held_by_member(member.role),
+        }
     }
 
-    /// The actor for audit entries and runs.
+    /// The train whose token it is.
+    #[must_use]
+    pub const fn train(&self) -> Option<TrainId> {
+        match &self.holder {
+            Holder::Train { train, .. } => Some(*train),
+            _ => None,
+        }
+    }
+
+    /// The member, if a person acts.
+    #[must_use]
+    pub const fn member(&self) -> Option<&Member> {
+        match &self.holder {
+            Holder::Member(member) => Some(member),
+            _ => None,
+        }
+    }
+
+    /// The rights of a token; none for a train's, and for a member.
+    #[must_use]
+    pub fn grants(&self) -> Grants {
+        match &self.holder {
+            Holder::Token { grants, .. } => *grants,
+            _ => Grants::default(),
+        }
+    }
+
+    /// The identifier of the token, or of the session.
+    #[must_use]
+    pub fn credential(&self) -> Uuid {
+        match &self.holder {
+            Holder::Token { id, .. } | Holder::Train { id, .. } => id.uuid(),
+            Holder::Member(member) => member.session.uuid(),
+        }
+    }
+
+    /// The actor for audit entries and runs: a token, or a person.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let kind = if self.train.is_some() {
-            ActorKind::Train
-        } else if self.grants.admin {
-            ActorKind::Admin
-        } else {
-            ActorKind::Runner
+        let (kind, id) = match &self.holder {
+            Holder::Token { id, grants } if grants.admin => (ActorKind::Admin, id),
+            Holder::Token { id, .. } => (ActorKind::Runner, id),
+            Holder::Train { id, .. } => (ActorKind::Train, id),
+            Holder::Member(member) => return Actor::user(member.user),
         };
         Actor {
             kind,
-            id: self.credential.to_string(),
+            id: id.to_string(),
         }
     }
 }
@@ -144,9 +215,9 @@ impl AuthCache {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.len() < PENDING_USES {
             let of = (
-                principal.train.is_some(),
+                principal.train().is_some(),
                 principal.scope.uuid(),
-                principal.credential.uuid(),
+                principal.credential(),
             );
             used.insert(of, now.ms());
         }
@@ -395,12 +466,13 @@ fn principal_of(row: &credentials::Model, publisher: publishers::Model) -> Resul
     };
     Ok(Principal {
         scope: Scope::of_row(row.publisher_id, pipelines),
-        credential: TokenId::from_uuid(row.id),
-        grants: Grants {
-            admin: row.grants_admin,
-            runner: row.grants_runner,
+        holder: Holder::Token {
+            id: TokenId::from_uuid(row.id),
+            grants: Grants {
+                admin: row.grants_admin,
+                runner: row.grants_runner,
+            },
         },
-        train: None,
         expires_at: row.expires_at.map(Timestamp::from_ms),
         publisher: Arc::new(Publisher::of_row(publisher)?),
     })
@@ -413,9 +485,10 @@ fn principal_of_train(
 ) -> Result<Principal> {
     Ok(Principal {
         scope: Scope::of_row(row.publisher_id, None),
-        credential: TokenId::from_uuid(row.id),
-        grants: Grants::default(),
-        train: Some(TrainId::from_uuid(row.train_id)),
+        holder: Holder::Train {
+            id: TokenId::from_uuid(row.id),
+            train: TrainId::from_uuid(row.train_id),
+        },
         expires_at: row.expires_at.map(Timestamp::from_ms),
         publisher: Arc::new(Publisher::of_row(publisher)?),
     })

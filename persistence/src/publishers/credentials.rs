@@ -6,7 +6,7 @@ use domain::{
     Code, FaultCode, Problem, Timestamp,
     audit::Action,
     credential::{CredentialKind, Grants, Source},
-    id::{CredentialId, Id as _, PublisherId, SecretId, TokenId},
+    id::{CredentialId, Id, PublisherId, SecretId, TokenId, UserId},
     seal::{Key, SealContext},
     slug::Slug,
     token::{TokenHash, last_four},
@@ -59,6 +59,8 @@ pub struct Credential {
     pub superseded_at: Option<Timestamp>,
     /// When the credential was last used, to the minute.
     pub last_used_at: Option<Timestamp>,
+    /// The person who created it, if a person did.
+    pub minted_by: Option<UserId>,
 }
 
 /// A new credential with its value, which cannot be read later.
@@ -123,6 +125,7 @@ fn credential_of(row: credentials::Model) -> Result<Credential> {
         expires_at: row.expires_at.map(Timestamp::from_ms),
         superseded_at: row.superseded_at.map(Timestamp::from_ms),
         last_used_at: row.last_used_at.map(Timestamp::from_ms),
+        minted_by: row.minted_by.map(UserId::from_uuid),
     })
 }
 
@@ -205,6 +208,7 @@ pub(crate) async fn insert(
         superseded_at: None,
         revoked_at: None,
         last_used_at: None,
+        minted_by: tx.member().map(Id::uuid),
     };
     let active: credentials::ActiveModel = row.clone().into();
     credentials::Entity::insert(sea_orm::ActiveModelTrait::reset_all(active))

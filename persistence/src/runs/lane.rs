@@ -24,7 +24,7 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    publishers::auth::{CachedToken, Principal},
+    publishers::auth::Principal,
     runs::{
         batch::{Batch, BatchResults, apply},
         changes::{Change, Create},
@@ -493,10 +493,8 @@ impl Worker {
 
     /// Like [`still_good`], if the answer is known without the database.
     fn known_good(&self, waiting: &WaitingClaim) -> Option<Result<()>> {
-        match self.store.cached_token(waiting.options.token) {
-            CachedToken::Live(principal) => Some(may_claim(Some(&principal))),
-            _ => None,
-        }
+        let principal = self.store.known_standing(&waiting.options.presented)?;
+        Some(may_claim(Some(&principal)))
     }
 
     /// Counts a claim that is being checked or tried.
@@ -664,10 +662,10 @@ impl Worker {
     }
 }
 
-/// Whether a claim's token may still claim. While the claim waited, the token may have been
-/// revoked, or its publisher suspended.
+/// Whether what claimed may still claim. While the claim waited, the token may have been revoked,
+/// the session ended, or the publisher suspended.
 async fn still_good(store: &Store, waiting: &WaitingClaim) -> Result<()> {
-    let principal = store.authenticate(waiting.options.token).await?;
+    let principal = store.standing(&waiting.options.presented).await?;
     may_claim(principal.as_deref())
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    Expected, Pipeline, PipelineVersion, PublisherPatch, QuotasPatch, Scope,
+    Expected, Pipeline, PipelineVersion, Presented, PublisherPatch, QuotasPatch, Scope,
     fixture::{Fixture, context, engines, no_content},
     operations::audit::AuditFilter,
 };
@@ -147,7 +147,7 @@ pub(crate) fn at_once() -> WaitOptions {
     WaitOptions {
         wait: Duration::ZERO,
         gone: CancellationToken::new(),
-        token: TokenHash::of("nobody's"),
+        presented: Presented::Token(TokenHash::of("nobody's")),
     }
 }
 

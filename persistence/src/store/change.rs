@@ -269,6 +269,19 @@ impl<T> Audited<T> {
         }
     }
 
+    /// The same entries with a result made of this one.
+    pub(crate) fn map<U>(self, made: impl FnOnce(T) -> U) -> Audited<U> {
+        Audited {
+            value: made(self.value),
+            entries: self.entries,
+        }
+    }
+
+    /// The result and the entries.
+    pub(crate) fn into_parts(self) -> (T, Vec<AuditEntry>) {
+        (self.value, self.entries)
+    }
+
     /// A request that found everything as it wants it: there is nothing to log.
     pub(crate) fn unchanged(value: T) -> Self {
         Self {
@@ -410,6 +423,7 @@ impl Store {
                 {
                     return response.replay(&context.actor);
                 }
+                tx.made_by(&context.actor);
                 let (value, entries) = work(Arc::clone(&tx)).await?;
                 let answer = render(&value);
                 if let Some(key) = &context.idempotency {
@@ -605,7 +619,7 @@ fn seal_context(owner: Uuid, row: &[u8]) -> SealContext<'_> {
 /// Serializes the administrative changes of one publisher, so that a count taken before a change
 /// (quotas, the last admin token) still holds at its commit. Other writers' foreign key checks do
 /// not wait for it (`FOR NO KEY UPDATE`).
-async fn lock_publisher(tx: &Tx, owner: Uuid) -> Result<()> {
+pub(crate) async fn lock_publisher(tx: &Tx, owner: Uuid) -> Result<()> {
     if owner == OPERATOR {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,7 +11,8 @@ use std::{
 
 use domain::{
     Clock, Timestamp,
-    id::{Id as _, PublisherId},
+    audit::Actor,
+    id::{Id as _, PublisherId, UserId},
     progress::Progress,
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend};
@@ -56,6 +57,8 @@ pub(crate) struct Transaction {
     /// The time at which everything in this transaction happens.
     pub(crate) now: Timestamp,
     effects: Mutex<Effects>,
+    /// The member who makes this change, if a person does.
+    member: OnceLock<UserId>,
 }
 
 /// A handle to a transaction, for the closure that works in it.
@@ -140,6 +143,24 @@ impl Transaction {
     /// Notes that messages about trains are written in this transaction.
     pub(crate) fn writes_notices(&self) {
         self.effects().notices = true;
+    }
+
+    /// Notes who makes this change.
+    pub(crate) fn made_by(&self, actor: &Actor) {
+        if let Some(user) = actor.user_id() {
+            // Of two notes the first counts; there is one context a transaction.
+            self.member.get_or_init(|| user);
+        }
+    }
+
+    /// The member who makes this change, if a person does.
+    pub(crate) fn member(&self) -> Option<UserId> {
+        self.member.get().copied()
+    }
+
+    /// Notes that mails are written in this transaction.
+    pub(crate) fn writes_mails(&self) {
+        self.effects().mails = true;
     }
 
     /// The publishers whose credentials change in this transaction.
@@ -479,6 +500,7 @@ impl Db {
             inner: connections.begin().await?,
             now: self.now(),
             effects: Mutex::default(),
+            member: OnceLock::new(),
         }))
     }
 

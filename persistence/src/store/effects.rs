@@ -205,6 +205,8 @@ pub(crate) struct Effects {
     pub(crate) stored: HashMap<Uuid, i64>,
     /// Whether there are new messages about trains.
     pub(crate) notices: bool,
+    /// Whether mails were written.
+    pub(crate) mails: bool,
     /// Whether there are new fan-outs to spread.
     pub(crate) fan_outs: bool,
     /// For each publisher whose events were written, how many of its endpoints listen.

@@ -164,6 +164,8 @@ pub(crate) enum End {
     With(&'static str),
     /// They are removed together with all rows of a deleted publisher.
     WithPublisher,
+    /// They are removed together with a deleted user, whose identifier is in the column `user_id`.
+    WithUser,
     /// An operation removes them; this is its name.
     By(&'static str),
     /// There is never more than a fixed number of them; this is the reason.

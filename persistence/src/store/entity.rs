@@ -50,6 +50,10 @@ macro_rules! entity {
     };
 }
 
+mod people;
+
+pub(crate) use people::*;
+
 entity!(publishers, "publishers", Some("id"), [
     End::By("the job `publishers`, with all that the publisher had"),
 ], {
@@ -100,6 +104,7 @@ entity!(credentials, "credentials", Some("publisher_id"), [
     superseded_at: Option<i64>,
     revoked_at: Option<i64>,
     last_used_at: Option<i64>,
+    minted_by: Option<Uuid>,
 });
 
 entity!(token_hashes, "token_hashes", Some("publisher_id"), [End::With("credentials")], {
@@ -596,6 +601,7 @@ entity!(train_tokens, "train_tokens", Some("publisher_id"), [
     expires_at: Option<i64>,
     revoked_at: Option<i64>,
     last_used_at: Option<i64>,
+    minted_by: Option<Uuid>,
 });
 
 entity!(train_token_hashes, "train_token_hashes", Some("publisher_id"), [

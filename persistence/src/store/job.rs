@@ -48,6 +48,8 @@ jobs! {
     Endpoints = "endpoints",
     /// Removes old messages about trains.
     Notices = "notices",
+    /// Removes ended sessions, used links, old invitations and sent mails.
+    People = "people",
     /// Refreshes accounts whose tokens expire soon.
     Accounts = "accounts",
 }

@@ -43,7 +43,7 @@ const fn of<E: Declared>() -> Table {
 
 /// Every table. A table comes before those that it refers to, so that rows can be removed in this
 /// order.
-pub(crate) const TABLES: [Table; 38] = [
+pub(crate) const TABLES: [Table; 49] = [
     of::<entity::delivery_attempts::Entity>(),
     of::<entity::deliveries::Entity>(),
     of::<entity::replays::Entity>(),
@@ -72,6 +72,8 @@ pub(crate) const TABLES: [Table; 38] = [
     of::<entity::accounts::Entity>(),
     of::<entity::token_hashes::Entity>(),
     of::<entity::credentials::Entity>(),
+    of::<entity::invitations::Entity>(),
+    of::<entity::memberships::Entity>(),
     of::<entity::idempotency_keys::Entity>(),
     of::<entity::audit_events::Entity>(),
     of::<entity::audit_heads::Entity>(),
@@ -82,6 +84,15 @@ pub(crate) const TABLES: [Table; 38] = [
     of::<entity::cache_epoch::Entity>(),
     of::<entity::jobs::Entity>(),
     of::<entity::processes::Entity>(),
+    of::<entity::single_use_tokens::Entity>(),
+    of::<entity::sessions::Entity>(),
+    of::<entity::passkeys::Entity>(),
+    of::<entity::user_passwords::Entity>(),
+    of::<entity::user_identities::Entity>(),
+    of::<entity::user_addresses::Entity>(),
+    of::<entity::users::Entity>(),
+    of::<entity::mails::Entity>(),
+    of::<entity::sign_in_throttles::Entity>(),
 ];
 
 #[cfg(test)]

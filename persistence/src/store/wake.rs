@@ -176,6 +176,7 @@ pub(crate) struct Wake {
     /// Notified when there are messages about trains to send. Other processes are not notified: the
     /// process that writes messages sends them, and the others find the rest by polling.
     notices_notify: Notify,
+    mails_notify: Notify,
     /// Notified when there are fan-outs to spread.
     fan_outs_notify: Notify,
     watched: Mutex<HashMap<Uuid, watch::Sender<u64>>>,
@@ -197,6 +198,7 @@ impl Wake {
             ready: Mutex::default(),
             ready_notify: Notify::new(),
             notices_notify: Notify::new(),
+            mails_notify: Notify::new(),
             fan_outs_notify: Notify::new(),
             watched: Mutex::default(),
             outbox: others.then(Mutex::default),
@@ -223,6 +225,9 @@ impl Wake {
         self.changed(effects.changed.iter());
         if effects.notices {
             self.notices_notify.notify_one();
+        }
+        if effects.mails {
+            self.mails_notify.notify_one();
         }
         if effects.fan_outs {
             self.fan_outs_notify.notify_one();
@@ -278,6 +283,11 @@ impl Wake {
     /// Waits until messages about trains were written.
     pub(crate) async fn noticed(&self) {
         self.notices_notify.notified().await;
+    }
+
+    /// Waits until a commit of this process wrote mails.
+    pub(crate) async fn mailed(&self) {
+        self.mails_notify.notified().await;
     }
 
     /// Waits until there are fan-outs to spread.

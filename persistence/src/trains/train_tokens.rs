@@ -3,7 +3,7 @@
 use domain::{
     FaultCode, Problem, Timestamp,
     audit::Action,
-    id::{Id as _, TokenId},
+    id::{Id, TokenId, UserId},
     limits::Quotas,
     slug::Slug,
     token::{self, Prefix, TokenHash},
@@ -56,6 +56,8 @@ pub struct TrainToken {
     pub revoked_at: Option<Timestamp>,
     /// When the token was last used, to the minute.
     pub last_used_at: Option<Timestamp>,
+    /// The person who created it, if a person did.
+    pub minted_by: Option<UserId>,
 }
 
 /// A new token with its value, which cannot be read later.
@@ -86,6 +88,7 @@ fn token_of(row: train_tokens::Model) -> TrainToken {
         expires_at: row.expires_at.map(Timestamp::from_ms),
         revoked_at: row.revoked_at.map(Timestamp::from_ms),
         last_used_at: row.last_used_at.map(Timestamp::from_ms),
+        minted_by: row.minted_by.map(UserId::from_uuid),
     }
 }
 
@@ -165,6 +168,7 @@ async fn insert(
         expires_at: new.expires_at.map(Timestamp::ms),
         revoked_at: None,
         last_used_at: None,
+        minted_by: tx.member().map(Id::uuid),
     };
     let token = insert_row(tx, row, &TokenHash::of_secret(&text)).await?;
     Ok(MintedTrainToken { token, text })

@@ -137,6 +137,8 @@ settings! {
             "When stored answers with a credential are wiped after 10 minutes, and idempotency keys are removed after 24 hours.";
         cron_credentials: Cron = "STATIONMASTER_CRON_CREDENTIALS", "0 11 1 * * *" (""), Open,
             "When expired and revoked credentials and endpoint secrets past their retention are removed.";
+        cron_people: Cron = "STATIONMASTER_CRON_PEOPLE", "15 */10 * * * *" (""), Open,
+            "When ended sessions, used links, old invitations and sent mails are removed.";
         cron_deliveries: Cron = "STATIONMASTER_CRON_DELIVERIES", "0 23 2 * * *" (""), Open,
             "When finished deliveries, replays and deleted endpoints past their retention are removed, and pending deliveries to deleted endpoints are cancelled.";
         cron_events: Cron = "STATIONMASTER_CRON_EVENTS", "0 41 2 * * *" (""), Open,

@@ -22,8 +22,6 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::verifiers::python;
-
 pub const API_KEY: &str = "sk-upstream-9f8e7d6c5b4a39281706f5e4d3c2b1a0";
 pub const OTHER_KEY: &str = "sk-upstream-00112233445566778899aabbccddeeff";
 
@@ -305,7 +303,7 @@ fn port(address: &str) -> &str {
 
 /// The test script installs it beside Python.
 fn envoy_program() -> Result<PathBuf, String> {
-    let path = python().with_file_name("envoy");
+    let path = tools::python().with_file_name("envoy");
     if path.exists() {
         Ok(path)
     } else {

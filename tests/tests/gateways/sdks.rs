@@ -7,7 +7,7 @@ use tests::{Publisher, World, on_both_stores, tools};
 use tokio::process::Command;
 
 use super::house::{Proxy, Upstream, account};
-use crate::verifiers::{installed, python};
+use crate::verifiers::installed;
 
 on_both_stores!(
     every_call_of_an_sdk_succeeds_behind_nginx,
@@ -47,7 +47,7 @@ async fn every_call_succeeds(world: &World, proxy: Proxy, sdk: &str, retries: u3
     let (_, user) = publisher.train_token("chat").await;
     upstream.speak();
     upstream.refuse(&keys[0], 429, "retry-after: 600\r\n");
-    let mut command = Command::new(python());
+    let mut command = Command::new(tools::python());
     command
         .arg(tools::root().join("tests/tests/gateways/sdks.py"))
         .args([sdk, &gateway.url, user.token()])

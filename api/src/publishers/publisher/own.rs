@@ -13,6 +13,7 @@ use persistence::{Principal, Publisher};
 use super::views::{QuotasView, StatusName};
 use crate::{
     auth::Caller,
+    identity::views::RoleName,
     publishers::credentials::{EXAMPLE_TOKEN_ID, KindName},
     shared::{
         common::{IfMatch, Ok, Tag, Time, answer},
@@ -21,16 +22,16 @@ use crate::{
 };
 use web::http::{ApiError, Patch};
 
-/// Which token asks.
+/// Which token asks, or which person.
 #[derive(Object, View, Example)]
 #[view(of = Principal)]
 struct Asking {
-    /// `tok_…`
-    #[view(field = credential)]
+    /// `tok_…`; `usr_…` for a person who is signed in.
+    #[view(from = of.actor().id)]
     #[example(EXAMPLE_TOKEN_ID)]
     id: String,
-    /// What it may do.
-    #[view(from = of.grants.kinds().into_iter().map(KindName::from).collect())]
+    /// What a token may do; empty for a person.
+    #[view(from = of.grants().kinds().into_iter().map(KindName::from).collect())]
     #[example([KindName::Runner])]
     kinds: Vec<KindName>,
     /// The only pipelines that it reaches; null for all.
@@ -38,6 +39,10 @@ struct Asking {
     #[view(from = of.scope.pipelines().map(|all| all.iter().map(Slug::to_string).collect()))]
     #[example(["nightly-import"])]
     pipelines: Option<Vec<String>>,
+    /// The role of a person; null for a token.
+    #[oai(nullable)]
+    #[view(from = of.member().map(|member| member.role.into()))]
+    role: Option<RoleName>,
     /// When it stops working.
     #[oai(nullable)]
     expires_at: Option<Time>,

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{
-    permits::{Bounds, Permit, Permits},
-    token::TokenHash,
-};
+use domain::permits::{Bounds, Permit, Permits};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -19,6 +16,7 @@ use uuid::Uuid;
 
 use super::queue::SHARE;
 use crate::{
+    publishers::standing::Presented,
     runs::{
         changes::{Change, Create, What},
         claims::Claim,
@@ -67,8 +65,8 @@ pub struct WaitOptions {
     pub wait: Duration,
     /// Cancelled when the caller is gone.
     pub gone: CancellationToken,
-    /// The token that claims. It is checked again before runs are handed out.
-    pub token: TokenHash,
+    /// What claims. It is checked again before runs are handed out.
+    pub presented: Presented,
 }
 
 /// A claim that waits.

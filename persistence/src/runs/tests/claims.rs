@@ -263,7 +263,7 @@ fn waiting_with(token: &SecretString) -> WaitOptions {
     WaitOptions {
         wait: Duration::from_secs(20),
         gone: CancellationToken::new(),
-        token: TokenHash::of_secret(token),
+        presented: Presented::Token(TokenHash::of_secret(token)),
     }
 }
 

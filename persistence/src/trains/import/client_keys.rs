@@ -134,6 +134,7 @@ impl Import {
             expires_at: None,
             revoked_at: None,
             last_used_at: None,
+            minted_by: None,
         };
         let token =
             insert_row(tx, row, &spec.hash)

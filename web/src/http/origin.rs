@@ -7,7 +7,7 @@ use poem::{
 
 /// The one origin that this server answers at.
 #[derive(Clone, Debug)]
-pub(crate) struct PublicOrigin {
+pub struct PublicOrigin {
     /// `https://stationmaster.example.com`, without a slash at its end, as browsers write it.
     origin: String,
     /// Host and port, as browsers send them in `Host`.
@@ -16,7 +16,8 @@ pub(crate) struct PublicOrigin {
 
 impl PublicOrigin {
     /// Of an origin as browsers write it: a default port is left out.
-    pub(crate) fn new(origin: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(origin: impl Into<String>) -> Self {
         let origin = origin.into();
         let host = origin.split_once("://").map_or("", |(_, host)| host);
         Self {
@@ -25,14 +26,22 @@ impl PublicOrigin {
         }
     }
 
+    /// The origin, without a slash at its end.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.origin
+    }
+
     /// Whether it is reached by https: then cookies are `Secure`.
-    pub(crate) fn is_secure(&self) -> bool {
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
         self.origin.starts_with("https://")
     }
 
     /// Whether the request is meant for this host. Forwarded headers do not count: mails and
     /// redirects are made from the setting alone.
-    pub(crate) fn is_host_of(&self, request: &Request) -> bool {
+    #[must_use]
+    pub fn is_host_of(&self, request: &Request) -> bool {
         let sent = request.headers().get(header::HOST);
         let sent =
             sent.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(self.host.as_bytes()));
@@ -47,7 +56,8 @@ impl PublicOrigin {
     ///
     /// Forms of pages that hide their address come with `Origin: null`. So do those of a sandboxed
     /// frame, but a browser calls these cross-site.
-    pub(crate) fn is_from_us(&self, method: &Method, headers: &HeaderMap) -> bool {
+    #[must_use]
+    pub fn is_from_us(&self, method: &Method, headers: &HeaderMap) -> bool {
         if method.is_safe() {
             return true;
         }

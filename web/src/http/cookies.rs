@@ -9,7 +9,7 @@ use poem::http::{HeaderMap, HeaderValue, header};
 
 /// A cookie of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cookie {
+pub struct Cookie {
     /// Its name where the public URL is https. Browsers accept the prefix only from the host itself,
     /// by https, for all paths.
     secure_name: &'static str,
@@ -18,20 +18,28 @@ pub(crate) struct Cookie {
 }
 
 /// The session.
-pub(crate) const SESSION: Cookie = Cookie {
+pub const SESSION: Cookie = Cookie {
     secure_name: "__Host-stm",
     plain_name: "stm-dev",
 };
 
 /// A browser that is not signed in: who asked for a mail, who began a sign-in elsewhere.
-pub(crate) const VISIT: Cookie = Cookie {
+pub const VISIT: Cookie = Cookie {
     secure_name: "__Host-stm-visit",
     plain_name: "stm-dev-visit",
 };
 
+/// A browser in which somebody signed in before. It opens nothing; see
+/// `identity::passwords`.
+pub const DEVICE: Cookie = Cookie {
+    secure_name: "__Host-stm-device",
+    plain_name: "stm-dev-device",
+};
+
 impl Cookie {
     /// Its name.
-    pub(crate) fn name(self, secure: bool) -> &'static str {
+    #[must_use]
+    pub fn name(self, secure: bool) -> &'static str {
         if secure {
             self.secure_name
         } else {
@@ -41,7 +49,8 @@ impl Cookie {
 
     /// Its value, if there is exactly one of that very name and it is one that we could have made.
     /// Of two, one was planted, and nothing tells which.
-    pub(crate) fn read(self, headers: &HeaderMap, secure: bool) -> Option<&str> {
+    #[must_use]
+    pub fn read(self, headers: &HeaderMap, secure: bool) -> Option<&str> {
         let name = self.name(secure).as_bytes();
         let pairs = headers
             .get_all(header::COOKIE)
@@ -58,7 +67,8 @@ impl Cookie {
     }
 
     /// The header that sets it, until the browser ends or for so many seconds.
-    pub(crate) fn set(self, value: &str, seconds: Option<u64>, secure: bool) -> HeaderValue {
+    #[must_use]
+    pub fn set(self, value: &str, seconds: Option<u64>, secure: bool) -> HeaderValue {
         let mut text = format!(
             "{}={value}; Path=/; HttpOnly; SameSite=Lax",
             self.name(secure)
@@ -75,7 +85,8 @@ impl Cookie {
     }
 
     /// The header that removes it.
-    pub(crate) fn remove(self, secure: bool) -> HeaderValue {
+    #[must_use]
+    pub fn remove(self, secure: bool) -> HeaderValue {
         self.set("", Some(0), secure)
     }
 }
