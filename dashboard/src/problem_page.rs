@@ -21,7 +21,7 @@ pub(crate) fn render(problem: &Problem, request_id: &str) -> Response {
     }
     let view = views::Problem {
         frame: Frame {
-            title,
+            title: title.to_owned(),
             ..Frame::default()
         },
         status,

@@ -42,15 +42,15 @@ const VIEWER: Role = Role {
     may: "read everything but credentials",
 };
 
-fn frame(title: &'static str) -> Frame {
+fn frame(title: &str) -> Frame {
     Frame {
-        title,
+        title: title.to_owned(),
         csrf: "csrf-token-of-this-page".to_owned(),
         ..Frame::default()
     }
 }
 
-fn signed_in(title: &'static str) -> Frame {
+fn signed_in(title: &str) -> Frame {
     Frame {
         person: Some("Ada Lovelace".to_owned()),
         ..frame(title)
@@ -127,10 +127,8 @@ fn sign_in(pages: &mut Pages) {
     pages.add("sign-in-with-everything", &full);
     let code = SignInCode {
         frame: frame("Look into your mail"),
-        email: EMAIL.to_owned(),
         code: Field::default(),
         minutes: 10,
-        return_to: String::new(),
     };
     pages.add("sign-in-code", &code);
     let wrong_code = SignInCode {
@@ -168,7 +166,6 @@ fn links(pages: &mut Pages) {
             email: EMAIL.to_owned(),
             token: "token-of-the-link".to_owned(),
             elsewhere,
-            return_to: String::new(),
         };
         pages.add(name, &view);
     }
@@ -196,7 +193,7 @@ fn links(pages: &mut Pages) {
         action: "/verify".to_owned(),
         hidden: vec![("token", "token-of-the-link".to_owned())],
         choice: None,
-        button: "Confirm the address",
+        button: "Confirm the address".to_owned(),
         destructive: false,
         cancel: None,
     };
@@ -210,6 +207,7 @@ fn join(pages: &mut Pages) {
         email: wrong("ada@", "This is no e-mail address."),
         password: Field::default(),
         passwords: true,
+        return_to: String::new(),
     };
     pages.add("register", &register);
     let done = Message {
@@ -326,7 +324,7 @@ fn publishers(pages: &mut Pages) {
         action: "/p/analytical-engines/members/mem_2/remove".to_owned(),
         hidden: Vec::new(),
         choice: Some(("revoke", "Revoke these 2 tokens, too".to_owned())),
-        button: "Remove Charles Babbage",
+        button: "Remove Charles Babbage".to_owned(),
         destructive: true,
         cancel: Some("/p/analytical-engines".to_owned()),
     };
@@ -355,7 +353,6 @@ fn own(pages: &mut Pages) {
             },
             name: Field::of("Ada Lovelace"),
             email: EMAIL.to_owned(),
-            new_email: full.then(|| "ada@example.com".to_owned()),
             sessions: if full {
                 vec![
                     session("ses_1", "Firefox on Linux", true),

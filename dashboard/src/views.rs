@@ -3,6 +3,8 @@
 
 use askama::Template;
 
+use domain::Timestamp;
+
 pub(crate) mod account;
 pub(crate) mod join;
 pub(crate) mod publisher;
@@ -12,7 +14,7 @@ pub(crate) mod sign_in;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Frame {
     /// The page's title, also its first heading.
-    pub(crate) title: &'static str,
+    pub(crate) title: String,
     /// Who is signed in: the name, or the address of somebody without one.
     pub(crate) person: Option<String>,
     /// The token that every form of this page sends back.
@@ -65,6 +67,39 @@ pub(crate) struct Moment {
     pub(crate) words: String,
 }
 
+impl Moment {
+    /// Of a time.
+    pub(crate) fn of(at: Timestamp) -> Self {
+        const MONTHS: [&str; 12] = [
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ];
+        let exact = at.to_string();
+        let number = |from: usize| exact.get(from..from + 2).unwrap_or_default();
+        let month = number(5).parse::<usize>().ok();
+        let month = month.and_then(|month| MONTHS.get(month.checked_sub(1)?));
+        let words = format!(
+            "{} {} {}, {}:{} UTC",
+            number(8).trim_start_matches('0'),
+            month.copied().unwrap_or_default(),
+            exact.get(..4).unwrap_or_default(),
+            number(11),
+            number(14),
+        );
+        Self { exact, words }
+    }
+}
+
 /// A page that says something and leads on: what was done, or what is to be done elsewhere.
 #[derive(Debug, Template)]
 #[template(path = "message.html")]
@@ -92,7 +127,7 @@ pub(crate) struct Confirm {
     /// A choice that may be made along with it: the name and the words of a checkbox.
     pub(crate) choice: Option<(&'static str, String)>,
     /// The words on the button.
-    pub(crate) button: &'static str,
+    pub(crate) button: String,
     /// Whether something is lost by it.
     pub(crate) destructive: bool,
     /// Where to go instead; `None` if there is nothing but to close the page.

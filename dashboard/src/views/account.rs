@@ -11,8 +11,6 @@ pub(crate) struct Account {
     pub(crate) frame: Frame,
     pub(crate) name: Field,
     pub(crate) email: String,
-    /// An address that was asked for and is not confirmed yet.
-    pub(crate) new_email: Option<String>,
     pub(crate) sessions: Vec<Session>,
     pub(crate) passkeys: Vec<Passkey>,
     pub(crate) identities: Vec<Identity>,

@@ -40,12 +40,9 @@ pub(crate) struct SignIn {
 #[template(path = "sign-in-code.html")]
 pub(crate) struct SignInCode {
     pub(crate) frame: Frame,
-    /// The address that was typed.
-    pub(crate) email: String,
     pub(crate) code: Field,
     /// How long the mail is good for, minutes.
     pub(crate) minutes: u64,
-    pub(crate) return_to: String,
 }
 
 /// `/sign-in/confirm`: what a mailed link is for, and a button.
@@ -58,7 +55,6 @@ pub(crate) struct SignInConfirm {
     pub(crate) token: String,
     /// Whether another browser asked for the link.
     pub(crate) elsewhere: bool,
-    pub(crate) return_to: String,
 }
 
 /// `/sign-in/with/{provider}`: on the way to the provider.

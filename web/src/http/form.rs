@@ -45,6 +45,38 @@ async fn take<T: DeserializeOwned>(
     request: &Request,
     body: &mut RequestBody,
 ) -> Result<T, Problem> {
+    read(request, body).await?.parse()
+}
+
+/// A form whose fields nobody has looked at.
+pub struct Unparsed(Vec<(String, String)>);
+
+impl Unparsed {
+    /// Takes a field out; `None` if it is not there, or there twice.
+    pub fn take(&mut self, name: &str) -> Option<String> {
+        let (mut taken, rest): (Vec<_>, _) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(found, _)| found == name);
+        self.0 = rest;
+        let (one, another) = (taken.pop(), taken.pop());
+        another.is_none().then_some(one?.1)
+    }
+
+    /// What is left, as a struct.
+    ///
+    /// # Errors
+    /// `validation_failed` for a field that is missing, unknown, or there twice.
+    pub fn parse<T: DeserializeOwned>(self) -> Result<T, Problem> {
+        T::deserialize(Fields(self.0)).map_err(|Fault(problem)| *problem)
+    }
+}
+
+/// Reads a form.
+///
+/// # Errors
+/// `unsupported_media_type`, `body_too_large`, `request_timeout`; `validation_failed` for what is no
+/// form of ours.
+pub async fn read(request: &Request, body: &mut RequestBody) -> Result<Unparsed, Problem> {
     body::not_encoded(request)?;
     if !body::is_declared_as(request, &[URL_ENCODED]) {
         let detail = format!("Send `Content-Type: {URL_ENCODED}`, in UTF-8.");
@@ -52,11 +84,26 @@ async fn take<T: DeserializeOwned>(
     }
     let body = body.take().map_err(|_| Problem::from(Code::Internal))?;
     let bytes = body::read(request, body, FORM_BYTES, BODY_TIMEOUT).await?;
-    parse(&bytes)
+    decode(&bytes)
 }
 
-/// Parses a form.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+/// A parameter of a query, if it is there once.
+#[must_use]
+pub fn query(query: &str, name: &str) -> Option<String> {
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    let mut values = pairs.filter(|(found, _)| found == name);
+    let (one, another) = (values.next(), values.next());
+    another.is_none().then_some(one?.1.into_owned())
+}
+
+/// A value as it stands in a query.
+#[must_use]
+pub fn encode(value: &str) -> String {
+    url::form_urlencoded::byte_serialize(value.as_bytes()).collect()
+}
+
+/// Decodes a form.
+fn decode(bytes: &[u8]) -> Result<Unparsed, Problem> {
     let refused = |pointer: &str, code, detail: &str| Problem::field(pointer, code, detail);
     let pairs: Vec<(String, String)> = url::form_urlencoded::parse(bytes)
         .take(FIELDS + 1)
@@ -75,7 +122,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let detail = "The form holds a character that can't be stored.";
         return Err(refused("", FaultCode::Invalid, detail));
     }
-    T::deserialize(Fields(pairs)).map_err(|Fault(problem)| *problem)
+    Ok(Unparsed(pairs))
 }
 
 /// The fields as a struct's deserializer sees them.
@@ -198,6 +245,20 @@ mod tests {
     struct Known {
         email: String,
         return_to: Option<String>,
+    }
+
+    fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+        decode(bytes)?.parse()
+    }
+
+    #[test]
+    fn a_field_can_be_looked_at_before_the_others() {
+        let mut form = decode(b"csrf=x&email=a").unwrap();
+        assert_eq!(form.take("csrf").as_deref(), Some("x"));
+        assert_eq!(form.take("csrf"), None);
+        assert_eq!(form.parse::<Known>().unwrap().email, "a");
+        let mut twice = decode(b"csrf=x&email=a&csrf=x").unwrap();
+        assert_eq!(twice.take("csrf"), None);
     }
 
     fn fault(text: &str) -> (String, FaultCode) {
