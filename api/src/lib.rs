@@ -21,7 +21,6 @@ use persistence::Store;
 use upstream::Refresher;
 
 pub mod auth;
-pub mod identity;
 pub mod operations;
 pub mod publishers;
 pub mod shared;
@@ -29,19 +28,21 @@ pub mod trains;
 
 #[cfg(test)]
 mod bounds;
+mod problems;
 mod runs;
 mod schemas;
 mod webhooks;
 
 use operations::{audit, health, jobs};
+use problems::PROBLEMS;
 use publishers::{credentials, publisher};
 use runs::{pipelines, run, subcommands};
 use shared::App;
 use trains::{accounts, resolve, train, train_tokens};
 use web::{
-    contract::{self, Contract, OperationDoc, complete},
+    contract::{self, Contract, complete},
     docs,
-    http::{RateLimits, RateSettings, StackOptions, wrap},
+    http::{PublicOrigin, RateLimits, RateSettings, StackOptions, wrap},
 };
 use webhooks::{deliveries, endpoint_secrets, endpoints, event_types, events, listen, replays};
 
@@ -51,6 +52,8 @@ pub struct Deps {
     pub contract: Contract,
     /// The store.
     pub store: Store,
+    /// How people get in.
+    pub people: ::identity::Service,
     /// Which URLs a publisher may name.
     pub policy: outbound::Policy,
     /// Who refreshes accounts.
@@ -71,7 +74,7 @@ pub struct Deps {
     pub pages: Option<web::http::Pages>,
 }
 
-/// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
+/// Every resource. One adds itself here and in [`operations`].
 type Operations = (
     publisher::Publishers,
     publisher::Own,
@@ -110,7 +113,7 @@ type Lending = (
 fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
-        publisher::Publishers { app: app() },
+        publisher::Publishers,
         publisher::Own,
         credentials::Credentials,
         audit::OwnLog,
@@ -140,33 +143,6 @@ fn operations(app: &Arc<App>) -> Operations {
             resolve::forward::ForwardAuth { app: app() },
         ),
     )
-}
-
-fn docs_of_all() -> Vec<OperationDoc> {
-    [
-        publisher::DOCS,
-        credentials::DOCS,
-        pipelines::DOCS,
-        run::DOCS,
-        run::timeline::DOCS,
-        subcommands::DOCS,
-        endpoints::DOCS,
-        endpoint_secrets::DOCS,
-        replays::DOCS,
-        event_types::DOCS,
-        events::DOCS,
-        deliveries::DOCS,
-        listen::DOCS,
-        accounts::DOCS,
-        accounts::refreshes::DOCS,
-        accounts::cooldowns::DOCS,
-        accounts::logins::DOCS,
-        train::DOCS,
-        train_tokens::DOCS,
-        resolve::DOCS,
-        resolve::forward::DOCS,
-    ]
-    .concat()
 }
 
 const TITLE: &str = "Stationmaster";
@@ -199,7 +175,7 @@ fn service<T: OpenApi>(operations: T) -> OpenApiService<T, ()> {
 /// The contract as it is published: an OpenAPI 3.1 document. Needs no store.
 #[must_use]
 pub fn openapi_document() -> Value {
-    let mut document = complete(&service(Described).spec(), &docs_of_all());
+    let mut document = complete(&service(Described).spec(), PROBLEMS);
     describe_headers(&mut document);
     document
 }
@@ -314,6 +290,8 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
     let limits = Arc::new(RateLimits::new(deps.rates));
     let app = Arc::new(App {
         store: deps.store,
+        origin: PublicOrigin::new(deps.people.settings().public_origin.clone()),
+        people: deps.people,
         limits: Arc::clone(&limits),
         bootstrap: deps.bootstrap,
         policy: deps.policy,

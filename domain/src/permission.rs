@@ -232,6 +232,9 @@ impl Permission {
     /// The tokens that hold it, as a sentence names them: "an admin or a runner token".
     #[must_use]
     pub fn tokens(self) -> String {
+        if self.holders().is_empty() {
+            return "a person who is signed in".to_owned();
+        }
         let kinds = self.holders().iter().map(|kind| kind.with_article());
         format!("{} token", kinds.collect::<Vec<_>>().join(" or "))
     }
@@ -256,6 +259,8 @@ mod tests {
     #[test]
     fn the_operator_and_publishers_share_no_permission() {
         for permission in Permission::ALL {
+            let for_staff = permission.people() == Held::ByStaff;
+            assert_eq!(for_staff, permission.is_held_by(TokenKind::Bootstrap));
             let operators = permission.is_held_by(TokenKind::Bootstrap);
             assert!(
                 !operators || permission.holders() == [TokenKind::Bootstrap],
@@ -263,6 +268,19 @@ mod tests {
                 permission.as_str()
             );
         }
+    }
+
+    #[test]
+    fn an_owner_may_all_that_an_admin_token_may() {
+        for permission in Permission::ALL {
+            if permission.is_held_by(TokenKind::Admin) {
+                assert!(permission.is_held_by_member(Role::Admin));
+                assert!(permission.is_held_by_member(Role::Owner));
+            }
+        }
+        assert!(!Permission::RunsCreate.is_held_by_member(Role::Viewer));
+        assert!(Permission::RunsCreate.is_held_by_member(Role::Developer));
+        assert!(!Permission::TrainsResolve.is_held_by_member(Role::Owner));
     }
 
     #[test]
@@ -275,5 +293,6 @@ mod tests {
             Permission::PublishersRead.tokens(),
             "the operator's bootstrap token"
         );
+        assert_eq!(Permission::MeRead.tokens(), "a person who is signed in");
     }
 }

@@ -203,11 +203,16 @@ async fn answer(
     let jobs = jobs::start(store.clone(), refresher.clone(), settings, stop.clone());
     let jobs = jobs.await.map_err(failed)?;
 
+    let people = identity::Settings::new(format!("http://{}", config.listen));
+    let people = identity::Service::open(store.clone(), people)
+        .await
+        .map_err(failed)?;
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
         contract,
         store: store.clone(),
+        people,
         policy,
         refresher: refresher.clone(),
         claim_wait_max: Duration::from_secs(u64::from(config.claim_wait_max_seconds)),

@@ -9,23 +9,24 @@ use poem_openapi::{
     registry::{MetaSecurityScheme, Registry},
 };
 
-use domain::{Code, audit::Actor, id::PublisherId, permission::Required, token::TokenHash};
-use persistence::{Context, Principal, Scope, Scoped, System};
+use domain::{Code, audit::Actor, id::PublisherId, permission::Required};
+use persistence::{Context, Presented, Principal, Scope, Scoped, SignedIn, System};
 
-use super::{Standing, bearer, proxied};
+use super::{Carried, Standing, bearer, proxied, session};
 use crate::shared::{App, context, cursor::List, idempotency::Idempotency, page::PageQuery};
-use web::http::{ApiError, RequestContext, of_query};
+use web::http::{ApiError, Owner, RequestContext, cookies, of_query};
 
 /// The scheme of a train's token that comes as `x-api-key`.
 const TRAIN_KEY: &str = "train_key";
 
-/// A request of a publisher's token, or of a train's, that holds the permission `P`.
+/// A request of a publisher's token, of a train's, or of a member who is signed in, that holds the
+/// permission `P`.
 pub struct Caller<P> {
-    /// The token, and the publisher that it acts for.
+    /// The token or the member, and the publisher that it acts for.
     pub principal: Arc<Principal>,
     /// What is known of the request.
     pub request: RequestContext,
-    token: TokenHash,
+    presented: Presented,
     app: Arc<App>,
     permission: PhantomData<fn() -> P>,
 }
@@ -74,15 +75,15 @@ impl<P: Required> Caller<P> {
     pub(crate) fn standing(&self) -> Standing {
         Standing {
             app: Arc::clone(&self.app),
-            token: self.token,
+            presented: self.presented.clone(),
             permission: P::PERMISSION,
         }
     }
 
-    /// The token, for what waits in the store and asks there whether it is still good.
+    /// What was presented, for what waits in the store and asks there whether it is still good.
     #[must_use]
-    pub fn token(&self) -> TokenHash {
-        self.token
+    pub fn presented(&self) -> Presented {
+        self.presented.clone()
     }
 }
 
@@ -92,6 +93,62 @@ pub struct Proxied<P> {
     /// The train's token, or why there is none.
     pub principal: Result<Arc<Principal>, ApiError>,
     permission: PhantomData<fn() -> P>,
+}
+
+/// A request of a person who is signed in, about themselves.
+pub struct Person<P> {
+    /// The person, and the session.
+    pub who: Arc<SignedIn>,
+    /// What is known of the request.
+    pub request: RequestContext,
+    app: Arc<App>,
+    permission: PhantomData<fn() -> P>,
+}
+
+impl<P: Required> Person<P> {
+    /// The application's parts.
+    #[must_use]
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// What the store is told of who asks, and how.
+    #[must_use]
+    pub fn context(&self) -> Context {
+        context(&self.request, Actor::user(self.who.user.id), None)
+    }
+}
+
+/// A request of somebody who wants in: no credential is needed, but it must be sent to this
+/// service's own host, and by none of another site's pages.
+pub struct Visitor {
+    /// What is known of the request.
+    pub request: RequestContext,
+    /// What the browser holds that asked for a mail before.
+    pub visit: Option<String>,
+    /// What the browser holds in which somebody signed in before.
+    pub device: Option<String>,
+    /// Who is signed in already.
+    pub signed_in: Option<Arc<SignedIn>>,
+    app: Arc<App>,
+}
+
+impl Visitor {
+    /// The application's parts.
+    #[must_use]
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// What the store is told of who asks, and how.
+    #[must_use]
+    pub fn context(&self) -> Context {
+        let actor = match &self.signed_in {
+            Some(who) => Actor::user(who.user.id),
+            None => Actor::anonymous(),
+        };
+        context(&self.request, actor, None)
+    }
 }
 
 /// A request of the operator, whose token holds the permission `P`.
@@ -138,6 +195,13 @@ fn app(request: &Request) -> Result<&Arc<App>, ApiError> {
         tracing::error!("a request reached a guard without the application's parts");
         Code::Internal.into()
     })
+}
+
+fn carried(request: &Request) -> Carried<'_> {
+    Carried {
+        request,
+        token: bearer::of(request),
+    }
 }
 
 /// Checks that the operation has every query parameter that was sent. A proxy's questions are not
@@ -202,17 +266,61 @@ macro_rules! guard {
 }
 
 guard!(Caller, [P::PERMISSION.as_str()], |app, context, request| {
-    let sent = bearer::of(request);
-    let (principal, token) = app.authorize_token(context, sent, P::PERMISSION).await?;
+    let carried = carried(request);
+    let (principal, presented) = app.authorize(context, carried, P::PERMISSION).await?;
     has_known_query(context, request)?;
     Self {
         principal,
         request: context.clone(),
-        token,
+        presented,
         app: Arc::clone(app),
         permission: PhantomData,
     }
 });
+
+guard!(Person, [P::PERMISSION.as_str()], |app, context, request| {
+    let carried = carried(request);
+    let who = app
+        .authorize_person(context, carried, P::PERMISSION)
+        .await?;
+    has_known_query(context, request)?;
+    Self {
+        who,
+        request: context.clone(),
+        app: Arc::clone(app),
+        permission: PhantomData,
+    }
+});
+
+impl<'a> ApiExtractor<'a> for Visitor {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::PoemExtractor];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    async fn from_request(
+        request: &'a Request,
+        _: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let (app, context) = (app(request)?, RequestContext::of(request)?);
+        session::check_site(app, request)?;
+        has_known_query(context, request)?;
+        context.enter(Owner::address(context.address())).await?;
+        let (headers, secure) = (request.headers(), app.origin.is_secure());
+        let read = |cookie: cookies::Cookie| cookie.read(headers, secure).map(str::to_owned);
+        let signed_in = match session::cookie(app, request) {
+            Some(cookie) => app.people.signed_in(cookie).await.map_err(ApiError::from)?,
+            None => None,
+        };
+        Ok(Self {
+            request: context.clone(),
+            visit: read(cookies::VISIT),
+            device: read(cookies::DEVICE),
+            signed_in,
+            app: Arc::clone(app),
+        })
+    }
+}
 
 guard!(
     Proxied,
@@ -227,8 +335,10 @@ guard!(
     Operator,
     [P::PERMISSION.as_str()],
     |app, context, request| {
-        let sent = bearer::of(request);
-        let actor = app.authorize_operator(context, sent, P::PERMISSION).await?;
+        let carried = carried(request);
+        let actor = app
+            .authorize_operator(context, carried, P::PERMISSION)
+            .await?;
         has_known_query(context, request)?;
         Self {
             request: context.clone(),

@@ -12,7 +12,7 @@ use domain::{
 };
 use persistence::Principal;
 
-use super::bearer;
+use super::{Carried, bearer};
 use crate::shared::App;
 use web::http::{ApiError, RequestContext};
 
@@ -24,9 +24,9 @@ pub(super) async fn principal(
 ) -> Result<Arc<Principal>, ApiError> {
     match (bearer::of(request), bearer::api_key(request)) {
         (Some(bearer), Some(key)) if bearer != key => {
-            of_one(app, context, [bearer, key], wanted).await
+            of_one(app, (context, request), [bearer, key], wanted).await
         }
-        (bearer, key) => held(app, context, bearer.or(key), wanted).await,
+        (bearer, key) => held(app, (context, request), bearer.or(key), wanted).await,
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn principal(
 /// stands beside it is none; where neither has, either may be an imported key.
 async fn of_one(
     app: &App,
-    context: &RequestContext,
+    asked: (&RequestContext, &Request),
     [bearer, key]: [&str; 2],
     wanted: Permission,
 ) -> Result<Arc<Principal>, ApiError> {
@@ -44,14 +44,14 @@ async fn of_one(
         (false, true) => key,
         _ => bearer,
     };
-    let holder = held(app, context, Some(sent), wanted).await;
+    let holder = held(app, asked, Some(sent), wanted).await;
     if of_train(sent) || !app.store.knows_imported_tokens() {
         return holder;
     }
     match holder {
         Ok(holder) => Ok(holder),
         Err(refusal) => {
-            let other = held(app, context, Some(key), wanted).await;
+            let other = held(app, asked, Some(key), wanted).await;
             other.map_err(|_| refusal)
         }
     }
@@ -59,10 +59,14 @@ async fn of_one(
 
 async fn held(
     app: &App,
-    context: &RequestContext,
+    (context, request): (&RequestContext, &Request),
     sent: Option<&str>,
     wanted: Permission,
 ) -> Result<Arc<Principal>, ApiError> {
-    let (principal, _) = app.authorize_token(context, sent, wanted).await?;
+    let carried = Carried {
+        request,
+        token: sent,
+    };
+    let (principal, _) = app.authorize(context, carried, wanted).await?;
     Ok(principal)
 }

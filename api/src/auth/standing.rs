@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use domain::{Code, permission::Permission, token::TokenHash};
+use domain::{Code, permission::Permission};
+use persistence::Presented;
 
 use crate::shared::App;
 use web::http::ApiError;
 
-/// The token of a request, and what it is used for.
+/// What a request presented, and what it is used for.
 #[derive(Clone)]
 pub(crate) struct Standing {
     pub(super) app: Arc<App>,
-    pub(super) token: TokenHash,
+    pub(super) presented: Presented,
     pub(super) permission: Permission,
 }
 
@@ -20,10 +21,10 @@ impl Standing {
     /// Looks again.
     ///
     /// # Errors
-    /// 401 when the token is not good any more, or not for this; 403 when its publisher is
+    /// 401 when the token or the session is not good any more, or not for this; 403 when its publisher is
     /// suspended.
     pub(crate) async fn check(&self) -> Result<(), ApiError> {
-        let principal = self.app.store.authenticate(self.token).await?;
+        let principal = self.app.store.standing(&self.presented).await?;
         let principal = principal
             .filter(|principal| principal.holds(self.permission))
             .ok_or(Code::Unauthenticated)?;

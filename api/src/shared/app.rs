@@ -15,12 +15,16 @@ use upstream::Refresher;
 
 use super::notices::Notices;
 use crate::schemas::Schemas;
-use web::http::{ApiError, RateLimits, RequestContext, share};
+use web::http::{ApiError, PublicOrigin, RateLimits, RequestContext, share};
 
 /// The parts that operations work with.
 pub struct App {
     /// The store.
     pub store: Store,
+    /// How people get in.
+    pub people: ::identity::Service,
+    /// The origin at which browsers reach the server.
+    pub origin: PublicOrigin,
     /// Who may ask how often.
     pub limits: Arc<RateLimits>,
     /// The operator's tokens: one, or two during a rotation.
