@@ -35,6 +35,10 @@ pub use routes::PATHS;
 
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod site;
+#[cfg(test)]
+mod stories;
 
 /// All pages, at `origin` alone.
 #[must_use]

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upstream::Refresher;
 use web::{
     contract::Contract,
-    http::{ConnectionLimits, RateSettings},
+    http::{ConnectionLimits, PublicOrigin, RateSettings},
 };
 
 use crate::{
@@ -203,10 +203,14 @@ async fn answer(
     let jobs = jobs::start(store.clone(), refresher.clone(), settings, stop.clone());
     let jobs = jobs.await.map_err(failed)?;
 
-    let people = identity::Settings::new(format!("http://{}", config.listen));
+    // The port may be the system's choice.
+    let address = listener.local_addr().map_err(failed)?;
+    let people = identity::Settings::new(format!("http://{address}"));
     let people = identity::Service::open(store.clone(), people)
         .await
         .map_err(failed)?;
+    let origin = PublicOrigin::new(people.settings().public_origin.clone());
+    let pages = dashboard::pages(people.clone(), store.clone(), origin);
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
@@ -225,6 +229,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
+        pages: Some(pages),
     });
     let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());
@@ -232,7 +237,6 @@ async fn answer(
         stopping.cancelled().await;
         waiters.stop_waiters();
     });
-    let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));
     tracing::info!(%address, "Ready");
     web::http::serve(listener, app, limits, stop)

@@ -1,0 +1,110 @@
+use std::time::Duration;
+
+use tests::{Browser, Look};
+
+use crate::site::Site;
+
+const ADA: &str = "ada@example.com";
+const PASSWORD: &str = "five red lorries in Turin";
+
+#[tokio::test]
+async fn what_needs_a_recent_sign_in_asks_for_one_and_goes_on() {
+    let Some(browser) = Browser::start("pages::recent").await else {
+        return;
+    };
+    let site = Site::open().await;
+    let ada = site.user(ADA, "Ada").await;
+    let tab = site.tab_of(&browser, &ada, Look::default()).await;
+    tab.open("/account").await;
+    tab.follow("Set a password").await;
+    tab.judge().await;
+    tab.fill("New password", PASSWORD).await;
+    let shown = tab.press("Set the password").await;
+    assert!(
+        shown.url.contains("/account?done=password"),
+        "{}",
+        shown.url
+    );
+
+    site.clock.advance(Duration::from_mins(6));
+    let shown = tab.follow("Change the address").await;
+    assert!(
+        shown.text.contains("Confirm that it is you"),
+        "{}",
+        shown.text
+    );
+    tab.judge().await;
+    tab.fill("Password", "wrong").await;
+    let shown = tab.press("Continue").await;
+    assert_eq!(shown.status, 401, "{}", shown.text);
+    tab.fill("Password", PASSWORD).await;
+    let shown = tab.press("Continue").await;
+    assert!(shown.url.ends_with("/account/email"), "{}", shown.url);
+    tab.fill("New address", "lovelace@example.com").await;
+    let shown = tab.press("Send the mail").await;
+    assert!(
+        shown.text.contains("on its way to the new address"),
+        "{}",
+        shown.text
+    );
+    tab.open(&site.link_in(&site.mail_to("lovelace@example.com").await))
+        .await;
+    tab.judge().await;
+    let shown = tab.press("Change the address").await;
+    assert!(
+        shown.text.contains("lovelace@example.com"),
+        "{}",
+        shown.text
+    );
+
+    // A form that was open for too long leads there, too.
+    tab.open("/account/password").await;
+    site.clock.advance(Duration::from_mins(6));
+    tab.fill("New password", PASSWORD).await;
+    let shown = tab.press("Change the password").await;
+    assert!(
+        shown.text.contains("Confirm that it is you"),
+        "{}",
+        shown.text
+    );
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended() {
+    let Some(browser) = Browser::start("pages::sessions").await else {
+        return;
+    };
+    let site = Site::open().await;
+    let ada = site.user(ADA, "Ada").await;
+    let first = site.tab_of(&browser, &ada, Look::default()).await;
+    let second = site.tab_of(&browser, &ada, Look::default()).await;
+    let shown = first.open("/account").await;
+    assert_eq!(
+        shown.text.matches("Chrome on Linux").count(),
+        2,
+        "{}",
+        shown.text
+    );
+    assert_eq!(shown.text.matches("this browser").count(), 1);
+    let shown = first.press("Sign out Chrome on Linux").await;
+    assert!(
+        shown.text.contains("That browser was signed out."),
+        "{}",
+        shown.text
+    );
+    assert!(second.open("/account").await.url.contains("/sign-in"));
+    first.open("/account").await;
+    first.fill("Name", "  ").await;
+    assert_eq!(first.press("Change the name").await.status, 422);
+    first.fill("Name", "Countess").await;
+    let shown = first.press("Change the name").await;
+    assert!(shown.text.contains("Countess"), "{}", shown.text);
+    first.follow("Sign out everywhere…").await;
+    first.judge().await;
+    let shown = first.press("Sign out everywhere").await;
+    assert!(
+        shown.text.contains("signed out everywhere"),
+        "{}",
+        shown.text
+    );
+}
