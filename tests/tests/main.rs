@@ -27,6 +27,7 @@ mod listen;
 mod mail;
 mod oauth;
 mod outage;
+mod passkeys;
 mod payloads;
 mod process;
 mod publishers;

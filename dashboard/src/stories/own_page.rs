@@ -79,12 +79,8 @@ async fn sessions_are_listed_and_ended() {
     let first = site.tab_of(&browser, &ada, Look::default()).await;
     let second = site.tab_of(&browser, &ada, Look::default()).await;
     let shown = first.open("/account").await;
-    assert_eq!(
-        shown.text.matches("Chrome on Linux").count(),
-        2,
-        "{}",
-        shown.text
-    );
+    assert!(shown.text.contains("Chrome on Linux"), "{}", shown.text);
+    assert_eq!(shown.text.matches("last seen").count(), 2);
     assert_eq!(shown.text.matches("this browser").count(), 1);
     let shown = first.press("Sign out Chrome on Linux").await;
     assert!(
