@@ -1,8 +1,8 @@
 // Passkeys: the only thing on these pages that needs a script. Everything else works without one.
 //
 // A form with `data-passkey="create"` or `data-passkey="get"` is sent in two steps. Its fields go to
-// `data-options`, which answers with the options of the ceremony as JSON. The authenticator's answer
-// is put into the field `credential`, and the form is sent as any other form.
+// `data-options`, which answers with the options of the ceremony as JSON, and with a text that has to
+// come back. The authenticator's answer is put beside it, and the form is sent as any other form.
 
 const bytesOf = (text) =>
   Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
@@ -51,10 +51,17 @@ const WORDS = {
 const ceremony = async (form) => {
   const { passkey, options } = form.dataset;
   const fields = new URLSearchParams(new FormData(form));
+  fields.delete("token");
   fields.delete("credential");
   const asked = await fetch(options, { method: "POST", body: fields, headers: { Accept: "application/json" } });
-  if (!asked.ok) throw new Error((await asked.json().catch(() => ({}))).detail ?? "");
-  const json = await asked.json();
+  if (!asked.ok) {
+    const { code, detail } = await asked.json().catch(() => ({}));
+    const confirm = `/confirm-it-is-you?return_to=${encodeURIComponent(location.pathname)}`;
+    if (code === "recent_sign_in_required") location.assign(confirm);
+    throw new Error(detail);
+  }
+  const { token, options: json } = await asked.json();
+  form.elements.token.value = token;
   return passkey === "create"
     ? navigator.credentials.create({ publicKey: creationOf(json) })
     : navigator.credentials.get({ publicKey: requestOf(json) });

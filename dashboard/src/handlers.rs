@@ -3,6 +3,8 @@
 pub(crate) mod account;
 pub(crate) mod join;
 pub(crate) mod links;
+pub(crate) mod passkeys;
+pub(crate) mod providers;
 pub(crate) mod publisher;
 pub(crate) mod sign_in;
 
@@ -28,6 +30,8 @@ pub(crate) fn done(word: Option<&str>) -> Option<&'static str> {
         "passkey" => "The passkey was added.",
         "passkey-name" => "The passkey was renamed.",
         "passkey-removed" => "The passkey was removed.",
+        "connected" => "That sign-in is connected with you now.",
+        "disconnected" => "That sign-in is not connected with you any more.",
         "joined" => "You are a member now.",
         "left" => "You are not a member any more.",
         "invited" => "The invitation is on its way.",

@@ -26,6 +26,15 @@ pub(crate) fn answer(status: StatusCode, view: &impl Template) -> Response {
     response
 }
 
+/// Data for a script of ours.
+pub(crate) fn json(value: &serde_json::Value) -> Response {
+    let mut response = Response::builder()
+        .content_type("application/json")
+        .body(value.to_string());
+    headers::protect(&mut response);
+    response
+}
+
 /// The way from a form that was taken to the page that shows what came of it: the browser asks for
 /// `path` with a GET, so that reloading sends nothing twice (RFC 9110 §15.4.4).
 pub(crate) fn see_other(path: &str) -> Response {

@@ -14,7 +14,7 @@ use web::http::RequestContext;
 
 use crate::{
     assets,
-    handlers::{account, join, links, publisher, sign_in},
+    handlers::{account, join, links, passkeys, providers, publisher, sign_in},
     problem_page,
     visit::{Parts, Visit},
 };
@@ -35,9 +35,15 @@ routes! {
     "/sign-in": get(sign_in::show).post(sign_in::submit);
     "/sign-in/code": get(sign_in::show_code).post(sign_in::submit_code);
     "/sign-in/confirm": get(links::show_sign_in).post(links::use_sign_in);
+    "/sign-in/passkey": post(passkeys::submit);
+    "/sign-in/passkey/options": post(passkeys::sign_in_options);
+    "/sign-in/with/:provider": post(providers::begin);
+    "/sign-in/with/:provider/callback": get(providers::finish);
     "/sign-out": post(sign_in::sign_out);
     "/confirm-it-is-you": get(sign_in::show_confirm).post(sign_in::confirm_by_password);
     "/confirm-it-is-you/link": post(sign_in::confirm_by_link);
+    "/confirm-it-is-you/passkey": post(passkeys::submit);
+    "/confirm-it-is-you/passkey/options": post(passkeys::sign_in_options);
     "/register": get(join::show_register).post(join::submit_register);
     "/register/sent": get(join::show_register_sent);
     "/verify": get(links::show_verify).post(links::use_verify);
@@ -54,7 +60,12 @@ routes! {
     "/account/password/remove": get(account::ask_remove_password).post(account::remove_password);
     "/account/email": get(account::show_email).post(account::change_email);
     "/account/confirm-address": get(links::show_change_address).post(links::use_change_address);
-    "/account/passkeys/:passkey": get(account::show_passkey).post(account::rename_passkey);
+    "/account/passkeys": post(passkeys::add);
+    "/account/passkeys/options": post(passkeys::creation_options);
+    "/account/passkeys/:passkey": get(passkeys::show).post(passkeys::rename);
+    "/account/passkeys/:passkey/remove": get(passkeys::ask_remove).post(passkeys::remove);
+    "/account/providers/:provider": post(providers::connect);
+    "/account/disconnect": post(providers::disconnect);
     "/p/:slug": get(publisher::show);
     "/p/:slug/invitations": post(publisher::invite);
     "/p/:slug/invitations/:invitation/revoke": post(publisher::withdraw);

@@ -371,12 +371,14 @@ fn own(pages: &mut Pages) {
             },
             identities: if full {
                 vec![Identity {
-                    provider: "GitHub".to_owned(),
+                    issuer: "https://github.example".to_owned(),
                     name: "ada".to_owned(),
                 }]
             } else {
                 Vec::new()
             },
+            providers: ways().providers,
+            has_passkeys: true,
             passwords: true,
             has_password: full,
         };

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use domain::FaultCode;
 use domain::{
     Problem,
-    id::{Id as _, PasskeyId, SessionId},
+    id::{Id as _, SessionId},
     limits::NAME_CHARS,
 };
 use identity::Service;
@@ -14,21 +14,21 @@ use persistence::{SignedIn, StoreError};
 
 use crate::{
     device,
-    handlers::{Answer, done, sign_in::SecretText},
+    handlers::{Answer, done, providers, sign_in::SecretText},
     page,
     stop::{Stop, explain},
     views::{
         Confirm, Field, Moment,
-        account::{Account, Email, Identity, Passkey, Password, RenamePasskey, Session},
+        account::{Account, Email, Identity, Passkey, Password, Session},
     },
     visit::{Nothing, Posted, Visit},
 };
 
 async fn view(visit: &Visit, who: &SignedIn) -> Result<Account, Stop> {
-    let (service, identity) = (visit.service(), visit.store().identity());
+    let service = visit.service();
     let sessions = service.sessions(who.user.id).await?;
-    let passkeys = identity.passkeys(who.user.id).await?;
-    let identities = identity.identities(who.user.id).await?;
+    let passkeys = service.passkeys(who.user.id).await?;
+    let identities = service.identities(who.user.id).await?;
     let passwords = service.settings().passwords;
     Ok(Account {
         frame: visit.frame("Your account"),
@@ -57,9 +57,11 @@ async fn view(visit: &Visit, who: &SignedIn) -> Result<Account, Stop> {
             .into_iter()
             .map(|one| Identity {
                 name: one.address.unwrap_or(one.subject),
-                provider: one.provider,
+                issuer: one.provider,
             })
             .collect(),
+        providers: providers::all(visit),
+        has_passkeys: service.has_passkeys(),
         passwords,
         has_password: passwords && service.has_password(who.user.id).await?,
     })
@@ -77,11 +79,11 @@ pub(crate) async fn show(visit: Visit) -> Answer {
 /// What a form with a name sends.
 #[derive(Deserialize)]
 pub(crate) struct NameForm {
-    name: String,
+    pub(crate) name: String,
 }
 
 /// Takes a name for people, without blanks around it.
-fn name_of(text: &str) -> Result<&str, Problem> {
+pub(crate) fn name_of(text: &str) -> Result<&str, Problem> {
     let (name, odd) = (text.trim(), text.chars().any(char::is_control));
     let refused = |code, detail: String| Err(Problem::field("/name", code, detail));
     match name.chars().count() {
@@ -290,66 +292,6 @@ pub(crate) async fn change_email(visit: Visit, Posted(form): Posted<EmailForm>) 
             let mut view = email_view(&visit, who);
             view.new_email = Field::of(form.email);
             let mut fields = [("email", &mut view.new_email)];
-            let status = explain(error, &mut view.frame, &mut fields)?;
-            Ok(page::answer(status, &view))
-        }
-    }
-}
-
-async fn own_passkey(
-    visit: &Visit,
-    who: &SignedIn,
-    id: &str,
-) -> Result<persistence::Passkey, Stop> {
-    let id = PasskeyId::parse(id).ok_or_else(Problem::not_found)?;
-    let all = visit.store().identity().passkeys(who.user.id).await?;
-    let one = all.into_iter().find(|passkey| passkey.id == id);
-    one.ok_or_else(|| Problem::not_found().into())
-}
-
-fn passkey_page(id: &str) -> String {
-    format!("/account/passkeys/{id}")
-}
-
-/// `GET /account/passkeys/{passkey}`
-#[handler]
-pub(crate) async fn show_passkey(visit: Visit, Path(id): Path<String>) -> Answer {
-    let who = visit.need_recent(&passkey_page(&id))?;
-    let passkey = own_passkey(&visit, who, &id).await?;
-    let view = RenamePasskey {
-        frame: visit.frame("Rename the passkey"),
-        id,
-        name: Field::of(passkey.name),
-    };
-    Ok(page::answer(StatusCode::OK, &view))
-}
-
-/// `POST /account/passkeys/{passkey}`
-#[handler]
-pub(crate) async fn rename_passkey(
-    visit: Visit,
-    Path(id): Path<String>,
-    Posted(form): Posted<NameForm>,
-) -> Answer {
-    let who = visit.need_recent(&passkey_page(&id))?;
-    let passkey = own_passkey(&visit, who, &id).await?;
-    let (context, identity) = (visit.context(), visit.store().identity());
-    let renamed = match name_of(&form.name) {
-        Ok(name) => {
-            let renamed = identity.rename_passkey(&context, who.user.id, passkey.id, name);
-            renamed.await
-        }
-        Err(problem) => Err(problem.into()),
-    };
-    match renamed {
-        Ok(()) => Ok(page::see_other("/account?done=passkey-name")),
-        Err(error) => {
-            let mut view = RenamePasskey {
-                frame: visit.frame("Rename the passkey"),
-                id,
-                name: Field::of(form.name),
-            };
-            let mut fields = [("name", &mut view.name)];
             let status = explain(error, &mut view.frame, &mut fields)?;
             Ok(page::answer(status, &view))
         }

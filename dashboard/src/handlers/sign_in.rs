@@ -12,7 +12,7 @@ use identity::{Registration, Service};
 use persistence::StoreError;
 
 use crate::{
-    handlers::{Answer, done},
+    handlers::{Answer, done, providers},
     page,
     stop::{Stop, explain},
     views::{
@@ -30,7 +30,8 @@ fn view(visit: &Visit, return_to: Option<&ReturnTo>) -> SignIn {
         password: Field::default(),
         ways: Ways {
             passwords: settings.passwords,
-            ..Ways::default()
+            passkeys: visit.service().has_passkeys(),
+            providers: providers::all(visit),
         },
         registration: settings.registration == Registration::Open,
         return_to: text_of(return_to),
@@ -189,15 +190,34 @@ pub(crate) async fn sign_out(visit: Visit, Posted(Nothing {}): Posted<Nothing>) 
 async fn confirm_view(visit: &Visit, return_to: &ReturnTo) -> Result<ConfirmItIsYou, Stop> {
     let who = visit.need(return_to.as_str())?;
     let settings = visit.service().settings();
-    let has_password = settings.passwords && visit.service().has_password(who.user.id).await?;
+    let service = visit.service();
+    let has_password = settings.passwords && service.has_password(who.user.id).await?;
+    let has_passkeys = service.has_passkeys() && !service.passkeys(who.user.id).await?.is_empty();
     Ok(ConfirmItIsYou {
         frame: visit.frame("Confirm that it is you"),
         email: who.user.address.to_string(),
         password: Field::default(),
         has_password,
-        has_passkeys: false,
+        has_passkeys,
         return_to: return_to.as_str().to_owned(),
     })
+}
+
+/// The page again for somebody whom a passkey did not sign in: who comes, or who confirms.
+pub(crate) async fn refused(
+    visit: &Visit,
+    cause: StoreError,
+    return_to: Option<&ReturnTo>,
+) -> Answer {
+    if visit.signed_in().is_some() {
+        let page = return_to.cloned().unwrap_or_default();
+        let mut view = confirm_view(visit, &page).await?;
+        let status = explain(cause, &mut view.frame, &mut [])?;
+        return Ok(page::answer(status, &view));
+    }
+    let mut view = view(visit, return_to);
+    let status = explain(cause, &mut view.frame, &mut [])?;
+    Ok(page::answer(status, &view))
 }
 
 /// `GET /confirm-it-is-you`

@@ -104,3 +104,86 @@ async fn sessions_are_listed_and_ended() {
         shown.text
     );
 }
+
+#[tokio::test]
+async fn a_passkey_is_added_signs_in_confirms_is_renamed_and_removed() {
+    let Some(browser) = Browser::start("pages::passkeys").await else {
+        return;
+    };
+    let site = Site::open().await;
+    let ada = site.user(ADA, "Ada").await;
+    let tab = site.tab_of(&browser, &ada, Look::default()).await;
+    tab.authenticator().await;
+    tab.open("/account").await;
+    let shown = tab.press("Add a passkey").await;
+    assert!(
+        shown.text.contains("The passkey was added."),
+        "{}",
+        shown.text
+    );
+    assert!(site.mail_to(ADA).await.contains("passkey"));
+    tab.judge().await;
+    // The authenticator makes no second one.
+    tab.touch("Add a passkey").await;
+    tab.see("already has a passkey").await;
+    tab.judge().await;
+
+    tab.press("Sign out").await;
+    tab.open("/sign-in?return_to=/account").await;
+    let shown = tab.press("Use a passkey").await;
+    assert!(shown.url.ends_with("/account"), "{}", shown.text);
+    assert!(shown.text.contains("last used"), "{}", shown.text);
+
+    site.clock.advance(Duration::from_mins(6));
+    let shown = tab.press("Add a passkey").await;
+    assert!(
+        shown.text.contains("Confirm that it is you"),
+        "{}",
+        shown.text
+    );
+    tab.open("/account").await;
+    let shown = tab.follow("Rename Chrome on Linux").await;
+    assert!(
+        shown.text.contains("Confirm that it is you"),
+        "{}",
+        shown.text
+    );
+    let shown = tab.press("Use a passkey").await;
+    assert!(shown.text.contains("Rename the passkey"), "{}", shown.text);
+    tab.fill("Name", "Laptop <i>").await;
+    let shown = tab.press("Save the name").await;
+    assert!(shown.text.contains("Laptop <i>"), "{}", shown.text);
+    tab.follow("Remove… Laptop <i>").await;
+    tab.judge().await;
+    let shown = tab.press("Remove the passkey").await;
+    assert!(
+        shown.text.contains("The passkey was removed."),
+        "{}",
+        shown.text
+    );
+    tab.press("Sign out").await;
+    let shown = tab.press("Use a passkey").await;
+    assert_eq!(shown.status, 401, "{}", shown.text);
+    tab.judge().await;
+}
+
+#[tokio::test]
+async fn without_scripts_a_page_says_what_passkeys_need() {
+    let Some(browser) = Browser::start("pages::no_scripts").await else {
+        return;
+    };
+    let site = Site::open().await;
+    let ada = site.user(ADA, "Ada").await;
+    let look = Look {
+        javascript: false,
+        ..Look::default()
+    };
+    let tab = site.tab_of(&browser, &ada, look).await;
+    let shown = tab.open("/account").await;
+    assert!(
+        shown.text.contains("To add a passkey, allow JavaScript."),
+        "{}",
+        shown.text
+    );
+    assert!(!shown.text.contains("Add a passkey"), "{}", shown.text);
+}

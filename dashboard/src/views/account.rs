@@ -2,7 +2,7 @@
 
 use askama::Template;
 
-use super::{Field, Frame, Moment};
+use super::{Field, Frame, Moment, sign_in::Provider};
 
 /// `/account`.
 #[derive(Debug, Template)]
@@ -14,6 +14,10 @@ pub(crate) struct Account {
     pub(crate) sessions: Vec<Session>,
     pub(crate) passkeys: Vec<Passkey>,
     pub(crate) identities: Vec<Identity>,
+    /// The providers that can be connected.
+    pub(crate) providers: Vec<Provider>,
+    /// Whether this server can have passkeys.
+    pub(crate) has_passkeys: bool,
     /// Whether the deployment has passwords.
     pub(crate) passwords: bool,
     pub(crate) has_password: bool,
@@ -43,8 +47,8 @@ pub(crate) struct Passkey {
 /// A sign-in elsewhere that signs somebody in here.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    /// The provider's name for people.
-    pub(crate) provider: String,
+    /// The provider, by its URL.
+    pub(crate) issuer: String,
     /// What the provider calls the person.
     pub(crate) name: String,
 }
