@@ -90,6 +90,7 @@ impl Service {
             code: None,
             payload: None,
             lasts: CEREMONY_LASTS,
+            supersedes: false,
         };
         self.store.identity().issue_token(&new).await?;
         let challenge = self.challenge(&text);

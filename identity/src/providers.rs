@@ -119,6 +119,7 @@ impl Service {
             code: None,
             payload: Some(Zeroizing::new(payload)),
             lasts: PROVIDER_LASTS,
+            supersedes: false,
         };
         self.store.identity().issue_token(&token).await?;
         Ok(BeganElsewhere {

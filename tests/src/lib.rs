@@ -7,7 +7,7 @@
 //! ([`Site::tolerate`]), and neither logs nor database may contain a secret that the test received.
 //!
 //! Nothing here uses the server's code, but for the topics that set it beside another program's
-//! (passkeys). What is known about the server comes from the contract.
+//! (passkeys, issuers). What is known about the server comes from the contract.
 
 #![allow(
     clippy::unwrap_used,

@@ -20,6 +20,7 @@ mod gateways;
 mod idempotency;
 mod import;
 mod isolation;
+mod issuers;
 mod keys;
 mod kill;
 mod limits;
