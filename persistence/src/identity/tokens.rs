@@ -15,7 +15,8 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, sea_query::Expr,
+    QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, LockType},
 };
 use zeroize::Zeroizing;
 
@@ -230,7 +231,7 @@ pub(crate) async fn take(
 }
 
 /// Uses the newest token that this browser asked for, by its code. A wrong code counts as an
-/// attempt.
+/// attempt. The row is locked before it is judged, so that attempts at once are counted one by one.
 pub(crate) async fn take_by_code(
     store: &Store,
     tx: &Tx,
@@ -242,6 +243,7 @@ pub(crate) async fn take_by_code(
         .filter(Column::Browser.eq(browser.as_bytes().to_vec()))
         .filter(Column::Purpose.eq(purpose.as_str()))
         .order_by_desc(Column::CreatedAt)
+        .lock(LockType::Update)
         .one(tx.db())
         .await?;
     let Some(row) = row else {
