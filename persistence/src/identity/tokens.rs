@@ -15,7 +15,8 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, sea_query::Expr,
+    QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, LockType},
 };
 use zeroize::Zeroizing;
 
@@ -268,6 +269,7 @@ pub(crate) async fn take_by_code(
         .filter(Column::Browser.eq(browser.as_bytes().to_vec()))
         .filter(Column::Purpose.eq(purpose.as_str()))
         .order_by_desc(Column::CreatedAt)
+        .lock(LockType::Update)
         .one(tx.db())
         .await?;
     let Some(row) = row else {
