@@ -15,6 +15,7 @@ pub mod passkeys;
 pub mod passwords;
 mod providers;
 mod public_key;
+mod recovery;
 mod service;
 mod sign_in;
 mod throttle;

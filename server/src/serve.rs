@@ -29,6 +29,7 @@ use crate::{
     failure::Failure,
     key_file::KeyFile,
     logging, metrics, operate,
+    people::People,
     signals::{self, Unfinished},
     text,
 };
@@ -182,6 +183,10 @@ async fn answer(
     (unfinished, stopped_at): (&Unfinished, &StoppedAt),
 ) -> Result<(), Failure> {
     let policy = policy(config);
+    let address = listener.local_addr().map_err(failed)?;
+    let people = People::of(config, address);
+    people.tell(database.is_new());
+    let outgoing = people.outgoing(config).map_err(Failure::Failed)?;
     if database.file.is_some() {
         // This process has the database for itself, so leases of earlier processes are free.
         store
@@ -197,20 +202,19 @@ async fn answer(
         ..dispatcher::Settings::default()
     };
     let refresher = Refresher::new(store.clone(), client.clone());
-    let dispatcher = dispatcher::Dispatcher::start(store, client, settings, stop.clone());
+    let dispatcher = dispatcher::Dispatcher::start(store, client, outgoing, settings, stop.clone());
     let dispatcher = Arc::new(dispatcher);
     let settings = job_settings(config);
     let jobs = jobs::start(store.clone(), refresher.clone(), settings, stop.clone());
     let jobs = jobs.await.map_err(failed)?;
 
-    // The port may be the system's choice.
-    let address = listener.local_addr().map_err(failed)?;
-    let people = identity::Settings::new(format!("http://{address}"));
-    let people = identity::Service::open(store.clone(), people)
+    let people = identity::Service::open(store.clone(), people.settings(config))
         .await
         .map_err(failed)?;
-    let origin = PublicOrigin::new(people.settings().public_origin.clone());
-    let pages = dashboard::pages(people.clone(), store.clone(), origin);
+    let pages = people.settings().enabled.then(|| {
+        let origin = PublicOrigin::new(people.settings().public_origin.clone());
+        dashboard::pages(people.clone(), store.clone(), origin)
+    });
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
@@ -229,7 +233,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
-        pages: Some(pages),
+        pages,
     });
     let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());

@@ -51,4 +51,5 @@ mod subcommands;
 mod tokens;
 mod trains;
 mod trouble;
+mod users;
 mod verifiers;
