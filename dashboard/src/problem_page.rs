@@ -5,7 +5,7 @@ use poem::{
     http::{HeaderValue, StatusCode, header},
 };
 
-use domain::Problem;
+use domain::{Code, Problem};
 
 use crate::{
     page,
@@ -39,14 +39,46 @@ pub(crate) fn render(problem: &Problem, request_id: &str) -> Response {
 
 /// The title, and what happened and what to do.
 fn words(problem: &Problem) -> (&'static str, Vec<String>) {
-    let own = || vec![problem.detail.clone()];
-    let said = |words: &str| vec![words.to_owned()];
+    match problem.code {
+        Code::CsrfFailed => (
+            "Please do that once more",
+            said(
+                "The form was too old, or it did not come from a page of ours. Load the page again and \
+                 repeat it. If that does not help, allow cookies for this site.",
+            ),
+        ),
+        // These are made for people: what to do is part of the code.
+        Code::LinkInvalid
+        | Code::LinkUsed
+        | Code::LinkExpired
+        | Code::EmailUnverified
+        | Code::RegistrationClosed
+        | Code::UserDisabled
+        | Code::RoleTooLow
+        | Code::InviterLostRights
+        | Code::AlreadyMember
+        | Code::AddressTaken
+        | Code::PasskeyTaken
+        | Code::IdentityTaken
+        | Code::LastOwner
+        | Code::ProviderRefused
+        | Code::ProviderNotLinked
+        | Code::ProviderUnavailable => (problem.code.title(), said(problem.code.help())),
+        _ => words_of_status(problem),
+    }
+}
+
+fn said(words: &str) -> Vec<String> {
+    vec![words.to_owned()]
+}
+
+fn words_of_status(problem: &Problem) -> (&'static str, Vec<String>) {
     match problem.code.status() {
         401 => (
             "You are not signed in",
             said("Sign in, then open the page again."),
         ),
-        403 => ("This is not allowed", own()),
+        403 => ("This is not allowed", vec![problem.detail.clone()]),
         404 => (
             "There is no such page",
             said(
@@ -62,8 +94,7 @@ fn words(problem: &Problem) -> (&'static str, Vec<String>) {
             "Your request took too long to arrive",
             said("Check your connection and try again."),
         ),
-        409 => ("This can't be done now", own()),
-        410 => ("This link does not work any more", own()),
+        409 => ("This can't be done now", vec![problem.detail.clone()]),
         413 | 415 | 431 => (
             "This request can't be read",
             said(
@@ -112,8 +143,6 @@ fn waiting(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use domain::Code;
-
     use super::*;
 
     #[tokio::test]

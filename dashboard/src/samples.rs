@@ -16,7 +16,9 @@ use crate::{
     assets, headers, problem_page,
     views::{
         Confirm, Field, Frame, Message, Moment,
-        account::{Account, Email, Identity, Passkey, Password, RenamePasskey, Session},
+        account::{
+            Account, ChangeEmail, ChangePassword, Identity, Passkey, RenamePasskey, Session,
+        },
         join::{Invitation, Register, Role},
         publisher::{Home, Member, OwnPublisher, Publisher, SentInvitation, WaitingInvitation},
         sign_in::{
@@ -267,6 +269,10 @@ fn publishers(pages: &mut Pages) {
         invitations: Vec::new(),
     };
     pages.add("home-empty", &empty);
+    members(pages);
+}
+
+fn members(pages: &mut Pages) {
     for (name, roles) in [
         ("publisher", vec![ADMIN, DEVELOPER, VIEWER]),
         ("publisher-viewer", vec![]),
@@ -384,14 +390,18 @@ fn own(pages: &mut Pages) {
         };
         pages.add(name, &view);
     }
-    let password = Password {
+    changes(pages);
+}
+
+fn changes(pages: &mut Pages) {
+    let password = ChangePassword {
         frame: signed_in("Change your password"),
         email: EMAIL.to_owned(),
         has_password: true,
         password: Field::default(),
     };
     pages.add("account-password", &password);
-    let email = Email {
+    let email = ChangeEmail {
         frame: signed_in("Change your address"),
         email: EMAIL.to_owned(),
         new_email: Field::default(),

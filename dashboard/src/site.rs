@@ -14,13 +14,16 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use domain::{
-    Timestamp,
-    clock::ManualClock,
+    clock::{Clock as _, ManualClock, SystemClock},
     people::{EmailAddress, Role},
     seal::MasterKeys,
     slug::Slug,
 };
-use identity::{Registration, Service, Settings};
+use identity::{
+    Registration, Service, Settings,
+    issuers::{Issuer, OpenIdSettings},
+};
+use outbound::{Client, ClientLimits, Policy};
 use persistence::{Answer, Context, NewPublisher, NewUser, Store, StoreOptions, User};
 use tests::{Browser, Look, Tab};
 use web::{
@@ -55,16 +58,32 @@ fn app(service: &Service, store: &Store) -> impl Endpoint<Output = Response> + '
     web::http::wrap(web::http::pages::attach(api, Some(pages)), options)
 }
 
+fn acme(url: &str) -> Issuer {
+    let settings = OpenIdSettings {
+        name: Slug::parse("acme").unwrap(),
+        issuer: url.to_owned(),
+        client_id: "public".to_owned(),
+        client_secret: None,
+        scopes: "openid".to_owned(),
+    };
+    let client = Client::new(Policy::anywhere(), ClientLimits::default());
+    Issuer::openid(settings, client).unwrap()
+}
+
 impl Site {
     /// A site with passwords and open registration, without a floor under answers' times.
     pub(crate) async fn open() -> Self {
-        Self::open_with(|settings| settings).await
+        Self::open_at(None, |settings| settings).await
     }
 
-    /// The same with other settings.
-    pub(crate) async fn open_with(change: impl FnOnce(Settings) -> Settings) -> Self {
+    /// The same with an issuer called Acme, and with other settings.
+    pub(crate) async fn open_at(
+        issuer: Option<&str>,
+        change: impl FnOnce(Settings) -> Settings,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_800_000_000_000)));
+        // Real at first, since an issuer's tokens say when they were made.
+        let clock = Arc::new(ManualClock::at(SystemClock.now()));
         let options = StoreOptions {
             database_url: format!("sqlite://{}", dir.path().join("store.db").display()),
             master_keys: MasterKeys::parse(&MasterKeys::generate_text("test")).unwrap(),
@@ -86,6 +105,7 @@ impl Site {
             ..Settings::new(&origin)
         });
         let service = Service::open(store.clone(), settings).await.unwrap();
+        let service = service.with_issuers(issuer.map(acme).into_iter().collect());
         let stop = CancellationToken::new();
         let limits = ConnectionLimits::default();
         let served = app(&service, &store);
@@ -184,7 +204,7 @@ impl Site {
     /// The text of the newest mail to an address that nobody has read.
     pub(crate) async fn mail_to(&self, address: &str) -> String {
         let identity = self.store.identity();
-        let claimed = identity.claim_mails(100, Duration::from_mins(60));
+        let claimed = identity.claim_mails(100, Duration::from_hours(1));
         let mails = claimed.await.unwrap().claimed.into_iter();
         let mut texts = mails
             .filter_map(|due| due.mail)

@@ -266,9 +266,9 @@ fn with_return_to(path: &str, page: &str) -> String {
     format!("{path}?return_to={}", form::encode(page))
 }
 
-impl<'a> FromRequest<'a> for Visit {
+impl<'a> FromRequest<'a> for &'a Visit {
     async fn from_request(request: &'a Request, _: &mut RequestBody) -> poem::Result<Self> {
-        let visit = request.data::<Self>().cloned();
+        let visit = request.data::<Visit>();
         Ok(visit.ok_or_else(|| ApiError::from(Code::Internal))?)
     }
 }
@@ -279,7 +279,7 @@ pub(crate) struct Posted<T>(pub(crate) T);
 
 impl<'a, T: DeserializeOwned> FromRequest<'a> for Posted<T> {
     async fn from_request(request: &'a Request, body: &mut RequestBody) -> poem::Result<Self> {
-        let visit = Visit::from_request(request, body).await?;
+        let visit = <&Visit>::from_request(request, body).await?;
         let mut form = form::read(request, body).await.map_err(ApiError::from)?;
         let token = form.take("csrf").unwrap_or_default();
         if !visit.service().is_csrf_token(visit.csrf_key(), &token) {

@@ -211,8 +211,10 @@ async fn answer(
     let people = identity::Service::open(store.clone(), people.settings(config))
         .await
         .map_err(failed)?;
-    let origin = PublicOrigin::new(people.settings().public_origin.clone());
-    let pages = dashboard::pages(people.clone(), store.clone(), origin);
+    let pages = people.settings().enabled.then(|| {
+        let origin = PublicOrigin::new(people.settings().public_origin.clone());
+        dashboard::pages(people.clone(), store.clone(), origin)
+    });
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
@@ -231,7 +233,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
-        pages: Some(pages),
+        pages,
     });
     let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());

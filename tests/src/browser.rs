@@ -14,6 +14,18 @@ use crate::{tools::root, world::skip};
 /// How long a command may take. The browser itself gives up earlier, and says at what.
 const LIMIT: Duration = Duration::from_mins(1);
 
+fn node_path() -> PathBuf {
+    let given = std::env::var_os("STATIONMASTER_TEST_NODE_PATH");
+    given.map_or_else(|| root().join("target/npm/node_modules"), PathBuf::from)
+}
+
+/// Where the packages of Node are, if this one is among them.
+#[must_use]
+pub fn node_modules(package: &str) -> Option<PathBuf> {
+    let path = node_path();
+    path.join(package).is_dir().then_some(path)
+}
+
 /// A running browser. It ends when the last tab is dropped.
 #[derive(Clone)]
 pub struct Browser(Arc<Mutex<Process>>);
@@ -67,10 +79,7 @@ pub struct Shown {
 impl Browser {
     /// Starts it; `None` if the test called `name` has to be skipped.
     pub async fn start(name: &str) -> Option<Self> {
-        let node_path: PathBuf = match std::env::var_os("STATIONMASTER_TEST_NODE_PATH") {
-            Some(path) => path.into(),
-            None => root().join("target/npm/node_modules"),
-        };
+        let node_path = node_path();
         let given = std::env::var_os("STATIONMASTER_TEST_CHROMIUM");
         let chromium = given.map_or_else(|| PathBuf::from("/usr/bin/chromium"), PathBuf::from);
         let needed = [

@@ -31,7 +31,7 @@ pub mod tools;
 mod vault;
 mod world;
 
-pub use browser::{Browser, Look, Shown, Tab};
+pub use browser::{Browser, Look, Shown, Tab, node_modules};
 pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;

@@ -28,6 +28,7 @@ mod listen;
 mod mail;
 mod oauth;
 mod outage;
+mod pages;
 mod passkeys;
 mod payloads;
 mod process;

@@ -19,7 +19,7 @@ use crate::{
     stop::{Stop, explain},
     views::{
         Confirm, Field, Moment,
-        account::{Account, Email, Identity, Passkey, Password, Session},
+        account::{Account, ChangeEmail, ChangePassword, Identity, Passkey, Session},
     },
     visit::{Nothing, Posted, Visit},
 };
@@ -69,9 +69,9 @@ async fn view(visit: &Visit, who: &SignedIn) -> Result<Account, Stop> {
 
 /// `GET /account`
 #[handler]
-pub(crate) async fn show(visit: Visit) -> Answer {
+pub(crate) async fn show(visit: &Visit) -> Answer {
     let who = visit.need("/account")?;
-    let mut view = view(&visit, who).await?;
+    let mut view = view(visit, who).await?;
     view.frame.done = done(visit.query("done").as_deref());
     Ok(page::answer(StatusCode::OK, &view))
 }
@@ -102,7 +102,7 @@ pub(crate) fn name_of(text: &str) -> Result<&str, Problem> {
 
 /// `POST /account/name`
 #[handler]
-pub(crate) async fn rename(visit: Visit, Posted(form): Posted<NameForm>) -> Answer {
+pub(crate) async fn rename(visit: &Visit, Posted(form): Posted<NameForm>) -> Answer {
     let who = visit.need("/account")?;
     let context = visit.context();
     let renamed = match name_of(&form.name) {
@@ -112,7 +112,7 @@ pub(crate) async fn rename(visit: Visit, Posted(form): Posted<NameForm>) -> Answ
     match renamed {
         Ok(_) => Ok(page::see_other("/account?done=name")),
         Err(error) => {
-            let mut view = view(&visit, who).await?;
+            let mut view = view(visit, who).await?;
             view.name = Field::of(form.name);
             let mut fields = [("name", &mut view.name)];
             let status = explain(error, &mut view.frame, &mut fields)?;
@@ -124,7 +124,7 @@ pub(crate) async fn rename(visit: Visit, Posted(form): Posted<NameForm>) -> Answ
 /// `POST /account/sessions/{session}/revoke`
 #[handler]
 pub(crate) async fn end_session(
-    visit: Visit,
+    visit: &Visit,
     Path(id): Path<String>,
     Posted(Nothing {}): Posted<Nothing>,
 ) -> Answer {
@@ -138,7 +138,7 @@ pub(crate) async fn end_session(
 
 /// `GET /account/sign-out-everywhere`
 #[handler]
-pub(crate) async fn ask_everywhere(visit: Visit) -> Answer {
+pub(crate) async fn ask_everywhere(visit: &Visit) -> Answer {
     let who = visit.need("/account/sign-out-everywhere")?;
     let count = visit.service().sessions(who.user.id).await?.len();
     let words = match count {
@@ -165,7 +165,7 @@ pub(crate) async fn ask_everywhere(visit: Visit) -> Answer {
 
 /// `POST /account/sign-out-everywhere`
 #[handler]
-pub(crate) async fn everywhere(visit: Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
+pub(crate) async fn everywhere(visit: &Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
     let who = visit.need("/account")?;
     let context = visit.context();
     visit
@@ -175,14 +175,14 @@ pub(crate) async fn everywhere(visit: Visit, Posted(Nothing {}): Posted<Nothing>
     Ok(visit.goodbye("/sign-in?done=everywhere"))
 }
 
-async fn password_view(visit: &Visit, who: &SignedIn) -> Result<Password, Stop> {
+async fn password_view(visit: &Visit, who: &SignedIn) -> Result<ChangePassword, Stop> {
     let has_password = visit.service().has_password(who.user.id).await?;
     let title = if has_password {
         "Change your password"
     } else {
         "Set a password"
     };
-    Ok(Password {
+    Ok(ChangePassword {
         frame: visit.frame(title),
         email: who.user.address.to_string(),
         has_password,
@@ -192,9 +192,9 @@ async fn password_view(visit: &Visit, who: &SignedIn) -> Result<Password, Stop> 
 
 /// `GET /account/password`
 #[handler]
-pub(crate) async fn show_password(visit: Visit) -> Answer {
+pub(crate) async fn show_password(visit: &Visit) -> Answer {
     let who = visit.need_recent("/account/password")?;
-    let view = password_view(&visit, who).await?;
+    let view = password_view(visit, who).await?;
     Ok(page::answer(StatusCode::OK, &view))
 }
 
@@ -206,14 +206,14 @@ pub(crate) struct PasswordForm {
 
 /// `POST /account/password`
 #[handler]
-pub(crate) async fn change_password(visit: Visit, Posted(form): Posted<PasswordForm>) -> Answer {
+pub(crate) async fn change_password(visit: &Visit, Posted(form): Posted<PasswordForm>) -> Answer {
     let who = visit.need_recent("/account/password")?;
     let (context, password) = (visit.context(), &form.password.0);
     let changed = visit.service().change_password(&context, who, password);
     match changed.await {
         Ok(_) => Ok(page::see_other("/account?done=password")),
         Err(error) => {
-            let mut view = password_view(&visit, who).await?;
+            let mut view = password_view(visit, who).await?;
             let mut fields = [("password", &mut view.password)];
             let status = explain(error, &mut view.frame, &mut fields)?;
             Ok(page::answer(status, &view))
@@ -223,7 +223,7 @@ pub(crate) async fn change_password(visit: Visit, Posted(form): Posted<PasswordF
 
 /// `GET /account/password/remove`
 #[handler]
-pub(crate) fn ask_remove_password(visit: Visit) -> Answer {
+pub(crate) fn ask_remove_password(visit: &Visit) -> Answer {
     visit.need_recent("/account/password/remove")?;
     let words = "You will sign in by links that are mailed to you, or by a passkey.";
     Ok(page::answer(
@@ -244,15 +244,15 @@ pub(crate) fn ask_remove_password(visit: Visit) -> Answer {
 
 /// `POST /account/password/remove`
 #[handler]
-pub(crate) async fn remove_password(visit: Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
+pub(crate) async fn remove_password(visit: &Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
     let who = visit.need_recent("/account/password/remove")?;
     let context = visit.context();
     visit.service().remove_password(&context, who).await?;
     Ok(page::see_other("/account?done=password-removed"))
 }
 
-fn email_view(visit: &Visit, who: &SignedIn) -> Email {
-    Email {
+fn email_view(visit: &Visit, who: &SignedIn) -> ChangeEmail {
+    ChangeEmail {
         frame: visit.frame("Change your address"),
         email: who.user.address.to_string(),
         new_email: Field::default(),
@@ -261,9 +261,9 @@ fn email_view(visit: &Visit, who: &SignedIn) -> Email {
 
 /// `GET /account/email`
 #[handler]
-pub(crate) fn show_email(visit: Visit) -> Answer {
+pub(crate) fn show_email(visit: &Visit) -> Answer {
     let who = visit.need_recent("/account/email")?;
-    Ok(page::answer(StatusCode::OK, &email_view(&visit, who)))
+    Ok(page::answer(StatusCode::OK, &email_view(visit, who)))
 }
 
 /// What the form of `/account/email` sends.
@@ -274,7 +274,7 @@ pub(crate) struct EmailForm {
 
 /// `POST /account/email`
 #[handler]
-pub(crate) async fn change_email(visit: Visit, Posted(form): Posted<EmailForm>) -> Answer {
+pub(crate) async fn change_email(visit: &Visit, Posted(form): Posted<EmailForm>) -> Answer {
     let who = visit.need_recent("/account/email")?;
     let context = visit.context();
     let asked: Result<_, StoreError> = match Service::address(&form.email, "/email") {
@@ -289,7 +289,7 @@ pub(crate) async fn change_email(visit: Visit, Posted(form): Posted<EmailForm>) 
     match asked {
         Ok(_) => Ok(page::see_other("/account?done=address-asked")),
         Err(error) => {
-            let mut view = email_view(&visit, who);
+            let mut view = email_view(visit, who);
             view.new_email = Field::of(form.email);
             let mut fields = [("email", &mut view.new_email)];
             let status = explain(error, &mut view.frame, &mut fields)?;

@@ -1,6 +1,6 @@
 //! Becoming a user, or a member.
 
-use poem::{handler, http::StatusCode, web::Path};
+use poem::{Response, handler, http::StatusCode, web::Path};
 use serde::Deserialize;
 
 use domain::{
@@ -43,8 +43,8 @@ fn view(visit: &Visit, return_to: Option<&ReturnTo>) -> Result<Register, Stop> {
 
 /// `GET /register`
 #[handler]
-pub(crate) fn show_register(visit: Visit) -> Answer {
-    let view = view(&visit, visit.return_to().as_ref())?;
+pub(crate) fn show_register(visit: &Visit) -> Answer {
+    let view = view(visit, visit.return_to().as_ref())?;
     Ok(page::answer(StatusCode::OK, &view))
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct RegisterForm {
 
 /// `POST /register`
 #[handler]
-pub(crate) async fn submit_register(visit: Visit, Posted(form): Posted<RegisterForm>) -> Answer {
+pub(crate) async fn submit_register(visit: &Visit, Posted(form): Posted<RegisterForm>) -> Answer {
     use secrecy::ExposeSecret as _;
     let return_to = form.return_to.as_deref().and_then(ReturnTo::parse);
     let password = form.password.as_ref().map(|text| &text.0);
@@ -78,7 +78,7 @@ pub(crate) async fn submit_register(visit: Visit, Posted(form): Posted<RegisterF
     match done {
         Ok(()) => Ok(page::see_other("/register/sent")),
         Err(error) => {
-            let mut view = view(&visit, return_to.as_ref())?;
+            let mut view = view(visit, return_to.as_ref())?;
             view.name = Field::of(form.name);
             view.email = Field::of(form.email);
             let mut fields = [
@@ -94,7 +94,7 @@ pub(crate) async fn submit_register(visit: Visit, Posted(form): Posted<RegisterF
 
 /// `GET /register/sent`
 #[handler]
-pub(crate) fn show_register_sent(visit: Visit) -> Answer {
+pub(crate) fn show_register_sent(visit: &Visit) -> Response {
     let view = Message {
         frame: visit.frame("Look into your mail"),
         paragraphs: vec![
@@ -105,7 +105,7 @@ pub(crate) fn show_register_sent(visit: Visit) -> Answer {
         ],
         onward: None,
     };
-    Ok(page::answer(StatusCode::OK, &view))
+    page::answer(StatusCode::OK, &view)
 }
 
 /// How a page calls whoever invited; `None` for a token.
@@ -124,10 +124,10 @@ pub(crate) async fn inviter(
 
 /// `GET /invitations/accept`
 #[handler]
-pub(crate) async fn show_invitation(visit: Visit) -> Answer {
-    let token = links::token_of(&visit)?;
+pub(crate) async fn show_invitation(visit: &Visit) -> Answer {
+    let token = links::token_of(visit)?;
     let opened = visit.service().open_invitation(&token).await?;
-    let inviter = inviter(&visit, &opened).await?;
+    let inviter = inviter(visit, &opened).await?;
     let address = opened.invitation.address;
     let other = visit.signed_in().map(|who| &who.user.address);
     let other = other.filter(|signed_in| **signed_in != address);
@@ -144,7 +144,7 @@ pub(crate) async fn show_invitation(visit: Visit) -> Answer {
 
 /// `POST /invitations/accept`
 #[handler]
-pub(crate) async fn accept(visit: Visit, Posted(form): Posted<TokenForm>) -> Answer {
+pub(crate) async fn accept(visit: &Visit, Posted(form): Posted<TokenForm>) -> Answer {
     let context = visit.context();
     let (accepted, session) = visit
         .service()
@@ -157,7 +157,7 @@ pub(crate) async fn accept(visit: Visit, Posted(form): Posted<TokenForm>) -> Ans
 /// `POST /invitations/{invitation}/accept`: by the person whose address it names.
 #[handler]
 pub(crate) async fn accept_own(
-    visit: Visit,
+    visit: &Visit,
     Path(id): Path<String>,
     Posted(Nothing {}): Posted<Nothing>,
 ) -> Answer {

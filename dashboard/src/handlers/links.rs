@@ -60,10 +60,10 @@ const SIGN_IN: [LinkKind; 2] = [LinkKind::SignIn, LinkKind::Operator];
 
 /// `GET /sign-in/confirm`
 #[handler]
-pub(crate) async fn show_sign_in(visit: Visit) -> Answer {
-    let token = token_of(&visit)?;
-    let opened = open(&visit, &token, &SIGN_IN).await?;
-    Ok(answer(&sign_in_view(&visit, token, &opened)))
+pub(crate) async fn show_sign_in(visit: &Visit) -> Answer {
+    let token = token_of(visit)?;
+    let opened = open(visit, &token, &SIGN_IN).await?;
+    Ok(answer(&sign_in_view(visit, token, &opened)))
 }
 
 /// What the form of `/sign-in/confirm` sends.
@@ -75,7 +75,7 @@ pub(crate) struct SignInLinkForm {
 
 /// `POST /sign-in/confirm`
 #[handler]
-pub(crate) async fn use_sign_in(visit: Visit, Posted(form): Posted<SignInLinkForm>) -> Answer {
+pub(crate) async fn use_sign_in(visit: &Visit, Posted(form): Posted<SignInLinkForm>) -> Answer {
     let (context, confirmed) = (visit.context(), form.elsewhere.is_some());
     let done = visit
         .service()
@@ -90,8 +90,8 @@ pub(crate) async fn use_sign_in(visit: Visit, Posted(form): Posted<SignInLinkFor
         Ok(session) => Ok(visit.welcome(&session, session.return_to.as_str())),
         // The page was opened when the browser still had its cookie.
         Err(StoreError::Refused(problem)) if problem.code == Code::OtherBrowser => {
-            let opened = open(&visit, &form.token, &SIGN_IN).await?;
-            let view = sign_in_view(&visit, form.token, &opened);
+            let opened = open(visit, &form.token, &SIGN_IN).await?;
+            let view = sign_in_view(visit, form.token, &opened);
             Ok(page::answer(StatusCode::FORBIDDEN, &view))
         }
         Err(error) => Err(error.into()),
@@ -100,9 +100,9 @@ pub(crate) async fn use_sign_in(visit: Visit, Posted(form): Posted<SignInLinkFor
 
 /// `GET /verify`
 #[handler]
-pub(crate) async fn show_verify(visit: Visit) -> Answer {
-    let token = token_of(&visit)?;
-    let opened = open(&visit, &token, &[LinkKind::Register]).await?;
+pub(crate) async fn show_verify(visit: &Visit) -> Answer {
+    let token = token_of(visit)?;
+    let opened = open(visit, &token, &[LinkKind::Register]).await?;
     let words = format!(
         "This link confirms that {} is yours, and finishes your registration.",
         opened.address
@@ -122,7 +122,7 @@ pub(crate) async fn show_verify(visit: Visit) -> Answer {
 
 /// `POST /verify`
 #[handler]
-pub(crate) async fn use_verify(visit: Visit, Posted(form): Posted<TokenForm>) -> Answer {
+pub(crate) async fn use_verify(visit: &Visit, Posted(form): Posted<TokenForm>) -> Answer {
     let context = visit.context();
     let session = visit
         .service()
@@ -133,9 +133,9 @@ pub(crate) async fn use_verify(visit: Visit, Posted(form): Posted<TokenForm>) ->
 
 /// `GET /account/confirm-address`
 #[handler]
-pub(crate) async fn show_change_address(visit: Visit) -> Answer {
-    let token = token_of(&visit)?;
-    let opened = open(&visit, &token, &[LinkKind::ChangeAddress]).await?;
+pub(crate) async fn show_change_address(visit: &Visit) -> Answer {
+    let token = token_of(visit)?;
+    let opened = open(visit, &token, &[LinkKind::ChangeAddress]).await?;
     let words = format!(
         "This link makes {} your address: you sign in with it from then on. The old address is told.",
         opened.address
@@ -155,7 +155,7 @@ pub(crate) async fn show_change_address(visit: Visit) -> Answer {
 
 /// `POST /account/confirm-address`
 #[handler]
-pub(crate) async fn use_change_address(visit: Visit, Posted(form): Posted<TokenForm>) -> Answer {
+pub(crate) async fn use_change_address(visit: &Visit, Posted(form): Posted<TokenForm>) -> Answer {
     let context = visit.context();
     let done = visit
         .service()
@@ -182,9 +182,9 @@ fn need_passwords(visit: &Visit) -> Result<(), Stop> {
 
 /// `GET /forgot-password`
 #[handler]
-pub(crate) fn show_forgot(visit: Visit) -> Answer {
-    need_passwords(&visit)?;
-    Ok(page::answer(StatusCode::OK, &forgot_view(&visit)))
+pub(crate) fn show_forgot(visit: &Visit) -> Answer {
+    need_passwords(visit)?;
+    Ok(page::answer(StatusCode::OK, &forgot_view(visit)))
 }
 
 /// What the form of `/forgot-password` sends.
@@ -195,7 +195,7 @@ pub(crate) struct ForgotForm {
 
 /// `POST /forgot-password`
 #[handler]
-pub(crate) async fn submit_forgot(visit: Visit, Posted(form): Posted<ForgotForm>) -> Answer {
+pub(crate) async fn submit_forgot(visit: &Visit, Posted(form): Posted<ForgotForm>) -> Answer {
     let done = match Service::address(&form.email, "/email") {
         Ok(address) => {
             visit
@@ -208,7 +208,7 @@ pub(crate) async fn submit_forgot(visit: Visit, Posted(form): Posted<ForgotForm>
     match done {
         Ok(()) => Ok(page::see_other("/forgot-password/sent")),
         Err(error) => {
-            let mut view = forgot_view(&visit);
+            let mut view = forgot_view(visit);
             view.email = Field::of(form.email);
             let mut fields = [("email", &mut view.email)];
             let status = explain(error, &mut view.frame, &mut fields)?;
@@ -219,7 +219,7 @@ pub(crate) async fn submit_forgot(visit: Visit, Posted(form): Posted<ForgotForm>
 
 /// `GET /forgot-password/sent`
 #[handler]
-pub(crate) fn show_forgot_sent(visit: Visit) -> Answer {
+pub(crate) fn show_forgot_sent(visit: &Visit) -> Response {
     let view = Message {
         frame: visit.frame("Look into your mail"),
         paragraphs: vec![
@@ -230,7 +230,7 @@ pub(crate) fn show_forgot_sent(visit: Visit) -> Answer {
         ],
         onward: Some(("/sign-in".to_owned(), "Back to signing in")),
     };
-    Ok(page::answer(StatusCode::OK, &view))
+    page::answer(StatusCode::OK, &view)
 }
 
 fn reset_view(visit: &Visit, token: String, opened: &OpenedLink) -> ResetPassword {
@@ -244,10 +244,10 @@ fn reset_view(visit: &Visit, token: String, opened: &OpenedLink) -> ResetPasswor
 
 /// `GET /reset-password`
 #[handler]
-pub(crate) async fn show_reset(visit: Visit) -> Answer {
-    let token = token_of(&visit)?;
-    let opened = open(&visit, &token, &[LinkKind::Reset]).await?;
-    Ok(answer(&reset_view(&visit, token, &opened)))
+pub(crate) async fn show_reset(visit: &Visit) -> Answer {
+    let token = token_of(visit)?;
+    let opened = open(visit, &token, &[LinkKind::Reset]).await?;
+    Ok(answer(&reset_view(visit, token, &opened)))
 }
 
 /// What the form of `/reset-password` sends.
@@ -259,7 +259,7 @@ pub(crate) struct ResetForm {
 
 /// `POST /reset-password`
 #[handler]
-pub(crate) async fn use_reset(visit: Visit, Posted(form): Posted<ResetForm>) -> Answer {
+pub(crate) async fn use_reset(visit: &Visit, Posted(form): Posted<ResetForm>) -> Answer {
     let (context, password) = (visit.context(), &form.password.0);
     let done = visit
         .service()
@@ -268,8 +268,8 @@ pub(crate) async fn use_reset(visit: Visit, Posted(form): Posted<ResetForm>) -> 
     match done {
         Ok(_) => Ok(visit.goodbye("/sign-in?done=reset")),
         Err(error) => {
-            let opened = open(&visit, &form.token, &[LinkKind::Reset]).await?;
-            let mut view = reset_view(&visit, form.token, &opened);
+            let opened = open(visit, &form.token, &[LinkKind::Reset]).await?;
+            let mut view = reset_view(visit, form.token, &opened);
             let mut fields = [("password", &mut view.password)];
             let status = explain(error, &mut view.frame, &mut fields)?;
             Ok(page::answer(status, &view))

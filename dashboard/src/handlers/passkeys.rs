@@ -1,6 +1,6 @@
 //! Passkeys: the options of a ceremony for the script, and the form that it sends afterwards.
 
-use poem::{handler, http::StatusCode, web::Path};
+use poem::{Response, handler, http::StatusCode, web::Path};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
@@ -48,23 +48,23 @@ impl CeremonyForm {
     }
 }
 
-fn options<O: serde::Serialize>(ceremony: &Ceremony<O>) -> Answer {
+fn options<O: serde::Serialize>(ceremony: &Ceremony<O>) -> Response {
     let token = ceremony.token.expose_secret();
-    Ok(page::json(
-        &json!({ "token": token, "options": ceremony.options }),
-    ))
+    page::json(&json!({ "token": token, "options": ceremony.options }))
 }
 
 /// `POST /sign-in/passkey/options` and `POST /confirm-it-is-you/passkey/options`
 #[handler]
-pub(crate) async fn sign_in_options(visit: Visit, Posted(_): Posted<CeremonyForm>) -> Answer {
+pub(crate) async fn sign_in_options(visit: &Visit, Posted(_): Posted<CeremonyForm>) -> Answer {
     let context = visit.context();
-    options(&visit.service().begin_passkey_sign_in(&context).await?)
+    Ok(options(
+        &visit.service().begin_passkey_sign_in(&context).await?,
+    ))
 }
 
 /// `POST /sign-in/passkey` and `POST /confirm-it-is-you/passkey`
 #[handler]
-pub(crate) async fn submit(visit: Visit, Posted(form): Posted<CeremonyForm>) -> Answer {
+pub(crate) async fn submit(visit: &Visit, Posted(form): Posted<CeremonyForm>) -> Answer {
     let return_to = form.return_to.as_deref().and_then(ReturnTo::parse);
     let signed_in = match form.answer() {
         Ok((token, answer)) => {
@@ -79,23 +79,23 @@ pub(crate) async fn submit(visit: Visit, Posted(form): Posted<CeremonyForm>) -> 
     };
     match signed_in {
         Ok(session) => Ok(visit.welcome(&session, return_to.unwrap_or_default().as_str())),
-        Err(error) => sign_in::refused(&visit, error, return_to.as_ref()).await,
+        Err(error) => sign_in::refused(visit, error, return_to.as_ref()).await,
     }
 }
 
 /// `POST /account/passkeys/options`
 #[handler]
-pub(crate) async fn creation_options(visit: Visit, Posted(_): Posted<CeremonyForm>) -> Answer {
+pub(crate) async fn creation_options(visit: &Visit, Posted(_): Posted<CeremonyForm>) -> Answer {
     let Ok(who) = visit.need_recent("/account") else {
         // For the script, which can lead nowhere by itself.
         return Err(Code::RecentSignInRequired.into());
     };
-    options(&visit.service().begin_passkey(who).await?)
+    Ok(options(&visit.service().begin_passkey(who).await?))
 }
 
 /// `POST /account/passkeys`
 #[handler]
-pub(crate) async fn add(visit: Visit, Posted(form): Posted<CeremonyForm>) -> Answer {
+pub(crate) async fn add(visit: &Visit, Posted(form): Posted<CeremonyForm>) -> Answer {
     let who = visit.need_recent("/account")?;
     let context = visit.context();
     let name = device::words(context.user_agent.as_deref());
@@ -128,24 +128,21 @@ fn view(visit: &Visit, id: String, name: String) -> RenamePasskey {
 
 /// `GET /account/passkeys/{passkey}`
 #[handler]
-pub(crate) async fn show(visit: Visit, Path(id): Path<String>) -> Answer {
+pub(crate) async fn show(visit: &Visit, Path(id): Path<String>) -> Answer {
     let who = visit.need_recent(&page_of(&id))?;
-    let passkey = own(&visit, who, &id).await?;
-    Ok(page::answer(
-        StatusCode::OK,
-        &view(&visit, id, passkey.name),
-    ))
+    let passkey = own(visit, who, &id).await?;
+    Ok(page::answer(StatusCode::OK, &view(visit, id, passkey.name)))
 }
 
 /// `POST /account/passkeys/{passkey}`
 #[handler]
 pub(crate) async fn rename(
-    visit: Visit,
+    visit: &Visit,
     Path(id): Path<String>,
     Posted(form): Posted<NameForm>,
 ) -> Answer {
     let who = visit.need_recent(&page_of(&id))?;
-    let passkey = own(&visit, who, &id).await?;
+    let passkey = own(visit, who, &id).await?;
     let context = visit.context();
     let renamed: Result<(), StoreError> = match name_of(&form.name) {
         Ok(name) => {
@@ -159,7 +156,7 @@ pub(crate) async fn rename(
     match renamed {
         Ok(()) => Ok(page::see_other("/account?done=passkey-name")),
         Err(error) => {
-            let mut view = view(&visit, id, form.name);
+            let mut view = view(visit, id, form.name);
             let mut fields = [("name", &mut view.name)];
             let status = explain(error, &mut view.frame, &mut fields)?;
             Ok(page::answer(status, &view))
@@ -169,10 +166,10 @@ pub(crate) async fn rename(
 
 /// `GET /account/passkeys/{passkey}/remove`
 #[handler]
-pub(crate) async fn ask_remove(visit: Visit, Path(id): Path<String>) -> Answer {
+pub(crate) async fn ask_remove(visit: &Visit, Path(id): Path<String>) -> Answer {
     let page = page_of(&id) + "/remove";
     let who = visit.need_recent(&page)?;
-    let name = own(&visit, who, &id).await?.name;
+    let name = own(visit, who, &id).await?.name;
     let words = format!(
         "“{name}” will not sign you in here any more. Your device may still offer it: remove it there, too."
     );
@@ -193,12 +190,12 @@ pub(crate) async fn ask_remove(visit: Visit, Path(id): Path<String>) -> Answer {
 /// `POST /account/passkeys/{passkey}/remove`
 #[handler]
 pub(crate) async fn remove(
-    visit: Visit,
+    visit: &Visit,
     Path(id): Path<String>,
     Posted(Nothing {}): Posted<Nothing>,
 ) -> Answer {
     let who = visit.need_recent(&(page_of(&id) + "/remove"))?;
-    let passkey = own(&visit, who, &id).await?;
+    let passkey = own(visit, who, &id).await?;
     let context = visit.context();
     let removed = visit.service().remove_passkey((&context, who), passkey.id);
     removed.await?;

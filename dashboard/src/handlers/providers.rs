@@ -32,7 +32,7 @@ pub(crate) fn name_of(slug: &str) -> String {
         "gitlab" => "GitLab".to_owned(),
         _ => {
             let mut chars = slug.chars();
-            let first = chars.next().map(|first| first.to_uppercase());
+            let first = chars.next().map(char::to_uppercase);
             first.into_iter().flatten().chain(chars).collect()
         }
     }
@@ -70,24 +70,24 @@ async fn leave(
 /// `POST /sign-in/with/{provider}`
 #[handler]
 pub(crate) async fn begin(
-    visit: Visit,
+    visit: &Visit,
     Path(slug): Path<String>,
     Posted(form): Posted<ElsewhereForm>,
 ) -> Answer {
     let return_to = form.return_to.as_deref().and_then(ReturnTo::parse);
-    leave(&visit, &slug, (return_to.as_ref(), None)).await
+    leave(visit, &slug, (return_to.as_ref(), None)).await
 }
 
 /// `POST /account/providers/{provider}`: to connect it.
 #[handler]
 pub(crate) async fn connect(
-    visit: Visit,
+    visit: &Visit,
     Path(slug): Path<String>,
     Posted(_): Posted<ElsewhereForm>,
 ) -> Answer {
     let who = visit.need_recent("/account")?;
     let page = ReturnTo::parse("/account?done=connected");
-    leave(&visit, &slug, (page.as_ref(), Some(who))).await
+    leave(visit, &slug, (page.as_ref(), Some(who))).await
 }
 
 /// What the form that disconnects a provider sends.
@@ -98,7 +98,7 @@ pub(crate) struct DisconnectForm {
 
 /// `POST /account/disconnect`
 #[handler]
-pub(crate) async fn disconnect(visit: Visit, Posted(form): Posted<DisconnectForm>) -> Answer {
+pub(crate) async fn disconnect(visit: &Visit, Posted(form): Posted<DisconnectForm>) -> Answer {
     let who = visit.need_recent("/account")?;
     let context = visit.context();
     visit
@@ -111,7 +111,7 @@ pub(crate) async fn disconnect(visit: Visit, Posted(form): Posted<DisconnectForm
 /// `GET /sign-in/with/{provider}/callback`: the only GET that changes something. It is the
 /// provider's redirect; what it brings is good once, and only in the browser that began.
 #[handler]
-pub(crate) async fn finish(visit: Visit, Path(slug): Path<String>) -> Answer {
+pub(crate) async fn finish(visit: &Visit, Path(slug): Path<String>) -> Answer {
     let parameter = |name| visit.query(name);
     let state = parameter("state").ok_or(Code::LinkInvalid)?;
     let (code, iss, error) = (parameter("code"), parameter("iss"), parameter("error"));

@@ -28,7 +28,7 @@ use crate::{
 
 /// `GET /`
 #[handler]
-pub(crate) async fn show_home(visit: Visit) -> Answer {
+pub(crate) async fn show_home(visit: &Visit) -> Answer {
     let who = visit.need("/")?;
     let identity = visit.store().identity();
     let memberships = identity.memberships(who.user.id).await?;
@@ -36,7 +36,7 @@ pub(crate) async fn show_home(visit: Visit) -> Answer {
     for one in visit.service().own_invitations(who).await? {
         invitations.push(WaitingInvitation {
             id: one.invitation.id.to_string(),
-            inviter: join::inviter(&visit, &one).await?,
+            inviter: join::inviter(visit, &one).await?,
             publisher: one.publisher.display_name,
             role: one.invitation.role.into(),
             expires: Moment::of(one.invitation.expires_at),
@@ -77,7 +77,7 @@ async fn all_members(viewer: &Viewer) -> Result<Vec<Membership>, StoreError> {
     let mut request = first();
     let mut all = Vec::new();
     loop {
-        let page = viewer.members.members(request.clone()).await?;
+        let page = viewer.members.members(request).await?;
         all.extend(page.items);
         match page.next {
             Some(after) => request.after = Some(after),
@@ -140,9 +140,9 @@ fn name_of(member: &Membership) -> String {
 
 /// `GET /p/{slug}`
 #[handler]
-pub(crate) async fn show(visit: Visit, Path(slug): Path<String>) -> Answer {
+pub(crate) async fn show(visit: &Visit, Path(slug): Path<String>) -> Answer {
     let viewer = visit.need_member(&slug, Permission::MembersRead).await?;
-    let mut view = view(&visit, &viewer).await?;
+    let mut view = view(visit, &viewer).await?;
     view.frame.done = done(visit.query("done").as_deref());
     Ok(page::answer(StatusCode::OK, &view))
 }
@@ -162,7 +162,7 @@ pub(crate) struct InviteForm {
 /// `POST /p/{slug}/invitations`
 #[handler]
 pub(crate) async fn invite(
-    visit: Visit,
+    visit: &Visit,
     Path(slug): Path<String>,
     Posted(form): Posted<InviteForm>,
 ) -> Answer {
@@ -186,7 +186,7 @@ pub(crate) async fn invite(
     match invited {
         Ok(_) => Ok(page::see_other(&format!("/p/{slug}?done=invited"))),
         Err(error) => {
-            let mut view = view(&visit, &viewer).await?;
+            let mut view = view(visit, &viewer).await?;
             view.email = Field::of(form.email);
             view.chosen = form.role;
             let mut fields = [("email", &mut view.email)];
@@ -199,7 +199,7 @@ pub(crate) async fn invite(
 /// `POST /p/{slug}/invitations/{invitation}/revoke`
 #[handler]
 pub(crate) async fn withdraw(
-    visit: Visit,
+    visit: &Visit,
     Path((slug, id)): Path<(String, String)>,
     Posted(Nothing {}): Posted<Nothing>,
 ) -> Answer {
@@ -216,7 +216,7 @@ pub(crate) async fn withdraw(
 /// `POST /p/{slug}/invitations/{invitation}/resend`
 #[handler]
 pub(crate) async fn resend(
-    visit: Visit,
+    visit: &Visit,
     Path((slug, id)): Path<(String, String)>,
     Posted(Nothing {}): Posted<Nothing>,
 ) -> Answer {
@@ -239,7 +239,7 @@ pub(crate) struct RoleForm {
 /// `POST /p/{slug}/members/{member}/role`
 #[handler]
 pub(crate) async fn change_role(
-    visit: Visit,
+    visit: &Visit,
     Path((slug, id)): Path<(String, String)>,
     Posted(form): Posted<RoleForm>,
 ) -> Answer {
@@ -252,7 +252,7 @@ pub(crate) async fn change_role(
     match changed.await {
         Ok(_) => Ok(page::see_other(&format!("/p/{slug}?done=role"))),
         Err(error) => {
-            let mut view = view(&visit, &viewer).await?;
+            let mut view = view(visit, &viewer).await?;
             let status = explain(error, &mut view.frame, &mut [])?;
             Ok(page::answer(status, &view))
         }
@@ -274,9 +274,9 @@ async fn remover(visit: &Visit, slug: &str, user: UserId) -> Result<Viewer, Stop
 
 /// `GET /p/{slug}/members/{member}/remove`
 #[handler]
-pub(crate) async fn ask_remove(visit: Visit, Path((slug, id)): Path<(String, String)>) -> Answer {
+pub(crate) async fn ask_remove(visit: &Visit, Path((slug, id)): Path<(String, String)>) -> Answer {
     let user = UserId::parse(&id).ok_or_else(Problem::not_found)?;
-    let viewer = remover(&visit, &slug, user).await?;
+    let viewer = remover(visit, &slug, user).await?;
     let member = viewer.members.membership(user).await?;
     let minted = viewer.members.minted_by(user).await?;
     let own = viewer.principal.member().map(|acting| acting.user) == Some(user);
@@ -340,12 +340,12 @@ pub(crate) struct RemoveForm {
 /// `POST /p/{slug}/members/{member}/remove`
 #[handler]
 pub(crate) async fn remove(
-    visit: Visit,
+    visit: &Visit,
     Path((slug, id)): Path<(String, String)>,
     Posted(form): Posted<RemoveForm>,
 ) -> Answer {
     let user = UserId::parse(&id).ok_or_else(Problem::not_found)?;
-    let viewer = remover(&visit, &slug, user).await?;
+    let viewer = remover(visit, &slug, user).await?;
     let how = (form.revoke.is_some(), None);
     let context = visit.context();
     let removed = viewer.members.remove_member(&context, user, how, nothing);
@@ -355,7 +355,7 @@ pub(crate) async fn remove(
         }
         Ok(_) => Ok(page::see_other(&format!("/p/{slug}?done=removed"))),
         Err(error) => {
-            let mut view = view(&visit, &viewer).await?;
+            let mut view = view(visit, &viewer).await?;
             let status = explain(error, &mut view.frame, &mut [])?;
             Ok(page::answer(status, &view))
         }

@@ -45,14 +45,14 @@ pub(crate) fn text_of(return_to: Option<&ReturnTo>) -> String {
 
 /// `GET /sign-in`
 #[handler]
-pub(crate) fn show(visit: Visit) -> Answer {
+pub(crate) fn show(visit: &Visit) -> Response {
     let return_to = visit.return_to();
     if visit.signed_in().is_some() {
-        return Ok(page::see_other(return_to.unwrap_or_default().as_str()));
+        return page::see_other(return_to.unwrap_or_default().as_str());
     }
-    let mut view = view(&visit, return_to.as_ref());
+    let mut view = view(visit, return_to.as_ref());
     view.frame.done = done(visit.query("done").as_deref());
-    Ok(page::answer(StatusCode::OK, &view))
+    page::answer(StatusCode::OK, &view)
 }
 
 /// What the form of `/sign-in` sends.
@@ -77,20 +77,20 @@ impl From<String> for SecretText {
 
 /// `POST /sign-in`
 #[handler]
-pub(crate) async fn submit(visit: Visit, Posted(form): Posted<SignInForm>) -> Answer {
+pub(crate) async fn submit(visit: &Visit, Posted(form): Posted<SignInForm>) -> Answer {
     let return_to = form.return_to.as_deref().and_then(ReturnTo::parse);
     let by_password = form.by.as_deref() == Some("password");
     let done = match Service::address(&form.email, "/email") {
         Err(problem) => Err(problem.into()),
         Ok(address) => match form.password {
             Some(password) if by_password => {
-                by_secret(&visit, &address, &password.0, return_to.as_ref()).await
+                by_secret(visit, &address, &password.0, return_to.as_ref()).await
             }
-            _ => by_link(&visit, &address, return_to.as_ref()).await,
+            _ => by_link(visit, &address, return_to.as_ref()).await,
         },
     };
     done.or_else(|error| {
-        let mut view = view(&visit, return_to.as_ref());
+        let mut view = view(visit, return_to.as_ref());
         view.email = Field::of(form.email);
         let mut fields = [("email", &mut view.email), ("password", &mut view.password)];
         let status = explain(error, &mut view.frame, &mut fields)?;
@@ -142,8 +142,8 @@ fn code_view(visit: &Visit) -> SignInCode {
 
 /// `GET /sign-in/code`
 #[handler]
-pub(crate) fn show_code(visit: Visit) -> Answer {
-    Ok(page::answer(StatusCode::OK, &code_view(&visit)))
+pub(crate) fn show_code(visit: &Visit) -> Response {
+    page::answer(StatusCode::OK, &code_view(visit))
 }
 
 /// What the form of `/sign-in/code` sends.
@@ -154,7 +154,7 @@ pub(crate) struct CodeForm {
 
 /// `POST /sign-in/code`
 #[handler]
-pub(crate) async fn submit_code(visit: Visit, Posted(form): Posted<CodeForm>) -> Answer {
+pub(crate) async fn submit_code(visit: &Visit, Posted(form): Posted<CodeForm>) -> Answer {
     let context = visit.context();
     let done = visit
         .service()
@@ -163,7 +163,7 @@ pub(crate) async fn submit_code(visit: Visit, Posted(form): Posted<CodeForm>) ->
     match done {
         Ok(session) => Ok(visit.welcome(&session, session.return_to.as_str())),
         Err(StoreError::Refused(problem)) if problem.code == Code::SignInFailed => {
-            let mut view = code_view(&visit);
+            let mut view = code_view(visit);
             view.code = Field {
                 value: form.code,
                 error: Some("This is not the code of the newest mail.".to_owned()),
@@ -176,7 +176,7 @@ pub(crate) async fn submit_code(visit: Visit, Posted(form): Posted<CodeForm>) ->
 
 /// `POST /sign-out`
 #[handler]
-pub(crate) async fn sign_out(visit: Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
+pub(crate) async fn sign_out(visit: &Visit, Posted(Nothing {}): Posted<Nothing>) -> Answer {
     if let Some(who) = visit.signed_in() {
         let context = visit.context();
         let ended = visit
@@ -222,8 +222,8 @@ pub(crate) async fn refused(
 
 /// `GET /confirm-it-is-you`
 #[handler]
-pub(crate) async fn show_confirm(visit: Visit) -> Answer {
-    let view = confirm_view(&visit, &visit.return_to().unwrap_or_default()).await?;
+pub(crate) async fn show_confirm(visit: &Visit) -> Answer {
+    let view = confirm_view(visit, &visit.return_to().unwrap_or_default()).await?;
     Ok(page::answer(StatusCode::OK, &view))
 }
 
@@ -243,16 +243,19 @@ impl ConfirmForm {
 
 /// `POST /confirm-it-is-you`: a new session of the same person takes the place of the old one.
 #[handler]
-pub(crate) async fn confirm_by_password(visit: Visit, Posted(form): Posted<ConfirmForm>) -> Answer {
+pub(crate) async fn confirm_by_password(
+    visit: &Visit,
+    Posted(form): Posted<ConfirmForm>,
+) -> Answer {
     let page = form.page();
     let who = visit.need(page.as_str())?;
     let password = form
         .password
         .map_or_else(SecretString::default, |text| text.0);
-    match by_secret(&visit, &who.user.address, &password, Some(&page)).await {
+    match by_secret(visit, &who.user.address, &password, Some(&page)).await {
         Ok(response) => Ok(response),
         Err(error) => {
-            let mut view = confirm_view(&visit, &page).await?;
+            let mut view = confirm_view(visit, &page).await?;
             let mut fields = [("password", &mut view.password)];
             let status = explain(error, &mut view.frame, &mut fields)?;
             Ok(page::answer(status, &view))
@@ -262,8 +265,8 @@ pub(crate) async fn confirm_by_password(visit: Visit, Posted(form): Posted<Confi
 
 /// `POST /confirm-it-is-you/link`
 #[handler]
-pub(crate) async fn confirm_by_link(visit: Visit, Posted(form): Posted<ConfirmForm>) -> Answer {
+pub(crate) async fn confirm_by_link(visit: &Visit, Posted(form): Posted<ConfirmForm>) -> Answer {
     let page = form.page();
     let who = visit.need(page.as_str())?;
-    Ok(by_link(&visit, &who.user.address, Some(&page)).await?)
+    Ok(by_link(visit, &who.user.address, Some(&page)).await?)
 }

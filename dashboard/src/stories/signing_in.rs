@@ -1,4 +1,10 @@
+use std::{process::Stdio, time::Duration};
+
 use tests::{Browser, Look};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
 
 use crate::site::{Site, code_in};
 
@@ -89,11 +95,7 @@ async fn a_link_signs_in_the_browser_that_asked_by_one_click() {
     assert!(shown.text.contains("Your publishers"), "{}", shown.text);
     let shown = tab.open(&link).await;
     assert_eq!(shown.status, 410, "{}", shown.text);
-    assert!(
-        shown.text.contains("does not work any more"),
-        "{}",
-        shown.text
-    );
+    assert!(shown.text.contains("was used already"), "{}", shown.text);
     tab.judge().await;
 }
 
@@ -147,4 +149,102 @@ async fn the_session_s_cookie_is_the_browser_s_alone() {
     assert_eq!(session["path"], "/");
     let (source, _) = tab.source().await;
     assert!(!source.contains(session["value"].as_str().unwrap()));
+}
+
+/// A certified `OpenID` provider that knows one person, without an address. It ends when dropped.
+async fn provider(name: &str) -> Option<(String, Child)> {
+    let Some(home) = tests::node_modules("oidc-provider") else {
+        tests::skip(name, "oidc-provider is missing; scripts/test installs it");
+        return None;
+    };
+    let mut child = Command::new("node")
+        .arg(tests::tools::root().join("tests/programs/oidc-provider.mjs"))
+        .args(["3600", "http://localhost/sign-in/with/acme/callback"])
+        .env("STATIONMASTER_TEST_NODE_PATH", home)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
+    let line = line.unwrap().unwrap().expect("the provider starts");
+    let url = line.strip_prefix("listening on ").unwrap().to_owned();
+    Some((url, child))
+}
+
+#[tokio::test]
+async fn a_sign_in_elsewhere_is_connected_and_then_signs_in() {
+    let name = "pages::elsewhere";
+    let (Some(browser), Some((issuer, _running))) =
+        (Browser::start(name).await, provider(name).await)
+    else {
+        return;
+    };
+    let site = Site::open_at(Some(&issuer), |settings| settings).await;
+    let ada = site.user(ADA, "Ada").await;
+    // Nobody is known by it, and it names no address.
+    let stranger = site.tab(&browser, Look::default()).await;
+    stranger.open("/sign-in").await;
+    stranger.touch("Continue with Acme").await;
+    let shown = stranger.see("is not verified").await;
+    assert_eq!(shown.status, 403, "{}", shown.text);
+
+    let tab = site.tab_of(&browser, &ada, Look::default()).await;
+    tab.open("/account").await;
+    tab.judge().await;
+    tab.touch("Connect Acme").await;
+    let shown = tab.see("connected with you now").await;
+    assert!(shown.text.contains(&issuer), "{}", shown.text);
+    tab.press("Sign out").await;
+    tab.open("/sign-in?return_to=/account").await;
+    tab.touch("Continue with Acme").await;
+    let shown = tab.see("Your account").await;
+    assert!(shown.url.ends_with("/account"), "{}", shown.url);
+    let shown = tab.press("Disconnect person").await;
+    assert!(
+        shown.text.contains("not connected with you any more"),
+        "{}",
+        shown.text
+    );
+}
+
+#[tokio::test]
+async fn o1_o8_what_this_browser_did_not_begin_ends_nothing() {
+    let name = "pages::callbacks";
+    let Some((issuer, _running)) = provider(name).await else {
+        return;
+    };
+    let site = Site::open_at(Some(&issuer), |settings| settings).await;
+    let page = site.ask("GET", "/sign-in", &[], "").await;
+    let visit = page.cookies().join("; ");
+    let headers = [("cookie", visit.as_str())];
+    let body = format!("csrf={}", page.csrf());
+    let leave = site
+        .ask("POST", "/sign-in/with/acme", &headers, &body)
+        .await;
+    assert_eq!(leave.status, 200, "{}", leave.body);
+    let (_, rest) = leave.body.split_once("state=").unwrap();
+    let state = rest.split(['&', '"']).next().unwrap();
+    let back = format!("/sign-in/with/acme/callback?state={state}&error=access_denied");
+    // Another browser, and one without a cookie.
+    let other = site
+        .ask("GET", "/sign-in", &[], "")
+        .await
+        .cookies()
+        .join("; ");
+    for cookie in [other.as_str(), ""] {
+        let refused = site.ask("GET", &back, &[("cookie", cookie)], "").await;
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert!(!refused.body.contains(state));
+    }
+    let twice = format!("{back}&state={state}");
+    assert_eq!(site.ask("GET", &twice, &headers, "").await.status, 400);
+    assert_eq!(
+        site.ask("GET", &back, &headers, "").await.status,
+        400,
+        "it was denied"
+    );
+    let again = site.ask("GET", &back, &headers, "").await;
+    assert_eq!((again.status.as_u16(), again.location()), (303, "/sign-in"));
 }

@@ -56,7 +56,7 @@ pub(crate) struct Identity {
 /// `/account/password`.
 #[derive(Debug, Template)]
 #[template(path = "password.html")]
-pub(crate) struct Password {
+pub(crate) struct ChangePassword {
     pub(crate) frame: Frame,
     pub(crate) email: String,
     pub(crate) has_password: bool,
@@ -66,7 +66,7 @@ pub(crate) struct Password {
 /// `/account/email`.
 #[derive(Debug, Template)]
 #[template(path = "email.html")]
-pub(crate) struct Email {
+pub(crate) struct ChangeEmail {
     pub(crate) frame: Frame,
     /// The present address.
     pub(crate) email: String,
