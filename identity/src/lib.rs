@@ -12,6 +12,8 @@ mod service;
 mod sign_in;
 mod throttle;
 
-pub use own::{AddressChange, PasswordChange};
+pub use own::{ADDRESS_CHANGE_LASTS, AddressChange, PasswordChange};
 pub use service::{BeginSession, Registration, Service, Settings};
-pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, Requested};
+pub use sign_in::{
+    Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, RESET_LASTS, Requested,
+};

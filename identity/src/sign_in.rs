@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// How long the link of a registration is good.
-pub(crate) const REGISTRATION_LASTS: Duration = Duration::from_hours(24);
+pub const REGISTRATION_LASTS: Duration = Duration::from_hours(24);
 /// How long a link for a new password is good.
-const RESET_LASTS: Duration = Duration::from_hours(1);
+pub const RESET_LASTS: Duration = Duration::from_hours(1);
 /// How long a link that the operator made is good.
 const OPERATOR_LINK_LASTS: Duration = Duration::from_hours(24);
 /// Hexadecimal characters of a device's cookie: of its number, and of the code over it.

@@ -21,6 +21,7 @@ use persistence::{Answer, Credential, Minted, NewCredential, Replaced};
 
 use crate::{
     auth::Caller,
+    identity::views::EXAMPLE_USER_ID,
     runs::pipelines,
     shared::{
         common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
@@ -142,6 +143,10 @@ pub(crate) struct CredentialView {
     #[oai(nullable)]
     #[example(EXAMPLE_AT)]
     last_used_at: Option<Time>,
+    /// The person who made it, `usr_…`; null if a token did.
+    #[oai(nullable)]
+    #[example(EXAMPLE_USER_ID)]
+    minted_by: Option<String>,
 }
 
 /// A credential that a rotation replaced.

@@ -2,7 +2,7 @@
 //! and changes of itself.
 
 mod own;
-mod views;
+pub(crate) mod views;
 
 use std::sync::Arc;
 

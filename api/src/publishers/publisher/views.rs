@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Copy, Enum, View)]
 #[oai(rename = "PublisherStatus", rename_all = "snake_case")]
 #[view(of = PublisherStatus)]
-pub(super) enum StatusName {
+pub(crate) enum StatusName {
     /// They do.
     Active,
     /// They are refused; its deliveries and claims pause.
