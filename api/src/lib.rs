@@ -29,18 +29,20 @@ pub mod trains;
 
 #[cfg(test)]
 mod bounds;
+mod problems;
 mod runs;
 mod schemas;
 mod webhooks;
 
 use identity::{invitations, me, members, sign_in};
 use operations::{audit, health, jobs};
+use problems::PROBLEMS;
 use publishers::{credentials, publisher};
 use runs::{pipelines, run, subcommands};
 use shared::App;
 use trains::{accounts, resolve, train, train_tokens};
 use web::{
-    contract::{self, Contract, OperationDoc, complete},
+    contract::{self, Contract, complete},
     docs,
     http::{PublicOrigin, RateLimits, RateSettings, StackOptions, wrap},
 };
@@ -72,7 +74,7 @@ pub struct Deps {
     pub dispatcher_healthy: health::Probe,
 }
 
-/// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
+/// Every resource. One adds itself here and in [`operations`].
 type Operations = (
     publisher::Publishers,
     publisher::Own,
@@ -120,7 +122,7 @@ type People = (
 fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
-        publisher::Publishers { app: app() },
+        publisher::Publishers,
         publisher::Own,
         credentials::Credentials,
         audit::OwnLog,
@@ -158,37 +160,6 @@ fn operations(app: &Arc<App>) -> Operations {
     )
 }
 
-fn docs_of_all() -> Vec<OperationDoc> {
-    [
-        publisher::DOCS,
-        credentials::DOCS,
-        pipelines::DOCS,
-        run::DOCS,
-        run::timeline::DOCS,
-        subcommands::DOCS,
-        endpoints::DOCS,
-        endpoint_secrets::DOCS,
-        replays::DOCS,
-        event_types::DOCS,
-        events::DOCS,
-        deliveries::DOCS,
-        listen::DOCS,
-        accounts::DOCS,
-        accounts::refreshes::DOCS,
-        accounts::cooldowns::DOCS,
-        accounts::logins::DOCS,
-        train::DOCS,
-        train_tokens::DOCS,
-        resolve::DOCS,
-        resolve::forward::DOCS,
-        sign_in::DOCS,
-        me::DOCS,
-        members::DOCS,
-        invitations::DOCS,
-    ]
-    .concat()
-}
-
 const TITLE: &str = "Stationmaster";
 const DESCRIPTION: &str = "A control plane for publishers: runs that workers claim, signed \
     webhooks that arrive, credentials that rotate. Every publisher is kept apart from every other; \
@@ -219,7 +190,7 @@ fn service<T: OpenApi>(operations: T) -> OpenApiService<T, ()> {
 /// The contract as it is published: an OpenAPI 3.1 document. Needs no store.
 #[must_use]
 pub fn openapi_document() -> Value {
-    let mut document = complete(&service(Described).spec(), &docs_of_all());
+    let mut document = complete(&service(Described).spec(), PROBLEMS);
     describe_headers(&mut document);
     document
 }

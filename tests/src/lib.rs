@@ -6,7 +6,8 @@
 //! server must stop cleanly, must not have logged an error that the test did not announce
 //! ([`Site::tolerate`]), and neither logs nor database may contain a secret that the test received.
 //!
-//! Nothing here uses the server's code. What is known about the server comes from the contract.
+//! Nothing here uses the server's code, but for the topics that set it beside another program's
+//! (passkeys, issuers). What is known about the server comes from the contract.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,7 @@
     reason = "a test harness: whatever is not as it should be ends the test, with words"
 )]
 
+pub mod authenticator;
 mod client;
 mod consumer;
 mod proxy;

@@ -9,7 +9,7 @@ use poem_openapi::{
     registry::{MetaResponses, Registry},
 };
 
-use crate::shared::common::text_header;
+use crate::shared::text_header;
 
 /// An answer with cookies for the browser.
 pub struct WithCookies<R> {

@@ -7,34 +7,21 @@ use view_derive::Example;
 
 use ::identity::Service;
 use domain::{
-    Code,
     id::InvitationId,
+    people::Role,
     permission::{InvitationsRead, InvitationsWrite},
 };
 use persistence::{Answer, Invitation};
 
-use super::views::{EXAMPLE_EMAIL, InvitationView, RoleName};
+use super::views::{EXAMPLE_EMAIL, InvitationView};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Created, NoContent, Ok, Tag, answer, no_content},
-        cursor::Listed,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        App, Created, Idempotency, Listed, NoContent, Ok, PageQuery, Path, Tag, Word, answer,
+        created, no_content,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "create_invitation",
-    codes: &[Code::AlreadyMember, Code::QuotaExceeded],
-}];
+use web::http::{ApiError, Body};
 
 /// Who is invited.
 #[derive(Object, Example)]
@@ -51,8 +38,8 @@ struct NewInvitationRequest {
     email: String,
     /// The role that is offered. Nobody offers one above one's own. While a publisher has no owner,
     /// its admin token may offer that role.
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
     /// A few words for the mail.
     #[oai(validator(min_length = 1, max_length = 1000))]
     #[example("Welcome aboard.")]
@@ -65,7 +52,7 @@ fn shown(invitation: &Invitation) -> Answer {
 
 fn made(invitation: &Invitation) -> Answer {
     let location = format!("/v1/invitations/{}", invitation.id);
-    answer(201, &InvitationView::from(invitation)).at(location)
+    created(shown(invitation), location)
 }
 
 /// A publisher's invitations.
@@ -73,16 +60,12 @@ pub(crate) struct Invitations {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Members")]
+#[OpenApi(prefix_path = "/v1/invitations", tag = "Tag::Members")]
 impl Invitations {
     /// List invitations
     ///
     /// Newest first, those that were accepted or withdrawn among them.
-    #[oai(
-        path = "/invitations",
-        method = "get",
-        operation_id = "list_invitations"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_invitations")]
     async fn list(
         &self,
         who: Caller<InvitationsRead>,
@@ -97,11 +80,7 @@ impl Invitations {
     ///
     /// Mails a link that is good for 7 days. A newer invitation to the same address takes the place
     /// of older ones.
-    #[oai(
-        path = "/invitations",
-        method = "post",
-        operation_id = "create_invitation"
-    )]
+    #[oai(path = "/", method = "post", operation_id = "create_invitation")]
     async fn create(
         &self,
         who: Caller<InvitationsWrite>,
@@ -111,21 +90,14 @@ impl Invitations {
         let body = body.0;
         let address = Service::address(&body.email, "/email")?;
         let context = who.context_with(key);
-        let (by, offer) = (
-            (&context, who.principal.as_ref()),
-            (&address, body.role.into()),
-        );
+        let (by, offer) = ((&context, who.principal.as_ref()), (&address, body.role.0));
         let people = &self.app.people;
         let answer = people.invite(by, offer, body.message.as_deref(), made);
         Ok(answer.await?.into())
     }
 
     /// Get an invitation
-    #[oai(
-        path = "/invitations/:id",
-        method = "get",
-        operation_id = "get_invitation"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_invitation")]
     async fn get(
         &self,
         who: Caller<InvitationsRead>,
@@ -140,7 +112,7 @@ impl Invitations {
     /// With a new link, which is good for 7 days; the old link is not good any more. Whoever sends
     /// it counts as the inviter.
     #[oai(
-        path = "/invitations/:id/resend",
+        path = "/:id/resend",
         method = "post",
         operation_id = "resend_invitation"
     )]
@@ -157,11 +129,7 @@ impl Invitations {
     }
 
     /// Withdraw an invitation
-    #[oai(
-        path = "/invitations/:id",
-        method = "delete",
-        operation_id = "revoke_invitation"
-    )]
+    #[oai(path = "/:id", method = "delete", operation_id = "revoke_invitation")]
     async fn revoke(
         &self,
         who: Caller<InvitationsWrite>,

@@ -6,7 +6,6 @@ use view_derive::Example;
 
 use ::identity::{ADDRESS_CHANGE_LASTS, Service};
 use domain::{
-    Code,
     id::{InvitationId, SessionId},
     permission::{MeRead, MeSecure, MeWrite},
 };
@@ -19,36 +18,9 @@ use super::{
 };
 use crate::{
     auth::Person,
-    shared::{
-        common::{Accepted, NoContent, Ok, Tag, change, no_content},
-        path::Path,
-    },
+    shared::{Accepted, NoContent, Ok, Path, Tag, change, no_content},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, Patch},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "set_own_password",
-        codes: &[Code::NotFound],
-    },
-    OperationDoc {
-        operation_id: "remove_own_password",
-        codes: &[Code::NotFound],
-    },
-    OperationDoc {
-        operation_id: "accept_own_invitation",
-        codes: &[
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::InviterLostRights,
-            Code::QuotaExceeded,
-        ],
-    },
-];
+use web::http::{ApiError, Body, Patch};
 
 /// What a person changes of themselves.
 #[derive(Object, Example)]
@@ -88,12 +60,12 @@ struct NewAddress {
 /// The operations of people on themselves.
 pub(crate) struct Me;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::People")]
+#[OpenApi(prefix_path = "/v1/me", tag = "Tag::People")]
 impl Me {
     /// Get the person who is signed in
     ///
     /// With the token that changes of the session have to carry.
-    #[oai(path = "/me", method = "get", operation_id = "get_me")]
+    #[oai(path = "/", method = "get", operation_id = "get_me")]
     async fn get(&self, person: Person<MeRead>) -> Result<Ok<MeView>, ApiError> {
         let (people, who) = (&person.app().people, &person.who);
         let view = MeView {
@@ -107,7 +79,7 @@ impl Me {
     }
 
     /// Update the person who is signed in
-    #[oai(path = "/me", method = "patch", operation_id = "update_me")]
+    #[oai(path = "/", method = "patch", operation_id = "update_me")]
     async fn update(
         &self,
         person: Person<MeWrite>,
@@ -126,11 +98,7 @@ impl Me {
     }
 
     /// List one's own sessions
-    #[oai(
-        path = "/me/sessions",
-        method = "get",
-        operation_id = "list_own_sessions"
-    )]
+    #[oai(path = "/sessions", method = "get", operation_id = "list_own_sessions")]
     async fn sessions(&self, person: Person<MeRead>) -> Result<Ok<Sessions>, ApiError> {
         let who = &person.who;
         let all = person.app().people.sessions(who.user.id).await?;
@@ -145,7 +113,7 @@ impl Me {
     ///
     /// It has ended when the answer arrives, on other processes within a second.
     #[oai(
-        path = "/me/sessions/:id",
+        path = "/sessions/:id",
         method = "delete",
         operation_id = "end_own_session"
     )]
@@ -163,7 +131,7 @@ impl Me {
 
     /// End all of one's other sessions
     #[oai(
-        path = "/me/sessions",
+        path = "/sessions",
         method = "delete",
         operation_id = "end_other_sessions"
     )]
@@ -178,11 +146,7 @@ impl Me {
     /// Set one's own password
     ///
     /// All other sessions end, and no mailed link is good any more. A mail tells of it.
-    #[oai(
-        path = "/me/password",
-        method = "put",
-        operation_id = "set_own_password"
-    )]
+    #[oai(path = "/password", method = "put", operation_id = "set_own_password")]
     async fn set_password(
         &self,
         person: Person<MeSecure>,
@@ -198,7 +162,7 @@ impl Me {
 
     /// Remove one's own password
     #[oai(
-        path = "/me/password",
+        path = "/password",
         method = "delete",
         operation_id = "remove_own_password"
     )]
@@ -215,7 +179,7 @@ impl Me {
     /// Mails a link to the new address. The address changes when it is opened; whether it is
     /// another user's shows only then.
     #[oai(
-        path = "/me/email",
+        path = "/email",
         method = "post",
         operation_id = "request_email_change"
     )]
@@ -236,7 +200,7 @@ impl Me {
     ///
     /// The publishers that a request of the session may name.
     #[oai(
-        path = "/me/memberships",
+        path = "/memberships",
         method = "get",
         operation_id = "list_own_memberships"
     )]
@@ -248,7 +212,7 @@ impl Me {
 
     /// List the invitations that wait for one
     #[oai(
-        path = "/me/invitations",
+        path = "/invitations",
         method = "get",
         operation_id = "list_own_invitations"
     )]
@@ -260,7 +224,7 @@ impl Me {
 
     /// Accept an invitation to one's own verified address
     #[oai(
-        path = "/me/invitations/:id/accept",
+        path = "/invitations/:id/accept",
         method = "post",
         operation_id = "accept_own_invitation"
     )]

@@ -6,39 +6,16 @@ use view_derive::Example;
 use domain::{
     Code,
     id::UserId,
+    people::Role,
     permission::{CredentialsRead, MembersRead, MembersWrite, MembershipLeave},
 };
 
-use super::views::{MemberView, MintedTokens, RemovedView, RoleName};
+use super::views::{MemberView, MintedTokens, RemovedView};
 use crate::{
     auth::Caller,
-    shared::{
-        common::{IfMatch, NoContent, Ok, Tag, answer, no_content},
-        cursor::Listed,
-        page::PageQuery,
-        path::Path,
-    },
+    shared::{IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag, Word, answer, no_content},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Patch},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "update_member",
-        codes: &[Code::LastOwner],
-    },
-    OperationDoc {
-        operation_id: "remove_member",
-        codes: &[Code::LastOwner, Code::LastAdminToken],
-    },
-    OperationDoc {
-        operation_id: "leave_publisher",
-        codes: &[Code::LastOwner],
-    },
-];
+use web::http::{ApiError, Patch};
 
 /// What changes of a member.
 #[derive(Object, Example)]
@@ -51,19 +28,19 @@ pub const DOCS: &[OperationDoc] = &[
 struct MemberPatch {
     /// What the person may do. Nobody gives or takes a role above one's own; an admin token counts
     /// as an admin.
-    #[example(RoleName::Developer)]
-    role: Option<RoleName>,
+    #[example(Role::Developer)]
+    role: Option<Word<Role>>,
 }
 
 /// A publisher's members.
 pub(crate) struct Members;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Members")]
+#[OpenApi(prefix_path = "/v1/members", tag = "Tag::Members")]
 impl Members {
     /// List members
     ///
     /// In the order in which they became users.
-    #[oai(path = "/members", method = "get", operation_id = "list_members")]
+    #[oai(path = "/", method = "get", operation_id = "list_members")]
     async fn list(
         &self,
         who: Caller<MembersRead>,
@@ -75,11 +52,7 @@ impl Members {
     }
 
     /// Get a member
-    #[oai(
-        path = "/members/:user_id",
-        method = "get",
-        operation_id = "get_member"
-    )]
+    #[oai(path = "/:user_id", method = "get", operation_id = "get_member")]
     async fn get(
         &self,
         who: Caller<MembersRead>,
@@ -93,11 +66,7 @@ impl Members {
     /// Update a member
     ///
     /// The person has the new role when the answer arrives, on other processes within a second.
-    #[oai(
-        path = "/members/:user_id",
-        method = "patch",
-        operation_id = "update_member"
-    )]
+    #[oai(path = "/:user_id", method = "patch", operation_id = "update_member")]
     async fn update(
         &self,
         who: Caller<MembersWrite>,
@@ -108,7 +77,7 @@ impl Members {
         let (scoped, context) = (who.scoped(), who.context());
         let members = scoped.members();
         let role = match body.0.role {
-            Some(role) => role.into(),
+            Some(role) => role.0,
             None => members.membership(user_id).await?.role,
         };
         let changed = members.change_role(&context, user_id, role, if_match.0, |member| {
@@ -121,11 +90,7 @@ impl Members {
     ///
     /// The answer lists the live tokens that the person created. They are revoked in the same
     /// transaction if `revoke_minted` says so, and work on otherwise.
-    #[oai(
-        path = "/members/:user_id",
-        method = "delete",
-        operation_id = "remove_member"
-    )]
+    #[oai(path = "/:user_id", method = "delete", operation_id = "remove_member")]
     async fn remove(
         &self,
         who: Caller<MembersWrite>,
@@ -145,7 +110,7 @@ impl Members {
 
     /// List the live tokens that a member created
     #[oai(
-        path = "/members/:user_id/minted",
+        path = "/:user_id/minted",
         method = "get",
         operation_id = "list_minted_tokens"
     )]
@@ -165,11 +130,7 @@ impl Members {
     /// Leave the publisher
     ///
     /// What the person created works on.
-    #[oai(
-        path = "/members/leave",
-        method = "post",
-        operation_id = "leave_publisher"
-    )]
+    #[oai(path = "/leave", method = "post", operation_id = "leave_publisher")]
     async fn leave(&self, who: Caller<MembershipLeave>) -> Result<NoContent, ApiError> {
         let (scoped, context) = (who.scoped(), who.context());
         // No token holds the permission.

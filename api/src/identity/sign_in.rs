@@ -11,7 +11,7 @@ use view_derive::Example;
 use ::identity::{
     Device, NewBrowserSession, REGISTRATION_LASTS, RESET_LASTS, Registration, Service,
 };
-use domain::{Code, people::ReturnTo, permission::MeWrite};
+use domain::{people::ReturnTo, permission::MeWrite};
 use persistence::Accepted as AcceptedInvitation;
 
 use super::{
@@ -20,12 +20,9 @@ use super::{
 };
 use crate::{
     auth::{Person, Visitor},
-    shared::common::{Accepted, NoContent, Ok, Tag, answer, no_content},
+    shared::{Accepted, NoContent, Ok, Tag, answer, no_content},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, cookies},
-};
+use web::http::{ApiError, Body, cookies};
 
 /// How long a browser is remembered in which somebody signed in.
 const DEVICE_LASTS: Duration = Duration::from_hours(365 * 24);
@@ -33,86 +30,6 @@ const DEVICE_LASTS: Duration = Duration::from_hours(365 * 24);
 const EXAMPLE_LINK: &str = "stm_link_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
 const EXAMPLE_INVITATION: &str = "stm_inv_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
 const EXAMPLE_PASSWORD: &str = "correct horse battery staple";
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "redeem_sign_in_code",
-        codes: &[
-            Code::SignInFailed,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::UserDisabled,
-            Code::EmailUnverified,
-        ],
-    },
-    OperationDoc {
-        operation_id: "redeem_sign_in_link",
-        codes: &[
-            Code::LinkInvalid,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::OtherBrowser,
-            Code::UserDisabled,
-            Code::EmailUnverified,
-        ],
-    },
-    OperationDoc {
-        operation_id: "sign_in_with_password",
-        codes: &[
-            Code::SignInFailed,
-            Code::UserDisabled,
-            Code::EmailUnverified,
-            Code::NotFound,
-        ],
-    },
-    OperationDoc {
-        operation_id: "register",
-        codes: &[Code::RegistrationClosed, Code::NotFound],
-    },
-    OperationDoc {
-        operation_id: "verify_registration",
-        codes: &[
-            Code::LinkInvalid,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::UserDisabled,
-        ],
-    },
-    OperationDoc {
-        operation_id: "request_password_reset",
-        codes: &[Code::NotFound],
-    },
-    OperationDoc {
-        operation_id: "reset_password",
-        codes: &[
-            Code::LinkInvalid,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::NotFound,
-        ],
-    },
-    OperationDoc {
-        operation_id: "confirm_email",
-        codes: &[
-            Code::LinkInvalid,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::AddressTaken,
-        ],
-    },
-    OperationDoc {
-        operation_id: "accept_invitation_link",
-        codes: &[
-            Code::LinkInvalid,
-            Code::LinkUsed,
-            Code::LinkExpired,
-            Code::UserDisabled,
-            Code::InviterLostRights,
-            Code::QuotaExceeded,
-        ],
-    },
-];
 
 /// Who asks for a link by mail.
 #[derive(Object, Example)]

@@ -1,20 +1,17 @@
 //! What answers show of people.
 
-use poem_openapi::{Enum, Object};
+use poem_openapi::Object;
 use view_derive::{Example, View};
 
 use domain::people::{Role, SignInMethod};
 use persistence::{
     Accepted, Invitation, InvitationStatus, Membership, MintedToken, OwnInvitation, OwnMembership,
-    Publisher, RemovedMember, Session, User,
+    Publisher, PublisherStatus, RemovedMember, Session, User,
 };
 
 use crate::{
-    publishers::{credentials::EXAMPLE_TOKEN_ID, publisher::views::StatusName},
-    shared::{
-        common::Time,
-        examples::{EXAMPLE_AT, EXAMPLE_ID},
-    },
+    publishers::credentials::EXAMPLE_TOKEN_ID,
+    shared::{EXAMPLE_AT, EXAMPLE_ID, Time, Word, schemas_of_words},
 };
 
 /// A user's identifier.
@@ -25,38 +22,9 @@ const EXAMPLE_BROWSER: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox
 /// The token of a session's changes: 64 hexadecimal characters.
 const EXAMPLE_CSRF: &str = "6c1f0d3f5f1e5a0c4b8f0f8a7c9b2e4d6c1f0d3f5f1e5a0c4b8f0f8a7c9b2e4d";
 
-/// What a member may do in a publisher. Each role may do all that those after it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, View)]
-#[oai(rename = "Role", rename_all = "snake_case")]
-#[view(of = Role, into = Role)]
-pub enum RoleName {
-    /// Everything, owners and the end of the publisher included.
-    Owner,
-    /// Everything that an admin token may, and the members below owners.
-    Admin,
-    /// Read, work on runs, publish events, send deliveries again.
-    Developer,
-    /// Read.
-    Viewer,
-}
-
-/// How a person signed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, View)]
-#[oai(rename = "SignInMethod", rename_all = "snake_case")]
-#[view(of = SignInMethod)]
-pub(super) enum MethodName {
-    /// By a mailed link, or the code beside it.
-    Link,
-    /// By a password.
-    Password,
-    /// By a passkey.
-    Passkey,
-    /// By a provider.
-    Provider,
-    /// By a link that the operator made.
-    Operator,
-    /// By the link of an invitation.
-    Invitation,
+schemas_of_words! {
+    SignInMethod, "SignInMethod", "How a person signed in.";
+    InvitationStatus, "InvitationStatus", "What became of an invitation.";
 }
 
 /// A person.
@@ -97,8 +65,8 @@ pub(super) struct PublisherName {
     #[example("Acme Media")]
     display_name: String,
     /// Whether requests about it are answered.
-    #[example(StatusName::Active)]
-    status: StatusName,
+    #[example(PublisherStatus::Active)]
+    status: Word<PublisherStatus>,
 }
 
 /// A membership that an invitation led to.
@@ -109,8 +77,8 @@ pub(super) struct AcceptedView {
     /// The publisher.
     publisher: PublisherName,
     /// What the person may do there; a higher role than the invitation's if the person had it.
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
 }
 
 /// A membership of the person who asks.
@@ -121,8 +89,8 @@ pub(super) struct OwnMembershipView {
     /// The publisher.
     publisher: PublisherName,
     /// What the person may do there.
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
     /// When the person joined.
     #[view(field = created_at)]
     joined_at: Time,
@@ -146,8 +114,8 @@ pub(super) struct SessionView {
     #[example("ses_01h455vb4pex5vsknk084sn02q")]
     id: String,
     /// How the person signed in.
-    #[example(MethodName::Link)]
-    method: MethodName,
+    #[example(SignInMethod::Link)]
+    method: Word<SignInMethod>,
     /// The provider, if the person signed in elsewhere.
     #[oai(nullable)]
     provider: Option<String>,
@@ -240,8 +208,8 @@ pub(super) struct MemberView {
     #[example(EXAMPLE_NAME)]
     name: Option<String>,
     /// What the person may do here.
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
     /// When the person joined.
     #[view(field = created_at)]
     joined_at: Time,
@@ -298,21 +266,6 @@ pub(super) struct RemovedView {
     revoked: bool,
 }
 
-/// What became of an invitation.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "InvitationStatus", rename_all = "snake_case")]
-#[view(of = InvitationStatus)]
-pub(super) enum InvitationState {
-    /// It waits to be accepted.
-    Pending,
-    /// It was accepted.
-    Accepted,
-    /// It was withdrawn, or a newer one took its place.
-    Revoked,
-    /// Nobody accepted it in time.
-    Expired,
-}
-
 /// An offer of membership.
 #[derive(Object, View, Example)]
 #[oai(rename = "Invitation", example)]
@@ -326,11 +279,11 @@ pub(super) struct InvitationView {
     #[example(EXAMPLE_EMAIL)]
     email: String,
     /// The role that it offers.
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
     /// What became of it.
-    #[example(InvitationState::Pending)]
-    status: InvitationState,
+    #[example(InvitationStatus::Pending)]
+    status: Word<InvitationStatus>,
     /// Who invited: `usr_…` of a person, `tok_…` of a token.
     #[example(EXAMPLE_USER_ID)]
     invited_by: String,
@@ -356,8 +309,8 @@ pub(super) struct OwnInvitationView {
     publisher: PublisherName,
     /// The role that it offers.
     #[view(field = invitation.role)]
-    #[example(RoleName::Developer)]
-    role: RoleName,
+    #[example(Role::Developer)]
+    role: Word<Role>,
     /// When it was made.
     #[view(field = invitation.created_at)]
     created_at: Time,

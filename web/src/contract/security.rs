@@ -51,6 +51,8 @@ impl Access {
             Self::Public => return codes,
             Self::Visitors => {
                 codes.extend(limited);
+                // Where people can't sign in.
+                codes.push(Code::NotFound);
                 true
             }
             Self::Holders(permission) => {
@@ -73,7 +75,8 @@ impl Access {
 fn for_people(permission: Permission) -> Vec<Code> {
     let mut codes = match permission.people() {
         Held::ByNobody => vec![Code::PublisherSuspended],
-        Held::ByEverybody => Vec::new(),
+        // Where people can't sign in.
+        Held::ByEverybody => vec![Code::NotFound],
         Held::ByStaff => vec![Code::RoleTooLow],
         Held::ByMembers(least) => {
             let mut codes = vec![
