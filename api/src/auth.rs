@@ -189,6 +189,7 @@ impl App {
         carried: Carried<'_>,
         wanted: Permission,
     ) -> Result<Arc<SignedIn>, ApiError> {
+        self.people.need_people()?;
         match self.authenticate(context, carried, wanted).await? {
             Identity::Person(session) => {
                 self.check_recent(wanted, session.who.session.authenticated_at)?;

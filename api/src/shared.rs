@@ -29,6 +29,5 @@ pub(crate) use own_value::own_value;
 pub use page::PageQuery;
 pub use path::{Path, PathValue, Text};
 pub(crate) use sent::Sent;
-pub use verbatim::Verbatim;
-pub use words::Word;
-pub(crate) use words::{Words, schemas_of_words};
+pub(crate) use verbatim::Verbatim;
+pub(crate) use words::{Word, Words, schemas_of_words};

@@ -7,7 +7,8 @@
 //! the tasks that use the store: sqlx loses PostgreSQL writes after a cancelled `begin`. ADR 0017
 //! has the reasons.
 //!
-//! Slack messages about trains (`notices`) are few, and are sent by a simpler loop of their own.
+//! Slack messages about trains (`notices`) and mails to people (`mails`) are few. Each kind is sent
+//! by a simpler loop of its own.
 
 #![cfg_attr(
     test,
@@ -21,6 +22,7 @@ mod breaker;
 mod bucket;
 mod control;
 mod endpoint;
+mod mails;
 mod meters;
 mod note;
 mod notices;
@@ -42,15 +44,18 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use control::Control;
+use mails::MailSender;
 use notices::Sender;
 use process::Alive;
+
+pub use mails::{MAIL_TIME_MAX, Outgoing};
 
 /// The loop runs several times a second. If it has not run for this long, it hangs.
 const LOOP_PAUSE_MAX: Duration = Duration::from_secs(90);
 
 /// The number of tasks: the loop, the recorder, the heartbeat, the sender of messages about trains,
-/// and the spreader of fan-outs.
-const TASKS: usize = 5;
+/// the sender of mails, and the spreader of fan-outs.
+const TASKS: usize = 6;
 
 /// Limits and intervals of the dispatcher.
 #[derive(Clone, Debug)]
@@ -68,18 +73,23 @@ pub struct Settings {
     pub poll: Duration,
     /// The waits between tries to send a message about a train.
     pub notices: Schedule,
+    /// The waits between tries to send a mail. The last one is repeated for as long as the mail is
+    /// of use.
+    pub mails: Schedule,
     /// How often the loop looks at what changes with time alone. Notices are handled at once.
     pub tick: Duration,
 }
 
 impl Default for Settings {
     /// 8 tries over some 28 hours; 256 requests under way, 64 of a publisher, 16 to an endpoint;
-    /// a search every two seconds; 5 tries of a message about a train within an hour.
+    /// a search every two seconds; 5 tries of a message about a train within an hour; mails every
+    /// quarter of an hour after the first ten minutes.
     fn default() -> Self {
         let schedule = |text| Schedule::parse(text).expect("the text has the documented form");
         Self {
             schedule: schedule("5s,5m,30m,2h,5h,10h,10h"),
             notices: schedule("10s,1m,10m,45m"),
+            mails: schedule("10s,30s,1m,2m,5m,15m"),
             in_flight_max: 256,
             per_publisher_max: 64,
             per_endpoint_max: 16,
@@ -111,7 +121,7 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Starts the tasks, which deliver until `stop` is cancelled.
+    /// Starts the tasks, which deliver until `stop` is cancelled. Mails leave by `outgoing`.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -119,6 +129,7 @@ impl Dispatcher {
     pub fn start(
         store: &Store,
         client: outbound::Client,
+        outgoing: Outgoing,
         settings: Settings,
         stop: CancellationToken,
     ) -> Self {
@@ -148,6 +159,13 @@ impl Dispatcher {
             settings.poll,
         );
         tasks.spawn(sender.run(stop.clone()));
+        let mails = MailSender::new(
+            store.working(),
+            outgoing,
+            settings.mails.clone(),
+            settings.poll,
+        );
+        tasks.spawn(mails.run(stop.clone()));
         let control = Control::new(
             (store.loading(), client, settings),
             alive,

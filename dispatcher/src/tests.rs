@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Dispatcher, Settings};
+use crate::{Dispatcher, Outgoing, Settings};
 use receiver::{Closed, Receiver, Reply, reply};
 
 /// A store with one publisher, and the settings of the dispatcher.
@@ -75,6 +75,7 @@ macro_rules! made {
 mod changes;
 mod handed;
 mod hostile;
+mod mails;
 mod notices;
 mod receiver;
 
@@ -125,9 +126,17 @@ impl World {
 
     fn start_with(&self, client: Client) -> (Dispatcher, CancellationToken) {
         let stop = CancellationToken::new();
-        let dispatcher =
-            Dispatcher::start(&self.store, client, self.settings.clone(), stop.clone());
+        let dispatcher = self.start_until(client, Outgoing::Off, stop.clone());
         (dispatcher, stop)
+    }
+
+    fn start_until(
+        &self,
+        client: Client,
+        outgoing: Outgoing,
+        stop: CancellationToken,
+    ) -> Dispatcher {
+        Dispatcher::start(&self.store, client, outgoing, self.settings.clone(), stop)
     }
 
     async fn endpoint(&self, url: String, send_bearer: bool) -> EndpointId {

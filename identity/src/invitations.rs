@@ -59,6 +59,7 @@ impl Service {
     where
         A: Fn(&Invitation) -> Answer + Send + Sync,
     {
+        self.need_people()?;
         let to = self.mails_to(address);
         self.check(&to).await?;
         self.count(&[to]).await?;
@@ -90,6 +91,7 @@ impl Service {
     where
         A: Fn(&Invitation) -> Answer + Send + Sync,
     {
+        self.need_people()?;
         let scoped = self.scoped(who);
         let invitation = scoped.members().invitation(id).await?;
         let to = self.mails_to(&invitation.address);

@@ -15,6 +15,7 @@ pub mod passkeys;
 pub mod passwords;
 mod providers;
 mod public_key;
+mod recovery;
 mod service;
 mod sign_in;
 mod throttle;
@@ -23,7 +24,8 @@ pub use ceremonies::Ceremony;
 pub use own::{ADDRESS_CHANGE_LASTS, AddressChange, PasswordChange};
 pub use providers::{BeganElsewhere, CameBack};
 pub use public_key::Algorithm;
+pub use recovery::RESET_LASTS;
 pub use service::{BeginSession, Registration, Service, Settings};
 pub use sign_in::{
-    Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, RESET_LASTS, Requested,
+    Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, Requested,
 };

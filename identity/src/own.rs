@@ -121,13 +121,14 @@ impl Service {
     /// address is another user's shows only then.
     ///
     /// # Errors
-    /// 429 `rate_limited` if too many mails were asked for.
+    /// 429 `rate_limited` if too many mails were asked for; `not_found` if no mails are sent.
     pub async fn request_address_change(
         &self,
         context: &Context,
         who: &SignedIn,
         address: &EmailAddress,
     ) -> Result<AddressChange, StoreError> {
+        self.need_mail()?;
         let (to, from) = (self.mails_to(address), self.mails_from(context));
         self.check(&to).await?;
         self.check(&from).await?;

@@ -26,9 +26,14 @@ pub enum Registration {
 /// How the service behaves.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Whether people can sign in at all. If not, there is no session, and nothing of a person's is
+    /// answered.
+    pub enabled: bool,
     /// The origin under which browsers reach the server, without a slash at its end. Links in mails
-    /// are made from it alone.
+    /// are made from it alone. Empty if people are off.
     pub public_origin: String,
+    /// Whether mails reach people. If not, nobody can ask for one.
+    pub mail: bool,
     /// Who may become a user.
     pub registration: Registration,
     /// Whether people may have passwords.
@@ -54,7 +59,9 @@ impl Settings {
     #[must_use]
     pub fn new(public_origin: impl Into<String>) -> Self {
         Self {
+            enabled: true,
             public_origin: public_origin.into(),
+            mail: true,
             registration: Registration::Closed,
             passwords: false,
             provision_publisher: false,
@@ -64,6 +71,16 @@ impl Settings {
             recent: Duration::from_mins(5),
             floor: Duration::from_millis(250),
             session_key: None,
+        }
+    }
+
+    /// For a server that has no public address: people can't sign in.
+    #[must_use]
+    pub fn off() -> Self {
+        Self {
+            enabled: false,
+            mail: false,
+            ..Self::new("")
         }
     }
 }
@@ -121,6 +138,34 @@ impl Service {
         &self.settings
     }
 
+    /// Refuses where people can't sign in.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn need_people(&self) -> Result<(), Problem> {
+        if self.settings.enabled {
+            Ok(())
+        } else {
+            let detail = "People can't sign in here: the server has no public URL.";
+            Err(Problem::new(Code::NotFound, detail))
+        }
+    }
+
+    /// Refuses what only a mail can finish where no mail is sent.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn need_mail(&self) -> Result<(), Problem> {
+        self.need_people()?;
+        if self.settings.mail {
+            Ok(())
+        } else {
+            let detail = "This server sends no mails. Sign in another way, or ask the operator for \
+                          a link.";
+            Err(Problem::new(Code::NotFound, detail))
+        }
+    }
+
     /// A keyed hash over parts, each kind of which has a name of its own.
     pub(crate) fn keyed(&self, kind: &str, parts: &[&[u8]]) -> [u8; 32] {
         let mut all = vec![b"stationmaster.people.v1".as_slice(), kind.as_bytes()];
@@ -134,10 +179,11 @@ impl Service {
             .unwrap_or_else(|| TokenHash::of(text))
     }
 
-    /// The hash by which the store finds a session; `None` unless the text has the form of one.
+    /// The hash by which the store finds a session; `None` unless the text has the form of one, or
+    /// if people can't sign in.
     #[must_use]
     pub fn session_hash(&self, cookie: &str) -> Option<TokenHash> {
-        let form = token::recognise(cookie) == Some(Prefix::Session);
+        let form = self.settings.enabled && token::recognise(cookie) == Some(Prefix::Session);
         form.then(|| self.keyed_hash("session", cookie))
     }
 

@@ -25,10 +25,6 @@ use crate::{
 
 /// How long the link of a registration is good.
 pub const REGISTRATION_LASTS: Duration = Duration::from_hours(24);
-/// How long a link for a new password is good.
-pub const RESET_LASTS: Duration = Duration::from_hours(1);
-/// How long a link that the operator made is good.
-const OPERATOR_LINK_LASTS: Duration = Duration::from_hours(24);
 /// Hexadecimal characters of a device's cookie: of its number, and of the code over it.
 const DEVICE_CHARS: usize = 32;
 
@@ -153,7 +149,7 @@ impl Service {
     /// mail was sent shows neither in the answer nor in how long it takes.
     ///
     /// # Errors
-    /// 429 `rate_limited` if this network asked for too many mails.
+    /// 429 `rate_limited` if this network asked for too many mails; `not_found` if no mails are sent.
     pub async fn request_link(
         &self,
         context: &Context,
@@ -161,6 +157,7 @@ impl Service {
         visit: Option<&str>,
         return_to: Option<&ReturnTo>,
     ) -> Result<Requested, StoreError> {
+        self.need_mail()?;
         let visit = self.visit(visit);
         let browser = self.browser_hash(visit.expose_secret());
         let (text, code) = (token::generate(Prefix::Link), six_digits());
@@ -211,7 +208,7 @@ impl Service {
 
     /// What all requests for a mail have in common: they are counted, write as much whether or not
     /// there is a user, and take at least as long as the floor.
-    async fn request(
+    pub(crate) async fn request(
         &self,
         context: &Context,
         address: &EmailAddress,
@@ -503,7 +500,7 @@ impl Service {
     ///
     /// # Errors
     /// `registration_closed`; `validation_failed` for a bad password; 429 `rate_limited`; 503
-    /// `overloaded`.
+    /// `overloaded`; `not_found` if no mails are sent.
     pub async fn register(
         &self,
         context: &Context,
@@ -511,6 +508,7 @@ impl Service {
         password: Option<&SecretString>,
         (name, return_to): (Option<&str>, Option<&ReturnTo>),
     ) -> Result<(), StoreError> {
+        self.need_mail()?;
         if self.settings.registration == Registration::Closed {
             return Err(Code::RegistrationClosed.into());
         }
@@ -594,99 +592,6 @@ impl Service {
             .await?;
         let sign_in = done.map_err(problem_of)?;
         self.welcome(context, begun.cookie, sign_in, old).await
-    }
-
-    /// Mails a link for a new password, if a user has the address.
-    ///
-    /// # Errors
-    /// 429 `rate_limited`; `not_found` if people have no passwords here.
-    pub async fn request_reset(
-        &self,
-        context: &Context,
-        address: &EmailAddress,
-    ) -> Result<(), StoreError> {
-        self.need_passwords()?;
-        let text = token::generate(Prefix::Link);
-        let token = |user: Option<UserId>| NewToken {
-            hash: TokenHash::of_secret(&text),
-            purpose: Purpose::Reset,
-            user,
-            address: Some(address.clone()),
-            browser: None,
-            code: None,
-            payload: None,
-            lasts: RESET_LASTS,
-            supersedes: true,
-        };
-        let words = mails::password_reset(&mails::PasswordReset {
-            site: self.site(),
-            link: &self.link("/reset-password", &text),
-            valid_for: RESET_LASTS,
-            asked_from: Some(asked_from(context)),
-        });
-        let mail = |_: Option<&User>| mail("reset", address, words.clone(), RESET_LASTS);
-        let sends = |user: Option<&User>| user.is_some_and(User::is_enabled);
-        let parts = (&token as _, &mail as _, &sends as _);
-        self.request(context, address, Action::PasswordResetRequested, parts)
-            .await
-    }
-
-    /// Sets a new password by a mailed link. The password is judged before the link is used. All
-    /// sessions of the user end.
-    ///
-    /// # Errors
-    /// `link_invalid`, `link_used`, `link_expired`; `validation_failed`; 503 `overloaded`.
-    pub async fn reset_password(
-        &self,
-        context: &Context,
-        text: &str,
-        password: &SecretString,
-    ) -> Result<User, StoreError> {
-        self.need_passwords()?;
-        let opened = self.open_link(text, None).await?;
-        if opened.kind != LinkKind::Reset {
-            return Err(Code::LinkInvalid.into());
-        }
-        passwords::judge(password, &opened.address, "/password")?;
-        let hash = self.hasher.hash(password).await?;
-        let notice = |user: &User| self.password_notice(context, &user.address);
-        let done = self
-            .store
-            .identity()
-            .reset_password(context, &link_hash(text)?, &hash, &notice)
-            .await?;
-        let user = done.map_err(|fault| problem_of(Refusal::Token(fault)))?;
-        self.store
-            .identity()
-            .forgive(&self.failures_for(&user.address).0)
-            .await?;
-        Ok(user)
-    }
-
-    /// A link for a user that the operator passes on.
-    ///
-    /// # Errors
-    /// `not_found`.
-    pub async fn operator_link(
-        &self,
-        context: &Context,
-        user: UserId,
-    ) -> Result<String, StoreError> {
-        let text = token::generate(Prefix::Link);
-        let token = NewToken {
-            hash: TokenHash::of_secret(&text),
-            purpose: Purpose::OperatorSignIn,
-            user: Some(user),
-            address: None,
-            browser: None,
-            code: None,
-            payload: None,
-            lasts: OPERATOR_LINK_LASTS,
-            supersedes: true,
-        };
-        let identity = self.store.identity();
-        identity.issue_operator_link(context, user, &token).await?;
-        Ok(self.link("/sign-in/confirm", &text))
     }
 
     /// Who is signed in, shared by what a request's parts need of it.

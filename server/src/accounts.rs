@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     failure::Failure,
-    text::{say, shortened},
+    text::{say, shortened, table},
 };
 
 use remote::Remote;
@@ -152,21 +152,5 @@ async fn refresh_all(remote: &Remote, dry_run: bool) -> Result<(), Failure> {
         count => Err(Failure::Failed(format!(
             "{count} accounts could not be refreshed"
         ))),
-    }
-}
-
-/// Prints rows as a table, each column as wide as its longest text.
-fn table<const N: usize>(rows: &[[String; N]]) {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.max().unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    for row in rows {
-        let cells = row.iter().zip(widths);
-        let line: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        say(line.join("  ").trim_end());
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     config::{self, Loaded},
     demo, doctor,
     failure::Failure,
-    import, keys, listen, operate, serve, sign, text,
+    import, keys, listen, operate, serve, sign, text, users,
 };
 
 /// A control plane for publishers: tokens, pipelines and runs, signed webhooks.
@@ -41,6 +41,8 @@ enum Command {
     /// Show and rotate the master keys, and rewrap what they encrypt
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Create, show and disable people, and print links with which they sign in
+    Users(users::Users),
     /// Import accounts, trains and client keys from another service's files
     #[command(subcommand)]
     Import(import::Command),
@@ -153,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             in_runtime(operate::verify_audit(load()?, publisher))
         }
         Command::Keys(command) => in_runtime(keys::run(load()?, command)),
+        Command::Users(command) => in_runtime(users::run(load()?, command)),
         Command::Import(command) => in_runtime(import::run(load()?, command)),
         Command::Doctor => in_runtime(doctor::run(cli.config.as_deref())),
         Command::Config(files) => {

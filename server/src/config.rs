@@ -19,7 +19,7 @@ use std::{
 use zeroize::Zeroizing;
 
 pub use docs::{env_example, markdown, print};
-pub use forms::{CronUtc, DatabaseUrl, LogFormat};
+pub use forms::{CronUtc, DatabaseUrl, LogFormat, PublicUrl};
 pub use table::{Config, SETTINGS};
 
 use crate::text;
@@ -300,6 +300,12 @@ impl Config {
             faults.push(SettingError::new(
                 "STATIONMASTER_MASTER_KEYS_FILE",
                 "STATIONMASTER_MASTER_KEYS is given too; give one of the two",
+            ));
+        }
+        if self.smtp_url.is_some() && self.mail_from.is_none() {
+            faults.push(SettingError::new(
+                "STATIONMASTER_MAIL_FROM",
+                "it is missing, and STATIONMASTER_SMTP_URL is given: mails must say whom they come from",
             ));
         }
         if let (Some(legacy), Some(bootstrap)) = (&self.legacy_token, &self.bootstrap_tokens) {

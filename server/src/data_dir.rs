@@ -61,6 +61,12 @@ impl Database {
         }
     }
 
+    /// Whether this start creates the database. Always false with PostgreSQL.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        !self.exists
+    }
+
     /// Creates the data directory, takes the locks, and creates a new SQLite database's file, which
     /// only its owner may read. Does nothing with PostgreSQL.
     ///

@@ -27,6 +27,8 @@ const CLAIM_HEADER: &str = "X-Stationmaster-Claim";
 const PUBLISHER: &str = "acme";
 const PIPELINE: &str = "nightly-report";
 const SUBCOMMAND: &str = "archive";
+/// The person who owns the publisher, if the server keeps running.
+const OWNER: (&str, &str) = ("ada@acme.example", "Ada");
 
 /// Runs the demo. With `keep`, the server runs until a signal comes.
 ///
@@ -94,7 +96,9 @@ async fn first_minute(home: &Path, keep: bool, stop: &CancellationToken) -> Resu
     let admin = rotate(&mut story, &tokens).await?;
 
     if keep {
-        keep_running(&server, &mut consumer, &Tokens { admin, ..tokens }, stop).await?;
+        let link = child::create_owner(&server, home, OWNER, PUBLISHER).await?;
+        let tokens = Tokens { admin, ..tokens };
+        keep_running(&server, &mut consumer, (&tokens, &link), stop).await?;
     }
     consumer.stop().await?;
     server.stop().await?;
@@ -295,7 +299,7 @@ async fn rotate(story: &mut Story, tokens: &Tokens) -> Result<String, String> {
 async fn keep_running(
     server: &Server,
     consumer: &mut Consumer,
-    tokens: &Tokens,
+    (tokens, link): (&Tokens, &str),
     stop: &CancellationToken,
 ) -> Result<(), String> {
     say(&format!(
@@ -311,6 +315,11 @@ async fn keep_running(
     say(&format!(
         "  webhooks      go to {} and are shown here",
         consumer.url
+    ));
+    say(&format!("  sign in       {link}"));
+    say(&format!(
+        "                (once, as {}, who owns the publisher)",
+        OWNER.0
     ));
     say("Everything is removed when you stop it with Ctrl-C.\n");
     loop {

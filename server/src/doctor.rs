@@ -82,7 +82,9 @@ fn private(path: &Path, config: &Config) -> Result<((), String), String> {
         .mode();
     let holds = config.bootstrap_tokens.is_some()
         || config.master_keys.is_some()
-        || config.legacy_token.is_some();
+        || config.legacy_token.is_some()
+        || config.session_key.is_some()
+        || config.smtp_url.is_some();
     if holds && mode & 0o077 != 0 {
         let path = path.display();
         return Err(format!(

@@ -29,6 +29,7 @@ use crate::{
     failure::Failure,
     key_file::KeyFile,
     logging, metrics, operate,
+    people::People,
     signals::{self, Unfinished},
     text,
 };
@@ -185,6 +186,10 @@ async fn answer(
     (unfinished, stopped_at): (&Unfinished, &StoppedAt),
 ) -> Result<(), Failure> {
     let policy = policy(config);
+    let address = listener.local_addr().map_err(failed)?;
+    let people = People::of(config, address);
+    people.tell(database.is_new());
+    let outgoing = people.outgoing(config).map_err(Failure::Failed)?;
     if database.file.is_some() {
         // This process has the database for itself, so leases of earlier processes are free.
         store
@@ -200,14 +205,13 @@ async fn answer(
         ..dispatcher::Settings::default()
     };
     let refresher = Refresher::new(store.clone(), client.clone());
-    let dispatcher = dispatcher::Dispatcher::start(store, client, settings, stop.clone());
+    let dispatcher = dispatcher::Dispatcher::start(store, client, outgoing, settings, stop.clone());
     let dispatcher = Arc::new(dispatcher);
     let settings = job_settings(config);
     let jobs = jobs::start(store.clone(), refresher.clone(), settings, stop.clone());
     let jobs = jobs.await.map_err(failed)?;
 
-    let people = identity::Settings::new(format!("http://{}", config.listen));
-    let people = identity::Service::open(store.clone(), people)
+    let people = identity::Service::open(store.clone(), people.settings(config))
         .await
         .map_err(failed)?;
     let tasks = TaskTracker::new();
@@ -235,7 +239,6 @@ async fn answer(
         stopping.cancelled().await;
         waiters.stop_waiters();
     });
-    let address = listener.local_addr().map_err(failed)?;
     text::say(&format!("listening on http://{address}"));
     tracing::info!(%address, "Ready");
     web::http::serve(listener, app, limits, stop)

@@ -58,6 +58,22 @@ pub fn put(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// Prints rows as a table, each column as wide as its longest text.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in rows {
+        let cells = row.iter().zip(widths);
+        let line: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        say(line.join("  ").trim_end());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

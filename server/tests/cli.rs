@@ -159,6 +159,40 @@ fn the_help_of_accounts_is_as_it_was() {
     assert!(said.contains("STATIONMASTER_TOKEN"), "{said}");
 }
 
+#[test]
+fn the_help_of_users_is_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    for name in [
+        "",
+        "create",
+        "list",
+        "show",
+        "disable",
+        "enable",
+        "delete",
+        "sign-in-link",
+        "reset-link",
+        "sessions",
+        "staff",
+    ] {
+        let words = ["users", name, "--help"];
+        let arguments: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let output = stationmaster(home.path(), &arguments, &[]);
+        assert!(output.status.success());
+        insta::assert_snapshot!(format!("users {name}").trim(), text(&output.stdout));
+    }
+    for arguments in [
+        &["users"][..],
+        &["users", "create"],
+        &["users", "create", "ada"],
+        &["users", "staff", "ada@example.com"],
+    ] {
+        refusal(home.path(), arguments, &[], 2);
+    }
+    let said = refusal(home.path(), &["users", "list"], &[], 1);
+    assert!(said.contains("start the server once"), "{said}");
+}
+
 /// The files that are generated and checked in, and the command that writes each.
 #[test]
 fn generated_files_are_up_to_date() {

@@ -50,4 +50,5 @@ mod subcommands;
 mod tokens;
 mod trains;
 mod trouble;
+mod users;
 mod verifiers;

@@ -276,7 +276,7 @@ fn cases(algorithm: i64) -> Vec<Case> {
 
 /// What `fido2` says to each line.
 async fn ask(lines: &[Value]) -> Vec<String> {
-    let mut child = Command::new(verifiers::python())
+    let mut child = Command::new(tools::python())
         .arg(tools::root().join("tests/programs/fido2_judge.py"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -318,6 +318,7 @@ impl<'a> ApiExtractor<'a> for Visitor {
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         let (app, context) = (app(request)?, RequestContext::of(request)?);
+        app.people.need_people().map_err(ApiError::from)?;
         session::check_site(app, request)?;
         context.admit(app.limits.check_visitor(context.address()))?;
         has_known_query(context, request)?;

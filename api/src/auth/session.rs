@@ -26,9 +26,13 @@ pub(super) struct Session {
     pub(super) hash: TokenHash,
 }
 
-/// The session's cookie of a request, unless it carries a token: then cookies do not count.
+/// The session's cookie of a request, unless it carries a token: then cookies do not count. They
+/// do not count either where people can't sign in.
 pub(super) fn cookie<'a>(app: &App, request: &'a Request) -> Option<&'a str> {
     let headers = request.headers();
+    if !app.people.settings().enabled {
+        return None;
+    }
     if headers.contains_key(header::AUTHORIZATION) || headers.contains_key(API_KEY) {
         return None;
     }

@@ -185,6 +185,11 @@ struct SignInMethods {
     email: bool,
     /// By a password.
     passwords: bool,
+    /// By a passkey.
+    passkeys: bool,
+    /// At which providers, by the names that the operator gave them.
+    #[example(["google"])]
+    providers: Vec<String>,
     /// Who may become a user.
     #[example(RegistrationName::Closed)]
     registration: RegistrationName,
@@ -241,10 +246,13 @@ impl SignIn {
     )]
     #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
     async fn methods(&self, visitor: Visitor) -> Result<Ok<SignInMethods>, ApiError> {
-        let settings = visitor.app().people.settings();
+        let people = &visitor.app().people;
+        let settings = people.settings();
         let view = SignInMethods {
-            email: true,
+            email: settings.mail,
             passwords: settings.passwords,
+            passkeys: people.has_passkeys(),
+            providers: people.providers(),
             registration: match settings.registration {
                 Registration::Closed => RegistrationName::Closed,
                 Registration::Open => RegistrationName::Open,

@@ -14,10 +14,12 @@ use domain::{
     seal::MasterKeys,
     token::{MAX_BEARER_LEN, MIN_FOREIGN_LEN},
 };
+use identity::Registration;
 use ipnet::IpNet;
+use outbound::mail::{MailFrom, SmtpSettings};
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
-use url::Url;
+use url::{Host, Url};
 
 use crate::text::shortened;
 
@@ -260,6 +262,163 @@ impl Form for Keys {
     }
     fn read(text: &str) -> Result<MasterKeys, String> {
         MasterKeys::parse(text).map_err(|error| error.to_string())
+    }
+}
+
+/// The origin of the server for browsers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicUrl {
+    /// Scheme, host and port, as browsers write them, without a slash at the end.
+    pub origin: String,
+    /// The host alone; an IPv6 address in brackets.
+    pub host: String,
+    /// Whether only this machine reaches the host.
+    pub is_loopback: bool,
+    /// Whether a slash at the end was removed.
+    pub was_trimmed: bool,
+}
+
+impl PublicUrl {
+    /// The origin of a server that listens on an address of this machine alone.
+    #[must_use]
+    pub fn of_loopback(address: SocketAddr) -> Option<Self> {
+        Origin::read(&format!("http://{address}")).ok()
+    }
+}
+
+/// The form of [`PublicUrl`].
+pub struct Origin;
+
+impl Form for Origin {
+    type Value = PublicUrl;
+    fn takes() -> String {
+        "https:// and a host, or http:// and a loopback host, with a port or without, and nothing behind"
+            .into()
+    }
+    fn read(text: &str) -> Result<PublicUrl, String> {
+        let text = text.trim();
+        let url = Url::parse(text).map_err(|error| format!("it is no URL ({error})"))?;
+        // The parser forgives what a person did not mean, such as a missing slash.
+        if !text
+            .to_ascii_lowercase()
+            .starts_with(&format!("{}://", url.scheme()))
+        {
+            return Err("no :// follows the scheme".into());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("it has a user or a password".into());
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return Err("it has a path, a query or a fragment".into());
+        }
+        let (host, is_loopback) = match url.host() {
+            Some(Host::Domain(name)) => (name.to_owned(), name == "localhost"),
+            Some(Host::Ipv4(address)) => (address.to_string(), address.is_loopback()),
+            Some(Host::Ipv6(address)) => (format!("[{address}]"), address.is_loopback()),
+            None => return Err("it names no host".into()),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if is_loopback => {}
+            "http" => return Err("without https, others can read what people send".into()),
+            _ => return Err("it is neither https nor http".into()),
+        }
+        Ok(PublicUrl {
+            origin: url.origin().ascii_serialization(),
+            host,
+            is_loopback,
+            was_trimmed: text.ends_with('/'),
+        })
+    }
+}
+
+/// Who may become a user.
+pub struct OpenOrClosed;
+
+impl Form for OpenOrClosed {
+    type Value = Registration;
+    fn takes() -> String {
+        "closed or open".into()
+    }
+    fn read(text: &str) -> Result<Registration, String> {
+        match text.trim() {
+            "closed" => Ok(Registration::Closed),
+            "open" => Ok(Registration::Open),
+            _ => Err(not_understood(text)),
+        }
+    }
+}
+
+/// On, which is true, or off.
+pub struct OffOrOn;
+
+impl Form for OffOrOn {
+    type Value = bool;
+    fn takes() -> String {
+        "off or on".into()
+    }
+    fn read(text: &str) -> Result<bool, String> {
+        match text.trim() {
+            "off" => Ok(false),
+            "on" => Ok(true),
+            _ => Err(not_understood(text)),
+        }
+    }
+}
+
+/// The shortest session key, characters.
+const SESSION_KEY_CHARS_MIN: usize = 32;
+
+/// A key for the hashes of sessions.
+pub struct SessionKey;
+
+impl Form for SessionKey {
+    type Value = SecretString;
+    fn takes() -> String {
+        format!(
+            "a random text of at least {SESSION_KEY_CHARS_MIN} characters, such as `openssl rand -hex 32` prints"
+        )
+    }
+    fn read(text: &str) -> Result<SecretString, String> {
+        let text = text.trim();
+        let count = text.chars().count();
+        if count < SESSION_KEY_CHARS_MIN {
+            return Err(format!("it has {count} characters"));
+        }
+        Ok(SecretString::from(text))
+    }
+}
+
+/// The mail server. The URL contains a password.
+pub struct SmtpServer;
+
+impl Form for SmtpServer {
+    type Value = SmtpSettings;
+    fn takes() -> String {
+        "smtp://USER:PASSWORD@HOST:PORT (STARTTLS), or smtps:// (TLS from the first byte), with the user and the password percent-encoded; `?ca=/path.pem` trusts further certificates, and `?tls=none` is for a mail server on this machine"
+            .into()
+    }
+    fn read(text: &str) -> Result<SmtpSettings, String> {
+        // No error of this parser contains a part of the text.
+        text.trim()
+            .parse()
+            .map_err(|error: outbound::mail::SmtpUrlError| error.to_string())
+    }
+}
+
+/// The sender of mails.
+pub struct Sender;
+
+impl Form for Sender {
+    type Value = MailFrom;
+    fn takes() -> String {
+        "an address such as mail@example.com, or a name and an address such as Example <mail@example.com>"
+            .into()
+    }
+    fn read(text: &str) -> Result<MailFrom, String> {
+        text.trim()
+            .parse()
+            .map_err(|_: outbound::mail::MailFromError| not_understood(text))
     }
 }
 

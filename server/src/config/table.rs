@@ -6,7 +6,8 @@ use super::{
     Setting, SettingError, Values,
     forms::{
         Address, BootstrapTokens, Cron, DatabaseLocation, FilePath, Form, Keys, LegacyToken,
-        LogFilter, LogLines, Maybe, Networks, Retries, Switch, SynchronousFull, Whole,
+        LogFilter, LogLines, Maybe, Networks, OffOrOn, OpenOrClosed, Origin, Retries, Sender,
+        SessionKey, SmtpServer, Switch, SynchronousFull, Whole,
     },
 };
 
@@ -93,6 +94,28 @@ settings! {
             "A file with the master keys, in place of `STATIONMASTER_MASTER_KEYS`. A running server reads the file again when the database names a key that it does not know.";
         legacy_token: Maybe<LegacyToken> = "STATIONMASTER_LEGACY_TOKEN", "" ("unset"), Secret,
             "A token that several clients already share. It becomes an admin and runner token of a demo publisher, so that the clients can get tokens of their own one by one. See docs/auth.md.";
+    }
+    "People" {
+        public_url: Maybe<Origin> = "STATIONMASTER_PUBLIC_URL", "" ("`http://` and the address of the API if that is a loopback one; otherwise people can't sign in"), Open,
+            "The origin under which people's browsers reach the server. Links in mails begin with it, and requests of people to another host are refused. A slash at its end is removed. See docs/sign-in.md.";
+        registration: OpenOrClosed = "STATIONMASTER_REGISTRATION", "closed" (""), Open,
+            "Who may become a user. `closed`: those who are invited, and those whom the operator creates. `open`: everybody who proves to own an e-mail address.";
+        provision_publisher: Switch = "STATIONMASTER_PROVISION_PUBLISHER", "false" (""), Open,
+            "Whether a person who signs in and is a member of no publisher gets a new one as its owner. Only where registration is open.";
+        passwords: OffOrOn = "STATIONMASTER_PASSWORDS", "off" (""), Open,
+            "Whether people may have passwords. Without them, people sign in with mailed links, passkeys, or elsewhere.";
+        link_minutes: Whole<2, 15> = "STATIONMASTER_LINK_MINUTES", "10" (""), Open,
+            "How long a mailed sign-in link and its code are valid, in minutes.";
+        session_idle_minutes: Whole<5, 1_440> = "STATIONMASTER_SESSION_IDLE_MINUTES", "60" (""), Open,
+            "A browser's session ends if it is not used for so long, in minutes.";
+        session_days: Whole<1, 30> = "STATIONMASTER_SESSION_DAYS", "7" (""), Open,
+            "A browser's session ends after so long, in days, however much it is used.";
+        session_key: Maybe<SessionKey> = "STATIONMASTER_SESSION_KEY", "" ("unset: a key that the store holds is used alone"), Secret,
+            "A further key for the hashes by which sessions are found. Another value ends all sessions at once. Give all processes the same one.";
+        smtp_url: Maybe<SmtpServer> = "STATIONMASTER_SMTP_URL", "" ("unset: on a loopback public URL mails go to the log; elsewhere nobody can sign in by mail"), Secret,
+            "The mail server that sends mails to people.";
+        mail_from: Maybe<Sender> = "STATIONMASTER_MAIL_FROM", "" ("unset"), Open,
+            "Whom mails come from. Must be given with `STATIONMASTER_SMTP_URL`.";
     }
     "Webhooks" {
         allow_http_destinations: Switch = "STATIONMASTER_ALLOW_HTTP_DESTINATIONS", "false" (""), Open,

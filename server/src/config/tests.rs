@@ -85,8 +85,11 @@ fn a_wrong_secret_is_not_repeated() {
             "STATIONMASTER_DATABASE_URL",
             "mysql://u:hunter2-hunter2@h/d",
         ),
+        ("STATIONMASTER_SESSION_KEY", secret),
+        ("STATIONMASTER_SMTP_URL", "smtp://u:hunter2/hunter2@h"),
+        ("STATIONMASTER_PUBLIC_URL", "https://u:hunter2@h"),
     ]);
-    assert_eq!(faults.len(), 4, "{faults:#?}");
+    assert_eq!(faults.len(), 7, "{faults:#?}");
     assert!(!faults.join("\n").contains("hunter2"), "{faults:#?}");
 }
 
@@ -151,6 +154,12 @@ fn the_result_shows_no_secret() {
             ("STATIONMASTER_LEGACY_TOKEN", &token.to_uppercase()),
             ("STATIONMASTER_MASTER_KEYS", &keys),
             ("STATIONMASTER_DATABASE_URL", "postgres://u:hunter2@h/d"),
+            ("STATIONMASTER_SESSION_KEY", token),
+            (
+                "STATIONMASTER_SMTP_URL",
+                "smtp://u:hunter2@mail.example.com",
+            ),
+            ("STATIONMASTER_MAIL_FROM", "mail@example.com"),
         ]),
         None,
     )
@@ -178,8 +187,9 @@ fn contradictions_are_refused() {
         ("STATIONMASTER_LEGACY_TOKEN", token),
         ("STATIONMASTER_MASTER_KEYS", &keys),
         ("STATIONMASTER_MASTER_KEYS_FILE", "/run/keys"),
+        ("STATIONMASTER_SMTP_URL", "smtps://mail.example.com"),
     ]);
-    assert_eq!(faults.len(), 2, "{faults:#?}");
+    assert_eq!(faults.len(), 3, "{faults:#?}");
 }
 
 #[test]
@@ -198,4 +208,60 @@ fn two_bootstrap_tokens_are_taken_and_three_are_not() {
     assert_eq!(count(&format!("{one},{two},{one}x")), None);
     assert_eq!(count(&"c".repeat(31)), None);
     assert_eq!(count(&format!("{one} {two}")), None);
+}
+
+#[test]
+fn a_public_url_is_an_origin_as_browsers_write_it() {
+    let read = |text: &str| {
+        let given = pairs(&[("STATIONMASTER_PUBLIC_URL", text)]);
+        let loaded = load(given, None).ok()?;
+        let url = loaded.config.public_url?;
+        Some((url.origin, url.is_loopback, url.was_trimmed))
+    };
+    for (text, origin, is_loopback, was_trimmed) in [
+        (
+            "https://sm.example.com",
+            "https://sm.example.com",
+            false,
+            false,
+        ),
+        (
+            "HTTPS://SM.Example.com:443/",
+            "https://sm.example.com",
+            false,
+            true,
+        ),
+        (
+            "https://sm.example.com:8443",
+            "https://sm.example.com:8443",
+            false,
+            false,
+        ),
+        (
+            "http://localhost:8080",
+            "http://localhost:8080",
+            true,
+            false,
+        ),
+        ("http://127.0.0.2", "http://127.0.0.2", true, false),
+        ("http://[::1]:8080/", "http://[::1]:8080", true, true),
+    ] {
+        let found = read(text).unwrap_or_else(|| panic!("{text} is refused"));
+        assert_eq!(found, (origin.to_owned(), is_loopback, was_trimmed));
+    }
+    for text in [
+        "sm.example.com",
+        "https:sm.example.com",
+        "https:\\\\sm.example.com",
+        "http://sm.example.com",
+        "http://192.0.2.1",
+        "ftp://sm.example.com",
+        "https://sm.example.com/base",
+        "https://sm.example.com/?",
+        "https://sm.example.com/#",
+        "https://u@sm.example.com",
+        "https://",
+    ] {
+        assert!(read(text).is_none(), "{text} is taken");
+    }
 }

@@ -116,6 +116,34 @@ impl Server {
     }
 }
 
+/// Creates a person who owns a publisher, with the command that an operator uses beside a running
+/// server. Returns a link with which the person signs in.
+pub(super) async fn create_owner(
+    server: &Server,
+    home: &Path,
+    (email, name): (&str, &str),
+    publisher: &str,
+) -> Result<String, String> {
+    let mut command = this_program()?;
+    command
+        .args(["users", "--json", "create", email, "--name", name])
+        .args(["--owner-of", publisher])
+        .current_dir(home)
+        .env("STATIONMASTER_DATA_DIR", home.join("data"))
+        .env("STATIONMASTER_PUBLIC_URL", &server.url)
+        .stderr(Stdio::piped());
+    let output = timeout(START_TIMEOUT, command.output()).await;
+    let output = output
+        .map_err(|_| "creating a person took too long".to_owned())?
+        .map_err(|error| format!("a process can't be started: {error}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("no person was created: {}", said.trim()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    super::text_at(&parse(text.trim())?, "/sign_in_link")
+}
+
 /// The publisher's server, which receives webhooks and calls of a subcommand.
 pub(super) struct Consumer {
     child: Child,
