@@ -26,6 +26,4 @@ pub use providers::{BeganElsewhere, CameBack};
 pub use public_key::Algorithm;
 pub use recovery::RESET_LASTS;
 pub use service::{BeginSession, Registration, Service, Settings};
-pub use sign_in::{
-    Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, Requested,
-};
+pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, Requested};

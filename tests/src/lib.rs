@@ -17,6 +17,7 @@
 )]
 
 pub mod authenticator;
+mod browser;
 mod client;
 mod consumer;
 mod proxy;
@@ -30,6 +31,7 @@ pub mod tools;
 mod vault;
 mod world;
 
+pub use browser::{Browser, SESSION_COOKIE, code_of, mails_to, people_settings};
 pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;

@@ -30,6 +30,7 @@ mod oauth;
 mod outage;
 mod passkeys;
 mod payloads;
+mod people;
 mod process;
 mod publishers;
 mod quotas;
