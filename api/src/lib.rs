@@ -72,6 +72,8 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
+    /// Pages for people, if there are any.
+    pub pages: Option<web::http::Pages>,
 }
 
 /// Every resource. One adds itself here and in [`operations`].
@@ -325,9 +327,11 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());
     let service = service(operations(&app)).data(Arc::clone(&app));
-    let pages = docs::attach(service, &contract);
-    let health = health::attach(pages, app, deps.dispatcher_healthy);
     let mut options = StackOptions::new(contract);
+    options.pages = deps.pages.as_ref().map(|pages| pages.problems);
+    let docs = docs::attach(service, &options.contract);
+    let pages = web::http::pages::attach(docs, deps.pages);
+    let health = health::attach(pages, app, deps.dispatcher_healthy);
     options.trusted_proxies = deps.trusted_proxies;
     options.tasks = deps.tasks;
     wrap(health, options)

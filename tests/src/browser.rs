@@ -1,257 +1,264 @@
-//! A person with a browser: the cookies that it keeps, and the address that it comes from.
+//! A real browser that a test drives: `tests/programs/browser.mjs`, which starts Debian's Chromium.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-
-use crate::{
-    client::{Answer, Call, User},
-    server::{Server, Site},
-    smtp_sink::{CapturedMail, SmtpSink},
-    tools,
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::Mutex,
 };
 
-/// The cookie of a session, by http on a loopback address.
-pub const SESSION_COOKIE: &str = "stm-dev";
+use crate::{tools::root, world::skip};
 
-/// The settings with which people sign in: mails go to `sink`, everybody may register, and the
-/// address of a request is that in `X-Forwarded-For`, so that each browser has its own.
-#[must_use]
-pub fn people_settings(sink: &SmtpSink) -> Vec<(&'static str, String)> {
-    vec![
-        ("STATIONMASTER_SMTP_URL", sink.plain.to_string()),
-        ("STATIONMASTER_MAIL_FROM", "mail@example.com".to_owned()),
-        ("STATIONMASTER_REGISTRATION", "open".to_owned()),
-        ("STATIONMASTER_PASSWORDS", "on".to_owned()),
-        ("STATIONMASTER_TRUSTED_PROXIES", "127.0.0.0/8".to_owned()),
-    ]
+/// How long a command may take. The browser itself gives up earlier, and says at what.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A running browser. It ends when the last tab is dropped.
+#[derive(Clone)]
+pub struct Browser(Arc<Mutex<Process>>);
+
+struct Process {
+    input: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    tabs: u64,
+    _child: Child,
 }
 
-/// What a browser holds.
-#[derive(Clone, Default)]
-struct Held {
-    cookies: BTreeMap<String, String>,
-    csrf_token: Option<String>,
-    publisher: Option<String>,
+/// How a tab looks at pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// The window's width, pixels.
+    pub width: u32,
+    /// Whether scripts run.
+    pub javascript: bool,
+    /// Whether the person likes it dark.
+    pub dark: bool,
 }
 
-/// A browser. Clones share nothing: a clone is what a thief of the cookies has.
-pub struct Browser {
-    user: User,
-    site: Arc<Site>,
-    address: String,
-    held: Mutex<Held>,
-}
-
-impl Clone for Browser {
-    fn clone(&self) -> Self {
+impl Default for Look {
+    fn default() -> Self {
         Self {
-            user: self.user.clone(),
-            site: Arc::clone(&self.site),
-            address: self.address.clone(),
-            held: Mutex::new(self.held.lock().unwrap().clone()),
+            width: 1280,
+            javascript: true,
+            dark: false,
         }
     }
+}
+
+/// A tab with cookies of its own: to a server, another browser.
+pub struct Tab {
+    browser: Browser,
+    number: u64,
+    look: Look,
+}
+
+/// What a tab shows.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The address.
+    pub url: String,
+    /// The status of the answer.
+    pub status: u64,
+    /// All text, as it is read.
+    pub text: String,
 }
 
 impl Browser {
-    /// A new browser, at an address of its own.
-    #[must_use]
-    pub fn new(server: &Server) -> Self {
-        let [a, b, c] = domain::random::bytes::<3>();
-        Self {
-            user: server.anon(),
-            site: Arc::clone(server.site()),
-            address: format!("10.{a}.{b}.{c}"),
-            held: Mutex::default(),
+    /// Starts it; `None` if the test called `name` has to be skipped.
+    pub async fn start(name: &str) -> Option<Self> {
+        let node_path: PathBuf = match std::env::var_os("STATIONMASTER_TEST_NODE_PATH") {
+            Some(path) => path.into(),
+            None => root().join("target/npm/node_modules"),
+        };
+        let given = std::env::var_os("STATIONMASTER_TEST_CHROMIUM");
+        let chromium = given.map_or_else(|| PathBuf::from("/usr/bin/chromium"), PathBuf::from);
+        let needed = [
+            node_path.join("playwright-core"),
+            node_path.join("axe-core"),
+            chromium.clone(),
+        ];
+        if let Some(missing) = needed.iter().find(|path| !path.exists()) {
+            let missing = missing.display();
+            skip(
+                name,
+                &format!("{missing} is missing; scripts/test installs it"),
+            );
+            return None;
+        }
+        let mut child = Command::new("node")
+            .arg(root().join("tests/programs/browser.mjs"))
+            .env("STATIONMASTER_TEST_NODE_PATH", node_path)
+            .env("STATIONMASTER_TEST_CHROMIUM", chromium)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let process = Process {
+            input: child.stdin.take().unwrap(),
+            lines: BufReader::new(child.stdout.take().unwrap()).lines(),
+            tabs: 0,
+            _child: child,
+        };
+        let browser = Self(Arc::new(Mutex::new(process)));
+        let ready = browser.0.lock().await.answer().await;
+        assert!(ready["ready"].is_string(), "the browser starts: {ready}");
+        Some(browser)
+    }
+
+    /// A new tab for the pages of this origin.
+    pub async fn tab(&self, origin: &str, look: Look) -> Tab {
+        let mut process = self.0.lock().await;
+        process.tabs += 1;
+        let number = process.tabs;
+        let command = json!({
+            "command": "tab",
+            "tab": number,
+            "origin": origin,
+            "width": look.width,
+            "javascript": look.javascript,
+            "scheme": if look.dark { "dark" } else { "light" },
+        });
+        process.ask(&command).await;
+        Tab {
+            browser: self.clone(),
+            number,
+            look,
         }
     }
+}
 
-    /// The same browser at another server of the same site.
-    #[must_use]
-    pub fn at(&self, server: &Server) -> Self {
-        Self {
-            user: server.anon(),
-            ..self.clone()
-        }
+impl Process {
+    async fn answer(&mut self) -> Value {
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;
+        let line = line.expect("the browser answers in time").unwrap();
+        serde_json::from_str(&line.expect("the browser runs")).unwrap()
     }
 
-    /// The address that it comes from.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// Names the publisher that requests from now on are about.
-    pub fn works_for(&self, slug: &str) {
-        self.held.lock().unwrap().publisher = Some(slug.to_owned());
-    }
-
-    /// The value of a cookie; empty if there is none.
-    #[must_use]
-    pub fn cookie(&self, name: &str) -> String {
-        let held = self.held.lock().unwrap();
-        held.cookies.get(name).cloned().unwrap_or_default()
-    }
-
-    /// Puts a cookie into the browser.
-    pub fn plant(&self, name: &str, value: &str) {
-        let mut held = self.held.lock().unwrap();
-        held.cookies.insert(name.to_owned(), value.to_owned());
-    }
-
-    /// The token of the session's changes.
-    #[must_use]
-    pub fn csrf_token(&self) -> String {
-        let held = self.held.lock().unwrap();
-        held.csrf_token.clone().unwrap_or_default()
-    }
-
-    /// A request with all that a page of ours would send.
-    #[must_use]
-    pub fn call(&self, method: &str, path: &str) -> Call {
-        let held = self.held.lock().unwrap();
-        let call = self.user.call(method, path);
-        let mut call = call.header("x-forwarded-for", &self.address);
-        if !held.cookies.is_empty() {
-            let pairs = held
-                .cookies
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"));
-            call = call.header("cookie", &pairs.collect::<Vec<_>>().join("; "));
-        }
-        if let Some(token) = &held.csrf_token {
-            call = call.header("x-csrf-token", token);
-        }
-        match &held.publisher {
-            Some(slug) => call.header("stationmaster-publisher", slug),
-            None => call,
-        }
-    }
-
-    /// Sends a request, and keeps the cookies of the answer.
-    pub async fn send(&self, call: Call) -> Answer {
-        let answer = call.answer().await;
-        self.keep(&answer);
+    async fn ask(&mut self, command: &Value) -> Value {
+        let line = format!("{command}\n");
+        self.input.write_all(line.as_bytes()).await.unwrap();
+        self.input.flush().await.unwrap();
+        let answer = self.answer().await;
+        assert!(
+            answer["error"].is_null(),
+            "{command}: {}",
+            answer["error"].as_str().unwrap()
+        );
         answer
     }
+}
 
-    /// GET.
-    #[must_use]
-    pub fn get(&self, path: &str) -> Call {
-        self.call("GET", path)
+impl Tab {
+    async fn ask(&self, mut command: Value) -> Value {
+        command["tab"] = self.number.into();
+        self.browser.0.lock().await.ask(&command).await
     }
 
-    /// Posts a body.
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send(self.call("POST", path).json(body)).await
-    }
-
-    /// Posts a body; the answer must have this status.
-    pub async fn posted(&self, path: &str, body: &Value, status: u16) -> Answer {
-        let answer = self.post(path, body).await;
-        assert_eq!(answer.status, status, "{answer}");
-        answer
-    }
-
-    /// Posts a body; the answer must be this problem.
-    pub async fn refused(&self, path: &str, body: &Value, (status, code): (u16, &str)) -> Answer {
-        let answer = self.posted(path, body, status).await;
-        assert_eq!(answer["code"], code, "{answer}");
-        answer
-    }
-
-    /// Keeps the cookies of an answer, and the token of changes.
-    pub fn keep(&self, answer: &Answer) {
-        let mut held = self.held.lock().unwrap();
-        for set in answer.headers.get_all("set-cookie") {
-            let (pair, attributes) = set.to_str().unwrap().split_once(';').unwrap();
-            let (name, value) = pair.split_once('=').unwrap();
-            if attributes.contains("Max-Age=0") {
-                held.cookies.remove(name);
-                continue;
-            }
-            if name == SESSION_COOKIE {
-                self.site.remember(value);
-            }
-            held.cookies.insert(name.to_owned(), value.to_owned());
-        }
-        if let Some(token) = answer["csrf_token"].as_str() {
-            held.csrf_token = Some(token.to_owned());
+    async fn shown(&self, command: Value) -> Shown {
+        let answer = self.ask(command).await;
+        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+        Shown {
+            url: text("url"),
+            status: answer["status"].as_u64().unwrap(),
+            text: text("text"),
         }
     }
 
-    /// Whether somebody is signed in.
-    pub async fn is_signed_in(&self) -> bool {
-        let answer = self.get("/v1/me").answer().await;
-        assert!(matches!(answer.status, 200 | 401), "{answer}");
-        answer.status == 200
+    /// Opens a path of the tab's origin.
+    pub async fn open(&self, path: &str) -> Shown {
+        self.shown(json!({"command": "open", "path": path})).await
     }
 
-    /// Asks for a link and a code, and waits for the mail: the text of the link, and the code.
-    pub async fn asks_for_a_link(&self, sink: &SmtpSink, email: &str) -> (String, String) {
-        let before = mails_to(sink, email).len();
-        let body = json!({"email": email});
-        self.posted("/v1/auth/link", &body, 202).await;
-        let mail = sink.mail_to(email, before).await;
-        (self.token_of(&mail), code_of(&mail))
+    /// What it shows now.
+    pub async fn read(&self) -> Shown {
+        self.shown(json!({"command": "read"})).await
     }
 
-    /// Signs in by a code, and becomes a user where everybody may.
-    pub async fn signs_in(&self, sink: &SmtpSink, email: &str) -> Answer {
-        let (_, code) = self.asks_for_a_link(sink, email).await;
-        self.posted("/v1/auth/code", &json!({"code": code}), 200)
+    /// Types into the field with this label.
+    pub async fn fill(&self, label: &str, value: &str) {
+        self.ask(json!({"command": "fill", "name": label, "value": value}))
+            .await;
+    }
+
+    /// Chooses the radio button or checkbox with this label.
+    pub async fn check(&self, label: &str) {
+        self.ask(json!({"command": "choose", "name": label})).await;
+    }
+
+    /// Chooses an option of the list with this label.
+    pub async fn select(&self, label: &str, value: &str) {
+        self.ask(json!({"command": "choose", "name": label, "value": value}))
+            .await;
+    }
+
+    /// Presses a button, and waits for the page that it leads to.
+    pub async fn press(&self, button: &str) -> Shown {
+        self.shown(json!({"command": "press", "name": button}))
             .await
     }
 
-    /// The secret text of a mail's link. From now on it must not be found anywhere else.
-    #[must_use]
-    pub fn token_of(&self, mail: &CapturedMail) -> String {
-        let (_, token) = mail.link().split_once("?token=").unwrap();
-        self.site.remember(token);
-        token.to_owned()
+    /// Presses a button that leads to no other page.
+    pub async fn touch(&self, button: &str) {
+        self.ask(json!({"command": "touch", "name": button})).await;
     }
 
-    /// Becomes a member of a publisher that `inviter` invites to, and signs in by that.
-    pub async fn joins(
-        server: &Server,
-        sink: &SmtpSink,
-        (inviter, slug): (&User, &str),
-        role: &str,
-    ) -> Self {
-        let browser = Self::new(server);
-        let email = format!("{role}-{}@example.org", tools::word());
-        let body = json!({"email": email, "role": role});
-        inviter
-            .post("/v1/invitations")
-            .json(&body)
-            .expect(201)
-            .await;
-        let token = browser.token_of(&sink.mail_to(&email, 0).await);
-        let body = json!({"token": token});
-        browser
-            .posted("/v1/auth/accept-invitation", &body, 200)
-            .await;
-        browser.works_for(slug);
-        browser
+    /// Follows a link.
+    pub async fn follow(&self, link: &str) -> Shown {
+        self.shown(json!({"command": "press", "role": "link", "name": link}))
+            .await
     }
-}
 
-/// The mails to an address so far.
-#[must_use]
-pub fn mails_to(sink: &SmtpSink, email: &str) -> Vec<CapturedMail> {
-    let to_it = |mail: &CapturedMail| mail.to.iter().any(|to| to == email);
-    sink.mails().into_iter().filter(to_it).collect()
-}
+    /// Goes back.
+    pub async fn back(&self) -> Shown {
+        self.shown(json!({"command": "back"})).await
+    }
 
-/// The six digits in a mail.
-#[must_use]
-pub fn code_of(mail: &CapturedMail) -> String {
-    let is_code = |word: &&str| word.len() == 6 && word.bytes().all(|b| b.is_ascii_digit());
-    let codes: Vec<&str> = mail.text.split_whitespace().filter(is_code).collect();
-    assert_eq!(codes.len(), 1, "{}", mail.text);
-    codes[0].to_owned()
+    /// Loads the page again.
+    pub async fn reload(&self) -> Shown {
+        self.shown(json!({"command": "reload"})).await
+    }
+
+    /// Waits until the page says this.
+    pub async fn see(&self, text: &str) -> Shown {
+        self.shown(json!({"command": "see", "text": text})).await
+    }
+
+    /// The page's source, and the headers that it came with.
+    pub async fn source(&self) -> (String, Value) {
+        let answer = self.ask(json!({"command": "source"})).await;
+        let source = answer["source"].as_str().unwrap().to_owned();
+        (source, answer["headers"].clone())
+    }
+
+    /// The cookies of this tab, as the browser describes them.
+    pub async fn cookies(&self) -> Vec<Value> {
+        let answer = self.ask(json!({"command": "cookies"})).await;
+        answer["cookies"].as_array().unwrap().clone()
+    }
+
+    /// Gives the device an authenticator, and a person who agrees to everything.
+    pub async fn authenticator(&self) {
+        self.ask(json!({"command": "authenticator"})).await;
+    }
+
+    /// Writes a picture of the whole page.
+    pub async fn picture(&self, file: &std::path::Path) {
+        self.ask(json!({"command": "picture", "file": file})).await;
+    }
+
+    /// Asserts that the page can be used by everybody, fits into the window, and did nothing that
+    /// its policy forbids. Without scripts there is nobody to judge all but the last.
+    pub async fn judge(&self) {
+        let page = self.read().await.url;
+        let look = self.look;
+        if look.javascript {
+            let answer = self.ask(json!({"command": "judge"})).await;
+            assert_eq!(answer["faults"], json!([]), "{page} with {look:?}");
+        }
+        let answer = self.ask(json!({"command": "trouble"})).await;
+        assert_eq!(answer["trouble"], json!([]), "{page} with {look:?}");
+    }
 }

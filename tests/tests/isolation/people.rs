@@ -6,7 +6,7 @@ use domain::{
     permission::{Held, Permission, TokenKind},
 };
 use tests::{
-    Answer, Browser, Call, Consumer, Server, SmtpSink, World, fingerprint, people_settings,
+    Answer, Call, Consumer, Person, Server, SmtpSink, World, fingerprint, people_settings,
 };
 
 use super::{
@@ -19,13 +19,13 @@ use super::{
 /// Everybody who asks, beside tokens.
 struct People {
     /// One member of each role.
-    members: Vec<(Role, Browser)>,
+    members: Vec<(Role, Person)>,
     /// An owner of another publisher, which requests name.
-    stranger: Browser,
+    stranger: Person,
     /// Has the operator's rights, and is no member.
-    staff: Browser,
+    staff: Person,
     /// Is signed in, and nothing else.
-    person: Browser,
+    person: Person,
 }
 
 impl People {
@@ -34,12 +34,12 @@ impl People {
         // The owner first: an admin token may invite one only where there is none.
         for role in Role::ALL {
             let inviter = (&ours.publisher.admin, ours.publisher.slug.as_str());
-            let member = Browser::joins(server, sink, inviter, role.as_str()).await;
+            let member = Person::joins(server, sink, inviter, role.as_str()).await;
             members.push((role, member));
         }
         let inviter = (&theirs.publisher.admin, theirs.publisher.slug.as_str());
-        let stranger = Browser::joins(server, sink, inviter, "owner").await;
-        let (staff, person) = (Browser::new(server), Browser::new(server));
+        let stranger = Person::joins(server, sink, inviter, "owner").await;
+        let (staff, person) = (Person::new(server), Person::new(server));
         person.signs_in(sink, "person@example.org").await;
         staff.signs_in(sink, "staff@example.org").await;
         let promote = "UPDATE users SET staff = true WHERE id IN \
@@ -53,13 +53,13 @@ impl People {
         }
     }
 
-    fn owner(&self) -> &Browser {
+    fn owner(&self) -> &Person {
         let owner = self.members.iter().find(|(role, _)| *role == Role::Owner);
         &owner.unwrap().1
     }
 }
 
-fn call(operation: &Operation, browser: &Browser, ask: &Ask) -> Call {
+fn call(operation: &Operation, browser: &Person, ask: &Ask) -> Call {
     operation.fill(browser.call(&operation.method, &ask.path), ask)
 }
 
@@ -123,7 +123,7 @@ async fn nobody_beyond(
     (people, ours): (&People, &Things),
 ) {
     let (name, probe) = (&operation.id, &target_of(operation, ours).probes[0]);
-    let refused = async |who: &Browser, expected: (u16, &str)| {
+    let refused = async |who: &Person, expected: (u16, &str)| {
         let there = call(operation, who, &probe.theirs).answer().await;
         assert_eq!(
             code(&there),
@@ -133,7 +133,7 @@ async fn nobody_beyond(
         let absent = call(operation, who, &probe.absent).answer().await;
         assert_eq!(fingerprint(&there), fingerprint(&absent), "{name}");
     };
-    let nobody = Browser::new(server);
+    let nobody = Person::new(server);
     nobody.works_for(&ours.publisher.slug);
     match permission.people() {
         // Proxies know other refusals.
@@ -186,7 +186,7 @@ async fn nobody_beyond(
 }
 
 /// A member of another publisher, who names that one, finds nothing of ours in it.
-async fn in_their_own(operation: &Operation, probe: &Pair, stranger: &Browser) {
+async fn in_their_own(operation: &Operation, probe: &Pair, stranger: &Person) {
     let name = &operation.id;
     let there = call(operation, stranger, &probe.theirs).answer().await;
     let absent = call(operation, stranger, &probe.absent).answer().await;
@@ -207,7 +207,7 @@ async fn everybody_within(
     (people, ours): (&People, &Things),
 ) {
     let target = target_of(operation, ours);
-    let mut who: Vec<&Browser> = match permission.people() {
+    let mut who: Vec<&Person> = match permission.people() {
         Held::ByNobody => return,
         Held::ByMembers(least) => {
             let members = people

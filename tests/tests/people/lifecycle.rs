@@ -1,7 +1,7 @@
 //! A person's life here, from the registration to the removal from a publisher.
 
 use serde_json::json;
-use tests::{Browser, World, mails_to, on_both_stores};
+use tests::{Person, World, mails_to, on_both_stores};
 
 use super::{ANOTHER, PASSWORD, forgive, start};
 
@@ -15,7 +15,7 @@ async fn a_person_comes_and_goes(world: &World) {
         return;
     };
     let acme = server.publisher("acme").await;
-    let ann = Browser::new(&server);
+    let ann = Person::new(&server);
 
     // Registers, opens the link, and is signed in.
     let body = json!({"email": "Ann@Example.org", "password": PASSWORD, "name": "Ann"});
@@ -38,7 +38,7 @@ async fn a_person_comes_and_goes(world: &World) {
     // Signs in by the password, and is signed out by a reset from elsewhere.
     let body = json!({"email": ANN, "password": PASSWORD});
     ann.posted("/v1/auth/password", &body, 200).await;
-    let forgotten = Browser::new(&server);
+    let forgotten = Person::new(&server);
     let forgot = json!({"email": ANN});
     forgotten
         .posted("/v1/auth/forgot-password", &forgot, 202)
@@ -58,7 +58,7 @@ async fn a_person_comes_and_goes(world: &World) {
     // Asks for a link here, opens it elsewhere.
     forgive(&server).await;
     let (token, _) = ann.asks_for_a_link(&sink, ANN).await;
-    let elsewhere = Browser::new(&server);
+    let elsewhere = Person::new(&server);
     let body = json!({"token": token});
     let other = (403, "other_browser");
     elsewhere.refused("/v1/auth/redeem", &body, other).await;
@@ -85,7 +85,7 @@ async fn a_person_comes_and_goes(world: &World) {
     // Invites somebody, who has no user yet; the link alone is the proof.
     let body = json!({"email": BOB, "role": "admin"});
     ann.posted("/v1/invitations", &body, 201).await;
-    let bob = Browser::new(&server);
+    let bob = Person::new(&server);
     let token = bob.token_of(&sink.mail_to(BOB, 0).await);
     let body = json!({"token": token});
     let joined = bob.posted("/v1/auth/accept-invitation", &body, 200).await;

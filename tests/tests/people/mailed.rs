@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tests::{
-    Answer, Browser, Server, SmtpSink, World, fingerprint, mails_to, on_both_stores, tools,
+    Answer, Person, Server, SmtpSink, World, fingerprint, mails_to, on_both_stores, tools,
 };
 
 use super::{ANOTHER, PASSWORD, actions, forgive, sign_ins_get_old, start};
@@ -34,8 +34,8 @@ const FLOOR: Duration = Duration::from_millis(250);
 const SIDE_BY_SIDE: usize = 10;
 const ROUNDS: usize = 20;
 
-async fn user(server: &Server, sink: &SmtpSink, email: &str) -> Browser {
-    let browser = Browser::new(server);
+async fn user(server: &Server, sink: &SmtpSink, email: &str) -> Person {
+    let browser = Person::new(server);
     browser.signs_in(sink, email).await;
     forgive(server).await;
     browser
@@ -62,7 +62,7 @@ async fn m1_known_and_unknown_addresses_are_answered_alike(world: &World) {
     let acme = server.publisher("acme").await;
     let mut known = Vec::new();
     for _ in 0..SIDE_BY_SIDE {
-        let person = Browser::joins(&server, &sink, (&acme.admin, "acme"), "viewer").await;
+        let person = Person::joins(&server, &sink, (&acme.admin, "acme"), "viewer").await;
         known.push(person.get("/v1/me").expect(200).await.text("/user/email"));
     }
     let disable = server.site().execute("UPDATE users SET disabled_at = created_at WHERE id IN (SELECT user_id FROM user_addresses WHERE address LIKE 'viewer-%' ORDER BY address LIMIT 1)");
@@ -108,7 +108,7 @@ async fn written(server: &Server, path: &str, emails: &[String]) -> (Seen, Vec<i
     };
     let before = count().await;
     let ask = emails.iter().map(async |email| {
-        let (browser, began) = (Browser::new(server), Instant::now());
+        let (browser, began) = (Person::new(server), Instant::now());
         let answer = browser.posted(path, &json!({"email": email}), 202).await;
         assert!(began.elapsed() >= FLOOR, "{email}: {:?}", began.elapsed());
         seen(&answer)
@@ -126,7 +126,7 @@ async fn m2_m3_m5_a_link_is_good_once(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
-    let ann = Browser::new(&server);
+    let ann = Person::new(&server);
     let (token, _) = ann.asks_for_a_link(&sink, ANN).await;
     // A scanner opens what it finds in mails, by any method that changes nothing.
     for method in ["GET", "HEAD"] {
@@ -201,13 +201,13 @@ async fn m4_a_code_is_good_in_the_browser_that_asked(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
-    let (ann, other) = (Browser::new(&server), Browser::new(&server));
+    let (ann, other) = (Person::new(&server), Person::new(&server));
     let (token, code) = ann.asks_for_a_link(&sink, ANN).await;
     other.asks_for_a_link(&sink, "eve@example.org").await;
     let body = json!({"code": code});
     let failed = (401, "sign_in_failed");
     other.refused("/v1/auth/code", &body, failed).await;
-    Browser::new(&server)
+    Person::new(&server)
         .refused("/v1/auth/code", &body, failed)
         .await;
     let link = json!({"token": token});
@@ -232,7 +232,7 @@ async fn m7_m8_m9_what_is_sent_leads_nowhere_else(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
-    let ann = Browser::new(&server);
+    let ann = Person::new(&server);
     let body = json!({"email": ANN});
     let link = || ann.call("POST", "/v1/auth/link").json(&body);
     link()
@@ -313,11 +313,11 @@ async fn m10_nobody_is_buried_in_mail(world: &World) {
     // Whoever asks, and from wherever: three mails to an address, and the answer is the same.
     for _ in 0..5 {
         let body = json!({"email": ANN});
-        Browser::new(&server)
+        Person::new(&server)
             .posted("/v1/auth/link", &body, 202)
             .await;
     }
-    let eve = Browser::new(&server);
+    let eve = Person::new(&server);
     let mut statuses = Vec::new();
     for at in 0..22 {
         let body = json!({"email": format!("victim-{at}@example.org")});
@@ -335,7 +335,7 @@ async fn m11_m12_passwords_are_judged(world: &World) {
         return;
     };
     let register = async |password: &str, status: u16| {
-        let browser = Browser::new(&server);
+        let browser = Person::new(&server);
         let email = format!("{}@example.org", tools::word());
         let body = json!({"email": email, "password": password});
         let answer = browser.posted("/v1/auth/register", &body, status).await;
@@ -380,13 +380,11 @@ async fn m13_m14_guessing_is_slowed_down_and_locks_nobody_out(world: &World) {
     let wrong = json!({"email": ANN, "password": ANOTHER});
     let mut statuses = Vec::new();
     for _ in 0..8 {
-        let answer = Browser::new(&server)
-            .post("/v1/auth/password", &wrong)
-            .await;
+        let answer = Person::new(&server).post("/v1/auth/password", &wrong).await;
         statuses.push(answer.status);
     }
     assert_eq!((statuses[0], statuses[7]), (401, 429), "M14: {statuses:?}");
-    let stranger = Browser::new(&server);
+    let stranger = Person::new(&server);
     let slow = stranger.refused("/v1/auth/password", &right, (429, "rate_limited"));
     slow.await;
     // What strangers do does not slow down the browser in which the user signed in before.
@@ -394,7 +392,7 @@ async fn m13_m14_guessing_is_slowed_down_and_locks_nobody_out(world: &World) {
     ann.posted("/v1/auth/password", &right, 200).await;
 
     // One address tries many users.
-    let eve = Browser::new(&server);
+    let eve = Person::new(&server);
     let mut last = 0;
     for at in 0..23 {
         let body = json!({"email": format!("user-{at}@example.org"), "password": ANOTHER});
@@ -405,7 +403,7 @@ async fn m13_m14_guessing_is_slowed_down_and_locks_nobody_out(world: &World) {
     // Many at once wait for a core, or are sent away with the time to wait.
     let many = (0..100).map(async |at| {
         let body = json!({"email": format!("many-{at}@example.org"), "password": ANOTHER});
-        let browser = Browser::new(&server);
+        let browser = Person::new(&server);
         browser.post("/v1/auth/password", &body).await
     });
     let methods = async { server.anon().get("/v1/auth/methods").expect(200).await };
@@ -425,7 +423,7 @@ async fn m15_m16_what_is_secured_anew_ends_what_was(world: &World) {
     };
     let ann = user(&server, &sink, ANN).await;
     let elsewhere = user(&server, &sink, ANN).await;
-    let eve = Browser::new(&server);
+    let eve = Person::new(&server);
     let (link, _) = eve.asks_for_a_link(&sink, ANN).await;
     let forgot = json!({"email": ANN});
     eve.posted("/v1/auth/forgot-password", &forgot, 202).await;
@@ -481,11 +479,11 @@ async fn m17_registration_tells_nobody_who_is_there(world: &World) {
     };
     user(&server, &sink, ANN).await;
     let register = |email: &str| json!({"email": email, "password": PASSWORD});
-    let known = Browser::new(&server)
+    let known = Person::new(&server)
         .posted("/v1/auth/register", &register(ANN), 202)
         .await;
     let new = "new@example.org";
-    let unknown = Browser::new(&server)
+    let unknown = Person::new(&server)
         .posted("/v1/auth/register", &register(new), 202)
         .await;
     assert_eq!(seen(&known), seen(&unknown));
@@ -499,11 +497,11 @@ async fn m17_registration_tells_nobody_who_is_there(world: &World) {
     let server = server.restart(&env).await;
     forgive(&server).await;
     let closed = (403, "registration_closed");
-    let known = Browser::new(&server)
+    let known = Person::new(&server)
         .refused("/v1/auth/register", &register(ANN), closed)
         .await;
     let body = register("newer@example.org");
-    let unknown = Browser::new(&server)
+    let unknown = Person::new(&server)
         .refused("/v1/auth/register", &body, closed)
         .await;
     let without_id = |answer: &Answer| {
@@ -519,7 +517,7 @@ async fn m18_a_sign_in_leads_to_a_page_of_this_service(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
-    let ann = Browser::new(&server);
+    let ann = Person::new(&server);
     let leads = async |to: Value| {
         let before = mails_to(&sink, ANN).len();
         let body = json!({"email": ANN, "return_to": to});

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tests::{
-    Browser, Server, SmtpSink, World, on_both_stores, on_postgres, people_settings, tools,
-};
+use tests::{Person, Server, SmtpSink, World, on_both_stores, on_postgres, people_settings, tools};
 use tokio::time::Instant;
 
 use super::{forgive, start};
@@ -21,7 +19,7 @@ on_postgres!(what_one_process_takes_away_the_other_refuses);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-async fn id_of(browser: &Browser) -> String {
+async fn id_of(browser: &Person) -> String {
     browser.get("/v1/me").expect(200).await.text("/user/id")
 }
 
@@ -33,10 +31,10 @@ async fn r_nobody_gives_or_takes_more_than_they_have(world: &World) {
         server.publisher("acme").await,
         server.publisher("other").await,
     );
-    let owner = Browser::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
-    let admin = Browser::joins(&server, &sink, (&acme.admin, "acme"), "admin").await;
-    let viewer = Browser::joins(&server, &sink, (&acme.admin, "acme"), "viewer").await;
-    let foreigner = Browser::joins(&server, &sink, (&other.admin, "other"), "owner").await;
+    let owner = Person::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
+    let admin = Person::joins(&server, &sink, (&acme.admin, "acme"), "admin").await;
+    let viewer = Person::joins(&server, &sink, (&acme.admin, "acme"), "viewer").await;
+    let foreigner = Person::joins(&server, &sink, (&other.admin, "other"), "owner").await;
     let (of_owner, of_viewer) = (id_of(&owner).await, id_of(&viewer).await);
 
     let foreign = format!("/v1/members/{}", id_of(&foreigner).await);
@@ -120,9 +118,9 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         return;
     };
     let acme = server.publisher("acme").await;
-    let owner = Browser::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
-    let admin = Browser::joins(&server, &sink, (&acme.admin, "acme"), "admin").await;
-    let invited = async |by: &Browser, email: &str| {
+    let owner = Person::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
+    let admin = Person::joins(&server, &sink, (&acme.admin, "acme"), "admin").await;
+    let invited = async |by: &Person, email: &str| {
         let body = json!({"email": email, "role": "viewer"});
         let made = by.posted("/v1/invitations", &body, 201).await;
         let token = by.token_of(&sink.mail_to(email, 0).await);
@@ -140,11 +138,11 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         .refused(405, "method_not_allowed")
         .await;
     let more = json!({"token": link["token"], "role": "owner"});
-    Browser::new(&server)
+    Person::new(&server)
         .refused(ACCEPT, &more, (422, "validation_failed"))
         .await;
     let tries = (0..20).map(|_| {
-        let (browser, link) = (Browser::new(&server), link.clone());
+        let (browser, link) = (Person::new(&server), link.clone());
         async move { browser.post(ACCEPT, &link).await }
     });
     let answers = join_all(tries).await;
@@ -159,7 +157,7 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
             .all(|a| a.status == 200 || a["code"] == "link_used"),
         "I5"
     );
-    Browser::new(&server)
+    Person::new(&server)
         .refused(ACCEPT, &link, (410, "link_used"))
         .await;
     let again = json!({"email": "ann@example.org", "role": "viewer"});
@@ -176,7 +174,7 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         .call("DELETE", &format!("/v1/invitations/{id}"))
         .refused(404, "not_found")
         .await;
-    Browser::new(&server)
+    Person::new(&server)
         .refused(ACCEPT, &link, (410, "link_expired"))
         .await;
     let (id, link) = invited(&owner, "resent@example.org").await;
@@ -184,7 +182,7 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         .posted(&format!("/v1/invitations/{id}/resend"), &json!({}), 200)
         .await;
     sink.mail_to("resent@example.org", 1).await;
-    let old = Browser::new(&server).post(ACCEPT, &link).await;
+    let old = Person::new(&server).post(ACCEPT, &link).await;
     assert!(matches!(old.status, 400 | 410), "{old}");
     let shown = owner
         .get(&format!("/v1/invitations/{id}"))
@@ -200,7 +198,7 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         .json(&json!({"role": "viewer"}))
         .expect(200)
         .await;
-    Browser::new(&server)
+    Person::new(&server)
         .refused(ACCEPT, &link, (403, "inviter_lost_rights"))
         .await;
     let (_, link) = invited(&owner, "slow@example.org").await;
@@ -208,7 +206,7 @@ async fn i_an_invitation_is_good_once_and_for_whom_it_names(world: &World) {
         .site()
         .execute("UPDATE invitations SET expires_at = created_at")
         .await;
-    Browser::new(&server)
+    Person::new(&server)
         .refused(ACCEPT, &link, (410, "link_expired"))
         .await;
 }
@@ -235,8 +233,8 @@ async fn what_one_process_takes_away_the_other_refuses(world: &World) {
     let site = world.site().await;
     let (one, two) = (site.start(&env).await, site.start_beside(&env).await);
     let acme = one.publisher("acme").await;
-    let owner = Browser::joins(&one, &sink, (&acme.admin, "acme"), "owner").await;
-    let admin = Browser::joins(&one, &sink, (&acme.admin, "acme"), "admin").await;
+    let owner = Person::joins(&one, &sink, (&acme.admin, "acme"), "owner").await;
+    let admin = Person::joins(&one, &sink, (&acme.admin, "acme"), "admin").await;
     let path = format!("/v1/members/{}", id_of(&admin).await);
     let there = admin.at(&two);
     let status = async |path: &str| there.get(path).answer().await.status;
@@ -259,7 +257,7 @@ async fn what_one_process_takes_away_the_other_refuses(world: &World) {
 
 /// What became of one link when its server was killed.
 struct Redeemed {
-    browser: Browser,
+    browser: Person,
     email: String,
     link: Value,
     answered: Option<u16>,
@@ -276,7 +274,7 @@ async fn what_was_mailed_or_acknowledged_outlives_a_kill(world: &World) {
         let mut links = Vec::new();
         for _ in 0..6 {
             let (browser, email) = (
-                Browser::new(&server),
+                Person::new(&server),
                 format!("{}@example.org", tools::word()),
             );
             let (token, _) = browser.asks_for_a_link(&sink, &email).await;
@@ -301,7 +299,7 @@ async fn what_was_mailed_or_acknowledged_outlives_a_kill(world: &World) {
         let redeem: Vec<_> = redeem.collect();
         let ask = (0..6).map(|_| {
             let (browser, email) = (
-                Browser::new(&server),
+                Person::new(&server),
                 format!("{}@example.org", tools::word()),
             );
             tokio::spawn(async move {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tests::{
-    Browser, SESSION_COOKIE, Server, SmtpSink, World, fingerprint, on_both_stores, people_settings,
+    Person, SESSION_COOKIE, Server, SmtpSink, World, fingerprint, on_both_stores, people_settings,
 };
 
 use super::{ANOTHER, PASSWORD, actions, forgive, sign_ins_get_old, start};
@@ -20,8 +20,8 @@ on_both_stores!(
 const ANN: &str = "ann@example.org";
 const UNAUTHENTICATED: (u16, &str) = (401, "unauthenticated");
 
-async fn signed_in(server: &Server, sink: &SmtpSink) -> Browser {
-    let browser = Browser::new(server);
+async fn signed_in(server: &Server, sink: &SmtpSink) -> Person {
+    let browser = Person::new(server);
     browser.signs_in(sink, ANN).await;
     forgive(server).await;
     browser
@@ -31,7 +31,7 @@ async fn s1_s4_sessions_end_when_they_should(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
-    let ann = Browser::new(&server);
+    let ann = Person::new(&server);
     let planted = format!("stm_ses_{}", "x".repeat(49));
     ann.plant(SESSION_COOKIE, &planted);
     ann.signs_in(&sink, ANN).await;
@@ -110,7 +110,7 @@ async fn s2_s5_cookies_are_read_and_set_exactly(world: &World) {
     let mut env: Vec<(&str, &str)> = env.iter().map(|(n, v)| (*n, v.as_str())).collect();
     env.push(secure);
     let server = server.restart(&env).await;
-    let browser = Browser::new(&server);
+    let browser = Person::new(&server);
     let before = tests::mails_to(&sink, ANN).len();
     let post = |path: &str| browser.call("POST", path).header("host", "sm.example.com");
     let asked = post("/v1/auth/link").json(&json!({"email": ANN}));
@@ -158,7 +158,7 @@ async fn s3_a_session_ends_by_itself(world: &World) {
         signed_in(&server, &sink).await,
     );
     let site = server.site();
-    let of = |browser: &Browser| format!("WHERE client_address = '{}'", browser.address());
+    let of = |browser: &Person| format!("WHERE client_address = '{}'", browser.address());
     let aged = format!(
         "UPDATE sessions SET last_seen_at = last_seen_at - 3661000 {}",
         of(&idle)
@@ -184,7 +184,7 @@ async fn s6_s11_a_session_reaches_its_own_publishers_and_a_token_needs_none(worl
         server.publisher("acme").await,
         server.publisher("other").await,
     );
-    let ann = Browser::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
+    let ann = Person::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
     ann.get("/v1/publishers/me").expect(200).await;
     let named = |slug: &str| {
         ann.get("/v1/publishers/me")
@@ -197,7 +197,7 @@ async fn s6_s11_a_session_reaches_its_own_publishers_and_a_token_needs_none(worl
     let (there, absent) = (same(named(&other.slug)).await, same(named("no-such")).await);
     assert_eq!(fingerprint(&there), fingerprint(&absent), "S6");
     named("Not A Slug").refused(404, "not_found").await;
-    let nameless = Browser::new(&server);
+    let nameless = Person::new(&server);
     nameless.plant(SESSION_COOKIE, &ann.cookie(SESSION_COOKIE));
     nameless
         .get("/v1/publishers/me")
@@ -229,7 +229,7 @@ async fn s7_s8_s9_s10_changes_come_from_pages_of_ours(world: &World) {
         return;
     };
     let acme = server.publisher("acme").await;
-    let ann = Browser::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
+    let ann = Person::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
     let other = signed_in(&server, &sink).await;
     let csrf = (403, "csrf");
     let changes = [
@@ -284,7 +284,7 @@ async fn s7_s8_s9_s10_changes_come_from_pages_of_ours(world: &World) {
         "/v1/auth/register",
         "/v1/auth/forgot-password",
     ] {
-        let call = || Browser::new(&server).call("POST", path);
+        let call = || Person::new(&server).call("POST", path);
         call()
             .json(&body)
             .header("sec-fetch-site", "cross-site")
@@ -313,7 +313,7 @@ async fn s12_s13_what_is_sensitive_needs_a_recent_sign_in(world: &World) {
         return;
     };
     let acme = server.publisher("acme").await;
-    let ann = Browser::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
+    let ann = Person::joins(&server, &sink, (&acme.admin, "acme"), "owner").await;
     let user = ann.get("/v1/me").expect(200).await;
     let env = people_settings(&sink);
     let env: Vec<(&str, &str)> = env.iter().map(|(n, v)| (*n, v.as_str())).collect();
@@ -346,7 +346,9 @@ async fn s12_s13_what_is_sensitive_needs_a_recent_sign_in(world: &World) {
 async fn audit_fails(server: &Server, fails: bool) {
     let site = server.site();
     let statement = match (site.database.is_some(), fails) {
-        (true, true) => "ALTER TABLE audit_events ADD CONSTRAINT nothing_more CHECK (false) NOT VALID",
+        (true, true) => {
+            "ALTER TABLE audit_events ADD CONSTRAINT nothing_more CHECK (false) NOT VALID"
+        }
         (true, false) => "ALTER TABLE audit_events DROP CONSTRAINT nothing_more",
         (false, true) => {
             "CREATE TRIGGER nothing_more BEFORE INSERT ON audit_events \
@@ -398,16 +400,14 @@ async fn u1_u2_u3_attempts_are_in_the_audit_events(world: &World) {
         .json(&json!({"password": ANOTHER}));
     let failed = change.answer().await;
     assert!(failed.status >= 500, "U2: {failed}");
-    let failed = Browser::new(&server)
-        .post("/v1/auth/password", &wrong)
-        .await;
+    let failed = Person::new(&server).post("/v1/auth/password", &wrong).await;
     assert!(failed.status >= 400, "U2: {failed}");
     audit_fails(&server, false).await;
     let right = json!({"email": ANN, "password": PASSWORD});
-    Browser::new(&server)
+    Person::new(&server)
         .posted("/v1/auth/password", &right, 200)
         .await;
-    Browser::new(&server)
+    Person::new(&server)
         .refused("/v1/auth/password", &wrong, (401, "sign_in_failed"))
         .await;
 
