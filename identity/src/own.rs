@@ -141,6 +141,7 @@ impl Service {
             code: None,
             payload: None,
             lasts: ADDRESS_CHANGE_LASTS,
+            supersedes: true,
         };
         let words = mails::confirm_email(&mails::ConfirmEmail {
             site: self.site(),

@@ -133,6 +133,7 @@ impl Service {
             code: None,
             payload: None,
             lasts: OPERATOR_LINK_LASTS,
+            supersedes: true,
         };
         let identity = self.store.identity();
         identity.issue_operator_link(context, user, &token).await?;
@@ -150,5 +151,6 @@ fn reset_token(text: &SecretString, user: Option<UserId>, address: &EmailAddress
         code: None,
         payload: None,
         lasts: RESET_LASTS,
+        supersedes: true,
     }
 }

@@ -12,7 +12,7 @@ use persistence::{NewSession, Refusal, Store, StoreError, TokenFault};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use crate::passwords::Hasher;
+use crate::{issuers::Issuer, passkeys::RelyingParty, passwords::Hasher};
 
 /// Who may become a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,10 @@ pub struct Service {
     pub(crate) store: Store,
     pub(crate) settings: Settings,
     pub(crate) hasher: Hasher,
+    /// What passkeys are for; `None` where browsers have none.
+    pub(crate) relying_party: Option<RelyingParty>,
+    /// Where else people may sign in.
+    pub(crate) issuers: std::sync::Arc<Vec<Issuer>>,
     key: std::sync::Arc<Key>,
 }
 
@@ -119,6 +123,10 @@ impl Service {
         Ok(Self {
             hasher: Hasher::new(cores)?,
             key: std::sync::Arc::new(Key::from_bytes(mixed.into())),
+            relying_party: url::Url::parse(&settings.public_origin)
+                .ok()
+                .and_then(|url| RelyingParty::new(&url, "Stationmaster")),
+            issuers: std::sync::Arc::default(),
             store,
             settings,
         })

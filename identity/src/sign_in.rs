@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use domain::{
     Code, FaultCode, Problem,
     audit::Action,
-    id::{SessionId, UserId},
+    id::{Id as _, SessionId, UserId},
     people::{EmailAddress, Purpose, ReturnTo, SignInMethod},
     token::{self, Prefix, TokenHash},
 };
@@ -181,6 +181,7 @@ impl Service {
             code: Some(self.code_hash(&browser, &code)),
             payload: Some(remembered.to_payload()),
             lasts,
+            supersedes: true,
         };
         let opens = self.settings.registration == Registration::Open;
         let sends = |user: Option<&User>| user.map_or(opens, User::is_enabled);
@@ -225,11 +226,12 @@ impl Service {
         self.count(&[to, from]).await?;
         let user = identity.user_with_address(address).await?;
         let delivers = !silent && sends(user.as_ref());
-        // A token of a user who does not get it must not supersede one that the user got.
+        // A token that nobody gets opens nothing, and takes no other's place.
         let mut token = token(user.as_ref().filter(|_| delivers).map(|user| user.id));
         if !delivers {
             token.hash = TokenHash::of_secret(&token::generate(Prefix::Link));
             token.code = None;
+            token.supersedes = false;
         }
         let mail = mail(user.as_ref());
         identity
@@ -379,10 +381,11 @@ impl Service {
         for one in &counted {
             self.check(one).await?;
         }
-        let stored = match &user {
-            Some(user) => identity.password_hash(user.id).await?,
-            None => None,
-        };
+        // As many queries for nobody as for a user.
+        let id = user
+            .as_ref()
+            .map_or(UserId::from_uuid(uuid::Uuid::nil()), |user| user.id);
+        let stored = identity.password_hash(id).await?;
         let verified = self.hasher.verify(password, stored.as_deref()).await?;
         let (Some(user), false) = (&user, verified == Verified::Wrong) else {
             self.count(&counted).await?;
@@ -540,6 +543,7 @@ impl Service {
             code: None,
             payload: Some(payload.clone()),
             lasts: REGISTRATION_LASTS,
+            supersedes: true,
         };
         let words = |user: Option<&User>| match user {
             Some(_) => mails::already_registered(&mails::AlreadyRegistered {

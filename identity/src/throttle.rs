@@ -57,6 +57,11 @@ fn network_of(context: &Context) -> String {
 }
 
 impl Service {
+    #[expect(clippy::unused_self, reason = "it reads like its neighbours")]
+    pub(crate) fn network(&self, context: &Context) -> String {
+        network_of(context)
+    }
+
     pub(crate) fn failures_for(&self, address: &EmailAddress) -> Counted {
         let key = self.keyed("failures-for", &[address.as_str().as_bytes()]);
         (key, FOR_ADDRESS)

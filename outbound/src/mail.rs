@@ -6,16 +6,21 @@
 //! An error must never contain words of a mail, of the mail server or of the password: some servers
 //! repeat the link that they refuse, and that link lets people in.
 
+mod connection;
 mod message;
 mod settings;
 mod text;
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use lettre::transport::smtp::{
     authentication::{Credentials, DEFAULT_MECHANISMS},
-    client::{AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters},
+    client::AsyncSmtpConnection,
     extension::ClientId,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
 };
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
@@ -61,9 +66,6 @@ pub enum MailerError {
     /// The public host is not a host.
     #[error("the public host must be a domain name or an IP address")]
     PublicHost,
-    /// TLS can't be set up.
-    #[error("TLS can't be set up for the mail server")]
-    Tls,
 }
 
 /// Sends mails.
@@ -72,7 +74,7 @@ pub struct Mailer {
     from: MailFrom,
     /// How this server introduces itself, and the right part of each Message-ID.
     site: ClientId,
-    tls: Option<TlsParameters>,
+    tls: Arc<ClientConfig>,
     time_max: Duration,
 }
 
@@ -89,15 +91,17 @@ impl Mailer {
             Host::Ipv4(address) => ClientId::Ipv4(address),
             Host::Ipv6(address) => ClientId::Ipv6(address),
         };
-        let tls = match settings.tls() {
-            TlsMode::Off => None,
-            TlsMode::Implicit | TlsMode::StartTls => Some(tls_parameters(&settings)?),
-        };
+        let mut roots = tls::system_roots();
+        if let Some(path) = settings.authority() {
+            add_authority(path, &mut roots)?;
+        }
+        let mut tls = tls::config(roots);
+        tls.alpn_protocols.clear();
         Ok(Self {
             settings,
             from,
             site,
-            tls,
+            tls: Arc::new(tls),
             time_max: SEND_TIME_MAX,
         })
     }
@@ -134,25 +138,7 @@ impl Mailer {
 
     /// A connection that is encrypted and logged in, as the settings say.
     async fn connect(&self) -> Result<AsyncSmtpConnection, MailError> {
-        let host = self.settings.host();
-        let implicit = match self.settings.tls() {
-            TlsMode::Implicit => self.tls.clone(),
-            TlsMode::StartTls | TlsMode::Off => None,
-        };
-        let server = (host.as_str(), self.settings.port());
-        let connecting =
-            AsyncSmtpConnection::connect_tokio1(server, None, &self.site, implicit, None);
-        let mut connection = connecting.await.map_err(|e| trouble("connecting", &e))?;
-        if let (TlsMode::StartTls, Some(tls)) = (self.settings.tls(), &self.tls) {
-            if !connection.can_starttls() {
-                return Err(MailError::Passing(
-                    "the mail server does not offer STARTTLS, and nothing is sent without it"
-                        .to_owned(),
-                ));
-            }
-            let encrypting = connection.starttls(tls.clone(), &self.site);
-            encrypting.await.map_err(|e| trouble("STARTTLS", &e))?;
-        }
+        let mut connection = connection::open(&self.settings, &self.site, &self.tls).await?;
         if let Some(login) = &self.settings.login {
             let password = login.password.expose_secret().to_owned();
             let credentials = Credentials::new(login.user.clone(), password);
@@ -163,33 +149,19 @@ impl Mailer {
     }
 }
 
-/// The machine's certificate authorities, or the bundled ones if it has none; and those of `?ca=`.
-fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, MailerError> {
-    let store = if tls::machine_certificates().is_empty() {
-        CertificateStore::WebpkiRoots
-    } else {
-        CertificateStore::Default
-    };
-    let mut builder = TlsParameters::builder(settings.host()).certificate_store(store);
-    if let Some(path) = settings.authority() {
-        builder = builder.add_root_certificate(certificates(path)?);
-    }
-    builder.build().map_err(|_| match settings.authority() {
-        Some(_) => MailerError::AuthorityInvalid,
-        None => MailerError::Tls,
-    })
-}
-
-fn certificates(path: &Path) -> Result<Certificate, MailerError> {
+fn add_authority(path: &Path, roots: &mut RootCertStore) -> Result<(), MailerError> {
     let pem = std::fs::read(path).map_err(MailerError::AuthorityUnreadable)?;
-    // The library takes a file without any certificate for one with none to add.
-    if !pem.windows(BEGIN.len()).any(|window| window == BEGIN) {
+    let before = roots.len();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| MailerError::AuthorityInvalid)?;
+        let added = roots.add(certificate);
+        added.map_err(|_| MailerError::AuthorityInvalid)?;
+    }
+    if roots.len() == before {
         return Err(MailerError::AuthorityInvalid);
     }
-    Certificate::from_pem(&pem).map_err(|_| MailerError::AuthorityInvalid)
+    Ok(())
 }
-
-const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 type SmtpError = lettre::transport::smtp::Error;
 
@@ -220,16 +192,20 @@ fn words(error: &SmtpError) -> String {
             None => format!("the mail server answered {status}"),
         };
     }
-    if let Some(tls) = find::<rustls::Error>(error) {
-        return format!("TLS: {tls}");
-    }
     if let Some(io) = find::<io::Error>(error) {
-        return io.to_string();
+        return words_of_io(io);
     }
     if error.is_client() {
         return "the mail server lacks an extension that is needed".to_owned();
     }
     "the mail server broke off, or did not speak SMTP".to_owned()
+}
+
+fn words_of_io(error: &io::Error) -> String {
+    match find::<rustls::Error>(error) {
+        Some(tls) => format!("TLS: {tls}"),
+        None => error.to_string(),
+    }
 }
 
 /// The enhanced status code at the start of the server's words (RFC 3463), such as `5.1.1`.

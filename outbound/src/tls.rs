@@ -6,26 +6,21 @@
 
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::{ClientConfig, RootCertStore};
 
 /// The machine's root certificates, or the bundled ones if the machine has none.
 pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(machine_certificates());
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "A certificate of this machine can't be read");
+    }
+    roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         tracing::warn!("This machine has no root certificates, so the bundled ones are trusted");
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     roots
-}
-
-/// The machine's root certificates.
-pub(crate) fn machine_certificates() -> Vec<CertificateDer<'static>> {
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "A certificate of this machine can't be read");
-    }
-    found.certs
 }
 
 /// The TLS settings: TLS 1.2 and 1.3 by `ring`, given here so that no process-wide default can

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upstream::Refresher;
 use web::{
     contract::Contract,
-    http::{ConnectionLimits, RateSettings},
+    http::{ConnectionLimits, PublicOrigin, RateSettings},
 };
 
 use crate::{
@@ -211,6 +211,8 @@ async fn answer(
     let people = identity::Service::open(store.clone(), people.settings(config))
         .await
         .map_err(failed)?;
+    let origin = PublicOrigin::new(people.settings().public_origin.clone());
+    let pages = dashboard::pages(people.clone(), store.clone(), origin);
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
@@ -229,6 +231,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
+        pages: Some(pages),
     });
     let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());

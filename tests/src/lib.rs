@@ -6,7 +6,8 @@
 //! server must stop cleanly, must not have logged an error that the test did not announce
 //! ([`Site::tolerate`]), and neither logs nor database may contain a secret that the test received.
 //!
-//! Nothing here uses the server's code. What is known about the server comes from the contract.
+//! Nothing here uses the server's code, but for the topics that set it beside another program's
+//! (passkeys, issuers). What is known about the server comes from the contract.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,8 @@
     reason = "a test harness: whatever is not as it should be ends the test, with words"
 )]
 
+pub mod authenticator;
+mod browser;
 mod client;
 mod consumer;
 mod proxy;
@@ -28,6 +31,7 @@ pub mod tools;
 mod vault;
 mod world;
 
+pub use browser::{Browser, Look, Shown, Tab};
 pub use client::{Answer, Call, User, fingerprint, keeping_client};
 pub use consumer::{Consumer, Delivery, Reply};
 pub use proxy::Proxy;

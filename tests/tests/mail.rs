@@ -1,4 +1,4 @@
-//! Mails, by the mailer alone, to a mail server that others wrote.
+//! Mails, by the mailer alone, to a mail server that others wrote. No server of ours runs.
 
 use outbound::mail::{Mail, MailError, MailFrom, Mailer};
 use tests::SmtpSink;

@@ -1,6 +1,6 @@
 //! OAuth accounts: refreshed once however many ask, early, and never to their harm.
 
-mod cli;
+pub mod cli;
 mod dialects;
 mod login;
 mod once;

@@ -1,6 +1,6 @@
 //! Who changed what: the publisher's log and the operator's.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use poem::{IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::Query,
-    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
+    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, Registry},
     types::{ParseError, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde_json::{Value, json};
@@ -26,13 +26,7 @@ use persistence::{AuditFilter, ChainFault, Checkpoint, Verification};
 use crate::{
     auth::{Caller, Operator},
     publishers::credentials::EXAMPLE_TOKEN_ID,
-    shared::{
-        App,
-        common::{Ok, Tag, Time},
-        cursor::Listed,
-        own_value,
-        page::PageQuery,
-    },
+    shared::{App, Listed, Ok, PageQuery, Tag, Time, own_value},
 };
 use web::http::ApiError;
 
@@ -46,19 +40,13 @@ const NDJSON: &str = "application/x-ndjson";
 pub(crate) struct ActionName(Action);
 
 impl Type for ActionName {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "AuditAction".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        let words = Action::ALL.iter().map(|action| json!(action.as_str()));
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
-            enum_items: words.collect(),
+    own_value!(
+        "AuditAction",
+        MetaSchema {
+            enum_items: Action::ALL.map(|action| action.as_str().into()).into(),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl ParseFromParameter for ActionName {
@@ -268,7 +256,7 @@ impl ApiResponse for Export {
 macro_rules! listing {
     (
         $(#[doc = $words:tt])*
-        $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ty => $read:ident
+        $name:ident: $path:tt, $operation:tt, $tag:tt, $who:ty => $store:ident
     ) => {
         pub(crate) struct $name;
 
@@ -304,7 +292,9 @@ macro_rules! listing {
                     since: since.0.map(|at| at.0),
                     until: until.0.map(|at| at.0),
                 };
-                $read(&who, &filter, page).await
+                let list = who.list(page).await?;
+                let log = who.$store().operations();
+                Ok(list.answer(log.audit(&filter, list.page()?).await?, Into::into))
             }
         }
     };
@@ -315,7 +305,7 @@ listing! {
     ///
     /// Every change of configuration, credentials and access, and refusals of the own tokens
     /// (one a minute for each token and reason). Newest first.
-    OwnLog: "/publishers/me/audit", "list_audit", "Tag::Audit", Caller<AuditRead> => own_log
+    OwnLog: "/publishers/me/audit", "list_audit", "Tag::Audit", Caller<AuditRead> => scoped
 }
 
 listing! {
@@ -323,35 +313,7 @@ listing! {
     ///
     /// What the operator did, newest first. What it did to a publisher stands in the publisher's
     /// log too.
-    OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator<OperatorRead> => operator_log
-}
-
-async fn own_log(
-    who: &Caller<AuditRead>,
-    filter: &AuditFilter,
-    page: PageQuery,
-) -> Result<Listed<AuditEntry>, ApiError> {
-    let list = who.list(page).await?;
-    let page = who
-        .scoped()
-        .operations()
-        .audit(filter, list.page()?)
-        .await?;
-    Ok(list.answer(page, Into::into))
-}
-
-async fn operator_log(
-    who: &Operator<OperatorRead>,
-    filter: &AuditFilter,
-    page: PageQuery,
-) -> Result<Listed<AuditEntry>, ApiError> {
-    let list = who.list(page).await?;
-    let page = who
-        .system()
-        .operations()
-        .audit(filter, list.page()?)
-        .await?;
-    Ok(list.answer(page, Into::into))
+    OperatorLog: "/audit", "list_operator_audit", "Tag::Operator", Operator<OperatorRead> => system
 }
 
 /// A publisher's log as a whole.
@@ -359,20 +321,16 @@ pub(crate) struct Audit {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Audit")]
+#[OpenApi(prefix_path = "/v1/publishers/me/audit", tag = "Tag::Audit")]
 impl Audit {
     /// Export the publisher's audit log
     ///
     /// All of it, oldest first, one JSON object a line. The stream ends early when the token that
     /// asked is revoked; compare the last `seq` with the log's.
-    #[oai(
-        path = "/publishers/me/audit/export",
-        method = "get",
-        operation_id = "export_audit"
-    )]
+    #[oai(path = "/export", method = "get", operation_id = "export_audit")]
     async fn export(&self, who: Caller<AuditRead>) -> Result<Export, ApiError> {
-        let scoped = who.scoped();
-        let first = scoped.operations().audit_after(0).await?;
+        let operations = who.scoped().operations();
+        let first = operations.audit_after(0).await?;
         let (lines, receiver) = mpsc::channel(EXPORT_AHEAD);
         let standing = who.standing();
         // Reads go on in a task of their own: a caller that goes away must not cancel one.
@@ -385,7 +343,7 @@ impl Audit {
                 if standing.check().await.is_err() {
                     return;
                 }
-                rows = match scoped.operations().audit_after(last).await {
+                rows = match operations.audit_after(last).await {
                     Ok(rows) => rows,
                     Err(error) => {
                         tracing::warn!(%error, "an export of an audit log broke off");
@@ -401,11 +359,7 @@ impl Audit {
     ///
     /// Walks the whole chain. It finds rows that were edited, moved or removed; with a checkpoint
     /// of an earlier check also a tail that was cut off since.
-    #[oai(
-        path = "/publishers/me/audit/verify",
-        method = "get",
-        operation_id = "verify_audit"
-    )]
+    #[oai(path = "/verify", method = "get", operation_id = "verify_audit")]
     async fn verify(
         &self,
         who: Caller<AuditRead>,
@@ -414,8 +368,8 @@ impl Audit {
         checkpoint: Query<Option<String>>,
     ) -> Result<Ok<AuditVerification>, ApiError> {
         let point = checkpoint.0.as_deref().map(parse_checkpoint).transpose()?;
-        let scoped = who.scoped();
-        let found = scoped.operations().verify_audit(point.as_ref()).await?;
+        let operations = who.scoped().operations();
+        let found = operations.verify_audit(point.as_ref()).await?;
         Ok(Ok::show(&found.into(), None))
     }
 }

@@ -9,10 +9,7 @@ use persistence::JobRow;
 
 use crate::{
     auth::Operator,
-    shared::{
-        common::{Ok, Tag, Time},
-        examples::EXAMPLE_AT,
-    },
+    shared::{EXAMPLE_AT, Ok, Tag, Time},
 };
 use web::http::ApiError;
 
@@ -55,12 +52,12 @@ struct Jobs {
 /// The operator's view of the jobs.
 pub(crate) struct JobList;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Operator")]
+#[OpenApi(prefix_path = "/v1/jobs", tag = "Tag::Operator")]
 impl JobList {
     /// List the service's jobs
     ///
     /// When each is due, when it last ran, what it did, and why it last failed.
-    #[oai(path = "/jobs", method = "get", operation_id = "list_jobs")]
+    #[oai(path = "/", method = "get", operation_id = "list_jobs")]
     async fn list(&self, who: Operator<OperatorRead>) -> Result<Ok<Jobs>, ApiError> {
         let rows = who.system().operations().jobs().await?;
         let items = rows.into_iter().map(Into::into).collect();

@@ -2,17 +2,12 @@
 
 use std::time::Duration;
 
-use poem_openapi::{
-    Enum, Object, OpenApi,
-    param::Query,
-    registry::{MetaSchemaRef, Registry},
-    types::{Example, Type},
-};
+use poem_openapi::{Object, OpenApi, param::Query, types::Example};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Problem,
+    Problem,
     credential::{CredentialKind, Source},
     id::CredentialId,
     permission::{CredentialsRead, CredentialsWrite},
@@ -23,83 +18,14 @@ use crate::{
     auth::Caller,
     runs::pipelines,
     shared::{
-        common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::EXAMPLE_AT,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::{Path, PathValue},
+        Created, EXAMPLE_AT, Idempotency, Listed, NoContent, Ok, PageQuery, Path, Tag, Time, Word,
+        answer, no_content,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
-
-/// The problems of these operations.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "mint_credential",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_credentials",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_credential",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "delete_credential",
-        codes: &[Code::LastAdminToken, Code::LastSecret],
-    },
-];
+use web::http::{ApiError, OptionalBody};
 
 pub(crate) const EXAMPLE_TOKEN_ID: &str = "tok_01h455vb4pex5vsknk084sn02q";
 const EXAMPLE_SECRET_ID: &str = "sec_01h455vb4pex5vsknk084sn02q";
-
-/// A kind of credential.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "CredentialKind", rename_all = "snake_case")]
-#[view(of = CredentialKind, into = CredentialKind)]
-pub(crate) enum KindName {
-    /// Comes in; may do everything within its publisher.
-    Admin,
-    /// Comes in; may start, claim and finish runs.
-    Runner,
-    /// Goes out: the key that signs webhooks.
-    WebhookSigning,
-    /// Goes out: the bearer that subcommand calls carry.
-    SubcommandBearer,
-}
-
-impl PathValue for KindName {
-    fn schema() -> MetaSchemaRef {
-        Self::schema_ref()
-    }
-
-    fn of_path(text: &str) -> Option<Self> {
-        CredentialKind::parse(text).map(Self::from)
-    }
-
-    fn register(registry: &mut Registry) {
-        <Self as Type>::register(registry);
-    }
-}
-
-/// Where a credential came from.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "CredentialSource", rename_all = "snake_case")]
-#[view(of = Source)]
-pub(crate) enum SourceName {
-    /// Made with its publisher.
-    Bootstrap,
-    /// Minted or rotated over this API.
-    Api,
-    /// Put there when the service was set up over an older one.
-    Seed,
-}
 
 /// A credential, without what it is.
 #[derive(Object, View, Example)]
@@ -110,12 +36,12 @@ pub(crate) struct CredentialView {
     #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// Its kind; of an older token with several rights the first.
-    #[example(KindName::Runner)]
-    kind: KindName,
+    #[example(CredentialKind::Runner)]
+    kind: Word<CredentialKind>,
     /// What it may do: more than one kind only for an older token.
-    #[example([KindName::Runner])]
+    #[example([CredentialKind::Runner])]
     #[view(from = kinds(of))]
-    kinds: Vec<KindName>,
+    kinds: Vec<Word<CredentialKind>>,
     /// Its name for people.
     #[oai(nullable)]
     #[example("importer")]
@@ -124,8 +50,8 @@ pub(crate) struct CredentialView {
     #[example("9kQz")]
     last_four: String,
     /// Where it came from.
-    #[example(SourceName::Api)]
-    source: SourceName,
+    #[example(Source::Api)]
+    source: Word<Source>,
     /// The only pipelines that a runner token reaches; null for all.
     #[oai(nullable)]
     #[example(["nightly-import"])]
@@ -158,13 +84,13 @@ pub(crate) struct ReplacedCredential {
 }
 
 /// What a credential may do.
-fn kinds(credential: &Credential) -> Vec<KindName> {
+fn kinds(credential: &Credential) -> Vec<Word<CredentialKind>> {
     let kinds = if credential.kind.is_token() {
         credential.grants.kinds()
     } else {
         vec![credential.kind]
     };
-    kinds.into_iter().map(KindName::from).collect()
+    kinds.into_iter().map(Word).collect()
 }
 
 /// The text of a new credential, in the member that is for its kind.
@@ -182,7 +108,7 @@ pub(crate) struct IssuedCredential {
     id: String,
     /// Its kind.
     #[view(field = credential.kind)]
-    kind: KindName,
+    kind: Word<CredentialKind>,
     /// The token itself; only of admin and runner tokens.
     #[oai(skip_serializing_if_is_none)]
     #[view(from = text_if(of.credential.kind.is_token(), of))]
@@ -230,7 +156,7 @@ impl IssuedCredential {
         };
         Self {
             id: id.into(),
-            kind: kind.into(),
+            kind: Word(kind),
             token,
             secret,
             last_four: "xxxx".into(),
@@ -357,41 +283,32 @@ fn rotated(minted: &Minted) -> Answer {
 /// A publisher's credentials.
 pub(crate) struct Credentials;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Credentials")]
+#[OpenApi(prefix_path = "/v1/publishers/me/tokens", tag = "Tag::Credentials")]
 impl Credentials {
     /// List credentials
     ///
     /// All that are not revoked, newest first, without what they are.
-    #[oai(
-        path = "/publishers/me/tokens",
-        method = "get",
-        operation_id = "list_credentials"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_credentials")]
     async fn list(
         &self,
         who: Caller<CredentialsRead>,
         /// Only this kind.
-        kind: Query<Option<KindName>>,
+        kind: Query<Option<Word<CredentialKind>>>,
         page: PageQuery,
     ) -> Result<Listed<CredentialView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let credentials = scoped.credentials();
-        let page = credentials.credentials(kind.0.map(Into::into), list.page()?);
+        let credentials = who.scoped().credentials();
+        let page = credentials.credentials(kind.0.map(|kind| kind.0), list.page()?);
         Ok(list.answer(page.await?, Into::into))
     }
 
     /// Create a credential
-    #[oai(
-        path = "/publishers/me/tokens/:kind",
-        method = "post",
-        operation_id = "mint_credential"
-    )]
+    #[oai(path = "/:kind", method = "post", operation_id = "mint_credential")]
     async fn mint(
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
         key: Idempotency,
@@ -399,12 +316,9 @@ impl Credentials {
     ) -> Result<Created<IssuedCredential>, ApiError> {
         let new = body.0.parse()?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .credentials()
-            .mint(&context, kind.into(), new, made)
-            .await?
-            .into())
+        let credentials = who.scoped().credentials();
+        let answer = credentials.mint(&context, kind.0, new, made);
+        Ok(answer.await?.into())
     }
 
     /// Rotate all credentials of a kind
@@ -412,7 +326,7 @@ impl Credentials {
     /// One new credential takes the place of all of them. Without an overlap the old ones stop
     /// working before the answer is sent.
     #[oai(
-        path = "/publishers/me/tokens/:kind/rotate",
+        path = "/:kind/rotate",
         method = "post",
         operation_id = "rotate_credentials"
     )]
@@ -420,7 +334,7 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
         key: Idempotency,
@@ -429,10 +343,9 @@ impl Credentials {
         let body = body.0;
         let new = new_credential(body.name, body.expires_at, body.pipelines)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let credentials = who.scoped().credentials();
         let overlap = overlap(body.overlap_seconds);
-        let credentials = scoped.credentials();
-        let answer = credentials.rotate_all(&context, kind.into(), overlap, new, rotated);
+        let answer = credentials.rotate_all(&context, kind.0, overlap, new, rotated);
         Ok(answer.await?.into())
     }
 
@@ -440,7 +353,7 @@ impl Credentials {
     ///
     /// The new one has the old one's name, pipelines and expiry.
     #[oai(
-        path = "/publishers/me/tokens/:kind/:id/rotate",
+        path = "/:kind/:id/rotate",
         method = "post",
         operation_id = "rotate_credential"
     )]
@@ -448,7 +361,7 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         Path(id): Path<CredentialId>,
         /// Makes a repeat of the request harmless for 24 hours; for 10 minutes the repeat shows
         /// the credential again.
@@ -456,10 +369,9 @@ impl Credentials {
         body: OptionalBody<RotateCredential>,
     ) -> Result<Ok<IssuedCredential>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let credentials = who.scoped().credentials();
         let overlap = overlap(body.0.overlap_seconds);
-        let credentials = scoped.credentials();
-        let answer = credentials.rotate_one(&context, kind.into(), id, overlap, rotated);
+        let answer = credentials.rotate_one(&context, kind.0, id, overlap, rotated);
         Ok(answer.await?.into())
     }
 
@@ -468,7 +380,7 @@ impl Credentials {
     /// It has stopped working when the answer arrives. An older token with several rights loses
     /// the one of `kind` and keeps the others.
     #[oai(
-        path = "/publishers/me/tokens/:kind/:id",
+        path = "/:kind/:id",
         method = "delete",
         operation_id = "delete_credential"
     )]
@@ -476,13 +388,12 @@ impl Credentials {
         &self,
         who: Caller<CredentialsWrite>,
         /// The kind of credential.
-        Path(kind): Path<KindName>,
+        Path(kind): Path<Word<CredentialKind>>,
         Path(id): Path<CredentialId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let credentials = scoped.credentials();
-        let answer = credentials.revoke(&context, kind.into(), id, |()| no_content());
+        let credentials = who.scoped().credentials();
+        let answer = credentials.revoke(&context, kind.0, id, |()| no_content());
         Ok(answer.await?.into())
     }
 }

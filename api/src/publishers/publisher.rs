@@ -4,12 +4,10 @@
 mod own;
 mod views;
 
-use std::sync::Arc;
-
 use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
-    Code, FaultCode, Problem,
+    FaultCode, Problem,
     id::PublisherId,
     permission::{PublishersMint, PublishersRead, PublishersWrite},
     slug::{self, Slug},
@@ -20,45 +18,14 @@ use crate::{
     auth::Operator,
     publishers::credentials::{IssuedCredential, NewCredentialRequest},
     shared::{
-        App,
-        common::{Created, IfMatch, NoContent, Ok, Tag, answer, no_content},
-        cursor::Listed,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag, answer,
+        no_content,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch},
-};
+use web::http::{ApiError, Body, OptionalBody, Patch};
 
 pub(crate) use own::Own;
 use views::{CreatedView, NewPublisherRequest, PatchRequest, PublisherView, ResumeRequest};
-
-/// The problems of these operations.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_publisher",
-        codes: &[Code::SlugTaken, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "suspend_publisher",
-        codes: &[Code::WrongPublisherState],
-    },
-    OperationDoc {
-        operation_id: "resume_publisher",
-        codes: &[Code::WrongPublisherState, Code::SlugTaken],
-    },
-    OperationDoc {
-        operation_id: "mint_admin_token",
-        codes: &[
-            Code::WrongPublisherState,
-            Code::QuotaExceeded,
-            Code::SecretNoLongerAvailable,
-        ],
-    },
-];
 
 fn slug_field(text: &str) -> Result<Slug, ApiError> {
     Slug::parse(text).ok_or_else(|| {
@@ -68,25 +35,18 @@ fn slug_field(text: &str) -> Result<Slug, ApiError> {
 }
 
 fn show(publisher: &Publisher) -> Answer {
-    let revision = Some(publisher.revision);
-    answer(200, &PublisherView::from(publisher)).revision(revision)
+    answer(200, &PublisherView::from(publisher)).revision(publisher.revision)
 }
 
 /// The operator's operations on publishers.
-pub(crate) struct Publishers {
-    pub(crate) app: Arc<App>,
-}
+pub(crate) struct Publishers;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Operator")]
+#[OpenApi(prefix_path = "/v1/publishers", tag = "Tag::Operator")]
 impl Publishers {
     /// Create a publisher
     ///
     /// The answer is the only one that shows its first two tokens and two secrets.
-    #[oai(
-        path = "/publishers",
-        method = "post",
-        operation_id = "create_publisher"
-    )]
+    #[oai(path = "/", method = "post", operation_id = "create_publisher")]
     async fn create(
         &self,
         who: Operator<PublishersMint>,
@@ -100,15 +60,11 @@ impl Publishers {
             display_name: body.0.display_name,
         };
         let context = who.context_with(key);
-        let system = who.system();
-        let publishers = system.publishers();
-        let answer = publishers.create_publisher(&context, new, |created| {
-            let location = format!("/v1/publishers/{}", created.publisher.id);
-            let revision = Some(created.publisher.revision);
-            answer(201, &CreatedView::from(created))
-                .revision(revision)
-                .at(location)
-                .holds_secret(true)
+        let publishers = who.system().publishers();
+        let answer = publishers.create_publisher(&context, new, |new| {
+            let location = format!("/v1/publishers/{}", new.publisher.id);
+            let shown = answer(201, &CreatedView::from(new)).revision(new.publisher.revision);
+            shown.at(location).holds_secret(true)
         });
         Ok(answer.await?.into())
     }
@@ -116,7 +72,7 @@ impl Publishers {
     /// List publishers
     ///
     /// Newest first; deleted ones too, until they are removed.
-    #[oai(path = "/publishers", method = "get", operation_id = "list_publishers")]
+    #[oai(path = "/", method = "get", operation_id = "list_publishers")]
     async fn list(
         &self,
         who: Operator<PublishersRead>,
@@ -128,11 +84,7 @@ impl Publishers {
     }
 
     /// Get a publisher
-    #[oai(
-        path = "/publishers/:id",
-        method = "get",
-        operation_id = "get_publisher"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_publisher")]
     async fn get(
         &self,
         who: Operator<PublishersRead>,
@@ -145,11 +97,7 @@ impl Publishers {
     /// Update a publisher
     ///
     /// Name and quotas. A quota below what the publisher has takes nothing away.
-    #[oai(
-        path = "/publishers/:id",
-        method = "patch",
-        operation_id = "update_publisher"
-    )]
+    #[oai(path = "/:id", method = "patch", operation_id = "update_publisher")]
     async fn update(
         &self,
         who: Operator<PublishersWrite>,
@@ -158,25 +106,16 @@ impl Publishers {
         body: Patch<PatchRequest>,
     ) -> Result<Ok<PublisherView>, ApiError> {
         let context = who.context();
-        let answer = self
-            .app
-            .store
-            .system()
-            .publishers()
-            .update_publisher(&context, id, body.0.into(), if_match.0, show)
-            .await?;
-        Ok(answer.into())
+        let publishers = who.system().publishers();
+        let answer = publishers.update_publisher(&context, id, body.0.into(), if_match.0, show);
+        Ok(answer.await?.into())
     }
 
     /// Delete a publisher
     ///
     /// Its tokens stop working at once and its slug is free. For 7 days it can be resumed; then
     /// its data key is destroyed and its rows are removed.
-    #[oai(
-        path = "/publishers/:id",
-        method = "delete",
-        operation_id = "delete_publisher"
-    )]
+    #[oai(path = "/:id", method = "delete", operation_id = "delete_publisher")]
     async fn delete(
         &self,
         who: Operator<PublishersWrite>,
@@ -187,19 +126,17 @@ impl Publishers {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let system = who.system();
-        let answer = system
-            .publishers()
-            .delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content())
-            .await?;
-        Ok(answer.into())
+        let publishers = who.system().publishers();
+        let answer =
+            publishers.delete_publisher(&context, id, &confirm.0, if_match.0, |()| no_content());
+        Ok(answer.await?.into())
     }
 
     /// Suspend a publisher
     ///
     /// Its tokens answer 403 `publisher_suspended`; its deliveries and claims pause, unharmed.
     #[oai(
-        path = "/publishers/:id/suspend",
+        path = "/:id/suspend",
         method = "post",
         operation_id = "suspend_publisher"
     )]
@@ -210,19 +147,16 @@ impl Publishers {
         key: Idempotency,
     ) -> Result<Ok<PublisherView>, ApiError> {
         let context = who.context_with(key);
-        let system = who.system();
-        Ok(system
-            .publishers()
-            .suspend_publisher(&context, id, show)
-            .await?
-            .into())
+        let publishers = who.system().publishers();
+        let answer = publishers.suspend_publisher(&context, id, show);
+        Ok(answer.await?.into())
     }
 
     /// Resume a publisher
     ///
     /// Undoes a suspension, or a deletion of the last 7 days.
     #[oai(
-        path = "/publishers/:id/resume",
+        path = "/:id/resume",
         method = "post",
         operation_id = "resume_publisher"
     )]
@@ -235,19 +169,16 @@ impl Publishers {
     ) -> Result<Ok<PublisherView>, ApiError> {
         let slug = body.0.slug.as_deref().map(slug_field).transpose()?;
         let context = who.context_with(key);
-        let system = who.system();
-        Ok(system
-            .publishers()
-            .resume_publisher(&context, id, slug, show)
-            .await?
-            .into())
+        let publishers = who.system().publishers();
+        let answer = publishers.resume_publisher(&context, id, slug, show);
+        Ok(answer.await?.into())
     }
 
     /// Create an admin token for a publisher
     ///
     /// For a publisher that has lost its own. It stands in the publisher's audit log too.
     #[oai(
-        path = "/publishers/:id/tokens/admin",
+        path = "/:id/tokens/admin",
         method = "post",
         operation_id = "mint_admin_token"
     )]
@@ -262,8 +193,7 @@ impl Publishers {
     ) -> Result<Created<IssuedCredential>, ApiError> {
         let new = body.0.parse()?;
         let context = who.context_with(key);
-        let system = who.system();
-        let publishers = system.publishers();
+        let publishers = who.system().publishers();
         let answer = publishers.mint_admin_token(&context, id, new, |minted| {
             answer(201, &IssuedCredential::from(minted)).holds_secret(true)
         });

@@ -10,59 +10,29 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FaultCode, FieldError, Problem,
+    FaultCode, FieldError, Problem,
     id::PublisherId,
     permission::{PipelinesRead, PipelinesWrite},
     pipeline::{Definition, Subcommand},
     slug::{self, Slug},
 };
-use persistence::Pipeline;
+use persistence::{Answer, Pipeline};
 
 use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
-        App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, Time, answer, no_content},
-        cursor::Listed,
-        destination,
-        examples::{EXAMPLE_AT, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::{Path, PathValue},
+        App, EXAMPLE_AT, Idempotency, IfMatch, Listed, NoContent, Ok, OkOrCreated, PageQuery, Path,
+        PathValue, Tag, Time, answer, created, destination, nil_id, no_content,
     },
 };
 use web::{
-    contract::{OperationDoc, child},
+    contract::child,
     http::{ApiError, Body},
 };
 
 /// Longest name of a subcommand, characters.
 const SUBCOMMAND_CHARS: usize = 63;
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "put_pipeline",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::PreconditionFailed,
-        ],
-    },
-    OperationDoc {
-        operation_id: "pause_pipeline",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "resume_pipeline",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "delete_pipeline",
-        codes: &[Code::PipelineInUse, Code::PreconditionFailed],
-    },
-];
 
 /// An endpoint of the publisher that a run may call through the control plane.
 #[derive(Object, View, Clone, Debug, PartialEq, Eq)]
@@ -380,27 +350,19 @@ impl Pipelines {
         paused: bool,
     ) -> Result<Ok<PipelineView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let runs = scoped.runs();
-        let answered = runs.pause_pipeline(&context, slug.as_str(), paused, |pipeline| {
-            let view = PipelineView::from(pipeline);
-            answer(200, &view).revision(pipeline.revision)
-        });
+        let runs = who.scoped().runs();
+        let answered = runs.pause_pipeline(&context, slug.as_str(), paused, shown);
         Ok(answered.await?.into())
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Pipelines")]
+#[OpenApi(prefix_path = "/v1/pipelines", tag = "Tag::Pipelines")]
 impl Pipelines {
     /// Create or update a pipeline
     ///
     /// The body is the whole definition. A definition that differs makes a new version; the same
     /// one again changes nothing.
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "put",
-        operation_id = "put_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "put", operation_id = "put_pipeline")]
     async fn put(
         &self,
         who: Caller<PipelinesWrite>,
@@ -415,54 +377,35 @@ impl Pipelines {
         let checked = body.0.checked(&app.policy, &app.schemas, publisher);
         let definition = who.request.aside(checked).await??;
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .runs()
-            .put_pipeline(
-                &context,
-                slug,
-                definition,
-                if_match.0,
-                |(pipeline, created)| {
-                    let (status, location) = if *created {
-                        (201, Some(format!("/v1/pipelines/{}", pipeline.slug)))
-                    } else {
-                        (200, None)
-                    };
-                    let view = PipelineView::from(pipeline);
-                    answer(status, &view)
-                        .revision(pipeline.revision)
-                        .at(location)
-                },
-            )
-            .await?;
-        Ok(answer.into())
+        let runs = who.scoped().runs();
+        let render = |(pipeline, is_new): &(Pipeline, bool)| {
+            if *is_new {
+                created(shown(pipeline), format!("/v1/pipelines/{}", pipeline.slug))
+            } else {
+                shown(pipeline)
+            }
+        };
+        let answer = runs.put_pipeline(&context, slug, definition, if_match.0, render);
+        Ok(answer.await?.into())
     }
 
     /// Get a pipeline
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "get",
-        operation_id = "get_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "get", operation_id = "get_pipeline")]
     async fn get(
         &self,
         who: Caller<PipelinesRead>,
         /// The pipeline's slug.
         Path(slug): Path<Slug>,
     ) -> Result<Ok<PipelineView>, ApiError> {
-        let scoped = who.scoped();
-        let pipeline = scoped.runs().pipeline(slug.as_str()).await?;
-        Ok(Ok::show(
-            &PipelineView::from(&pipeline),
-            Some(pipeline.revision),
-        ))
+        let runs = who.scoped().runs();
+        let pipeline = runs.pipeline(slug.as_str()).await?;
+        Ok(shown(&pipeline).into())
     }
 
     /// List pipelines
     ///
     /// Newest first. A token that is limited to some pipelines sees only those.
-    #[oai(path = "/pipelines", method = "get", operation_id = "list_pipelines")]
+    #[oai(path = "/", method = "get", operation_id = "list_pipelines")]
     async fn list(
         &self,
         who: Caller<PipelinesRead>,
@@ -477,7 +420,7 @@ impl Pipelines {
     ///
     /// It hands out no runs until it is resumed. Runs that are held go on, and new ones wait.
     #[oai(
-        path = "/pipelines/:slug/pause",
+        path = "/:slug/pause",
         method = "post",
         operation_id = "pause_pipeline"
     )]
@@ -493,7 +436,7 @@ impl Pipelines {
 
     /// Resume a pipeline
     #[oai(
-        path = "/pipelines/:slug/resume",
+        path = "/:slug/resume",
         method = "post",
         operation_id = "resume_pipeline"
     )]
@@ -511,11 +454,7 @@ impl Pipelines {
     ///
     /// Its finished runs stay readable until their retention ends; unfinished ones refuse it. The
     /// slug is free at once.
-    #[oai(
-        path = "/pipelines/:slug",
-        method = "delete",
-        operation_id = "delete_pipeline"
-    )]
+    #[oai(path = "/:slug", method = "delete", operation_id = "delete_pipeline")]
     async fn delete(
         &self,
         who: Caller<PipelinesWrite>,
@@ -524,17 +463,20 @@ impl Pipelines {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .runs()
-            .delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content())
-            .await?;
-        Ok(answer.into())
+        let runs = who.scoped().runs();
+        let answer = runs.delete_pipeline(&context, slug.as_str(), if_match.0, |()| no_content());
+        Ok(answer.await?.into())
     }
+}
+
+/// A pipeline as it is now.
+fn shown(pipeline: &Pipeline) -> Answer {
+    answer(200, &PipelineView::from(pipeline)).revision(pipeline.revision)
 }
 
 #[cfg(test)]
 mod tests {
+    use domain::Code;
     use poem_openapi::types::Example;
 
     use super::*;

@@ -25,19 +25,11 @@ use crate::{
     runs::pipelines::slugs,
     schemas::{Item, Side, check_payload_bytes},
     shared::{
-        App,
-        common::{Ok, OkOrCreated, Tag, Time, answer, answer_text},
-        cursor::Listed,
-        destination,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        App, Idempotency, Listed, Ok, OkOrCreated, PageQuery, Path, Tag, Time, Word, answer,
+        answer_text, created, destination,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, RequestContext},
-};
+use web::http::{ApiError, Body, OptionalBody, RequestContext};
 
 pub(crate) mod timeline;
 mod views;
@@ -45,50 +37,11 @@ mod views;
 pub(crate) use views::sample;
 use views::{
     CancelBody, CancelledRuns, ClaimBody, ClaimedRun, ClaimedRuns, CompleteBody, CreatedRunView,
-    FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView, Status,
+    FailBody, HeartbeatBody, HeartbeatView, NewRunBody, RunView,
 };
 
 /// How often an input is judged by a pipeline that changes meanwhile.
 const VERSIONS_TRIED: u32 = 5;
-
-const FINISHING: [Code; 2] = [Code::IdempotencyKeyReused, Code::ClaimLost];
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_run",
-        codes: &[
-            Code::IdempotencyKeyReused,
-            Code::SecretNoLongerAvailable,
-            Code::PipelinePaused,
-            Code::ConcurrencyLimit,
-        ],
-    },
-    OperationDoc {
-        operation_id: "cancel_run",
-        codes: &[Code::IdempotencyKeyReused, Code::RunFinished],
-    },
-    OperationDoc {
-        operation_id: "cancel_runs",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "heartbeat_run",
-        codes: &[Code::ClaimLost],
-    },
-    OperationDoc {
-        operation_id: "complete_run",
-        codes: &FINISHING,
-    },
-    OperationDoc {
-        operation_id: "fail_run",
-        codes: &FINISHING,
-    },
-    OperationDoc {
-        operation_id: "release_run",
-        codes: &FINISHING,
-    },
-];
 
 /// The operations on runs.
 pub struct Runs {
@@ -228,18 +181,14 @@ impl Runs {
             claim: body.0.claim,
         };
         let context = who.context_with(key);
-        let render = |created: &CreatedRun| {
-            let view = CreatedRunView::from(created);
-            let revision = Some(created.run.revision);
-            let location = format!("/v1/runs/{}", created.run.id);
-            if created.existed {
-                answer_text(200, &view).revision(revision)
-            } else {
-                answer_text(201, &view)
-                    .revision(revision)
-                    .at(location)
-                    .holds_secret(created.claim.is_some())
+        let render = |new: &CreatedRun| {
+            let view = CreatedRunView::from(new);
+            let shown = answer_text(200, &view).revision(new.run.revision);
+            if new.existed {
+                return shown;
             }
+            let location = format!("/v1/runs/{}", new.run.id);
+            created(shown, location).holds_secret(new.claim.is_some())
         };
         let answer = self
             .create_judged((&who.request, who.scope()), &context, (&slug, new), render)
@@ -263,7 +212,7 @@ impl Runs {
         #[oai(validator(max_length = 63))]
         pipeline: Query<Option<String>>,
         /// Only runs with this status.
-        status: Query<Option<Status>>,
+        status: Query<Option<Word<RunStatus>>>,
         /// Only runs of this external identifier.
         #[oai(validator(max_length = 200))]
         external_id: Query<Option<String>>,
@@ -276,7 +225,7 @@ impl Runs {
         let list = who.list(page).await?;
         let filter = RunFilter {
             pipeline: pipeline.0,
-            status: status.0.map(RunStatus::from),
+            status: status.0.map(|status| status.0),
             external_id: external_id.0,
             since: since.0.map(|at| at.0),
             until: until.0.map(|at| at.0),
@@ -314,8 +263,8 @@ impl Runs {
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped.runs().cancel_run(&context, id, shown).await?.into())
+        let runs = who.scoped().runs();
+        Ok(runs.cancel_run(&context, id, shown).await?.into())
     }
 
     /// Cancel runs
@@ -331,8 +280,7 @@ impl Runs {
     ) -> Result<Ok<CancelledRuns>, ApiError> {
         let filter = RunFilter::from(body.0);
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let runs = scoped.runs();
+        let runs = who.scoped().runs();
         let answered = runs.cancel_runs(&context, &filter, |done| {
             answer(200, &CancelledRuns::from(done))
         });
@@ -360,7 +308,7 @@ impl Runs {
         let pipelines = wanted.map(|texts| slugs(texts, "/pipelines", &mut faults));
         destination::refuse(faults, Vec::new())?;
         let context = who.context();
-        let scoped = who.scoped();
+        let runs = who.scoped().runs();
         let asked = Duration::from_secs(u64::from(body.0.wait_seconds));
         let wait = asked.min(self.app.claim_wait_max);
         if !wait.is_zero() {
@@ -371,8 +319,7 @@ impl Runs {
             gone: who.request.gone(),
             presented: who.presented(),
         };
-        let claimed = scoped
-            .runs()
+        let claimed = runs
             .claim_runs(&context, pipelines.as_deref(), body.0.max, patience)
             .await?;
         let items = claimed.into_iter().map(ClaimedRun::from).collect();
@@ -402,11 +349,8 @@ impl Runs {
             check_progress(progress)?;
         }
         let context = who.context();
-        let scoped = who.scoped();
-        let run = scoped
-            .runs()
-            .heartbeat_run(&context, id, &claim.0, progress)
-            .await?;
+        let runs = who.scoped().runs();
+        let run = runs.heartbeat_run(&context, id, &claim.0, progress).await?;
         let view = HeartbeatView::of(&run).ok_or(Code::ClaimLost)?;
         Ok(Ok::show(&view, None))
     }
@@ -427,16 +371,13 @@ impl Runs {
         key: Idempotency,
         body: Body<CompleteBody>,
     ) -> Result<Ok<RunView>, ApiError> {
-        let scoped = who.scoped();
+        let runs = who.scoped().runs();
         let output = self
             .judged_output((&who.request, who.scope()), id, body.0.output.0)
             .await?;
         let context = who.context_with(key);
-        Ok(scoped
-            .runs()
-            .complete_run(&context, id, &claim.0, output, shown)
-            .await?
-            .into())
+        let answer = runs.complete_run(&context, id, &claim.0, output, shown);
+        Ok(answer.await?.into())
     }
 
     /// Fail a run
@@ -457,12 +398,9 @@ impl Runs {
         let error = body.0.error.0;
         check_payload_bytes("error", &error)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .runs()
-            .fail_run(&context, id, &claim.0, (error, retryable), shown)
-            .await?
-            .into())
+        let runs = who.scoped().runs();
+        let answer = runs.fail_run(&context, id, &claim.0, (error, retryable), shown);
+        Ok(answer.await?.into())
     }
 
     /// Release a run
@@ -483,12 +421,9 @@ impl Runs {
         key: Idempotency,
     ) -> Result<Ok<RunView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        Ok(scoped
-            .runs()
-            .release_run(&context, id, &claim.0, shown)
-            .await?
-            .into())
+        let runs = who.scoped().runs();
+        let answer = runs.release_run(&context, id, &claim.0, shown);
+        Ok(answer.await?.into())
     }
 }
 

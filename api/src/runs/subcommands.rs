@@ -25,16 +25,9 @@ use persistence::{Answer, SubcommandCall};
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Ok, Tag},
-        path::{Path, Text},
-    },
+    shared::{App, Ok, Path, Tag, Text},
 };
-use web::{
-    contract::OperationDoc,
-    http::{AnyBody, ApiError},
-};
+use web::http::{AnyBody, ApiError};
 
 mod envelope;
 mod headers;
@@ -49,12 +42,6 @@ const CALLS: Bounds = Bounds {
     total: SUBCOMMAND_CALLS_IN_ALL,
     per_owner: SUBCOMMAND_CALLS,
 };
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "call_subcommand",
-    codes: &[Code::ClaimLost, Code::UnknownSubcommand],
-}];
 
 /// The operation on subcommands.
 pub struct Subcommands {
@@ -219,7 +206,7 @@ fn request(
     request
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Runs")]
+#[OpenApi(prefix_path = "/v1/runs", tag = "Tag::Runs")]
 impl Subcommands {
     /// Call a subcommand
     ///
@@ -230,7 +217,7 @@ impl Subcommands {
     /// that the call was not made. It is made once: an `Idempotency-Key` is passed on to the
     /// endpoint and means nothing here.
     #[oai(
-        path = "/runs/:id/subcommands/:name",
+        path = "/:id/subcommands/:name",
         method = "post",
         operation_id = "call_subcommand"
     )]
@@ -248,8 +235,8 @@ impl Subcommands {
     ) -> Result<Ok<SubcommandAnswer>, ApiError> {
         let headers = headers::passed(headers, body.0.len())?;
         let scope = who.scope();
-        let scoped = who.scoped();
-        let call = scoped.runs().subcommand_call(id, &claim.0, &name.0).await?;
+        let runs = who.scoped().runs();
+        let call = runs.subcommand_call(id, &claim.0, &name.0).await?;
         let permit = self.permit(scope.publisher())?;
         // From here on the endpoint is waited for.
         who.request.leave_place();
@@ -269,7 +256,7 @@ impl Subcommands {
         let answer = answer?;
         let context = who.context();
         let record = answer.record((call_id, call.attempt), &name.0);
-        if let Err(error) = scoped.runs().record_call(&context, id, &record).await {
+        if let Err(error) = runs.record_call(&context, id, &record).await {
             // The endpoint has acted: what it said goes to the runner all the same.
             tracing::warn!(call = %call_id, %error, "a call could not be added to its run's timeline");
         }

@@ -1,6 +1,6 @@
 //! What every resource needs: answers, and the small types of the wire.
 
-use std::{borrow::Cow, marker::PhantomData};
+use std::marker::PhantomData;
 
 use poem::{
     IntoResponse, Request, RequestBody, Response,
@@ -64,6 +64,16 @@ pub fn answer_text<T: Serialize>(status: u16, value: &T) -> Answer {
     Answer::new(status, serde_json::to_string(value).unwrap_or_default())
 }
 
+/// The answer that shows a thing, for one that was made just now and is found at `location`.
+#[must_use]
+pub fn created(shown: Answer, location: String) -> Answer {
+    let new = Answer {
+        status: 201,
+        ..shown
+    };
+    new.at(location)
+}
+
 /// 204.
 #[must_use]
 pub fn no_content() -> Answer {
@@ -99,8 +109,8 @@ pub(crate) fn respond(answer: Answer) -> Response {
     response
 }
 
-/// An [`Answer`] that the contract describes as a `T` with status `STATUS`.
-pub struct Rendered<T, const STATUS: u16>(Answer, PhantomData<fn() -> T>);
+/// An [`Answer`] that the contract describes as a `T` with status `STATUS`, or `OR` unless that is 0.
+pub struct Rendered<T, const STATUS: u16, const OR: u16 = 0>(Answer, PhantomData<fn() -> T>);
 
 /// 200 with a `T`.
 pub type Ok<T> = Rendered<T, 200>;
@@ -108,8 +118,10 @@ pub type Ok<T> = Rendered<T, 200>;
 pub type Created<T> = Rendered<T, 201>;
 /// 202 with a `T`.
 pub type Accepted<T> = Rendered<T, 202>;
+/// 200 or 201 with a `T`, as the [`Answer`] says: for what is made only if it isn't there.
+pub type OkOrCreated<T> = Rendered<T, 200, 201>;
 
-impl<T, const STATUS: u16> From<Answer> for Rendered<T, STATUS> {
+impl<T, const STATUS: u16, const OR: u16> From<Answer> for Rendered<T, STATUS, OR> {
     fn from(answer: Answer) -> Self {
         Self(answer, PhantomData)
     }
@@ -131,43 +143,17 @@ impl<T: Serialize> Rendered<T, 200> {
     }
 }
 
-impl<T, const STATUS: u16> IntoResponse for Rendered<T, STATUS> {
+impl<T, const STATUS: u16, const OR: u16> IntoResponse for Rendered<T, STATUS, OR> {
     fn into_response(self) -> Response {
         respond(self.0)
     }
 }
 
-impl<T: Type, const STATUS: u16> ApiResponse for Rendered<T, STATUS> {
+impl<T: Type, const STATUS: u16, const OR: u16> ApiResponse for Rendered<T, STATUS, OR> {
     fn meta() -> MetaResponses {
+        let statuses = [STATUS, OR].into_iter().filter(|status| *status != 0);
         MetaResponses {
-            responses: vec![described::<T>(STATUS)],
-        }
-    }
-
-    fn register(registry: &mut Registry) {
-        T::register(registry);
-    }
-}
-
-/// 200 or 201 with a `T`, as the [`Answer`] says: for what is made only if it isn't there.
-pub struct OkOrCreated<T>(Answer, PhantomData<fn() -> T>);
-
-impl<T> From<Answer> for OkOrCreated<T> {
-    fn from(answer: Answer) -> Self {
-        Self(answer, PhantomData)
-    }
-}
-
-impl<T> IntoResponse for OkOrCreated<T> {
-    fn into_response(self) -> Response {
-        respond(self.0)
-    }
-}
-
-impl<T: Type> ApiResponse for OkOrCreated<T> {
-    fn meta() -> MetaResponses {
-        MetaResponses {
-            responses: vec![described::<T>(200), described::<T>(201)],
+            responses: statuses.map(described::<T>).collect(),
         }
     }
 
@@ -264,15 +250,10 @@ impl Example for Time {
 }
 
 impl Type for Time {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "string_date-time".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema::new_with_format("string", "date-time")))
-    }
+    own_value!(
+        "string_date-time",
+        MetaSchema::new_with_format("string", "date-time")
+    );
 }
 
 impl ParseFromJSON for Time {

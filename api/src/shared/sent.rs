@@ -1,9 +1,7 @@
 //! Credentials that requests bring.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
-    registry::{MetaSchema, MetaSchemaRef},
+    registry::MetaSchema,
     types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -27,21 +25,16 @@ impl<const MIN: usize, const MAX: usize> From<&str> for Sent<MIN, MAX> {
 }
 
 impl<const MIN: usize, const MAX: usize> Type for Sent<MIN, MAX> {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "string_password".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
+    own_value!(
+        "string_password",
+        MetaSchema {
             min_length: Some(MIN),
             max_length: Some(MAX),
             pattern: Some(PATTERN.to_owned()),
             write_only: true,
             ..MetaSchema::new_with_format("string", "password")
-        }))
-    }
+        }
+    );
 }
 
 impl<const MIN: usize, const MAX: usize> ParseFromJSON for Sent<MIN, MAX> {

@@ -1,9 +1,7 @@
 //! Callers' own JSON, as requests bring it and answers show it: text, from end to end.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
-    registry::{MetaSchema, MetaSchemaRef},
+    registry::MetaSchema,
     types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde::Serialize;
@@ -31,15 +29,7 @@ impl From<Value> for Verbatim {
 }
 
 impl Type for Verbatim {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "any".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema::ANY))
-    }
+    own_value!("any", MetaSchema::ANY);
 }
 
 impl ParseFromJSON for Verbatim {

@@ -11,7 +11,7 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
+    account::CredentialType,
     id::AccountId,
     permission::{AccountsRead, AccountsWrite},
 };
@@ -20,52 +20,15 @@ use persistence::{Account, AccountHealth, OauthClient};
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Created, IfMatch, Ok, Tag, Time, answer},
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        App, Created, Idempotency, IfMatch, Listed, Ok, PageQuery, Path, Tag, Time, Word, answer,
+        created, nil_id,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, Patch},
-};
+use web::http::{ApiError, Body, Patch};
 
 use cooldowns::CooldownView;
 
-use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody, TypeName};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_account",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::NameTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_account",
-        codes: &[Code::NameTaken, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_account",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "replace_account",
-        codes: &[
-            Code::DestinationRefused,
-            Code::NameTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-];
+use body::{AccountPatchBody, CeilingsBody, HeaderBody, NewAccountBody};
 
 /// Whether a credential works, as far as is known.
 #[derive(Clone, Copy, Debug, Enum)]
@@ -152,8 +115,8 @@ pub struct AccountView {
     #[example(HeaderBody { name: "x-api-key".into(), scheme: None })]
     header: HeaderBody,
     /// What sort of credential it is.
-    #[example(TypeName::ApiKey)]
-    credential_type: TypeName,
+    #[example(CredentialType::ApiKey)]
+    credential_type: Word<CredentialType>,
     /// The last four characters of what goes out.
     #[example("6789")]
     last_four: String,
@@ -228,12 +191,12 @@ pub(crate) fn all(app: &Arc<App>) -> All {
     )
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Accounts {
     /// Create an account
     ///
     /// The credential is sealed, and no answer shows it again.
-    #[oai(path = "/accounts", method = "post", operation_id = "create_account")]
+    #[oai(path = "/", method = "post", operation_id = "create_account")]
     async fn create(
         &self,
         who: Caller<AccountsWrite>,
@@ -242,8 +205,7 @@ impl Accounts {
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.create_account(&context, new, made);
         Ok(answer.await?.into())
     }
@@ -251,7 +213,7 @@ impl Accounts {
     /// List accounts
     ///
     /// Newest first.
-    #[oai(path = "/accounts", method = "get", operation_id = "list_accounts")]
+    #[oai(path = "/", method = "get", operation_id = "list_accounts")]
     async fn list(
         &self,
         who: Caller<AccountsRead>,
@@ -263,27 +225,20 @@ impl Accounts {
     }
 
     /// Get an account
-    #[oai(path = "/accounts/:id", method = "get", operation_id = "get_account")]
+    #[oai(path = "/:id", method = "get", operation_id = "get_account")]
     async fn get(
         &self,
         who: Caller<AccountsRead>,
         Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let account = who.scoped().trains().account(id).await?;
-        Ok(Ok::show(
-            &AccountView::from(&account),
-            Some(account.revision),
-        ))
+        Ok(shown(&account).into())
     }
 
     /// Update an account
     ///
     /// A JSON Merge Patch (RFC 7396). Its credential stays what it is.
-    #[oai(
-        path = "/accounts/:id",
-        method = "patch",
-        operation_id = "update_account"
-    )]
+    #[oai(path = "/:id", method = "patch", operation_id = "update_account")]
     async fn update(
         &self,
         who: Caller<AccountsWrite>,
@@ -292,13 +247,8 @@ impl Accounts {
         body: Patch<AccountPatchBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let wish = |account: &Account| body.0.over(account.ceilings);
-        let shown = |account: &Account| {
-            let view = AccountView::from(account);
-            answer(200, &view).revision(account.revision)
-        };
-        let trains = scoped.trains();
         let answer = trains.update_account(&context, id, if_match.0, wish, shown);
         Ok(answer.await?.into())
     }
@@ -306,11 +256,7 @@ impl Accounts {
     /// Delete an account
     ///
     /// It leaves every train that lent it; the answer names those that have no account now.
-    #[oai(
-        path = "/accounts/:id",
-        method = "delete",
-        operation_id = "delete_account"
-    )]
+    #[oai(path = "/:id", method = "delete", operation_id = "delete_account")]
     async fn delete(
         &self,
         who: Caller<AccountsWrite>,
@@ -318,14 +264,13 @@ impl Accounts {
         if_match: IfMatch,
     ) -> Result<Ok<DeletedAccount>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let report = |empty: &Vec<String>| {
             let report = DeletedAccount {
                 trains_left_empty: empty.clone(),
             };
             answer(200, &report)
         };
-        let trains = scoped.trains();
         let answer = trains.delete_account(&context, id, if_match.0, report);
         Ok(answer.await?.into())
     }
@@ -335,7 +280,7 @@ impl Accounts {
     /// A new account, with another credential, takes over every place in trains, and the old one
     /// is removed: all of it or nothing. It may keep the name.
     #[oai(
-        path = "/accounts/:id/replace",
+        path = "/:id/replace",
         method = "post",
         operation_id = "replace_account"
     )]
@@ -348,16 +293,18 @@ impl Accounts {
     ) -> Result<Created<AccountView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.replace_account(&context, id, new, made);
         Ok(answer.await?.into())
     }
 }
 
+/// An account as it is now.
+fn shown(account: &Account) -> persistence::Answer {
+    answer(200, &AccountView::from(account)).revision(account.revision)
+}
+
 /// A new account.
 fn made(account: &Account) -> persistence::Answer {
-    let location = format!("/v1/accounts/{}", account.id);
-    let view = AccountView::from(account);
-    answer(201, &view).revision(account.revision).at(location)
+    created(shown(account), format!("/v1/accounts/{}", account.id))
 }

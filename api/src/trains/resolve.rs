@@ -21,36 +21,14 @@ use url::Url;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{NoContent, Ok, Tag, no_content},
-    },
+    shared::{App, NoContent, Ok, Tag, no_content},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, RequestContext},
-};
+use web::http::{ApiError, Body, OptionalBody, RequestContext};
 
 pub(crate) mod forward;
 mod views;
 
 use views::{Lending, ReportRequest, ResolveRequest};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "resolve",
-        codes: &[
-            Code::TrainDisabled,
-            Code::TrainExhausted,
-            Code::NoAccountOfUpstream,
-        ],
-    },
-    OperationDoc {
-        operation_id: "report",
-        codes: &[Code::TrainDisabled, Code::NotFound],
-    },
-];
 
 /// What a caller asks for.
 #[derive(Debug, Default)]
@@ -257,14 +235,14 @@ pub(crate) struct Resolve {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/resolve", tag = "Tag::Trains")]
 impl Resolve {
     /// Resolve the account to use now
     ///
     /// Of the token's train: the account with the lowest priority number that is enabled, healthy
     /// and not cooling down, with the header to send upstream. The answer may be used until
     /// `ask_again_at`.
-    #[oai(path = "/resolve", method = "post", operation_id = "resolve")]
+    #[oai(path = "/", method = "post", operation_id = "resolve")]
     async fn resolve(
         &self,
         who: Caller<TrainsResolve>,
@@ -281,7 +259,7 @@ impl Resolve {
     /// `retry_after` seconds, 60 if that is not said; `unauthorized` for five minutes, and an
     /// `oauth` account's tokens are refreshed soon; `failed` for 30 seconds. A cooldown never
     /// becomes shorter but by `ok`, which ends it. It has taken effect when the answer arrives.
-    #[oai(path = "/resolve/report", method = "post", operation_id = "report")]
+    #[oai(path = "/report", method = "post", operation_id = "report")]
     async fn report(
         &self,
         who: Caller<TrainsResolve>,

@@ -8,56 +8,24 @@ use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Slug,
+    Slug,
     id::TrainId,
     permission::{TrainsRead, TrainsWrite},
+    train::NoticeKind,
 };
 use persistence::{LastNotice, Slack, Train, TrainAccount};
 
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        App, Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag, Time,
+        Word, answer, created, nil_id, no_content,
     },
     trains::accounts::{self, cooldowns::CooldownView},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, Patch},
-};
+use web::http::{ApiError, Body, Patch};
 
-use body::{NewTrainBody, NoticeName, PlacesBody, TrainPatchBody};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_train",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::SlugTaken,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_train",
-        codes: &[Code::DestinationRefused, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_train",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "set_train_accounts",
-        codes: &[Code::PreconditionFailed],
-    },
-];
+use body::{NewTrainBody, PlacesBody, TrainPatchBody};
 
 /// Where a train's people read, without the URL that leads there.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -69,8 +37,8 @@ struct SlackView {
     #[example("#gateway")]
     channel: Option<String>,
     /// What they are told.
-    #[example([NoticeName::TrainExhausted])]
-    events: Vec<NoticeName>,
+    #[example([NoticeKind::TrainExhausted])]
+    events: Vec<Word<NoticeKind>>,
 }
 
 /// How the last Slack message about a train stands.
@@ -156,12 +124,12 @@ pub struct Trains {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/trains", tag = "Tag::Trains")]
 impl Trains {
     /// Create a train
     ///
     /// It lends nothing until it is given accounts.
-    #[oai(path = "/trains", method = "post", operation_id = "create_train")]
+    #[oai(path = "/", method = "post", operation_id = "create_train")]
     async fn create(
         &self,
         who: Caller<TrainsWrite>,
@@ -170,12 +138,9 @@ impl Trains {
     ) -> Result<Created<TrainView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.create_train(&context, new, |train| {
-            let location = format!("/v1/trains/{}", train.slug);
-            let view = TrainView::from(train);
-            answer(201, &view).revision(train.revision).at(location)
+            created(shown(train), format!("/v1/trains/{}", train.slug))
         });
         Ok(answer.await?.into())
     }
@@ -183,7 +148,7 @@ impl Trains {
     /// List trains
     ///
     /// Newest first, each with what it lends.
-    #[oai(path = "/trains", method = "get", operation_id = "list_trains")]
+    #[oai(path = "/", method = "get", operation_id = "list_trains")]
     async fn list(
         &self,
         who: Caller<TrainsRead>,
@@ -195,16 +160,16 @@ impl Trains {
     }
 
     /// Get a train
-    #[oai(path = "/trains/:slug", method = "get", operation_id = "get_train")]
+    #[oai(path = "/:slug", method = "get", operation_id = "get_train")]
     async fn get(
         &self,
         who: Caller<TrainsRead>,
         /// The train's slug.
         Path(slug): Path<Slug>,
     ) -> Result<Ok<TrainView>, ApiError> {
-        let scoped = who.scoped();
-        let train = scoped.trains().train(&slug).await?;
-        let last = scoped.trains().last_notice(train.id).await?;
+        let trains = who.scoped().trains();
+        let train = trains.train(&slug).await?;
+        let last = trains.last_notice(train.id).await?;
         let view = TrainView {
             last_notice: last.map(LastNoticeView::from),
             ..TrainView::from(&train)
@@ -215,11 +180,7 @@ impl Trains {
     /// Update a train
     ///
     /// A JSON Merge Patch (RFC 7396).
-    #[oai(
-        path = "/trains/:slug",
-        method = "patch",
-        operation_id = "update_train"
-    )]
+    #[oai(path = "/:slug", method = "patch", operation_id = "update_train")]
     async fn update(
         &self,
         who: Caller<TrainsWrite>,
@@ -230,8 +191,7 @@ impl Trains {
     ) -> Result<Ok<TrainView>, ApiError> {
         let patch = body.0.checked(&self.app.policy)?;
         let context = who.context();
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.update_train(&context, &slug, patch, if_match.0, shown);
         Ok(answer.await?.into())
     }
@@ -239,11 +199,7 @@ impl Trains {
     /// Delete a train
     ///
     /// Its tokens stop working with it; its accounts stay.
-    #[oai(
-        path = "/trains/:slug",
-        method = "delete",
-        operation_id = "delete_train"
-    )]
+    #[oai(path = "/:slug", method = "delete", operation_id = "delete_train")]
     async fn delete(
         &self,
         who: Caller<TrainsWrite>,
@@ -252,8 +208,7 @@ impl Trains {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.delete_train(&context, &slug, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
@@ -263,7 +218,7 @@ impl Trains {
     /// The list as a whole: what is not in it, the train lends no longer. Priority 0 is tried
     /// first; of two alike the one with the smaller identifier.
     #[oai(
-        path = "/trains/:slug/accounts",
+        path = "/:slug/accounts",
         method = "put",
         operation_id = "set_train_accounts"
     )]
@@ -278,14 +233,13 @@ impl Trains {
     ) -> Result<Ok<TrainView>, ApiError> {
         let wish = body.0.checked()?;
         let context = who.context();
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.set_train_accounts(&context, &slug, wish, if_match.0, shown);
         Ok(answer.await?.into())
     }
 }
 
-/// A changed train.
+/// A train as it is now.
 fn shown(train: &Train) -> persistence::Answer {
     answer(200, &TrainView::from(train)).revision(train.revision)
 }

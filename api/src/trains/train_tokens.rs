@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code, Slug,
+    Slug,
     id::TokenId,
     permission::{CredentialsRead, CredentialsWrite},
 };
@@ -15,24 +15,11 @@ use crate::{
     auth::Caller,
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
-        common::{Created, NoContent, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::EXAMPLE_AT,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Created, EXAMPLE_AT, Idempotency, Listed, NoContent, PageQuery, Path, Tag, Time, answer,
+        no_content,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "mint_train_token",
-    codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-}];
+use web::http::{ApiError, OptionalBody};
 
 /// A train's token, without what it is.
 #[derive(Object, View, Example)]
@@ -121,13 +108,13 @@ fn made(minted: &MintedTrainToken) -> Answer {
 /// The operations on trains' tokens.
 pub(crate) struct TrainTokens;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/trains", tag = "Tag::Trains")]
 impl TrainTokens {
     /// List a train's tokens
     ///
     /// Newest first, without what they are. Revoked ones stay in the list until they are swept.
     #[oai(
-        path = "/trains/:slug/tokens",
+        path = "/:slug/tokens",
         method = "get",
         operation_id = "list_train_tokens"
     )]
@@ -140,14 +127,14 @@ impl TrainTokens {
         page: PageQuery,
     ) -> Result<Listed<TrainTokenView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let page = scoped.trains().train_tokens(&slug, list.page()?).await?;
+        let trains = who.scoped().trains();
+        let page = trains.train_tokens(&slug, list.page()?).await?;
         Ok(list.answer(page, Into::into))
     }
 
     /// Create a token for a train
     #[oai(
-        path = "/trains/:slug/tokens",
+        path = "/:slug/tokens",
         method = "post",
         operation_id = "mint_train_token"
     )]
@@ -167,8 +154,7 @@ impl TrainTokens {
             expires_at: body.0.expires_at.map(|at| at.0),
         };
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.mint_train_token(&context, &slug, new, made);
         Ok(answer.await?.into())
     }
@@ -177,7 +163,7 @@ impl TrainTokens {
     ///
     /// It has stopped working when the answer arrives.
     #[oai(
-        path = "/trains/:slug/tokens/:id",
+        path = "/:slug/tokens/:id",
         method = "delete",
         operation_id = "delete_train_token"
     )]
@@ -190,8 +176,7 @@ impl TrainTokens {
         Path(id): Path<TokenId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let answer = trains.revoke_train_token(&context, &slug, id, |()| no_content());
         Ok(answer.await?.into())
     }

@@ -1,73 +1,39 @@
 //! Deliveries: what became of each event at each endpoint.
 
-use poem_openapi::{Enum, Object, OpenApi, param::Query};
+use poem_openapi::{Object, OpenApi, param::Query};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{DeliveryId, EndpointId, EventId, Id},
     permission::{WebhooksRead, WebhooksSend},
+    words,
 };
 use persistence::{Attempt, Delivery, DeliveryFilter};
 
 use crate::{
     auth::Caller,
     shared::{
-        common::{Ok, Tag, Time, answer},
-        cursor::Listed,
-        examples::{EXAMPLE_AT, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        EXAMPLE_AT, Idempotency, Listed, Ok, PageQuery, Path, Tag, Time, Word, answer, nil_id,
+        schemas_of_words,
     },
 };
-use web::{contract::OperationDoc, http::ApiError};
+use web::http::ApiError;
 
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "retry_delivery",
-    codes: &[Code::EndpointDisabled, Code::IdempotencyKeyReused],
-}];
-
-/// Where a delivery stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "DeliveryStatus", rename_all = "snake_case")]
-pub enum Status {
-    /// A try is due or under way.
-    Pending,
-    /// The consumer took it.
-    Succeeded,
-    /// All tries failed.
-    Failed,
-    /// Its endpoint was deleted.
-    Cancelled,
-}
-
-impl Status {
-    const ALL: [Self; 4] = [
-        Self::Pending,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// From the store's word, of which there are no others.
-    fn of(word: &str) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == word)
-            .unwrap_or(Self::Pending)
+words! {
+    /// Where a delivery stands.
+    pub enum Status {
+        /// A try is due or under way.
+        Pending = "pending",
+        /// The consumer took it.
+        Succeeded = "succeeded",
+        /// All tries failed.
+        Failed = "failed",
+        /// Its endpoint was deleted.
+        Cancelled = "cancelled",
     }
 }
+
+schemas_of_words! { Status, "DeliveryStatus", "Where a delivery stands."; }
 
 /// A delivery of one event to one endpoint.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -88,8 +54,9 @@ pub struct DeliveryView {
     endpoint_id: String,
     /// Where it stands.
     #[example(Status::Succeeded)]
-    #[view(from = Status::of(&of.status))]
-    status: Status,
+    // The store has no other words.
+    #[view(from = Word(Status::parse(&of.status).unwrap_or(Status::Pending)))]
+    status: Word<Status>,
     /// How often it was tried.
     #[example(1)]
     #[view(field = attempts)]
@@ -151,12 +118,12 @@ fn filter_id<T: Id>(text: Option<&str>) -> Option<T> {
 /// The operations on deliveries.
 pub struct Deliveries;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/deliveries", tag = "Tag::Webhooks")]
 impl Deliveries {
     /// List deliveries
     ///
     /// Newest first.
-    #[oai(path = "/deliveries", method = "get", operation_id = "list_deliveries")]
+    #[oai(path = "/", method = "get", operation_id = "list_deliveries")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -167,14 +134,14 @@ impl Deliveries {
         #[oai(validator(max_length = 40))]
         event: Query<Option<String>>,
         /// Only deliveries with this status.
-        status: Query<Option<Status>>,
+        status: Query<Option<Word<Status>>>,
         page: PageQuery,
     ) -> Result<Listed<DeliveryView>, ApiError> {
         let list = who.list(page).await?;
         let filter = DeliveryFilter {
             endpoint: filter_id(endpoint.0.as_deref()),
             event: filter_id(event.0.as_deref()),
-            status: status.0.map(|status| status.as_str().to_owned()),
+            status: status.0.map(|status| status.0.as_str().to_owned()),
         };
         let page = who
             .scoped()
@@ -185,11 +152,7 @@ impl Deliveries {
     }
 
     /// Get a delivery with its attempts
-    #[oai(
-        path = "/deliveries/:id",
-        method = "get",
-        operation_id = "get_delivery"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_delivery")]
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
@@ -207,11 +170,7 @@ impl Deliveries {
     ///
     /// Makes a delivery due at once, whether it has ended or waits for a later attempt. A pause that
     /// the receiver asked for ends. On an ordered endpoint, the deliveries before it go first.
-    #[oai(
-        path = "/deliveries/:id/retry",
-        method = "post",
-        operation_id = "retry_delivery"
-    )]
+    #[oai(path = "/:id/retry", method = "post", operation_id = "retry_delivery")]
     async fn retry(
         &self,
         who: Caller<WebhooksSend>,
@@ -219,14 +178,11 @@ impl Deliveries {
         key: Idempotency,
     ) -> Result<Ok<DeliveryView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .retry_delivery(&context, id, |delivery| {
-                answer(200, &DeliveryView::from(delivery))
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.retry_delivery(&context, id, |delivery| {
+            answer(200, &DeliveryView::from(delivery))
+        });
+        Ok(answer.await?.into())
     }
 }
 
@@ -241,12 +197,5 @@ mod tests {
         assert_eq!(filter_id::<EventId>(Some("evt_x")), nothing);
         let own = EventId::from_uuid(uuid::Uuid::from_u128(7));
         assert_eq!(filter_id::<EventId>(Some(&own.to_string())), Some(own));
-    }
-
-    #[test]
-    fn words_are_the_stores() {
-        for status in Status::ALL {
-            assert_eq!(Status::of(status.as_str()), status);
-        }
     }
 }

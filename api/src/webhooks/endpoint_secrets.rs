@@ -3,12 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use poem_openapi::{Enum, Object, OpenApi, types::Example};
+use poem_openapi::{Object, OpenApi, types::Example};
 use secrecy::ExposeSecret as _;
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{EndpointId, Id as _, KeySetId, SecretId},
     permission::{CredentialsRead, CredentialsWrite},
     signature::Signing,
@@ -20,50 +19,13 @@ use crate::{
     auth::Caller,
     publishers::credentials::ReplacedCredential,
     shared::{
-        App,
-        common::{Created, NoContent, Ok, Tag, Time, answer, no_content},
-        examples::nil_id,
-        idempotency::Idempotency,
-        path::{Path, Text},
+        App, Created, Idempotency, NoContent, Ok, Path, Tag, Text, Time, Word, answer, nil_id,
+        no_content,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody, RequestContext},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "mint_endpoint_secret",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "rotate_endpoint_secrets",
-        codes: &[Code::QuotaExceeded, Code::SecretNoLongerAvailable],
-    },
-    OperationDoc {
-        operation_id: "delete_endpoint_secret",
-        codes: &[Code::LastSecret],
-    },
-    OperationDoc {
-        operation_id: "get_webhook_keys",
-        codes: &[Code::RateLimited, Code::StoreUnavailable],
-    },
-];
+use web::http::{ApiError, OptionalBody, RequestContext};
 
 const EXAMPLE_PUBLIC: &str = "whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
-
-/// What deliveries are signed by.
-#[derive(Enum, View, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "Signing", rename_all = "snake_case")]
-#[view(of = Signing, into = Signing)]
-pub enum SigningName {
-    /// HMAC-SHA256, with a secret that the receiver has too.
-    Hmac,
-    /// Ed25519, with a private key that nobody else has.
-    Ed25519,
-}
 
 /// A secret of an endpoint, without what it is.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -74,9 +36,9 @@ pub struct EndpointSecretView {
     #[example(nil_id::<SecretId>())]
     id: String,
     /// What it signs by.
-    #[example(SigningName::Ed25519)]
+    #[example(Signing::Ed25519)]
     #[view(field = kind)]
-    signing: SigningName,
+    signing: Word<Signing>,
     /// The key that verifies what it signs, `whpk_…`; null for a shared secret.
     #[oai(nullable)]
     #[example(EXAMPLE_PUBLIC)]
@@ -127,7 +89,7 @@ impl Example for IssuedEndpointSecret {
     fn example() -> Self {
         Self {
             of: EndpointSecretView {
-                signing: SigningName::Hmac,
+                signing: Word(Signing::Hmac),
                 public_key: None,
                 last_four: "xxxx".into(),
                 ..EndpointSecretView::example()
@@ -197,8 +159,8 @@ impl EndpointSecretsApi {
         who: Caller<CredentialsRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointSecrets>, ApiError> {
-        let scoped = who.scoped();
-        let secrets = scoped.webhooks().endpoint_secrets(id).await?;
+        let webhooks = who.scoped().webhooks();
+        let secrets = webhooks.endpoint_secrets(id).await?;
         let list = EndpointSecrets {
             items: secrets.iter().map(Into::into).collect(),
             next_cursor: None,
@@ -224,8 +186,7 @@ impl EndpointSecretsApi {
         key: Idempotency,
     ) -> Result<Created<IssuedEndpointSecret>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let minted = webhooks.mint_endpoint_secret(&context, id, |minted| issued(201, minted));
         Ok(minted.await?.into())
     }
@@ -250,8 +211,7 @@ impl EndpointSecretsApi {
     ) -> Result<Ok<IssuedEndpointSecret>, ApiError> {
         let overlap = Duration::from_secs(body.0.overlap_seconds.unwrap_or(0).into());
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let rotated =
             webhooks.rotate_endpoint_secrets(&context, id, overlap, |minted| issued(200, minted));
         Ok(rotated.await?.into())
@@ -273,8 +233,7 @@ impl EndpointSecretsApi {
         Path(secret): Path<SecretId>,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let gone = webhooks.revoke_endpoint_secret(&context, id, secret, |()| no_content());
         Ok(gone.await?.into())
     }

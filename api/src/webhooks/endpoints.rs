@@ -9,64 +9,25 @@ use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::EndpointId,
     permission::{WebhooksRead, WebhooksSend, WebhooksWrite},
     retry::Schedule,
+    signature::Signing,
 };
 use persistence::{Endpoint, NewReplay};
 
 use crate::{
     auth::Caller,
     shared::{
-        App,
-        common::{Accepted, Created, IfMatch, NoContent, Ok, Tag, Time, answer, no_content},
-        cursor::Listed,
-        examples::nil_id,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Accepted, App, Created, Idempotency, IfMatch, Listed, NoContent, Ok, PageQuery, Path, Tag,
+        Time, Word, answer, created, nil_id, no_content,
     },
-    webhooks::{
-        endpoint_secrets::SigningName,
-        events::{self, views::EventView},
-    },
+    webhooks::events::{self, views::EventView},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body, OptionalBody, Patch},
-};
+use web::http::{ApiError, Body, OptionalBody, Patch};
 
 use body::{EndpointPatchBody, NewEndpointBody};
 use health::{EnableBody, EnabledEndpoint, EndpointStats, HealthView};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "create_webhook_endpoint",
-        codes: &[
-            Code::DestinationRefused,
-            Code::QuotaExceeded,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "update_webhook_endpoint",
-        codes: &[Code::DestinationRefused, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_webhook_endpoint",
-        codes: &[Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "enable_webhook_endpoint",
-        codes: &[Code::QuotaExceeded, Code::IdempotencyKeyReused],
-    },
-    OperationDoc {
-        operation_id: "test_webhook_endpoint",
-        codes: &[Code::EndpointDisabled, Code::IdempotencyKeyReused],
-    },
-];
 
 /// A webhook endpoint.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -102,8 +63,8 @@ pub struct EndpointView {
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: bool,
     /// What deliveries are signed by.
-    #[example(SigningName::Hmac)]
-    signing: SigningName,
+    #[example(Signing::Hmac)]
+    signing: Word<Signing>,
     /// Where the keys are that verify what a pair of keys signs; null if it never had one.
     #[oai(nullable)]
     #[view(from = of.key_set.map(|name| format!("/v1/webhook-keys/{name}")))]
@@ -138,14 +99,10 @@ pub struct Endpoints {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/webhook-endpoints", tag = "Tag::Webhooks")]
 impl Endpoints {
     /// Create a webhook endpoint
-    #[oai(
-        path = "/webhook-endpoints",
-        method = "post",
-        operation_id = "create_webhook_endpoint"
-    )]
+    #[oai(path = "/", method = "post", operation_id = "create_webhook_endpoint")]
     async fn create(
         &self,
         who: Caller<WebhooksWrite>,
@@ -154,26 +111,18 @@ impl Endpoints {
     ) -> Result<Created<EndpointView>, ApiError> {
         let new = body.0.checked(&self.app.policy)?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .create_endpoint(&context, new, |endpoint| {
-                let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
-                let view = EndpointView::from(endpoint);
-                answer(201, &view).revision(endpoint.revision).at(location)
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.create_endpoint(&context, new, |endpoint| {
+            let location = format!("/v1/webhook-endpoints/{}", endpoint.id);
+            created(shown(endpoint), location)
+        });
+        Ok(answer.await?.into())
     }
 
     /// List webhook endpoints
     ///
     /// Newest first.
-    #[oai(
-        path = "/webhook-endpoints",
-        method = "get",
-        operation_id = "list_webhook_endpoints"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_webhook_endpoints")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -185,21 +134,14 @@ impl Endpoints {
     }
 
     /// Get a webhook endpoint
-    #[oai(
-        path = "/webhook-endpoints/:id",
-        method = "get",
-        operation_id = "get_webhook_endpoint"
-    )]
+    #[oai(path = "/:id", method = "get", operation_id = "get_webhook_endpoint")]
     async fn get(
         &self,
         who: Caller<WebhooksRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let endpoint = who.scoped().webhooks().endpoint(id).await?;
-        Ok(Ok::show(
-            &EndpointView::from(&endpoint),
-            Some(endpoint.revision),
-        ))
+        Ok(shown(&endpoint).into())
     }
 
     /// Update a webhook endpoint
@@ -207,7 +149,7 @@ impl Endpoints {
     /// A JSON Merge Patch (RFC 7396), so `headers` are changed one by one. What is disabled keeps
     /// its deliveries waiting.
     #[oai(
-        path = "/webhook-endpoints/:id",
+        path = "/:id",
         method = "patch",
         operation_id = "update_webhook_endpoint"
     )]
@@ -219,21 +161,18 @@ impl Endpoints {
         body: Patch<EndpointPatchBody>,
     ) -> Result<Ok<EndpointView>, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let webhooks = who.scoped().webhooks();
         let (body, checked) = (&body.0, body.0.checked(&self.app.policy)?);
         let change = |endpoint: &Endpoint| body.merged_into(endpoint, &checked);
-        let answer = scoped
-            .webhooks()
-            .update_endpoint(&context, id, if_match.0, change, shown)
-            .await?;
-        Ok(answer.into())
+        let answer = webhooks.update_endpoint(&context, id, if_match.0, change, shown);
+        Ok(answer.await?.into())
     }
 
     /// Delete a webhook endpoint
     ///
     /// Deliveries that are on their way to it are cancelled.
     #[oai(
-        path = "/webhook-endpoints/:id",
+        path = "/:id",
         method = "delete",
         operation_id = "delete_webhook_endpoint"
     )]
@@ -244,12 +183,9 @@ impl Endpoints {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .delete_endpoint(&context, id, if_match.0, |()| no_content())
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.delete_endpoint(&context, id, if_match.0, |()| no_content());
+        Ok(answer.await?.into())
     }
 
     /// Enable a webhook endpoint
@@ -258,7 +194,7 @@ impl Endpoints {
     /// that wait for a later attempt are due at once, and a pause that the receiver asked for
     /// ends. If that is wished, everything since a time is sent to it again.
     #[oai(
-        path = "/webhook-endpoints/:id/enable",
+        path = "/:id/enable",
         method = "post",
         operation_id = "enable_webhook_endpoint"
     )]
@@ -277,8 +213,7 @@ impl Endpoints {
             event_types: None,
         });
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let enabled = webhooks.enable_endpoint(&context, id, replay, |enabled| {
             answer(200, &EnabledEndpoint::from(enabled))
         });
@@ -289,7 +224,7 @@ impl Endpoints {
     ///
     /// How its tries went in the last day, in spans of five minutes.
     #[oai(
-        path = "/webhook-endpoints/:id/stats",
+        path = "/:id/stats",
         method = "get",
         operation_id = "get_webhook_endpoint_stats"
     )]
@@ -298,8 +233,8 @@ impl Endpoints {
         who: Caller<WebhooksRead>,
         Path(id): Path<EndpointId>,
     ) -> Result<Ok<EndpointStats>, ApiError> {
-        let scoped = who.scoped();
-        let buckets = scoped.webhooks().endpoint_stats(id).await?;
+        let webhooks = who.scoped().webhooks();
+        let buckets = webhooks.endpoint_stats(id).await?;
         let stats = EndpointStats::new(id, &buckets, self.app.store.now());
         Ok(Ok::show(&stats, None))
     }
@@ -308,7 +243,7 @@ impl Endpoints {
     ///
     /// Delivers a `stationmaster.test` event to this endpoint alone, whatever its filters.
     #[oai(
-        path = "/webhook-endpoints/:id/test",
+        path = "/:id/test",
         method = "post",
         operation_id = "test_webhook_endpoint"
     )]
@@ -319,16 +254,13 @@ impl Endpoints {
         key: Idempotency,
     ) -> Result<Accepted<EventView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .test_endpoint(&context, id, |event| events::shown(202, event))
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.test_endpoint(&context, id, |event| events::shown(202, event));
+        Ok(answer.await?.into())
     }
 }
 
-/// A changed endpoint.
+/// An endpoint as it is now.
 fn shown(endpoint: &Endpoint) -> persistence::Answer {
     answer(200, &EndpointView::from(endpoint)).revision(endpoint.revision)
 }

@@ -1,6 +1,6 @@
 //! Types of events: the service's own, and what publishers say of theirs.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use poem_openapi::{
     Object, OpenApi,
@@ -12,42 +12,24 @@ use serde_json::{Value, json};
 use view_derive::{Example, View};
 
 use domain::{
-    Code, FaultCode, FieldError, JsonText, Problem,
+    FaultCode, FieldError, JsonText, Problem,
     event::{MAX_TYPE_LEN, OwnType, TYPE_PATTERN, is_publishable},
     id::PublisherId,
     limits::EXAMPLE_BYTES,
     permission::{EventTypesRead, EventTypesWrite, EventsRead},
 };
-use persistence::{EventTypePut, PublishersType};
+use persistence::{Answer, EventTypePut, PublishersType};
 
 use crate::{
     auth::Caller,
     schemas::Schemas,
     shared::{
-        App,
-        common::{IfMatch, NoContent, Ok, OkOrCreated, Tag, answer_text, no_content},
-        own_value,
-        path::{Path, PathValue, Text},
-        verbatim::Verbatim,
+        App, IfMatch, NoContent, Ok, OkOrCreated, Path, PathValue, Tag, Text, Verbatim,
+        answer_text, created, no_content, own_value,
     },
     webhooks::events::views::EventView,
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "put_event_type",
-        codes: &[Code::QuotaExceeded, Code::PreconditionFailed],
-    },
-    OperationDoc {
-        operation_id: "delete_event_type",
-        codes: &[Code::PreconditionFailed],
-    },
-];
+use web::http::{ApiError, Body};
 
 const fn description(own: OwnType) -> &'static str {
     match own {
@@ -207,19 +189,14 @@ impl OwnTypeName {
 }
 
 impl Type for OwnTypeName {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "string_event_type".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
+    own_value!(
+        "string_event_type",
+        MetaSchema {
             pattern: Some(TYPE_PATTERN.to_owned()),
             max_length: Some(MAX_TYPE_LEN),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl PathValue for OwnTypeName {
@@ -250,17 +227,13 @@ pub struct EventTypesApi {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
+#[OpenApi(prefix_path = "/v1/event-types", tag = "Tag::Events")]
 impl EventTypesApi {
     /// List event types
     ///
     /// The types that the service itself emits, each with an example, and those that the
     /// publisher has described. Its schemas are shown one by one.
-    #[oai(
-        path = "/event-types",
-        method = "get",
-        operation_id = "list_event_types"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "list_event_types")]
     async fn list(&self, who: Caller<EventsRead>) -> Result<Ok<EventTypes>, ApiError> {
         let described = who.scoped().webhooks().event_types().await?;
         let own = described.iter().map(|described| EventType {
@@ -282,11 +255,7 @@ impl EventTypesApi {
     /// One of the publisher's own. Types need not be described to be published; those with a
     /// schema take only data that fits it. A change counts for whatever is published after the
     /// answer, on other processes after a second.
-    #[oai(
-        path = "/event-types/:type",
-        method = "put",
-        operation_id = "put_event_type"
-    )]
+    #[oai(path = "/:type", method = "put", operation_id = "put_event_type")]
     async fn put(
         &self,
         who: Caller<EventTypesWrite>,
@@ -301,29 +270,20 @@ impl EventTypesApi {
         let checked = body.0.checked(&self.app.schemas, who.publisher());
         let new = who.request.aside(checked).await??;
         let context = who.context();
-        let scoped = who.scoped();
-        let render = |(described, made): &(PublishersType, bool)| {
-            let (status, location) = if *made {
-                (201, Some(format!("/v1/event-types/{name}")))
+        let webhooks = who.scoped().webhooks();
+        let render = |(described, is_new): &(PublishersType, bool)| {
+            if *is_new {
+                created(shown(described), format!("/v1/event-types/{name}"))
             } else {
-                (200, None)
-            };
-            let view = EventType::from(described);
-            answer_text(status, &view)
-                .revision(described.revision)
-                .at(location)
+                shown(described)
+            }
         };
-        let webhooks = scoped.webhooks();
         let put = webhooks.put_event_type(&context, &name, new, if_match.0, render);
         Ok(put.await?.into())
     }
 
     /// Get an event type
-    #[oai(
-        path = "/event-types/:type",
-        method = "get",
-        operation_id = "get_event_type"
-    )]
+    #[oai(path = "/:type", method = "get", operation_id = "get_event_type")]
     async fn get(
         &self,
         who: Caller<EventTypesRead>,
@@ -335,18 +295,13 @@ impl EventTypesApi {
             return Ok(Ok::text(&EventType::from(own), None));
         }
         let described = who.scoped().webhooks().event_type(&name).await?;
-        let revision = Some(described.revision);
-        Ok(Ok::text(&EventType::from(&described), revision))
+        Ok(shown(&described).into())
     }
 
     /// Delete an event type's description
     ///
     /// Events of the type stay, and it may still be published.
-    #[oai(
-        path = "/event-types/:type",
-        method = "delete",
-        operation_id = "delete_event_type"
-    )]
+    #[oai(path = "/:type", method = "delete", operation_id = "delete_event_type")]
     async fn delete(
         &self,
         who: Caller<EventTypesWrite>,
@@ -355,10 +310,14 @@ impl EventTypesApi {
         if_match: IfMatch,
     ) -> Result<NoContent, ApiError> {
         let context = who.context();
-        let scoped = who.scoped();
+        let webhooks = who.scoped().webhooks();
         let name = r#type.0;
-        let webhooks = scoped.webhooks();
         let answer = webhooks.delete_event_type(&context, &name, if_match.0, |()| no_content());
         Ok(answer.await?.into())
     }
+}
+
+/// A publisher's type as it is now.
+fn shown(described: &PublishersType) -> Answer {
+    answer_text(200, &EventType::from(described)).revision(described.revision)
 }

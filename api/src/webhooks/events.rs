@@ -8,7 +8,7 @@ use std::sync::Arc;
 use poem_openapi::{OpenApi, param::Query};
 
 use domain::{
-    Code, Problem,
+    Problem,
     id::EventId,
     limits::{PAYLOAD_BYTES, PUBLISH_BYTES},
     permission::{EventsPublish, EventsRead},
@@ -18,28 +18,15 @@ use persistence::{Answer, Event, NewOwnEvent, Scope};
 use crate::{
     auth::Caller,
     schemas::{Item, placed, too_long},
-    shared::{
-        App,
-        common::{Ok, Tag},
-        cursor::Listed,
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
-    },
+    shared::{App, Idempotency, Listed, Ok, PageQuery, Path, Tag},
 };
 use web::{
-    contract::{FAULTS_MAX, OperationDoc},
+    contract::FAULTS_MAX,
     http::{ApiError, Body, RequestContext},
 };
 
 use publish::{NewEventBody, PublishBody, Published};
 use views::EventView;
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "publish_events",
-    codes: &[Code::IdempotencyKeyReused],
-}];
 
 /// The operations on events.
 pub struct Events {
@@ -89,7 +76,7 @@ impl Events {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Events")]
+#[OpenApi(prefix_path = "/v1/events", tag = "Tag::Events")]
 impl Events {
     /// Publish events
     ///
@@ -100,7 +87,7 @@ impl Events {
     /// answered 429 `share_exceeded`. An
     /// `external_id` that one of the publisher's events has already writes nothing: that event is
     /// answered in its place, with 200 if it was asked for alone.
-    #[oai(path = "/events", method = "post", operation_id = "publish_events")]
+    #[oai(path = "/", method = "post", operation_id = "publish_events")]
     async fn publish(
         &self,
         who: Caller<EventsPublish>,
@@ -111,21 +98,18 @@ impl Events {
         let (bodies, listed) = body.0.events();
         let events = self.checked((&who.request, scope), bodies, listed).await?;
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let answer = scoped
-            .webhooks()
-            .publish(&context, events, listed, |published| {
-                publish::answer(published, listed)
-            })
-            .await?;
-        Ok(answer.into())
+        let webhooks = who.scoped().webhooks();
+        let answer = webhooks.publish(&context, events, listed, |published| {
+            publish::answer(published, listed)
+        });
+        Ok(answer.await?.into())
     }
 
     /// List events
     ///
     /// Newest first. A token that is limited to some pipelines sees what happened in those, and what
     /// happened in none. A part also ends at about 4 MiB.
-    #[oai(path = "/events", method = "get", operation_id = "list_events")]
+    #[oai(path = "/", method = "get", operation_id = "list_events")]
     async fn list(
         &self,
         who: Caller<EventsRead>,
@@ -135,16 +119,15 @@ impl Events {
         page: PageQuery,
     ) -> Result<Listed<EventView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let page = scoped
-            .webhooks()
+        let webhooks = who.scoped().webhooks();
+        let page = webhooks
             .events(event_type.0.as_deref(), list.page()?)
             .await?;
         Ok(list.written(page, |event, answer| answer.push_str(&event.body)))
     }
 
     /// Get an event
-    #[oai(path = "/events/:id", method = "get", operation_id = "get_event")]
+    #[oai(path = "/:id", method = "get", operation_id = "get_event")]
     async fn get(
         &self,
         who: Caller<EventsRead>,

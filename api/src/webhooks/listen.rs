@@ -33,13 +33,10 @@ use persistence::{Event, Feed, FeedCursor, Principal, StoreError};
 
 use crate::{
     auth::{Caller, Standing},
-    shared::{
-        App,
-        common::{Tag, Time},
-    },
+    shared::{App, Tag, Time},
     webhooks::events::views::EventView,
 };
-use web::{contract::OperationDoc, http::ApiError};
+use web::http::ApiError;
 
 /// Most listeners in one process, and of a publisher.
 const LISTENERS: Bounds = Bounds {
@@ -57,12 +54,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Bytes of the key that signs for a listener: divisible by three, so that base64 needs no
 /// padding, and within Standard Webhooks' 24 to 64.
 const KEY_BYTES: usize = 30;
-
-/// The problems of this operation's own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "listen",
-    codes: &[Code::QuotaExceeded],
-}];
 
 /// The first message: what to verify with.
 #[derive(Object, Example, Clone, Debug)]
@@ -253,7 +244,7 @@ impl Listen {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/listen", tag = "Tag::Webhooks")]
 impl Listen {
     /// Listen to events
     ///
@@ -264,7 +255,7 @@ impl Listen {
     /// `Last-Event-ID` misses nothing that is still kept, but gets again what came in the minute
     /// before: `webhook-id` tells. No delivery is written, nothing is tried again, and no answer is
     /// noted. At most 10 listeners of a publisher on each server process.
-    #[oai(path = "/listen", method = "get", operation_id = "listen")]
+    #[oai(path = "/", method = "get", operation_id = "listen")]
     async fn listen(
         &self,
         who: Caller<WebhooksListen>,
@@ -324,13 +315,13 @@ impl Listen {
         seconds: u64,
         permit: Permit<PublisherId>,
     ) -> Result<Listener, ApiError> {
-        let scoped = who.scoped();
+        let webhooks = who.scoped().webhooks();
         // Watched before it is read, so that nothing falls between.
-        let changes = scoped.webhooks().watch_events();
+        let changes = webhooks.watch_events();
         let secret = self.secret(&who.principal).await?;
         let life = Duration::from_secs(seconds);
         let event_types = filters.iter().map(Filter::to_string).collect();
-        let feed = scoped.webhooks().feed(filters, from).await?;
+        let feed = webhooks.feed(filters, from).await?;
         let place = from.unwrap_or_else(|| feed.beginning());
         let first = Message::Listening(Listening {
             place: place_text(place),

@@ -1,69 +1,37 @@
 //! Replays: what happened since a time, sent to an endpoint again.
 
-use poem_openapi::{Enum, Object, OpenApi};
+use poem_openapi::{Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{EndpointId, ReplayId},
     permission::{WebhooksRead, WebhooksWrite},
+    words,
 };
 use persistence::{NewReplay, Replay};
 
 use crate::{
     auth::Caller,
     shared::{
-        common::{Accepted, Ok, Tag, Time, answer},
-        cursor::Listed,
-        examples::{EXAMPLE_DAY_BEFORE, nil_id},
-        idempotency::Idempotency,
-        page::PageQuery,
-        path::Path,
+        Accepted, EXAMPLE_DAY_BEFORE, Idempotency, Listed, Ok, PageQuery, Path, Tag, Time, Word,
+        answer, nil_id, schemas_of_words,
     },
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
+use web::http::{ApiError, Body};
 
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "start_replay",
-        codes: &[
-            Code::EndpointDisabled,
-            Code::QuotaExceeded,
-            Code::IdempotencyKeyReused,
-        ],
-    },
-    OperationDoc {
-        operation_id: "cancel_replay",
-        codes: &[Code::IdempotencyKeyReused],
-    },
-];
-
-/// Where a replay stands.
-#[derive(Enum, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "ReplayStatus", rename_all = "snake_case")]
-pub enum Status {
-    /// Deliveries are being written, or some have not ended.
-    Running,
-    /// All its deliveries have ended, well or not.
-    Succeeded,
-    /// It was called off, or its endpoint deleted.
-    Cancelled,
-}
-
-impl Status {
-    /// From the store's word, of which there are no others.
-    fn of(word: &str) -> Self {
-        match word {
-            "succeeded" => Self::Succeeded,
-            "cancelled" => Self::Cancelled,
-            _ => Self::Running,
-        }
+words! {
+    /// Where a replay stands.
+    pub enum Status {
+        /// Deliveries are being written, or some have not ended.
+        Running = "running",
+        /// All its deliveries have ended, well or not.
+        Succeeded = "succeeded",
+        /// It was called off, or its endpoint deleted.
+        Cancelled = "cancelled",
     }
 }
+
+schemas_of_words! { Status, "ReplayStatus", "Where a replay stands."; }
 
 /// A replay.
 #[derive(Object, View, Example, Clone, Debug)]
@@ -79,8 +47,9 @@ pub struct ReplayView {
     endpoint_id: String,
     /// Where it stands.
     #[example(Status::Running)]
-    #[view(from = Status::of(&of.status))]
-    status: Status,
+    // The store has no other words.
+    #[view(from = Word(Status::parse(&of.status).unwrap_or(Status::Running)))]
+    status: Word<Status>,
     /// Events from this moment on.
     #[example(EXAMPLE_DAY_BEFORE)]
     since: Time,
@@ -154,7 +123,7 @@ pub struct NewReplayBody {
 /// The operations on replays.
 pub struct Replays;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Webhooks")]
+#[OpenApi(prefix_path = "/v1/webhook-endpoints", tag = "Tag::Webhooks")]
 impl Replays {
     /// Replay events
     ///
@@ -163,11 +132,7 @@ impl Replays {
     /// is still pending gets no second one; `include_pending` makes that one due at once. It goes on by itself, a part at a time and after what just happened,
     /// also after a restart. A replay of the same filter that is running is answered instead of
     /// another one.
-    #[oai(
-        path = "/webhook-endpoints/:id/replays",
-        method = "post",
-        operation_id = "start_replay"
-    )]
+    #[oai(path = "/:id/replays", method = "post", operation_id = "start_replay")]
     async fn start(
         &self,
         who: Caller<WebhooksWrite>,
@@ -176,8 +141,7 @@ impl Replays {
         body: Body<NewReplayBody>,
     ) -> Result<Accepted<ReplayView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let started = webhooks.start_replay(&context, id, body.0.into(), |(replay, _)| {
             answer(202, &ReplayView::from(replay))
         });
@@ -187,11 +151,7 @@ impl Replays {
     /// List replays
     ///
     /// Newest first.
-    #[oai(
-        path = "/webhook-endpoints/:id/replays",
-        method = "get",
-        operation_id = "list_replays"
-    )]
+    #[oai(path = "/:id/replays", method = "get", operation_id = "list_replays")]
     async fn list(
         &self,
         who: Caller<WebhooksRead>,
@@ -205,7 +165,7 @@ impl Replays {
 
     /// Get a replay
     #[oai(
-        path = "/webhook-endpoints/:id/replays/:replay",
+        path = "/:id/replays/:replay",
         method = "get",
         operation_id = "get_replay"
     )]
@@ -224,7 +184,7 @@ impl Replays {
     /// No more deliveries are written, and those that wait are cancelled. One that has ended stays
     /// as it is.
     #[oai(
-        path = "/webhook-endpoints/:id/replays/:replay/cancel",
+        path = "/:id/replays/:replay/cancel",
         method = "post",
         operation_id = "cancel_replay"
     )]
@@ -236,8 +196,7 @@ impl Replays {
         key: Idempotency,
     ) -> Result<Ok<ReplayView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
-        let webhooks = scoped.webhooks();
+        let webhooks = who.scoped().webhooks();
         let cancelled = webhooks.cancel_replay(&context, id, replay, |replay| {
             answer(200, &ReplayView::from(replay))
         });

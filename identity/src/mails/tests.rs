@@ -29,83 +29,91 @@ const HONEST: Strange = Strange {
 
 /// Each mail with its name.
 fn all(strange: Strange) -> Vec<(&'static str, MailText)> {
+    let mut all = with_links_that_work_once(strange);
+    all.extend(notices(strange));
+    all
+}
+
+fn with_links_that_work_once(strange: Strange) -> Vec<(&'static str, MailText)> {
     let (site, link) = (SITE, LINK);
-    let asked_from = AskedFrom {
-        browser: strange.browser,
-        address: strange.address,
-    };
-    let at = Timestamp::parse("2026-11-30T09:05:59.123Z").unwrap();
-    let notice = Notice {
-        site,
-        at,
-        asked_from,
-        link,
-    };
-    let ten_minutes = Duration::from_mins(10);
-    let hour = Duration::from_hours(1);
+    let asked_from = asked_from(strange);
     let day = Duration::from_hours(24);
-    let reset = |asked_from| PasswordReset {
+    let signing_in = SignIn {
         site,
         link,
-        valid_for: hour,
+        code: "012345",
+        valid_for: Duration::from_mins(10),
         asked_from,
+    };
+    let registering = VerifyAddress {
+        site,
+        link,
+        valid_for: day,
+        asked_from,
+    };
+    let resetting = PasswordReset {
+        site,
+        link,
+        valid_for: Duration::from_hours(1),
+        asked_from: Some(asked_from),
+    };
+    let by_staff = PasswordReset {
+        asked_from: None,
+        ..resetting
+    };
+    let moving = ConfirmEmail {
+        site,
+        link,
+        valid_for: day,
+        asked_from,
+    };
+    let inviting = Invitation {
+        site,
+        publisher: strange.publisher,
+        inviter: strange.inviter,
+        role: "developer",
+        message: strange.message,
+        link,
+        valid_for: 7 * day,
     };
     vec![
-        (
-            "sign_in",
-            sign_in(&SignIn {
-                site,
-                link,
-                code: "012345",
-                valid_for: ten_minutes,
-                asked_from,
-            }),
-        ),
-        (
-            "verify_address",
-            verify_address(&VerifyAddress {
-                site,
-                link,
-                valid_for: day,
-                asked_from,
-            }),
-        ),
-        (
-            "already_registered",
-            already_registered(&AlreadyRegistered {
-                site,
-                link,
-                asked_from,
-            }),
-        ),
-        ("password_reset", password_reset(&reset(Some(asked_from)))),
-        ("password_reset_by_staff", password_reset(&reset(None))),
+        ("sign_in", sign_in(&signing_in)),
+        ("verify_address", verify_address(&registering)),
+        ("password_reset", password_reset(&resetting)),
+        ("password_reset_by_staff", password_reset(&by_staff)),
+        ("confirm_email", confirm_email(&moving)),
+        ("invitation", invitation(&inviting)),
+    ]
+}
+
+fn notices(strange: Strange) -> Vec<(&'static str, MailText)> {
+    let (site, link) = (SITE, LINK);
+    let asked_from = asked_from(strange);
+    let once_more = AlreadyRegistered {
+        site,
+        link,
+        asked_from,
+    };
+    let notice = Notice {
+        site,
+        at: Timestamp::parse("2026-11-30T09:05:59.123Z").unwrap(),
+        asked_from,
+        link,
+    };
+    vec![
+        ("already_registered", already_registered(&once_more)),
         ("password_changed", password_changed(&notice)),
-        (
-            "confirm_email",
-            confirm_email(&ConfirmEmail {
-                site,
-                link,
-                valid_for: day,
-                asked_from,
-            }),
-        ),
         ("email_changed", email_changed(&notice, strange.email)),
-        (
-            "invitation",
-            invitation(&Invitation {
-                site,
-                publisher: strange.publisher,
-                inviter: strange.inviter,
-                role: "developer",
-                message: strange.message,
-                link,
-                valid_for: 7 * day,
-            }),
-        ),
         ("passkey_added", passkey_added(&notice, strange.passkey)),
         ("passkey_removed", passkey_removed(&notice, strange.passkey)),
     ]
+}
+
+fn asked_from(strange: Strange) -> AskedFrom {
+    AskedFrom {
+        browser: strange.browser,
+        address: strange.address,
+    }
 }
 
 /// Every text of a stranger is this one.

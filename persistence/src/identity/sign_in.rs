@@ -306,7 +306,8 @@ impl Identity {
                     browser,
                     confirmed: false,
                 } = proof
-                    && let Ok(token) = store.identity().token(token, purpose).await?
+                    && let Ok(token) =
+                        tokens::look(store, tx.db(), token, (purpose, tx.now)).await?
                     && token.browser.is_some()
                     && !token.is_of_browser(browser)
                 {

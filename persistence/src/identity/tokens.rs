@@ -15,8 +15,7 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
-    sea_query::{Expr, LockType},
+    QueryOrder as _, sea_query::Expr,
 };
 use zeroize::Zeroizing;
 
@@ -53,6 +52,9 @@ pub struct NewToken {
     pub payload: Option<Zeroizing<Vec<u8>>>,
     /// How long the token is valid.
     pub lasts: Duration,
+    /// Whether older tokens for the same purpose and address, or the same user if no address is
+    /// given, are good no more. Not if nobody gets this one.
+    pub supersedes: bool,
 }
 
 /// Why a token is not good.
@@ -113,8 +115,7 @@ fn fault_of(row: &single_use_tokens::Model, now: Timestamp) -> Option<TokenFault
     }
 }
 
-/// Inserts a token. Older ones for the same purpose and address, or the same user if no address is
-/// given, are good no more.
+/// Inserts a token.
 pub(crate) async fn issue(store: &Store, tx: &Tx, new: &NewToken) -> Result<()> {
     use single_use_tokens::Column;
     if let Some(same) = match (&new.address, new.user) {
@@ -125,7 +126,9 @@ pub(crate) async fn issue(store: &Store, tx: &Tx, new: &NewToken) -> Result<()> 
                 .and(Column::Address.is_null()),
         ),
         (None, None) => None,
-    } {
+    }
+    .filter(|_| new.supersedes)
+    {
         single_use_tokens::Entity::update_many()
             .col_expr(Column::SupersededAt, Expr::value(Some(tx.now.ms())))
             .filter(same)
@@ -203,6 +206,22 @@ async fn token_of(
     })
 }
 
+/// Looks at a token without using it.
+pub(crate) async fn look(
+    store: &Store,
+    db: &impl ConnectionTrait,
+    hash: &TokenHash,
+    (purpose, now): (Purpose, Timestamp),
+) -> Result<std::result::Result<Token, TokenFault>> {
+    let Some(row) = find(db, hash, purpose).await? else {
+        return Ok(Err(TokenFault::Unknown));
+    };
+    match fault_of(&row, now) {
+        Some(fault) => Ok(Err(fault)),
+        None => token_of(store, db, row).await.map(Ok),
+    }
+}
+
 /// Uses a token. Of several transactions that try, one succeeds.
 pub(crate) async fn take(
     store: &Store,
@@ -210,13 +229,20 @@ pub(crate) async fn take(
     hash: &TokenHash,
     purpose: Purpose,
 ) -> Result<std::result::Result<Token, TokenFault>> {
-    use single_use_tokens::Column;
-    let Some(row) = find(tx.db(), hash, purpose).await? else {
-        return Ok(Err(TokenFault::Unknown));
+    let token = match look(store, tx.db(), hash, (purpose, tx.now)).await? {
+        Ok(token) => token,
+        Err(fault) => return Ok(Err(fault)),
     };
-    if let Some(fault) = fault_of(&row, tx.now) {
-        return Ok(Err(fault));
-    }
+    Ok(if spend(tx, hash).await? {
+        Ok(token)
+    } else {
+        Err(TokenFault::Used)
+    })
+}
+
+/// Marks a token as used. Returns whether it was not yet.
+async fn spend(tx: &Tx, hash: &TokenHash) -> Result<bool> {
+    use single_use_tokens::Column;
     let used = single_use_tokens::Entity::update_many()
         .col_expr(Column::UsedAt, Expr::value(Some(tx.now.ms())))
         .filter(Column::Hash.eq(hash.as_bytes().to_vec()))
@@ -224,14 +250,13 @@ pub(crate) async fn take(
         .filter(Column::SupersededAt.is_null())
         .exec(tx.db())
         .await?;
-    if used.rows_affected == 0 {
-        return Ok(Err(TokenFault::Used));
-    }
-    token_of(store, tx.db(), row).await.map(Ok)
+    Ok(used.rows_affected == 1)
 }
 
-/// Uses the newest token that this browser asked for, by its code. A wrong code counts as an
-/// attempt. The row is locked before it is judged, so that attempts at once are counted one by one.
+/// Uses the newest token that this browser asked for, by its code.
+///
+/// An attempt is counted before the code is compared: of many parallel ones, no more are compared
+/// than may be made one after the other.
 pub(crate) async fn take_by_code(
     store: &Store,
     tx: &Tx,
@@ -243,28 +268,35 @@ pub(crate) async fn take_by_code(
         .filter(Column::Browser.eq(browser.as_bytes().to_vec()))
         .filter(Column::Purpose.eq(purpose.as_str()))
         .order_by_desc(Column::CreatedAt)
-        .lock(LockType::Update)
         .one(tx.db())
         .await?;
     let Some(row) = row else {
         return Ok(Err(TokenFault::Unknown));
     };
-    let hash = TokenHash::from_stored(&row.hash).ok_or_else(|| corrupt_row("single-use token"))?;
-    let right = row.code.as_deref().and_then(TokenHash::from_stored);
-    if right.is_some_and(|right| right.matches(code)) {
-        return take(store, tx, &hash, purpose).await;
+    if let Some(fault) = fault_of(&row, tx.now) {
+        return Ok(Err(fault));
     }
-    let fault = fault_of(&row, tx.now).unwrap_or(TokenFault::Unknown);
-    single_use_tokens::Entity::update_many()
+    let counted = single_use_tokens::Entity::update_many()
         .col_expr(Column::CodeAttempts, Expr::col(Column::CodeAttempts).add(1))
-        .filter(Column::Hash.eq(row.hash))
+        .filter(Column::Hash.eq(row.hash.clone()))
+        .filter(Column::CodeAttempts.lt(CODE_ATTEMPTS))
         .exec(tx.db())
         .await?;
-    Ok(Err(fault))
+    if counted.rows_affected == 0 {
+        return Ok(Err(TokenFault::Used));
+    }
+    let hash = TokenHash::from_stored(&row.hash).ok_or_else(|| corrupt_row("single-use token"))?;
+    let right = row.code.as_deref().and_then(TokenHash::from_stored);
+    if !right.is_some_and(|right| right.matches(code)) {
+        return Ok(Err(TokenFault::Unknown));
+    }
+    if !spend(tx, &hash).await? {
+        return Ok(Err(TokenFault::Used));
+    }
+    token_of(store, tx.db(), row).await.map(Ok)
 }
 
-/// Spends all unused tokens of a user, and those mailed to the user's addresses, but not those for
-/// `except`.
+/// Makes all unused tokens of a user, and those mailed to `address`, good no more.
 pub(crate) async fn spend_all(tx: &Tx, user: UserId, address: Option<&EmailAddress>) -> Result<()> {
     use single_use_tokens::Column;
     let mut whose = Column::UserId.eq(user.uuid());
@@ -288,14 +320,8 @@ impl Identity {
         hash: &TokenHash,
         purpose: Purpose,
     ) -> Result<std::result::Result<Token, TokenFault>, StoreError> {
-        let db = self.store.read();
-        let Some(row) = find(db, hash, purpose).await? else {
-            return Ok(Err(TokenFault::Unknown));
-        };
-        match fault_of(&row, self.store.now()) {
-            Some(fault) => Ok(Err(fault)),
-            None => token_of(&self.store, db, row).await.map(Ok),
-        }
+        let now = self.store.now();
+        look(&self.store, self.store.read(), hash, (purpose, now)).await
     }
 
     /// Stores a token that goes to no mail: a challenge, or the state of a sign-in elsewhere. It is

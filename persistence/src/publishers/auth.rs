@@ -510,9 +510,10 @@ mod tests {
         let now = Timestamp::from_ms(1);
         Arc::new(Principal {
             scope: Scope::of_row(Uuid::from_u128(publisher), None),
-            credential: TokenId::generate(now),
-            grants: Grants::default(),
-            train: None,
+            holder: Holder::Token {
+                id: TokenId::generate(now),
+                grants: Grants::default(),
+            },
             expires_at: None,
             publisher: Arc::new(Publisher::for_tests(domain::id::PublisherId::from_uuid(
                 Uuid::from_u128(publisher),

@@ -448,7 +448,7 @@ impl Identity {
     /// Accepts an invitation for a user who is signed in and has its verified address.
     ///
     /// # Errors
-    /// `not_found` if the user has no such invitation; `invitation_address_mismatch`;
+    /// `not_found` if the user has no such invitation;
     /// `link_used`, `link_expired`; `inviter_lost_rights`; `quota_exceeded`.
     pub async fn accept_own_invitation(
         &self,
@@ -457,17 +457,16 @@ impl Identity {
         id: InvitationId,
     ) -> Result<Accepted, StoreError> {
         self.change(context, |tx| async move {
+            let user = users::read(tx.db(), user).await?;
+            let user = user.filter(|user| user.verified_at.is_some());
+            let user = user.ok_or_else(Problem::not_found)?;
+            // What is somebody else's is answered as if it were not there.
             let row = invitations::Entity::find()
+                .filter(invitations::Column::Address.eq(user.address.as_str()))
                 .filter(invitations::Column::Id.eq(id.uuid()))
                 .one(tx.db())
                 .await?
                 .ok_or_else(Problem::not_found)?;
-            let user = users::read(tx.db(), user).await?;
-            let user = user.ok_or_else(Problem::not_found)?;
-            // What is somebody else's is answered as if it were not there.
-            if user.address.as_str() != row.address || user.verified_at.is_none() {
-                return Err(Problem::not_found().into());
-            }
             accept(&tx, row, &user).await
         })
         .await

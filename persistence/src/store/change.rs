@@ -137,6 +137,12 @@ impl Context {
         self.keyed_for(&[b"claim\n".as_slice(), claim.as_bytes()].concat())
     }
 
+    /// This context for a person: nobody else gets the stored responses to a person's requests.
+    fn of_person(&self) -> Option<Self> {
+        let user = self.actor.user_id()?;
+        Some(self.keyed_for(format!("user\n{user}").as_bytes()))
+    }
+
     fn keyed_for(&self, sharer: &[u8]) -> Self {
         let key = self.idempotency.as_ref();
         Self {
@@ -415,6 +421,8 @@ impl Store {
         K: Fn(&Answer) -> StoredResponse + Send + Sync,
     {
         let (work, render, to_stored) = (&work, &render, &to_stored);
+        let person = context.of_person();
+        let context = person.as_ref().unwrap_or(context);
         let result = self
             .write_for(owner, |tx| async move {
                 if let Some(key) = &context.idempotency

@@ -512,7 +512,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         .await
         .unwrap()
         .unwrap();
-    assert!(principal.grants.admin && principal.grants.runner);
+    assert!(principal.grants().admin && principal.grants().runner);
     let scoped = bench.store.scoped(&principal.scope);
     // Rotating the runner token ends that right for good, even if the same value is applied again.
     let kind = CredentialKind::Runner;
@@ -534,7 +534,7 @@ async fn the_seed_runs_twice_and_moves(bench: &Bench) {
         .await
         .unwrap()
         .unwrap();
-    assert!(principal.grants.admin && !principal.grants.runner);
+    assert!(principal.grants().admin && !principal.grants().runner);
     system.apply_seed(&second).await.unwrap();
     assert!(!bench.lives(&first).await);
     assert!(bench.lives(&second).await);

@@ -30,20 +30,22 @@ const LIMIT: Duration = Duration::from_secs(30);
 const SCOPES: &str = "openid offline_access";
 
 /// The provider. It ends with its standard input.
-struct Provider {
-    url: String,
+pub struct Provider {
+    /// Its issuer.
+    pub url: String,
     _child: Child,
 }
 
 impl Provider {
-    async fn start() -> Option<Self> {
+    /// Starts it for a test; `None` if it is not installed.
+    pub async fn start(test: &str) -> Option<Self> {
         let home = node_path();
         if !home.join("oidc-provider").is_dir() {
             let what = format!(
                 "{} has no oidc-provider; scripts/test installs it",
                 home.display()
             );
-            skip("oauth::cli", &what);
+            skip(test, &what);
             return None;
         }
         let program: PathBuf = tools::root().join("tests/programs/oidc-provider.mjs");
@@ -133,7 +135,7 @@ impl Login {
 
 /// Goes where a browser would: follows redirects with the cookies that it was given. Answers the
 /// last page.
-async fn browse(address: &str) -> String {
+pub async fn browse(address: &str) -> String {
     let client = keeping_client();
     let mut cookies: BTreeMap<String, String> = BTreeMap::new();
     let mut url = Url::parse(address).unwrap();
@@ -159,7 +161,7 @@ async fn browse(address: &str) -> String {
 
 #[expect(clippy::too_many_lines, reason = "one story from the login to the end")]
 async fn people_log_in_and_accounts_are_refreshed(world: &World) {
-    let Some(provider) = Provider::start().await else {
+    let Some(provider) = Provider::start("oauth::cli").await else {
         return;
     };
     let server = world.start_with(&BY_HAND).await;

@@ -140,28 +140,28 @@ async fn take<T: ParseFromJSON>(
 
 /// Whether a content type is declared; one that doesn't fit is refused before anything is read.
 fn declared_type(request: &Request, rules: &Rules) -> Result<bool, Problem> {
-    let mut values = request.headers().get_all(header::CONTENT_TYPE).iter();
-    let Some(value) = values.next() else {
-        // Without one an optional body can still be absent; only reading tells.
-        return if rules.required {
-            Err(unsupported(rules))
-        } else {
-            Ok(false)
-        };
-    };
-    let fits = value
-        .to_str()
-        .is_ok_and(|text| is_one_of(text, rules.types));
-    if fits && values.next().is_none() {
+    // Without one an optional body can still be absent; only reading tells.
+    if !rules.required && !request.headers().contains_key(header::CONTENT_TYPE) {
+        return Ok(false);
+    }
+    if is_declared_as(request, rules.types) {
         Ok(true)
     } else {
         Err(unsupported(rules))
     }
 }
 
+/// Whether exactly one content type is declared, and it is among `types`.
+pub(super) fn is_declared_as(request: &Request, types: &[&str]) -> bool {
+    let mut values = request.headers().get_all(header::CONTENT_TYPE).iter();
+    let (first, second) = (values.next(), values.next());
+    let first = first.and_then(|value| value.to_str().ok());
+    second.is_none() && first.is_some_and(|text| is_one_of(text, types))
+}
+
 /// Refuses what is packed (RFC 9110 §15.5.16): read as it is it would be no JSON, and the fault would
 /// not be named.
-fn not_encoded(request: &Request) -> Result<(), Problem> {
+pub(super) fn not_encoded(request: &Request) -> Result<(), Problem> {
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     if encodings.all(plain) {

@@ -65,7 +65,7 @@ pub(super) fn of_error(error: poem::Error, route: Option<&Route>, method: &Metho
 }
 
 /// The problem that an error response should have been, unless it is a considered one: a problem
-/// already, or JSON of the operation's own.
+/// already, JSON of the operation's own, or a page. (poem's own refusals are plain text.)
 pub(super) fn of_response(response: &Response) -> Option<Box<Problem>> {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
@@ -75,8 +75,10 @@ pub(super) fn of_response(response: &Response) -> Option<Box<Problem>> {
         .headers()
         .get(header::CONTENT_TYPE)
         .map_or(&b""[..], |value| value.as_bytes());
-    let considered = content_type.starts_with(b"application/json")
-        || content_type.starts_with(PROBLEM_JSON.as_bytes());
+    let considered = ["application/json", PROBLEM_JSON, "text/html"];
+    let considered = considered
+        .iter()
+        .any(|one| content_type.starts_with(one.as_bytes()));
     (!considered).then(|| Box::new(of_status(status)))
 }
 

@@ -62,6 +62,20 @@ pub struct StackOptions {
     pub time_limit: Duration,
     /// Where the work runs; wait for it at shutdown, after the connections.
     pub tasks: TaskTracker,
+    /// How problems are shown to people.
+    pub pages: Option<ProblemPages>,
+}
+
+/// Shows a problem; the text is the request's identifier.
+pub type Render = fn(&Problem, &str) -> Response;
+
+/// Problems as pages, for requests that people make with a browser.
+#[derive(Clone, Copy)]
+pub struct ProblemPages {
+    /// Whether a request asks for a page.
+    pub asks: fn(&Request) -> bool,
+    /// The page of a problem.
+    pub render: Render,
 }
 
 impl StackOptions {
@@ -75,6 +89,7 @@ impl StackOptions {
             shares: Arc::default(),
             time_limit: Duration::from_secs(90),
             tasks: TaskTracker::new(),
+            pages: None,
         }
     }
 }
@@ -124,6 +139,8 @@ where
         let path = request.uri().path();
         let health = HEALTH.contains(&path);
         let versioned = path.starts_with("/v1/");
+        let pages = self.options.pages.filter(|pages| (pages.asks)(&request));
+        let render = pages.map_or(error::render as Render, |pages| pages.render);
 
         let refusal =
             error_mapping::of_host(&request).or_else(|| error_mapping::of_uri(request.uri()));
@@ -135,9 +152,9 @@ where
         let route = pattern
             .as_ref()
             .and_then(|p| self.options.contract.routes().get(&p.0));
-        let mut response = answer(result, route, &method, &id);
+        let mut response = answer(result, (route, &method), &id, render);
         if let Err(problem) = count_answer(&mut response, &context, &method).await {
-            response = error::render(&problem, id.as_str());
+            response = render(&problem, id.as_str());
         }
         complete(&mut response, &context, id.header(), versioned);
 
@@ -268,9 +285,9 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
 
 fn answer(
     result: Result<Response>,
-    route: Option<&Route>,
-    method: &Method,
+    (route, method): (Option<&Route>, &Method),
     id: &RequestId,
+    render: Render,
 ) -> Response {
     let problem = match result.map_err(|error| error_mapping::of_error(error, route, method)) {
         Err(Outcome::Problem(problem)) => problem,
@@ -281,7 +298,7 @@ fn answer(
             }
         }
     };
-    let mut response = error::render(&problem, id.as_str());
+    let mut response = render(&problem, id.as_str());
     if problem.code == Code::MethodNotAllowed {
         let allow = route.map_or(HeaderValue::from_static("GET, HEAD"), Route::allow);
         response.headers_mut().insert(header::ALLOW, allow);

@@ -5,20 +5,17 @@ use view_derive::{Example, View};
 
 use domain::{
     credential::CredentialKind,
+    people::Role,
     permission::{PublisherRead, PublisherWrite, UsageRead},
     slug::Slug,
 };
-use persistence::{Principal, Publisher};
+use persistence::{Principal, Publisher, PublisherStatus, Usage};
 
-use super::views::{QuotasView, StatusName};
+use super::views::QuotasView;
 use crate::{
     auth::Caller,
-    identity::views::RoleName,
-    publishers::credentials::{EXAMPLE_TOKEN_ID, KindName},
-    shared::{
-        common::{IfMatch, Ok, Tag, Time, answer},
-        examples::EXAMPLE_ID,
-    },
+    publishers::credentials::EXAMPLE_TOKEN_ID,
+    shared::{EXAMPLE_ID, IfMatch, Ok, Tag, Time, Word, answer},
 };
 use web::http::{ApiError, Patch};
 
@@ -31,9 +28,9 @@ struct Asking {
     #[example(EXAMPLE_TOKEN_ID)]
     id: String,
     /// What a token may do; empty for a person.
-    #[view(from = of.grants().kinds().into_iter().map(KindName::from).collect())]
-    #[example([KindName::Runner])]
-    kinds: Vec<KindName>,
+    #[view(from = of.grants().kinds().into_iter().map(Word).collect())]
+    #[example([CredentialKind::Runner])]
+    kinds: Vec<Word<CredentialKind>>,
     /// The only pipelines that it reaches; null for all.
     #[oai(nullable)]
     #[view(from = of.scope.pipelines().map(|all| all.iter().map(Slug::to_string).collect()))]
@@ -41,8 +38,8 @@ struct Asking {
     pipelines: Option<Vec<String>>,
     /// The role of a person; null for a token.
     #[oai(nullable)]
-    #[view(from = of.member().map(|member| member.role.into()))]
-    role: Option<RoleName>,
+    #[view(from = of.member().map(|member| Word(member.role)))]
+    role: Option<Word<Role>>,
     /// When it stops working.
     #[oai(nullable)]
     expires_at: Option<Time>,
@@ -62,8 +59,8 @@ struct OwnView {
     #[example("Acme Media")]
     display_name: String,
     /// Whether its tokens work.
-    #[example(StatusName::Active)]
-    status: StatusName,
+    #[example(PublisherStatus::Active)]
+    status: Word<PublisherStatus>,
     /// How much it may have.
     quotas: QuotasView,
     /// When it was made.
@@ -104,28 +101,41 @@ struct OwnPatchRequest {
     display_name: Option<String>,
 }
 
+/// How many credentials of a kind are live.
+fn live(usage: &Usage, kind: CredentialKind) -> u64 {
+    let count = usage.credentials.get(kind.as_str());
+    count.copied().unwrap_or_default()
+}
+
 /// How many credentials of each kind are live.
-#[derive(Object, Example)]
+#[derive(Object, View, Example)]
+#[view(of = Usage)]
 struct CredentialCounts {
     /// Admin tokens.
+    #[view(from = live(of, CredentialKind::Admin))]
     #[example(1)]
     admin: u64,
     /// Runner tokens.
+    #[view(from = live(of, CredentialKind::Runner))]
     #[example(3)]
     runner: u64,
     /// Webhook secrets.
+    #[view(from = live(of, CredentialKind::WebhookSigning))]
     #[example(1)]
     webhook_signing: u64,
     /// Subcommand bearers.
+    #[view(from = live(of, CredentialKind::SubcommandBearer))]
     #[example(1)]
     subcommand_bearer: u64,
 }
 
 /// How much a publisher has, beside how much it may have.
-#[derive(Object, Example)]
+#[derive(Object, View, Example)]
 #[oai(rename = "Usage", example)]
+#[view(of = Usage)]
 struct UsageView {
     /// Live credentials by kind.
+    #[view(from = of.into())]
     credentials: CredentialCounts,
     /// Pipelines.
     #[example(12)]
@@ -154,16 +164,12 @@ struct UsageView {
 pub(crate) struct Own;
 
 #[expect(clippy::unused_async, reason = "the macro wants handlers to be async")]
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Publisher")]
+#[OpenApi(prefix_path = "/v1/publishers/me", tag = "Tag::Publisher")]
 impl Own {
     /// Get the token's own publisher
     ///
     /// `credential` says which token asks. Answered without asking the store.
-    #[oai(
-        path = "/publishers/me",
-        method = "get",
-        operation_id = "get_own_publisher"
-    )]
+    #[oai(path = "/", method = "get", operation_id = "get_own_publisher")]
     async fn get(&self, who: Caller<PublisherRead>) -> Result<Ok<OwnView>, ApiError> {
         let publisher = &who.principal.publisher;
         let view = OwnView::of(publisher, &who.principal);
@@ -171,11 +177,7 @@ impl Own {
     }
 
     /// Update the token's own publisher
-    #[oai(
-        path = "/publishers/me",
-        method = "patch",
-        operation_id = "update_own_publisher"
-    )]
+    #[oai(path = "/", method = "patch", operation_id = "update_own_publisher")]
     async fn update(
         &self,
         who: Caller<PublisherWrite>,
@@ -194,32 +196,9 @@ impl Own {
     }
 
     /// Get quotas and their use
-    #[oai(
-        path = "/publishers/me/usage",
-        method = "get",
-        operation_id = "get_usage"
-    )]
+    #[oai(path = "/usage", method = "get", operation_id = "get_usage")]
     async fn usage(&self, who: Caller<UsageRead>) -> Result<Ok<UsageView>, ApiError> {
         let usage = who.scoped().usage().await?;
-        let live = |kind: CredentialKind| {
-            let count = usage.credentials.get(kind.as_str());
-            count.copied().unwrap_or_default()
-        };
-        let view = UsageView {
-            credentials: CredentialCounts {
-                admin: live(CredentialKind::Admin),
-                runner: live(CredentialKind::Runner),
-                webhook_signing: live(CredentialKind::WebhookSigning),
-                subcommand_bearer: live(CredentialKind::SubcommandBearer),
-            },
-            pipelines: usage.pipelines,
-            webhook_endpoints: usage.webhook_endpoints,
-            accounts: usage.accounts,
-            trains: usage.trains,
-            train_tokens: usage.train_tokens,
-            storage_bytes: usage.storage_bytes,
-            quotas: usage.quotas.into(),
-        };
-        Ok(Ok::show(&view, None))
+        Ok(Ok::show(&UsageView::from(&usage), None))
     }
 }

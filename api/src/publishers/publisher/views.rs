@@ -1,6 +1,6 @@
 //! Publishers as the operator sees, makes and changes them.
 
-use poem_openapi::{Enum, Object};
+use poem_openapi::Object;
 use view_derive::{Example, View};
 
 use domain::{credential::CredentialKind, limits::Quotas};
@@ -8,21 +8,8 @@ use persistence::{CreatedPublisher, Publisher, PublisherPatch, PublisherStatus};
 
 use crate::{
     publishers::credentials::IssuedCredential,
-    shared::{common::Time, examples::EXAMPLE_ID},
+    shared::{EXAMPLE_ID, Time, Word},
 };
-
-/// Whether a publisher's tokens work.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "PublisherStatus", rename_all = "snake_case")]
-#[view(of = PublisherStatus)]
-pub(super) enum StatusName {
-    /// They do.
-    Active,
-    /// They are refused; its deliveries and claims pause.
-    Suspended,
-    /// They are unknown; it can come back for 7 days.
-    Deleted,
-}
 
 /// How much a publisher may have.
 #[derive(Clone, Object, View, Example)]
@@ -64,8 +51,8 @@ pub(super) struct PublisherView {
     #[example("Acme Media")]
     display_name: String,
     /// Whether its tokens work.
-    #[example(StatusName::Active)]
-    status: StatusName,
+    #[example(PublisherStatus::Active)]
+    status: Word<PublisherStatus>,
     /// How much it may have.
     quotas: QuotasView,
     /// When it was made.

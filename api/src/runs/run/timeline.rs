@@ -4,11 +4,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use poem::web::sse::Event;
-use poem_openapi::{
-    Enum, Object, OpenApi, param::Header, payload::EventStream, types::ToJSON as _,
-};
+use poem_openapi::{Object, OpenApi, param::Header, payload::EventStream};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use view_derive::{Example, View};
@@ -25,16 +22,9 @@ use persistence::{PageRequest, Scoped, TimelineEntry};
 use super::views::{Creator, sample};
 use crate::{
     auth::{Caller, Standing},
-    shared::{
-        App,
-        common::{Tag, Time},
-        cursor::Listed,
-        page::PageQuery,
-        path::Path,
-        verbatim::Verbatim,
-    },
+    shared::{App, Listed, PageQuery, Path, Tag, Time, Verbatim, Word},
 };
-use web::{contract::OperationDoc, http::ApiError};
+use web::http::ApiError;
 
 /// Most streams in one process, and of a publisher.
 const STREAMS: Bounds = Bounds {
@@ -50,44 +40,6 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Entries that a stream reads at once; each may have 256 KiB.
 const READ: u64 = 16;
 
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "stream_run",
-    codes: &[Code::RateLimited],
-}];
-
-/// What happened.
-#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "TimelineType", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[view(of = TimelineEntryKind)]
-pub enum Kind {
-    /// It was created.
-    Created,
-    /// A runner took it.
-    Claimed,
-    /// Its holder reported progress; `data.progress` has it.
-    Progress,
-    /// A subcommand was called for it; `data` says how that went.
-    Subcommand,
-    /// It finished well.
-    Succeeded,
-    /// It finished badly; `data.error` says why.
-    Failed,
-    /// A try failed and another follows; `data.error` says why.
-    AttemptFailed,
-    /// Its holder gave it back.
-    Released,
-    /// Its lease ran out; another try follows.
-    LeaseLost,
-    /// Somebody wants it cancelled.
-    CancelRequested,
-    /// It was called off.
-    Cancelled,
-    /// Its tries or its time to live ran out.
-    Expired,
-}
-
 /// Something that happened to a run.
 #[derive(Object, View, Example, Serialize, Clone, Debug)]
 #[oai(rename = "TimelineEntry", example)]
@@ -99,9 +51,9 @@ pub struct TimelineView {
     /// When it happened.
     at: Time,
     /// What happened.
-    #[example(Kind::Claimed)]
+    #[example(TimelineEntryKind::Claimed)]
     #[view(field = kind)]
-    r#type: Kind,
+    r#type: Word<TimelineEntryKind>,
     /// How often the run had been claimed then.
     #[example(1)]
     attempt: i32,
@@ -132,13 +84,13 @@ impl Timelines {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Runs")]
+#[OpenApi(prefix_path = "/v1/runs", tag = "Tag::Runs")]
 impl Timelines {
     /// List a run's timeline
     ///
     /// Everything that happened to it, oldest first. A part also ends at about 4 MiB.
     #[oai(
-        path = "/runs/:id/timeline",
+        path = "/:id/timeline",
         method = "get",
         operation_id = "list_run_timeline"
     )]
@@ -149,8 +101,8 @@ impl Timelines {
         page: PageQuery,
     ) -> Result<Listed<TimelineView>, ApiError> {
         let list = who.list(page).await?;
-        let scoped = who.scoped();
-        let page = scoped.runs().timeline(id, list.page()?).await?;
+        let runs = who.scoped().runs();
+        let page = runs.timeline(id, list.page()?).await?;
         Ok(list.answer_text(page, TimelineView::from))
     }
 
@@ -160,7 +112,7 @@ impl Timelines {
     /// happened already, then what happens. Each event has the entry's `seq` as its `id`, its
     /// `type` as its `event`, and the entry as its `data`. The stream ends with the run, or after
     /// 15 minutes; whoever wants more connects again.
-    #[oai(path = "/runs/:id/stream", method = "get", operation_id = "stream_run")]
+    #[oai(path = "/:id/stream", method = "get", operation_id = "stream_run")]
     async fn stream(
         &self,
         who: Caller<RunsRead>,
@@ -204,11 +156,9 @@ impl Timelines {
         Ok(EventStream::new(entries.boxed())
             .keep_alive(KEEP_ALIVE)
             .to_event(|entry| {
-                let kind = entry.r#type.to_json();
-                let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
                 Event::message(streamed(&entry))
                     .id(entry.seq.to_string())
-                    .event_type(kind)
+                    .event_type(entry.r#type.0.as_str())
             }))
     }
 }
@@ -274,19 +224,6 @@ impl Follower {
             }
             self.standing.check().await.ok()?;
             self.read().await.ok()?;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_have_one_word_everywhere() {
-        for kind in TimelineEntryKind::ALL {
-            let shown = Kind::from(kind).to_json();
-            assert_eq!(shown, Some(Value::from(kind.as_str())));
         }
     }
 }

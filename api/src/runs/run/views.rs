@@ -1,7 +1,5 @@
 //! Runs as requests and answers show them.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
     Enum, Object,
     registry::{MetaSchema, MetaSchemaRef, Registry},
@@ -15,37 +13,12 @@ use view_derive::{Example, View};
 use domain::{JsonText, Timestamp, id::TokenId, run::RunStatus};
 use persistence::{BulkCancelled, Claimed, CreatedRun, Run, RunFilter};
 
-use crate::shared::{
-    common::Time,
-    examples::{EXAMPLE_SOON, nil_id},
-    own_value,
-    verbatim::Verbatim,
-};
+use crate::shared::{EXAMPLE_SOON, Time, Verbatim, Word, nil_id, own_value};
 
 /// Longest message of a failure, characters.
 const MESSAGE_CHARS: usize = 1000;
 /// Most members of a failure.
 const ERROR_MEMBERS: usize = 50;
-
-/// Where a run stands.
-#[derive(Enum, View, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[oai(rename = "RunStatus", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[view(of = RunStatus, into = RunStatus)]
-pub enum Status {
-    /// Waits for a runner.
-    Queued,
-    /// A runner holds its claim.
-    Running,
-    /// Finished well.
-    Succeeded,
-    /// Finished badly.
-    Failed,
-    /// Called off.
-    Cancelled,
-    /// Its last lease ran out.
-    Expired,
-}
 
 /// Why a run failed: a message, and whatever else its runner wants to say.
 #[derive(Serialize, Clone, Debug, PartialEq)]
@@ -81,15 +54,7 @@ impl RunError {
 }
 
 impl Type for RunError {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "RunError".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference(Self::name().into_owned())
-    }
+    own_value!("RunError");
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>(Self::name().into_owned(), |_| Self::schema());
@@ -135,7 +100,7 @@ pub struct RunView {
     /// The version of the pipeline that it was created with, and keeps.
     pipeline_version: i64,
     /// Where it stands.
-    status: Status,
+    status: Word<RunStatus>,
     /// What it was given.
     input: Verbatim,
     /// What it gave, once it succeeded.

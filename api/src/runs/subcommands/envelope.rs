@@ -11,7 +11,7 @@ use domain::{JsonText, id::CallId};
 use outbound::{Failure, Response};
 use persistence::CallRecord;
 
-use crate::shared::{examples::nil_id, verbatim::Verbatim};
+use crate::shared::{Verbatim, nil_id};
 
 /// Stands where an endpoint repeated the bearer that it was sent.
 const MASK: &str = "[masked]";

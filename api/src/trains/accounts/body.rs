@@ -1,6 +1,6 @@
 //! What a request says of an account, and whether that may be.
 
-use poem_openapi::{Enum, Object, types::MaybeUndefined};
+use poem_openapi::{Object, types::MaybeUndefined};
 use view_derive::{Example, View};
 
 use domain::{
@@ -10,22 +10,7 @@ use domain::{
 };
 use persistence::{AccountPatch, NewAccount, OauthClient};
 
-use crate::shared::{
-    common::{Time, change},
-    destination,
-    sent::Sent,
-};
-
-/// What sort of credential an account holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, View)]
-#[oai(rename = "CredentialType", rename_all = "snake_case")]
-#[view(of = CredentialType, into = CredentialType)]
-pub(super) enum TypeName {
-    /// A key that stays as it is.
-    ApiKey,
-    /// An access token that is refreshed.
-    Oauth,
-}
+use crate::shared::{Sent, Time, Word, change, destination};
 
 /// What carries a credential to the upstream.
 #[derive(Object, View, Example, Clone, Debug, PartialEq, Eq)]
@@ -145,8 +130,8 @@ pub(crate) struct NewAccountBody {
     /// `authorization: Bearer`.
     pub(super) header: Option<HeaderBody>,
     /// What sort of credential it is; the member of the same name holds it.
-    #[example(TypeName::ApiKey)]
-    pub(super) credential_type: TypeName,
+    #[example(CredentialType::ApiKey)]
+    pub(super) credential_type: Word<CredentialType>,
     /// The key, for `api_key`. It is never shown again.
     #[example("sk-ant-example-0123456789")]
     pub(super) api_key: Option<Sent<8, CREDENTIAL_CHARS>>,
@@ -203,13 +188,13 @@ impl OauthBody {
 
 /// What fits `wanted`; `None` with a fault for what is missing, and a fault for what is too much.
 fn held(
-    wanted: TypeName,
+    wanted: CredentialType,
     api_key: Option<Sent<8, CREDENTIAL_CHARS>>,
     oauth: Option<OauthBody>,
     faults: &mut Vec<FieldError>,
 ) -> Option<Held> {
     match wanted {
-        TypeName::ApiKey => {
+        CredentialType::ApiKey => {
             if oauth.is_some() {
                 faults.push(out_of_place(
                     "/oauth",
@@ -221,7 +206,7 @@ fn held(
             }
             api_key.map(|key| (Credential::ApiKey(key.0), None))
         }
-        TypeName::Oauth => {
+        CredentialType::Oauth => {
             if api_key.is_some() {
                 faults.push(out_of_place(
                     "/api_key",
@@ -283,10 +268,10 @@ impl NewAccountBody {
     /// Checks what the contract can't say.
     pub(crate) fn checked(self, policy: &outbound::Policy) -> Result<NewAccount, Problem> {
         let (mut faults, mut refused) = (Vec::new(), Vec::new());
-        let wanted = (self.provider.as_str(), self.credential_type.into());
+        let wanted = (self.provider.as_str(), self.credential_type.0);
         let own = (self.base_url.as_deref(), self.header);
         let (url, header) = upstream(policy, wanted, own, (&mut faults, &mut refused));
-        let mut held = held(self.credential_type, self.api_key, self.oauth, &mut faults);
+        let mut held = held(wanted.1, self.api_key, self.oauth, &mut faults);
         if let Some((_, Some((client, _)))) = &mut held {
             match destination::check(policy, "/oauth/token_url", &client.token_url) {
                 Ok(url) => client.token_url = url,

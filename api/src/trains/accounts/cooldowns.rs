@@ -4,7 +4,6 @@ use poem_openapi::{Enum, Object, OpenApi};
 use view_derive::{Example, View};
 
 use domain::{
-    Code,
     id::{AccountId, TokenId},
     lending::UseOutcome,
     permission::AccountsWrite,
@@ -13,25 +12,11 @@ use persistence::{Account, AccountCooldown, Reporter};
 
 use crate::{
     auth::Caller,
-    shared::{
-        common::{Ok, Tag, Time, answer},
-        examples::nil_id,
-        idempotency::Idempotency,
-        path::Path,
-    },
+    shared::{Idempotency, Ok, Path, Tag, Time, nil_id},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
+use web::http::{ApiError, OptionalBody};
 
-use super::AccountView;
-
-/// The problems of this operation's own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "end_account_cooldown",
-    codes: &[Code::IdempotencyKeyReused],
-}];
+use super::{AccountView, shown};
 
 /// What a report said that lets an account cool down.
 #[derive(Clone, Copy, Debug, Enum)]
@@ -129,7 +114,7 @@ pub struct EndBody {
 /// The operation.
 pub struct Cooldowns;
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Cooldowns {
     /// End the cooldown of an account
     ///
@@ -137,7 +122,7 @@ impl Cooldowns {
     /// account again; other processes follow within half a second. A later report starts a new
     /// cooldown. If the account does not cool down, nothing changes.
     #[oai(
-        path = "/accounts/:id/end-cooldown",
+        path = "/:id/end-cooldown",
         method = "post",
         operation_id = "end_account_cooldown"
     )]
@@ -149,13 +134,8 @@ impl Cooldowns {
         body: OptionalBody<EndBody>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let context = who.context_with(key);
-        let scoped = who.scoped();
+        let trains = who.scoped().trains();
         let model = body.0.model.as_deref();
-        let shown = |account: &Account| {
-            let view = AccountView::from(account);
-            answer(200, &view).revision(account.revision)
-        };
-        let trains = scoped.trains();
         let answer = trains.end_cooldown(&context, id, model, shown);
         Ok(answer.await?.into())
     }

@@ -19,45 +19,15 @@ use upstream::AskError;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Created, Ok, Tag, Time},
-        destination,
-        sent::Sent,
-    },
+    shared::{App, Created, Ok, Sent, Tag, Time, destination},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, Body},
-};
+use web::http::{ApiError, Body};
 
 use super::{
     AccountView,
     body::{HeaderBody, upstream},
     made,
 };
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    OperationDoc {
-        operation_id: "start_oauth_login",
-        codes: &[
-            Code::NotFound,
-            Code::DestinationRefused,
-            Code::NameTaken,
-            Code::QuotaExceeded,
-        ],
-    },
-    OperationDoc {
-        operation_id: "finish_oauth_login",
-        codes: &[
-            Code::NotFound,
-            Code::LoginFailed,
-            Code::NameTaken,
-            Code::QuotaExceeded,
-        ],
-    },
-];
 
 /// A login to begin.
 #[derive(Object, Example, Clone, Debug)]
@@ -259,17 +229,13 @@ pub struct Logins {
     pub(crate) app: Arc<App>,
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts/oauth", tag = "Tag::Trains")]
 impl Logins {
     /// Start an upstream login
     ///
     /// Answers where a person logs in (authorization code with PKCE, RFC 7636). Nothing is made yet;
     /// whoever does not finish within 10 minutes begins anew. At most 20 logins wait.
-    #[oai(
-        path = "/accounts/oauth/start",
-        method = "post",
-        operation_id = "start_oauth_login"
-    )]
+    #[oai(path = "/start", method = "post", operation_id = "start_oauth_login")]
     async fn start(
         &self,
         who: Caller<AccountsWrite>,
@@ -283,8 +249,7 @@ impl Logins {
             client_secret: asked.client_secret.map(|secret| secret.0),
         };
         let context = who.context();
-        let scoped = who.scoped();
-        let trains = scoped.trains();
+        let trains = who.scoped().trains();
         let until = trains.begin_account_authorization(&context, &begun.state, &login, &secrets);
         let view = LoginView {
             expires_at: until.await?.into(),
@@ -298,11 +263,7 @@ impl Logins {
     ///
     /// Trades the code for tokens and makes the account. A state counts once, whatever comes of it,
     /// as a code does: after a refusal, begin anew.
-    #[oai(
-        path = "/accounts/oauth/finish",
-        method = "post",
-        operation_id = "finish_oauth_login"
-    )]
+    #[oai(path = "/finish", method = "post", operation_id = "finish_oauth_login")]
     async fn finish(
         &self,
         who: Caller<AccountsWrite>,
@@ -311,11 +272,8 @@ impl Logins {
         let publisher = who.publisher();
         // Before the state is taken, which counts once.
         let _outside = self.app.wait_outside(&who.request, publisher).await?;
-        let scoped = who.scoped();
-        let (login, secrets) = scoped
-            .trains()
-            .take_account_authorization(&body.0.state.0)
-            .await?;
+        let trains = who.scoped().trains();
+        let (login, secrets) = trains.take_account_authorization(&body.0.state.0).await?;
         let client = ClientCredentials {
             id: &login.client_id,
             secret: secrets.client_secret.as_ref(),
@@ -346,12 +304,9 @@ impl Logins {
         let answer = match login.replaces {
             Some(old) => {
                 let old = AccountId::from_uuid(old);
-                scoped
-                    .trains()
-                    .replace_account(&context, old, new, made)
-                    .await
+                trains.replace_account(&context, old, new, made).await
             }
-            None => scoped.trains().create_account(&context, new, made).await,
+            None => trains.create_account(&context, new, made).await,
         };
         Ok(answer?.into())
     }

@@ -7,30 +7,17 @@ use poem_openapi::{Enum, Object, OpenApi};
 use tokio::time::Instant;
 use view_derive::Example;
 
-use domain::{Code, account::CredentialType, id::AccountId, permission::AccountsWrite};
+use domain::{account::CredentialType, id::AccountId, permission::AccountsWrite};
 use persistence::{Context, Refreshable, Scope, StoreError};
 use upstream::RefreshError;
 
 use crate::{
     auth::Caller,
-    shared::{
-        App,
-        common::{Ok, Tag},
-        path::Path,
-    },
+    shared::{App, Ok, Path, Tag},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, OptionalBody},
-};
+use web::http::{ApiError, OptionalBody};
 
-use super::{AccountView, example_id};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[OperationDoc {
-    operation_id: "refresh_account",
-    codes: &[Code::WrongCredentialType, Code::RefreshFailed],
-}];
+use super::{AccountView, example_id, shown};
 
 /// How many accounts of a publisher are refreshed at a time.
 const AT_A_TIME: usize = 8;
@@ -133,14 +120,8 @@ impl Round {
         if Instant::now() >= self.until {
             return RefreshView::of(&one, Outcome::Skipped, Some("time_over"));
         }
-        let refresher = &self.app.refresher;
-        let fresh = refresher.replace(
-            &self.scope,
-            one.account,
-            one.version,
-            true,
-            Some(self.context),
-        );
+        let (refresher, context) = (&self.app.refresher, Some(self.context));
+        let fresh = refresher.replace(&self.scope, one.account, one.version, true, context);
         match fresh.await {
             Ok(_) => RefreshView::of(&one, Outcome::Refreshed, None),
             Err(error) => RefreshView::of(&one, Outcome::Failed, Some(&why(&one, error))),
@@ -161,7 +142,7 @@ fn why(one: &Refreshable, error: RefreshError) -> String {
     }
 }
 
-#[OpenApi(prefix_path = "/v1", tag = "Tag::Trains")]
+#[OpenApi(prefix_path = "/v1/accounts", tag = "Tag::Trains")]
 impl Refreshes {
     /// Refresh an account
     ///
@@ -169,7 +150,7 @@ impl Refreshes {
     /// many ask at the same time, one request goes out, and all get its outcome. A failure leaves an
     /// unexpired token in use.
     #[oai(
-        path = "/accounts/:id/refresh",
+        path = "/:id/refresh",
         method = "post",
         operation_id = "refresh_account"
     )]
@@ -179,8 +160,8 @@ impl Refreshes {
         Path(id): Path<AccountId>,
     ) -> Result<Ok<AccountView>, ApiError> {
         let scope = who.scope();
-        let scoped = who.scoped();
-        let seen = scoped.trains().credential_version(id).await?;
+        let trains = who.scoped().trains();
+        let seen = trains.credential_version(id).await?;
         let context = who.context();
         let _outside = self
             .app
@@ -189,22 +170,15 @@ impl Refreshes {
         let refresher = &self.app.refresher;
         let fresh = refresher.replace(scope, id, seen, true, Some(context));
         fresh.await.map_err(StoreError::from)?;
-        let account = scoped.trains().account(id).await?;
-        Ok(Ok::show(
-            &AccountView::from(&account),
-            Some(account.revision),
-        ))
+        let account = trains.account(id).await?;
+        Ok(shown(&account).into())
     }
 
     /// Refresh all accounts
     ///
     /// Those that hold OAuth tokens and are enabled, a few at a time; the others are listed as left
     /// alone. What is not begun within 40 seconds is left alone too: ask again.
-    #[oai(
-        path = "/accounts/refresh",
-        method = "post",
-        operation_id = "refresh_accounts"
-    )]
+    #[oai(path = "/refresh", method = "post", operation_id = "refresh_accounts")]
     async fn all(
         &self,
         who: Caller<AccountsWrite>,

@@ -29,40 +29,9 @@ use persistence::{AccountReport, Principal, ResolvedAccount};
 use super::{Asked, NO_URL, NoUrl, base_url, lend, lending, report};
 use crate::{
     auth::{API_KEY, Proxied},
-    shared::{
-        App,
-        common::{Tag, text_header},
-    },
+    shared::{App, Tag, text_header},
 };
-use web::{
-    contract::OperationDoc,
-    http::{ApiError, RequestContext, error},
-};
-
-/// The problems of these operations' own.
-pub const DOCS: &[OperationDoc] = &[
-    doc("forward_auth_get"),
-    doc("forward_auth_head"),
-    doc("forward_auth_post"),
-    doc("forward_auth_put"),
-    doc("forward_auth_patch"),
-    doc("forward_auth_delete"),
-    doc("forward_auth_options"),
-];
-
-const fn doc(operation_id: &'static str) -> OperationDoc {
-    OperationDoc {
-        operation_id,
-        codes: &[
-            Code::TrainDisabled,
-            Code::TrainExhausted,
-            Code::NothingToLend,
-            Code::NoAccountOfUpstream,
-            Code::SeveralUpstreams,
-            Code::TwoTokens,
-        ],
-    }
-}
+use web::http::{ApiError, RequestContext, error};
 
 const ACCOUNT: &str = "x-stationmaster-account";
 const PROVIDER: &str = "x-stationmaster-provider";

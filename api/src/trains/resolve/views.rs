@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use poem_openapi::{Enum, Object};
+use poem_openapi::Object;
 use secrecy::ExposeSecret as _;
-use view_derive::{Example, View};
+use view_derive::Example;
 
 use domain::{FaultCode, Problem, Timestamp, id::AccountId, id::Id as _, lending::UseOutcome};
 use persistence::{AccountReport, ResolvedAccount};
 
 use super::{ask_again_at, seconds};
-use crate::shared::common::Time;
+use crate::shared::{Time, Word};
 use web::http::ApiError;
 
 const EXAMPLE_ACCOUNT: &str = "acc_01h455vb4pex5vsknk084sn02q";
@@ -81,21 +81,6 @@ impl Lending {
     }
 }
 
-/// How a request ended.
-#[derive(Clone, Copy, Enum, View)]
-#[oai(rename = "ReportOutcome", rename_all = "snake_case")]
-#[view(into = UseOutcome)]
-pub(super) enum OutcomeName {
-    /// Well.
-    Ok,
-    /// The upstream asked for a pause (429, 529).
-    RateLimited,
-    /// The upstream refused the credential (401, 403).
-    Unauthorized,
-    /// In another way that is the account's or the upstream's fault.
-    Failed,
-}
-
 /// What was used of an account.
 #[derive(Object, Example)]
 #[oai(
@@ -129,8 +114,8 @@ pub(super) struct ReportRequest {
     #[example(EXAMPLE_ACCOUNT)]
     account_id: String,
     /// How the request ended.
-    #[example(OutcomeName::RateLimited)]
-    outcome: OutcomeName,
+    #[example(UseOutcome::RateLimited)]
+    outcome: Word<UseOutcome>,
     /// The model that it is about; without it, it is about the account as a whole.
     #[oai(validator(min_length = 1, max_length = 200))]
     #[example("claude-opus-4-1")]
@@ -146,7 +131,7 @@ pub(super) struct ReportRequest {
 
 impl ReportRequest {
     pub(super) fn parse(self) -> Result<AccountReport, ApiError> {
-        let outcome = UseOutcome::from(self.outcome);
+        let outcome = self.outcome.0;
         if self.retry_after.is_some() && outcome != UseOutcome::RateLimited {
             let detail = "Only `rate_limited` says how long to wait.";
             return Err(Problem::field("/retry_after", FaultCode::NotAllowed, detail).into());

@@ -1,15 +1,13 @@
 //! What a request says of a train, and whether that may be.
 
-use std::borrow::Cow;
-
 use poem_openapi::{
-    Enum, Object,
-    registry::{MetaSchema, MetaSchemaRef, Registry},
+    Object,
+    registry::{MetaSchema, Registry},
     types::{Example, MaybeUndefined, ParseError, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
-use view_derive::{Example, View};
+use view_derive::Example;
 
 use domain::{
     FaultCode, FieldError, Problem,
@@ -21,25 +19,12 @@ use domain::{
 use persistence::{NewSlack, NewTrain, SlackPatch, TrainPatch};
 
 use crate::{
-    shared::{common::change, destination, own_value, sent::Sent},
+    shared::{Sent, Word, change, destination, own_value},
     trains::accounts,
 };
 
-/// What a train's people may be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum, View)]
-#[oai(rename = "TrainNotice")]
-#[view(of = NoticeKind, into = NoticeKind)]
-pub(super) enum NoticeName {
-    /// An account of the train can't be refreshed any more.
-    #[oai(rename = "account.refresh_failed")]
-    AccountRefreshFailed,
-    /// No account of the train is usable.
-    #[oai(rename = "train.exhausted")]
-    TrainExhausted,
-}
-
-fn notices(names: &[NoticeName]) -> Vec<NoticeKind> {
-    names.iter().copied().map(NoticeKind::from).collect()
+fn notices(words: &[Word<NoticeKind>]) -> Vec<NoticeKind> {
+    words.iter().map(|word| word.0).collect()
 }
 
 /// Where a train's people read.
@@ -60,8 +45,8 @@ pub(super) struct SlackBody {
     channel: Option<String>,
     /// What they are told.
     #[oai(validator(min_items = 1, max_items = 2, unique_items))]
-    #[example([NoticeName::TrainExhausted])]
-    events: Vec<NoticeName>,
+    #[example([NoticeKind::TrainExhausted])]
+    events: Vec<Word<NoticeKind>>,
 }
 
 /// A train to make.
@@ -147,7 +132,7 @@ pub(super) struct SlackPatchBody {
     channel: MaybeUndefined<String>,
     /// What they are told; needed while there is nothing set.
     #[oai(validator(min_items = 1, max_items = 2, unique_items))]
-    events: Option<Vec<NoticeName>>,
+    events: Option<Vec<Word<NoticeKind>>>,
 }
 
 impl SlackPatchBody {
@@ -220,15 +205,7 @@ pub(super) struct PlaceBody {
 pub(super) struct PlacesBody(Vec<PlaceBody>);
 
 impl Type for PlacesBody {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "TrainPlaces".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference("TrainPlaces".into())
-    }
+    own_value!("TrainPlaces");
 
     fn register(registry: &mut Registry) {
         PlaceBody::register(registry);

@@ -1,22 +1,23 @@
 //! What a request says of a webhook endpoint, and whether that may be.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use poem_openapi::{
     Object,
-    registry::{MetaSchema, MetaSchemaRef},
+    registry::MetaSchema,
     types::{MaybeUndefined, ParseFromJSON, ParseResult, ToJSON, Type},
 };
 use serde_json::Value;
 use view_derive::Example;
 
-use domain::{FaultCode, FieldError, Problem, limits::HEADERS, retry::Schedule};
+use domain::{
+    FaultCode, FieldError, Problem, limits::HEADERS, retry::Schedule, signature::Signing,
+};
 use persistence::{Endpoint, EndpointPatch, NewEndpoint, Sending};
 
 use crate::{
     runs::pipelines::slugs,
-    shared::{common::change, destination, own_value},
-    webhooks::endpoint_secrets::SigningName,
+    shared::{Word, change, destination, own_value},
 };
 use web::contract::child;
 
@@ -75,7 +76,7 @@ pub struct NewEndpointBody {
     send_bearer: Option<bool>,
     /// What deliveries are signed by. `ed25519` makes a pair of keys for this endpoint.
     #[oai(default = "shared")]
-    signing: SigningName,
+    signing: Word<Signing>,
     /// Whether deliveries go out one after the other, in the order of their events. One that fails
     /// holds up the others until it arrives or its last try is over.
     #[oai(default)]
@@ -96,8 +97,8 @@ pub struct NewEndpointBody {
     max_in_flight: Option<u32>,
 }
 
-const fn shared() -> SigningName {
-    SigningName::Hmac
+const fn shared() -> Word<Signing> {
+    Word(Signing::Hmac)
 }
 
 fn every_type() -> Vec<String> {
@@ -113,19 +114,14 @@ const fn yes() -> bool {
 pub struct HeaderChange(Option<String>);
 
 impl Type for HeaderChange {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "header_change".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema {
+    own_value!(
+        "header_change",
+        MetaSchema {
             nullable: true,
             max_length: Some(outbound::HEADER_VALUE_LEN_MAX),
             ..MetaSchema::new("string")
-        }))
-    }
+        }
+    );
 }
 
 impl ParseFromJSON for HeaderChange {
@@ -188,7 +184,7 @@ pub struct EndpointPatchBody {
     /// Whether deliveries carry the newest subcommand bearer.
     send_bearer: Option<bool>,
     /// What deliveries are signed by. `ed25519` makes a pair of keys, unless there is a live one.
-    signing: Option<SigningName>,
+    signing: Option<Word<Signing>>,
     /// Whether deliveries go out one after the other, in the order of their events.
     ordered: Option<bool>,
     /// Most deliveries a second; null for no limit.
@@ -279,7 +275,7 @@ impl NewEndpointBody {
             headers: self.headers,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
-            signing: self.signing.into(),
+            signing: self.signing.0,
             sending,
         })
     }
@@ -310,7 +306,7 @@ impl EndpointPatchBody {
             headers: None,
             enabled: self.enabled,
             send_bearer: self.send_bearer,
-            signing: self.signing.map(Into::into),
+            signing: self.signing.map(|signing| signing.0),
             ordered: self.ordered,
             rate_limit_per_second: change(self.rate_limit_per_second),
             retry_schedule,

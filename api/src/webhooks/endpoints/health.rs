@@ -8,7 +8,7 @@ use persistence::{BUCKET_MS, Enabled, Endpoint, Health, StatsBucket};
 
 use super::EndpointView;
 use crate::{
-    shared::{common::Time, examples::EXAMPLE_DAY_BEFORE},
+    shared::{EXAMPLE_DAY_BEFORE, Time},
     webhooks::replays::ReplayView,
 };
 

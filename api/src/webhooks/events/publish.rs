@@ -1,11 +1,9 @@
 //! How publishers tell of events: one or a list, and what is answered.
 
-use std::borrow::Cow;
-
 use poem::{IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, Object,
-    registry::{MetaResponses, MetaSchema, MetaSchemaRef, Registry},
+    registry::{MetaResponses, MetaSchema, Registry},
     types::{ParseFromJSON, ParseResult, Type},
 };
 use serde_json::{Value, json};
@@ -16,11 +14,7 @@ use persistence::{Answer, PublishedEvent};
 
 use super::views::EventView;
 use crate::{
-    shared::{
-        common::{described, respond},
-        own_value,
-        verbatim::Verbatim,
-    },
+    shared::{Verbatim, described, own_value, respond},
     webhooks::event_types::OwnTypeName,
 };
 use web::contract::FAULTS_MAX;
@@ -91,15 +85,7 @@ fn either<A: Type, B: Type>(registry: &mut Registry) -> MetaSchema {
 }
 
 impl Type for PublishBody {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "Publish".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference("Publish".into())
-    }
+    own_value!("Publish");
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>("Publish".into(), either::<NewEventBody, NewEventsBody>);
@@ -134,15 +120,7 @@ pub struct PublishedEvents {
 struct PublishedView;
 
 impl Type for PublishedView {
-    own_value!();
-
-    fn name() -> Cow<'static, str> {
-        "Published".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Reference("Published".into())
-    }
+    own_value!("Published");
 
     fn register(registry: &mut Registry) {
         registry.create_schema::<Self, _>("Published".into(), either::<EventView, PublishedEvents>);

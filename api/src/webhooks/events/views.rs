@@ -13,7 +13,7 @@ use domain::{
 
 use crate::{
     runs::run::sample,
-    shared::{common::Time, examples::EXAMPLE_AT, verbatim::Verbatim},
+    shared::{EXAMPLE_AT, Time, Verbatim},
 };
 
 /// An event.

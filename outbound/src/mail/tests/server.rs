@@ -162,8 +162,10 @@ fn permanent(result: Result<(), MailError>) -> String {
 #[tokio::test]
 async fn a_mail_is_handed_over_in_the_name_of_the_public_host() {
     let server = FakeServer::start(&[], None).await;
-    let sent = server.plain("user:pass@", PATIENT).send(&mail()).await;
-    sent.unwrap();
+    let mailer = server.plain("user:pass@", PATIENT);
+    // In a task, as whoever works through many mails sends them.
+    let sent = tokio::spawn(async move { mailer.send(&mail()).await });
+    sent.await.unwrap().unwrap();
     assert_eq!(
         server.heard(),
         [
@@ -280,6 +282,38 @@ async fn nothing_is_sent_in_clear_when_starttls_is_stripped() {
     let said = passing(mailer.send(&mail()).await);
     assert!(said.contains("does not offer STARTTLS"), "{said}");
     assert_eq!(server.heard(), ["EHLO stationmaster.example.com"]);
+}
+
+/// Somebody on the way puts the answers of a whole mail behind the one to STARTTLS.
+#[tokio::test]
+async fn what_comes_in_clear_behind_starttls_is_no_answer() {
+    let (file, tls) = certificate("127.0.0.1");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let forged = "220 go on\r\n250 x\r\n250 m\r\n250 r\r\n354 d\r\n250 taken\r\n221 bye\r\n";
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        for (answer, asked) in [
+            ("220 x\r\n", "EHLO stationmaster.example.com\r\n"),
+            ("250-x\r\n250 STARTTLS\r\n", "STARTTLS\r\n"),
+        ] {
+            stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            assert_eq!(line, asked);
+        }
+        let stream = stream.get_mut();
+        stream.write_all(forged.as_bytes()).await.unwrap();
+        let _ = tls.accept(stream).await;
+    });
+    let url = format!("smtp://127.0.0.1:{port}?ca={}", file.path().display());
+    let said = passing(mailer(&url, PATIENT).send(&mail()).await);
+    assert_eq!(
+        said,
+        "STARTTLS failed: something came in clear behind the answer"
+    );
+    serving.await.unwrap();
 }
 
 #[tokio::test]

@@ -465,6 +465,7 @@ async fn import(fixture: &Fixture, house: &House, text: &str) {
             expires_at: Set(None),
             revoked_at: Set(None),
             last_used_at: Set(None),
+            minted_by: Set(None),
         })
         .await;
     fixture
@@ -498,8 +499,8 @@ async fn a_trains_token_is_known_as_such_and_revoked_at_once() {
         let store = &fixture.store;
         heard_of_all_changes(&fixture).await;
         let who = store.authenticate(hash).await.unwrap().unwrap();
-        assert_eq!(who.train, Some(house.train.id));
-        assert!(who.grants.is_empty());
+        assert_eq!(who.train(), Some(house.train.id));
+        assert!(who.grants().is_empty());
         assert_eq!(who.actor().kind, domain::audit::ActorKind::Train);
         assert!(matches!(
             store.cached_token(hash),
@@ -547,7 +548,7 @@ async fn keys_of_any_form_count_while_there_are_imported_ones() {
         store.look_for_foreign_tokens(Some(&[owner])).await.unwrap();
         assert!(store.knows_imported_tokens() && !store.knows_foreign_tokens());
         let who = store.authenticate(TokenHash::of("short")).await.unwrap();
-        assert_eq!(who.unwrap().train, Some(house.train.id));
+        assert_eq!(who.unwrap().train(), Some(house.train.id));
         fixture
             .execute("UPDATE train_tokens SET revoked_at = 1")
             .await;

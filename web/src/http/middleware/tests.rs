@@ -213,6 +213,53 @@ async fn errors_of_any_origin_become_problems() {
 }
 
 #[tokio::test]
+async fn people_get_problems_as_pages_and_programs_as_json() {
+    let app = make(|request: Request| async move {
+        match request.uri().path() {
+            "/refuses" => Err(ApiError::from(Code::SlugTaken).into()),
+            "/panics" => panic!("on purpose"),
+            "/gone" => Ok(Response::builder()
+                .status(StatusCode::GONE)
+                .content_type("text/html; charset=utf-8")
+                .body("gone")),
+            _ => Err(poem::Error::from(poem::error::NotFoundError)),
+        }
+    });
+    let pages = ProblemPages {
+        asks: |request| request.headers().contains_key("x-person"),
+        render: |problem, id| {
+            Response::builder()
+                .status(StatusCode::IM_A_TEAPOT)
+                .content_type("text/html; charset=utf-8")
+                .body(format!("{} {id}", problem.code))
+        },
+    };
+    let options = StackOptions {
+        pages: Some(pages),
+        ..options()
+    };
+    let client = client_of(wrap(app, options));
+    for (path, code) in [
+        ("/refuses", "slug_taken"),
+        ("/panics", "internal"),
+        ("/x", "not_found"),
+    ] {
+        let (_, body) = problem(client.get(path).send().await).await;
+        assert_eq!(body["code"], code);
+        let page = client.get(path).header("x-person", "1").send().await.0;
+        let id = page.header("x-request-id").unwrap().to_owned();
+        assert_eq!(page.status(), StatusCode::IM_A_TEAPOT);
+        assert_eq!(
+            page.into_body().into_string().await.unwrap(),
+            format!("{code} {id}")
+        );
+    }
+    let own = client.get("/gone").header("x-person", "1").send().await.0;
+    assert_eq!(own.status(), StatusCode::GONE, "a page of its own stays");
+    assert_eq!(own.into_body().into_string().await.unwrap(), "gone");
+}
+
+#[tokio::test]
 async fn a_caller_waits_only_so_long_but_the_work_goes_on() {
     let done = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&done);

@@ -13,7 +13,7 @@ fn checked(body: NewAccountBody) -> Result<NewAccount, (Code, Vec<String>)> {
 
 fn oauth() -> NewAccountBody {
     NewAccountBody {
-        credential_type: TypeName::Oauth,
+        credential_type: Word(CredentialType::Oauth),
         api_key: None,
         oauth: Some(OauthBody::example()),
         ..Example::example()
@@ -71,20 +71,25 @@ fn a_credential_of_the_other_type_is_refused() {
     let key = Some(Sent::from("sk-0123456789"));
     let tokens = Some(OauthBody::example());
     for (credential_type, api_key, oauth, pointers) in [
-        (TypeName::ApiKey, None, None, &["/api_key"][..]),
-        (TypeName::ApiKey, key.clone(), tokens.clone(), &["/oauth"]),
+        (CredentialType::ApiKey, None, None, &["/api_key"][..]),
         (
-            TypeName::ApiKey,
+            CredentialType::ApiKey,
+            key.clone(),
+            tokens.clone(),
+            &["/oauth"],
+        ),
+        (
+            CredentialType::ApiKey,
             None,
             tokens.clone(),
             &["/oauth", "/api_key"],
         ),
-        (TypeName::Oauth, None, None, &["/oauth"]),
-        (TypeName::Oauth, key.clone(), tokens, &["/api_key"]),
-        (TypeName::Oauth, key, None, &["/api_key", "/oauth"]),
+        (CredentialType::Oauth, None, None, &["/oauth"]),
+        (CredentialType::Oauth, key.clone(), tokens, &["/api_key"]),
+        (CredentialType::Oauth, key, None, &["/api_key", "/oauth"]),
     ] {
         let body = NewAccountBody {
-            credential_type,
+            credential_type: Word(credential_type),
             api_key,
             oauth,
             ..Example::example()

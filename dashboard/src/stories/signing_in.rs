@@ -1,0 +1,150 @@
+use tests::{Browser, Look};
+
+use crate::site::{Site, code_in};
+
+const ADA: &str = "ada@example.com";
+
+/// What a phone is.
+const PHONE: Look = Look {
+    width: 375,
+    javascript: false,
+    dark: true,
+};
+
+#[tokio::test]
+async fn somebody_signs_in_by_the_code_of_a_mail_and_out_again() {
+    let Some(browser) = Browser::start("pages::code").await else {
+        return;
+    };
+    let site = Site::open().await;
+    site.user(ADA, "Ada").await;
+    let tab = site.tab(&browser, Look::default()).await;
+    // Whoever is not signed in comes back to the page that was wanted.
+    let shown = tab.open("/account").await;
+    assert!(
+        shown.url.ends_with("/sign-in?return_to=%2Faccount"),
+        "{}",
+        shown.url
+    );
+    tab.fill("E-mail address", ADA).await;
+    let shown = tab.press("E-mail me a link instead").await;
+    assert!(shown.text.contains("Look into your mail"), "{}", shown.text);
+    tab.judge().await;
+
+    let code = code_in(&site.mail_to(ADA).await);
+    tab.fill(
+        "Six-digit code",
+        if code == "111111" { "222222" } else { "111111" },
+    )
+    .await;
+    let shown = tab.press("Sign in").await;
+    assert_eq!(shown.status, 401);
+    assert!(shown.text.contains("not the code"), "{}", shown.text);
+    tab.judge().await;
+    let spaced = format!("{} {}", &code[..3], &code[3..]);
+    tab.fill("Six-digit code", &spaced).await;
+    let shown = tab.press("Sign in").await;
+    assert!(shown.url.ends_with("/account"), "{}", shown.url);
+    assert!(shown.text.contains("this browser"), "{}", shown.text);
+    tab.judge().await;
+
+    let shown = tab.press("Sign out").await;
+    assert!(
+        shown.text.contains("You were signed out."),
+        "{}",
+        shown.text
+    );
+    let shown = tab.back().await;
+    assert!(
+        !shown.text.contains(ADA),
+        "nothing is shown after signing out: {}",
+        shown.text
+    );
+    assert!(shown.url.contains("/sign-in"), "{}", shown.url);
+    tab.judge().await;
+}
+
+#[tokio::test]
+async fn a_link_signs_in_the_browser_that_asked_by_one_click() {
+    let Some(browser) = Browser::start("pages::link").await else {
+        return;
+    };
+    let site = Site::open().await;
+    site.user(ADA, "Ada").await;
+    let tab = site.tab(&browser, PHONE).await;
+    tab.open("/sign-in").await;
+    tab.fill("E-mail address", ADA).await;
+    tab.press("E-mail me a link instead").await;
+    let link = site.link_in(&site.mail_to(ADA).await);
+    // However often it is opened.
+    for _ in 0..3 {
+        let shown = tab.open(&link).await;
+        assert_eq!(shown.status, 200);
+        assert!(shown.text.contains(ADA), "{}", shown.text);
+        assert!(!shown.text.contains("another browser"), "{}", shown.text);
+    }
+    let (_, headers) = tab.source().await;
+    assert_eq!(headers["referrer-policy"], "no-referrer");
+    let shown = tab.press("Sign in").await;
+    assert!(shown.text.contains("Your publishers"), "{}", shown.text);
+    let shown = tab.open(&link).await;
+    assert_eq!(shown.status, 410, "{}", shown.text);
+    assert!(
+        shown.text.contains("does not work any more"),
+        "{}",
+        shown.text
+    );
+    tab.judge().await;
+}
+
+#[tokio::test]
+async fn m4_a_link_in_another_browser_asks_first_and_says_for_whom() {
+    let Some(browser) = Browser::start("pages::other_browser").await else {
+        return;
+    };
+    let site = Site::open().await;
+    site.user(ADA, "Ada").await;
+    let asks = site.tab(&browser, Look::default()).await;
+    asks.open("/sign-in").await;
+    asks.fill("E-mail address", ADA).await;
+    asks.press("E-mail me a link instead").await;
+    let mail = site.mail_to(ADA).await;
+
+    let other = site.tab(&browser, Look::default()).await;
+    let shown = other.open(&site.link_in(&mail)).await;
+    assert!(
+        shown.text.contains("asked for in another browser"),
+        "{}",
+        shown.text
+    );
+    assert!(shown.text.contains(ADA), "{}", shown.text);
+    other.judge().await;
+    // The code is of no use there.
+    other.open("/sign-in/code").await;
+    other.fill("Six-digit code", &code_in(&mail)).await;
+    assert_eq!(other.press("Sign in").await.status, 401);
+    other.open(&site.link_in(&mail)).await;
+    let shown = other.press("Sign in in this browser").await;
+    assert!(shown.text.contains("Your publishers"), "{}", shown.text);
+    assert!(!asks.open("/").await.text.contains("Your publishers"));
+}
+
+#[tokio::test]
+async fn the_session_s_cookie_is_the_browser_s_alone() {
+    let Some(browser) = Browser::start("pages::cookie").await else {
+        return;
+    };
+    let site = Site::open().await;
+    let ada = site.user(ADA, "Ada").await;
+    let tab = site.tab_of(&browser, &ada, Look::default()).await;
+    let cookies = tab.cookies().await;
+    let session = cookies
+        .iter()
+        .find(|cookie| cookie["name"] == "stm-dev")
+        .unwrap();
+    assert_eq!(session["httpOnly"], true);
+    assert_eq!(session["sameSite"], "Lax");
+    assert_eq!(session["path"], "/");
+    let (source, _) = tab.source().await;
+    assert!(!source.contains(session["value"].as_str().unwrap()));
+}
