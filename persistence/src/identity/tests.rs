@@ -63,6 +63,7 @@ fn token(text: &str, purpose: Purpose, user: Option<UserId>, to: &str) -> NewTok
         code: None,
         payload: None,
         lasts: 10 * MINUTE,
+        supersedes: true,
     }
 }
 
@@ -83,8 +84,8 @@ impl Fixture {
             token.address.as_ref().unwrap(),
             (Action::SignInRequested, true),
         );
-        let (identity, context, mail) = (self.store.identity(), context(), mail(to.as_str()));
-        let mailed = identity.request_mail(&context, token, &mail, what);
+        let (identity, by, mail) = (self.store.identity(), context(), mail(to.as_str()));
+        let mailed = identity.request_mail(&by, token, &mail, what);
         mailed.await.unwrap();
     }
 
@@ -429,8 +430,8 @@ async fn an_invitation_is_accepted_once() {
             hash: TokenHash::of("invitation"),
             mail: mail("new@a.example"),
         };
-        let (members, context) = (scoped.members(), context_of(&owner));
-        let invited = members.invite(&context, &new, |_| no_content()).await;
+        let (members, by) = (scoped.members(), context_of(&owner));
+        let invited = members.invite(&by, &new, |_| no_content()).await;
         invited.unwrap();
         let results = in_parallel(&fixture, |identity, at| async move {
             let (context, new) = (context(), session(at));
@@ -613,8 +614,8 @@ async fn what_ends_a_session_holds_in_other_processes() {
             assert!(here.is_none(), "{name}: at once in this process");
             forgotten(&other, hash).await;
         }
-        let (context, new) = (context(), session("again"));
-        let again = identity.sign_in_user(&context, ada.id, &new).await;
+        let (by, new) = (context(), session("again"));
+        let again = identity.sign_in_user(&by, ada.id, &new).await;
         assert_eq!(again.unwrap().unwrap_err(), Refusal::Disabled);
         other.close().await;
     }

@@ -15,8 +15,7 @@ use domain::{
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
-    sea_query::{Expr, LockType},
+    QueryOrder as _, sea_query::Expr,
 };
 use zeroize::Zeroizing;
 
@@ -269,7 +268,6 @@ pub(crate) async fn take_by_code(
         .filter(Column::Browser.eq(browser.as_bytes().to_vec()))
         .filter(Column::Purpose.eq(purpose.as_str()))
         .order_by_desc(Column::CreatedAt)
-        .lock(LockType::Update)
         .one(tx.db())
         .await?;
     let Some(row) = row else {
