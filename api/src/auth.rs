@@ -246,7 +246,7 @@ impl App {
             return;
         }
         let scoped = self.store.scoped(&principal.scope);
-        let context = context(request, principal.actor(), None);
+        let context = context(request, principal.actor(), (None, None));
         self.tasks.spawn(async move {
             if let Err(error) = scoped
                 .operations()

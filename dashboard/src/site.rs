@@ -307,9 +307,9 @@ pub(crate) fn address_of(text: &str) -> EmailAddress {
     EmailAddress::parse(text).unwrap()
 }
 
-/// The six digits in a mail.
+/// The eight digits in a mail.
 pub(crate) fn code_in(mail: &str) -> String {
     let words = mail.split(|c: char| !c.is_ascii_digit());
-    let mut codes = words.filter(|word| word.len() == 6);
+    let mut codes = words.filter(|word| word.len() == 8);
     codes.next().expect("the mail has a code").to_owned()
 }

@@ -178,6 +178,15 @@ impl Visit {
             address: Some(self.0.request.address().to_string()),
             user_agent: self.0.request.user_agent(),
             idempotency: None,
+            permission: None,
+        }
+    }
+
+    /// The same for a change in a publisher, which takes this permission.
+    pub(crate) fn context_for(&self, permission: Permission) -> Context {
+        Context {
+            permission: Some(permission),
+            ..self.context()
         }
     }
 

@@ -12,7 +12,7 @@ use domain::{
     people::{Purpose, SignInMethod},
     token::{self, Prefix, TokenHash},
 };
-use persistence::{Context, Growth, NewToken, Passkey, SignedIn, StoreError, TokenFault};
+use persistence::{Context, NewToken, Passkey, SignedIn, StoreError, TokenFault};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
@@ -31,14 +31,6 @@ use crate::{
 const CEREMONY_LASTS: Duration = Duration::from_mins(5);
 /// Longest name of a passkey, characters.
 const NAME_CHARS: usize = 60;
-/// Sign-ins that one network begins.
-const BEGUN_FROM: Growth = Growth {
-    free: 60,
-    first: Duration::from_secs(10),
-    most: Duration::from_mins(5),
-    forgets_after: Duration::from_mins(30),
-};
-
 /// A ceremony that was begun.
 #[derive(Debug)]
 pub struct Ceremony<O> {
@@ -179,12 +171,7 @@ impl Service {
         context: &Context,
     ) -> Result<Ceremony<RequestOptions>, StoreError> {
         let party = self.party()?;
-        let from = (
-            self.keyed("ceremonies-from", &[self.network(context).as_bytes()]),
-            BEGUN_FROM,
-        );
-        self.check(&from).await?;
-        self.count(&[from]).await?;
+        self.admit(&[self.begun_from(context)]).await?;
         let (token, challenge) = self.begin(Purpose::PasskeySignIn, None).await?;
         let options = RequestOptions::new(party, &challenge, &[]);
         Ok(Ceremony { token, options })
@@ -203,14 +190,13 @@ impl Service {
         old: Option<&SignedIn>,
     ) -> Result<NewBrowserSession, StoreError> {
         let party = self.party()?;
-        let from = self.failures_from(context);
-        self.check(&from).await?;
+        let from = [self.failures_from(context)];
+        self.admit(&from).await?;
         let identity = self.store.identity();
         let challenge = self
             .take_ceremony(token, (Purpose::PasskeySignIn, None))
             .await?;
         let fails = async |reason: &str, user: Option<UserId>| -> Result<_, StoreError> {
-            self.count(&[from]).await?;
             let why = (SignInMethod::Passkey, reason);
             identity.note_failure(context, why, None, user).await?;
             Err(StoreError::from(Code::SignInFailed))
@@ -237,9 +223,10 @@ impl Service {
         }
         let begun = self.begin_session(SignInMethod::Passkey, None);
         let done = identity
-            .sign_in_user(context, passkey.user, &begun.new)
+            .sign_in_user(context, (passkey.user, None), &begun.new)
             .await?;
         let sign_in = done.map_err(problem_of)?;
+        identity.give_back(&from).await?;
         self.welcome(context, begun.cookie, sign_in, old).await
     }
 

@@ -60,9 +60,12 @@ impl Service {
         A: Fn(&Invitation) -> Answer + Send + Sync,
     {
         self.need_people()?;
-        let to = self.mails_to(address);
-        self.check(&to).await?;
-        self.count(&[to]).await?;
+        let publisher = who.scope.publisher();
+        let counted = [
+            self.mails_to(address, "invitation"),
+            self.invitations_of(publisher),
+        ];
+        self.admit(&counted).await?;
         let text = token::generate(Prefix::Invitation);
         let inviter = self.inviter_name(who).await?;
         let mail = self.invitation_mail((who, &inviter), (address, role), (message, &text));
@@ -94,9 +97,9 @@ impl Service {
         self.need_people()?;
         let scoped = self.scoped(who);
         let invitation = scoped.members().invitation(id).await?;
-        let to = self.mails_to(&invitation.address);
-        self.check(&to).await?;
-        self.count(&[to]).await?;
+        let to = self.mails_to(&invitation.address, "invitation");
+        let publisher = who.scope.publisher();
+        self.admit(&[to, self.invitations_of(publisher)]).await?;
         let text = token::generate(Prefix::Invitation);
         let inviter = self.inviter_name(who).await?;
         let to = (&invitation.address, invitation.role);

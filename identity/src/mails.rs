@@ -39,7 +39,7 @@ pub struct SignIn<'a> {
     pub site: &'a str,
     /// The link that signs in.
     pub link: &'a str,
-    /// The code for the browser that asked: six digits.
+    /// The code for the browser that asked: eight digits.
     pub code: &'a str,
     /// How long both are valid.
     pub valid_for: Duration,

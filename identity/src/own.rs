@@ -129,10 +129,8 @@ impl Service {
         address: &EmailAddress,
     ) -> Result<AddressChange, StoreError> {
         self.need_mail()?;
-        let (to, from) = (self.mails_to(address), self.mails_from(context));
-        self.check(&to).await?;
-        self.check(&from).await?;
-        self.count(&[to, from]).await?;
+        let to = self.mails_to(address, "change_address");
+        self.admit(&[to, self.mails_from(context)]).await?;
         let text = token::generate(Prefix::Link);
         let token = NewToken {
             hash: TokenHash::of_secret(&text),
@@ -162,13 +160,14 @@ impl Service {
         })
     }
 
-    /// Changes a user's address by a mailed link, and tells the old address.
+    /// Changes the address of a person by a mailed link, and tells the old address. The person has
+    /// to be signed in: a link that somebody else was made to open changes nothing.
     ///
     /// # Errors
     /// `link_invalid`, `link_used`, `link_expired`; `address_taken`.
     pub async fn confirm_address_change(
         &self,
-        context: &Context,
+        (context, who): (&Context, &SignedIn),
         text: &str,
     ) -> Result<User, StoreError> {
         let link = self.page("/account");
@@ -183,7 +182,9 @@ impl Service {
         };
         let hash = link_hash(text)?;
         let identity = self.store.identity();
-        let done = identity.change_address(context, &hash, &notice).await?;
+        let done = identity
+            .change_address(context, (who.user.id, &hash), &notice)
+            .await?;
         Ok(done.map_err(problem_of)?)
     }
 

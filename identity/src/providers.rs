@@ -87,15 +87,16 @@ impl Service {
     /// Begins a sign-in elsewhere; or, for a person who is signed in, the connection of one.
     ///
     /// # Errors
-    /// `not_found` if there is no such issuer; 502 `provider_unavailable`.
+    /// `not_found` if there is no such issuer; 429 `rate_limited`; 502 `provider_unavailable`.
     pub async fn begin_elsewhere(
         &self,
-        name: &str,
+        (context, name): (&Context, &str),
         visit: Option<&str>,
         return_to: Option<&ReturnTo>,
         link_for: Option<&SignedIn>,
     ) -> Result<BeganElsewhere, StoreError> {
         let issuer = self.issuer(name)?;
+        self.admit(&[self.begun_from(context)]).await?;
         let started = issuer
             .begin(&self.redirect_uri(name))
             .await

@@ -41,8 +41,8 @@ impl Service {
         let mail = |_: Option<&User>| written.clone();
         let sends = |user: Option<&User>| user.is_some_and(User::is_enabled);
         let parts = (&token as _, &mail as _, &sends as _);
-        self.request(context, address, Action::PasswordResetRequested, parts)
-            .await
+        let what = (Action::PasswordResetRequested, "reset");
+        self.request(context, address, what, parts).await
     }
 
     /// Mails a user a link for a new password on the operator's behalf. Nobody but the person sets

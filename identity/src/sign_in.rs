@@ -127,10 +127,10 @@ pub(crate) fn mail(
     }
 }
 
-fn six_digits() -> String {
-    // The bias of the remainder is under one in a thousand million million.
+fn eight_digits() -> String {
+    // The bias of the remainder is under one in a thousand million.
     let random = u64::from_be_bytes(domain::random::bytes());
-    format!("{:06}", random % 1_000_000)
+    format!("{:08}", random % 100_000_000)
 }
 
 impl Service {
@@ -160,7 +160,7 @@ impl Service {
         self.need_mail()?;
         let visit = self.visit(visit);
         let browser = self.browser_hash(visit.expose_secret());
-        let (text, code) = (token::generate(Prefix::Link), six_digits());
+        let (text, code) = (token::generate(Prefix::Link), eight_digits());
         let remembered = Remembered {
             return_to: return_to.map(|path| path.as_str().to_owned()),
         };
@@ -186,13 +186,9 @@ impl Service {
         let opens = self.settings.registration == Registration::Open;
         let sends = |user: Option<&User>| user.map_or(opens, User::is_enabled);
         let mail = |_: Option<&User>| mail("sign_in", address, words.clone(), lasts);
-        self.request(
-            context,
-            address,
-            Action::SignInRequested,
-            (&token, &mail, &sends),
-        )
-        .await?;
+        let what = (Action::SignInRequested, "sign_in");
+        self.request(context, address, what, (&token, &mail, &sends))
+            .await?;
         Ok(Requested { visit, lasts })
     }
 
@@ -212,7 +208,7 @@ impl Service {
         &self,
         context: &Context,
         address: &EmailAddress,
-        action: Action,
+        (action, kind): (Action, &str),
         (token, mail, sends): (
             &(dyn Fn(Option<UserId>) -> NewToken + Sync),
             &(dyn Fn(Option<&User>) -> NewMail + Sync),
@@ -220,25 +216,30 @@ impl Service {
         ),
     ) -> Result<(), StoreError> {
         let (began, identity) = (Instant::now(), self.store.identity());
-        let (to, from) = (self.mails_to(address), self.mails_from(context));
-        self.check(&from).await?;
-        let silent = self.is_blocked(&to).await?;
-        self.count(&[to, from]).await?;
+        self.admit(&[self.mails_from(context)]).await?;
+        let to = self.mails_to(address, kind);
+        let silent = !self.admits(&[to]).await?;
         let user = identity.user_with_address(address).await?;
         let delivers = !silent && sends(user.as_ref());
-        // A token that nobody gets opens nothing, and takes no other's place.
+        // A token that nobody gets opens nothing.
         let mut token = token(user.as_ref().filter(|_| delivers).map(|user| user.id));
         if !delivers {
             token.hash = TokenHash::of_secret(&token::generate(Prefix::Link));
             token.code = None;
-            token.supersedes = false;
         }
+        // Who asks too often takes no link away that was mailed before.
+        token.supersedes = !silent;
         let mail = mail(user.as_ref());
         identity
             .request_mail(context, &token, &mail, (action, delivers))
             .await?;
-        tokio::time::sleep(self.settings.floor.saturating_sub(began.elapsed())).await;
+        self.rest_of_floor(began).await;
         Ok(())
+    }
+
+    /// Waits until the floor has passed since `began`.
+    async fn rest_of_floor(&self, began: Instant) {
+        tokio::time::sleep(self.settings.floor.saturating_sub(began.elapsed())).await;
     }
 
     /// Looks at a mailed link without using it.
@@ -321,8 +322,8 @@ impl Service {
         code: &str,
         old: Option<&SignedIn>,
     ) -> Result<NewBrowserSession, StoreError> {
-        let from = self.failures_from(context);
-        self.check(&from).await?;
+        let from = [self.failures_from(context)];
+        self.admit(&from).await?;
         let browser = self.browser_hash(visit);
         let digits: String = code.chars().filter(char::is_ascii_digit).collect();
         let code = self.code_hash(&browser, &digits);
@@ -337,8 +338,11 @@ impl Service {
             .await;
         match done {
             Err(StoreError::Refused(problem)) if problem.code == Code::LinkInvalid => {
-                self.count(&[from]).await?;
                 Err(Code::SignInFailed.into())
+            }
+            Ok(session) => {
+                self.store.identity().give_back(&from).await?;
+                Ok(session)
             }
             other => other,
         }
@@ -375,12 +379,10 @@ impl Service {
         old: Option<&SignedIn>,
     ) -> Result<NewBrowserSession, StoreError> {
         self.need_passwords()?;
-        let identity = self.store.identity();
+        let (began, identity) = (Instant::now(), self.store.identity());
         let user = identity.user_with_address(address).await?;
         let counted = self.counted(context, address, user.as_ref(), device);
-        for one in &counted {
-            self.check(one).await?;
-        }
+        self.admit(&counted).await?;
         // As many queries for nobody as for a user.
         let id = user
             .as_ref()
@@ -388,20 +390,25 @@ impl Service {
         let stored = identity.password_hash(id).await?;
         let verified = self.hasher.verify(password, stored.as_deref()).await?;
         let (Some(user), false) = (&user, verified == Verified::Wrong) else {
-            self.count(&counted).await?;
             let why = (SignInMethod::Password, "wrong_password");
             let known = user.as_ref().map(|user| user.id);
             identity
                 .note_failure(context, why, Some(address), known)
                 .await?;
+            // A user takes some queries more than nobody.
+            self.rest_of_floor(began).await;
             return Err(Code::SignInFailed.into());
         };
-        if let (Verified::Outdated(new), Some(old)) = (&verified, &stored) {
-            identity.rehash_password(user.id, old, new).await?;
+        let mut judged = stored;
+        if let (Verified::Outdated(new), Some(old)) = (verified, &judged) {
+            identity.rehash_password(user.id, old, &new).await?;
+            judged = Some(new);
         }
         let begun = self.begin_session(SignInMethod::Password, None);
-        let done = identity.sign_in_user(context, user.id, &begun.new).await?;
+        let who = (user.id, judged.as_deref());
+        let done = identity.sign_in_user(context, who, &begun.new).await?;
         let sign_in = done.map_err(problem_of)?;
+        identity.give_back(&counted).await?;
         identity.forgive(&self.failures_for(address).0).await?;
         self.welcome(context, begun.cookie, sign_in, old).await
     }
@@ -505,13 +512,15 @@ impl Service {
         &self,
         context: &Context,
         address: &EmailAddress,
-        password: Option<&SecretString>,
+        (password, visit): (Option<&SecretString>, Option<&str>),
         (name, return_to): (Option<&str>, Option<&ReturnTo>),
-    ) -> Result<(), StoreError> {
+    ) -> Result<Requested, StoreError> {
         self.need_mail()?;
         if self.settings.registration == Registration::Closed {
             return Err(Code::RegistrationClosed.into());
         }
+        let visit = self.visit(visit);
+        let browser = self.browser_hash(visit.expose_secret());
         let password = match password {
             Some(password) => {
                 self.need_passwords()?;
@@ -539,7 +548,7 @@ impl Service {
             purpose: Purpose::Register,
             user,
             address: Some(address.clone()),
-            browser: None,
+            browser: Some(browser),
             code: None,
             payload: Some(payload.clone()),
             lasts: REGISTRATION_LASTS,
@@ -560,26 +569,29 @@ impl Service {
         };
         let mail = |user: Option<&User>| mail("register", address, words(user), REGISTRATION_LASTS);
         let sends = |user: Option<&User>| user.is_none_or(User::is_enabled);
-        self.request(
-            context,
-            address,
-            Action::SignInRequested,
-            (&token, &mail, &sends),
-        )
-        .await
+        let what = (Action::SignInRequested, "register");
+        self.request(context, address, what, (&token, &mail, &sends))
+            .await?;
+        let lasts = REGISTRATION_LASTS;
+        Ok(Requested { visit, lasts })
     }
 
-    /// Finishes a registration by its link: makes the user, and signs the person in.
+    /// Finishes a registration by its link: makes the user, and signs the person in. The password
+    /// and the name that were given count in the browser in which they were given: whoever opens
+    /// the link elsewhere may not be the one who gave them, and sets a password later.
     ///
     /// # Errors
     /// `link_invalid`, `link_used`, `link_expired`.
     pub async fn finish_registration(
         &self,
         context: &Context,
-        text: &str,
+        (text, visit): (&str, Option<&str>),
         old: Option<&SignedIn>,
     ) -> Result<NewBrowserSession, StoreError> {
         let hash = link_hash(text)?;
+        let from = [self.failures_from(context)];
+        self.admit(&from).await?;
+        let browser = visit.map(|visit| self.browser_hash(visit));
         let begun = self.begin_session(SignInMethod::Link, None);
         let given = |payload: &[u8]| {
             let registering: Registering = serde_json::from_slice(payload).ok()?;
@@ -588,9 +600,10 @@ impl Service {
         let done = self
             .store
             .identity()
-            .finish_registration(context, &hash, &given, &begun.new)
+            .finish_registration(context, (&hash, browser.as_ref()), &given, &begun.new)
             .await?;
         let sign_in = done.map_err(problem_of)?;
+        self.store.identity().give_back(&from).await?;
         self.welcome(context, begun.cookie, sign_in, old).await
     }
 

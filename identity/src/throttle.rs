@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use domain::{Code, Problem, Timestamp, people::EmailAddress};
+use domain::{Code, Problem, Timestamp, id::PublisherId, people::EmailAddress};
 use persistence::{Context, Growth, StoreError};
 
 use crate::Service;
@@ -40,6 +40,21 @@ const MAILS_FROM: Growth = Growth {
     forgets_after: Duration::from_hours(1),
 };
 
+/// Invitations of one publisher, mailed for the first time or again: fifty an hour.
+const INVITATIONS_OF: Growth = Growth {
+    free: 49,
+    first: Duration::from_mins(5),
+    most: Duration::from_hours(1),
+    forgets_after: Duration::from_hours(1),
+};
+/// Sign-ins by passkey or elsewhere that one network begins.
+const BEGUN_FROM: Growth = Growth {
+    free: 60,
+    first: Duration::from_secs(10),
+    most: Duration::from_mins(5),
+    forgets_after: Duration::from_mins(30),
+};
+
 /// What is counted, and how it grows.
 pub(crate) type Counted = ([u8; 32], Growth);
 
@@ -57,11 +72,6 @@ fn network_of(context: &Context) -> String {
 }
 
 impl Service {
-    #[expect(clippy::unused_self, reason = "it reads like its neighbours")]
-    pub(crate) fn network(&self, context: &Context) -> String {
-        network_of(context)
-    }
-
     pub(crate) fn failures_for(&self, address: &EmailAddress) -> Counted {
         let key = self.keyed("failures-for", &[address.as_str().as_bytes()]);
         (key, FOR_ADDRESS)
@@ -79,9 +89,20 @@ impl Service {
         )
     }
 
-    pub(crate) fn mails_to(&self, address: &EmailAddress) -> Counted {
-        let key = self.keyed("mails-to", &[address.as_str().as_bytes()]);
-        (key, MAILS_TO)
+    /// Mails of one kind to an address: whoever asks for many of one kind keeps no other away.
+    pub(crate) fn mails_to(&self, address: &EmailAddress, kind: &str) -> Counted {
+        let parts = [address.as_str().as_bytes(), kind.as_bytes()];
+        (self.keyed("mails-to", &parts), MAILS_TO)
+    }
+
+    pub(crate) fn invitations_of(&self, publisher: PublisherId) -> Counted {
+        let key = self.keyed("invitations-of", &[publisher.to_string().as_bytes()]);
+        (key, INVITATIONS_OF)
+    }
+
+    pub(crate) fn begun_from(&self, context: &Context) -> Counted {
+        let key = self.keyed("begun-from", &[network_of(context).as_bytes()]);
+        (key, BEGUN_FROM)
     }
 
     pub(crate) fn mails_from(&self, context: &Context) -> Counted {
@@ -89,25 +110,20 @@ impl Service {
         (key, MAILS_FROM)
     }
 
-    /// Whether what is counted is blocked now.
-    pub(crate) async fn is_blocked(&self, counted: &Counted) -> Result<bool, StoreError> {
-        let until = self.store.identity().blocked_until(&counted.0).await?;
-        Ok(until.is_some())
-    }
-
-    /// Refuses while what is counted is blocked.
+    /// Counts one more attempt, unless there were too many already.
     ///
     /// # Errors
     /// 429 `rate_limited` with the time to wait.
-    pub(crate) async fn check(&self, counted: &Counted) -> Result<(), StoreError> {
-        match self.store.identity().blocked_until(&counted.0).await? {
+    pub(crate) async fn admit(&self, counted: &[Counted]) -> Result<(), StoreError> {
+        match self.store.identity().admit(counted).await? {
             Some(until) => Err(too_often(until, self.store.now()).into()),
             None => Ok(()),
         }
     }
 
-    pub(crate) async fn count(&self, counted: &[Counted]) -> Result<(), StoreError> {
-        self.store.identity().count_towards(counted).await
+    /// The same for what is not told: whether it may go on.
+    pub(crate) async fn admits(&self, counted: &[Counted]) -> Result<bool, StoreError> {
+        Ok(self.store.identity().admit(counted).await?.is_none())
     }
 }
 

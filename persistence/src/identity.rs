@@ -59,7 +59,9 @@ impl Identity {
         let (store, work) = (&self.store, &work);
         self.store
             .write_for(PEOPLE, |tx| async move {
-                tx.made_by(&context.actor);
+                if let Some(user) = context.actor.user_id() {
+                    tx.made_by(user);
+                }
                 let audited = work(Tx::clone(&tx)).await?;
                 publish_credential_changes(&tx).await?;
                 let (value, entries) = audited.into_parts();

@@ -34,6 +34,7 @@ use crate::store::{
     write_activity::rest_after,
 };
 
+pub(crate) mod acting;
 pub(crate) mod audit_log;
 pub(crate) mod certificates;
 pub(crate) mod change;

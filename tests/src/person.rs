@@ -247,10 +247,10 @@ pub fn mails_to(sink: &SmtpSink, email: &str) -> Vec<CapturedMail> {
     sink.mails().into_iter().filter(to_it).collect()
 }
 
-/// The six digits in a mail.
+/// The eight digits in a mail.
 #[must_use]
 pub fn code_of(mail: &CapturedMail) -> String {
-    let is_code = |word: &&str| word.len() == 6 && word.bytes().all(|b| b.is_ascii_digit());
+    let is_code = |word: &&str| word.len() == 8 && word.bytes().all(|b| b.is_ascii_digit());
     let codes: Vec<&str> = mail.text.split_whitespace().filter(is_code).collect();
     assert_eq!(codes.len(), 1, "{}", mail.text);
     codes[0].to_owned()

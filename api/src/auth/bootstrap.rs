@@ -46,7 +46,7 @@ pub(super) fn note_use(app: &App, request: &RequestContext, token: &TokenHash) {
         return;
     }
     let system = app.store.system();
-    let context = context(request, actor(token), None);
+    let context = context(request, actor(token), (None, None));
     app.tasks.spawn(async move {
         if let Err(error) = system.operations().note_bootstrap_use(&context).await {
             tracing::warn!(%error, "a use of a bootstrap token could not be written down");

@@ -56,14 +56,22 @@ impl<P: Required> Caller<P> {
     /// What the store is told of who asks, and how.
     #[must_use]
     pub fn context(&self) -> Context {
-        context(&self.request, self.principal.actor(), None)
+        context(
+            &self.request,
+            self.principal.actor(),
+            (Some(P::PERMISSION), None),
+        )
     }
 
     /// The same for a change that is made at most once. To be called after the body was read.
     #[must_use]
     pub fn context_with(&self, key: Idempotency) -> Context {
         let key = key.of(&self.request);
-        context(&self.request, self.principal.actor(), key)
+        context(
+            &self.request,
+            self.principal.actor(),
+            (Some(P::PERMISSION), key),
+        )
     }
 
     /// Begins to answer a list of the publisher's.
@@ -120,7 +128,11 @@ impl<P: Required> Person<P> {
     /// What the store is told of who asks, and how.
     #[must_use]
     pub fn context(&self) -> Context {
-        context(&self.request, Actor::user(self.who.user.id), None)
+        context(
+            &self.request,
+            Actor::user(self.who.user.id),
+            (Some(P::PERMISSION), None),
+        )
     }
 }
 
@@ -152,7 +164,7 @@ impl Visitor {
             Some(who) => Actor::user(who.user.id),
             None => Actor::anonymous(),
         };
-        context(&self.request, actor, None)
+        context(&self.request, actor, (None, None))
     }
 }
 
@@ -176,14 +188,22 @@ impl<P: Required> Operator<P> {
     /// its hash.
     #[must_use]
     pub fn context(&self) -> Context {
-        context(&self.request, self.actor.clone(), None)
+        context(
+            &self.request,
+            self.actor.clone(),
+            (Some(P::PERMISSION), None),
+        )
     }
 
     /// The same for a change that is made at most once. To be called after the body was read.
     #[must_use]
     pub fn context_with(&self, key: Idempotency) -> Context {
         let key = key.of(&self.request);
-        context(&self.request, self.actor.clone(), key)
+        context(
+            &self.request,
+            self.actor.clone(),
+            (Some(P::PERMISSION), key),
+        )
     }
 
     /// Begins to answer a list of the operator's.

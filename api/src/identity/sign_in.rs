@@ -8,10 +8,8 @@ use poem_openapi::{Enum, Object, OpenApi};
 use secrecy::{ExposeSecret as _, SecretString};
 use view_derive::Example;
 
-use ::identity::{
-    Device, NewBrowserSession, REGISTRATION_LASTS, RESET_LASTS, Registration, Service,
-};
-use domain::{people::ReturnTo, permission::MeWrite};
+use ::identity::{Device, NewBrowserSession, RESET_LASTS, Registration, Requested, Service};
+use domain::{Code, people::ReturnTo, permission::MeWrite};
 use persistence::Accepted as AcceptedInvitation;
 
 use super::{
@@ -63,7 +61,7 @@ pub(super) struct MailRequested {
 #[derive(Object, Example)]
 #[oai(rename = "SignInCode", example, deny_unknown_fields)]
 struct CodeRequest {
-    /// Its six digits. Spaces between them do not count.
+    /// Its eight digits. Spaces between them do not count.
     #[oai(validator(min_length = 6, max_length = 20))]
     #[example("123 456")]
     code: String,
@@ -201,6 +199,14 @@ fn return_to(text: Option<&str>) -> Option<ReturnTo> {
     text.and_then(ReturnTo::parse)
 }
 
+/// The same, with the cookie by which the browser that asked is known.
+fn requested_in(visitor: &Visitor, requested: &Requested) -> WithCookies<Accepted<MailRequested>> {
+    let (text, lasts) = (requested.visit.expose_secret(), requested.lasts);
+    let secure = visitor.app().origin.is_secure();
+    let cookie = cookies::VISIT.set(text, Some(lasts.as_secs()), secure);
+    WithCookies::new(mailed(lasts), [cookie])
+}
+
 pub(super) fn mailed(lasts: Duration) -> Accepted<MailRequested> {
     let valid_for_seconds = lasts.as_secs();
     answer(202, &MailRequested { valid_for_seconds }).into()
@@ -278,9 +284,7 @@ impl SignIn {
             .people
             .request_link(&visitor.context(), &address, held, return_to.as_ref())
             .await?;
-        let (text, lasts) = (requested.visit.expose_secret(), requested.lasts);
-        let cookie = cookies::VISIT.set(text, Some(lasts.as_secs()), app.origin.is_secure());
-        Ok(WithCookies::new(mailed(lasts), [cookie]))
+        Ok(requested_in(&visitor, &requested))
     }
 
     /// Sign in by a mailed code
@@ -358,16 +362,17 @@ impl SignIn {
         &self,
         visitor: Visitor,
         body: Body<RegisterRequest>,
-    ) -> Result<Accepted<MailRequested>, ApiError> {
+    ) -> Result<WithCookies<Accepted<MailRequested>>, ApiError> {
         let address = Service::address(&body.0.email, "/email")?;
         let password = body.0.password.map(SecretString::from);
         let return_to = return_to(body.0.return_to.as_deref());
         let more = (body.0.name.as_deref(), return_to.as_ref());
         let people = &visitor.app().people;
-        people
-            .register(&visitor.context(), &address, password.as_ref(), more)
+        let given = (password.as_ref(), visitor.visit.as_deref());
+        let requested = people
+            .register(&visitor.context(), &address, given, more)
             .await?;
-        Ok(mailed(REGISTRATION_LASTS))
+        Ok(requested_in(&visitor, &requested))
     }
 
     /// Finish a registration by its link
@@ -385,7 +390,11 @@ impl SignIn {
     ) -> Result<SignedInAnswer, ApiError> {
         let (people, old) = (&visitor.app().people, visitor.signed_in.as_deref());
         let new = people
-            .finish_registration(&visitor.context(), &body.0.token, old)
+            .finish_registration(
+                &visitor.context(),
+                (&body.0.token, visitor.visit.as_deref()),
+                old,
+            )
             .await?;
         Ok(signed_in(&visitor, new, None))
     }
@@ -445,8 +454,9 @@ impl SignIn {
         body: Body<MailedLink>,
     ) -> Result<NoContent, ApiError> {
         let people = &visitor.app().people;
+        let who = visitor.signed_in.as_deref().ok_or(Code::Unauthenticated)?;
         people
-            .confirm_address_change(&visitor.context(), &body.0.token)
+            .confirm_address_change((&visitor.context(), who), &body.0.token)
             .await?;
         Ok(no_content().into())
     }

@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 use domain::{
     audit::Actor,
     id::PublisherId,
+    permission::Permission,
     permits::{Bounds, Permit, Permits},
     token::TokenHash,
 };
@@ -78,7 +79,7 @@ impl App {
 pub(crate) fn context(
     request: &RequestContext,
     actor: Actor,
-    idempotency: Option<IdempotencyKey>,
+    (permission, idempotency): (Option<Permission>, Option<IdempotencyKey>),
 ) -> Context {
     Context {
         actor,
@@ -86,5 +87,6 @@ pub(crate) fn context(
         address: Some(request.address().to_string()),
         user_agent: request.user_agent(),
         idempotency,
+        permission,
     }
 }

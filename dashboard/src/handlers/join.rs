@@ -70,8 +70,9 @@ pub(crate) async fn submit_register(visit: &Visit, Posted(form): Posted<Register
             let context = visit.context();
             visit
                 .service()
-                .register(&context, &address, password, rest)
+                .register(&context, &address, (password, Some(visit.browser())), rest)
                 .await
+                .map(|_| ())
         }
         Err(problem) => Err(problem.into()),
     };

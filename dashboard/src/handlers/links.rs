@@ -126,7 +126,11 @@ pub(crate) async fn use_verify(visit: &Visit, Posted(form): Posted<TokenForm>) -
     let context = visit.context();
     let session = visit
         .service()
-        .finish_registration(&context, &form.token, visit.signed_in())
+        .finish_registration(
+            &context,
+            (&form.token, Some(visit.browser())),
+            visit.signed_in(),
+        )
         .await?;
     Ok(visit.welcome(&session, session.return_to.as_str()))
 }
@@ -156,12 +160,12 @@ pub(crate) async fn show_change_address(visit: &Visit) -> Answer {
 /// `POST /account/confirm-address`
 #[handler]
 pub(crate) async fn use_change_address(visit: &Visit, Posted(form): Posted<TokenForm>) -> Answer {
+    let who = visit.need("/account")?;
     let context = visit.context();
     let done = visit
         .service()
-        .confirm_address_change(&context, &form.token);
+        .confirm_address_change((&context, who), &form.token);
     done.await?;
-    // Whoever opened it elsewhere is led to sign in.
     Ok(page::see_other("/account?done=address"))
 }
 

@@ -170,7 +170,7 @@ pub(crate) async fn invite(
         .need_member(&slug, Permission::InvitationsWrite)
         .await?;
     let role = role_of(&form.role)?;
-    let context = visit.context();
+    let context = visit.context_for(Permission::InvitationsWrite);
     let invited: Result<_, StoreError> = match Service::address(&form.email, "/email") {
         Ok(address) => {
             let invited = visit.service().invite(
@@ -207,7 +207,7 @@ pub(crate) async fn withdraw(
         .need_member(&slug, Permission::InvitationsWrite)
         .await?;
     let id = InvitationId::parse(&id).ok_or_else(Problem::not_found)?;
-    let context = visit.context();
+    let context = visit.context_for(Permission::InvitationsWrite);
     let withdrawn = viewer.members.revoke_invitation(&context, id, nothing);
     withdrawn.await?;
     Ok(page::see_other(&format!("/p/{slug}?done=withdrawn")))
@@ -224,7 +224,7 @@ pub(crate) async fn resend(
         .need_member(&slug, Permission::InvitationsWrite)
         .await?;
     let id = InvitationId::parse(&id).ok_or_else(Problem::not_found)?;
-    let context = visit.context();
+    let context = visit.context_for(Permission::InvitationsWrite);
     let who = (&context, viewer.principal.as_ref());
     visit.service().resend_invitation(who, id, nothing).await?;
     Ok(page::see_other(&format!("/p/{slug}?done=invited")))
@@ -245,7 +245,10 @@ pub(crate) async fn change_role(
 ) -> Answer {
     let viewer = visit.need_member(&slug, Permission::MembersWrite).await?;
     let user = UserId::parse(&id).ok_or_else(Problem::not_found)?;
-    let (context, role) = (visit.context(), role_of(&form.role)?);
+    let (context, role) = (
+        visit.context_for(Permission::MembersWrite),
+        role_of(&form.role)?,
+    );
     let changed = viewer
         .members
         .change_role(&context, user, role, None, nothing);
@@ -347,7 +350,7 @@ pub(crate) async fn remove(
     let user = UserId::parse(&id).ok_or_else(Problem::not_found)?;
     let viewer = remover(visit, &slug, user).await?;
     let how = (form.revoke.is_some(), None);
-    let context = visit.context();
+    let context = visit.context_for(Permission::MembershipLeave);
     let removed = viewer.members.remove_member(&context, user, how, nothing);
     match removed.await {
         Ok(_) if visit.signed_in().is_some_and(|who| who.user.id == user) => {

@@ -39,7 +39,7 @@ async fn somebody_signs_in_by_the_code_of_a_mail_and_out_again() {
 
     let code = code_in(&site.mail_to(ADA).await);
     tab.fill(
-        "Six-digit code",
+        "Eight-digit code",
         if code == "111111" { "222222" } else { "111111" },
     )
     .await;
@@ -48,7 +48,7 @@ async fn somebody_signs_in_by_the_code_of_a_mail_and_out_again() {
     assert!(shown.text.contains("not the code"), "{}", shown.text);
     tab.judge().await;
     let spaced = format!("{} {}", &code[..3], &code[3..]);
-    tab.fill("Six-digit code", &spaced).await;
+    tab.fill("Eight-digit code", &spaced).await;
     let shown = tab.press("Sign in").await;
     assert!(shown.url.ends_with("/account"), "{}", shown.url);
     assert!(shown.text.contains("this browser"), "{}", shown.text);
@@ -123,7 +123,7 @@ async fn m4_a_link_in_another_browser_asks_first_and_says_for_whom() {
     other.judge().await;
     // The code is of no use there.
     other.open("/sign-in/code").await;
-    other.fill("Six-digit code", &code_in(&mail)).await;
+    other.fill("Eight-digit code", &code_in(&mail)).await;
     assert_eq!(other.press("Sign in").await.status, 401);
     other.open(&site.link_in(&mail)).await;
     let shown = other.press("Sign in in this browser").await;

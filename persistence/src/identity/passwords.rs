@@ -45,6 +45,14 @@ async fn store_hash(tx: &Tx, user: UserId, hash: &str) -> Result<()> {
     Ok(())
 }
 
+/// The hash of a user's password, within an open transaction.
+pub(crate) async fn stored(tx: &Tx, user: UserId) -> Result<Option<String>> {
+    let row = user_passwords::Entity::find_by_id(user.uuid())
+        .one(tx.db())
+        .await?;
+    Ok(row.map(|row| row.hash))
+}
+
 /// Sets a password within an open transaction: all sessions but `except` end, and no mailed link is
 /// good any more.
 pub(crate) async fn set(

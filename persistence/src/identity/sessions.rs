@@ -18,6 +18,7 @@ use domain::{
     token::TokenHash,
 };
 use moka::sync::Cache;
+use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _,
@@ -27,7 +28,9 @@ use uuid::Uuid;
 
 use crate::{
     identity::{
-        Identity, touch,
+        Identity,
+        tokens::spend_all,
+        touch,
         users::{self, User, about},
     },
     store::{
@@ -190,6 +193,16 @@ pub(crate) async fn begin(
         .exec_without_returning(tx.db())
         .await?;
     session_of(row)
+}
+
+/// Has a session that began just now count as one whose person proved long ago who they are.
+pub(crate) async fn is_no_recent_proof(tx: &Tx, session: SessionId) -> Result<()> {
+    sessions::Entity::update_many()
+        .col_expr(sessions::Column::AuthenticatedAt, Expr::value(0_i64))
+        .filter(sessions::Column::Id.eq(session.uuid()))
+        .exec(tx.db())
+        .await?;
+    Ok(())
 }
 
 /// Ends all sessions of a user but `except`. Returns how many there were.
@@ -380,6 +393,8 @@ impl Identity {
     ) -> Result<u64, StoreError> {
         self.change(context, |tx| async move {
             let ended = end_all(&tx, user, except).await?;
+            // Nor does anything that was begun in one of them go on.
+            spend_all(&tx, user, None).await?;
             let facts = json!({ "sessions": ended });
             Ok(about(ended, Action::SessionsEnded, user, facts))
         })

@@ -338,14 +338,23 @@ impl Identity {
         Ok(refused)
     }
 
-    /// Signs in a user whom the caller has judged, by a password or a passkey.
+    /// Signs in a user whom the caller has judged, by a password or a passkey. A password counts
+    /// only if `password` is still its hash: whoever has changed it meanwhile has ended all
+    /// sessions, and this one must not begin after that.
     pub async fn sign_in_user(
         &self,
         context: &Context,
-        user: UserId,
+        (user, password): (UserId, Option<&str>),
         new: &NewSession,
     ) -> Result<std::result::Result<SignIn, Refusal>, StoreError> {
         self.change(context, |tx| async move {
+            users::lock(&tx, user).await?;
+            if let Some(judged) = password
+                && passwords::stored(&tx, user).await?.as_deref() != Some(judged)
+            {
+                let refusal = Refusal::Token(TokenFault::Expired);
+                return Ok(failed(Err(refusal), refusal, new.method, None));
+            }
             let user = users::read(tx.db(), user).await?;
             let refusal = user.as_ref().map_or(Some(Refusal::NoUser), refuse_user);
             match (user, refusal) {
@@ -388,7 +397,7 @@ impl Identity {
     pub async fn finish_registration(
         &self,
         context: &Context,
-        token: &TokenHash,
+        (token, browser): (&TokenHash, Option<&TokenHash>),
         password: &(dyn Fn(&[u8]) -> Option<(Option<String>, Option<String>)> + Sync),
         new: &NewSession,
     ) -> Result<std::result::Result<SignIn, Refusal>, StoreError> {
@@ -414,9 +423,10 @@ impl Identity {
                 .payload
                 .as_deref()
                 .and_then(|payload| password(payload));
-            // A user who was there already keeps the password: whoever began this registration
-            // may have been somebody else.
-            if let (true, Some((hash, name))) = (registered, given) {
+            // Whoever began this registration may have been somebody else: what was given then counts
+            // in the browser alone in which it was given, and never for a user who was there.
+            let own = registered && token.is_of_browser(browser);
+            if let (true, Some((hash, name))) = (own, given) {
                 if let Some(hash) = hash {
                     passwords::set(&tx, &user, &hash, None).await?;
                 }
@@ -489,11 +499,17 @@ impl Identity {
     pub async fn change_address(
         &self,
         context: &Context,
-        token: &TokenHash,
+        (who, token): (UserId, &TokenHash),
         notice: &(dyn Fn(&User, &EmailAddress) -> NewMail + Sync),
     ) -> Result<std::result::Result<User, Refusal>, StoreError> {
         let store = &self.store;
         self.change(context, |tx| async move {
+            let looked = (Purpose::ChangeAddress, tx.now);
+            let whose = tokens::look(store, tx.db(), token, looked).await?;
+            if whose.is_ok_and(|token| token.user != Some(who)) {
+                let refusal = Refusal::Token(TokenFault::Unknown);
+                return Ok(Audited::unchanged(Err(refusal)));
+            }
             let taken = tokens::take(store, &tx, token, Purpose::ChangeAddress).await?;
             let (id, address) = match taken {
                 Ok(Token {

@@ -92,7 +92,7 @@ impl Fixture {
     async fn signed_in(&self, user: &User, name: &str) -> TokenHash {
         let new = session(name);
         let identity = self.store.identity();
-        let done = identity.sign_in_user(&context(), user.id, &new).await;
+        let done = identity.sign_in_user(&context(), (user.id, None), &new).await;
         done.unwrap().unwrap();
         new.hash
     }
@@ -359,7 +359,7 @@ async fn a_registration_is_finished_once() {
             let hash = TokenHash::of("link");
             let given = |_: &[u8]| None;
             identity
-                .finish_registration(&context, &hash, &given, &new)
+                .finish_registration(&context, (&hash, None), &given, &new)
                 .await
         })
         .await;
@@ -407,7 +407,8 @@ async fn an_address_is_changed_once() {
         let results = in_parallel(&fixture, |identity, _| async move {
             let (context, hash) = (context(), TokenHash::of("link"));
             let notice = |user: &User, _: &EmailAddress| mail(user.address.as_str());
-            identity.change_address(&context, &hash, &notice).await
+            let link = (ada.id, &hash);
+            identity.change_address(&context, link, &notice).await
         })
         .await;
         one_won(results);
@@ -506,7 +507,7 @@ async fn of_two_owners_who_stop_at_once_one_stays() {
 }
 
 #[tokio::test]
-async fn every_attempt_counts_once_in_a_throttle() {
+async fn every_attempt_counts_once_in_a_throttle_and_what_is_refused_counts_for_nothing() {
     let growth = Growth {
         free: 3,
         first: Duration::from_secs(2),
@@ -516,31 +517,33 @@ async fn every_attempt_counts_once_in_a_throttle() {
     let keys = [([1; 32], growth), ([2; 32], growth)];
     for fixture in engines().await {
         let identity = fixture.store.identity();
-        for _ in 0..3 {
-            identity.count_towards(&keys).await.unwrap();
+        for _ in 0..4 {
+            assert_eq!(identity.admit(&keys).await.unwrap(), None);
         }
-        assert_eq!(identity.blocked_until(&keys[0].0).await.unwrap(), None);
-        identity.count_towards(&keys).await.unwrap();
         let until = fixture.store.now().plus(Duration::from_secs(2));
-        let found = identity.blocked_until(&keys[0].0).await.unwrap();
-        assert_eq!(found, Some(until));
+        for _ in 0..3 {
+            let refused = identity.admit(&keys).await.unwrap();
+            assert_eq!(refused, Some(until), "a refusal makes no wait longer");
+        }
+        assert_eq!(identity.blocked_until(&keys[0].0).await.unwrap(), Some(until));
         identity.forgive(&keys[0].0).await.unwrap();
         assert_eq!(identity.blocked_until(&keys[0].0).await.unwrap(), None);
         let other = identity.blocked_until(&keys[1].0).await.unwrap();
         assert_eq!(other, Some(until), "another key is not forgiven");
+        identity.give_back(&keys[1..]).await.unwrap();
+        assert_eq!(identity.admit(&keys[1..]).await.unwrap(), None);
 
-        // The first of these finds no row.
+        // The first of these finds no row, and no more than the free ones and one pass.
         fixture.execute("DELETE FROM sign_in_throttles").await;
         let counted = in_parallel(&fixture, move |identity, _| async move {
-            identity.count_towards(&keys).await
+            identity.admit(&keys).await
         });
-        for result in counted.await {
-            result.unwrap();
-        }
-        let all = format!("sign_in_throttles WHERE count = {PARALLEL}");
-        assert_eq!(fixture.count(&all).await, 2);
+        let results = counted.await.into_iter().map(Result::unwrap);
+        assert_eq!(results.filter(Option::is_none).count(), 4);
+        let four = "sign_in_throttles WHERE count = 4";
+        assert_eq!(fixture.count(four).await, 2);
         fixture.clock.advance(Duration::from_hours(1));
-        identity.count_towards(&keys).await.unwrap();
+        assert_eq!(identity.admit(&keys).await.unwrap(), None);
         let anew = "sign_in_throttles WHERE count = 1";
         assert_eq!(fixture.count(anew).await, 2, "counting begins again");
     }
@@ -615,7 +618,7 @@ async fn what_ends_a_session_holds_in_other_processes() {
             forgotten(&other, hash).await;
         }
         let (by, new) = (context(), session("again"));
-        let again = identity.sign_in_user(&by, ada.id, &new).await;
+        let again = identity.sign_in_user(&by, (ada.id, None), &new).await;
         assert_eq!(again.unwrap().unwrap_err(), Refusal::Disabled);
         other.close().await;
     }

@@ -6,15 +6,15 @@ use std::time::Duration;
 use domain::Timestamp;
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
-    sea_query::{LockType, OnConflict},
+    ColumnTrait as _, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _,
+    sea_query::{Expr, LockType},
 };
 
 use crate::{
     identity::Identity,
     store::{
         entity::sign_in_throttles,
-        error::{Result, StoreError},
+        error::{Result, StoreError, corrupt_row},
     },
 };
 
@@ -55,26 +55,69 @@ impl Identity {
         Ok(until.filter(|until| *until > self.store.now()))
     }
 
-    /// Counts one more time for each of these keys.
-    pub async fn count_towards(&self, keys: &[([u8; 32], Growth)]) -> Result<(), StoreError> {
+    /// Counts one more time for each of these keys, unless one of them is blocked: then none is
+    /// counted, and the time is returned until when it is. What is refused counts for nothing, so
+    /// that nobody is kept out for good by others' attempts.
+    pub async fn admit(
+        &self,
+        keys: &[([u8; 32], Growth)],
+    ) -> Result<Option<Timestamp>, StoreError> {
         self.store
             .write_for(super::PEOPLE, |tx| async move {
                 // In one order, so that two transactions can't wait for each other.
                 let mut keys = keys.to_vec();
                 keys.sort_unstable_by_key(|(key, _)| *key);
+                let mut rows = Vec::with_capacity(keys.len());
                 for (key, growth) in &keys {
                     // A row that is there can be locked: of two who count first, none is lost.
                     begin(&tx, key).await?;
                     let row = sign_in_throttles::Entity::find_by_id(key.to_vec())
                         .lock(LockType::Update)
                         .one(tx.db())
-                        .await?;
-                    let recent = row.filter(|row| {
-                        tx.now.since(Timestamp::from_ms(row.updated_at)) < growth.forgets_after
-                    });
-                    let count = recent.map_or(0, |row| row.count).saturating_add(1);
+                        .await?
+                        .ok_or_else(|| corrupt_row("throttle"))?;
+                    rows.push((row, growth));
+                }
+                let blocked = rows.iter().map(|(row, _)| row.blocked_until).max();
+                if let Some(until) = blocked.filter(|until| *until > tx.now.ms()) {
+                    return Ok(Some(Timestamp::from_ms(until)));
+                }
+                for (row, growth) in rows {
+                    let idle = tx.now.since(Timestamp::from_ms(row.updated_at));
+                    let before = if idle < growth.forgets_after {
+                        row.count
+                    } else {
+                        0
+                    };
+                    let count = before.saturating_add(1);
                     let delay = growth.delay(u32::try_from(count).unwrap_or(u32::MAX));
-                    store(&tx, key, count, delay).await?;
+                    update(&tx, row.key, count, delay).await?;
+                }
+                Ok(None)
+            })
+            .await
+    }
+
+    /// Takes back what was counted last for these keys: the attempt succeeded.
+    pub async fn give_back(&self, keys: &[([u8; 32], Growth)]) -> Result<(), StoreError> {
+        self.store
+            .write_for(super::PEOPLE, |tx| async move {
+                let mut keys = keys.to_vec();
+                keys.sort_unstable_by_key(|(key, _)| *key);
+                for (key, _) in keys {
+                    sign_in_throttles::Entity::update_many()
+                        .col_expr(
+                            sign_in_throttles::Column::Count,
+                            Expr::col(sign_in_throttles::Column::Count).sub(1),
+                        )
+                        .col_expr(
+                            sign_in_throttles::Column::BlockedUntil,
+                            Expr::value(tx.now.ms()),
+                        )
+                        .filter(sign_in_throttles::Column::Key.eq(key.to_vec()))
+                        .filter(sign_in_throttles::Column::Count.gt(0))
+                        .exec(tx.db())
+                        .await?;
                 }
                 Ok(())
             })
@@ -114,24 +157,19 @@ async fn begin(tx: &crate::store::db::Tx, key: &[u8; 32]) -> Result<()> {
     Ok(())
 }
 
-async fn store(
+async fn update(
     tx: &crate::store::db::Tx,
-    key: &[u8; 32],
+    key: Vec<u8>,
     count: i32,
     delay: Duration,
 ) -> Result<()> {
-    use sign_in_throttles::Column;
-    let update = OnConflict::column(Column::Key)
-        .update_columns([Column::Count, Column::UpdatedAt, Column::BlockedUntil])
-        .to_owned();
-    sign_in_throttles::Entity::insert(sign_in_throttles::ActiveModel {
-        key: Set(key.to_vec()),
+    sign_in_throttles::Entity::update(sign_in_throttles::ActiveModel {
+        key: Set(key),
         count: Set(count),
         updated_at: Set(tx.now.ms()),
         blocked_until: Set(tx.now.plus(delay).ms()),
     })
-    .on_conflict(update)
-    .exec_without_returning(tx.db())
+    .exec(tx.db())
     .await?;
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// How often a code may be tried before its token is spent: one in 200 000 guesses succeeds.
+/// How often a code may be tried before its token is spent: one in 20 million succeeds.
 const CODE_ATTEMPTS: i32 = 5;
 
 /// What is given for a new token.
@@ -118,7 +118,10 @@ fn fault_of(row: &single_use_tokens::Model, now: Timestamp) -> Option<TokenFault
 /// Inserts a token.
 pub(crate) async fn issue(store: &Store, tx: &Tx, new: &NewToken) -> Result<()> {
     use single_use_tokens::Column;
+    let of_user = |user: UserId| Column::UserId.eq(user.uuid());
     if let Some(same) = match (&new.address, new.user) {
+        // A user changes to one address at a time, whichever it is.
+        (Some(_), Some(user)) if new.purpose == Purpose::ChangeAddress => Some(of_user(user)),
         (Some(address), _) => Some(Column::Address.eq(address.as_str())),
         (None, Some(user)) => Some(
             Column::UserId

@@ -16,7 +16,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    identity::{Identity, sessions::end_all, touch},
+    identity::{Identity, sessions::end_all, tokens::spend_all, touch},
     store::{
         change::{Audited, Context, Expected, audit_entry, check_revision},
         db::Tx,
@@ -338,6 +338,7 @@ impl Identity {
                 };
                 users::Entity::update(changed).exec(tx.db()).await?;
                 ended = end_all(&tx, id, None).await?;
+                spend_all(&tx, id, None).await?;
                 touch(&tx, id);
             }
             let user = read(tx.db(), id).await?.ok_or_else(Problem::not_found)?;

@@ -22,7 +22,7 @@ use uuid::Uuid;
 mod list;
 
 use crate::{
-    publishers::Credentials,
+    publishers::{Credentials, invitations::withdraw_of_tokens},
     store::{
         Scoped, Store,
         change::{Answer, Audited, Context, audit_entry},
@@ -615,6 +615,7 @@ impl Credentials<Scoped> {
                         guard_last(&tx, owner, kind, row.id).await?;
                     }
                     retire(&tx, &row, kind, Duration::ZERO).await?;
+                    withdraw_of_tokens(&tx, owner, [row.id]).await?;
                     tx.touches_credentials_of(self.scope.publisher());
                     crate::webhooks::events::emit(
                         &tx,

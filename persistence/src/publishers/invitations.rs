@@ -9,7 +9,6 @@ use std::time::Duration;
 use domain::{
     Code, Problem, Timestamp,
     audit::{Action, Actor, ActorKind},
-    credential::CredentialKind,
     id::{Id as _, InvitationId, TokenId, UserId},
     people::{EmailAddress, Role},
     token::TokenHash,
@@ -32,7 +31,6 @@ use crate::{
     },
     publishers::{
         Members,
-        credentials::live_at,
         members::{self, acting_role, check_manages},
         publisher::Publisher,
     },
@@ -149,11 +147,36 @@ fn pending(now: Timestamp) -> Condition {
         .add(Column::ExpiresAt.gt(now.ms()))
 }
 
-/// Refuses unless the actor may offer the role. While a publisher has no owner, its admin token may
-/// invite one; there is nobody else who could.
-async fn check_offers(tx: &Tx, publisher: Uuid, actor: &Actor, role: Role) -> Result<()> {
-    if role == Role::Owner && members::is_token(actor) && members::owners(tx, publisher).await? == 0
-    {
+/// Withdraws the invitations of tokens that are revoked: what a token gave ends with it.
+pub(crate) async fn withdraw_of_tokens(
+    tx: &Tx,
+    publisher: Uuid,
+    tokens: impl IntoIterator<Item = Uuid>,
+) -> Result<()> {
+    use invitations::Column;
+    let ids = tokens
+        .into_iter()
+        .map(|id| TokenId::from_uuid(id).to_string());
+    invitations::Entity::update_many()
+        .col_expr(Column::RevokedAt, Expr::value(Some(tx.now.ms())))
+        .filter(Column::PublisherId.eq(publisher))
+        .filter(Column::InviterId.is_in(ids))
+        .filter(pending(tx.now))
+        .exec(tx.db())
+        .await?;
+    Ok(())
+}
+
+/// Refuses unless the actor may offer the role. While a publisher has no owner, an admin token may
+/// invite one that no `person` created; there is nobody else who could.
+async fn check_offers(
+    tx: &Tx,
+    publisher: Uuid,
+    (actor, person): (&Actor, Option<UserId>),
+    role: Role,
+) -> Result<()> {
+    let machine = members::is_token(actor) && person.is_none();
+    if role == Role::Owner && machine && members::owners(tx, publisher).await? == 0 {
         return Ok(());
     }
     check_manages(acting_role(tx, publisher, actor).await?, role)
@@ -167,27 +190,23 @@ async fn check_inviter(tx: &Tx, row: &invitations::Model, role: Role) -> Result<
         kind,
         id: row.inviter_id.clone(),
     };
-    if kind == ActorKind::Admin {
-        let id = TokenId::parse(&row.inviter_id).ok_or_else(|| corrupt_row("inviter"))?;
-        let token = credentials::Entity::find_by_id((row.publisher_id, id.uuid()))
-            .filter(live_at(tx.now))
-            .filter(credentials::Column::GrantsAdmin.eq(true))
-            .one(tx.db())
-            .await?;
-        // A rotation replaces the token, and is no loss of rights: then any admin token stands for
-        // it.
-        let admin = CredentialKind::Admin.as_str();
-        let any = credentials::Entity::find()
-            .filter(credentials::Column::PublisherId.eq(row.publisher_id))
-            .filter(credentials::Column::Kind.eq(admin))
-            .filter(live_at(tx.now))
-            .one(tx.db())
-            .await?;
-        if token.or(any).is_none() {
+    let mut person = None;
+    if let Some(user) = actor.user_id() {
+        let inviter = users::read(tx.db(), user).await?;
+        if !inviter.is_some_and(|inviter| inviter.is_enabled()) {
             return Err(lost());
         }
+    } else if kind == ActorKind::Admin {
+        // The invitations of a token that was revoked are withdrawn with it. One that was rotated,
+        // or has expired, has given what it gave.
+        let id = TokenId::parse(&row.inviter_id).ok_or_else(|| corrupt_row("inviter"))?;
+        let token = credentials::Entity::find_by_id((row.publisher_id, id.uuid()))
+            .one(tx.db())
+            .await?;
+        let minter = token.and_then(|token| token.minted_by);
+        person = minter.map(UserId::from_uuid);
     }
-    let may = check_offers(tx, row.publisher_id, &actor, role).await;
+    let may = check_offers(tx, row.publisher_id, (&actor, person), role).await;
     may.map_err(|error| match error {
         StoreError::Refused(_) => lost(),
         other => other,
@@ -210,7 +229,7 @@ impl Members<Scoped> {
     {
         let (owner, store) = (self.scope.uuid(), &self.store);
         let work = |tx: Tx| async move {
-            check_offers(&tx, owner, &context.actor, new.role).await?;
+            check_offers(&tx, owner, (&context.actor, tx.member()), new.role).await?;
             if let Some(user) = users::with_address(tx.db(), &new.address).await?
                 && members::find(tx.db(), owner, user.id).await?.is_some()
             {
@@ -317,7 +336,7 @@ impl Members<Scoped> {
         let work = |tx: Tx| async move {
             let mut row = open_row(&tx, owner, id).await?;
             let role = invitation_of(row.clone(), tx.now)?.role;
-            check_offers(&tx, owner, &context.actor, role).await?;
+            check_offers(&tx, owner, (&context.actor, tx.member()), role).await?;
             row.hash = hash.as_bytes().to_vec();
             row.expires_at = tx.now.plus(INVITATION_LASTS).ms();
             row.inviter_kind = context.actor.kind.as_str().to_owned();
@@ -350,7 +369,7 @@ impl Members<Scoped> {
         let work = |tx: Tx| async move {
             let mut row = open_row(&tx, owner, id).await?;
             let role = invitation_of(row.clone(), tx.now)?.role;
-            check_offers(&tx, owner, &context.actor, role).await?;
+            check_offers(&tx, owner, (&context.actor, tx.member()), role).await?;
             row.revoked_at = Some(tx.now.ms());
             let active: invitations::ActiveModel = row.clone().into();
             invitations::Entity::update(sea_orm::ActiveModelTrait::reset_all(active))
@@ -507,7 +526,13 @@ impl Identity {
                 }
             };
             let accepted = accept(&tx, row, &user).await?;
+            let made = registered.then_some(user.id);
             let session = sessions::begin(&tx, context, user.id, new).await?;
+            // The link is days old and may have been passed on: for a user who was there it is no
+            // proof for what needs a recent one.
+            if made.is_none() {
+                sessions::is_no_recent_proof(&tx, session.id).await?;
+            }
             let facts = json!({ "method": new.method.as_str(), "session": session.id.to_string() });
             let entry = audit_entry(Action::SignInSucceeded, "user", user.id, facts);
             let sign_in = SignIn {
@@ -520,7 +545,13 @@ impl Identity {
                 sign_in: Some(sign_in),
                 ..accepted
             });
-            Ok(accepted.and(&[OPERATOR], entry))
+            let audited = accepted.and(&[OPERATOR], entry);
+            let Some(made) = made else {
+                return Ok(audited);
+            };
+            let facts = json!({ "by": "invitation" });
+            let entry = audit_entry(Action::UserCreated, "user", made, facts);
+            Ok(audited.and(&[OPERATOR], entry))
         })
         .await
     }

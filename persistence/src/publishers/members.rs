@@ -11,8 +11,8 @@ use domain::{
     slug::Slug,
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, EntityTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
+    ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -25,6 +25,7 @@ use crate::{
     publishers::{
         Members,
         credentials::live_at,
+        invitations::withdraw_of_tokens,
         publisher::{NewPublisher, Publisher},
     },
     store::{
@@ -204,6 +205,7 @@ async fn minted_by(
     let own = credentials::Entity::find()
         .filter(credentials::Column::PublisherId.eq(publisher))
         .filter(credentials::Column::MintedBy.eq(user.uuid()))
+        .filter(is_token_row())
         .filter(live_at(now))
         .all(db)
         .await?;
@@ -233,11 +235,20 @@ async fn minted_by(
     Ok(own.chain(of_trains).collect())
 }
 
-/// Revokes what a person created.
+/// The condition of tokens, which open something, among credentials.
+fn is_token_row() -> Condition {
+    Condition::any()
+        .add(credentials::Column::GrantsAdmin.eq(true))
+        .add(credentials::Column::GrantsRunner.eq(true))
+}
+
+/// Revokes the tokens that a person created, and withdraws what those offered.
 ///
 /// # Errors
 /// `last_admin_token` if no admin token would be left.
 async fn revoke_minted(tx: &Tx, publisher: Uuid, user: UserId) -> Result<()> {
+    let minted = minted_by(tx.db(), publisher, user, tx.now).await?;
+    withdraw_of_tokens(tx, publisher, minted.iter().map(|one| one.id.uuid())).await?;
     credentials::Entity::update_many()
         .col_expr(
             credentials::Column::RevokedAt,
@@ -245,6 +256,7 @@ async fn revoke_minted(tx: &Tx, publisher: Uuid, user: UserId) -> Result<()> {
         )
         .filter(credentials::Column::PublisherId.eq(publisher))
         .filter(credentials::Column::MintedBy.eq(user.uuid()))
+        .filter(is_token_row())
         .filter(live_at(tx.now))
         .exec(tx.db())
         .await?;
@@ -261,6 +273,7 @@ async fn revoke_minted(tx: &Tx, publisher: Uuid, user: UserId) -> Result<()> {
     let admins = credentials::Entity::find()
         .filter(credentials::Column::PublisherId.eq(publisher))
         .filter(credentials::Column::GrantsAdmin.eq(true))
+        .filter(credentials::Column::SupersededAt.is_null())
         .filter(live_at(tx.now))
         .count(tx.db())
         .await?;

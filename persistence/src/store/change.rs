@@ -22,6 +22,7 @@ use domain::{
     Code, FaultCode, FieldError, Problem, Timestamp,
     audit::{Action, Actor},
     limits,
+    permission::Permission,
     seal::SealContext,
     slug::Slug,
     token::TokenHash,
@@ -35,7 +36,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::store::{
-    Store,
+    Store, acting,
     db::Tx,
     entity::{idempotency_keys, publishers},
     error::{Result, StoreError, corrupt_row},
@@ -57,6 +58,8 @@ pub struct Context {
     pub user_agent: Option<String>,
     /// The key under which the caller wants this done at most once.
     pub idempotency: Option<IdempotencyKey>,
+    /// What who acts has to hold still when the change is made; `None` for the service itself.
+    pub permission: Option<Permission>,
 }
 
 impl Context {
@@ -69,6 +72,7 @@ impl Context {
             address: None,
             user_agent: None,
             idempotency: None,
+            permission: None,
         }
     }
 }
@@ -360,6 +364,7 @@ impl Store {
             owner,
             |tx| async move {
                 lock_publisher(&tx, owner).await?;
+                acting::check(&tx, owner, context).await?;
                 let audited = work(Arc::clone(&tx)).await?;
                 publish_credential_changes(&tx).await?;
                 Ok((audited.value, audited.entries))
@@ -431,7 +436,9 @@ impl Store {
                 {
                     return response.replay(&context.actor);
                 }
-                tx.made_by(&context.actor);
+                if let Some(user) = context.actor.user_id() {
+                    tx.made_by(user);
+                }
                 let (value, entries) = work(Arc::clone(&tx)).await?;
                 let answer = render(&value);
                 if let Some(key) = &context.idempotency {

@@ -11,7 +11,6 @@ use std::{
 
 use domain::{
     Clock, Timestamp,
-    audit::Actor,
     id::{Id as _, PublisherId, UserId},
     progress::Progress,
 };
@@ -57,7 +56,7 @@ pub(crate) struct Transaction {
     /// The time at which everything in this transaction happens.
     pub(crate) now: Timestamp,
     effects: Mutex<Effects>,
-    /// The member who makes this change, if a person does.
+    /// The person who stands behind this change: who is signed in, or who created the token.
     member: OnceLock<UserId>,
 }
 
@@ -145,12 +144,9 @@ impl Transaction {
         self.effects().notices = true;
     }
 
-    /// Notes who makes this change.
-    pub(crate) fn made_by(&self, actor: &Actor) {
-        if let Some(user) = actor.user_id() {
-            // Of two notes the first counts; there is one context a transaction.
-            self.member.get_or_init(|| user);
-        }
+    /// Notes which person stands behind this change. Of two notes the first counts.
+    pub(crate) fn made_by(&self, user: UserId) {
+        self.member.get_or_init(|| user);
     }
 
     /// The member who makes this change, if a person does.
