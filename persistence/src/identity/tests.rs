@@ -92,7 +92,9 @@ impl Fixture {
     async fn signed_in(&self, user: &User, name: &str) -> TokenHash {
         let new = session(name);
         let identity = self.store.identity();
-        let done = identity.sign_in_user(&context(), (user.id, None), &new).await;
+        let done = identity
+            .sign_in_user(&context(), (user.id, None), &new)
+            .await;
         done.unwrap().unwrap();
         new.hash
     }
@@ -525,7 +527,10 @@ async fn every_attempt_counts_once_in_a_throttle_and_what_is_refused_counts_for_
             let refused = identity.admit(&keys).await.unwrap();
             assert_eq!(refused, Some(until), "a refusal makes no wait longer");
         }
-        assert_eq!(identity.blocked_until(&keys[0].0).await.unwrap(), Some(until));
+        assert_eq!(
+            identity.blocked_until(&keys[0].0).await.unwrap(),
+            Some(until)
+        );
         identity.forgive(&keys[0].0).await.unwrap();
         assert_eq!(identity.blocked_until(&keys[0].0).await.unwrap(), None);
         let other = identity.blocked_until(&keys[1].0).await.unwrap();
