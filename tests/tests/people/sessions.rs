@@ -411,6 +411,7 @@ async fn u1_u2_u3_attempts_are_in_the_audit_log(world: &World) {
         .refused("/v1/auth/password", &wrong, (401, "sign_in_failed"))
         .await;
 
+    assert!(server.stop().await.success());
     let mut verify = server.site().command(&[]);
     let output = verify.args(["audit", "verify"]).output().await.unwrap();
     assert!(
