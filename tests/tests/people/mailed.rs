@@ -67,6 +67,8 @@ async fn m1_known_and_unknown_addresses_are_answered_alike(world: &World) {
     }
     let disable = server.site().execute("UPDATE users SET disabled_at = created_at WHERE id IN (SELECT user_id FROM user_addresses WHERE address LIKE 'viewer-%' ORDER BY address LIMIT 1)");
     assert_eq!(disable.await, 1);
+    // An invitation counts as a mail to its address.
+    forgive(&server).await;
     for path in ["/v1/auth/link", "/v1/auth/forgot-password"] {
         let mut answers = BTreeSet::new();
         for round in 0..ROUNDS / 2 {
@@ -132,8 +134,10 @@ async fn m2_m3_m5_a_link_is_good_once(world: &World) {
     for method in ["GET", "HEAD"] {
         for _ in 0..10 {
             let path = format!("/sign-in/confirm?token={token}");
-            let answer = server.anon().call(method, &path).answer().await;
-            assert!(answer.status < 500, "M2: {answer}");
+            // The page holds what it asks the person to send.
+            let look = server.anon().call(method, &path).repeats_a_secret();
+            let answer = look.answer().await;
+            assert_eq!(answer.status, 200, "M2: {answer}");
             let redeem = server.anon().call(method, "/v1/auth/redeem").answer().await;
             assert_eq!(redeem.status, 405, "M2: {redeem}");
         }

@@ -14,7 +14,7 @@ on_both_stores!(
     s6_s11_a_session_reaches_its_own_publishers_and_a_token_needs_none,
     s7_s8_s9_s10_changes_come_from_pages_of_ours,
     s12_s13_what_is_sensitive_needs_a_recent_sign_in,
-    u1_u2_u3_attempts_are_in_the_audit_events,
+    u1_u2_u3_attempts_are_in_the_audit_log,
 );
 
 const ANN: &str = "ann@example.org";
@@ -359,7 +359,7 @@ async fn audit_fails(server: &Server, fails: bool) {
     site.execute(statement).await;
 }
 
-async fn u1_u2_u3_attempts_are_in_the_audit_events(world: &World) {
+async fn u1_u2_u3_attempts_are_in_the_audit_log(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
     };
@@ -411,11 +411,12 @@ async fn u1_u2_u3_attempts_are_in_the_audit_events(world: &World) {
         .refused("/v1/auth/password", &wrong, (401, "sign_in_failed"))
         .await;
 
+    assert!(server.stop().await.success());
     let mut verify = server.site().command(&[]);
     let output = verify.args(["audit", "verify"]).output().await.unwrap();
     assert!(
         output.status.success(),
         "U3: {}",
-        String::from_utf8_lossy(&output.stdout)
+        String::from_utf8_lossy(&output.stderr)
     );
 }

@@ -97,6 +97,7 @@ fn every_operation_lists_its_problems() {
             "publisher_required",
             "publisher_suspended",
             "rate_limited",
+            "role_too_low",
             "share_exceeded",
             "store_unavailable",
             "unauthenticated",
@@ -200,7 +201,7 @@ fn the_pages_name_everything() {
     for expected in [
         "### create_thing",
         "`POST /v1/things`",
-        "Who may: admin or runner.",
+        "Who may: admin token or runner token or member (developer or above).",
         "| `limit` | query | an integer from 1 to 200 |",
         "| `note` | a string of at most 20 characters or null | optional. ",
         "| `parts[].weight` | an integer from 1 to 5 |",
@@ -210,11 +211,15 @@ fn the_pages_name_everything() {
     }
     let table = access_table_markdown(&document);
     assert!(
-        table.contains("| `create_tenant` | `POST /v1/tenants` | – | yes | – |"),
+        table.contains(
+            "| `create_tenant` | `POST /v1/tenants` | – | – | – | yes | – | – | – | – | recent |"
+        ),
         "{table}"
     );
     assert!(
-        table.contains("| `create_thing` | `POST /v1/things` | yes | – | yes |"),
+        table.contains(
+            "| `create_thing` | `POST /v1/things` | yes | yes | – | – | – | yes | yes | yes | – |"
+        ),
         "{table}"
     );
 }
