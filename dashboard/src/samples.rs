@@ -79,6 +79,7 @@ fn ways() -> Ways {
         name: name.to_owned(),
     };
     Ways {
+        mail: true,
         passwords: true,
         passkeys: true,
         providers: vec![
@@ -111,7 +112,10 @@ fn sign_in(pages: &mut Pages) {
         frame: frame("Sign in"),
         email: Field::default(),
         password: Field::default(),
-        ways: Ways::default(),
+        ways: Ways {
+            mail: true,
+            ..Ways::default()
+        },
         registration: false,
         return_to: "/p/acme".to_owned(),
     };
@@ -153,6 +157,7 @@ fn sign_in(pages: &mut Pages) {
         password: Field::default(),
         has_password: true,
         has_passkeys: true,
+        has_mail: true,
         return_to: "/account/password".to_owned(),
     };
     pages.add("confirm-it-is-you", &confirm);
