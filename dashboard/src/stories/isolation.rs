@@ -42,12 +42,15 @@ const OF_A_PUBLISHER: [(&str, &str, &str, Role); 7] = [
 ];
 
 /// Pages for everybody, signed in or not.
-const FOR_EVERYBODY: [&str; 15] = [
+const FOR_EVERYBODY: [&str; 17] = [
     "/sign-in",
     "/sign-in/code",
     "/sign-in/confirm",
     "/sign-in/passkey",
     "/sign-in/passkey/options",
+    // The same as the two above.
+    "/confirm-it-is-you/passkey",
+    "/confirm-it-is-you/passkey/options",
     "/sign-in/with/:provider",
     "/sign-in/with/:provider/callback",
     "/sign-out",
