@@ -21,6 +21,7 @@ use persistence::Store;
 use upstream::Refresher;
 
 pub mod auth;
+pub mod identity;
 pub mod operations;
 pub mod publishers;
 pub mod shared;
@@ -33,6 +34,7 @@ mod runs;
 mod schemas;
 mod webhooks;
 
+use identity::{invitations, me, members, sign_in};
 use operations::{audit, health, jobs};
 use problems::PROBLEMS;
 use publishers::{credentials, publisher};
@@ -90,6 +92,7 @@ type Operations = (
     (event_types::EventTypesApi, events::Events),
     Webhooks,
     Lending,
+    People,
 );
 
 /// What is about deliveries. poem-openapi takes at most sixteen at a time.
@@ -108,6 +111,14 @@ type Lending = (
     train_tokens::TrainTokens,
     resolve::Resolve,
     resolve::forward::ForwardAuth,
+);
+
+/// What is about people.
+type People = (
+    sign_in::SignIn,
+    me::Me,
+    members::Members,
+    invitations::Invitations,
 );
 
 fn operations(app: &Arc<App>) -> Operations {
@@ -141,6 +152,12 @@ fn operations(app: &Arc<App>) -> Operations {
             train_tokens::TrainTokens,
             resolve::Resolve { app: app() },
             resolve::forward::ForwardAuth { app: app() },
+        ),
+        (
+            sign_in::SignIn,
+            me::Me,
+            members::Members,
+            invitations::Invitations { app: app() },
         ),
     )
 }
@@ -192,14 +209,19 @@ pub fn reference_markdown() -> String {
     contract::reference_markdown(&openapi_document())
 }
 
-/// Which kind of token may do what.
+/// Which kind of token, and which people, may do what.
 #[must_use]
 pub fn access_markdown() -> String {
     let mut page = String::from(
         "# Who may do what\n\nWritten from the contract by `stationmaster openapi`; a test fails \
-         when it is out of date.\n\nThe kind of a token is checked before anything else of a \
-         request is looked at. The other kinds get 403 `wrong_token_kind`. `/healthz`, `/readyz`, \
-         `/openapi.json` and `/docs` need no token.\n\n",
+         when it is out of date.\n\nA caller is a token, or a person who is signed in. `viewer`, \
+         `developer`, `admin` and `owner` are the roles of a member in the publisher that the \
+         request names; `staff` are people with the operator's rights. `recent` means: only if the \
+         person has signed in within the last five minutes, else 403 `recent_sign_in_required`. \
+         [auth.md](auth.md) describes both.\n\n\
+         The caller is checked before anything else of a request is looked at. Tokens of other \
+         kinds get 403 `wrong_token_kind`, members with a lower role 403 `role_too_low`. \
+         `/healthz`, `/readyz`, `/openapi.json` and `/docs` need no credential.\n\n",
     );
     page.push_str(&contract::access_table_markdown(&openapi_document()));
     page
@@ -326,7 +348,7 @@ mod tests {
         assert_eq!(contract::audit(&openapi_document()), Vec::<String>::new());
     }
 
-    /// Operations that need no token.
+    /// Operations that need no credential. Others say so by their guard, [`auth::Visitor`].
     const PUBLIC: [&str; 1] = ["get_webhook_keys"];
 
     /// Each operation with its identifier.
@@ -338,24 +360,36 @@ mod tests {
             .collect()
     }
 
-    /// The permissions that the draft names for each operation.
-    fn permissions() -> HashMap<String, Vec<Permission>> {
+    /// The schemes that the draft names for each operation: its permission among them.
+    fn schemes() -> HashMap<String, Vec<String>> {
         let draft = serde_json::from_str(&service(Described).spec()).unwrap();
         let named = all(&draft).into_iter().map(|(id, operation)| {
             let names = operation["security"].as_array().into_iter().flatten();
             let names = names.flat_map(|one| one.as_object().unwrap().keys());
-            let permissions = names.filter_map(|name| Permission::parse(name));
-            (id.to_owned(), permissions.collect())
+            (id.to_owned(), names.cloned().collect())
+        });
+        named.collect()
+    }
+
+    fn permissions() -> HashMap<String, Vec<Permission>> {
+        let named = schemes().into_iter().map(|(id, names)| {
+            let permissions = names.iter().filter_map(|name| Permission::parse(name));
+            (id, permissions.collect())
         });
         named.collect()
     }
 
     #[test]
     fn each_operation_has_one_permission_and_each_permission_an_operation() {
-        let mut used = HashSet::new();
+        let (mut used, schemes) = (HashSet::new(), schemes());
         for (id, permissions) in permissions() {
-            let wanted = usize::from(!PUBLIC.contains(&id.as_str()));
-            assert_eq!(permissions.len(), wanted, "{id}: {permissions:?}");
+            let visitors = schemes[&id].iter().any(|name| name == contract::VISITOR);
+            let open = visitors || PUBLIC.contains(&id.as_str());
+            assert_eq!(
+                permissions.len(),
+                usize::from(!open),
+                "{id}: {permissions:?}"
+            );
             used.extend(permissions);
         }
         for permission in Permission::ALL {
@@ -377,8 +411,8 @@ mod tests {
     #[test]
     fn operations_that_make_credentials_have_permissions_of_their_own() {
         const MAKE: [Permission; 2] = [Permission::CredentialsWrite, Permission::PublishersMint];
-        // A run's claim and a listener's secret end with the run and with the token.
-        const SHORT_LIVED: [&str; 3] = ["create_run", "claim_runs", "listen"];
+        // A run's claim ends with the run.
+        const SHORT_LIVED: [&str; 2] = ["create_run", "claim_runs"];
         let (document, permissions) = (openapi_document(), permissions());
         let mut shown = Vec::new();
         for (id, operation) in all(&document) {
@@ -394,9 +428,12 @@ mod tests {
             }
         }
         shown.retain(|id| !SHORT_LIVED.contains(id));
-        assert_eq!(shown.len(), 8, "{shown:?}");
+        assert_eq!(shown.len(), 9, "{shown:?}");
         for id in shown {
-            assert!(MAKE.contains(&permissions[id][0]), "{id}");
+            let permission = permissions[id][0];
+            assert!(permission.needs_recent_sign_in(), "{id}");
+            // A listener's secret ends with its token, or with the session.
+            assert!(MAKE.contains(&permission) || id == "listen", "{id}");
         }
     }
 

@@ -64,4 +64,21 @@ pub(crate) const PROBLEMS: &[OperationDoc] = problems! {
     forward_auth_get | forward_auth_head | forward_auth_post | forward_auth_put | forward_auth_patch
         | forward_auth_delete | forward_auth_options:
         [TrainDisabled TrainExhausted NothingToLend NoAccountOfUpstream SeveralUpstreams TwoTokens];
+
+    redeem_sign_in_code: [SignInFailed LinkUsed LinkExpired UserDisabled EmailUnverified];
+    redeem_sign_in_link:
+        [LinkInvalid LinkUsed LinkExpired OtherBrowser UserDisabled EmailUnverified];
+    sign_in_with_password: [SignInFailed UserDisabled EmailUnverified];
+    register: [RegistrationClosed];
+    verify_registration: [LinkInvalid LinkUsed LinkExpired UserDisabled];
+    reset_password: [LinkInvalid LinkUsed LinkExpired];
+    confirm_email: [LinkInvalid LinkUsed LinkExpired AddressTaken];
+    accept_invitation_link:
+        [LinkInvalid LinkUsed LinkExpired UserDisabled InviterLostRights QuotaExceeded];
+    accept_own_invitation: [LinkUsed LinkExpired InviterLostRights QuotaExceeded];
+
+    update_member: [LastOwner];
+    remove_member: [LastOwner LastAdminToken];
+    leave_publisher: [LastOwner];
+    create_invitation: [AlreadyMember QuotaExceeded];
 };

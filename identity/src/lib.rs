@@ -21,8 +21,9 @@ mod sign_in;
 mod throttle;
 
 pub use ceremonies::Ceremony;
-pub use own::{AddressChange, PasswordChange};
+pub use own::{ADDRESS_CHANGE_LASTS, AddressChange, PasswordChange};
 pub use providers::{BeganElsewhere, CameBack};
 pub use public_key::Algorithm;
+pub use recovery::RESET_LASTS;
 pub use service::{BeginSession, Registration, Service, Settings};
-pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, Requested};
+pub use sign_in::{Device, LinkKind, NewBrowserSession, OpenedLink, REGISTRATION_LASTS, Requested};

@@ -9,7 +9,9 @@ use domain::{
     slug::Slug,
     token::{self, Prefix, TokenHash},
 };
-use persistence::{Context, NewMail, NewPublisher, NewToken, Session, SignedIn, StoreError, User};
+use persistence::{
+    Context, NewMail, NewPublisher, NewToken, OwnMembership, Session, SignedIn, StoreError, User,
+};
 use secrecy::SecretString;
 
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
 };
 
 /// How long the link that confirms a new address is good.
-const ADDRESS_CHANGE_LASTS: std::time::Duration = std::time::Duration::from_hours(24);
+pub const ADDRESS_CHANGE_LASTS: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// A change of address that waits for its link to be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +203,14 @@ impl Service {
             .identity()
             .rename_user(context, who.user.id, name, None)
             .await
+    }
+
+    /// The publishers of which a person is a member, by slug.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn memberships(&self, user: UserId) -> Result<Vec<OwnMembership>, StoreError> {
+        self.store.identity().memberships(user).await
     }
 
     /// A person's live sessions, the most recently seen one first.

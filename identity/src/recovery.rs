@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a link for a new password is good.
-const RESET_LASTS: Duration = Duration::from_hours(1);
+pub const RESET_LASTS: Duration = Duration::from_hours(1);
 /// How long a link that the operator made is good.
 const OPERATOR_LINK_LASTS: Duration = Duration::from_hours(24);
 

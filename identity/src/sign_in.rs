@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long the link of a registration is good.
-pub(crate) const REGISTRATION_LASTS: Duration = Duration::from_hours(24);
+pub const REGISTRATION_LASTS: Duration = Duration::from_hours(24);
 /// Hexadecimal characters of a device's cookie: of its number, and of the code over it.
 const DEVICE_CHARS: usize = 32;
 

@@ -9,6 +9,8 @@ pub(crate) mod passwords;
 pub(crate) mod providers;
 pub(crate) mod sessions;
 pub(crate) mod sign_in;
+#[cfg(test)]
+pub(crate) mod tests;
 pub(crate) mod throttles;
 pub(crate) mod tokens;
 pub(crate) mod users;

@@ -48,6 +48,9 @@ const STORE_END: Duration = Duration::from_secs(28);
 const BACKLOG: u32 = 4096;
 /// How many requests with a wrong bootstrap token each address may make in a minute.
 const BOOTSTRAP_FAILURES_PER_MINUTE: u32 = 5;
+/// How many requests a network may send in a minute to sign people in, for each failed
+/// authentication that it may make. A sign-in takes up to three, and many people share an address.
+const VISITS_PER_FAILURE: u32 = 4;
 
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
@@ -293,6 +296,7 @@ fn rates(config: &Config) -> RateSettings {
         } else {
             BOOTSTRAP_FAILURES_PER_MINUTE
         },
+        visits_per_minute: VISITS_PER_FAILURE * config.auth_failures_per_minute,
     }
 }
 

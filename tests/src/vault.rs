@@ -91,7 +91,7 @@ impl Vault {
 
     fn take_member(&self, name: &str, text: &str) {
         let secret = match name {
-            "api_key" | "access_token" | "refresh_token" | "client_secret" => text,
+            "api_key" | "access_token" | "refresh_token" | "client_secret" | "password" => text,
             // The rest of the URL is no secret, and other URLs may share it.
             "webhook_url" => text.rsplit('/').next().unwrap_or_default(),
             _ => return,

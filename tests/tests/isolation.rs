@@ -4,19 +4,22 @@
 //! The operations come from `GET /openapi.json`. One without a case in `cases.rs` fails the test.
 
 mod cases;
+mod people;
 mod things;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use domain::permission::{Permission, TokenKind};
+use domain::permission::{Held, Permission, TokenKind};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tests::{Answer, Call, Consumer, Server, User, World, fingerprint, on_both_stores, tools};
 
 use cases::{Ask, Pair, Target};
+use people::members_may_what_their_role_says;
 use things::{Things, snapshot};
 
 on_both_stores!(
+    members_may_what_their_role_says,
     nobody_gets_at_anothers_things,
     nobody_rides_along_with_the_owner,
 );
@@ -33,8 +36,8 @@ struct Operation {
     id: String,
     method: String,
     path: String,
-    /// The kinds of token that hold its permission; none of a public one.
-    takes: Vec<TokenKind>,
+    /// `None` if it needs no credential.
+    permission: Option<Permission>,
 }
 
 impl Operation {
@@ -46,39 +49,49 @@ impl Operation {
                 if matches!(method.as_str(), "parameters" | "summary" | "description") {
                     continue;
                 }
-                all.push(Self::new(document, path, method, operation));
+                all.push(Self::new(path, method, operation));
             }
         }
         all
     }
 
-    fn new(document: &Value, path: &str, method: &str, operation: &Value) -> Self {
-        let security = operation.get("security").unwrap_or(&document["security"]);
-        let schemes = security
-            .as_array()
-            .into_iter()
-            .flatten()
-            .flat_map(|one| one.as_object().unwrap().keys())
-            // Another header for a train's token.
-            .filter(|scheme| *scheme != "train_key");
-        let takes: Vec<TokenKind> = schemes
-            .map(|scheme| TokenKind::parse(scheme).unwrap_or_else(|| panic!("{scheme} is unknown")))
-            .collect();
+    fn new(path: &str, method: &str, operation: &Value) -> Self {
         let id = operation["operationId"].as_str().unwrap();
-        assert!(
-            takes.is_empty() || Permission::ALL.iter().any(|one| one.holders() == takes),
-            "{id}: no permission is held by {takes:?}"
+        let named = operation["x-permission"].as_str();
+        let permission = named.map(|name| Permission::parse(name).unwrap());
+        let schemes = operation["security"].as_array().unwrap().iter();
+        let schemes: BTreeSet<&str> = schemes
+            .flat_map(|one| one.as_object().unwrap().keys())
+            .map(String::as_str)
+            // What goes with a session, and another header for a train's token.
+            .filter(|scheme| !matches!(*scheme, "publisher" | "csrf_token" | "train_key"))
+            .collect();
+        let mut expected = BTreeSet::new();
+        if let Some(permission) = permission {
+            expected.extend(permission.holders().iter().map(|kind| kind.as_str()));
+            if permission.people() != Held::ByNobody {
+                expected.insert("session");
+            }
+        }
+        assert_eq!(
+            schemes, expected,
+            "{id}: its security is not its permission's"
         );
         Self {
             id: id.to_owned(),
             method: method.to_uppercase(),
             path: path.to_owned(),
-            takes,
+            permission,
         }
     }
 
+    /// The kinds of token that hold its permission; none of a public one.
+    fn holders(&self) -> &'static [TokenKind] {
+        self.permission.map_or(&[], Permission::holders)
+    }
+
     fn takes(&self, kind: TokenKind) -> bool {
-        self.takes.contains(&kind)
+        self.holders().contains(&kind)
     }
 
     fn only_reads(&self) -> bool {
@@ -86,26 +99,35 @@ impl Operation {
     }
 
     fn is_public(&self) -> bool {
-        self.takes.is_empty()
+        self.permission.is_none()
+    }
+
+    /// Whether it is for people alone, who are signed in or want to.
+    fn is_for_people(&self) -> bool {
+        self.path.starts_with("/v1/auth/") || (!self.is_public() && self.holders().is_empty())
     }
 
     /// Whether some of a publisher's own tokens, or of its trains', may.
     fn is_tenants(&self) -> bool {
-        self.takes.iter().any(|kind| *kind != TokenKind::Bootstrap)
+        self.holders()
+            .iter()
+            .any(|kind| *kind != TokenKind::Bootstrap)
     }
 
     /// Of a publisher's users, or the operator, one who may.
     fn owner(&self, server: &Server, things: &Things) -> User {
-        match self.takes.first() {
+        match self.holders().first() {
             Some(kind) => things.holder(server, *kind),
             None => server.anon(),
         }
     }
 
     fn call(&self, user: &User, ask: &Ask) -> Call {
-        let mut call = user
-            .call(&self.method, &ask.path)
-            .header("x-request-id", "same");
+        self.fill(user.call(&self.method, &ask.path), ask)
+    }
+
+    fn fill(&self, call: Call, ask: &Ask) -> Call {
+        let mut call = call.header("x-request-id", "same");
         if let Some(body) = &ask.body {
             call = call.json(body);
         }
@@ -135,7 +157,9 @@ fn fits(template: &str, path: &str) -> bool {
 async fn nobody_gets_at_anothers_things(world: &World) {
     let server = world.start().await;
     let document = server.anon().get("/openapi.json").expect(200).await;
-    let operations = Operation::all(document.json());
+    let mut operations = Operation::all(document.json());
+    // Those of people alone have a test of their own.
+    operations.retain(|operation| !operation.is_for_people());
     assert!(
         operations.len() > 30,
         "only {} operations",
@@ -379,7 +403,7 @@ fn masked(value: &Value, probe: &Pair) -> Value {
         Value::String(text) => {
             let changing = [
                 "acc_", "trn_", "rpl_", "wks_", "whpk_", "tok_", "sec_", "run_", "ep_", "pl_",
-                "evt_", "dlv_", "aud_", "stm_", "whsec_", "ptk_",
+                "evt_", "dlv_", "aud_", "stm_", "whsec_", "ptk_", "usr_", "inv_",
             ];
             let is_time = text.len() == 24 && text.ends_with('Z');
             if is_time

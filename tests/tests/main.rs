@@ -31,6 +31,7 @@ mod outage;
 mod pages;
 mod passkeys;
 mod payloads;
+mod people;
 mod process;
 mod publishers;
 mod quotas;

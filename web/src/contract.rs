@@ -16,6 +16,7 @@ mod parameters;
 mod problems;
 mod routes;
 mod schema;
+mod security;
 mod sizes;
 mod unique_items;
 
@@ -31,6 +32,7 @@ pub use complete::{OperationDoc, complete};
 pub use fault_list::{FAULTS_MAX, child};
 pub use markdown::{access_table_markdown, reference_markdown};
 pub use routes::{Location, Parameter, Route, Routes};
+pub use security::VISITOR;
 pub use unique_items::unique_items;
 
 /// The published document, compiled.

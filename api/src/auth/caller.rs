@@ -14,7 +14,10 @@ use persistence::{Context, Presented, Principal, Scope, Scoped, SignedIn, System
 
 use super::{Carried, Standing, bearer, proxied, session};
 use crate::shared::{App, context, cursor::List, idempotency::Idempotency, page::PageQuery};
-use web::http::{ApiError, Owner, RequestContext, cookies, of_query};
+use web::{
+    contract::VISITOR,
+    http::{ApiError, Owner, RequestContext, cookies, of_query},
+};
 
 /// The scheme of a train's token that comes as `x-api-key`.
 const TRAIN_KEY: &str = "train_key";
@@ -101,6 +104,8 @@ pub struct Person<P> {
     pub who: Arc<SignedIn>,
     /// What is known of the request.
     pub request: RequestContext,
+    /// What changes of the session send along.
+    pub csrf_token: String,
     app: Arc<App>,
     permission: PhantomData<fn() -> P>,
 }
@@ -284,18 +289,28 @@ guard!(Person, [P::PERMISSION.as_str()], |app, context, request| {
         .authorize_person(context, carried, P::PERMISSION)
         .await?;
     has_known_query(context, request)?;
+    let cookie = session::cookie(app, request).unwrap_or_default();
     Self {
         who,
         request: context.clone(),
+        csrf_token: app.people.csrf_token(cookie),
         app: Arc::clone(app),
         permission: PhantomData,
     }
 });
 
 impl<'a> ApiExtractor<'a> for Visitor {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::PoemExtractor];
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
     type ParamType = ();
     type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        register(registry, VISITOR);
+    }
+
+    fn security_schemes() -> Vec<&'static str> {
+        vec![VISITOR]
+    }
 
     async fn from_request(
         request: &'a Request,
@@ -305,6 +320,7 @@ impl<'a> ApiExtractor<'a> for Visitor {
         let (app, context) = (app(request)?, RequestContext::of(request)?);
         app.people.need_people().map_err(ApiError::from)?;
         session::check_site(app, request)?;
+        context.admit(app.limits.check_visitor(context.address()))?;
         has_known_query(context, request)?;
         context.enter(Owner::address(context.address())).await?;
         let (headers, secure) = (request.headers(), app.origin.is_secure());

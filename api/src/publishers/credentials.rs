@@ -16,6 +16,7 @@ use persistence::{Answer, Credential, Minted, NewCredential, Replaced};
 
 use crate::{
     auth::Caller,
+    identity::views::EXAMPLE_USER_ID,
     runs::pipelines,
     shared::{
         Created, EXAMPLE_AT, Idempotency, Listed, NoContent, Ok, PageQuery, Path, Tag, Time, Word,
@@ -68,6 +69,10 @@ pub(crate) struct CredentialView {
     #[oai(nullable)]
     #[example(EXAMPLE_AT)]
     last_used_at: Option<Time>,
+    /// The person who made it, `usr_…`; null if a token did.
+    #[oai(nullable)]
+    #[example(EXAMPLE_USER_ID)]
+    minted_by: Option<String>,
 }
 
 /// A credential that a rotation replaced.

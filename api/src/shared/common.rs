@@ -47,6 +47,10 @@ pub enum Tag {
     Webhooks,
     /// Upstream credentials, and the trains that lend them to gateways.
     Trains,
+    /// How people sign in, and what they see and change of themselves.
+    People,
+    /// The people who work for a publisher, and those who are invited to.
+    Members,
 }
 
 /// An answer with `value` as its body; [`Answer`] has methods for its `ETag`, its location, and

@@ -9,8 +9,8 @@ use poem_openapi::{
 use domain::{
     Problem, Slug,
     id::{
-        AccountId, CredentialId, DeliveryId, EndpointId, EventId, Id as _, PublisherId, ReplayId,
-        RunId, SecretId, TokenId,
+        AccountId, CredentialId, DeliveryId, EndpointId, EventId, Id as _, InvitationId,
+        PublisherId, ReplayId, RunId, SecretId, SessionId, TokenId, UserId,
     },
 };
 
@@ -101,11 +101,14 @@ identifiers! {
     DeliveryId, "The delivery's identifier.", ID_CHARS;
     EndpointId, "The endpoint's identifier.", ID_CHARS;
     EventId, "The event's identifier.", ID_CHARS;
+    InvitationId, "The invitation's identifier.", ID_CHARS;
     PublisherId, "The publisher's identifier.", LONG_ID_CHARS;
     ReplayId, "The replay's identifier.", ID_CHARS;
     RunId, "The run's identifier.", ID_CHARS;
     SecretId, "The secret's identifier.", ID_CHARS;
+    SessionId, "The session's identifier.", ID_CHARS;
     TokenId, "The token's identifier.", LONG_ID_CHARS;
+    UserId, "The person's identifier.", ID_CHARS;
 }
 
 /// Whose slug it is, the operation says.

@@ -13,6 +13,7 @@ use persistence::{Answer, MintedTrainToken, NewTrainToken, TrainToken};
 
 use crate::{
     auth::Caller,
+    identity::views::EXAMPLE_USER_ID,
     publishers::credentials::EXAMPLE_TOKEN_ID,
     shared::{
         Created, EXAMPLE_AT, Idempotency, Listed, NoContent, PageQuery, Path, Tag, Time, answer,
@@ -50,6 +51,10 @@ struct TrainTokenView {
     #[oai(nullable)]
     #[example(EXAMPLE_AT)]
     last_used_at: Option<Time>,
+    /// The person who made it, `usr_…`; null if a token did.
+    #[oai(nullable)]
+    #[example(EXAMPLE_USER_ID)]
+    minted_by: Option<String>,
 }
 
 /// A new token of a train: this answer alone shows what it is.

@@ -63,6 +63,8 @@ impl Identity {
                 let mut keys = keys.to_vec();
                 keys.sort_unstable_by_key(|(key, _)| *key);
                 for (key, growth) in &keys {
+                    // A row that is there can be locked: of two who count first, none is lost.
+                    begin(&tx, key).await?;
                     let row = sign_in_throttles::Entity::find_by_id(key.to_vec())
                         .lock(LockType::Update)
                         .one(tx.db())
@@ -97,6 +99,19 @@ impl Identity {
             })
             .await
     }
+}
+
+async fn begin(tx: &crate::store::db::Tx, key: &[u8; 32]) -> Result<()> {
+    sign_in_throttles::Entity::insert(sign_in_throttles::ActiveModel {
+        key: Set(key.to_vec()),
+        count: Set(0),
+        updated_at: Set(tx.now.ms()),
+        blocked_until: Set(tx.now.ms()),
+    })
+    .on_conflict_do_nothing_on([sign_in_throttles::Column::Key])
+    .exec_without_returning(tx.db())
+    .await?;
+    Ok(())
 }
 
 async fn store(

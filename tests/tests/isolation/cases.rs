@@ -155,6 +155,54 @@ pub fn target(operation: &str, things: &Things) -> Option<Target> {
         .or_else(|| events(operation, things))
         .or_else(|| webhooks(operation, things))
         .or_else(|| trains(operation, things))
+        .or_else(|| members(operation, things))
+        .or_else(|| people(operation))
+}
+
+fn members(operation: &str, things: &Things) -> Option<Target> {
+    let member = |status, template: &str| of(status, template, &things.member, &absent("usr"));
+    let invitation =
+        |status, template: &str| of(status, template, &things.invitation, &absent("inv"));
+    let email = format!("new-{}@example.org", things.pipeline);
+    Some(match operation {
+        "list_members" => plain(200, "/v1/members"),
+        "get_member" => member(200, "/v1/members/{}"),
+        "update_member" => member(200, "/v1/members/{}").body(&json!({"role": "developer"})),
+        "remove_member" => member(200, "/v1/members/{}"),
+        "list_minted_tokens" => member(200, "/v1/members/{}/minted"),
+        "list_invitations" => plain(200, "/v1/invitations"),
+        "create_invitation" => {
+            plain(201, "/v1/invitations").body(&json!({"email": email, "role": "viewer"}))
+        }
+        "get_invitation" => invitation(200, "/v1/invitations/{}"),
+        "resend_invitation" => invitation(200, "/v1/invitations/{}/resend"),
+        "revoke_invitation" => invitation(204, "/v1/invitations/{}"),
+        "leave_publisher" => plain(204, "/v1/members/leave"),
+        _ => return None,
+    })
+}
+
+/// What people ask about themselves: it names nothing of a publisher's.
+fn people(operation: &str) -> Option<Target> {
+    let nobodys = |status, template: &str, kind| of(status, template, &absent(kind), &absent(kind));
+    let password = json!({"password": "correct horse battery staple 9"});
+    Some(match operation {
+        "get_me" => plain(200, "/v1/me"),
+        "update_me" => plain(200, "/v1/me").body(&json!({})),
+        "list_own_sessions" => plain(200, "/v1/me/sessions"),
+        "end_own_session" => nobodys(404, "/v1/me/sessions/{}", "ses"),
+        "end_other_sessions" => plain(204, "/v1/me/sessions"),
+        "set_own_password" => plain(204, "/v1/me/password").body(&password),
+        "remove_own_password" => plain(204, "/v1/me/password"),
+        "request_email_change" => {
+            plain(202, "/v1/me/email").body(&json!({"email": "me@example.net"}))
+        }
+        "list_own_memberships" => plain(200, "/v1/me/memberships"),
+        "list_own_invitations" => plain(200, "/v1/me/invitations"),
+        "accept_own_invitation" => nobodys(404, "/v1/me/invitations/{}/accept", "inv"),
+        "sign_out" => plain(204, "/v1/auth/sign-out"),
+        _ => return None,
+    })
 }
 
 fn operators(operation: &str, things: &Things) -> Option<Target> {

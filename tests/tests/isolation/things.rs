@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use domain::permission::TokenKind;
+use domain::{
+    Timestamp,
+    id::{Id as _, UserId},
+    permission::TokenKind,
+};
 use serde_json::{Value, json};
 use tests::{Consumer, Publisher, Server, TokenEndpoint, User, tools};
 
@@ -61,6 +65,9 @@ pub struct Things {
     pub token_id: String,
     /// A signing secret beside the first.
     pub secret_id: String,
+    /// A member, and somebody who is invited.
+    pub member: String,
+    pub invitation: String,
     /// An admin token that is no longer good.
     pub revoked: String,
     /// An admin token that soon won't be.
@@ -137,6 +144,11 @@ impl Things {
         let path = format!("{path_of_tokens}/{id}");
         admin.delete(&path).expect(204).await;
 
+        let member = member(server, &publisher).await;
+        let body = json!({"email": format!("{word}@example.org"), "role": "viewer"});
+        let invitation = admin.post("/v1/invitations").json(&body);
+        let invitation = invitation.expect(201).await.text("/id");
+
         let mint = async |kind: &str, body: Value| {
             let path = format!("/v1/publishers/me/tokens/{kind}");
             admin.post(&path).json(&body).expect(201).await
@@ -181,6 +193,8 @@ impl Things {
             delivery: delivery["id"].as_str().unwrap().to_owned(),
             token_id,
             secret_id,
+            member,
+            invitation,
             revoked: revoked.text("/token"),
             expired,
             publisher,
@@ -220,12 +234,41 @@ impl Things {
                 &self.delivery,
                 &self.token_id,
                 &self.secret_id,
+                &self.member,
+                &self.invitation,
             ]
             .into_iter()
             .cloned(),
         );
         all
     }
+}
+
+/// Makes somebody a member who never signs in: written into the database, since mails would take
+/// much longer.
+async fn member(server: &Server, publisher: &Publisher) -> String {
+    let id = UserId::generate(Timestamp::from_ms(tools::now_s() * 1000));
+    let (site, hex) = (server.site(), id.uuid().simple().to_string());
+    let literal = |hex: &str| match site.database {
+        Some(_) => format!("'{hex}'"),
+        None => format!("X'{hex}'"),
+    };
+    let id_text = literal(&hex);
+    for statement in [
+        format!(
+            "INSERT INTO users (id, staff, revision, created_at, updated_at) VALUES ({id_text}, false, 1, 1, 1)"
+        ),
+        format!(
+            "INSERT INTO user_addresses (address, user_id, is_primary, verified_at, created_at) VALUES ('{hex}@example.org', {id_text}, true, 1, 1)"
+        ),
+        format!(
+            "INSERT INTO memberships (publisher_id, user_id, role, revision, created_at, updated_at) SELECT id, {id_text}, 'viewer', 1, 1, 1 FROM publishers WHERE slug = '{}'",
+            publisher.slug
+        ),
+    ] {
+        assert_eq!(site.execute(&statement).await, 1, "{statement}");
+    }
+    id.to_string()
 }
 
 /// Describes a type, and publishes an event of it.
@@ -280,6 +323,8 @@ pub async fn snapshot(server: &Server, things: &Things) -> Vec<(String, Value)> 
         "/v1/deliveries",
         "/v1/accounts",
         "/v1/trains",
+        "/v1/members",
+        "/v1/invitations",
         &format!("/v1/trains/{}/tokens", things.train),
     ] {
         let items: Vec<Value> = publisher

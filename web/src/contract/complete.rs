@@ -2,11 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-use domain::{Code, permission::Permission};
+use domain::Code;
 
 use super::{
     example, parameters, problems,
-    schema::{close_requests, contents_mut, flatten, modernise, operations_mut, prune, sorted},
+    schema::{
+        close_requests, contents_mut, flatten, methods_mut, modernise, operations_mut, prune,
+        sorted,
+    },
+    security::{self, Access},
 };
 
 /// What only people know of an operation.
@@ -21,9 +25,9 @@ pub struct OperationDoc {
 /// Completes a draft of OpenAPI 3.0 into the published document of OpenAPI 3.1.
 ///
 /// The draft names an operation's permission as its security scheme; the document has the kinds of
-/// token that hold it. Every operation gets the problems that its shape implies: 500 and 503 always;
-/// 401, 403 and 429 with a token; 404 with a variable in the path; 400 with parameters or a body;
-/// 408, 413, 415 and 422 with a body.
+/// token that hold it, and the session of people who do. Every operation gets the problems that its
+/// shape implies: 500 and 503 always; 401, 403 and 429 with a credential; 404 with a variable in the
+/// path; 400 with parameters or a body; 408, 413, 415 and 422 with a body.
 ///
 /// # Panics
 /// When the draft is no JSON, or `operations` names one that the draft has not: both are mistakes
@@ -36,18 +40,20 @@ pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
     operations_mut(&mut document).for_each(parameters::spell_out);
     for_each_schema(&mut document, modernise);
     flatten(&mut document);
-    let mut kinds = Vec::new();
+    let mut schemes = Vec::new();
     let mut undocumented: Vec<&str> = operations.iter().map(|doc| doc.operation_id).collect();
-    for operation in operations_mut(&mut document) {
+    for (method, operation) in methods_mut(&mut document) {
+        let changes = !matches!(method, "get" | "head");
         plain_media_types(operation);
         drop_noise(operation);
-        spell_out_security(operation, &mut kinds);
+        let access = security::spell_out(operation, changes, &mut schemes);
         let own = operations
             .iter()
             .find(|doc| operation["operationId"] == doc.operation_id);
-        let codes = problems::codes(operation, own.map_or(&[], |doc| doc.codes));
+        let mut codes = problems::codes(operation, own.map_or(&[], |doc| doc.codes));
+        codes.extend(access.codes(changes));
         problems::document(operation, &codes);
-        document_headers(operation);
+        document_headers(operation, access);
         undocumented.retain(|id| operation["operationId"] != *id);
     }
     assert!(
@@ -58,7 +64,7 @@ pub fn complete(draft: &str, operations: &[OperationDoc]) -> Value {
         document["components"]["schemas"][name] = schema;
     }
     document["components"]["headers"] = headers();
-    document["components"]["securitySchemes"] = security_schemes(kinds);
+    document["components"]["securitySchemes"] = security::schemes(schemes);
     prune(&mut document);
     close_requests(&mut document);
     exemplify(&mut document);
@@ -137,50 +143,6 @@ fn drop_noise(operation: &mut Value) {
     }
 }
 
-/// `[{"runs.create": []}]` → `[{"admin": []}, {"runner": []}]`; none → `[]`, which is public. What
-/// is no permission is a scheme already: another header for the same token.
-fn spell_out_security(operation: &mut Value, kinds: &mut Vec<String>) {
-    let mut named = Vec::new();
-    for name in problems::kinds(operation) {
-        match Permission::parse(name) {
-            Some(permission) => named.extend(permission.holders().iter().map(|kind| kind.as_str())),
-            None => named.push(name),
-        }
-    }
-    let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
-    operation["security"] = named
-        .iter()
-        .map(|kind| json!({kind.as_str(): []}))
-        .collect();
-    kinds.extend(named);
-}
-
-fn security_schemes(kinds: Vec<String>) -> Value {
-    let schemes = kinds.into_iter().map(|kind| {
-        let description = match kind.as_str() {
-            "admin" => "A publisher's admin token, `stm_admin_…`: everything within its publisher.",
-            "runner" => {
-                "A publisher's runner token, `stm_runner_…`: starts, claims and finishes runs."
-            }
-            "bootstrap" => "The operator's bootstrap token: makes and manages publishers.",
-            "train" => "A train token, `ptk_…`: asks which account to use.",
-            "train_key" => {
-                let description = "A train token where its client sends no bearer; counts only \
-                    without an `Authorization` header.";
-                let scheme = json!({"type": "apiKey", "in": "header", "name": "x-api-key",
-                    "description": description});
-                return (kind, scheme);
-            }
-            _ => "A bearer token.",
-        };
-        (
-            kind,
-            json!({"type": "http", "scheme": "bearer", "description": description}),
-        )
-    });
-    Value::Object(schemes.collect())
-}
-
 /// The headers of answers, as components.
 fn headers() -> Value {
     let text =
@@ -195,17 +157,15 @@ fn headers() -> Value {
     })
 }
 
-fn document_headers(operation: &mut Value) {
-    let secured = operation["security"]
-        .as_array()
-        .is_some_and(|kinds| !kinds.is_empty());
+fn document_headers(operation: &mut Value, access: Access) {
+    let limited = access != Access::Public;
     let answers = operation["responses"].as_object_mut().into_iter().flatten();
     for (status, answer) in answers {
         let mut add = |name: &str, component: &str| {
             answer["headers"][name] = json!({"$ref": format!("#/components/headers/{component}")});
         };
         add("X-Request-Id", "RequestId");
-        if secured && (status.starts_with('2') || status == "429") {
+        if limited && (status.starts_with('2') || status == "429") {
             add("RateLimit", "RateLimit");
             add("RateLimit-Policy", "RateLimitPolicy");
         }
@@ -220,9 +180,13 @@ fn document_headers(operation: &mut Value) {
 }
 
 /// Headers of our own, as they are spelt, with what they mean.
-const HEADERS: [(&str, &str); 12] = [
+const HEADERS: [(&str, &str); 13] = [
     ("ETag", "The thing's revision, for `If-Match`."),
     ("Location", "Where the new thing is."),
+    (
+        "Set-Cookie",
+        "The cookies that the browser keeps, one header for each.",
+    ),
     ("Link", "The next page, `rel=\"next\"` (RFC 8288)."),
     (
         "Idempotent-Replayed",

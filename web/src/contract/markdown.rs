@@ -4,9 +4,15 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::Value;
 
+use domain::{
+    people::Role,
+    permission::{Held, Permission, TokenKind},
+};
+
 use super::{
-    describe, problems,
+    describe,
     schema::{operations, reference, resolve},
+    security::{self, Access},
 };
 
 /// Deepest nesting of fields that a table shows.
@@ -34,35 +40,67 @@ pub fn reference_markdown(document: &Value) -> String {
     page
 }
 
-/// Kinds of token × operations.
+/// A column of the table of who may do what.
+struct Column {
+    title: String,
+    may: Box<dyn Fn(Permission) -> bool>,
+    /// Whether it is about people, some of whose requests need a recent sign-in.
+    people: bool,
+}
+
+fn columns() -> Vec<Column> {
+    let tokens = TokenKind::ALL.into_iter().map(|kind| Column {
+        title: format!("{} token", kind.as_str()),
+        may: Box::new(move |permission| permission.is_held_by(kind)),
+        people: false,
+    });
+    let roles = Role::ALL.into_iter().rev().map(|role| Column {
+        title: role.as_str().to_owned(),
+        may: Box::new(move |permission| match permission.people() {
+            Held::ByMembers(least) => role.includes(least),
+            Held::ByEverybody => true,
+            Held::ByNobody | Held::ByStaff => false,
+        }),
+        people: true,
+    });
+    let staff = Column {
+        title: "staff".to_owned(),
+        may: Box::new(|permission| {
+            matches!(permission.people(), Held::ByEverybody | Held::ByStaff)
+        }),
+        people: true,
+    };
+    tokens.chain(roles).chain([staff]).collect()
+}
+
+fn mark(column: &Column, access: Access) -> &'static str {
+    match access {
+        Access::Public | Access::Visitors => "yes",
+        Access::Holders(permission) if !(column.may)(permission) => "–",
+        Access::Holders(permission) if column.people && permission.needs_recent_sign_in() => {
+            "recent"
+        }
+        Access::Holders(_) => "yes",
+    }
+}
+
+/// Kinds of token and roles of people × operations.
 #[must_use]
 pub fn access_table_markdown(document: &Value) -> String {
-    let kinds: Vec<&String> = document["components"]["securitySchemes"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        // Another header for the same token is no other kind of token.
-        .filter(|(_, scheme)| scheme["type"] == "http")
-        .map(|(k, _)| k)
-        .collect();
+    let columns = columns();
     let mut table = "| operation | request |".to_owned();
-    for kind in &kinds {
-        let _ = write!(table, " {kind} |");
+    for column in &columns {
+        let _ = write!(table, " {} |", column.title);
     }
-    let _ = write!(table, "\n|---|---|{}\n", "---|".repeat(kinds.len()));
+    let _ = write!(table, "\n|---|---|{}\n", "---|".repeat(columns.len()));
     for (tag, operations) in by_tag(document) {
-        let _ = writeln!(table, "| **{tag}** | |{}", " |".repeat(kinds.len()));
+        let _ = writeln!(table, "| **{tag}** | |{}", " |".repeat(columns.len()));
         for (path, method, operation) in operations {
             let id = operation["operationId"].as_str().unwrap_or("?");
             let _ = write!(table, "| `{id}` | `{} {path}` |", method.to_uppercase());
-            let may = problems::kinds(operation);
-            for kind in &kinds {
-                let mark = if may.is_empty() || may.contains(&kind.as_str()) {
-                    "yes"
-                } else {
-                    "–"
-                };
-                let _ = write!(table, " {mark} |");
+            let access = Access::of(operation);
+            for column in &columns {
+                let _ = write!(table, " {} |", mark(column, access));
             }
             table.push('\n');
         }
@@ -96,13 +134,7 @@ fn write_operation(page: &mut String, (path, method, operation): Operation<'_>, 
     if let Some(description) = operation["description"].as_str().filter(|d| !d.is_empty()) {
         let _ = write!(page, "\n{description}\n");
     }
-    let kinds = problems::kinds(operation);
-    let who = if kinds.is_empty() {
-        "anybody".to_owned()
-    } else {
-        kinds.join(" or ")
-    };
-    let _ = write!(page, "\nWho may: {who}.\n");
+    let _ = write!(page, "\nWho may: {}.\n", security::sentence(operation));
     write_parameters(page, operation, document);
     write_body(page, operation, document);
     write_answers(page, operation, document);

@@ -10,7 +10,7 @@ use crate::http::error::{self, PROBLEM_JSON};
 
 use super::schema::refer;
 
-/// The codes of one operation: its own and those that its shape implies.
+/// The codes of one operation: its own and those that its parameters and its body imply.
 pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
     let parameters = operation["parameters"]
         .as_array()
@@ -48,31 +48,7 @@ pub(super) fn codes(operation: &Value, own: &[Code]) -> BTreeSet<Code> {
             codes.extend([Code::UnsupportedMediaType, Code::ValidationFailed]);
         }
     }
-    let kinds = kinds(operation);
-    if !kinds.is_empty() {
-        codes.extend([
-            Code::InvalidParameter,
-            Code::Unauthenticated,
-            Code::WrongTokenKind,
-            Code::RateLimited,
-            Code::ShareExceeded,
-            Code::StoreUnavailable,
-        ]);
-    }
-    if kinds.iter().any(|kind| *kind != "bootstrap") {
-        codes.insert(Code::PublisherSuspended);
-    }
     codes
-}
-
-/// The kinds of token that an operation takes.
-pub(super) fn kinds(operation: &Value) -> Vec<&str> {
-    let alternatives = operation["security"].as_array().into_iter().flatten();
-    alternatives
-        .filter_map(Value::as_object)
-        .flat_map(Map::keys)
-        .map(String::as_str)
-        .collect()
 }
 
 /// Adds the answers for `codes` to an operation. What the operation says itself about a status stays.

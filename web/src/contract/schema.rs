@@ -340,14 +340,20 @@ fn is_object(members: &Map<String, Value>) -> bool {
 
 /// Every operation of a document.
 pub(super) fn operations_mut(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    methods_mut(document).map(|(_, operation)| operation)
+}
+
+/// The same, each with its method.
+pub(super) fn methods_mut(document: &mut Value) -> impl Iterator<Item = (&str, &mut Value)> {
     let paths = document["paths"]
         .as_object_mut()
         .into_iter()
         .flat_map(Map::values_mut);
     paths
         .filter_map(Value::as_object_mut)
-        .flat_map(Map::values_mut)
-        .filter(|o| o.is_object())
+        .flatten()
+        .filter(|(_, operation)| operation.is_object())
+        .map(|(method, operation)| (method.as_str(), operation))
 }
 
 /// Every operation with its path and method, sorted by both.

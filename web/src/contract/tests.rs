@@ -40,16 +40,30 @@ fn security_is_spelt_out() {
     let of = |path: &str, method: &str| document["paths"][path][method]["security"].clone();
     assert_eq!(
         of("/v1/things", "post"),
-        json!([{"admin": []}, {"runner": []}])
+        json!([
+            {"admin": []},
+            {"runner": []},
+            {"session": [], "publisher": [], "csrf_token": []},
+        ])
     );
-    assert_eq!(of("/v1/tenants", "post"), json!([{"bootstrap": []}]));
+    assert_eq!(
+        of("/v1/tenants", "post"),
+        json!([{"bootstrap": []}, {"session": [], "csrf_token": []}])
+    );
     assert_eq!(of("/v1/ping", "get"), json!([]), "public");
     let schemes = document["components"]["securitySchemes"]
         .as_object()
         .unwrap();
     assert_eq!(
         schemes.keys().collect::<Vec<_>>(),
-        ["admin", "bootstrap", "runner"]
+        [
+            "admin",
+            "bootstrap",
+            "csrf_token",
+            "publisher",
+            "runner",
+            "session"
+        ]
     );
     assert_eq!(schemes["admin"]["scheme"], "bearer");
 }
@@ -80,11 +94,13 @@ fn every_operation_lists_its_problems() {
             "invalid_parameter",
             "not_found",
             "overloaded",
+            "publisher_required",
             "publisher_suspended",
             "rate_limited",
             "share_exceeded",
             "store_unavailable",
             "unauthenticated",
+            "wrong_host",
             "wrong_token_kind",
         ]
     );

@@ -45,6 +45,8 @@ pub struct RateSettings {
     pub bootstrap_per_minute: u32,
     /// Failed bootstrap attempts a minute from one address.
     pub bootstrap_failures_per_minute: u32,
+    /// Requests a minute of people who are not signed in yet, from one network.
+    pub visits_per_minute: u32,
 }
 
 impl Default for RateSettings {
@@ -54,6 +56,7 @@ impl Default for RateSettings {
             auth_failures_per_minute: 60,
             bootstrap_per_minute: 60,
             bootstrap_failures_per_minute: 5,
+            visits_per_minute: 240,
         }
     }
 }
@@ -191,6 +194,7 @@ pub struct RateLimits<C: Clock + Clone = DefaultClock> {
     operators: Option<Bucket<(), C>>,
     auth_failures: Option<Failures<C>>,
     bootstrap_failures: Option<Failures<C>>,
+    visits: Option<Bucket<IpAddr, C>>,
     turns: Turns<C>,
 }
 
@@ -234,6 +238,12 @@ impl<C: Clock + Clone> RateLimits<C> {
                 settings.bootstrap_failures_per_minute,
                 clock,
             ),
+            visits: Bucket::new(
+                "visitor",
+                settings.visits_per_minute,
+                every(settings.visits_per_minute, minute),
+                clock.clone(),
+            ),
             turns: Turns::new(clock.clone()),
         }
     }
@@ -257,6 +267,18 @@ impl<C: Clock + Clone> RateLimits<C> {
         self.operators
             .as_ref()
             .map(|bucket| bucket.take(&()))
+            .transpose()
+    }
+
+    /// Counts a request of somebody who wants in, for the network that it comes from. `None`: there
+    /// is no limit.
+    ///
+    /// # Errors
+    /// 429 when the network's allowance is used up.
+    pub fn check_visitor(&self, address: IpAddr) -> Result<Option<RateState>, Refusal> {
+        self.visits
+            .as_ref()
+            .map(|bucket| bucket.take(&network(address)))
             .transpose()
     }
 
@@ -310,6 +332,9 @@ impl<C: Clock + Clone> RateLimits<C> {
     /// Drops the counters of whoever has been quiet long enough to be at full allowance.
     pub fn forget_idle(&self) {
         if let Some(bucket) = &self.publishers {
+            bucket.forget_idle();
+        }
+        if let Some(bucket) = &self.visits {
             bucket.forget_idle();
         }
         for failures in [&self.auth_failures, &self.bootstrap_failures]
@@ -443,6 +468,7 @@ mod tests {
             auth_failures_per_minute: 3,
             bootstrap_per_minute: 2,
             bootstrap_failures_per_minute: 1,
+            visits_per_minute: 2,
         };
         RateLimits::with_clock(settings, clock)
     }
@@ -557,16 +583,29 @@ mod tests {
     }
 
     #[test]
+    fn visitors_of_one_network_share_an_allowance() {
+        let clock = FakeRelativeClock::default();
+        let limits = limits(&clock);
+        let (one, neighbour, other) = (ip("2001:db8::1"), ip("2001:db8::2"), ip("203.0.113.9"));
+        assert!(limits.check_visitor(one).is_ok() && limits.check_visitor(neighbour).is_ok());
+        let refusal = limits.check_visitor(one).unwrap_err();
+        assert_eq!(refusal.problem.retry_after_s, Some(30));
+        assert!(limits.check_visitor(other).is_ok());
+    }
+
+    #[test]
     fn zero_is_off() {
         let off = RateSettings {
             publisher_per_second: 0,
             auth_failures_per_minute: 0,
             bootstrap_per_minute: 0,
             bootstrap_failures_per_minute: 0,
+            visits_per_minute: 0,
         };
         let limits = RateLimits::with_clock(off, &FakeRelativeClock::default());
         for _ in 0..10_000 {
             assert_eq!(limits.check_publisher(ALICE).unwrap(), None);
+            assert_eq!(limits.check_visitor(ip("203.0.113.9")).unwrap(), None);
             assert!(limits.authentication_failed(ip("203.0.113.9")).is_ok());
         }
     }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     fixture::{Fixture, START, context, engines, no_content},
+    identity::tests::furnish_person,
     store::{
         ends::Table,
         entity::{
@@ -55,6 +56,7 @@ pub(crate) async fn furnish(fixture: &Fixture, publisher: PublisherId) {
     fixture.insert(key_row(owner, "key", now.plus(DAY))).await;
     furnish_endpoint(fixture, owner, endpoint.uuid()).await;
     furnish_train(fixture, owner, endpoint.uuid()).await;
+    furnish_person(fixture, publisher).await;
     let pipeline = pipeline(fixture, owner).await;
     let run = run_row(owner, pipeline, None);
     let id = run.id.clone().unwrap();
