@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, sync::LazyLock};
 
 use poem::{
-    Response,
+    PathPattern, Response,
     http::{HeaderValue, StatusCode, header},
 };
 use sha2::{Digest as _, Sha256};
@@ -41,8 +41,17 @@ pub(crate) static PASSKEYS: Asset = Asset {
     path: LazyLock::new(|| PASSKEYS.hashed_path()),
 };
 
+/// The sign in a tab; without one, browsers ask for `/favicon.ico`.
+pub(crate) static ICON: Asset = Asset {
+    name: "icon",
+    ending: "svg",
+    content_type: "image/svg+xml",
+    content: include_bytes!("../assets/icon.svg"),
+    path: LazyLock::new(|| ICON.hashed_path()),
+};
+
 /// Every asset.
-pub(crate) static ALL: [&Asset; 2] = [&STYLE, &PASSKEYS];
+pub(crate) static ALL: [&Asset; 3] = [&STYLE, &PASSKEYS, &ICON];
 
 impl Asset {
     fn hashed_path(&self) -> String {
@@ -68,6 +77,7 @@ pub(crate) fn answer(path: &str) -> Option<Response> {
         .content_type(asset.content_type)
         .body(asset.content);
     headers::protect(&mut response);
+    response.set_data(PathPattern("/assets/:name".into()));
     let forever = HeaderValue::from_static("public, max-age=31536000, immutable");
     response
         .headers_mut()

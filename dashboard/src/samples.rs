@@ -79,6 +79,7 @@ fn ways() -> Ways {
         name: name.to_owned(),
     };
     Ways {
+        mail: true,
         passwords: true,
         passkeys: true,
         providers: vec![
@@ -111,7 +112,10 @@ fn sign_in(pages: &mut Pages) {
         frame: frame("Sign in"),
         email: Field::default(),
         password: Field::default(),
-        ways: Ways::default(),
+        ways: Ways {
+            mail: true,
+            ..Ways::default()
+        },
         registration: false,
         return_to: "/p/acme".to_owned(),
     };
@@ -153,6 +157,7 @@ fn sign_in(pages: &mut Pages) {
         password: Field::default(),
         has_password: true,
         has_passkeys: true,
+        has_mail: true,
         return_to: "/account/password".to_owned(),
     };
     pages.add("confirm-it-is-you", &confirm);
@@ -480,25 +485,19 @@ async fn serve() -> SocketAddr {
     address
 }
 
-/// The widths and colours that people look with.
-fn looks() -> impl Iterator<Item = Look> {
-    [1280, 375].into_iter().flat_map(|width| {
-        [false, true].map(|dark| Look {
-            width,
-            dark,
-            ..Look::default()
-        })
-    })
-}
-
-#[tokio::test]
-async fn every_page_can_be_used_by_everybody_at_any_width_and_in_any_light() {
+/// Looks at every page in a window of this width, light and dark.
+async fn look_at_all(width: u32) {
     let Some(browser) = Browser::start("dashboard::samples").await else {
         return;
     };
     let origin = format!("http://{}", serve().await);
     let pictures = std::env::var_os("STATIONMASTER_TEST_PICTURES").map(PathBuf::from);
-    for look in looks() {
+    for dark in [false, true] {
+        let look = Look {
+            width,
+            dark,
+            ..Look::default()
+        };
         let tab = browser.tab(&origin, look).await;
         for (name, _) in everything().await {
             // It leads elsewhere at once.
@@ -514,4 +513,14 @@ async fn every_page_can_be_used_by_everybody_at_any_width_and_in_any_light() {
             tab.judge().await;
         }
     }
+}
+
+#[tokio::test]
+async fn every_page_can_be_used_by_everybody_on_a_desk() {
+    look_at_all(1280).await;
+}
+
+#[tokio::test]
+async fn every_page_can_be_used_by_everybody_on_a_phone() {
+    look_at_all(375).await;
 }

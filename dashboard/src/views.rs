@@ -32,6 +32,12 @@ impl Frame {
         crate::assets::STYLE.path()
     }
 
+    /// The address of the icon.
+    #[expect(clippy::unused_self, reason = "templates call it by the frame")]
+    pub(crate) fn icon(&self) -> &'static str {
+        crate::assets::ICON.path()
+    }
+
     /// The address of the script for passkeys.
     #[expect(clippy::unused_self, reason = "templates call it by the frame")]
     pub(crate) fn passkeys(&self) -> &'static str {

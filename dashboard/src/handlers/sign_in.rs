@@ -29,6 +29,7 @@ fn view(visit: &Visit, return_to: Option<&ReturnTo>) -> SignIn {
         email: Field::default(),
         password: Field::default(),
         ways: Ways {
+            mail: settings.mail,
             passwords: settings.passwords,
             passkeys: visit.service().has_passkeys(),
             providers: providers::all(visit),
@@ -199,6 +200,7 @@ async fn confirm_view(visit: &Visit, return_to: &ReturnTo) -> Result<ConfirmItIs
         password: Field::default(),
         has_password,
         has_passkeys,
+        has_mail: settings.mail,
         return_to: return_to.as_str().to_owned(),
     })
 }

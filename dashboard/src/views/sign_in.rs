@@ -16,6 +16,8 @@ pub(crate) struct Provider {
 /// The ways that are open for signing in.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ways {
+    /// Whether a mailed link can be asked for.
+    pub(crate) mail: bool,
     pub(crate) passwords: bool,
     pub(crate) passkeys: bool,
     pub(crate) providers: Vec<Provider>,
@@ -77,6 +79,8 @@ pub(crate) struct ConfirmItIsYou {
     pub(crate) password: Field,
     /// Whether this person has a password.
     pub(crate) has_password: bool,
+    /// Whether a code can be mailed.
+    pub(crate) has_mail: bool,
     /// Whether this person has passkeys.
     pub(crate) has_passkeys: bool,
     pub(crate) return_to: String,
