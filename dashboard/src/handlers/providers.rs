@@ -49,12 +49,11 @@ async fn leave(
     slug: &str,
     (return_to, who): (Option<&ReturnTo>, Option<&SignedIn>),
 ) -> Answer {
-    let began = visit.service().begin_elsewhere(
-        (&visit.context(), slug),
-        Some(visit.browser()),
-        return_to,
-        who,
-    );
+    let context = visit.context();
+    let began =
+        visit
+            .service()
+            .begin_elsewhere((&context, slug), Some(visit.browser()), return_to, who);
     let began = began.await?;
     let provider = name_of(slug);
     let mut frame = visit.frame(format!("On the way to {provider}"));
