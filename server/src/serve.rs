@@ -213,7 +213,8 @@ async fn answer(
         .await
         .map_err(failed)?;
     let origin = PublicOrigin::new(people.settings().public_origin.clone());
-    let pages = dashboard::pages(people.clone(), store.clone(), origin);
+    let people_are_on = people.settings().enabled;
+    let pages = people_are_on.then(|| dashboard::pages(people.clone(), store.clone(), origin));
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {
@@ -232,7 +233,7 @@ async fn answer(
         trusted_proxies: config.trusted_proxies.clone(),
         tasks: tasks.clone(),
         dispatcher_healthy: Arc::new(move || health.healthy()),
-        pages: Some(pages),
+        pages,
     });
     let limits = connection_limits(config, database);
     let (waiters, stopping) = (store.clone(), stop.clone());
