@@ -61,7 +61,7 @@ enum Command {
     Verify(sign::Verify),
     /// Run a demo: a server, a publisher, a run, a verified webhook, a rotated token
     Demo {
-        /// Keep the server running, and print its address and tokens
+        /// Keep the server running, and print its address, tokens and a sign-in link
         #[arg(long)]
         keep: bool,
     },

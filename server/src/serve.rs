@@ -176,6 +176,15 @@ fn tell_token_file(credentials: &Credentials) {
     }
 }
 
+/// Frees the leases of earlier processes, if this process has the database for itself.
+async fn free_leases(store: &Store, database: &Database) -> Result<(), Failure> {
+    if database.file.is_none() {
+        return Ok(());
+    }
+    let webhooks = store.system().webhooks();
+    webhooks.release_leases().await.map_err(failed)
+}
+
 /// Runs dispatcher, jobs and API on an open store, until all work has ended or its time is over.
 async fn answer(
     config: &Config,
@@ -190,15 +199,7 @@ async fn answer(
     let people = People::of(config, address);
     people.tell(database.is_new());
     let outgoing = people.outgoing(config).map_err(Failure::Failed)?;
-    if database.file.is_some() {
-        // This process has the database for itself, so leases of earlier processes are free.
-        store
-            .system()
-            .webhooks()
-            .release_leases()
-            .await
-            .map_err(failed)?;
-    }
+    free_leases(store, database).await?;
     let client = Client::new(policy.clone(), ClientLimits::default());
     let settings = dispatcher::Settings {
         schedule: config.retry_schedule.clone(),
