@@ -218,7 +218,7 @@ type SignedInAnswer = WithCookies<Ok<NewSessionView>>;
 /// last, since the server ends it earlier, and that of the browser for a year.
 fn signed_in(
     visitor: &Visitor,
-    new: NewBrowserSession,
+    new: &NewBrowserSession,
     joined: Option<&AcceptedInvitation>,
 ) -> SignedInAnswer {
     let (app, secure) = (visitor.app(), visitor.app().origin.is_secure());
@@ -306,7 +306,7 @@ impl SignIn {
                 old,
             )
             .await?;
-        Ok(signed_in(&visitor, new, None))
+        Ok(signed_in(&visitor, &new, None))
     }
 
     /// Sign in by a mailed link
@@ -329,7 +329,7 @@ impl SignIn {
         let new = people
             .redeem_link(&context, &body.0.token, how, old)
             .await?;
-        Ok(signed_in(&visitor, new, None))
+        Ok(signed_in(&visitor, &new, None))
     }
 
     /// Sign in by a password
@@ -350,7 +350,7 @@ impl SignIn {
         let new = people
             .sign_in_with_password(&visitor.context(), (&address, &password), device, old)
             .await?;
-        Ok(signed_in(&visitor, new, None))
+        Ok(signed_in(&visitor, &new, None))
     }
 
     /// Register
@@ -396,7 +396,7 @@ impl SignIn {
                 old,
             )
             .await?;
-        Ok(signed_in(&visitor, new, None))
+        Ok(signed_in(&visitor, &new, None))
     }
 
     /// Request a link for a new password
@@ -479,7 +479,7 @@ impl SignIn {
         let (joined, new) = people
             .accept_invitation(&visitor.context(), &body.0.token, old)
             .await?;
-        Ok(signed_in(&visitor, new, Some(&joined)))
+        Ok(signed_in(&visitor, &new, Some(&joined)))
     }
 
     /// Sign out

@@ -166,9 +166,8 @@ fn members(operation: &str, things: &Things) -> Option<Target> {
     let email = format!("new-{}@example.org", things.pipeline);
     Some(match operation {
         "list_members" => plain(200, "/v1/members"),
-        "get_member" => member(200, "/v1/members/{}"),
+        "get_member" | "remove_member" => member(200, "/v1/members/{}"),
         "update_member" => member(200, "/v1/members/{}").body(&json!({"role": "developer"})),
-        "remove_member" => member(200, "/v1/members/{}"),
         "list_minted_tokens" => member(200, "/v1/members/{}/minted"),
         "list_invitations" => plain(200, "/v1/invitations"),
         "create_invitation" => {

@@ -10,6 +10,7 @@ on_both_stores!(a_person_comes_and_goes);
 const ANN: &str = "ann@example.org";
 const BOB: &str = "bob@example.org";
 
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 async fn a_person_comes_and_goes(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
@@ -110,10 +111,13 @@ async fn a_person_comes_and_goes(world: &World) {
     let after = change.expect(200).await;
     assert_eq!(after["role"], "viewer", "{after}");
     bob.get("/v1/runs").expect(200).await;
-    let mint = bob
+    let refused = bob
         .post("/v1/publishers/me/tokens/runner", &json!({}))
         .await;
-    assert_eq!((mint.status, &mint["code"]), (403, &json!("role_too_low")));
+    assert_eq!(
+        (refused.status, &refused["code"]),
+        (403, &json!("role_too_low"))
+    );
     let minted = ann.get(&format!("{path}/minted")).expect(200).await;
     assert_eq!(minted["items"][0]["id"], made["id"], "{minted}");
     let remove = ann.call("DELETE", &format!("{path}?revoke_minted=true"));

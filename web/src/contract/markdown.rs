@@ -75,12 +75,11 @@ fn columns() -> Vec<Column> {
 
 fn mark(column: &Column, access: Access) -> &'static str {
     match access {
-        Access::Public | Access::Visitors => "yes",
         Access::Holders(permission) if !(column.may)(permission) => "–",
         Access::Holders(permission) if column.people && permission.needs_recent_sign_in() => {
             "recent"
         }
-        Access::Holders(_) => "yes",
+        Access::Public | Access::Visitors | Access::Holders(_) => "yes",
     }
 }
 
