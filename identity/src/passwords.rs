@@ -197,7 +197,7 @@ pub fn judge(
     let own = [address.as_str(), local, domain, "stationmaster"];
     let guessed = is_common(&lower)
         || own.contains(&lower.as_str())
-        || lower.chars().all(|one| Some(one) == lower.chars().next());
+        || lower.chars().all(|one| lower.starts_with(one));
     if guessed {
         let detail = "This password is one of the first that anybody would try.";
         return Err(Problem::field(pointer, FaultCode::NotAllowed, detail));

@@ -101,7 +101,7 @@ impl Service {
             .begin(&self.redirect_uri(name))
             .await
             .map_err(refused)?;
-        let visit = self.visit(visit);
+        let visit = Self::visit(visit);
         let begun = Begun {
             provider: name.to_owned(),
             nonce: started.nonce.expose_secret().to_owned(),

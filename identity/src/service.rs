@@ -24,6 +24,10 @@ pub enum Registration {
 }
 
 /// How the service behaves.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of the operator's, and none follows from another"
+)]
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Whether people can sign in at all. If not, there is no session, and nothing of a person's is
@@ -66,7 +70,7 @@ impl Settings {
             passwords: false,
             provision_publisher: false,
             link_lasts: Duration::from_mins(10),
-            idle: Duration::from_mins(60),
+            idle: Duration::from_hours(1),
             lasts: Duration::from_hours(7 * 24),
             recent: Duration::from_mins(5),
             floor: Duration::from_millis(250),

@@ -10,7 +10,8 @@ use domain::{
     token::{self, Prefix, TokenHash},
 };
 use persistence::{
-    Context, NewMail, NewToken, Proof, Refusal, SignIn, SignedIn, StoreError, TokenFault, User,
+    Context, Given, NewMail, NewToken, Proof, Refusal, SignIn, SignedIn, StoreError, TokenFault,
+    User,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use std::time::Duration;
@@ -127,6 +128,14 @@ pub(crate) fn mail(
     }
 }
 
+/// What is made for the user who has an address, or for nobody: the token, the mail, and whether it
+/// is sent.
+pub(crate) type ForUser<'a> = (
+    &'a (dyn Fn(Option<UserId>) -> NewToken + Sync),
+    &'a (dyn Fn(Option<&User>) -> NewMail + Sync),
+    &'a (dyn Fn(Option<&User>) -> bool + Sync),
+);
+
 fn eight_digits() -> String {
     // The bias of the remainder is under one in a thousand million.
     let random = u64::from_be_bytes(domain::random::bytes());
@@ -158,7 +167,7 @@ impl Service {
         return_to: Option<&ReturnTo>,
     ) -> Result<Requested, StoreError> {
         self.need_mail()?;
-        let visit = self.visit(visit);
+        let visit = Self::visit(visit);
         let browser = self.browser_hash(visit.expose_secret());
         let (text, code) = (token::generate(Prefix::Link), eight_digits());
         let remembered = Remembered {
@@ -193,7 +202,7 @@ impl Service {
     }
 
     /// The text that this browser holds, or a new one.
-    pub(crate) fn visit(&self, held: Option<&str>) -> SecretString {
+    pub(crate) fn visit(held: Option<&str>) -> SecretString {
         match held {
             Some(held) if token::recognise(held) == Some(Prefix::Link) => {
                 SecretString::from(held.to_owned())
@@ -209,11 +218,7 @@ impl Service {
         context: &Context,
         address: &EmailAddress,
         (action, kind): (Action, &str),
-        (token, mail, sends): (
-            &(dyn Fn(Option<UserId>) -> NewToken + Sync),
-            &(dyn Fn(Option<&User>) -> NewMail + Sync),
-            &(dyn Fn(Option<&User>) -> bool + Sync),
-        ),
+        (token, mail, sends): ForUser<'_>,
     ) -> Result<(), StoreError> {
         let (began, identity) = (Instant::now(), self.store.identity());
         self.admit(&[self.mails_from(context)]).await?;
@@ -404,13 +409,13 @@ impl Service {
             identity.rehash_password(user.id, old, &new).await?;
             judged = Some(new);
         }
-        let begun = self.begin_session(SignInMethod::Password, None);
+        let begins = self.begin_session(SignInMethod::Password, None);
         let who = (user.id, judged.as_deref());
-        let done = identity.sign_in_user(context, who, &begun.new).await?;
+        let done = identity.sign_in_user(context, who, &begins.new).await?;
         let sign_in = done.map_err(problem_of)?;
         identity.give_back(&counted).await?;
         identity.forgive(&self.failures_for(address).0).await?;
-        self.welcome(context, begun.cookie, sign_in, old).await
+        self.welcome(context, begins.cookie, sign_in, old).await
     }
 
     pub(crate) fn need_passwords(&self) -> Result<(), Problem> {
@@ -519,7 +524,7 @@ impl Service {
         if self.settings.registration == Registration::Closed {
             return Err(Code::RegistrationClosed.into());
         }
-        let visit = self.visit(visit);
+        let visit = Self::visit(visit);
         let browser = self.browser_hash(visit.expose_secret());
         let password = match password {
             Some(password) => {
@@ -595,7 +600,10 @@ impl Service {
         let begun = self.begin_session(SignInMethod::Link, None);
         let given = |payload: &[u8]| {
             let registering: Registering = serde_json::from_slice(payload).ok()?;
-            Some((registering.password, registering.name))
+            Some(Given {
+                password: registering.password,
+                name: registering.name,
+            })
         };
         let done = self
             .store

@@ -27,7 +27,7 @@ pub use identity::{
     passkeys::{NewPasskey, Passkey},
     providers::ProviderIdentity,
     sessions::{NewSession, Session, SignedIn},
-    sign_in::{Proof, ProviderOutcome, ProviderSubject, Refusal, SignIn},
+    sign_in::{Given, Proof, ProviderOutcome, ProviderSubject, Refusal, SignIn},
     throttles::Growth,
     tokens::{NewToken, Token, TokenFault},
     users::{NewUser, User},

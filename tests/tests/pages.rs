@@ -145,8 +145,8 @@ async fn the_first_person_invites_another_who_adds_a_passkey(world: &World) {
     let mail = sink.mail_to(BEN, 2).await;
     path_of(&server, mail.link(), &origin);
     let words = mail.text.split(|c: char| !c.is_ascii_digit());
-    let code = words.filter(|word| word.len() == 6).next_back().unwrap();
-    guest.fill("Six-digit code", code).await;
+    let code = words.filter(|word| word.len() == 8).next_back().unwrap();
+    guest.fill("Eight-digit code", code).await;
     let shown = guest.press("Sign in").await;
     assert!(shown.text.contains("Your publishers"), "{}", shown.text);
     remember_session(&server, &guest).await;

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use view_derive::Example;
 
 use ::identity::{Device, NewBrowserSession, RESET_LASTS, Registration, Requested, Service};
-use domain::{Code, people::ReturnTo, permission::MeWrite};
+use domain::{people::ReturnTo, permission::MeWrite};
 use persistence::Accepted as AcceptedInvitation;
 
 use super::{
@@ -442,7 +442,7 @@ impl SignIn {
 
     /// Take over a new address by its mailed link
     ///
-    /// The old address is told.
+    /// By the person who asked for it, who is signed in. The old address is told.
     #[oai(
         path = "/confirm-email",
         method = "post",
@@ -450,14 +450,12 @@ impl SignIn {
     )]
     async fn confirm_email(
         &self,
-        visitor: Visitor,
+        person: Person<MeWrite>,
         body: Body<MailedLink>,
     ) -> Result<NoContent, ApiError> {
-        let people = &visitor.app().people;
-        let who = visitor.signed_in.as_deref().ok_or(Code::Unauthenticated)?;
-        people
-            .confirm_address_change((&visitor.context(), who), &body.0.token)
-            .await?;
+        let by = (&person.context(), &*person.who);
+        let people = &person.app().people;
+        people.confirm_address_change(by, &body.0.token).await?;
         Ok(no_content().into())
     }
 

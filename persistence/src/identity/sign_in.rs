@@ -117,6 +117,15 @@ pub enum ProviderOutcome {
     AddressKnown,
 }
 
+/// What a person gave when a registration began.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The hash of a password.
+    pub password: Option<String>,
+    /// A name for people.
+    pub name: Option<String>,
+}
+
 /// An entry of the operator's audit log about an attempt of nobody known.
 fn failed<T>(
     value: T,
@@ -398,7 +407,7 @@ impl Identity {
         &self,
         context: &Context,
         (token, browser): (&TokenHash, Option<&TokenHash>),
-        password: &(dyn Fn(&[u8]) -> Option<(Option<String>, Option<String>)> + Sync),
+        given: &(dyn Fn(&[u8]) -> Option<Given> + Sync),
         new: &NewSession,
     ) -> Result<std::result::Result<SignIn, Refusal>, StoreError> {
         let store = &self.store;
@@ -419,15 +428,12 @@ impl Identity {
                     return Ok(failed(Err(refusal), refusal, new.method, address));
                 }
             };
-            let given = token
-                .payload
-                .as_deref()
-                .and_then(|payload| password(payload));
+            let offered = token.payload.as_deref().and_then(|payload| given(payload));
             // Whoever began this registration may have been somebody else: what was given then counts
             // in the browser alone in which it was given, and never for a user who was there.
             let own = registered && token.is_of_browser(browser);
-            if let (true, Some((hash, name))) = (own, given) {
-                if let Some(hash) = hash {
+            if let (true, Some(Given { password, name })) = (own, offered) {
+                if let Some(hash) = password {
                     passwords::set(&tx, &user, &hash, None).await?;
                 }
                 users::name(&tx, user.id, name.as_deref()).await?;
@@ -510,8 +516,8 @@ impl Identity {
                 let refusal = Refusal::Token(TokenFault::Unknown);
                 return Ok(Audited::unchanged(Err(refusal)));
             }
-            let taken = tokens::take(store, &tx, token, Purpose::ChangeAddress).await?;
-            let (id, address) = match taken {
+            let outcome = tokens::take(store, &tx, token, Purpose::ChangeAddress).await?;
+            let (id, address) = match outcome {
                 Ok(Token {
                     user: Some(id),
                     address: Some(address),

@@ -24,7 +24,7 @@ use crate::{
 
 const PARALLEL: usize = 20;
 const MINUTE: Duration = Duration::from_mins(1);
-const IDLE: Duration = Duration::from_mins(60);
+const IDLE: Duration = Duration::from_hours(1);
 const WEEK: Duration = Duration::from_hours(7 * 24);
 /// How long another process may take to notice a change. It looks several times a second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);

@@ -183,7 +183,7 @@ mod tests {
         let growth = Growth {
             free: 3,
             first: Duration::from_secs(2),
-            most: Duration::from_secs(60),
+            most: Duration::from_mins(1),
             forgets_after: Duration::from_hours(1),
         };
         let delays: Vec<u64> = (0..12).map(|count| growth.delay(count).as_secs()).collect();

@@ -72,7 +72,7 @@ pub struct NewUser {
     pub staff: bool,
 }
 
-fn user_of(row: users::Model, address: user_addresses::Model) -> Result<User> {
+fn user_of(row: users::Model, address: &user_addresses::Model) -> Result<User> {
     Ok(User {
         id: UserId::from_uuid(row.id),
         address: EmailAddress::parse(&address.address).ok_or_else(|| corrupt_row("address"))?,
@@ -95,7 +95,7 @@ pub(crate) async fn read(db: &impl ConnectionTrait, id: UserId) -> Result<Option
         .one(db)
         .await?
         .ok_or_else(|| corrupt_row("address of a user"))?;
-    user_of(row, address).map(Some)
+    user_of(row, &address).map(Some)
 }
 
 /// Reads the user who has an address, verified or not.

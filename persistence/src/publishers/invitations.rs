@@ -339,7 +339,11 @@ impl Members<Scoped> {
             check_offers(&tx, owner, (&context.actor, tx.member()), role).await?;
             row.hash = hash.as_bytes().to_vec();
             row.expires_at = tx.now.plus(INVITATION_LASTS).ms();
-            row.inviter_kind = context.actor.kind.as_str().to_owned();
+            context
+                .actor
+                .kind
+                .as_str()
+                .clone_into(&mut row.inviter_kind);
             row.inviter_id.clone_from(&context.actor.id);
             let active: invitations::ActiveModel = row.clone().into();
             invitations::Entity::update(sea_orm::ActiveModelTrait::reset_all(active))

@@ -174,21 +174,13 @@ async fn m2_m3_m5_a_link_is_good_once(world: &World) {
     for text in [tampered.as_str(), "", "x", "stm_admin_x"] {
         let body = json!({"token": text});
         ann.refused("/v1/auth/redeem", &body, invalid).await;
-        for path in [
-            "/v1/auth/verify",
-            "/v1/auth/confirm-email",
-            "/v1/auth/accept-invitation",
-        ] {
+        for path in ["/v1/auth/verify", "/v1/auth/accept-invitation"] {
             ann.refused(path, &body, invalid).await;
         }
     }
     // A link is good for its purpose alone.
     let body = json!({"token": newer});
-    for path in [
-        "/v1/auth/verify",
-        "/v1/auth/confirm-email",
-        "/v1/auth/accept-invitation",
-    ] {
+    for path in ["/v1/auth/verify", "/v1/auth/accept-invitation"] {
         ann.refused(path, &body, invalid).await;
     }
     server

@@ -185,8 +185,8 @@ async fn what_has_ended_goes_when_its_time_is_over() {
         }
         assert_eq!(sweep_all(&fixture).await, 0);
         // Rows of another publisher that are as old have not ended.
-        let owned = |table: &&&Table| lasting(table) && table.owner.is_some();
-        for table in swept.iter().filter(owned) {
+        let of_owner = |table: &&&Table| lasting(table) && table.owner.is_some();
+        for table in swept.iter().filter(of_owner) {
             assert!(
                 count(&fixture, table, other, "").await > 0,
                 "{}",
