@@ -124,7 +124,6 @@ async fn written(server: &Server, path: &str, emails: &[String]) -> (Seen, Vec<i
     (answers, new.collect())
 }
 
-#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 async fn m2_m3_m5_a_link_is_good_once(world: &World) {
     let Some((server, sink)) = start(world, &[]).await else {
         return;
