@@ -185,6 +185,14 @@ async fn free_leases(store: &Store, database: &Database) -> Result<(), Failure> 
     webhooks.release_leases().await.map_err(failed)
 }
 
+/// The pages for people, unless people are off.
+fn pages_of(people: &identity::Service, store: &Store) -> Option<web::http::Pages> {
+    people.settings().enabled.then(|| {
+        let origin = PublicOrigin::new(people.settings().public_origin.clone());
+        dashboard::pages(people.clone(), store.clone(), origin)
+    })
+}
+
 /// Runs dispatcher, jobs and API on an open store, until all work has ended or its time is over.
 async fn answer(
     config: &Config,
@@ -215,10 +223,7 @@ async fn answer(
     let people = identity::Service::open(store.clone(), people.settings(config))
         .await
         .map_err(failed)?;
-    let pages = people.settings().enabled.then(|| {
-        let origin = PublicOrigin::new(people.settings().public_origin.clone());
-        dashboard::pages(people.clone(), store.clone(), origin)
-    });
+    let pages = pages_of(&people, store);
     let tasks = TaskTracker::new();
     let health = Arc::clone(&dispatcher);
     let app = api::app(api::Deps {

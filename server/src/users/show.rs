@@ -151,8 +151,8 @@ impl Shown {
             ["identity".to_owned(), format!("{} {subject}", one.provider)]
         }));
         rows.extend(self.passkeys.iter().map(|one| {
-            let (name, used) = (shortened(&one.name), at(one.last_used_at));
-            ["passkey".to_owned(), format!("{name}, last used: {used}")]
+            let (label, last) = (shortened(&one.name), at(one.last_used_at));
+            ["passkey".to_owned(), format!("{label}, last used: {last}")]
         }));
         rows.extend(self.sessions.iter().map(|one| {
             let agent = shortened(one.user_agent.as_deref().unwrap_or("an unnamed browser"));
