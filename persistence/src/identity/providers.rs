@@ -122,15 +122,6 @@ impl Identity {
         Ok(identities.collect())
     }
 
-    /// The user who is a provider's subject.
-    pub async fn user_of_provider(
-        &self,
-        provider: &str,
-        subject: &str,
-    ) -> Result<Option<User>, StoreError> {
-        user_of(self.store.read(), provider, subject).await
-    }
-
     /// Connects a provider's subject with a user who is signed in.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ use crate::{
     store::{ends::End, scope::Scope, tables::TABLES},
 };
 
+mod taken_back;
+
 const PARALLEL: usize = 20;
 const MINUTE: Duration = Duration::from_mins(1);
 const IDLE: Duration = Duration::from_hours(1);

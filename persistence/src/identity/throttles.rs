@@ -47,7 +47,11 @@ impl Growth {
 
 impl Identity {
     /// Until when `key` is blocked; `None` if it is not.
-    pub async fn blocked_until(&self, key: &[u8; 32]) -> Result<Option<Timestamp>, StoreError> {
+    #[cfg(test)]
+    pub(crate) async fn blocked_until(
+        &self,
+        key: &[u8; 32],
+    ) -> Result<Option<Timestamp>, StoreError> {
         let row = sign_in_throttles::Entity::find_by_id(key.to_vec())
             .one(self.store.read())
             .await?;

@@ -196,6 +196,7 @@ fn people(operation: &str) -> Option<Target> {
         "request_email_change" => {
             plain(202, "/v1/me/email").body(&json!({"email": "me@example.net"}))
         }
+        "confirm_email" => plain(400, "/v1/auth/confirm-email").body(&json!({"token": "none"})),
         "list_own_memberships" => plain(200, "/v1/me/memberships"),
         "list_own_invitations" => plain(200, "/v1/me/invitations"),
         "accept_own_invitation" => nobodys(404, "/v1/me/invitations/{}/accept", "inv"),
