@@ -270,6 +270,17 @@ impl Identity {
         .await
     }
 
+    /// Writes a mail by itself.
+    pub async fn write_mail(&self, mail: &NewMail) -> Result<(), StoreError> {
+        let store = &self.store;
+        self.store
+            .write_for(super::PEOPLE, |tx| async move {
+                mails::write(store, &tx, mail).await?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Stores a token without a mail: the operator passes its link on.
     pub async fn issue_operator_link(
         &self,
